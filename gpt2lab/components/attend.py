@@ -1,0 +1,96 @@
+"""The only place that picks an attention kernel.
+
+Shapes: B batch, H query heads, G key/value heads, T new tokens, S all tokens so far, D channels per head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gpt2lab.components.scores import Scores
+    from gpt2lab.components.step import Step
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which earlier tokens a token may look at: the last `window` (None: all) and always the first `sinks`."""
+
+    window: int | None = None
+    sinks: int = 0
+
+    def allowed(self, step: Step) -> Tensor:
+        """-> (T, S) bool, or (B, 1, T, S) when documents are told apart."""
+        q, k = step.q_positions[:, None], step.k_positions[None]
+        allowed = k <= q
+        if self.window is not None:
+            allowed &= (q - k < self.window) | (k < self.sinks)
+        if step.documents is not None:
+            here = step.documents[:, -len(step.q_positions) :]
+            allowed = allowed & (here[:, None, :, None] == step.documents[:, None, None, :])
+        return allowed
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scores, *, dropout: float = 0.0) -> Tensor:
+    """Softmax attention.  q (B, H, T, D), k and v (B, G, S, D), G divides H -> (B, H, T, D)
+
+    The bias of the layer's position scheme is added to the scores. The fused kernel serves whatever it can express;
+    softcap and sink logits take the written-out form, because the fused kernel has neither and flex_attention has no
+    backward on CPU.
+    """
+    heads, (T, S) = q.shape[1], (q.shape[-2], k.shape[-2])
+    if k.shape[1] != heads:
+        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
+    scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+    bias = position_bias(step, heads)
+    whole = mask.window is None and step.documents is None
+    if scores.softcap is None and scores.sink is None:
+        # is_causal aligns queries with the first keys, so with a cache (T < S) it would hide almost everything
+        if bias is None and whole and T == S:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
+        if bias is None and whole and T == 1:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+        combined = allowed_bias(step, mask, bias, q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=combined, dropout_p=dropout, scale=scale)
+    return written_out(q, k, v, allowed_bias(step, mask, bias, torch.float32), scores, scale, dropout)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores, scale: float, dropout: float) -> Tensor:
+    """Matmul, softcap, bias, softmax, matmul, with the softmax in float32. Shapes as in `attend`."""
+    logits = (q @ k.mT).float() * scale  # (B, H, T, S)
+    if scores.softcap is not None:
+        logits = scores.softcap * torch.tanh(logits / scores.softcap)
+    logits = logits + bias
+    if scores.sink is not None:
+        sink = scores.sink.float()[None, :, None, None].expand(*logits.shape[:-1], 1)
+        weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
+    else:
+        weights = logits.softmax(-1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    return weights.to(v.dtype) @ v
+
+
+def position_bias(step: Step, heads: int) -> Tensor | None:
+    """The bias of this layer's position scheme, once per call.  -> (H, T, S) or None"""
+    assert step.position is not None
+    position = step.position
+    bias: Tensor | None = step.once(f"bias.{position.key}", lambda: position.bias(step.q_positions, step.k_positions))
+    if bias is not None and bias.shape[0] != heads:  # an attention with more score maps than heads shares them evenly
+        bias = bias.repeat_interleave(heads // bias.shape[0], dim=0)
+    return bias
+
+
+def allowed_bias(step: Step, mask: Mask, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Mask and position bias as one additive tensor: -inf where a token may not look.  -> broadcasts to (B, H, T, S)"""
+
+    def closed() -> Tensor:
+        allowed = mask.allowed(step)
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, float("-inf"))
+
+    bars: Tensor = step.once(f"mask.{mask}.{dtype}", closed)
+    return bars if bias is None else bars + bias.to(dtype)

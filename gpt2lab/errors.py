@@ -1,0 +1,95 @@
+"""What people see when something is wrong: where, what, and what to do next.
+
+Every error that a user can cause or meet is a `Gpt2labError`; the command line prints it in one shape and exits with
+its code. Anything else that reaches the top is our own bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `where` (file, line and key, as far as known) and `what`."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class Gpt2labError(Exception):
+    """Something a user can act on. `problems` lists everything found; `hint` is one command or step to try."""
+
+    code = "ERROR"
+    exit_code = 2
+
+    def __init__(self, what: str | Sequence[Problem], *, where: str = "", hint: str | None = None) -> None:
+        self.problems = (Problem(where, what),) if isinstance(what, str) else tuple(what)
+        self.hint = hint
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def render(self) -> str:
+        """The text for a terminal: one line per problem, then the hint."""
+        lines = [f"gpt2lab: error [{self.code}] {problem}" for problem in self.problems]
+        return "\n".join([*lines, f"try: {self.hint}"] if self.hint else lines)
+
+
+class ConfigError(Gpt2labError):
+    """A configuration, option or argument that cannot mean anything; found before any work starts."""
+
+    code = "CONFIG"
+
+
+class EnvironmentFault(Gpt2labError):
+    """The machine does not allow it: disk, permission, port, missing optional package."""
+
+    code = "ENVIRONMENT"
+    exit_code = 3
+
+
+class DataFault(Gpt2labError):
+    """Stored data is not what its manifest says: damaged, truncated, changed."""
+
+    code = "DATA"
+    exit_code = 4
+
+
+class NumericsFault(Gpt2labError):
+    """Training produced numbers that are not finite, or results that should agree do not."""
+
+    code = "NUMERICS"
+    exit_code = 5
+
+
+class LockHeld(Gpt2labError):
+    """Another process is at work on the same thing."""
+
+    code = "LOCK"
+    exit_code = 6
+
+
+class Preempted(Gpt2labError):
+    """Stopped by a signal after saving; the same command continues."""
+
+    code = "PREEMPTED"
+    exit_code = 75
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was most likely meant to be, or None when nothing is close."""
+    by_folded = {k.casefold(): k for k in known}
+    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
+    return by_folded[found[0]] if found else None
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """The sentence for a name that does not exist, with the nearest one and the whole list."""
+    known = sorted(known)
+    guess = nearest(str(name), known)
+    meant = f"; did you mean '{guess}'?" if guess else ""
+    return f"unknown {kind} '{name}'{meant} (known: {', '.join(known) or 'none'})"

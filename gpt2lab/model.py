@@ -1,0 +1,231 @@
+"""GPT: assembles the chosen components. With every default it is canonical GPT-2, down to the parameter names.
+
+Shapes: B batch, T tokens, C channels, V vocabulary, n = B T rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from gpt2lab import components  # noqa: F401  (fills the slots)
+from gpt2lab.components.base import Dims, Param, Site, params
+from gpt2lab.components.position import Position
+from gpt2lab.components.step import Cache, Step
+from gpt2lab.errors import ConfigError
+from gpt2lab.registry import SLOTS, Choice, read_field
+
+MODEL_SLOTS = (
+    "position", "norm", "residual", "attention", "mask", "scores", "mlp", "embedding", "stack", "head", "objective",
+    "init",
+)  # fmt: skip
+
+
+def default(slot: str) -> Any:
+    """A slot's canonical choice, as a config field."""
+    return Field(default_factory=lambda: read_field(slot, SLOTS[slot].default))
+
+
+class ModelConfig(Dims):
+    """Sizes and components of one model; the defaults are GPT-2 124M. A list in a per-layer slot is a pattern that
+    repeats over the layers; in `embedding`, `stack` and `objective` it is an ordered list of parts."""
+
+    position: tuple[Choice, ...] = default("position")
+    norm: tuple[Choice, ...] = default("norm")
+    residual: Choice = default("residual")
+    attention: tuple[Choice, ...] = default("attention")
+    mask: tuple[Choice, ...] = default("mask")
+    scores: tuple[Choice, ...] = default("scores")
+    mlp: tuple[Choice, ...] = default("mlp")
+    embedding: tuple[Choice, ...] = default("embedding")
+    stack: tuple[Choice, ...] = default("stack")
+    head: Choice = default("head")
+    objective: tuple[Choice, ...] = default("objective")
+    init: Choice = default("init")
+
+    @field_validator(*MODEL_SLOTS, mode="before")
+    @classmethod
+    def _components(cls, raw: object, info: Any) -> Choice | tuple[Choice, ...]:
+        return read_field(info.field_name, raw)
+
+    def choices(self) -> dict[str, tuple[Choice, ...]]:
+        """Slot -> choices, those of arity one as a pattern of length 1."""
+        found = {slot: getattr(self, slot) for slot in MODEL_SLOTS}
+        return {slot: c if isinstance(c, tuple) else (c,) for slot, c in found.items()}
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer made of the chosen components.
+
+    >>> model = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=100))
+    >>> model(torch.zeros(1, 16, dtype=torch.long)).shape
+    torch.Size([1, 16, 100])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        site = Site(config, config.choices())
+        self.wte, *others = site.make_all("embedding")
+        self.embedding = nn.ModuleList(others)
+        self.positions, self.wpe = build_positions(site)
+        self.drop = nn.Dropout(config.dropout)
+        self.stack = nn.ModuleList(site.make_all("stack"))
+        sources = [self._source(layer) for layer in range(config.n_layer)]
+        built = sorted(set(sources))
+        self.block_of = [built.index(source) for source in sources]
+        self.h = nn.ModuleList(site.at(layer=layer).make("residual") for layer in built)
+        self.ln_f = site.make("norm") if self.h[-1].final_norm else nn.Identity()
+        self.lm_head = site.make("head")
+        self.terms = nn.ModuleList(site.make_all("objective"))
+        self.roles = {param.name: param.role for param in params(self)}
+
+    def _source(self, layer: int) -> int:
+        """Which layer's weights `layer` uses, after every part of the stack had its say."""
+        for part in self.stack:
+            layer = part.weights_of(layer)  # type: ignore[operator]
+        return layer
+
+    @property
+    def max_context(self) -> int | None:
+        """The longest context in tokens that the positions can express; None without limit."""
+        limits = [p.max_context for p in self.positions if p.max_context is not None]
+        return min(limits) if limits else None
+
+    def params(self) -> list[Param]:
+        """Every parameter once, with its role: what optimizers and inits receive."""
+        return [Param(name, tensor, self.roles[name]) for name, tensor in self.named_parameters()]
+
+    def initialise(self, seed: int) -> None:
+        """Draw every matrix by the init slot, each from its own generator (seed, name): equal on every device."""
+        draw = SLOTS["init"].build(self.config.init, Site(self.config, self.config.choices()))
+        for param in self.params():
+            if param.role.kind == "vector":
+                continue
+            generator = torch.Generator().manual_seed(name_seed(seed, param.name))
+            fresh = Param(param.name, nn.Parameter(torch.empty(param.tensor.shape)), param.role)
+            draw(fresh, generator)
+            with torch.no_grad():
+                param.tensor.copy_(fresh.tensor)
+
+    def hidden(self, step: Step) -> Tensor:
+        """The normalised stream after the last block.  -> (B, T, C)"""
+        x = self.wte(step.tokens, step)
+        for part in self.embedding:
+            x = part(x, step)
+        for position in unique(self.positions):
+            x = position.add(x, step)
+        x = self.drop(x)
+        x = self.h[0].open(x)  # type: ignore[operator]
+        for depth, block in enumerate(self.block_of):
+            step.enter(depth, self.positions[depth])
+            for part in self.stack:
+                x = part.before(depth, x, step)  # type: ignore[operator]
+            x = self.h[block](x, step)
+            for part in self.stack:
+                x = part.after(depth, x, step)  # type: ignore[operator]
+        x = self.h[-1].close(x)  # type: ignore[operator]
+        if step.cache is not None:
+            step.cache.seen += step.tokens.shape[1]
+        out: Tensor = self.ln_f(x)
+        return out
+
+    def step(self, tokens: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Step:
+        """A fresh Step for `tokens` (B, T), refused when the positions cannot reach that far."""
+        end = tokens.shape[1] + (cache.seen if cache is not None else 0)
+        if self.max_context is not None and end > self.max_context:
+            raise ConfigError(
+                f"{end} tokens of context, but the positions end at {self.max_context}",
+                where="model.position",
+                hint="a scheme without a limit, such as rotary, or a larger model.block_size",
+            )
+        return Step(tokens, cache=cache, documents=documents, stack=self.stack)  # type: ignore[arg-type]
+
+    def forward(self, tokens: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
+        """Scores of every next token.  tokens (B, T) int64 -> (B, T, V).
+
+        With a cache, `tokens` continue what it has seen. With `documents` (B, T), attention stays within a document.
+        Raises ConfigError beyond `max_context`.
+        """
+        x = self.hidden(self.step(tokens, cache, documents))
+        logits: Tensor = self.lm_head(x.flatten(0, 1), self.wte)
+        return logits.view(*tokens.shape, -1)
+
+    def loss(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
+        """Mean cross entropy of the next token in nats, whatever the objective.  (B, T), (B, T) -> ()
+
+        Targets of -100 do not count.
+        """
+        return self._terms(tokens, targets, documents, with_objective=False)[1]["loss"]
+
+    def objective(
+        self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What training minimises, and its parts: `loss` (plain cross entropy) and every auxiliary loss.
+
+        (B, T), (B, T) -> (), {name: ()}
+        """
+        return self._terms(tokens, targets, documents, with_objective=True)
+
+    def _terms(
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None, with_objective: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        step = self.step(tokens, documents=documents)
+        rows, wanted = self.hidden(step).flatten(0, 1), targets.flatten()
+        logits = self.lm_head(rows, self.wte).float()  # (n, V); float32 also where autocast computed it in bfloat16
+        nll = F.cross_entropy(logits, wanted, reduction="none")
+        counted = wanted != -100
+        count = counted.sum()
+        parts = {"loss": nll.sum() / count}
+        if not with_objective:
+            return parts["loss"], parts
+        total = torch.zeros((), device=logits.device)
+        for term in self.terms:
+            total = total + (term.rows(logits, wanted, nll) * counted).sum() / count  # type: ignore[operator]
+        for name, loss in step.losses.items():
+            total = total + loss
+            kind = name.partition(".")[0]
+            parts[kind] = parts.get(kind, torch.zeros_like(loss.detach())) + loss.detach()
+        return total, parts
+
+
+def build_positions(site: Site) -> tuple[list[Position], nn.Module]:
+    """One scheme per layer, equal choices sharing one instance, and the module that owns their parameters.
+
+    One scheme is itself the model's `wpe`, so that learned positions are called wpe.weight as in GPT-2.
+    """
+    made: dict[str, Position] = {}
+    layers: list[Position] = []
+    for layer in range(site.dims.n_layer):
+        here = site.at(layer=layer)
+        key = repr(here.choice("position").full())
+        if key not in made:
+            made[key] = here.at(layer=None, choices={**site.choices, "position": (here.choice("position"),)}).make(
+                "position"
+            )
+            made[key].key = str(len(made) - 1)
+        layers.append(made[key])
+    distinct = list(made.values())
+    return layers, distinct[0] if len(distinct) == 1 else nn.ModuleList(distinct)
+
+
+def unique(items: list[Position]) -> list[Position]:
+    """Each object once, in order."""
+    return list({id(item): item for item in items}.values())
+
+
+def name_seed(seed: int, name: str) -> int:
+    """A 63-bit seed from a run's seed and a parameter's name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
+
+
+def build_model(config: ModelConfig, *, seed: int = 0, device: str | torch.device = "cpu") -> GPT:
+    """The model that `config` describes, with initial weights that depend on the seed and parameter names alone."""
+    model = GPT(config)
+    model.initialise(seed)
+    return model.to(device)

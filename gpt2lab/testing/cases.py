@@ -1,0 +1,87 @@
+"""What contract tests are run on: one component in a tiny canonical GPT-2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.registry import SLOTS, Component
+
+VOCABULARY, CONTEXT, LAYERS, HEADS, HEAD_SIZE = 97, 16, 2, 4, 8
+LARGE_ENOUGH = 64  # rows in a batch that reaches every expert of any router at init
+
+
+@dataclass(frozen=True)
+class Case:
+    """One component with one set of options."""
+
+    slot: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.slot}={self.name}" + "".join(f",{k}={v}" for k, v in self.options.items())
+
+    def config(self, *, n_head: int = HEADS, n_layer: int = LAYERS, **changes: Any) -> ModelConfig:
+        """A tiny canonical GPT-2 with this component in its slot."""
+        choice = {"name": self.name, **self.options}
+        sizes = {"n_head": n_head, "n_layer": n_layer, "n_embd": n_head * HEAD_SIZE}
+        return ModelConfig(
+            **{
+                **sizes,
+                "block_size": CONTEXT,
+                "vocab_size": VOCABULARY,
+                self.slot: placed(self.slot, choice),
+                **changes,
+            }
+        )
+
+    def model(self, *, seed: int = 0, **changes: Any) -> GPT:
+        """The tiny model, in evaluation mode."""
+        return build_model(self.config(**changes), seed=seed).eval()
+
+
+def placed(slot: str, choice: dict[str, Any]) -> Any:
+    """A choice as its slot wants it written: beside the canonical first part in lists of parts that need one."""
+    found = SLOTS[slot]
+    if found.arity != "list":
+        return choice
+    starts = {"embedding": "table"}.get(slot)
+    alone = choice["name"] in found.default or (starts and starts in found[choice["name"]].can)
+    return [choice] if alone else [*found.default, choice]
+
+
+def variants(component: Component) -> list[Case]:
+    """The component with its defaults, with every boolean option flipped, and with each of its examples."""
+    flips = [{n: not v} for n, v in component.defaults().items() if isinstance(v, bool)]
+    return [Case(component.slot, component.name, o) for o in [{}, *flips, *map(dict, component.examples)]]
+
+
+def cases(components: Iterable[Component]) -> list[Case]:
+    """All variants of all components."""
+    return [case for component in components for case in variants(component)]
+
+
+def batch(seed: int = 1, rows: int = 2) -> tuple[Tensor, Tensor]:
+    """Random tokens and their successors.  -> (B, T), (B, T)"""
+    tokens = torch.randint(0, VOCABULARY, (rows, CONTEXT + 1), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def disturbed(model: GPT) -> GPT:
+    """The same model with N(0, 0.02) added to every parameter, so that nothing is zero by initialisation."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return model
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference."""
+    return (a - b).abs().max().item()

@@ -1,0 +1,143 @@
+"""What every component of the model must do."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+
+import torch
+
+from gpt2lab.components.step import Cache
+from gpt2lab.registry import SLOTS
+from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch, distance, disturbed
+
+
+def check_shape(case: Case) -> None:
+    """(B, T) -> (B, T, V), finite, with 4, 12 and 25 heads (powers of two, even, odd)."""
+    tokens, _ = batch()
+    for n_head in (4, 12, 25):
+        logits = case.model(n_head=n_head)(tokens)
+        assert logits.shape == (*tokens.shape, VOCABULARY), f"{n_head} heads: shape {tuple(logits.shape)}"
+        assert logits.isfinite().all(), f"{n_head} heads: not finite"
+
+
+def check_no_look_ahead(case: Case) -> None:
+    """Changing later tokens leaves earlier logits alone."""
+    model, (tokens, _) = disturbed(case.model(n_layer=3)), batch()
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % VOCABULARY
+    gap = distance(model(tokens)[:, :9], model(changed)[:, :9])
+    assert gap < 1e-5, f"logits before the change moved by {gap:.1e}: the component looks ahead"
+
+
+def check_loss_at_init(case: Case) -> None:
+    """The first loss is near ln V: a fresh model knows nothing and claims nothing."""
+    tokens, targets = batch(rows=LARGE_ENOUGH)
+    loss, uniform = case.model().loss(tokens, targets).item(), math.log(VOCABULARY)
+    assert uniform - 0.05 <= loss <= uniform + 1, f"loss at initialisation {loss:.3f}, expected near {uniform:.3f}"
+
+
+def check_gradients(case: Case) -> None:
+    """The objective's gradient reaches every parameter."""
+    model, (tokens, targets) = disturbed(case.model(n_layer=3)), batch(rows=LARGE_ENOUGH)
+    model.objective(tokens, targets)[0].backward()
+    deaf = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not deaf, f"no gradient reaches {', '.join(deaf)}"
+
+
+def check_seed(case: Case) -> None:
+    """Equal seeds give equal weights, different seeds different ones; global random state is neither read nor moved."""
+    before = torch.get_rng_state()
+    one = case.model(seed=3).state_dict()
+    assert torch.equal(before, torch.get_rng_state()), "building draws from the global random generator"
+    torch.rand(1)
+    two, other = case.model(seed=3).state_dict(), case.model(seed=4).state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one), "equal seeds give different weights"
+    assert any(not torch.equal(one[k], other[k]) for k in one), "different seeds give equal weights"
+
+
+def check_save_and_load(case: Case) -> None:
+    """The state dict holds everything that the output depends on."""
+    tokens, _ = batch()
+    model, fresh = disturbed(case.model()), case.model(seed=9)
+    fresh.load_state_dict(model.state_dict())
+    assert distance(model(tokens), fresh(tokens)) == 0.0, "a loaded model computes something else"
+
+
+def check_cached_equals_full(case: Case) -> None:
+    """Reading a text piece by piece with a cache gives what reading it at once gives."""
+    model, (tokens, _) = disturbed(case.model(n_layer=3)), batch()
+    cache = Cache()
+    with torch.no_grad():
+        pieces = [model(tokens[:, :5], cache=cache), model(tokens[:, 5:8], cache=cache)]
+        pieces += [model(tokens[:, t : t + 1], cache=cache) for t in range(8, CONTEXT)]
+        gap = distance(torch.cat(pieces, 1), model(tokens))
+    assert gap < 2e-5, f"cached and full forward differ by {gap:.1e}"
+
+
+def check_documents(case: Case) -> None:
+    """Given documents, attention stays within them: a document reads the same whatever precedes it, unless the
+    component passes neighbours on outside attention (which the first two tokens absorb)."""
+    if SLOTS[case.slot].name not in ("attention", "mask", "scores"):
+        return
+    model, (tokens, _) = disturbed(case.model(position="none")), batch()
+    documents = (torch.arange(CONTEXT) >= 6).long().expand(2, -1)
+    changed = tokens.clone()
+    changed[:, :6] = (changed[:, :6] + 1) % VOCABULARY
+    gap = distance(model(tokens, documents=documents)[:, 6:], model(changed, documents=documents)[:, 6:])
+    assert gap < 1e-5, f"a document's logits moved by {gap:.1e} when the one before it changed"
+
+
+def check_bf16(case: Case) -> None:
+    """Forward and backward run under bfloat16 autocast, with finite gradients and a loss near float32's."""
+    tokens, targets = batch(rows=LARGE_ENOUGH)
+    model = disturbed(case.model())
+    exact = model.loss(tokens, targets).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, parts = model.objective(tokens, targets)
+    loss.backward()
+    assert parts["loss"].dtype == torch.float32, "the loss is not float32 under autocast"
+    assert abs(parts["loss"].item() - exact) < 0.05, f"loss {parts['loss'].item():.3f}, in float32 {exact:.3f}"
+    wild = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    assert not wild, f"gradients are not finite: {', '.join(wild)}"
+
+
+def check_compile(case: Case) -> None:
+    """torch.compile traces forward and backward (aot_eager) to the same loss and gradients."""
+    tokens, targets = batch(rows=LARGE_ENOUGH)
+    model = disturbed(case.model(n_layer=1 if "several_layers" not in _limits(case) else 2))
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, y: twin.objective(x, y)[0], backend="aot_eager")
+    with warnings.catch_warnings():
+        # dynamo looks at .grad of inner tensors after a graph break and hides the warning by patching how it is shown,
+        # which does not help where warnings are errors
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        ours, theirs = model.objective(tokens, targets)[0], compiled(tokens, targets)
+    ours.backward()
+    theirs.backward()
+    assert abs(ours.item() - theirs.item()) < 1e-5, f"compiled loss {theirs.item()}, eager {ours.item()}"
+    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert b.grad is not None, f"compiled: no gradient for {name}"
+        assert a.grad is not None
+        assert distance(a.grad, b.grad) < 1e-4, f"compiled gradient of {name} differs"
+
+
+def _limits(case: Case) -> str:
+    check = SLOTS[case.slot][case.name].check
+    return check.__name__ if check else ""
+
+
+def check_overfits(case: Case) -> None:
+    """Two hundred AdamW steps on one batch bring its loss close to zero. (slow)"""
+    tokens, targets = batch()
+    model = case.model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model.objective(tokens, targets)[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    loss = model.loss(tokens, targets).item()
+    assert loss < 0.7, f"after 200 steps on one batch its loss is still {loss:.2f}"

@@ -1,0 +1,58 @@
+"""What every optimizer and every schedule must do."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from gpt2lab.model import GPT
+from gpt2lab.registry import SLOTS
+from gpt2lab.testing.cases import Case, batch
+
+
+def check_optimizer(case: Case) -> None:
+    """Takes every parameter exactly once, lowers the loss, keeps all of its state in the state dict."""
+    slot = SLOTS["optimizer"]
+    choice = slot.read({"name": case.name, **case.options})
+
+    def start() -> tuple[GPT, list[torch.optim.Optimizer]]:
+        model = Case("norm", "layernorm").model().train()
+        return model, slot.build(choice, model.params(), 3e-3)
+
+    def advance(model: GPT, optimizers: list[torch.optim.Optimizer], steps: int) -> float:
+        tokens, targets = batch()
+        for _ in range(steps):
+            loss = model.loss(tokens, targets)
+            model.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        return model.loss(tokens, targets).item()
+
+    model, optimizers = start()
+    owned = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters()), "not every parameter is taken exactly once"
+    first = model.loss(*batch()).item()
+    advance(model, optimizers, 5)
+    twin, others = start()
+    twin.load_state_dict(model.state_dict())
+    for optimizer, other in zip(optimizers, others, strict=True):
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    last, resumed = advance(model, optimizers, 5), advance(twin, others, 5)
+    assert last < first - 0.1, f"loss went from {first:.3f} to {last:.3f} in ten steps on one batch"
+    assert last == resumed, "a restored optimizer continues differently: the state dict misses something"
+
+
+def check_schedule(case: Case) -> None:
+    """A pure function of the step with values in [0, 1] that rises during warm-up and never ends above its peak."""
+    slot = SLOTS["schedule"]
+    choice = slot.read({"name": case.name, **case.options})
+    for steps, warmup in ((100, 10), (100, 0), (7, 7)):
+        multiplier = slot.build(choice, steps, warmup)
+        values = [multiplier(step) for step in range(steps)]
+        assert all(0 <= v <= 1 for v in values), f"values outside [0, 1]: {min(values)} .. {max(values)}"
+        assert values == [multiplier(step) for step in range(steps)], "not a pure function of the step"
+        assert values[0] > 0, "the first step learns nothing: its rate is zero"
+        assert values[:warmup] == sorted(values[:warmup]), "falls during warm-up"
+        assert values[-1] <= max(values), "ends above its peak"

@@ -1,0 +1,84 @@
+"""Components together: a covering array over the registry, in which every allowed pair of choices trains two steps."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from gpt2lab import testing
+from gpt2lab.components.step import Cache
+from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
+from gpt2lab.registry import SLOTS, unmet_needs
+from gpt2lab.testing.cases import VOCABULARY, Case
+
+LEVELS = {slot: testing.cases(SLOTS[slot]) for slot in MODEL_SLOTS}
+
+
+def covering_array(seed: int = 0) -> list[dict[str, Case]]:
+    """Assemblies such that every pair of cases from two slots occurs together at least once (greedy, 30 candidates)."""
+    dice = random.Random(seed)
+    todo = {
+        frozenset([a, b]) for s, t in itertools.combinations(LEVELS, 2)
+        for a in map(str, LEVELS[s]) for b in map(str, LEVELS[t])
+    }  # fmt: skip
+    rows: list[dict[str, Case]] = []
+
+    def pairs(row: dict[str, Case]) -> set[frozenset[str]]:
+        return {frozenset(pair) for pair in itertools.combinations(map(str, row.values()), 2)}
+
+    while todo:
+        start = sorted(map(sorted, todo))[dice.randrange(len(todo))]
+        candidates = []
+        for _ in range(30):
+            row = {slot: dice.choice(cases) for slot, cases in LEVELS.items()}
+            row |= {slot: case for slot, cases in LEVELS.items() for case in cases if str(case) in start}
+            candidates.append(row)
+        best = max(candidates, key=lambda row: len(pairs(row) & todo))
+        todo -= pairs(best)
+        rows.append(best)
+    return rows
+
+
+def config(row: dict[str, Case]) -> ModelConfig:
+    choices = {slot: testing.placed(slot, {"name": case.name, **case.options}) for slot, case in row.items()}
+    return ModelConfig(n_layer=3, n_head=4, n_embd=32, block_size=16, vocab_size=VOCABULARY, **choices)
+
+
+ROWS = covering_array()
+
+
+@pytest.mark.parametrize("chunk", range(8))
+def test_every_pair_of_choices_trains_two_steps_and_caches(chunk: int) -> None:
+    for row in ROWS[chunk::8]:
+        name = " ".join(map(str, row.values()))
+        settings = config(row)
+        assert not unmet_needs([c for choices in settings.choices().values() for c in choices]), name
+        model = testing.disturbed(build_model(settings))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        tokens, targets = testing.batch(rows=8)
+        losses = []
+        for _ in range(3):
+            loss, _ = model.objective(tokens, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0], f"{name}: {losses}"
+        cache = Cache()
+        with torch.no_grad():
+            pieces = [model(tokens[:, :7], cache=cache)] + [
+                model(tokens[:, t : t + 1], cache=cache) for t in range(7, 16)
+            ]
+            gap = testing.distance(torch.cat(pieces, 1), model(tokens))
+        assert gap < 2e-5, f"{name}: cached and full differ by {gap:.1e}"
+
+
+def test_the_array_covers_every_pair() -> None:
+    seen = {frozenset(p) for row in ROWS for p in itertools.combinations(map(str, row.values()), 2)}
+    for s, t in itertools.combinations(LEVELS, 2):
+        for a, b in itertools.product(LEVELS[s], LEVELS[t]):
+            assert frozenset([str(a), str(b)]) in seen
+    assert 60 <= len(ROWS) <= 200

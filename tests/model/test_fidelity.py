@@ -1,0 +1,137 @@
+"""The default assembly is GPT-2: same numbers as Hugging Face's, same size and cost as published."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import gpt2lab.pretrained as pretrained
+from gpt2lab.costs import costs
+from gpt2lab.errors import ConfigError
+from gpt2lab.model import ModelConfig, build_model
+
+LAYERS, WIDTH, HEADS, CONTEXT, VOCABULARY = 2, 768, 12, 64, 50257
+
+
+@pytest.fixture(scope="module")
+def theirs() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, n_positions=CONTEXT, vocab_size=VOCABULARY,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():  # biases and norms away from their initial zeros and ones, or they would be untested
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (2, CONTEXT), generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_loss_and_gradients_equal_hugging_face(theirs: GPT2LMHeadModel, tokens: torch.Tensor) -> None:
+    ours = pretrained.load_gpt2(theirs)
+    out = theirs(tokens, labels=tokens)  # shifts labels itself
+    assert (ours(tokens) - out.logits).abs().max() < 1e-5
+    targets = torch.cat([tokens[:, 1:], torch.full((2, 1), -100)], 1)
+    loss = ours.loss(tokens, targets)
+    assert abs(loss.item() - out.loss.item()) < 1e-5
+    theirs.zero_grad()
+    out.loss.backward()
+    loss.backward()
+    reference = pretrained.from_hf({name: p.grad for name, p in theirs.named_parameters()})
+    gradients = {name: p.grad for name, p in ours.named_parameters()}
+    assert gradients.keys() == reference.keys()
+    worst = {name: (gradients[name] - reference[name]).abs().max().item() for name in gradients}
+    assert max(worst.values()) < 1e-5, worst
+
+
+def test_weights_go_back_to_hugging_face(theirs: GPT2LMHeadModel, tokens: torch.Tensor, tmp_path: Path) -> None:
+    config = ModelConfig(n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=VOCABULARY)
+    ours = build_model(config, seed=5)
+    pretrained.save_gpt2(ours, tmp_path)
+    read = GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert (ours(tokens) - read(tokens).logits).abs().max() < 1e-5
+    again = pretrained.load_gpt2(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
+
+
+def test_names_are_hugging_faces(theirs: GPT2LMHeadModel) -> None:
+    config = ModelConfig(n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, block_size=CONTEXT, vocab_size=VOCABULARY)
+    with torch.device("meta"):
+        from gpt2lab.model import GPT
+
+        names = {f"transformer.{name}" for name, _ in GPT(config).named_parameters()}
+    assert names == {name for name, _ in theirs.named_parameters()}
+
+
+def test_other_assemblies_are_refused_the_layout(tmp_path: Path) -> None:
+    model = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=4, vocab_size=9, norm="rmsnorm"))
+    with pytest.raises(ConfigError, match="canonical"):
+        pretrained.save_gpt2(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no GPT-2 in Hugging Face layout"):
+        pretrained.load_gpt2(tmp_path)
+
+
+# Radford et al. 2019 (with the tied head counted once); FLOPs per token 6 N + 12 L d T with N the matmul weights
+@pytest.mark.parametrize(
+    ("sizes", "parameters"),
+    [
+        ((12, 12, 768), 124_439_808),
+        ((24, 16, 1024), 354_823_168),
+        ((36, 20, 1280), 774_030_080),
+        ((48, 25, 1600), 1_557_611_200),
+    ],
+)
+def test_published_sizes_and_flops(sizes: tuple[int, int, int], parameters: int) -> None:
+    layers, heads, width = sizes
+    found = costs(ModelConfig(n_layer=layers, n_head=heads, n_embd=width))
+    matmul_weights = 12 * layers * width**2 + 50257 * width
+    assert found.parameters == found.active_parameters == parameters
+    assert found.flops_per_token == 6 * matmul_weights + 12 * layers * width * 1024
+
+
+def test_variants_of_the_124m_have_the_published_sizes() -> None:
+    assert costs(ModelConfig(bias=False)).parameters == 124_337_664
+    assert costs(ModelConfig(head="untied")).parameters == 124_439_808 + 38_597_376
+
+
+def test_experts_count_by_the_share_that_works() -> None:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 50}
+    dense, sparse = (
+        costs(ModelConfig(**sizes)),
+        costs(ModelConfig(**sizes, mlp={"name": "moe", "experts": 4, "top_k": 1})),
+    )
+    matrices = 2 * 2 * 32 * 128  # per layer two matrices of C x 4C
+    assert sparse.parameters - sparse.active_parameters == 3 * matrices
+    router = 6 * 2 * 32 * 4
+    assert sparse.flops_per_token == dense.flops_per_token + router
+
+
+@pytest.mark.parametrize(
+    ("changes", "low", "high"),
+    [
+        ({}, 10.90, 11.10),
+        ({"head": {"name": "untied", "zero_init": True}}, math.log(50257) - 1e-3, math.log(50257) + 1e-3),
+        ({"init": "zero_projections"}, 11.40, 11.70),
+    ],
+)
+def test_loss_at_initialisation_at_124m(changes: dict[str, object], low: float, high: float) -> None:
+    # a tied head gives logits a variance of C 0.02^2, hence ln V + 0.15 rather than ln V; a stream that starts as the
+    # bare embedding predicts its own token
+    model = build_model(ModelConfig(**changes), seed=1)  # type: ignore[arg-type]
+    tokens = torch.randint(0, 50257, (2, 129), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert low <= model.loss(tokens[:, :-1], tokens[:, 1:]).item() <= high
