@@ -77,7 +77,7 @@ class Component:
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The options: keyword-only parameters, with annotations resolved to types."""
-        hints = typing.get_type_hints(_callable(self.factory))
+        hints = typing.get_type_hints(_callable(self.factory), include_extras=True)
         keyword_only = inspect.Parameter.KEYWORD_ONLY
         signature = inspect.signature(self.factory)
         return {n: p.replace(annotation=hints[n]) for n, p in signature.parameters.items() if p.kind is keyword_only}

@@ -1,0 +1,271 @@
+"""Validation on one fixed set of tokens, the same for every arm, every evaluation and every number of ranks.
+
+Always plain next-token cross entropy. Shapes: n windows, L tokens in a window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from gpt2lab.data.batches import TokenSequence
+from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.model import GPT
+from gpt2lab.schema import Settings
+from gpt2lab.training.distributed import ALONE, World
+from gpt2lab.training.precision import Precision, autocast, memory_guard
+
+ROWS_AT_ONCE = 4096  # rows of logits brought to float32 together: bounds memory where the vocabulary is large
+
+
+class EvaluationConfig(Settings):
+    """When and on how much a model is evaluated; none of it changes what is trained."""
+
+    every_steps: int = Field(250, ge=1)
+    """Steps between validations."""
+    tokens: int = Field(10_485_760, ge=1)
+    """Validation tokens that are predicted, in blocks spread evenly over the validation split."""
+    contexts: tuple[float, ...] = ()
+    """Other context lengths to score at the end, as multiples of block_size; empty for none."""
+    context_tokens: int = Field(16_384, ge=1)
+    """Validation tokens that are predicted at every one of those lengths; they cost more than the others, because each
+    segment of them needs a pass of its own at each length."""
+
+    @field_validator("contexts")
+    @classmethod
+    def _sensible(cls, contexts: tuple[float, ...]) -> tuple[float, ...]:
+        if any(c <= 0 for c in contexts) or len(set(contexts)) != len(contexts):
+            raise ValueError("contexts are positive multiples of block_size, each once")
+        return contexts
+
+    def spec(self, block_size: int) -> dict[str, Any]:
+        """All that an evaluation's result depends on, besides the run."""
+        spec = {"tokens": self.tokens, "contexts": list(self.contexts), "block_size": block_size}
+        return spec | ({"context_tokens": self.context_tokens} if self.contexts else {})
+
+    def problems(self, block_size: int) -> list[Problem]:
+        """What cannot mean anything with a context of `block_size` tokens."""
+        where = "evaluation.contexts"
+        uneven = [c for c in self.contexts if not (c * block_size).is_integer()]
+        if uneven:
+            return [Problem(where, f"{c:g} x block_size {block_size} is no whole number of tokens") for c in uneven]
+        shortest = _extremes(self.contexts, block_size)[0] if self.contexts else 0
+        if self.context_tokens < shortest:
+            few = f"{self.context_tokens} are too few: the shortest context has {shortest}"
+            return [Problem("evaluation.context_tokens", few)]
+        return []
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """loss: mean nats per target.  bits_per_byte: None when the bytes of tokens are not known.  targets: how many."""
+
+    loss: float
+    bits_per_byte: float | None
+    targets: int
+
+
+class Window(NamedTuple):
+    """Input tokens [start, start + length); of the tokens that follow each of them, the last `scored` are targets."""
+
+    start: int
+    length: int
+    scored: int
+
+
+def evaluation_key(spec: Mapping[str, Any]) -> str:
+    """A short name for an evaluation: equal for equal specs, however their numbers are written."""
+    contexts = sorted(float(c) for c in spec["contexts"])
+    text = json.dumps({**spec, "contexts": contexts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def validation_loss(
+    model: GPT,
+    tokens: TokenSequence,
+    *,
+    block_size: int,
+    total: int,
+    batch_sequences: int,
+    byte_lengths: NDArray[np.int64] | None = None,
+    precision: Precision = "fp32",
+    world: World = ALONE,
+) -> ValidationResult:
+    """Score `total` tokens in blocks that do not overlap, spread evenly over all of `tokens`, so that the set holds
+    something of every document however they are ordered; the last block may be shorter.
+
+    byte_lengths: (V,) bytes of text that each token stands for.
+    The model is in the mode it was in afterwards, and no random number is drawn. Raises ConfigError when there are
+    not enough tokens, EnvironmentFault when memory runs out.
+    """
+    _require(tokens, total)
+    wanted = -(-total // block_size)
+    sizes = [block_size] * (wanted - 1) + [total - (wanted - 1) * block_size]
+    starts = spread(wanted, block_size, len(tokens) - 1)
+    windows = [Window(start, size, size) for start, size in zip(starts, sizes, strict=True)]
+    nats, targets, text_bytes = _score(model, tokens, windows, batch_sequences, byte_lengths, precision, world)
+    bits = None if byte_lengths is None else nats / math.log(2) / text_bytes
+    return ValidationResult(nats / targets, bits, targets)
+
+
+def context_losses(
+    model: GPT,
+    tokens: TokenSequence,
+    contexts: Sequence[float],
+    *,
+    block_size: int,
+    total: int,
+    batch_sequences: int,
+    precision: Precision = "fp32",
+    world: World = ALONE,
+) -> dict[str, float | None]:
+    """Mean loss in nats at each context length, a multiple of `block_size`, on the same targets at every length.
+
+    The targets are segments as long as the shortest context, `total` tokens of them, spread evenly over what lies
+    behind the longest context. At length c each segment is scored by one pass over the c tokens before its last target,
+    so that its first target sees c - shortest + 1 of them. None where the positions do not reach that far. Raises
+    ConfigError when there are not enough tokens.
+    """
+    if not contexts:
+        return {}
+    shortest, longest = _extremes(contexts, block_size)
+    segments = max(1, total // shortest)
+    _require(tokens, longest - shortest + segments * shortest)
+    room = len(tokens) - 1 - (longest - shortest)
+    ends = [longest + start for start in spread(segments, shortest, room)]
+    losses: dict[str, float | None] = {}
+    for context in contexts:
+        length = round(context * block_size)
+        if model.max_context is not None and length > model.max_context:
+            losses[f"{context:g}"] = None
+            continue
+        windows = [Window(end - length, length, shortest) for end in ends]
+        at_once = max(1, batch_sequences * block_size // length)
+        nats, targets, _ = _score(model, tokens, windows, at_once, None, precision, world)
+        losses[f"{context:g}"] = nats / targets
+    return losses
+
+
+def evaluate(
+    model: GPT,
+    tokens: TokenSequence,
+    config: EvaluationConfig,
+    *,
+    block_size: int,
+    batch_sequences: int,
+    byte_lengths: NDArray[np.int64] | None = None,
+    precision: Precision = "fp32",
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Everything that `config` asks for, as the record that the run store keeps under its key."""
+    spec = config.spec(block_size)
+    sizes: dict[str, Any] = {"block_size": block_size, "total": config.tokens, "batch_sequences": batch_sequences}
+    how: dict[str, Any] = {"precision": precision, "world": world}
+    result = validation_loss(model, tokens, byte_lengths=byte_lengths, **sizes, **how)
+    metrics = {"val/loss": result.loss}
+    if result.bits_per_byte is not None:
+        metrics["val/bits_per_byte"] = result.bits_per_byte
+    sizes["total"] = config.context_tokens
+    contexts = context_losses(model, tokens, config.contexts, **sizes, **how)
+    record = {"key": evaluation_key(spec), "spec": spec, "metrics": metrics, "contexts": contexts}
+    return {**record, "targets": result.targets}
+
+
+def _score(
+    model: GPT,
+    tokens: TokenSequence,
+    windows: Sequence[Window],
+    batch_sequences: int,
+    byte_lengths: NDArray[np.int64] | None,
+    precision: Precision,
+    world: World,
+) -> tuple[float, int, int]:
+    """Nats, targets and bytes over all windows, summed in float64; every rank scores its share of the batches."""
+    device = next(model.parameters()).device
+    sums = torch.zeros(3, dtype=torch.float64)
+    batches = list(_batches(windows, batch_sequences))
+    guard = memory_guard(
+        "evaluation",
+        f"{min(batch_sequences, len(windows))} sequences of {windows[0].length} tokens in one pass",
+        "--set training.micro_batch_sequences=N, with a smaller N",
+    )
+    with guard, evaluating(model), torch.no_grad():
+        for batch in batches[world.rank :: world.size]:
+            length, scored = batch[0].length, batch[0].scored
+            ids = np.stack([tokens[w.start : w.start + length + 1] for w in batch])  # (n, L + 1)
+            wanted = ids[:, -scored:]
+            with autocast(precision, device):
+                logits = model(torch.from_numpy(ids[:, :-1].copy()).to(device))[:, -scored:]  # (n, scored, V)
+            sums[0] += _nats(logits.flatten(0, 1), torch.from_numpy(wanted.flatten()).to(device))
+            sums[1] += wanted.size
+            sums[2] += 0 if byte_lengths is None else int(byte_lengths[wanted].sum())
+    nats, targets, text_bytes = world.sum(_reducible(sums, device)).tolist()
+    return nats, int(targets), int(text_bytes)
+
+
+def _batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
+    """At most `size` neighbouring windows of one length at a time."""
+    for _, group in itertools.groupby(windows, key=lambda window: window.length):
+        same = list(group)
+        yield from (same[i : i + size] for i in range(0, len(same), size))
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross entropy of rows (n, V), float32 per row and float64 in the sum.  -> () on the CPU"""
+    chunks = zip(logits.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
+    rows = [F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in chunks]
+    return torch.cat(rows).cpu().double().sum()  # on the CPU because mps has no float64
+
+
+def _reducible(sums: Tensor, device: torch.device) -> Tensor:
+    """NCCL joins only what lies on a GPU."""
+    return sums.to(device) if device.type == "cuda" else sums
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def spread(count: int, size: int, room: int) -> list[int]:
+    """Starts of `count` segments of `size` tokens within `room` tokens: multiples of `size`, as even as these allow.
+
+    When there is room for `count` - 1 whole ones only, the last start leaves what remains for a shorter segment.
+    """
+    places = max(count, room // size)
+    return [index * places // count * size for index in range(count)]
+
+
+def _extremes(contexts: Sequence[float], block_size: int) -> tuple[int, int]:
+    """The shortest and the longest context in tokens."""
+    lengths = [round(context * block_size) for context in contexts]
+    return min(lengths), max(lengths)
+
+
+def _require(tokens: TokenSequence, total: int) -> None:
+    if len(tokens) < total + 1:
+        raise ConfigError(
+            f"the validation split needs {total + 1} tokens, has {len(tokens)}",
+            where="evaluation.tokens",
+            hint=f"--set evaluation.tokens={max(1, len(tokens) - 1)}",
+        )

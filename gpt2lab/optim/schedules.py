@@ -1,0 +1,66 @@
+"""How the learning rate changes over a training: pure functions of the step, so that resuming needs no state.
+
+A component receives (steps: int, warmup_steps: int) and returns multiplier(step) in [0, 1], where `step` counts the
+steps already taken: 0 for the first. The warm-up is the same for every schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from gpt2lab.registry import Slot
+
+schedule = Slot("optim.schedule", "how the learning rate changes after the warm-up", default="cosine")
+
+Multiplier = Callable[[int], float]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def after_warmup(steps: int, warmup_steps: int, decay: Callable[[float], float]) -> Multiplier:
+    """Linear warm-up, then `decay` of the progress through the rest, 0 at its start and 1 at step `steps`.
+
+    The first step's rate is 1 / warmup_steps of the peak, not 0: an update by nothing is a step lost.
+    """
+
+    def multiplier(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return decay(min(progress, 1.0))
+
+    return multiplier
+
+
+@schedule.register("cosine", source="arXiv:1608.03983; to a tenth as in GPT-3, arXiv:2005.14165")
+def cosine(steps: int, warmup_steps: int, *, final_fraction: Fraction = 0.1) -> Multiplier:
+    """Half a cosine from the peak to `final_fraction` of it.
+
+    multiplier = f + (1 - f) (1 + cos(pi progress)) / 2
+    """
+
+    def decay(progress: float) -> float:
+        return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return after_warmup(steps, warmup_steps, decay)
+
+
+@schedule.register("linear", source="arXiv:2502.15938")
+def linear(steps: int, warmup_steps: int, *, final_fraction: Fraction = 0.0) -> Multiplier:
+    """A straight line from the peak to `final_fraction` of it; to zero unless told otherwise, as the source advises.
+
+    multiplier = 1 - (1 - f) progress
+    """
+    return after_warmup(steps, warmup_steps, lambda progress: 1.0 - (1.0 - final_fraction) * progress)
+
+
+@schedule.register("constant", source="arXiv:2405.18392 (its baseline without cool-down)")
+def constant(steps: int, warmup_steps: int) -> Multiplier:
+    """The peak rate to the end.
+
+    multiplier = 1
+    """
+    return after_warmup(steps, warmup_steps, lambda progress: 1.0)

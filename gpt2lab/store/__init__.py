@@ -1,0 +1,237 @@
+"""The run store: runs and studies as plain files, written so that a kill or a power cut at any moment leaves either
+the old state or the new one. Knows no config class and imports neither torch nor mlflow.
+
+    runs/<run id>/{config.yaml, run.json, metrics.jsonl, result.json, failure.json, evaluations/, checkpoints/, lock}
+    runs/studies/<ablation>@<scale>.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.store.files import (
+    DISK_FULL,
+    disk_fault,
+    fsync_folder,
+    is_locked,
+    make_folder,
+    publish_folder,
+    read_json,
+    sweep_leftovers,
+    temporary_beside,
+    write_atomically,
+    write_json,
+)
+from gpt2lab.store.locks import file_lock, lock_holder, now
+
+__all__ = [
+    "DISK_FULL",
+    "Row",
+    "RunFolder",
+    "Status",
+    "Store",
+    "disk_fault",
+    "file_lock",
+    "fsync_folder",
+    "make_folder",
+    "now",
+    "parse_rows",
+    "publish_folder",
+    "read_json",
+    "sweep_leftovers",
+    "temporary_beside",
+    "write_atomically",
+    "write_json",
+]
+
+Row = dict[str, Any]
+"""One line of metrics.jsonl: {"step": int, "tokens": int, "seconds": float, "metrics": {name: float}}."""
+
+Status = Literal["absent", "partial", "running", "finished", "diverged", "failed"]
+
+RUN_ID = re.compile(r"[0-9a-f]{16}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
+LOCK_PATIENCE_SECONDS = 0.3
+
+
+def parse_rows(data: bytes, where: str) -> tuple[list[Row], int]:
+    """Rows of a metrics.jsonl and the number of bytes they take; what a kill left of a last line is not counted.
+
+    Raises DataFault for a damaged line anywhere else.
+    """
+    rows: list[Row] = []
+    end = 0
+    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    for index, line in enumerate(lines):
+        row = _row(line)
+        if row is None:
+            if index == len(lines) - 1 and end + len(line) == len(data):
+                break  # a power cut can leave the last block of a file as anything
+            raise DataFault(f"line {len(rows) + 1} is damaged", where=where)
+        rows.append(row)
+        end += len(line)
+    return rows, end
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("metrics"), dict)
+    return row if whole else None
+
+
+class RunFolder:
+    """The files of one run. Reading needs no lock; whoever trains holds `lock()`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    def status(self) -> Status:
+        """`running` means that some process holds the lock now; `partial`, that there is something to continue."""
+        result = self.result()
+        if result is not None:
+            return "diverged" if result.get("status") == "diverged" else "finished"
+        if is_locked(self.path / "lock"):
+            return "running"
+        if self.failure() is not None:
+            return "failed"
+        names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
+        return "partial" if names - {"lock"} else "absent"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one process that works on this run, and sweep what a killed one left.
+
+        Raises LockHeld, naming host, process and since when. The kernel alone decides, so a lock of another host is
+        respected where the file system carries kernel locks between hosts, and only there.
+        """
+        self._refuse_links()
+        # `status` of another process takes the lock for a moment; a short patience tells that from a real holder.
+        with file_lock(self.path / "lock", LOCK_PATIENCE_SECONDS):
+            for folder in (self.path, self.checkpoints, self.path / "evaluations"):
+                sweep_leftovers(folder)
+            yield
+
+    def holder(self) -> dict[str, Any]:
+        """{"host", "pid", "since"} of the process at work on this run; {} when there is none."""
+        lock = self.path / "lock"
+        return lock_holder(lock) if is_locked(lock) else {}
+
+    def identity(self) -> dict[str, Any] | None:
+        """run.json: id, seed, repeat, identity, created."""
+        return read_json(self.path / "run.json")
+
+    def write_identity(self, identity: Mapping[str, Any]) -> None:
+        self._write("run.json", identity)
+
+    def config(self) -> str | None:
+        """The resolved config as YAML text."""
+        try:
+            return (self.path / "config.yaml").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write_config(self, text: str) -> None:
+        self._refuse_links()
+        write_atomically(self.path / "config.yaml", text)
+
+    def rows(self) -> list[Row]:
+        """Every whole row of metrics.jsonl, in order of step. Raises DataFault for a damaged line before the last."""
+        try:
+            return parse_rows(self.metrics.read_bytes(), str(self.metrics))[0]
+        except FileNotFoundError:
+            return []
+
+    def result(self) -> dict[str, Any] | None:
+        return read_json(self.path / "result.json")
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Record the end of training; a failure recorded earlier is cleared."""
+        if result.get("status") not in ("finished", "diverged"):
+            raise ValueError(f"a result is finished or diverged, not {result.get('status')!r}")
+        self._write("result.json", result)
+        self.clear_failure()
+
+    def failure(self) -> dict[str, Any] | None:
+        return read_json(self.path / "failure.json")
+
+    def fail(self, failure: Mapping[str, Any]) -> None:
+        """Record why training stopped; the run can be tried again."""
+        self._write("failure.json", failure)
+
+    def clear_failure(self) -> None:
+        (self.path / "failure.json").unlink(missing_ok=True)
+
+    def evaluation(self, key: str) -> dict[str, Any] | None:
+        return read_json(self.path / "evaluations" / f"{_checked(key, 'evaluation key')}.json")
+
+    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        self._write(f"evaluations/{_checked(str(evaluation['key']), 'evaluation key')}.json", evaluation)
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        self._refuse_links()
+        write_json(self.path / name, record)
+
+    def _refuse_links(self) -> None:
+        for folder in (self.path, self.path / "evaluations", self.checkpoints):
+            if folder.is_symlink():
+                raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder))
+
+
+class Store:
+    """All runs and study records below one folder, usually `runs`."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._studies = self.root / "studies"
+
+    def run(self, run_id: str) -> RunFolder:
+        """The folder of a run, whether it exists or not. Raises ConfigError for what cannot be a run id."""
+        if not RUN_ID.fullmatch(run_id):
+            raise ConfigError(f"'{run_id}' is not a run id (16 hexadecimal digits)", hint="gpt2lab runs")
+        return RunFolder(self.root / run_id)
+
+    def runs(self) -> list[RunFolder]:
+        """Every run that has left something, by id."""
+        names = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
+        found = (RunFolder(self.root / name) for name in names if RUN_ID.fullmatch(name))
+        return [run for run in found if run.path.is_dir()]
+
+    def studies(self) -> list[str]:
+        """Names of the recorded studies, `<ablation>@<scale>`."""
+        files = self._studies.glob("*.json") if self._studies.is_dir() else ()
+        return sorted(file.stem for file in files if NAME.fullmatch(file.stem))
+
+    def study(self, name: str) -> dict[str, Any]:
+        """The record of a study; `posenc` alone will do while it has one scale only. Raises ConfigError."""
+        known = self.studies()
+        matches = [name] if name in known else [k for k in known if k.partition("@")[0] == name]
+        if len(matches) > 1:
+            raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
+        record = read_json(self._studies / f"{matches[0]}.json") if matches else None
+        if record is None:
+            raise ConfigError(unknown("study", name, known), hint="gpt2lab runs")
+        return record
+
+    def write_study(self, record: Mapping[str, Any]) -> Path:
+        """Record a study under its name; returns the file."""
+        path = self._studies / f"{_checked(str(record['name']), 'study name')}.json"
+        write_json(path, record)
+        return path
+
+
+def _checked(name: str, kind: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"'{name}' cannot be a {kind}: letters, digits and _ . @ + - only")
+    return name

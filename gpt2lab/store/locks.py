@@ -1,0 +1,105 @@
+"""Locks that the kernel keeps: freed when their process ends, however that happens."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gpt2lab.errors import LockHeld
+from gpt2lab.store.files import disk_fault, make_folder
+
+_held: set[int] = set()
+
+
+def _forget_inherited() -> None:
+    """A forked child must not keep its parent's locks alive after the parent is gone."""
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, patience_seconds: float | None = None) -> Iterator[None]:
+    """Hold the kernel lock on `path`, waiting for it: as long as it takes, or at most `patience_seconds`.
+
+    The kernel frees it when the process ends, however that happens, so a stale file or a reused process id never
+    blocks. The holder's host, process and time are written in the file for people to read. Raises LockHeld.
+    """
+    try:
+        make_folder(path.parent)
+        descriptor = _acquire(path, patience_seconds)
+    except OSError as error:
+        raise disk_fault(error, path) from error
+    _held.add(descriptor)
+    try:
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+        with contextlib.suppress(OSError):  # a full disk makes the note impossible, not the lock
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield
+    finally:
+        if descriptor in _held:
+            _held.discard(descriptor)
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+
+
+def _acquire(path: Path, patience_seconds: float | None) -> int:
+    deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _still_named(descriptor, path):
+                return descriptor
+        except BlockingIOError:
+            if deadline is not None and time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise LockHeld(f"in use by {_named(path)}", where=str(path.parent), hint="gpt2lab status") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        time.sleep(0.02)
+
+
+def _still_named(descriptor: int, path: Path) -> bool:
+    """Whether the file was not removed since it was opened: a lock on a nameless file protects nothing."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _named(lock: Path) -> str:
+    holder = lock_holder(lock)
+    if not holder:
+        return "another process"
+    return f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+
+
+def lock_holder(lock: Path) -> dict[str, Any]:
+    """What the last holder wrote into a lock file; {} when there is nothing to read."""
+    try:
+        found = json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def now() -> str:
+    """The present time, UTC, as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,107 @@
+"""Where the mirror is: tracking URIs, checked before anything starts, and links into the MLflow UI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
+from gpt2lab.tracking import masked
+
+SERVERS = ("http", "https", "databricks")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient", "pymysql": "pymysql"}
+IN_PLAIN_WORDS = (
+    ("Read timed out", "the server accepts connections but does not answer"),
+    ("Connection refused", "no server listens there"),
+    ("NameResolutionError", "there is no host of this name"),
+    ("ConnectTimeoutError", "the host does not answer"),
+    ("database is locked", "another process keeps the database locked"),
+    ("out-of-date database schema", "the database belongs to another MLflow version (mlflow db upgrade URI)"),
+)
+KEY_LIMIT = 250  # MLflow's own
+
+
+def mlflow_name(name: str) -> str:
+    """A name as MLflow takes it."""
+    return re.sub(r"[^\w.\-: /]", "_", name)[:KEY_LIMIT]
+
+
+def default_uri(root: Path) -> str:
+    """Where a store is mirrored unless told: MLFLOW_TRACKING_URI, or `mlflow.db` in the store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+def check_uri(uri: str) -> None:
+    """Refuse a URI that can never work, without connecting.
+
+    Raises ConfigError; EnvironmentFault for a missing driver.
+    """
+    where, try_ = f"tracking URI {masked(uri)}", "sqlite:////absolute/path/mlflow.db or http://127.0.0.1:5000"
+    try:
+        parts = urlsplit(uri)
+        parts.port  # noqa: B018 (the property checks the number)
+    except ValueError as error:
+        raise ConfigError(f"not a URI: {masked(str(error))}", where=where, hint=try_) from None
+    dialect = parts.scheme.partition("+")[0]
+    if uri == "databricks" or (dialect in SERVERS and parts.hostname):
+        return
+    if dialect not in DATABASES:
+        what = "MLflow's file store is no longer supported" if dialect in ("", "file") else None
+        what = what or (unknown("scheme", dialect, SERVERS + DATABASES) if dialect not in SERVERS else "no host given")
+        raise ConfigError(what, where=where, hint=try_)
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        package = DRIVERS.get(error.name or "", error.name)
+        raise EnvironmentFault(
+            f"the database driver {error.name} is not installed", where=where, hint=f"pip install {package}"
+        ) from None
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(f"not a database URI: {masked(str(error))}", where=where, hint=try_) from None
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite URI; None for everything else."""
+    found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
+    return Path(found[1]) if found else None
+
+
+def runs_link(ui: str, experiment_id: str, parent_run_id: str, metric: str = "val/loss") -> str:
+    """Address in the MLflow UI at `ui` that shows the curves of all runs of a study, best `metric` first.
+
+    A plain link to the parent shows nothing: MLflow collapses children, and opens an overview page first.
+    """
+    options = {
+        "workflowType": "machine_learning",
+        "compareRunsMode": "CHART",
+        "orderByKey": f"metrics.`{mlflow_name(metric)}`",
+        "orderByAsc": "true",
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_run_id}'",
+    }
+    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+    return f"{ui.rstrip('/')}/#/experiments/{quote(experiment_id, safe='')}/runs?{query}"
+
+
+def curves_link(ui: str, experiment_id: str, run_ids: Sequence[str], metric: str = "val/loss") -> str:
+    """Address in the MLflow UI of one metric's curves against step, for chosen MLflow run ids."""
+    lists = {"runs": list(run_ids), "metric": metric, "experiments": [experiment_id], "plot_metric_keys": [metric]}
+    query = "&".join(f"{name}={quote(json.dumps(value), safe='')}" for name, value in lists.items())
+    return f"{ui.rstrip('/')}/#/metric?{query}&x_axis=step"
+
+
+def reason(error: BaseException) -> str:
+    """An error for people, in one line: no password, no length to drown in."""
+    text = str(error)
+    for sign, meaning in IN_PLAIN_WORDS:
+        if sign in text:
+            return meaning
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return masked(line)[:300]

@@ -1,0 +1,198 @@
+"""Opening what was prepared: every kind of damage is found, and reading crosses shards."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt2lab.data.files import canonical_sha256
+from gpt2lab.data.prepared import Prepared, Tokens, list_prepared, open_prepared, split_record
+from gpt2lab.data.shards import DataConfig, prepare
+from gpt2lab.errors import ConfigError, DataFault
+
+Make = Callable[..., DataConfig]
+
+
+@pytest.fixture
+def made(config: Make) -> Prepared:
+    return prepare(config({"name": "bpe", "vocab_size": 280}), shard_tokens=1000)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest and give it the hash that fits."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest.pop("sha256")
+    change(manifest)
+    manifest["sha256"] = canonical_sha256(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_slices_cross_shards(tmp_path: Path) -> None:
+    ids = np.arange(23)
+    shards = []
+    for i, (a, b) in enumerate([(0, 5), (5, 10), (10, 11), (11, 23)]):
+        ids[a:b].astype("<u2").tofile(tmp_path / str(i))
+        shards.append((tmp_path / str(i), b - a))
+    tokens = Tokens(shards, "<u2", 23)
+    assert len(tokens) == 23
+    for a in range(24):
+        for b in range(25):
+            assert tokens[a:b].tolist() == ids[a:b].tolist()
+    assert tokens[:].dtype == np.int64
+    assert (tokens[-3:].tolist(), tokens[30:40].tolist()) == ([20, 21, 22], [])
+    with pytest.raises(ValueError, match="no step"):
+        tokens[::2]
+    copy = pickle.loads(pickle.dumps(tokens))
+    assert copy[3:12].tolist() == ids[3:12].tolist()
+    assert len(pickle.dumps(tokens)) < 1000
+    assert len(Tokens([], "<u2", 5)[:]) == 0
+
+
+def test_ids_outside_the_vocabulary_are_found_when_read(tmp_path: Path) -> None:
+    np.array([1, 2], "<u2").tofile(tmp_path / "a")
+    np.array([3, 9, 4], "<u2").tofile(tmp_path / "b")
+    tokens = Tokens([(tmp_path / "a", 2), (tmp_path / "b", 3)], "<u2", 9)
+    assert tokens[:3].tolist() == [1, 2, 3]
+    with pytest.raises(DataFault, match=r"b: token id 9 at offset 1 is outside the vocabulary of 9"):
+        tokens[1:5]
+
+
+def test_a_truncated_file_is_refused_with_both_sizes(made: Prepared) -> None:
+    shard = made.path / "train_001.bin"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(DataFault) as caught:
+        open_prepared(made.path)
+    assert caught.value.exit_code == 4
+    assert "train_001.bin: 2,000 bytes expected (1,000 tokens of <u2), 1,997 found" in caught.value.render()
+
+
+def test_preparing_again_refuses_damage_too(made: Prepared, config: Make) -> None:
+    (made.path / "train_000.bin").write_bytes(b"")
+    with pytest.raises(DataFault, match="0 found") as caught:
+        prepare(config({"name": "bpe", "vocab_size": 280}), shard_tokens=1000)
+    assert f"rm -r {made.path}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["train_000.bin", "validation_000.bin", "tokenizer.json"])
+def test_a_missing_file_is_named(made: Prepared, name: str) -> None:
+    (made.path / name).unlink()
+    with pytest.raises(DataFault, match=f"{name}: missing"):
+        open_prepared(made.path)
+
+
+def test_every_single_bit_flip_is_found(made: Prepared) -> None:
+    made.verify()
+    rng = random.Random(0)
+    for file in sorted(made.path.iterdir()):
+        good = file.read_bytes()
+        for _ in range(12):
+            raw, bit = bytearray(good), rng.randrange(8 * len(good))
+            raw[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(raw)
+            with pytest.raises(DataFault, match=file.name):
+                open_prepared(made.path).verify()
+        file.write_bytes(good)
+    open_prepared(made.path).verify()
+
+
+def test_verify_reports_all_damage_and_its_progress(made: Prepared) -> None:
+    for name in ("train_000.bin", "validation_000.bin"):
+        raw = bytearray((made.path / name).read_bytes())
+        raw[10] ^= 1
+        (made.path / name).write_bytes(raw)
+    said: list[tuple[int, int, str]] = []
+    with pytest.raises(DataFault) as caught:
+        made.verify(lambda *now: said.append(now))
+    assert [Path(p.where).name for p in caught.value.problems] == ["train_000.bin", "validation_000.bin"]
+    assert said[-1][0] == said[-1][1] > 0
+
+
+@pytest.mark.parametrize("dtype", ["<u8", ">u2", "<i2", "float32", "O"])
+def test_a_wrong_dtype_is_refused(made: Prepared, dtype: str) -> None:
+    rewrite(made.path, lambda manifest: manifest.update(dtype=dtype))
+    with pytest.raises(DataFault, match="does not hold a vocabulary of 280"):
+        open_prepared(made.path)
+
+
+def test_a_dtype_of_another_width_or_too_small_is_refused(made: Prepared) -> None:
+    rewrite(made.path, lambda manifest: manifest.update(dtype="<u4"))
+    with pytest.raises(DataFault, match=r"4,000 bytes expected \(1,000 tokens of <u4\), 2,000 found"):
+        open_prepared(made.path)
+    rewrite(made.path, lambda manifest: manifest.update(dtype="<u2", vocab_size=65_537))
+    with pytest.raises(DataFault, match="does not hold a vocabulary of 65537"):
+        open_prepared(made.path)
+
+
+def test_verify_finds_ids_outside_the_vocabulary(made: Prepared) -> None:
+    rewrite(made.path, lambda manifest: manifest.update(vocab_size=200))
+    with pytest.raises(DataFault, match="is outside the vocabulary of 200"):
+        open_prepared(made.path).verify()
+
+
+def test_a_manifest_cannot_point_outside_its_folder(made: Prepared) -> None:
+    shard = made.path / "train_000.bin"
+    shutil.copy(shard, made.path.parent / "train_000.bin")
+
+    def lead_away(manifest: dict[str, Any]) -> None:
+        manifest["splits"]["train"]["shards"][0]["file"] = "../train_000.bin"
+
+    rewrite(made.path, lead_away)
+    with pytest.raises(DataFault, match=r"\.\./train_000\.bin"):
+        open_prepared(made.path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "not prepared data"),
+        ("{", "not JSON"),
+        ("[]", "not of format 1"),
+        ('{"format": 2}', "not of format 1"),
+        ('{"format": 1}', "its own sha256"),
+        ("\xff", "not JSON"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataFault, match=said):
+        open_prepared(tmp_path)
+
+
+def test_both_splits_must_hold_a_block(made: Prepared) -> None:
+    shortest = min(len(made.train), len(made.validation))
+    made.require(shortest - 1)
+    with pytest.raises(ConfigError, match=f"validation: needs {shortest + 1} tokens, has {shortest}") as caught:
+        made.require(shortest)
+    assert len(caught.value.problems) == 1
+    with pytest.raises(ConfigError) as caught:
+        made.require(10**9)
+    assert len(caught.value.problems) == 2
+
+
+def test_list_shows_the_good_and_the_bad(made: Prepared, config: Make) -> None:
+    other = prepare(config())
+    (other.path / "train_000.bin").unlink()
+    found = dict(list_prepared())
+    assert set(found) == {made.path, other.path}
+    good, bad = found[made.path], found[other.path]
+    assert isinstance(good, Prepared)
+    assert good.fingerprint == made.fingerprint
+    assert isinstance(bad, DataFault)
+
+
+def test_nothing_prepared_is_an_empty_list() -> None:
+    assert list_prepared() == []
+
+
+def test_the_record_of_a_split(made: Prepared) -> None:
+    record = split_record(made, "validation")
+    assert record["tokens"] == len(made.validation) == sum(d["tokens"] for d in record["documents"])

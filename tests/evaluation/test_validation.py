@@ -1,0 +1,245 @@
+"""Validation: which tokens are scored, in which sums, and what the model is like afterwards."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.evaluation import EvaluationConfig, context_losses, evaluate, evaluation_key, validation_loss
+from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.training import World
+
+VOCABULARY, BLOCK = 23, 8
+Ids = NDArray[np.int64]
+
+
+def small(**changes: Any) -> GPT:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": BLOCK, "vocab_size": VOCABULARY}
+    return build_model(ModelConfig.model_validate(sizes | changes), seed=3)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """Untrained, with larger weights so that the losses of tokens differ."""
+    built = small(dropout=0.5)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.mul_(8)
+    return built
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Ids:
+    return np.random.default_rng(1).integers(0, VOCABULARY, 200)
+
+
+def each_loss(model: GPT, tokens: Ids, start: int, length: int) -> Tensor:
+    """Nats of tokens start + 1 to start + length, from one pass in float64.  -> (length,)"""
+    ids = torch.from_numpy(tokens[start : start + length + 1])
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        losses = F.cross_entropy(model(ids[None, :-1])[0].double(), ids[1:], reduction="none")
+    model.train(training)
+    return losses
+
+
+@pytest.mark.parametrize("total", [64, 61, 5])
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_blocks_spread_over_all_tokens_are_scored_once(model: GPT, tokens: Ids, total: int, batch: int) -> None:
+    starts = [0] if total == 5 else range(0, 192, 24)  # 8 of the 24 blocks that 199 targets allow: every third
+    lengths = [BLOCK] * (len(starts) - 1) + [total - BLOCK * (len(starts) - 1)]
+    expected = [each_loss(model, tokens, s, n) for s, n in zip(starts, lengths, strict=True)]
+    result = validation_loss(model, tokens, block_size=BLOCK, total=total, batch_sequences=batch)
+    assert result.targets == total
+    assert result.loss == pytest.approx(torch.cat(expected).mean().item(), abs=1e-6)
+    assert result.bits_per_byte is None
+
+
+def test_mode_and_random_numbers_are_left_alone(model: GPT, tokens: Ids) -> None:
+    model.train()
+    model.h[0].eval()
+    before, modes = torch.get_rng_state(), [m.training for m in model.modules()]
+    numpy_before = np.random.get_state()[1].copy()  # type: ignore[index]
+    first, second = (validation_loss(model, tokens, block_size=BLOCK, total=40, batch_sequences=4) for _ in range(2))
+    assert first == second  # no dropout
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()  # type: ignore[index]
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    model.train()
+
+
+def test_no_gradients_are_recorded(model: GPT, tokens: Ids) -> None:
+    """Not by inference mode either: tables that a position scheme keeps would then be unfit for training."""
+    seen: list[tuple[bool, bool]] = []
+    handle = model.register_forward_hook(
+        lambda *_: seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+    )
+    validation_loss(model, tokens, block_size=BLOCK, total=16, batch_sequences=1)
+    handle.remove()
+    assert seen == [(False, False)] * 2
+
+
+def test_mode_is_restored_after_an_error(model: GPT, tokens: Ids, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "forward", fail)
+    model.train()
+    with pytest.raises(EnvironmentFault, match="evaluation: out of memory with 4 sequences of 8 tokens"):
+        validation_loss(model, tokens, block_size=BLOCK, total=40, batch_sequences=4)
+    assert model.training
+
+
+def test_bits_per_byte_is_by_the_bytes_of_the_scored_targets(model: GPT, tokens: Ids) -> None:
+    lengths = np.random.default_rng(2).integers(1, 9, VOCABULARY)
+    tokens = tokens[:51]  # so that all 50 targets are scored
+    result = validation_loss(model, tokens, block_size=BLOCK, total=50, batch_sequences=4, byte_lengths=lengths)
+    assert result.bits_per_byte == pytest.approx(
+        result.loss * 50 / math.log(2) / lengths[tokens[1:51]].sum(), rel=1e-12
+    )
+
+
+def test_sums_are_exact_where_float32_would_lose_them() -> None:
+    """40,000 rows whose losses differ by little: a float32 sum is off in the seventh digit."""
+
+    class Constant(nn.Module):
+        max_context = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(torch.tensor([0.1, 0.7, -0.3]))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.scores.expand(*tokens.shape, 3)
+
+    model: Any = Constant()
+    tokens = np.random.default_rng(0).integers(0, 3, 40_001)
+    per_token = -F.log_softmax(model.scores.detach(), -1)
+    expected = np.bincount(tokens[1:], minlength=3) @ per_token.double().numpy() / 40_000
+    result = validation_loss(model, tokens, block_size=1000, total=40_000, batch_sequences=7)
+    assert result.loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_too_few_tokens_are_refused_with_the_number(model: GPT, tokens: Ids) -> None:
+    validation_loss(model, tokens, block_size=BLOCK, total=199, batch_sequences=8)
+    with pytest.raises(ConfigError, match="needs 201 tokens, has 200") as caught:
+        validation_loss(model, tokens, block_size=BLOCK, total=200, batch_sequences=8)
+    assert caught.value.hint == "--set evaluation.tokens=199"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 50])
+def test_contexts_score_the_same_targets_at_every_length(tokens: Ids, batch: int) -> None:
+    """Every segment by hand: the last 4 predictions of each window, windows of 4, 8 and 16 tokens that end alike."""
+    model = small(position=["rotary"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    total, shortest, longest = 29, 4, 16  # 7 segments; behind the first 12 tokens there is room for 46
+    ends = [longest + i * 46 // 7 * shortest for i in range(7)]
+    assert ends[-1] > 170
+    got = context_losses(model, tokens, [1, 0.5, 2], block_size=BLOCK, total=total, batch_sequences=batch)
+    assert list(got) == ["1", "0.5", "2"]
+    for name, length in (("0.5", 4), ("1", 8), ("2", 16)):
+        expected = torch.cat([each_loss(model, tokens, end - length, length)[-shortest:] for end in ends])
+        assert len(expected) == 28
+        assert got[name] == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert len(set(got.values())) == 3
+
+
+def test_contexts_beyond_the_positions_are_none_and_change_no_other(model: GPT, tokens: Ids) -> None:
+    """The targets are those of all asked lengths, also for a model that cannot reach the longest."""
+    assert model.max_context == BLOCK
+    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 100, "batch_sequences": 4}
+    got = context_losses(model, tokens, [0.5, 1, 4], **sizes)
+    assert got["4"] is None
+    ends = [32 + i * 42 // 25 * 4 for i in range(25)]  # 25 segments, and room for 42 behind the first 28 tokens
+    expected = [each_loss(model, tokens, end - 4, 4) for end in ends]
+    assert got["0.5"] == pytest.approx(torch.cat(expected).mean().item(), abs=1e-6)
+    assert context_losses(model, tokens, (), **sizes) == {}
+
+
+def test_contexts_need_room_for_the_longest(model: GPT, tokens: Ids) -> None:
+    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 8, "batch_sequences": 4}
+    assert context_losses(model, tokens[:33], [1, 4], **sizes)["1"]
+    with pytest.raises(ConfigError, match="needs 33 tokens, has 32"):
+        context_losses(model, tokens[:32], [1, 4], **sizes)
+
+
+def test_bfloat16_is_close_and_its_loss_is_taken_in_float32(model: GPT, tokens: Ids) -> None:
+    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 64, "batch_sequences": 8}
+    tokens = tokens[:65]
+    exact = validation_loss(model, tokens, **sizes).loss
+    rounded = validation_loss(model, tokens, precision="bf16", **sizes).loss
+    assert rounded != exact
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.from_numpy(tokens[:64]).view(8, 8))
+    expected = F.cross_entropy(logits.double().flatten(0, 1), torch.from_numpy(tokens[1:65]))
+    assert rounded == pytest.approx(expected.item(), abs=1e-5)
+    model.train()
+
+
+def test_ranks_share_the_batches_without_overlap(model: GPT, tokens: Ids) -> None:
+    """Sums of two ranks, joined by hand, are those of one process; tests/training joins them by gloo."""
+    partial: list[Tensor] = []
+
+    class Recording(World):
+        def sum(self, tensor: Tensor) -> Tensor:
+            partial.append(tensor)
+            return tensor
+
+    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 61, "batch_sequences": 2}
+    alone = validation_loss(model, tokens, **sizes)
+    for rank in range(2):
+        validation_loss(model, tokens, world=Recording(rank, 2), **sizes)
+    nats, targets, _ = (partial[0] + partial[1]).tolist()
+    assert (nats / targets, targets) == (pytest.approx(alone.loss, rel=1e-12), 61)
+    assert 0 < partial[0][1] < 61
+
+
+def test_evaluate_makes_the_record_of_the_store(model: GPT, tokens: Ids) -> None:
+    config = EvaluationConfig(every_steps=1, tokens=64, contexts=(0.5, 1, 4), context_tokens=64)
+    lengths = np.ones(VOCABULARY, np.int64)
+    record = evaluate(model, tokens, config, block_size=BLOCK, batch_sequences=4, byte_lengths=lengths)
+    assert record["spec"] == {
+        "tokens": 64,
+        "contexts": [0.5, 1.0, 4.0],
+        "block_size": BLOCK,
+        "context_tokens": 64,
+    }
+    assert record["key"] == evaluation_key(record["spec"])
+    alone = validation_loss(model, tokens, block_size=BLOCK, total=64, batch_sequences=4, byte_lengths=lengths)
+    assert record["metrics"] == {"val/loss": alone.loss, "val/bits_per_byte": alone.bits_per_byte}
+    assert (record["contexts"].keys(), record["contexts"]["4"]) == ({"0.5", "1", "4"}, None)
+    assert record["targets"] == 64
+
+
+def test_keys_depend_on_what_is_measured_and_not_on_how_it_is_written() -> None:
+    spec = {"tokens": 64, "contexts": [1, 0.5], "block_size": 8}
+    assert evaluation_key(spec) == evaluation_key({"block_size": 8, "contexts": [0.5, 1.0], "tokens": 64})
+    others = [{**spec, "tokens": 65}, {**spec, "contexts": [1]}, {**spec, "block_size": 9}]
+    assert len({evaluation_key(s) for s in [spec, *others]}) == 4
+    assert len(evaluation_key(spec)) == 16
+
+
+def test_config_reads_text_and_refuses_nonsense() -> None:
+    config = EvaluationConfig.model_validate({"every_steps": "10", "tokens": "64", "contexts": ["0.5", "1"]})
+    assert config.contexts == (0.5, 1.0)
+    assert config.problems(8) == []
+    assert [p.where for p in config.problems(7)] == ["evaluation.contexts"]
+    assert [p.where for p in EvaluationConfig(context_tokens=63, contexts=(8,)).problems(8)] == [
+        "evaluation.context_tokens"
+    ]
+    for wrong in (["0"], ["1", "1"], ["-1"], ["x"]):
+        with pytest.raises(ValueError, match="contexts"):
+            EvaluationConfig.model_validate({"contexts": wrong})

@@ -1,0 +1,164 @@
+"""Files are old or new, never a mixture; what is full, read-only or damaged is said in plain words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.errors import DataFault, EnvironmentFault
+from gpt2lab.store import (
+    disk_fault,
+    publish_folder,
+    read_json,
+    sweep_leftovers,
+    temporary_beside,
+    write_atomically,
+    write_json,
+)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The order of fsync and rename, each with the name of the file or folder it touches."""
+    seen: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        seen.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def recorded_replace(source: Path, target: Path) -> None:
+        seen.append(("replace", os.path.basename(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    return seen
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may pass 1,000 bytes: what a full disk looks like, also to root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_reaches_the_disk_before_its_name_does(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
+    write_atomically(tmp_path / "a.json", "new")
+    kinds = [kind for kind, _ in calls]
+    assert kinds == ["fsync", "replace", "fsync"]
+    assert calls[0][1].endswith(".partial")
+    assert calls[1:] == [("replace", "a.json"), ("fsync", tmp_path.name)]
+    assert (tmp_path / "a.json").read_text() == "new"
+
+
+def test_a_published_folder_is_on_the_disk_with_everything_in_it(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
+    final = tmp_path / "step_000800"
+    temporary = temporary_beside(final)
+    (temporary / "inner").mkdir(parents=True)
+    (temporary / "weights").write_bytes(b"w")
+    (temporary / "inner" / "state").write_bytes(b"s")
+    publish_folder(temporary, final)
+    names = ["state", "inner", "weights", temporary.name]
+    assert sorted(calls[:4]) == sorted(("fsync", name) for name in names)
+    assert calls.index(("fsync", "state")) < calls.index(("fsync", "inner")) < calls.index(("fsync", temporary.name))
+    assert calls[4:] == [("replace", "step_000800"), ("fsync", tmp_path.name)]
+    assert (final / "inner" / "state").read_bytes() == b"s"
+    assert not temporary.exists()
+
+
+def test_a_published_folder_never_replaces_another(tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "new").mkdir()
+    with pytest.raises(EnvironmentFault, match="exists already"):
+        publish_folder(tmp_path / "new", tmp_path / "final")
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_failed_write_keeps_the_old_file_and_removes_the_temporary(tmp_path: Path, small_files: None) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    with pytest.raises(EnvironmentFault) as caught:
+        write_atomically(path, "x" * 5000)
+    assert "5,000 bytes needed" in str(caught.value)
+    assert " free" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_kill_before_the_rename_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom gpt2lab import store\n"
+        "os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store.write_atomically(Path(sys.argv[1]), 'new')"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    swept = sweep_leftovers(tmp_path)
+    assert len(swept) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_sweeping_spares_living_writers_and_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (".hidden", "a.partial", "notes.partial.txt"):
+        (tmp_path / name).write_text("keep")
+    dead = temporary_beside(tmp_path / "checkpoint")
+    dead.mkdir()
+    (dead / "half").write_text("")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("")
+    temporary_beside(tmp_path / "link").symlink_to(outside)
+    replace = os.replace
+    swept: list[str] = []
+
+    def replace_during_sweep(source: Path, target: Path) -> None:
+        swept.extend(sweep_leftovers(tmp_path))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_during_sweep)
+    write_atomically(tmp_path / "a.json", "new")
+    assert len(swept) == 2
+    assert dead.name in swept
+    assert (outside / "precious").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {".hidden", "a.partial", "notes.partial.txt", "outside", "a.json"}
+
+
+def test_a_full_disk_says_what_is_needed_and_what_is_free(tmp_path: Path) -> None:
+    fault = disk_fault(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "not" / "there", 1234)
+    free = shutil.disk_usage(tmp_path).free
+    assert "the disk is full: 1,234 bytes needed" in str(fault)
+    assert str(fault).endswith(" free")
+    assert abs(int(str(fault).split()[-2].replace(",", "")) - free) < 10 * 2**30
+    assert fault.exit_code == 3
+
+
+def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EnvironmentFault, match="cannot write"):
+        write_atomically(tmp_path / "file" / "inner" / "a.json", "x")
+
+
+def test_json_keeps_what_is_not_finite_and_refuses_what_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert read_json(path) is None
+    write_json(path, {"loss": float("inf"), "text": "ü"})
+    assert read_json(path) == {"loss": float("inf"), "text": "ü"}
+    for damaged in ('{"loss": 1', "[1]", "\x00\x00"):
+        path.write_text(damaged)
+        with pytest.raises(DataFault, match=r"a\.json"):
+            read_json(path)

@@ -1,0 +1,422 @@
+"""Checkpoints: exact resume, damage, other architectures, full disks, kills, and files that want to run code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
+from gpt2lab.optim import OptimConfig
+from gpt2lab.store import sweep_leftovers
+from gpt2lab.training import TrainingConfig, TrainState, checkpoints, load_latest, prune, save, steps
+from gpt2lab.training.manifest import write_manifest
+
+Fresh = Callable[..., TrainState]
+SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 4}
+
+
+def train(state: TrainState, batches: Any, optim: OptimConfig, to: int, micro: int | None = None) -> list[float]:
+    training = TrainingConfig(steps=12, batch_tokens=64, micro_batch_sequences=micro)
+    return [r.metrics["train/loss"] for r in steps(state, batches, optim, training, seed=3, stop_at=to)]
+
+
+def everything(state: TrainState) -> dict[str, Any]:
+    """All that a state holds, ready for comparison bit by bit; without the seconds."""
+    content = state.state_dict()
+    moments = [
+        (place, index, name, value.tolist())
+        for place, optimizer in enumerate(content["optimizers"])
+        for index, values in optimizer["state"].items()
+        for name, value in values.items()
+    ]
+    groups = [optimizer["param_groups"] for optimizer in content["optimizers"]]
+    weights = {name: tensor.tolist() for name, tensor in content["model"].items()}
+    return {"weights": weights, "moments": moments, "groups": groups, "step": state.step, "tokens": state.tokens}
+
+
+@pytest.fixture
+def saved(tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig) -> tuple[Path, TrainState]:
+    """A folder with checkpoints of steps 2, 4 and 6 of a very small model, and its state at step 6."""
+    state = fresh(optim, **SMALL)
+    for step in (2, 4, 6):
+        train(state, batches, optim, to=step)
+        save(tmp_path / "checkpoints", state, extra={"run": "abc", "at": step})
+    return tmp_path / "checkpoints", state
+
+
+def flip(file: Path, bit: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_resume_is_exact(tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig, micro: int | None) -> None:
+    """12 steps with dropout at once, and 5 + 7 through a checkpoint in a fresh model: the same bits."""
+    whole = fresh(optim, dropout=0.1)
+    losses = train(whole, batches, optim, to=12, micro=micro)
+    first = fresh(optim, dropout=0.1)
+    assert train(first, batches, optim, to=5, micro=micro) == losses[:5]
+    save(tmp_path, first)
+
+    torch.manual_seed(999)
+    second = fresh(optim, seed=2, dropout=0.1)
+    loaded = load_latest(tmp_path, second)
+    assert loaded is not None
+    assert (loaded.step, loaded.lost_steps, str(loaded)) == (5, 0, "continuing from step 5")
+    assert everything(second) == everything(first)
+    assert second.seconds == first.seconds
+    assert train(second, batches, optim, to=12, micro=micro) == losses[5:]
+    assert everything(second) == everything(whole)
+
+
+@pytest.mark.parametrize("lost", ["weights", "optimizer", "step", "dropout seed"])
+def test_resume_needs_every_part(
+    tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the exactness test would see if one part were not saved or seeded: it must be able to fail."""
+    whole = fresh(optim, dropout=0.1)
+    train(whole, batches, optim, to=12)
+    first, second = fresh(optim, dropout=0.1), fresh(optim, seed=2, dropout=0.1)
+    train(first, batches, optim, to=5)
+    save(tmp_path, first)
+    if lost == "dropout seed":
+        monkeypatch.setattr("gpt2lab.training.loop.reseed", lambda *where: None)
+    assert load_latest(tmp_path, second) is not None
+    if lost == "weights":
+        second.model.load_state_dict(fresh(optim, seed=2).model.state_dict())
+    elif lost == "optimizer":
+        second.optimizers[0].state.clear()
+    elif lost == "step":
+        second.step = 4
+    train(second, batches, optim, to=12)
+    assert everything(second)["weights"] != everything(whole)["weights"]
+
+
+def test_what_a_checkpoint_holds(saved: tuple[Path, TrainState]) -> None:
+    folder, state = saved
+    assert names(folder) == ["step_000002", "step_000004", "step_000006"]
+    newest = folder / "step_000006"
+    assert names(newest) == ["manifest.json", "model.safetensors", "optimizer.pt", "state.json"]
+    assert load_file(newest / "model.safetensors").keys() == state.model.state_dict().keys()
+    written = json.loads((newest / "state.json").read_text())
+    assert (written["step"], written["tokens"], written["extra"]) == (6, 6 * 64, {"run": "abc", "at": 6})
+
+
+def test_nothing_to_load(tmp_path: Path, fresh: Fresh, optim: OptimConfig) -> None:
+    (tmp_path / ".step_000009.0a1b2c3d.partial").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert load_latest(tmp_path, fresh(optim)) is None
+    assert load_latest(tmp_path / "missing", fresh(optim)) is None
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "manifest.json"])
+def test_damage_falls_back_and_says_what_was_lost(
+    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig, file: str
+) -> None:
+    folder, _ = saved
+    target = folder / "step_000006" / file
+    flip(target, bit=8 * (target.stat().st_size // 2))
+    (folder / "step_000004" / file).unlink()
+    state = fresh(optim, **SMALL)
+    loaded = load_latest(folder, state)
+    assert loaded is not None
+    assert (loaded.step, state.step, loaded.lost_steps, loaded.extra["at"]) == (2, 2, 4, 2)
+    assert [Path(p.where).name for p in loaded.damaged] == ["step_000006", "step_000004"]
+    assert all(file in p.what for p in loaded.damaged)
+    assert str(loaded).endswith("Continuing from step 2: 4 steps are trained again")
+
+
+def test_all_damaged_is_never_a_silent_fresh_start(
+    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig
+) -> None:
+    folder, _ = saved
+    for path in folder.iterdir():
+        os.truncate(path / "model.safetensors", 10)
+    state = fresh(optim, **SMALL)
+    before = everything(state)
+    with pytest.raises(DataFault) as caught:
+        load_latest(folder, state)
+    assert caught.value.exit_code == 4
+    assert [Path(p.where).name for p in caught.value.problems] == ["step_000006", "step_000004", "step_000002"]
+    assert "model.safetensors has 10 bytes, not" in str(caught.value)
+    assert everything(state) == before
+
+
+def test_300_flipped_bits_and_50_truncations_are_all_detected(
+    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig
+) -> None:
+    folder, _ = saved
+    for step in (2, 4):
+        shutil.rmtree(folder / f"step_{step:06d}")
+    files = sorted((folder / "step_000006").iterdir())
+    state = fresh(optim, **SMALL)
+    sizes = np.array([file.stat().st_size for file in files])
+    draw = np.random.default_rng(0)
+    for trial in range(350):
+        file = files[trial % len(files)] if trial % 2 else files[draw.choice(len(files), p=sizes / sizes.sum())]
+        whole = file.read_bytes()
+        if trial < 300:
+            flip(file, bit=int(draw.integers(8 * len(whole))))
+        else:
+            os.truncate(file, int(draw.integers(len(whole))))
+        with pytest.raises(DataFault):
+            load_latest(folder, state)
+        file.write_bytes(whole)
+    assert load_latest(folder, state) is not None
+
+
+def test_another_architecture_shows_the_difference(
+    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig
+) -> None:
+    folder, _ = saved
+    state = fresh(optim, **{**SMALL, "n_embd": 8, "position": ["rotary"], "head": "untied"})
+    before = everything(state)
+    with pytest.raises(ConfigError) as caught:
+        load_latest(folder, state)
+    text = caught.value.render()
+    assert "step_000006: belongs to another architecture" in text
+    assert "lm_head.weight: the model has it (29, 8), the checkpoint does not" in text
+    assert "wpe.weight: the checkpoint has it (8, 4), the model does not" in text
+    assert "wte.weight: (29, 4) in the checkpoint, (29, 8) in the model" in text
+    assert caught.value.exit_code == 2
+    assert everything(state) == before
+
+
+def test_another_optimizer_layout_is_refused(saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig) -> None:
+    folder, _ = saved
+    state = fresh(optim, **SMALL)
+    state.optimizers = [torch.optim.SGD(state.model.parameters(), lr=1.0)]
+    with pytest.raises(ConfigError, match=r"optim.optimizer: parameters in each group: \[\[.*\]\] in the checkpoint"):
+        load_latest(folder, state)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_load(
+    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig, prefix: str
+) -> None:
+    folder, trained = saved
+    file = folder / "step_000006" / "model.safetensors"
+    save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
+    (file.parent / "manifest.json").unlink()
+    write_manifest(file.parent, 6)
+    state = fresh(optim, seed=5, **SMALL)
+    loaded = load_latest(folder, state)
+    assert loaded is not None
+    assert loaded.step == 6
+    assert everything(state) == everything(trained)
+
+
+def test_a_wrapped_model_saves_plain_names(tmp_path: Path, fresh: Fresh, optim: OptimConfig) -> None:
+    state = fresh(optim, **SMALL)
+    wrapped = TrainState(torch.nn.ModuleDict({"_orig_mod": state.model}), state.optimizers)
+    path = save(tmp_path, wrapped)
+    assert load_file(path / "model.safetensors").keys() == state.model.state_dict().keys()
+
+
+def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte = torch.nn.Embedding(5, 3)
+            self.lm_head = torch.nn.Linear(3, 5, bias=False)
+            self.lm_head.weight = self.wte.weight
+
+    first, second = Tied(), Tied()
+    path = save(tmp_path, TrainState(first, []))
+    assert list(load_file(path / "model.safetensors")) == ["wte.weight"]
+    load_latest(tmp_path, TrainState(second, []))
+    assert torch.equal(second.lm_head.weight, first.wte.weight)
+    second.lm_head.weight = torch.nn.Parameter(torch.zeros(5, 3))
+    with pytest.raises(ConfigError, match=r"lm_head\.weight: the model has it"):
+        load_latest(tmp_path, TrainState(second, []))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(os.environ["GPT2LAB_TEST_BOMB"]),)
+
+
+def test_a_pickle_that_would_run_code_is_refused(
+    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a manifest that fits, and both as torch writes it and as a bare pickle."""
+    folder, _ = saved
+    sign = tmp_path / "it-ran"
+    monkeypatch.setenv("GPT2LAB_TEST_BOMB", str(sign))
+    torch.save([Bomb()], folder / "step_000006" / "optimizer.pt")
+    (folder / "step_000004" / "optimizer.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
+    for step in (4, 6):
+        (folder / f"step_{step:06d}" / "manifest.json").unlink()
+        write_manifest(folder / f"step_{step:06d}", step)
+    loaded = load_latest(folder, fresh(optim, **SMALL))
+    assert loaded is not None
+    assert loaded.step == 2
+    assert ["is refused" in p.what for p in loaded.damaged] == [True, True]
+    assert not sign.exists()
+    pickle.loads(pickle.dumps(Bomb(), protocol=2))  # the bomb is one
+    assert sign.exists()
+
+
+def test_state_that_could_not_be_read_back_is_refused_when_saving(
+    tmp_path: Path, fresh: Fresh, optim: OptimConfig
+) -> None:
+    state = fresh(optim, **SMALL)
+    state.optimizers[0].param_groups[0]["note"] = Path("x")
+    with pytest.raises(ConfigError, match=r"PosixPath.*without running code"):
+        save(tmp_path, state)
+    assert names(tmp_path) == []
+
+
+def test_pruning_keeps_the_newest_good_ones(saved: tuple[Path, TrainState]) -> None:
+    folder, _ = saved
+    assert [p.name for p in prune(folder, keep=2)] == ["step_000002"]
+    assert names(folder) == ["step_000004", "step_000006"]
+    assert prune(folder, keep=2) == []
+
+
+def test_damaged_checkpoints_never_push_out_good_ones(saved: tuple[Path, TrainState]) -> None:
+    folder, _ = saved
+    (folder / "step_000006" / "optimizer.pt").unlink()
+    assert prune(folder, keep=2) == []
+    assert [p.name for p in prune(folder, keep=1)] == ["step_000002"]
+    assert names(folder) == ["step_000004", "step_000006"]
+    (folder / "step_000004" / "state.json").write_text("{}")
+    assert prune(folder, keep=1) == []  # no good one at all: nothing is deleted
+
+
+def test_saving_a_step_again(saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig) -> None:
+    """A damaged checkpoint of the same step is replaced; a good one stays as it is."""
+    folder, state = saved
+    model = folder / "step_000006" / "model.safetensors"
+    good = model.read_bytes()
+    flip(model, bit=4000)
+    save(folder, state, extra={"again": True})
+    assert model.read_bytes() == good
+    loaded = load_latest(folder, fresh(optim, **SMALL))
+    assert loaded is not None
+    assert loaded.extra == {"again": True}
+    before = model.stat().st_mtime_ns, model.stat().st_ino
+    save(folder, state, extra={"again": False})
+    assert (model.stat().st_mtime_ns, model.stat().st_ino) == before
+    assert names(folder) == ["step_000002", "step_000004", "step_000006"]
+
+
+@pytest.fixture
+def file_limit() -> Iterator[Callable[[int], None]]:
+    """Lets files grow to a number of bytes only, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json", "manifest.json"])
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
+    saved: tuple[Path, TrainState],
+    fresh: Fresh,
+    batches: Any,
+    optim: OptimConfig,
+    file: str,
+    file_limit: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever of the files is the first that does not fit."""
+    folder, state = saved
+    train(state, batches, optim, to=7)
+    if file in ("state.json", "manifest.json"):  # they are the smallest: let the large ones through
+        written = "write_text" if file == "state.json" else "write_bytes"
+        real = getattr(Path, written)
+
+        def limited(path: Path, *args: Any, **options: Any) -> Any:
+            if path.name == file:
+                file_limit(10)
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(Path, written, limited)
+    else:
+        file_limit((folder / "step_000006" / file).stat().st_size - 100)
+    with pytest.raises(EnvironmentFault, match=r"[\d,]+ bytes needed, [\d,]+ free"):
+        save(folder, state)
+    assert names(folder) == ["step_000002", "step_000004", "step_000006"]
+    loaded = load_latest(folder, fresh(optim, **SMALL))
+    assert loaded is not None
+    assert (loaded.step, loaded.damaged) == (6, ())
+
+
+def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path, fresh: Fresh, optim: OptimConfig) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault):
+        save(tmp_path / "file" / "checkpoints", fresh(optim, **SMALL))
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs, not even clean-up."""
+
+
+@pytest.mark.parametrize("replaces_damaged", [False, True])
+def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
+    saved: tuple[Path, TrainState],
+    fresh: Fresh,
+    batches: Any,
+    optim: OptimConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    replaces_damaged: bool,
+) -> None:
+    folder, state = saved
+    if replaces_damaged:
+        flip(folder / "step_000006" / "model.safetensors", bit=999)
+    else:
+        train(state, batches, optim, to=7)
+    operations: list[tuple[Any, str]] = [
+        (os, name) for name in ("mkdir", "open", "replace", "fsync", "rmdir", "unlink")
+    ]
+    operations += [(Path, "open"), (checkpoints, "save_file"), (torch, "save")]
+    left, dead, kills = 0, False, 0
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*args: Any, **options: Any) -> Any:
+            nonlocal left, dead
+            left -= 1
+            if left < 0 or dead:
+                dead = True
+                raise Killed
+            return real(*args, **options)
+
+        return operation
+
+    for limit in range(100):
+        trial = folder.parent / f"trial-{limit}"
+        shutil.copytree(folder, trial)
+        left, dead = limit, False
+        with monkeypatch.context() as patched:
+            for owner, name in operations:
+                patched.setattr(owner, name, dying(getattr(owner, name)))
+            try:
+                save(trial, state)
+            except Killed:
+                kills += 1
+        loaded = load_latest(trial, fresh(optim, **SMALL))
+        assert loaded is not None
+        assert loaded.step >= (4 if replaces_damaged else 6)
+        sweep_leftovers(trial)
+        assert all(re.fullmatch(r"step_\d{6}", name) for name in names(trial))
+        if not dead:
+            assert (loaded.step, loaded.damaged) == (state.step, ())
+            break
+    assert 15 <= kills < 100

@@ -1,0 +1,153 @@
+"""Two gloo ranks against one process, in one pair of processes."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+
+from gpt2lab.errors import NumericsFault
+from gpt2lab.evaluation import context_losses, validation_loss
+from gpt2lab.model import ModelConfig, build_model
+from gpt2lab.optim import OptimConfig
+from gpt2lab.training import TrainingConfig, TrainState, World, average_gradients, steps
+
+STEPS, SEQUENCES, BLOCK, VOCABULARY = 6, 8, 8, 29
+
+
+class SomeIgnored:
+    """One global batch for all ranks; targets that do not count are many in one half of it and few in the other."""
+
+    def at(self, step: int, *, rank: int, world: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ids = np.random.default_rng([4, step]).integers(0, VOCABULARY, (SEQUENCES, BLOCK + 1))
+        targets = ids[:, 1:].copy()
+        targets[:3, :5] = -100
+        mine = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
+        return ids[mine, :-1].copy(), targets[mine]
+
+
+def new_state(optim: OptimConfig) -> TrainState:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": BLOCK, "vocab_size": VOCABULARY}
+    model = build_model(ModelConfig.model_validate(sizes), seed=1)
+    sgd = torch.optim.SGD(model.parameters(), lr=optim.lr)  # Adam would amplify rounding of gradients that are zero
+    sgd.param_groups[0]["base_lr"] = optim.lr
+    return TrainState(model, [sgd])
+
+
+def trained(world: World) -> dict[str, Any]:
+    """Everything that must agree between one process and two."""
+    optim = OptimConfig(lr=0.5, warmup_steps=2)
+    state = new_state(optim)
+    training = TrainingConfig(steps=STEPS, batch_tokens=SEQUENCES * BLOCK, micro_batch_sequences=3)
+    records = list(steps(state, SomeIgnored(), optim, training, seed=0, world=world))
+    tokens = np.random.default_rng(5).integers(0, VOCABULARY, 101)
+    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 100, "batch_sequences": 2, "world": world}
+    lengths = np.arange(VOCABULARY)
+    validation = validation_loss(state.model, tokens, byte_lengths=lengths, **sizes)  # type: ignore[arg-type]
+    contexts = context_losses(state.model, tokens, [0.5, 1], **sizes)  # type: ignore[arg-type]
+    return {
+        "loss": torch.tensor([r.metrics["train/loss"] for r in records]),
+        "norm": torch.tensor([r.metrics["train/grad_norm"] for r in records]),
+        "tokens": torch.tensor([r.tokens for r in records]),
+        "weights": torch.cat([p.detach().flatten() for p in state.model.parameters()]),
+        "validation": torch.tensor([validation.loss, validation.bits_per_byte or math.nan, validation.targets]),
+        "contexts": torch.tensor([contexts["0.5"] or math.nan, contexts["1"] or math.nan]),
+    }
+
+
+def infinite_on_rank_1(world: World) -> dict[str, Any]:
+    """Only rank 1 meets an infinite gradient, in its third step; what each rank then has."""
+    optim = OptimConfig(lr=0.5, warmup_steps=2)
+    state = new_state(optim)
+    calls = iter(range(100))
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf if next(calls) == 2 and world.rank == 1 else gradient
+
+    next(state.model.parameters()).register_hook(spoil)
+    training = TrainingConfig(steps=STEPS, batch_tokens=SEQUENCES * BLOCK)
+    stopped = ""
+    try:
+        for _ in steps(state, SomeIgnored(), optim, training, seed=0, world=world):
+            pass
+    except NumericsFault as fault:
+        stopped = str(fault)
+    return {"stopped": stopped, "step": state.step, "weights": [p.detach() for p in state.model.parameters()]}
+
+
+def unequal_use(world: World) -> list[Any]:
+    """Gradients after averaging: of a parameter used by both ranks, by rank 0 alone, and by none."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    parameters[0].grad = torch.full((2,), 1.0 + 2 * world.rank)
+    if world.rank == 0:
+        parameters[1].grad = torch.full((2,), 4.0)
+    average_gradients(parameters, world)
+    return [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", rendezvous, timedelta(seconds=60), world_size=2, rank=rank)
+    world = World(rank, 2)
+    result = {"trained": trained(world), "infinite": infinite_on_rank_1(world), "unequal": unequal_use(world)}
+    torch.save(result, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What both ranks found; the only place where processes are started."""
+    folder = tmp_path_factory.mktemp("ranks")
+    context = start_processes(work, args=(str(folder),), nprocs=2, join=False, start_method="spawn")
+    try:
+        for _ in range(2):
+            if context.join(timeout=60):
+                break
+        else:
+            pytest.fail("the ranks did not end in time")
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_ranks_train_as_one_process_does(ranks: list[dict[str, Any]]) -> None:
+    alone = trained(World())
+    for rank in ranks:
+        for name, value in rank["trained"].items():
+            torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-6, msg=name)
+    assert all(torch.equal(ranks[0]["trained"][name], ranks[1]["trained"][name]) for name in alone)
+    start = new_state(OptimConfig()).model.parameters()
+    assert (alone["weights"] - torch.cat([p.detach().flatten() for p in start])).norm() > 0.3
+
+
+def test_an_infinite_gradient_on_one_rank_stops_all_in_the_same_step(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["infinite"]["step"] == 2
+        assert rank["infinite"]["stopped"].startswith("training: step 3: loss")
+    first, second = (rank["infinite"]["weights"] for rank in ranks)
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(first, second, strict=True))
+
+
+def test_unused_parameters_count_as_zero_or_stay_without_gradient(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["unequal"] == [[2.0, 2.0], [2.0, 2.0], None]
+
+
+def test_one_process_needs_no_process_group() -> None:
+    assert not dist.is_initialized()
+    values = torch.tensor([1.0, 2.0])
+    assert World().sum(values) is values
+    assert World().mean(values) is values
+    parameter = nn.Parameter(torch.ones(1))
+    average_gradients([parameter], World())
+    assert parameter.grad is None

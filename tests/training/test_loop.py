@@ -1,0 +1,248 @@
+"""The loop: accumulation, clipping, rates, records, and numbers that are not finite."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2lab.errors import DataFault, EnvironmentFault
+from gpt2lab.optim import OptimConfig
+from gpt2lab.training import Diverged, StepRecord, TrainingConfig, TrainState, World, steps
+from gpt2lab.training.loop import reseed
+
+Fresh = Callable[..., TrainState]
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**({"steps": 6, "batch_tokens": 64, "device": "cpu"} | changes))
+
+
+def run(state: TrainState, batches: Any, optim: OptimConfig, seed: int = 7, **changes: Any) -> list[StepRecord]:
+    return list(steps(state, batches, optim, config(**changes), seed=seed))
+
+
+def weights(state: TrainState) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+
+@contextmanager
+def spoiled(state: TrainState, at_call: int, value: float) -> Iterator[None]:
+    """One gradient of the model becomes `value` in the backward pass of that number."""
+    calls = iter(range(1000))
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gradient, value) if next(calls) == at_call else gradient
+
+    handle = next(state.model.parameters()).register_hook(hook)
+    yield
+    handle.remove()
+
+
+def test_records_count_steps_and_tokens(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    records = run(fresh(optim), batches, optim, log_every_steps=4)
+    assert [r.step for r in records] == [1, 2, 3, 4, 5, 6]
+    assert [r.tokens for r in records] == [64 * step for step in range(1, 7)]
+    assert [r.step for r in records if r.metrics] == [4, 6]  # and the last, whatever its number
+    assert records[3].metrics.keys() == {"train/loss", "train/grad_norm", "train/lr"}
+    seconds = [r.seconds for r in records]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+
+
+def test_time_between_steps_is_not_training_time(
+    fresh: Fresh, batches: Any, optim: OptimConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    class Slow:
+        def at(self, step: int, **where: int) -> Any:
+            clock[0] += 1.0
+            return batches.at(step, **where)
+
+    state = fresh(optim)
+    for _ in steps(state, Slow(), optim, config(steps=3), seed=0):
+        clock[0] += 100.0
+    assert state.seconds == 3.0
+
+
+def test_metrics_are_those_of_the_batch_before_the_update(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    state = fresh(optim)
+    twin = copy.deepcopy(state.model)
+    (record, *_) = run(state, batches, optim)
+    inputs, targets = (torch.from_numpy(x) for x in batches.at(0))
+    loss: torch.Tensor = twin.loss(inputs, targets)  # type: ignore[operator]
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+    assert record.metrics["train/loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert record.metrics["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    assert record.metrics["train/lr"] == pytest.approx(optim.lr / 2)  # first of two steps of warm-up
+
+
+def test_rate_of_every_group_follows_the_schedule(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    state = fresh(optim)
+    state.optimizers[0].param_groups[1]["base_lr"] = 3e-3
+    multiplier = optim.multiplier(6)
+    for record in steps(state, batches, optim, config(), seed=0):
+        first, second = (group["lr"] for group in state.optimizers[0].param_groups)
+        assert first == record.metrics["train/lr"] == optim.lr * multiplier(record.step - 1)
+        assert second == 3e-3 * multiplier(record.step - 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("ignored", [0, 13])
+def test_accumulation_equals_the_large_batch(fresh: Fresh, batches: Any, size: int, ignored: int) -> None:
+    """Also where micro-batches are unequal: 8 sequences by threes, and 13 targets that do not count."""
+    batches.ignore = ignored
+    optim = OptimConfig.model_validate({"lr": 0.1, "warmup_steps": 0, "grad_clip": None, "optimizer": "adamw"})
+    whole, parts = fresh(optim), fresh(optim)
+    for state in (whole, parts):  # plain gradient descent: Adam would amplify rounding of gradients that are zero
+        state.optimizers = [torch.optim.SGD(state.model.parameters(), lr=0.1)]
+        state.optimizers[0].param_groups[0]["base_lr"] = 0.1
+    expected = run(whole, batches, optim)
+    got = run(parts, batches, optim, micro_batch_sequences=size)
+    for a, b in zip(expected, got, strict=True):
+        assert b.metrics["train/loss"] == pytest.approx(a.metrics["train/loss"], abs=1e-6)
+        assert b.metrics["train/grad_norm"] == pytest.approx(a.metrics["train/grad_norm"], abs=1e-5)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=1e-6)
+
+
+def test_a_batch_without_targets_is_no_step(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    batches.ignore = 64
+    state = fresh(optim)
+    with pytest.raises(DataFault, match="step 1: no target"):
+        run(state, batches, optim)
+    assert state.step == 0
+
+
+def test_gradients_are_clipped_to_the_norm(fresh: Fresh, batches: Any) -> None:
+    """With plain gradient descent the update is the clipped gradient times the rate."""
+    for clip, expected in ((0.01, 0.01), (None, None), (1e6, None)):
+        optim = OptimConfig(lr=1.0, warmup_steps=0, grad_clip=clip)
+        state = fresh(optim)
+        state.optimizers = [torch.optim.SGD(state.model.parameters(), lr=1.0)]
+        state.optimizers[0].param_groups[0]["base_lr"] = 1.0
+        before = weights(state)
+        (record,) = run(state, batches, optim, steps=1)
+        moved = (weights(state) - before).norm().item()
+        assert moved == pytest.approx(expected or record.metrics["train/grad_norm"], rel=1e-4)
+        assert record.metrics["train/grad_norm"] > 0.1
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_gradient_that_is_not_finite_stops_in_its_step_with_clean_weights(
+    fresh: Fresh, batches: Any, value: float, clip: float | None
+) -> None:
+    optim = OptimConfig(lr=1e-2, warmup_steps=2, grad_clip=clip)
+    reference, state = fresh(optim), fresh(optim)
+    run(reference, batches, optim, micro_batch_sequences=4)
+    records: list[StepRecord] = []
+    snapshot = weights(state)
+    with spoiled(state, at_call=5, value=value), pytest.raises(Diverged, match="step 3: loss") as caught:  # noqa: PT012
+        for record in steps(state, batches, optim, config(micro_batch_sequences=4), seed=7):
+            records.append(record)
+            snapshot = weights(state)
+    assert caught.value.step == 3
+    assert (caught.value.exit_code, state.step, len(records)) == (5, 2, 2)
+    assert torch.equal(weights(state), snapshot)
+    assert all(p.grad is None for p in state.model.parameters())
+    run(state, batches, optim, micro_batch_sequences=4)  # nothing of the bad step is left: the same end as without it
+    assert torch.equal(weights(state), weights(reference))
+
+
+def test_objective_is_recorded_when_it_is_not_the_loss(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    state = fresh(optim, objective=["cross_entropy", {"name": "z_loss", "weight": "0.1"}])
+    metrics = run(state, batches, optim)[0].metrics
+    assert metrics["train/objective"] > metrics["train/loss"] + 0.1
+
+
+def test_dropout_depends_on_seed_step_and_micro_step_alone(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    def losses(seed: int = 7, **changes: Any) -> list[float]:
+        records = run(fresh(optim, dropout=0.2), batches, optim, seed=seed, **changes)
+        return [r.metrics["train/loss"] for r in records]
+
+    first = losses()
+    torch.rand(3)  # what the rest of the program draws does not matter
+    assert losses() == first
+    assert losses(seed=8) != first
+    assert losses(micro_batch_sequences=4) != first
+
+
+def test_every_micro_step_is_seeded_from_where_it_stands(
+    fresh: Fresh, batches: Any, optim: OptimConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: list[tuple[int, ...]] = []
+    monkeypatch.setattr("gpt2lab.training.loop.reseed", lambda *where: seeded.append(where))
+    same_for_all = SimpleNamespace(at=lambda step, **where: batches.at(step))
+    third = World(rank=2, size=1)  # of size 1, so that nobody waits for the others
+    training = config(micro_batch_sequences=3)
+    list(steps(fresh(optim), same_for_all, optim, training, seed=7, world=third, stop_at=2))
+    assert seeded == [(7, step, micro, 2) for step in (0, 1) for micro in (0, 1, 2)]
+    monkeypatch.undo()
+    draws = set()
+    for where in [(7, 1, 0, 0), (7, 0, 1, 0), (7, 0, 0, 1), (8, 0, 0, 0), (7, 0, 0, 0), (71, 0, 0, 0), (7, 10, 0, 0)]:
+        reseed(*where)
+        draws.add(torch.rand(1).item())
+    assert len(draws) == 7
+
+
+def test_stopping_and_going_on_changes_nothing(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    whole, halves = fresh(optim, dropout=0.1), fresh(optim, dropout=0.1)
+    run(whole, batches, optim)
+    first = list(steps(halves, batches, optim, config(), seed=7, stop_at=2))
+    rest = list(steps(halves, batches, optim, config(), seed=7, stop_at=100))
+    assert [r.step for r in first + rest] == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(weights(whole), weights(halves))
+
+
+def test_one_batch_is_learnt_by_heart(fresh: Fresh, batches: Any) -> None:
+    class SameBatch:
+        def at(self, step: int, *, rank: int, world: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+            inputs, targets = batches.at(0)
+            return inputs[:2], targets[:2]
+
+    optim = OptimConfig.model_validate({"lr": 1e-2, "warmup_steps": 5, "schedule": "constant"})
+    records = run(fresh(optim), SameBatch(), optim, steps=150)
+    assert records[0].metrics["train/loss"] > 3.0
+    assert records[-1].metrics["train/loss"] < 0.05
+
+
+def test_running_out_of_memory_names_phase_batch_and_smaller_setting(
+    fresh: Fresh, batches: Any, optim: OptimConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = fresh(optim)
+
+    def fail(error: Exception) -> None:
+        def objective(*_: torch.Tensor) -> None:
+            raise error
+
+        monkeypatch.setattr(state.model, "objective", objective)
+
+    fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    with pytest.raises(EnvironmentFault) as caught:
+        run(state, batches, optim, micro_batch_sequences=4)
+    text = caught.value.render()
+    assert "training, step 1: out of memory with 4 sequences of 8 tokens" in text
+    assert "--set training.micro_batch_sequences=2" in text
+    fail(RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"))
+    with pytest.raises(EnvironmentFault, match="out of memory"):
+        run(state, batches, optim)
+    fail(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(state, batches, optim)
+
+
+def test_batch_must_be_whole_sequences_on_every_rank() -> None:
+    assert config(batch_tokens=1024).problems(block_size=128, world_size=4) == []
+    (problem,) = config(batch_tokens=1000).problems(block_size=128)
+    assert (problem.where, "nearest is 1024" in problem.what) == ("training.batch_tokens", True)
+    assert config(batch_tokens=1024).problems(block_size=128, world_size=3)
