@@ -11,6 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
+def printable(text: str) -> str:
+    """`text` as one line that a terminal shows as it is: what a user wrote may hold line breaks or control codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong: `where` (file, line and key, as far as known) and `what`."""
@@ -19,7 +24,7 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        return printable(f"{self.where}: {self.what}" if self.where else self.what)
 
 
 class Gpt2labError(Exception):
@@ -36,7 +41,7 @@ class Gpt2labError(Exception):
     def render(self) -> str:
         """The text for a terminal: one line per problem, then the hint."""
         lines = [f"gpt2lab: error [{self.code}] {problem}" for problem in self.problems]
-        return "\n".join([*lines, f"try: {self.hint}"] if self.hint else lines)
+        return "\n".join([*lines, f"try: {printable(self.hint)}"] if self.hint else lines)
 
 
 class ConfigError(Gpt2labError):
@@ -80,16 +85,53 @@ class Preempted(Gpt2labError):
     exit_code = 75
 
 
+LONGEST_NAME = 64  # longer ones are no typos, and comparing them would take long
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was most likely meant to be, or None when nothing is close."""
+    """The known name that `name` was most likely meant to be, or None when nothing is close.
+
+    Few edits decide; where there are many, the share of common parts does (`warmup` means `warmup_steps`).
+    """
+    if len(name) > LONGEST_NAME:
+        return None
+    written = name.casefold()
     by_folded = {k.casefold(): k for k in known}
-    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
+    allowed = max(1, len(written) // 4)
+    close = {k: edits(written, k) for k in by_folded if abs(len(k) - len(written)) <= allowed}
+    few = [k for k, count in close.items() if count <= allowed and count < len(k)]
+    if few:
+        likeness = difflib.SequenceMatcher(b=written)
+
+        def order(folded: str) -> tuple[int, float]:
+            likeness.set_seq1(folded)
+            return close[folded], -likeness.ratio()
+
+        return by_folded[min(few, key=order)]
+    found = difflib.get_close_matches(written, by_folded, n=1, cutoff=0.5)
     return by_folded[found[0]] if found else None
+
+
+def edits(a: str, b: str) -> int:
+    """How many insertions, deletions, replacements and swaps of neighbours turn `a` into `b`; no part is edited twice.
+
+    Optimal string alignment: Damerau, Communications of the ACM 7 (1964), computed row by row.
+    """
+    before, row = list(range(len(b) + 1)), list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        earlier, before, row = before, row, [i]
+        for j, right in enumerate(b, 1):
+            cheapest = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (left != right))
+            if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
+                cheapest = min(cheapest, earlier[j - 2] + 1)
+            row.append(cheapest)
+    return row[-1]
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist, with the nearest one and the whole list."""
-    known = sorted(known)
-    guess = nearest(str(name), known)
+    known, written = sorted(known), str(name)
+    guess = nearest(written, known)
     meant = f"; did you mean '{guess}'?" if guess else ""
-    return f"unknown {kind} '{name}'{meant} (known: {', '.join(known) or 'none'})"
+    written = written if len(written) <= LONGEST_NAME else written[:LONGEST_NAME] + "..."
+    return f"unknown {kind} '{written}'{meant} (known: {', '.join(known) or 'none'})"

@@ -18,6 +18,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -74,7 +75,7 @@ class Component:
     check: Check | None
     examples: tuple[Mapping[str, Any], ...] = ()
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The options: keyword-only parameters, with annotations resolved to types."""
         hints = typing.get_type_hints(_callable(self.factory), include_extras=True)

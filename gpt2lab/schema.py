@@ -9,12 +9,14 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 ABSENT = ("null", "~", "")
+MOST_DIGITS = 18  # more would not survive arithmetic with floats
 
 
 class Settings(BaseModel):
@@ -31,29 +33,78 @@ class Settings(BaseModel):
 
 
 def plain(value: object, annotation: Any) -> object:
-    """`value` ready for conversion to `annotation`: written-out nulls become None, booleans are refused for numbers."""
+    """`value` ready for conversion to `annotation`: written-out nulls become None; for numbers, booleans and endless
+    digits are refused."""
     allowed = _members(annotation)
     if value is None or (isinstance(value, str) and value in ABSENT and str not in allowed):
         if type(None) in allowed:
             return None
     if isinstance(value, bool) and bool not in allowed and allowed & {int, float}:
         raise PydanticCustomError("bool_for_number", "a number is expected, not a boolean")
+    if isinstance(value, str) and len(value) > MOST_DIGITS and int in allowed and not allowed & {str, float}:
+        raise PydanticCustomError("int_parsing_size", "it has too many digits")
     return value
 
 
 def convert(value: object, annotation: Any) -> Any:
     """`value` as `annotation`; raises ValueError with a sentence that shows the value as written."""
     try:
-        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(plain(value, annotation))
+        return _adapter(annotation).validate_python(plain(value, annotation))
     except (ValidationError, PydanticCustomError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.message()
-        raise ValueError(f"{shown(value)} does not fit: {lowered(reason)}") from None
+        why = reason(error.errors()[0]) if isinstance(error, ValidationError) else lowered(error.message())
+        raise ValueError(f"{shown(value)} does not fit: {why}") from None
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return _kept_adapter(annotation)
+    except TypeError:  # an annotation that cannot be hashed
+        return _kept_adapter.__wrapped__(annotation)
+
+
+@lru_cache(maxsize=256)
+def _kept_adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Building one takes a hundred times as long as using it."""
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
 def shown(value: object) -> str:
     """A value as a user would recognise it, cut to one readable line."""
     text = f"'{value}'" if isinstance(value, str) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+REASONS = {
+    "int": "a whole number is expected",
+    "int_parsing_size": "it has too many digits",
+    "float": "a number is expected",
+    "finite": "a finite number is expected",
+    "bool": "true or false is expected",
+    "bool_for_number": "a number is expected, not a boolean",
+    "string": "text is expected",
+    "list": "a list is expected, such as [a, b]",
+    "tuple": "a list is expected, such as [a, b]",
+    "dict": "keys with values are expected, such as {{key: value}}",
+    "model": "keys with values are expected, such as {{key: value}}",
+    "greater_than": "it must be greater than {gt:g}",
+    "greater_than_equal": "it must be at least {ge:g}",
+    "less_than": "it must be less than {lt:g}",
+    "less_than_equal": "it must be at most {le:g}",
+    "literal": "{expected} is expected",
+    "value": "{error}",
+    "missing": "a value is missing",
+    "too_long": "at most {max_length} values are expected",
+    "too_short": "at least {min_length} values are expected",
+}
+"""Kinds of pydantic's errors in our words. The longest kind that begins an error's type counts."""
+
+
+def reason(error: Any) -> str:
+    """Why pydantic refused a value (one item of `ValidationError.errors()`), in words that need no Python."""
+    kinds = [kind for kind in REASONS if error["type"] == kind or error["type"].startswith(f"{kind}_")]
+    if not kinds:
+        return lowered(error["msg"])
+    return REASONS[max(kinds, key=len)].format(**error.get("ctx", {}))
 
 
 def lowered(sentence: str) -> str:

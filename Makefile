@@ -1,0 +1,43 @@
+# gpt2lab: every target makes the environment that it needs in .venv, once.
+#
+#   make quickstart   install, fetch Shakespeare, run the posenc ablation at nano scale, write its report
+#   make test         the test suite (about 2 minutes on 2 cores)
+#   make check        format, lint, types, every shipped YAML
+#   make clean        remove the environment and caches; runs, reports and data stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+
+.PHONY: quickstart test check clean
+
+quickstart: .venv/.installed
+	$(BIN)/gpt2lab run ablations/posenc.yaml --scale nano --arms learned,rotary,none
+
+# one thread per process: several on shared cores are ten times slower
+test: .venv/.installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	for file in ablations/*.yaml; do $(BIN)/gpt2lab check $$file && $(BIN)/gpt2lab check $$file --scale nano || exit; done
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpt2lab needs Python 3.11 or newer; try: make PYTHON=python3.12 quickstart")'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/pip pyproject.toml constraints.txt
+	@echo "installing gpt2lab and what it needs into .venv (about 2 GB, some minutes)"
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) --editable '.[test,check]'
+	@touch $@

@@ -1,0 +1,155 @@
+"""`compare`: a table of final values in, a verdict in words for every contrast out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from gpt2lab.analysis.judging import judge
+from gpt2lab.analysis.table import Source, Value, read
+from gpt2lab.analysis.verdicts import Arm, Contrast, Noise, Terms, as_json
+from gpt2lab.errors import ConfigError, Problem, unknown
+
+MARGIN = 0.05
+"""A run that ends less than this below the unigram cross-entropy, in nats, has learned nothing: it failed."""
+
+SHARED_RATE = "at the shared rate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """The judged contrasts of one study; `str()` gives one line for each."""
+
+    contrasts: tuple[Contrast, ...]
+    arms: tuple[Arm, ...]
+    baseline: str
+    smallest_effect: float
+    alpha: float
+    unit: str
+    metric: str | None
+    scope: tuple[str, ...]
+    """where it holds: size, tokens, data, optimizer; whether all arms shared one rate"""
+    caveat: str | None
+
+    def __str__(self) -> str:
+        if not self.contrasts:
+            return f"no contrast: the table holds no arm beside '{self.baseline}'"
+        return "\n".join(f"{c.arm} against {c.against}: {c.verdict}" for c in self.contrasts)
+
+    def table(self) -> pd.DataFrame:
+        """One row per contrast: every number, the word, and the p value of each sensitivity estimator."""
+        rows = []
+        for contrast in self.contrasts:
+            row = asdict(contrast)
+            others = row.pop("sensitivity")
+            row["notes"] = "; ".join(row["notes"])
+            rows.append(
+                row | {f"p_{n}": others.get(n, {}).get("p", math.nan) for n in ("paired", "blocked", "permutation")}
+            )
+        return pd.DataFrame(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps(..., allow_nan=False)`; numbers that are not finite are null."""
+        arms = [asdict(arm) | {"n": arm.n, "mean": arm.mean, "sd": arm.sd} for arm in self.arms]
+        own = ("baseline", "smallest_effect", "alpha", "unit", "metric", "scope", "caveat")
+        record = {name: getattr(self, name) for name in own}
+        plain: dict[str, Any] = as_json(record | {"arms": arms, "contrasts": [asdict(c) for c in self.contrasts]})
+        return plain
+
+
+def compare(
+    frame: Source,
+    *,
+    baseline: str,
+    smallest_effect: float,
+    alpha: float = 0.05,
+    metric: str | None = None,
+    contrasts: Sequence[Sequence[str]] | None = None,
+    unigram: float | None = None,
+    noise: Noise | None = None,
+    exploratory: Mapping[str, str] | None = None,
+    not_comparable: Mapping[str, str] | None = None,
+    screen: bool = False,
+    scope: str = "",
+    at_shared_rate: bool = False,
+    caveat: str | None = None,
+    unit: str | None = None,
+) -> Verdicts:
+    """Judge every arm against the baseline (or the declared `contrasts`), as one family. Lower is better.
+
+    frame:           DataFrame, CSV file or list of rows with the columns arm, seed (or run) and value (or `metric`);
+                     a blank value is a run without a result, NaN or infinity a failed one.
+    smallest_effect: X, the smallest difference that matters, in the metric's unit; declared before looking.
+    contrasts:       pairs (arm, against) declared before looking; the family that Holm's adjustment covers.
+    unigram:         cross-entropy in nats that letter frequencies alone reach: a run not at least 0.05 below it failed.
+    noise:           repeats of the baseline, to borrow from when an arm has one or two seeds, and to plan by.
+    exploratory, not_comparable: arm -> why its contrasts may claim nothing, or cannot be compared.
+    screen:          the whole study is a screen; nothing in it is a finding.
+    scope, at_shared_rate, caveat: what each sentence ends with.
+    unit:            of the metric; nats unless the metric is called bits_per_byte.
+    Raises ConfigError for a table or arguments that cannot mean anything.
+    """
+    _check(smallest_effect, alpha)
+    table, named = read(frame, metric)
+    if baseline not in table:
+        raise ConfigError(unknown("baseline", baseline, table), hint=f"baseline={next(iter(table))!r}")
+    arms = {name: _arm(name, runs, unigram) for name, runs in table.items()}
+    pairs = [(name, baseline) for name in table if name != baseline] if contrasts is None else _pairs(contrasts)
+    for name in {name for pair in pairs for name in pair} - arms.keys():
+        arms[name] = Arm(name=name, values={})  # declared, but not one row yet
+    where = tuple(filter(None, [scope.strip().rstrip(";."), SHARED_RATE if at_shared_rate else ""]))
+    caveat = (caveat or "").strip() or None
+    terms = Terms(
+        smallest_effect=smallest_effect,
+        alpha=alpha,
+        unit=unit or ("bits per byte" if "bits_per_byte" in (named or "") else "nats"),
+        noise=noise,
+        exploratory=exploratory or {},
+        not_comparable=not_comparable or {},
+        screen=screen,
+        scope=(*where, *([caveat] if caveat else [])),
+    )
+    return Verdicts(
+        contrasts=judge(arms, pairs, terms),
+        arms=tuple(arms.values()),
+        baseline=baseline,
+        smallest_effect=smallest_effect,
+        alpha=alpha,
+        unit=terms.unit,
+        metric=named,
+        scope=where,
+        caveat=caveat,
+    )
+
+
+def _check(smallest_effect: float, alpha: float) -> None:
+    problems = []
+    if not (math.isfinite(smallest_effect) and smallest_effect > 0):
+        problems.append(Problem("smallest_effect", f"a positive difference is expected, not {smallest_effect}"))
+    if not 0 < alpha < 0.5:
+        problems.append(Problem("alpha", f"a level between 0 and 0.5 is expected, not {alpha}"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _arm(name: str, runs: Mapping[str, Value], unigram: float | None) -> Arm:
+    """Sort an arm's runs into values, failures and runs without a value."""
+    ceiling = math.inf if unigram is None else unigram - MARGIN
+    present = {seed: value for seed, value in runs.items() if value is not None}
+    good = {seed: value for seed, value in present.items() if math.isfinite(value) and value < ceiling}
+    return Arm(name=name, values=good, failed=len(present) - len(good), missing=len(runs) - len(present))
+
+
+def _pairs(contrasts: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for contrast in contrasts:
+        if isinstance(contrast, str) or len(contrast) != 2 or contrast[0] == contrast[1]:
+            raise ConfigError(f"a contrast is a pair of two arms, not {contrast!r}", where="contrasts")
+        if {contrast[0], contrast[1]} in [set(pair) for pair in pairs]:
+            raise ConfigError(f"{contrast[0]} and {contrast[1]} are compared twice", where="contrasts")
+        pairs.append((contrast[0], contrast[1]))
+    return pairs

@@ -1,0 +1,226 @@
+"""From numbers to words: the only words that a comparison may carry, and when.
+
+Precedence: not comparable > unstable > exploratory > better / worse > no difference larger than X > inconclusive.
+One or two seeds never yield plain better or worse: with the noise of at least ten baseline repeats they are "likely
+better" or "likely worse", without it exploratory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gpt2lab.analysis import words
+from gpt2lab.analysis.statistics import Family, adjust, no_spread, welch
+
+FEWEST = 3
+"""Seeds per arm from which on an arm's own noise can be judged by."""
+
+FEWEST_LENT = 10
+"""Baseline repeats that a borrowed noise floor must rest on."""
+
+MOST_FAILED = 0.25
+"""Share of failed seeds up to which the survivors are still judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """A noise floor: the sd of `runs` repeats of the baseline on one scale and software stack."""
+
+    sd: float
+    df: float
+    runs: int
+    scale: str
+    stack: str
+
+    @property
+    def lends(self) -> bool:
+        """Whether it rests on enough repeats to stand in for an arm's own noise."""
+        return self.runs >= FEWEST_LENT and self.sd > 0 and self.df > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One arm's final values, by seed. Failed runs are counted, never averaged; missing ones have no value yet."""
+
+    name: str
+    values: Mapping[str, float]
+    failed: int = 0
+    missing: int = 0
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def array(self) -> NDArray[np.float64]:
+        return np.array(list(self.values.values()), dtype=np.float64)
+
+    @property
+    def mean(self) -> float:
+        return float(self.array.mean()) if self.n else math.nan
+
+    @property
+    def sd(self) -> float:
+        if self.n < 2:
+            return math.nan
+        return 0.0 if no_spread(self.array) else float(self.array.std(ddof=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What was declared before looking: see `compare`, whose arguments these are."""
+
+    smallest_effect: float
+    alpha: float = 0.05
+    unit: str = "nats"
+    noise: Noise | None = None
+    exploratory: Mapping[str, str] = field(default_factory=dict)
+    not_comparable: Mapping[str, str] = field(default_factory=dict)
+    screen: bool = False
+    scope: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One arm against another, in numbers and words. Numbers that cannot be had are NaN."""
+
+    arm: str
+    against: str
+    n_arm: int
+    n_against: int
+    mean_arm: float
+    mean_against: float
+    sd_arm: float
+    sd_against: float
+    failed_arm: int
+    failed_against: int
+    difference: float
+    """arm minus against, over the runs that did not fail; lower is better"""
+    low: float
+    high: float
+    """adjusted for the family"""
+    raw_low: float
+    raw_high: float
+    p: float
+    p_holm: float
+    p_equivalence_holm: float
+    detectable: float
+    """true difference that this many seeds would find with 80 % power, at the family's level"""
+    detectable_upper: float
+    """the same with the sd at its upper 80 % limit"""
+    exaggeration: float | None
+    """how many times too large small significant effects are on average, where this is one"""
+    word: str
+    survivors: str | None
+    """the word that holds "conditional on not failing", where at most a quarter of the seeds failed"""
+    reason: str | None
+    """why the contrast is not comparable, unstable or exploratory"""
+    verdict: str
+    """the whole sentence, with its scope"""
+    notes: tuple[str, ...]
+    sensitivity: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a pair of arms may claim, before any p value is looked at; reasons are "" where they do not apply."""
+
+    not_comparable: str = ""
+    unstable: str = ""
+    where: str = ""
+    conditional: bool = False
+    exploratory: str = ""
+    borrow: bool = False
+    testable: bool = True
+
+
+def decide(
+    difference: ArrayLike, p_holm: ArrayLike, p_equivalence_holm: ArrayLike, *, alpha: float = 0.05
+) -> NDArray[np.str_]:
+    """better, worse, either with " (smaller)", no difference, inconclusive; "" without a p.  (...) -> (...)"""
+    difference, p_holm, p_same = (np.asarray(x, dtype=np.float64) for x in (difference, p_holm, p_equivalence_holm))
+    sure, same = p_holm < alpha, p_same < alpha
+    return np.select(
+        [np.isnan(p_holm), sure & same & (difference < 0), sure & same, sure & (difference < 0), sure, same],
+        ["", "better (smaller)", "worse (smaller)", "better", "worse", "no difference"],
+        default="inconclusive",
+    )
+
+
+def findings(
+    baseline: ArrayLike, arms: Sequence[ArrayLike], *, smallest_effect: float, alpha: float = 0.05
+) -> tuple[Family, NDArray[np.str_]]:
+    """Any number of studies at once: every arm (..., seed) against the baseline (..., seed), one family per study.
+
+    -> the family and what `decide` makes of it, both (..., contrast): what `compare` does where no run failed.
+    """
+    tested = [welch(arm, baseline, alpha=alpha, margin=smallest_effect) for arm in arms]
+    family = adjust(tested, alpha=alpha)
+    return family, decide(family.difference, family.p_holm, family.p_equivalence_holm, alpha=alpha)
+
+
+def standing(arm: Arm, against: Arm, terms: Terms) -> Standing:
+    barred = _reason(arm, against, terms.not_comparable)
+    unstable, where, conditional = _failures(arm, against)
+    few = min(arm.n, against.n) < FEWEST
+    noise = terms.noise
+    lent = noise is not None and noise.lends
+    borrow = few and lent and min(arm.n, against.n) > 0
+    still = not few and bool(no_spread(arm.array) and no_spread(against.array))
+    return Standing(
+        not_comparable=barred,
+        unstable=unstable,
+        where=where,
+        conditional=conditional,
+        exploratory=_exploratory(arm, against, terms, few=few, borrow=borrow, still=still),
+        borrow=borrow,
+        testable=not barred and (not unstable or conditional) and (not few or borrow) and not still,
+    )
+
+
+def _failures(arm: Arm, against: Arm) -> tuple[str, str, bool]:
+    """(the word, in which arms, whether so few failed that the survivors may be judged); ("", "", True) for none."""
+    broken = [side for side in (arm, against) if side.failed]
+    if not broken:
+        return "", "", True
+    counts = [f"({side.failed} of {side.failed + side.n} failed)" for side in broken]
+    where = words.listed([broken[0].name, *(f"{counts[1]} in {side.name}" for side in broken[1:])])
+    return f"unstable {counts[0]}", where, all(s.failed <= MOST_FAILED * (s.failed + s.n) for s in broken)
+
+
+def _exploratory(arm: Arm, against: Arm, terms: Terms, *, few: bool, borrow: bool, still: bool) -> str:
+    empty = [side.name for side in (arm, against) if not side.n and not side.failed]
+    if empty:
+        return f"no value for {words.listed(empty)}"
+    if terms.screen:
+        return "a screen, to be confirmed on fresh seeds"
+    declared = _reason(arm, against, terms.exploratory)
+    if declared:
+        return declared
+    waiting = [side for side in (arm, against) if side.missing]
+    if waiting:
+        return words.listed(f"{words.plural(s.missing, 'run')} of {s.name} without a value" for s in waiting)
+    if few and not borrow:
+        poor = terms.noise is not None and not terms.noise.lends
+        lent = f", and the noise floor rests on fewer than {FEWEST_LENT} repeats" if poor else ""
+        return f"fewer than {FEWEST} seeds{lent}"
+    return "no spread between seeds, hence no noise to judge by" if still else ""
+
+
+def _reason(arm: Arm, against: Arm, reasons: Mapping[str, str]) -> str:
+    return "; ".join(dict.fromkeys(reasons[side.name] for side in (arm, against) if reasons.get(side.name)))
+
+
+def as_json(value: Any) -> Any:
+    """Plain data for a JSON file: numbers that are not finite become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,183 @@
+"""Commands that read what runs left: report, compare, runs, show, sync, ui."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpt2lab.cli.run import Json, Out, Runs
+
+Name = Annotated[str, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this file's commands into the application."""
+    for command in (report, compare, runs, show, sync, ui):
+        app.command()(command)
+
+
+def report(
+    name: Name,
+    publish: Annotated[bool, typer.Option("--publish", help="Make the copy that is committed.")] = False,
+    runs: Runs = Path("runs"),
+    out: Out = Path("reports"),
+) -> None:
+    """Write a study's page again, from its runs alone: no torch, no training."""
+    from gpt2lab.display import console_for
+    from gpt2lab.report import terminal_summary, write_report
+
+    page = write_report(name, root=runs, out=out)
+    if publish:
+        target = out / "published" / page.parent.name
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.copytree(page.parent, target)
+        print(f"published: {target}")
+    console_for().print(terminal_summary(name, runs, out))
+
+
+def compare(
+    file: Annotated[Path, typer.Argument(help="A table with columns arm, seed (or run) and value.", metavar="CSV")],
+    baseline: Annotated[str, typer.Option("--baseline", "-b", help="The arm that others are judged against.")],
+    smallest_effect: Annotated[
+        float, typer.Option("--smallest-effect", "-x", help="Smallest difference that matters.")
+    ],
+    metric: Annotated[str | None, typer.Option("--metric", help="Name of the value column.")] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Rate of false positives for the whole family.")] = 0.05,
+    json_: Json = False,
+) -> None:
+    """Judge results trained anywhere: one verdict per arm of a CSV file. Lower values are better."""
+    from gpt2lab.analysis import compare as judge
+
+    verdicts = judge(file, baseline=baseline, smallest_effect=smallest_effect, alpha=alpha, metric=metric)
+    print(json.dumps(verdicts.to_json(), indent=1) if json_ else verdicts)
+
+
+def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
+    """List the studies and runs of the store."""
+    from gpt2lab.store import Store
+
+    store = Store(runs)
+    owners: dict[str, list[str]] = {}
+    for name in store.studies():
+        for arm, one in store.study(name)["arms"].items():
+            for seed, run_id in one["runs"].items():
+                owners.setdefault(run_id, []).append(f"{name} {arm} seed {seed}")
+    rows = [run_row(folder, owners.get(folder.id, [])) for folder in store.runs()]
+    if json_:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
+        print(f"{row['id']}  {row['status']:<9} step {row['step']:>6}  val {loss:<8} {'; '.join(row['studies'])}")
+    print(f"{len(rows)} runs, {len(store.studies())} studies in {runs}")
+
+
+def run_row(folder: Any, studies: list[str]) -> dict[str, Any]:
+    """One run in short."""
+    rows = folder.rows()
+    losses = [row["metrics"]["val/loss"] for row in rows if "val/loss" in row["metrics"]]
+    return {
+        "id": folder.id,
+        "status": folder.status(),
+        "step": rows[-1]["step"] if rows else 0,
+        "val_loss": losses[-1] if losses else None,
+        "studies": studies,
+    }
+
+
+def show(run_id: Annotated[str, typer.Argument(metavar="RUN")], runs: Runs = Path("runs")) -> None:
+    """Everything that is known of one run: identity, config, result or failure, evaluations."""
+    from gpt2lab.errors import ConfigError, unknown
+    from gpt2lab.store import Store
+
+    store = Store(runs)
+    known = [folder.id for folder in store.runs()]
+    matches = [name for name in known if name.startswith(run_id)]
+    if len(matches) != 1:
+        what = f"'{run_id}' begins {len(matches)} run ids" if matches else unknown("run", run_id, known[:20])
+        raise ConfigError(what, hint="gpt2lab runs")
+    folder = store.run(matches[0])
+    evaluations = sorted((folder.path / "evaluations").glob("*.json"))
+    print(f"# {folder.path}: {folder.status()}\n{folder.config() or ''}")
+    record: dict[str, Any] = {"run": folder.identity(), "result": folder.result(), "failure": folder.failure()}
+    record["evaluations"] = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
+    json.dump(record, sys.stdout, indent=1)
+    print()
+
+
+def sync(
+    name: Annotated[str | None, typer.Argument(help="A study; all of them unless given.", metavar="[NAME]")] = None,
+    runs: Runs = Path("runs"),
+    out: Out = Path("reports"),
+) -> None:
+    """Bring MLflow up to date with the store: what a dead server or a kill kept from it."""
+    from gpt2lab.store import Store
+    from gpt2lab.tracking.addresses import default_uri
+    from gpt2lab.tracking.follower import sync as bring_up_to_date
+    from gpt2lab.tracking.mlflow import MlflowSink
+
+    store = Store(runs)
+    for study in [store.study(name)] if name else map(store.study, store.studies()):
+
+        def sink(study: dict[str, Any] = study) -> MlflowSink:
+            return MlflowSink(default_uri(store.root), study["ablation"], store.root / "artifacts")
+
+        sent = bring_up_to_date(store, study, sink, print)
+        if (out / study["name"]).is_dir():
+            sink().log_report(study, out / study["name"])
+        print(f"{study['name']}: {sent} rows sent")
+
+
+def ui(
+    port: Annotated[int, typer.Option("--port", "-p", help="Port of the MLflow UI.")] = 5000,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; leave it unless you know why.")
+    ] = "127.0.0.1",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Open the MLflow UI on this machine and print the links that compare each study's runs."""
+    import socket
+
+    from gpt2lab.errors import EnvironmentFault
+    from gpt2lab.store import Store
+    from gpt2lab.tracking.addresses import default_uri, runs_link
+    from gpt2lab.tracking.follower import links
+
+    store = Store(runs)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{error.strerror}", where=f"{host}:{port}", hint=f"gpt2lab ui --port {port + 1}"
+            ) from None
+    if host != "127.0.0.1":
+        print(f"warning: MLflow has no password; everybody who reaches {host}:{port} can read and delete runs")
+    address = f"http://{host}:{port}"
+    print(f"MLflow: {address}  (Ctrl-C ends it)")
+    for name in store.studies():
+        found = links(store, name)
+        if found and found["parent_run_id"]:
+            print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
+    sys.stdout.flush()
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven workers that nothing here needs
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    where = [
+        "--backend-store-uri",
+        default_uri(store.root),
+        "--artifacts-destination",
+        str(store.root.resolve() / "artifacts"),
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
+    os.execve(command[0], command, environment)

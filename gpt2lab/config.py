@@ -1,0 +1,218 @@
+"""YAML and overrides become one frozen, typed `Config`; everything that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator
+
+from gpt2lab.clashes import clashes
+from gpt2lab.data.shards import DataConfig
+from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
+from gpt2lab.evaluation.validation import EvaluationConfig
+from gpt2lab.fitting import Complaint, check, refusal
+from gpt2lab.layers import lay
+from gpt2lab.model import ModelConfig
+from gpt2lab.optim.groups import OptimConfig
+from gpt2lab.reading import MAX_VALUES, Place, Source, read_file, read_mapping, read_override
+from gpt2lab.registry import Choice, load_entry_points, load_plugin
+from gpt2lab.schema import ABSENT, Settings
+from gpt2lab.training.loop import TrainingConfig
+
+PRESETS = Path(__file__).parent / "presets"
+ALIASES = {
+    "gpt2": "gpt2-124m",
+    "gpt2-small": "gpt2-124m",
+    "gpt2-medium": "gpt2-355m",
+    "gpt2-large": "gpt2-774m",
+    "gpt2-xl": "gpt2-1558m",
+}
+
+
+class ScaleConfig(Settings):
+    """What results at this scale may be used for."""
+
+    smallest_effect: float = Field(0.005, gt=0)
+    """Smallest difference in validation loss, in nats, that is of interest at this scale."""
+    caveat: str | None = None
+    """What every report at this scale must say; null says nothing."""
+
+    @field_validator("caveat", mode="before")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        return None if value in ABSENT else value
+
+
+class Config(Settings):
+    """Everything about one training; the defaults are the GPT-2 124M recipe."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+    seed: int = Field(0, ge=0)
+    """Sets initial weights, data order and dropout together."""
+    repeat: int = Field(0, ge=0)
+    """Tells repeats with one seed apart."""
+
+    def tree(self) -> dict[str, Any]:
+        """Plain mappings, lists and scalars, choices written short; reading it back gives an equal config."""
+        tree: dict[str, Any] = _written(self)
+        return tree
+
+    def to_yaml(self) -> str:
+        """`tree` as YAML."""
+        return yaml.dump(self.tree(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+    def with_changes(self, changes: Mapping[str, Any], source: str = "change") -> Config:
+        """This config with changes by dotted key; `source` says in errors where they came from."""
+        place = Place(f"{source} ")
+        written = [(key, Source(value, {(): place})) for key, value in changes.items()]
+        return resolve(lay(Source(self.tree(), {}), written))
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str | Path] = ()) -> Config:
+    """The preset `name`, or the YAML file there, with overrides (`model.n_layer=6`) over it.
+
+    plugins: Python files that register components. Raises ConfigError with everything that is wrong.
+    """
+    fill_slots(plugins)
+    return resolve(lay(preset_source(name), read_overrides(overrides)))
+
+
+def config_from_text(text: str, file: str = "config.yaml") -> Config:
+    """What `Config.to_yaml` wrote. Components of plug-ins must be loaded before."""
+    fill_slots()
+    return resolve(read_mapping(text, file, max_values=10 * MAX_VALUES))
+
+
+def resolve(source: Source) -> Config:
+    """A whole tree as a config. Raises one ConfigError with every value and every combination that does not fit."""
+    config, complaints = examine(source)
+    if config is None or complaints:
+        raise refusal(source, complaints)
+    return config
+
+
+def examine(source: Source) -> tuple[Config | None, list[Complaint]]:
+    """A config and all that is wrong with it; combinations that involve a value which is wrong itself are left out."""
+    config, complaints = check(Config, source)
+    if config is None:
+        return None, complaints
+    wrong = {key[:2] for complaint in complaints for key in complaint.keys}
+    together = [c for c in clashes(config) if not wrong & set(c.keys)]
+    return config, [*complaints, *together]
+
+
+def fill_slots(plugins: Sequence[str | Path] = ()) -> None:
+    """Register what installed packages and plug-in files offer; our own components came with the imports above."""
+    _load_installed()
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
+@cache
+def _load_installed() -> None:
+    """Once per process: looking through installed packages takes a while."""
+    load_entry_points()
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def preset_name(name: str | Path) -> str:
+    """The name by which results of this preset or file are kept: aliases resolved, a file's name without its folder."""
+    text = str(name)
+    return ALIASES.get(text, text if text in preset_names() else Path(text).stem)
+
+
+def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str, ...] = ()) -> Source:
+    """A preset's or file's tree over those that it extends. A file is looked for in the folder `beside`, if given.
+
+    Raises ConfigError.
+    """
+    text = str(name)
+    preset = ALIASES.get(text, text)
+    if preset in preset_names():
+        path, file = PRESETS / f"{preset}.yaml", f"gpt2lab/presets/{preset}.yaml"
+    elif _is_path(text):
+        path = (beside or Path()) / text
+        file = str(path)
+    else:
+        known = [*preset_names(), *ALIASES]
+        raise ConfigError(unknown("preset", text, known), hint="a name from this list, or a file such as ./mine.yaml")
+    identity = str(path.absolute())
+    if identity in seen:
+        raise ConfigError("extends itself", where=file)
+    source = read_file(path)
+    if file != str(path):
+        source = _named(source, file)
+    base = source.tree.pop("extends", None)
+    if base is None:
+        return source
+    below = _extended(source, base, path.parent, (*seen, identity))
+    return lay(below, [(key, source.part((key,))) for key in source.tree])
+
+
+def _extended(source: Source, base: object, folder: Path, seen: tuple[str, ...]) -> Source:
+    """What `source` extends; problems with finding it are told at its line."""
+    where = source.place(("extends",)).prefix + "extends"
+    if not isinstance(base, str):
+        raise ConfigError("the name of a preset or file is expected", where=where)
+    try:
+        return preset_source(base, folder, seen)
+    except Gpt2labError as error:
+        if error.problems[0].where:
+            raise
+        raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
+
+
+def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Source]]:
+    """`key=value` strings as changes. Raises one ConfigError with all that cannot be read."""
+    changes: list[tuple[str, Source]] = []
+    problems: list[Problem] = []
+    for index, override in enumerate(overrides):
+        try:
+            changes.append(read_override(override, index))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return changes
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text or os.path.isfile(text)
+
+
+def _named(source: Source, file: str) -> Source:
+    """The same under another file name: a preset is not told by where Python keeps it."""
+    places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
+    return Source(source.tree, places, file)
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return {name: _written(inner) for name, inner in value}
+    if isinstance(value, Choice):
+        return value.written()
+    if isinstance(value, tuple):
+        items = [_written(item) for item in value]
+        return items[0] if len(items) == 1 and isinstance(value[0], Choice) else items
+    return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what our reader reads: no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

@@ -1,0 +1,130 @@
+"""Write the report of a study: one self-contained HTML page, its Markdown twin, the figures and the numbers.
+
+Everything is rendered before the first file is written, and every file replaces its old one in a single step, so a
+report that cannot be made leaves the previous one as it was.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from gpt2lab.analysis import Verdicts
+from gpt2lab.errors import DataFault
+from gpt2lab.report import tables, text
+from gpt2lab.report.content import Page, build
+from gpt2lab.report.pictures import draw
+from gpt2lab.report.results import Study, StudyRun, cleaned, collect, judge_runs
+from gpt2lab.store import Store, write_atomically
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(name: str, *, root: str | Path = "runs", out: str | Path = "reports") -> Path:
+    """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json; returns index.html.
+
+    The study may be incomplete; the page then says what is missing. Raises ConfigError for an unknown study, DataFault
+    for a damaged record, EnvironmentFault when the folder cannot be written (the old report stays).
+    """
+    study, runs, store = _read(name, root)
+    verdicts = judge_runs(study, runs)
+    page = build(study, runs, verdicts, draw(study, runs, verdicts, store))
+    files = {f"figures/{figure.name}.svg": figure.alone for figure in page.figures}
+    files |= {
+        "report.md": render_markdown(page),
+        "results.csv": _csv(runs),
+        "verdicts.json": _json(study, runs, verdicts),
+        "index.html": render_html(page),
+    }
+    folder = Path(out) / str(study["name"])
+    for file, content in files.items():
+        write_atomically(folder / file, content)
+    for stale in set((folder / "figures").glob("*.svg")) - {folder / file for file in files}:
+        stale.unlink()
+    return folder / "index.html"
+
+
+def terminal_summary(name: str, root: str | Path = "runs", out: str | Path = "reports") -> Group:
+    """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
+    study, runs, _ = _read(name, root)
+    verdicts = judge_runs(study, runs)
+    arms = tables.summaries(study, runs, verdicts)
+    table = tables.verdict_table(study, arms, verdicts)
+    shown = RichTable(title=Text(study["question"]), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in table.columns:
+        shown.add_column(column.title, justify="right" if column.kind == "number" else "left")
+    for row in table.rows:
+        cells = [Text(" ".join(filter(None, (cell.text, cell.detail)))) for cell in row.cells[1:]]
+        shown.add_row(Text(row.cells[0].text, style="bold"), *cells)
+    missing = sum(run.value is None for run in runs)
+    lines = [Text(f"{text.plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
+    page = Path(out) / study["name"] / "index.html"
+    where = Text(f"report: {page}" if page.exists() else f"report: gpt2lab report {study['name']}")
+    return Group(shown, *lines, where)
+
+
+def _read(name: str, root: str | Path) -> tuple[Study, list[StudyRun], Store]:
+    store = Store(root)
+    study = cleaned(store.study(name))
+    if study.get("name") not in store.studies():  # it becomes a folder's name
+        raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
+    return study, collect(study, store), store
+
+
+def render_html(page: Page) -> str:
+    """The page as one file that loads nothing and runs nothing."""
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    environment = _environment(autoescape=True)
+    environment.filters["drawing"] = Markup  # our own SVG, in which ElementTree has escaped every name
+    return environment.get_template("report.html.j2").render(page=page, css=Markup(css), policy=policy)
+
+
+def render_markdown(page: Page) -> str:
+    """The same content in Markdown."""
+    environment = _environment(autoescape=False)
+    environment.filters |= {"md": text.markdown, "fenced": text.fenced}
+    return environment.get_template("report.md.j2").render(page=page)
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=autoescape, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+
+
+def _csv(runs: Sequence[StudyRun]) -> str:
+    """One line per declared run; `gpt2lab compare` reads it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["arm", "seed", "value", "run", "status", "tokens", "tokens_per_second", "peak_memory_bytes"])
+    measured = ("tokens", "tokens_per_second", "peak_memory_bytes")
+    for run in runs:
+        writer.writerow(
+            [run.arm, run.seed, "" if run.value is None else run.value, run.id, run.status]
+            + [run.result.get(key, "") for key in measured]
+        )
+    return buffer.getvalue()
+
+
+def _json(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> str:
+    """The verdicts for programs; numbers that are not finite are null."""
+    missing = [run for run in runs if run.value is None]
+    record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | verdicts.to_json()
+    record["metric"] = study["metric"]
+    record["missing"] = [
+        {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")} for run in missing
+    ]
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,228 @@
+"""Read the results of a study back from the run store, as tables; nothing here looks at printed text or at a tracker.
+
+A value counts only if it was measured the way the study declares: on its fixed validation tokens, by its evaluation
+key. Everything else (a run that failed, is unfinished, was never started, or lacks that evaluation) is listed with its
+reason, never silently left out and never ranked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gpt2lab.analysis import Verdicts, compare
+from gpt2lab.analysis.compare import MARGIN
+from gpt2lab.errors import DataFault
+from gpt2lab.report.text import clean, quantity
+from gpt2lab.store import Store
+
+Study = Mapping[str, Any]
+LOSS = "val/loss"
+
+COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "device": "device"}
+"""Parts of a run's identity that must agree before two arms are compared."""
+
+FINAL = "final/"
+"""Prefix of metrics from the final evaluation, which scores other tokens than the evaluations during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """One arm at one seed, as far as it has come."""
+
+    arm: str
+    seed: int
+    id: str
+    status: str
+    """finished, diverged, running, partial, failed, absent, unevaluated or unreadable"""
+    reason: str | None = None
+    """why there is no final value, or why the run diverged"""
+    value: float | None = None
+    """the primary metric of the final evaluation; NaN when the run diverged, None while there is none"""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """the parts that its id was made of"""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """result.json; empty while there is none"""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """the final evaluation; empty while there is none"""
+
+
+def collect(study: Study, store: Store) -> list[StudyRun]:
+    """Every run that the study declares, in its order of arms and seeds."""
+    found = []
+    for arm, entry in study["arms"].items():
+        for seed, run_id in sorted(entry["runs"].items(), key=lambda item: int(item[0])):
+            try:
+                found.append(_read_run(study, store, arm, int(seed), run_id))
+            except DataFault as fault:  # one damaged file must not cost the page of the others
+                found.append(StudyRun(arm=arm, seed=int(seed), id=run_id, status="unreadable", reason=str(fault)))
+    return found
+
+
+def _read_run(study: Study, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
+    folder = store.run(run_id)
+    status: str = folder.status()
+    result, evaluation = folder.result() or {}, folder.evaluation(study["evaluation"]["key"]) or {}
+    reason, value = None, None
+    if status == "diverged":
+        reason, value = clean(result.get("reason") or "the loss is not finite"), math.nan
+    elif status == "finished":
+        value = evaluation.get("metrics", {}).get(study["metric"])
+        if value is None:
+            status, reason = "unevaluated", f"finished, but evaluation {study['evaluation']['key']} has not been done"
+        elif not math.isfinite(value):
+            status, reason, value = "diverged", f"the final {study['metric']} is not finite", math.nan
+    elif status == "failed":
+        failure = folder.failure() or {}
+        reason = clean(f"{failure.get('phase', 'training')}, step {failure.get('step', '?')}: {failure.get('reason')}")
+    else:
+        reason = {"absent": "not started", "partial": "stopped before its end", "running": "still running"}[status]
+    return StudyRun(
+        arm=arm,
+        seed=seed,
+        id=run_id,
+        status=status,
+        reason=reason,
+        value=value,
+        identity=(folder.identity() or {}).get("identity") or {},
+        result=result,
+        evaluation=evaluation,
+    )
+
+
+def final_values(study: Study, store: Store) -> pd.DataFrame:
+    """Columns arm, seed, value: the primary metric of each run's final evaluation, NaN where the run diverged.
+
+    Runs without a value are not in it; see `missing_runs`.
+    """
+    rows = [(r.arm, r.seed, r.value) for r in collect(study, store) if r.value is not None]
+    return pd.DataFrame(rows, columns=["arm", "seed", "value"]).astype({"arm": object, "seed": int, "value": float})
+
+
+def missing_runs(study: Study, store: Store) -> pd.DataFrame:
+    """Columns arm, seed, run, status, reason: the declared runs that have no final value, and why."""
+    rows = [(r.arm, r.seed, r.id, r.status, r.reason) for r in collect(study, store) if r.value is None]
+    return pd.DataFrame(rows, columns=["arm", "seed", "run", "status", "reason"])
+
+
+def judge(study: Study, store: Store) -> Verdicts:
+    """The verdicts that the study's record allows; runs without a value make their contrasts exploratory."""
+    study = cleaned(study)
+    return judge_runs(study, collect(study, store))
+
+
+def judge_runs(study: Study, runs: Sequence[StudyRun]) -> Verdicts:
+    """As `judge`, from runs already read."""
+    return compare(
+        [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs],
+        baseline=study["baseline"],
+        smallest_effect=study["smallest_effect"],
+        alpha=study["alpha"],
+        contrasts=study["contrasts"],
+        unigram=_floor(study, "unigram"),
+        exploratory={arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")},
+        not_comparable=_not_comparable(study, runs),
+        screen=study.get("screen", False),
+        scope=scope_text(study),
+        at_shared_rate=not study.get("bracketed", False),
+        caveat=study.get("caveat"),
+        unit=unit(study),
+    )
+
+
+def _not_comparable(study: Study, runs: Sequence[StudyRun]) -> dict[str, str]:
+    """Arms whose runs rest on other core code, data, torch or kind of device than the baseline's."""
+    reasons = {}
+    for arm in study["arms"]:
+        both = [run for run in runs if run.value is not None and run.arm in (arm, study["baseline"])]
+        parts = {part: {str(run.identity.get(part)) for run in both} for part in COMPARED}
+        if differing := [name for part, name in COMPARED.items() if len(parts[part]) > 1]:
+            reasons[arm] = f"{' and '.join(differing)} differ between its runs and the baseline's"
+    reasons.pop(study["baseline"], None)
+    return reasons
+
+
+def _floor(study: Study, name: str) -> float | None:
+    """A floor of the study, if it is in the unit of the primary metric."""
+    floor: float | None = (study.get("floors") or {}).get(name) if study["metric"] == LOSS else None
+    return floor
+
+
+def failure_ceiling(study: Study) -> float:
+    """The final value from which on a run counts as failed; infinity where the study has no such floor."""
+    unigram = _floor(study, "unigram")
+    return math.inf if unigram is None else unigram - MARGIN
+
+
+def unit(study: Study) -> str:
+    """Of the primary metric and of differences in it."""
+    return "bits per byte" if "bits_per_byte" in study["metric"] else "nats"
+
+
+def scope_text(study: Study) -> str:
+    """What the results hold for: `at 842 k parameters, 819 k tokens, shakespeare (bytes), adamw, lr 0.004`."""
+    scope = study["scope"]
+    sizes = f"at {quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
+    return ", ".join([sizes, *(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))])
+
+
+def cleaned(value: Any) -> Any:
+    """A record in which every string, keys included, can be printed, drawn and written anywhere."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {clean(key): cleaned(item) for key, item in value.items()}
+    return [cleaned(item) for item in value] if isinstance(value, list) else value
+
+
+def contexts(study: Study, store: Store) -> pd.DataFrame:
+    """Columns arm, seed, multiple, length, loss: the final loss at each context length that the arm can be read at."""
+    return contexts_of(study, collect(study, store))
+
+
+def contexts_of(study: Study, runs: Sequence[StudyRun]) -> pd.DataFrame:
+    """As `contexts`, from runs already read. Lengths an arm cannot extend to, and diverged runs, have no row."""
+    block = study["evaluation"].get("block_size", 1)
+    rows = [
+        (run.arm, run.seed, float(multiple), round(float(multiple) * block), loss)
+        for run in runs
+        if run.value is not None and math.isfinite(run.value)
+        for multiple, loss in run.evaluation.get("contexts", {}).items()
+        if loss is not None
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "multiple", "length", "loss"])
+    return frame.sort_values(["arm", "seed", "multiple"], kind="stable", ignore_index=True)
+
+
+def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
+    """All that a study measured, one row per arm, seed, step and metric: columns arm, seed, step, metric, value.
+
+    Curves keep their names (train/loss, val/loss, ...); the final evaluation, on the study's own validation tokens,
+    stands at the last step as final/val/loss and so on, NaN for a run that diverged. Steps at which a metric was not
+    taken have no row, and neither have runs that left nothing; `missing_runs` names them.
+    Raises ConfigError for an unknown study, DataFault for damaged metrics.
+    """
+    store = Store(root)
+    study = store.study(name)
+    rows: list[tuple[str, int, int, str, float]] = []
+    for run in collect(study, store):
+        curve = store.run(run.id).rows()
+        rows += [(run.arm, run.seed, row["step"], key, v) for row in curve for key, v in row["metrics"].items()]
+        last = max([int(run.result.get("steps") or 0), *(row["step"] for row in curve)])
+        metrics = {study["metric"]: math.nan} if run.status == "diverged" else run.evaluation.get("metrics", {})
+        rows += [(run.arm, run.seed, last, FINAL + key, value) for key, value in metrics.items()]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "metric", "value"])
+    return frame.astype({"arm": object, "seed": int, "step": int, "metric": object, "value": float})
+
+
+def curve_of(store: Store, run: StudyRun, metric: str) -> tuple[list[float], list[float]]:
+    """(tokens, value) of one metric during training; empty for a run that left none. Raises DataFault."""
+    if run.status == "absent":
+        return [], []
+    points = [(row["tokens"], row["metrics"][metric]) for row in store.run(run.id).rows() if metric in row["metrics"]]
+    return [float(tokens) for tokens, _ in points], [float(value) for _, value in points]

@@ -1,0 +1,122 @@
+"""Numbers and names as people read them, and names made harmless in Markdown."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+
+
+def clean(text: object) -> str:
+    """One printable line: control characters, lone surrogates and direction overrides become U+FFFD, white space one
+    blank. A name that comes from a file may hold any of them, and none can be written to SVG or a terminal safely."""
+    line = " ".join(str(text).split())
+    return "".join("\N{REPLACEMENT CHARACTER}" if _harmful(c) else c for c in line)
+
+
+def _harmful(character: str) -> bool:
+    return unicodedata.category(character) in _HARMFUL and character not in _JOINERS
+
+
+_HARMFUL = {"Cc", "Cf", "Cs", "Cn"}
+_JOINERS = "\u200c\u200d"  # part of ordinary words in several scripts
+
+
+def shorten(text: str, length: int = 26) -> str:
+    """`text` cut to `length` characters for a label in a figure."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A value with a fixed number of decimals; a dash where there is none, words where it is not finite."""
+    if value is None:
+        return DASH
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else MINUS + "∞"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """As `number`, with a plus sign in front of what is above zero."""
+    text = number(value, digits)
+    return "+" + text if value is not None and value > 0 and text[0] not in "+N" else text
+
+
+def interval(low: float | None, high: float | None, digits: int = 4) -> str:
+    """`[low, high]`, or a dash where a single run leaves no interval."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return DASH
+    return f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def quantity(value: float | None, unit: str = "") -> str:
+    """Three significant digits with k, M, G, T: `4.87 M`; whole numbers below 10,000 are written out."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    suffix = ""
+    if abs(value) >= 10_000:
+        for suffix in ("k", "M", "G", "T", "P", "E"):  # noqa: B007 - the suffix that fits is used below
+            value /= 1000
+            if abs(value) < 999.5:
+                break
+    elif float(value).is_integer():
+        return f"{int(value):,}{_unit('', unit)}"
+    decimals = max(0, 3 - len(str(int(abs(value)))))
+    return f"{value:.{decimals}f}{_unit(suffix, unit)}".replace("-", MINUS)
+
+
+def _unit(suffix: str, unit: str) -> str:
+    return f" {suffix}{unit}" if suffix or unit else ""
+
+
+def memory(count: int | None) -> str:
+    """Bytes in binary units."""
+    if count is None:
+        return DASH
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def change(value: float | None, baseline: float | None) -> str:
+    """How `value` compares with the baseline's, as a percentage or a factor: `+2.4 %`, `×3.1`, `=`."""
+    if not value or not baseline or not (math.isfinite(value) and math.isfinite(baseline)):
+        return ""
+    ratio = value / baseline
+    if ratio == 1:
+        return "="
+    if ratio >= 2 or ratio <= 0.5:
+        return f"×{ratio:.2g}"
+    percent = f"{100 * (ratio - 1):+.1f}".replace("-", MINUS)
+    return f"{percent} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+_SPECIAL = re.compile(r"[\\`*_{}\[\]~|]|^[-+#=]|^\d+(?=[.)]\s)")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+
+
+def markdown(value: object) -> str:
+    """`value` as text in Markdown, where nothing in it can start a tag, a link, a table cell, a formula or a list."""
+    text = _SPECIAL.sub(lambda m: m.group() + "\\" if m.group().isdigit() else "\\" + m.group(), clean(value))
+    return re.sub(r"[&<>$]", lambda m: _ENTITIES[m.group()], text)
+
+
+def fenced(text: str) -> str:
+    """`text` as a code block whose fence no run of backticks in it can close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"

@@ -1,0 +1,281 @@
+"""One run, wired: the only file that knows all the parts. It is what a worker process executes.
+
+A run is trained once. Whatever stops it, the same command continues from its last checkpoint to the same bits: batches,
+rates and random numbers are functions of the step, and the journal is cut back to the checkpoint before going on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gpt2lab.config import Config, config_from_text
+from gpt2lab.data.batches import Batches
+from gpt2lab.data.prepared import Prepared, open_prepared
+from gpt2lab.errors import DataFault, Gpt2labError, Preempted
+from gpt2lab.evaluation import evaluate, evaluation_key
+from gpt2lab.model import GPT, build_model
+from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.registry import load_plugin
+from gpt2lab.store import RunFolder, Store, now, write_atomically
+from gpt2lab.tracking.journal import Journal
+from gpt2lab.training.checkpoints import load_latest, prune, save
+from gpt2lab.training.loop import Diverged, steps
+from gpt2lab.training.precision import choose_device, set_threads
+from gpt2lab.training.state import TrainState
+
+PARENT = "GPT2LAB_PARENT"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+EVALUATION_TOKENS_AT_ONCE = {"cpu": 4_096}  # what fits into a core's cache is a quarter faster
+GPU_EVALUATION_TOKENS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs, as plain data: it crosses a process border, or a cluster's queue, as JSON."""
+
+    root: str
+    run_id: str
+    config: str
+    identity: dict[str, Any]
+    data: str
+    flops_per_token: float
+    threads: int
+    plugins: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        fields = json.loads(text)
+        return Job(**{**fields, "plugins": tuple(fields["plugins"])})
+
+
+class StopRequest:
+    """Set by a signal, or when the parent is gone; the run then finishes its step, saves and ends with Preempted."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        # told by the parent, because one that died while we started is no longer to be asked for
+        self._parent = int(os.environ.get(PARENT, os.getppid()))
+
+    def listen(self) -> None:
+        """Take over the stop signals, and ask the kernel for one when the parent dies (where it offers that)."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+        if sys.platform == "linux":
+            pr_set_pdeathsig = 1
+            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        if self.reason is None and os.getppid() != self._parent:
+            self.reason = "the process that started it is gone"
+        return self.reason is not None
+
+
+def execute(job: Job, stop: StopRequest) -> None:
+    """Train the run if it is not finished, then evaluate it if this evaluation is not there yet.
+
+    Raises LockHeld when another process is at it, Preempted when stopped, and what training raises; except for a
+    divergence, which is a result.
+    """
+    set_threads(job.threads)
+    for plugin in job.plugins:
+        load_plugin(plugin)
+    config = config_from_text(job.config)
+    run = Store(job.root).run(job.run_id)
+    with run.lock():
+        key = evaluation_key(config.evaluation.spec(config.model.block_size))
+        result = run.result()
+        if result is not None and (result["status"] == "diverged" or run.evaluation(key) is not None):
+            return
+        data = open_prepared(job.data)
+        if data.fingerprint != job.identity["data"]:
+            raise DataFault(
+                f"the prepared data changed: fingerprint {data.fingerprint[:12]}, planned with "
+                f"{str(job.identity['data'])[:12]}",
+                where=str(data.path),
+                hint="start the same command again",
+            )
+        run.clear_failure()
+        run.write_config(job.config)
+        if run.identity() is None:
+            record = {"id": job.run_id, "seed": config.seed, "repeat": config.repeat}
+            run.write_identity({**record, "identity": job.identity, "created": now()})
+        Training(run, config, data, job, stop).finish()
+
+
+class Training:
+    """One run in progress: model, data and journal joined."""
+
+    def __init__(
+        self, run: RunFolder, config: Config, data: Prepared, job: Job, stop: Callable[[], bool] | StopRequest
+    ):
+        self.run, self.config, self.data, self.job, self.stop = run, config, data, job, stop
+        device = choose_device(config.training.device)
+        model = build_model(config.model, seed=config.seed, device=device)
+        self.model: GPT = model
+        self.state = TrainState(model, build_optimizers(config.optim, model.params()))
+        self.final: dict[str, Any] | None = None
+        self.loaded = load_latest(run.checkpoints, self.state)
+        if self.loaded:
+            print(self.loaded, flush=True)
+
+    def finish(self) -> None:
+        """Train to the end, evaluate, record the result."""
+        ended = self.run.result()
+        if ended is None:
+            try:
+                self.train()
+            except Diverged as diverged:
+                self.run.finish(self.result("diverged", str(diverged)))
+                return
+        self.run.write_evaluation(self.final or self.evaluate(self.config.evaluation))
+        if ended is None:
+            self.run.finish(self.result("finished", None))
+            prune(self.run.checkpoints, keep=1)
+
+    def train(self) -> None:
+        """Every step that is left, into the journal, with evaluations and checkpoints when they are due."""
+        training, every = self.config.training, self.config.evaluation.every_steps
+        batches = Batches(
+            self.data.train,
+            self.config.model.block_size,
+            training.batch_tokens // self.config.model.block_size,
+            self.config.seed,
+        )
+        with Journal(self.run.metrics) as journal:
+            journal.truncate_after(self.state.step if self.loaded else -1)
+            if journal.last_step < 0:
+                journal.append(self.row({"val/loss": self.validation_loss()}))
+            for record in steps(self.state, batches, self.config.optim, training, seed=self.config.seed):
+                last = record.step == training.steps
+                metrics = dict(record.metrics)
+                if last:
+                    self.final = self.evaluate(self.config.evaluation)
+                    metrics["val/loss"] = self.final["metrics"]["val/loss"]
+                elif record.step % every == 0:
+                    metrics["val/loss"] = self.validation_loss()
+                if metrics:
+                    journal.append(self.row(metrics))
+                if last or self.stop or record.step % training.checkpoint_every_steps == 0:
+                    journal.sync()
+                    save(self.run.checkpoints, self.state)
+                    prune(self.run.checkpoints)
+                if self.stop and not last:
+                    raise Preempted(
+                        f"stopped after step {record.step} ({getattr(self.stop, 'reason', 'asked to')}), all saved",
+                        where=self.run.id,
+                        hint="the same command continues",
+                    )
+
+    def row(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """A line of the journal; `seconds` is the only field in which two equal runs differ."""
+        state = self.state
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            "seconds": round(state.seconds, 4),
+            "metrics": dict(metrics),
+        }
+
+    def validation_loss(self) -> float:
+        """The curve's value at this step: the fixed validation tokens, without other contexts."""
+        plain = self.config.evaluation.model_copy(update={"contexts": ()})
+        return float(self.evaluate(plain)["metrics"]["val/loss"])
+
+    def evaluate(self, evaluation: Any) -> dict[str, Any]:
+        """The evaluation's record, as the store keeps it."""
+        block = self.config.model.block_size
+        at_once = EVALUATION_TOKENS_AT_ONCE.get(self.job.identity["device"], GPU_EVALUATION_TOKENS_AT_ONCE)
+        return evaluate(
+            self.model,
+            self.data.validation,
+            evaluation,
+            block_size=block,
+            batch_sequences=self.config.training.micro_batch_sequences or max(1, at_once // block),
+            byte_lengths=self.data.byte_lengths,
+            precision=self.config.training.precision,
+        )
+
+    def result(self, status: str, reason: str | None) -> dict[str, Any]:
+        """What result.json says."""
+        rows = self.run.rows()
+        state = self.state
+        return {
+            "status": status,
+            "reason": reason,
+            "steps": state.step,
+            "tokens": state.tokens,
+            "seconds": round(state.seconds, 3),
+            "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
+            "flops_per_token": self.job.flops_per_token,
+            "peak_memory_bytes": peak_memory(),
+            "metrics": {name: value for row in rows for name, value in row["metrics"].items()},
+            "stack": {
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "device": self.job.identity["device"],
+                "threads": self.job.threads,
+            },
+            "finished_at": now(),
+        }
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of the GPU's allocator where there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def record_failure(job: Job, error: BaseException) -> None:
+    """failure.json in one sentence and error.log in full, so that the ablation can go on and its report can say why."""
+    folder = Store(job.root).run(job.run_id)
+    rows = folder.rows() if folder.metrics.exists() else []
+    step = rows[-1]["step"] if rows else 0
+    reason = str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}"
+    write_atomically(folder.path / "error.log", "".join(traceback.format_exception(error)))
+    folder.fail({"reason": reason, "phase": "training" if step else "start", "step": step, "at": now()})
+
+
+def main() -> int:
+    """A worker: one job from standard input, exit code as the error says. Standard output is the run's log."""
+    stop = StopRequest()
+    stop.listen()
+    job = Job.from_json(sys.stdin.read())
+    Path(job.root).mkdir(parents=True, exist_ok=True)
+    try:
+        execute(job, stop)
+    except Gpt2labError as error:
+        if error.code not in ("PREEMPTED", "LOCK"):
+            record_failure(job, error)
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        record_failure(job, error)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""`compare` end to end: golden contrasts, tables of every kind, readable errors, invariances, output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gpt2lab.analysis
+from gpt2lab.analysis import Verdicts, compare, in_words
+from gpt2lab.errors import ConfigError
+
+# Final validation losses of two public 124M ablations: KellerJordan/modded-nanogpt, records 2026-04-22_MuddFormer
+# (mudd_skips) and 2026-07-17_FP8DownProjection (fp8_mlp_down).
+MUDD_BASELINE = (3.2848, 3.2861, 3.2882, 3.2889, 3.2887, 3.2858, 3.2856, 3.2859, 3.2861, 3.2873)
+MUDD = (3.2794, 3.2777, 3.2783, 3.2793, 3.2759, 3.2784, 3.2786, 3.2815, 3.2775, 3.2767)
+FP8_BASELINE = (3.2821, 3.2802, 3.2758, 3.2769, 3.2775, 3.2768, 3.278, 3.2778, 3.2817, 3.2767, 3.2796, 3.2775, 3.2766)
+FP8 = (3.2775, 3.2779, 3.2793, 3.2791, 3.2769, 3.2781, 3.2772, 3.2775, 3.2783, 3.2775, 3.2806, 3.2816, 3.2773)
+
+Table = list[dict[str, Any]]
+
+
+def table(**arms: Any) -> Table:
+    return [{"arm": a, "seed": s, "value": v} for a, values in arms.items() for s, v in enumerate(values)]
+
+
+def study(seed: int = 0, n: int = 4, **means: float) -> Table:
+    rng = np.random.default_rng(seed)
+    return table(**{arm: rng.normal(mean, 0.012, n) for arm, mean in means.items()})
+
+
+NANO = study(seed=1, learned=2.15, rotary=1.89, alibi=2.149, none=2.3)
+
+
+def verdicts(source: Any = None, **terms: Any) -> Verdicts:
+    chosen: dict[str, Any] = {"baseline": "learned", "smallest_effect": 0.05} | terms
+    return compare(NANO if source is None else source, **chosen)
+
+
+def test_golden_better() -> None:
+    result = compare(table(baseline=MUDD_BASELINE, mudd=MUDD), baseline="baseline", smallest_effect=0.005)
+    assert str(result).startswith("mudd against baseline: better, -0.0084 nats [-0.0098, -0.0070], Holm p = ")
+    assert str(result).endswith("(n = 10, 10)")
+
+
+def test_golden_no_difference() -> None:
+    result = compare(table(baseline=FP8_BASELINE, fp8=FP8), baseline="baseline", smallest_effect=0.005)
+    assert str(result).startswith(
+        "fp8 against baseline: no difference larger than 0.005, +0.0001 nats [-0.0013, +0.0015], Holm p = "
+    )
+
+
+def test_each_line_carries_its_scope() -> None:
+    ends = {
+        "scope": "at 842k parameters, 819k tokens, shakespeare (bytes), adamw",
+        "caveat": "early training: sign only",
+    }
+    lines = str(verdicts(at_shared_rate=True, **ends)).splitlines()
+    assert len(lines) == 3
+    for line, arm in zip(lines, ("rotary", "alibi", "none"), strict=True):
+        assert line.startswith(f"{arm} against learned: ")
+        assert line.endswith(
+            "; at 842k parameters, 819k tokens, shakespeare (bytes), adamw; at the shared rate; "
+            "early training: sign only"
+        )
+    assert "shared rate" not in str(verdicts())
+
+
+@pytest.mark.parametrize("kind", ["frame", "csv", "path", "objects", "run column", "named metric", "float32"])
+def test_every_kind_of_table_says_the_same(kind: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame(NANO)
+    terms: dict[str, Any] = {}
+    source: Any
+    if kind in ("csv", "path"):
+        frame.assign(note="x, y").to_csv(tmp_path / "r.csv", index=False, encoding="utf-8-sig")
+        source = str(tmp_path / "r.csv") if kind == "csv" else tmp_path / "r.csv"
+    elif kind == "named metric":
+        source, terms = frame.rename(columns={"value": "loss"}).assign(value="unused"), {"metric": "loss"}
+    else:
+        source = {
+            "frame": frame,
+            "objects": frame.astype(object),
+            "run column": frame.rename(columns={"seed": "run"}),
+            "float32": frame.astype({"value": "float32"}),
+        }[kind]
+    assert str(verdicts(source, **terms)) == str(verdicts())
+
+
+def test_blank_is_not_yet_and_nan_is_failed(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    pd.DataFrame(NANO).to_csv(path, index=False)
+    lines = path.read_text().splitlines()
+    assert lines[5].startswith("rotary,0,") and lines[9].startswith("alibi,0,")
+    lines[5], lines[9] = "rotary,0,", "alibi,0,nan"
+    path.write_text("\n".join(lines))
+    waiting, failed, _ = verdicts(path).contrasts
+    assert (waiting.word, waiting.failed_arm) == ("exploratory", 0)
+    assert (failed.word, failed.failed_arm) == ("unstable (1 of 4 failed)", 1)
+
+
+def test_a_nan_in_single_precision_is_failed_too() -> None:
+    values = [np.float32("nan"), *(np.float32(row["value"]) for row in NANO[1:])]
+    rows = [row | {"value": value} for row, value in zip(NANO, values, strict=True)]
+    assert verdicts(rows).arms[0].failed == verdicts(pd.DataFrame(rows)).arms[0].failed == 1
+
+
+def long_table() -> pd.DataFrame:
+    """As `load_results` gives it: curves and, at the last step, the final evaluation."""
+    rows = []
+    for row in NANO:
+        own = {"arm": row["arm"], "seed": row["seed"]}
+        rows += [own | {"step": s, "metric": "val/loss", "value": row["value"] + 1 - s / 800} for s in (0, 400, 800)]
+        rows += [own | {"step": 800, "metric": "final/val/loss", "value": row["value"]}]
+    return pd.DataFrame(rows)
+
+
+def test_the_table_of_load_results_counts_at_the_last_step_on_the_final_evaluation() -> None:
+    assert str(verdicts(long_table())) == str(verdicts())
+    assert verdicts(long_table()).metric == "final/val/loss"
+    long = long_table()
+    assert str(verdicts(long[long.metric == "val/loss"])) == str(verdicts())
+    with pytest.raises(ConfigError, match=r"unknown metric 'val/los'; did you mean 'val/loss'\?"):
+        verdicts(long, metric="val/los")
+
+
+def test_a_run_that_stopped_early_in_a_long_table_is_failed_or_waiting_never_dropped_or_ranked() -> None:
+    long = long_table()
+    stopped = long[~((long.arm == "rotary") & (long.seed == 0) & (long.step == 800))]
+    assert verdicts(stopped).contrasts[0].word == "exploratory"
+    diverged = pd.concat(
+        [stopped, pd.DataFrame([{"arm": "rotary", "seed": 0, "step": 500, "metric": "train/loss", "value": np.nan}])]
+    )
+    assert verdicts(diverged).contrasts[0].word == "unstable (1 of 4 failed)"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"baseline": "lerned"}, r"unknown baseline 'lerned'; did you mean 'learned'\?"),
+        ({"smallest_effect": 0.0}, "smallest_effect: a positive difference is expected, not 0.0"),
+        ({"smallest_effect": float("nan")}, "smallest_effect: a positive"),
+        ({"alpha": 1.0}, "alpha: a level between 0 and 0.5"),
+        ({"metric": "vale"}, r"unknown column 'vale'; did you mean 'value'\?"),
+        ({"contrasts": [("rotary", "rotary")]}, "a contrast is a pair of two arms"),
+        ({"contrasts": ["ab"]}, "a contrast is a pair of two arms"),
+        ({"contrasts": [("rotary", "none"), ("none", "rotary")]}, "none and rotary are compared twice"),
+    ],
+)
+def test_arguments_that_cannot_mean_anything(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        verdicts(**change)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("arm,seed,value\na,0,2.1\na,1,two\n", r"r.csv:3: column 'value': a number is expected, not 'two'"),
+        ("arm,seed,value\na,0,2.1\nb,0,2\na,0,2.2\n", r"r.csv:4: arm 'a' has seed 0 already, in .*r.csv:2"),
+        ("arm,seed,value\na,0,2,15\n", r"r.csv:2: more cells than columns: \['15'\]"),
+        ("arm,seed,value\n,0,2\n", r"r.csv:2: column 'arm' is empty"),
+        ("arm,sead,value\na,0,2\n", r"unknown column 'run'"),
+        ("arm,seed,values\na,0,2\n", r"unknown column 'value'; did you mean 'values'\?"),
+        ("arm,seed,value\n", "no rows"),
+        ("", "no rows"),
+        (b"arm,seed,value\na,0,\xff\n", "not a CSV file in UTF-8"),
+        ('arm,seed,value\n"a,0,2\n', "not a CSV file in UTF-8"),
+    ],
+)
+def test_tables_that_cannot_be_read_say_where(text: str | bytes, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=sentence):
+        compare(path, baseline="a", smallest_effect=0.05)
+
+
+def test_all_bad_cells_are_reported_together_by_row() -> None:
+    frame = pd.DataFrame(NANO).astype({"value": object})
+    frame.loc[2, "value"], frame.loc[5, "value"] = "n/a", True
+    with pytest.raises(ConfigError) as error:
+        verdicts(frame)
+    assert [(p.where, p.what) for p in error.value.problems] == [
+        ("row 2", "column 'value': a number is expected, not 'n/a'"),
+        ("row 5", "column 'value': a number is expected, not True"),
+    ]
+
+
+@pytest.mark.parametrize("source", [3, "missing.csv", Path("missing"), [1, 2], None])
+def test_things_that_are_no_table(source: Any) -> None:
+    with pytest.raises(ConfigError):
+        compare(source, baseline="a", smallest_effect=0.05)
+
+
+def test_relabelled_seeds_and_shuffled_rows_change_nothing() -> None:
+    shuffled = [NANO[i] | {"seed": 900 - 7 * NANO[i]["seed"]} for i in np.random.default_rng(1).permutation(len(NANO))]
+    lines = sorted(str(verdicts(shuffled)).splitlines())
+    assert lines == sorted(str(verdicts()).splitlines())
+
+
+def test_shifting_every_loss_changes_nothing() -> None:
+    for offset in (-5.0, 100.0):
+        shifted = verdicts([row | {"value": row["value"] + offset} for row in NANO])
+        assert str(shifted) == str(verdicts())
+
+
+def test_swapping_the_arms_of_a_contrast_turns_the_sign_and_nothing_else() -> None:
+    there, back = (verdicts(contrasts=[pair]).contrasts[0] for pair in (("rotary", "learned"), ("learned", "rotary")))
+    assert (there.word, back.word) == ("better", "worse")
+    assert back.difference == pytest.approx(-there.difference) and back.p == pytest.approx(there.p)
+    assert (back.low, back.high) == pytest.approx((-there.high, -there.low))
+
+
+def test_declared_contrasts_are_the_family() -> None:
+    one, all_three = verdicts(contrasts=[("rotary", "learned")]).contrasts[0], verdicts().contrasts[0]
+    assert one.p_holm == one.p == all_three.p and (one.low, one.high) == pytest.approx((one.raw_low, one.raw_high))
+    assert all_three.p_holm > all_three.p and all_three.low < all_three.raw_low
+    assert [(c.arm, c.against) for c in verdicts(contrasts=[["none", "rotary"]]).contrasts] == [("none", "rotary")]
+
+
+def test_the_rows_and_the_json() -> None:
+    result = verdicts(table(learned=(2.1, 2.2, 2.3), rotary=(1.9,), none=(float("nan"),) * 3))
+    frame = result.table()
+    assert frame["arm"].tolist() == ["rotary", "none"] and {"p_holm", "raw_low", "p_paired"} <= set(frame.columns)
+    record = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert record["contrasts"][1]["difference"] is None and record["arms"][0]["mean"] == pytest.approx(2.2)
+    assert [(arm.name, arm.n, arm.failed) for arm in result.arms] == [
+        ("learned", 3, 0),
+        ("rotary", 1, 0),
+        ("none", 0, 3),
+    ]
+
+
+def test_a_baseline_alone_is_no_error() -> None:
+    alone = verdicts(table(learned=(2.1, 2.2)))
+    assert "no contrast" in str(alone) and alone.table().empty and "Nothing was compared" in in_words(alone)
+
+
+def test_bits_per_byte_are_not_called_nats() -> None:
+    renamed = [{"arm": r["arm"], "seed": r["seed"], "val/bits_per_byte": r["value"]} for r in NANO]
+    line = str(verdicts(renamed, metric="val/bits_per_byte"))
+    assert "bits per byte" in line and "nats" not in line
+
+
+def test_in_words_tells_what_was_found_what_was_not_and_where_it_holds() -> None:
+    text = in_words(verdicts(scope="at nano", at_shared_rate=True, caveat="early training: sign only"))
+    rotary = verdicts().contrasts[0]
+    assert f"rotary is better than learned by {-rotary.difference:.3f} nats (95 % interval " in text
+    assert "none is worse than learned by" in text
+    assert "Between alibi and learned, any difference is smaller than 0.05 nats." in text
+    assert text.endswith("This holds at nano, at the shared rate. Caveat: early training: sign only.")
+    assert "at most 5 %" in text
+
+
+def test_in_words_claims_nothing_that_the_words_do_not() -> None:
+    noisy = verdicts(table(learned=(2.1, 2.2, 2.15), rotary=(2.08, 2.19, 2.12)), smallest_effect=0.01)
+    assert noisy.contrasts[0].word.startswith("inconclusive")
+    assert "Left open, which is not the same as no difference: rotary (need about" in in_words(noisy)
+    broken = in_words(verdicts(table(learned=(2.1, 2.2, 2.3), rotary=(float("nan"),) * 3)))
+    assert broken == "No arm was found better or worse. Unstable: rotary (3 of 3 failed; too many to judge the rest)."
+    few = in_words(verdicts(study(n=2, learned=2.15, rotary=1.9)))
+    assert "nothing is claimed: rotary (fewer than 3 seeds)" in few and "Tested" not in few
+    barred = in_words(verdicts(not_comparable={"rotary": "other tokenizer"}))
+    assert "Not comparable: rotary (other tokenizer)." in barred and "rotary is better" not in barred
+
+
+def test_importing_it_loads_neither_torch_nor_statsmodels() -> None:
+    heavy = "import sys, gpt2lab.analysis; print([m for m in ('torch', 'statsmodels', 'mlflow') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+    assert set(gpt2lab.analysis.__all__) >= {"compare", "in_words", "Verdicts", "Contrast", "Noise"}

@@ -1,0 +1,365 @@
+"""The page: what it says, that nothing in it can run or load, and that it can be made from incomplete results."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_study import KEY, run_id, write
+from rich.console import Console
+
+from gpt2lab.analysis import compare
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
+from gpt2lab.report import page, terminal_summary, text, write_report
+
+MakeStudy = Callable[..., dict[str, Any]]
+HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
+LOADS = {"href", "src", "srcset", "action", "formaction", "poster", "data", "xlink:href", "background", "ping"}
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(source)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second less for tests of everything else."""
+    monkeypatch.setattr(page, "draw", lambda *_: [])
+
+
+def report(root: Path, name: str = "posenc") -> tuple[str, str, Reader]:
+    """Write the report -> (HTML, Markdown, the HTML read)."""
+    index = write_report(name, root=root / "runs", out=root / "reports")
+    source = index.read_text()
+    return source, (index.parent / "report.md").read_text(), Reader(source)
+
+
+def assert_harmless(source: str) -> None:
+    """Nothing runs, nothing is loaded, and the policy would stop both."""
+    tags = Reader(source).tags
+    assert {tag for tag, _ in tags} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "link",
+        "img",
+        "form",
+        "base",
+        "a",
+    } == set()
+    for tag, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
+        for name in LOADS & attributes.keys():
+            assert str(attributes[name]).startswith("#"), (tag, attributes)
+    policies = [a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    css = source.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
+    assert "@import" not in css
+    assert "url(" not in css
+
+
+def test_the_page_answers_in_order(finished: Path) -> None:
+    source = (finished / "reports/posenc@nano/index.html").read_text()
+    shown = Reader(source).text
+    parts = [
+        "Which position encoding reaches the lowest", "rotary is better than learned by 0.253 nats",
+        "Caveat: early training: sign only", "Verdicts", "model.position = rotary", "Figures",
+        "Difference to the baseline", "What it costs", "Sensitivity", "Runs", run_id("learned", 0),
+        "What this shows, and what it does not", "How to reproduce", "gpt2lab run ablations/posenc.yaml --scale nano",
+        "git commit 0123abc",
+    ]  # fmt: skip
+    places = [shown.index(part) if i < 2 else shown.index(part, shown.index(parts[1])) for i, part in enumerate(parts)]
+    assert places == sorted(places)
+    for expected in ("1.9046", "better; EleutherAI: −0.05 at 125M", "at the shared rate", "826 k", "−1.9 %", "5.20 M"):
+        assert expected in shown
+    assert_harmless(source)
+    assert "prefers-color-scheme: dark" in source
+    assert "@media print" in source
+
+
+def test_a_clean_study_has_no_warning_and_no_bigram_remark(finished: Path) -> None:
+    shown = Reader((finished / "reports/posenc@nano/index.html").read_text()).text
+    for unwanted in (
+        "No verdict yet",
+        "incomplete",
+        "failed.",
+        "attention switches on",
+        r"\bNaN\b",
+        r"\bnan\b",
+        "= None",
+        "Without a curve",
+    ):
+        assert not re.search(unwanted, shown), unwanted
+
+
+def test_verdicts_json_and_results_csv_hold_the_numbers(finished: Path) -> None:
+    folder = finished / "reports/posenc@nano"
+    record = json.loads((folder / "verdicts.json").read_text())
+    assert {c["arm"]: c["word"] for c in record["contrasts"]}["rotary"] == "better"
+    assert record["caveat"] == "early training: sign only"
+    assert record["missing"] == []
+    again = compare(folder / "results.csv", baseline="learned", smallest_effect=0.05)
+    assert [c.difference for c in again.contrasts] == [c["difference"] for c in record["contrasts"]]
+    with (folder / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 9
+
+
+def test_the_twin_says_what_the_page_says(finished: Path) -> None:
+    folder = finished / "reports/posenc@nano"
+    source, twin = (folder / "index.html").read_text(), (folder / "report.md").read_text()
+    without_figures = re.sub(
+        r"<svg.*?</svg>|<style>.*?</style>|<head>.*?</head>|<footer.*?</footer>", "", source, flags=re.S
+    )
+    plain = html.unescape(re.sub(r"\\(?=[^\w\s]|_)", "", twin))
+    sentences = [s for s in (re.sub(r"\s+", " ", w).strip() for w in Reader(without_figures).words) if s]
+    assert len(sentences) > 100
+    assert [s for s in sentences if s not in plain] == []
+    figures = sorted(p.name for p in (folder / "figures").iterdir())
+    assert figures == sorted(re.findall(r"\(figures/([^)]+)\)", twin))
+    assert figures == ["contexts.svg", "cost.svg", "differences.svg", "seeds.svg", "training.svg"]
+
+
+def test_writing_twice_gives_equal_files(finished: Path, tmp_path: Path) -> None:
+    index = write_report("posenc@nano", root=finished / "runs", out=tmp_path)
+    for file in sorted(p for p in index.parent.rglob("*") if p.is_file()):
+        other = finished / "reports/posenc@nano" / file.relative_to(index.parent)
+        assert file.read_bytes() == other.read_bytes(), file.name
+
+
+def test_hostile_names_are_shown_as_text(make_study: MakeStudy, tmp_path: Path) -> None:
+    means = {"learned": 2.15, **dict.fromkeys(HOSTILE, 1.9)}
+    study = make_study(
+        means, question=f"Is {HOSTILE[0]} {HOSTILE[1]} | good?\x1b\ud800", caveat=HOSTILE[0], reproduce=HOSTILE[0]
+    )
+    for arm, entry in study["arms"].items():
+        entry |= {"expected": arm, "changes": {arm: arm}, "exploratory": arm}
+    study["scope"]["data"], study["stack"]["platform"] = HOSTILE[0], HOSTILE[1]
+    write(tmp_path / "runs/studies/posenc@nano.json", study)
+    failed = tmp_path / "runs" / run_id(HOSTILE[0], 0)
+    (failed / "result.json").unlink()
+    write(failed / "failure.json", {"reason": HOSTILE[0] + "\x1b[31m", "phase": HOSTILE[1], "step": 3})
+    source, twin, read = report(tmp_path)
+    assert_harmless(source)
+    for name in HOSTILE:
+        assert name in read.text
+        assert text.markdown(name) in twin
+    outside_code = re.sub(r"^```.*?^```", "", twin, flags=re.S | re.M)
+    assert "<" not in outside_code
+    assert "$" not in outside_code
+    for figure in (tmp_path / "reports/posenc@nano/figures").iterdir():
+        assert "<script" not in figure.read_text()
+    assert "\x1b" not in source + twin
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_removing_the_escape_is_noticed(make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_study({"learned": 2.15, HOSTILE[0]: 1.9})
+    real = page._environment
+    monkeypatch.setattr(page, "_environment", lambda *, autoescape: real(autoescape=False))
+    source, _, _ = report(tmp_path)
+    with pytest.raises(AssertionError):
+        assert_harmless(source)
+
+
+def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study(means={"learned": 2.15, "rotary": 1.89, "none": 2.2, "alibi": 1.95})
+    runs = tmp_path / "runs"
+    shutil.rmtree(runs / run_id("rotary", 0))
+    result = runs / run_id("none", 0) / "result.json"
+    write(result, json.loads(result.read_text()) | {"status": "diverged", "reason": "nan loss at step 12"})
+    (runs / run_id("none", 0) / "metrics.jsonl").write_text(
+        '{"step": 0, "tokens": 0, "seconds": 0.0, "metrics": {"val/loss": NaN}}\n'
+    )
+    (runs / run_id("alibi", 1) / "metrics.jsonl").unlink()
+    (runs / run_id("alibi", 2) / "metrics.jsonl").write_text("not json\n" * 2)
+    source, twin, read = report(tmp_path)
+    assert_harmless(source)
+    told = [
+        "This study is incomplete.", "1 of 12 declared runs have no final value (1 absent)", "1 run failed.",
+        "1 of none",
+        "nan loss at step 12", "not started", "unstable", "alibi seed 1 (no evaluations recorded)",
+        "alibi seed 2 (damaged: ",
+    ]  # fmt: skip
+    for expected in told:
+        assert expected in read.text, expected
+        assert expected in twin.replace("\\", ""), expected
+    record = json.loads((tmp_path / "reports/posenc@nano/verdicts.json").read_text())
+    words = {c["arm"]: c["word"] for c in record["contrasts"]}
+    assert words["rotary"] == "exploratory"
+    assert words["none"].startswith("unstable")
+    assert [m["arm"] for m in record["missing"]] == ["rotary"]
+
+
+@pytest.mark.parametrize("kept", [[], ["learned"]])
+def test_no_verdict_before_two_arms_have_results(make_study: MakeStudy, tmp_path: Path, kept: list[str]) -> None:
+    study = make_study()
+    for arm, entry in study["arms"].items():
+        for run in entry["runs"].values() if arm not in kept else ():
+            shutil.rmtree(tmp_path / "runs" / run)
+    source, twin, read = report(tmp_path)
+    assert "No verdict yet." in read.text
+    assert "is better than" not in source + twin
+    assert_harmless(source)
+
+
+def test_single_points_and_single_seeds(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(seeds=1)
+    for entry in study["arms"].values():
+        folder = tmp_path / "runs" / entry["runs"]["0"]
+        (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text().partition("\n")[0] + "\n")
+    _, _, read = report(tmp_path)
+    assert "exploratory" in read.text
+    assert "fewer than 3 seeds" in read.text
+    assert "too few to say how small a difference" in read.text
+
+
+def test_one_arm_alone(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study(means={"learned": 2.15})
+    source, _, read = report(tmp_path)
+    assert "No verdict yet." in read.text
+    assert_harmless(source)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_contrast_between_two_arms_names_both(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study(contrasts=[["rotary", "none"]])
+    _, _, read = report(tmp_path)
+    assert "against none; model.position = rotary" in read.text
+    assert "not judged" in read.text
+
+
+@pytest.mark.parametrize(("learned", "said"), [(2.22, False), (2.26, True), (2.6, True)])
+@pytest.mark.usefixtures("no_figures")
+def test_a_baseline_near_the_bigram_floor_is_said(
+    make_study: MakeStudy, tmp_path: Path, learned: float, said: bool
+) -> None:
+    make_study(means={"learned": learned, "rotary": 1.89})
+    assert ("attention switches on" in report(tmp_path)[2].text) is said
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_metric_in_bits_knows_no_floor_in_nats(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study(metric="val/bits_per_byte")
+    _, _, read = report(tmp_path)
+    assert "bits per byte" in read.text
+    assert "failed" not in read.text
+
+
+def test_a_failing_render_leaves_the_old_report(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study()
+    report(tmp_path)
+    folder = tmp_path / "reports/posenc@nano"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    def broken(*_: object) -> str:
+        raise RuntimeError("template")
+
+    for step in ("render_html", "render_markdown", "_csv", "_json", "draw"):
+        with monkeypatch.context() as patch:
+            patch.setattr(page, "draw", lambda *_: [])
+            patch.setattr(page, step, broken)
+            with pytest.raises(RuntimeError):
+                report(tmp_path)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_failing_write_leaves_the_old_page(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study()
+    old = report(tmp_path)[0]
+    write(tmp_path / "runs/studies/posenc@nano.json", study | {"question": "Another?"})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(EnvironmentFault):
+            report(tmp_path)
+    assert (tmp_path / "reports/posenc@nano/index.html").read_text() == old
+    assert "Another?" in report(tmp_path)[0]
+
+
+def test_a_figure_that_is_no_longer_drawn_is_removed(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    report(tmp_path)
+    for entry in study["arms"].values():
+        for run in entry["runs"].values():
+            file = tmp_path / "runs" / run / "evaluations" / f"{KEY}.json"
+            write(file, json.loads(file.read_text()) | {"contexts": {}})
+    _, twin, _ = report(tmp_path)
+    assert "contexts.svg" not in twin
+    assert not (tmp_path / "reports/posenc@nano/figures/contexts.svg").exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_record_cannot_lead_out_of_the_folder(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    write(tmp_path / "runs/studies/posenc@nano.json", study | {"name": "../../escape"})
+    with pytest.raises(DataFault, match="escape"):
+        report(tmp_path)
+    with pytest.raises(ConfigError):
+        report(tmp_path, "../posenc@nano")
+    assert not (tmp_path / "reports").exists()
+
+
+def test_the_terminal_says_every_verdict_and_where_the_page_lies(
+    finished: Path, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    def shown(root: Path) -> str:
+        console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        with console.file:
+            console.print(terminal_summary("posenc", root / "runs", root / "reports"), soft_wrap=True)
+            return console.export_text()
+
+    told = shown(finished)
+    assert re.search(r"rotary .*better", told)
+    assert str(finished / "reports/posenc@nano/index.html") in told
+    make_study({"learned": 2.15, "[red]x[/red]": 1.9})
+    shutil.rmtree(tmp_path / "runs" / run_id("learned", 2))
+    told = shown(tmp_path)
+    assert "[red]x[/red]" in told
+    assert "1 run without a value" in told
+    assert "gpt2lab report posenc@nano" in told
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_nan_never_ranks(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study()
+    for seed in range(3):
+        file = tmp_path / "runs" / run_id("rotary", seed) / "evaluations" / f"{KEY}.json"
+        write(file, json.loads(file.read_text()) | {"metrics": {"val/loss": math.nan}})
+    _, _, read = report(tmp_path)
+    assert "rotary is better" not in read.text
+    assert "unstable" in read.text
+    assert "3 of rotary" in read.text

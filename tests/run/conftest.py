@@ -1,0 +1,64 @@
+"""A tiny ablation over local text: two arms of a one-layer model that train in about a second."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = """
+model: {{n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256, dropout: 0.1}}
+data: {{corpus: {{name: text, paths: ["{text}"]}}, tokenizer: bytes, validation_fraction: 0.2}}
+optim: {{lr: 1e-2, warmup_steps: 4}}
+training: {{steps: 24, batch_tokens: 64, threads: 1, checkpoint_every_steps: 6, device: cpu}}
+evaluation: {{every_steps: 8, tokens: 256, context_tokens: 64}}
+scale: {{smallest_effect: 0.05}}
+"""
+ABLATION = """
+ablation: tiny
+question: Does rotary help a tiny model?
+base: {base}
+baseline: learned
+arms:
+  learned: {{}}
+  rotary: {{model.position: rotary}}
+seeds: 2
+evaluate: {{contexts: [0.5, 1, 2]}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The ablation's file, beside its preset and text."""
+    dice = random.Random(0)
+    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(dice.choice(words) for _ in range(2000)))
+    (tmp_path / "tiny.yaml").write_text(TINY.format(text=text))
+    file = tmp_path / "ablation.yaml"
+    file.write_text(ABLATION.format(base=tmp_path / "tiny.yaml"))
+    return file
+
+
+@pytest.fixture
+def gpt2lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Call the command line in this process, as its entry point does; -> exit code, everything printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def call(*words: str) -> tuple[int, str]:
+        from gpt2lab.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["gpt2lab", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out + err
+
+    return call

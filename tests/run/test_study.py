@@ -1,0 +1,199 @@
+"""The whole way, with real worker processes: a question in, evidence out, and nothing trained twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2lab.store import Store
+
+Call = Callable[..., tuple[int, str]]
+
+
+def journals(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every run's rows without `seconds`, the only field in which equal runs may differ."""
+    return {
+        run.id: [{key: value for key, value in row.items() if key != "seconds"} for row in run.rows()]
+        for run in Store(root).runs()
+    }
+
+
+def finals(root: Path) -> dict[str, Any]:
+    return {
+        run.id: json.loads(next((run.path / "evaluations").glob("*.json")).read_text()) for run in Store(root).runs()
+    }
+
+
+def weights(root: Path) -> dict[str, str]:
+    """sha256 of every run's final weights, as its checkpoint's manifest states it."""
+    found = {}
+    for run in Store(root).runs():
+        [checkpoint] = run.checkpoints.iterdir()
+        found[run.id] = json.loads((checkpoint / "manifest.json").read_text())["files"]["model.safetensors"]
+    return found
+
+
+def test_a_question_in_evidence_out_and_nothing_trained_twice(tiny: Path, gpt2lab: Call, tmp_path: Path) -> None:
+    code, said = gpt2lab("run", str(tiny), "--jobs", "2")
+    assert code == 0, said
+    assert "0 runs found finished, 4 trained now" in said
+    page = tmp_path / "reports/tiny@tiny/index.html"
+    assert "Does rotary help a tiny model?" in page.read_text()
+    store = Store(tmp_path / "runs")
+    record = store.study("tiny")
+    assert [run.status() for run in store.runs()] == ["finished"] * 4
+    assert set(record["arms"]["rotary"]["runs"]) == {"0", "1"}
+    for arm, longer in (("learned", None), ("rotary", float)):
+        evaluation = store.run(record["arms"][arm]["runs"]["0"]).evaluation(record["evaluation"]["key"])
+        assert evaluation is not None
+        assert evaluation["contexts"].keys() == {"0.5", "1", "2"}
+        assert (
+            evaluation["contexts"]["2"] is None if longer is None else isinstance(evaluation["contexts"]["2"], longer)
+        )
+    first = store.run(record["arms"]["learned"]["runs"]["0"])
+    rows = first.rows()
+    assert [row["step"] for row in rows] == list(range(25))
+    assert [row["step"] for row in rows if "val/loss" in row["metrics"]] == [0, 8, 16, 24]
+    assert rows[-1]["metrics"]["val/loss"] < rows[0]["metrics"]["val/loss"] - 1
+    assert rows[-1]["tokens"] == 24 * 64
+
+    stamps = {run.id: (run.path / "result.json").stat().st_mtime_ns for run in store.runs()}
+    code, said = gpt2lab("run", str(tiny))
+    assert code == 0, said
+    assert "4 runs found finished, 0 trained now" in said
+    assert stamps == {run.id: (run.path / "result.json").stat().st_mtime_ns for run in store.runs()}
+
+    # other evaluations need no training: the final weights are there
+    code, said = gpt2lab("run", str(tiny), "--set", "evaluation.tokens=128", "--no-tracking")
+    assert code == 0, said
+    assert first.rows() == rows
+    assert len(store.runs()) == 4
+    assert stamps == {run.id: (run.path / "result.json").stat().st_mtime_ns for run in store.runs()}
+    assert all(len(list((run.path / "evaluations").glob("*.json"))) == 2 for run in store.runs())
+
+
+def test_mlflow_holds_what_the_journals_hold(tiny: Path, gpt2lab: Call, tmp_path: Path) -> None:
+    code, said = gpt2lab("run", str(tiny), "--seeds", "1")
+    assert code == 0, said
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    mirrored = client.search_runs([experiment.experiment_id])
+    parents = [run for run in mirrored if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.tags["gpt2lab.run_id"]: run for run in mirrored if "mlflow.parentRunId" in run.data.tags}
+    assert len(parents) == 1
+    assert {artifact.path for artifact in client.list_artifacts(parents[0].info.run_id)} >= {"report"}
+    for run in Store(tmp_path / "runs").runs():
+        copy = children[run.id]
+        history = client.get_metric_history(copy.info.run_id, "train/loss")
+        wanted = [(row["step"], row["metrics"]["train/loss"]) for row in run.rows() if "train/loss" in row["metrics"]]
+        assert sorted((point.step, point.value) for point in history) == wanted
+        assert copy.info.status == "FINISHED"
+        assert copy.data.tags["gpt2lab.arm"] in ("learned", "rotary")
+
+
+def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny: Path, gpt2lab: Call, tmp_path: Path) -> None:
+    plugin = tmp_path / "parts.py"
+    switch = tmp_path / "broken"
+    plugin.write_text(
+        "import os, torch\n"
+        "from gpt2lab.components.norm import norm\n\n"
+        '@norm.register("brittle", source="a test")\n'
+        "def brittle(site):\n"
+        '    """A norm that breaks while a certain file exists."""\n'
+        f"    if os.path.exists({str(switch)!r}) and torch.empty(0).device.type != 'meta':\n"
+        "        raise RuntimeError('it broke')\n"
+        "    return torch.nn.Identity()\n"
+    )
+    tiny.write_text(tiny.read_text().replace("{model.position: rotary}", "{model.norm: brittle}"))
+    switch.touch()
+    words = ("run", str(tiny), "--seeds", "1", "--plugin", str(plugin), "--no-tracking")
+    code, said = gpt2lab(*words)
+    assert code == 1, said
+    assert "1 failed (tried again by the same command)" in said
+    assert "Traceback" not in said
+    store = Store(tmp_path / "runs")
+    broken = store.run(store.study("tiny")["arms"]["rotary"]["runs"]["0"])
+    failure = broken.failure()
+    assert failure is not None
+    assert failure["reason"] == "RuntimeError: it broke"
+    assert "it broke" in (broken.path / "error.log").read_text()
+    assert "it broke" in (tmp_path / "reports/tiny@tiny/index.html").read_text()
+    switch.unlink()
+    code, said = gpt2lab(*words)
+    assert code == 0, said
+    assert "1 runs found finished, 1 trained now" in said
+    assert broken.failure() is None
+
+
+@contextlib.contextmanager
+def started(tiny: Path, folder: Path, jobs: int) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process of its own, which is gone afterwards whatever happens."""
+    words = ["run", str(tiny), "--no-tracking", "--runs", str(folder / "runs"), "--out", str(folder / "out")]
+    command = [sys.executable, "-c", "from gpt2lab.cli import main; main()", *words, "--jobs", str(jobs)]
+    log = folder / "log.txt"
+    with log.open("a") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_rows(root: Path, count: int) -> None:
+    """Until the journals hold that many rows together."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if sum(len(run.rows()) for run in Store(root).runs()) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no rows appeared")
+
+
+def test_killed_stopped_and_side_by_side_equal_undisturbed_to_the_bit(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(tiny.read_text().replace("seeds: 2", "seeds: 1"))
+    (tmp_path / "tiny.yaml").write_text((tmp_path / "tiny.yaml").read_text().replace("steps: 24", "steps: 300"))
+    calm, wild = tmp_path / "calm", tmp_path / "wild"
+    calm.mkdir()
+    wild.mkdir()
+    with started(tiny, calm, 1) as process:
+        assert process.wait(180) == 0, (calm / "log.txt").read_text()
+    for rows, number in ((20, signal.SIGKILL), (150, signal.SIGTERM)):
+        with started(tiny, wild, 2) as process:
+            wait_for_rows(wild / "runs", rows)
+            process.send_signal(number)
+            assert process.wait(60) == (-number if number == signal.SIGKILL else 75)
+    assert any(run.status() == "partial" for run in Store(wild / "runs").runs())
+    with started(tiny, wild, 2) as process:
+        assert process.wait(180) == 0, (wild / "log.txt").read_text()
+    assert "Traceback" not in (wild / "log.txt").read_text()
+    assert journals(wild / "runs") == journals(calm / "runs")
+    assert finals(wild / "runs") == finals(calm / "runs")
+    assert weights(wild / "runs") == weights(calm / "runs")
+
+
+def test_workers_end_with_a_killed_parent(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text((tmp_path / "tiny.yaml").read_text().replace("steps: 24", "steps: 100000"))
+    with started(tiny, tmp_path, 2) as process:
+        wait_for_rows(tmp_path / "runs", 4)
+        holders = [run.holder()["pid"] for run in Store(tmp_path / "runs").runs() if run.holder()]
+    assert process.returncode == -signal.SIGKILL
+    assert holders
+    deadline = time.monotonic() + 10
+    while alive(holders) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(holders)
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that still run; a zombie has ended."""
+    states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
+    return [pid for pid, stat in states.items() if stat.exists() and ") Z " not in stat.read_text()]

@@ -1,0 +1,91 @@
+"""The layering rule: a module imports lower layers or its own package, and imports inside functions count."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "gpt2lab"
+
+# lowest first; those in one set may not import each other
+LAYERS: list[set[str]] = [
+    {"errors"},
+    {"schema"},
+    {"registry", "store", "analysis"},
+    {"components", "tracking"},
+    {"model", "data", "optim", "training"},
+    {"costs", "generation"},
+    {"evaluation", "pretrained"},
+    {"reading", "fitting", "layers", "clashes", "config"},
+    {"testing", "identity"},
+    {"ablation", "arms"},
+    {"plan"},
+    {"runner"},
+    {"executors", "display"},
+    {"sweep"},
+    {"study"},
+    {"report"},
+    {"bench"},
+    {"cli"},
+]
+SAME_LAYER_MAY = [{"reading", "fitting", "layers", "clashes", "config"}, {"ablation", "arms"}]  # one concern in files
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+WITHOUT_TORCH = ("store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display")
+
+
+def files() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def owner(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Names of our packages and modules that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gpt2lab":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gpt2lab."))
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {owner(path) for path in files()} <= RANK.keys()
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    ours = owner(path)
+    for other in set(imported(path)) - {ours}:
+        together = any({ours, other} <= group for group in SAME_LAYER_MAY)
+        assert RANK[other] < RANK[ours] or together, f"{path.name} ({ours}) imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_what_needs_no_torch_imports_none(name: str) -> None:
+    modules = [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in files()
+        if owner(path) == name
+    ]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_one_module_imports_mlflow() -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlflow")
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "mlflow" for alias in node.names))
+    }
+    assert users == {"tracking/mlflow.py"}
