@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from gpt2lab.arms import Arm, Base, between_arms, exploratory_reason, resolve_arm
+from gpt2lab.arms import MAX_SEEDS, Arm, Base, between_arms, exploratory_reason, resolve_arm
 from gpt2lab.config import fill_slots, preset_name, preset_names, preset_source, read_overrides
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.fitting import Complaint, check, error_of, located
@@ -24,7 +24,7 @@ from gpt2lab.schema import ABSENT, Settings
 
 __all__ = ["Ablation", "Arm", "LoadedAblation", "exploratory_reason", "load_ablation", "seed_list"]
 
-MAX_ARMS, MAX_SEEDS = 100, 100
+MAX_ARMS = 100
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 Effect = Annotated[float, Field(gt=0)]
 

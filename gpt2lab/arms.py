@@ -17,6 +17,8 @@ from gpt2lab.layers import expand, lay
 from gpt2lab.reading import Source, dotted
 from gpt2lab.schema import convert
 
+MAX_SEEDS = 100
+CONTROL_SEEDS = 500
 CONTROL = "control"  # the one key of an arm that is no change
 
 # What all arms share, because runs are compared on it or because it is not theirs to say.
@@ -43,6 +45,8 @@ class Arm:
     config: Config
     control: bool = False
     expected: str | None = None
+    first_seed: int = 0
+    """What is added to the ablation's seeds: control arms draw seeds of their own, each apart from all others."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,14 @@ def resolve_arm(
     found += [_at_arm(name, file, laid, base, c) for c in complaints if c not in base.complaints]
     if config is None:
         return None, found
-    return Arm(name, {key: value.tree for key, value in changes}, config, control, expected), found
+    first = first_control_seed(name, file) if control else 0
+    return Arm(name, {key: value.tree for key, value in changes}, config, control, expected, first), found
+
+
+def first_control_seed(name: str, file: Source) -> int:
+    """500 for the first control arm of the file, 600 for the second, ...; the same whichever arms are chosen."""
+    controls = [arm for arm, written in file.tree["arms"].items() if isinstance(written, dict) and CONTROL in written]
+    return CONTROL_SEEDS + MAX_SEEDS * controls.index(name)
 
 
 def _control(
@@ -100,8 +111,6 @@ def _control(
         control = bool(convert(written.get(CONTROL, "false"), bool))
     except ValueError as error:
         complaints.append(Complaint(str(error), (key,)))
-    if control and is_baseline:
-        complaints.append(Complaint("the baseline is no control: let another arm repeat it", (key,)))
     if nothing and not control and not is_baseline:
         complaints.append(Complaint("changes nothing; if that is meant, write `control: true`", (("arms", name),)))
     return control, [located(file, complaint) for complaint in complaints]

@@ -25,7 +25,6 @@ from gpt2lab.registry import Choice
 from gpt2lab.store import Store, now
 from gpt2lab.training.precision import choose_device
 
-CONTROL_SEEDS, CONTROL_STRIDE = 500, 100  # control arms draw seeds of their own, apart from all others
 PROBE_SECONDS, PROBE_SHARE = 0.1, 0.5  # a training step reaches about half of the speed of one large matmul
 
 
@@ -105,11 +104,9 @@ def make_plan(ablation: LoadedAblation, data: Prepared, store: Store, *, jobs: i
     found = {name: costs(arm.config.model) for name, arm in ablation.arms.items()}
     speed, speed_from = estimate_speed(store, device, threads, found[ablation.baseline].flops_per_token)
     machine = Machine(device.type, device_name(device), threads, jobs, speed, speed_from)
-    controls = [name for name, arm in ablation.arms.items() if arm.control]
     arms = {}
     for name, arm in ablation.arms.items():
-        first = CONTROL_SEEDS + CONTROL_STRIDE * controls.index(name) if arm.control else 0
-        runs = tuple(make_run(arm, first + seed, data, machine) for seed in ablation.seeds)
+        runs = tuple(make_run(arm, arm.first_seed + seed, data, machine) for seed in ablation.seeds)
         tokens = arm.config.training.steps * arm.config.training.batch_tokens
         seconds = found[name].flops_per_token * tokens / speed
         arms[name] = ArmPlan(arm, runs, found[name], seconds, estimate_memory(arm.config, found[name]))

@@ -250,18 +250,12 @@ def unmet_needs(choices: Sequence[Choice]) -> list[tuple[str, str]]:
     """(slot path, sentence) for every capability that a choice needs and a chosen neighbour lacks."""
     problems = []
     for choice in choices:
-        component = SLOTS[choice.slot][choice.name]
-        for slot, word in component.needs.items():
+        for slot, word in SLOTS[choice.slot][choice.name].needs.items():
+            able = ", ".join(c.name for c in SLOTS[slot] if word in c.can) or "none"
             for other in {c.name for c in choices if c.slot == slot}:
                 if word not in SLOTS[slot][other].can:
-                    able = [c.name for c in SLOTS[slot] if word in c.can]
-                    problems.append(
-                        (
-                            SLOTS[choice.slot].path,
-                            f"{choice.name} needs a {slot} that offers '{word}', and {other} does not "
-                            f"({slot} with '{word}': {', '.join(able) or 'none'})",
-                        )
-                    )
+                    lacks = f"{choice.name} needs '{word}' from the {slot}, which {other} does not offer"
+                    problems.append((SLOTS[choice.slot].path, f"{lacks} (those that do: {able})"))
     return problems
 
 

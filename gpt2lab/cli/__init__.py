@@ -9,16 +9,17 @@ import os
 import sys
 import tempfile
 import traceback
+from typing import Any
 
-import click
 import typer
 
 from gpt2lab.cli import catalogue, data, results, run
-from gpt2lab.errors import Gpt2labError
+from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
     name="gpt2lab",
     help="Ablations of GPT-2 with verdicts one can trust: a question in YAML goes in, evidence comes out.",
+    epilog="With --debug anywhere on the line, an error shows its whole trace.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -32,32 +33,43 @@ app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130
 READER_GONE = 141
+# typer brings its own click since 0.16 or so, and used the installed one before: of both, this is the usage error
+USAGE: type[Any] = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
     """Run one command. Whatever goes wrong, the user sees where, what and what next, never a traceback; `--debug`
     anywhere on the line shows it all."""
     debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        code = app(args=arguments, standalone_mode=False, prog_name="gpt2lab")
+        code = answer([word for word in sys.argv[1:] if word != "--debug"], debug)
         sys.stdout.flush()
     except BrokenPipeError:  # `gpt2lab components | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(READER_GONE)
+        code = READER_GONE
+    sys.exit(code)
+
+
+def answer(arguments: list[str], debug: bool) -> int:
+    """Run one command; -> its exit code, everything that is to be said about an error having been said."""
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="gpt2lab")
+    except BrokenPipeError:
+        raise
     except Gpt2labError as error:
         if debug:
             traceback.print_exc()
-        sys.exit(complain(error.render(), error.exit_code))
-    except click.ClickException as error:
-        sys.exit(complain(f"gpt2lab: error [USAGE] {error.format_message()}\ntry: gpt2lab --help", 2))
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
+        error.hint = error.hint or help_of(arguments)
+        return complain(error.render(), error.exit_code)
+    except USAGE as error:
+        return misused(error)
+    except (typer.Abort, KeyboardInterrupt):
+        return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        sys.exit(complain(internal(error), 1))
-    sys.exit(code if isinstance(code, int) else 0)
+        return complain(internal(error), 1)
+    return code if isinstance(code, int) else 0
 
 
 def complain(text: str, code: int) -> int:
@@ -66,11 +78,28 @@ def complain(text: str, code: int) -> int:
     return code
 
 
+def help_of(arguments: list[str]) -> str:
+    """The command that shows what the command line offers here."""
+    words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    return " ".join(["gpt2lab", *words, "--help"])
+
+
+def misused(error: Any) -> int:
+    """Say what is wrong with the command line itself; a group of commands without a command shows its help."""
+    what = error.format_message()
+    if what.startswith("Usage:"):
+        print(what)
+        return 0
+    where = error.ctx.command_path if error.ctx else "gpt2lab"
+    problem = Problem(where, what[:1].lower() + what[1:].rstrip("."))
+    return complain(f"gpt2lab: error [USAGE] {problem}\ntry: {where} --help", 2)
+
+
 def internal(error: Exception) -> str:
     """Our own bug, in one line, with the trace kept in a file."""
     with tempfile.NamedTemporaryFile("w", prefix="gpt2lab-", suffix=".log", delete=False) as file:
         file.write("".join(traceback.format_exception(error)))
     return (
-        f"gpt2lab: error [INTERNAL] {type(error).__name__}: {error}\n"
+        f"gpt2lab: error [INTERNAL] {printable(f'{type(error).__name__}: {error}')}\n"
         f"this is a bug in gpt2lab; its trace is in {file.name}"
     )

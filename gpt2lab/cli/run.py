@@ -20,8 +20,8 @@ Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by sid
 Arms = Annotated[str | None, typer.Option("--arms", help="Only these arms, separated by commas.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for every arm.")]
 Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

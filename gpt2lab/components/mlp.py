@@ -79,9 +79,9 @@ class MixtureOfExperts(nn.Module):
         out: Tensor = self.dropout(self.dispatch(rows, weights, chosen).view(x.shape))
         return out
 
-    # Not compiled, because the sizes of its parts change with every batch. torch.compiler.disable would say the same, but
-    # imports the whole compiler at once, which takes a second.
-    @torch._disable_dynamo  # type: ignore[attr-defined, untyped-decorator]
+    # Not compiled, because the sizes of its parts change with every batch. torch.compiler.disable would say the same,
+    # but imports the whole compiler at once, which takes a second.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def dispatch(self, rows: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Every row through its K experts, answers added by weight.  (N, C), (N, K), (N, K) -> (N, C)"""
         order = chosen.flatten().argsort(stable=True)  # (N K): the rows of expert 0, then of expert 1, ...

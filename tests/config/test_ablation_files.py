@@ -114,12 +114,16 @@ def test_e7_an_arm_that_changes_nothing_is_refused_unless_it_is_a_control(file: 
     assert loaded.arms["b"].changes == {} and loaded.arms["b"].config == loaded.arms["a"].config
 
 
-def test_the_baseline_is_no_control_and_control_is_true_or_false(file: Path) -> None:
-    found = problems(file, HEAD + "arms:\n  a: {control: true}\n  b: {control: maybe, model.norm: rmsnorm}\n")
-    assert found == [
-        ":6: arms.a.control: the baseline is no control: let another arm repeat it",
-        ":7: arms.b.control: 'maybe' does not fit: true or false is expected",
-    ]
+def test_control_is_true_or_false(file: Path) -> None:
+    found = problems(file, HEAD + "arms:\n  a: {}\n  b: {control: maybe, model.norm: rmsnorm}\n")
+    assert found == [":7: arms.b.control: 'maybe' does not fit: true or false is expected"]
+
+
+def test_controls_draw_seeds_of_their_own_whichever_arms_are_chosen(file: Path) -> None:
+    """Also the baseline may be one: two controls are an A/A study."""
+    file.write_text(HEAD + "arms:\n  a: {control: true}\n  b: {model.norm: rmsnorm}\n  c: {control: true}\n")
+    assert [arm.first_seed for arm in load_ablation(file).arms.values()] == [500, 0, 600]
+    assert [arm.first_seed for arm in load_ablation(file, arms=["a", "c"]).arms.values()] == [500, 600]
 
 
 def test_e5_errors_of_all_arms_come_in_one_pass_at_their_lines(file: Path) -> None:

@@ -135,7 +135,7 @@ def test_e5_unmet_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         found = problems("nano", "model.attention=deaf", "model.position=rotary", "model.stack=[value_residual]")
         assert len(found) == 2
-        assert "model.position: rotary needs a attention that offers 'rotate', and deaf does not" in found[0]
+        assert "model.position: rotary needs 'rotate' from the attention, which deaf does not offer" in found[0]
         assert load_config("nano", ["model.attention=deaf"]).model.attention[0].name == "deaf"
         # told at the key that was changed, though it is the position that needs
         [told] = problems(_nano_rotary(), "model.attention=deaf")
