@@ -252,7 +252,7 @@ def unmet_needs(choices: Sequence[Choice]) -> list[tuple[str, str]]:
     for choice in choices:
         for slot, word in SLOTS[choice.slot][choice.name].needs.items():
             able = ", ".join(c.name for c in SLOTS[slot] if word in c.can) or "none"
-            for other in {c.name for c in choices if c.slot == slot}:
+            for other in sorted({c.name for c in choices if c.slot == slot}):
                 if word not in SLOTS[slot][other].can:
                     lacks = f"{choice.name} needs '{word}' from the {slot}, which {other} does not offer"
                     problems.append((SLOTS[choice.slot].path, f"{lacks} (those that do: {able})"))

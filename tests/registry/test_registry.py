@@ -108,7 +108,7 @@ def test_needs_name_who_could_meet_them(slot: Slot) -> None:
     slot["slope"].needs["toy"] = "slide"  # type: ignore[index]
     [(path, sentence)] = unmet_needs([Choice("toy", "slope"), Choice("toy", "round")])[:1]
     assert path == "model.toy"
-    assert sentence == "slope needs 'slide' from the toy, which slope does not offer (those that do: none)"
+    assert sentence == "slope needs 'slide' from the toy, which round does not offer (those that do: none)"
 
 
 PLUGIN = '''
