@@ -14,6 +14,7 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if h
 
 quickstart: .venv/.installed
 	$(BIN)/gpt2lab run ablations/posenc.yaml --scale nano --arms learned,rotary,none
+	@echo "the page: reports/posenc@nano/index.html    the runs in MLflow: $(BIN)/gpt2lab ui"
 
 # one thread per process: several on shared cores are ten times slower
 test: .venv/.installed-dev

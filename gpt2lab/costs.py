@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +27,7 @@ class Costs:
     flops_per_token: float
 
 
+@lru_cache(maxsize=256)
 def costs(config: ModelConfig) -> Costs:
     """Build on the meta device, run one sequence of block_size tokens forward and backward, and count.
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,77 +34,144 @@ NOT_TRAINING = ("evaluation", "scale", "data")
 NOT_WEIGHTS = ("device", "threads", "log_every_steps", "checkpoint_every_steps")
 
 Definition = tuple[str, str]
-PLUGIN = re.compile(r"^gpt2lab_plugin_\w+")  # such a module is named by its file's path, which does not count
+PLUGIN = re.compile(r"^gpt2lab_plugin_[^:]+")  # such a module is named by its file's path, which does not count
+Function = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
 class Module:
-    """A parsed source file: top-level definitions by name, and what each imported name stands for."""
+    """A parsed source file. `definitions`: name -> the top-level statements that bind or change it. `imports`: name ->
+    (module, name in it, or None for the module itself). `stars`: modules of which all names were imported."""
 
-    definitions: Mapping[str, ast.stmt]
+    definitions: Mapping[str, list[ast.stmt]]
     imports: Mapping[str, tuple[str, str | None]]
+    stars: tuple[str, ...]
 
 
-@lru_cache(maxsize=256)
+@cache
 def parse(name: str) -> Module:
-    """The module `name` of this package or a loaded plug-in."""
-    module = sys.modules.get(name) or __import__(name, fromlist=["_"])
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    definitions: dict[str, ast.stmt] = {}
+    """The module `name`; one that cannot be imported, or has no Python source, defines nothing."""
+    try:
+        module = sys.modules.get(name) or importlib.import_module(name)
+    except ImportError:
+        return Module({}, {}, ())
+    file = Path(module.__file__ or "")
+    if file.suffix != ".py":
+        return Module({}, {}, ())
+    tree = ast.parse(file.read_bytes())
+    definitions: dict[str, list[ast.stmt]] = {}
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            definitions[node.name] = node
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in targets:
-                definitions |= {n.id: node for n in ast.walk(target) if isinstance(n, ast.Name)}
-    return Module(definitions, dict(_imports(tree.body)))
+        for bound in dict.fromkeys([node.name] if isinstance(node, Function) else _changed(node)):
+            definitions.setdefault(bound, []).append(node)
+    outside = (inner for node in tree.body if not _is_hidden(node) for inner in ast.walk(node))
+    imports = list(_imports(outside, str(module.__package__)))
+    stars = tuple(where for alias, (where, _) in imports if alias == "*")
+    return Module(definitions, {alias: origin for alias, origin in imports if alias != "*"}, stars)
 
 
-def _imports(body: Iterable[ast.AST]) -> Iterator[tuple[str, tuple[str, str | None]]]:
-    """Names that import statements bind to something of ours: alias -> (module, name in it or None)."""
-    for node in body:
-        if isinstance(node, ast.ImportFrom) and node.module:
+def _is_hidden(node: ast.stmt) -> bool:
+    """Whether imports inside are not the module's: a function's own, and those that only type checkers see."""
+    return isinstance(node, Function) or (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"))
+
+
+def _changed(statement: ast.stmt) -> Iterator[str]:
+    """Names that a top-level statement binds (`A = 1`, `for a in b`) or changes (`A[0] = 1`, `A += b`, `A.add(b)`)."""
+    for node in ast.walk(statement):
+        if isinstance(node, Function):
+            yield node.name
+        elif isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+            yield _root(node)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield _root(node.value.func)
+
+
+def _root(node: ast.expr) -> str:
+    """`A` of `A.b[0].c`; empty for what does not start with a name."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[tuple[str, tuple[str, str | None]]]:
+    """Names that import statements bind -> (module, name in it or None)."""
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            where = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
-                yield alias.asname or alias.name, (node.module, alias.name)
+                yield alias.asname or alias.name, (where, alias.name)
         elif isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.asname:
-                    yield alias.asname, (alias.name, None)
+                first = alias.name.split(".")[0]  # `import a.b` binds a
+                yield alias.asname or first, (alias.name if alias.asname else first, None)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Whose code counts: this package, the packages of the roots, and modules that lie beside a plug-in's file."""
+
+    packages: frozenset[str]
+    folders: frozenset[Path]
+
+    @classmethod
+    def of(cls, roots: Iterable[Definition]) -> Scope:
+        """That of `roots`."""
+        modules = {module for module, _ in roots}
+        plugins = (sys.modules[module] for module in modules if PLUGIN.match(module))
+        return cls(
+            frozenset({"gpt2lab", *(module.split(".")[0] for module in modules)}),
+            frozenset(Path(str(plugin.__file__)).parent for plugin in plugins),
+        )
+
+    def __contains__(self, module: str) -> bool:
+        if module in BESIDE or module.startswith(tuple(f"{m}." for m in BESIDE)):
+            return False
+        first = module.split(".")[0]
+        if first in self.packages:
+            return True
+        file = getattr(sys.modules.get(first), "__file__", None)
+        if not file or not self.folders:
+            return False
+        path = Path(file).resolve()
+        return (path.parent.parent if path.stem == "__init__" else path.parent) in self.folders
 
 
 def reached(roots: Iterable[Definition]) -> dict[str, str]:
     """Every definition that `roots` lead to -> its normalised text, by `module:name`."""
-    found: dict[str, str] = {}
     todo = list(roots)
+    scope = Scope.of(todo)
+    found: dict[str, str] = {}
+    seen: set[Definition] = set()
     while todo:
         module, name = todo.pop()
-        key = f"{module}:{name}"
-        if key in found or module in BESIDE or module.startswith(tuple(f"{m}." for m in BESIDE)):
+        if (module, name) in seen or module not in scope:
             continue
+        seen.add((module, name))
         source = parse(module)
-        if name not in source.definitions:
-            if name in source.imports and _ours(source.imports[name][0]):  # re-exported
-                where, what = source.imports[name]
-                todo.append((where, what or name))
-            continue
-        node = bare(source.definitions[name])
-        found[key] = ast.unparse(node)
-        todo += _mentions(node, module, source)
+        if name in source.definitions:
+            nodes = [bare(node) for node in source.definitions[name]]
+            found[f"{module}:{name}"] = "\n".join(map(ast.unparse, nodes))
+            todo += [mention for node in nodes for mention in _mentions(node, module, source)]
+        elif name in source.imports:  # re-exported
+            where, what = source.imports[name]
+            todo.append((where, what or name))
+        else:
+            todo += [(star, name) for star in source.stars]
     return found
 
 
 def bare(node: ast.stmt) -> ast.stmt:
-    """A copy without docstrings and without the decorators that register components."""
+    """A copy without docstrings (also those of attributes) and without the decorators that register components."""
     copy: ast.stmt = ast.parse(ast.unparse(node)).body[0]
     for inner in ast.walk(copy):
-        if not isinstance(inner, (ast.FunctionDef, ast.ClassDef)):
-            continue
-        inner.decorator_list = [d for d in inner.decorator_list if not _registers(d)]
-        first = inner.body[0]
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            inner.body = inner.body[1:] or [ast.Pass()]
+        if isinstance(inner, Function):
+            inner.decorator_list = [d for d in inner.decorator_list if not _registers(d)]
+            inner.body = [part for part in inner.body if not _is_text(part)] or [ast.Pass()]
     return copy
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _registers(decorator: ast.expr) -> bool:
@@ -115,24 +183,40 @@ def _registers(decorator: ast.expr) -> bool:
 
 
 def _mentions(node: ast.AST, module: str, source: Module) -> Iterator[Definition]:
-    """What `node` mentions of this module or of modules of ours."""
-    imports = {**source.imports, **dict(_imports(ast.walk(node)))}
+    """What `node` mentions of its own module and of those that it imports."""
+    package = str(sys.modules[module].__package__)
+    inside = list(_imports(ast.walk(node), package))
+    imports = {**source.imports, **dict(inside)}
+    stars = (*source.stars, *(where for alias, (where, _) in inside if alias == "*"))
     for inner in ast.walk(node):
-        if isinstance(inner, ast.Name):
-            if inner.id in source.definitions:
-                yield module, inner.id
-            elif inner.id in imports and imports[inner.id][1] and _ours(imports[inner.id][0]):
-                yield imports[inner.id][0], str(imports[inner.id][1])
-        elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name):
-            where = imports.get(inner.value.id)
-            if where and _ours(where[0]):  # `module.name`
-                full = where[0] if where[1] is None else f"{where[0]}.{where[1]}"
-                if full in sys.modules:
-                    yield full, inner.attr
+        first, *rest = _words(inner)
+        if first in source.definitions:
+            yield module, first
+        elif first in imports:
+            where, name = imports[first]
+            yield from _split(where, [name, *rest] if name else rest)
+        elif first:
+            yield from ((star, first) for star in stars)
 
 
-def _ours(module: str) -> bool:
-    return module.split(".")[0] == "gpt2lab" or module.startswith("gpt2lab_plugin_")
+def _words(node: ast.AST) -> list[str]:
+    """`a.b.c` as its words; one empty word for what is no chain of names."""
+    words: list[str] = []
+    while isinstance(node, ast.Attribute):
+        words.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(words)] if isinstance(node, ast.Name) else [""]
+
+
+def _split(module: str, names: Sequence[str]) -> Iterator[Definition]:
+    """`module` and what follows it in a chain, as (module, name): of submodules the deepest that is loaded."""
+    for count in range(len(names) - 1, 0, -1):
+        deeper = ".".join([module, *names[:count]])
+        if deeper in sys.modules:
+            yield deeper, names[count]
+            return
+    if names:
+        yield module, names[0]
 
 
 def digest(value: object) -> str:
@@ -142,20 +226,27 @@ def digest(value: object) -> str:
 
 def core_code() -> str:
     """Hash of what trains every model, whatever its components."""
-    return digest(reached(ROOTS))
+    return digest(_core())
+
+
+@cache
+def _core() -> dict[str, str]:
+    return reached(ROOTS)
 
 
 def component_code(choice: Choice) -> str:
     """Hash of one component's definition and of what it reaches beyond the core."""
-    factory = SLOTS[choice.slot][choice.name].factory
-    core = _core_keys()
-    found = reached([(factory.__module__, factory.__name__)])
-    return digest({PLUGIN.sub("plugin", k): v for k, v in found.items() if k not in core})
+    return _factory_code(SLOTS[choice.slot][choice.name].factory)
 
 
-@lru_cache(maxsize=1)
-def _core_keys() -> frozenset[str]:
-    return frozenset(reached(ROOTS))
+@cache
+def _factory_code(factory: Callable[..., Any]) -> str:
+    """A factory without a definition of its own (made in a loop, say) counts with the whole of its module."""
+    module, name = factory.__module__, factory.__name__
+    definitions = parse(module).definitions
+    whole = factory.__qualname__ != name or name not in definitions
+    found = reached([(module, every) for every in definitions] if whole else [(module, name)])
+    return digest({PLUGIN.sub("plugin", k): v for k, v in found.items() if k not in _core()})
 
 
 def settings(config: Any) -> dict[str, Any]:

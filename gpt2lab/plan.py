@@ -18,7 +18,7 @@ from gpt2lab.ablation import Arm, LoadedAblation
 from gpt2lab.config import Config
 from gpt2lab.costs import Costs, costs
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError
+from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest, run_id, run_identity
 from gpt2lab.registry import Choice
@@ -131,34 +131,47 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
 
     Raises ConfigError when the wish is for more.
     """
-    most = torch.cuda.device_count() if device == "cuda" else 1 if device == "mps" else max(1, cores // (threads or 1))
+    if device == "cpu" and (threads or 1) > cores:
+        raise ConfigError(
+            f"{threads} threads in each run, this machine has {cores} cores",
+            where="training.threads",
+            hint=f"--set training.threads={cores}",
+        )
+    most = torch.cuda.device_count() if device == "cuda" else 1 if device == "mps" else cores // (threads or 1)
     jobs = most if jobs is None else jobs
     threads = threads or max(1, cores // jobs)
     if device == "cpu" and jobs * threads > cores:
         raise ConfigError(
             f"{jobs} jobs of {threads} threads need {jobs * threads} cores, this machine has {cores}",
             where="--jobs",
-            hint=f"--jobs {max(1, cores // threads)}",
+            hint=f"--jobs {cores // threads}",
         )
     return jobs, threads
 
 
 def check_data(arm: Arm, data: Prepared) -> None:
-    """Raises ConfigError when an arm's model or evaluation does not fit the prepared data."""
-    config = arm.config
-    data.require(config.model.block_size)
-    if data.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {data.vocab_size} tokens, model.vocab_size is {config.model.vocab_size}",
-            where=f"arm {arm.name}",
-            hint=f"--set model.vocab_size={data.vocab_size}",
+    """Raises ConfigError with all in which an arm's model or evaluation does not fit the prepared data."""
+    model, evaluation = arm.config.model, arm.config.evaluation
+    lengths = {"training": len(data.train), "validation": len(data.validation)}
+    wrong = [
+        (
+            "model.block_size",
+            min(lengths.values()) - 1,
+            f"the {split} split needs {model.block_size + 1} tokens, has {n}",
         )
-    if len(data.validation) <= config.evaluation.tokens:
-        raise ConfigError(
-            f"the validation split needs {config.evaluation.tokens + 1} tokens, has {len(data.validation)}",
-            where=f"arm {arm.name}: evaluation.tokens",
-            hint=f"--set evaluation.tokens={len(data.validation) - 1}",
-        )
+        for split, n in lengths.items()
+        if n <= model.block_size
+    ]
+    if data.vocab_size > model.vocab_size:
+        what = f"the tokenizer has {data.vocab_size} tokens, the model rows for {model.vocab_size}"
+        wrong.append(("model.vocab_size", data.vocab_size, what))
+    if lengths["validation"] <= evaluation.tokens:
+        what = f"the validation split needs {evaluation.tokens + 1} tokens, has {lengths['validation']}"
+        wrong.append(("evaluation.tokens", lengths["validation"] - 1, what))
+    if wrong:
+        settings = dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)
+        problems = [Problem(f"arm {arm.name}: {key}", what) for key, _, what in wrong]
+        raise ConfigError(problems, hint=" ".join(settings))
 
 
 def estimate_speed(store: Store, device: torch.device, threads: int, flops_per_token: float) -> tuple[float, str]:
@@ -258,7 +271,7 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
             "preset": ablation.scale,
             "parameters": plan.baseline.costs.parameters,
             "tokens": plan.baseline.tokens,
-            "data": f"{config.data.corpus} ({config.data.tokenizer})",
+            "data": f"{config.data.corpus.name} ({config.data.tokenizer})",  # its options may hold a machine's paths
             "optimizer": f"{config.optim.optimizer}, lr {config.optim.lr:g}",
         },
         "caveat": config.scale.caveat,

@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -125,9 +125,7 @@ def execute(job: Job, stop: StopRequest) -> None:
 class Training:
     """One run in progress: model, data and journal joined."""
 
-    def __init__(
-        self, run: RunFolder, config: Config, data: Prepared, job: Job, stop: Callable[[], bool] | StopRequest
-    ):
+    def __init__(self, run: RunFolder, config: Config, data: Prepared, job: Job, stop: StopRequest):
         self.run, self.config, self.data, self.job, self.stop = run, config, data, job, stop
         device = choose_device(config.training.device)
         model = build_model(config.model, seed=config.seed, device=device)
@@ -181,7 +179,7 @@ class Training:
                     prune(self.run.checkpoints)
                 if self.stop and not last:
                     raise Preempted(
-                        f"stopped after step {record.step} ({getattr(self.stop, 'reason', 'asked to')}), all saved",
+                        f"stopped after step {record.step} ({self.stop.reason}), all saved",
                         where=self.run.id,
                         hint="the same command continues",
                     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from gpt2lab.cli.run import Json, Plugin
 from gpt2lab.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
+    from gpt2lab.costs import Costs
     from gpt2lab.registry import Choice, Component, Slot
 
 FLAGSHIP = "gpt2-124m"
@@ -30,7 +32,7 @@ def components(
     plugin: Plugin = None,
     json_: Json = False,
 ) -> None:
-    """List every component by slot; * marks what canonical GPT-2 has."""
+    """List every component by slot. A * marks what canonical GPT-2 has, or the default of data and training."""
     slots = all_slots(plugin)
     if slot is not None and slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
@@ -47,7 +49,7 @@ def components(
     for one in shown.values():
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for component in one:
-            mark = "*" if component.name in one.default or component.name == one.default else " "
+            mark = "*" if component.name in defaults(one) else " "
             table.add_row(
                 Text(f"{mark} {component.name}"), Text(component.summary), Text(component.source, style="dim")
             )
@@ -59,7 +61,7 @@ def explain(
     what: Annotated[str, typer.Argument(help="position=rotary, or mlp=moe,experts=4", metavar="SLOT=NAME")],
     plugin: Plugin = None,
 ) -> None:
-    """Formula, shapes, options, cost at 124M and source of one component."""
+    """Explain one component. Formula, shapes, options, cost at 124M, source."""
     slots = all_slots(plugin)
     slot, component, choice = chosen(what, slots)
     kind = {"per_layer": "one for all layers, or a list that repeats over them", "list": "an ordered list of parts"}
@@ -79,13 +81,15 @@ def explain(
     for line in cost_lines(choice):
         print(f"cost:    {line}")
     print(f"source:  {component.source}")
-    print(f"slot:    {slot.what} ({kind.get(slot.arity, 'one')}); canonical GPT-2: {plain_default(slot)}")
+    print(f"slot:    {slot.what} ({kind.get(slot.arity, 'one')}); {default_line(slot)}")
     print(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
     print(f"code:    {inspect.getsourcefile(component.factory)}")
 
 
-def test_plugin(file: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
-    """Run the contract tests on the components that a Python file registers."""
+def test_plugin(
+    file: Annotated[str, typer.Argument(help="A Python file that registers components.", metavar="FILE")],
+) -> None:
+    """Run the contract tests on your own components. FILE is the Python file that registers them."""
     from rich.progress import track
 
     from gpt2lab.display import console_for
@@ -149,6 +153,15 @@ def _needed(component: Component) -> dict[str, Any]:
     return {"paths": ["my_text/*.txt"]} if "paths" in component.parameters else {}
 
 
+@functools.cache
+def canonical_costs() -> Costs:
+    """Those of GPT-2 124M."""
+    from gpt2lab.costs import costs
+    from gpt2lab.model import ModelConfig
+
+    return costs(ModelConfig())
+
+
 def cost_lines(choice: Choice) -> list[str]:
     """Parameters and FLOPs that the choice adds to canonical GPT-2 124M; nothing for slots outside the model."""
     from gpt2lab.costs import costs
@@ -157,7 +170,7 @@ def cost_lines(choice: Choice) -> list[str]:
 
     if choice.slot not in MODEL_SLOTS:
         return []
-    plain = costs(ModelConfig())
+    plain = canonical_costs()
     changed: dict[str, Any] = {choice.slot: placed(choice.slot, choice.full())}
     ours = costs(ModelConfig(**changed))
     more = ours.parameters - plain.parameters
@@ -170,9 +183,15 @@ def cost_lines(choice: Choice) -> list[str]:
     return lines + ([active] if ours.active_parameters != ours.parameters else [])
 
 
-def plain_default(slot: Slot) -> str:
-    """What canonical GPT-2 has in a slot."""
-    return slot.default if isinstance(slot.default, str) else f"[{', '.join(slot.default)}]"
+def defaults(slot: Slot) -> tuple[str, ...]:
+    """What canonical GPT-2 has in a slot; outside the model, what is taken unless a preset says otherwise."""
+    return (slot.default,) if isinstance(slot.default, str) else tuple(slot.default)
+
+
+def default_line(slot: Slot) -> str:
+    """`defaults` in words."""
+    kind = "canonical GPT-2" if slot.path.startswith("model.") else "default"
+    return f"{kind}: {', '.join(defaults(slot)) or 'none'}"
 
 
 def as_json(component: Component) -> dict[str, Any]:

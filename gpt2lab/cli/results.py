@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -28,7 +31,7 @@ def report(
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
-    """Write a study's page again, from its runs alone: no torch, no training."""
+    """Write a study's page again, from its runs alone. Needs no torch and trains nothing."""
     from gpt2lab.display import console_for
     from gpt2lab.report import terminal_summary, write_report
 
@@ -52,10 +55,15 @@ def compare(
     alpha: Annotated[float, typer.Option("--alpha", help="Rate of false positives for the whole family.")] = 0.05,
     json_: Json = False,
 ) -> None:
-    """Judge results trained anywhere: one verdict per arm of a CSV file. Lower values are better."""
+    """Judge a table of results that were trained anywhere. One verdict per arm; lower values are better."""
     from gpt2lab.analysis import compare as judge
+    from gpt2lab.errors import ConfigError
 
-    verdicts = judge(file, baseline=baseline, smallest_effect=smallest_effect, alpha=alpha, metric=metric)
+    try:
+        verdicts = judge(file, baseline=baseline, smallest_effect=smallest_effect, alpha=alpha, metric=metric)
+    except ConfigError as error:  # its hints are for Python: baseline='learned'
+        error.hint = error.hint and re.sub(r"^(\w+)=", r"--\1 ", error.hint)
+        raise
     print(json.dumps(verdicts.to_json(), indent=1) if json_ else verdicts)
 
 
@@ -71,7 +79,7 @@ def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
                 owners.setdefault(run_id, []).append(f"{name} {arm} seed {seed}")
     rows = [run_row(folder, owners.get(folder.id, [])) for folder in store.runs()]
     if json_:
-        print(json.dumps(rows))
+        print(json.dumps(plain(rows)))
         return
     for row in rows:
         loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
@@ -92,8 +100,21 @@ def run_row(folder: Any, studies: list[str]) -> dict[str, Any]:
     }
 
 
-def show(run_id: Annotated[str, typer.Argument(metavar="RUN")], runs: Runs = Path("runs")) -> None:
-    """Everything that is known of one run: identity, config, result or failure, evaluations."""
+def plain(value: Any) -> Any:
+    """Numbers that are not finite as null: JSON has no others."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(
+    run_id: Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")],
+    runs: Runs = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """Show all that is known of one run. Identity, config, result or failure, evaluations."""
     from gpt2lab.errors import ConfigError, unknown
     from gpt2lab.store import Store
 
@@ -105,11 +126,14 @@ def show(run_id: Annotated[str, typer.Argument(metavar="RUN")], runs: Runs = Pat
         raise ConfigError(what, hint="gpt2lab runs")
     folder = store.run(matches[0])
     evaluations = sorted((folder.path / "evaluations").glob("*.json"))
-    print(f"# {folder.path}: {folder.status()}\n{folder.config() or ''}")
     record: dict[str, Any] = {"run": folder.identity(), "result": folder.result(), "failure": folder.failure()}
     record["evaluations"] = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
-    json.dump(record, sys.stdout, indent=1)
-    print()
+    if json_:
+        about = {"id": folder.id, "status": folder.status(), "config": folder.config()}
+        print(json.dumps(plain({**about, **record}), indent=1))
+        return
+    print(f"# {folder.path}: {folder.status()}\n{folder.config() or ''}")
+    print(json.dumps(record, indent=1))
 
 
 def sync(
@@ -117,7 +141,7 @@ def sync(
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
-    """Bring MLflow up to date with the store: what a dead server or a kill kept from it."""
+    """Bring MLflow up to date with the store. Sends what a dead server or a kill kept from it."""
     from gpt2lab.store import Store
     from gpt2lab.tracking.addresses import default_uri
     from gpt2lab.tracking.follower import sync as bring_up_to_date
@@ -136,13 +160,13 @@ def sync(
 
 
 def ui(
-    port: Annotated[int, typer.Option("--port", "-p", help="Port of the MLflow UI.")] = 5000,
+    port: Annotated[int, typer.Option("--port", "-p", help="Port of the MLflow UI.", min=1, max=65535)] = 5000,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; leave it unless you know why.")
     ] = "127.0.0.1",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Open the MLflow UI on this machine and print the links that compare each study's runs."""
+    """Serve the MLflow UI on this machine. Prints the links that compare each study's runs."""
     import socket
 
     from gpt2lab.errors import EnvironmentFault
@@ -156,9 +180,9 @@ def ui(
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise EnvironmentFault(
-                f"{error.strerror}", where=f"{host}:{port}", hint=f"gpt2lab ui --port {port + 1}"
-            ) from None
+            other = {errno.EADDRINUSE: f" --port {port % 65535 + 1}", errno.EACCES: " --port 5000"}
+            hint = f"gpt2lab ui{other.get(error.errno or 0, ' --host 127.0.0.1')}"
+            raise EnvironmentFault(str(error.strerror), where=f"{host}:{port}", hint=hint) from None
     if host != "127.0.0.1":
         print(f"warning: MLflow has no password; everybody who reaches {host}:{port} can read and delete runs")
     address = f"http://{host}:{port}"

@@ -47,7 +47,7 @@ def run(
     out: Out = Path("reports"),
     json_: Json = False,
 ) -> None:
-    """Run an ablation: train what is not finished, judge it, write the report."""
+    """Run an ablation. Trains what is not finished, judges it and writes the report."""
     from gpt2lab.display import console_for
     from gpt2lab.store import Store
 
@@ -113,7 +113,7 @@ def check(
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
-    """Read an ablation and say everything that is wrong with it, without touching data or training."""
+    """Say all that is wrong with an ablation. Reads its file alone, neither prepares data nor trains."""
     ablation = ablation_of(file, scale, seeds, arms, set_, plugin)
     print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {len(ablation.seeds)} seeds at "
           f"{ablation.scale}: all well")  # fmt: skip

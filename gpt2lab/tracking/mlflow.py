@@ -263,7 +263,8 @@ class MlflowSink:
         if evaluation:
             contexts = {f"context_{length}": loss for length, loss in evaluation.get("contexts", {}).items()}
             named = {**evaluation.get("metrics", {}), **contexts}
-            groups["evaluation"] = {f"evaluation/{name}": value for name, value in named.items()}
+            # the UI sorts sections by name: what has one point only comes after the curves
+            groups["evaluation"] = {f"val-final/{name.removeprefix('val/')}": value for name, value in named.items()}
         time_ms, step = _milliseconds(result.get("finished_at")), int(result.get("steps", 0))
         for group, numbers in groups.items():
             if group not in copy.sent:

@@ -246,9 +246,9 @@ def test_an_evaluation_that_comes_later_is_sent_once(lab: Lab, sink_factory: Sin
     run.write_evaluation({"key": "val-1", "metrics": {"val/loss": 2.5}, "contexts": {"0.5": 2.75, "2": None}})
     delivery.once()
     delivery.once()
-    assert [p.value for p in look.points(run, "evaluation/val/loss")] == [2.5]
-    assert [p.value for p in look.points(run, "evaluation/context_0.5")] == [2.75]
-    assert look.points(run, "evaluation/context_2") == []
+    assert [p.value for p in look.points(run, "val-final/loss")] == [2.5]
+    assert [p.value for p in look.points(run, "val-final/context_0.5")] == [2.75]
+    assert look.points(run, "val-final/context_2") == []
 
 
 def test_long_runs_go_in_batches_within_mlflows_limit(lab: Lab, sink_factory: Sinks, look: Look) -> None:

@@ -1,0 +1,104 @@
+"""The command line called in this process, an ablation to call it with, and a store that others' runs filled."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.registry import PLUGINS, SLOTS
+
+sys.path.append(str(Path(__file__).parents[1] / "report"))  # for its made-up study
+
+PRESET = """
+model: {{n_layer: 1, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256}}
+data: {{corpus: {{name: text, paths: ["{text}"]}}, tokenizer: bytes, validation_fraction: 0.2}}
+optim: {{lr: 1e-2, warmup_steps: 2}}
+training: {{steps: 4, batch_tokens: 64, threads: 1, device: cpu, checkpoint_every_steps: 4}}
+evaluation: {{every_steps: 4, tokens: 128}}
+scale: {{smallest_effect: 0.05}}
+"""
+ABLATION = """
+ablation: tiny
+question: Does rotary help a tiny model?
+base: preset.yaml
+baseline: learned
+arms:
+  learned: {}
+  rotary: {model.position: rotary}
+seeds: 1
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def gpt2lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Call the command line in an empty folder, as its entry point does."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path) -> Answer:
+        from gpt2lab.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["gpt2lab", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Answer(int(ended.value.code or 0), *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Some 11,000 bytes of words."""
+    dice = random.Random(0)
+    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(dice.choice(words) for _ in range(2400)))
+    return file
+
+
+@pytest.fixture
+def ablation(tmp_path: Path, text: Path) -> Path:
+    """An ablation's file, beside its preset and text."""
+    (tmp_path / "preset.yaml").write_text(PRESET.format(text=text))
+    file = tmp_path / "ablation.yaml"
+    file.write_text(ABLATION)
+    return file
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A runs folder with the finished study posenc@nano."""
+    from made_up_study import declare  # type: ignore[import-not-found]
+
+    declare(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def no_plugins_after() -> Iterator[None]:
+    """Take out again what a test's plug-ins registered."""
+    before = {name: dict(slot._components) for name, slot in SLOTS.items()}
+    plugins = list(PLUGINS)
+    yield
+    for name, slot in SLOTS.items():
+        slot._components = before[name]
+    PLUGINS[:] = plugins
+    for module in [module for module in sys.modules if module.startswith("gpt2lab_plugin_")]:
+        del sys.modules[module]

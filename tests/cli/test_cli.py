@@ -1,0 +1,508 @@
+"""What people see: help, answers, and errors that say where, what, and what next."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from gpt2lab.store import Store
+
+REPOSITORY = Path(__file__).parents[2]
+POSENC = REPOSITORY / "ablations/posenc.yaml"
+Call = Callable[..., Any]
+
+ERROR = re.compile(r"(gpt2lab: error \[[A-Z]+\] \S.*\n)+try: \S.*\n")
+
+
+def python(script: str, *, stdout: int = subprocess.PIPE, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """A process of its own."""
+    command = [sys.executable, "-c", script]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=cwd)
+
+
+# Help.
+
+
+def test_help_answers_without_heavy_modules() -> None:
+    heavy = ("torch", "mlflow", "pandas", "numpy", "scipy", "matplotlib", "pydantic", "yaml", "jinja2", "rich.table")
+    script = (
+        "import sys; sys.argv = ['gpt2lab', '--help']\nfrom gpt2lab.cli import main\n"
+        f"try: main()\nexcept SystemExit as end: print(end.code, [m for m in {heavy} if m in sys.modules])"
+    )
+    out, err = python(script).communicate()
+    assert out.splitlines()[-1] == "0 []" and err == ""
+    assert "run " in out and "components " in out and "--debug" in out
+
+
+def commands(group: Any = None, path: str = "gpt2lab") -> dict[str, Any]:
+    """Every command, by what one types."""
+    from gpt2lab.cli import app
+
+    found = {}
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        found[f"{path} {name}"] = command
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{path} {name}")
+    return found
+
+
+def test_every_command_and_option_says_what_it_does(gpt2lab: Call) -> None:
+    for path, command in commands().items():
+        assert command.help and command.help.strip().endswith("."), path
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{path} {parameter.name}"
+    for group in ((), ("data",)):
+        listed = gpt2lab(*group, "--help").out.partition("Commands:")[2]
+        lines = [line for line in listed.splitlines() if line.startswith("  ") and "--debug" not in line]
+        assert len(lines) == len([p for p in commands() if p.count(" ") == len(group) + 1 and " ".join(group) in p])
+        assert all(re.fullmatch(r"  [a-z-]+ +[A-Z].*\.", line) and "..." not in line for line in lines)
+
+
+def test_a_group_without_a_command_shows_its_help(gpt2lab: Call) -> None:
+    for words in ((), ("data",)):
+        answer = gpt2lab(*words)
+        assert answer.code == 0 and answer.out.startswith("Usage: gpt2lab") and "Commands:" in answer.out
+
+
+# Errors.
+
+USAGE = {
+    "unknown command": (["componens"], r"gpt2lab: no such command 'componens'\. Did you mean 'components'"),
+    "unknown command of a group": (["data", "lst"], r"gpt2lab data: no such command 'lst'\. Did you mean 'list'\?"),
+    "unknown option": (["run", "x", "--seed", "3"], r"gpt2lab run: no such option: --seed .*--seeds"),
+    "missing argument": (["run"], "gpt2lab run: missing argument 'FILE'"),
+    "no number": (["run", "x", "--seeds", "few"], "gpt2lab run: invalid value for '--seeds'"),
+    "no seeds": (["run", "x", "--seeds", "0"], "gpt2lab run: invalid value for '--seeds'.*greater than or equal to 1"),
+    "no jobs": (["run", "x", "--jobs", "-1"], "gpt2lab run: invalid value for '--jobs'"),
+    "no port": (["ui", "--port", "70000"], "gpt2lab ui: invalid value for '--port'"),
+    "a file for the store": (["runs", "--runs", "a file"], "gpt2lab runs: invalid value for '--runs': .*is a file"),
+    "a file for reports": (["report", "x", "--out", "a file"], "gpt2lab report: invalid value for '--out'"),
+    "missing option": (["compare", "x.csv", "-b", "a"], "gpt2lab compare: missing option '--smallest-effect'"),
+}
+CONFIG: dict[str, tuple[list[Any], str]] = {
+    "missing file": (["run", "none.yaml"], "none.yaml: no such file"),
+    "a folder": (["check", "."], r"\.: a folder, not a YAML file"),
+    "malformed YAML": (["check", "broken.yaml"], "broken.yaml:3: not valid YAML: "),
+    "a list": (["check", "list.yaml"], "list.yaml: a list at its root"),
+    "unknown arm": (["check", POSENC, "--arms", "learned,rotry"], "--arms: unknown arm 'rotry'; did you mean 'rotary'"),
+    "no baseline": (["check", POSENC, "--arms", "rotary"], "--arms: must keep the baseline 'learned'"),
+    "unknown preset": (["check", POSENC, "--scale", "nanoo"], "--scale: unknown preset 'nanoo'; did you mean 'nano'"),
+    "--set without =": (["check", POSENC, "--set", "model.n_layer"], "--set model.n_layer: write key=value"),
+    "--set of an unknown key": (
+        ["check", POSENC, "--set", "model.nlayer=2"], "--set model.nlayer: unknown key 'nlayer'; did you mean 'n_layer'"
+    ),
+    "--set of a bad value": (["check", POSENC, "--set", "model.n_layer=two"], "--set model.n_layer: 'two' does not"),
+    "no such plug-in": (["check", POSENC, "--plugin", "none.py"], "none.py: no such plug-in file"),
+    "too many seeds": (["check", POSENC, "--seeds", "101"], "--seeds: from 1 to 100 seeds are expected"),
+    "unknown slot": (["components", "mpl"], "unknown slot 'mpl'; did you mean 'mlp'"),
+    "unknown slot to explain": (["explain", "nrm=rmsnorm"], "unknown slot 'nrm'; did you mean 'norm'"),
+    "no SLOT=NAME": (["explain", "rmsnorm"], "'rmsnorm' is not SLOT=NAME"),
+    "unknown component": (["explain", "norm=rmsnrom"], "norm=rmsnrom: unknown norm 'rmsnrom'; did you mean 'rmsnorm'"),
+    "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe 'expert'; did you mean"),
+    "bad option": (["explain", "mlp=moe,experts=1"], "mlp=moe,experts=1: '1' does not fit: it must be at least 2"),
+    "unknown study": (["report", "posence"], "unknown study 'posence'; did you mean 'posenc"),
+    "unknown study to sync": (["sync", "nosuch"], "unknown study 'nosuch'"),
+    "unknown run": (["show", "zzz"], r"unknown run 'zzz' \(known: "),
+    "several runs": (["show", ""], "'' begins 9 run ids"),
+    "unknown preset to prepare": (["data", "prepare", "nanoo"], "unknown preset 'nanoo'; did you mean 'nano'"),
+    "no plug-in to test": (["test-plugin", "none.py"], "none.py: no such plug-in file"),
+    "no table": (["compare", "none.csv", "-b", "a", "-x", "1"], "none.csv: cannot be read: No such file"),
+    "a folder for a table": (["compare", ".", "-b", "a", "-x", "1"], r"\.: cannot be read: Is a directory"),
+    "empty table": (["compare", "empty.csv", "-b", "a", "-x", "1"], "empty.csv: the table has no rows"),
+    "no seeds in a table": (["compare", "noseed.csv", "-b", "a", "-x", "1"], "noseed.csv: unknown column 'run'"),
+    "no number in a table": (["compare", "words.csv", "-b", "a", "-x", "1"], "words.csv:2: column 'value': a number"),
+    "a decimal comma": (["compare", "comma.csv", "-b", "a", "-x", "1"], "comma.csv:2: more cells than columns"),
+    "not a table": (["compare", "bytes.csv", "-b", "a", "-x", "1"], "bytes.csv: not a CSV file in UTF-8"),
+    "one run twice": (["compare", "twice.csv", "-b", "a", "-x", "1"], "twice.csv:3: arm 'a' has seed 0 already"),
+    "unknown baseline": (["compare", "good.csv", "-b", "aa", "-x", "1"], "unknown baseline 'aa'; did you mean 'a'"),
+    "unknown metric": (["compare", "good.csv", "-b", "a", "-x", "1", "--metric", "loss"], "good.csv: unknown column 'loss'"),
+    "no effect": (["compare", "good.csv", "-b", "a", "-x", "nan"], "smallest_effect: a positive difference is"),
+}  # fmt: skip
+FILES = {
+    "a file": b"",
+    "broken.yaml": b"ablation: x\narms: {a: {}\nbaseline: a\n",
+    "list.yaml": b"- a\n- b\n",
+    "empty.csv": b"arm,seed,value\n",
+    "noseed.csv": b"arm,value\na,1\n",
+    "words.csv": b"arm,seed,value\na,0,low\n",
+    "comma.csv": b"arm,seed,value\na,0,2,15\n",
+    "bytes.csv": b"\xff\xfe\x00",
+    "twice.csv": b"arm,seed,value\na,0,1\na,0,2\n",
+    "good.csv": b"arm,seed,value\na,0,1\na,1,2\nb,0,3\nb,1,4\n",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path, store: Path) -> None:
+    """Files that nobody can use, and a store."""
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("case", USAGE)
+def test_a_command_line_that_means_nothing(case: str, gpt2lab: Call) -> None:
+    words, said = USAGE[case]
+    answer = gpt2lab(*words)
+    assert answer.code == 2 and answer.out == ""
+    assert ERROR.fullmatch(answer.err)
+    assert re.match(rf"gpt2lab: error \[USAGE\] {said}", answer.err)
+    hint = answer.err.splitlines()[-1].removeprefix("try: gpt2lab ").split()
+    assert gpt2lab(*hint).code == 0
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("case", CONFIG)
+def test_an_error_says_where_what_and_what_next(case: str, gpt2lab: Call) -> None:
+    words, said = CONFIG[case]
+    answer = gpt2lab(*words)
+    assert answer.code == 2 and answer.out == ""
+    assert ERROR.fullmatch(answer.err), answer.err
+    assert re.search(rf"^gpt2lab: error \[CONFIG\] {said}", answer.err), answer.err
+
+
+@pytest.mark.usefixtures("files")
+def test_hints_are_what_one_types(gpt2lab: Call) -> None:
+    assert gpt2lab("compare", "good.csv", "-b", "aa", "-x", "1").err.endswith("try: --baseline 'a'\n")
+
+
+def test_everything_wrong_with_a_file_is_said_at_once(gpt2lab: Call, ablation: Path) -> None:
+    ablation.write_text(
+        ablation.read_text().replace("{model.position: rotary}", "{model.positon: rotary, optim.lr: fast}")
+        + "alpha: 2\nexpected: {rotry: better}\n"
+    )
+    answer = gpt2lab("check", ablation, "--arms", "learned,nope")
+    told = answer.err.splitlines()
+    assert answer.code == 2 and ERROR.fullmatch(answer.err)
+    answer = gpt2lab("check", ablation)
+    told += answer.err.splitlines()
+    for part in (
+        "unknown arm 'nope'", "positon'; did you mean 'position'", "'fast' does not fit", "alpha: '2' does not fit",
+        "unknown arm 'rotry'; did you mean 'rotary'",
+    ):  # fmt: skip
+        assert any(part in line for line in told), (part, told)
+    assert answer.err.count("gpt2lab: error [CONFIG]") == 4
+
+
+def test_check_is_content_with_every_shipped_ablation(gpt2lab: Call) -> None:
+    for file in sorted((REPOSITORY / "ablations").glob("*.yaml")):
+        answer = gpt2lab("check", file, "--scale", "nano")
+        assert answer.code == 0 and "all well" in answer.out and "at nano" in answer.out
+
+
+def test_what_a_user_wrote_cannot_control_the_terminal(gpt2lab: Call) -> None:
+    answer = gpt2lab("components", "\x1b[31mred\nline")
+    assert answer.code == 2 and "\x1b" not in answer.err and ERROR.fullmatch(answer.err)
+    answer = gpt2lab("\x1b[31mred\nline")
+    assert answer.code == 2 and "\x1b" not in answer.err and ERROR.fullmatch(answer.err)
+
+
+def test_damaged_data_and_machines_have_codes_of_their_own(gpt2lab: Call, store: Path) -> None:
+    damaged = Store(store).runs()[0]
+    damaged.metrics.write_bytes(b"{\n" + damaged.metrics.read_bytes())
+    answer = gpt2lab("runs")
+    assert answer.code == 4 and answer.err.startswith("gpt2lab: error [DATA] ") and ERROR.fullmatch(answer.err)
+
+
+def test_a_bug_is_one_line_and_the_name_of_a_file(
+    gpt2lab: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(self: object) -> None:
+        raise RuntimeError("boom\nand more")
+
+    monkeypatch.setattr(Store, "runs", broken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    answer = gpt2lab("runs")
+    assert answer.code == 1 and answer.out == ""
+    first, second = answer.err.splitlines()
+    assert first == r"gpt2lab: error [INTERNAL] RuntimeError: boom\nand more"
+    file = Path(second.rpartition(" ")[2])
+    assert file.parent == tmp_path and "Traceback (most recent call last)" in file.read_text()
+    assert 'raise RuntimeError("boom' in file.read_text()
+    with pytest.raises(RuntimeError, match="boom"):
+        gpt2lab("runs", "--debug")
+
+
+def test_debug_shows_the_trace_of_a_users_error(gpt2lab: Call) -> None:
+    answer = gpt2lab("components", "--debug", "mpl")
+    assert answer.code == 2 and "Traceback (most recent call last)" in answer.err
+    assert answer.err.splitlines()[-1] == "try: gpt2lab components"
+    assert "Traceback" not in gpt2lab("components", "mpl").err
+
+
+def test_an_interrupt_is_quiet(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "runs", interrupted)
+    answer = gpt2lab("runs")
+    assert (answer.code, answer.out, answer.err) == (130, "", "")
+
+
+@pytest.mark.parametrize("runs", [1, 400])
+def test_a_reader_that_goes_away_is_no_error(runs: int, tmp_path: Path) -> None:
+    """Whether all fits into the buffer, and the pipe breaks at the end, or not."""
+    for number in range(runs):
+        (tmp_path / "runs" / f"{number:016x}").mkdir(parents=True)
+    script = "import sys; sys.argv = ['gpt2lab', 'runs', '--json']\nfrom gpt2lab.cli import main\nmain()"
+    read, write = os.pipe()
+    os.close(read)
+    with python(script, stdout=write, cwd=tmp_path) as process:
+        os.close(write)
+        assert process.communicate()[1] == ""
+    assert process.returncode in (1, 141)
+
+
+# Components.
+
+
+def test_components_as_json_map_slots_to_components(gpt2lab: Call) -> None:
+    from gpt2lab.registry import SLOTS
+
+    answer = gpt2lab("components", "--json")
+    found = json.loads(answer.out)
+    assert answer.code == 0
+    assert {slot: [one["name"] for one in ones] for slot, ones in found.items()} == {
+        name: slot.names() for name, slot in SLOTS.items()
+    }
+    moe = next(one for one in found["mlp"] if one["name"] == "moe")
+    assert moe["options"]["experts"] == {"type": "int", "default": 8}
+    assert moe["source"] and moe["summary"] and moe["file"] == "mlp.py"
+    alibi = next(one for one in found["position"] if one["name"] == "alibi")
+    assert alibi["needs"] == {"attention": "bias"}
+    assert list(json.loads(gpt2lab("components", "norm", "--json").out)) == ["norm"]
+
+
+def test_components_are_listed_with_the_canonical_ones_marked(gpt2lab: Call) -> None:
+    answer = gpt2lab("components", "mlp")
+    marked = [line.split()[1] for line in answer.out.splitlines() if line.startswith("*")]
+    others = [line.split()[0] for line in answer.out.splitlines() if re.match("  [a-z]", line)]
+    assert answer.code == 0 and "model.mlp: what each token computes for itself" in answer.out
+    assert marked == ["gelu_tanh"] and {"gelu", "relu2", "swiglu", "moe"} == set(others)
+    everything = gpt2lab("components").out
+    assert re.search(r"^\* cross_entropy", everything, re.M) and re.search("^  value_residual", everything, re.M)
+    assert "data.corpus: " in everything and "optim.schedule: " in everything
+
+
+def test_every_component_can_be_explained(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt2lab import costs
+    from gpt2lab.cli.catalogue import canonical_costs
+    from gpt2lab.registry import SLOTS
+
+    full = costs.costs
+    monkeypatch.setattr(costs, "costs", lambda config: full(config.model_copy(update={"n_layer": 1})))  # in time
+    canonical_costs.cache_clear()
+    try:
+        for slot in SLOTS.values():
+            for component in slot:
+                answer = gpt2lab("explain", f"{slot.name}={component.name}")
+                assert answer.code == 0 and answer.err == ""
+                head, _, rest = answer.out.partition("\n")
+                assert head == f"{slot.path} = {component.name}"
+                assert rest.strip().startswith(component.doc)
+                assert f"source:  {component.source}\n" in answer.out
+                assert f"yaml:    {slot.path}: " in answer.out
+                assert all(f"\n  {option}: " in answer.out for option in component.parameters)
+                in_model = slot.path.startswith("model.")
+                assert answer.out.count("cost:    ") == (0 if not in_model else 3 if component.name == "moe" else 2)
+                assert ("; canonical GPT-2: " in answer.out) == in_model
+    finally:
+        canonical_costs.cache_clear()
+
+
+def test_an_explanation_counts_what_124m_costs(gpt2lab: Call) -> None:
+    learned = gpt2lab("explain", "position=learned").out
+    assert "cost:    124,439,808 parameters at gpt2-124m (+0 against canonical)" in learned
+    experts = gpt2lab("explain", "mlp=moe,experts=2,top_k=1").out
+    assert 'yaml:    model.mlp: {"name": "moe", "experts": 2, "top_k": 1}' in experts
+    assert re.search(r"cost:    181,[\d,]+ parameters at gpt2-124m \(\+56,\d+,\d+ against canonical\)", experts)
+    assert re.search(r"cost:    124,[\d,]+ parameters work on one token", experts)
+    assert "needs:   attention that offers bias" in gpt2lab("explain", "position=alibi").out
+    assert "offers:  bias, rotate, value" in gpt2lab("explain", "attention=mha").out
+
+
+# Plans.
+
+
+def test_a_dry_run_tells_what_would_be_done(gpt2lab: Call, text: Path, tmp_path: Path) -> None:
+    words = ["run", POSENC, "--scale", "nano", "--arms", "learned,rotary", "--jobs", "1", "--dry-run"]
+    settings = [f"data.corpus={{name: text, paths: [{text}]}}", "evaluation.tokens=256", "data.validation_fraction=0.1"]
+    words += [word for setting in settings for word in ("--set", setting)]
+    answer = gpt2lab(*words, "--json")
+    plan = json.loads(answer.out)
+    assert answer.code == 0 and plan["study"] == "posenc@nano"
+    learned, rotary = plan["arms"]
+    assert (learned["arm"], learned["changes"], learned["parameters"]) == ("learned", {}, 842_496)
+    assert (rotary["arm"], rotary["changes"]) == ("rotary", {"model.position": "rotary"})
+    assert rotary["parameters"] == 842_496 - 128 * 128
+    for arm in plan["arms"]:
+        assert arm["tokens"] == 640 * 1024
+        assert arm["flops"] == arm["flops_per_token"] * arm["tokens"] > 1e12
+        assert list(arm["runs"]) == ["0", "1", "2"] and arm["finished"] == []
+        assert arm["seconds_per_run"] > 0 and arm["memory_bytes"] > 1e6
+    assert len({run for arm in plan["arms"] for run in arm["runs"].values()}) == 6
+    assert plan["seconds"] == pytest.approx(3 * sum(arm["seconds_per_run"] for arm in plan["arms"]))
+    assert (plan["jobs"], plan["threads"], plan["device"]) == (1, 1, "cpu")
+    shown = gpt2lab(*words).out
+    assert "842,496" in shown and "6 runs, 0 finished; about " in shown and "model.position=rotary" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_refuses_what_does_not_fit_the_data(gpt2lab: Call, ablation: Path) -> None:
+    answer = gpt2lab("run", ablation, "--dry-run", "--set", "evaluation.tokens=100000")
+    assert answer.code == 2 and ERROR.search(answer.err)
+    assert "[CONFIG] arm learned: evaluation.tokens: the validation split needs 100001 tokens" in answer.err
+    fits = answer.err.splitlines()[-1].removeprefix("try: --set ")
+    assert gpt2lab("run", ablation, "--dry-run", "--set", fits).code == 0
+    answer = gpt2lab("run", ablation, "--dry-run", "--jobs", "9999")
+    assert answer.code == 2 and "--jobs: 9999 jobs of 1 threads" in answer.err
+
+
+# Data.
+
+
+def test_data_is_prepared_listed_and_checked(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:
+    assert "nothing is prepared yet" in gpt2lab("data", "list").out
+    assert "nothing is prepared yet" in gpt2lab("data", "check").out
+    assert json.loads(gpt2lab("data", "list", "--json").out) == []
+    answer = gpt2lab("data", "prepare", "./preset.yaml")
+    size = (tmp_path / "text.txt").stat().st_size
+    train, validation = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:training|validation)", answer.out))
+    assert answer.code == 0 and train + validation == size and train > 3 * validation > 0
+    [one] = json.loads(gpt2lab("data", "list", "--json").out)
+    assert (one["corpus"], one["tokenizer"], one["train"], one["usable"]) == ("text", "bytes", train, True)
+    assert f"text (bytes): {train:,} + {validation:,} tokens" in gpt2lab("data", "list").out
+    assert gpt2lab("data", "prepare", "./preset.yaml").out == answer.out
+    assert gpt2lab("data", "prepare", "./preset.yaml", "--set", "data.validation_fraction=0.3").code == 0
+    whole = gpt2lab("data", "check")
+    assert whole.code == 0 and whole.out.count(": whole") == 2
+
+
+def test_damaged_data_is_told_and_the_rest_is_checked(gpt2lab: Call, ablation: Path) -> None:
+    for fraction in ("0.1", "0.2", "0.3"):
+        gpt2lab("data", "prepare", "./preset.yaml", "--set", f"data.validation_fraction={fraction}")
+    first, second, _ = (Path(one["path"]) for one in json.loads(gpt2lab("data", "list", "--json").out))
+    shard = first / "train_000.bin"
+    shard.write_bytes(b"??" + shard.read_bytes()[2:])
+    (second / "manifest.json").write_text("{")
+    answer = gpt2lab("data", "check")
+    assert answer.code == 4 and answer.out.count(": whole") == 1
+    said = answer.err[answer.err.index("gpt2lab: error") :]
+    assert ERROR.fullmatch(said) and said.count("[DATA]") == 2
+    assert f"{shard}: damaged: sha256 is " in said and f"{second}" in said
+    assert f"{second}  unusable: " in gpt2lab("data", "list").out
+    assert [one["usable"] for one in json.loads(gpt2lab("data", "list", "--json").out)] == [True, False, True]
+
+
+# Results.
+
+
+def test_compare_gives_verdict_words(gpt2lab: Call, tmp_path: Path) -> None:
+    means = {"learned": 2.15, "rotary": 1.89, "none": 2.15, "post": 2.95, "few": 2.0}
+    table = "arm,seed,value\n"
+    for arm, mean in means.items():
+        noise = -0.001 if arm == "none" else 0.001
+        table += "".join(f"{arm},{s},{mean + noise * (s - 2)}\n" for s in range(1 if arm == "few" else 5))
+    (tmp_path / "results.csv").write_text(table)
+    answer = gpt2lab("compare", "results.csv", "--baseline", "learned", "--smallest-effect", "0.05")
+    verdicts = dict(line.split(" against learned: ") for line in answer.out.splitlines())
+    assert answer.code == 0 and verdicts.keys() == means.keys() - {"learned"}
+    assert verdicts["rotary"].startswith("better, -0.2600 nats [")
+    assert verdicts["none"].startswith("no difference larger than 0.05, ")
+    assert verdicts["post"].startswith("worse, +0.8000 nats [")
+    assert not verdicts["few"].startswith(("better", "worse", "no difference"))
+    told = json.loads(gpt2lab("compare", "results.csv", "-b", "learned", "-x", "0.05", "--json").out)
+    assert [c["arm"] for c in told["contrasts"]] == ["rotary", "none", "post", "few"]
+    assert told["contrasts"][0]["verdict"] == verdicts["rotary"]
+
+
+def test_runs_are_listed_with_the_studies_that_use_them(gpt2lab: Call, store: Path) -> None:
+    failed, diverged = (Store(store).run(digit * 16) for digit in "12")
+    failed.fail({"reason": "it broke", "phase": "training", "step": 3, "at": "now"})
+    diverged.metrics.parent.mkdir()
+    diverged.metrics.write_text('{"step": 5, "tokens": 5, "seconds": 1, "metrics": {"val/loss": NaN}}\n')
+    answer = gpt2lab("runs")
+    assert answer.code == 0 and answer.out.endswith("11 runs, 1 studies in runs\n")
+    assert len(re.findall(r"^[0-9a-f]{16}  finished  step    800  val \d\.\d{4}   posenc@nano \w+ seed \d$",
+                          answer.out, re.M)) == 9  # fmt: skip
+    assert re.search(r"^1{16}  failed    step      0  val -", answer.out, re.M)
+    rows = {row["id"]: row for row in json.loads(gpt2lab("runs", "--json").out, parse_constant=refuse)}
+    assert rows["2" * 16] == {"id": "2" * 16, "status": "partial", "step": 5, "val_loss": None, "studies": []}
+    assert sum(row["status"] == "finished" and math.isfinite(row["val_loss"]) for row in rows.values()) == 9
+    assert gpt2lab("runs", "--runs", "elsewhere").out == "0 runs, 0 studies in elsewhere\n"
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_show_tells_all_of_one_run(gpt2lab: Call, store: Path) -> None:
+    run = Store(store).runs()[0]
+    run.write_config("model: {n_layer: 4}\n")
+    answer = gpt2lab("show", run.id[:7])
+    assert answer.code == 0 and answer.out.startswith(f"# runs/{run.id}: finished\nmodel: {{n_layer: 4}}\n")
+    record = json.loads(answer.out.partition("\n\n")[2])
+    assert record["result"]["status"] == "finished" and record["failure"] is None
+    assert len(record["evaluations"]) == 1 and record["run"]["id"] == run.id
+    told = json.loads(gpt2lab("show", run.id, "--json").out)
+    assert told == {"id": run.id, "status": "finished", "config": "model: {n_layer: 4}\n", **record}
+
+
+def test_report_writes_the_page_and_publishes_a_copy(gpt2lab: Call, store: Path, tmp_path: Path) -> None:
+    answer = gpt2lab("report", "posenc", "--publish")
+    assert answer.code == 0 and "rotary" in answer.out and "better" in answer.out
+    written, published = tmp_path / "reports/posenc@nano", tmp_path / "reports/published/posenc@nano"
+    assert (published / "index.html").read_bytes() == (written / "index.html").read_bytes()
+    (published / "stale.txt").write_text("of an earlier report")
+    assert gpt2lab("report", "posenc@nano", "--publish").code == 0
+    assert not (published / "stale.txt").exists()
+
+
+# The user interface.
+
+
+def test_a_port_in_use_is_said(gpt2lab: Call) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        answer = gpt2lab("ui", "--port", str(port))
+    assert answer.code == 3 and ERROR.fullmatch(answer.err)
+    assert answer.err == (
+        f"gpt2lab: error [ENVIRONMENT] 127.0.0.1:{port}: Address already in use\n"
+        f"try: gpt2lab ui --port {port % 65535 + 1}\n"
+    )
+
+
+def test_the_user_interface_listens_to_this_machine_alone(
+    gpt2lab: Call, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(program: str, words: list[str], environment: dict[str, str]) -> None:
+        started.append((words, environment))
+
+    monkeypatch.setattr(os, "execve", run)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    answer = gpt2lab("ui", "--port", port)
+    assert answer.code == 0 and f"MLflow: http://127.0.0.1:{port}" in answer.out and "warning" not in answer.out
+    [(words, environment)] = started
+    assert words[words.index("--host") + 1] == "127.0.0.1" and words[words.index("--port") + 1] == port
+    assert words[words.index("--backend-store-uri") + 1].endswith(f"{store}/mlflow.db")
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert "warning: MLflow has no password" in gpt2lab("ui", "--host", "0.0.0.0", "--port", port).out

@@ -1,0 +1,42 @@
+"""A tiny ablation over local text, and its plan; nothing here trains."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny_plan import ABLATION, TINY, Planned
+
+from gpt2lab.ablation import load_ablation
+from gpt2lab.data.shards import prepare
+from gpt2lab.plan import Plan, make_plan
+from gpt2lab.store import Store
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    """A preset's file, beside its text of some 9,000 bytes."""
+    dice = random.Random(0)
+    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(dice.choice(words) for _ in range(2000)))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY.format(text=text))
+    return file
+
+
+@pytest.fixture
+def planned(preset: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """The plan of an ablation's text on a machine of four cores; keywords go to `load_ablation`, and `jobs`."""
+    monkeypatch.chdir(preset.parent)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+
+    def plan(text: str = ABLATION, *, jobs: int | None = None, **options: object) -> Plan:
+        file = preset.parent / "ablation.yaml"
+        file.write_text(text)
+        ablation = load_ablation(file, **options)  # type: ignore[arg-type]
+        data = prepare(ablation.arms[ablation.baseline].config.data)
+        return make_plan(ablation, data, Store(preset.parent / "runs"), jobs=jobs)
+
+    return plan
