@@ -32,7 +32,7 @@ SHARED = {
     "training.device": "all arms run on one kind of device: use --set",
     "training.threads": "all arms run with as many threads: use --set",
 }
-# What moves the best learning rate: at a single shared rate such a contrast says little (STATISTICS in the docs).
+# What moves the best learning rate: at a single shared rate such a contrast says little (docs/statistics.md).
 MOVES_RATE = ("model.init", "model.residual", "training.batch_tokens")
 
 

@@ -187,9 +187,11 @@ def speed_text(tokens_per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1:05, 2:03:00, or a dash."""
+    """1:05, 2:03:00, 12 days, or a dash."""
     if math.isnan(seconds):
         return "-"
+    if seconds >= 4 * 86_400:
+        return f"{seconds / 86_400:,.0f} days"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

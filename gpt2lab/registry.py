@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -275,8 +276,11 @@ def load_entry_points() -> None:
 def load_plugin(path: str | Path) -> list[Component]:
     """Run a Python file that registers components and return them; a file already loaded is not run again."""
     file = Path(path).resolve()
-    if not file.is_file():
-        raise ConfigError("no such plug-in file", where=str(path), hint="gpt2lab components")
+    if not file.is_file() or file.suffix != ".py":
+        what = (
+            "no such plug-in file" if not file.exists() else "a plug-in is a Python file, with a name that ends in .py"
+        )
+        raise ConfigError(what, where=str(path), hint="gpt2lab components")
     name = f"gpt2lab_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     before = {(c.slot, c.name) for slot in SLOTS.values() for c in slot}
     if name not in sys.modules:
@@ -288,11 +292,20 @@ def load_plugin(path: str | Path) -> list[Component]:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise ConfigError([Problem(str(path), f"plug-in failed to load: {error!r}")]) from error
+            raise ConfigError([_fault(error, str(path), file)]) from error
         PLUGINS.append(str(file))
     return [
         c for slot in SLOTS.values() for c in slot if c.factory.__module__ == name or (c.slot, c.name) not in before
     ]
+
+
+def _fault(error: Exception, path: str, file: Path) -> Problem:
+    """Why a plug-in failed to load, with the line of its file that did it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        lines, what = [error.lineno], str(error.msg)
+    return Problem(f"{path}:{lines[-1]}" if lines else path, f"plug-in failed to load: {what}")
 
 
 def _callable(factory: Callable[..., Any]) -> Callable[..., Any]:

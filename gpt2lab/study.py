@@ -55,6 +55,19 @@ def job_of(run: Run, store: Store, plan: Plan) -> Job:
     )
 
 
+def with_history(record: dict[str, Any], store: Store) -> dict[str, Any]:
+    """The record, knowing what was declared under this name before: whoever reads the report must be able to see that
+    arms or seeds were chosen after a look. The same declaration again keeps its date."""
+    if record["name"] not in store.studies():
+        return {**record, "earlier": []}
+    before = store.study(record["name"])
+    earlier = before.get("earlier", [])
+    if before["hash"] == record["hash"]:
+        return {**record, "created": before["created"], "earlier": earlier}
+    kept = {"hash": before["hash"], "created": before["created"], "reproduce": before["reproduce"]}
+    return {**record, "earlier": [*earlier, kept | {"arms": list(before["arms"]), "seeds": before["seeds"]}]}
+
+
 def run_study(
     plan: Plan,
     store: Store,
@@ -68,7 +81,7 @@ def run_study(
     A failed run leaves the others alone; it is in the record of its folder and is tried again the next time. Raises
     Preempted when stopped, with everything saved.
     """
-    record = study_record(plan, reproduce=reproduce)
+    record = with_history(study_record(plan, reproduce=reproduce), store)
     store.write_study(record)
     runs = list({run.id: run for run in plan.runs()}.values())
     todo = [run for run in runs if not is_finished(run, store)]

@@ -102,7 +102,7 @@ def test_plugin(
         raise ConfigError("registers no component", where=file, hint="see docs/components.md")
     console = console_for()
     failed = 0
-    for component in track(found, "contract", console=console, transient=True):
+    for component in track(found, "contract", console=console, transient=True, disable=not console.is_terminal):
         outcomes = run_contract([component])
         wrong = [outcome for outcome in outcomes if outcome.problem]
         failed += bool(wrong)

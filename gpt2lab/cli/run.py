@@ -206,7 +206,7 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
         finished = f" ({len(row['finished'])} finished)" if row["finished"] else ""
         shown.add_row(
             Text(str(row["arm"])),
-            Text(", ".join(f"{k}={v}" for k, v in row["changes"].items()) or "baseline"),
+            Text(", ".join(f"{key} = {in_short(value)}" for key, value in row["changes"].items()) or "baseline"),
             f"{row['parameters']:,}",
             f"{row['flops_per_token'] / 1e6:,.1f}",
             f"{row['tokens']:,}",
@@ -218,8 +218,16 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     console.print(shown)
     console.print(
         f"{len(unique)} runs, {len(done)} finished; about {duration(left)} on {machine.device_name} "
-        f"({machine.device}), {machine.jobs} at a time with {machine.threads} threads each; speed from "
+        f"({machine.device}), {machine.jobs} at a time, threads each: {machine.threads}; speed from "
         f"{machine.speed_from}",
         markup=False,
         highlight=False,
     )
+
+
+def in_short(value: Any) -> str:
+    """A change as people say it: `rotary`, `sliding_window(window=64)`, `rotary, none`."""
+    if isinstance(value, dict):
+        options = ", ".join(f"{key}={in_short(inner)}" for key, inner in value.items() if key != "name")
+        return f"{value['name']}({options})" if "name" in value else options
+    return ", ".join(map(in_short, value)) if isinstance(value, list) else str(value)

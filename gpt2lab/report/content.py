@@ -122,6 +122,13 @@ def _limits(study: Study, arms: Mapping[str, tables.Summary], verdicts: Verdicts
     for arm, entry in study["arms"].items():
         if entry.get("exploratory"):
             sentences.append(f"{arm} is exploratory only: {entry['exploratory']}.")
+    earlier = study.get("earlier") or []
+    if earlier:
+        times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
+        sentences.append(
+            f"This study was declared differently {times} before, last by `{earlier[-1].get('reproduce')}`; arms or "
+            "seeds that were chosen after a look make every verdict weaker than it says."
+        )
     axis = study.get("equalise", "tokens")
     sentences.append(f"Arms are compared at equal {axis}; what that costs each of them is in the table above.")
     sentences.append(f"Only the declared contrasts on {study['metric']} carry verdict words; the rest is description.")

@@ -111,7 +111,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "unknown slot to explain": (["explain", "nrm=rmsnorm"], "unknown slot 'nrm'; did you mean 'norm'"),
     "no SLOT=NAME": (["explain", "rmsnorm"], "'rmsnorm' is not SLOT=NAME"),
     "unknown component": (["explain", "norm=rmsnrom"], "norm=rmsnrom: unknown norm 'rmsnrom'; did you mean 'rmsnorm'"),
-    "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe 'expert'; did you mean"),
+    "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe"),
     "bad option": (["explain", "mlp=moe,experts=1"], "mlp=moe,experts=1: '1' does not fit: it must be at least 2"),
     "unknown study": (["report", "posence"], "unknown study 'posence'; did you mean 'posenc"),
     "unknown study to sync": (["sync", "nosuch"], "unknown study 'nosuch'"),
@@ -128,7 +128,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "not a table": (["compare", "bytes.csv", "-b", "a", "-x", "1"], "bytes.csv: not a CSV file in UTF-8"),
     "one run twice": (["compare", "twice.csv", "-b", "a", "-x", "1"], "twice.csv:3: arm 'a' has seed 0 already"),
     "unknown baseline": (["compare", "good.csv", "-b", "aa", "-x", "1"], "unknown baseline 'aa'; did you mean 'a'"),
-    "unknown metric": (["compare", "good.csv", "-b", "a", "-x", "1", "--metric", "loss"], "good.csv: unknown column 'loss'"),
+    "unknown metric": (["compare", "good.csv", "-b", "a", "-x", "1", "--metric", "m"], "good.csv: unknown column 'm'"),
     "no effect": (["compare", "good.csv", "-b", "a", "-x", "nan"], "smallest_effect: a positive difference is"),
 }  # fmt: skip
 FILES = {

@@ -70,6 +70,9 @@ def test_a_question_in_evidence_out_and_nothing_trained_twice(tiny: Path, gpt2la
     assert "4 runs found finished, 0 trained now" in said
     assert stamps == {run.id: (run.path / "result.json").stat().st_mtime_ns for run in store.runs()}
 
+    assert store.study("tiny")["earlier"] == []
+    assert store.study("tiny")["created"] == record["created"]
+
     # other evaluations need no training: the final weights are there
     code, said = gpt2lab("run", str(tiny), "--set", "evaluation.tokens=128", "--no-tracking")
     assert code == 0, said
@@ -77,6 +80,9 @@ def test_a_question_in_evidence_out_and_nothing_trained_twice(tiny: Path, gpt2la
     assert len(store.runs()) == 4
     assert stamps == {run.id: (run.path / "result.json").stat().st_mtime_ns for run in store.runs()}
     assert all(len(list((run.path / "evaluations").glob("*.json"))) == 2 for run in store.runs())
+    [earlier] = store.study("tiny")["earlier"]
+    assert earlier["hash"] == record["hash"]
+    assert "declared differently once before" in page.read_text()
 
 
 def test_mlflow_holds_what_the_journals_hold(tiny: Path, gpt2lab: Call, tmp_path: Path) -> None:

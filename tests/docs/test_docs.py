@@ -1,0 +1,205 @@
+"""The documents keep their word: commands parse, links lead somewhere, code runs, every component is in the table."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from gpt2lab.ablation import load_ablation
+from gpt2lab.cli import app
+from gpt2lab.cli.catalogue import all_slots, chosen, defaults
+from gpt2lab.config import load_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+WORKPLACE = re.compile(r"(?<![\w.])/(root|work|home|Users|mnt)/\w|localhost:\d|\bpypi\.org\b")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """What stands between fences of these languages."""
+    return [text for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of every line in a shell block that calls gpt2lab."""
+    for page in PAGES:
+        for block in blocks(page, "bash", "sh", "console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                if words and words[0] == "gpt2lab":
+                    yield page.name, words[1:]
+
+
+COMMANDS = list(dict.fromkeys((page, tuple(words)) for page, words in commands()))
+
+
+def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command's name and parameters as the application itself reads them; nothing is run."""
+    command: Any = typer.main.get_command(app)
+    path: list[str] = []
+    while hasattr(command, "commands"):
+        assert words, f"{' '.join(path)} needs a command"
+        name, *words = words
+        assert name in command.commands, f"no command {' '.join([*path, name])}"
+        command = command.commands[name]
+        path.append(name)
+    return " ".join(path), command.make_context(path[-1], list(words)).params
+
+
+def test_the_readme_has_commands() -> None:
+    assert len([words for page, words in COMMANDS if page == "README.md"]) > 20
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[0])
+def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
+    name, given = parsed(list(words))
+    if name == "explain" and not given["plugin"]:
+        chosen(given["what"], all_slots(None))
+    if name == "components" and given["slot"]:
+        assert given["slot"] in all_slots(None)
+    shipped = ROOT / str(given.get("file", ""))
+    if name in ("run", "check") and str(given["file"]).startswith("ablations/"):
+        scale = given["scale"] if (given["scale"] or "").rpartition(".")[2] != "yaml" else "nano"
+        arms = given["arms"].split(",") if given["arms"] else None
+        load_ablation(shipped, scale=scale, overrides=given["set_"], arms=arms, seeds=given["seeds"])
+
+
+def test_a_wrong_command_or_option_would_be_found() -> None:
+    for words in (["runn", "x.yaml"], ["run", "x.yaml", "--sedes", "3"], ["run"], ["data"], ["ui", "--port", "x"]):
+        with pytest.raises(Exception, match=r"."):
+            parsed(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    broken = []
+    for target in LINK.findall(text):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings are called in links."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_compile(page: Path) -> None:
+    for number, block in enumerate(blocks(page, "python")):
+        compile(block, f"{page.name}, block {number}", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_names_the_machine_it_was_written_on(page: Path) -> None:
+    assert not WORKPLACE.search(page.read_text(encoding="utf-8"))
+
+
+def test_the_walk_through_the_transformer_runs() -> None:
+    for block in blocks(ROOT / "docs" / "transformer.md", "python"):
+        exec(compile(block, "transformer.md", "exec"), {})
+
+
+def test_presets_in_the_tables_have_the_sizes_that_they_are_said_to_have() -> None:
+    from gpt2lab.costs import costs
+
+    text = (ROOT / "docs" / "transformer.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d,.]+) M \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for preset, layers, heads, channels, parameters, flops in rows:
+        model = load_config(preset).model
+        found = costs(model)
+        said = (int(layers), int(heads), int(channels), int(parameters.replace(",", "")))
+        assert said == (model.n_layer, model.n_head, model.n_embd, found.parameters), preset
+        assert flops == f"{found.flops_per_token / 1e6:,.1f}", preset
+
+
+def test_training_lengths_in_the_readme_are_those_of_the_presets() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for preset, said in (("nano", "0.66M"), ("nano-long", "3.3M"), ("micro", "1.5M"), ("gpt2-124m", "10.3B")):
+        training = load_config(preset).training
+        tokens, unit = training.steps * training.batch_tokens, said[-1]
+        size = f"{tokens / {'M': 1e6, 'B': 1e9}[unit]:.{len(said.rstrip('MB').partition('.')[2])}f}{unit}"
+        assert size == said, preset
+        assert re.search(rf"^\| `{preset}`.*{re.escape(said)}", text, re.MULTILINE), preset
+
+
+def test_every_component_has_its_row() -> None:
+    text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    found = {(row[0], row[1]): (row[3], row[4]) for row in cells if len(row) == 5 and "`" in row[1]}
+    wanted = {}
+    for name, slot in all_slots(None).items():
+        for component in slot:
+            if component.factory.__module__.split(".")[0] != "gpt2lab":
+                continue  # another test's plug-in
+            code = f"`{component.name}`"
+            shown = f"**{code}**" if component.name in defaults(slot) else code
+            wanted[name, shown] = (", ".join(f"`{option}`" for option in component.parameters), component.source)
+    assert found == wanted
+
+
+def readme_files(folder: Path) -> list[str]:
+    """Write the README's examples that begin with `# name`; -> their names."""
+    written = []
+    for block in blocks(ROOT / "README.md", "yaml", "python"):
+        name = re.match(r"# ([\w.]+\.(?:yaml|py))\n", block)
+        if name:
+            (folder / name[1]).write_text(block, encoding="utf-8")
+            written.append(name[1])
+    return written
+
+
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    code = "from gpt2lab.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_readmes_own_files_are_all_well(tmp_path: Path) -> None:
+    assert sorted(readme_files(tmp_path)) == ["my_nano.yaml", "my_parts.py", "norms.yaml", "sine.yaml"]
+    (tmp_path / "my_text").mkdir()
+    (tmp_path / "my_text" / "a.txt").write_text("to be or not to be\n" * 9000, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        load_ablation(tmp_path / "norms.yaml", scale="nano")
+        load_ablation(ROOT / "ablations" / "posenc.yaml", scale="my_nano.yaml")
+    done = call(tmp_path, "check", "sine.yaml", "--plugin", "my_parts.py")
+    assert done.returncode == 0, done.stderr
+
+
+def test_compare_says_what_the_readme_shows(tmp_path: Path) -> None:
+    (table,) = blocks(ROOT / "README.md", "csv")
+    (tmp_path / "results.csv").write_text(table, encoding="utf-8")
+    (shown,) = blocks(ROOT / "README.md", "text")
+    done = call(tmp_path, "compare", "results.csv", "--baseline", "learned", "--smallest-effect", "0.05")
+    assert done.stdout == shown, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/components.md"])
+def test_example_components_pass_the_contract(page: str, tmp_path: Path) -> None:
+    if page == "README.md":
+        readme_files(tmp_path)
+    else:
+        _, _, examples = (ROOT / page).read_text(encoding="utf-8").partition("## Worked examples")
+        code = [text for language, text in FENCE.findall(examples) if language == "python"]
+        (tmp_path / "my_parts.py").write_text("\n\n".join(code), encoding="utf-8")
+    done = call(tmp_path, "test-plugin", "my_parts.py")
+    assert done.returncode == 0, done.stdout + done.stderr
