@@ -54,8 +54,6 @@ def answer(arguments: list[str], debug: bool) -> int:
     """Run one command; -> its exit code, everything that is to be said about an error having been said."""
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="gpt2lab")
-    except BrokenPipeError:
-        raise
     except Gpt2labError as error:
         if debug:
             traceback.print_exc()

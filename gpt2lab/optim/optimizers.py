@@ -35,6 +35,10 @@ def adamw(
     """Adam with decoupled weight decay on matrices and embeddings, as GPT-3 and most GPT-2 recipes since.
 
     w -= rate (m / (sqrt(v) + eps) + weight_decay w), with bias-corrected averages m of g and v of g^2.
+
+    betas:        how much of the old averages of g and of g^2 a step keeps.
+    eps:          keeps the division finite.
+    weight_decay: the share of a decayed weight that a step at rate 1 would take away.
     As in torch, the decay of one step is rate x weight_decay, so a schedule or a sweep of the rate moves both.
     """
     fused = all(param.tensor.device.type in FUSED_DEVICES for param in params)

@@ -40,6 +40,8 @@ def cosine(steps: int, warmup_steps: int, *, final_fraction: Fraction = 0.1) -> 
     """Half a cosine from the peak to `final_fraction` of it.
 
     multiplier = f + (1 - f) (1 + cos(pi progress)) / 2
+
+    final_fraction: f, what is left of the peak at the end.
     """
 
     def decay(progress: float) -> float:
@@ -53,6 +55,8 @@ def linear(steps: int, warmup_steps: int, *, final_fraction: Fraction = 0.0) -> 
     """A straight line from the peak to `final_fraction` of it; to zero unless told otherwise, as the source advises.
 
     multiplier = 1 - (1 - f) progress
+
+    final_fraction: f, what is left of the peak at the end.
     """
     return after_warmup(steps, warmup_steps, lambda progress: 1.0 - (1.0 - final_fraction) * progress)
 

@@ -474,7 +474,8 @@ def test_report_writes_the_page_and_publishes_a_copy(gpt2lab: Call, store: Path,
 # The user interface.
 
 
-def test_a_port_in_use_is_said(gpt2lab: Call) -> None:
+def test_a_port_in_use_is_said(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: None)  # it would take the place of this process
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -95,6 +95,9 @@ def test_every_option_of_every_component_counts() -> None:
                 assert told(section, component, changed) != told(section, component, plain), (component.name, option)
                 checked += 1
     assert checked > 15
+    assert settings(config)["optim"]["optimizer"] == {
+        "name": "adamw", "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1,
+    }  # fmt: skip
 
 
 def test_an_option_written_out_with_its_default_is_no_difference() -> None:

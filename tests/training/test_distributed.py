@@ -52,7 +52,7 @@ def trained(world: World) -> dict[str, Any]:
     sizes: dict[str, Any] = {"block_size": BLOCK, "total": 100, "batch_sequences": 2, "world": world}
     lengths = np.arange(VOCABULARY)
     validation = validation_loss(state.model, tokens, byte_lengths=lengths, **sizes)  # type: ignore[arg-type]
-    contexts = context_losses(state.model, tokens, [0.5, 1], **sizes)  # type: ignore[arg-type]
+    contexts = context_losses(state.model, tokens, [0.5, 1], **{**sizes, "total": 48})  # type: ignore[arg-type]
     return {
         "loss": torch.tensor([r.metrics["train/loss"] for r in records]),
         "norm": torch.tensor([r.metrics["train/grad_norm"] for r in records]),
