@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ import torch
 from gpt2lab.ablation import Arm, LoadedAblation
 from gpt2lab.config import Config
 from gpt2lab.costs import Costs, costs
+from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.errors import ConfigError, Gpt2labError, Problem
 from gpt2lab.evaluation import evaluation_key
-from gpt2lab.identity import digest, run_id, run_identity
+from gpt2lab.identity import choices, component_code, core_code, digest, run_id, run_identity, settings
 from gpt2lab.registry import Choice
-from gpt2lab.store import Store, now
+from gpt2lab.store import Store, now, read_json, write_json
 from gpt2lab.training.precision import choose_device
 
 PROBE_SECONDS, PROBE_SHARE = 0.1, 0.5  # a training step reaches about half of the speed of one large matmul
@@ -101,7 +103,7 @@ def make_plan(ablation: LoadedAblation, data: Prepared, store: Store, *, jobs: i
     jobs, threads = shares(jobs, training.threads, cores, device.type)
     for arm in ablation.arms.values():
         check_data(arm, data)
-    found = {name: costs(arm.config.model) for name, arm in ablation.arms.items()}
+    found = {name: known_costs(arm.config) for name, arm in ablation.arms.items()}
     speed, speed_from = estimate_speed(store, device, threads, found[ablation.baseline].flops_per_token)
     machine = Machine(device.type, device_name(device), threads, jobs, speed, speed_from)
     arms = {}
@@ -111,6 +113,25 @@ def make_plan(ablation: LoadedAblation, data: Prepared, store: Store, *, jobs: i
         seconds = found[name].flops_per_token * tokens / speed
         arms[name] = ArmPlan(arm, runs, found[name], seconds, estimate_memory(arm.config, found[name]))
     return Plan(ablation, arms, machine, data)
+
+
+def known_costs(config: Config) -> Costs:
+    """The costs of a model, remembered in the user's cache folder under all that they follow from: counting them needs
+    torch's compiler, whose import alone takes more than a second."""
+    parts = {
+        "model": settings(config)["model"],
+        "code": [core_code(), *(component_code(choice) for choice in choices(config))],
+        "torch": torch.__version__,
+    }
+    path = data_home() / "costs" / f"{digest(parts)[:32]}.json"
+    with contextlib.suppress(Gpt2labError, TypeError):  # unreadable is as good as absent
+        kept = read_json(path)
+        if kept is not None:
+            return Costs(**kept)
+    found = costs(config.model)
+    with contextlib.suppress(Gpt2labError):
+        write_json(path, asdict(found))
+    return found
 
 
 def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:

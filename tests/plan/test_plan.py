@@ -311,3 +311,23 @@ def test_what_is_said_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert git_commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))  # no git at all
     assert git_commit() is None
+
+
+def test_costs_are_remembered_and_a_damaged_memory_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gpt2lab import plan
+    from gpt2lab.config import load_config
+
+    monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path))
+    config = load_config("nano")
+    counted = plan.known_costs(config)
+    [file] = (tmp_path / "costs").iterdir()
+    monkeypatch.setattr(plan, "costs", lambda _: pytest.fail("counted again"))
+    assert plan.known_costs(config) == counted
+    file.write_text("{")
+    monkeypatch.setattr(plan, "costs", lambda _: counted)
+    assert plan.known_costs(config) == counted
+    assert len(list((tmp_path / "costs").iterdir())) == 1
+    plan.known_costs(load_config("nano", ["model.mlp=swiglu"]))
+    assert len(list((tmp_path / "costs").iterdir())) == 2
