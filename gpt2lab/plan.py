@@ -6,9 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
-import statistics
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,11 +21,10 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Gpt2labError, Problem
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import choices, component_code, core_code, digest, run_id, run_identity, settings
+from gpt2lab.machine import Machine, device_name, estimate_memory, estimate_speed, shares
 from gpt2lab.registry import Choice
 from gpt2lab.store import Store, now, read_json, write_json
 from gpt2lab.training.precision import choose_device
-
-PROBE_SECONDS, PROBE_SHARE = 0.1, 0.5  # a training step reaches about half of the speed of one large matmul
 
 
 @dataclass(frozen=True)
@@ -59,21 +56,6 @@ class ArmPlan:
         """Training tokens of one run."""
         training = self.arm.config.training
         return training.steps * training.batch_tokens
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where runs will execute. `jobs` side by side, each with `threads` CPU threads; jobs x threads <= cores.
-
-    `speed`: estimated FLOP/s of one job; `speed_from`: in words, where that estimate comes from.
-    """
-
-    device: str
-    device_name: str
-    threads: int
-    jobs: int
-    speed: float
-    speed_from: str
 
 
 @dataclass(frozen=True)
@@ -147,29 +129,6 @@ def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:
     return Run(run_id(identity), arm.name, config, identity)
 
 
-def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tuple[int, int]:
-    """(jobs, threads) such that jobs x threads <= cores: more threads than cores make a step ten times slower.
-
-    Raises ConfigError when the wish is for more.
-    """
-    if device == "cpu" and (threads or 1) > cores:
-        raise ConfigError(
-            f"{threads} threads in each run, this machine has {cores} cores",
-            where="training.threads",
-            hint=f"--set training.threads={cores}",
-        )
-    most = torch.cuda.device_count() if device == "cuda" else 1 if device == "mps" else cores // (threads or 1)
-    jobs = most if jobs is None else jobs
-    threads = threads or max(1, cores // jobs)
-    if device == "cpu" and jobs * threads > cores:
-        raise ConfigError(
-            f"{jobs} jobs of {threads} threads need {jobs * threads} cores, this machine has {cores}",
-            where="--jobs",
-            hint=f"--jobs {cores // threads}",
-        )
-    return jobs, threads
-
-
 def check_data(arm: Arm, data: Prepared) -> None:
     """Raises ConfigError with all in which an arm's model or evaluation does not fit the prepared data."""
     model, evaluation = arm.config.model, arm.config.evaluation
@@ -193,64 +152,6 @@ def check_data(arm: Arm, data: Prepared) -> None:
         settings = dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)
         problems = [Problem(f"arm {arm.name}: {key}", what) for key, _, what in wrong]
         raise ConfigError(problems, hint=" ".join(settings))
-
-
-def estimate_speed(store: Store, device: torch.device, threads: int, flops_per_token: float) -> tuple[float, str]:
-    """FLOP/s that one job reaches in training: from finished runs of similar cost on such a device, else from a probe.
-
-    Similar: within a factor of 3 in FLOPs per token, as small models reach a smaller share of the machine.
-    """
-    seen = []
-    for run in store.runs():
-        result, identity = run.result() or {}, (run.identity() or {}).get("identity", {})
-        cost = result.get("flops_per_token")
-        same = identity.get("device") == device.type and identity.get("threads") in (threads, 0)
-        if same and cost and result.get("tokens_per_second") and 1 / 3 < cost / flops_per_token < 3:
-            seen.append(cost * result["tokens_per_second"])
-    if seen:
-        return statistics.median(seen), f"{len(seen)} finished runs here"
-    return PROBE_SHARE * matmul_speed(device, threads), "a matmul probe, so rough"
-
-
-def matmul_speed(device: torch.device, threads: int) -> float:
-    """FLOP/s of a 512 x 512 x 512 float32 matrix product, the best of what fits into PROBE_SECONDS."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        a = torch.ones(512, 512, device=device)
-        best, end = float("inf"), time.perf_counter() + PROBE_SECONDS
-        while time.perf_counter() < end:
-            began = time.perf_counter()
-            (a @ a)[0, 0].item()
-            best = min(best, time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(before)
-    return 2 * 512**3 / best
-
-
-def estimate_memory(config: Config, found: Costs) -> int:
-    """Bytes of weights, gradients and AdamW state, of activations kept for backward, and of logits; about right.
-
-    Per layer and token 34 C values of 2 bytes are the usual count for 16-bit training (arXiv:2205.05198); without
-    autocast values take 4. Logits, their float32 copy and gradient take 12 bytes each.
-    """
-    model, training = config.model, config.training
-    rows = training.micro_batch_sequences or training.batch_tokens // model.block_size
-    width = 34 * model.n_embd * (1 if training.precision == "bf16" else 2)
-    activations = rows * model.block_size * (model.n_layer * width + 12 * model.vocab_size)
-    return 16 * found.parameters + activations
-
-
-def device_name(device: torch.device) -> str:
-    """What people call this device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"evaluation", "pretrained"},
     {"reading", "fitting", "layers", "clashes", "config"},
     {"testing", "identity"},
-    {"ablation", "arms"},
+    {"ablation", "arms", "machine"},
     {"plan"},
     {"runner"},
     {"executors", "display"},

@@ -17,7 +17,8 @@ from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import run_id, run_identity
-from gpt2lab.plan import check_data, device_name, estimate_memory, estimate_speed, git_commit, shares, study_record
+from gpt2lab.machine import device_name, estimate_memory, estimate_speed, matmul_speed, shares
+from gpt2lab.plan import check_data, git_commit, study_record
 from gpt2lab.store import Store
 
 SECOND = (
@@ -122,7 +123,7 @@ def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:
 
 def test_the_probe_leaves_the_number_of_threads_as_it_was() -> None:
     before = torch.get_num_threads()
-    assert planning.matmul_speed(torch.device("cpu"), before + 1) > 0
+    assert matmul_speed(torch.device("cpu"), before + 1) > 0
     assert torch.get_num_threads() == before
 
 
