@@ -13,7 +13,8 @@ from small_study import Lab, row
 
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import Row, RunFolder, Status
-from gpt2lab.tracking.follower import Delivery, Follower, batches, sync
+from gpt2lab.tracking.delivery import Delivery, batches
+from gpt2lab.tracking.follower import Follower, sync
 from gpt2lab.tracking.mirror import Copy
 from gpt2lab.tracking.mlflow import MlflowSink
 

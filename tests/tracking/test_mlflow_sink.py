@@ -15,7 +15,8 @@ from small_study import Lab, row
 
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import RunFolder
-from gpt2lab.tracking.follower import Delivery, links, sync
+from gpt2lab.tracking.delivery import Delivery
+from gpt2lab.tracking.follower import links, sync
 from gpt2lab.tracking.mlflow import MlflowSink
 
 Sinks = Callable[[], MlflowSink]
