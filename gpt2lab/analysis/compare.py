@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,14 +11,18 @@ from typing import Any
 import pandas as pd
 
 from gpt2lab.analysis.judging import judge
+from gpt2lab.analysis.looks import judge_looks
 from gpt2lab.analysis.table import Source, Value, read
-from gpt2lab.analysis.verdicts import Arm, Contrast, Noise, Terms, as_json
+from gpt2lab.analysis.verdicts import Arm, Contrast, Declared, Noise, Terms, as_json
 from gpt2lab.errors import ConfigError, Problem, unknown
 
 MARGIN = 0.05
 """A run that ends less than this below the unigram cross-entropy, in nats, has learned nothing: it failed."""
 
 SHARED_RATE = "at the shared rate"
+
+Asked = Sequence[str] | Mapping[str, Any]
+"""A contrast as declared: two arms, or the weights of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +73,14 @@ def compare(
     smallest_effect: float,
     alpha: float = 0.05,
     metric: str | None = None,
-    contrasts: Sequence[Sequence[str]] | None = None,
+    contrasts: Sequence[Asked] | None = None,
     unigram: float | None = None,
     noise: Noise | None = None,
     exploratory: Mapping[str, str] | None = None,
     not_comparable: Mapping[str, str] | None = None,
     screen: bool = False,
+    looks: Sequence[int] | None = None,
+    force_exploratory: bool = False,
     scope: str = "",
     at_shared_rate: bool = False,
     caveat: str | None = None,
@@ -84,11 +91,14 @@ def compare(
     frame:           DataFrame, CSV file or list of rows with the columns arm, seed (or run) and value (or `metric`);
                      a blank value is a run without a result, NaN or infinity a failed one.
     smallest_effect: X, the smallest difference that matters, in the metric's unit; declared before looking.
-    contrasts:       pairs (arm, against) declared before looking; the family that Holm's adjustment covers.
+    contrasts:       declared before looking; the family that Holm's adjustment covers. Pairs (arm, against), or
+                     mappings {"arm", "against", "weights"} of a weighted sum of arms, such as a main effect.
     unigram:         cross-entropy in nats that letter frequencies alone reach: a run not at least 0.05 below it failed.
     noise:           repeats of the baseline, to borrow from when an arm has one or two seeds, and to plan by.
     exploratory, not_comparable: arm -> why its contrasts may claim nothing, or cannot be compared.
     screen:          the whole study is a screen; nothing in it is a finding.
+    looks:           seeds per arm at which it was declared to look, as (3, 5, 8); runs count in the table's order.
+    force_exploratory: show numbers where arms are not comparable, and claim nothing.
     scope, at_shared_rate, caveat: what each sentence ends with.
     unit:            of the metric; nats unless the metric is called bits_per_byte.
     Raises ConfigError for a table or arguments that cannot mean anything.
@@ -97,10 +107,11 @@ def compare(
     table, named = read(frame, metric)
     if baseline not in table:
         raise ConfigError(unknown("baseline", baseline, table), hint=f"baseline={next(iter(table))!r}")
-    arms = {name: _arm(name, runs, unigram) for name, runs in table.items()}
-    pairs = [(name, baseline) for name in table if name != baseline] if contrasts is None else _pairs(contrasts)
-    for name in {name for pair in pairs for name in pair} - arms.keys():
-        arms[name] = Arm(name=name, values={})  # declared, but not one row yet
+    declared = [Declared.pair(a, baseline) for a in table if a != baseline] if contrasts is None else _asked(contrasts)
+    for name in [name for one in declared for name in one.weights if name not in table]:
+        table[name] = {}  # declared, but not one row yet
+    barred = dict(not_comparable or {})
+    refusals = {name: f"not comparable: {why}" for name, why in barred.items()} if force_exploratory else {}
     where = tuple(filter(None, [scope.strip().rstrip(";."), SHARED_RATE if at_shared_rate else ""]))
     caveat = (caveat or "").strip() or None
     terms = Terms(
@@ -108,14 +119,20 @@ def compare(
         alpha=alpha,
         unit=unit or ("bits per byte" if "bits_per_byte" in (named or "") else "nats"),
         noise=noise,
-        exploratory=exploratory or {},
-        not_comparable=not_comparable or {},
+        exploratory={**(exploratory or {}), **refusals},
+        not_comparable={} if force_exploratory else barred,
         screen=screen,
         scope=(*where, *([caveat] if caveat else [])),
     )
+
+    def arms_at(n: int | None) -> dict[str, Arm]:
+        """The arms after their first n runs, or after all."""
+        return {name: _arm(name, dict(itertools.islice(runs.items(), n)), unigram) for name, runs in table.items()}
+
+    judged = judge_looks(arms_at, declared, terms, looks) if looks else judge(arms_at(None), declared, terms)[0]
     return Verdicts(
-        contrasts=judge(arms, pairs, terms),
-        arms=tuple(arms.values()),
+        contrasts=tuple(judged),
+        arms=tuple(arms_at(None).values()),
         baseline=baseline,
         smallest_effect=smallest_effect,
         alpha=alpha,
@@ -144,12 +161,30 @@ def _arm(name: str, runs: Mapping[str, Value], unigram: float | None) -> Arm:
     return Arm(name=name, values=good, failed=len(present) - len(good), missing=len(runs) - len(present))
 
 
-def _pairs(contrasts: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
+def _asked(contrasts: Sequence[Asked]) -> list[Declared]:
+    found: list[Declared] = []
     for contrast in contrasts:
-        if isinstance(contrast, str) or len(contrast) != 2 or contrast[0] == contrast[1]:
-            raise ConfigError(f"a contrast is a pair of two arms, not {contrast!r}", where="contrasts")
-        if {contrast[0], contrast[1]} in [set(pair) for pair in pairs]:
-            raise ConfigError(f"{contrast[0]} and {contrast[1]} are compared twice", where="contrasts")
-        pairs.append((contrast[0], contrast[1]))
-    return pairs
+        one = _effect(contrast) if isinstance(contrast, Mapping) else _pair(contrast)
+        if any(_same(one, other) for other in found):
+            raise ConfigError(f"{one.arm} and {one.against} are compared twice", where="contrasts")
+        found.append(one)
+    return found
+
+
+def _pair(contrast: Sequence[str]) -> Declared:
+    if isinstance(contrast, str) or len(contrast) != 2 or contrast[0] == contrast[1]:
+        raise ConfigError(f"a contrast is a pair of two arms, not {contrast!r}", where="contrasts")
+    return Declared.pair(contrast[0], contrast[1])
+
+
+def _effect(contrast: Mapping[str, Any]) -> Declared:
+    weights = {str(name): float(weight) for name, weight in contrast.get("weights", {}).items()}
+    if len(weights) < 2 or abs(sum(weights.values())) > 1e-9 or not all(weights.values()):
+        what = f"weights that add up to 0 are expected, none of them 0, for two arms or more; not {weights}"
+        raise ConfigError(what, where="contrasts")
+    return Declared(arm=str(contrast["arm"]), against=str(contrast["against"]), weights=weights)
+
+
+def _same(one: Declared, other: Declared) -> bool:
+    turned = {name: -weight for name, weight in other.weights.items()}
+    return dict(one.weights) in (dict(other.weights), turned)

@@ -26,18 +26,19 @@ def sd_upper(sd: ArrayLike, df: ArrayLike, *, confidence: float = UPPER) -> Arra
 
 
 def seeds_for_halfwidth(
-    sd: ArrayLike, halfwidth: float, *, confidence: float = 0.95, df_per_seed: ArrayLike = 2.0
+    sd: ArrayLike, halfwidth: float, *, confidence: float = 0.95, df_per_seed: ArrayLike = 2.0, weight: float = 2.0
 ) -> NDArray[np.int64]:
     """The smallest n per arm at which the interval of a difference is no wider than +-`halfwidth`.  (...) -> (...)
 
     sd:          between seeds, the same in both arms (or their root mean square), in the unit of `halfwidth`.
     confidence:  of the interval; 1 - alpha / m for one that is adjusted for m contrasts.
     df_per_seed: degrees of freedom gained per seed: 2 for equal sds, down to 1 when one arm makes all the noise.
+    weight:      sum of the squared weights of the arms' means: 2 for one arm minus another.
     """
     spread, gain = np.broadcast_arrays(np.asarray(sd, dtype=np.float64), np.asarray(df_per_seed, dtype=np.float64))
 
     def wide(n: Array) -> Array:
-        return np.asarray(stats.t.ppf((1 + confidence) / 2, gain * (n - 1)) * spread * np.sqrt(2 / n))
+        return np.asarray(stats.t.ppf((1 + confidence) / 2, gain * (n - 1)) * spread * np.sqrt(weight / n))
 
     enough = np.maximum(
         2.0, np.ceil(2 * (wide(np.full(spread.shape, 2.0)) / halfwidth) ** 2)
@@ -50,9 +51,10 @@ def seeds_for_halfwidth(
     return enough.astype(np.int64)
 
 
-def power(effect: float, n_arm: int, n_against: int, *, alpha: float = 0.05, df: float | None = None) -> float:
+def power(effect: float, n_arm: float, n_against: float, *, alpha: float = 0.05, df: float | None = None) -> float:
     """Chance that a two-sided t-test finds a true difference of `effect` sd, with its right sign (noncentral t).
 
+    Sizes need not be whole: a mean over k arms of n seeds each counts as k n seeds.
     statsmodels' TTestIndPower adds the chance of the wrong sign, which is nil wherever power matters, and is NaN there
     for degrees of freedom as small as Welch's.
     """
@@ -76,7 +78,7 @@ def seeds_for_power(effect: float, *, alpha: float = 0.05, wanted: float = POWER
 
 @functools.lru_cache(maxsize=4096)
 def detectable(
-    n_arm: int, n_against: int, *, alpha: float = 0.05, df: float | None = None, wanted: float = POWER
+    n_arm: float, n_against: float, *, alpha: float = 0.05, df: float | None = None, wanted: float = POWER
 ) -> float:
     """The true difference, in sd, that a study of this size finds with the power `wanted`; infinity if none is."""
 
@@ -93,7 +95,7 @@ def detectable(
 
 
 def exaggeration(
-    effect: float, n_arm: int, n_against: int, *, df: float, alpha: float = 0.05, inflation: float = 1.0
+    effect: float, n_arm: float, n_against: float, *, df: float, alpha: float = 0.05, inflation: float = 1.0
 ) -> float:
     """How many times too large an estimate is on average, given that it was significant and `effect` sd is true.
 

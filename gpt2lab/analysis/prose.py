@@ -78,7 +78,7 @@ def _by_size(c: Contrast, verdicts: Verdicts) -> str:
     direction = "better" if c.difference < 0 else "worse"
     near, far = sorted((abs(c.low), abs(c.high)))
     digits = words.decimals((c.high - c.low) / 2, c.difference)
-    percent = f"{100 * (1 - verdicts.alpha):g} %"
+    percent = f"{100 * (1 - c.alpha):g} %"
     size = f"{abs(c.difference):.{digits}f} {verdicts.unit} ({percent} interval {near:.{digits}f} to {far:.{digits}f})"
     small = f", less than the {verdicts.smallest_effect:g} that was declared to matter" if "smaller" in c.word else ""
     likely = "likely " if c.word.startswith("likely") else ""

@@ -98,6 +98,38 @@ def _two_one_sided(a: Array, b: Array, margin: float) -> Array:
     return np.asarray(np.maximum(above, below))
 
 
+def linear(
+    arms: Sequence[ArrayLike], weights: Sequence[float], *, alpha: float = 0.05, margin: float | None = None
+) -> Comparison:
+    """The sum of weights x means of several arms, each with its own variance: main effects and interactions.
+
+    arms: one (..., seed) each, with equal leading dimensions; -> (...). With the weights 1 and -1 it is `welch`, whose
+    degrees of freedom are the same approximation for two arms.  Source: Satterthwaite 1946, Biometrics Bulletin 2(6).
+    """
+    values = [np.asarray(arm, dtype=np.float64) for arm in arms]
+    difference = np.asarray(sum(w * _mean(v) for w, v in zip(weights, values, strict=True)))
+    nothing = np.full(difference.shape, np.nan)
+    if min(v.shape[-1] for v in values) < 2:
+        return Comparison(difference, nothing, nothing, nothing, nothing, nothing, nothing)
+    parts = [w**2 * v.var(-1, ddof=1) / v.shape[-1] for w, v in zip(weights, values, strict=True)]
+    still = np.logical_and.reduce([no_spread(v) for v in values])
+    variance = np.where(still, np.nan, sum(parts))
+    with np.errstate(all="ignore"):
+        df = variance**2 / sum(part**2 / (v.shape[-1] - 1) for part, v in zip(parts, values, strict=True))
+        se = np.sqrt(variance)
+        p = 2 * stats.t.sf(np.abs(difference) / se, df)
+        low, high = stats.t.interval(1 - alpha, df, loc=difference, scale=se)
+        equivalent = nothing if margin is None else _inside(difference, se, df, margin)
+    return Comparison(difference, se, df, *(np.asarray(x) for x in (p, low, high, equivalent)))
+
+
+def _inside(difference: Array, se: Array, df: Array, margin: float) -> Array:
+    """p of "the difference is at least as large as the margin": the larger of two one-sided p."""
+    return np.asarray(
+        np.maximum(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
+    )
+
+
 def borrowed(
     arm: ArrayLike, against: ArrayLike, *, sd: float, df: float, margin: float, alpha: float = 0.05, axis: int = -1
 ) -> Comparison:
@@ -111,9 +143,7 @@ def borrowed(
     se, freedom = np.full(difference.shape, size), np.full(difference.shape, float(df))
     p = 2 * stats.t.sf(np.abs(difference) / se, freedom)
     low, high = stats.t.interval(1 - alpha, freedom, loc=difference, scale=se)
-    equivalent = np.maximum(
-        stats.t.sf((difference + margin) / se, freedom), stats.t.cdf((difference - margin) / se, freedom)
-    )
+    equivalent = _inside(difference, se, freedom, margin)
     return Comparison(difference, se, freedom, *(np.asarray(x) for x in (p, low, high, equivalent)))
 
 

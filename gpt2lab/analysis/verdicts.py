@@ -24,6 +24,9 @@ FEWEST = 3
 FEWEST_LENT = 10
 """Baseline repeats that a borrowed noise floor must rest on."""
 
+DECISIVE = ("better", "worse", "no difference")
+"""Words that answer the question, so that no further seed is needed."""
+
 MOST_FAILED = 0.25
 """Share of failed seeds up to which the survivors are still judged."""
 
@@ -58,6 +61,11 @@ class Arm:
         return len(self.values)
 
     @property
+    def declared(self) -> int:
+        """Runs that there are or should be."""
+        return self.n + self.failed + self.missing
+
+    @property
     def array(self) -> NDArray[np.float64]:
         return np.array(list(self.values.values()), dtype=np.float64)
 
@@ -73,6 +81,26 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Declared:
+    """A contrast as declared before looking: the sum of `weights` x the arms' means, the weights adding up to 0."""
+
+    arm: str
+    against: str
+    weights: Mapping[str, float]
+    """by arm; a pair has 1 and -1, the effects of a factorial design have more"""
+
+    @classmethod
+    def pair(cls, arm: str, against: str) -> Declared:
+        """One arm against another."""
+        return cls(arm=arm, against=against, weights={arm: 1.0, against: -1.0})
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it compares two arms and nothing else."""
+        return list(self.weights.items()) == [(self.arm, 1.0), (self.against, -1.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """What was declared before looking: see `compare`, whose arguments these are."""
 
@@ -84,6 +112,8 @@ class Terms:
     not_comparable: Mapping[str, str] = field(default_factory=dict)
     screen: bool = False
     scope: Sequence[str] = ()
+    look: str = ""
+    """which of several declared looks this is, in words"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +140,8 @@ class Contrast:
     p: float
     p_holm: float
     p_equivalence_holm: float
+    in_noise_sd: float
+    """the difference in sds of the noise floor; NaN without one"""
     detectable: float
     """true difference that this many seeds would find with 80 % power, at the family's level"""
     detectable_upper: float
@@ -125,6 +157,14 @@ class Contrast:
     """the whole sentence, with its scope"""
     notes: tuple[str, ...]
     sensitivity: dict[str, dict[str, float]]
+    weights: Mapping[str, float]
+    """of the arms' means in the difference: 1 and -1 for a pair"""
+    alpha: float
+    """the level at which it was judged: smaller than the study's where several looks share that"""
+    look: int | None = None
+    """seeds per arm at the look that this verdict is from, where looks were declared"""
+    settled: bool = True
+    """whether no declared look is left for it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,45 +205,47 @@ def findings(
     return family, decide(family.difference, family.p_holm, family.p_equivalence_holm, alpha=alpha)
 
 
-def standing(arm: Arm, against: Arm, terms: Terms) -> Standing:
-    barred = _reason(arm, against, terms.not_comparable)
-    unstable, where, conditional = _failures(arm, against)
-    few = min(arm.n, against.n) < FEWEST
-    noise = terms.noise
-    lent = noise is not None and noise.lends
-    borrow = few and lent and min(arm.n, against.n) > 0
-    still = not few and bool(no_spread(arm.array) and no_spread(against.array))
+def standing(sides: Sequence[Arm], terms: Terms) -> Standing:
+    """What a contrast of these arms may claim; noise can be borrowed for a pair."""
+    barred = _reason(sides, terms.not_comparable)
+    unstable, where, conditional = _failures(sides)
+    fewest = min(side.n for side in sides)
+    few = fewest < FEWEST
+    lent = terms.noise is not None and terms.noise.lends and len(sides) == 2
+    borrow = few and lent and fewest > 0
+    still = not few and all(bool(no_spread(side.array)) for side in sides)
     return Standing(
         not_comparable=barred,
         unstable=unstable,
         where=where,
         conditional=conditional,
-        exploratory=_exploratory(arm, against, terms, few=few, borrow=borrow, still=still),
+        exploratory=_exploratory(sides, terms, few=few, borrow=borrow, still=still),
         borrow=borrow,
         testable=not barred and (not unstable or conditional) and (not few or borrow) and not still,
     )
 
 
-def _failures(arm: Arm, against: Arm) -> tuple[str, str, bool]:
+def _failures(sides: Sequence[Arm]) -> tuple[str, str, bool]:
     """(the word, in which arms, whether so few failed that the survivors may be judged); ("", "", True) for none."""
-    broken = [side for side in (arm, against) if side.failed]
+    broken = [side for side in sides if side.failed]
     if not broken:
         return "", "", True
     counts = [f"({side.failed} of {side.failed + side.n} failed)" for side in broken]
-    where = words.listed([broken[0].name, *(f"{counts[1]} in {side.name}" for side in broken[1:])])
+    others = (f"{count} in {side.name}" for count, side in zip(counts[1:], broken[1:], strict=True))
+    where = words.listed([broken[0].name, *others])
     return f"unstable {counts[0]}", where, all(s.failed <= MOST_FAILED * (s.failed + s.n) for s in broken)
 
 
-def _exploratory(arm: Arm, against: Arm, terms: Terms, *, few: bool, borrow: bool, still: bool) -> str:
-    empty = [side.name for side in (arm, against) if not side.n and not side.failed]
+def _exploratory(sides: Sequence[Arm], terms: Terms, *, few: bool, borrow: bool, still: bool) -> str:
+    empty = [side.name for side in sides if not side.n and not side.failed]
     if empty:
         return f"no value for {words.listed(empty)}"
     if terms.screen:
         return "a screen, to be confirmed on fresh seeds"
-    declared = _reason(arm, against, terms.exploratory)
+    declared = _reason(sides, terms.exploratory)
     if declared:
         return declared
-    waiting = [side for side in (arm, against) if side.missing]
+    waiting = [side for side in sides if side.missing]
     if waiting:
         return words.listed(f"{words.plural(s.missing, 'run')} of {s.name} without a value" for s in waiting)
     if few and not borrow:
@@ -213,8 +255,8 @@ def _exploratory(arm: Arm, against: Arm, terms: Terms, *, few: bool, borrow: boo
     return "no spread between seeds, hence no noise to judge by" if still else ""
 
 
-def _reason(arm: Arm, against: Arm, reasons: Mapping[str, str]) -> str:
-    return "; ".join(dict.fromkeys(reasons[side.name] for side in (arm, against) if reasons.get(side.name)))
+def _reason(sides: Sequence[Arm], reasons: Mapping[str, str]) -> str:
+    return "; ".join(dict.fromkeys(reasons[side.name] for side in sides if reasons.get(side.name)))
 
 
 def as_json(value: Any) -> Any:

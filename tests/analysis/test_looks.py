@@ -1,0 +1,90 @@
+"""Declared looks: the error rate is kept, a decided contrast stays decided, and nothing is judged in between."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from gpt2lab.analysis import Verdicts, compare
+from gpt2lab.analysis.looks import look_alpha
+from gpt2lab.analysis.statistics import welch
+
+LOOKS = (3, 5, 8)
+
+
+def judged(frame: pd.DataFrame) -> Verdicts:
+    return compare(frame, baseline="base", smallest_effect=0.05, looks=LOOKS)
+
+
+def table(shifts: dict[str, float], n: dict[str, int], sd: float = 0.01) -> pd.DataFrame:
+    rng = np.random.default_rng(7)
+    rows = [(arm, seed, 2 + shift + rng.normal(0, sd)) for arm, shift in shifts.items() for seed in range(n[arm])]
+    return pd.DataFrame(rows, columns=["arm", "seed", "value"])
+
+
+def test_the_level_of_three_looks_is_that_of_a_simulation() -> None:
+    rng = np.random.default_rng(3)
+    sums = rng.normal(size=(400_000, 8)).cumsum(-1)
+    bound = stats.norm.isf(look_alpha(LOOKS) / 2)
+    crossed = np.any([np.abs(sums[:, n - 1]) / np.sqrt(n) > bound for n in LOOKS], axis=0)
+    assert crossed.mean() == pytest.approx(0.05, abs=0.0015)
+
+
+def test_welch_at_these_looks_errs_no_more_often_than_declared() -> None:
+    rng = np.random.default_rng(5)
+    arms = rng.normal(size=(2, 20_000, 8))
+    found = np.any([welch(arms[0, :, :n], arms[1, :, :n]).p < look_alpha(LOOKS) for n in LOOKS], axis=0)
+    assert found.mean() <= 0.05
+    naive = np.any([welch(arms[0, :, :n], arms[1, :, :n]).p < 0.05 for n in LOOKS], axis=0)
+    assert naive.mean() > 0.06  # what the smaller level is for
+
+
+def test_one_look_is_no_look_at_all() -> None:
+    assert look_alpha((5,), 0.05) == 0.05
+
+
+def test_more_looks_cost_more_of_the_level() -> None:
+    levels = [look_alpha(tuple(range(3, 3 + k))) for k in range(1, 6)]
+    assert all(a > b for a, b in itertools.pairwise(levels))
+
+
+def test_a_clear_effect_is_decided_at_the_first_look_and_stays_so() -> None:
+    frame = table({"base": 0, "good": -0.6, "near": -0.04}, {"base": 8, "good": 3, "near": 8}, sd=0.06)
+    found = {c.arm: c for c in judged(frame).contrasts}
+    assert found["good"].word == "better" and found["good"].look == 3 and found["good"].n_against == 3
+    assert found["near"].look == 8 and found["near"].settled
+
+
+def test_seeds_beyond_the_last_complete_look_are_not_looked_at() -> None:
+    frame = table({"base": 0, "near": -0.04}, {"base": 4, "near": 4}, sd=0.06)
+    found = judged(frame).contrasts[0]
+    first = compare(frame[frame.seed < 3], baseline="base", smallest_effect=0.05, alpha=look_alpha(LOOKS)).contrasts[0]
+    assert (found.look, found.settled, found.p) == (3, False, first.p)
+    assert "look 1 of 3 (n = 3)" in found.verdict
+
+
+def test_before_the_first_look_is_complete_nothing_is_claimed() -> None:
+    frame = table({"base": 0, "good": -0.3}, {"base": 3, "good": 3})
+    frame.loc[5, "value"] = None
+    assert judged(frame.astype(object).where(frame.notna(), None)).contrasts[0].word == "exploratory"
+
+
+def test_the_order_of_deciding_keeps_the_family_together() -> None:
+    """What an earlier look decided still counts in the family of the later ones."""
+    frame = table({"base": 0, "good": -0.6, "near": -0.04}, {"base": 8, "good": 3, "near": 8}, sd=0.06)
+    near = next(c for c in judged(frame).contrasts if c.arm == "near")
+    alone = judged(frame[frame.arm != "good"]).contrasts[0]
+    assert near.p == alone.p and near.low <= alone.low and near.high >= alone.high
+
+
+def test_refusals_can_be_turned_into_numbers_that_claim_nothing() -> None:
+    frame = table({"base": 0, "good": -0.3}, {"base": 3, "good": 3})
+    barred = {"not_comparable": {"good": "its code differs"}}
+    refused = compare(frame, baseline="base", smallest_effect=0.05, **barred).contrasts[0]
+    forced = compare(frame, baseline="base", smallest_effect=0.05, force_exploratory=True, **barred).contrasts[0]
+    assert refused.word == "not comparable"
+    assert forced.word == "exploratory" and "its code differs" in forced.verdict and "-0.30" in forced.verdict
