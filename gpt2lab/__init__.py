@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gpt2lab.config import load_config
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, save_gpt2
-    from gpt2lab.report import load_results
+    from gpt2lab.results import load_results
 
 __version__ = "0.1.0"
 _HOME = {

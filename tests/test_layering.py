@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "gpt2lab"
 # lowest first; those in one set may not import each other
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"schema"},
+    {"schema", "text"},
     {"registry", "store", "analysis"},
-    {"components", "tracking"},
+    {"components", "tracking", "results"},
     {"model", "data", "optim", "training"},
     {"costs", "generation"},
     {"evaluation", "pretrained"},
@@ -35,7 +35,9 @@ LAYERS: list[set[str]] = [
 ]
 SAME_LAYER_MAY = [{"reading", "fitting", "layers", "clashes", "config"}, {"ablation", "arms"}]  # one concern in files
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ("store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display")
+WITHOUT_TORCH = (
+    "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
+)  # fmt: skip
 
 
 def files() -> list[Path]:

@@ -10,9 +10,9 @@ from typing import Any
 from gpt2lab.analysis import Verdicts, in_words
 from gpt2lab.report import tables
 from gpt2lab.report.pictures import Picture
-from gpt2lab.report.results import LOSS, Study, StudyRun, scope_text, unit
 from gpt2lab.report.tables import Table
-from gpt2lab.report.text import number, plural, quantity
+from gpt2lab.results import LOSS, Study, StudyRun, scope_text, unit
+from gpt2lab.text import number, plural, quantity
 
 NEAR_BIGRAM = 0.3
 

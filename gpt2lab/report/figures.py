@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.report.marks import Array, Curve, Look, finite, label_ends, note, rows, since, stack, thousands
 from gpt2lab.report.svg import BAND, INK, MUTED, SURFACE
-from gpt2lab.report.text import shorten
+from gpt2lab.text import shorten
 
 WIDE, HALF = 9.2, 4.5
 """Widths in inches."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from gpt2lab.report.svg import ARMS, BASELINE, INK, MUTED
-from gpt2lab.report.text import shorten
+from gpt2lab.text import shorten
 
 Array = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float]]

@@ -20,12 +20,13 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from gpt2lab import text
 from gpt2lab.analysis import Verdicts
 from gpt2lab.errors import DataFault
-from gpt2lab.report import tables, text
+from gpt2lab.report import tables
 from gpt2lab.report.content import Page, build
 from gpt2lab.report.pictures import draw
-from gpt2lab.report.results import Study, StudyRun, cleaned, collect, judge_runs
+from gpt2lab.results import Study, StudyRun, cleaned, collect, judge_runs
 from gpt2lab.store import Store, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -12,10 +12,10 @@ from gpt2lab.analysis import Verdicts
 from gpt2lab.errors import DataFault
 from gpt2lab.report import figures, svg
 from gpt2lab.report.marks import Curve, Look, looks
-from gpt2lab.report.results import LOSS, Study, StudyRun, contexts_of, curve_of, failure_ceiling, unit
 from gpt2lab.report.tables import Summary, difference_cell, summaries, verdict_cell
-from gpt2lab.report.text import clean, plural
+from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, curve_of, failure_ceiling, unit
 from gpt2lab.store import Store
+from gpt2lab.text import clean, plural
 
 
 @dataclass(frozen=True)

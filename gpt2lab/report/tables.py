@@ -12,9 +12,9 @@ from typing import Any
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.words import decimals
 from gpt2lab.analysis.words import probability as p_value
-from gpt2lab.report.results import Study, StudyRun, failure_ceiling
 from gpt2lab.report.svg import ARMS
-from gpt2lab.report.text import DASH, change, interval, memory, number, quantity, signed
+from gpt2lab.results import Study, StudyRun, failure_ceiling
+from gpt2lab.text import DASH, change, interval, memory, number, quantity, signed
 
 CHIPS = {
     "better": "better", "worse": "worse", "likely better": "better tentative", "likely worse": "worse tentative",

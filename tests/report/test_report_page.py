@@ -19,9 +19,10 @@ import pytest
 from made_up_study import KEY, run_id, write
 from rich.console import Console
 
+from gpt2lab import text
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
-from gpt2lab.report import page, terminal_summary, text, write_report
+from gpt2lab.report import page, terminal_summary, write_report
 
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]

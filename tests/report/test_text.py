@@ -7,7 +7,7 @@ import math
 import pytest
 from markdown_it import MarkdownIt
 
-from gpt2lab.report import text
+from gpt2lab import text
 
 HOSTILE = [
     "<script>alert(1)</script>", '" onload="alert(1)', "javascript:alert(1)", "[x](javascript:alert(1))",

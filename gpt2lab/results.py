@@ -18,8 +18,8 @@ import pandas as pd
 from gpt2lab.analysis import Verdicts, compare
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.errors import DataFault
-from gpt2lab.report.text import clean, quantity
 from gpt2lab.store import Store
+from gpt2lab.text import clean, quantity
 
 Study = Mapping[str, Any]
 LOSS = "val/loss"

@@ -14,8 +14,7 @@ from made_up_study import IDENTITY, KEY, UNIGRAM, run_id, write
 
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError
-from gpt2lab.report import contexts, final_values, judge, load_results, missing_runs
-from gpt2lab.report.results import cleaned, collect
+from gpt2lab.results import cleaned, collect, contexts, final_values, judge, load_results, missing_runs
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]
