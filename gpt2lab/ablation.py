@@ -5,136 +5,62 @@ Layer: plan. Everything that is wrong with the file and with any of its arms is 
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
-
-from gpt2lab.arms import MAX_SEEDS, Arm, Base, between_arms, exploratory_reason, resolve_arm
-from gpt2lab.config import fill_slots, preset_name, preset_names, preset_source, read_overrides
+from gpt2lab.analysis.verdicts import Declared
+from gpt2lab.arms import Arm, Base, between_arms, exploratory_reason, resolve_arm
+from gpt2lab.config import fill_slots, preset_name, preset_source, read_overrides
+from gpt2lab.declaration import MAX_ARMS, NAME, SEEDS, Ablation, Axis, Evaluate, Knob, file_problems, seed_list
+from gpt2lab.designs import Design
 from gpt2lab.errors import ConfigError, Problem, unknown
-from gpt2lab.fitting import Complaint, check, error_of, located
+from gpt2lab.fitting import check, error_of, located
 from gpt2lab.layers import lay
 from gpt2lab.reading import Place, Source, read_file
-from gpt2lab.schema import ABSENT, Settings
+from gpt2lab.schema import ABSENT
 
-__all__ = ["Ablation", "Arm", "LoadedAblation", "exploratory_reason", "load_ablation", "seed_list"]
-
-MAX_ARMS = 100
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-Effect = Annotated[float, Field(gt=0)]
+__all__ = ["Arm", "LoadedAblation", "exploratory_reason", "ladder_of", "load_ablation"]
 
 
-class Evaluate(Settings):
-    """How the arms of an ablation are judged; null leaves it to the scale."""
-
-    contexts: tuple[float, ...] | None = None
-    """Other context lengths, as multiples of block_size."""
-    tokens: int | None = Field(None, ge=1)
-    """Validation tokens."""
-    context_tokens: int | None = Field(None, ge=1)
-    """Validation tokens at each of the other lengths."""
-
-
-class Ablation(Settings):
-    """A question, as its file declares it."""
-
-    ablation: str
-    """Its name, also that of files."""
-    question: str
-    """What it asks, in a sentence."""
-    base: str
-    """Preset or file that the arms change; `--scale` replaces it."""
-    baseline: str
-    """The arm that others are compared with."""
-    arms: dict[str, dict[str, Any]]
-    """Name -> changes by dotted key. `control: true` marks an arm that is meant to change nothing."""
-    seeds: int | list[int] = 3
-    """How many, or which ones."""
-    equalise: Literal["tokens", "parameters", "flops", "wall_clock"] = "tokens"
-    """What is equal in all arms."""
-    evaluate: Evaluate = Field(default_factory=Evaluate)
-    expected: dict[str, str] = Field(default_factory=dict)
-    """Arm -> what is expected of it, and who says so."""
-    smallest_effect: dict[str, Effect] | Effect | None = None
-    """Smallest difference of interest in nats: one for all scales, or by scale; null is the scale's own."""
-    alpha: float = Field(0.05, gt=0, lt=0.5)
-    """Error rate of the whole family of contrasts."""
-    screen: bool = False
-    """A first look only: its contrasts are exploratory."""
-    contrasts: list[tuple[str, str]] | None = None
-    """Pairs (arm, against); null is every arm against the baseline."""
-
-    @field_validator("ablation")
-    @classmethod
-    def _file_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name) or name.endswith("."):
-            raise ValueError("a name of letters, digits, _ . + - is expected, at most 64, the first a letter or digit")
-        return name
-
-    @field_validator("question")
-    @classmethod
-    def _asks(cls, question: str) -> str:
-        if not question.strip():
-            raise ValueError("a sentence is expected")
-        return question.strip()
-
-    @field_validator("arms", mode="before")
-    @classmethod
-    def _nothing_is_no_changes(cls, arms: Any) -> Any:
-        """`learned:` means `learned: {}`."""
-        if not isinstance(arms, Mapping):
-            return arms
-        return {name: {} if changes in ABSENT else changes for name, changes in arms.items()}
-
-    @field_validator("seeds")
-    @classmethod
-    def _usable_seeds(cls, seeds: int | list[int]) -> int | list[int]:
-        seed_list(seeds)
-        return seeds
-
-    @field_validator("equalise")
-    @classmethod
-    def _available(cls, axis: str) -> str:
-        if axis != "tokens":
-            raise ValueError("only tokens can be equalised yet")
-        return axis
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedAblation:
-    """An ablation at one scale, checked as a whole. `seeds`: those of arms that are no controls."""
+    """An ablation at one scale, checked as a whole. What its fields mean, `Ablation` says."""
 
     name: str
     question: str
     scale: str
     baseline: str
     arms: dict[str, Arm]
-    seeds: tuple[int, ...]
-    contrasts: tuple[tuple[str, str], ...]
+    seeds: tuple[int, ...] | None
+    """those of arms that are no controls; None for as many as the noise floor asks for"""
+    contrasts: tuple[Declared, ...]
     smallest_effect: float
     alpha: float
     screen: bool
+    design: str = "one factor"
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    baseline_seeds: int | None = None
+    looks: tuple[int, ...] = ()
+    lr_bracket: tuple[float, ...] = ()
+    axis: Axis = "tokens"
+    knob: Knob | None = None
+    budgets: tuple[float, ...] = ()
+    budget_arms: tuple[str, ...] = ()
+    tokens_per_parameter: float | None = None
 
     def exploratory_reason(self, arm: str) -> str | None:
         """Why contrasts of this arm may claim nothing, or None."""
+        if self.lr_bracket:
+            return None
         return exploratory_reason(self.arms[arm], self.arms[self.baseline])
 
 
-def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """`n` as the seeds 0 to n - 1, a list as it is. Raises ValueError for what cannot serve."""
-    if isinstance(seeds, int) and not 1 <= seeds <= MAX_SEEDS:
-        raise ValueError(f"from 1 to {MAX_SEEDS} seeds are expected")
-    listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not listed or len(set(listed)) != len(listed):
-        raise ValueError("at least one seed is expected, and each only once")
-    if not all(0 <= seed < MAX_SEEDS for seed in listed):
-        raise ValueError(f"seeds are numbers from 0 to {MAX_SEEDS - 1}; those from 500 on belong to control arms")
-    return listed
+def ladder_of(path: str | Path) -> tuple[str, ...]:
+    """The scales that a file is run at one after another; none for a file without `scales`."""
+    scales = read_file(path).tree.get("scales")
+    return tuple(map(str, scales)) if isinstance(scales, list) else ()
 
 
 def load_ablation(
@@ -143,7 +69,7 @@ def load_ablation(
     scale: str | None = None,
     overrides: Sequence[str] = (),
     arms: Sequence[str] | None = None,
-    seeds: int | Sequence[int] | None = None,
+    seeds: int | Sequence[int] | Literal["auto"] | None = None,
     plugins: Sequence[str | Path] = (),
 ) -> LoadedAblation:
     """The ablation of a YAML file.
@@ -157,14 +83,15 @@ def load_ablation(
     """
     fill_slots(plugins)
     source = read_file(path)
-    declared, complaints = check(Ablation, source, stand_ins={"ablation": "unnamed", "question": "?"})
+    declared, complaints = check(Ablation, source, stand_ins={"ablation": "unnamed", "question": "?", "base": "nano"})
     found = [located(source, complaint) for complaint in complaints]
     if declared is None:
         raise error_of(found)
-    found += [located(source, complaint) for complaint in _file_problems(declared, source)]
+    found += [located(source, complaint) for complaint in file_problems(declared, source)]
+    design = declared.design()
     try:
-        chosen = _chosen_arms(declared, arms)
-        listed = _chosen_seeds(declared if seeds is None else seeds)
+        chosen = _chosen_arms(design, arms)
+        listed, looks = _chosen_seeds(declared, seeds)
         base = _base(declared, source, Path(path).parent, scale, overrides)
     except ConfigError as error:
         raise error_of(found, more=error.problems, hint=error.hint) from error
@@ -172,91 +99,62 @@ def load_ablation(
     made: dict[str, Arm] = {}
     for name in chosen:
         arm, problems = resolve_arm(
-            name,
-            declared.arms[name],
+            design.arms[name],
             source,
             base,
-            is_baseline=name == declared.baseline or declared.baseline not in declared.arms,
+            is_baseline=name == design.baseline or design.baseline not in design.arms,
             expected=declared.expected.get(name),
         )
         found += problems
         if arm is not None and not problems:
             made[name] = arm
-    found += [located(source, complaint) for complaint in between_arms(declared.baseline, made)]
+    at = {name: written.at for name, written in design.arms.items()}
+    equal_tokens = declared.equalise.axis == "tokens"
+    beside = between_arms(
+        design.baseline, made, at, equal_tokens=equal_tokens, bracketed=declared.lr_bracket is not None
+    )
+    found += [located(source, complaint) for complaint in beside]
     kept = preset_name(scale or declared.base)
     if not NAME.fullmatch(kept):
         found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))
     if found:
         raise error_of(found)
-    own = made[declared.baseline].config.scale.smallest_effect
+    own = made[design.baseline].config.scale.smallest_effect
+    curve = declared.budget_curve
     return LoadedAblation(
         name=declared.ablation,
         question=declared.question,
-        scale=kept,
-        baseline=declared.baseline,
+        scale=kept if declared.tokens_per_parameter is None else f"{kept}-{declared.tokens_per_parameter:g}tpp",
+        baseline=design.baseline,
         arms=made,
         seeds=listed,
-        contrasts=_contrasts(declared, chosen),
+        contrasts=_contrasts(declared, design, chosen),
         smallest_effect=_smallest_effect(declared, kept, own),
         alpha=declared.alpha,
         screen=declared.screen,
+        design=design.kind,
+        factors=design.factors,
+        baseline_seeds=declared.baseline_seeds,
+        looks=looks,
+        lr_bracket=declared.lr_bracket or (),
+        axis=declared.equalise.axis,
+        knob=declared.equalise.by,
+        budgets=curve.budgets if curve else (),
+        budget_arms=tuple(a for a in (design.baseline, *curve.arms) if a in chosen) if curve else (),
+        tokens_per_parameter=declared.tokens_per_parameter,
     )
 
 
-def _file_problems(declared: Ablation, source: Source) -> Iterator[Complaint]:
-    """What is wrong with names and references, whatever the scale."""
-    names = list(declared.arms)
-    for name in names:
-        if not name.isprintable() or not 0 < len(name) <= 64 or name != name.strip(" .") or set(name) & set("/\\,"):
-            what = "an arm's name is printable text without / \\ and commas, at most 64, no dot or space at its ends"
-            yield Complaint(what, (("arms", name),))
-    by_folded: dict[str, str] = {}
-    for name in names:
-        twin = by_folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
-        if twin != name:
-            line = source.place(("arms", twin)).line
-            yield Complaint(f"'{name}' and '{twin}' (line {line}) differ only in case", (("arms", name),))
-    if len(names) > MAX_ARMS:
-        yield Complaint(f"{len(names)} arms: an ablation compares at most {MAX_ARMS}", (("arms",),))
-    if len(names) < 2:
-        yield Complaint("at least one arm besides the baseline is expected", (("arms",),))
-    if declared.baseline not in names:
-        yield Complaint(unknown("arm", declared.baseline, names), (("baseline",),))
-    for name in declared.expected:
-        if name not in names:
-            yield Complaint(unknown("arm", name, names), (("expected", name),))
-    yield from _contrast_problems(declared, names)
-    if isinstance(declared.smallest_effect, dict):
-        for scale in declared.smallest_effect:
-            if preset_name(scale) not in preset_names() and not scale.endswith((".yaml", ".yml")):
-                yield Complaint(unknown("scale", scale, preset_names()), (("smallest_effect", scale),))
-
-
-def _contrast_problems(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]:
-    seen: set[frozenset[str]] = set()
-    for index, pair in enumerate(declared.contrasts or []):
-        key = ("contrasts", index)
-        for side, name in enumerate(pair):
-            if name not in names:
-                yield Complaint(unknown("arm", name, names), ((*key, side),))
-        if pair[0] == pair[1]:
-            yield Complaint(f"'{pair[0]}' against itself", (key,))
-        elif frozenset(pair) in seen:
-            yield Complaint(f"'{pair[0]}' and '{pair[1]}' are compared twice", (key,))
-        seen.add(frozenset(pair))
-    if declared.contrasts == []:
-        what = "an empty list: nothing would be compared; leave it out for every arm against the baseline"
-        yield Complaint(what, (("contrasts",),))
-
-
-def _chosen_arms(declared: Ablation, wanted: Sequence[str] | None) -> list[str]:
+def _chosen_arms(design: Design, wanted: Sequence[str] | None) -> list[str]:
     """The arms to resolve, in the file's order. Raises ConfigError."""
-    names = list(declared.arms)[: MAX_ARMS + 1]
+    names = list(design.arms)[: MAX_ARMS + 1]
     if wanted is None:
         return names
     problems = [Problem("--arms", unknown("arm", name, names)) for name in wanted if name not in names]
-    if declared.baseline not in wanted:
-        problems.append(Problem("--arms", f"must keep the baseline '{declared.baseline}'"))
+    if design.kind == "factorial":
+        problems = [Problem("--arms", "a factorial design needs all of its arms")]
+    elif design.baseline not in wanted:
+        problems.append(Problem("--arms", f"must keep the baseline '{design.baseline}'"))
     elif len(set(wanted)) < 2 and not problems:
         problems.append(Problem("--arms", "at least one arm besides the baseline is expected"))
     if problems:
@@ -264,9 +162,16 @@ def _chosen_arms(declared: Ablation, wanted: Sequence[str] | None) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _chosen_seeds(seeds: Ablation | int | Sequence[int]) -> tuple[int, ...]:
+def _chosen_seeds(
+    declared: Ablation, wanted: int | Sequence[int] | Literal["auto"] | None
+) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    """(seeds, None for automatic; looks). Asking for other seeds than the file's drops its looks."""
     try:
-        return seed_list(seeds.seeds if isinstance(seeds, Ablation) else seeds)
+        if wanted is None:
+            looks = declared.looks or ()
+            seeds = declared.seeds or (looks[-1] if looks else SEEDS)
+            return (None if seeds == "auto" else seed_list(seeds)), looks
+        return (None if wanted == "auto" else seed_list(wanted)), ()
     except ValueError as error:
         raise ConfigError(str(error), where="--seeds") from error
 
@@ -290,10 +195,10 @@ def _base(declared: Ablation, source: Source, folder: Path, scale: str | None, o
     return Base.of(lay(lay(base, judged), changes))
 
 
-def _contrasts(declared: Ablation, chosen: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Pairs (arm, against) among the chosen arms."""
-    every = [(name, declared.baseline) for name in chosen if name != declared.baseline]
-    return tuple(pair for pair in declared.contrasts or every if set(pair) <= set(chosen))
+def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tuple[Declared, ...]:
+    """What is compared among the chosen arms."""
+    asked = tuple(Declared.pair(*pair) for pair in declared.contrasts) if declared.contrasts else design.contrasts
+    return tuple(one for one in asked if one.weights.keys() <= set(chosen))
 
 
 def _smallest_effect(declared: Ablation, scale: str, own: float) -> float:

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.config import Config, examine
+from gpt2lab.declaration import MAX_SEEDS
+from gpt2lab.designs import CONTROL, Written
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.fitting import Complaint, Located, located
 from gpt2lab.identity import digest, settings
 from gpt2lab.layers import expand, lay
-from gpt2lab.reading import Source, dotted
+from gpt2lab.reading import Key, Source, dotted
 from gpt2lab.schema import convert
 
-MAX_SEEDS = 100
+# Who draws which seeds, so that no run is judged that was also used to choose or to plan: an ablation's own seeds are 0
+# to 99 (what a file may name), bracketing the rate 100, noise floors 200 to 299, control arms from 500 on.
+BRACKET_SEED = 100
+NOISE_SEEDS = 200
 CONTROL_SEEDS = 500
-CONTROL = "control"  # the one key of an arm that is no change
+CONTROL_STRIDE = 2 * MAX_SEEDS  # a control arm brackets its rate on a seed of its own, too
 
 # What all arms share, because runs are compared on it or because it is not theirs to say.
 SHARED = {
@@ -47,6 +52,8 @@ class Arm:
     expected: str | None = None
     first_seed: int = 0
     """What is added to the ablation's seeds: control arms draw seeds of their own, each apart from all others."""
+    seeds: tuple[int, ...] | None = None
+    """Its own seeds, in the place of the ablation's."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +78,20 @@ Change = tuple[str, Source]
 
 
 def resolve_arm(
-    name: str, written: Mapping[str, Any], file: Source, base: Base, *, is_baseline: bool, expected: str | None
+    written: Written, file: Source, base: Base, *, is_baseline: bool, expected: str | None
 ) -> tuple[Arm | None, list[Located]]:
     """One arm of an ablation's `file` over `base`, or None; and what is wrong with it that is not so with the base."""
-    changes = [
-        change
-        for key in written
-        if key != CONTROL
-        for change in expand(key, file.part(("arms", name, key)).marked(f"arms.{name}."))
-    ]
-    control, found = _control(name, file, written, nothing=not changes, is_baseline=is_baseline)
+    name = written.name
+    changes = [change for one in written.changes for change in expand(one.key, file.part(one.at).marked(one.prefix))]
+    control, found = _control(written, file, nothing=not changes, is_baseline=is_baseline)
     own, refused = _own_changes(changes)
     found += refused
     try:
         laid = lay(base.source, own)
     except ConfigError as error:
-        return None, [*found, *((file.place(("arms", name)), problem) for problem in error.problems)]
+        return None, [*found, *((file.place(written.at), problem) for problem in error.problems)]
     config, complaints = examine(laid)
-    found += [_at_arm(name, file, laid, base, c) for c in complaints if c not in base.complaints]
+    found += [_at_arm(written, file, laid, base, c) for c in complaints if c not in base.complaints]
     if config is None:
         return None, found
     first = first_control_seed(name, file) if control else 0
@@ -96,23 +99,22 @@ def resolve_arm(
 
 
 def first_control_seed(name: str, file: Source) -> int:
-    """500 for the first control arm of the file, 600 for the second, ...; the same whichever arms are chosen."""
+    """500 for the first control arm of the file, 700 for the second, ...; the same whichever arms are chosen."""
     controls = [arm for arm, written in file.tree["arms"].items() if isinstance(written, dict) and CONTROL in written]
-    return CONTROL_SEEDS + MAX_SEEDS * controls.index(name)
+    return CONTROL_SEEDS + CONTROL_STRIDE * controls.index(name)
 
 
-def _control(
-    name: str, file: Source, written: Mapping[str, Any], *, nothing: bool, is_baseline: bool
-) -> tuple[bool, list[Located]]:
+def _control(written: Written, file: Source, *, nothing: bool, is_baseline: bool) -> tuple[bool, list[Located]]:
     """Whether the arm is a control, and what is wrong with that."""
     complaints = []
-    control, key = False, ("arms", name, CONTROL)
+    own = file.tree.get("arms", {}).get(written.name) if written.at[:1] == ("arms",) else None
+    control, key = False, (*written.at, CONTROL)
     try:
-        control = bool(convert(written.get(CONTROL, "false"), bool))
+        control = bool(convert(own.get(CONTROL, "false"), bool)) if isinstance(own, dict) else False
     except ValueError as error:
         complaints.append(Complaint(str(error), (key,)))
     if nothing and not control and not is_baseline:
-        complaints.append(Complaint("changes nothing; if that is meant, write `control: true`", (("arms", name),)))
+        complaints.append(Complaint("changes nothing; if that is meant, write `control: true`", (written.at,)))
     return control, [located(file, complaint) for complaint in complaints]
 
 
@@ -129,26 +131,31 @@ def _own_changes(changes: list[Change]) -> tuple[list[Change], list[Located]]:
     return own, refused
 
 
-def _at_arm(name: str, file: Source, laid: Source, base: Base, complaint: Complaint) -> Located:
+def _at_arm(written: Written, file: Source, laid: Source, base: Base, complaint: Complaint) -> Located:
     """The complaint at the arm's own change; at the arm itself where what it clashes with was written elsewhere."""
     place, problem = located(laid, complaint)
     if place.layer == base.layer:
         return place, problem
-    here = file.place(("arms", name))
-    return here, Problem(f"{here.prefix}arms.{name}: {dotted(complaint.keys[0])}", complaint.what)
+    here = file.place(written.at)
+    return here, Problem(f"{here.prefix}{dotted(written.at)}: {dotted(complaint.keys[0])}", complaint.what)
 
 
-def between_arms(baseline: str, arms: Mapping[str, Arm]) -> Iterator[Complaint]:
-    """What is wrong with arms beside each other: two that are the same, and training on unequal amounts."""
+def between_arms(
+    baseline: str, arms: Mapping[str, Arm], at: Mapping[str, Key], *, equal_tokens: bool, bracketed: bool
+) -> Iterator[Complaint]:
+    """What is wrong with arms beside each other: two that are the same, training on unequal amounts, and rates that
+    were set where they are to be bracketed. `at`: where each arm stands in the file."""
     if baseline not in arms:
         return
     tokens = _tokens(arms[baseline])
     seen: dict[str, str] = {}
     for name, arm in sorted(arms.items(), key=lambda item: item[0] != baseline):
-        key = ("arms", name)
-        if _tokens(arm) != tokens:
+        key = at[name]
+        if equal_tokens and _tokens(arm) != tokens:
             what = f"trains on {_tokens(arm)} tokens, the baseline on {tokens}: `equalise: tokens` wants them equal"
             yield Complaint(what, (key,))
+        if bracketed and "optim.lr" in arm.changes and not arm.control:
+            yield Complaint("sets optim.lr, which `lr_bracket` is to find; drop one of the two", (key,))
         if arm.control:
             continue
         twin = seen.setdefault(digest(settings(arm.config)), name)

@@ -2,131 +2,161 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
-import platform
-import shutil
-import subprocess
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import torch
-
-from gpt2lab.ablation import Arm, LoadedAblation
-from gpt2lab.config import Config
-from gpt2lab.costs import Costs, costs
-from gpt2lab.data.files import data_home
+from gpt2lab.ablation import LoadedAblation
+from gpt2lab.arms import Arm
+from gpt2lab.bracket import Tuning, at_rate, bracket
+from gpt2lab.budgets import at_budget, equal_arms, with_tokens
+from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, Gpt2labError, Problem
-from gpt2lab.evaluation import evaluation_key
-from gpt2lab.identity import choices, component_code, core_code, digest, run_id, run_identity, settings
+from gpt2lab.equalise import Adjustment
+from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.machine import Machine, device_name, estimate_memory, estimate_speed, shares
-from gpt2lab.registry import Choice
-from gpt2lab.store import Store, now, read_json, write_json
+from gpt2lab.noise import Floor, find_floor
+from gpt2lab.runs import Run, known_costs, make_run, tokens_of
+from gpt2lab.scope import fit
+from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training to be done, or found done: `config` with its seed, and the id that this determines."""
-
-    id: str
-    arm: str
-    config: Config
-    identity: dict[str, Any]
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmPlan:
-    """One arm's runs and costs. `seconds`: estimated training time of one run; `memory`: estimated bytes of one run."""
+    """One arm's runs and costs. `arm`: as it is trained, equalised and at the rate that was found for it."""
 
     arm: Arm
     runs: tuple[Run, ...]
+    """one per seed, as far as they are due"""
     costs: Costs
     seconds: float
+    """estimated training time of one run"""
     memory: int
+    """estimated bytes of one run"""
+    adjustment: Adjustment | None = None
+    tuning: Tuning | None = None
+    curve: Mapping[float, tuple[Run, ...]] = field(default_factory=dict)
+    """runs at other budgets, by multiple of the tokens"""
 
     @property
     def tokens(self) -> int:
         """Training tokens of one run."""
-        training = self.arm.config.training
-        return training.steps * training.batch_tokens
+        return tokens_of(self.arm.config)
+
+    def all_runs(self) -> Iterator[Run]:
+        """Every run that is due, those of the bracket first."""
+        yield from self.tuning.trials.values() if self.tuning else ()
+        if self.tuning is None or self.tuning.best is not None:
+            yield from self.runs
+            for runs in self.curve.values():
+                yield from runs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an ablation will do: its arms with their runs, on this machine, over this data."""
+    """What an ablation will do: its arms with their runs, on this machine, over this data.
+
+    A plan is a function of the ablation and of what is finished: while rates are being bracketed, `runs` holds the
+    trials, and the plan made after them holds the runs at the rates they found.
+    """
 
     ablation: LoadedAblation
     arms: dict[str, ArmPlan]
     machine: Machine
     data: Prepared
+    seeds: tuple[int, ...]
+    """of every arm in the end"""
+    look: int | None
+    """seeds per arm at the look that is being prepared, where looks were declared"""
+    floor: Floor | None
+    """the measured noise of this scale"""
+    why_no_floor: str = ""
+    left_out: tuple[str, ...] = ()
+    """what a budget had no room for, in words"""
 
-    def runs(self) -> Iterator[Run]:
-        """Seed-major, so that every arm has its first seed early and the live table shows a picture soon."""
-        for index in range(max(len(arm.runs) for arm in self.arms.values())):
-            yield from (arm.runs[index] for arm in self.arms.values() if index < len(arm.runs))
+    @property
+    def bracketing(self) -> bool:
+        """Whether rates are still being looked for."""
+        return any(arm.tuning is not None and arm.tuning.best is None for arm in self.arms.values())
+
+    def runs(self) -> list[Run]:
+        """Every run that is due now, each once; seed-major, so that all arms have their first seed early."""
+        if self.bracketing:
+            trials = [list(arm.tuning.trials.values()) for arm in self.arms.values() if arm.tuning]
+            return _in_turn(trials)
+        return _in_turn([list(arm.all_runs()) for arm in self.arms.values()])
 
     @property
     def baseline(self) -> ArmPlan:
         return self.arms[self.ablation.baseline]
 
 
-def make_plan(ablation: LoadedAblation, data: Prepared, store: Store, *, jobs: int | None = None) -> Plan:
-    """Resolve every run of `ablation` on this machine. Raises ConfigError when the data or machine cannot serve it."""
+def _in_turn(lists: Sequence[Sequence[Run]]) -> list[Run]:
+    """The first of each, then the second of each, ...; every run once."""
+    rows = itertools.zip_longest(*lists)
+    return list({run.id: run for row in rows for run in row if run is not None}.values())
+
+
+def make_plan(
+    ablation: LoadedAblation,
+    data: Prepared,
+    store: Store,
+    *,
+    jobs: int | None = None,
+    seeds_now: Mapping[str, int] | None = None,
+    seconds: float | None = None,
+) -> Plan:
+    """Resolve every run of `ablation` on this machine. Raises ConfigError when the data or machine cannot serve it.
+
+    seeds_now: how many seeds of each arm are due, where looks were declared; the first look's unless given.
+    seconds: a budget; arms and seeds are chosen to fit into it.
+    """
     training = ablation.arms[ablation.baseline].config.training
     device = choose_device(training.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs, threads = shares(jobs, training.threads, cores, device.type)
-    for arm in ablation.arms.values():
-        check_data(arm, data)
-    found = {name: known_costs(arm.config) for name, arm in ablation.arms.items()}
-    speed, speed_from = estimate_speed(store, device, threads, found[ablation.baseline].flops_per_token)
+    reference = known_costs(ablation.arms[ablation.baseline].config)
+    speed, speed_from = estimate_speed(store, device, threads, reference.flops_per_token)
     machine = Machine(device.type, device_name(device), threads, jobs, speed, speed_from)
+    made, adjustments = equal_arms(with_tokens(ablation, known_costs), known_costs, store, machine)
+    for arm in made.values():
+        check_data(arm, data)
+    found = {name: known_costs(arm.config) for name, arm in made.items()}
+    base = made[ablation.baseline].config
+    floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
+    cost = {n: found[n].flops_per_token * tokens_of(arm.config) / speed for n, arm in made.items()}
+    scope = fit(ablation, floor, cost, seconds=seconds, jobs=jobs)
     arms = {}
-    for name, arm in ablation.arms.items():
-        runs = tuple(make_run(arm, arm.first_seed + seed, data, machine) for seed in ablation.seeds)
-        tokens = arm.config.training.steps * arm.config.training.batch_tokens
-        seconds = found[name].flops_per_token * tokens / speed
-        arms[name] = ArmPlan(arm, runs, found[name], seconds, estimate_memory(arm.config, found[name]))
-    return Plan(ablation, arms, machine, data)
-
-
-def known_costs(config: Config) -> Costs:
-    """The costs of a model, remembered in the user's cache folder under all that they follow from: counting them needs
-    torch's compiler, whose import alone takes more than a second."""
-    parts = {
-        "model": settings(config)["model"],
-        "code": [core_code(), *(component_code(choice) for choice in choices(config))],
-        "torch": torch.__version__,
-    }
-    path = data_home() / "costs" / f"{digest(parts)[:32]}.json"
-    with contextlib.suppress(Gpt2labError, TypeError):  # unreadable is as good as absent
-        kept = read_json(path)
-        if kept is not None:
-            return Costs(**kept)
-    found = costs(config.model)
-    with contextlib.suppress(Gpt2labError):
-        write_json(path, asdict(found))
-    return found
-
-
-def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:
-    """One arm with one seed."""
-    config = arm.config.model_copy(update={"seed": seed})
-    identity = run_identity(
-        config,
-        data=data.fingerprint,
-        device=machine.device,
-        threads=machine.threads if machine.device == "cpu" else 0,
-        torch_version=torch.__version__,
-    )
-    return Run(run_id(identity), arm.name, config, identity)
+    for name in scope.arms:
+        arm, count = made[name], None
+        tuning = bracket(arm, ablation.lr_bracket, data, machine, store) if ablation.lr_bracket else None
+        if tuning is not None and tuning.best is not None:
+            arm = at_rate(arm, tuning.best)
+        if ablation.looks:
+            count = (seeds_now or {}).get(name, ablation.looks[0])
+        own = scope.baseline_seeds if name == ablation.baseline else scope.seeds
+        seeds = [arm.first_seed + seed for seed in (arm.seeds or own)[:count]]
+        budgets = ablation.budgets if name in ablation.budget_arms else ()
+        arms[name] = ArmPlan(
+            arm=arm,
+            runs=tuple(make_run(arm, seed, data, machine) for seed in seeds),
+            costs=found[name],
+            seconds=cost[name],
+            memory=estimate_memory(arm.config, found[name]),
+            adjustment=adjustments.get(name),
+            tuning=tuning,
+            curve={
+                b: tuple(make_run(at_budget(arm, b), seed, data, machine) for seed in seeds) for b in budgets if b != 1
+            },
+        )
+    look = max((seeds_now or {}).values(), default=ablation.looks[0]) if ablation.looks else None
+    kept = replace(ablation, contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= arms.keys()))
+    return Plan(
+        ablation=kept, arms=arms, machine=machine, data=data, seeds=scope.seeds, look=look, floor=floor,
+        why_no_floor=why_none, left_out=scope.left_out,
+    )  # fmt: skip
 
 
 def check_data(arm: Arm, data: Prepared) -> None:
@@ -152,86 +182,3 @@ def check_data(arm: Arm, data: Prepared) -> None:
         settings = dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)
         problems = [Problem(f"arm {arm.name}: {key}", what) for key, _, what in wrong]
         raise ConfigError(problems, hint=" ".join(settings))
-
-
-def git_commit() -> str | None:
-    """The commit of the folder that gpt2lab runs in, with a + when files differ from it; None outside git."""
-    if shutil.which("git") is None:
-        return None
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
-    """What is declared before the first run, as plain data: all that the report reads, beside the runs."""
-    ablation, config = plan.ablation, plan.baseline.arm.config
-    spec = config.evaluation.spec(config.model.block_size)
-    declared: dict[str, Any] = {
-        "format": 1,
-        "name": f"{ablation.name}@{ablation.scale}",
-        "ablation": ablation.name,
-        "scale": ablation.scale,
-        "question": ablation.question,
-        "baseline": ablation.baseline,
-        "arms": {name: arm_record(arm, plan) for name, arm in plan.arms.items()},
-        "contrasts": [list(pair) for pair in ablation.contrasts],
-        "seeds": list(ablation.seeds),
-        "metric": "val/loss",
-        "smallest_effect": ablation.smallest_effect,
-        "alpha": ablation.alpha,
-        "equalise": "tokens",
-        "bracketed": False,
-        "screen": ablation.screen,
-        "evaluation": {"key": evaluation_key(spec), **spec},
-        "floors": plan.data.floors,
-        "scope": {
-            "preset": ablation.scale,
-            "parameters": plan.baseline.costs.parameters,
-            "tokens": plan.baseline.tokens,
-            "data": f"{config.data.corpus.name} ({config.data.tokenizer})",  # its options may hold a machine's paths
-            "optimizer": f"{config.optim.optimizer}, lr {config.optim.lr:g}",
-        },
-        "caveat": config.scale.caveat,
-        "reproduce": reproduce,
-    }
-    stack = {
-        "torch": torch.__version__,
-        "device": plan.machine.device,
-        "device_name": plan.machine.device_name,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git_commit": git_commit(),
-    }
-    return {**declared, "stack": stack, "created": now(), "hash": digest(declared)}
-
-
-def arm_record(plan: ArmPlan, whole: Plan) -> dict[str, Any]:
-    """One arm's part of the study record."""
-    sections = (plan.arm.config.model, plan.arm.config.optim)
-    chosen = {name: value for section in sections for name, value in section if _is_choice(value)}
-    return {
-        "changes": dict(plan.arm.changes),
-        "components": {name: _written(value) for name, value in chosen.items()},
-        "runs": {str(run.seed): run.id for run in plan.runs},
-        "parameters": plan.costs.parameters,
-        "non_embedding_parameters": plan.costs.non_embedding_parameters,
-        "active_parameters": plan.costs.active_parameters,
-        "flops_per_token": plan.costs.flops_per_token,
-        "tokens": plan.tokens,
-        "expected": plan.arm.expected,
-        "control": plan.arm.control,
-        "exploratory": whole.ablation.exploratory_reason(plan.arm.name),
-    }
-
-
-def _is_choice(value: object) -> bool:
-    return isinstance(value, Choice) or (isinstance(value, tuple) and all(isinstance(v, Choice) for v in value))
-
-
-def _written(value: Choice | tuple[Choice, ...]) -> str:
-    return str(value) if isinstance(value, Choice) else ", ".join(map(str, value)) or "none"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from gpt2lab.analysis import Verdicts, compare
+from gpt2lab.analysis import Noise, Verdicts, compare
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.errors import DataFault
 from gpt2lab.store import Store
@@ -26,6 +26,8 @@ LOSS = "val/loss"
 
 COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "device": "device"}
 """Parts of a run's identity that must agree before two arms are compared."""
+
+BRACKETING = "the learning rates are still being bracketed"
 
 FINAL = "final/"
 """Prefix of metrics from the final evaluation, which scores other tokens than the evaluations during training."""
@@ -110,24 +112,30 @@ def missing_runs(study: Study, store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "run", "status", "reason"])
 
 
-def judge(study: Study, store: Store) -> Verdicts:
+def judge(study: Study, store: Store, *, force_exploratory: bool = False) -> Verdicts:
     """The verdicts that the study's record allows; runs without a value make their contrasts exploratory."""
     study = cleaned(study)
-    return judge_runs(study, collect(study, store))
+    return judge_runs(study, collect(study, store), force_exploratory=force_exploratory)
 
 
-def judge_runs(study: Study, runs: Sequence[StudyRun]) -> Verdicts:
+def judge_runs(study: Study, runs: Sequence[StudyRun], *, force_exploratory: bool = False) -> Verdicts:
     """As `judge`, from runs already read."""
+    waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study["arms"], BRACKETING)
+    looked = dict.fromkeys(study["arms"], study.get("undeclared_look") or "")
+    declared = {arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")}
     return compare(
-        [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs],
+        [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] or _no_runs(study),
         baseline=study["baseline"],
         smallest_effect=study["smallest_effect"],
         alpha=study["alpha"],
         contrasts=study["contrasts"],
         unigram=_floor(study, "unigram"),
-        exploratory={arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")},
+        noise=noise_of(study),
+        exploratory={**(waiting if study.get("bracketed") else {}), **looked, **declared},
         not_comparable=_not_comparable(study, runs),
         screen=study.get("screen", False),
+        looks=study.get("looks") or None,
+        force_exploratory=force_exploratory,
         scope=scope_text(study),
         at_shared_rate=not study.get("bracketed", False),
         caveat=study.get("caveat"),
@@ -135,15 +143,30 @@ def judge_runs(study: Study, runs: Sequence[StudyRun]) -> Verdicts:
     )
 
 
+def _no_runs(study: Study) -> list[dict[str, Any]]:
+    """Rows for a study of which no run is known yet: its rates are still being bracketed."""
+    return [{"arm": arm, "seed": seed, "value": None} for arm in study["arms"] for seed in study["seeds"]]
+
+
+def noise_of(study: Study) -> Noise | None:
+    """The measured noise floor that the study was planned with."""
+    kept = study.get("noise")
+    if not kept or study["metric"] != LOSS:
+        return None
+    stack = f"torch {kept['stack'].get('torch')}, {kept['stack'].get('device')}"
+    return Noise(sd=kept["sd"], df=kept["df"], runs=kept["runs"], scale=kept["scale"], stack=stack)
+
+
 def _not_comparable(study: Study, runs: Sequence[StudyRun]) -> dict[str, str]:
-    """Arms whose runs rest on other core code, data, torch or kind of device than the baseline's."""
-    reasons = {}
+    """Arms whose rate lies at the edge of its bracket, or whose runs rest on other core code, data, torch or kind of
+    device than the baseline's."""
+    reasons = {arm: entry["not_comparable"] for arm, entry in study["arms"].items() if entry.get("not_comparable")}
     for arm in study["arms"]:
         both = [run for run in runs if run.value is not None and run.arm in (arm, study["baseline"])]
         parts = {part: {str(run.identity.get(part)) for run in both} for part in COMPARED}
-        if differing := [name for part, name in COMPARED.items() if len(parts[part]) > 1]:
-            reasons[arm] = f"{' and '.join(differing)} differ between its runs and the baseline's"
-    reasons.pop(study["baseline"], None)
+        differing = [name for part, name in COMPARED.items() if len(parts[part]) > 1]
+        if differing and arm != study["baseline"]:
+            reasons.setdefault(arm, f"{' and '.join(differing)} differ between its runs and the baseline's")
     return reasons
 
 
@@ -155,7 +178,12 @@ def _floor(study: Study, name: str) -> float | None:
 
 def failure_ceiling(study: Study) -> float:
     """The final value from which on a run counts as failed; infinity where the study has no such floor."""
-    unigram = _floor(study, "unigram")
+    return failure_ceiling_of(study.get("floors") if study["metric"] == LOSS else None)
+
+
+def failure_ceiling_of(floors: Mapping[str, float] | None) -> float:
+    """The final loss from which on a run has learned nothing, by the floors of its data."""
+    unigram = (floors or {}).get("unigram")
     return math.inf if unigram is None else unigram - MARGIN
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.display import Display, RunView
-from gpt2lab.evaluation import evaluation_key
 from gpt2lab.executors.local import Ending, LocalExecutor
-from gpt2lab.plan import Plan, Run, study_record
+from gpt2lab.plan import Plan
+from gpt2lab.record import study_record
 from gpt2lab.registry import PLUGINS
+from gpt2lab.results import judge
 from gpt2lab.runner import Job
+from gpt2lab.runs import Run, is_finished
+from gpt2lab.scope import FEWEST
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import Follower
 from gpt2lab.tracking.mirror import Mirror
@@ -31,16 +34,6 @@ class Outcome:
         return [run for run, ending in self.endings.items() if ending != "done"]
 
 
-def is_finished(run: Run, store: Store) -> bool:
-    """Whether nothing is left to do: trained, and evaluated as this study wants it."""
-    folder = store.run(run.id)
-    result = folder.result()
-    if result is None:
-        return False
-    key = evaluation_key(run.config.evaluation.spec(run.config.model.block_size))
-    return result["status"] == "diverged" or folder.evaluation(key) is not None
-
-
 def job_of(run: Run, store: Store, plan: Plan) -> Job:
     """The run as a worker receives it."""
     return Job(
@@ -57,41 +50,107 @@ def job_of(run: Run, store: Store, plan: Plan) -> Job:
 
 def with_history(record: dict[str, Any], store: Store) -> dict[str, Any]:
     """The record, knowing what was declared under this name before: whoever reads the report must be able to see that
-    arms or seeds were chosen after a look. The same declaration again keeps its date."""
+    arms or seeds were chosen after a look. The same declaration again keeps its date.
+
+    Seeds that were added to ones already finished, with no look declared, are an undeclared look: nothing is claimed.
+    """
     if record["name"] not in store.studies():
-        return {**record, "earlier": []}
+        return {**record, "earlier": [], "undeclared_look": None}
     before = store.study(record["name"])
     earlier = before.get("earlier", [])
     if before["hash"] == record["hash"]:
-        return {**record, "created": before["created"], "earlier": earlier}
+        created = {"created": before["created"], "earlier": earlier}
+        return {**record, **created, "undeclared_look": undeclared_look(record, earlier)}
     kept = {"hash": before["hash"], "created": before["created"], "reproduce": before["reproduce"]}
-    return {**record, "earlier": [*earlier, kept | {"arms": list(before["arms"]), "seeds": before["seeds"]}]}
+    kept |= {"arms": list(before["arms"]), "seeds": before["seeds"], "finished": seeds_finished(before, store)}
+    earlier = [*earlier, kept]
+    return {**record, "earlier": earlier, "undeclared_look": undeclared_look(record, earlier)}
+
+
+def seeds_finished(record: Mapping[str, Any], store: Store) -> list[int]:
+    """The seeds at which every arm of a record has a result, so that somebody may have looked."""
+    arms = record["arms"].values()
+    positions = range(min((len(arm["runs"]) for arm in arms), default=0))
+    ids = [[run for _, run in sorted(arm["runs"].items(), key=lambda item: int(item[0]))] for arm in arms]
+    return [record["seeds"][i] for i in positions if all(store.run(own[i]).result() is not None for own in ids)]
+
+
+def undeclared_look(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why seeds were added after a look, or None: fresh seeds alone, or looks declared before, are no such thing."""
+    if record["looks"]:
+        return None
+    now = set(record["seeds"])
+    for one in earlier:
+        seen = set(one.get("finished", ())) & now
+        if len(seen) >= FEWEST and now - set(one["seeds"]):
+            return (
+                f"seeds were added after {len(seen)} were finished; declare `looks: [{len(seen)}, {len(now)}]` "
+                "beforehand, or confirm on fresh seeds alone"
+            )
+    return None
+
+
+def more_seeds(record: Mapping[str, Any], store: Store, plan: Plan) -> dict[str, int] | None:
+    """Seeds that each arm needs at the next declared look: all of an arm in a contrast that is still open; None when
+    no contrast is, or no look is left."""
+    looks = plan.ablation.looks
+    if not looks or plan.look is None or plan.look >= looks[-1]:
+        return None
+    open_arms = {name for c in judge(record, store).contrasts if not c.settled for name in c.weights}
+    if not open_arms:
+        return None
+    coming = looks[looks.index(plan.look) + 1]
+    return {name: coming if name in open_arms else len(arm.runs) for name, arm in plan.arms.items()}
 
 
 def run_study(
-    plan: Plan,
+    planned: Callable[[Mapping[str, int] | None], Plan],
     store: Store,
     *,
     display: Display,
     reproduce: str,
     mirror: Callable[[], Mirror] | None,
 ) -> Outcome:
-    """Write the study's record, train what is not finished, and follow it.
+    """Write the study's record, train what is not finished, and follow it; stage by stage: first the rates, then the
+    runs at the rates that were found, then the seeds of the next look.
 
-    A failed run leaves the others alone; it is in the record of its folder and is tried again the next time. Raises
-    Preempted when stopped, with everything saved.
+    planned: makes the plan anew from what is finished, for as many seeds of each arm as are due. A failed run leaves
+    the others alone; it is in the record of its folder and is tried again the next time. Raises Preempted when stopped,
+    with everything saved.
     """
-    record = with_history(study_record(plan, reproduce=reproduce), store)
-    store.write_study(record)
-    runs = list({run.id: run for run in plan.runs()}.values())
-    todo = [run for run in runs if not is_finished(run, store)]
-    views = [RunView(run.arm, str(run.seed), run.id, run.config.training.steps) for run in runs]
+    due: dict[str, int] | None = None
+    endings: dict[str, Ending] = {}
+    found: set[str] = set()
+    with display:
+        while True:
+            plan = planned(due)
+            record = with_history(study_record(plan, reproduce=reproduce), store)
+            store.write_study(record)
+            runs = plan.runs()
+            todo = [run for run in runs if not is_finished(run, store)]
+            found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()
+            endings |= _train(runs, todo, plan, record, store, display, mirror)
+            stuck = any(endings.get(run.id, "done") != "done" for run in runs)
+            if plan.bracketing and not stuck:
+                continue
+            due = None if stuck or plan.bracketing else more_seeds(record, store, plan)
+            if due is None:
+                return Outcome(record, endings, len(found))
+
+
+def _train(
+    runs: Sequence[Run], todo: Sequence[Run], plan: Plan, record: dict[str, Any], store: Store, display: Display,
+    mirror: Callable[[], Mirror] | None,
+) -> dict[str, Ending]:  # fmt: skip
+    """One stage of a study: run what is to be done, and follow all of it."""
+    views = [RunView(run.arm, label(run, plan), run.id, run.config.training.steps) for run in runs]
     by_id = {view.run_id: view for view in views}
     follower = Follower(store, record, mirror, display.say)
 
     def tick() -> None:
         for news in follower.poll():
-            by_id[news.run_id].take(news.rows)
+            if news.run_id in by_id:
+                by_id[news.run_id].take(news.rows)
         for view in views:
             if view.status not in ("finished", "diverged"):
                 status = store.run(view.run_id).status()
@@ -99,12 +158,20 @@ def run_study(
         display.show(views)
 
     gpus = plan.machine.jobs if plan.machine.device == "cuda" else 0
-    executor = LocalExecutor(plan.machine.jobs, tick, gpus)
     try:
-        with display:
-            tick()
-            endings = executor.run([job_of(run, store, plan) for run in todo])
-            tick()
+        tick()
+        endings = LocalExecutor(plan.machine.jobs, tick, gpus).run([job_of(run, store, plan) for run in todo])
+        tick()
+        return endings
     finally:
         follower.close(timeout=30.0)
-    return Outcome(record, endings, len(runs) - len(todo))
+
+
+def label(run: Run, plan: Plan) -> str:
+    """What tells a run from the others of its arm: its seed, with the rate or budget that is tried."""
+    arm = plan.arms[run.arm]
+    if plan.bracketing and arm.tuning:
+        factor = next((f for f, trial in arm.tuning.trials.items() if trial.id == run.id), 1.0)
+        return f"{run.seed} lr x{factor:g}"
+    budget = next((b for b, runs in arm.curve.items() if run.id in {r.id for r in runs}), 1.0)
+    return str(run.seed) if budget == 1 else f"{run.seed} {budget:g}x"

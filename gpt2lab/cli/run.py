@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.cli.request import Request
+
 if TYPE_CHECKING:
-    from gpt2lab.plan import Plan
+    from gpt2lab.plan import ArmPlan, Plan
 
 File = Annotated[str, typer.Argument(help="An ablation's YAML file, as ablations/posenc.yaml.", metavar="FILE")]
 Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, as nano or gpt2-124m.")]
-Seeds = Annotated[int | None, typer.Option("--seeds", "-n", help="Seeds per arm.", min=1)]
+Seeds = Annotated[
+    str | None, typer.Option("--seeds", "-n", help="Seeds per arm, or auto: what the noise floor asks for.")
+]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side; jobs x threads <= cores.", min=1)]
 Arms = Annotated[str | None, typer.Option("--arms", help="Only these arms, separated by commas.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for every arm.")]
 Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="Time to spend, as 6h or 45m: arms and seeds are chosen to fit.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -39,6 +45,7 @@ def run(
     arms: Arms = None,
     set_: Set = None,
     plugin: Plugin = None,
+    budget: Budget = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what it costs; train nothing.")
     ] = False,
@@ -52,44 +59,62 @@ def run(
     from gpt2lab.store import Store
 
     console, store = console_for(to_stderr=json_), Store(runs)
-    plan = plan_of(file, scale, seeds, arms, set_, plugin, store, jobs)
-    if dry_run:
-        print_plan(plan, store, console, json_)
-        return
+    asked = Request(
+        file=file, scale=scale, seeds=seeds, arms=arms, set=tuple(set_ or ()), plugin=tuple(plugin or ()),
+        budget=budget, jobs=jobs,
+    )  # fmt: skip
+    failed = 0
+    for one in asked.ladder():
+        planned = one.planner(store)
+        if dry_run:
+            print_plan(planned(None), store, console, json_)
+        else:
+            failed += run_one(planned, one.reproduce(), store, out, console, tracking=not no_tracking, as_json=json_)
+    if failed:
+        raise SystemExit(1)
+
+
+def run_one(planned: Any, reproduce: str, store: Any, out: Path, console: Any, *, tracking: bool, as_json: bool) -> int:
+    """One study to its end and its report; -> how many of its runs failed."""
     from gpt2lab.display import display
+    from gpt2lab.forecast import lines
     from gpt2lab.report import terminal_summary, write_report
     from gpt2lab.study import run_study
     from gpt2lab.tracking.addresses import default_uri
     from gpt2lab.tracking.mlflow import MlflowSink
 
+    plan = planned(None)
+
     def sink() -> MlflowSink:
         return MlflowSink(default_uri(store.root), plan.ablation.name, store.root / "artifacts")
 
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
     title = f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"
-    console.print(title, markup=False, highlight=False)
+    for line in (title, *lines(plan)):
+        say(line)
     outcome = run_study(
-        plan,
+        planned,
         store,
         display=display(console, title, plan.machine.jobs),
-        reproduce=reproduce(file, scale, seeds, arms, set_, plugin),
-        mirror=None if no_tracking else sink,
+        reproduce=reproduce,
+        mirror=sink if tracking else None,
     )
     name = outcome.record["name"]
     trained = len(outcome.endings) - len(outcome.failed)
     counts = f"{outcome.found} runs found finished, {trained} trained now"
-    failed = f", {len(outcome.failed)} failed (tried again by the same command)" if outcome.failed else ""
-    console.print(counts + failed, markup=False, highlight=False)
-    write_report(name, root=runs, out=out)
-    if not no_tracking:
+    say(counts + (f", {len(outcome.failed)} failed (tried again by the same command)" if outcome.failed else ""))
+    write_report(name, root=store.root, out=out)
+    if tracking:
         keep_report(sink, outcome.record, out / name, console, store)
-    if json_:
+    if as_json:
         print((out / name / "verdicts.json").read_text(encoding="utf-8"))
     else:
-        console.print(terminal_summary(name, runs, out))
-        if not no_tracking:
-            console.print("MLflow: gpt2lab ui", markup=False, highlight=False)
-    if outcome.failed:
-        raise SystemExit(1)
+        console.print(terminal_summary(name, store.root, out))
+        if tracking:
+            say("MLflow: gpt2lab ui")
+    return len(outcome.failed)
 
 
 def keep_report(sink: Any, record: dict[str, Any], folder: Path, console: Any, store: Any) -> None:
@@ -114,86 +139,72 @@ def check(
     plugin: Plugin = None,
 ) -> None:
     """Say all that is wrong with an ablation. Reads its file alone, neither prepares data nor trains."""
-    ablation = ablation_of(file, scale, seeds, arms, set_, plugin)
-    print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {len(ablation.seeds)} seeds at "
-          f"{ablation.scale}: all well")  # fmt: skip
-
-
-def ablation_of(
-    file: str, scale: str | None, seeds: int | None, arms: str | None, set_: list[str] | None, plugin: list[str] | None
-) -> Any:
-    """The ablation as the command line asks for it."""
-    from gpt2lab.ablation import load_ablation
-
-    wanted = [name.strip() for name in arms.split(",") if name.strip()] if arms is not None else None
-    return load_ablation(file, scale=scale, overrides=set_ or (), arms=wanted, seeds=seeds, plugins=plugin or ())
-
-
-def plan_of(
-    file: str,
-    scale: str | None,
-    seeds: int | None,
-    arms: str | None,
-    set_: list[str] | None,
-    plugin: list[str] | None,
-    store: Any,
-    jobs: int | None,
-) -> Plan:
-    """The ablation's plan, with its data prepared."""
-    ablation = ablation_of(file, scale, seeds, arms, set_, plugin)
-    from gpt2lab.data.progress import rich_progress
-    from gpt2lab.data.shards import prepare
-    from gpt2lab.plan import make_plan
-
-    with rich_progress() as progress:
-        data = prepare(ablation.arms[ablation.baseline].config.data, progress=progress)
-    return make_plan(ablation, data, store, jobs=jobs)
-
-
-def reproduce(
-    file: str, scale: str | None, seeds: int | None, arms: str | None, set_: list[str] | None, plugin: list[str] | None
-) -> str:
-    """The command that repeats this study, without what only concerns this machine."""
-    words = ["gpt2lab", "run", file]
-    words += ["--scale", scale] if scale else []
-    words += ["--seeds", str(seeds)] if seeds else []
-    words += ["--arms", arms] if arms else []
-    words += [word for item in set_ or () for word in ("--set", item)]
-    words += [word for item in plugin or () for word in ("--plugin", item)]
-    return shlex.join(words)
+    asked = Request(file=file, scale=scale, seeds=seeds, arms=arms, set=tuple(set_ or ()), plugin=tuple(plugin or ()))
+    for one in asked.ladder():
+        ablation = one.ablation()
+        count = "automatic" if ablation.seeds is None else len(ablation.seeds)
+        print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {count} seeds at "
+              f"{ablation.scale}: all well")  # fmt: skip
 
 
 def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
-    """What would be done: runs, costs per arm, time on this machine."""
-    from gpt2lab.study import is_finished
+    """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
+    from gpt2lab import forecast
+    from gpt2lab.runs import is_finished
 
     done = {run.id for run in plan.runs() if is_finished(run, store)}
-    rows: list[dict[str, Any]] = [
-        {
-            "arm": name,
-            "changes": dict(arm.arm.changes),
-            "parameters": arm.costs.parameters,
-            "flops_per_token": arm.costs.flops_per_token,
-            "tokens": arm.tokens,
-            "flops": arm.costs.flops_per_token * arm.tokens,
-            "seconds_per_run": arm.seconds,
-            "memory_bytes": arm.memory,
-            "runs": {str(run.seed): run.id for run in arm.runs},
-            "finished": [str(run.seed) for run in arm.runs if run.id in done],
-        }
-        for name, arm in plan.arms.items()
-    ]
-    unique = {run.id: plan.arms[run.arm].seconds for run in plan.runs()}
-    left = sum(seconds for run_id, seconds in unique.items() if run_id not in done) / plan.machine.jobs
-    machine = plan.machine
+    rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
+    left, machine = forecast.seconds_left(plan, store), plan.machine
     if as_json:
         record = {"study": f"{plan.ablation.name}@{plan.ablation.scale}", "arms": rows, "seconds": left}
+        record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
         json.dump({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device}, sys.stdout)
         print()
         return
+    from gpt2lab.display import duration
+
+    console.print(plan_table(plan, rows))
+    unique = {run.id for run in plan.runs()}
+    told = [
+        f"{len(unique)} runs, {len(done)} finished; about {duration(left)} on {machine.device_name} "
+        f"({machine.device}), {machine.jobs} at a time, threads each: {machine.threads}; speed from "
+        f"{machine.speed_from}"
+    ]
+    if plan.bracketing:
+        told.append("rates first: each arm tries its own with one seed; the seeds above follow at the best of them")
+    if plan.ablation.looks:
+        told.append(f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there")
+    told += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
+    for line in [*told, *forecast.lines(plan)]:
+        console.print(line, markup=False, highlight=False)
+
+
+def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
+    """One arm of the plan as plain data."""
+    return {
+        "arm": name,
+        "changes": dict(arm.arm.changes),
+        "parameters": arm.costs.parameters,
+        "flops_per_token": arm.costs.flops_per_token,
+        "tokens": arm.tokens,
+        "flops": arm.costs.flops_per_token * arm.tokens,
+        "seconds_per_run": arm.seconds,
+        "memory_bytes": arm.memory,
+        "lr": arm.arm.config.optim.lr,
+        "bracket": {f"{f:g}": run.id for f, run in arm.tuning.trials.items()} if arm.tuning else {},
+        "adjustment": str(arm.adjustment) if arm.adjustment else None,
+        "runs": {str(run.seed): run.id for run in arm.runs},
+        "curve": {f"{b:g}": {str(run.seed): run.id for run in runs} for b, runs in arm.curve.items()},
+        "finished": [str(run.seed) for run in arm.runs if run.id in done],
+    }
+
+
+def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
+    """The arms with their costs, for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
+    from gpt2lab.designs import in_short
     from gpt2lab.display import duration
 
     shown = Table(title=Text(f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"), box=None,
@@ -204,6 +215,7 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
         shown.add_column(name, justify="right")
     for row in rows:
         finished = f" ({len(row['finished'])} finished)" if row["finished"] else ""
+        trials = f"{len(row['bracket'])} rates, " if row["bracket"] else ""
         shown.add_row(
             Text(str(row["arm"])),
             Text(", ".join(f"{key} = {in_short(value)}" for key, value in row["changes"].items()) or "baseline"),
@@ -213,21 +225,6 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
             f"{row['flops'] / 1e15:,.3g}",
             duration(row["seconds_per_run"]),
             f"{row['memory_bytes'] / 2**30:.1f} GiB",
-            f"{len(row['runs'])}{finished}",
+            f"{trials}{len(row['runs'])}{finished}",
         )
-    console.print(shown)
-    console.print(
-        f"{len(unique)} runs, {len(done)} finished; about {duration(left)} on {machine.device_name} "
-        f"({machine.device}), {machine.jobs} at a time, threads each: {machine.threads}; speed from "
-        f"{machine.speed_from}",
-        markup=False,
-        highlight=False,
-    )
-
-
-def in_short(value: Any) -> str:
-    """A change as people say it: `rotary`, `sliding_window(window=64)`, `rotary, none`."""
-    if isinstance(value, dict):
-        options = ", ".join(f"{key}={in_short(inner)}" for key, inner in value.items() if key != "name")
-        return f"{value['name']}({options})" if "name" in value else options
-    return ", ".join(map(in_short, value)) if isinstance(value, list) else str(value)
+    return shown

@@ -132,9 +132,16 @@ class Delivery:
 
 
 def runs_of(store: Store, record: Mapping[str, Any]) -> list[tuple[str, str, RunFolder]]:
-    """(arm, seed, run) of every run of a study, seed-major as they are trained."""
-    found = [(arm, seed, run) for arm, one in record["arms"].items() for seed, run in one["runs"].items()]
-    return [(arm, seed, store.run(run)) for arm, seed, run in sorted(found, key=lambda item: int(item[1]))]
+    """(arm, which, run) of every run of a study, seed-major as they are trained; `which` is the seed, with the learning
+    rate's or budget's multiple for runs that are there to find a rate or a curve."""
+    found = []
+    for arm, one in record["arms"].items():
+        trials = (one.get("bracket") or {}).get("trials", [])
+        found += [(-1.0, arm, f"{t['seed']} lr x{t['factor']:g}", t["run"]) for t in trials]
+        found += [(float(seed), arm, seed, run) for seed, run in one["runs"].items()]
+        for point in one.get("curve", []):
+            found += [(float(s), arm, f"{s} {point['budget']:g}x", run) for s, run in point["runs"].items()]
+    return [(arm, which, store.run(run)) for _, arm, which, run in sorted(found, key=lambda item: item[0])]
 
 
 def batches(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -65,7 +65,7 @@ def test_an_arm_is_the_scale_then_overrides_then_its_changes(file: Path) -> None
     assert b.config.model.mask[0].options["window"] == 8 and c.config.model.mask[0].options["window"] is None
     assert b.changes == {"model.position": "rotary", "optim.lr": "1e-3"} and a.changes == {}
     assert (b.expected, a.expected, loaded.seeds, loaded.alpha, loaded.screen) == ("better", None, (4, 7), 0.1, True)
-    assert loaded.contrasts == (("b", "a"), ("c", "a"))
+    assert [(c.arm, c.against) for c in loaded.contrasts] == [("b", "a"), ("c", "a")]
     assert {arm.config.seed for arm in loaded.arms.values()} == {0}
 
 
@@ -122,8 +122,8 @@ def test_control_is_true_or_false(file: Path) -> None:
 def test_controls_draw_seeds_of_their_own_whichever_arms_are_chosen(file: Path) -> None:
     """Also the baseline may be one: two controls are an A/A study."""
     file.write_text(HEAD + "arms:\n  a: {control: true}\n  b: {model.norm: rmsnorm}\n  c: {control: true}\n")
-    assert [arm.first_seed for arm in load_ablation(file).arms.values()] == [500, 0, 600]
-    assert [arm.first_seed for arm in load_ablation(file, arms=["a", "c"]).arms.values()] == [500, 600]
+    assert [arm.first_seed for arm in load_ablation(file).arms.values()] == [500, 0, 700]
+    assert [arm.first_seed for arm in load_ablation(file, arms=["a", "c"]).arms.values()] == [500, 700]
 
 
 def test_e5_errors_of_all_arms_come_in_one_pass_at_their_lines(file: Path) -> None:
@@ -201,10 +201,10 @@ def test_tokens_are_equal_in_all_arms(file: Path) -> None:
     assert problems(file, text) == [
         ":7: arms.b: trains on 656384 tokens, the baseline on 655360: `equalise: tokens` wants them equal"
     ]
-    [problem] = problems(file, HEAD + "arms: {a: {}, b: {model.norm: rmsnorm}}\nequalise: flops\n")
-    assert problem == ":6: equalise: 'flops' does not fit: only tokens can be equalised yet"
+    file.write_text(text + "equalise: flops\n")
+    assert load_ablation(file).axis == "flops"  # then steps are what is adjusted
     [problem] = problems(file, HEAD + "arms: {a: {}, b: {model.norm: rmsnorm}}\nequalise: token\n")
-    assert "'tokens', 'parameters', 'flops' or 'wall_clock' is expected" in problem
+    assert "tokens, parameters, flops or wall_clock is expected" in problem
 
 
 @pytest.mark.parametrize(
@@ -219,9 +219,9 @@ def test_tokens_are_equal_in_all_arms(file: Path) -> None:
         ("seeds: [1, 1]", "each only once"),
         ("seeds: []", "at least one seed"),
         ("seeds: [-1]", "seeds are numbers from 0 to 99"),
-        ("seeds: [500]", "those from 500 on belong to control arms"),
+        ("seeds: [500]", "those from 100 on serve other purposes"),
         ("seeds: 1000000000", "from 1 to 100 seeds"),
-        ("seeds: few", "seeds: 'few' does not fit: a whole number or a list is expected"),
+        ("seeds: few", "seeds: 'few' does not fit: a whole number or a list or 'auto' or null is expected"),
         ("seeds: [1, x]", "seeds.1: 'x' does not fit: a whole number is expected"),
         ("smallest_effect: {nanoo: 0.1}", "smallest_effect.nanoo: unknown scale 'nanoo'; did you mean 'nano'?"),
         ("smallest_effect: 0", "smallest_effect: '0' does not fit"),
@@ -253,7 +253,7 @@ def test_arm_names_that_could_do_harm_are_refused(file: Path, name: str) -> None
 
 def test_what_is_missing_is_told(file: Path) -> None:
     found = problems(file, "arms: {a: {}}\n")
-    assert [problem.split(": ")[1] for problem in found] == ["ablation", "question", "base", "baseline"]
+    assert [problem.split(": ")[1] for problem in found] == ["ablation", "question", "base", "arms", "baseline"]
     [lonely, unknown] = problems(file, HEAD.replace("baseline: a", "baseline: aa") + "arms:\n  a: {}\n")
     assert "baseline: unknown arm 'aa'; did you mean 'a'?" in lonely and "at least one arm besides" in unknown
     [problem] = problems(file, HEAD.replace("nano", "nanoo") + "arms: {a: {}, b: {model.norm: rmsnorm}}\n")
@@ -270,7 +270,8 @@ def test_arms_can_be_chosen(file: Path) -> None:
     )
     file.write_text(text)
     loaded = load_ablation(file, arms=["c", "a"], seeds=2)
-    assert list(loaded.arms) == ["a", "c"] and loaded.contrasts == (("c", "a"),) and loaded.seeds == (0, 1)
+    assert list(loaded.arms) == ["a", "c"] and loaded.seeds == (0, 1)
+    assert [(c.arm, c.against) for c in loaded.contrasts] == [("c", "a")]
     assert load_ablation(file, seeds=[5]).seeds == (5,)
     assert problems(file, text, arms=["b", "cc"])[0].startswith("--arms: unknown arm 'cc'; did you mean 'c'?")
     assert "must keep the baseline 'a'" in problems(file, text, arms=["b", "c"])[0]

@@ -13,12 +13,14 @@ import torch
 from tiny_plan import ABLATION, Planned
 
 from gpt2lab import plan as planning
+from gpt2lab import record as declaring
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import run_id, run_identity
 from gpt2lab.machine import device_name, estimate_memory, estimate_speed, matmul_speed, shares
-from gpt2lab.plan import check_data, git_commit, study_record
+from gpt2lab.plan import check_data
+from gpt2lab.record import git_commit, study_record
 from gpt2lab.store import Store
 
 SECOND = (
@@ -52,7 +54,7 @@ def test_runs_are_seed_major_and_named_by_their_identity(planned: Planned) -> No
 def test_control_arms_draw_fresh_seeds_of_their_own(planned: Planned) -> None:
     plan = planned(CONTROLS)
     seeds = {name: [run.seed for run in arm.runs] for name, arm in plan.arms.items()}
-    assert seeds == {"learned": [0, 3], "rotary": [0, 3], "again": [500, 503], "rotary_again": [600, 603]}
+    assert seeds == {"learned": [0, 3], "rotary": [0, 3], "again": [500, 503], "rotary_again": [700, 703]}
     assert len({run.id for run in plan.runs()}) == 8
     fewer = planned(CONTROLS, arms=["learned", "rotary_again"])
     assert [run.id for run in fewer.arms["rotary_again"].runs] == [run.id for run in plan.arms["rotary_again"].runs]
@@ -238,11 +240,13 @@ def test_a_plan_refuses_data_that_is_too_short(planned: Planned) -> None:
 KEYS = {
     "format", "name", "ablation", "scale", "question", "baseline", "arms", "contrasts", "seeds", "metric",
     "smallest_effect", "alpha", "equalise", "bracketed", "screen", "evaluation", "floors", "scope", "caveat", "stack",
-    "reproduce", "created", "hash",
+    "reproduce", "created", "hash", "design", "factors", "baseline_seeds", "looks", "lr_bracket", "budgets",
+    "tokens_per_parameter", "noise", "left_out",
 }  # fmt: skip
 ARM_KEYS = {
     "changes", "components", "runs", "parameters", "non_embedding_parameters", "active_parameters", "flops_per_token",
-    "tokens", "expected", "control", "exploratory",
+    "tokens", "expected", "control", "exploratory", "not_comparable", "settings", "bracket", "curve", "lr",
+    "adjustment",
 }  # fmt: skip
 
 
@@ -288,8 +292,8 @@ def test_the_scope_says_where_results_hold_without_this_machines_paths(planned: 
 def test_the_hash_is_of_what_is_declared_and_of_nothing_else(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned()
     first = record_of(plan)
-    monkeypatch.setattr(planning, "now", lambda: "2031-01-01T00:00:00+00:00")
-    monkeypatch.setattr(planning, "git_commit", lambda: "0123456789ab")
+    monkeypatch.setattr(declaring, "now", lambda: "2031-01-01T00:00:00+00:00")
+    monkeypatch.setattr(declaring, "git_commit", lambda: "0123456789ab")
     later = record_of(plan)
     assert later["created"] != first["created"] and later["stack"] != first["stack"]
     assert later["hash"] == first["hash"] and re.fullmatch("[0-9a-f]{64}", later["hash"])
@@ -317,7 +321,7 @@ def test_what_is_said_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_costs_are_remembered_and_a_damaged_memory_is_not_believed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from gpt2lab import plan
+    from gpt2lab import runs as plan
     from gpt2lab.config import load_config
 
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path))

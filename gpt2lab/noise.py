@@ -1,0 +1,148 @@
+"""The noise floor: how far repeats of one recipe lie apart, per scale, data, stack and horizon.
+
+`gpt2lab noise PRESET` measures it; plans say by it what a study can find, verdicts on one or two seeds borrow it, and
+reports name it with its age. Another stack, other data or another length of training asks for a new one.
+
+Layer: plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from gpt2lab.analysis.statistics import no_spread
+from gpt2lab.config import Config
+from gpt2lab.costs import Costs
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.errors import Gpt2labError
+from gpt2lab.evaluation import evaluation_key
+from gpt2lab.identity import digest
+from gpt2lab.machine import Machine
+from gpt2lab.store import Store, now, read_json, write_json
+
+SIZES_ALIKE = 0.05
+"""Share by which the parameters of a baseline may differ from those of the recipe whose noise is used."""
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """A measured noise floor; `low` and `high` bound the sd (chi-square, 95 %)."""
+
+    scale: str
+    sd: float
+    low: float
+    high: float
+    df: int
+    values: Mapping[str, float]
+    """final loss by seed"""
+    runs: tuple[str, ...]
+    failed: int
+    same_seed: Mapping[str, Any]
+    """{"runs": n, "identical": bool, "sd": float} of repeats with one seed; empty where none were made"""
+    parameters: int
+    tokens: int
+    data: str
+    evaluation: str
+    stack: Mapping[str, str]
+    """torch, device"""
+    created: str
+
+    @property
+    def age(self) -> str:
+        """`measured today`, `measured 12 days ago`."""
+        days = (datetime.now(UTC) - _moment(self.created)).days
+        return "measured today" if days < 1 else f"measured {days} day{'s' if days > 1 else ''} ago"
+
+    def as_record(self) -> dict[str, Any]:
+        """What a study's record keeps of it."""
+        kept = ("scale", "sd", "low", "high", "df", "failed", "created", "tokens")
+        return {key: getattr(self, key) for key in kept} | {"runs": len(self.values), "stack": dict(self.stack)}
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def make_floor(
+    scale: str, values: Mapping[str, float], runs: Sequence[str], failed: int, repeats: Sequence[float],
+    config: Config, data: Prepared, machine: Machine, costs: Costs,
+) -> Floor:  # fmt: skip
+    """From final losses by seed (failed runs left out), and the losses of repeats with one seed."""
+    array = np.array(list(values.values()))
+    df = len(array) - 1
+    sd = 0.0 if no_spread(array) else float(array.std(ddof=1))
+    tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], df)
+    low, high = (float(sd * math.sqrt(df / tail)) for tail in tails)
+    same = np.array(list(repeats))
+    identical = bool(len(same) > 1 and np.all(same == same[0]))
+    again = {"runs": len(same), "identical": identical, "sd": float(same.std(ddof=1))} if len(same) > 1 else {}
+    return Floor(
+        scale=scale, sd=sd, low=low, high=high, df=df, values=dict(values), runs=tuple(runs), failed=failed,
+        same_seed=again, parameters=costs.parameters, created=now(), **_place(config, data, machine),
+    )  # fmt: skip
+
+
+def _place(config: Config, data: Prepared, machine: Machine) -> dict[str, Any]:
+    """What a floor holds for, beside its scale."""
+    return {
+        "tokens": config.training.steps * config.training.batch_tokens,
+        "data": data.fingerprint,
+        "evaluation": evaluation_key({**config.evaluation.spec(config.model.block_size), "contexts": []}),
+        "stack": {"torch": torch.__version__, "device": machine.device},
+    }
+
+
+def write_floor(floor: Floor, store: Store) -> None:
+    """Keep it in the store; the same place measured again replaces it."""
+    where = {k: v for k, v in asdict(floor).items() if k in ("scale", "tokens", "data", "evaluation", "stack")}
+    write_json(store.root / "noise" / f"{floor.scale}-{digest(where)[:12]}.json", asdict(floor))
+
+
+def floors(store: Store) -> Iterator[Floor]:
+    """Every floor that the store holds; a damaged file is left out."""
+    folder = store.root / "noise"
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            record = read_json(path)
+            if record is not None:
+                yield Floor(**{**record, "runs": tuple(record["runs"])})
+        except (Gpt2labError, TypeError):
+            continue
+
+
+def find_floor(
+    store: Store, scale: str, config: Config, data: Prepared, machine: Machine, costs: Costs
+) -> tuple[Floor | None, str]:
+    """The floor that holds for this baseline, and why none does where the store has one of this scale for other things.
+
+    Contexts do not count, and neither do the rate and the arm's own components while the size is about the same: it is
+    a floor of the scale, used for planning and for borrowed noise only.
+    """
+    here = _place(config, data, machine)
+    others = []
+    for floor in floors(store):
+        if floor.scale != scale:
+            continue
+        differing = [key for key, value in here.items() if getattr(floor, key) != value]
+        if abs(floor.parameters / costs.parameters - 1) > SIZES_ALIKE:
+            differing.append("size")
+        if not differing:
+            return floor, ""
+        others.append(differing)
+    if not others:
+        return None, "none has been measured"
+    nearest = min(others, key=len)
+    names = {"stack": "another software stack or device", "tokens": "another length of training", "data": "other data",
+             "evaluation": "other validation tokens", "size": "another size"}  # fmt: skip
+    return None, "the one that was measured is for " + " and ".join(names[key] for key in nearest)

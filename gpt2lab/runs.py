@@ -1,0 +1,102 @@
+"""A run: one config with one seed, its identity, what it costs, and what the store knows of its end.
+
+Layer: plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from gpt2lab.arms import Arm
+from gpt2lab.config import Config
+from gpt2lab.costs import Costs, costs
+from gpt2lab.data.files import data_home
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.errors import Gpt2labError
+from gpt2lab.evaluation import evaluation_key
+from gpt2lab.identity import choices, component_code, core_code, digest, run_id, run_identity, settings
+from gpt2lab.machine import Machine
+from gpt2lab.results import LOSS, failure_ceiling_of
+from gpt2lab.store import Store, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training to be done, or found done: `config` with its seed, and the id that this determines."""
+
+    id: str
+    arm: str
+    config: Config
+    identity: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def evaluation_key(self) -> str:
+        """That of its final evaluation."""
+        return evaluation_key(self.config.evaluation.spec(self.config.model.block_size))
+
+
+def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:
+    """One arm with one seed."""
+    config = arm.config.model_copy(update={"seed": seed})
+    identity = run_identity(
+        config,
+        data=data.fingerprint,
+        device=machine.device,
+        threads=machine.threads if machine.device == "cpu" else 0,
+        torch_version=torch.__version__,
+    )
+    return Run(run_id(identity), arm.name, config, identity)
+
+
+def is_finished(run: Run, store: Store) -> bool:
+    """Whether nothing is left to do: trained, and evaluated as this study wants it."""
+    folder = store.run(run.id)
+    result = folder.result()
+    return result is not None and (result["status"] == "diverged" or folder.evaluation(run.evaluation_key) is not None)
+
+
+def final_loss(run: Run, store: Store, floors: dict[str, float] | None) -> float | None:
+    """The final validation loss; infinity for a run that diverged or learned nothing, None for one not finished."""
+    folder = store.run(run.id)
+    result = folder.result()
+    if result is None:
+        return None
+    if result["status"] == "diverged":
+        return math.inf
+    value = ((folder.evaluation(run.evaluation_key) or {}).get("metrics") or {}).get(LOSS)
+    if value is None:
+        return None
+    return float(value) if math.isfinite(value) and value < failure_ceiling_of(floors) else math.inf
+
+
+def tokens_of(config: Config) -> int:
+    """Training tokens of one run."""
+    return config.training.steps * config.training.batch_tokens
+
+
+def known_costs(config: Config) -> Costs:
+    """The costs of a model, remembered in the user's cache folder under all that they follow from: counting them needs
+    torch's compiler, whose import alone takes more than a second."""
+    parts = {
+        "model": settings(config)["model"],
+        "code": [core_code(), *(component_code(choice) for choice in choices(config))],
+        "torch": torch.__version__,
+    }
+    path = data_home() / "costs" / f"{digest(parts)[:32]}.json"
+    with contextlib.suppress(Gpt2labError, TypeError):  # unreadable is as good as absent
+        kept = read_json(path)
+        if kept is not None:
+            return Costs(**kept)
+    found = costs(config.model)
+    with contextlib.suppress(Gpt2labError):
+        write_json(path, asdict(found))
+    return found
