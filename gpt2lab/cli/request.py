@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpt2lab.errors import ConfigError
+import typer
 
 if TYPE_CHECKING:
     from gpt2lab.ablation import LoadedAblation
@@ -24,7 +24,7 @@ class Request:
 
     file: str
     scale: str | None = None
-    seeds: str | None = None
+    seeds: int | Literal["auto"] | None = None
     arms: str | None = None
     set: tuple[str, ...] = ()
     plugin: tuple[str, ...] = ()
@@ -44,13 +44,14 @@ class Request:
 
         wanted = [name.strip() for name in self.arms.split(",") if name.strip()] if self.arms is not None else None
         return load_ablation(
-            self.file, scale=self.scale, overrides=self.set, arms=wanted, seeds=seeds_of(self.seeds),
+            self.file, scale=self.scale, overrides=self.set, arms=wanted, seeds=self.seeds,
             plugins=self.plugin,
         )  # fmt: skip
 
     def planner(self, store: Store) -> Callable[[Mapping[str, int] | None], Plan]:
         """Makes the plan from what is finished, with the data prepared once. Raises ConfigError."""
-        ablation, seconds = self.ablation(), seconds_of(self.budget)
+        ablation = self.ablation()
+        seconds = seconds_of(self.budget) if self.budget else None
         from gpt2lab.data.progress import rich_progress
         from gpt2lab.data.shards import prepare
         from gpt2lab.plan import make_plan
@@ -78,27 +79,25 @@ class Request:
         """The command that repeats the study, without what only concerns this machine."""
         words = ["gpt2lab", "run", self.file]
         for option, value in (("--scale", self.scale), ("--seeds", self.seeds), ("--arms", self.arms)):
-            words += [option, value] if value else []
+            words += [option, str(value)] if value else []
         words += ["--budget", self.budget] if self.budget else []
         words += [word for item in self.set for word in ("--set", item)]
         words += [word for item in self.plugin for word in ("--plugin", item)]
         return shlex.join(words)
 
 
-def seeds_of(text: str | None) -> int | Literal["auto"] | None:
-    """A number of seeds, or `auto`."""
-    if text is None or text == "auto":
-        return None if text is None else "auto"
-    if not text.isdecimal() or len(text) > 3:
-        raise ConfigError(f"a number or `auto` is expected, not '{text}'", where="--seeds", hint="--seeds 5")
+def seeds_of(text: str) -> int | Literal["auto"]:
+    """A number of seeds, or `auto`. Raises typer.BadParameter."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto")
     return int(text)
 
 
-def seconds_of(budget: str | None) -> float | None:
-    """Seconds of a time written as 6h, 45m, 90s or 2d. Raises ConfigError."""
-    if budget is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", budget)
+def seconds_of(text: str) -> float:
+    """Seconds of a time written as 6h, 45m, 90s or 2d. Raises typer.BadParameter."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
     if not found or not float(found[1]):
-        raise ConfigError(f"a time such as 6h or 45m is expected, not '{budget}'", where="--budget", hint="--budget 6h")
+        raise typer.BadParameter(f"{text!r} is no time such as 6h or 45m")
     return float(found[1]) * UNITS[found[2]]

@@ -9,22 +9,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.request import Request
+from gpt2lab.cli.request import Request, seconds_of, seeds_of
 
 if TYPE_CHECKING:
     from gpt2lab.plan import ArmPlan, Plan
 
+
+def a_time(text: str | None) -> str | None:
+    """An option's value as it is, if it is a time."""
+    if text is not None:
+        seconds_of(text)
+    return text
+
+
 File = Annotated[str, typer.Argument(help="An ablation's YAML file, as ablations/posenc.yaml.", metavar="FILE")]
 Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, as nano or gpt2-124m.")]
 Seeds = Annotated[
-    str | None, typer.Option("--seeds", "-n", help="Seeds per arm, or auto: what the noise floor asks for.")
+    Any,
+    typer.Option(
+        "--seeds",
+        "-n",
+        parser=seeds_of,
+        metavar="N|auto",
+        help="Seeds per arm; auto: as many as the noise floor asks for.",
+    ),
 ]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side; jobs x threads <= cores.", min=1)]
 Arms = Annotated[str | None, typer.Option("--arms", help="Only these arms, separated by commas.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for every arm.")]
 Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
 Budget = Annotated[
-    str | None, typer.Option("--budget", help="Time to spend, as 6h or 45m: arms and seeds are chosen to fit.")
+    str | None,
+    typer.Option("--budget", callback=a_time, help="Time to spend, as 6h or 45m: arms and seeds are chosen to fit."),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
