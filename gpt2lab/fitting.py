@@ -105,7 +105,8 @@ def _sentence(settings: type[Settings], source: Source, key: Key, found: Any, of
         value = value[step]
     written = "an empty value" if value == "" else shown(value)
     owner = _class_at(settings, key[:-1])
-    if of_union and owner is not None and str(key[-1]) in owner.model_fields:
+    ours = found["type"] == "value_error"  # a sentence of our own says more than a list of types
+    if of_union and not ours and owner is not None and str(key[-1]) in owner.model_fields:
         return f"{written} does not fit: {_expected(owner.model_fields[str(key[-1])].annotation)} is expected"
     return f"{written} does not fit: {reason(found)}"
 
