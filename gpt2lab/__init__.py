@@ -29,7 +29,7 @@ _HOME = {
     "compare": "gpt2lab.analysis",
     "load_config": "gpt2lab.config",
     "load_gpt2": "gpt2lab.pretrained",
-    "load_results": "gpt2lab.report",
+    "load_results": "gpt2lab.results",
     "save_gpt2": "gpt2lab.pretrained",
 }
 __all__ = [

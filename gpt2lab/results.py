@@ -52,6 +52,8 @@ class StudyRun:
     """result.json; empty while there is none"""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """the final evaluation; empty while there is none"""
+    adopted_from: str | None = None
+    """the run of older code that it was taken over from, bit for bit"""
 
 
 def collect(study: Study, store: Store) -> list[StudyRun]:
@@ -60,13 +62,14 @@ def collect(study: Study, store: Store) -> list[StudyRun]:
     for arm, entry in study["arms"].items():
         for seed, run_id in sorted(entry["runs"].items(), key=lambda item: int(item[0])):
             try:
-                found.append(_read_run(study, store, arm, int(seed), run_id))
+                found.append(read_run(study, store, arm, int(seed), run_id))
             except DataFault as fault:  # one damaged file must not cost the page of the others
                 found.append(StudyRun(arm=arm, seed=int(seed), id=run_id, status="unreadable", reason=str(fault)))
     return found
 
 
-def _read_run(study: Study, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
+def read_run(study: Study, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
+    """One run as the study sees it: what counts is its evaluation on the study's tokens. Raises DataFault."""
     folder = store.run(run_id)
     status: str = folder.status()
     result, evaluation = folder.result() or {}, folder.evaluation(study["evaluation"]["key"]) or {}
@@ -84,6 +87,7 @@ def _read_run(study: Study, store: Store, arm: str, seed: int, run_id: str) -> S
         reason = clean(f"{failure.get('phase', 'training')}, step {failure.get('step', '?')}: {failure.get('reason')}")
     else:
         reason = {"absent": "not started", "partial": "stopped before its end", "running": "still running"}[status]
+    known = folder.identity() or {}
     return StudyRun(
         arm=arm,
         seed=seed,
@@ -91,7 +95,8 @@ def _read_run(study: Study, store: Store, arm: str, seed: int, run_id: str) -> S
         status=status,
         reason=reason,
         value=value,
-        identity=(folder.identity() or {}).get("identity") or {},
+        identity=known.get("identity") or {},
+        adopted_from=known.get("adopted_from"),
         result=result,
         evaluation=evaluation,
     )

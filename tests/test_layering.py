@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"schema", "text"},
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training"},
+    {"model", "data", "optim", "training", "evidence"},
     {"costs", "generation"},
     {"evaluation", "pretrained"},
     {"reading", "fitting", "layers", "clashes", "config"},
@@ -42,6 +42,7 @@ SAME_LAYER_MAY = [{"reading", "fitting", "layers", "clashes", "config"}, {"ablat
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
+    "evidence",
 )  # fmt: skip
 
 

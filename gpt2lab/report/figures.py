@@ -1,4 +1,4 @@
-"""The five figures of a study. They take plain data, draw with matplotlib's object-oriented API and own no state.
+"""The figures of a study. They take plain data, draw with matplotlib's object-oriented API and own no state.
 
 Every arm has one look (colour, marker, dash) in all of them; the names stand beside the data, not in a legend; and
 every one of them can be drawn from a single point, from NaN, and with arms that have no run yet. Draw and save them
@@ -17,13 +17,16 @@ from matplotlib.figure import Figure
 
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.report.marks import Array, Curve, Look, finite, label_ends, note, rows, since, stack, thousands
-from gpt2lab.report.svg import BAND, INK, MUTED, SURFACE
-from gpt2lab.text import shorten
+from gpt2lab.report.svg import ARMS, BAND, INK, MUTED, SURFACE
+from gpt2lab.text import quantity, shorten
 
 WIDE, HALF = 9.2, 4.5
 """Widths in inches."""
 
 ZOOM_FROM = 0.7
+
+EFFECT_LOOK = Look(ARMS[0], "D", "solid")
+"""How an effect is drawn that belongs to no single arm."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,23 @@ class Effect:
     words: str
 
 
-def forest(effects: Sequence[Effect], look: Mapping[str, Look], smallest_effect: float, baseline: str) -> Figure:
-    """Differences with their family-adjusted intervals, over the band of effects too small to matter."""
+def forest(
+    effects: Sequence[Effect], look: Mapping[str, Look], smallest_effect: float, to: str, noise: float | None = None
+) -> Figure:
+    """Differences with their family-adjusted intervals, over the band of effects too small to matter; dotted lines one
+    sd of the noise floor away from nothing. `to`: what the differences are to, as ` to learned`."""
     figure, axes = _figure(WIDE, 1.1 + 0.4 * max(2, len(effects)))
     limits = _forest_limits(effects, smallest_effect)
     axes.axvspan(-smallest_effect, smallest_effect, color=BAND, linewidth=0, zorder=0)
     axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
+    for side in (-noise, noise) if noise else ():
+        axes.axvline(side, color=MUTED, linewidth=1, dashes=(1, 2), zorder=1)
     for row, effect in enumerate(effects):
-        _draw_effect(axes, row, effect, look[effect.arm], limits)
+        _draw_effect(axes, row, effect, look.get(effect.arm, EFFECT_LOOK), limits)
         note(axes, shorten(effect.words, 44), (1, row), (10, 0), "fd", va="center", color=INK)
     rows(axes, [effect.label for effect in effects])
     axes.set_xlim(*limits)
-    axes.set_xlabel(f"difference in final loss to {shorten(baseline)}, nats (shaded: ±{smallest_effect:g})")
+    axes.set_xlabel(f"difference in final loss{to}, nats (shaded: ±{smallest_effect:g})")
     note(axes, "◂ lower loss", (0, 1), (0, 3), "ff", ha="left", va="bottom")
     note(axes, "higher loss ▸", (1, 1), (0, 3), "ff", ha="right", va="bottom")
     return figure
@@ -149,6 +157,28 @@ def _zoom_limits(ends: Sequence[Array], floors: Mapping[str, float]) -> tuple[fl
     low, high = min(float(y.min()) for y in learned), max(float(y.max()) for y in learned)
     margin = 0.08 * (high - low) or 0.05
     return low - margin, high + margin
+
+
+def budgets(finals: Mapping[str, Mapping[float, Sequence[float]]], look: Mapping[str, Look], metric: str) -> Figure:
+    """Final loss against training tokens; `finals` is arm -> tokens -> one finite value per seed."""
+    figure, axes = _figure(WIDE, 3.5)
+    axes.set_xscale("log", base=2)
+    ends: dict[str, float] = {}
+    for arm, by_tokens in finals.items():
+        style, x = look[arm], sorted(by_tokens)
+        means = [float(np.mean(by_tokens[tokens])) for tokens in x]
+        axes.plot(x, means, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=5.5, zorder=3)
+        for tokens in x:
+            values = by_tokens[tokens]
+            axes.plot([tokens] * len(values), values, ".", color=style.colour, markersize=4, alpha=0.6, zorder=2)
+        ends[arm] = means[-1]
+    ticks = sorted({tokens for by_tokens in finals.values() for tokens in by_tokens})
+    axes.set_xticks(ticks, [quantity(tokens) for tokens in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("training tokens, on a schedule of their own")
+    axes.set_ylabel(f"final {metric}, nats per token")
+    label_ends(axes, ends, look)
+    return figure
 
 
 def contexts(

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,47 +22,52 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from gpt2lab import text
-from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.errors import DataFault
+from gpt2lab.evidence import gather
 from gpt2lab.report import tables
 from gpt2lab.report.content import Page, build
 from gpt2lab.report.pictures import draw
-from gpt2lab.results import Study, StudyRun, cleaned, collect, judge_runs
+from gpt2lab.report.sections import Read
+from gpt2lab.results import StudyRun, cleaned, collect, judge_runs
 from gpt2lab.store import Store, write_atomically
 
+REACHES = ("multipliers", "in_tokens", "shares")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(name: str, *, root: str | Path = "runs", out: str | Path = "reports") -> Path:
+def write_report(
+    name: str, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
+) -> Path:
     """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json; returns index.html.
 
+    force_exploratory: show numbers where a verdict is refused, under a banner that says so.
     The study may be incomplete; the page then says what is missing. Raises ConfigError for an unknown study, DataFault
     for a damaged record, EnvironmentFault when the folder cannot be written (the old report stays).
     """
-    study, runs, store = _read(name, root)
-    verdicts = judge_runs(study, runs)
-    page = build(study, runs, verdicts, draw(study, runs, verdicts, store))
-    files = {f"figures/{figure.name}.svg": figure.alone for figure in page.figures}
+    read = read_study(name, root, force_exploratory=force_exploratory)
+    page = build(read, draw(read), forced=force_exploratory)
+    files: dict[str, str | bytes] = {f"figures/{figure.name}.svg": figure.alone for figure in page.figures}
+    files |= {f"figures/{figure.name}.png": figure.png for figure in page.figures}
     files |= {
         "report.md": render_markdown(page),
-        "results.csv": _csv(runs),
-        "verdicts.json": _json(study, runs, verdicts),
+        "results.csv": _csv(read.runs),
+        "verdicts.json": _json(read),
         "index.html": render_html(page),
     }
-    folder = Path(out) / str(study["name"])
+    folder = Path(out) / str(read.study["name"])
     for file, content in files.items():
         write_atomically(folder / file, content)
-    for stale in set((folder / "figures").glob("*.svg")) - {folder / file for file in files}:
+    for stale in set((folder / "figures").glob("*.*")) - {folder / file for file in files}:
         stale.unlink()
     return folder / "index.html"
 
 
 def terminal_summary(name: str, root: str | Path = "runs", out: str | Path = "reports") -> Group:
     """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
-    study, runs, _ = _read(name, root)
-    verdicts = judge_runs(study, runs)
-    arms = tables.summaries(study, runs, verdicts)
-    table = tables.verdict_table(study, arms, verdicts)
+    read = read_study(name, root)
+    study, runs = read.study, read.runs
+    table = tables.verdict_table(study, read.arms, read.verdicts, read.evidence)
     shown = RichTable(title=Text(study["question"]), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in table.columns:
         shown.add_column(column.title, justify="right" if column.kind == "number" else "left")
@@ -75,12 +81,21 @@ def terminal_summary(name: str, root: str | Path = "runs", out: str | Path = "re
     return Group(shown, *lines, where)
 
 
-def _read(name: str, root: str | Path) -> tuple[Study, list[StudyRun], Store]:
+def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> Read:
+    """All that its page is made from. Raises ConfigError for an unknown study, DataFault for a damaged record."""
     store = Store(root)
     study = cleaned(store.study(name))
     if study.get("name") not in store.studies():  # it becomes a folder's name
         raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
-    return study, collect(study, store), store
+    runs = collect(study, store)
+    verdicts = judge_runs(study, runs, force_exploratory=force_exploratory)
+    return Read(
+        study=study,
+        runs=runs,
+        verdicts=verdicts,
+        evidence=gather(study, runs, store),
+        arms=tables.summaries(study, runs, verdicts),
+    )
 
 
 def render_html(page: Page) -> str:
@@ -120,12 +135,16 @@ def _csv(runs: Sequence[StudyRun]) -> str:
     return buffer.getvalue()
 
 
-def _json(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> str:
+def _json(read: Read) -> str:
     """The verdicts for programs; numbers that are not finite are null."""
-    missing = [run for run in runs if run.value is None]
-    record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | verdicts.to_json()
+    study = read.study
+    record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
     record["metric"] = study["metric"]
     record["missing"] = [
-        {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")} for run in missing
+        {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}
+        for run in read.runs
+        if run.value is None
     ]
+    evidence = {key: {arm: asdict(reach) for arm, reach in getattr(read.evidence, key).items()} for key in REACHES}
+    record |= as_json(evidence | {"horizon": [asdict(one) for one in read.evidence.horizon]})
     return json.dumps(record, indent=1, allow_nan=False) + "\n"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from gpt2lab.analysis import Verdicts
-from gpt2lab.errors import DataFault
+from gpt2lab.evidence import Evidence
 from gpt2lab.report import figures, svg
 from gpt2lab.report.marks import Curve, Look, looks
-from gpt2lab.report.tables import Summary, difference_cell, summaries, verdict_cell
-from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, curve_of, failure_ceiling, unit
-from gpt2lab.store import Store
-from gpt2lab.text import clean, plural
+from gpt2lab.report.sections import Read
+from gpt2lab.report.tables import Summary, difference_cell, is_pair, verdict_cell
+from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, failure_ceiling, unit
+from gpt2lab.text import clean, number, plural, shorten
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,20 @@ class Picture:
     width: str
     alone: str
     inline: str
+    png: bytes
 
 
-def draw(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts, store: Store) -> list[Picture]:
+def draw(read: Read) -> list[Picture]:
     """Every figure that the study has data for; equal data gives equal text."""
+    study, runs = read.study, read.runs
     look = looks(list(study["arms"]), study["baseline"])
-    arms = summaries(study, runs, verdicts)
     with svg.drawing():
         drawn = [
-            _forest(study, verdicts, look),
-            _training(study, runs, store, look),
+            _forest(study, read.verdicts, look),
+            _training(study, runs, read.evidence, look),
             _seeds(study, runs, look),
-            _cost(study, arms, look),
+            _cost(study, read.arms, look),
+            _budgets(study, read.evidence, look),
             _contexts(study, runs, look),
         ]
         return [_picture(*parts) for parts in drawn if parts]
@@ -51,7 +53,7 @@ Parts = tuple[str, str, str, str, Figure]
 
 def _picture(name: str, title: str, caption: str, width: str, figure: Figure) -> Picture:
     alone, inline = svg.render(figure, name, title, caption)
-    return Picture(name, title, caption, width, alone, inline)
+    return Picture(name, title, caption, width, alone, inline, svg.png(figure))
 
 
 def _forest(study: Study, verdicts: Verdicts, look: Mapping[str, Look]) -> Parts | None:
@@ -59,7 +61,7 @@ def _forest(study: Study, verdicts: Verdicts, look: Mapping[str, Look]) -> Parts
         return None
     effects = []
     for c in verdicts.contrasts:
-        label = c.arm if c.against == study["baseline"] else f"{c.arm} − {c.against}"
+        label = c.arm if c.against == study["baseline"] or not is_pair(c) else f"{c.arm} − {c.against}"
         words = "   ".join((difference_cell(c.difference, c.low, c.high).text, verdict_cell(c).text))
         effects.append(figures.Effect(label, c.arm, c.difference, c.low, c.high, words))
     caption = (
@@ -67,22 +69,25 @@ def _forest(study: Study, verdicts: Verdicts, look: Mapping[str, Look]) -> Parts
         f"{plural(len(effects), 'contrast')}; a hollow mark has no interval, an arrow an end outside the frame. "
         f"Shaded: differences below {study['smallest_effect']:g} {unit(study)}, declared too small to matter."
     )
-    figure = figures.forest(effects, look, study["smallest_effect"], study["baseline"])
-    return "differences", "Difference to the baseline", caption, "wide", figure
+    noise = (study.get("noise") or {}).get("sd") if study["metric"] == LOSS else None
+    if noise:
+        caption += f" Dotted: one sd of the noise floor, {number(noise, 3)}, to either side."
+    effects_of_factors = bool(study.get("factors"))
+    to = "" if effects_of_factors else f" to {shorten(study['baseline'])}"
+    figure = figures.forest(effects, look, study["smallest_effect"], to, noise)
+    title = "Effects of the factors" if effects_of_factors else "Difference to the baseline"
+    return "differences", title, caption, "wide", figure
 
 
-def _training(study: Study, runs: Sequence[StudyRun], store: Store, look: Mapping[str, Look]) -> Parts | None:
+def _training(study: Study, runs: Sequence[StudyRun], evidence: Evidence, look: Mapping[str, Look]) -> Parts | None:
     drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in look}
     without = []
     for run in runs:
-        try:
-            curve = curve_of(store, run, LOSS)
-        except DataFault as fault:  # one damaged file must not cost the others their curves
-            curve = ([], [])
-            without.append(f"{run.arm} seed {run.seed} (damaged: {fault})")
-        else:
-            if run.value is not None and not curve[0]:
-                without.append(f"{run.arm} seed {run.seed} (no evaluations recorded)")
+        curve = evidence.curves.get(run.id, ([], []))
+        if run.id in evidence.damaged:
+            without.append(f"{run.arm} seed {run.seed} (damaged: {evidence.damaged[run.id]})")
+        elif run.value is not None and not curve[0]:
+            without.append(f"{run.arm} seed {run.seed} (no evaluations recorded)")
         drawn[run.arm][run.status not in ("finished", "unevaluated")].append(curve)
     curves = [figures.Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     caption = (
@@ -94,6 +99,17 @@ def _training(study: Study, runs: Sequence[StudyRun], store: Store, look: Mappin
         caption += f" Without a curve: {clean('; '.join(without))}."
     figure = figures.training(curves, look, study.get("floors") or {}, LOSS)
     return "training", "Validation loss during training", caption, "wide", figure
+
+
+def _budgets(study: Study, evidence: Evidence, look: Mapping[str, Look]) -> Parts | None:
+    if not evidence.budgets:
+        return None
+    caption = (
+        "Every dot is a run that finished a schedule of its own; lines join the means. Where an arm meets the "
+        "baseline's curve, to the left or right of its own dots, is what its difference is worth."
+    )
+    figure = figures.budgets(evidence.budgets, look, study["metric"])
+    return "budgets", "Final loss against training tokens", caption, "wide", figure
 
 
 def _contexts(study: Study, runs: Sequence[StudyRun], look: Mapping[str, Look]) -> Parts | None:

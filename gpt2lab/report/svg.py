@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
+PNG_DPI = 200
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, GRID, SURFACE = "#1b2430", "#5f6b7a", "#e3e7ec", "#ffffff"
 BAND = "#eceff3"
@@ -94,6 +95,13 @@ def render(figure: Figure, name: str, title: str, description: str) -> tuple[str
     root.attrib.pop("width")
     root.attrib.pop("height")
     return alone, ElementTree.tostring(root, encoding="unicode")
+
+
+def png(figure: Figure) -> bytes:
+    """`figure` as pixels, for slides and papers; call inside `drawing()`. The same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _head(root: ElementTree.Element, name: str, title: str, description: str) -> None:

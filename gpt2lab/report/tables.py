@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.analysis.scaling import Reach, bounds
 from gpt2lab.analysis.words import decimals
 from gpt2lab.analysis.words import probability as p_value
+from gpt2lab.evidence import Evidence
 from gpt2lab.report.svg import ARMS
-from gpt2lab.results import Study, StudyRun, failure_ceiling
+from gpt2lab.results import Study, StudyRun
 from gpt2lab.text import DASH, change, interval, memory, number, quantity, signed
 
 CHIPS = {
@@ -33,11 +35,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """`detail` is a second, quieter line; `chip` a class that makes the text a coloured label."""
+    """`detail` is a second, quieter line; `chip` a class that makes the text a coloured label; `link` an address."""
 
     text: str = ""
     detail: str = ""
     chip: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,44 +97,81 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
     return found
 
 
-def verdict_table(study: Study, arms: Mapping[str, Summary], verdicts: Verdicts) -> Table:
-    """One row for the baseline, one per contrast, one for every arm that no contrast names."""
-    columns = (
-        Column("Arm"), Column("Mean", "number"), Column("sd", "number"), Column("n", "number"),
-        Column("Difference", "number"), Column("Holm p", "number"), Column("Verdict", "words"),
+def verdict_table(study: Study, arms: Mapping[str, Summary], verdicts: Verdicts, evidence: Evidence) -> Table:
+    """One row for the baseline, one per contrast, one for every arm that no contrast names. What differences are worth
+    in compute, and what was expected, have columns where the study has them."""
+    columns = [
+        Column("Arm"), Column("Mean", "number"), Column("n", "number"), Column("Difference", "number"),
+        Column("Holm p", "number"), Column("Verdict", "words"), Column("Worth", "number"), Column("Cost", "number"),
         Column("Expected", "words"),
-    )  # fmt: skip
-    rows = [_arm_row(study, arms[study["baseline"]], Cell("baseline", chip="grey"))]
-    rows += [_contrast_row(study, arms[contrast.arm], contrast) for contrast in verdicts.contrasts]
+    ]  # fmt: skip
+    rows = [_arm_row(study, arms, study["baseline"], Cell("baseline", chip="grey"))]
+    rows += [_contrast_row(study, arms, contrast, evidence) for contrast in verdicts.contrasts]
     judged = {study["baseline"], *(contrast.arm for contrast in verdicts.contrasts)}
-    rows += [_arm_row(study, arm, Cell("not judged", chip="grey")) for arm in arms.values() if arm.arm not in judged]
-    if any(entry.get("expected") for entry in study["arms"].values()):
-        return Table(columns, rows)
-    return Table(columns[:-1], [replace(row, cells=row.cells[:-1]) for row in rows])
+    chip = Cell("part of effects" if study.get("factors") else "not judged", chip="grey")
+    rows += [_arm_row(study, arms, name, chip) for name in arms if name not in judged]
+    kept = [i for i, column in enumerate(columns) if column.title not in ("Worth", "Expected") or _filled(rows, i)]
+    return Table([columns[i] for i in kept], [replace(row, cells=[row.cells[i] for i in kept]) for row in rows])
 
 
-def _contrast_row(study: Study, arm: Summary, contrast: Contrast) -> Row:
-    against = "" if contrast.against == study["baseline"] else f"against {contrast.against}; "
-    cells = (
-        Cell(arm.arm, against + changes(study, arm.arm)),
-        *_statistics(arm),
+def _filled(rows: Sequence[Row], column: int) -> bool:
+    return any(row.cells[column].text for row in rows)
+
+
+def _contrast_row(study: Study, arms: Mapping[str, Summary], contrast: Contrast, evidence: Evidence) -> Row:
+    """A pair shows its arm; an effect of a factorial design has no arm of its own, only the cells it is made from."""
+    numbers = (
         difference_cell(contrast.difference, contrast.low, contrast.high),
-        Cell(_p(contrast.p_holm, study["alpha"])),
+        Cell(p_cell(contrast.p_holm, study["alpha"])),
         verdict_cell(contrast),
-        Cell(study["arms"][arm.arm].get("expected") or ""),
     )
-    return Row(cells, look=arm.look)
-
-
-def _arm_row(study: Study, arm: Summary, verdict: Cell) -> Row:
-    name = Cell(arm.arm, changes(study, arm.arm))
+    arm = arms.get(contrast.arm) if is_pair(contrast) else None
+    if arm is None:
+        counts = f"{contrast.n_arm} + {contrast.n_against}"
+        name = Cell(contrast.arm, f"against {contrast.against}, over {len(contrast.weights)} cells")
+        return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), Cell()))
+    against = "" if contrast.against == study["baseline"] else f"against {contrast.against}; "
+    name = Cell(arm.arm, against + changes(study, arm.arm))
+    worth = worth_cell(evidence.multipliers.get(arm.arm)) if contrast.against == study["baseline"] else Cell()
     expected = Cell(study["arms"][arm.arm].get("expected") or "")
-    return Row((name, *_statistics(arm), Cell(), Cell(), verdict, expected), arm.look, arm.arm == study["baseline"])
+    return Row((name, *_statistics(arm), *numbers, worth, cost_cell(study, arms, arm.arm), expected), look=arm.look)
 
 
-def _statistics(arm: Summary) -> tuple[Cell, Cell, Cell]:
+def _arm_row(study: Study, arms: Mapping[str, Summary], name: str, verdict: Cell) -> Row:
+    arm, expected = arms[name], Cell(study["arms"][name].get("expected") or "")
+    cells = (Cell(name, changes(study, name)), *_statistics(arm), Cell(), Cell(), verdict, Cell())
+    return Row((*cells, cost_cell(study, arms, name), expected), arm.look, name == study["baseline"])
+
+
+def _statistics(arm: Summary) -> tuple[Cell, Cell]:
     remarks = [f"{count} {what}" for count, what in ((arm.failed, "failed"), (arm.missing, "missing")) if count]
-    return Cell(number(arm.mean)), Cell(number(arm.sd)), Cell(str(arm.n), ", ".join(remarks))
+    spread = f"sd {number(arm.sd)}" if arm.sd is not None else ""
+    return Cell(number(arm.mean), spread), Cell(str(arm.n), ", ".join(remarks))
+
+
+def is_pair(contrast: Contrast) -> bool:
+    """Whether it compares two arms and nothing else."""
+    return dict(contrast.weights) == {contrast.arm: 1.0, contrast.against: -1.0}
+
+
+def worth_cell(reach: Reach | None) -> Cell:
+    """A compute multiplier over its interval."""
+    if reach is None:
+        return Cell()
+    shown = f"{reach.value:.2f}x" if math.isfinite(reach.value) else DASH
+    unbounded = reach.low == 0 and math.isinf(reach.high)
+    return Cell(shown, reach.reason if unbounded and reach.reason else bounds(reach))
+
+
+def cost_cell(study: Study, arms: Mapping[str, Summary], name: str) -> Cell:
+    """FLOPs of a run against the baseline's, and below it the speed."""
+    own, base = study["arms"][name], study["arms"][study["baseline"]]
+    speed, reference = arms[name].tokens_per_second, arms[study["baseline"]].tokens_per_second
+    if name == study["baseline"]:
+        return Cell(f"{quantity(own['flops_per_token'] * own['tokens'])}FLOP", f"{quantity(speed)} tokens/s")
+    ratio = change(own["flops_per_token"] * own["tokens"], base["flops_per_token"] * base["tokens"])
+    faster = change(speed, reference)
+    return Cell(f"{ratio} FLOPs" if ratio else DASH, f"{faster} speed" if faster else "")
 
 
 def difference_cell(difference: float, low: float, high: float, p: str = "") -> Cell:
@@ -143,7 +183,7 @@ def difference_cell(difference: float, low: float, high: float, p: str = "") -> 
     return Cell(signed(difference, digits) + (f" (p {p})" if p not in ("", DASH) else ""), bounds)
 
 
-def _p(value: float, alpha: float) -> str:
+def p_cell(value: float, alpha: float) -> str:
     return DASH if math.isnan(value) else p_value(value, alpha)
 
 
@@ -189,44 +229,4 @@ def cost_table(study: Study, arms: Mapping[str, Summary]) -> Table:
         numbers.append((memory(peak), peak, reference.peak_memory_bytes))
         cells = [Cell(shown, "" if is_baseline else change(value, other)) for shown, value, other in numbers]
         rows.append(Row((Cell(name), *cells), arm.look, is_baseline))
-    return Table(columns, rows)
-
-
-def sensitivity_table(study: Study, verdicts: Verdicts) -> Table:
-    """Every contrast again, not adjusted for the family, and by other estimators where the runs allow them."""
-    columns = (
-        Column("Contrast"), Column("Welch, raw", "number"), Column("Paired by seed", "number"),
-        Column("Arm and seed", "number"), Column("Permutation", "number"), Column("Detectable", "number"),
-    )  # fmt: skip
-    rows = []
-    for c in verdicts.contrasts:
-        cells = [difference_cell(c.difference, c.raw_low, c.raw_high, _p(c.p, study["alpha"]))]
-        for name in ("paired", "blocked"):
-            o = c.sensitivity.get(name)
-            cells.append(
-                difference_cell(o["difference"], o["low"], o["high"], _p(o["p"], study["alpha"])) if o else Cell(DASH)
-            )
-        permuted = c.sensitivity.get("permutation")
-        exact = "exact" if permuted and permuted["exact"] else "drawn at random"
-        cells.append(Cell(f"p {_p(permuted['p'], study['alpha'])}", exact) if permuted else Cell(DASH))
-        upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
-        cells.append(Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper))
-        rows.append(Row((Cell(f"{c.arm} against {c.against}"), *cells)))
-    return Table(columns, rows)
-
-
-def run_table(study: Study, runs: Sequence[StudyRun]) -> Table:
-    """Every declared run: what became of it, and why where it has no value."""
-    columns = (
-        Column("Arm"), Column("Seed", "number"), Column("Run", "id"), Column("Status"),
-        Column(f"Final {study['metric']}", "number"), Column("Reason", "words"),
-    )  # fmt: skip
-    ceiling = failure_ceiling(study)
-    rows = []
-    for run in runs:
-        status, reason = run.status, run.reason or ""
-        if run.value is not None and math.isfinite(run.value) and run.value >= ceiling:
-            status, reason = "did not learn", f"not below {number(ceiling, 3)}, the unigram floor less the margin"
-        value = number(run.value) if run.value is not None else DASH
-        rows.append(Row((Cell(run.arm), Cell(str(run.seed)), Cell(run.id), Cell(status), Cell(value), Cell(reason))))
     return Table(columns, rows)

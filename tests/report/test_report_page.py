@@ -141,7 +141,10 @@ def test_the_twin_says_what_the_page_says(finished: Path) -> None:
     sentences = [s for s in (re.sub(r"\s+", " ", w).strip() for w in Reader(without_figures).words) if s]
     assert len(sentences) > 100
     assert [s for s in sentences if s not in plain] == []
-    figures = sorted(p.name for p in (folder / "figures").iterdir())
+    figures = sorted(p.name for p in (folder / "figures").glob("*.svg"))
+    pictures = sorted(p.stem for p in (folder / "figures").glob("*.png"))
+    assert pictures == [name.removesuffix(".svg") for name in figures]  # for slides and papers
+    assert (folder / "figures" / f"{pictures[0]}.png").read_bytes().startswith(b"\x89PNG")
     assert figures == sorted(re.findall(r"\(figures/([^)]+)\)", twin))
     assert figures == ["contexts.svg", "cost.svg", "differences.svg", "seeds.svg", "training.svg"]
 
@@ -173,7 +176,7 @@ def test_hostile_names_are_shown_as_text(make_study: MakeStudy, tmp_path: Path) 
     outside_code = re.sub(r"^```.*?^```", "", twin, flags=re.S | re.M)
     assert "<" not in outside_code
     assert "$" not in outside_code
-    for figure in (tmp_path / "reports/posenc@nano/figures").iterdir():
+    for figure in (tmp_path / "reports/posenc@nano/figures").glob("*.svg"):
         assert "<script" not in figure.read_text()
     assert "\x1b" not in source + twin
 

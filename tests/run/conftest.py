@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+from gpt2lab.runner import Job, StopRequest, execute
 
 TINY = """
 model: {{n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256, dropout: 0.1}}
@@ -62,3 +64,24 @@ def gpt2lab(
         return int(ended.value.code or 0), out + err
 
     return call
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs are trained in this process, one after another; -> their ids in that order. Starting a worker takes seconds,
+    and what a study does between its runs does not depend on it."""
+    trained: list[str] = []
+
+    class Inline:
+        def __init__(self, places: int, on_tick: Callable[[], None], gpus: int = 0) -> None:
+            self.on_tick = on_tick
+
+        def run(self, jobs: Sequence[Job]) -> dict[str, str]:
+            for job in jobs:
+                execute(job, StopRequest())
+                trained.append(job.run_id)
+                self.on_tick()
+            return dict.fromkeys((job.run_id for job in jobs), "done")
+
+    monkeypatch.setattr("gpt2lab.study.LocalExecutor", Inline)
+    return trained

@@ -1,0 +1,209 @@
+"""What a report says beside its verdicts: worth in compute, rates, noise floor, effects of factors, shared runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_study import STEPS, run_id, write, write_run
+from scipy import stats
+
+from gpt2lab.evidence import gather, loss_at, tokens_to
+from gpt2lab.report import page, write_report
+from gpt2lab.results import collect
+from gpt2lab.store import Store
+
+MakeStudy = Callable[..., dict[str, Any]]
+TOKENS = STEPS * 1024
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "draw", lambda *_: [])
+
+
+def add_curve(root: Path, study: dict[str, Any], arm: str, means: dict[float, float], sd: float = 0.002) -> None:
+    """Runs of an arm at other budgets, three seeds each."""
+    dice, points = random.Random(3), []
+    for budget, mean in means.items():
+        ids = {str(seed): run_id(f"{arm} at {budget}", seed) for seed in range(3)}
+        for run in ids.values():
+            write_run(root / run, mean + dice.gauss(0, sd), True, dice)
+        points.append({"budget": budget, "tokens": int(budget * TOKENS), "runs": ids})
+    study["arms"][arm]["curve"] = points
+
+
+def told(root: Path, study: dict[str, Any]) -> str:
+    write(root / "runs/studies/posenc@nano.json", study)
+    index = write_report("posenc", root=root / "runs", out=root / "reports")
+    return (index.parent / "report.md").read_text().replace("\\", "")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_difference_is_worth_what_the_baselines_curve_says(make_study: MakeStudy, tmp_path: Path) -> None:
+    """The baseline gains 0.26 a doubling by construction; rotary is 0.26 better: worth twice the tokens, and since its
+    tokens cost 10 % more here, 2 / 1.1 times the compute."""
+    study = make_study({"learned": 2.15, "rotary": 1.89})
+    study["arms"]["rotary"]["flops_per_token"] *= 1.1
+    add_curve(tmp_path / "runs", study, "learned", {0.5: 2.41, 4: 1.63})
+    add_curve(tmp_path / "runs", study, "rotary", {0.25: 2.41, 0.5: 2.15})
+    said = told(tmp_path, study)
+    store = Store(tmp_path / "runs")
+    evidence = gather(study, collect(study, store), store)
+    assert evidence.in_tokens["rotary"].value == pytest.approx(2, rel=0.06)
+    ratio = evidence.in_tokens["rotary"].value / evidence.multipliers["rotary"].value
+    assert ratio == pytest.approx(1.1, rel=1e-3)
+    reach = evidence.multipliers["rotary"]
+    assert 1.5 < reach.low < reach.value < reach.high < 2.2
+    assert evidence.shares["rotary"].value == pytest.approx(0.5, rel=0.06)
+    assert f"rotary: worth {reach.value:.2f}x compute [{reach.low:.2f}, {reach.high:.2f}]" in said
+    share = f"{100 * evidence.shares['rotary'].value:.0f} % of the tokens ["
+    assert f"rotary reaches learned's loss in {share}" in said
+    assert "In the baseline's own terms, rotary: worth" in said
+    verdicts = json.loads((tmp_path / "reports/posenc@nano/verdicts.json").read_text())
+    assert verdicts["multipliers"]["rotary"]["value"] == pytest.approx(reach.value)
+
+
+def test_tokens_to_a_loss_lie_between_finished_schedules(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study({"learned": 2.15, "rotary": 1.89})
+    add_curve(tmp_path / "runs", study, "learned", {0.5: 2.41, 2: 1.89})
+    write(tmp_path / "runs/studies/posenc@nano.json", study)
+    found = tokens_to("posenc", 2.02, tmp_path / "runs")
+    assert found["learned"].value == pytest.approx(math.sqrt(2) * TOKENS, rel=0.05)
+    assert math.isnan(found["rotary"].value) and "two budgets" in found["rotary"].reason
+    assert math.isnan(tokens_to("posenc", 1.0, tmp_path / "runs")["learned"].value)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_slower_arm_that_wins_per_token_is_told_to_lose_per_second(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study({"learned": 2.15, "rotary": 2.02})
+    for run in study["arms"]["rotary"]["runs"].values():
+        file = tmp_path / "runs" / run / "result.json"
+        result = json.loads(file.read_text())
+        write(file, result | {"tokens_per_second": 0.4 * 18_500})
+    said = told(tmp_path, study)
+    assert "rotary wins per token, but trains at 4" in said
+    assert "only a `budget_curve` of the baseline can tell" in said
+    add_curve(tmp_path / "runs", study, "learned", {0.5: 2.41, 2: 1.89})
+    assert "per second it loses, since its loss takes the baseline 0.5" in told(tmp_path, study)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_how_rates_were_found_is_shown(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study({"learned": 2.15, "rotary": 1.89}, bracketed=True, lr_bracket=[0.5, 1, 2])
+    dice = random.Random(5)
+    losses = {"learned": {0.5: 2.3, 1.0: 2.16, 2.0: 2.25}, "rotary": {0.5: 2.0, 1.0: 2.5, 2.0: 4.9}}
+    for arm, tried in losses.items():
+        trials = []
+        for factor, loss in tried.items():
+            run = run_id(f"{arm} x{factor}", 100)
+            write_run(tmp_path / "runs" / run, loss, True, dice)
+            trials.append({"factor": factor, "lr": 4e-3 * factor, "run": run, "seed": 100})
+        best = min(tried, key=lambda factor: tried[factor])
+        study["arms"][arm] |= {"bracket": {"trials": trials, "best": best, "at_edge": False}, "lr": 4e-3 * best}
+    said = told(tmp_path, study)
+    rows = {line.split(" | ")[0].strip("| "): line for line in said.splitlines() if " | " in line}
+    section = said.partition("How each arm's learning rate was found")[2].partition("##")[0]
+    rows = {line.split(" | ")[0].strip("| "): line for line in section.splitlines() if line.startswith("|")}
+    assert "2.1600; best" in rows["learned"] and "0.004; x1" in rows["learned"]
+    assert "2.0000; best" in rows["rotary"] and "failed" in rows["rotary"] and "0.002; x0.5" in rows["rotary"]
+    assert "+0.340; one seed" in rows["rotary"]  # worse at the shared rate, better at its own
+    assert "−0.2" in rows["rotary"]
+    assert "at the shared rate" not in said.partition("## Verdicts")[0]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_noise_floor_is_named_with_its_age(make_study: MakeStudy, tmp_path: Path) -> None:
+    stack = {"torch": "2.13.0", "device": "cpu"}
+    floor = {"sd": 0.0251, "low": 0.017, "high": 0.045, "df": 9, "runs": 10, "failed": 0, "scale": "nano",
+             "created": "2026-11-11T12:00:00+00:00", "tokens": TOKENS, "stack": stack}  # fmt: skip
+    said = told(tmp_path, make_study(noise=floor))
+    assert "Noise floor: sd 0.025" in said and "from 10 repeats of the recipe at nano" in said
+    assert "measured 2026-11-11, 12 days before this study" in said
+    assert "`gpt2lab noise nano` measures one" in told(tmp_path, make_study_again(tmp_path, noise=None))
+
+
+def make_study_again(root: Path, **record: Any) -> dict[str, Any]:
+    study: dict[str, Any] = json.loads((root / "runs/studies/posenc@nano.json").read_text())
+    return study | record
+
+
+def test_a_factorial_is_shown_by_its_effects(make_study: MakeStudy, tmp_path: Path) -> None:
+    cells = {"layernorm+learned": 2.2, "layernorm+rotary": 1.9, "rmsnorm+learned": 2.1, "rmsnorm+rotary": 1.7}
+
+    def weigh(signs: tuple[float, ...]) -> dict[str, float]:
+        return dict(zip(cells, signs, strict=True))
+
+    effects = [
+        {"arm": "norm=rmsnorm", "against": "norm=layernorm", "weights": weigh((-0.5, -0.5, 0.5, 0.5))},
+        {"arm": "position=rotary", "against": "position=learned", "weights": weigh((-0.5, 0.5, -0.5, 0.5))},
+        {
+            "arm": "norm=rmsnorm with position=rotary",
+            "against": "their effects added",
+            "weights": weigh((1, -1, -1, 1)),
+        },
+    ]
+    factors = {"norm": ["layernorm", "rmsnorm"], "position": ["learned", "rotary"]}
+    study = make_study(
+        cells, seeds=5, baseline=next(iter(cells)), contrasts=effects, factors=factors, design="factorial"
+    )
+    said = told(tmp_path, study)
+    assert "position=rotary is better than position=learned by 0.3" in said
+    assert "over 4 cells" in said and "part of effects" in said
+    drawn = (tmp_path / "reports/posenc@nano/figures/differences.svg").read_text()
+    assert "norm=rmsnorm" in drawn and "Effects of the factors" in drawn
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_that_serves_two_studies_is_named(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    write(tmp_path / "runs/studies/other@nano.json", study | {"name": "other@nano"})
+    said = told(tmp_path, study)
+    assert "shared with other@nano" in said
+    assert "9 runs shared with other@nano: trained once, so these studies are not independent" in said
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_runs_are_linked_to_mlflow_and_to_nothing_else(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    first, second = study["arms"]["learned"]["runs"]["0"], study["arms"]["learned"]["runs"]["1"]
+    links = {"uri": "https://tracking.example:5000/", "experiment_id": "3", "parent_run_id": "abc",
+             "runs": {first: "0a1b2c", second: 'x" onclick="alert(1)'}}  # fmt: skip
+    write(tmp_path / "runs/tracking/posenc@nano.json", links)
+    told(tmp_path, study)
+    source = (tmp_path / "reports/posenc@nano/index.html").read_text()
+    assert f'<a href="https://tracking.example:5000/#/experiments/3/runs/0a1b2c">{first}</a>' in source
+    assert "onclick" not in source
+    write(tmp_path / "runs/tracking/posenc@nano.json", links | {"uri": "javascript:alert(1)"})
+    told(tmp_path, study)
+    source = (tmp_path / "reports/posenc@nano/index.html").read_text()
+    assert "javascript" not in source and 'href="http://127.0.0.1:5000/#/experiments/3/runs/0a1b2c"' in source
+
+
+def test_the_order_of_arms_during_training_against_the_end(make_study: MakeStudy, tmp_path: Path) -> None:
+    """All curves fall at one rate towards their ends, so the order shows early; tau is scipy's."""
+    means = {"learned": 2.15, "rotary": 1.89, "none": 2.4, "alibi": 2.0}
+    study = make_study(means)
+    store = Store(tmp_path / "runs")
+    runs = collect(study, store)
+    evidence = gather(study, runs, store)
+    assert [one.fraction for one in evidence.horizon] == [0.1, 0.25, 0.5, 0.75]
+    for one in evidence.horizon:
+        early = [np.mean([loss_at(evidence.curves[r.id], one.fraction) for r in runs if r.arm == arm]) for arm in means]
+        final = [np.mean([r.value for r in runs if r.arm == arm]) for arm in means]
+        assert one.tau == pytest.approx(stats.kendalltau(early, final).statistic)
+    assert evidence.horizon[-1].tau == 1
+
+
+def test_a_loss_counts_for_a_fraction_only_where_it_was_taken() -> None:
+    curve = ([0.0, 50.0, 90.0, 100.0], [5.0, 3.0, 2.5, 2.4])
+    assert loss_at(curve, 0.5) == 3.0
+    assert loss_at(curve, 0.75) is None
+    assert loss_at(([], []), 0.5) is None
+    assert loss_at(([0.0], [5.0]), 0.5) is None

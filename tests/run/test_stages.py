@@ -1,0 +1,160 @@
+"""What a study does in several stages: rates first, looks one after another, other budgets, ladders, noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2lab.results import judge
+from gpt2lab.store import Store
+
+Call = Callable[..., tuple[int, str]]
+
+
+def rewrite(file: Path, text: str) -> None:
+    """The tiny ablation with other arms, seeds and designs."""
+    head = file.read_text().partition("baseline:")[0]
+    file.write_text(head + text)
+
+
+@pytest.fixture
+def learner(tiny: Path) -> Path:
+    """The tiny ablation with a recipe that gets below the unigram floor, so that its runs do not count as failed."""
+    preset = tiny.parent / "tiny.yaml"
+    preset.write_text(preset.read_text().replace("steps: 24, batch_tokens: 64", "steps: 100, batch_tokens: 256"))
+    return tiny
+
+
+def study(root: Path, name: str = "tiny") -> dict[str, Any]:
+    return Store(root / "runs").study(name)
+
+
+def test_rates_are_bracketed_first_and_arms_are_judged_on_fresh_seeds(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    rewrite(learner, "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nlr_bracket: [0.25, 0.5, 1]\n")
+    code, said = gpt2lab("run", str(learner), "--no-tracking")
+    assert code == 0, said
+    record = study(tmp_path)
+    store = Store(tmp_path / "runs")
+    for name, arm in record["arms"].items():
+        losses = {}
+        for trial in arm["bracket"]["trials"]:
+            evaluation = store.run(trial["run"]).evaluation(record["evaluation"]["key"])
+            assert evaluation is not None and trial["seed"] == 100
+            assert trial["lr"] == pytest.approx(1e-2 * trial["factor"])
+            losses[trial["factor"]] = evaluation["metrics"]["val/loss"]
+        best = min(losses, key=lambda factor: losses[factor])
+        assert arm["bracket"]["best"] == best and best > 0.25
+        # at a higher rate than the tiny preset's own, 24 steps get further: the bracket was widened
+        assert len(losses) > 3 and max(losses) == pytest.approx(2 * best), (name, losses)
+        assert arm["lr"] == pytest.approx(1e-2 * best)
+        assert not set(arm["runs"]) & {"100"} and len(arm["runs"]) == 3
+        configs = {store.run(run).config() for run in arm["runs"].values()}
+        assert all(f"lr: {arm['lr']!r}" in str(text) or f"lr: {arm['lr']:g}" in str(text) for text in configs)
+    verdict = judge(record, store).contrasts[0]
+    assert verdict.word not in ("exploratory", "not comparable") and "at the shared rate" not in verdict.verdict
+    trained = len(inline)
+    code, said = gpt2lab("run", str(learner), "--no-tracking")
+    assert code == 0 and len(inline) == trained, said
+
+
+def test_a_best_rate_at_the_edge_makes_an_arm_not_comparable(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2lab.bracket.EXTENSIONS", 0)
+    rewrite(learner, "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nlr_bracket: [0.1, 0.2, 1]\n")
+    code, said = gpt2lab("run", str(learner), "--no-tracking")
+    assert code == 0, said
+    contrast = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
+    assert contrast.word == "not comparable"
+    assert "best learning rate lies at the edge of the bracket (x1)" in contrast.verdict
+    forced = judge(study(tmp_path), Store(tmp_path / "runs"), force_exploratory=True).contrasts[0]
+    assert forced.word == "exploratory" and "nats" in forced.verdict
+
+
+def test_arms_that_are_decided_stop_at_their_look(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    """`numb` drops most of what it computes: worse beyond doubt at the first look. The control is never decided."""
+    rewrite(
+        learner,
+        "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}, twin: {control: true}}\nlooks: [4, 5]\n"
+        "smallest_effect: 0.0001\n",
+    )
+    code, said = gpt2lab("run", str(learner), "--no-tracking")
+    assert code == 0, said
+    record = study(tmp_path)
+    counts = {name: len(arm["runs"]) for name, arm in record["arms"].items()}
+    assert counts == {"a": 5, "numb": 4, "twin": 5}
+    assert record["undeclared_look"] is None
+    verdicts = {c.arm: c for c in judge(record, Store(tmp_path / "runs")).contrasts}
+    assert verdicts["numb"].look == 4 and verdicts["twin"].look == 5
+    assert verdicts["numb"].alpha == verdicts["twin"].alpha < 0.05
+    assert len(inline) == 14
+
+
+def test_seeds_added_after_looking_make_a_study_exploratory(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    assert gpt2lab("run", str(learner), "--no-tracking", "--seeds", "3")[0] == 0
+    assert gpt2lab("run", str(learner), "--no-tracking", "--seeds", "4")[0] == 0
+    contrast = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
+    assert contrast.word == "exploratory"
+    assert "seeds were added after 3 were finished" in contrast.verdict
+
+
+def test_other_budgets_are_runs_on_their_own_schedules(
+    tiny: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    rewrite(
+        tiny,
+        "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nbudget_curve: [0.5, 1, 2]\n",
+    )
+    assert gpt2lab("run", str(tiny), "--no-tracking")[0] == 0
+    record, store = study(tmp_path), Store(tmp_path / "runs")
+    curve = {point["budget"]: point for point in record["arms"]["a"]["curve"]}
+    assert curve.keys() == {0.5, 2} and record["arms"]["b"]["curve"] == []
+    assert curve[2]["tokens"] == 2 * 24 * 64
+    [first, *_] = curve[0.5]["runs"].values()
+    rows = store.run(first).rows()
+    assert rows[-1]["step"] == 12
+    rates = [row["metrics"]["train/lr"] for row in rows if "train/lr" in row["metrics"]]
+    assert max(rates) == rates[1] and rates[-1] < 0.2 * max(rates)  # 2 steps of warm-up, and decayed at its own end
+    assert len(inline) == 6 + 6
+
+
+def test_a_ladder_is_one_study_for_each_size(tiny: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]) -> None:
+    large = tmp_path / "larger.yaml"
+    large.write_text("extends: tiny.yaml\nmodel: {n_embd: 24}\n")
+    rewrite(
+        tiny,
+        "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 1\ntokens_per_parameter: 0.25\n"
+        f"scales: [{tmp_path / 'tiny.yaml'}, {large}]\n",
+    )
+    code, said = gpt2lab("run", str(tiny), "--no-tracking")
+    assert code == 0, said
+    store = Store(tmp_path / "runs")
+    assert store.studies() == ["tiny@larger-0.25tpp", "tiny@tiny-0.25tpp"]
+    for name in store.studies():
+        scope = store.study(name)["scope"]
+        assert scope["tokens"] / scope["parameters"] == pytest.approx(0.25, abs=64 / scope["parameters"])
+    assert len(inline) == 4
+
+
+def test_a_factorial_is_judged_by_its_effects(learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]) -> None:
+    rewrite(
+        learner,
+        "factors:\n  rate:\n    usual: {}\n    slow: {optim.lr: 5e-3}\n  model.norm: [layernorm, rmsnorm]\nseeds: 3\n",
+    )
+    code, said = gpt2lab("run", str(learner), "--no-tracking")
+    assert code == 0, said
+    contrasts = {c.arm: c for c in judge(study(tmp_path), Store(tmp_path / "runs")).contrasts}
+    assert contrasts.keys() == {"rate=slow", "norm=rmsnorm", "rate=slow with norm=rmsnorm"}
+    assert contrasts["rate=slow"].difference > 0.5
+    verdicts = json.loads((tmp_path / "reports/tiny@tiny/verdicts.json").read_text())
+    assert len(verdicts["contrasts"]) == 3
