@@ -29,6 +29,9 @@ COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "devi
 
 BRACKETING = "the learning rates are still being bracketed"
 
+NOISE_DESIGN = "noise floor"
+"""Design of a study that compares nothing: repeats of one recipe."""
+
 FINAL = "final/"
 """Prefix of metrics from the final evaluation, which scores other tokens than the evaluations during training."""
 

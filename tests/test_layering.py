@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"noise", "runs", "equalise", "throughput"},
     {"bracket", "budgets", "scope"},
     {"plan"},
-    {"record", "forecast"},
+    {"record", "forecast", "repeats"},
     {"runner"},
     {"executors", "display"},
     {"sweep"},

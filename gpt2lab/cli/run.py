@@ -13,6 +13,7 @@ from gpt2lab.cli.request import Request, seconds_of, seeds_of
 
 if TYPE_CHECKING:
     from gpt2lab.plan import ArmPlan, Plan
+    from gpt2lab.study import Outcome
 
 
 def a_time(text: str | None) -> str | None:
@@ -92,53 +93,60 @@ def run(
 
 def run_one(planned: Any, reproduce: str, store: Any, out: Path, console: Any, *, tracking: bool, as_json: bool) -> int:
     """One study to its end and its report; -> how many of its runs failed."""
-    from gpt2lab.display import display
-    from gpt2lab.forecast import lines
     from gpt2lab.report import terminal_summary, write_report
-    from gpt2lab.study import run_study
-    from gpt2lab.tracking.addresses import default_uri
-    from gpt2lab.tracking.mlflow import MlflowSink
 
-    plan = planned(None)
-
-    def sink() -> MlflowSink:
-        return MlflowSink(default_uri(store.root), plan.ablation.name, store.root / "artifacts")
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    title = f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"
-    for line in (title, *lines(plan)):
-        say(line)
-    outcome = run_study(
-        planned,
-        store,
-        display=display(console, title, plan.machine.jobs),
-        reproduce=reproduce,
-        mirror=sink if tracking else None,
-    )
+    outcome = train(planned, reproduce, store, console, tracking=tracking)
     name = outcome.record["name"]
-    trained = len(outcome.endings) - len(outcome.failed)
-    counts = f"{outcome.found} runs found finished, {trained} trained now"
-    say(counts + (f", {len(outcome.failed)} failed (tried again by the same command)" if outcome.failed else ""))
     write_report(name, root=store.root, out=out)
     if tracking:
-        keep_report(sink, outcome.record, out / name, console, store)
+        keep_report(outcome.record, out / name, console, store)
     if as_json:
         print((out / name / "verdicts.json").read_text(encoding="utf-8"))
     else:
         console.print(terminal_summary(name, store.root, out))
         if tracking:
-            say("MLflow: gpt2lab ui")
+            console.print("MLflow: gpt2lab ui", markup=False, highlight=False)
     return len(outcome.failed)
 
 
-def keep_report(sink: Any, record: dict[str, Any], folder: Path, console: Any, store: Any) -> None:
+def train(planned: Any, reproduce: str, store: Any, console: Any, *, tracking: bool) -> Outcome:
+    """Train what a study has left to do, with its progress on the console."""
+    from gpt2lab.display import display
+    from gpt2lab.forecast import lines
+    from gpt2lab.study import run_study
+
+    plan = planned(None)
+    title = f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"
+    for line in (title, *lines(plan)):
+        console.print(line, markup=False, highlight=False)
+    outcome = run_study(
+        planned,
+        store,
+        display=display(console, title, plan.machine.jobs),
+        reproduce=reproduce,
+        mirror=(lambda: sink(store, plan.ablation.name)) if tracking else None,
+    )
+    trained = len(outcome.endings) - len(outcome.failed)
+    counts = f"{outcome.found} runs found finished, {trained} trained now"
+    failed = f", {len(outcome.failed)} failed (tried again by the same command)" if outcome.failed else ""
+    console.print(counts + failed, markup=False, highlight=False)
+    return outcome
+
+
+def sink(store: Any, ablation: str) -> Any:
+    """Where runs are mirrored to: MLflow at the address that the environment names, else beside the store."""
+    from gpt2lab.tracking.addresses import default_uri
+    from gpt2lab.tracking.mlflow import MlflowSink
+
+    return MlflowSink(default_uri(store.root), ablation, store.root / "artifacts")
+
+
+def keep_report(record: dict[str, Any], folder: Path, console: Any, store: Any) -> None:
     """Log the report with the study's parent run; a tracker that does not work costs one line, not the study."""
     from gpt2lab.tracking.addresses import reason
 
     try:
-        sink().log_report(record, folder)
+        sink(store, record["ablation"]).log_report(record, folder)
     except Exception as error:
         console.print(
             f"the report is not in MLflow ({reason(error)}); `gpt2lab sync {record['name']}` sends it later",

@@ -10,7 +10,7 @@ from gpt2lab.report import sections, tables
 from gpt2lab.report.pictures import Picture
 from gpt2lab.report.sections import Read, Section
 from gpt2lab.report.tables import Table
-from gpt2lab.results import scope_text, unit
+from gpt2lab.results import NOISE_DESIGN, scope_text, unit
 from gpt2lab.text import plural
 
 
@@ -46,6 +46,8 @@ def build(read: Read, figures: Sequence[Picture], *, forced: bool = False) -> Pa
     told = in_words(replace(verdicts, caveat=None))  # the page sets the caveat apart
     answer, *basis = [line for line in told.splitlines() if line.strip()]
     judged = any(contrast.n_arm and contrast.n_against for contrast in verdicts.contrasts)
+    if study.get("design") == NOISE_DESIGN:
+        answer, judged = sections.floor_sentence(study) or "Nothing is compared here, and no floor is known yet.", True
     worth = sections.worth_sentence(read)
     return Page(
         name=study["name"],

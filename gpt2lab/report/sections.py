@@ -135,29 +135,36 @@ def _horizon(read: Read) -> Section:
 
 def _noise(read: Read) -> list[str]:
     """Which noise floor was used, how old it is, and how small a difference could have been shown."""
-    study, kept = read.study, read.study.get("noise")
-    told = []
-    if kept:
-        failed = f"; {kept['failed']} more failed" if kept.get("failed") else ""
-        told.append(
-            f"Noise floor: sd {number(kept['sd'], 3)} nats, 95 % interval [{number(kept['low'], 3)}, "
-            f"{number(kept['high'], 3)}], from {kept['runs']} repeats of the recipe at {kept['scale']} with only "
-            f"the seed changed{failed}; torch {kept['stack'].get('torch')} on {kept['stack'].get('device')}, measured "
-            f"{str(kept['created'])[:10]}, {_age(kept['created'], study.get('created'))}. It serves planning, and "
-            "verdicts on one or two seeds; it never defines which differences matter."
-        )
-        spreads = [arm.sd for arm in read.arms.values() if arm.sd]
-        if spreads and max(spreads) > 2 * kept["sd"]:
-            told.append(
-                "An arm of this study varies more than twice as much as the floor: what the plan said of power was too "
-                "hopeful; the intervals above rest on the arms' own spread."
-            )
-    else:
-        told.append(
+    study = read.study
+    known = floor_sentence(study)
+    if not known:
+        return [
             f"No noise floor of this scale, data, length and software was at hand; `gpt2lab noise {study['scale']}` "
-            "measures one, and plans then say what they can find."
+            "measures one, and plans then say what they can find.",
+            _power(read),
+        ]
+    told = [f"{known} It serves planning, and verdicts on one or two seeds; it never defines which differences matter."]
+    spreads = [arm.sd for arm in read.arms.values() if arm.sd]
+    if spreads and max(spreads) > 2 * study["noise"]["sd"]:
+        told.append(
+            "An arm of this study varies more than twice as much as the floor: what the plan said of power was too "
+            "hopeful; the intervals above rest on the arms' own spread."
         )
     return [*told, _power(read)]
+
+
+def floor_sentence(study: Study) -> str:
+    """The noise floor that the study was planned by, with its age; "" without one."""
+    kept = study.get("noise")
+    if not kept:
+        return ""
+    failed = f"; {kept['failed']} more failed" if kept.get("failed") else ""
+    return (
+        f"Noise floor: sd {number(kept['sd'], 3)} nats, 95 % interval [{number(kept['low'], 3)}, "
+        f"{number(kept['high'], 3)}], from {kept['runs']} repeats of the recipe at {kept['scale']} with only "
+        f"the seed changed{failed}; torch {kept['stack'].get('torch')} on {kept['stack'].get('device')}, measured "
+        f"{str(kept['created'])[:10]}, {_age(kept['created'], study.get('created'))}."
+    )
 
 
 def _age(measured: str, declared: str | None) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from gpt2lab.results import judge
 from gpt2lab.store import Store
@@ -158,3 +161,44 @@ def test_a_factorial_is_judged_by_its_effects(learner: Path, gpt2lab: Call, tmp_
     assert contrasts["rate=slow"].difference > 0.5
     verdicts = json.loads((tmp_path / "reports/tiny@tiny/verdicts.json").read_text())
     assert len(verdicts["contrasts"]) == 3
+
+
+def test_a_noise_floor_is_measured_stored_and_lent(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    preset = str(tmp_path / "tiny.yaml")
+    code, said = gpt2lab("noise", preset, "--seeds", "10", "--no-tracking", "--json")
+    assert code == 0, said
+    [floor] = json.loads(said[said.index('[{"scale"') :].splitlines()[0])
+    values = [floor["values"][str(seed)] for seed in range(200, 210)]
+    assert floor["sd"] == pytest.approx(statistics.stdev(values))
+    assert floor["low"] == pytest.approx(floor["sd"] * math.sqrt(9 / stats.chi2.ppf(0.975, 9)))
+    assert floor["high"] == pytest.approx(floor["sd"] * math.sqrt(9 / stats.chi2.ppf(0.025, 9)))
+    assert floor["same_seed"] == {"runs": 2, "identical": True, "sd": 0.0}
+    assert len(inline) == 11
+    code, said = gpt2lab("noise")
+    assert code == 0 and "same bits" in said and "today" in said
+    assert gpt2lab("noise", preset, "--seeds", "10", "--no-tracking")[0] == 0
+    assert len(inline) == 11  # nothing trained twice
+
+    # two seeds can now be judged, by the noise of the repeats
+    rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.5}}\nseeds: 2\n")
+    code, said = gpt2lab("run", str(learner), "--no-tracking")
+    assert code == 0 and "noise floor: sd" in said, said
+    contrast = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
+    assert contrast.word.startswith("likely worse"), contrast.verdict
+    assert "10 repeats of the recipe at tiny" in (tmp_path / "reports/tiny@tiny/report.md").read_text()
+
+    # another software stack asks for a new one
+    [file] = (tmp_path / "runs/noise").iterdir()
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"stack": kept["stack"] | {"torch": "1.0"}}))
+    code, said = gpt2lab("run", str(learner), "--dry-run")
+    assert code == 0 and "another software stack" in " ".join(said.split())
+
+
+def test_too_few_runs_that_learned_anything_make_no_floor(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:
+    code, said = gpt2lab("noise", str(tiny.parent / "tiny.yaml"), "--seeds", "3", "--no-tracking")
+    assert code == 2 and "0 of 3 runs ended with a loss that means something" in said
+    code, said = gpt2lab("noise")
+    assert code == 0 and "no noise floor has been measured" in said

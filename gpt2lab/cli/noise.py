@@ -1,0 +1,107 @@
+"""The noise floor: measure it, list those that were measured."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2lab.cli.run import Jobs, Json, Plugin, Runs, Set
+
+if TYPE_CHECKING:
+    from gpt2lab.noise import Floor
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this file's command into the application."""
+    app.command()(noise)
+
+
+def noise(
+    preset: Annotated[
+        str | None,
+        typer.Argument(help="Preset or file; without it, the floors that the store holds.", metavar="PRESET"),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", "-n", help="Runs that differ in the seed alone.", min=3)] = 10,
+    same_seed: Annotated[int, typer.Option("--same-seed", help="Runs of one seed, the first among them.", min=1)] = 2,
+    set_: Set = None,
+    tokens_per_parameter: Annotated[
+        float | None, typer.Option("--tokens-per-parameter", help="Train for that many, as a ladder's rungs are.")
+    ] = None,
+    jobs: Jobs = None,
+    plugin: Plugin = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it costs.")] = False,
+    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
+    runs: Runs = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """Measure how far repeats of a recipe lie apart. Plans and verdicts on few seeds rest on it."""
+    from gpt2lab.display import console_for
+    from gpt2lab.noise import floors
+    from gpt2lab.store import Store
+
+    console, store = console_for(to_stderr=json_), Store(runs)
+    if preset is None:
+        show(list(floors(store)), console, as_json=json_)
+        return
+    from gpt2lab.cli.run import print_plan, train
+    from gpt2lab.data.progress import rich_progress
+    from gpt2lab.data.shards import prepare
+    from gpt2lab.noise import write_floor
+    from gpt2lab.plan import make_plan
+    from gpt2lab.repeats import REPEATS, aa_study, measured
+
+    study = aa_study(
+        preset, seeds=seeds, same_seed=same_seed, overrides=tuple(set_ or ()),
+        tokens_per_parameter=tokens_per_parameter, plugins=tuple(plugin or ()),
+    )  # fmt: skip
+    with rich_progress() as progress:
+        data = prepare(study.arms[REPEATS].config.data, progress=progress)
+    plan = make_plan(study, data, store, jobs=jobs)
+    if dry_run:
+        print_plan(plan, store, console, json_)
+        return
+    words = ["gpt2lab", "noise", preset, "--seeds", str(seeds), *(w for item in set_ or () for w in ("--set", item))]
+    outcome = train(lambda due=None: plan, shlex.join(words), store, console, tracking=not no_tracking)
+    if outcome.failed:
+        raise SystemExit(1)
+    floor = measured(plan, store)
+    write_floor(floor, store)
+    store.write_study(outcome.record | {"noise": floor.as_record()})
+    show([floor], console, as_json=json_)
+
+
+def show(found: list[Floor], console: Any, *, as_json: bool) -> None:
+    """Floors with their intervals, as a table or as JSON."""
+    from dataclasses import asdict
+
+    if as_json:
+        json.dump([asdict(floor) for floor in found], sys.stdout)
+        print()
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpt2lab.text import quantity
+
+    if not found:
+        console.print("no noise floor has been measured; `gpt2lab noise nano` measures one", markup=False)
+        return
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("scale", "tokens", "runs", "sd", "95 % interval", "same seed", "on", "measured"):
+        shown.add_column(name, justify="right" if name in ("tokens", "runs", "sd") else "left")
+    for floor in found:
+        again = floor.same_seed
+        same = "-" if not again else "same bits" if again["identical"] else f"sd {again['sd']:.2g}"
+        failed = f", {floor.failed} failed" if floor.failed else ""
+        cells = (
+            floor.scale, quantity(floor.tokens), f"{len(floor.values)}{failed}", f"{floor.sd:.3g} nats",
+            f"[{floor.low:.3g}, {floor.high:.3g}]", same,
+            f"torch {floor.stack['torch']}, {floor.stack['device']}", floor.age.removeprefix("measured "),
+        )  # fmt: skip
+        shown.add_row(*(Text(cell) for cell in cells))
+    console.print(shown)

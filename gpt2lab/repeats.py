@@ -1,0 +1,82 @@
+"""The A/A study behind a noise floor: one recipe, with nothing but the seed changed; and one seed, twice.
+
+Repeats of a seed tell whether the kernels here give the same bits again: where they do, one repeat says it all.
+
+Layer: above the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2lab.ablation import LoadedAblation
+from gpt2lab.arms import NOISE_SEEDS, Arm
+from gpt2lab.config import load_config, preset_name
+from gpt2lab.declaration import MAX_SEEDS
+from gpt2lab.errors import ConfigError
+from gpt2lab.noise import Floor, make_floor
+from gpt2lab.plan import Plan
+from gpt2lab.results import NOISE_DESIGN
+from gpt2lab.runs import final_loss
+from gpt2lab.store import Store
+
+REPEATS, AGAIN = "repeats", "same seed"
+FEWEST = 3
+
+
+def aa_study(
+    preset: str | Path,
+    *,
+    seeds: int,
+    same_seed: int,
+    overrides: Sequence[str] = (),
+    tokens_per_parameter: float | None = None,
+    plugins: Sequence[str | Path] = (),
+) -> LoadedAblation:
+    """The study of a preset: `seeds` runs of its recipe, on seeds that nothing else draws, and the first of them
+    `same_seed` times in all. Raises ConfigError."""
+    if not FEWEST <= seeds <= MAX_SEEDS:
+        raise ConfigError(f"from {FEWEST} to {MAX_SEEDS} seeds are expected, not {seeds}", where="--seeds")
+    config, name = load_config(preset, overrides, plugins=plugins), preset_name(preset)
+    own = tuple(range(NOISE_SEEDS, NOISE_SEEDS + seeds))
+    arms = {REPEATS: Arm(REPEATS, {}, config, seeds=own)}
+    for repeat in range(1, same_seed):
+        again = config.model_copy(update={"repeat": config.repeat + repeat})
+        arms[f"{AGAIN} {repeat + 1}"] = Arm(f"{AGAIN} {repeat + 1}", {}, again, control=True, seeds=own[:1])
+    return LoadedAblation(
+        name="noise",
+        question=f"How far do repeats of {name} lie apart?",
+        scale=name if tokens_per_parameter is None else f"{name}-{tokens_per_parameter:g}tpp",
+        baseline=REPEATS,
+        arms=arms,
+        seeds=own,
+        contrasts=(),
+        smallest_effect=config.scale.smallest_effect,
+        alpha=0.05,
+        screen=False,
+        design=NOISE_DESIGN,
+        tokens_per_parameter=tokens_per_parameter,
+    )
+
+
+def measured(plan: Plan, store: Store) -> Floor:
+    """The noise floor that the finished runs of an A/A study give. Raises ConfigError when too few learned anything."""
+    losses = {run.seed: final_loss(run, store, plan.data.floors) for run in plan.arms[REPEATS].runs}
+    good = {str(seed): loss for seed, loss in losses.items() if loss is not None and loss < float("inf")}
+    if len(good) < FEWEST:
+        what = f"{len(good)} of {len(losses)} runs ended with a loss that means something, {FEWEST} are needed"
+        raise ConfigError(what, where=f"noise floor of {plan.ablation.scale}", hint="gpt2lab report noise")
+    first = [losses[plan.seeds[0]], *(final_loss(arm.runs[0], store, plan.data.floors) for name, arm in
+             plan.arms.items() if name != REPEATS)]  # fmt: skip
+    return make_floor(
+        plan.ablation.scale,
+        good,
+        [run.id for run in plan.arms[REPEATS].runs],
+        sum(loss == float("inf") for loss in losses.values()),
+        [loss for loss in first if loss is not None],
+        plan.baseline.arm.config,
+        plan.data,
+        plan.machine,
+        plan.baseline.costs,
+    )
