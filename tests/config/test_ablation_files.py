@@ -31,7 +31,14 @@ def problems(file: Path, text: str, **given: Any) -> list[str]:
 
 
 def test_shipped_ablations_ask_what_they_should() -> None:
-    assert {path.stem for path in SHIPPED} >= {"posenc", "norm_placement", "tied_head", "activation"}
+    assert {path.stem for path in SHIPPED} >= {
+        "posenc",
+        "norm_placement",
+        "tied_head",
+        "activation",
+        "modern",
+        "norm_x_position",
+    }
     posenc = load_ablation(SHIPPED[[path.stem for path in SHIPPED].index("posenc")])
     assert list(posenc.arms) == ["learned", "rotary", "none", "sinusoidal", "alibi", "t5_bias"]
     assert posenc.arms["rotary"].config.evaluation.contexts == (0.5, 1, 2, 4)
@@ -43,11 +50,15 @@ def test_shipped_ablations_ask_what_they_should() -> None:
 def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) -> None:
     loaded = load_ablation(path, scale=scale)
     preset = load_config(scale or "gpt2-124m")
-    assert loaded.name == path.stem and loaded.seeds == (0, 1, 2) and loaded.question.endswith("?")
+    assert loaded.name == path.stem and loaded.question.endswith("?")
+    assert loaded.seeds == tuple(range(3 if loaded.design == "one factor" else 5))
+    assert loaded.lr_bracket == (() if path.stem == "posenc" else (0.5, 1, 2))  # the quickstart alone shares one rate
     assert loaded.smallest_effect == preset.scale.smallest_effect
     baseline = loaded.arms[loaded.baseline].config
-    assert baseline.model == preset.model and baseline.training == preset.training
-    assert all(arm.expected for name, arm in loaded.arms.items() if name != loaded.baseline)
+    assert loaded.design == "leave one out" or baseline.model == preset.model
+    assert baseline.training == preset.training
+    arms = {name for contrast in loaded.contrasts for name in contrast.weights if len(contrast.weights) == 2}
+    assert all(loaded.arms[name].expected for name in arms if name != loaded.baseline)
 
 
 def test_an_arm_is_the_scale_then_overrides_then_its_changes(file: Path) -> None:
