@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from gpt2lab.cli import catalogue, data, noise, results, run
+from gpt2lab.cli import catalogue, data, noise, results, run, selftest
 from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 run.add_to(app)
 results.add_to(app)
 catalogue.add_to(app)
+selftest.add_to(app)
 noise.add_to(app)
 app.add_typer(data.app, name="data")
 
