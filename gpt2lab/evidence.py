@@ -1,5 +1,5 @@
 """What the runs of a study say beside its verdicts: what a difference is worth in compute, how few tokens reach a loss,
-how early the order of arms shows, and how each arm's learning rate was found. Description only: no word is decided here.
+how early the order of arms shows, and how each rate was found. Description only: no word is decided here.
 
 Imports no torch.
 """
@@ -7,7 +7,7 @@ Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,22 +67,18 @@ class Evidence:
 def gather(study: Study, runs: Sequence[StudyRun], store: Store) -> Evidence:
     """All of it, from the store alone."""
     curves, damaged = _curves(runs, store)
-    budgets = {arm: found for arm in study["arms"] if len(found := budget_losses(study, runs, store, arm)) > 1}
-    base, finals = study["baseline"], {arm: usable(study, runs, arm) for arm in study["arms"]}
-    multipliers, in_tokens, shares = {}, {}, {}
-    for arm, values in finals.items():
-        if arm != base and values and base in budgets:
-            multipliers[arm] = reach(_scaled(budgets[base], flops_ratio(study, arm)), values)
-            in_tokens[arm] = reach(_scaled(budgets[base], 1 / study["arms"][arm]["tokens"]), values)
-        if arm != base and arm in budgets and finals[base]:
-            shares[arm] = reach(_scaled(budgets[arm], 1 / study["arms"][base]["tokens"]), finals[base])
+    budgets = all_budgets(study, runs, store)
+    base, shares = study["baseline"], {}
+    finals = usable(study, runs, base)
+    for arm in budgets.keys() - {base} if finals else ():
+        shares[arm] = reach(_scaled(budgets[arm], 1 / study["arms"][base]["tokens"]), finals)
     return Evidence(
         curves=curves,
         damaged=damaged,
         budgets=budgets,
-        multipliers=multipliers,
-        in_tokens=in_tokens,
-        shares=shares,
+        multipliers=multipliers(study, runs, budgets, lambda arm: flops_ratio(study, arm)),
+        in_tokens=multipliers(study, runs, budgets, lambda arm: 1 / study["arms"][arm]["tokens"]),
+        shares={arm: shares[arm] for arm in study["arms"] if arm in shares},
         horizon=horizon(study, runs, curves),
         trials={arm: tried for arm in study["arms"] if (tried := _trials(study, store, arm))},
         elsewhere=_elsewhere(study, store),
@@ -101,6 +97,25 @@ def tokens_to(name: str, loss: float, root: str | Path = "runs") -> dict[str, Re
     study = cleaned(store.study(name))
     runs = collect(study, store)
     return {arm: reach(budget_losses(study, runs, store, arm), loss) for arm in study["arms"]}
+
+
+def all_budgets(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[str, dict[float, list[float]]]:
+    """Arm -> tokens -> final losses, for arms that were trained at other budgets too."""
+    return {arm: found for arm in study["arms"] if len(found := budget_losses(study, runs, store, arm)) > 1}
+
+
+def multipliers(
+    study: Study,
+    runs: Sequence[StudyRun],
+    budgets: Mapping[str, Mapping[float, Sequence[float]]],
+    scale: Callable[[str], float],
+) -> dict[str, Reach]:
+    """Arm -> what of the baseline's budget its final losses are worth; `scale` brings tokens to the arm's own unit."""
+    base = study["baseline"]
+    if base not in budgets:
+        return {}
+    finals = {arm: usable(study, runs, arm) for arm in study["arms"] if arm != base}
+    return {arm: reach(_scaled(budgets[base], scale(arm)), values) for arm, values in finals.items() if values}
 
 
 def usable(study: Study, runs: Sequence[StudyRun], arm: str) -> list[float]:

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"schema", "text"},
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training", "evidence"},
+    {"model", "data", "optim", "training", "evidence", "ladder"},
     {"costs", "generation"},
     {"evaluation", "pretrained"},
     {"reading", "fitting", "layers", "clashes", "config"},
@@ -38,11 +38,15 @@ LAYERS: list[set[str]] = [
     {"bench"},
     {"cli"},
 ]
-SAME_LAYER_MAY = [{"reading", "fitting", "layers", "clashes", "config"}, {"ablation", "arms"}]  # one concern in files
+SAME_LAYER_MAY = [
+    {"reading", "fitting", "layers", "clashes", "config"},
+    {"ablation", "arms"},
+    {"evidence", "ladder"},
+]  # one concern in files
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
-    "evidence",
+    "evidence", "ladder",
 )  # fmt: skip
 
 

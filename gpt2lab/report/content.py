@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.analysis import in_words
-from gpt2lab.report import sections, tables
+from gpt2lab.report import method, sections, tables
 from gpt2lab.report.pictures import Picture
-from gpt2lab.report.sections import Read, Section
+from gpt2lab.report.read import Read
+from gpt2lab.report.sections import Section
 from gpt2lab.report.tables import Table
 from gpt2lab.results import NOISE_DESIGN, scope_text, unit
 from gpt2lab.text import plural
@@ -47,7 +48,7 @@ def build(read: Read, figures: Sequence[Picture], *, forced: bool = False) -> Pa
     answer, *basis = [line for line in told.splitlines() if line.strip()]
     judged = any(contrast.n_arm and contrast.n_against for contrast in verdicts.contrasts)
     if study.get("design") == NOISE_DESIGN:
-        answer, judged = sections.floor_sentence(study) or "Nothing is compared here, and no floor is known yet.", True
+        answer, judged = method.floor_sentence(study) or "Nothing is compared here, and no floor is known yet.", True
     worth = sections.worth_sentence(read)
     return Page(
         name=study["name"],
@@ -61,7 +62,7 @@ def build(read: Read, figures: Sequence[Picture], *, forced: bool = False) -> Pa
         figures=figures,
         sections=sections.sections(read),
         command=study["reproduce"],
-        facts=sections.facts(study),
+        facts=method.facts(study),
     )
 
 

@@ -23,14 +23,12 @@ from rich.text import Text
 
 from gpt2lab import text
 from gpt2lab.analysis.verdicts import as_json
-from gpt2lab.errors import DataFault
-from gpt2lab.evidence import gather
 from gpt2lab.report import tables
 from gpt2lab.report.content import Page, build
 from gpt2lab.report.pictures import draw
-from gpt2lab.report.sections import Read
-from gpt2lab.results import StudyRun, cleaned, collect, judge_runs
-from gpt2lab.store import Store, write_atomically
+from gpt2lab.report.read import Read, read_study
+from gpt2lab.results import StudyRun
+from gpt2lab.store import write_atomically
 
 REACHES = ("multipliers", "in_tokens", "shares")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,23 +77,6 @@ def terminal_summary(name: str, root: str | Path = "runs", out: str | Path = "re
     page = Path(out) / study["name"] / "index.html"
     where = Text(f"report: {page}" if page.exists() else f"report: gpt2lab report {study['name']}")
     return Group(shown, *lines, where)
-
-
-def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> Read:
-    """All that its page is made from. Raises ConfigError for an unknown study, DataFault for a damaged record."""
-    store = Store(root)
-    study = cleaned(store.study(name))
-    if study.get("name") not in store.studies():  # it becomes a folder's name
-        raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
-    runs = collect(study, store)
-    verdicts = judge_runs(study, runs, force_exploratory=force_exploratory)
-    return Read(
-        study=study,
-        runs=runs,
-        verdicts=verdicts,
-        evidence=gather(study, runs, store),
-        arms=tables.summaries(study, runs, verdicts),
-    )
 
 
 def render_html(page: Page) -> str:

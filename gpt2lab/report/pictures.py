@@ -12,7 +12,7 @@ from gpt2lab.analysis import Verdicts
 from gpt2lab.evidence import Evidence
 from gpt2lab.report import figures, svg
 from gpt2lab.report.marks import Curve, Look, looks
-from gpt2lab.report.sections import Read
+from gpt2lab.report.read import Read
 from gpt2lab.report.tables import Summary, difference_cell, is_pair, verdict_cell
 from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, failure_ceiling, unit
 from gpt2lab.text import clean, number, plural, shorten

@@ -15,6 +15,7 @@ from made_up_study import STEPS, run_id, write, write_run
 from scipy import stats
 
 from gpt2lab.evidence import gather, loss_at, tokens_to
+from gpt2lab.ladder import trends
 from gpt2lab.report import page, write_report
 from gpt2lab.results import collect
 from gpt2lab.store import Store
@@ -207,3 +208,40 @@ def test_a_loss_counts_for_a_fraction_only_where_it_was_taken() -> None:
     assert loss_at(curve, 0.75) is None
     assert loss_at(([], []), 0.5) is None
     assert loss_at(([0.0], [5.0]), 0.5) is None
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_difference_over_three_sizes_has_a_trend_with_its_interval(make_study: MakeStudy, tmp_path: Path) -> None:
+    """The slope of statsmodels' ordinary least squares over all runs' differences is the same, by linearity."""
+    by_size = {1e6: (2.15, 1.95), 1e7: (2.0, 1.75), 1e8: (1.9, 1.6)}
+    dice, points, made = random.Random(1), [], {}
+    for size, (base, arm) in by_size.items():
+        losses = {"learned": [base + dice.gauss(0, 0.01) for _ in range(3)],
+                  "rotary": [arm + dice.gauss(0, 0.01) for _ in range(3)]}  # fmt: skip
+        ids: dict[str, dict[str, str]] = {}
+        for name, values in losses.items():
+            ids[name] = {str(seed): run_id(f"{name} of {size}", seed) for seed in range(3)}
+            for seed, value in enumerate(values):
+                write_run(tmp_path / "runs" / ids[name][str(seed)], value, True, dice)
+        made[size] = ids
+        points.append((math.log10(size), np.mean(losses["rotary"]) - np.mean(losses["learned"])))
+    study = make_study({"learned": 2.15, "rotary": 1.9}, tokens_per_parameter=1.0)
+    for number, (size, ids) in enumerate(made.items()):
+        arms = {name: study["arms"][name] | {"runs": ids[name]} for name in ids}
+        rung = {"name": f"posenc@size{number}", "arms": arms, "scope": study["scope"] | {"parameters": size}}
+        write(tmp_path / f"runs/studies/posenc@size{number}.json", study | rung)
+    (tmp_path / "runs/studies/posenc@nano.json").unlink()
+    index = write_report("posenc@size1", root=tmp_path / "runs", out=tmp_path / "reports")
+    said = (index.parent / "report.md").read_text().replace("\\", "")
+    store = Store(tmp_path / "runs")
+    [trend] = trends(store.study("posenc@size1"), store)
+    assert trend.change == pytest.approx(stats.linregress(*zip(*points, strict=True)).slope)
+    assert trend.low < trend.change < trend.high < 0
+    assert "## Over size" in said and "so it does change with size" in said
+    assert f"{trend.change:+.3f} nats [" in said
+
+    # another length of training per parameter is no rung of this ladder
+    other = store.study("posenc@size2")
+    write(tmp_path / "runs/studies/posenc@size2.json", other | {"tokens_per_parameter": 2.0})
+    [trend] = trends(store.study("posenc@size1"), store)
+    assert len(trend.sizes) == 2 and "2 sizes, the least that a line needs" in str(trend)
