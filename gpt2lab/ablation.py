@@ -5,6 +5,7 @@ Layer: plan. Everything that is wrong with the file and with any of its arms is 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.arms import Arm, Base, between_arms, exploratory_reason, resolve_arm
-from gpt2lab.config import fill_slots, preset_name, preset_source, read_overrides
+from gpt2lab.config import fill_slots, preset_name, preset_names, preset_source, read_overrides
 from gpt2lab.declaration import MAX_ARMS, NAME, SEEDS, Ablation, Axis, Evaluate, Knob, file_problems, seed_list
 from gpt2lab.designs import Design
 from gpt2lab.errors import ConfigError, Problem, unknown
@@ -41,6 +42,8 @@ class LoadedAblation:
     screen: bool
     design: str = "one factor"
     factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    expected: Mapping[str, str] = field(default_factory=dict)
+    """of effects that belong to no single arm"""
     baseline_seeds: int | None = None
     looks: tuple[int, ...] = ()
     lr_bracket: tuple[float, ...] = ()
@@ -49,6 +52,8 @@ class LoadedAblation:
     budgets: tuple[float, ...] = ()
     budget_arms: tuple[str, ...] = ()
     tokens_per_parameter: float | None = None
+    noise_command: str = "gpt2lab noise PRESET"
+    """what measures the noise floor of its baseline's recipe"""
 
     def exploratory_reason(self, arm: str) -> str | None:
         """Why contrasts of this arm may claim nothing, or None."""
@@ -109,7 +114,7 @@ def load_ablation(
         if arm is not None and not problems:
             made[name] = arm
     at = {name: written.at for name, written in design.arms.items()}
-    equal_tokens = declared.equalise.axis == "tokens"
+    equal_tokens = declared.equalise.axis in ("tokens", "parameters")
     beside = between_arms(
         design.baseline, made, at, equal_tokens=equal_tokens, bracketed=declared.lr_bracket is not None
     )
@@ -134,6 +139,7 @@ def load_ablation(
         screen=declared.screen,
         design=design.kind,
         factors=design.factors,
+        expected={name: said for name, said in declared.expected.items() if name not in design.arms},
         baseline_seeds=declared.baseline_seeds,
         looks=looks,
         lr_bracket=declared.lr_bracket or (),
@@ -142,7 +148,19 @@ def load_ablation(
         budgets=curve.budgets if curve else (),
         budget_arms=tuple(a for a in (design.baseline, *curve.arms) if a in chosen) if curve else (),
         tokens_per_parameter=declared.tokens_per_parameter,
+        noise_command=_noise_command(scale or _beside(path, declared.base), declared, overrides),
     )
+
+
+def _beside(path: str | Path, base: str) -> str:
+    """A file's base as one would name it from here."""
+    return base if preset_name(base) in preset_names() else str(Path(path).parent / base)
+
+
+def _noise_command(preset: str, declared: Ablation, overrides: Sequence[str]) -> str:
+    per = declared.tokens_per_parameter
+    words = ["gpt2lab", "noise", preset, *(["--tokens-per-parameter", f"{per:g}"] if per else [])]
+    return shlex.join([*words, *(word for item in overrides for word in ("--set", item))])
 
 
 def _chosen_arms(design: Design, wanted: Sequence[str] | None) -> list[str]:

@@ -100,7 +100,7 @@ class Ablation(Settings):
     """Training tokens for each parameter of the baseline, in the place of the preset's steps."""
     evaluate: Evaluate = Field(default_factory=Evaluate)
     expected: dict[str, str] = Field(default_factory=dict)
-    """Arm -> what is expected of it, and who says so."""
+    """Arm, or effect of a factorial design such as `norm=rmsnorm`, -> what is expected of it, and who says so."""
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Smallest difference of interest in nats: one for all scales, or by scale; null is the scale's own."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
@@ -229,9 +229,10 @@ def file_problems(declared: Ablation, source: Source) -> Iterator[Complaint]:
 
 
 def _references(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]:
+    effects = [contrast.arm for contrast in declared.design().contrasts if not contrast.is_pair]
     for name in declared.expected:
-        if name not in names:
-            yield Complaint(unknown("arm", name, names), (("expected", name),))
+        if name not in (*names, *effects):
+            yield Complaint(unknown("arm", name, [*names, *effects]), (("expected", name),))
     for index, name in enumerate(declared.budget_curve.arms if declared.budget_curve else ()):
         if name not in names:
             yield Complaint(unknown("arm", name, names), (("budget_curve", "arms", index),))

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.analysis import planning
-from gpt2lab.analysis.looks import look_alpha
 from gpt2lab.plan import Plan
+from gpt2lab.runs import is_finished, tokens_of
+from gpt2lab.scope import Scope, family, level_of, makespan, needed, sizes, study_seconds
 from gpt2lab.store import Store
+
+INFINITY = float("inf")
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """By the noise floor of the scale, all in the metric's unit."""
+    """By the noise floor of the scale, in nats, for the contrast that is known worst."""
 
     seeds: int
     sd: float
@@ -27,7 +30,7 @@ class Forecast:
     needed: int
     """seeds per arm that find X with 80 % power, with the sd at its upper limit"""
     seconds_needed: float
-    """what that many seeds would take here"""
+    """what a study of that many seeds would take here, from its start"""
     level: float
     """of each contrast"""
 
@@ -37,61 +40,66 @@ def forecast(plan: Plan) -> Forecast | None:
     floor, ablation = plan.floor, plan.ablation
     if floor is None or not floor.sd > 0:
         return None
-    alpha = look_alpha(ablation.looks, ablation.alpha) if ablation.looks else ablation.alpha
-    level = alpha / max(1, len(ablation.contrasts))
-    n, base = len(plan.seeds), max(len(plan.seeds), ablation.baseline_seeds or 0)
-    upper = float(planning.sd_upper(floor.sd, floor.df))
-    least = planning.detectable(n, base, alpha=level) if n > 1 else float("inf")
-    needed = planning.seeds_for_power(ablation.smallest_effect / upper, alpha=level)
-    one_each = sum(arm.seconds for arm in plan.arms.values()) / plan.machine.jobs
-    return Forecast(n, floor.sd, least * floor.sd, least * upper, needed, needed * one_each, level)
+    level, n = level_of(ablation), len(plan.seeds)
+    base = max(n, ablation.baseline_seeds or 0)
+    groups = [sizes(contrast, n, base, ablation.baseline) for contrast in family(ablation)]
+    least = max(planning.detectable(one, other, alpha=level, df=df) for one, other, df in groups) if n > 1 else INFINITY
+    upper, enough = float(planning.sd_upper(floor.sd, floor.df)), needed(ablation, floor)
+    return Forecast(n, floor.sd, least * floor.sd, least * upper, enough, _study_seconds(plan, enough), level)
+
+
+def _study_seconds(plan: Plan, n: int) -> float:
+    """What the plan's study would take here with n seeds per arm."""
+    seeds, more = tuple(range(n)), tuple(range(max(n, plan.ablation.baseline_seeds or 0)))
+    seconds = {name: arm.seconds for name, arm in plan.arms.items()}
+    return study_seconds(plan.ablation, Scope(tuple(plan.arms), seeds, more), seconds, plan.machine.jobs)
 
 
 def seconds_left(plan: Plan, store: Store) -> float:
     """Estimated time until all is done that the plan knows of, on this machine; runs at other budgets count by theirs,
     and where rates are still to be found, so do the runs that come after."""
-    from gpt2lab.runs import is_finished, tokens_of
-
-    waiting: dict[str, float] = {}
+    trials: dict[str, float] = {}
+    others: dict[str, float] = {}
     for arm in plan.arms.values():
-        per_token = arm.seconds / arm.tokens
-        trials = list(arm.tuning.trials.values()) if arm.tuning else []
-        for run in [*trials, *arm.runs, *(run for runs in arm.curve.values() for run in runs)]:
-            if not is_finished(run, store):
-                waiting[run.id] = per_token * tokens_of(run.config)
-    return sum(waiting.values()) / plan.machine.jobs
+        rates = tuple(arm.tuning.trials.values()) if arm.tuning else ()
+        for waiting, runs in ((trials, [rates]), (others, [arm.runs, *arm.curve.values()])):
+            for run in (run for some in runs for run in some if not is_finished(run, store)):
+                waiting[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
+    jobs = plan.machine.jobs
+    return makespan(trials.values(), jobs) + makespan(others.values(), jobs)
 
 
 def lines(plan: Plan) -> list[str]:
     """The forecast in sentences, for the plan and the start of a run."""
-    ablation, found = plan.ablation, forecast(plan)
-    effect, unit = f"{ablation.smallest_effect:g}", "nats"
+    scale, found, floor = plan.ablation.scale, forecast(plan), plan.floor
     told = [f"left out to fit the budget: {'; '.join(plan.left_out)}"] if plan.left_out else []
-    if found is None:
+    if found is None or floor is None:
         how = plan.why_no_floor or "its runs do not differ"
-        told.append(
-            f"no noise floor for {ablation.scale} ({how}), so power is unknown; `gpt2lab noise {ablation.scale}` "
-            "measures one"
-        )
-        return told
-    floor = plan.floor
-    assert floor
-    seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''} per arm"
+        return [
+            *told,
+            f"no noise floor for {scale} ({how}), so power is unknown; `{plan.ablation.noise_command}` measures one",
+        ]
     told.append(
-        f"noise floor: sd {floor.sd:.2g} {unit} [{floor.low:.2g}, {floor.high:.2g}] of {len(floor.values)} repeats, "
+        f"noise floor: sd {floor.sd:.2g} nats [{floor.low:.2g}, {floor.high:.2g}] of {len(floor.values)} repeats, "
         f"{floor.age}"
     )
-    if found.detectable < float("inf"):
+    if found.detectable < INFINITY:
         told.append(
-            f"with {seeds} the smallest difference seen four times out of five is {found.detectable:.2g} {unit} "
-            f"(up to {found.detectable_upper:.2g} if the noise is at its upper 80 % limit)"
+            f"with {_seeds(found.seeds)} a difference of {found.detectable:.2g} nats is found four times out of five "
+            f"({found.detectable_upper:.2g} if the noise is at its upper 80 % limit)"
         )
-    if found.needed > found.seeds:
-        cost = clock(found.seconds_needed)
-        told.append(f"to see {effect} {unit} it takes {found.needed} seeds per arm, about {cost}")
-    if 3 * floor.sd > ablation.smallest_effect:
-        told.append(f"three sds are more than {effect}, the smallest effect of interest: few seeds cannot resolve it")
-    return told
+    return [*told, _what_x_takes(plan, found)]
+
+
+def _what_x_takes(plan: Plan, found: Forecast) -> str:
+    effect = f"{plan.ablation.smallest_effect:g} nats, the smallest effect of interest"
+    if found.needed <= found.seeds:
+        return f"that is enough for {effect}: {_seeds(found.needed)} would do"
+    return f"for {effect}, it takes {_seeds(found.needed)}: about {clock(found.seconds_needed)}"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' if n > 1 else ''} per arm"
 
 
 def clock(seconds: float) -> str:
@@ -106,7 +114,8 @@ def as_record(plan: Plan) -> dict[str, Any] | None:
     found = forecast(plan)
     if found is None:
         return None
+    least = (found.detectable, found.detectable_upper) if found.detectable < INFINITY else (None, None)  # JSON has none
     return {
-        "noise_sd": found.sd, "detectable": found.detectable, "detectable_upper": found.detectable_upper,
+        "noise_sd": found.sd, "detectable": least[0], "detectable_upper": least[1],
         "seeds_for_smallest_effect": found.needed, "seconds_for_smallest_effect": found.seconds_needed,
     }  # fmt: skip

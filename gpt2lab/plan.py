@@ -127,7 +127,7 @@ def make_plan(
     base = made[ablation.baseline].config
     floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
     cost = {n: found[n].flops_per_token * tokens_of(arm.config) / speed for n, arm in made.items()}
-    scope = fit(ablation, floor, cost, seconds=seconds, jobs=jobs)
+    scope = fit(ablation, floor, cost, seconds=seconds, jobs=jobs, why_no_floor=why_none)
     arms = {}
     for name in scope.arms:
         arm, count = made[name], None
@@ -152,7 +152,11 @@ def make_plan(
             },
         )
     look = max((seeds_now or {}).values(), default=ablation.looks[0]) if ablation.looks else None
-    kept = replace(ablation, contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= arms.keys()))
+    kept = replace(
+        ablation,
+        contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= arms.keys()),
+        baseline_seeds=ablation.baseline_seeds and min(ablation.baseline_seeds, len(scope.baseline_seeds)),
+    )
     return Plan(
         ablation=kept, arms=arms, machine=machine, data=data, seeds=scope.seeds, look=look, floor=floor,
         why_no_floor=why_none, left_out=scope.left_out,

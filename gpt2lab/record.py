@@ -45,6 +45,7 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
         "question": ablation.question,
         "design": ablation.design,
         "factors": {name: list(levels) for name, levels in ablation.factors.items()},
+        "expected": dict(ablation.expected),
         "baseline": ablation.baseline,
         "arms": {name: declared_arm(ablation.arms[name]) for name in plan.arms},
         "contrasts": [declared_contrast(contrast) for contrast in ablation.contrasts],
@@ -57,6 +58,7 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
         "smallest_effect": ablation.smallest_effect,
         "alpha": ablation.alpha,
         "equalise": ablation.axis,
+        "equalise_by": ablation.knob,
         "tokens_per_parameter": ablation.tokens_per_parameter,
         "screen": ablation.screen,
         "evaluation": {"key": evaluation_key(spec), **spec},
@@ -65,6 +67,7 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
         "bracketed": bool(ablation.lr_bracket),
         "floors": plan.data.floors,
         "noise": plan.floor.as_record() if plan.floor else None,
+        "noise_command": ablation.noise_command,
         "left_out": list(plan.left_out),
         "scope": {
             "preset": ablation.scale,

@@ -38,6 +38,9 @@ from gpt2lab.training.precision import choose_device, set_threads
 from gpt2lab.training.state import TrainState
 
 PARENT = "GPT2LAB_PARENT"
+NOTHING_LEFT = 3
+"""A worker's exit code when another process had finished the run before it."""
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 EVALUATION_TOKENS_AT_ONCE = {"cpu": 4_096}  # what fits into a core's cache is a quarter faster
 GPU_EVALUATION_TOKENS_AT_ONCE = 65_536
@@ -90,8 +93,9 @@ class StopRequest:
         return self.reason is not None
 
 
-def execute(job: Job, stop: StopRequest) -> None:
-    """Train the run if it is not finished, then evaluate it if this evaluation is not there yet.
+def execute(job: Job, stop: StopRequest) -> bool:
+    """Train the run if it is not finished, then evaluate it if this evaluation is not there yet; False if nothing was
+    left to do.
 
     Raises LockHeld when another process is at it, Preempted when stopped, and what training raises; except for a
     divergence, which is a result.
@@ -105,7 +109,7 @@ def execute(job: Job, stop: StopRequest) -> None:
         key = evaluation_key(config.evaluation.spec(config.model.block_size))
         result = run.result()
         if result is not None and (result["status"] == "diverged" or run.evaluation(key) is not None):
-            return
+            return False
         data = open_prepared(job.data)
         if data.fingerprint != job.identity["data"]:
             raise DataFault(
@@ -120,6 +124,7 @@ def execute(job: Job, stop: StopRequest) -> None:
             record = {"id": job.run_id, "seed": config.seed, "repeat": config.repeat}
             run.write_identity({**record, "identity": job.identity, "created": now()})
         Training(run, config, data, job, stop).finish()
+        return True
 
 
 class Training:
@@ -262,7 +267,7 @@ def main() -> int:
     job = Job.from_json(sys.stdin.read())
     Path(job.root).mkdir(parents=True, exist_ok=True)
     try:
-        execute(job, stop)
+        return 0 if execute(job, stop) else NOTHING_LEFT
     except Gpt2labError as error:
         if error.code not in ("PREEMPTED", "LOCK"):
             record_failure(job, error)
@@ -272,7 +277,6 @@ def main() -> int:
         record_failure(job, error)
         traceback.print_exc()
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@ Layer: plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import bisect
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from gpt2lab.ablation import LoadedAblation
 from gpt2lab.analysis import planning
+from gpt2lab.analysis.looks import look_alpha
+from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.declaration import MAX_SEEDS
 from gpt2lab.errors import ConfigError
 from gpt2lab.noise import Floor
@@ -17,6 +22,7 @@ from gpt2lab.noise import Floor
 FEWEST = 3
 MOST_AUTOMATIC = 20
 """Seeds per arm that `auto` goes up to; beyond, the plan says how many X would need."""
+MARGIN = 1.1  # of a budget that is suggested: estimates of time are rough
 
 
 @dataclass(frozen=True)
@@ -30,86 +36,172 @@ class Scope:
 
 
 def fit(
-    ablation: LoadedAblation, floor: Floor | None, run_seconds: Mapping[str, float], *, seconds: float | None, jobs: int
+    ablation: LoadedAblation,
+    floor: Floor | None,
+    run_seconds: Mapping[str, float],
+    *,
+    seconds: float | None,
+    jobs: int,
+    why_no_floor: str = "",
 ) -> Scope:
     """Choose arms and seeds.
 
     run_seconds: estimated time of one run of every arm. seconds: the budget; among what fits into it, the choice with
     the largest number of contrasts that are expected to be found if all arms differ by the smallest effect. Arms are
-    dropped from the end of the file. Raises ConfigError when nothing fits, or when `auto` has no noise floor to go by.
+    dropped from the end of the file, and fewer than 3 seeds are chosen only where no choice with 3 fits. Declared looks
+    keep their seeds. Raises ConfigError when nothing fits, or when `auto` has no noise floor to go by.
     """
-    names = tuple(ablation.arms)
-    wanted = ablation.seeds if ablation.seeds is not None else tuple(range(_automatic(ablation, floor)))
-    whole = Scope(names, wanted, _baseline_seeds(ablation, wanted))
-    if seconds is None or _cost(ablation, whole, run_seconds) / jobs <= seconds:
+    names, wanted = tuple(ablation.arms), ablation.seeds
+    if wanted is None:
+        wanted = tuple(range(_automatic(ablation, floor, why_no_floor)))
+    whole = _scope(names, wanted, ablation.baseline_seeds)
+    if seconds is None or study_seconds(ablation, whole, run_seconds, jobs) <= seconds:
         return whole
-    choices = []
-    for count in _arm_counts(ablation):
-        kept = (ablation.baseline, *[name for name in names if name != ablation.baseline][: count - 1])
-        arms = tuple(name for name in names if name in kept)
-        for n in range(1 if len(wanted) < FEWEST else FEWEST, len(wanted) + 1):
-            scope = Scope(arms, wanted[:n], _baseline_seeds(ablation, wanted[:n]))
-            if _cost(ablation, scope, run_seconds) / jobs <= seconds:
-                choices.append((_expected(ablation, floor, count - 1, n), count, n, scope))
+    budget = seconds
+
+    def fits(scope: Scope) -> bool:
+        return study_seconds(ablation, scope, run_seconds, jobs) <= budget
+
+    choices = list(_choices(ablation, wanted, fits))
     if not choices:
-        least = min(
-            _cost(ablation, Scope(arms, wanted[:FEWEST], wanted[:FEWEST]), run_seconds)
-            for arms in (names, tuple(dict.fromkeys((ablation.baseline, *names)))[: min(_arm_counts(ablation))])
-        )
-        hours = least / jobs / 3600
-        raise ConfigError(
-            f"not even {FEWEST} seeds of the smallest design fit: they need about {hours:.2g} hours here",
-            where="--budget",
-            hint=f"--budget {hours * 1.1:.2g}h",
-        )
-    _, _, n, scope = max(choices, key=lambda choice: choice[:3])
-    dropped = [name for name in names if name not in scope.arms]
-    told = [f"{n} of {len(wanted)} seeds"] if n < len(wanted) else []
-    told += [f"without {', '.join(dropped)}"] if dropped else []
-    return Scope(scope.arms, scope.seeds, scope.baseline_seeds, tuple(told))
+        raise _nothing_fits(ablation, wanted, run_seconds, jobs)
+    fewest = min(FEWEST, max(len(scope.seeds) for scope in choices))
+    enough = [scope for scope in choices if len(scope.seeds) >= fewest]
+    return _told(max(enough, key=lambda scope: _worth(ablation, floor, scope)), whole)
 
 
-def _arm_counts(ablation: LoadedAblation) -> range:
-    """How many arms a design may be cut to."""
-    most = len(ablation.arms)
-    return range(2, most + 1) if ablation.design == "one factor" else range(most, most + 1)
-
-
-def _cost(ablation: LoadedAblation, scope: Scope, run_seconds: Mapping[str, float]) -> float:
-    """Seconds of one job after another, with the bracket and the budget curve."""
-    total = 0.0
+def study_seconds(ablation: LoadedAblation, scope: Scope, run_seconds: Mapping[str, float], jobs: int) -> float:
+    """Estimated time of all runs of a scope on `jobs` places: the trials of the bracket, as long as it need not be
+    widened, then the seeds with those at other budgets."""
+    trials, runs = [], []
     for name in scope.arms:
-        seeds = len(scope.baseline_seeds if name == ablation.baseline else scope.seeds)
-        others = sum(b for b in ablation.budgets if b != 1) if name in ablation.budget_arms else 0.0
-        total += run_seconds[name] * (len(ablation.lr_bracket) + seeds * (1 + others))
-    return total
+        own = ablation.arms[name].seeds or (scope.baseline_seeds if name == ablation.baseline else scope.seeds)
+        budgets = {1.0, *(ablation.budgets if name in ablation.budget_arms else ())}
+        trials += [run_seconds[name]] * len(ablation.lr_bracket)
+        runs += [budget * run_seconds[name] for budget in budgets for _ in own]
+    return makespan(trials, jobs) + makespan(runs, jobs)
 
 
-def _expected(ablation: LoadedAblation, floor: Floor | None, contrasts: int, n: int) -> float:
-    """How many contrasts would be found if every arm differed by X; without a floor, more arms and then more seeds."""
-    if floor is None or not floor.sd > 0 or n < 2:
-        return contrasts
+def makespan(seconds: Iterable[float], jobs: int) -> float:
+    """When the last run ends if each starts, the longest first, as soon as one of `jobs` places is free."""
+    ends = [0.0] * jobs
+    for one in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
+
+
+def level_of(ablation: LoadedAblation) -> float:
+    """The level at which each contrast is planned: alpha shared over looks and contrasts."""
+    alpha = look_alpha(ablation.looks, ablation.alpha) if ablation.looks else ablation.alpha
+    return alpha / max(1, len(ablation.contrasts))
+
+
+def sizes(contrast: Declared, n: int, base: int, baseline: str) -> tuple[float, float, float]:
+    """(seeds of one side, of the other, degrees of freedom) of two groups whose difference is known as well as the
+    contrast at n seeds per arm and `base` of the baseline."""
+    if contrast.is_pair:
+        one, other = (base if name == baseline else n for name in (contrast.arm, contrast.against))
+        return one, other, one + other - 2
+    each = 2 * n / sum(weight**2 for weight in contrast.weights.values())
+    return each, each, len(contrast.weights) * (n - 1)
+
+
+def family(ablation: LoadedAblation) -> Sequence[Declared]:
+    """The contrasts; one arm against the baseline where none is declared."""
+    return ablation.contrasts or (Declared.pair("an arm", ablation.baseline),)
+
+
+def power(ablation: LoadedAblation, contrast: Declared, effect: float, n: int, base: int) -> float:
+    """Chance that a contrast of `effect` sd is found with n seeds per arm and `base` of the baseline; 0 below 2."""
+    one, other, freedom = sizes(contrast, n, base, ablation.baseline)
+    return planning.power(effect, one, other, alpha=level_of(ablation), df=freedom) if n > 1 else 0.0
+
+
+def needed(ablation: LoadedAblation, floor: Floor) -> int:
+    """Seeds per arm that find X in every contrast with 80 % power, by the floor's sd at its upper 80 % limit."""
     effect = ablation.smallest_effect / float(planning.sd_upper(floor.sd, floor.df))
-    return contrasts * planning.power(effect, n, n, alpha=ablation.alpha / max(contrasts, 1))
+
+    def enough(n: int) -> bool:
+        base = max(n, ablation.baseline_seeds or 0)
+        return all(power(ablation, one, effect, n, base) >= planning.POWER for one in family(ablation))
+
+    most = 2
+    while not enough(most):
+        most *= 2
+    return most // 2 + bisect.bisect_left(range(most // 2, most), True, key=enough)
 
 
-def _automatic(ablation: LoadedAblation, floor: Floor | None) -> int:
-    """Seeds per arm that find X with 80 % power, from the floor's sd at its upper 80 % limit; from 3 to 20."""
+def _automatic(ablation: LoadedAblation, floor: Floor | None, why_no_floor: str) -> int:
+    """Seeds per arm that find X, from 3 to 20."""
     if floor is None:
         raise ConfigError(
-            f"automatic seeds need the noise floor of {ablation.scale}",
-            where="--seeds",
-            hint=f"gpt2lab noise {ablation.scale}",
+            f"automatic seeds need the noise floor of {ablation.scale}" + (f": {why_no_floor}" if why_no_floor else ""),
+            where="seeds",
+            hint=ablation.noise_command,
         )
-    if not floor.sd > 0:
-        return FEWEST
-    effect = ablation.smallest_effect / float(planning.sd_upper(floor.sd, floor.df))
-    needed = planning.seeds_for_power(effect, alpha=ablation.alpha / max(1, len(ablation.contrasts)))
-    return min(max(needed, FEWEST), MOST_AUTOMATIC)
+    return min(max(needed(ablation, floor), FEWEST), MOST_AUTOMATIC) if floor.sd > 0 else FEWEST
 
 
-def _baseline_seeds(ablation: LoadedAblation, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """The arms' seeds and, where the baseline is to have more, the next ones after them."""
-    extra = (ablation.baseline_seeds or 0) - len(seeds)
+def _scope(arms: tuple[str, ...], seeds: tuple[int, ...], baseline_seeds: int | None) -> Scope:
+    """With the arms' seeds for the baseline and, where it is to have more, the next ones after them."""
     free = [seed for seed in range(MAX_SEEDS) if seed not in seeds]
-    return (*seeds, *free[: max(extra, 0)])
+    return Scope(arms, seeds, (*seeds, *free[: max((baseline_seeds or 0) - len(seeds), 0)]))
+
+
+def _choices(ablation: LoadedAblation, wanted: tuple[int, ...], fits: Callable[[Scope], bool]) -> Iterator[Scope]:
+    """What fits: for every number of arms, with and without more seeds of the baseline, as many seeds as possible."""
+    others = [name for name in ablation.arms if name != ablation.baseline]
+    fewest = 1 if ablation.design == "one factor" else len(others)  # other designs need all of their arms
+    for count in range(fewest, len(others) + 1):
+        kept = {ablation.baseline, *others[:count]}
+        arms = tuple(name for name in ablation.arms if name in kept)
+        for baseline_seeds in dict.fromkeys((ablation.baseline_seeds, None)):
+            for n in [len(wanted)] if ablation.looks else range(len(wanted), 0, -1):
+                scope = _scope(arms, wanted[:n], baseline_seeds)
+                if fits(scope):
+                    yield scope
+                    break
+
+
+def _worth(ablation: LoadedAblation, floor: Floor | None, scope: Scope) -> tuple[float, int, int, int]:
+    """How many contrasts would be found if every one were of size X, without a floor how many there are; then, other
+    things being equal, arms, seeds and seeds of the baseline."""
+    kept = replace(ablation, contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= set(scope.arms)))
+    found, n, base = float(len(kept.contrasts)), len(scope.seeds), len(scope.baseline_seeds)
+    if floor is not None and floor.sd > 0:
+        effect = ablation.smallest_effect / float(planning.sd_upper(floor.sd, floor.df))
+        found = sum(power(kept, contrast, effect, n, base) for contrast in kept.contrasts)
+    return found, len(scope.arms), n, base
+
+
+def _told(scope: Scope, whole: Scope) -> Scope:
+    """The scope with what it lacks of the whole, in words."""
+    told, n, all_seeds = [], len(scope.seeds), len(whole.seeds)
+    dropped = [name for name in whole.arms if name not in scope.arms]
+    if dropped:
+        told.append(f"arm{'s' if len(dropped) > 1 else ''} {', '.join(dropped)}")
+    if n < all_seeds:
+        told.append(f"{all_seeds - n} of {all_seeds} seeds per arm")
+    if n < min(FEWEST, all_seeds):
+        fewest = min(FEWEST, all_seeds)
+        told[-1] += f" (not even {fewest} fit, and below {FEWEST} no contrast is called better or worse)"
+    fewer, planned = len(whole.baseline_seeds) - len(scope.baseline_seeds), len(whole.baseline_seeds)
+    if planned > all_seeds and fewer:
+        told.append(f"{fewer} of {planned} seeds of the baseline")
+    return replace(scope, left_out=tuple(told))
+
+
+def _nothing_fits(
+    ablation: LoadedAblation, wanted: tuple[int, ...], run_seconds: Mapping[str, float], jobs: int
+) -> ConfigError:
+    """What the least study would take: the baseline and the first arm, with the looks' seeds or one."""
+    smallest = next(_choices(replace(ablation, baseline_seeds=None), wanted, lambda scope: True))
+    n = len(wanted) if ablation.looks else 1
+    least = study_seconds(ablation, _scope(smallest.arms, wanted[:n], None), run_seconds, jobs)
+    minutes = math.ceil(MARGIN * least / 60)
+    return ConfigError(
+        f"not even {len(smallest.arms)} arms with {n} seed{'s' if n > 1 else ''} fit: they take about "
+        f"{minutes} minute{'s' if minutes > 1 else ''} here",
+        where="--budget",
+        hint=f"--budget {minutes}m",
+    )

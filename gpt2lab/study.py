@@ -31,7 +31,7 @@ class Outcome:
     @property
     def failed(self) -> list[str]:
         """Ids of runs that did not end as they should."""
-        return [run for run, ending in self.endings.items() if ending != "done"]
+        return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
 
 
 def job_of(run: Run, store: Store, plan: Plan) -> Job:
@@ -130,12 +130,14 @@ def run_study(
             todo = [run for run in runs if not is_finished(run, store)]
             found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()
             endings |= _train(runs, todo, plan, record, store, display, mirror)
-            stuck = any(endings.get(run.id, "done") != "done" for run in runs)
+            stuck = any(endings.get(run.id, "done") not in ("done", "found") for run in runs)
             if plan.bracketing and not stuck:
                 continue
             due = None if stuck or plan.bracketing else more_seeds(record, store, plan)
             if due is None:
-                return Outcome(record, endings, len(found))
+                meanwhile = [run for run, ending in endings.items() if ending == "found"]
+                own: dict[str, Ending] = {run: how for run, how in endings.items() if how != "found"}
+                return Outcome(record, own, len(found) + len(meanwhile))
 
 
 def _train(
@@ -160,7 +162,9 @@ def _train(
     gpus = plan.machine.jobs if plan.machine.device == "cuda" else 0
     try:
         tick()
-        endings = LocalExecutor(plan.machine.jobs, tick, gpus).run([job_of(run, store, plan) for run in todo])
+        by_run = {run.id: run for run in todo}
+        executor = LocalExecutor(plan.machine.jobs, tick, gpus, lambda run_id: is_finished(by_run[run_id], store))
+        endings = executor.run([job_of(run, store, plan) for run in todo])
         tick()
         return endings
     finally:

@@ -1,73 +1,139 @@
 """How fast each arm trains here, measured once and kept: equal wall clock becomes a fixed number of tokens.
 
+    runs/throughput/<key>.json    one for each way to train, device, number of threads, code and torch
+
+A recorded speed is never measured again, so that a study's runs do not depend on how busy the machine is today.
+
 Layer: plan.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpt2lab.config import Config
-from gpt2lab.identity import digest, settings
+from gpt2lab.errors import DataFault
+from gpt2lab.identity import choices, component_code, core_code, digest, settings
 from gpt2lab.machine import Machine
 from gpt2lab.model import build_model
 from gpt2lab.optim.groups import build_optimizers
-from gpt2lab.store import now, read_json, write_json
+from gpt2lab.store import file_lock, now, read_json, write_json
+from gpt2lab.training.distributed import ALONE
+from gpt2lab.training.loop import accumulate
+from gpt2lab.training.precision import memory_guard
+from gpt2lab.training.state import TrainState
 
-ROUNDS = 7
+ROUNDS = 3
+FEWEST_STEPS, SECONDS = 3, 0.5  # of each arm in a round, whichever takes longer
+LONG_SECONDS = 20.0
+"""Nothing is timed again in a round that took as long as this."""
+
+# no matter for speed: how long, and at what rate
+NOT_SPEED = {"training": {"steps"}, "optim": {"lr", "warmup_steps", "schedule"}}
 
 
 def recorded(root: Path, configs: Mapping[str, Config], machine: Machine) -> dict[str, float]:
-    """Tokens per second of every config, from the first measurement of this set on this machine."""
-    tree = {name: settings(config) for name, config in configs.items()}
-    for one in tree.values():
-        one["training"].pop("steps", None)
-    parts = [tree, machine.device_name, machine.threads, torch.__version__]
-    path = root / "throughput" / f"{digest(parts)[:16]}.json"
-    kept = read_json(path)
-    if kept is None:
-        kept = {"tokens_per_second": measure(configs, machine), "rounds": ROUNDS, "measured": now()}
-        write_json(path, kept)
-    return dict(kept["tokens_per_second"])
+    """Tokens per second of every config, as first measured on this machine and stack; the missing ones are measured.
+
+    Arms that train alike have one record. Raises DataFault for a damaged record.
+    """
+    parts = {name: speed_parts(config, machine) for name, config in configs.items()}
+    paths = {name: root / "throughput" / f"{digest(part)[:16]}.json" for name, part in parts.items()}
+    if not all(path.exists() for path in paths.values()):
+        with file_lock(root / "throughput" / "lock"):  # two probes at once would slow each other down
+            missing = {path: name for name, path in paths.items() if not path.exists()}
+            found = measure({name: configs[name] for name in missing.values()}, machine)
+            for path, name in missing.items():
+                write_json(path, {"tokens_per_second": found[name], "measured": now(), **parts[name]})
+    return {name: _kept(path) for name, path in paths.items()}
+
+
+def _kept(path: Path) -> float:
+    speed = (read_json(path) or {}).get("tokens_per_second")
+    if isinstance(speed, (int, float)) and math.isfinite(speed) and speed > 0:
+        return float(speed)
+    raise DataFault("no speed in it", where=str(path), hint=f"rm {path}; it is then measured again")
+
+
+def speed_parts(config: Config, machine: Machine) -> dict[str, Any]:
+    """All that speed depends on, as plain data."""
+    tree = {
+        section: {key: value for key, value in values.items() if key not in NOT_SPEED.get(section, ())}
+        for section, values in settings(config).items()
+    }
+    parts = [choice for choice in choices(config) if choice.slot != "schedule"]
+    return {
+        "settings": tree,
+        "code": digest([core_code(), *map(component_code, parts)]),
+        "device": machine.device_name,
+        "threads": machine.threads if machine.device == "cpu" else 0,
+        "torch": torch.__version__,
+    }
 
 
 def measure(configs: Mapping[str, Config], machine: Machine) -> dict[str, float]:
-    """Tokens per second of training steps on random tokens, one arm after another in turns, the median of them."""
-    before, state = torch.get_num_threads(), torch.get_rng_state()
+    """Tokens per second of training on random tokens: the fastest of several rounds, in which arms take turns, as what
+    else the machine does can only slow it down. Leaves torch's threads and random numbers as they were."""
+    before, best = torch.get_num_threads(), dict.fromkeys(configs, math.inf)
     torch.set_num_threads(machine.threads)
-    seen: dict[str, list[float]] = {name: [] for name in configs}
     try:
-        made = {name: _Stepper(config, machine.device) for name, config in configs.items()}
-        for _ in range(ROUNDS):
-            for name, stepper in made.items():
-                seen[name].append(stepper.tokens_per_second())
+        with torch.random.fork_rng():
+            for _ in range(ROUNDS):
+                for name, config in configs.items():
+                    best[name] = min(best[name], step_seconds(config, torch.device(machine.device)))
     finally:
         torch.set_num_threads(before)
-        torch.set_rng_state(state)
-    return {name: statistics.median(speeds[1:]) for name, speeds in seen.items()}
+    return {name: config.training.batch_tokens / best[name] for name, config in configs.items()}
 
 
-class _Stepper:
-    """A model that can be trained a step at a time on random tokens."""
-
-    def __init__(self, config: Config, device: str) -> None:
-        self.model = build_model(config.model, seed=0, device=torch.device(device))
-        self.optimizers = build_optimizers(config.optim, self.model.params())
-        rows = config.training.batch_tokens // config.model.block_size
-        self.tokens = torch.randint(config.model.vocab_size, (rows, config.model.block_size + 1), device=device)
-
-    def tokens_per_second(self) -> float:
-        """Of one step."""
+def step_seconds(config: Config, device: torch.device) -> float:
+    """Seconds of one training step: of one micro-batch times their number, and of the update after them."""
+    training, block_size = config.training, config.model.block_size
+    sequences = training.batch_tokens // block_size
+    rows = training.micro_batch_sequences or sequences
+    hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
+    with memory_guard("throughput probe", f"{rows} sequences of {block_size} tokens in one pass", hint):
+        model = build_model(config.model, seed=0, device=device)
+        state = TrainState(model.train(), build_optimizers(config.optim, model.params()))
+        tokens = torch.randint(config.model.vocab_size, (rows, block_size + 1))
+        passes: list[float] = []
+        updates: list[float] = []
         began = time.perf_counter()
-        self.model.loss(self.tokens[:, :-1], self.tokens[:, 1:]).backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        if self.tokens.is_cuda:
-            torch.cuda.synchronize()
-        return (self.tokens.numel() - len(self.tokens)) / (time.perf_counter() - began)
+        while len(passes) < FEWEST_STEPS or time.perf_counter() - began < SECONDS:
+            passes.append(_timed_pass(state, tokens, config, device))
+            updates.append(_timed_update(state, config.optim.grad_clip, device))
+            if time.perf_counter() - began > LONG_SECONDS:
+                break
+    return sequences / rows * min(passes) + min(updates)
+
+
+def _timed_pass(state: TrainState, tokens: Tensor, config: Config, device: torch.device) -> float:
+    """Seconds of one micro-batch forward and backward.  tokens: (n, T + 1)"""
+    _wait_for(device)
+    began = time.perf_counter()
+    accumulate(state, tokens[:, :-1], tokens[:, 1:], len(tokens), config.training.precision, 0, ALONE)
+    _wait_for(device)
+    return time.perf_counter() - began
+
+
+def _timed_update(state: TrainState, grad_clip: float | None, device: torch.device) -> float:
+    """Seconds of clipping and of the optimizers' steps."""
+    began = time.perf_counter()
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), math.inf if grad_clip is None else grad_clip)
+    for optimizer in state.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    _wait_for(device)
+    return time.perf_counter() - began
+
+
+def _wait_for(device: torch.device) -> None:
+    """A GPU computes behind the program's back."""
+    getattr(torch, device.type).synchronize()

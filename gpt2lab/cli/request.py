@@ -67,7 +67,7 @@ class Request:
                 kept = first[0]
                 asked = replace(
                     ablation, arms={name: ablation.arms[name] for name in kept.arms}, seeds=kept.seeds,
-                    contrasts=kept.ablation.contrasts,
+                    contrasts=kept.ablation.contrasts, baseline_seeds=kept.ablation.baseline_seeds,
                 )  # fmt: skip
             made = make_plan(asked, data, store, jobs=self.jobs, seeds_now=due, seconds=None if first else seconds)
             first[:] = first or [made]

@@ -26,23 +26,35 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(
-    name: Name,
+    name: Annotated[str | None, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="The page across all studies, in the place of one's.")] = False,
+    force_exploratory: Annotated[
+        bool, typer.Option("--force-exploratory", help="Numbers in the place of refusals; none of them is a finding.")
+    ] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Make the copy that is committed.")] = False,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
     """Write a study's page again, from its runs alone. Needs no torch and trains nothing."""
     from gpt2lab.display import console_for
-    from gpt2lab.report import terminal_summary, write_report
+    from gpt2lab.report import read_study, terminal_summary, write_report
 
-    page = write_report(name, root=runs, out=out)
+    if all_ == (name is not None):
+        raise typer.BadParameter("a study's name or --all is expected, and not both")
+    if name is None:
+        from gpt2lab.report.index import write_index
+
+        print(f"report: {write_index(runs, out)}")
+        return
+    read = read_study(name, runs, force_exploratory=force_exploratory)
+    page = write_report(read, out=out, force_exploratory=force_exploratory)
     if publish:
         target = out / "published" / page.parent.name
         if target.exists():
             shutil.rmtree(target)
         shutil.copytree(page.parent, target)
         print(f"published: {target}")
-    console_for().print(terminal_summary(name, runs, out))
+    console_for().print(terminal_summary(read, out))
 
 
 def compare(

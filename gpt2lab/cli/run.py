@@ -93,17 +93,18 @@ def run(
 
 def run_one(planned: Any, reproduce: str, store: Any, out: Path, console: Any, *, tracking: bool, as_json: bool) -> int:
     """One study to its end and its report; -> how many of its runs failed."""
-    from gpt2lab.report import terminal_summary, write_report
+    from gpt2lab.report import read_study, terminal_summary, write_report
 
     outcome = train(planned, reproduce, store, console, tracking=tracking)
     name = outcome.record["name"]
-    write_report(name, root=store.root, out=out)
+    read = read_study(name, store.root)
+    write_report(read, out=out)
     if tracking:
         keep_report(outcome.record, out / name, console, store)
     if as_json:
         print((out / name / "verdicts.json").read_text(encoding="utf-8"))
     else:
-        console.print(terminal_summary(name, store.root, out))
+        console.print(terminal_summary(read, out))
         if tracking:
             console.print("MLflow: gpt2lab ui", markup=False, highlight=False)
     return len(outcome.failed)

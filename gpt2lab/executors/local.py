@@ -18,13 +18,20 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2lab.errors import LockHeld, Preempted
-from gpt2lab.runner import PARENT, Job
+from gpt2lab.runner import NOTHING_LEFT, PARENT, Job
 from gpt2lab.store import Store
 
 TICK_SECONDS = 0.2
 LOCKED_PAUSE_SECONDS = 2.0
-Ending = Literal["done", "failed", "preempted", "locked"]
-ENDINGS: dict[int, Ending] = {0: "done", Preempted.exit_code: "preempted", LockHeld.exit_code: "locked"}
+Ending = Literal["done", "failed", "preempted", "locked", "found"]
+"""How a job ended: trained now, failed, stopped, held by another process, or finished by another one meanwhile."""
+
+ENDINGS: dict[int, Ending] = {
+    0: "done",
+    NOTHING_LEFT: "found",
+    Preempted.exit_code: "preempted",
+    LockHeld.exit_code: "locked",
+}
 
 
 @dataclass
@@ -40,12 +47,14 @@ class Worker:
 class LocalExecutor:
     """Runs jobs, at most `places` at a time.
 
-    on_tick: called several times a second while jobs run. gpus: how many there are to share.
+    on_tick: called several times a second while jobs run. gpus: how many there are to share. is_done: whether a run is
+    finished by now, asked before its worker is started, because another process may be at the same study.
     """
 
     places: int
     on_tick: Callable[[], None]
     gpus: int = 0
+    is_done: Callable[[str], bool] = lambda run_id: False
     _stop: bool = field(default=False, init=False)
     _workers: list[Worker] = field(default_factory=list, init=False)
 
@@ -70,7 +79,7 @@ class LocalExecutor:
                         endings[worker.job.run_id] = ending
                 if self._stop and not self._workers:
                     break
-                self._fill(waiting, not_before)
+                endings |= self._fill(waiting, not_before)
                 self.on_tick()
                 time.sleep(TICK_SECONDS)
         finally:
@@ -84,18 +93,25 @@ class LocalExecutor:
             )
         return endings
 
-    def _fill(self, waiting: deque[Job], not_before: dict[str, float]) -> None:
-        """Start jobs while there are free places."""
+    def _fill(self, waiting: deque[Job], not_before: dict[str, float]) -> dict[str, Ending]:
+        """Start jobs while there are free places; -> those that another process has finished meanwhile."""
+        found: dict[str, Ending] = {}
         for _ in range(len(waiting)):
             if self._stop or len(self._workers) >= self.places:
-                return
+                break
             job = waiting.popleft()
             if time.monotonic() < not_before.get(job.run_id, 0.0):
                 waiting.append(job)
-                continue
-            taken = {worker.place for worker in self._workers}
-            place = next(p for p in range(self.places) if p not in taken)
-            self._workers.append(Worker(job, place, self._start(job, place)))
+            elif Store(job.root).run(job.run_id).status() == "running":  # a worker takes seconds to find that out
+                not_before[job.run_id] = time.monotonic() + LOCKED_PAUSE_SECONDS
+                waiting.append(job)
+            elif self.is_done(job.run_id):
+                found[job.run_id] = "found"
+            else:
+                taken = {worker.place for worker in self._workers}
+                place = next(p for p in range(self.places) if p not in taken)
+                self._workers.append(Worker(job, place, self._start(job, place)))
+        return found
 
     def _start(self, job: Job, place: int) -> subprocess.Popen[str]:
         """A worker process with its own session, so that Ctrl-C reaches it only through us."""

@@ -20,8 +20,9 @@ def noise(read: Read) -> list[str]:
     known = floor_sentence(study)
     if not known:
         return [
-            f"No noise floor of this scale, data, length and software was at hand; `gpt2lab noise {study['scale']}` "
-            "measures one, and plans then say what they can find.",
+            "No noise floor of this scale, data, length and software was at hand; "
+            f"`{study.get('noise_command') or 'gpt2lab noise ' + study['scale']}` measures one, and plans then say "
+            "what they can find.",
             _power(read),
         ]
     told = [f"{known} It serves planning, and verdicts on one or two seeds; it never defines which differences matter."]

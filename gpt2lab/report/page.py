@@ -35,15 +35,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
-    name: str, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
+    study: str | Read, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
 ) -> Path:
     """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json; returns index.html.
 
+    study: its name in the store at `root`, or what `read_study` read of it.
     force_exploratory: show numbers where a verdict is refused, under a banner that says so.
     The study may be incomplete; the page then says what is missing. Raises ConfigError for an unknown study, DataFault
     for a damaged record, EnvironmentFault when the folder cannot be written (the old report stays).
     """
-    read = read_study(name, root, force_exploratory=force_exploratory)
+    read = study if isinstance(study, Read) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read, draw(read), forced=force_exploratory)
     files: dict[str, str | bytes] = {f"figures/{figure.name}.svg": figure.alone for figure in page.figures}
     files |= {f"figures/{figure.name}.png": figure.png for figure in page.figures}
@@ -61,9 +62,8 @@ def write_report(
     return folder / "index.html"
 
 
-def terminal_summary(name: str, root: str | Path = "runs", out: str | Path = "reports") -> Group:
+def terminal_summary(read: Read, out: str | Path = "reports") -> Group:
     """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
-    read = read_study(name, root)
     study, runs = read.study, read.runs
     table = tables.verdict_table(study, read.arms, read.verdicts, read.evidence)
     shown = RichTable(title=Text(study["question"]), title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -129,7 +129,8 @@ def _contrast_row(study: Study, arms: Mapping[str, Summary], contrast: Contrast,
     if arm is None:
         counts = f"{contrast.n_arm} + {contrast.n_against}"
         name = Cell(contrast.arm, f"against {contrast.against}, over {len(contrast.weights)} cells")
-        return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), Cell()))
+        expected = Cell((study.get("expected") or {}).get(contrast.arm) or "")
+        return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), expected))
     against = "" if contrast.against == study["baseline"] else f"against {contrast.against}; "
     name = Cell(arm.arm, against + changes(study, arm.arm))
     worth = worth_cell(evidence.multipliers.get(arm.arm)) if contrast.against == study["baseline"] else Cell()

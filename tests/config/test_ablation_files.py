@@ -57,8 +57,8 @@ def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) ->
     baseline = loaded.arms[loaded.baseline].config
     assert loaded.design == "leave one out" or baseline.model == preset.model
     assert baseline.training == preset.training
-    arms = {name for contrast in loaded.contrasts for name in contrast.weights if len(contrast.weights) == 2}
-    assert all(loaded.arms[name].expected for name in arms if name != loaded.baseline)
+    expected = {name: arm.expected for name, arm in loaded.arms.items()} | loaded.expected
+    assert all(expected.get(contrast.arm) for contrast in loaded.contrasts if " with " not in contrast.arm)
 
 
 def test_an_arm_is_the_scale_then_overrides_then_its_changes(file: Path) -> None:

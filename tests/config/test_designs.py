@@ -178,4 +178,6 @@ def test_seeds_from_the_command_line_drop_the_looks(tmp_path: Path) -> None:
 
 def test_a_rung_of_a_ladder_names_its_tokens_per_parameter(tmp_path: Path) -> None:
     text = "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nscales: [nano, micro]\ntokens_per_parameter: 1\n"
-    assert loaded(tmp_path, text, scale="micro").scale == "micro-1tpp"
+    rung = loaded(tmp_path, text, scale="micro", overrides=["optim.lr=1e-3"])
+    assert rung.scale == "micro-1tpp"
+    assert rung.noise_command == "gpt2lab noise micro --tokens-per-parameter 1 --set optim.lr=1e-3"

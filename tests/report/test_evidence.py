@@ -152,11 +152,19 @@ def test_a_factorial_is_shown_by_its_effects(make_study: MakeStudy, tmp_path: Pa
     ]
     factors = {"norm": ["layernorm", "rmsnorm"], "position": ["learned", "rotary"]}
     study = make_study(
-        cells, seeds=5, baseline=next(iter(cells)), contrasts=effects, factors=factors, design="factorial"
+        cells,
+        seeds=5,
+        baseline=next(iter(cells)),
+        contrasts=effects,
+        factors=factors,
+        design="factorial",
+        expected={"norm=rmsnorm": "better, a little (a book)"},
     )
     said = told(tmp_path, study)
     assert "position=rotary is better than position=learned by 0.3" in said
     assert "over 4 cells" in said and "part of effects" in said
+    [row] = [line for line in said.splitlines() if line.startswith("| norm=rmsnorm; against norm=layernorm")]
+    assert row.endswith("better, a little (a book) |")
     drawn = (tmp_path / "reports/posenc@nano/figures/differences.svg").read_text()
     assert "norm=rmsnorm" in drawn and "Effects of the factors" in drawn
 

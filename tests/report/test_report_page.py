@@ -22,7 +22,7 @@ from rich.console import Console
 from gpt2lab import text
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
-from gpt2lab.report import page, terminal_summary, write_report
+from gpt2lab.report import page, read_study, terminal_summary, write_report
 
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
@@ -343,7 +343,7 @@ def test_the_terminal_says_every_verdict_and_where_the_page_lies(
     def shown(root: Path) -> str:
         console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         with console.file:
-            console.print(terminal_summary("posenc", root / "runs", root / "reports"), soft_wrap=True)
+            console.print(terminal_summary(read_study("posenc", root / "runs"), root / "reports"), soft_wrap=True)
             return console.export_text()
 
     told = shown(finished)

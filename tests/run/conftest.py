@@ -73,7 +73,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     trained: list[str] = []
 
     class Inline:
-        def __init__(self, places: int, on_tick: Callable[[], None], gpus: int = 0) -> None:
+        def __init__(self, places: int, on_tick: Callable[[], None], *_: object) -> None:
             self.on_tick = on_tick
 
         def run(self, jobs: Sequence[Job]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from gpt2lab.store import Store
 
@@ -142,9 +145,9 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny: Path, gpt2l
 
 
 @contextlib.contextmanager
-def started(tiny: Path, folder: Path, jobs: int) -> Iterator[subprocess.Popen[str]]:
+def started(tiny: Path, folder: Path, jobs: int, *more: str) -> Iterator[subprocess.Popen[str]]:
     """The command as a process of its own, which is gone afterwards whatever happens."""
-    words = ["run", str(tiny), "--no-tracking", "--runs", str(folder / "runs"), "--out", str(folder / "out")]
+    words = ["run", str(tiny), "--no-tracking", "--runs", str(folder / "runs"), "--out", str(folder / "out"), *more]
     command = [sys.executable, "-c", "from gpt2lab.cli import main; main()", *words, "--jobs", str(jobs)]
     log = folder / "log.txt"
     with log.open("a") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, text=True) as process:
@@ -184,6 +187,67 @@ def test_killed_stopped_and_side_by_side_equal_undisturbed_to_the_bit(tiny: Path
     assert journals(wild / "runs") == journals(calm / "runs")
     assert finals(wild / "runs") == finals(calm / "runs")
     assert weights(wild / "runs") == weights(calm / "runs")
+
+
+WITNESS = """
+import os, pathlib, torch
+from gpt2lab.components.norm import norm
+
+@norm.register("witness", source="a test")
+def witness(site):
+    \"\"\"LayerNorm; says which process builds a model to train it.\"\"\"
+    if torch.empty(0).device.type != "meta":
+        (pathlib.Path({folder!r}) / str(os.getpid())).touch()
+    return torch.nn.LayerNorm(site.width or site.dims.n_embd)
+"""
+
+
+def trainings(folder: Path) -> set[str]:
+    """Processes that built a model to train it: one for each time that a worker trained a run."""
+    return {file.name for file in folder.iterdir()}
+
+
+@pytest.fixture
+def watched(tiny: Path, tmp_path: Path) -> tuple[Path, str]:
+    """(folder of witnesses, plug-in): the tiny ablation with a baseline that leaves a trace of every training."""
+    folder, plugin = tmp_path / "witnesses", tmp_path / "witness.py"
+    folder.mkdir()
+    plugin.write_text(WITNESS.format(folder=str(folder)))
+    preset = tmp_path / "tiny.yaml"
+    preset.write_text(
+        preset.read_text().replace("model: {", "model: {norm: witness, ").replace("steps: 24", "steps: 80")
+    )
+    return folder, str(plugin)
+
+
+def test_two_starters_share_the_work_and_train_each_run_once(
+    tiny: Path, tmp_path: Path, watched: tuple[Path, str]
+) -> None:
+    folder, plugin = watched
+    with started(tiny, tmp_path, 1, "--plugin", plugin) as one, started(tiny, tmp_path, 1, "--plugin", plugin) as two:
+        assert [one.wait(180), two.wait(180)] == [0, 0], (tmp_path / "log.txt").read_text()
+    said = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in said
+    assert [run.status() for run in Store(tmp_path / "runs").runs()] == ["finished"] * 4
+    counts = [int(count) for count in re.findall(r"(\d+) trained now", said)]
+    assert len(counts) == 2 and sum(counts) == 4 and min(counts) >= 1  # shared
+    assert len(trainings(folder)) == 4
+    assert all([row["step"] for row in run.rows()] == list(range(81)) for run in Store(tmp_path / "runs").runs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 30, 120, 200])
+def test_when_either_of_two_starters_is_killed_the_other_finishes(
+    rows: int, tiny: Path, tmp_path: Path, watched: tuple[Path, str]
+) -> None:
+    folder, plugin = watched
+    with started(tiny, tmp_path, 1, "--plugin", plugin) as one, started(tiny, tmp_path, 1, "--plugin", plugin) as two:
+        wait_for_rows(tmp_path / "runs", rows)
+        (one if rows % 20 else two).kill()
+        assert (two if rows % 20 else one).wait(180) == 0, (tmp_path / "log.txt").read_text()
+    assert [run.status() for run in Store(tmp_path / "runs").runs()] == ["finished"] * 4
+    assert len(trainings(folder)) <= 5  # the killed one's run was continued
+    assert all([row["step"] for row in run.rows()] == list(range(81)) for run in Store(tmp_path / "runs").runs())
 
 
 def test_workers_end_with_a_killed_parent(tiny: Path, tmp_path: Path) -> None:
