@@ -34,8 +34,9 @@ def _likely(contrasts: Sequence[Contrast], verdicts: Verdicts) -> str:
 
 def _same(contrasts: Sequence[Contrast], verdicts: Verdicts) -> str:
     effect = f"{verdicts.smallest_effect:g} {verdicts.unit}"
-    names = words.listed(_pair(c, verdicts, "and") for c in contrasts)
-    return f"Between {names}, any difference is smaller than {effect}."
+    first, *rest = (f"between {c.arm} and {c.against}" for c in contrasts)
+    places = ", ".join([f"B{first[1:]}", *rest[:-1]]) + (f", and {rest[-1]}" if rest else "")
+    return f"{places}, any difference is smaller than {effect}."
 
 
 def _open(contrasts: Sequence[Contrast], verdicts: Verdicts) -> str:
@@ -87,8 +88,8 @@ def _by_size(c: Contrast, verdicts: Verdicts) -> str:
     return f"{c.arm} is {likely}{direction} than {c.against} by {size}{small}{doubt}"
 
 
-def _pair(c: Contrast, verdicts: Verdicts, link: str = "against") -> str:
-    return f"{c.arm} {link} {c.against}" if link == "and" or c.against != verdicts.baseline else c.arm
+def _pair(c: Contrast, verdicts: Verdicts) -> str:
+    return f"{c.arm} against {c.against}" if c.against != verdicts.baseline else c.arm
 
 
 def _certainty(verdicts: Verdicts) -> list[str]:

@@ -209,6 +209,12 @@ def changes(study: Study, arm: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    """A value as people say it: `rotary`, `plain(qk_norm=true)`, `rotary, none`."""
+    if isinstance(value, Mapping):
+        options = ", ".join(f"{key}={_shown(inner)}" for key, inner in value.items() if key != "name")
+        return f"{value['name']}({options})" if "name" in value else options
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_shown, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
