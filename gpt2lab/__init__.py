@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpt2lab.analysis import compare
     from gpt2lab.config import load_config
+    from gpt2lab.evaluation import metric
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, save_gpt2
     from gpt2lab.results import load_results
@@ -30,6 +31,7 @@ _HOME = {
     "load_config": "gpt2lab.config",
     "load_gpt2": "gpt2lab.pretrained",
     "load_results": "gpt2lab.results",
+    "metric": "gpt2lab.evaluation",
     "save_gpt2": "gpt2lab.pretrained",
 }
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "load_config",
     "load_gpt2",
     "load_results",
+    "metric",
     "save_gpt2",
 ]
 

@@ -239,14 +239,25 @@ def component_code(choice: Choice) -> str:
     return _factory_code(SLOTS[choice.slot][choice.name].factory)
 
 
+def sources(config: Any) -> dict[str, dict[str, str]]:
+    """What the code hashes of a config's identity stand for: hash -> definition -> its source as it counts."""
+    parts = [_core(), *(_factory_parts(SLOTS[one.slot][one.name].factory) for one in choices(config))]
+    return {digest(part): dict(part) for part in parts}
+
+
 @cache
 def _factory_code(factory: Callable[..., Any]) -> str:
+    return digest(_factory_parts(factory))
+
+
+@cache
+def _factory_parts(factory: Callable[..., Any]) -> dict[str, str]:
     """A factory without a definition of its own (made in a loop, say) counts with the whole of its module."""
     module, name = factory.__module__, factory.__name__
     definitions = parse(module).definitions
     whole = factory.__qualname__ != name or name not in definitions
     found = reached([(module, every) for every in definitions] if whole else [(module, name)])
-    return digest({PLUGIN.sub("plugin", k): v for k, v in found.items() if k not in _core()})
+    return {PLUGIN.sub("plugin", k): v for k, v in found.items() if k not in _core()}
 
 
 def settings(config: Any) -> dict[str, Any]:

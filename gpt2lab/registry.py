@@ -44,7 +44,7 @@ class Choice:
 
     def written(self) -> str | dict[str, Any]:
         """The shortest YAML form: the bare name, or name and the options that differ from their defaults."""
-        defaults = SLOTS[self.slot][self.name].defaults()
+        defaults = (SLOTS.get(self.slot) or BESIDE_CONFIG[self.slot])[self.name].defaults()
         changed = {k: v for k, v in self.options.items() if v != defaults.get(k, ...)}
         return {"name": self.name, **changed} if changed else self.name
 
@@ -137,15 +137,18 @@ class Slot:
 
     `path` is its key in a config (`model.norm`). `arity`: `one` choice; `per_layer`, one choice or a pattern repeated
     over the layers; `list`, an ordered list whose parts add up. `default` is what canonical GPT-2 has.
+    What is in no config and changes no run, as metrics do not, is registered alike with `in_config=False`.
     """
 
-    def __init__(self, path: str, what: str, *, default: str | Sequence[str], arity: Arity = "one") -> None:
+    def __init__(
+        self, path: str, what: str, *, default: str | Sequence[str], arity: Arity = "one", in_config: bool = True
+    ) -> None:
         self.path, self.what, self.default, self.arity = path, what, default, arity
         self.name = path.rpartition(".")[2]
         self._components: dict[str, Component] = {}
-        if self.name in SLOTS:
+        if self.name in SLOTS or self.name in BESIDE_CONFIG:
             raise ValueError(f"slot {self.name!r} is already defined")
-        SLOTS[self.name] = self
+        (SLOTS if in_config else BESIDE_CONFIG)[self.name] = self
 
     def register(
         self,
@@ -234,6 +237,9 @@ class Slot:
 
 
 SLOTS: dict[str, Slot] = {}
+"""Those of a config, by name."""
+BESIDE_CONFIG: dict[str, Slot] = {}
+"""The others."""
 PLUGINS: list[str] = []
 """Plug-in files loaded so far, for the processes that this one starts."""
 

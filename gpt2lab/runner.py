@@ -20,13 +20,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
 from gpt2lab.data.prepared import Prepared, open_prepared
 from gpt2lab.errors import DataFault, Gpt2labError, Preempted
-from gpt2lab.evaluation import evaluate, evaluation_key
+from gpt2lab.evaluation import (
+    EvaluationConfig,
+    WindowLosses,
+    evaluate_by_window,
+    evaluation_key,
+    validation_documents,
+)
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import load_plugin
@@ -38,6 +46,12 @@ from gpt2lab.training.precision import choose_device, set_threads
 from gpt2lab.training.state import TrainState
 
 PARENT = "GPT2LAB_PARENT"
+REPLAYED = 20
+"""Steps at the end that can be trained again from a checkpoint of their own."""
+
+SCREENS = (0.1, 0.25, 0.5, 0.75)
+"""Shares of training at which the loss is taken too: reports say how early the order of arms shows."""
+
 NOTHING_LEFT = 3
 """A worker's exit code when another process had finished the run before it."""
 
@@ -58,6 +72,8 @@ class Job:
     flops_per_token: float
     threads: int
     plugins: tuple[str, ...] = ()
+    replayable: bool = False
+    """whether a checkpoint from shortly before the end is kept, so that `gpt2lab adopt` can replay the last steps"""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -136,7 +152,7 @@ class Training:
         model = build_model(config.model, seed=config.seed, device=device)
         self.model: GPT = model
         self.state = TrainState(model, build_optimizers(config.optim, model.params()))
-        self.final: dict[str, Any] | None = None
+        self.final: tuple[dict[str, Any], WindowLosses] | None = None
         self.loaded = load_latest(run.checkpoints, self.state)
         if self.loaded:
             print(self.loaded, flush=True)
@@ -150,7 +166,9 @@ class Training:
             except Diverged as diverged:
                 self.run.finish(self.result("diverged", str(diverged)))
                 return
-        self.run.write_evaluation(self.final or self.evaluate(self.config.evaluation))
+        evaluation, windows = self.final or self.evaluate()
+        self.run.write_windows(windows.record(evaluation["key"]))
+        self.run.write_evaluation(evaluation)
         if ended is None:
             self.run.finish(self.result("finished", None))
             prune(self.run.checkpoints, keep=1)
@@ -158,6 +176,7 @@ class Training:
     def train(self) -> None:
         """Every step that is left, into the journal, with evaluations and checkpoints when they are due."""
         training, every = self.config.training, self.config.evaluation.every_steps
+        screens = {max(1, round(share * training.steps)) for share in SCREENS}
         batches = Batches(
             self.data.train,
             self.config.model.block_size,
@@ -172,9 +191,9 @@ class Training:
                 last = record.step == training.steps
                 metrics = dict(record.metrics)
                 if last:
-                    self.final = self.evaluate(self.config.evaluation)
-                    metrics["val/loss"] = self.final["metrics"]["val/loss"]
-                elif record.step % every == 0:
+                    self.final = self.evaluate()
+                    metrics["val/loss"] = self.final[0]["metrics"]["val/loss"]
+                elif record.step % every == 0 or record.step in screens:
                     metrics["val/loss"] = self.validation_loss()
                 if metrics:
                     journal.append(self.row(metrics))
@@ -182,6 +201,8 @@ class Training:
                     journal.sync()
                     save(self.run.checkpoints, self.state)
                     prune(self.run.checkpoints)
+                if self.job.replayable and record.step == training.steps - REPLAYED:
+                    save(self.run.replay, self.state)
                 if self.stop and not last:
                     raise Preempted(
                         f"stopped after step {record.step} ({self.stop.reason}), all saved",
@@ -202,21 +223,13 @@ class Training:
     def validation_loss(self) -> float:
         """The curve's value at this step: the fixed validation tokens, without other contexts."""
         plain = self.config.evaluation.model_copy(update={"contexts": ()})
-        return float(self.evaluate(plain)["metrics"]["val/loss"])
+        record, _ = evaluated(self.model, self.config, self.data, self.job.identity["device"], plain)
+        return float(record["metrics"]["val/loss"])
 
-    def evaluate(self, evaluation: Any) -> dict[str, Any]:
-        """The evaluation's record, as the store keeps it."""
-        block = self.config.model.block_size
-        at_once = EVALUATION_TOKENS_AT_ONCE.get(self.job.identity["device"], GPU_EVALUATION_TOKENS_AT_ONCE)
-        return evaluate(
-            self.model,
-            self.data.validation,
-            evaluation,
-            block_size=block,
-            batch_sequences=self.config.training.micro_batch_sequences or max(1, at_once // block),
-            byte_lengths=self.data.byte_lengths,
-            precision=self.config.training.precision,
-        )
+    def evaluate(self) -> tuple[dict[str, Any], WindowLosses]:
+        """The final evaluation's record, as the store keeps it, and the loss of each of its windows."""
+        device, documents = self.job.identity["device"], validation_documents(self.data)
+        return evaluated(self.model, self.config, self.data, device, self.config.evaluation, documents)
 
     def result(self, status: str, reason: str | None) -> dict[str, Any]:
         """What result.json says."""
@@ -240,6 +253,25 @@ class Training:
             },
             "finished_at": now(),
         }
+
+
+def evaluated(
+    model: GPT, config: Config, data: Prepared, device: str, evaluation: EvaluationConfig,
+    documents: NDArray[np.int64] | None = None,
+) -> tuple[dict[str, Any], WindowLosses]:  # fmt: skip
+    """One evaluation of a run's model: its record and the loss of each window; `documents`: see `by_document`."""
+    block = config.model.block_size
+    at_once = EVALUATION_TOKENS_AT_ONCE.get(device, GPU_EVALUATION_TOKENS_AT_ONCE)
+    return evaluate_by_window(
+        model,
+        data.validation,
+        evaluation,
+        block_size=block,
+        batch_sequences=config.training.micro_batch_sequences or max(1, at_once // block),
+        byte_lengths=data.byte_lengths,
+        documents=documents,
+        precision=config.training.precision,
+    )
 
 
 def peak_memory() -> int:

@@ -18,6 +18,7 @@ from gpt2lab.scope import FEWEST
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import Follower
 from gpt2lab.tracking.mirror import Mirror
+from gpt2lab.why import keep_sources
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Outcome:
 
 
 def job_of(run: Run, store: Store, plan: Plan) -> Job:
-    """The run as a worker receives it."""
+    """The run as a worker receives it. The first seed of each arm can be replayed later, by other code."""
+    own = plan.arms[run.arm].runs
     return Job(
         root=str(store.root.resolve()),
         run_id=run.id,
@@ -45,6 +47,7 @@ def job_of(run: Run, store: Store, plan: Plan) -> Job:
         flops_per_token=plan.arms[run.arm].costs.flops_per_token,
         threads=plan.machine.threads,
         plugins=tuple(PLUGINS),
+        replayable=bool(own) and run.id == own[0].id,
     )
 
 
@@ -126,6 +129,7 @@ def run_study(
             plan = planned(due)
             record = with_history(study_record(plan, reproduce=reproduce), store)
             store.write_study(record)
+            keep_sources((arm.arm.config for arm in plan.arms.values()), store)
             runs = plan.runs()
             todo = [run for run in runs if not is_finished(run, store)]
             found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()

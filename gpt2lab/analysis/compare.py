@@ -12,8 +12,9 @@ import pandas as pd
 
 from gpt2lab.analysis.judging import judge
 from gpt2lab.analysis.looks import judge_looks
-from gpt2lab.analysis.table import Source, Value, read
-from gpt2lab.analysis.verdicts import Arm, Contrast, Declared, Noise, Terms, as_json
+from gpt2lab.analysis.rows import Source, Value
+from gpt2lab.analysis.table import read
+from gpt2lab.analysis.verdicts import FEWEST, Arm, Contrast, Declared, Noise, Terms, as_json
 from gpt2lab.errors import ConfigError, Problem, unknown
 
 MARGIN = 0.05
@@ -73,6 +74,9 @@ def compare(
     smallest_effect: float,
     alpha: float = 0.05,
     metric: str | None = None,
+    arm: str | None = None,
+    seed: str | None = None,
+    value: str | None = None,
     contrasts: Sequence[Asked] | None = None,
     unigram: float | None = None,
     noise: Noise | None = None,
@@ -89,7 +93,11 @@ def compare(
     """Judge every arm against the baseline (or the declared `contrasts`), as one family. Lower is better.
 
     frame:           DataFrame, CSV file or list of rows with the columns arm, seed (or run) and value (or `metric`);
-                     a blank value is a run without a result, NaN or infinity a failed one.
+                     a blank value is a run without a result, NaN or infinity a failed one. A column not_comparable
+                     says why an arm cannot be compared. Or the table of `mlflow.search_runs`: FAILED and KILLED runs
+                     failed, RUNNING and SCHEDULED ones have no result; a metric that a finished run lacks is NaN
+                     there, and thus a failure.
+    arm, seed, value: the columns that hold them, where they have other names; those of MLflow with or without prefix.
     smallest_effect: X, the smallest difference that matters, in the metric's unit; declared before looking.
     contrasts:       declared before looking; the family that Holm's adjustment covers. Pairs (arm, against), or
                      mappings {"arm", "against", "weights"} of a weighted sum of arms, such as a main effect.
@@ -103,14 +111,15 @@ def compare(
     unit:            of the metric; nats unless the metric is called bits_per_byte.
     Raises ConfigError for a table or arguments that cannot mean anything.
     """
-    _check(smallest_effect, alpha)
-    table, named = read(frame, metric)
+    _check(smallest_effect, alpha, looks)
+    given = read(frame, metric, arm=arm, seed=seed, value=value)
+    table, named = given.runs, given.metric
     if baseline not in table:
         raise ConfigError(unknown("baseline", baseline, table), hint=f"baseline={next(iter(table))!r}")
     declared = [Declared.pair(a, baseline) for a in table if a != baseline] if contrasts is None else _asked(contrasts)
     for name in [name for one in declared for name in one.weights if name not in table]:
         table[name] = {}  # declared, but not one row yet
-    barred = dict(not_comparable or {})
+    barred = {**given.not_comparable, **(not_comparable or {})}
     refusals = {name: f"not comparable: {why}" for name, why in barred.items()} if force_exploratory else {}
     where = tuple(filter(None, [scope.strip().rstrip(";."), SHARED_RATE if at_shared_rate else ""]))
     caveat = (caveat or "").strip() or None
@@ -143,12 +152,15 @@ def compare(
     )
 
 
-def _check(smallest_effect: float, alpha: float) -> None:
+def _check(smallest_effect: float, alpha: float, looks: Sequence[int] | None) -> None:
     problems = []
     if not (math.isfinite(smallest_effect) and smallest_effect > 0):
         problems.append(Problem("smallest_effect", f"a positive difference is expected, not {smallest_effect}"))
     if not 0 < alpha < 0.5:
         problems.append(Problem("alpha", f"a level between 0 and 0.5 is expected, not {alpha}"))
+    if looks and (list(looks) != sorted(set(looks)) or looks[0] < FEWEST):
+        listed = ", ".join(map(str, looks))
+        problems.append(Problem("looks", f"rising numbers of seeds are expected, from {FEWEST} on, not {listed}"))
     if problems:
         raise ConfigError(problems)
 

@@ -1,33 +1,33 @@
 """Read anyone's table of results: a DataFrame, a CSV file or a list of rows becomes seed -> value for each arm.
 
 A blank value is a run without a result yet; NaN or infinity is a run that failed. The two are never confused, and no
-row is dropped.
+row is dropped. Tables as `mlflow.search_runs` makes them are known by their columns; see tracked.py.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from gpt2lab.analysis.rows import (
+    PREFERRED,
+    Asked,
+    Columns,
+    Row,
+    Source,
+    Value,
+    blank,
+    name_of,
+    number,
+    rows_of,
+    spelled,
+)
+from gpt2lab.analysis.tracked import columns_of, is_tracked, runs_of_arms
 from gpt2lab.errors import ConfigError, Problem, unknown
 
-Source = pd.DataFrame | str | Path | Sequence[Mapping[str, Any]]
-Value = float | None
-PREFERRED = ("final/val/loss", "val/loss")
-"""Metrics that stand for the result of a run, the best first, in a table that holds several."""
-
-
-@dataclass(frozen=True)
-class Row:
-    where: str
-    cells: Mapping[Any, Any]
+REASON_COLUMNS = ("not_comparable", "tags.not_comparable")
+"""Where a table says why an arm cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -42,112 +42,105 @@ class Entry:
     value: Value
 
 
-def read(source: Source, metric: str | None = None) -> tuple[dict[str, dict[str, Value]], str | None]:
-    """(arm -> seed -> value, name of the metric); None for a run without a value.
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a table holds."""
 
-    Columns: arm, seed (or run), and the value: the column `metric`, else `value`. A table with the columns metric and
-    value (and step), as `load_results` makes it, counts at the last step of each run.
+    runs: dict[str, dict[str, Value]]
+    """arm -> seed -> value; None for a run without a value"""
+    metric: str | None
+    not_comparable: dict[str, str]
+    """arm -> why it cannot be compared, where the table has a column that says so"""
+
+
+def read(
+    source: Source,
+    metric: str | None = None,
+    *,
+    arm: str | None = None,
+    seed: str | None = None,
+    value: str | None = None,
+) -> Table:
+    """The runs of every arm in a table.
+
+    Columns, unless `arm`, `seed` and `value` name others: arm, seed (or run), and the value: the column `metric`, else
+    `value`. A table with the columns metric and value (and step), as `load_results` makes it, counts at the last step
+    of each run. In an MLflow table (columns run_id, status, metrics.*, params.*, tags.*) the prefixes may be left out;
+    tracked.py says where arm, seed and metric are looked for.
     Raises ConfigError with every bad cell: row, column, what stands there.
     """
-    rows = _rows(source)
+    rows, where = rows_of(source), name_of(source)
+    asked = Asked(metric=metric, arm=arm, seed=seed, value=value)
     columns = list(dict.fromkeys(key for row in rows for key in row.cells))
     if not rows:
-        raise ConfigError("the table has no rows", where=_name(source))
-    seed = "seed" if "seed" in columns else "run"
-    value = metric if metric is not None and metric in columns else "value"
-    several = value == "value" and "metric" in columns
-    if metric is not None and metric not in columns and not several:
-        raise ConfigError(unknown("column", metric, columns), where=_name(source))
-    lacking = [name for name in ("arm", seed, value) if name not in columns]
+        raise ConfigError("the table has no rows", where=where)
+    if is_tracked(columns):
+        chosen = columns_of(columns, asked, where)
+        rows = runs_of_arms(rows, chosen, where)
+    else:
+        chosen = _plain_columns(columns, asked, where)
+    entries = _entries(rows, chosen)
+    named = _metric(entries, metric, where) if chosen.several else chosen.metric
+    entries = _last(entries, named) if chosen.several and named else entries
+    _refuse_duplicates(entries, chosen)
+    runs: dict[str, dict[str, Value]] = {}
+    for entry in entries:
+        runs.setdefault(entry.arm, {})[entry.seed] = entry.value
+    return Table(runs=runs, metric=named, not_comparable=_reasons(rows, chosen.arm))
+
+
+def _plain_columns(columns: Sequence[str], asked: Asked, where: str) -> Columns:
+    metric, value = asked.metric, asked.value
+    direct = metric is not None and metric in columns
+    if value is not None and direct and metric != value:
+        raise ConfigError(f"'{metric}' and '{value}' are both columns: which one holds the values?", where=where)
+    chosen = Columns(
+        arm=asked.arm or "arm",
+        seed=asked.seed or ("seed" if "seed" in columns else "run"),
+        value=value or (metric if metric is not None and direct else "value"),
+        metric=metric or value,
+        several="metric" in columns and not direct,
+    )
+    if metric is not None and not direct and not chosen.several:
+        raise ConfigError(unknown("column", metric, columns), where=where)
+    lacking = [name for name in (chosen.arm, chosen.seed, chosen.value) if name not in columns]
     if lacking:
         hint = "the columns are arm, seed (or run) and value"
-        raise ConfigError([Problem(_name(source), unknown("column", c, columns)) for c in lacking], hint=hint)
-    entries = _entries(rows, seed, value, several=several)
-    chosen = _metric(entries, metric, _name(source)) if several else metric
-    runs = _last(entries, chosen) if several and chosen else entries
-    _refuse_duplicates(runs)
-    table: dict[str, dict[str, Value]] = {}
-    for entry in runs:
-        table.setdefault(entry.arm, {})[entry.seed] = entry.value
-    return table, chosen
+        hint = f"{hint}, unless others are named" if asked.arm or asked.seed or value else hint
+        raise ConfigError([Problem(where, unknown("column", c, columns)) for c in lacking], hint=hint)
+    return chosen
 
 
-def _rows(source: Source) -> list[Row]:
-    if isinstance(source, (str, Path)):
-        return _csv(Path(source))
-    if isinstance(source, pd.DataFrame):
-        records = source.to_dict("records")
-        return [
-            Row(f"row {label}", {str(k): v for k, v in r.items()})
-            for label, r in zip(source.index, records, strict=True)
-        ]
-    if isinstance(source, Sequence):
-        rows = [Row(f"row {i}", row) for i, row in enumerate(source) if isinstance(row, Mapping)]
-        if len(rows) == len(source):
-            return rows
-    raise ConfigError(f"a table is expected (DataFrame, CSV file or list of rows), not {type(source).__name__}")
-
-
-def _csv(path: Path) -> list[Row]:
-    """By the csv module, not pandas: it keeps `nan` apart from an empty cell, and knows the line."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            rows = [Row(f"{path}:{reader.line_num}", row) for row in reader]
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"not a CSV file in UTF-8: {error}", where=str(path)) from None
-    longer = [Problem(row.where, f"more cells than columns: {row.cells[None]}") for row in rows if None in row.cells]
-    if longer:  # a decimal comma, most likely
-        raise ConfigError(longer, hint="write 2.15, not 2,15")
-    return rows
-
-
-def _entries(rows: Iterable[Row], seed: str, value: str, *, several: bool) -> list[Entry]:
-    entries, problems = [], []
+def _reasons(rows: Sequence[Row], arm: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for row in rows:
-        bad = [name for name in ("arm", seed) if _blank(row.cells.get(name))]
+        for name in REASON_COLUMNS:
+            if not blank(row.cells.get(name)):
+                found.setdefault(str(row.cells[arm]).strip(), str(row.cells[name]).strip())
+    return found
+
+
+def _entries(rows: Iterable[Row], chosen: Columns) -> list[Entry]:
+    entries, problems = [], []
+    value, several = chosen.value, chosen.several
+    for row in rows:
+        bad = [name for name in (chosen.arm, chosen.seed) if blank(row.cells.get(name))]
         problems += [Problem(row.where, f"column '{name}' is empty") for name in bad]
         numbers: dict[str, Value] = {}
         for name in (value, "step") if several else (value,):
             try:
-                numbers[name] = _number(row.cells.get(name))
+                numbers[name] = number(row.cells.get(name))
             except ValueError as error:
                 bad.append(name)
                 problems.append(Problem(row.where, f"column '{name}': {error}"))
         if not bad:
             measured = str(row.cells.get("metric")) if several else value
-            arm, step = str(row.cells["arm"]).strip(), numbers.get("step")
+            arm, step = str(row.cells[chosen.arm]).strip(), numbers.get("step")
             at = -1.0 if step is None else step
-            entries.append(Entry(row.where, arm, _seed(row.cells[seed]), measured, at, numbers[value]))
+            entries.append(Entry(row.where, arm, spelled(row.cells[chosen.seed]), measured, at, numbers[value]))
     if problems:
         raise ConfigError(problems)
     return entries
-
-
-def _number(cell: Any) -> Value:
-    """A cell as a number, None when it is blank; raises ValueError that shows it."""
-    if isinstance(cell, (bool, np.bool_)):
-        raise ValueError(f"a number is expected, not {cell}")
-    if isinstance(cell, (float, np.floating)):
-        return float(cell)  # NaN included: a run that failed
-    if _blank(cell):
-        return None
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        raise ValueError(f"a number is expected, not {cell!r:.60}") from None
-
-
-def _blank(cell: Any) -> bool:
-    return cell is None or cell is pd.NA or (isinstance(cell, str) and not cell.strip()) or cell != cell
-
-
-def _seed(cell: Any) -> str:
-    """One spelling for 0, 0.0 and "0": pandas turns a column of integers with a gap into floats."""
-    whole = isinstance(cell, (float, np.floating)) and float(cell).is_integer()
-    return str(int(cell)) if whole else str(cell).strip()
 
 
 def _metric(entries: Sequence[Entry], wanted: str | None, where: str) -> str:
@@ -187,17 +180,14 @@ def _finite(value: Value) -> bool:
     return value is None or math.isfinite(value)
 
 
-def _refuse_duplicates(entries: Sequence[Entry]) -> None:
-    first: dict[tuple[str, str], str] = {}
+def _refuse_duplicates(entries: Sequence[Entry], chosen: Columns) -> None:
+    first: dict[tuple[str, str], Entry] = {}
     problems = []
     for entry in entries:
-        seen = first.setdefault((entry.arm, entry.seed), entry.where)
-        if seen != entry.where:
-            what = f"arm '{entry.arm}' has seed {entry.seed} already, in {seen}: columns 'arm' and 'seed' name one run"
+        seen = first.setdefault((entry.arm, entry.seed), entry)
+        if seen is not entry:  # not by the place: joined frames have two rows 0
+            what = f"arm '{entry.arm}' has seed {entry.seed} already, in {seen.where}: "
+            what += f"columns '{chosen.arm}' and '{chosen.seed}' name one run"
             problems.append(Problem(entry.where, what))
     if problems:
-        raise ConfigError(problems)
-
-
-def _name(source: Source) -> str:
-    return str(source) if isinstance(source, (str, Path)) else "table"
+        raise ConfigError(problems, hint="seed='run_id'" if chosen.seed in ("params.seed", "tags.seed") else None)

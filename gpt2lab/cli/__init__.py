@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from gpt2lab.cli import catalogue, data, noise, results, run, selftest
+from gpt2lab.cli import catalogue, compare, data, eval, identity, noise, results, run, selftest
 from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
@@ -28,9 +28,12 @@ app = typer.Typer(
 )
 run.add_to(app)
 results.add_to(app)
+compare.add_to(app)
 catalogue.add_to(app)
 selftest.add_to(app)
 noise.add_to(app)
+identity.add_to(app)
+eval.add_to(app)
 app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""Commands that read what runs left: report, compare, runs, show, sync, ui."""
+"""Commands that read what runs left: report, runs, show, sync, ui."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2lab.cli.run import Json, Out, Runs
+
+if TYPE_CHECKING:
+    from gpt2lab.store import RunFolder, Store
 
 Name = Annotated[str, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Put this file's commands into the application."""
-    for command in (report, compare, runs, show, sync, ui):
+    for command in (report, runs, show, sync, ui):
         app.command()(command)
 
 
@@ -55,28 +57,6 @@ def report(
         shutil.copytree(page.parent, target)
         print(f"published: {target}")
     console_for().print(terminal_summary(read, out))
-
-
-def compare(
-    file: Annotated[Path, typer.Argument(help="A table with columns arm, seed (or run) and value.", metavar="CSV")],
-    baseline: Annotated[str, typer.Option("--baseline", "-b", help="The arm that others are judged against.")],
-    smallest_effect: Annotated[
-        float, typer.Option("--smallest-effect", "-x", help="Smallest difference that matters.")
-    ],
-    metric: Annotated[str | None, typer.Option("--metric", help="Name of the value column.")] = None,
-    alpha: Annotated[float, typer.Option("--alpha", help="Rate of false positives for the whole family.")] = 0.05,
-    json_: Json = False,
-) -> None:
-    """Judge a table of results that were trained anywhere. One verdict per arm; lower values are better."""
-    from gpt2lab.analysis import compare as judge
-    from gpt2lab.errors import ConfigError
-
-    try:
-        verdicts = judge(file, baseline=baseline, smallest_effect=smallest_effect, alpha=alpha, metric=metric)
-    except ConfigError as error:  # its hints are for Python: baseline='learned'
-        error.hint = error.hint and re.sub(r"^(\w+)=", r"--\1 ", error.hint)
-        raise
-    print(json.dumps(verdicts.to_json(), indent=1) if json_ else verdicts)
 
 
 def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
@@ -121,22 +101,27 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def find_run(store: Store, start: str) -> RunFolder:
+    """The run whose id begins so. Raises ConfigError when there is none or more than one."""
+    from gpt2lab.errors import ConfigError, unknown
+
+    known = [folder.id for folder in store.runs()]
+    matches = [name for name in known if name.startswith(start)]
+    if len(matches) != 1:
+        what = f"'{start}' begins {len(matches)} run ids" if matches else unknown("run", start, known[:20])
+        raise ConfigError(what, hint="gpt2lab runs")
+    return store.run(matches[0])
+
+
 def show(
     run_id: Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")],
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
     """Show all that is known of one run. Identity, config, result or failure, evaluations."""
-    from gpt2lab.errors import ConfigError, unknown
     from gpt2lab.store import Store
 
-    store = Store(runs)
-    known = [folder.id for folder in store.runs()]
-    matches = [name for name in known if name.startswith(run_id)]
-    if len(matches) != 1:
-        what = f"'{run_id}' begins {len(matches)} run ids" if matches else unknown("run", run_id, known[:20])
-        raise ConfigError(what, hint="gpt2lab runs")
-    folder = store.run(matches[0])
+    folder = find_run(Store(runs), run_id)
     evaluations = sorted((folder.path / "evaluations").glob("*.json"))
     record: dict[str, Any] = {"run": folder.identity(), "result": folder.result(), "failure": folder.failure()}
     record["evaluations"] = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]

@@ -1,19 +1,30 @@
-"""Measuring a trained model: validation loss, bits per byte, losses at other context lengths."""
+"""Measuring a trained model: validation loss, bits per byte, losses at other context lengths and per window, and
+metrics that anybody can add."""
 
+from gpt2lab.evaluation.metrics import Rows, Subject, apply, metric
 from gpt2lab.evaluation.validation import (
     EvaluationConfig,
     ValidationResult,
     context_losses,
     evaluate,
+    evaluate_by_window,
     evaluation_key,
     validation_loss,
 )
+from gpt2lab.evaluation.windows import WindowLosses, validation_documents
 
 __all__ = [
     "EvaluationConfig",
+    "Rows",
+    "Subject",
     "ValidationResult",
+    "WindowLosses",
+    "apply",
     "context_losses",
     "evaluate",
+    "evaluate_by_window",
     "evaluation_key",
+    "metric",
+    "validation_documents",
     "validation_loss",
 ]

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from gpt2lab.data.batches import TokenSequence
 from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.evaluation.windows import WindowLosses, by_document
 from gpt2lab.model import GPT
 from gpt2lab.schema import Settings
 from gpt2lab.training.distributed import ALONE, World
@@ -69,21 +71,24 @@ class EvaluationConfig(Settings):
         return []
 
 
-@dataclass(frozen=True)
-class ValidationResult:
-    """loss: mean nats per target.  bits_per_byte: None when the bytes of tokens are not known.  targets: how many."""
-
-    loss: float
-    bits_per_byte: float | None
-    targets: int
-
-
 class Window(NamedTuple):
     """Input tokens [start, start + length); of the tokens that follow each of them, the last `scored` are targets."""
 
     start: int
     length: int
     scored: int
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """loss: mean nats per target.  bits_per_byte: None when the bytes of tokens are not known.  targets: how many.
+    windows, window_losses: what was scored, and the mean nats per target of each."""
+
+    loss: float
+    bits_per_byte: float | None
+    targets: int
+    windows: tuple[Window, ...]
+    window_losses: tuple[float, ...]
 
 
 def evaluation_key(spec: Mapping[str, Any]) -> str:
@@ -111,14 +116,19 @@ def validation_loss(
     The model is in the mode it was in afterwards, and no random number is drawn. Raises ConfigError when there are
     not enough tokens, EnvironmentFault when memory runs out.
     """
+    windows = plain_windows(tokens, block_size=block_size, total=total)
+    nats, targets, text_bytes, *each = _score(model, tokens, windows, batch_sequences, byte_lengths, precision, world)
+    bits = None if byte_lengths is None else nats / math.log(2) / text_bytes
+    return ValidationResult(nats / targets, bits, int(targets), tuple(windows), tuple(each))
+
+
+def plain_windows(tokens: TokenSequence, *, block_size: int, total: int) -> list[Window]:
+    """Blocks that hold `total` targets, spread evenly over `tokens`. Raises ConfigError when there are too few."""
     _require(tokens, total)
     wanted = -(-total // block_size)
     sizes = [block_size] * (wanted - 1) + [total - (wanted - 1) * block_size]
     starts = spread(wanted, block_size, len(tokens) - 1)
-    windows = [Window(start, size, size) for start, size in zip(starts, sizes, strict=True)]
-    nats, targets, text_bytes = _score(model, tokens, windows, batch_sequences, byte_lengths, precision, world)
-    bits = None if byte_lengths is None else nats / math.log(2) / text_bytes
-    return ValidationResult(nats / targets, bits, targets)
+    return [Window(start, size, size) for start, size in zip(starts, sizes, strict=True)]
 
 
 def context_losses(
@@ -154,7 +164,7 @@ def context_losses(
             continue
         windows = [Window(end - length, length, shortest) for end in ends]
         at_once = max(1, batch_sequences * block_size // length)
-        nats, targets, _ = _score(model, tokens, windows, at_once, None, precision, world)
+        nats, targets, *_ = _score(model, tokens, windows, at_once, None, precision, world)
         losses[f"{context:g}"] = nats / targets
     return losses
 
@@ -171,6 +181,27 @@ def evaluate(
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Everything that `config` asks for, as the record that the run store keeps under its key."""
+    sizes: dict[str, Any] = {"block_size": block_size, "batch_sequences": batch_sequences}
+    how: dict[str, Any] = {"byte_lengths": byte_lengths, "precision": precision, "world": world}
+    return evaluate_by_window(model, tokens, config, **sizes, **how)[0]
+
+
+def evaluate_by_window(
+    model: GPT,
+    tokens: TokenSequence,
+    config: EvaluationConfig,
+    *,
+    block_size: int,
+    batch_sequences: int,
+    byte_lengths: NDArray[np.int64] | None = None,
+    documents: NDArray[np.int64] | None = None,
+    precision: Precision = "fp32",
+    world: World = ALONE,
+) -> tuple[dict[str, Any], WindowLosses]:
+    """As `evaluate`, and the loss of each plain window with the document that it starts in.
+
+    documents: first token of each document in `tokens` (`validation_documents`); None when there is one only.
+    """
     spec = config.spec(block_size)
     sizes: dict[str, Any] = {"block_size": block_size, "total": config.tokens, "batch_sequences": batch_sequences}
     how: dict[str, Any] = {"precision": precision, "world": world}
@@ -181,7 +212,8 @@ def evaluate(
     sizes["total"] = config.context_tokens
     contexts = context_losses(model, tokens, config.contexts, **sizes, **how)
     record = {"key": evaluation_key(spec), "spec": spec, "metrics": metrics, "contexts": contexts}
-    return {**record, "targets": result.targets}
+    starts, scored = [w.start for w in result.windows], [w.scored for w in result.windows]
+    return {**record, "targets": result.targets}, by_document(result.window_losses, scored, starts, documents)
 
 
 def _score(
@@ -192,31 +224,47 @@ def _score(
     byte_lengths: NDArray[np.int64] | None,
     precision: Precision,
     world: World,
-) -> tuple[float, int, int]:
-    """Nats, targets and bytes over all windows, summed in float64; every rank scores its share of the batches."""
+) -> list[float]:
+    """Nats, targets and bytes over all windows, then the mean nats per target of each, summed in float64; every rank
+    scores its share of the batches."""
     device = next(model.parameters()).device
-    sums = torch.zeros(3, dtype=torch.float64)
-    batches = list(_batches(windows, batch_sequences))
-    guard = memory_guard(
+    sums, each = torch.zeros(3, dtype=torch.float64), torch.zeros(len(windows), dtype=torch.float64)
+    batches = list(batches_of(windows, batch_sequences))
+    places = list(itertools.accumulate(map(len, batches), initial=0))
+    with out_of_memory(windows, batch_sequences), evaluating(model), torch.no_grad():
+        for index in range(world.rank, len(batches), world.size):
+            logits, wanted = forward(model, tokens, batches[index], precision)
+            nats = _nats(logits.flatten(0, 1), torch.from_numpy(wanted.flatten()).to(device))
+            sums[0] += nats.sum()
+            sums[1] += wanted.size
+            sums[2] += 0 if byte_lengths is None else int(byte_lengths[wanted].sum())
+            each[places[index] : places[index + 1]] = nats.view(wanted.shape).mean(1)
+    joined: list[float] = world.sum(_reducible(torch.cat([sums, each]), device)).tolist()
+    return joined
+
+
+def forward(
+    model: GPT, tokens: TokenSequence, batch: Sequence[Window], precision: Precision
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Logits (n, scored, V) on the model's device and targets (n, scored) of windows of one length."""
+    device = next(model.parameters()).device
+    length, scored = batch[0].length, batch[0].scored
+    ids = np.stack([tokens[w.start : w.start + length + 1] for w in batch])  # (n, L + 1)
+    with autocast(precision, device):
+        logits: Tensor = model(torch.from_numpy(ids[:, :-1].copy()).to(device))[:, -scored:]
+    return logits, ids[:, -scored:]
+
+
+def out_of_memory(windows: Sequence[Window], batch_sequences: int) -> AbstractContextManager[None]:
+    """Says what to do when scoring `windows` takes more memory than there is."""
+    return memory_guard(
         "evaluation",
         f"{min(batch_sequences, len(windows))} sequences of {windows[0].length} tokens in one pass",
         "--set training.micro_batch_sequences=N, with a smaller N",
     )
-    with guard, evaluating(model), torch.no_grad():
-        for batch in batches[world.rank :: world.size]:
-            length, scored = batch[0].length, batch[0].scored
-            ids = np.stack([tokens[w.start : w.start + length + 1] for w in batch])  # (n, L + 1)
-            wanted = ids[:, -scored:]
-            with autocast(precision, device):
-                logits = model(torch.from_numpy(ids[:, :-1].copy()).to(device))[:, -scored:]  # (n, scored, V)
-            sums[0] += _nats(logits.flatten(0, 1), torch.from_numpy(wanted.flatten()).to(device))
-            sums[1] += wanted.size
-            sums[2] += 0 if byte_lengths is None else int(byte_lengths[wanted].sum())
-    nats, targets, text_bytes = world.sum(_reducible(sums, device)).tolist()
-    return nats, int(targets), int(text_bytes)
 
 
-def _batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
+def batches_of(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
     """At most `size` neighbouring windows of one length at a time."""
     for _, group in itertools.groupby(windows, key=lambda window: window.length):
         same = list(group)
@@ -224,10 +272,10 @@ def _batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross entropy of rows (n, V), float32 per row and float64 in the sum.  -> () on the CPU"""
+    """Cross entropy of rows (r, V), taken in float32.  -> (r,) in float64 on the CPU"""
     chunks = zip(logits.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
     rows = [F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in chunks]
-    return torch.cat(rows).cpu().double().sum()  # on the CPU because mps has no float64
+    return torch.cat(rows).cpu().double()  # on the CPU because mps has no float64
 
 
 def _reducible(sums: Tensor, device: torch.device) -> Tensor:

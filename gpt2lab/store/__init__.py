@@ -1,7 +1,9 @@
 """The run store: runs and studies as plain files, written so that a kill or a power cut at any moment leaves either
 the old state or the new one. Knows no config class and imports neither torch nor mlflow.
 
-    runs/<run id>/{config.yaml, run.json, metrics.jsonl, result.json, failure.json, evaluations/, checkpoints/, lock}
+    runs/<run id>/{config.yaml, run.json, metrics.jsonl, result.json, failure.json, evaluations/, checkpoints/, replay/,
+                   lock}
+    runs/<run id>/evaluations/{<key>.json, windows/<key>.json}
     runs/studies/<ablation>@<scale>.json
 """
 
@@ -96,6 +98,8 @@ class RunFolder:
         self.id = path.name
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.replay = path / "replay"
+        self._windows = path / "evaluations" / "windows"
 
     def status(self) -> Status:
         """`running` means that some process holds the lock now; `partial`, that there is something to continue."""
@@ -119,7 +123,7 @@ class RunFolder:
         self._refuse_links()
         # `status` of another process takes the lock for a moment; a short patience tells that from a real holder.
         with file_lock(self.path / "lock", LOCK_PATIENCE_SECONDS):
-            for folder in (self.path, self.checkpoints, self.path / "evaluations"):
+            for folder in (self.path, self.checkpoints, self.replay, self._windows.parent, self._windows):
                 sweep_leftovers(folder)
             yield
 
@@ -179,12 +183,21 @@ class RunFolder:
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         self._write(f"evaluations/{_checked(str(evaluation['key']), 'evaluation key')}.json", evaluation)
 
+    def windows(self, key: str) -> dict[str, Any] | None:
+        """The losses per window of the evaluation `key`; a folder of their own keeps them out of what lists records."""
+        return read_json(self._windows / f"{_checked(key, 'evaluation key')}.json")
+
+    def write_windows(self, windows: Mapping[str, Any]) -> None:
+        self._refuse_links()
+        path = self._windows / f"{_checked(str(windows['key']), 'evaluation key')}.json"
+        write_atomically(path, json.dumps(windows, separators=(",", ":")) + "\n")
+
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         self._refuse_links()
         write_json(self.path / name, record)
 
     def _refuse_links(self) -> None:
-        for folder in (self.path, self.path / "evaluations", self.checkpoints):
+        for folder in (self.path, self._windows.parent, self._windows, self.checkpoints, self.replay):
             if folder.is_symlink():
                 raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder))
 

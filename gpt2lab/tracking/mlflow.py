@@ -324,7 +324,7 @@ class MlflowSink:
     def _connect(self) -> MlflowClient:
         if self._client is not None:
             return self._client
-        _prepare_environment()
+        prepare_environment()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -355,7 +355,7 @@ class MlflowSink:
         return client
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
     """Settings that mlflow reads from the environment; a user's own values win."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default, and read at import

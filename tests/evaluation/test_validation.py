@@ -202,9 +202,10 @@ def test_ranks_share_the_batches_without_overlap(model: GPT, tokens: Ids) -> Non
     alone = validation_loss(model, tokens, **sizes)
     for rank in range(2):
         validation_loss(model, tokens, world=Recording(rank, 2), **sizes)
-    nats, targets, _ = (partial[0] + partial[1]).tolist()
+    nats, targets, _, *each = (partial[0] + partial[1]).tolist()
     assert (nats / targets, targets) == (pytest.approx(alone.loss, rel=1e-12), 61)
     assert 0 < partial[0][1] < 61
+    assert tuple(each) == alone.window_losses
 
 
 def test_evaluate_makes_the_record_of_the_store(model: GPT, tokens: Ids) -> None:

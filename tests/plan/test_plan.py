@@ -239,8 +239,9 @@ def test_a_plan_refuses_data_that_is_too_short(planned: Planned) -> None:
 
 KEYS = {
     "format", "name", "ablation", "scale", "question", "baseline", "arms", "contrasts", "seeds", "metric",
-    "smallest_effect", "alpha", "equalise", "equalise_by", "bracketed", "screen", "evaluation", "floors", "scope", "caveat", "stack",
-    "reproduce", "created", "hash", "design", "expected", "factors", "baseline_seeds", "looks", "lr_bracket", "budgets",
+    "smallest_effect", "alpha", "equalise", "equalise_by", "bracketed", "screen", "evaluation", "floors", "scope",
+    "caveat", "stack", "reproduce", "created", "hash", "design", "expected", "factors", "baseline_seeds", "looks",
+    "lr_bracket", "budgets",
     "tokens_per_parameter", "noise", "noise_command", "left_out",
 }  # fmt: skip
 ARM_KEYS = {

@@ -1,0 +1,115 @@
+"""Rows and cells of any table: a DataFrame, a CSV file or a list of rows, and what a cell says."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gpt2lab.errors import ConfigError, Problem
+
+Source = pd.DataFrame | str | Path | Sequence[Mapping[str, Any]]
+Value = float | None
+PREFERRED = ("final/val/loss", "val/loss")
+"""Metrics that stand for the result of a run, the best first, in a table that holds several."""
+
+
+@dataclass(frozen=True)
+class Row:
+    where: str
+    cells: Mapping[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the caller named: a metric, and the columns of arm, seed and value; None where a table's own names count."""
+
+    metric: str | None
+    arm: str | None
+    seed: str | None
+    value: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column holds what."""
+
+    arm: str
+    seed: str
+    value: str
+    metric: str | None
+    """what the value is called; None when the table does not say"""
+    several: bool = False
+    """whether a column `metric` tells which of several metrics a row holds"""
+
+
+def rows_of(source: Source) -> list[Row]:
+    """Every row with the place that errors name. Raises ConfigError for what is no table."""
+    if isinstance(source, (str, Path)):
+        return _csv(Path(source))
+    if isinstance(source, pd.DataFrame):
+        records = source.to_dict("records")
+        return [
+            Row(f"row {label}", {str(k): v for k, v in r.items()})
+            for label, r in zip(source.index, records, strict=True)
+        ]
+    if isinstance(source, Sequence):
+        rows = [
+            Row(f"row {i}", {str(k): v for k, v in row.items()})
+            for i, row in enumerate(source)
+            if isinstance(row, Mapping)
+        ]
+        if len(rows) == len(source):
+            return rows
+    raise ConfigError(f"a table is expected (DataFrame, CSV file or list of rows), not {type(source).__name__}")
+
+
+def _csv(path: Path) -> list[Row]:
+    """By the csv module, not pandas: it keeps `nan` apart from an empty cell, and knows the line."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            rows = [Row(f"{path}:{reader.line_num}", row) for row in reader]
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"not a CSV file in UTF-8: {error}", where=str(path)) from None
+    longer = [Problem(row.where, f"more cells than columns: {row.cells[None]}") for row in rows if None in row.cells]
+    if longer:  # a decimal comma, most likely
+        raise ConfigError(longer, hint="write 2.15, not 2,15")
+    return rows
+
+
+def number(cell: Any) -> Value:
+    """A cell as a number, None when it is blank; raises ValueError that shows it."""
+    if isinstance(cell, (bool, np.bool_)):
+        raise ValueError(f"a number is expected, not {cell}")
+    if isinstance(cell, (float, np.floating)):
+        return float(cell)  # NaN included: a run that failed
+    if blank(cell):
+        return None
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        raise ValueError(f"a number is expected, not {cell!r:.60}") from None
+
+
+def blank(cell: Any) -> bool:
+    """Whether nothing stands in a cell; pandas writes that as NaN in a column of text."""
+    return cell is None or cell is pd.NA or (isinstance(cell, str) and not cell.strip()) or cell != cell
+
+
+def spelled(cell: Any) -> str:
+    """One spelling for 0, 0.0 and "0": pandas turns a column of integers with a gap into floats."""
+    whole = isinstance(cell, (float, np.floating)) and float(cell).is_integer()
+    return str(int(cell)) if whole else str(cell).strip()
+
+
+def name_of(source: Source) -> str:
+    """What errors call a table."""
+    return str(source) if isinstance(source, (str, Path)) else "table"

@@ -1,0 +1,142 @@
+"""The command that judges a table of results, of runs that were trained anywhere: compare."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2lab.cli.run import Json, Runs
+
+if TYPE_CHECKING:
+    from gpt2lab.analysis import Verdicts
+
+MLFLOW = "mlflow:"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this file's command into the application."""
+    app.command()(compare)
+
+
+def looks_of(text: str) -> tuple[int, ...]:
+    """Numbers of seeds, written as 3,5,8. Raises typer.BadParameter."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 3,5,8")
+    return tuple(map(int, words))
+
+
+def pair_of(text: str) -> tuple[str, str]:
+    """Two arms, written as A,B. Raises typer.BadParameter."""
+    words = [word.strip() for word in text.split(",")]
+    if len(words) != 2 or not all(words) or words[0] == words[1]:
+        raise typer.BadParameter(f"{text!r} is not two arms such as rotary,learned")
+    return words[0], words[1]
+
+
+def compare(
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A CSV file with columns arm, seed (or run) and value; an MLflow experiment, as mlflow:NAME; or one "
+            "study of it, as mlflow:posenc@nano.",
+            metavar="CSV|mlflow:EXPERIMENT",
+        ),
+    ],
+    baseline: Annotated[str, typer.Option("--baseline", "-b", help="The arm that others are judged against.")],
+    smallest_effect: Annotated[
+        float, typer.Option("--smallest-effect", "-x", help="Smallest difference that matters.")
+    ],
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="The metric, or the value column; lower is better.")
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option("--arm", help="Column that names the arm, as params.model.", metavar="COLUMN")
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option("--seed", help="Column that tells runs of one arm apart.", metavar="COLUMN")
+    ] = None,
+    contrast: Annotated[
+        list[Any] | None,
+        typer.Option(
+            "--contrast",
+            parser=pair_of,
+            metavar="A,B",
+            help="Judge A against B, in place of every arm against the baseline; repeatable.",
+        ),
+    ] = None,
+    looks: Annotated[
+        Any,
+        typer.Option(
+            "--looks",
+            parser=looks_of,
+            metavar="N,N,...",
+            help="Seeds per arm at which it was declared to look, as 3,5,8; runs count in the table's order.",
+        ),
+    ] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Rate of false positives for the whole family.")] = 0.05,
+    unigram: Annotated[
+        float | None,
+        typer.Option("--unigram", help="Loss of counting tokens alone, in nats; runs not 0.05 below it failed."),
+    ] = None,
+    force_exploratory: Annotated[
+        bool,
+        typer.Option(
+            "--force-exploratory",
+            help="Show numbers of arms that the table's column not_comparable bars; claim nothing of them.",
+        ),
+    ] = False,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option("--tracking-uri", help="Where MLflow is; MLFLOW_TRACKING_URI or the store's own unless given."),
+    ] = None,
+    runs: Runs = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """Judge a table of results that were trained anywhere. One verdict per arm; lower values are better."""
+    from gpt2lab.analysis import compare as judge
+    from gpt2lab.errors import ConfigError
+
+    try:
+        verdicts = judge(
+            rows_of(file, tracking_uri, runs),
+            baseline=baseline,
+            smallest_effect=smallest_effect,
+            alpha=alpha,
+            metric=metric,
+            arm=arm,
+            seed=seed,
+            contrasts=contrast or None,
+            unigram=unigram,
+            looks=looks,
+            force_exploratory=force_exploratory,
+        )
+    except ConfigError as error:  # its hints are for Python: baseline='learned'
+        error.hint = error.hint and re.sub(r"^(\w+)=", lambda m: f"--{m[1].replace('_', '-')} ", error.hint)
+        raise
+    refuse_unknown_arms(verdicts)
+    print(json.dumps(verdicts.to_json(), indent=1) if json_ else verdicts)
+
+
+def rows_of(table: str, tracking_uri: str | None, runs: Path) -> Any:
+    """The table as `gpt2lab.compare` takes it: the path of a CSV file, or the runs of an MLflow experiment."""
+    if not table.startswith(MLFLOW):
+        return Path(table)
+    from gpt2lab.tracking.addresses import default_uri
+    from gpt2lab.tracking.experiments import read_experiment
+
+    return read_experiment(table.removeprefix(MLFLOW), tracking_uri or default_uri(runs))
+
+
+def refuse_unknown_arms(verdicts: Verdicts) -> None:
+    """In Python an arm may be declared before its first row; on a command line it is a typo. Raises ConfigError."""
+    from gpt2lab.errors import ConfigError, Problem, unknown
+
+    there = [arm.name for arm in verdicts.arms if arm.declared]
+    absent = [arm.name for arm in verdicts.arms if not arm.declared]
+    if absent:
+        raise ConfigError([Problem("--contrast", unknown("arm", name, there)) for name in absent])

@@ -1,0 +1,179 @@
+"""The command that measures something new of finished runs: eval."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2lab.cli.run import Json, Plugin, Runs
+
+if TYPE_CHECKING:
+    from gpt2lab.analysis import Verdicts
+    from gpt2lab.analysis.verdicts import Contrast
+    from gpt2lab.measure import Measured, StudyMeasured
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this file's command into the application."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    run_id: Annotated[str | None, typer.Argument(help="A run id, or how it begins.", metavar="[RUN]")] = None,
+    study: Annotated[str | None, typer.Option("--study", help="All finished runs of this study instead.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", help="What to measure, as top1 or calibration,bins=10; all unless given."),
+    ] = None,
+    plugin: Plugin = None,
+    runs: Runs = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """Measure something new of finished runs. Takes their final weights and trains nothing."""
+    from gpt2lab.errors import ConfigError
+
+    if (run_id is None) == (study is None):
+        raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
+    from gpt2lab.config import fill_slots
+    from gpt2lab.display import console_for
+    from gpt2lab.measure import find_run, measure, measure_study, read_metrics
+    from gpt2lab.store import Store
+
+    fill_slots(plugin or ())
+    store, asked = Store(runs), read_metrics(metric or ())
+    with shown_progress() as progress:
+        if study is not None:
+            found = measure_study(study, store, asked, progress=progress)
+        else:
+            alone = measure(find_run(store, str(run_id)), asked, progress=progress)
+    if json_:
+        from gpt2lab.analysis.verdicts import as_json
+
+        record = study_record(found) if study is not None else run_record(alone)
+        print(json.dumps(as_json(record), indent=1, allow_nan=False))
+    elif study is not None:
+        print_study(found, console_for())
+    else:
+        for name, value in alone.values.items():
+            print(f"{name}: {value:.6g}")
+
+
+def shown_progress() -> Any:
+    """Targets measured so far, on standard error: a bar on a terminal, a line for each metric and run elsewhere."""
+    import contextlib
+    from collections.abc import Callable, Iterator
+
+    @contextlib.contextmanager
+    def lines() -> Iterator[Callable[[int, int, str], None]]:
+        last = ""
+
+        def told(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if what != last:
+                print(what, file=sys.stderr, flush=True)
+            last = what
+
+        yield told
+
+    @contextlib.contextmanager
+    def bar() -> Iterator[Callable[[int, int, str], None]]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task("", total=None)
+            yield lambda done, total, what: shown.update(task, completed=done, total=total, description=what)
+
+    return bar() if sys.stderr.isatty() else lines()
+
+
+def run_record(measured: Measured) -> dict[str, Any]:
+    """One run's values for programs."""
+    return {"run": measured.id, "values": dict(measured.values), "reused": measured.reused}
+
+
+def study_record(measured: StudyMeasured) -> dict[str, Any]:
+    """A study's values and differences for programs."""
+    missing = [{"arm": r.arm, "seed": r.seed, "run": r.id, "status": r.status, "reason": r.reason}
+               for r in measured.missing]  # fmt: skip
+    return {
+        "study": measured.study,
+        "metrics": {
+            name: {
+                "arms": [arm_record(arm) for arm in verdicts.arms],
+                "contrasts": [contrast_record(contrast) for contrast in verdicts.contrasts],
+            }
+            for name, verdicts in measured.verdicts.items()
+        },
+        "missing": missing,
+        "reused": measured.reused,
+    }
+
+
+def arm_record(arm: Any) -> dict[str, Any]:
+    """One arm: mean, sd, n and the value of each seed."""
+    counts = {"n": arm.n, "failed": arm.failed, "missing": arm.missing}
+    return {"arm": arm.name, "mean": arm.mean, "sd": arm.sd, **counts, "values": dict(arm.values)}
+
+
+def contrast_record(contrast: Contrast) -> dict[str, Any]:
+    """One difference with its interval, not adjusted for the family: nothing is claimed."""
+    comparable = contrast.word != "not comparable"
+    return {
+        "arm": contrast.arm,
+        "against": contrast.against,
+        "difference": contrast.difference if comparable else None,
+        "low": contrast.raw_low if comparable else None,
+        "high": contrast.raw_high if comparable else None,
+        "n": [contrast.n_arm, contrast.n_against],
+        "failed": [contrast.failed_arm, contrast.failed_against],
+        "word": "exploratory" if comparable else "not comparable",
+        "reason": contrast.reason,
+    }
+
+
+def print_study(measured: StudyMeasured, console: Any) -> None:
+    """Every value as a table of arms, then the differences."""
+    for name, verdicts in measured.verdicts.items():
+        console.print(arms_table(name, verdicts))
+        for contrast in verdicts.contrasts:
+            console.print(f"  {difference_line(contrast)}", markup=False, highlight=False)
+        console.print()
+    for run in measured.missing:
+        console.print(f"{run.arm} seed {run.seed}: {run.status}: {run.reason}", markup=False, highlight=False)
+    told = f"{measured.metrics - measured.reused} values measured now, {measured.reused} read from the store"
+    console.print(f"{told}. Not declared before running: exploratory, descriptive numbers.", highlight=False)
+
+
+def arms_table(name: str, verdicts: Verdicts) -> Any:
+    """One row for each arm."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpt2lab.text import number
+
+    table = Table(title=Text(name), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("arm", "mean", "sd", "n", "values"):
+        table.add_column(column, justify="left" if column in ("arm", "values") else "right", overflow="fold")
+    for arm in verdicts.arms:
+        values = [number(value) for value in arm.values.values()]
+        values += [f"{arm.failed} failed"] * bool(arm.failed) + [f"{arm.missing} missing"] * bool(arm.missing)
+        mean, sd = number(arm.mean if arm.n else None), number(arm.sd if arm.n > 1 else None)
+        table.add_row(Text(arm.name), mean, sd, str(arm.n), ", ".join(values))
+    return table
+
+
+def difference_line(contrast: Contrast) -> str:
+    """`rotary - learned: +0.0123 [-0.0100, +0.0346] (n = 3, 3), exploratory`."""
+    from gpt2lab.analysis.words import effect
+
+    head = f"{contrast.arm} - {contrast.against}:"
+    record = contrast_record(contrast)
+    if record["word"] == "not comparable":
+        return f"{head} not comparable: {contrast.reason}"
+    numbers = effect(contrast.difference, contrast.raw_low, contrast.raw_high, "").replace("  ", " ").strip()
+    return f"{head} {numbers} (n = {contrast.n_arm}, {contrast.n_against}), exploratory"

@@ -1,0 +1,102 @@
+"""Commands about what a run is: why two differ, and keeping old ones when only code changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpt2lab.cli.results import find_run
+from gpt2lab.cli.run import Arms, File, Jobs, Json, Plugin, Runs, Scale, Seeds, Set
+
+Run = Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this file's commands into the application."""
+    app.command()(why)
+    app.command()(adopt)
+
+
+def why(run_a: Run, run_b: Run, runs: Runs = Path("runs"), json_: Json = False) -> None:
+    """Say why two runs are not the same run. Settings, data, software, and the definitions whose code differs."""
+    from dataclasses import asdict
+
+    from gpt2lab.display import console_for
+    from gpt2lab.store import Store
+    from gpt2lab.why import why as differences
+
+    store = Store(runs)
+    a, b = find_run(store, run_a), find_run(store, run_b)
+    found = differences(a, b, store)
+    if json_:
+        json.dump({"a": a.id, "b": b.id, "differences": [asdict(one) for one in found]}, sys.stdout)
+        print()
+        return
+    console = console_for()
+    if not found:
+        same = "one and the same run" if a.id == b.id else "nothing differs that could change a weight"
+        console.print(f"{a.id} and {b.id}: {same}", markup=False, highlight=False)
+    for one in found:
+        console.print(str(one), markup=False, highlight=False)
+        for line in one.code:
+            console.print(f"    {line}", markup=False, highlight=False, style=STYLES.get(line[:1], ""))
+
+
+STYLES = {"+": "green", "-": "red", "@": "dim"}
+
+
+def adopt(
+    file: File,
+    scale: Scale = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    arms: Arms = None,
+    set_: Set = None,
+    plugin: Plugin = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs could be kept.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Keep finished runs although code changed, if it still trains the same bits. It is put to the test."""
+    from gpt2lab.adopt import adopt as adopt_runs
+    from gpt2lab.adopt import candidates
+    from gpt2lab.cli.request import Request
+    from gpt2lab.display import console_for
+    from gpt2lab.store import Store
+    from gpt2lab.text import plural
+
+    console, store = console_for(), Store(runs)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    asked = Request(
+        file=file, scale=scale, seeds=seeds, arms=arms, set=tuple(set_ or ()), plugin=tuple(plugin or ()), jobs=jobs
+    )
+    refused = False
+    for one in asked.ladder():
+        planned, kept = one.planner(store), 0
+        while True:  # rates that were bracketed are adopted first; the runs at the best of them are known only then
+            plan = planned(None)
+            name = f"{plan.ablation.name}@{plan.ablation.scale}"
+            if dry_run:
+                for found in candidates(plan, store):
+                    say(f"{found.new.arm} seed {found.new.seed}: {found.old.id} differs in code alone")
+                break
+            outcomes = adopt_runs(plan, store, say)
+            for outcome in outcomes:
+                refused |= bool(outcome.refused)
+                told = (
+                    f"refused: {outcome.refused}" if outcome.refused else f"{plural(len(outcome.adopted), 'run')} kept"
+                )
+                say(f"{outcome.kind}: {told}")
+            kept += sum(len(outcome.adopted) for outcome in outcomes)
+            if not any(outcome.adopted for outcome in outcomes):
+                nothing = "nothing to keep; no finished run differs from what is due in code alone"
+                say(f"{name}: {plural(kept, 'run')} kept" if kept or outcomes else f"{name}: {nothing}")
+                break
+    if refused:
+        raise SystemExit(1)

@@ -1,0 +1,190 @@
+"""Metrics: what can be measured of a trained model on its validation tokens.
+
+    @metric.register("entropy", source="arXiv:...")
+    def entropy(subject: Subject) -> float:
+        "Mean entropy of the predictions, in nats."
+        total = 0.0
+        for rows in subject.rows():
+            total += Categorical(logits=rows.logits).entropy().double().sum().item()
+        return total / subject.total
+
+A metric is one function of a `Subject`, with keyword-only options, that returns a number or several by name. It belongs
+to no config and to no run's identity: it is applied to runs that are finished.
+Shapes: n windows, L tokens in a window, r rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpt2lab.data.batches import TokenSequence
+from gpt2lab.errors import ConfigError, Gpt2labError
+from gpt2lab.evaluation.validation import (
+    ROWS_AT_ONCE,
+    Window,
+    batches_of,
+    evaluating,
+    forward,
+    out_of_memory,
+    plain_windows,
+)
+from gpt2lab.model import GPT
+from gpt2lab.registry import Choice, Slot
+from gpt2lab.training.precision import Precision
+
+metric = Slot("metric", "what is measured of finished runs (gpt2lab eval)", default=(), in_config=False)
+
+
+class Rows(NamedTuple):
+    """Some predictions. logits: (r, V) float32. targets: (r,) the tokens that did follow. positions: (r,) the place in
+    its window of the token that each is predicted from, counted from 0. All on the model's device."""
+
+    logits: Tensor
+    targets: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """What a metric may look at. The model is in evaluation mode and no gradients are recorded.
+
+    tokens:          the validation split; `rows` goes over the run's fixed part of it.
+    total:           targets in that part.
+    batch_sequences: windows in one pass.
+    byte_lengths:    (V,) bytes of text that each token stands for; None where that is not known.
+    tell:            called with the targets done so far, and with how many there are.
+    """
+
+    model: GPT
+    tokens: TokenSequence
+    block_size: int
+    total: int
+    batch_sequences: int
+    byte_lengths: NDArray[np.int64] | None = None
+    precision: Precision = "fp32"
+    tell: Callable[[int, int], None] = field(default=lambda done, total: None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def windows(self) -> list[Window]:
+        """The windows of the validation loss, in order; the last may be shorter."""
+        return plain_windows(self.tokens, block_size=self.block_size, total=self.total)
+
+    def rows(self) -> Iterator[Rows]:
+        """Every prediction of every window once, a bounded number at a time; each call makes the passes anew."""
+        done = 0
+        for batch in batches_of(self.windows(), self.batch_sequences):
+            logits, wanted = forward(self.model, self.tokens, batch, self.precision)  # (n, L, V), (n, L)
+            positions = torch.arange(wanted.shape[1], device=self.device).repeat(len(batch))
+            targets = torch.from_numpy(wanted.flatten()).to(self.device)
+            parts = (x.split(ROWS_AT_ONCE) for x in (logits.flatten(0, 1), targets, positions))
+            for some, following, places in zip(*parts, strict=True):
+                yield Rows(some.float(), following, places)
+            done += wanted.size
+            self.tell(done, self.total)
+
+
+def apply(choice: Choice, subject: Subject) -> dict[str, float]:
+    """Measure; -> values by name: that of the metric, followed by `/` and a name of its own where it has several.
+
+    Raises ConfigError, naming the metric, when it fails or returns something else; EnvironmentFault without memory.
+    """
+    component = metric[choice.name]
+    hint = f"see its code in {inspect.getsourcefile(component.factory)}"
+    try:
+        with out_of_memory(subject.windows(), subject.batch_sequences), evaluating(subject.model), torch.no_grad():
+            found: Any = metric.build(choice, subject)
+    except Gpt2labError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{type(error).__name__}: {error}", where=f"metric {choice}", hint=hint) from error
+    named = {f"{choice}/{name}": value for name, value in found.items()} if isinstance(found, dict) else {}
+    values = named if isinstance(found, dict) else {str(choice): found}
+    if not values or not all(isinstance(value, Real) for value in values.values()):
+        raise ConfigError(
+            f"a number, or numbers by name, are expected, not {found!r:.60}", where=f"metric {choice}", hint=hint
+        )
+    return {name: float(value) for name, value in values.items()}
+
+
+def _nats(rows: Rows) -> Tensor:
+    """Cross entropy of each row.  -> (r,) in float64 on the CPU, as mps has none"""
+    return F.cross_entropy(rows.logits, rows.targets, reduction="none").cpu().double()
+
+
+@metric.register("loss", source="textbook")
+def loss(subject: Subject) -> float:
+    """Mean cross entropy of the next token, in nats."""
+    return sum(_nats(rows).sum().item() for rows in subject.rows()) / subject.total
+
+
+@metric.register("bits_per_byte", source="arXiv:2101.00027, section 3.1")
+def bits_per_byte(subject: Subject) -> float:
+    """Cross entropy per byte of the text that was predicted, in bits: comparable between tokenizers."""
+    if subject.byte_lengths is None:
+        raise ConfigError("needs the bytes of each token, which are not known here", where="metric bits_per_byte")
+    nats, text_bytes = 0.0, 0
+    for rows in subject.rows():
+        nats += _nats(rows).sum().item()
+        text_bytes += int(subject.byte_lengths[rows.targets.cpu().numpy()].sum())
+    return nats / math.log(2) / text_bytes
+
+
+@metric.register("top1", source="textbook")
+def top1(subject: Subject) -> float:
+    """Share of tokens that the model holds the likeliest, from 0 to 1."""
+    right = sum(int((rows.logits.argmax(-1) == rows.targets).sum()) for rows in subject.rows())
+    return right / subject.total
+
+
+@metric.register("calibration", source="arXiv:1706.04599")
+def calibration(subject: Subject, *, bins: int = 15) -> float:
+    """Expected calibration error of the first guess: how far its probability lies from its share of right guesses.
+
+    sum over bins of (rows in it / rows) |share of right guesses - mean probability|, bins (i/M, (i+1)/M]
+    bins: M, intervals of equal width between 0 and 1.
+    """
+    if bins < 1:
+        raise ConfigError(f"at least 1 bin is needed, not {bins}", where="metric calibration")
+    gaps = torch.zeros(bins, dtype=torch.float64)  # by bin: sum of (right - probability)
+    for rows in subject.rows():
+        probability, guess = (x.cpu() for x in rows.logits.softmax(-1).max(-1))
+        gap = (guess == rows.targets.cpu()).double() - probability.double()
+        index = (probability.double() * bins).ceil().long().clamp(1, bins) - 1
+        gaps += torch.bincount(index, gap, minlength=bins)
+    return gaps.abs().sum().item() / subject.total
+
+
+@metric.register("context_loss", source="arXiv:2001.08361, section 3.4")
+def context_loss(subject: Subject, *, bands: int = 4) -> dict[str, float]:
+    """Mean loss in nats by how many tokens a prediction can see, in bands of lengths that grow by one factor.
+
+    bands: how many, fewer where the context is short; named by the fewest and most tokens seen.
+    """
+    if bands < 1:
+        raise ConfigError(f"at least 1 band is needed, not {bands}", where="metric context_loss")
+    longest = min(subject.block_size, subject.total)
+    borders = np.unique(np.geomspace(1, longest + 1, bands + 1).round().astype(np.int64))  # first of each, and the end
+    sums, counts = (torch.zeros(len(borders) - 1, dtype=torch.float64) for _ in range(2))
+    for rows in subject.rows():
+        nats = _nats(rows)
+        index = torch.bucketize(rows.positions.cpu() + 1, torch.from_numpy(borders), right=True) - 1
+        sums += torch.bincount(index, nats, minlength=len(sums))
+        counts += torch.bincount(index, minlength=len(sums))
+    names = [f"{first}-{end - 1}" for first, end in itertools.pairwise(borders)]
+    return dict(zip(names, (sums / counts).tolist(), strict=True))

@@ -1,0 +1,268 @@
+"""Measure something new of runs that are finished: metrics on their final weights, kept below each run.
+
+A value is computed once: its key names the metric, its options, the tokens and the code that it follows from.
+Layer: beside the executors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from gpt2lab.analysis import Verdicts
+from gpt2lab.config import Config, config_from_text
+from gpt2lab.data.prepared import Prepared, list_prepared
+from gpt2lab.data.shards import prepare
+from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.evaluation import Subject, apply, metric
+from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
+from gpt2lab.model import GPT, build_model
+from gpt2lab.registry import Choice, Misfit
+from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
+from gpt2lab.runner import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
+from gpt2lab.store import RunFolder, Store, now
+from gpt2lab.training.checkpoints import FILES, MODEL, checkpoints
+from gpt2lab.training.manifest import damage
+from gpt2lab.training.precision import choose_device, set_threads
+from gpt2lab.training.state import canonical, weight_problems, weights_of
+
+Progress = Callable[[int, int, str], None]
+"""Called with targets done, targets in all, and what is being measured."""
+
+UNDECLARED = "measured after the fact, not declared"
+HARNESS = (("gpt2lab.evaluation.metrics", "apply"), ("gpt2lab.evaluation.metrics", "Subject"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Values of one run by name. `reused`: how many metrics had been measured before."""
+
+    id: str
+    values: Mapping[str, float]
+    reused: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyMeasured:
+    """A study's metrics. `verdicts`: by value name, descriptive numbers only. `missing`: runs without a value, with the
+    reason. `reused`: how many values had been measured before, of how many in all."""
+
+    study: str
+    verdicts: Mapping[str, Verdicts]
+    missing: Sequence[StudyRun] = field(default=())
+    reused: int = 0
+    metrics: int = 0
+
+
+def read_metrics(written: Sequence[str]) -> list[Choice]:
+    """`name` or `name,option=value,...` as choices; every metric that needs no option when none is written.
+
+    Raises ConfigError.
+    """
+    if not written:
+        return [metric.read(one.name) for one in metric if one.parameters.keys() == one.defaults().keys()]
+    found: list[Choice] = []
+    for text in dict.fromkeys(written):
+        name, *options = text.split(",")
+        given = dict(option.partition("=")[::2] for option in options)
+        try:
+            found.append(metric.read({**given, "name": name}))
+        except Misfit as misfit:
+            raise ConfigError(str(misfit), where=f"--metric {text}", hint="gpt2lab eval --help") from None
+    return list(dict.fromkeys(found))
+
+
+def find_run(store: Store, written: str) -> RunFolder:
+    """The run whose id begins like this. Raises ConfigError when there is none or more than one."""
+    known = [folder.id for folder in store.runs()]
+    matches = [name for name in known if name.startswith(written)]
+    if len(matches) == 1:
+        return store.run(matches[0])
+    what = f"'{written}' begins {len(matches)} run ids" if matches else unknown("run", written, known[:20])
+    raise ConfigError(what, hint="gpt2lab runs")
+
+
+def measure_study(
+    name: str, store: Store, metrics: Sequence[Choice], *, progress: Progress | None = None
+) -> StudyMeasured:
+    """Measure every finished run of a study, and set arms against each other: descriptive numbers without a verdict.
+
+    Runs without a value are listed with the reason. Raises ConfigError when no run can be measured, and what `measure`
+    raises for a metric that fails.
+    """
+    study = cleaned(store.study(name))
+    ceiling = failure_ceiling(study)
+    runs = collect(study, store)
+    values: dict[str, Mapping[str, float]] = {}
+    settled: list[StudyRun] = []
+    reused = 0
+    for run in runs:
+        done = run
+        if run.value is not None and not run.value < ceiling:  # NaN as well
+            nothing = replace(run, status="failed", reason="it learned nothing", value=math.nan)
+            done = run if run.status == "diverged" else nothing
+        elif run.status in ("finished", "unevaluated"):
+            try:
+                found = measure(store.run(run.id), metrics, progress=progress)
+            except DataFault as fault:  # one damaged run must not cost the others
+                done = replace(run, status="unreadable", value=None, reason=str(fault))
+            else:
+                values[run.id], reused = found.values, reused + found.reused
+                done = replace(run, status="finished", reason=None)
+        settled.append(done)
+    if not values:
+        reasons = "; ".join(dict.fromkeys(f"{run.arm} seed {run.seed}: {run.reason}" for run in settled))
+        raise ConfigError(f"no run can be measured ({reasons})", where=study["name"], hint=f"gpt2lab show {runs[0].id}"
+                          if runs else "gpt2lab runs")  # fmt: skip
+    names = list(dict.fromkeys(name for own in values.values() for name in own))
+    return StudyMeasured(
+        study=study["name"],
+        verdicts={name: described(study, settled, name, values) for name in names},
+        missing=[run for run in settled if run.id not in values],
+        reused=reused,
+        metrics=len(metrics) * len(values),
+    )
+
+
+def described(
+    study: Mapping[str, Any], runs: Sequence[StudyRun], name: str, values: Mapping[str, Mapping[str, float]]
+) -> Verdicts:
+    """The study's contrasts in one measured value, all exploratory: the study declared another metric."""
+    arms = {arm: {**entry, "exploratory": UNDECLARED} for arm, entry in study["arms"].items()}
+    asked = {**study, "arms": arms, "metric": name, "looks": None, "bracketed": False, "undeclared_look": None}
+    own = [replace(run, value=values[run.id].get(name) if run.id in values else run.value) for run in runs]
+    return judge_runs(asked, own)
+
+
+def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | None = None) -> Measured:
+    """The metrics of one finished run, from its newest checkpoint; what was measured before is read, not computed.
+
+    Raises ConfigError for a run that is not finished or has diverged, DataFault when weights or data are gone or
+    damaged.
+    """
+    result, text = run.result(), run.config()
+    if result is None:
+        raise ConfigError(f"{run.status()}: only finished runs can be measured", where=run.id, hint="gpt2lab runs")
+    if result["status"] == "diverged":
+        raise ConfigError("it diverged: there are no final weights to measure", where=run.id, hint="gpt2lab runs")
+    if text is None:
+        raise DataFault("no config.yaml: what it trained is not known", where=str(run.path), hint=f"ls {run.path}")
+    config = config_from_text(text, str(run.path / "config.yaml"))
+    keys = {choice: measurement_key(choice, config) for choice in metrics}
+    kept = {choice: run.evaluation(key) for choice, key in keys.items()}
+    reused = sum(record is not None for record in kept.values())
+    if reused < len(keys):
+        with threads(result["stack"]["threads"]):
+            subject = subject_of(run, config, result)
+            for choice in [choice for choice, record in kept.items() if record is None]:
+                record = measurement(choice, keys[choice], subject, run.id, progress)
+                run.write_evaluation(record)
+                kept[choice] = record
+    values = {name: value for record in kept.values() if record for name, value in record["values"].items()}
+    return Measured(id=run.id, values=values, reused=reused)
+
+
+def measurement(choice: Choice, key: str, subject: Subject, run: str, progress: Progress | None) -> dict[str, Any]:
+    """Measure now; -> the record that the store keeps."""
+    if progress:
+        told = replace(subject, tell=lambda done, total: progress(done, total, f"{choice} of {run}"))
+    return {
+        "key": key,
+        "metric": choice.name,
+        "options": dict(choice.options),
+        "spec": {"tokens": subject.total, "block_size": subject.block_size},
+        "values": apply(choice, told if progress else subject),
+        "stack": {"torch": torch.__version__, "device": subject.device.type, "threads": torch.get_num_threads()},
+        "measured_at": now(),
+    }
+
+
+def measurement_key(choice: Choice, config: Config) -> str:
+    """Names the metric; changes with its options, the tokens, and all code that its values follow from."""
+    parts = {
+        "metric": choice.full(),
+        "tokens": config.evaluation.tokens,
+        "block_size": config.model.block_size,
+        "code": [metric_code(choice), core_code(), *(component_code(one) for one in choices(config))],
+    }
+    return f"{choice.name}-{digest(parts)[:16]}"
+
+
+def metric_code(choice: Choice) -> str:
+    """Hash of the metric's definition and of what it reaches; of its whole module where it has no definition there."""
+    factory = metric[choice.name].factory
+    names = parse(factory.__module__).definitions
+    own = [factory.__name__] if factory.__qualname__ in names else list(names)
+    found = reached([*HARNESS, *((factory.__module__, name) for name in own)])
+    return digest({PLUGIN.sub("plugin", key): text for key, text in found.items()})
+
+
+def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Subject:
+    """The run's final model on the validation tokens that it was judged on."""
+    data = data_of(run, config)
+    model: GPT = build_model(config.model, seed=config.seed, device=choose_device(config.training.device))
+    load_weights(model, run, int(result["steps"]))
+    block = config.model.block_size
+    at_once = EVALUATION_TOKENS_AT_ONCE.get(next(model.parameters()).device.type, GPU_EVALUATION_TOKENS_AT_ONCE)
+    return Subject(
+        model=model,
+        tokens=data.validation,
+        block_size=block,
+        total=config.evaluation.tokens,
+        batch_sequences=config.training.micro_batch_sequences or max(1, at_once // block),
+        byte_lengths=data.byte_lengths,
+        precision=config.training.precision,
+    )
+
+
+def data_of(run: RunFolder, config: Config) -> Prepared:
+    """The prepared data that the run was trained on: as it lies there, or prepared again from the same text."""
+    wanted = ((run.identity() or {}).get("identity") or {}).get("data")
+    found = (data for _, data in list_prepared() if isinstance(data, Prepared) and data.fingerprint == wanted)
+    data = next(found, None) or prepare(config.data)
+    if data.fingerprint != wanted:
+        what = f"its data is gone: the text gives fingerprint {data.fingerprint[:12]}, it had {str(wanted)[:12]}"
+        raise DataFault(what, where=run.id, hint="gpt2lab data list")
+    return data
+
+
+def load_weights(model: GPT, run: RunFolder, step: int) -> None:
+    """The run's weights after its last step, into `model`. Raises DataFault when they are not there as written."""
+    newest = next(checkpoints(run.checkpoints), None)
+    if newest is None:
+        raise DataFault("no checkpoint: the final weights are gone", where=str(run.checkpoints), hint=f"ls {run.path}")
+    found, path = newest
+    reason = damage(path, found, FILES)
+    if reason is None and found != step:
+        reason = f"it holds step {found}, the run ended at step {step}"
+    if reason is None:
+        try:
+            saved = canonical(load_file(path / MODEL))
+        except (OSError, SafetensorError) as error:
+            reason = f"cannot be read: {error}"
+    if reason is not None:
+        raise DataFault(f"damaged: {reason}", where=str(path), hint=f"gpt2lab show {run.id}")
+    problems = weight_problems(model, saved)
+    if problems:
+        raise DataFault(problems, hint="the code of the model has changed since")
+    with torch.no_grad():
+        for name, tensor in weights_of(model).items():
+            tensor.copy_(saved[name])
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with the run's number of CPU threads; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    set_threads(count)
+    try:
+        yield
+    finally:
+        set_threads(before)

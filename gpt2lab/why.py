@@ -1,0 +1,121 @@
+"""Why are two runs not the same run? Their identities part by part, down to the definitions whose code differs.
+
+An identity holds hashes of code. What they stand for is kept in the store, each version once, in `runs/code/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2lab.config import Config
+from gpt2lab.errors import ConfigError
+from gpt2lab.identity import digest, sources
+from gpt2lab.store import RunFolder, Store, read_json, write_json
+
+SAYS = {
+    "seed": "seed", "repeat": "repeat of the seed", "data": "prepared data (fingerprint)", "torch": "torch version",
+    "device": "device", "threads": "CPU threads",
+}  # fmt: skip
+CODE = ("core", "components")
+"""Parts of an identity that are hashes of code."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which two runs differ: `a` and `b` as they stand in each, or a definition's code line by line."""
+
+    what: str
+    a: str
+    b: str
+    code: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.what if not self.a and not self.b else f"{self.what}: {self.a} -> {self.b}"
+
+
+def keep_sources(configs: Iterable[Config], store: Store) -> None:
+    """Keep in the store what the code hashes of these configs' identities stand for."""
+    for config in configs:
+        for code, parts in sources(config).items():
+            path = store.root / "code" / f"{code[:32]}.json"
+            if not path.exists():
+                write_json(path, parts)
+
+
+def why(a: RunFolder, b: RunFolder, store: Store) -> list[Difference]:
+    """All in which the identities of two runs differ; empty when they are the same. Raises ConfigError for a run
+    without an identity."""
+    ours, theirs = _identity(a), _identity(b)
+    found = [
+        Difference(key, x, y)
+        for key, x, y in _unlike(_flat(ours.get("settings", {})), _flat(theirs.get("settings", {})))
+    ]
+    for part, name in SAYS.items():
+        x, y = ours.get(part), theirs.get(part)
+        if x != y:
+            found.append(Difference(name, _short(x), _short(y)))
+    if ours.get("core") != theirs.get("core"):
+        found += _code("core code", ours.get("core"), theirs.get("core"), store)
+    components, others = ours.get("components", {}), theirs.get("components", {})
+    for name in sorted(components.keys() & others.keys()):
+        if components[name] != others[name]:
+            found += _code(f"code of {name}", components[name], others[name], store)
+    return found
+
+
+def code_only(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two identities differ in hashes of code alone."""
+    return digest(without_code(a)) == digest(without_code(b))
+
+
+def without_code(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with the names of its components in the place of their code."""
+    return {k: v for k, v in identity.items() if k not in CODE} | {"components": sorted(identity.get("components", {}))}
+
+
+def _identity(run: RunFolder) -> dict[str, Any]:
+    record = run.identity()
+    if record is None or "identity" not in record:
+        raise ConfigError("no identity is kept of this run: it never began", where=run.id, hint="gpt2lab runs")
+    identity: dict[str, Any] = record["identity"]
+    return identity
+
+
+def _code(what: str, a: str | None, b: str | None, store: Store) -> Iterator[Difference]:
+    """Each definition that differs; one sentence where the store does not know what a hash stands for."""
+    ours, theirs = (read_json(store.root / "code" / f"{str(code)[:32]}.json") for code in (a, b))
+    if ours is None or theirs is None:
+        yield Difference(f"{what}; in what, the store does not know", _short(a), _short(b))
+        return
+    for name in sorted(ours.keys() | theirs.keys()):
+        x, y = ours.get(name), theirs.get(name)
+        if x == y:
+            continue
+        how = "added" if x is None else "gone" if y is None else "changed"
+        lines = difflib.unified_diff((x or "").splitlines(), (y or "").splitlines(), lineterm="", n=2)
+        yield Difference(f"{what}: {name.replace(':', '.')} {how}", "", "", tuple(lines)[2:])
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
+    """Settings by dotted key."""
+    if isinstance(tree, Mapping):
+        return {k: v for name, inner in tree.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    if isinstance(tree, list) and len(tree) == 1:  # one component for all layers
+        return _flat(tree[0], prefix)
+    if isinstance(tree, list):
+        return {k: v for index, inner in enumerate(tree) for k, v in _flat(inner, f"{prefix}{index}.").items()}
+    return {prefix.removesuffix("."): str(tree)}
+
+
+def _unlike(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    for key in dict.fromkeys([*a, *b]):
+        if a.get(key) != b.get(key):
+            yield key, a.get(key, "(not there)"), b.get(key, "(not there)")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

@@ -1,0 +1,213 @@
+"""Finished runs measured anew from their final weights: what is computed, kept, read again, shown and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from gpt2lab.evaluation import metric
+from gpt2lab.runner import Job, StopRequest, execute
+from gpt2lab.store import Store
+
+Call = Callable[..., Any]
+
+pytestmark = pytest.mark.usefixtures("no_plugins_after", "no_metrics_after")
+
+OWN = '''
+from gpt2lab import metric
+
+
+@metric.register("sharpness", source="a test")
+def sharpness(subject, *, power: float = 1.0):
+    """Mean largest probability, which no shipped metric tells.
+
+    power: that each is raised to.
+    """
+    total = sum(rows.logits.softmax(-1).max(-1).values.double().pow(power).sum().item() for rows in subject.rows())
+    return {"mean": total / subject.total, "targets": subject.total}
+'''
+
+
+@pytest.fixture
+def no_metrics_after() -> Iterator[None]:
+    before = dict(metric._components)
+    yield
+    metric._components = before
+
+
+@pytest.fixture
+def trained(
+    gpt2lab: Call, ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, dict[str, str]]]:
+    """Train the ablation with some seeds in this process; -> run ids by arm and seed."""
+
+    class Inline:
+        def __init__(self, places: int, on_tick: Callable[[], None], *_: Any) -> None:
+            self.on_tick = on_tick
+
+        def run(self, jobs: Any) -> dict[str, str]:
+            for job in jobs:
+                assert isinstance(job, Job)
+                execute(job, StopRequest())
+            self.on_tick()
+            return dict.fromkeys((job.run_id for job in jobs), "done")
+
+    monkeypatch.setattr("gpt2lab.study.LocalExecutor", Inline)
+
+    def train(seeds: int, steps: int = 120) -> dict[str, dict[str, str]]:
+        preset = ablation.with_name("preset.yaml")
+        preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
+        answer = gpt2lab("run", ablation, "--seeds", seeds, "--no-tracking")
+        assert answer.code == 0, answer.err
+        arms = Store(tmp_path / "runs").study("tiny")["arms"]
+        return {arm: entry["runs"] for arm, entry in arms.items()}
+
+    return train
+
+
+def test_a_run_is_measured_once_on_its_own_validation_tokens(
+    gpt2lab: Call, trained: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Store(tmp_path / "runs").run(trained(1)["learned"]["0"])
+    before = (run.path / "result.json").read_bytes()
+    [judged] = [json.loads(file.read_text()) for file in (run.path / "evaluations").glob("*.json")]
+    answer = gpt2lab("eval", run.id[:9], "--json")
+    assert answer.code == 0, answer.err
+    assert f"top1 of {run.id}" in answer.err  # progress
+    found = json.loads(answer.out)
+    assert found["run"] == run.id and found["reused"] == 0
+    assert found["values"]["loss"] == pytest.approx(judged["metrics"]["val/loss"], rel=1e-12)
+    assert found["values"]["bits_per_byte"] == pytest.approx(judged["metrics"]["val/bits_per_byte"], rel=1e-12)
+    assert {name.partition("/")[0] for name in found["values"]} == set(metric.names())
+    kept = sorted(file.name for file in (run.path / "evaluations").glob("*-*.json"))
+    assert [name.rpartition("-")[0] for name in kept] == sorted(metric.names())
+
+    monkeypatch.setattr("gpt2lab.measure.apply", lambda *_: pytest.fail("measured twice"))
+    again = json.loads(gpt2lab("eval", run.id, "--json").out)
+    assert again == {**found, "reused": len(metric.names())}
+    plain = gpt2lab("eval", run.id, "--metric", "loss").out
+    assert plain == f"loss: {found['values']['loss']:.6g}\n"
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    other = json.loads(gpt2lab("eval", run.id, "--json", "--metric", "calibration,bins=3").out)
+    assert other["reused"] == 0 and list(other["values"]) == ["calibration(bins=3)"]
+    assert (run.path / "result.json").read_bytes() == before
+    assert gpt2lab("report", "tiny").code == 0  # whose evaluation is the declared one still
+
+
+def test_a_study_is_described_and_not_judged(gpt2lab: Call, trained: Call, tmp_path: Path) -> None:
+    runs = trained(3)
+    answer = gpt2lab("eval", "--study", "tiny", "--metric", "top1", "--metric", "loss", "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert (found["study"], found["missing"], found["reused"]) == ("tiny@preset", [], 0)
+    store = Store(tmp_path / "runs")
+    learned, rotary = (
+        [store.run(i).evaluation(store.study("tiny")["evaluation"]["key"])["metrics"]["val/loss"] for i in own.values()]  # type: ignore[index]
+        for own in (runs["learned"], runs["rotary"])
+    )
+    arm = next(one for one in found["metrics"]["loss"]["arms"] if one["arm"] == "learned")
+    assert list(arm["values"].values()) == pytest.approx(learned, rel=1e-12)
+    assert (arm["n"], arm["sd"]) == (3, pytest.approx(statistics.stdev(learned)))
+    [contrast] = found["metrics"]["loss"]["contrasts"]
+    interval = stats.ttest_ind(rotary, learned, equal_var=False).confidence_interval(0.95)
+    assert [contrast["low"], contrast["high"]] == pytest.approx([interval.low, interval.high], rel=1e-6)
+    assert contrast["difference"] == pytest.approx(statistics.mean(rotary) - statistics.mean(learned))
+    assert (contrast["word"], contrast["n"]) == ("exploratory", [3, 3])
+    assert contrast["reason"] == "measured after the fact, not declared"
+
+    shown = gpt2lab("eval", "--study", "tiny", "--metric", "top1", "--metric", "loss").out
+    number = r"[+-]\d\.\d+"
+    assert re.search(rf"  rotary - learned: {number} \[{number}, {number}\] \(n = 3, 3\), exploratory\n", shown)
+    assert "0 values measured now, 12 read from the store" in shown
+    assert not re.search("better|worse|no difference|inconclusive", shown)
+
+
+def test_runs_that_cannot_be_measured_are_named_and_cost_no_others(
+    gpt2lab: Call, trained: Call, tmp_path: Path
+) -> None:
+    runs = trained(2)
+    store = Store(tmp_path / "runs")
+    gone, diverged = store.run(runs["learned"]["1"]), store.run(runs["rotary"]["0"])
+    shutil.rmtree(gone.checkpoints)
+    diverged.finish({**(diverged.result() or {}), "status": "diverged", "reason": "the loss is nan"})
+    found = json.loads(gpt2lab("eval", "--study", "tiny", "--metric", "top1", "--json").out)
+    assert [(one["arm"], one["seed"], one["status"]) for one in found["missing"]] == [
+        ("learned", 1, "unreadable"),
+        ("rotary", 0, "diverged"),
+    ]
+    arms = {one["arm"]: one for one in found["metrics"]["top1"]["arms"]}
+    assert (arms["learned"]["n"], arms["learned"]["missing"]) == (1, 1)
+    assert (arms["rotary"]["n"], arms["rotary"]["failed"]) == (1, 1)
+    answer = gpt2lab("eval", gone.id, "--metric", "loss")
+    assert answer.code == 4 and "checkpoints: no checkpoint: the final weights are gone\n" in answer.err
+    answer = gpt2lab("eval", diverged.id)
+    assert answer.code == 2 and "it diverged: there are no final weights to measure\n" in answer.err
+    left = store.run(runs["learned"]["0"])
+    [weights] = left.checkpoints.glob("*/model.safetensors")
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    answer = gpt2lab("eval", left.id, "--metric", "loss")
+    assert answer.code == 4 and "model.safetensors is not what was written" in answer.err
+    (left.path / "config.yaml").unlink()
+    assert "no config.yaml: what it trained is not known" in gpt2lab("eval", left.id).err
+    (left.path / "result.json").unlink()
+    answer = gpt2lab("eval", left.id)
+    assert answer.code == 2 and f"{left.id}: partial: only finished runs can be measured" in answer.err
+    for told in (answer.err, gpt2lab("eval", gone.id, "--metric", "loss").err):
+        assert "Traceback" not in told and told.count("\n") == 2
+
+
+def test_runs_that_learned_nothing_count_as_failed_where_arms_are_compared(gpt2lab: Call, trained: Call) -> None:
+    run = trained(1, steps=4)["learned"]["0"]
+    answer = gpt2lab("eval", "--study", "tiny", "--metric", "top1")
+    assert answer.code == 2 and "tiny@preset: no run can be measured (learned seed 0: it learned nothing" in answer.err
+    assert gpt2lab("eval", run, "--metric", "top1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "one run, or one study, is expected"),
+        (["abc", "--study", "tiny"], "one run, or one study, is expected"),
+        (["zzz"], r"unknown run 'zzz' \(known: none\)"),
+        (["--study", "nosuch"], r"unknown study 'nosuch' \(known: none\)"),
+        (["zzz", "--metric", "top"], "--metric top: unknown metric 'top'; did you mean 'top1'"),
+        (["zzz", "--metric", "calibration,bin=3"], "unknown option of metric calibration 'bin'; did you mean 'bins'"),
+        (["zzz", "--metric", "calibration,bins=few"], "'few' does not fit"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_in_one_line(gpt2lab: Call, words: list[str], said: str) -> None:
+    answer = gpt2lab("eval", *words)
+    assert answer.code == 2 and answer.out == ""
+    assert re.fullmatch(rf"gpt2lab: error \[CONFIG\] .*{said}.*\ntry: .*\n", answer.err), answer.err
+
+
+def test_a_metric_of_ones_own_is_measured_and_measured_again_when_it_is_edited(
+    gpt2lab: Call, trained: Call, tmp_path: Path
+) -> None:
+    run = trained(1)["learned"]["0"]
+
+    def measured(name: str, text: str) -> dict[str, Any]:
+        file = tmp_path / f"{name}.py"
+        file.write_text(text)
+        metric._components.pop("sharpness", None)
+        answer = gpt2lab("eval", run, "--plugin", file, "--metric", "sharpness,power=2", "--json")
+        assert answer.code == 0, answer.err
+        return json.loads(answer.out)  # type: ignore[no-any-return]
+
+    first = measured("first", OWN)
+    assert first["reused"] == 0 and 0 < first["values"]["sharpness(power=2.0)/mean"] < 1
+    assert first["values"]["sharpness(power=2.0)/targets"] == 128
+    assert measured("moved", OWN.replace("Mean largest", "The mean largest"))["reused"] == 1
+    edited = measured("edited", OWN.replace(".max(-1).values", ".min(-1).values"))
+    assert edited["reused"] == 0 and edited["values"] != first["values"]

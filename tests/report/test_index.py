@@ -1,0 +1,323 @@
+"""The page across studies: what it says of each, how they agree with others, and that nothing in it can run or load."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_study import declare
+from many_studies import record
+
+from gpt2lab.report import index, overview
+from gpt2lab.report.across import duration
+from gpt2lab.report.index import write_index
+from gpt2lab.report.tables import difference_cell
+
+HOSTILE = "<script>alert(1)</script> | \"x\" onload='y' [a](javascript:b) `c` $x^2$"
+POSENC = {"learned": 2.2, "rotary": 2.15, "none": 2.2003}
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        words: list[str] = []
+        self.handle_data = words.append  # type: ignore[method-assign]
+        self.feed(source)
+        self.text = re.sub(r"\s+", " ", " ".join(words))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def links(self) -> list[str]:
+        return [str(a["href"]) for tag, a in self.tags if tag == "a"]
+
+
+def made(root: Path) -> tuple[str, str, dict[str, Any]]:
+    """Write the page -> (HTML, Markdown, JSON)."""
+    page = write_index(root / "runs", root / "reports")
+    assert page == root / "reports/index.html"
+    return page.read_text(), page.with_suffix(".md").read_text(), json.loads(page.with_suffix(".json").read_text())
+
+
+def test_an_empty_store_says_what_to_run(tmp_path: Path) -> None:
+    for text in made(tmp_path)[:2]:
+        assert "Nothing is recorded yet" in text
+        assert "gpt2lab run ablations/posenc.yaml --scale nano" in text
+    assert not (tmp_path / "reports/index.svg").exists()
+
+
+def test_a_study_is_told_with_its_verdicts_and_agreements(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC, arms={"rotary": {"expected": "better: says somebody"}})
+    source, markdown, record_ = made(tmp_path)
+    [study] = record_["studies"]
+    rotary, none = study["contrasts"]
+    assert (rotary["word"], rotary["agreement"]["word"]) == ("better", "found again")
+    assert [(p["source"], p["word"]) for p in rotary["published"]] == [
+        ("EleutherAI, rotary write-up", "found again"),
+        ("EleutherAI, rotary write-up", "same sign at gpt2-124m"),
+    ]
+    assert (none["word"], none["agreement"]) == ("no difference larger than 0.005", None)
+    assert [p["word"] for p in none["published"]] == ["found again", "no difference at gpt2-124m either"]
+    shown = Reader(source).text
+    published = "better (2.759 against 2.809 nats); 125-150M, OpenWebText2"
+    for part in ("posenc@gpt2-124m", "What does posenc do?", "124 M parameters", "2026-11-23", "3 per arm",
+                 "says somebody", "found again", published, "no difference"):  # fmt: skip
+        assert part in shown, part
+    assert "https://arxiv.org/abs/2203.16634" in Reader(source).links()
+    assert "[Haviv et al. 2022](https://arxiv.org/abs/2203.16634)" in markdown
+    cell = difference_cell(rotary["difference"], rotary["low"], rotary["high"])
+    assert f"{cell.text} {cell.detail}" in shown
+
+
+def test_verdicts_are_those_of_the_studys_own_report(tmp_path: Path) -> None:
+    from gpt2lab.report import write_report
+
+    declare(tmp_path / "runs")
+    own = json.loads(
+        (write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports").parent / "verdicts.json").read_text()
+    )
+    [study] = made(tmp_path)[2]["studies"]
+    kept = ("arm", "against", "word", "difference", "low", "high", "p_holm")
+    assert [{key: c[key] for key in kept} for c in study["contrasts"]] == [
+        {key: c[key] for key in kept} for c in own["contrasts"]
+    ]
+
+
+def test_a_stale_verdict_beside_a_report_is_not_believed(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC)
+    folder = tmp_path / "reports/posenc@gpt2-124m"
+    folder.mkdir(parents=True)
+    (folder / "verdicts.json").write_text('{"contrasts": [{"arm": "rotary", "against": "learned", "word": "worse"}]}')
+    assert made(tmp_path)[2]["studies"][0]["contrasts"][0]["word"] == "better"
+
+
+def test_nothing_in_a_name_or_question_can_run(tmp_path: Path) -> None:
+    arms = {"rotary": {"expected": f"better {HOSTILE}"}}
+    record(tmp_path / "runs", means=POSENC | {HOSTILE: 2.3}, arms=arms, question=HOSTILE, caveat=HOSTILE)
+    source, markdown, _ = made(tmp_path)
+    read = Reader(source)
+    assert {tag for tag, _ in read.tags} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "link",
+        "img",
+        "form",
+        "base",
+    } == set()
+    for tag, attributes in read.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src")], (tag, attributes)
+    assert all(re.match(r"#|https://(arxiv\.org|github\.com)/", link) for link in read.links())
+    assert "alert(1)" in read.text
+    assert "<script" not in source and "<script" not in markdown
+    assert not re.search(r"(?<!\\)\]\(javascript", markdown)  # escaped brackets make no link
+    css = source.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policies = [a["content"] for _, a in read.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
+
+
+def test_every_table_of_the_markdown_is_whole(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC | {"a|b": 2.3}, question="a | b")
+    record(tmp_path / "runs", scale="nano", means=POSENC)
+    counts: list[set[int]] = []
+    for line in made(tmp_path)[1].splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        if cells and (re.fullmatch(r"[|\s:-]+", line) or (counts and counts[-1])):
+            counts[-1].add(cells)
+        else:
+            counts.append({cells} if cells else set())
+    tables = [count for count in counts if count]
+    assert len(tables) == 4  # agreement, scale by scale, two studies
+    assert all(len(count) == 1 for count in tables), tables
+
+
+def test_a_study_with_a_report_is_linked_to_it(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC)
+    record(tmp_path / "runs", scale="micro", means=POSENC)
+    record(tmp_path / "runs", scale="nano", means=POSENC)
+    for folder in ("posenc@micro", "published/posenc@nano"):
+        (tmp_path / "reports" / folder).mkdir(parents=True)
+        (tmp_path / "reports" / folder / "index.html").write_text("x")
+    source, markdown, found = made(tmp_path)
+    links = [link for link in Reader(source).links() if link.endswith(".html")]
+    assert sorted(links) == ["posenc%40micro/index.html", "published/posenc%40nano/index.html"]
+    assert all(link in markdown for link in links)
+    assert {s["name"]: s["report"] for s in found["studies"]}["posenc@gpt2-124m"] is None
+
+
+def test_contrasts_stand_side_by_side_over_scales_from_small_to_large(tmp_path: Path) -> None:
+    record(tmp_path / "runs", scale="gpt2-124m", means=POSENC)
+    record(tmp_path / "runs", scale="nano", means={"learned": 2.2, "rotary": 2.0}, smallest_effect=0.05)
+    record(tmp_path / "runs", "norm", "micro", slot="norm", means={"layernorm": 2.2, "rmsnorm": 2.25})
+    source, markdown, _ = made(tmp_path)
+    head = "| Contrast | nano (842 k parameters) | micro (12.3 M parameters) | gpt2-124m (124 M parameters) |"
+    assert head in markdown
+    [row] = [line for line in markdown.splitlines() if line.startswith("| posenc: rotary against learned |")]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert [cell.split(" ")[0] for cell in cells] == ["**better**", "", "**better**"]
+    sizes = [float(re.findall(r"−(0\.\d+) nats", cell)[0]) for cell in (cells[0], cells[2])]
+    assert sizes == [pytest.approx(0.2, abs=0.01), pytest.approx(0.05, abs=0.01)]
+    anchors = {str(a["id"]) for tag, a in Reader(source).tags if tag == "section" and a.get("id")}
+    assert {link[1:] for link in Reader(source).links() if link.startswith("#")} == anchors
+
+
+def test_a_shared_pool_of_baseline_runs_is_counted(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        record(tmp_path / "runs", name, pool="shared", means=POSENC)
+    record(tmp_path / "runs", "alone", means=POSENC)
+    source, _, found = made(tmp_path)
+    assert {s["ablation"]: s["baseline_serves"] for s in found["studies"]} == {
+        "one": 3,
+        "two": 3,
+        "three": 3,
+        "alone": 1,
+    }
+    shown = Reader(source).text
+    assert "learned; its runs serve 3 studies" in shown
+    assert "learned; its runs serve this study alone" in shown
+    assert "4 studies, 8 contrasts, 30 runs, 30.0 GFLOP, 30.0 minutes of training" in shown  # 36 but for the 6 shared
+
+
+def test_a_noise_floor_is_told_where_there_is_one(tmp_path: Path) -> None:
+    stack = {"torch": "2.13", "device": "cpu"}
+    noise = {"scale": "micro", "sd": 0.0123, "low": 0.0085, "high": 0.0225, "df": 9, "failed": 0, "tokens": 1000,
+             "runs": 10, "created": "2026-11-20T00:00:00+00:00", "stack": stack}  # fmt: skip
+    record(tmp_path / "runs", means=POSENC, noise=noise)
+    assert (
+        "sd 0.0123 [0.0085, 0.0225] over 10 repeats at micro, torch 2.13, cpu, measured 2026-11-20" in made(tmp_path)[0]
+    )
+
+
+def test_what_failed_or_is_missing_is_said(tmp_path: Path) -> None:
+    study = record(tmp_path / "runs", means={"learned": 2.2, "rotary": 3.32})  # above the unigram floor less the margin
+    absent = tmp_path / "runs" / study["arms"]["learned"]["runs"]["0"]
+    for file in sorted(absent.rglob("*.json")):
+        file.unlink()
+    source, _, found = made(tmp_path)
+    assert "0 to 2 per arm, 3 runs failed, 1 run without a value" in Reader(source).text
+    [contrast] = found["studies"][0]["contrasts"]
+    assert contrast["word"].startswith("unstable (3 of 3 failed)")
+    assert {p["word"] for p in contrast["published"]} == {"inconclusive"}
+    assert all(p["why"].startswith("unstable") for p in contrast["published"])
+
+
+def test_what_is_expected_of_an_arm_is_not_told_of_its_other_contrasts(tmp_path: Path) -> None:
+    arms = {"rotary": {"expected": "better"}, "none": {"expected": "worse"}}
+    pairs = [["rotary", "learned"], ["rotary", "none"], ["none", "alibi"]]
+    record(tmp_path / "runs", means=POSENC | {"alibi": 2.1}, arms=arms, contrasts=pairs)
+    contrasts = made(tmp_path)[2]["studies"][0]["contrasts"]
+    assert [c["expected"] for c in contrasts] == ["better", None, "worse"]  # none is not compared with the baseline
+
+
+def test_an_effect_over_several_arms_repeats_nothing(tmp_path: Path) -> None:
+    weights = {"rotary": 0.5, "none": 0.5, "learned": -1.0}
+    record(tmp_path / "runs", means=POSENC, contrasts=[{"arm": "rotary", "against": "learned", "weights": weights}])
+    [contrast] = made(tmp_path)[2]["studies"][0]["contrasts"]
+    assert contrast["published"] == [] and contrast["expected"] is None
+
+
+def test_what_is_expected_of_an_effect_is_compared_with_it(tmp_path: Path) -> None:
+    effect = {
+        "arm": "some=rotary",
+        "against": "some=learned",
+        "weights": {"rotary": 1.0, "none": -0.5, "learned": -0.5},
+    }
+    record(tmp_path / "runs", means=POSENC, contrasts=[effect], expected={"some=rotary": "better (a book)"})
+    [contrast] = made(tmp_path)[2]["studies"][0]["contrasts"]
+    assert contrast["expected"] == "better (a book)" and contrast["agreement"]["word"] == "found again"
+
+
+def test_a_damaged_record_costs_its_own_lines_only(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC)
+    studies = tmp_path / "runs/studies"
+    (studies / "broken@nano.json").write_text("{")
+    (studies / "hollow@nano.json").write_text('{"name": "hollow@nano"}')
+    (studies / "other@nano.json").write_text((studies / "posenc@gpt2-124m.json").read_text())
+    source, markdown, found = made(tmp_path)
+    assert {one["name"] for one in found["damaged"]} == {"broken@nano", "hollow@nano", "other@nano"}
+    assert [s["name"] for s in found["studies"]] == ["posenc@gpt2-124m"]
+    assert "The record of hollow@nano cannot be read." in source and "The record of hollow@nano" in markdown
+
+
+def test_the_newest_study_comes_first(tmp_path: Path) -> None:
+    record(tmp_path / "runs", "early", means=POSENC, created="2026-01-01T00:00:00+00:00")
+    record(tmp_path / "runs", "late", means=POSENC, created="2026-02-01T00:00:00+00:00")
+    assert [s["ablation"] for s in made(tmp_path)[2]["studies"]] == ["late", "early"]
+
+
+def test_agreements_are_counted(tmp_path: Path) -> None:
+    arms = {"rotary": {"expected": "better"}, "none": {"expected": "worse"}, "alibi": {"expected": "worse"}}
+    record(tmp_path / "runs", means=POSENC | {"alibi": 2.1}, arms=arms)
+    lines = made(tmp_path)[1].splitlines()
+    assert "| what the study's file expects | 1 | 0 | 1 | 0 | 1 |" in lines  # rotary; alibi; none: no size is published
+    assert "| published results | 3 | 3 | 0 | 0 | 0 |" in lines  # at 125M, and again above 1B
+
+
+def test_the_figure_draws_differences_as_multiples_of_what_is_small(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC)
+    record(tmp_path / "runs", scale="nano", means={"learned": 2.2, "rotary": 2.0}, smallest_effect=0.05)
+    source = made(tmp_path)[0]
+    drawn = (tmp_path / "reports/index.svg").read_text()
+    assert "posenc@nano" in drawn and "posenc@gpt2-124m" in drawn
+    assert "<svg" in source and "var(--arm-3)" in source
+    entries = index.gather(tmp_path / "runs", tmp_path / "reports").entries
+    bars = {group.name: group.bars[0].difference for group in overview.groups(entries)}
+    assert bars["posenc@nano"] == pytest.approx(-4, abs=0.1)
+    assert bars["posenc@gpt2-124m"] == pytest.approx(-10, abs=0.5)
+
+
+def test_the_figure_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    for number in range(30):
+        record(tmp_path / "runs", f"study{number}", means=POSENC)
+    across = index.gather(tmp_path / "runs", tmp_path / "reports")
+    shown = overview.groups(across.entries)
+    assert sum(1 + len(group.bars) for group in shown) == overview.MOST_ROWS
+    assert "20 contrasts of older studies" in overview.caption(shown, len(across.findings))
+
+
+def test_the_same_store_gives_the_same_page(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC)
+    assert made(tmp_path) == made(tmp_path)
+
+
+def test_durations_are_in_units_that_fit() -> None:
+    assert [duration(s) for s in (44, 396, 44280)] == ["44 seconds", "6.6 minutes", "12.3 hours"]
+
+
+def test_the_page_needs_no_torch(tmp_path: Path) -> None:
+    record(tmp_path / "runs", means=POSENC)
+    code = (
+        "import sys; from gpt2lab.report.index import write_index; "
+        f"write_index({str(tmp_path / 'runs')!r}, {str(tmp_path / 'r')!r}); "
+        "sys.exit(bool({'torch', 'mlflow'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "r/index.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path: Path) -> None:
+    """40 studies of 5 arms and 5 seeds; the time is printed with `-s`."""
+    means = {"learned": 2.2, "rotary": 2.15, "none": 2.2003, "alibi": 2.1, "sinusoidal": 2.199}
+    for number in range(40):
+        record(tmp_path / "runs", f"study{number}", means=means, seeds=5)
+    began = time.perf_counter()
+    found = made(tmp_path)[2]
+    took = time.perf_counter() - began
+    print(f"\n{sum(s['runs'] for s in found['studies'])} runs in {len(found['studies'])} studies: {took:.2f} s")
+    assert sum(s["runs"] for s in found["studies"]) == 1000
+    assert took < 10
