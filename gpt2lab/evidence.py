@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.analysis.documents import document_error
 from gpt2lab.analysis.horizon import FRACTIONS, Agreement, agreement
 from gpt2lab.analysis.scaling import Reach, reach
 from gpt2lab.errors import DataFault
@@ -38,6 +39,16 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextNoise:
+    """Standard error of a difference over the validation text, in nats, and over how many of what: `documents`, or
+    `windows` where all lie in one document."""
+
+    se: float
+    count: int
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """See the module. Empty parts were not declared, or cannot be had yet."""
 
@@ -54,6 +65,8 @@ class Evidence:
     shares: Mapping[str, Reach] = field(default_factory=dict)
     """arm -> the tokens that it needs for the baseline's loss, as a share of the baseline's"""
     horizon: Sequence[Agreement] = ()
+    text_noise: Mapping[tuple[str, str], TextNoise] = field(default_factory=dict)
+    """(arm, against) -> how far the difference depends on the validation text"""
     trials: Mapping[str, Sequence[Trial]] = field(default_factory=dict)
     """arm -> the search for its learning rate"""
     elsewhere: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -80,6 +93,7 @@ def gather(study: Study, runs: Sequence[StudyRun], store: Store) -> Evidence:
         in_tokens=multipliers(study, runs, budgets, lambda arm: 1 / study["arms"][arm]["tokens"]),
         shares={arm: shares[arm] for arm in study["arms"] if arm in shares},
         horizon=horizon(study, runs, curves),
+        text_noise=_text_noise(study, runs, store),
         trials={arm: tried for arm in study["arms"] if (tried := _trials(study, store, arm))},
         elsewhere=_elsewhere(study, store),
         adopted=_adopted(runs, store),
@@ -193,6 +207,41 @@ def loss_at(curve: Curve, fraction: float) -> float | None:
     nearest = min(range(len(gaps)), key=gaps.__getitem__)
     value = losses[nearest]
     return value if gaps[nearest] <= NEAR and math.isfinite(value) else None
+
+
+def _text_noise(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
+    """For every declared pair of arms whose final evaluations kept their windows."""
+    kept = _windows(study, runs, store)
+    found = {}
+    for pair in (contrast for contrast in study["contrasts"] if not isinstance(contrast, Mapping)):
+        a, b = kept.get(pair[0], []), kept.get(pair[1], [])
+        alike = a and b and all(one["units"] == a[0]["units"] for one in (*a, *b))
+        if not alike:
+            continue
+        ours, theirs = ([one["losses"] for one in side] for side in (a, b))
+        se, count = document_error(ours, theirs, a[0]["units"], targets=a[0]["targets"])
+        if math.isfinite(se):
+            found[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{a[0]['unit']}s")
+    return found
+
+
+def _windows(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[str, list[Any]]:
+    """Arm -> what its usable runs kept of their windows; arms of which some runs kept nothing are left out."""
+    ceiling, key = failure_ceiling(study), study["evaluation"]["key"]
+    found: dict[str, list[Any]] = {}
+    lacking = set()
+    for run in runs:
+        if run.value is None or not run.value < ceiling:
+            continue
+        try:
+            kept = store.run(run.id).windows(key)
+        except DataFault:
+            kept = None
+        if kept is None:
+            lacking.add(run.arm)
+        else:
+            found.setdefault(run.arm, []).append(kept)
+    return {arm: kept for arm, kept in found.items() if arm not in lacking}
 
 
 def _trials(study: Study, store: Store, arm: str) -> list[Trial]:

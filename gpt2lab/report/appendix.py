@@ -14,11 +14,13 @@ from gpt2lab.results import Study, StudyRun, failure_ceiling
 from gpt2lab.text import DASH, interval, number, quantity, signed
 
 
-def sensitivity_table(study: Study, verdicts: Verdicts) -> Table:
-    """Every contrast again, not adjusted for the family, and by other estimators where the runs allow them."""
+def sensitivity_table(study: Study, verdicts: Verdicts, evidence: Evidence) -> Table:
+    """Every contrast again, not adjusted for the family, by other estimators where the runs allow them, and how far it
+    depends on the validation text."""
     columns = (
         Column("Contrast"), Column("Welch, raw", "number"), Column("Paired by seed", "number"),
         Column("Arm and seed", "number"), Column("Permutation", "number"), Column("Detectable", "number"),
+        Column("Text noise", "number"),
     )  # fmt: skip
     rows = []
     for c in verdicts.contrasts:
@@ -35,6 +37,8 @@ def sensitivity_table(study: Study, verdicts: Verdicts) -> Table:
         cells.append(Cell(f"p {p_cell(permuted['p'], study['alpha'])}", exact) if permuted else Cell(DASH))
         upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
         cells.append(Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper))
+        text = evidence.text_noise.get((c.arm, c.against))
+        cells.append(Cell(f"se {number(text.se, 2)}", f"{text.count} {text.unit}") if text else Cell(DASH))
         rows.append(Row((Cell(f"{c.arm} against {c.against}"), *cells)))
     return Table(columns, rows)
 

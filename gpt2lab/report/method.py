@@ -11,6 +11,9 @@ from gpt2lab.report.read import Read
 from gpt2lab.results import Study, unit
 from gpt2lab.text import number, plural, quantity
 
+DOUBTFUL = 2
+"""Standard errors over the validation text within which a difference may belong to that text alone."""
+
 SHARED_POOL = 5  # studies named one by one up to here, counted beyond
 
 
@@ -20,6 +23,7 @@ def noise(read: Read) -> list[str]:
     known = floor_sentence(study)
     if not known:
         return [
+            *_text_noise(read),
             "No noise floor of this scale, data, length and software was at hand; "
             f"`{study.get('noise_command') or 'gpt2lab noise ' + study['scale']}` measures one, and plans then say "
             "what they can find.",
@@ -32,7 +36,20 @@ def noise(read: Read) -> list[str]:
             "An arm of this study varies more than twice as much as the floor: what the plan said of power was too "
             "hopeful; the intervals above rest on the arms' own spread."
         )
-    return [*told, _power(read)]
+    return [*told, _power(read), *_text_noise(read)]
+
+
+def _text_noise(read: Read) -> list[str]:
+    """Contrasts whose difference the choice of validation text alone could explain."""
+    told = []
+    for c in read.verdicts.contrasts:
+        text = read.evidence.text_noise.get((c.arm, c.against))
+        if text and c.word.startswith(("better", "worse")) and abs(c.difference) < DOUBTFUL * text.se:
+            told.append(
+                f"{c.arm} against {c.against}: the difference is less than {DOUBTFUL} standard errors over the "
+                f"{text.count} {text.unit} that were scored ({number(text.se, 2)} nats): on other text it may be gone."
+            )
+    return told
 
 
 def floor_sentence(study: Study) -> str:

@@ -253,3 +253,29 @@ def test_a_difference_over_three_sizes_has_a_trend_with_its_interval(make_study:
     write(tmp_path / "runs/studies/posenc@size2.json", other | {"tokens_per_parameter": 2.0})
     [trend] = trends(store.study("posenc@size1"), store)
     assert len(trend.sizes) == 2 and "2 sizes, the least that a line needs" in str(trend)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_text_noise_stands_beside_seed_noise(make_study: MakeStudy, tmp_path: Path) -> None:
+    """Eight windows of four documents; rotary gains in one document only, so its gain hangs on that text."""
+    study = make_study({"learned": 2.15, "rotary": 1.89})
+    store = Store(tmp_path / "runs")
+    units, targets = [0, 0, 1, 1, 2, 2, 3, 3], [128] * 8
+    gains = np.array([2.08, 2.08, 0, 0, 0, 0, 0, 0])
+    losses: dict[str, list[list[float]]] = {}
+    for arm, gain in (("learned", 0 * gains), ("rotary", gains)):
+        for run in study["arms"][arm]["runs"].values():
+            own = [round(float(x), 7) for x in 2.15 - gain]
+            losses.setdefault(arm, []).append(own)
+            kept = {"key": study["evaluation"]["key"], "unit": "document", "losses": own, "units": units}
+            store.run(run).write_windows(kept | {"targets": targets})
+    said = told(tmp_path, study)
+    per_document = np.array([2.08, 0, 0, 0])
+    se = per_document.std(ddof=1) / 2  # of a mean of four
+    assert f"| se {se:.2f}; 4 documents |" in said
+    assert "rotary against learned: the difference is less than 2 standard errors over the 4 documents" in said
+
+    # windows that were never kept say nothing, and neither do those of other tokens
+    folder = tmp_path / "runs" / study["arms"]["rotary"]["runs"]["1"]
+    next((folder / "evaluations/windows").iterdir()).unlink()
+    assert "4 documents" not in told(tmp_path, study)
