@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpt2lab.analysis import compare
     from gpt2lab.config import load_config
     from gpt2lab.evaluation import metric
+    from gpt2lab.evidence import tokens_to
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, save_gpt2
     from gpt2lab.results import load_results
@@ -33,6 +34,7 @@ _HOME = {
     "load_results": "gpt2lab.results",
     "metric": "gpt2lab.evaluation",
     "save_gpt2": "gpt2lab.pretrained",
+    "tokens_to": "gpt2lab.evidence",
 }
 __all__ = [
     "GPT",
@@ -44,6 +46,7 @@ __all__ = [
     "load_results",
     "metric",
     "save_gpt2",
+    "tokens_to",
 ]
 
 

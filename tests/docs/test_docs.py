@@ -173,7 +173,13 @@ def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readmes_own_files_are_all_well(tmp_path: Path) -> None:
-    assert sorted(readme_files(tmp_path)) == ["my_nano.yaml", "my_parts.py", "norms.yaml", "sine.yaml"]
+    assert sorted(readme_files(tmp_path)) == [
+        "my_metrics.py",
+        "my_nano.yaml",
+        "my_parts.py",
+        "norms.yaml",
+        "sine.yaml",
+    ]
     (tmp_path / "my_text").mkdir()
     (tmp_path / "my_text" / "a.txt").write_text("to be or not to be\n" * 9000, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -182,6 +188,10 @@ def test_the_readmes_own_files_are_all_well(tmp_path: Path) -> None:
         load_ablation(ROOT / "ablations" / "posenc.yaml", scale="my_nano.yaml")
     done = call(tmp_path, "check", "sine.yaml", "--plugin", "my_parts.py")
     assert done.returncode == 0, done.stderr
+    done = call(tmp_path, "eval", "--study", "none", "--metric", "surprises,above=6", "--plugin", "my_metrics.py")
+    assert "unknown study 'none'" in done.stderr and "surprises" not in done.stderr
+    done = call(tmp_path, "eval", "--study", "none", "--metric", "surprise", "--plugin", "my_metrics.py")
+    assert "did you mean 'surprises'?" in done.stderr
 
 
 def test_compare_says_what_the_readme_shows(tmp_path: Path) -> None:
