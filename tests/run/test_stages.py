@@ -136,16 +136,16 @@ def test_a_ladder_is_one_study_for_each_size(tiny: Path, gpt2lab: Call, tmp_path
     large.write_text("extends: tiny.yaml\nmodel: {n_embd: 24}\n")
     rewrite(
         tiny,
-        "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 1\ntokens_per_parameter: 0.25\n"
+        "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 1\ntokens_per_parameter: 1\n"
         f"scales: [{tmp_path / 'tiny.yaml'}, {large}]\n",
     )
     code, said = gpt2lab("run", str(tiny), "--no-tracking")
     assert code == 0, said
     store = Store(tmp_path / "runs")
-    assert store.studies() == ["tiny@larger-0.25tpp", "tiny@tiny-0.25tpp"]
+    assert store.studies() == ["tiny@larger-1tpp", "tiny@tiny-1tpp"]
     for name in store.studies():
         scope = store.study(name)["scope"]
-        assert scope["tokens"] / scope["parameters"] == pytest.approx(0.25, abs=64 / scope["parameters"])
+        assert scope["tokens"] / scope["parameters"] == pytest.approx(1, abs=64 / scope["parameters"])
     assert len(inline) == 4
 
 
