@@ -1,10 +1,9 @@
 """Keep finished runs when only code changed, if it still trains the same bits.
 
 A run's id names its code, so every edit of what trains makes new ids, also an edit that changes no bit: a faster kernel
-call, a renamed variable. `adopt` puts that to the test. It takes one old run of each kind, trains its first steps and
-its last ones again with the code that is there now, and compares losses, weights, optimizer state and evaluation bit
-for bit. Only if all are equal, the old runs of that kind are kept under their new ids, with a note of where they are
-from. What happens in between is not replayed: the note says so by being there.
+call, a renamed variable. `adopt` puts that to the test: it replays one old run of each kind with the code that is there
+now. Only if all bits are equal, the old runs of that kind are kept under their new ids, with a note of where they are
+from. What happens between the first and the last steps is not replayed: the note says so by being there.
 
 Layer: beside the executors.
 """
@@ -13,46 +12,48 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from gpt2lab.config import Config, config_from_text
-from gpt2lab.data.batches import Batches
-from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import DataFault, LockHeld
+from gpt2lab.errors import EnvironmentFault, LockHeld
 from gpt2lab.identity import digest
-from gpt2lab.model import GPT, build_model
-from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.plan import Plan
-from gpt2lab.runner import evaluated
+from gpt2lab.replay import can_be_replayed, replay
 from gpt2lab.runs import Run, is_finished
-from gpt2lab.store import RunFolder, Store, now, write_json
-from gpt2lab.training.checkpoints import checkpoints, load_latest
-from gpt2lab.training.loop import steps
-from gpt2lab.training.precision import choose_device, set_threads
-from gpt2lab.training.state import TrainState
+from gpt2lab.store import RunFolder, Store, now, publish_folder, temporary_beside, write_json
 from gpt2lab.why import CODE, without_code
 
-FIRST = 5
-"""Steps trained again from the start: they hold initial weights, warm-up and the first batches."""
+ONE_FOR_ALL = ("optim.lr", "optim.warmup_steps", "training.steps")
+"""Settings in which runs of one kind may differ, besides their seeds: they choose numbers, not code."""
 
-COPIED = ("metrics.jsonl", "run.log")
+COPIED = ("metrics.jsonl", "run.log", "error.log")
 """Files that are appended to; the others are replaced as a whole, so two runs can share them."""
+
+OF_ITS_OWN = ("run.json", "lock")
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run of the plan that is not finished, and a finished one that differs from it in code alone."""
+    """A run of the plan that is not there, and a finished one that differs from it in code alone."""
 
     new: Run
     old: RunFolder
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Candidates that one replay speaks for, and the old run to be replayed; None when none can be."""
+
+    candidates: tuple[Candidate, ...]
+    witness: RunFolder | None
+
+    def __str__(self) -> str:
+        """The arms."""
+        return ", ".join(dict.fromkeys(one.new.arm for one in self.candidates))
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Outcome:
 
 
 def candidates(plan: Plan, store: Store) -> list[Candidate]:
-    """What could be adopted for the runs that are due and not finished; the newest old run for each."""
-    wanted = [run for run in plan.runs() if not is_finished(run, store) and store.run(run.id).status() == "absent"]
+    """What could be adopted for the runs that are due and not there; the newest old run for each."""
+    wanted = [run for run in plan.runs() if _is_absent(run, store)]
     known: dict[str, list[tuple[str, RunFolder]]] = {}
     for folder in store.runs() if wanted else ():
         record = folder.identity() or {}
@@ -81,177 +82,139 @@ def candidates(plan: Plan, store: Store) -> list[Candidate]:
     return found
 
 
-def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Outcome]:
-    """Replay one old run of every kind and keep the others of its kind if its bits come out the same.
+def _is_absent(run: Run, store: Store) -> bool:
+    return not is_finished(run, store) and store.run(run.id).status() == "absent"
 
-    A kind is what shares the old code, the settings but for the learning rate, and the new code.
-    """
-    found = candidates(plan, store)
-    kinds: dict[str, list[Candidate]] = {}
-    for one in found:
-        kinds.setdefault(_kind(one), []).append(one)
+
+def without_old_runs(plan: Plan, store: Store) -> list[str]:
+    """For each arm with runs that are due and for which nothing can be adopted: how many, and why."""
+    found = {one.new.id for one in candidates(plan, store)}
+    reasons: dict[tuple[str, str], int] = {}
+    for run in plan.runs():
+        if run.id not in found and not is_finished(run, store):
+            nothing = "no finished run differs in code alone"
+            reason = nothing if _is_absent(run, store) else "already begun under its new id"
+            reasons[run.arm, reason] = reasons.get((run.arm, reason), 0) + 1
+    return [f"{arm}: {count} due, {reason}" for (arm, reason), count in reasons.items()]
+
+
+def kinds(plan: Plan, store: Store) -> list[Kind]:
+    """The candidates, put together where one replay speaks for all: same old code, same recipe, same new code."""
+    groups: dict[str, list[Candidate]] = {}
+    for one in candidates(plan, store):
+        key = digest([_kind(_identity(one.old)), {part: one.new.identity[part] for part in CODE}])
+        groups.setdefault(key, []).append(one)
+    return [Kind(tuple(group), _witness(group[0].old, [one.old for one in group], store)) for group in groups.values()]
+
+
+def _witness(first: RunFolder, group: list[RunFolder], store: Store) -> RunFolder | None:
+    """A run of the old code that can be replayed: one of the group, else any of its kind."""
+    kind = _kind(_identity(first))
+    others = (run for run in store.runs() if _identity(run) and _kind(_identity(run)) == kind)
+    return next((run for runs in (group, others) for run in runs if can_be_replayed(run)), None)
+
+
+def _identity(run: RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = (run.identity() or {}).get("identity") or {}
+    return found
+
+
+def _kind(identity: Mapping[str, Any]) -> str:
+    """Hash of all in an identity but the seed and what ONE_FOR_ALL names."""
+    settings = {
+        section: {key: value for key, value in values.items() if f"{section}.{key}" not in ONE_FOR_ALL}
+        for section, values in identity["settings"].items()
+    }
+    return digest({**identity, "settings": settings, "seed": None, "repeat": None})
+
+
+def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Outcome]:
+    """Replay one old run of every kind, and keep all of its kind if its bits come out the same."""
     outcomes = []
-    for group in kinds.values():
-        arms = ", ".join(dict.fromkeys(one.new.arm for one in group))
-        witness = _witness(group, store)
-        if witness is None:
-            outcomes.append(Outcome(arms, refused="no run of this kind kept a checkpoint to replay from"))
+    for kind in kinds(plan, store):
+        if kind.witness is None:
+            outcomes.append(Outcome(str(kind), refused="no run of this kind kept a checkpoint to replay from"))
             continue
-        say(f"{arms}: replaying {witness.id}")
-        wrong = replay(witness, plan.data, plan.machine.threads)
-        if wrong is None:
-            kept = tuple(one.new.id for one in group if keep(one, store))
-            outcomes.append(Outcome(arms, adopted=kept))
-        else:
-            outcomes.append(Outcome(arms, refused=wrong))
+        say(f"{kind}: replaying {kind.witness.id}")
+        replayed = replay(kind.witness, plan.data, plan.machine.threads)
+        if replayed.parted:
+            outcomes.append(Outcome(str(kind), refused=replayed.parted))
+            continue
+        kept = [one.new.id for one in kind.candidates if keep(one, store, replayed.evaluation)]
+        outcomes.append(Outcome(str(kind), adopted=tuple(kept)))
     return outcomes
 
 
-def _kind(one: Candidate) -> str:
-    old = (one.old.identity() or {})["identity"]
-    return digest([_recipe(old), {part: old[part] for part in CODE}, {part: one.new.identity[part] for part in CODE}])
+def keep(one: Candidate, store: Store, evaluation: str | None) -> bool:
+    """Put the old run's files under the new id, all at once; False when another process was there before.
 
-
-def _recipe(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that one replay speaks for: all but the rate and the length."""
-    settings = {section: dict(values) for section, values in identity["settings"].items()}
-    for section, key in (("optim", "lr"), ("optim", "warmup_steps"), ("training", "steps")):
-        settings.get(section, {}).pop(key, None)
-    return settings
-
-
-def _witness(group: Sequence[Candidate], store: Store) -> RunFolder | None:
-    """A run of the old code that can be replayed: one of the group, else any that shares recipe and code."""
-    for one in group:
-        if any(checkpoints(one.old.replay)):
-            return one.old
-    wanted = (group[0].old.identity() or {})["identity"]
-    for folder in store.runs():
-        own = (folder.identity() or {}).get("identity")
-        alike = own and all(own[part] == wanted[part] for part in CODE) and _recipe(own) == _recipe(wanted)
-        if alike and folder.status() == "finished" and any(checkpoints(folder.replay)):
-            return folder
-    return None
-
-
-def replay(old: RunFolder, data: Prepared, threads: int) -> str | None:
-    """Train the first and the last steps of a finished run again, with the code that is there now; the store is only
-    read.  -> None when every bit is as before, else what differs first."""
-    set_threads(threads)
-    text, identity = old.config(), (old.identity() or {}).get("identity", {})
-    if text is None:
-        return "its config is gone"
-    if identity.get("data") != data.fingerprint:
-        return "its data is not that of the plan"
-    config = config_from_text(text)
-    logged = {row["step"]: row["metrics"] for row in old.rows()}
-    start = _fresh(config)
-    wrong = _retrained(start, config, data, logged, until=min(FIRST, config.training.steps))
-    if wrong:
-        return wrong
-    again = _fresh(config)
-    try:
-        if load_latest(old.replay, again) is None:
-            return "it kept no checkpoint to replay from"
-    except DataFault as fault:
-        return str(fault)
-    return (
-        _retrained(again, config, data, logged, until=config.training.steps)
-        or _unlike_final(again, config, old)
-        or _evaluated(again, config, data, old, identity)
-    )
-
-
-def _fresh(config: Config) -> TrainState:
-    model = build_model(config.model, seed=config.seed, device=choose_device(config.training.device))
-    return TrainState(model, build_optimizers(config.optim, model.params()))
-
-
-def _retrained(
-    state: TrainState, config: Config, data: Prepared, logged: Mapping[int, Mapping[str, float]], *, until: int
-) -> str | None:
-    """Train `state` on to step `until` and hold every step against the journal."""
-    block, training = config.model.block_size, config.training
-    batches = Batches(data.train, block, training.batch_tokens // block, config.seed)
-    for record in steps(state, batches, config.optim, training, seed=config.seed, stop_at=until):
-        before = logged.get(record.step, {})
-        for name, value in record.metrics.items():
-            if name in before and before[name] != value:
-                return f"step {record.step}: {name} is {value!r}, was {before[name]!r}"
-    return None
-
-
-def _unlike_final(state: TrainState, config: Config, old: RunFolder) -> str | None:
-    """What differs from the final checkpoint, weights and optimizer state alike."""
-    kept = _fresh(config)
-    try:
-        loaded = load_latest(old.checkpoints, kept)
-    except DataFault as fault:
-        return str(fault)
-    if loaded is None or loaded.step != state.step:
-        return "its final weights are gone"
-    ours, theirs = ({k: s.state_dict()[k] for k in ("model", "optimizers")} for s in (state, kept))
-    for name, a, b in _tensors(ours, theirs):
-        if not torch.equal(a, b):
-            return f"after the last step {name} differs by up to {float((a.double() - b.double()).abs().max()):.3g}"
-    return None
-
-
-def _tensors(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Tensors at the same place of two trees."""
-    if isinstance(a, Tensor):
-        yield name, a, b
-    elif isinstance(a, Mapping):
-        for key in a:
-            yield from _tensors(a[key], b[key], f"{name}.{key}" if name else str(key))
-    elif isinstance(a, (list, tuple)):
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            yield from _tensors(x, y, f"{name}.{index}")
-
-
-def _evaluated(
-    state: TrainState, config: Config, data: Prepared, old: RunFolder, identity: Mapping[str, Any]
-) -> str | None:
-    """What differs when the final weights are evaluated again."""
-    record, _ = evaluated(cast(GPT, state.model), config, data, str(identity.get("device")), config.evaluation)
-    before = old.evaluation(record["key"])
-    if before is None:
-        return None
-    for part in ("metrics", "contexts"):
-        if before.get(part) != record[part]:
-            return f"the final evaluation gives other {part}: {record[part]}, was {before.get(part)}"
-    return None
-
-
-def keep(one: Candidate, store: Store) -> bool:
-    """Put the old run's files under the new id; False when another process is at it. The result comes last, so a kill
-    leaves a run that is trained on from its final weights, which is nothing."""
+    evaluation: key of the only evaluation to be kept, since it alone was repeated.
+    """
     target = store.run(one.new.id)
     try:
         with target.lock():
-            if target.result() is not None:
+            if _names(target.path) != {"lock"}:
                 return False
-            for path in sorted(one.old.path.rglob("*")):
-                name = path.relative_to(one.old.path)
-                if path.is_file() and not path.is_symlink() and str(name) not in ("run.json", "lock", "result.json"):
-                    _share(path, target.path / name)
-            record = dict(one.old.identity() or {})
-            created = {"created": now(), "adopted_from": one.old.id, "first_created": record.get("created")}
-            target.write_identity({**record, **created, "id": one.new.id, "identity": one.new.identity})
-            write_json(target.path / "result.json", one.old.result() or {})
+            for left in store.root.glob(f".{target.id}.*.partial"):  # of one who was killed here; we hold the lock
+                shutil.rmtree(left, ignore_errors=True)
+            temporary = temporary_beside(target.path)
+            try:
+                _fill(temporary, one, evaluation)
+                return _put(temporary, target.path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except LockHeld:
         return False
+
+
+def _put(temporary: Path, final: Path) -> bool:
+    """Let a complete folder take the place of one that holds nothing but the lock, which we have; False when another
+    process came in between. Whoever waits for that lock notices that it lost its name."""
+    (final / "lock").unlink()
+    try:
+        final.rmdir()
+        publish_folder(temporary, final)
+    except (OSError, EnvironmentFault):
+        if _names(final):
+            return False
+        raise
     return True
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _fill(folder: Path, one: Candidate, evaluation: str | None) -> None:
+    """The old run in a fresh folder: its files, and a run.json of its own that says where they are from."""
+    folder.mkdir()
+    for path in _files(one.old.path, evaluation):
+        _share(path, folder / path.relative_to(one.old.path))
+    before = one.old.identity() or {}
+    note = {"created": now(), "adopted_from": one.old.id}
+    first = before.get("first_created", before.get("created"))
+    write_json(
+        folder / "run.json", {**before, **note, "first_created": first, "id": one.new.id, "identity": one.new.identity}
+    )
+
+
+def _files(old: Path, evaluation: str | None) -> Iterator[Path]:
+    """Every file of the old run that counts for the new one."""
+    for path in sorted(old.rglob("*")):
+        inside = path.relative_to(old)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        own = str(inside) in OF_ITS_OWN or (inside.parts[0] == "evaluations" and path.stem != evaluation)
+        if path.is_file() and not (path.is_symlink() or hidden or own):
+            yield path
 
 
 def _share(source: Path, target: Path) -> None:
     """A second name for a file that is never changed in place; a copy of one that is, or across file systems."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    if source.name in COPIED:
-        shutil.copy2(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    if source.name not in COPIED:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # some file systems have one name for each file
+            pass
+    shutil.copy2(source, target)

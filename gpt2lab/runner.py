@@ -197,12 +197,12 @@ class Training:
                     metrics["val/loss"] = self.validation_loss()
                 if metrics:
                     journal.append(self.row(metrics))
+                if self.job.replayable and record.step == training.steps - REPLAYED:
+                    save(self.run.replay, self.state)  # first: who continues from this very step does not come by again
                 if last or self.stop or record.step % training.checkpoint_every_steps == 0:
                     journal.sync()
                     save(self.run.checkpoints, self.state)
                     prune(self.run.checkpoints)
-                if self.job.replayable and record.step == training.steps - REPLAYED:
-                    save(self.run.replay, self.state)
                 if self.stop and not last:
                     raise Preempted(
                         f"stopped after step {record.step} ({self.stop.reason}), all saved",

@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"plan"},
     {"record", "forecast", "repeats"},
     {"runner"},
+    {"replay"},
     {"executors", "display", "adopt", "measure"},
     {"sweep"},
     {"study"},

@@ -60,9 +60,9 @@ def adopt(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs could be kept.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Keep finished runs although code changed, if it still trains the same bits. It is put to the test."""
+    """Keep finished runs although code changed. First it is put to the test: the code must train the same bits."""
     from gpt2lab.adopt import adopt as adopt_runs
-    from gpt2lab.adopt import candidates
+    from gpt2lab.adopt import kinds, without_old_runs
     from gpt2lab.cli.request import Request
     from gpt2lab.display import console_for
     from gpt2lab.store import Store
@@ -81,22 +81,29 @@ def adopt(
         planned, kept = one.planner(store), 0
         while True:  # rates that were bracketed are adopted first; the runs at the best of them are known only then
             plan = planned(None)
-            name = f"{plan.ablation.name}@{plan.ablation.scale}"
+            if plan.ablation.looks:  # whatever was trained up to the last look
+                plan = planned(dict.fromkeys(plan.arms, plan.ablation.looks[-1]))
+            lacking = without_old_runs(plan, store)
             if dry_run:
-                for found in candidates(plan, store):
-                    say(f"{found.new.arm} seed {found.new.seed}: {found.old.id} differs in code alone")
+                for kind in kinds(plan, store):
+                    for found in kind.candidates:
+                        say(f"{found.new.arm} seed {found.new.seed}: {found.old.id} differs in code alone")
+                    witness = f"{kind.witness.id} can be replayed" if kind.witness else "none of them can be replayed"
+                    say(f"{kind}: {witness}")
                 break
             outcomes = adopt_runs(plan, store, say)
             for outcome in outcomes:
                 refused |= bool(outcome.refused)
-                told = (
-                    f"refused: {outcome.refused}" if outcome.refused else f"{plural(len(outcome.adopted), 'run')} kept"
-                )
+                some = f"{plural(len(outcome.adopted), 'run')} kept" if outcome.adopted else ""
+                told = f"refused: {outcome.refused}" if outcome.refused else some or "another process was there first"
                 say(f"{outcome.kind}: {told}")
             kept += sum(len(outcome.adopted) for outcome in outcomes)
-            if not any(outcome.adopted for outcome in outcomes):
-                nothing = "nothing to keep; no finished run differs from what is due in code alone"
-                say(f"{name}: {plural(kept, 'run')} kept" if kept or outcomes else f"{name}: {nothing}")
+            if not plan.bracketing or not outcomes or any(not outcome.adopted for outcome in outcomes):
                 break
+        for line in lacking:
+            say(line)
+        if not dry_run:
+            name = f"{plan.ablation.name}@{plan.ablation.scale}"
+            say(f"{name}: {plural(kept, 'run')} kept" if kept else f"{name}: nothing to keep")
     if refused:
         raise SystemExit(1)
