@@ -20,7 +20,7 @@ from gpt2lab.analysis import Verdicts
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.prepared import Prepared, list_prepared
 from gpt2lab.data.shards import prepare
-from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.evaluation import Subject, apply, metric
 from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
 from gpt2lab.model import GPT, build_model
@@ -77,16 +77,6 @@ def read_metrics(written: Sequence[str]) -> list[Choice]:
         except Misfit as misfit:
             raise ConfigError(str(misfit), where=f"--metric {text}", hint="gpt2lab eval --help") from None
     return list(dict.fromkeys(found))
-
-
-def find_run(store: Store, written: str) -> RunFolder:
-    """The run whose id begins like this. Raises ConfigError when there is none or more than one."""
-    known = [folder.id for folder in store.runs()]
-    matches = [name for name in known if name.startswith(written)]
-    if len(matches) == 1:
-        return store.run(matches[0])
-    what = f"'{written}' begins {len(matches)} run ids" if matches else unknown("run", written, known[:20])
-    raise ConfigError(what, hint="gpt2lab runs")
 
 
 def measure_study(

@@ -144,7 +144,7 @@ class Slot:
         self, path: str, what: str, *, default: str | Sequence[str], arity: Arity = "one", in_config: bool = True
     ) -> None:
         self.path, self.what, self.default, self.arity = path, what, default, arity
-        self.name = path.rpartition(".")[2]
+        self.name, self.in_config = path.rpartition(".")[2], in_config
         self._components: dict[str, Component] = {}
         if self.name in SLOTS or self.name in BESIDE_CONFIG:
             raise ValueError(f"slot {self.name!r} is already defined")

@@ -81,8 +81,12 @@ def explain(
     for line in cost_lines(choice):
         print(f"cost:    {line}")
     print(f"source:  {component.source}")
-    print(f"slot:    {slot.what} ({kind.get(slot.arity, 'one')}); {default_line(slot)}")
-    print(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
+    if slot.in_config:
+        print(f"slot:    {slot.what} ({kind.get(slot.arity, 'one')}); {default_line(slot)}")
+        print(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
+    else:
+        print(f"slot:    {slot.what}")
+        print(f"use:     gpt2lab eval --study NAME --{slot.name} {what.partition('=')[2]}")
     print(f"code:    {inspect.getsourcefile(component.factory)}")
 
 
@@ -119,13 +123,14 @@ def all_slots(plugin: list[str] | None) -> dict[str, Slot]:
     import gpt2lab.components
     import gpt2lab.data.corpora
     import gpt2lab.data.tokenizers
+    import gpt2lab.evaluation
     import gpt2lab.optim  # noqa: F401
-    from gpt2lab.registry import SLOTS, load_entry_points, load_plugin
+    from gpt2lab.registry import BESIDE_CONFIG, SLOTS, load_entry_points, load_plugin
 
     load_entry_points()
     for file in plugin or ():
         load_plugin(file)
-    return SLOTS
+    return {**SLOTS, **BESIDE_CONFIG}
 
 
 def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:

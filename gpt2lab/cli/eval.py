@@ -40,7 +40,7 @@ def evaluate(
         raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
     from gpt2lab.config import fill_slots
     from gpt2lab.display import console_for
-    from gpt2lab.measure import find_run, measure, measure_study, read_metrics
+    from gpt2lab.measure import measure, measure_study, read_metrics
     from gpt2lab.store import Store
 
     fill_slots(plugin or ())
@@ -49,7 +49,7 @@ def evaluate(
         if study is not None:
             found = measure_study(study, store, asked, progress=progress)
         else:
-            alone = measure(find_run(store, str(run_id)), asked, progress=progress)
+            alone = measure(store.find(str(run_id)), asked, progress=progress)
     if json_:
         from gpt2lab.analysis.verdicts import as_json
 

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from gpt2lab.cli.results import find_run
 from gpt2lab.cli.run import Arms, File, Jobs, Json, Plugin, Runs, Scale, Seeds, Set
 
 Run = Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")]
@@ -30,7 +29,7 @@ def why(run_a: Run, run_b: Run, runs: Runs = Path("runs"), json_: Json = False) 
     from gpt2lab.why import why as differences
 
     store = Store(runs)
-    a, b = find_run(store, run_a), find_run(store, run_b)
+    a, b = store.find(run_a), store.find(run_b)
     found = differences(a, b, store)
     if json_:
         json.dump({"a": a.id, "b": b.id, "differences": [asdict(one) for one in found]}, sys.stdout)

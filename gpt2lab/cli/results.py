@@ -9,14 +9,11 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gpt2lab.cli.run import Json, Out, Runs
-
-if TYPE_CHECKING:
-    from gpt2lab.store import RunFolder, Store
 
 Name = Annotated[str, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")]
 
@@ -101,18 +98,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def find_run(store: Store, start: str) -> RunFolder:
-    """The run whose id begins so. Raises ConfigError when there is none or more than one."""
-    from gpt2lab.errors import ConfigError, unknown
-
-    known = [folder.id for folder in store.runs()]
-    matches = [name for name in known if name.startswith(start)]
-    if len(matches) != 1:
-        what = f"'{start}' begins {len(matches)} run ids" if matches else unknown("run", start, known[:20])
-        raise ConfigError(what, hint="gpt2lab runs")
-    return store.run(matches[0])
-
-
 def show(
     run_id: Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")],
     runs: Runs = Path("runs"),
@@ -121,7 +106,7 @@ def show(
     """Show all that is known of one run. Identity, config, result or failure, evaluations."""
     from gpt2lab.store import Store
 
-    folder = find_run(Store(runs), run_id)
+    folder = Store(runs).find(run_id)
     evaluations = sorted((folder.path / "evaluations").glob("*.json"))
     record: dict[str, Any] = {"run": folder.identity(), "result": folder.result(), "failure": folder.failure()}
     record["evaluations"] = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]

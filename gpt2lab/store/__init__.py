@@ -221,6 +221,15 @@ class Store:
         found = (RunFolder(self.root / name) for name in names if RUN_ID.fullmatch(name))
         return [run for run in found if run.path.is_dir()]
 
+    def find(self, start: str) -> RunFolder:
+        """The run whose id begins so. Raises ConfigError when there is none or more than one."""
+        known = [folder.id for folder in self.runs()]
+        matches = [name for name in known if name.startswith(start)]
+        if len(matches) != 1:
+            what = f"'{start}' begins {len(matches)} run ids" if matches else unknown("run", start, known[:20])
+            raise ConfigError(what, hint="gpt2lab runs")
+        return self.run(matches[0])
+
     def studies(self) -> list[str]:
         """Names of the recorded studies, `<ablation>@<scale>`."""
         files = self._studies.glob("*.json") if self._studies.is_dir() else ()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 STUDY = "tags.gpt2lab.study"
+RUNS_PER_PAGE = 1000
 
 
 def read_experiment(name: str, uri: str) -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ def _find(client: MlflowClient, name: str, where: str) -> tuple[Experiment, str 
 def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
     token = None
     while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+        page = client.search_runs([experiment_id], max_results=RUNS_PER_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:

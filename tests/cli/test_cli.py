@@ -270,14 +270,20 @@ def test_a_reader_that_goes_away_is_no_error(runs: int, tmp_path: Path) -> None:
 # Components.
 
 
+def test_a_metric_is_explained_by_how_it_is_used(gpt2lab: Call) -> None:
+    answer = gpt2lab("explain", "metric=calibration,bins=10")
+    assert answer.code == 0 and "use:     gpt2lab eval --study NAME --metric calibration,bins=10" in answer.out
+    assert "yaml:" not in answer.out and "cost:" not in answer.out
+
+
 def test_components_as_json_map_slots_to_components(gpt2lab: Call) -> None:
-    from gpt2lab.registry import SLOTS
+    from gpt2lab.registry import BESIDE_CONFIG, SLOTS
 
     answer = gpt2lab("components", "--json")
     found = json.loads(answer.out)
     assert answer.code == 0
     assert {slot: [one["name"] for one in ones] for slot, ones in found.items()} == {
-        name: slot.names() for name, slot in SLOTS.items()
+        name: slot.names() for name, slot in {**SLOTS, **BESIDE_CONFIG}.items()
     }
     moe = next(one for one in found["mlp"] if one["name"] == "moe")
     assert moe["options"]["experts"] == {"type": "int", "default": 8}
