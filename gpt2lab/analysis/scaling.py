@@ -159,6 +159,10 @@ def tell_multiplier(reach: Reach) -> str:
 
 def tell_share(reach: Reach, whose: str) -> str:
     """`reaches learned's loss in 84 % of the tokens [80, 89]`."""
+    if not math.isfinite(reach.value) and reach.low == 0 and math.isfinite(reach.high):
+        return f"reaches {whose}'s loss in less than {100 * reach.high:.0f} % of the tokens"
+    if not math.isfinite(reach.value) and reach.low > 0 and math.isinf(reach.high):
+        return f"needs more than {100 * reach.low:.0f} % of the tokens to {whose}'s loss"
     if not math.isfinite(reach.value):
         return f"share of tokens to {whose}'s loss unknown: {reach.reason}"
     low = f"{100 * reach.low:.0f}" if reach.low > 0 else "less"

@@ -108,3 +108,13 @@ def test_a_reversed_order_is_minus_one_and_two_arms_are_too_few() -> None:
     found = agreement(losses(up, 0.01, 0), losses(down, 0.01, 1), 0.1)
     assert found and found.tau == -1.0
     assert agreement(losses({"a": 1, "b": 2}, 0.01, 0), losses({"a": 1, "b": 2}, 0.01, 1), 0.1) is None
+
+
+def test_a_loss_beyond_the_curve_still_bounds_the_share() -> None:
+    curve = {0.5: [2.13, 2.14, 2.13], 1.0: [1.97, 1.96, 1.98]}
+    assert tell_share(reach(curve, [2.42, 2.43, 2.41]), "learned") == (
+        "reaches learned's loss in less than 50 % of the tokens"
+    )
+    assert tell_share(reach(curve, [1.5, 1.51, 1.49]), "learned") == (
+        "needs more than 100 % of the tokens to learned's loss"
+    )
