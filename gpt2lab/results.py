@@ -126,8 +126,10 @@ def judge(study: Study, store: Store, *, force_exploratory: bool = False) -> Ver
     return judge_runs(study, collect(study, store), force_exploratory=force_exploratory)
 
 
-def judge_runs(study: Study, runs: Sequence[StudyRun], *, force_exploratory: bool = False) -> Verdicts:
-    """As `judge`, from runs already read."""
+def judge_runs(
+    study: Study, runs: Sequence[StudyRun], *, force_exploratory: bool = False, sensitivity: bool = True
+) -> Verdicts:
+    """As `judge`, from runs already read; without the estimators of the sensitivity table if only words are wanted."""
     waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study["arms"], BRACKETING)
     looked = dict.fromkeys(study["arms"], study.get("undeclared_look") or "")
     declared = {arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")}
@@ -144,6 +146,7 @@ def judge_runs(study: Study, runs: Sequence[StudyRun], *, force_exploratory: boo
         screen=study.get("screen", False),
         looks=study.get("looks") or None,
         force_exploratory=force_exploratory,
+        sensitivity=sensitivity,
         scope=scope_text(study),
         at_shared_rate=not study.get("bracketed", False),
         caveat=study.get("caveat"),

@@ -85,6 +85,7 @@ def compare(
     screen: bool = False,
     looks: Sequence[int] | None = None,
     force_exploratory: bool = False,
+    sensitivity: bool = True,
     scope: str = "",
     at_shared_rate: bool = False,
     caveat: str | None = None,
@@ -107,6 +108,7 @@ def compare(
     screen:          the whole study is a screen; nothing in it is a finding.
     looks:           seeds per arm at which it was declared to look, as (3, 5, 8); runs count in the table's order.
     force_exploratory: show numbers where arms are not comparable, and claim nothing.
+    sensitivity:     compute other estimators beside; they decide no word and take most of the time.
     scope, at_shared_rate, caveat: what each sentence ends with.
     unit:            of the metric; nats unless the metric is called bits_per_byte.
     Raises ConfigError for a table or arguments that cannot mean anything.
@@ -130,6 +132,7 @@ def compare(
         noise=noise,
         exploratory={**(exploratory or {}), **refusals},
         not_comparable={} if force_exploratory else barred,
+        sensitivity=sensitivity,
         screen=screen,
         scope=(*where, *([caveat] if caveat else [])),
     )

@@ -121,7 +121,7 @@ def judge(
     for i, (one, own, s) in enumerate(zip(declared, sides, standings, strict=True)):
         at = {f.name: float(getattr(family, f.name)[..., i]) for f in fields(Family)}
         case = Case(declared=one, sides=own, standing=s, terms=terms, at=at, level=terms.alpha / len(declared))
-        others = sensitivity(runs, one.arm, one.against, alpha=terms.alpha) if one.is_pair else {}
+        others = sensitivity(runs, one.arm, one.against, alpha=terms.alpha) if one.is_pair and terms.sensitivity else {}
         judged.append(_contrast(case, others))
     return judged, tested
 

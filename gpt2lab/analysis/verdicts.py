@@ -114,6 +114,8 @@ class Terms:
     scope: Sequence[str] = ()
     look: str = ""
     """which of several declared looks this is, in words"""
+    sensitivity: bool = True
+    """whether other estimators are computed beside"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ def _why(error: Exception) -> str:
 
 def _entry(study: Study, store: Store, sharing: int, link: str) -> Entry:
     runs = collect(study, store)
-    verdicts = judge_runs(study, runs)
+    verdicts = judge_runs(study, runs, sensitivity=False)
     findings = [_finding(study, contrast) for contrast in verdicts.contrasts]
     return Entry(study=study, runs=runs, verdicts=verdicts, findings=findings, sharing=sharing, link=link)
 

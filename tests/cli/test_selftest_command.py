@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import Call
 
 from gpt2lab.analysis import selftest
 from gpt2lab.analysis.selftest import LONG, QUICK, Row, SelfTest
 
+Call = Callable[..., Any]
 ROWS = (
     Row(
         part="rates",

@@ -17,8 +17,8 @@ import pytest
 from made_up_study import declare
 from many_studies import record
 
-from gpt2lab.report import index, overview
-from gpt2lab.report.across import duration
+from gpt2lab.report import overview
+from gpt2lab.report.across import duration, gather
 from gpt2lab.report.index import write_index
 from gpt2lab.report.tables import difference_cell
 
@@ -32,13 +32,15 @@ class Reader(HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        words: list[str] = []
-        self.handle_data = words.append  # type: ignore[method-assign]
+        self.words: list[str] = []
         self.feed(source)
-        self.text = re.sub(r"\s+", " ", " ".join(words))
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
 
     def links(self) -> list[str]:
         return [str(a["href"]) for tag, a in self.tags if tag == "a"]
@@ -274,7 +276,7 @@ def test_the_figure_draws_differences_as_multiples_of_what_is_small(tmp_path: Pa
     drawn = (tmp_path / "reports/index.svg").read_text()
     assert "posenc@nano" in drawn and "posenc@gpt2-124m" in drawn
     assert "<svg" in source and "var(--arm-3)" in source
-    entries = index.gather(tmp_path / "runs", tmp_path / "reports").entries
+    entries = gather(tmp_path / "runs", tmp_path / "reports").entries
     bars = {group.name: group.bars[0].difference for group in overview.groups(entries)}
     assert bars["posenc@nano"] == pytest.approx(-4, abs=0.1)
     assert bars["posenc@gpt2-124m"] == pytest.approx(-10, abs=0.5)
@@ -283,7 +285,7 @@ def test_the_figure_draws_differences_as_multiples_of_what_is_small(tmp_path: Pa
 def test_the_figure_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     for number in range(30):
         record(tmp_path / "runs", f"study{number}", means=POSENC)
-    across = index.gather(tmp_path / "runs", tmp_path / "reports")
+    across = gather(tmp_path / "runs", tmp_path / "reports")
     shown = overview.groups(across.entries)
     assert sum(1 + len(group.bars) for group in shown) == overview.MOST_ROWS
     assert "20 contrasts of older studies" in overview.caption(shown, len(across.findings))
@@ -310,11 +312,12 @@ def test_the_page_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path: Path) -> None:
-    """40 studies of 5 arms and 5 seeds; the time is printed with `-s`."""
+@pytest.mark.parametrize(("studies", "seeds"), [(40, 5), (25, 8)])
+def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path: Path, studies: int, seeds: int) -> None:
+    """Studies of 5 arms; the time is printed with `-s`."""
     means = {"learned": 2.2, "rotary": 2.15, "none": 2.2003, "alibi": 2.1, "sinusoidal": 2.199}
-    for number in range(40):
-        record(tmp_path / "runs", f"study{number}", means=means, seeds=5)
+    for number in range(studies):
+        record(tmp_path / "runs", f"study{number}", means=means, seeds=seeds)
     began = time.perf_counter()
     found = made(tmp_path)[2]
     took = time.perf_counter() - began
