@@ -17,7 +17,7 @@ from gpt2lab.equalise import Adjustment
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.machine import Machine, device_name, estimate_memory, estimate_speed, shares
 from gpt2lab.noise import Floor, find_floor
-from gpt2lab.runs import Run, known_costs, make_run, tokens_of
+from gpt2lab.runs import Run, known_costs, make_runs, tokens_of
 from gpt2lab.scope import fit
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
@@ -141,15 +141,13 @@ def make_plan(
         budgets = ablation.budgets if name in ablation.budget_arms else ()
         arms[name] = ArmPlan(
             arm=arm,
-            runs=tuple(make_run(arm, seed, data, machine) for seed in seeds),
+            runs=make_runs(arm, seeds, data, machine),
             costs=found[name],
             seconds=cost[name],
             memory=estimate_memory(arm.config, found[name]),
             adjustment=adjustments.get(name),
             tuning=tuning,
-            curve={
-                b: tuple(make_run(at_budget(arm, b), seed, data, machine) for seed in seeds) for b in budgets if b != 1
-            },
+            curve={b: make_runs(at_budget(arm, b), seeds, data, machine) for b in budgets if b != 1},
         )
     look = max((seeds_now or {}).values(), default=ablation.looks[0]) if ablation.looks else None
     kept = replace(

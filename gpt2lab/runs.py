@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +56,18 @@ def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:
         torch_version=torch.__version__,
     )
     return Run(run_id(identity), arm.name, config, identity)
+
+
+def make_runs(arm: Arm, seeds: Sequence[int], data: Prepared, machine: Machine) -> tuple[Run, ...]:
+    """One arm with several seeds: all of their identity but the seed is worked out once."""
+    if not seeds:
+        return ()
+    first = make_run(arm, seeds[0], data, machine)
+    made = [first]
+    for seed in seeds[1:]:
+        identity = {**first.identity, "seed": seed}
+        made.append(Run(run_id(identity), arm.name, arm.config.model_copy(update={"seed": seed}), identity))
+    return tuple(made)
 
 
 def is_finished(run: Run, store: Store) -> bool:

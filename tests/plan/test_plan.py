@@ -21,6 +21,7 @@ from gpt2lab.identity import run_id, run_identity
 from gpt2lab.machine import device_name, estimate_memory, estimate_speed, matmul_speed, shares
 from gpt2lab.plan import check_data
 from gpt2lab.record import git_commit, study_record
+from gpt2lab.runs import make_run
 from gpt2lab.store import Store
 
 SECOND = (
@@ -337,3 +338,11 @@ def test_costs_are_remembered_and_a_damaged_memory_is_not_believed(
     assert len(list((tmp_path / "costs").iterdir())) == 1
     plan.known_costs(load_config("nano", ["model.mlp=swiglu"]))
     assert len(list((tmp_path / "costs").iterdir())) == 2
+
+
+def test_runs_made_together_are_those_made_one_by_one(planned: Planned) -> None:
+    plan = planned()
+    for arm in plan.arms.values():
+        alone = [make_run(arm.arm, run.seed, plan.data, plan.machine) for run in arm.runs]
+        assert [run.id for run in alone] == [run.id for run in arm.runs] and len(alone) == 2
+        assert [run.config for run in alone] == [run.config for run in arm.runs]
