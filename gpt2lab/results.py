@@ -11,15 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Noise, Verdicts, compare
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.errors import DataFault
 from gpt2lab.store import Store
 from gpt2lab.text import clean, quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Study = Mapping[str, Any]
 LOSS = "val/loss"
@@ -110,12 +111,16 @@ def final_values(study: Study, store: Store) -> pd.DataFrame:
 
     Runs without a value are not in it; see `missing_runs`.
     """
+    import pandas as pd
+
     rows = [(r.arm, r.seed, r.value) for r in collect(study, store) if r.value is not None]
     return pd.DataFrame(rows, columns=["arm", "seed", "value"]).astype({"arm": object, "seed": int, "value": float})
 
 
 def missing_runs(study: Study, store: Store) -> pd.DataFrame:
     """Columns arm, seed, run, status, reason: the declared runs that have no final value, and why."""
+    import pandas as pd
+
     rows = [(r.arm, r.seed, r.id, r.status, r.reason) for r in collect(study, store) if r.value is None]
     return pd.DataFrame(rows, columns=["arm", "seed", "run", "status", "reason"])
 
@@ -226,6 +231,8 @@ def contexts(study: Study, store: Store) -> pd.DataFrame:
 
 def contexts_of(study: Study, runs: Sequence[StudyRun]) -> pd.DataFrame:
     """As `contexts`, from runs already read. Lengths an arm cannot extend to, and diverged runs, have no row."""
+    import pandas as pd
+
     block = study["evaluation"].get("block_size", 1)
     rows = [
         (run.arm, run.seed, float(multiple), round(float(multiple) * block), loss)
@@ -246,6 +253,8 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
     taken have no row, and neither have runs that left nothing; `missing_runs` names them.
     Raises ConfigError for an unknown study, DataFault for damaged metrics.
     """
+    import pandas as pd
+
     store = Store(root)
     study = store.study(name)
     rows: list[tuple[str, int, int, str, float]] = []

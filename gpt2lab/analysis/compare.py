@@ -6,9 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis.judging import judge
 from gpt2lab.analysis.looks import judge_looks
@@ -16,6 +14,9 @@ from gpt2lab.analysis.rows import Source, Value
 from gpt2lab.analysis.table import read
 from gpt2lab.analysis.verdicts import FEWEST, Arm, Contrast, Declared, Noise, Terms, as_json
 from gpt2lab.errors import ConfigError, Problem, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARGIN = 0.05
 """A run that ends less than this below the unigram cross-entropy, in nats, has learned nothing: it failed."""
@@ -56,6 +57,8 @@ class Verdicts:
             rows.append(
                 row | {f"p_{n}": others.get(n, {}).get("p", math.nan) for n in ("paired", "blocked", "permutation")}
             )
+        import pandas as pd  # here and not above: plans need words, not frames, and it takes a quarter of a second
+
         return pd.DataFrame(rows)
 
     def to_json(self) -> dict[str, Any]:

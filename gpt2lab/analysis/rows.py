@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 
 from gpt2lab.errors import ConfigError, Problem
 
-Source = pd.DataFrame | str | Path | Sequence[Mapping[str, Any]]
+if TYPE_CHECKING:
+    import pandas as pd
+
+Source: TypeAlias = "pd.DataFrame | str | Path | Sequence[Mapping[str, Any]]"
 Value = float | None
 PREFERRED = ("final/val/loss", "val/loss")
 """Metrics that stand for the result of a run, the best first, in a table that holds several."""
@@ -52,7 +55,8 @@ def rows_of(source: Source) -> list[Row]:
     """Every row with the place that errors name. Raises ConfigError for what is no table."""
     if isinstance(source, (str, Path)):
         return _csv(Path(source))
-    if isinstance(source, pd.DataFrame):
+    pandas = sys.modules.get("pandas")  # whoever hands over a frame has imported it; a plan need not wait for it
+    if pandas is not None and isinstance(source, pandas.DataFrame):
         records = source.to_dict("records")
         return [
             Row(f"row {label}", {str(k): v for k, v in r.items()})
@@ -101,7 +105,8 @@ def number(cell: Any) -> Value:
 
 def blank(cell: Any) -> bool:
     """Whether nothing stands in a cell; pandas writes that as NaN in a column of text."""
-    return cell is None or cell is pd.NA or (isinstance(cell, str) and not cell.strip()) or cell != cell
+    missing = getattr(sys.modules.get("pandas"), "NA", None)
+    return cell is None or cell is missing or (isinstance(cell, str) and not cell.strip()) or cell != cell
 
 
 def spelled(cell: Any) -> str:
