@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2lab.components.base import Dims
 from gpt2lab.data.tokenizers import GPT2_SIZE
 from gpt2lab.errors import Problem
-from gpt2lab.fitting import Complaint
-from gpt2lab.reading import Key
+from gpt2lab.reading.fitting import Complaint
+from gpt2lab.reading.source import Key
 from gpt2lab.registry import SLOTS, Choice, unmet_needs
 
 if TYPE_CHECKING:

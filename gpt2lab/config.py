@@ -15,11 +15,11 @@ from gpt2lab.clashes import clashes
 from gpt2lab.data.shards import DataConfig
 from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
 from gpt2lab.evaluation.validation import EvaluationConfig
-from gpt2lab.fitting import Complaint, check, refusal
-from gpt2lab.layers import lay
 from gpt2lab.model import ModelConfig
 from gpt2lab.optim.groups import OptimConfig
-from gpt2lab.reading import MAX_VALUES, Place, Source, read_file, read_mapping, read_override
+from gpt2lab.reading.fitting import Complaint, check, refusal
+from gpt2lab.reading.layers import lay
+from gpt2lab.reading.source import MAX_VALUES, Place, Source, read_file, read_mapping, read_override
 from gpt2lab.registry import Choice, load_entry_points, load_plugin
 from gpt2lab.schema import ABSENT, Settings
 from gpt2lab.training.loop import TrainingConfig

@@ -8,17 +8,17 @@ from typing import Any
 
 from gpt2lab.display import Display, RunView
 from gpt2lab.executors.local import Ending, LocalExecutor
-from gpt2lab.plan import Plan
-from gpt2lab.record import study_record
+from gpt2lab.planning.plan import Plan
+from gpt2lab.planning.record import study_record
+from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.planning.scope import FEWEST
 from gpt2lab.registry import PLUGINS
 from gpt2lab.results import judge
+from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
-from gpt2lab.runs import Run, is_finished
-from gpt2lab.scope import FEWEST
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import Follower
 from gpt2lab.tracking.mirror import Mirror
-from gpt2lab.why import keep_sources
 
 
 @dataclass(frozen=True)

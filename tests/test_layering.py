@@ -21,29 +21,33 @@ LAYERS: list[set[str]] = [
     {"model", "data", "optim", "training", "evidence", "ladder"},
     {"costs", "generation"},
     {"evaluation", "pretrained"},
-    {"reading", "fitting", "layers", "clashes", "config"},
+    {"reading", "clashes", "config"},
     {"testing", "identity"},
-    {"designs"},
-    {"declaration", "machine"},
-    {"ablation", "arms"},
-    {"noise", "runs", "equalise", "throughput", "why"},
-    {"bracket", "budgets", "scope"},
-    {"plan"},
-    {"record", "forecast", "repeats"},
+    {"planning"},
     {"runner"},
-    {"replay"},
-    {"executors", "display", "adopt", "measure"},
+    {"reuse"},
+    {"executors", "display"},
     {"sweep"},
     {"study"},
     {"report"},
     {"bench"},
     {"cli"},
 ]
-SAME_LAYER_MAY = [
-    {"reading", "fitting", "layers", "clashes", "config"},
-    {"ablation", "arms"},
-    {"evidence", "ladder"},
-]  # one concern in files
+SAME_LAYER_MAY = [{"reading", "clashes", "config"}, {"evidence", "ladder"}]  # one concern in files
+WITHIN: dict[str, list[set[str]]] = {
+    "planning": [
+        {"designs"},
+        {"declaration", "machine"},
+        {"arms"},
+        {"ablation"},
+        {"noise", "runs", "equalise", "throughput"},
+        {"bracket", "budgets", "scope"},
+        {"plan"},
+        {"record", "forecast", "repeats"},
+    ],
+    "reuse": [{"why"}, {"replay", "measure"}, {"adopt"}],
+    "reading": [{"source"}, {"fitting", "layers"}],
+}  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
@@ -70,6 +74,17 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gpt2lab."))
 
 
+def neighbours(path: Path, package: str) -> set[str]:
+    """Modules of its own package that a file imports."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+    inside = [
+        (node.module or "").split(".")[2:] or [a.name for a in node.names]
+        for node in nodes
+        if (node.module or "").split(".")[:2] == ["gpt2lab", package]
+    ]
+    return {names[0] for names in inside}
+
+
 def test_every_module_has_a_layer() -> None:
     assert {owner(path) for path in files()} <= RANK.keys()
 
@@ -80,6 +95,16 @@ def test_imports_point_down(path: Path) -> None:
     for other in set(imported(path)) - {ours}:
         together = any({ours, other} <= group for group in SAME_LAYER_MAY)
         assert RANK[other] < RANK[ours] or together, f"{path.name} ({ours}) imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("package", WITHIN)
+def test_imports_within_a_package_point_down(package: str) -> None:
+    rank = {name: rank for rank, names in enumerate(WITHIN[package]) for name in names}
+    modules = {path.stem: path for path in files() if owner(path) == package and path.stem != "__init__"}
+    assert modules.keys() == rank.keys()
+    for name, path in modules.items():
+        for other in neighbours(path, package) - {name}:
+            assert rank[other] < rank[name], f"{package}/{name}.py imports {other}, which is not below it"
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)

@@ -14,7 +14,7 @@ from gpt2lab.cli.run import Json, Plugin, Runs
 if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
     from gpt2lab.analysis.verdicts import Contrast
-    from gpt2lab.measure import Measured, StudyMeasured
+    from gpt2lab.reuse.measure import Measured, StudyMeasured
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def evaluate(
         raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
     from gpt2lab.config import fill_slots
     from gpt2lab.display import console_for
-    from gpt2lab.measure import measure, measure_study, read_metrics
+    from gpt2lab.reuse.measure import measure, measure_study, read_metrics
     from gpt2lab.store import Store
 
     fill_slots(plugin or ())

@@ -25,8 +25,8 @@ def why(run_a: Run, run_b: Run, runs: Runs = Path("runs"), json_: Json = False) 
     from dataclasses import asdict
 
     from gpt2lab.display import console_for
+    from gpt2lab.reuse.why import why as differences
     from gpt2lab.store import Store
-    from gpt2lab.why import why as differences
 
     store = Store(runs)
     a, b = store.find(run_a), store.find(run_b)
@@ -60,10 +60,10 @@ def adopt(
     runs: Runs = Path("runs"),
 ) -> None:
     """Keep finished runs although code changed. First it is put to the test: the code must train the same bits."""
-    from gpt2lab.adopt import adopt as adopt_runs
-    from gpt2lab.adopt import kinds, without_old_runs
     from gpt2lab.cli.request import Request
     from gpt2lab.display import console_for
+    from gpt2lab.reuse.adopt import adopt as adopt_runs
+    from gpt2lab.reuse.adopt import kinds, without_old_runs
     from gpt2lab.store import Store
     from gpt2lab.text import plural
 

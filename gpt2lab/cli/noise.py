@@ -13,7 +13,7 @@ import typer
 from gpt2lab.cli.run import Jobs, Json, Plugin, Runs, Set
 
 if TYPE_CHECKING:
-    from gpt2lab.noise import Floor
+    from gpt2lab.planning.noise import Floor
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def noise(
 ) -> None:
     """Measure how far repeats of a recipe lie apart. Plans and verdicts on few seeds rest on it."""
     from gpt2lab.display import console_for
-    from gpt2lab.noise import floors
+    from gpt2lab.planning.noise import floors
     from gpt2lab.store import Store
 
     console, store = console_for(to_stderr=json_), Store(runs)
@@ -51,9 +51,9 @@ def noise(
     from gpt2lab.cli.run import print_plan, train
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare
-    from gpt2lab.noise import write_floor
-    from gpt2lab.plan import make_plan
-    from gpt2lab.repeats import REPEATS, aa_study, measured
+    from gpt2lab.planning.noise import write_floor
+    from gpt2lab.planning.plan import make_plan
+    from gpt2lab.planning.repeats import REPEATS, aa_study, measured
 
     study = aa_study(
         preset, seeds=seeds, same_seed=same_seed, overrides=tuple(set_ or ()),

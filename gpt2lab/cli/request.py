@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from gpt2lab.ablation import LoadedAblation
-    from gpt2lab.plan import Plan
+    from gpt2lab.planning.ablation import LoadedAblation
+    from gpt2lab.planning.plan import Plan
     from gpt2lab.store import Store
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -33,14 +33,14 @@ class Request:
 
     def ladder(self) -> list[Request]:
         """One request for each scale that is asked for: those of the file's `scales`, unless the command names one."""
-        from gpt2lab.ablation import ladder_of
+        from gpt2lab.planning.ablation import ladder_of
 
         scales = () if self.scale else ladder_of(self.file)
         return [replace(self, scale=scale) for scale in scales] or [self]
 
     def ablation(self) -> LoadedAblation:
         """The ablation as it is asked for. Raises ConfigError."""
-        from gpt2lab.ablation import load_ablation
+        from gpt2lab.planning.ablation import load_ablation
 
         wanted = [name.strip() for name in self.arms.split(",") if name.strip()] if self.arms is not None else None
         return load_ablation(
@@ -54,7 +54,7 @@ class Request:
         seconds = seconds_of(self.budget) if self.budget else None
         from gpt2lab.data.progress import rich_progress
         from gpt2lab.data.shards import prepare
-        from gpt2lab.plan import make_plan
+        from gpt2lab.planning.plan import make_plan
 
         with rich_progress() as progress:
             data = prepare(ablation.arms[ablation.baseline].config.data, progress=progress)

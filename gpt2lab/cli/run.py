@@ -12,7 +12,7 @@ import typer
 from gpt2lab.cli.request import Request, seconds_of, seeds_of
 
 if TYPE_CHECKING:
-    from gpt2lab.plan import ArmPlan, Plan
+    from gpt2lab.planning.plan import ArmPlan, Plan
     from gpt2lab.study import Outcome
 
 
@@ -113,7 +113,7 @@ def run_one(planned: Any, reproduce: str, store: Any, out: Path, console: Any, *
 def train(planned: Any, reproduce: str, store: Any, console: Any, *, tracking: bool) -> Outcome:
     """Train what a study has left to do, with its progress on the console."""
     from gpt2lab.display import display
-    from gpt2lab.forecast import lines
+    from gpt2lab.planning.forecast import lines
     from gpt2lab.study import run_study
 
     plan = planned(None)
@@ -174,8 +174,8 @@ def check(
 
 def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
-    from gpt2lab import forecast
-    from gpt2lab.runs import is_finished
+    from gpt2lab.planning import forecast
+    from gpt2lab.planning.runs import is_finished
 
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
@@ -229,8 +229,8 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from gpt2lab.designs import in_short
     from gpt2lab.display import duration
+    from gpt2lab.planning.designs import in_short
 
     shown = Table(title=Text(f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"), box=None,
                   title_justify="left", padding=(0, 2, 0, 0))  # fmt: skip

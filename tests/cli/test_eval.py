@@ -90,7 +90,7 @@ def test_a_run_is_measured_once_on_its_own_validation_tokens(
     kept = sorted(file.name for file in (run.path / "evaluations").glob("*-*.json"))
     assert [name.rpartition("-")[0] for name in kept] == sorted(metric.names())
 
-    monkeypatch.setattr("gpt2lab.measure.apply", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr("gpt2lab.reuse.measure.apply", lambda *_: pytest.fail("measured twice"))
     again = json.loads(gpt2lab("eval", run.id, "--json").out)
     assert again == {**found, "reused": len(metric.names())}
     plain = gpt2lab("eval", run.id, "--metric", "loss").out

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.ablation import load_ablation
 from gpt2lab.config import load_config
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import ConfigError
+from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.registry import SLOTS
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt2lab.ablation import LoadedAblation, load_ablation
 from gpt2lab.errors import ConfigError
+from gpt2lab.planning.ablation import LoadedAblation, load_ablation
 
 HEAD = "ablation: mine\nquestion: Which one?\nbase: nano\n"
 

@@ -8,8 +8,8 @@ import pytest
 
 import gpt2lab.config  # noqa: F401  (fills the slots)
 from gpt2lab.errors import ConfigError
-from gpt2lab.layers import lay, merge
-from gpt2lab.reading import read_mapping, read_override
+from gpt2lab.reading.layers import lay, merge
+from gpt2lab.reading.source import read_mapping, read_override
 
 
 @pytest.mark.parametrize(

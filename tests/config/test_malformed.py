@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.ablation import load_ablation
 from gpt2lab.config import PRESETS, config_from_text, load_config
 from gpt2lab.errors import ConfigError
+from gpt2lab.planning.ablation import load_ablation
 
 FILES = 1_000
 ABLATIONS = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import string
 
-from gpt2lab.ablation import Ablation
 from gpt2lab.config import Config, load_config, preset_names
 from gpt2lab.errors import ConfigError, edits, nearest, unknown
+from gpt2lab.planning.ablation import Ablation
 from gpt2lab.registry import SLOTS
 from gpt2lab.schema import Settings
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from gpt2lab.ablation import load_ablation
 from gpt2lab.cli import app
 from gpt2lab.cli.catalogue import all_slots, chosen, defaults
 from gpt2lab.config import load_config
+from gpt2lab.planning.ablation import load_ablation
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

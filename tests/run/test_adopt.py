@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpt2lab import adopt as adopting
-from gpt2lab.adopt import _kind
 from gpt2lab.data.prepared import list_prepared
-from gpt2lab.replay import same_bits
+from gpt2lab.reuse import adopt as adopting
+from gpt2lab.reuse.adopt import _kind
+from gpt2lab.reuse.replay import same_bits
 from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import RunFolder, Store, file_lock
 from gpt2lab.training.checkpoints import MODEL, OPTIMIZER, save
@@ -264,7 +264,7 @@ def test_code_that_fails_or_builds_another_model_is_refused_in_a_line(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("gpt2lab.replay.build_model", broken)
+    monkeypatch.setattr("gpt2lab.reuse.replay.build_model", broken)
     code, said = gpt2lab("adopt", str(tiny), "--seeds", "1")
     assert code == 1 and "Traceback" not in said
     assert "learned: refused: it fails with RuntimeError: no such kernel" in said
@@ -284,8 +284,8 @@ def test_what_is_killed_while_it_keeps_a_run_leaves_nothing_and_can_be_repeated(
         share(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr("gpt2lab.adopt._share", killed)
-        patched.setattr("gpt2lab.adopt.shutil.rmtree", lambda *_, **__: None)  # a kill tidies nothing up
+        patched.setattr("gpt2lab.reuse.adopt._share", killed)
+        patched.setattr("gpt2lab.reuse.adopt.shutil.rmtree", lambda *_, **__: None)  # a kill tidies nothing up
         assert gpt2lab("adopt", str(tiny), "--seeds", "1")[0] == 130
     assert len(list(store.root.glob(".*.partial"))) == 1
     assert [run.status() for run in store.runs()].count("absent") == 1
@@ -314,7 +314,7 @@ def test_a_run_that_another_process_works_on_or_began_is_left_to_it(
         return found
 
     stack: list[Any] = []
-    monkeypatch.setattr("gpt2lab.adopt.kinds", meanwhile)
+    monkeypatch.setattr("gpt2lab.reuse.adopt.kinds", meanwhile)
     code, said = gpt2lab("adopt", str(tiny), "--seeds", "1")
     for lock in stack:
         lock.__exit__(None, None, None)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2lab.ablation import LoadedAblation
-from gpt2lab.arms import NOISE_SEEDS, Arm
 from gpt2lab.config import load_config, preset_name
-from gpt2lab.declaration import MAX_SEEDS
 from gpt2lab.errors import ConfigError
-from gpt2lab.noise import Floor, make_floor
-from gpt2lab.plan import Plan
+from gpt2lab.planning.ablation import LoadedAblation
+from gpt2lab.planning.arms import NOISE_SEEDS, Arm
+from gpt2lab.planning.declaration import MAX_SEEDS
+from gpt2lab.planning.noise import Floor, make_floor
+from gpt2lab.planning.plan import Plan
+from gpt2lab.planning.runs import final_loss
 from gpt2lab.results import NOISE_DESIGN
-from gpt2lab.runs import final_loss
 from gpt2lab.store import Store
 
 REPEATS, AGAIN = "repeats", "same seed"

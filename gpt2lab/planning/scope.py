@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gpt2lab.ablation import LoadedAblation
 from gpt2lab.analysis import planning
 from gpt2lab.analysis.looks import look_alpha
 from gpt2lab.analysis.verdicts import Declared
-from gpt2lab.declaration import MAX_SEEDS
 from gpt2lab.errors import ConfigError
-from gpt2lab.noise import Floor
+from gpt2lab.planning.ablation import LoadedAblation
+from gpt2lab.planning.declaration import MAX_SEEDS
+from gpt2lab.planning.noise import Floor
 
 FEWEST = 3
 MOST_AUTOMATIC = 20

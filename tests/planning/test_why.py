@@ -11,8 +11,8 @@ from tiny_plan import Planned
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.identity import component_code, core_code, sources
+from gpt2lab.reuse.why import code_only, keep_sources, why
 from gpt2lab.store import RunFolder, Store, write_json
-from gpt2lab.why import code_only, keep_sources, why
 
 Write = Callable[..., RunFolder]
 

@@ -25,7 +25,7 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
-from gpt2lab.machine import Machine
+from gpt2lab.planning.machine import Machine
 from gpt2lab.store import Store, now, read_json, write_json
 
 SIZES_ALIKE = 0.05

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gpt2lab.arms import BRACKET_SEED, Arm
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.machine import Machine
-from gpt2lab.runs import Run, final_loss, make_run
+from gpt2lab.planning.arms import BRACKET_SEED, Arm
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.runs import Run, final_loss, make_run
 from gpt2lab.store import Store
 
 EXTENSIONS = 3

@@ -7,8 +7,8 @@ from tiny_plan import ABLATION, Planned
 
 from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError
-from gpt2lab.plan import ArmPlan, Plan
-from gpt2lab.record import study_record
+from gpt2lab.planning.plan import ArmPlan, Plan
+from gpt2lab.planning.record import study_record
 
 HEAD = "ablation: tiny\nquestion: Which?\nbase: tiny.yaml\nbaseline: a\nseeds: 2\n"
 WIDE = HEAD + "arms:\n  a: {}\n  b: {model.mlp: {name: swiglu, two_thirds: false}}\n  c: {model.head: untied}\n"

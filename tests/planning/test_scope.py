@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 
-from gpt2lab.ablation import LoadedAblation, load_ablation
 from gpt2lab.errors import ConfigError
-from gpt2lab.noise import Floor
-from gpt2lab.scope import Scope, fit, makespan, needed, study_seconds
+from gpt2lab.planning.ablation import LoadedAblation, load_ablation
+from gpt2lab.planning.noise import Floor
+from gpt2lab.planning.scope import Scope, fit, makespan, needed, study_seconds
 
 HEAD = "ablation: mine\nquestion: Which one?\nbase: nano\n"
 ARMS = (

@@ -9,17 +9,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from gpt2lab.ablation import LoadedAblation
-from gpt2lab.arms import Arm
 from gpt2lab.config import Config
 from gpt2lab.costs import Costs
-from gpt2lab.equalise import KNOBS, Adjustment, Measure, equalise, with_steps
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest, settings
-from gpt2lab.machine import Machine
-from gpt2lab.runs import tokens_of
+from gpt2lab.planning.ablation import LoadedAblation
+from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.equalise import KNOBS, Adjustment, Measure, equalise, with_steps
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.runs import tokens_of
+from gpt2lab.planning.throughput import recorded
 from gpt2lab.store import Store
-from gpt2lab.throughput import recorded
 
 CostsOf = Callable[[Config], Costs]
 

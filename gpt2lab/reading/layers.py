@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading import Key, Place, Source
+from gpt2lab.reading.source import Key, Place, Source
 from gpt2lab.registry import SLOTS
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from gpt2lab.analysis.verdicts import Declared
-from gpt2lab.arms import Arm
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest, settings
-from gpt2lab.plan import ArmPlan, Plan
+from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.plan import ArmPlan, Plan
+from gpt2lab.planning.runs import tokens_of
 from gpt2lab.registry import Choice
-from gpt2lab.runs import tokens_of
 from gpt2lab.store import now
 
 

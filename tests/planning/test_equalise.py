@@ -8,9 +8,9 @@ import pytest
 
 from gpt2lab.config import Config, config_from_text, load_config
 from gpt2lab.costs import costs
-from gpt2lab.equalise import KNOBS, Adjustment, Measure, equalise, with_steps
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import build_model
+from gpt2lab.planning.equalise import KNOBS, Adjustment, Measure, equalise, with_steps
 
 WIDE = "model.mlp={name: swiglu, two_thirds: false}"
 

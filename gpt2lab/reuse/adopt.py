@@ -19,11 +19,11 @@ from typing import Any
 
 from gpt2lab.errors import EnvironmentFault, LockHeld
 from gpt2lab.identity import digest
-from gpt2lab.plan import Plan
-from gpt2lab.replay import can_be_replayed, replay
-from gpt2lab.runs import Run, is_finished
+from gpt2lab.planning.plan import Plan
+from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.reuse.replay import can_be_replayed, replay
+from gpt2lab.reuse.why import CODE, without_code
 from gpt2lab.store import RunFolder, Store, now, publish_folder, temporary_beside, write_json
-from gpt2lab.why import CODE, without_code
 
 ONE_FOR_ALL = ("optim.lr", "optim.warmup_steps", "training.steps")
 """Settings in which runs of one kind may differ, besides their seeds: they choose numbers, not code."""

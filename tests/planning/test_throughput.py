@@ -13,12 +13,12 @@ import pytest
 import torch
 from tiny_plan import ABLATION, Planned
 
-from gpt2lab import throughput
 from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.machine import Machine
-from gpt2lab.runs import tokens_of
-from gpt2lab.throughput import measure, recorded, step_seconds
+from gpt2lab.planning import throughput
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.runs import tokens_of
+from gpt2lab.planning.throughput import measure, recorded, step_seconds
 
 HERE = Machine("cpu", "a processor", 1, 1, 1e9, "a test")
 CLOCK = ABLATION.replace("rotary: {", "again: {control: true}\n  rotary: {") + "equalise: wall_clock\n"
@@ -88,7 +88,7 @@ def test_another_machine_measures_anew(tmp_path: Path, probes: list[str], there:
     assert recorded(tmp_path, configs, jobs) == {"a": 1000.0}
 
 
-@pytest.mark.parametrize("what", ["torch.__version__", "gpt2lab.throughput.core_code"])
+@pytest.mark.parametrize("what", ["torch.__version__", "gpt2lab.planning.throughput.core_code"])
 def test_another_stack_or_code_measures_anew(
     tmp_path: Path, probes: list[str], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_plan import ABLATION, TINY, Planned
 
-from gpt2lab.ablation import load_ablation
 from gpt2lab.data.shards import prepare
-from gpt2lab.plan import Plan, make_plan
+from gpt2lab.planning.ablation import load_ablation
+from gpt2lab.planning.plan import Plan, make_plan
 from gpt2lab.store import Store
 
 

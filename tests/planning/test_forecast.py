@@ -14,11 +14,11 @@ from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 from tiny_plan import ABLATION, Planned
 
-from gpt2lab import plan as planning
-from gpt2lab.ablation import load_ablation
-from gpt2lab.forecast import as_record, clock, forecast, lines, seconds_left
-from gpt2lab.noise import Floor
-from gpt2lab.plan import Plan
+from gpt2lab.planning import plan as planning
+from gpt2lab.planning.ablation import load_ablation
+from gpt2lab.planning.forecast import as_record, clock, forecast, lines, seconds_left
+from gpt2lab.planning.noise import Floor
+from gpt2lab.planning.plan import Plan
 from gpt2lab.store import Store, now
 
 Floored = Callable[..., Plan]

@@ -7,18 +7,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from gpt2lab.ablation import LoadedAblation
-from gpt2lab.arms import Arm
-from gpt2lab.bracket import Tuning, at_rate, bracket
-from gpt2lab.budgets import at_budget, equal_arms, with_tokens
 from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.equalise import Adjustment
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.machine import Machine, device_name, estimate_memory, estimate_speed, shares
-from gpt2lab.noise import Floor, find_floor
-from gpt2lab.runs import Run, known_costs, make_runs, tokens_of
-from gpt2lab.scope import fit
+from gpt2lab.planning.ablation import LoadedAblation
+from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.bracket import Tuning, at_rate, bracket
+from gpt2lab.planning.budgets import at_budget, equal_arms, with_tokens
+from gpt2lab.planning.equalise import Adjustment
+from gpt2lab.planning.machine import Machine, device_name, estimate_memory, estimate_speed, shares
+from gpt2lab.planning.noise import Floor, find_floor
+from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_of
+from gpt2lab.planning.scope import fit
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.analysis import planning
-from gpt2lab.plan import Plan
-from gpt2lab.runs import is_finished, tokens_of
-from gpt2lab.scope import Scope, family, level_of, makespan, needed, sizes, study_seconds
+from gpt2lab.planning.plan import Plan
+from gpt2lab.planning.runs import is_finished, tokens_of
+from gpt2lab.planning.scope import Scope, family, level_of, makespan, needed, sizes, study_seconds
 from gpt2lab.store import Store
 
 INFINITY = float("inf")

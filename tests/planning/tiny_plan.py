@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gpt2lab.plan import Plan
+from gpt2lab.planning.plan import Plan
 
 TINY = """
 model: {{n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256}}

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from gpt2lab import identity as identities
-from gpt2lab.ablation import load_ablation
 from gpt2lab.config import Config, load_config
 from gpt2lab.identity import component_code, core_code, digest, reached, run_id, run_identity, settings
 from gpt2lab.model import ModelConfig
 from gpt2lab.optim.groups import OptimConfig
+from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.registry import PLUGINS, SLOTS, Choice, Component, load_plugin
 from gpt2lab.schema import Settings
 from gpt2lab.training.loop import TrainingConfig

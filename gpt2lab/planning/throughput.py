@@ -21,9 +21,9 @@ from torch import Tensor
 from gpt2lab.config import Config
 from gpt2lab.errors import DataFault
 from gpt2lab.identity import choices, component_code, core_code, digest, settings
-from gpt2lab.machine import Machine
 from gpt2lab.model import build_model
 from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.planning.machine import Machine
 from gpt2lab.store import file_lock, now, read_json, write_json
 from gpt2lab.training.distributed import ALONE
 from gpt2lab.training.loop import accumulate

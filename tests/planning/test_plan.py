@@ -12,16 +12,16 @@ import pytest
 import torch
 from tiny_plan import ABLATION, Planned
 
-from gpt2lab import plan as planning
-from gpt2lab import record as declaring
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import run_id, run_identity
-from gpt2lab.machine import device_name, estimate_memory, estimate_speed, matmul_speed, shares
-from gpt2lab.plan import check_data
-from gpt2lab.record import git_commit, study_record
-from gpt2lab.runs import make_run
+from gpt2lab.planning import plan as planning
+from gpt2lab.planning import record as declaring
+from gpt2lab.planning.machine import device_name, estimate_memory, estimate_speed, matmul_speed, shares
+from gpt2lab.planning.plan import check_data
+from gpt2lab.planning.record import git_commit, study_record
+from gpt2lab.planning.runs import make_run
 from gpt2lab.store import Store
 
 SECOND = (
@@ -323,8 +323,8 @@ def test_what_is_said_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_costs_are_remembered_and_a_damaged_memory_is_not_believed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from gpt2lab import runs as plan
     from gpt2lab.config import load_config
+    from gpt2lab.planning import runs as plan
 
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path))
     config = load_config("nano")

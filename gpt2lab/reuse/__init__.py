@@ -1,0 +1,1 @@
+"""What finished runs are still good for: why they differ, replaying and adopting them, measuring them again."""
