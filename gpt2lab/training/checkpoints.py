@@ -1,15 +1,16 @@
 """Checkpoints that are whole or not there at all, and that are checked to the last byte before they are used.
 
-    checkpoints/step_000800/{model.safetensors, optimizer.pt, state.json, manifest.json}
+    checkpoints/step_000800/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
 
-There is no pointer to the newest one: the folders themselves say which there are.
+There is no pointer to the newest one: the folders themselves say which there are. No file is a pickle, so reading one
+can never run code.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,17 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt2lab.errors import ConfigError, DataFault, Problem
+from gpt2lab.faults import point
 from gpt2lab.store import disk_fault, make_folder, publish_folder, temporary_beside
 from gpt2lab.training.manifest import damage, write_manifest
 from gpt2lab.training.state import TrainState
+from gpt2lab.training.trees import join, split
 
 STEP = re.compile(r"step_(\d{6,})")
-MODEL, OPTIMIZER, STATE = FILES = ("model.safetensors", "optimizer.pt", "state.json")
+MODEL, OPTIMIZER, STATE = FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+FORMAT = 2
+BEFORE_FORMAT_2 = "optimizer.pt"
+RANDOM = "not stored: every micro-step seeds it from the run's seed, the step, the micro-step and the rank"
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ def save(folder: Path, state: TrainState, *, extra: Mapping[str, Any] | None = N
     temporary = temporary_beside(final)
     try:
         make_folder(folder)
+        point("save.begin")
         _write(temporary, state, dict(extra or {}))
+        point("save.rename")
         if final.exists():
             aside = temporary_beside(final)
             os.replace(final, aside)
@@ -66,6 +73,7 @@ def save(folder: Path, state: TrainState, *, extra: Mapping[str, Any] | None = N
             shutil.rmtree(aside, ignore_errors=True)
         else:
             publish_folder(temporary, final)
+        point("save.done")
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = _os_error(error)
         if cause is None:
@@ -86,14 +94,10 @@ def load_latest(folder: Path, state: TrainState) -> Loaded | None:
     newest: int | None = None
     for step, path in checkpoints(folder):
         newest = step if newest is None else newest
-        reason = damage(path, step, FILES)
-        saved = _read(path) if reason is None else None
+        saved = _read(path, step)
         if isinstance(saved, str):
-            reason = saved
-        if reason is not None:
-            damaged.append(Problem(str(path), f"damaged: {reason}"))
+            damaged.append(Problem(str(path), saved))
             continue
-        assert isinstance(saved, dict)
         _fit(state, saved, path)
         return Loaded(step, saved["extra"], tuple(damaged), newest - step)
     if damaged:
@@ -101,10 +105,13 @@ def load_latest(folder: Path, state: TrainState) -> Loaded | None:
     return None
 
 
-def prune(folder: Path, keep: int = 2) -> list[Path]:
+def prune(
+    folder: Path, keep: int = 2, *, best: int | None = None, milestone_every_steps: int | None = None
+) -> list[Path]:
     """Delete what is older than the newest `keep` good checkpoints, and return it.
 
-    Damaged ones do not count, so they never push a good one out.
+    The checkpoint of step `best` stays, and those whose step is a multiple of `milestone_every_steps`. Damaged ones do
+    not count, so they never push a good one out.
     """
     found = list(checkpoints(folder))
     if len(found) <= keep:
@@ -113,11 +120,24 @@ def prune(folder: Path, keep: int = 2) -> list[Path]:
     for index, (step, path) in enumerate(found):
         good += damage(path, step, FILES) is None
         if good == keep:
-            old = [path for _, path in found[index + 1 :]]
+            every = milestone_every_steps or math.inf
+            old = [path for step, path in found[index + 1 :] if step != best and step % every]
             for path in old:
+                point("prune")
                 _remove(path)
             return old
     return []
+
+
+def best_step(folder: Path, losses: Mapping[int, float]) -> int | None:
+    """The good checkpoint with the lowest loss in nats, the newest of equal ones; None when no good one has a loss.
+
+    losses: validation loss by step, as the journal has them.
+    """
+    measured = [
+        (losses[step], -step, path) for step, path in checkpoints(folder) if math.isfinite(losses.get(step, math.nan))
+    ]
+    return next((-step for _, step, path in sorted(measured) if damage(path, -step, FILES) is None), None)
 
 
 def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -128,35 +148,39 @@ def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
-    """Fill a fresh folder with the files of a checkpoint. Raises ConfigError for what could not be read back safely."""
+    """Fill a fresh folder with the files of a checkpoint. Raises ConfigError for what they cannot hold."""
     folder.mkdir()
     content = state.state_dict()
     weights = {name: tensor.contiguous() for name, tensor in content.pop("model").items()}
+    plain, tensors = split(content)
     save_file(weights, folder / MODEL, metadata={"format": "pt"})
-    with (folder / OPTIMIZER).open("wb") as file:  # torch hides the reason when a file that it opened itself fails
-        torch.save(content.pop("optimizers"), file)
-    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(folder / OPTIMIZER)
-    if unsafe:
-        raise ConfigError(
-            f"its state holds {', '.join(unsafe)}, which could not be read back without running code",
-            where="optim.optimizer",
-            hint="keep tensors, numbers, strings, lists and dicts in the optimizer's state",
-        )
-    (folder / STATE).write_text(json.dumps({"format": 1, **content, "extra": extra}, indent=1) + "\n", encoding="utf-8")
+    point("save.weights")
+    save_file(tensors, folder / OPTIMIZER, metadata={"format": "pt"})
+    point("save.optimizer")
+    record = {"format": FORMAT, **plain, "random": RANDOM, "extra": extra}
+    (folder / STATE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    point("save.state")
     write_manifest(folder, state.step)
+    point("save.manifest")
 
 
-def _read(folder: Path) -> dict[str, Any] | str:
-    """The content of a checkpoint on the CPU, or why it cannot be read. Never runs code from a file."""
+def _read(folder: Path, step: int) -> dict[str, Any] | str:
+    """The content of a checkpoint on the CPU, or why it cannot be used."""
+    if (folder / BEFORE_FORMAT_2).exists():
+        return f"written by an earlier version, with {BEFORE_FORMAT_2}, which is no longer read"
+    reason = damage(folder, step, FILES)
+    if reason is not None:
+        return f"damaged: {reason}"
     try:
         content: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        content["model"] = load_file(folder / MODEL)
-        content["optimizers"] = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        return f"{OPTIMIZER} holds more than tensors and numbers, and is refused"
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
-        return f"cannot be read: {str(error).partition(chr(10))[0]}"
-    return content
+        if content["format"] != FORMAT:
+            return f"{STATE} is of format {content['format']}; this version reads {FORMAT}"
+        # Copies, because a mapped file is aligned otherwise than torch's memory, and matrix products can see that.
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / OPTIMIZER).items()}
+        extra = content.pop("extra")
+        return {**join(content, tensors), "model": load_file(folder / MODEL), "extra": extra}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        return f"damaged: cannot be read: {str(error).partition(chr(10))[0]}"
 
 
 def _fit(state: TrainState, saved: dict[str, Any], path: Path) -> None:
@@ -179,10 +203,7 @@ def _remove(path: Path) -> None:
 
 def _size(state: TrainState) -> int:
     """Bytes of the tensors in a checkpoint."""
-    content = state.state_dict()
-    of_optimizers = [v for o in content["optimizers"] for values in o["state"].values() for v in values.values()]
-    tensors = [v for v in (*content["model"].values(), *of_optimizers) if isinstance(v, torch.Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in split(state.state_dict())[1].values())
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

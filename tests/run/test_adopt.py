@@ -200,9 +200,9 @@ def edit_weights(run: RunFolder) -> None:
 def edit_moment(run: RunFolder) -> None:
     """The last bit of one number of the optimizer's state."""
     [folder] = run.checkpoints.iterdir()
-    state = torch.load(folder / OPTIMIZER, weights_only=True)
-    state[0]["state"][0]["exp_avg"].view(torch.int32).reshape(-1)[0] ^= 1
-    torch.save(state, folder / OPTIMIZER)
+    state = load_file(folder / OPTIMIZER)
+    state["optimizers.0.state.0.exp_avg"].view(torch.int32).reshape(-1)[0] ^= 1
+    save_file(state, folder / OPTIMIZER, metadata={"format": "pt"})
     write_manifest(folder, 40)
 
 
