@@ -129,6 +129,8 @@ class GPT(nn.Module):
             x = self.h[block](x, step)
             for part in self.stack:
                 x = part.after(depth, x, step)  # type: ignore[operator]
+            if step.watch is not None:
+                step.watch.stream(depth, x)
         x = self.h[-1].close(x)  # type: ignore[operator]
         if step.cache is not None:
             step.cache.seen += step.tokens.shape[1]

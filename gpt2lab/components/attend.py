@@ -48,6 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scor
         k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
     bias = position_bias(step, heads)
+    if step.watch is not None:
+        step.watch.attention(step.depth, q, k, allowed_bias(step, mask, bias, torch.float32), scores, scale)
     whole = mask.window is None and step.documents is None
     if scores.softcap is None and scores.sink is None:
         # is_causal aligns queries with the first keys, so with a cache (T < S) it would hide almost everything
@@ -62,10 +64,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scor
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores, scale: float, dropout: float) -> Tensor:
     """Matmul, softcap, bias, softmax, matmul, with the softmax in float32. Shapes as in `attend`."""
-    logits = (q @ k.mT).float() * scale  # (B, H, T, S)
-    if scores.softcap is not None:
-        logits = scores.softcap * torch.tanh(logits / scores.softcap)
-    logits = logits + bias
+    logits = score_map(q, k, bias, scores, scale)
     if scores.sink is not None:
         sink = scores.sink.float()[None, :, None, None].expand(*logits.shape[:-1], 1)
         weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
@@ -73,6 +72,14 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores, s
         weights = logits.softmax(-1)
     weights = F.dropout(weights, dropout) if dropout else weights
     return weights.to(v.dtype) @ v
+
+
+def score_map(q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> Tensor:
+    """What the softmax is taken of, in float32: dot products, scaled, capped, biased.  -> (B, H, T, S)"""
+    logits = (q @ k.mT).float() * scale
+    if scores.softcap is not None:
+        logits = scores.softcap * torch.tanh(logits / scores.softcap)
+    return logits + bias
 
 
 def position_bias(step: Step, heads: int) -> Tensor | None:

@@ -6,14 +6,27 @@ Shapes: B batch, T new tokens, S tokens seen before, C channels, H heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from gpt2lab.components.position import Position
+    from gpt2lab.components.scores import Scores
     from gpt2lab.components.stack import Across
+
+
+class Watch(Protocol):
+    """Looks on during a forward pass and changes nothing. `depth` counts block calls from 0."""
+
+    def stream(self, depth: int, x: Tensor) -> None:
+        """The stream as the block call hands it on, (B, T, C) or with several streams."""
+        ...
+
+    def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
+        """What `score_map` needs, once per attention kernel; bias is -inf where a token may not look."""
+        ...
 
 
 class Cache:
@@ -37,6 +50,7 @@ class Step:
     depth:       index of the block call, so that blocks with shared weights keep separate cache rows.
     carry:       values that travel across layers (skips, the first layer's v).
     losses:      auxiliary losses by name, added to the training objective.
+    watch:       who looks on, if anyone; no part of the model needs to know but those that show it something.
     """
 
     def __init__(
@@ -55,6 +69,7 @@ class Step:
         self.position: Position | None = None
         self.carry: dict[str, Any] = {}
         self.losses: dict[str, Tensor] = {}
+        self.watch: Watch | None = None
         self._once: dict[str, Any] = {}
         self.documents = None if documents is None else self.keep("documents", documents, dim=-1)
 
