@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from gpt2lab.errors import EnvironmentFault
+from gpt2lab.faults import point
 from gpt2lab.store import DISK_FULL, Row, disk_fault, fsync_folder, make_folder, parse_rows, write_atomically
 
 log = logging.getLogger("gpt2lab.tracking")
@@ -49,6 +50,7 @@ class Journal:
         """Write one row. Raises ValueError unless its step is greater than every step before; EnvironmentFault."""
         if row["step"] <= self.last_step:
             raise ValueError(f"a row of step {row['step']} after one of step {self.last_step}")
+        point("journal.append")
         self._waiting += json.dumps(row).encode() + b"\n"
         self.last_step = row["step"]
         fault = self._write()
