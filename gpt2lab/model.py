@@ -9,12 +9,12 @@ import hashlib
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gpt2lab import components  # noqa: F401  (fills the slots)
 from gpt2lab.components.base import Dims, Param, Site, params
+from gpt2lab.components.chunked import loss_sums
 from gpt2lab.components.position import Position
 from gpt2lab.components.step import Cache, Step
 from gpt2lab.errors import ConfigError
@@ -148,6 +148,12 @@ class GPT(nn.Module):
             )
         return Step(tokens, cache=cache, documents=documents, stack=self.stack)  # type: ignore[arg-type]
 
+    def trunk(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """All of the model below the head, and auxiliary losses by name: the part of a training step that can be
+        compiled.  (B, T) -> (B, T, C), {name: ()}"""
+        step = self.step(tokens, documents=documents)
+        return self.hidden(step), step.losses
+
     def forward(self, tokens: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
         """Scores of every next token.  tokens (B, T) int64 -> (B, T, V).
 
@@ -177,19 +183,16 @@ class GPT(nn.Module):
     def _terms(
         self, tokens: Tensor, targets: Tensor, documents: Tensor | None, with_objective: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        step = self.step(tokens, documents=documents)
-        rows, wanted = self.hidden(step).flatten(0, 1), targets.flatten()
-        logits = self.lm_head(rows, self.wte).float()  # (n, V); float32 also where autocast computed it in bfloat16
-        nll = F.cross_entropy(logits, wanted, reduction="none")
-        counted = wanted != -100
-        count = counted.sum()
-        parts = {"loss": nll.sum() / count}
+        x, auxiliary = self.trunk(tokens, documents)
+        count = (targets != -100).sum()
+        terms = list(self.terms) if with_objective else []
+        rows, wanted = x.flatten(0, 1), targets.flatten()
+        summed, nll = loss_sums(rows, wanted, self.lm_head, self.wte, terms, self.config.vocab_size)
+        total = summed / count
         if not with_objective:
-            return parts["loss"], parts
-        total = torch.zeros((), device=logits.device)
-        for term in self.terms:
-            total = total + (term.rows(logits, wanted, nll) * counted).sum() / count  # type: ignore[operator]
-        for name, loss in step.losses.items():
+            return total, {"loss": total}
+        parts = {"loss": nll / count}
+        for name, loss in auxiliary.items():
             total = total + loss
             kind = name.partition(".")[0]
             parts[kind] = parts.get(kind, torch.zeros_like(loss.detach())) + loss.detach()

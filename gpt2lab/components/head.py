@@ -39,6 +39,16 @@ class Head(nn.Module):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+def matrix_of(head: nn.Module, embedding: nn.Module) -> Tensor | None:
+    """The trained matrix (V, C) if the scores are rows times it and nothing else, so that losses can take a short cut;
+    None if there is more to them, or somebody else's code in them."""
+    if type(head) is not Head or head.scale != 1.0 or head.bias is not None or head.softcap is not None:
+        return None
+    if head.weight is not None:
+        return head.weight
+    return embedding.weight if type(embedding) is Plain else None
+
+
 @head.register("tied", source="arXiv:1608.05859", examples=({"softcap": 15.0}, {"scale": 0.5}))
 def tied(site: Site, *, softcap: Softcap = None, scale: float = 1.0, bias: bool = False) -> Head:
     """Score tokens by their own embedding vectors; GPT-2's. No parameters of its own.  (n, C) -> (n, V)

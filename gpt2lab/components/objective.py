@@ -27,6 +27,10 @@ class CrossEntropy(nn.Module):
     def __init__(self, site: Site) -> None:
         super().__init__()
 
+    def of(self, nll: Tensor, lse: Tensor) -> Tensor:
+        """This term from a row's cross entropy and log-sum-exp, which is all it needs.  (n,), (n,) -> (n,)"""
+        return nll
+
     def rows(self, logits: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
         """logits (n, V) float32, targets (n,), nll (n,) their cross entropy -> this term for every row (n,)."""
         return nll
@@ -45,6 +49,10 @@ class ZLoss(nn.Module):
         super().__init__()
         self.weight = weight
 
+    def of(self, nll: Tensor, lse: Tensor) -> Tensor:
+        """This term from a row's cross entropy and log-sum-exp, which is all it needs.  (n,), (n,) -> (n,)"""
+        return self.weight * lse.square()
+
     def rows(self, logits: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
         """logits (n, V) float32 -> (n,)"""
-        return self.weight * torch.logsumexp(logits, -1).square()
+        return self.of(nll, torch.logsumexp(logits, -1))
