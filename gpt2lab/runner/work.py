@@ -1,0 +1,263 @@
+"""One run from its first step, or its last checkpoint, to its result.
+
+A run is trained once. Whatever stops it, the same command continues from its last checkpoint to the same bits: batches,
+rates and random numbers are functions of the step, and the journal is cut back to the checkpoint before going on.
+
+Several ranks may train one run together: then the first holds the lock and writes, and all train and evaluate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gpt2lab.config import Config, config_from_text
+from gpt2lab.data.batches import Batches
+from gpt2lab.data.files import data_home
+from gpt2lab.data.prepared import Prepared, open_prepared
+from gpt2lab.errors import DataFault, LockHeld, Preempted
+from gpt2lab.evaluation import WindowLosses, evaluation_key, validation_documents
+from gpt2lab.faults import point
+from gpt2lab.model import GPT, build_model
+from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.registry import load_plugin
+from gpt2lab.runner.agreement import plan_of, start_of
+from gpt2lab.runner.job import REPLAYED, Job
+from gpt2lab.runner.measured import account, evaluated, health, is_due, point_of_curve
+from gpt2lab.runner.profiling import profiled
+from gpt2lab.runner.stop import StopRequest
+from gpt2lab.store import RunFolder, Store, now
+from gpt2lab.tracking.journal import Journal
+from gpt2lab.training.checkpoints import best_step, load_latest, prune, save
+from gpt2lab.training.clock import Clock
+from gpt2lab.training.compiling import compiled
+from gpt2lab.training.distributed import ALONE, World
+from gpt2lab.training.guard import Diverged
+from gpt2lab.training.joining import agree, follow
+from gpt2lab.training.loop import StepRecord, steps
+from gpt2lab.training.monitor import Position
+from gpt2lab.training.precision import choose_device, loss_scaler, set_threads
+from gpt2lab.training.state import TrainState
+
+
+def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
+    """Train the run if it is not finished, then evaluate it if this evaluation is not there yet; False if nothing was
+    left to do. Every rank of `world` must call it, with the same job.
+
+    Raises ConfigError when ranks differ in what they were given, LockHeld when another process is at it, Preempted when
+    stopped, and what training raises; except for a divergence, which is a result.
+    """
+    set_threads(job.threads)
+    for plugin in job.plugins:
+        load_plugin(plugin)
+    config = config_from_text(job.config)
+    agree(world, plan_of(job, config))
+    run = Store(job.root).run(job.run_id)
+    with held(run, world):
+        key = evaluation_key(config.evaluation.spec(config.model.block_size))
+        result = run.result()
+        if result is not None and (result["status"] == "diverged" or run.evaluation(key) is not None):
+            return False
+        data = open_prepared(job.data)
+        if data.fingerprint != job.identity["data"]:
+            raise DataFault(
+                f"the prepared data changed: fingerprint {data.fingerprint[:12]}, planned with "
+                f"{str(job.identity['data'])[:12]}",
+                where=str(data.path),
+                hint="start the same command again",
+            )
+        if world.rank == 0:
+            run.clear_failure()
+            run.write_config(job.config)
+            if run.identity() is None:
+                record = {"id": job.run_id, "seed": config.seed, "repeat": config.repeat}
+                run.write_identity({**record, "identity": job.identity, "created": now()})
+        Training(run, config, data, job, stop, world).finish()
+        return True
+
+
+@contextlib.contextmanager
+def held(run: RunFolder, world: World) -> Iterator[None]:
+    """The run's lock, held by the first rank for all. Raises LockHeld on every rank."""
+    with contextlib.ExitStack() as stack:
+        refused: LockHeld | None = None
+        if world.rank == 0:
+            try:
+                stack.enter_context(run.lock())
+            except LockHeld as error:
+                refused = error
+        refusals = [one for one in world.gather(refused) if one is not None]
+        if refusals:
+            raise refusals[0]
+        yield
+
+
+class Training:
+    """One run in progress: model, data and journal joined."""
+
+    def __init__(
+        self, run: RunFolder, config: Config, data: Prepared, job: Job, stop: StopRequest, world: World = ALONE
+    ):
+        self.run, self.config, self.data, self.job, self.stop, self.world = run, config, data, job, stop, world
+        self.device = choose_device(config.training.device, world.local_rank)
+        self.clock = Clock(self.device)
+        model = build_model(config.model, seed=config.seed, device=self.device)
+        if job.identity.get("compiled"):
+            compiled(model, data_home() / "compiled")
+        self.model: GPT = model
+        optimizers = build_optimizers(config.optim, model.params())
+        self.state = TrainState(model, optimizers, scaler=loss_scaler(config.training.precision, self.device))
+        self.batches = Batches(
+            data.train,
+            config.model.block_size,
+            config.training.batch_tokens // config.model.block_size,
+            config.seed,
+        )
+        self.final: tuple[dict[str, Any], WindowLosses] | None = None
+        follow(lambda: Position(self.state.step, self.clock.phase, self.clock.entered))
+        self.loaded = load_latest(run.checkpoints, self.state)
+        agree(world, start_of(run, self.loaded))
+        if self.loaded:
+            self.clock.resume(self.loaded.extra.get("time", {}))
+            self.say(str(self.loaded))
+            before = self.loaded.extra.get("ranks", world.size)
+            if before != world.size:
+                self.say(f"saved by {before} ranks, continued by {world.size}: the same batches, but bits may differ")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes for all."""
+        return self.world.rank == 0
+
+    def say(self, text: str) -> None:
+        """A line of the run's log."""
+        if self.leads:
+            print(text, flush=True)
+
+    def finish(self) -> None:
+        """Train to the end, evaluate, record the result."""
+        ended = self.run.result()
+        if ended is None:
+            try:
+                self.train()
+            except Diverged as diverged:
+                if self.leads:
+                    self.run.finish(self.result("diverged", str(diverged), diverged))
+                return
+        evaluation, windows = self.final or self.evaluate()
+        if not self.leads:
+            return
+        self.run.write_windows(windows.record(evaluation["key"]))
+        self.run.write_evaluation(evaluation)
+        if ended is None:
+            self.prune(keep=1)  # before the result: after it, nobody comes by again
+            point("result")
+            self.run.finish(self.result("finished", None))
+
+    def train(self) -> None:
+        """Every step that is left, into the journal, with evaluations and checkpoints when they are due."""
+        with contextlib.ExitStack() as stack:
+            journal = stack.enter_context(Journal(self.run.metrics)) if self.leads else None
+            if journal:
+                journal.truncate_after(self.state.step if self.loaded else -1)
+            if self.loaded is None:
+                first = self.curve()
+                if journal:
+                    journal.append(self.row(first))
+            trace = stack.enter_context(profiled(self.run.path, on=self.job.profile and self.leads))
+            for record in self.steps():
+                trace.step()
+                metrics = record.metrics | self.measured(record.step)
+                if journal and metrics:
+                    journal.append(self.row(metrics))
+                self.keep(record, journal)
+                if record.stop and record.step < self.config.training.steps:
+                    raise Preempted(
+                        f"stopped after step {record.step} ({self.stop.reason or 'asked by another rank'}), all saved",
+                        where=self.run.id,
+                        hint="the same command continues",
+                    )
+
+    def steps(self) -> Iterator[StepRecord]:
+        """The loop over what is left."""
+        return steps(
+            self.state,
+            self.batches,
+            self.config.optim,
+            self.config.training,
+            seed=self.config.seed,
+            world=self.world,
+            stop=lambda: bool(self.stop),
+            watched=lambda step: is_due(step, self.config),
+            clock=self.clock,
+        )
+
+    def measured(self, step: int) -> dict[str, float]:
+        """What is measured after `step`: nothing, a point of the curve, or the final evaluation."""
+        if step < self.config.training.steps:
+            return self.curve() if is_due(step, self.config) else {}
+        with self.clock("evaluation"):
+            self.final = self.evaluate()
+            return {"val/loss": self.final[0]["metrics"]["val/loss"]} | health(self.model, self.config, self.data)
+
+    def keep(self, record: StepRecord, journal: Journal | None) -> None:
+        """Save what is to be saved after a step."""
+        training, step = self.config.training, record.step
+        if not self.leads or journal is None:
+            return
+        with self.clock("saving"):
+            if self.job.replayable and step == training.steps - REPLAYED:
+                save(self.run.replay, self.state)  # first: who continues from this very step does not come by again
+            every = (training.checkpoint_every_steps, training.milestone_every_steps)
+            if step == training.steps or record.stop or any(n and step % n == 0 for n in every):
+                journal.sync()
+                save(self.run.checkpoints, self.state, extra=self.provenance())
+                self.prune(training.keep_checkpoints)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint says of where it comes from."""
+        time = self.clock.split()
+        return {"run": self.run.id, "identity": self.job.identity, "ranks": self.world.size, "time": time}
+
+    def prune(self, keep: int) -> None:
+        """Delete checkpoints that nobody will want."""
+        training, best = self.config.training, None
+        if training.keep_best:
+            losses = {row["step"]: row["metrics"].get("val/loss") for row in self.run.rows()}
+            best = best_step(self.run.checkpoints, {step: loss for step, loss in losses.items() if loss is not None})
+        prune(self.run.checkpoints, keep=keep, best=best, milestone_every_steps=training.milestone_every_steps)
+
+    def row(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """A line of the journal; `seconds` is the only field in which two equal runs differ."""
+        state = self.state
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            "seconds": round(state.seconds, 4),
+            "metrics": dict(metrics),
+        }
+
+    def curve(self) -> dict[str, float]:
+        """The curve's values at this step."""
+        point("evaluation")
+        with self.clock("evaluation"):
+            return point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
+
+    def evaluate(self) -> tuple[dict[str, Any], WindowLosses]:
+        """The final evaluation's record, as the store keeps it, and the loss of each of its windows."""
+        point("evaluation")
+        documents = validation_documents(self.data)
+        return evaluated(
+            self.model, self.config, self.data, self.device.type, self.config.evaluation, documents, self.world
+        )
+
+    def result(self, status: str, reason: str | None, diverged: Diverged | None = None) -> dict[str, Any]:
+        """What result.json says."""
+        rows = self.run.rows()
+        cost = account(self.state, self.config, self.job, self.device, self.clock.split(), self.world.size)
+        found = {"metrics": {name: value for row in rows for name, value in row["metrics"].items()}}
+        if diverged is not None:
+            where = {"step": diverged.step, "lr": diverged.lr, "loss": diverged.loss, "grad_norm": diverged.grad_norm}
+            found["divergence"] = {**where, "batch": self.batches.where(diverged.step - 1)}
+        return {"status": status, "reason": reason, **cost, **found, "finished_at": now()}
