@@ -22,7 +22,7 @@ from gpt2lab.reading.layers import lay
 from gpt2lab.reading.source import MAX_VALUES, Place, Source, read_file, read_mapping, read_override
 from gpt2lab.registry import Choice, load_entry_points, load_plugin
 from gpt2lab.schema import ABSENT, Settings
-from gpt2lab.training.loop import TrainingConfig
+from gpt2lab.training.settings import TrainingConfig
 
 PRESETS = Path(__file__).parent / "presets"
 ALIASES = {

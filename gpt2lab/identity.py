@@ -28,10 +28,16 @@ ROOTS = (
     ("gpt2lab.training.loop", "steps"),
 )
 # what these say or look up cannot change a weight: the resolved config already holds every choice they made
-BESIDE = ("gpt2lab.errors", "gpt2lab.schema", "gpt2lab.registry", "gpt2lab.store")
+BESIDE = (
+    "gpt2lab.errors", "gpt2lab.schema", "gpt2lab.registry", "gpt2lab.store", "gpt2lab.faults",
+    "gpt2lab.training.clock", "gpt2lab.training.diagnostics",
+)  # fmt: skip
 # settings of a config that cannot change a weight; the data's part is its fingerprint, the device's its type
 NOT_TRAINING = ("evaluation", "scale", "data")
-NOT_WEIGHTS = ("device", "threads", "log_every_steps", "checkpoint_every_steps")
+NOT_WEIGHTS = (
+    "device", "threads", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best",
+    "milestone_every_steps", "rank_timeout_seconds", "compile",
+)  # fmt: skip
 
 Definition = tuple[str, str]
 PLUGIN = re.compile(r"^gpt2lab_plugin_[^:]+")  # such a module is named by its file's path, which does not count
@@ -285,10 +291,13 @@ def choices(config: Any) -> list[Choice]:
     return list(dict.fromkeys(found))
 
 
-def run_identity(config: Any, *, data: str, device: str, threads: int, torch_version: str) -> dict[str, Any]:
+def run_identity(
+    config: Any, *, data: str, device: str, threads: int, torch_version: str, compiled: bool = False
+) -> dict[str, Any]:
     """The parts of a run's identity; two runs with equal parts are the same run.
 
-    data: fingerprint of the prepared data. device: its type. threads: CPU threads (they change the last bits of sums).
+    data: fingerprint of the prepared data. device: its type. threads: CPU threads. compiled: whether torch.compile
+    translates the model. The last two change the last bits of sums.
     """
     return {
         "settings": settings(config),
@@ -298,6 +307,7 @@ def run_identity(config: Any, *, data: str, device: str, threads: int, torch_ver
         "torch": torch_version,
         "device": device,
         "threads": threads,
+        "compiled": compiled,
         "core": core_code(),
         "components": {f"{c.slot}={c.name}": component_code(c) for c in choices(config)},
     }

@@ -19,8 +19,8 @@ LAYERS: list[set[str]] = [
     {"schema", "text"},
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training", "evidence", "ladder"},
-    {"costs", "generation"},
+    {"model", "data", "optim", "training", "evidence", "ladder", "health"},
+    {"costs", "generation", "peak"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
     {"testing", "identity"},
@@ -52,7 +52,7 @@ WITHIN: dict[str, list[set[str]]] = {
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
-    "evidence", "ladder",
+    "evidence", "ladder", "health",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,13 +74,22 @@ class Batches:
         rows = np.stack([self._block(first + row) for row in range(n)])  # (n, T + 1)
         return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
+    def where(self, step: int) -> dict[str, Any]:
+        """Which text a step trains on: the epoch it begins in and the first token of each sequence, over all ranks."""
+        first = step * self.batch_sequences
+        starts = [self._start(first + row) for row in range(self.batch_sequences)]
+        return {"seed": self.seed, "epoch": first // self.epoch_blocks, "first_tokens": starts}
+
     def _block(self, index: int) -> Ids:
         """The index-th sequence since the start of training, with the token after it.  -> (T + 1,)"""
+        start = self._start(index)
+        return self.tokens[start : start + self.block_size + 1]
+
+    def _start(self, index: int) -> int:
         epoch, place = divmod(index, self.epoch_blocks)
         slack = len(self.tokens) - 1 - self.epoch_blocks * self.block_size
         offset, order = epoch_order(self.seed, epoch, self.epoch_blocks, slack)
-        start = offset + int(order[place]) * self.block_size
-        return self.tokens[start : start + self.block_size + 1]
+        return offset + int(order[place]) * self.block_size
 
 
 @lru_cache(maxsize=2)  # a batch spans two epochs at a border

@@ -24,6 +24,7 @@ from gpt2lab.planning.arms import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.results import LOSS, failure_ceiling_of
 from gpt2lab.store import Store, read_json, write_json
+from gpt2lab.training.compiling import decide
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,16 @@ def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:
         device=machine.device,
         threads=machine.threads if machine.device == "cpu" else 0,
         torch_version=torch.__version__,
+        compiled=is_compiled(config, machine.device),
     )
     return Run(run_id(identity), arm.name, config, identity)
+
+
+def is_compiled(config: Config, device: str) -> bool:
+    """Whether a run of `config` on that type of device compiles its model."""
+    setting = config.training.compile
+    flops = known_costs(config).flops_per_token * tokens_of(config) if setting == "auto" and device != "cpu" else 0.0
+    return decide(setting, device, flops)[0]
 
 
 def make_runs(arm: Arm, seeds: Sequence[int], data: Prepared, machine: Machine) -> tuple[Run, ...]:

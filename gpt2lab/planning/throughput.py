@@ -25,9 +25,11 @@ from gpt2lab.model import build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.planning.machine import Machine
 from gpt2lab.store import file_lock, now, read_json, write_json
+from gpt2lab.training.clock import Clock
 from gpt2lab.training.distributed import ALONE
-from gpt2lab.training.loop import accumulate
-from gpt2lab.training.precision import memory_guard
+from gpt2lab.training.loop import Batch, accumulate
+from gpt2lab.training.precision import loss_scaler, memory_guard
+from gpt2lab.training.replica import Replica
 from gpt2lab.training.state import TrainState
 
 ROUNDS = 3
@@ -101,7 +103,8 @@ def step_seconds(config: Config, device: torch.device) -> float:
     hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
     with memory_guard("throughput probe", f"{rows} sequences of {block_size} tokens in one pass", hint):
         model = build_model(config.model, seed=0, device=device)
-        state = TrainState(model.train(), build_optimizers(config.optim, model.params()))
+        scaler = loss_scaler(training.precision, device)
+        state = TrainState(model.train(), build_optimizers(config.optim, model.params()), scaler=scaler)
         tokens = torch.randint(config.model.vocab_size, (rows, block_size + 1))
         passes: list[float] = []
         updates: list[float] = []
@@ -118,7 +121,9 @@ def _timed_pass(state: TrainState, tokens: Tensor, config: Config, device: torch
     """Seconds of one micro-batch forward and backward.  tokens: (n, T + 1)"""
     _wait_for(device)
     began = time.perf_counter()
-    accumulate(state, tokens[:, :-1], tokens[:, 1:], len(tokens), config.training.precision, 0, ALONE)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], [tokens.shape[1] - 1] * len(tokens))
+    replica, clock = Replica(state.model, ALONE), Clock()
+    accumulate(replica, state, batch, config.training, seed=0, step=0, world=ALONE, clock=clock)
     _wait_for(device)
     return time.perf_counter() - began
 

@@ -26,7 +26,7 @@ from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest,
 from gpt2lab.model import GPT, build_model
 from gpt2lab.registry import Choice, Misfit
 from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
-from gpt2lab.runner import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
+from gpt2lab.runner import sequences_at_once
 from gpt2lab.store import RunFolder, Store, now
 from gpt2lab.training.checkpoints import FILES, MODEL, checkpoints
 from gpt2lab.training.manifest import damage
@@ -200,13 +200,12 @@ def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Sub
     model: GPT = build_model(config.model, seed=config.seed, device=choose_device(config.training.device))
     load_weights(model, run, int(result["steps"]))
     block = config.model.block_size
-    at_once = EVALUATION_TOKENS_AT_ONCE.get(next(model.parameters()).device.type, GPU_EVALUATION_TOKENS_AT_ONCE)
     return Subject(
         model=model,
         tokens=data.validation,
         block_size=block,
         total=config.evaluation.tokens,
-        batch_sequences=config.training.micro_batch_sequences or max(1, at_once // block),
+        batch_sequences=sequences_at_once(config, next(model.parameters()).device.type),
         byte_lengths=data.byte_lengths,
         precision=config.training.precision,
     )

@@ -27,7 +27,7 @@ from gpt2lab.runner import REPLAYED, evaluated
 from gpt2lab.store import RunFolder
 from gpt2lab.training.checkpoints import checkpoints, load_latest
 from gpt2lab.training.loop import steps
-from gpt2lab.training.precision import choose_device, set_threads
+from gpt2lab.training.precision import choose_device, loss_scaler, set_threads
 from gpt2lab.training.state import TrainState
 
 FIRST = 5
@@ -84,8 +84,10 @@ def _replay(old: RunFolder, data: Prepared) -> Replayed:
 
 
 def _fresh(config: Config) -> TrainState:
-    model = build_model(config.model, seed=config.seed, device=choose_device(config.training.device))
-    return TrainState(model, build_optimizers(config.optim, model.params()))
+    device = choose_device(config.training.device)
+    model = build_model(config.model, seed=config.seed, device=device)
+    scaler = loss_scaler(config.training.precision, device)
+    return TrainState(model, build_optimizers(config.optim, model.params()), scaler=scaler)
 
 
 def _other_rates(config: Config, logged: Logged) -> str:
@@ -104,8 +106,11 @@ def _retrained(state: TrainState, config: Config, data: Prepared, logged: Logged
     block, training = config.model.block_size, config.training
     batches = Batches(data.train, block, training.batch_tokens // block, config.seed)
     for record in steps(state, batches, config.optim, training, seed=config.seed, stop_at=until):
-        before = {k: v for k, v in logged.get(record.step, {}).items() if k.startswith("train/")}
-        parted = _unlike(record.step, record.metrics, before) if record.metrics and before else ""
+        now, before = (
+            {k: v for k, v in metrics.items() if k.startswith("train/")}
+            for metrics in (record.metrics, logged.get(record.step, {}))
+        )
+        parted = _unlike(record.step, now, before) if now and before else ""
         if parted:
             return parted
     return ""

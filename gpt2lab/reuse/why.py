@@ -17,7 +17,7 @@ from gpt2lab.store import RunFolder, Store, read_json, write_json
 
 SAYS = {
     "seed": "seed", "repeat": "repeat of the seed", "data": "prepared data (fingerprint)", "torch": "torch version",
-    "device": "device", "threads": "CPU threads",
+    "device": "device", "threads": "CPU threads", "compiled": "compiled by torch.compile",
 }  # fmt: skip
 CODE = ("core", "components")
 """Parts of an identity that are hashes of code."""

@@ -1,9 +1,11 @@
 """One training: the loop, its precision, its ranks and its checkpoints."""
 
-from gpt2lab.training.checkpoints import Loaded, load_latest, prune, save
+from gpt2lab.training.checkpoints import Loaded, best_step, load_latest, prune, save
 from gpt2lab.training.distributed import World, average_gradients
-from gpt2lab.training.loop import Diverged, StepRecord, TrainingConfig, steps
+from gpt2lab.training.guard import Diverged
+from gpt2lab.training.loop import StepRecord, steps
 from gpt2lab.training.precision import autocast, choose_device, set_threads
+from gpt2lab.training.settings import TrainingConfig
 from gpt2lab.training.state import TrainState
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "World",
     "autocast",
     "average_gradients",
+    "best_step",
     "choose_device",
     "load_latest",
     "prune",

@@ -1,58 +1,34 @@
 """The training loop: a generator of step records. It neither evaluates nor saves nor logs; its caller does.
 
+A step: for every micro-batch forward and backward, then one update of the weights. On a GPU the arithmetic of the next
+forward and backward is handed over before anybody looks at the numbers of the step before, so the GPU never waits for
+the program; weights are at step s all the same when the record of step s is yielded.
+
 Shapes: n sequences of this rank's share of a batch, T tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from gpt2lab.errors import DataFault, NumericsFault, Problem
-from gpt2lab.schema import Settings
-from gpt2lab.training.distributed import ALONE, World, average_gradients
-from gpt2lab.training.precision import DeviceName, Precision, autocast, memory_guard
+from gpt2lab.faults import point, tensor
+from gpt2lab.training.clock import Clock
+from gpt2lab.training.distributed import ALONE, World
+from gpt2lab.training.guard import Diverged
+from gpt2lab.training.precision import autocast, memory_guard, set_arithmetic
+from gpt2lab.training.prefetch import prefetched
+from gpt2lab.training.replica import Replica
+from gpt2lab.training.settings import TrainingConfig
 from gpt2lab.training.state import TrainState
-
-
-class TrainingConfig(Settings):
-    """How long and how to train; the defaults are one pass over 10B tokens, the GPT-2 124M recipe."""
-
-    steps: int = Field(19_073, ge=1)
-    """Optimizer steps."""
-    batch_tokens: int = Field(524_288, ge=1)
-    """Tokens in each step, over all ranks."""
-    micro_batch_sequences: int | None = Field(None, ge=1)
-    """Sequences in one forward pass of one rank: fewer need less memory for the same step. Null: all of them."""
-    precision: Precision = "fp32"
-    """Arithmetic of matrix products; weights and optimizer state are fp32 always."""
-    device: DeviceName = "auto"
-    """Where to compute; auto is cuda, else mps, else cpu."""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads; null leaves torch's choice."""
-    checkpoint_every_steps: int = Field(1_000, ge=1)
-    """Steps between checkpoints."""
-    log_every_steps: int = Field(1, ge=1)
-    """Steps between records that carry metrics."""
-
-    def problems(self, block_size: int, world_size: int = 1) -> list[Problem]:
-        """What cannot mean anything with sequences of `block_size` tokens on `world_size` ranks."""
-        unit = block_size * world_size
-        if self.batch_tokens % unit == 0:
-            return []
-        per = f"block_size {block_size}" + (f" x {world_size} ranks" if world_size > 1 else "")
-        nearest = max(1, round(self.batch_tokens / unit)) * unit
-        return [
-            Problem("training.batch_tokens", f"{self.batch_tokens} is no multiple of {per}; the nearest is {nearest}")
-        ]
+from gpt2lab.training.update import Numbers, Update
 
 
 class Batches(Protocol):
@@ -75,24 +51,19 @@ class Optimisation(Protocol):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """The training after `step` steps; `metrics` is empty for steps that are not logged."""
+    """The training after `step` steps; `metrics` is empty for steps that are not logged. `stop`: some rank was asked to
+    stop, and all of them know it now."""
 
     step: int
     tokens: int
     seconds: float
     metrics: dict[str, float]
+    stop: bool = False
 
 
-class Diverged(NumericsFault):
-    """A loss or gradient that is not finite. The weights are still those before `step`, counted from 1."""
-
-    def __init__(self, step: int, loss: float, grad_norm: float) -> None:
-        super().__init__(
-            f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}; the weights were left as they were",
-            where="training",
-            hint="a lower optim.lr, a longer optim.warmup_steps, or optim.grad_clip",
-        )
-        self.step = step
+def never(*_: int) -> bool:
+    """Nobody asks to stop, and no step is watched."""
+    return False
 
 
 def steps(
@@ -102,94 +73,147 @@ def steps(
     training: TrainingConfig,
     *,
     seed: int,
-    world: World = ALONE,
     stop_at: int | None = None,
+    world: World = ALONE,
+    stop: Callable[[], bool] = never,
+    watched: Callable[[int], bool] = never,
+    clock: Clock | None = None,
+    ahead: bool | None = None,
 ) -> Iterator[StepRecord]:
-    """Train from where `state` stands to the end of `training`, or to `stop_at` steps; one record after every step.
+    """Train `state` up to `stop_at` (None: to the end), one record after every step.
 
-    The learning rate follows the whole of `training` wherever it stops, so stopping and going on changes nothing.
-    The optimizers come from `build_optimizers`: each of their groups knows its `base_lr`. Seeds torch's global
-    generator. Raises Diverged in the step that meets a number which is not finite, and EnvironmentFault when memory
-    runs out.
+    Batches, rates and random numbers depend on (seed, step) alone, so that a resumed training goes on exactly.
+
+    stop:    asked once a step; what one rank answers all hear.
+    watched: whether the step of that number measures its update of the weights, which takes some time.
+    clock:   counts time by phase.
+    ahead:   whether numbers are looked at one step later; None: where that saves time and the optimizers can do it.
+
+    Uses torch's global generator. Raises Diverged in the step that meets a number which is not finite (or skips it, as
+    `training.nonfinite` says), and EnvironmentFault when memory runs out.
     """
-    multiplier = optim.multiplier(training.steps)
     end = training.steps if stop_at is None else min(stop_at, training.steps)
     state.model.train()
-    while state.step < end:
-        began = time.perf_counter()
-        inputs, targets = (_tensor(x) for x in batches.at(state.step, rank=world.rank, world=world.size))
-        size = training.micro_batch_sequences or len(inputs)
-        with memory_guard(
-            f"training, step {state.step + 1}",
-            f"{size} sequences of {inputs.shape[1]} tokens in one pass",
-            f"--set training.micro_batch_sequences={max(1, size // 2)}",
-        ):
-            losses = accumulate(state, inputs, targets, size, training.precision, seed, world)
-            average_gradients(state.model.parameters(), world)
-            loss, objective, norm = _clip(state, losses, optim.grad_clip, world)
-            factor = multiplier(state.step)
-            for optimizer in state.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["base_lr"] * factor
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        state.tokens += inputs.numel() * world.size
-        state.seconds += time.perf_counter() - began
-        metrics: dict[str, float] = {}
-        if state.step % training.log_every_steps == 0 or state.step == training.steps:
-            metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": optim.lr * factor}
-            if objective != loss:
-                metrics["train/objective"] = objective
-        yield StepRecord(state.step, state.tokens, state.seconds, metrics)
+    replica = Replica(state.model, world)
+    clock = clock or Clock(replica.device)
+    set_arithmetic(training.precision, replica.device, training.deterministic)
+    update = Update(state, optim, training, replica, world, ahead)
+    source: Any = prefetched(lambda step: load(batches, step, world, replica.device), range(state.step, end))
+    waiting: Numbers | None = None
+    began = time.perf_counter()
+    try:
+        with closing(source):
+            for step in range(state.step, end):
+                with clock("data"):
+                    batch = next(source)
+                losses = accumulate(replica, state, batch, training, seed=seed, step=step, world=world, clock=clock)
+                if waiting is not None:
+                    yield (record := settle(state, waiting, training, began))
+                    began, waiting = time.perf_counter(), None
+                    if record.stop:
+                        return
+                with clock("optimizer"):
+                    waiting = update(step, losses, batch, stop=stop(), watched=watched(step + 1))
+                if not update.ahead:
+                    yield settle(state, waiting, training, began)
+                    began, waiting = time.perf_counter(), None
+        if waiting is not None:
+            yield settle(state, waiting, training, began)
+    finally:
+        update.drop_gradients()
+
+
+def settle(state: TrainState, numbers: Numbers, training: TrainingConfig, began: float) -> StepRecord:
+    """Count a step, by now known to be sound or skipped, and describe it. Raises Diverged; the step does not count
+    then."""
+    seen = numbers.read()
+    lr, step = numbers.lr, numbers.step + 1
+    metrics: dict[str, float] = {}
+    if not seen.finite:
+        if training.nonfinite == "stop" and not numbers.scaled:
+            raise Diverged(step, seen.loss, seen.grad_norm, lr)
+        state.guard.bad(step, seen.loss, seen.grad_norm, lr, training.max_skipped_steps)
+        metrics["train/skipped"] = 1.0
+    elif (jump := state.guard.good(step, seen.loss)) is not None:
+        metrics["train/spike"] = jump
+    state.step = step
+    state.tokens += numbers.tokens
+    state.seconds += time.perf_counter() - began
+    point("step")
+    if step % training.log_every_steps == 0 or step == training.steps:
+        metrics |= {"train/loss": seen.loss, "train/grad_norm": seen.grad_norm, "train/lr": lr}
+        if seen.objective != seen.loss:
+            metrics["train/objective"] = seen.objective
+    return StepRecord(step, state.tokens, state.seconds, metrics | numbers.extra, seen.stop)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a step. inputs, targets: (n, T) int64 in memory of the CPU. counted: targets that count (not
+    -100), of each sequence."""
+
+    inputs: Tensor
+    targets: Tensor
+    counted: Sequence[int]
+
+
+def load(batches: Batches, step: int, world: World, device: torch.device) -> Batch:
+    """A rank's share of a batch, in pinned memory where a GPU will fetch it."""
+    inputs, targets = (
+        torch.as_tensor(x, dtype=torch.int64) for x in batches.at(step, rank=world.rank, world=world.size)
+    )
+    counted = (targets != -100).sum(1).tolist()
+    if device.type == "cuda":
+        inputs, targets = inputs.pin_memory(), targets.pin_memory()
+    return Batch(inputs, targets, counted)
 
 
 def accumulate(
-    state: TrainState, inputs: Tensor, targets: Tensor, size: int, precision: Precision, seed: int, world: World
-) -> Tensor:
-    """Add up the gradients of one step, (n, T) tokens, over micro-batches of `size` sequences as if they were one.
+    replica: Replica, state: TrainState, batch: Batch, training: TrainingConfig,
+    *, seed: int, step: int, world: World, clock: Clock,
+) -> Tensor:  # fmt: skip
+    """Add up the gradients of one step over micro-batches as if they were one.
 
-    Every micro-batch weighs by the targets that count in it (those that are not -100), against the average over all
-    ranks, so that the mean over ranks is the mean over targets.  -> (2,): loss and objective, this rank's part.
+    Every micro-batch weighs by the targets that count in it, against the average over all ranks, so that the mean over
+    ranks is the mean over targets.  -> (3,): loss and objective, this rank's part, and the targets of an average rank
     """
-    objective_of: Any = state.model.objective
-    device = next(state.model.parameters()).device
-    counted = [int((part != -100).sum()) for part in torch.split(targets, size)]
-    total = float(sum(counted))
+    size = training.micro_batch_sequences or len(batch.inputs)
+    starts = range(0, len(batch.inputs), size)
+    counts = [sum(batch.counted[start : start + size]) for start in starts]
+    total: Any = float(sum(counts))
     if world.size > 1:
-        total = float(world.mean(torch.tensor(total, device=device)))
-    if total == 0:
-        raise DataFault(f"step {state.step + 1}: no target in the whole batch counts", where="training")
-    losses = torch.zeros(2, device=device)
-    micro_batches = zip(torch.split(inputs, size), torch.split(targets, size), counted, strict=True)
-    for micro, (x, y, count) in enumerate(micro_batches):
-        if count == 0:
-            continue
-        reseed(seed, state.step, micro, world.rank)
-        with autocast(precision, device):
-            objective, parts = objective_of(_to(x, device), _to(y, device))
-        weight = count / total
-        (objective * weight).backward()
-        losses += torch.stack([parts["loss"].detach(), objective.detach()]) * weight
-    return losses
+        total = world.mean(torch.tensor(total, device=replica.device))
+    counted = [i for i, count in enumerate(counts) if count] or [len(counts) - 1]  # one must be there to be joined
+    losses = torch.zeros(2, device=replica.device)
+    with memory_guard(
+        f"training, step {step + 1}",
+        f"{size} sequences of {batch.inputs.shape[1]} tokens in one pass",
+        f"--set training.micro_batch_sequences={max(1, size // 2)}",
+    ):
+        for micro in counted:
+            rows = slice(starts[micro], starts[micro] + size)
+            inputs, targets = batch.inputs[rows], batch.targets[rows]
+            if counts[micro] == 0:
+                targets = inputs  # anything that has a loss; it weighs nothing
+            weight = counts[micro] / total if counts[micro] else 0.0
+            reseed(seed, step, micro, world.rank)
+            with replica.accumulating(last=micro == counted[-1]):
+                point("forward")
+                with clock("forward"), autocast(training.precision, replica.device):
+                    objective, loss = replica(_to(inputs, replica.device), _to(targets, replica.device))
+                with clock("backward"):
+                    _scaled(state, tensor("loss", objective) * weight).backward()
+                point("backward")
+            losses += torch.stack([loss, objective.detach()]) * weight
+    return torch.cat([losses, torch.as_tensor(total, device=replica.device).reshape(1).to(losses)])
 
 
-def _clip(state: TrainState, losses: Tensor, grad_clip: float | None, world: World) -> tuple[float, float, float]:
-    """Clip the gradients; -> loss, objective and the gradient's norm before clipping. Raises Diverged.
-
-    This is the one place in a step that waits for the device: whether the numbers are finite must be known before
-    weights change. torch's clip_grad_norm_ alone would turn every gradient into NaN and say nothing.
-    """
-    with_gradient = [p for p in state.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
-    values = torch.cat([world.mean(losses), norm.to(losses).reshape(1)]).tolist()
-    if not all(map(math.isfinite, values)):
-        for parameter in with_gradient:
-            parameter.grad = None
-        raise Diverged(state.step + 1, values[0], values[2])
-    if grad_clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(with_gradient, grad_clip, norm)
-    return values[0], values[1], values[2]
+def _scaled(state: TrainState, objective: Tensor) -> Tensor:
+    """Times the loss scale of fp16."""
+    if state.scaler is None:
+        return objective
+    scaled: Tensor = state.scaler.scale(objective)
+    return scaled
 
 
 def reseed(seed: int, step: int, micro: int, rank: int) -> None:
@@ -198,10 +222,5 @@ def reseed(seed: int, step: int, micro: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _tensor(values: Any) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.int64)
-
-
 def _to(tokens: Tensor, device: torch.device) -> Tensor:
-    """Pinned memory lets the copy to a GPU run beside the computation."""
-    return tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens.to(device)
+    return tokens if device.type == "cpu" else tokens.to(device, non_blocking=True)

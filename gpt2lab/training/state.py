@@ -7,7 +7,7 @@ function of the step, and so is the learning rate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.training.guard import Guard
 
 
 @dataclass
@@ -22,6 +23,7 @@ class TrainState:
     """A model in training.
 
     step:    optimizer steps taken.  tokens: trained on so far, over all ranks.  seconds: spent in steps, nothing else.
+    scaler:  the loss scale of fp16 and how it grows; None in other precisions.  guard: what went wrong with numbers.
     """
 
     model: nn.Module
@@ -29,6 +31,8 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    scaler: torch.amp.GradScaler | None = None
+    guard: Guard = field(default_factory=Guard)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, with the tensors themselves rather than copies."""
@@ -38,12 +42,17 @@ class TrainState:
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "guard": self.guard.state_dict(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned. Raises ConfigError, before anything changes, when it does not fit."""
         weights, optimizers = canonical(saved["model"]), saved["optimizers"]
         problems = weight_problems(self.model, weights) or _optimizer_problems(self.optimizers, optimizers)
+        if (self.scaler is None) != (saved["scaler"] is None):
+            scales = ["has no loss scale, this training has", "has a loss scale, this training has none"]
+            problems.append(Problem("training.precision", f"the checkpoint {scales[self.scaler is None]}"))
         if problems:
             raise ConfigError(problems)
         own = weights_of(self.model)
@@ -52,6 +61,9 @@ class TrainState:
                 tensor.copy_(weights[name])
         for optimizer, state in zip(self.optimizers, optimizers, strict=True):
             optimizer.load_state_dict(state)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        self.guard.load_state_dict(saved["guard"])
         self.step, self.tokens, self.seconds = int(saved["step"]), int(saved["tokens"]), float(saved["seconds"])
 
 

@@ -20,7 +20,7 @@ from gpt2lab.optim.groups import OptimConfig
 from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.registry import PLUGINS, SLOTS, Choice, Component, load_plugin
 from gpt2lab.schema import Settings
-from gpt2lab.training.loop import TrainingConfig
+from gpt2lab.training.settings import TrainingConfig
 
 REPOSITORY = Path(__file__).parents[2]
 OUTSIDE: dict[str, Any] = {"data": "d" * 64, "device": "cpu", "threads": 1, "torch_version": "2.13.0"}
@@ -35,12 +35,14 @@ WEIGHTS = [
     "model.init=zero_projections", "optim.lr=1e-3", "optim.warmup_steps=3", "optim.grad_clip=0.5",
     "optim.optimizer.weight_decay=0", "optim.optimizer.betas=[0.9, 0.99]", "optim.schedule=linear",
     "optim.schedule.final_fraction=0", "training.steps=641", "training.batch_tokens=2048",
-    "training.micro_batch_sequences=4", "training.precision=bf16", "seed=1", "repeat=1",
+    "training.micro_batch_sequences=4", "training.precision=bf16",
+    "training.nonfinite=skip", "training.max_skipped_steps=3", "training.deterministic=true", "seed=1", "repeat=1",
 ]  # fmt: skip
 NOT_WEIGHTS = [
     "evaluation.every_steps=7", "evaluation.tokens=1024", "evaluation.contexts=[0.5]",
     "evaluation.context_tokens=4096", "training.log_every_steps=5", "training.checkpoint_every_steps=3",
-    "training.threads=2", "training.device=cuda", "scale.smallest_effect=1", "scale.caveat=none",
+    "training.keep_checkpoints=3", "training.keep_best=true", "training.milestone_every_steps=9",
+    "training.rank_timeout_seconds=9", "training.compile=on", "training.threads=2", "training.device=cuda", "scale.smallest_effect=1", "scale.caveat=none",
 ]  # fmt: skip
 
 
@@ -70,7 +72,8 @@ def test_every_setting_is_on_one_of_the_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("data", "e" * 64), ("device", "cuda"), ("threads", 2), ("torch_version", "2.13.1")]
+    ("name", "value"),
+    [("data", "e" * 64), ("device", "cuda"), ("threads", 2), ("torch_version", "2.13.1"), ("compiled", True)],
 )
 def test_data_and_machine_change_the_id(name: str, value: Any) -> None:
     config = load_config("nano")

@@ -371,7 +371,7 @@ def test_the_checkpoint_to_replay_from_survives_a_kill_at_its_own_step(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("gpt2lab.runner.save", killed)
+        patched.setattr("gpt2lab.runner.work.save", killed)
         with pytest.raises(KeyboardInterrupt):
             execute(job, StopRequest())
     assert execute(job, StopRequest())

@@ -1,0 +1,88 @@
+"""A worker process around one run: its job, its log, its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from gpt2lab.config import config_from_text
+from gpt2lab.errors import Gpt2labError, Preempted, RankLost
+from gpt2lab.registry import load_plugin
+from gpt2lab.runner.job import NOTHING_LEFT, Job
+from gpt2lab.runner.stop import StopRequest
+from gpt2lab.runner.work import execute
+from gpt2lab.store import Store, now, write_atomically
+from gpt2lab.training.distributed import ALONE, World
+from gpt2lab.training.joining import Echo, Place, join_world
+from gpt2lab.training.precision import choose_device
+
+
+def main() -> int:
+    """A worker: one job from standard input, exit code as the error says. Standard output is the run's log."""
+    stop = StopRequest()
+    stop.listen()
+    code = work(Job.from_json(sys.stdin.read()), stop)
+    if code not in (0, NOTHING_LEFT, Preempted.exit_code) and Place.of_environment().size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what is left of a collective that failed would wait for the others
+    return code
+
+
+def work(job: Job, stop: StopRequest) -> int:
+    """Execute `job`, as one of several ranks where the environment says so; -> the exit code, everything that is to be
+    said about an error having been said, by one rank."""
+    Path(job.root).mkdir(parents=True, exist_ok=True)
+    try:
+        with ranks_of(job) as world:
+            return 0 if execute(job, stop, world) else NOTHING_LEFT
+    except Echo as echo:
+        print(echo, file=sys.stderr)
+        return echo.exit_code
+    except Preempted as stopped:
+        if Place.of_environment().rank == 0:
+            print(stopped.render(), file=sys.stderr)
+        return stopped.exit_code
+    except Gpt2labError as error:
+        if error.code != "LOCK":
+            record_failure(job, error)
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        record_failure(job, error)
+        traceback.print_exc()
+        return 1
+
+
+def ranks_of(job: Job) -> AbstractContextManager[World]:
+    """The ranks that this process trains with: those that the environment names, or nobody."""
+    if Place.of_environment().size == 1:
+        return contextlib.nullcontext(ALONE)
+    for plugin in job.plugins:
+        load_plugin(plugin)
+    training = config_from_text(job.config).training
+
+    def lost(error: RankLost) -> None:
+        record_failure(job, error)
+        print(error.render(), file=sys.stderr, flush=True)
+
+    return join_world(choose_device(training.device).type, training.rank_timeout_seconds, lost)
+
+
+def record_failure(job: Job, error: BaseException) -> None:
+    """failure.json in one sentence and error.log in full, so that the ablation can go on and its report can say why."""
+    folder = Store(job.root).run(job.run_id)
+    rows = folder.rows() if folder.metrics.exists() else []
+    step = rows[-1]["step"] if rows else 0
+    reason = str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}"
+    write_atomically(folder.path / "error.log", "".join(traceback.format_exception(error)))
+    record = {"reason": reason, "phase": "training" if step else "start", "step": step, "at": now()}
+    if (place := Place.of_environment()).size > 1:
+        record["rank"] = place.rank
+    if isinstance(error, Gpt2labError):
+        record |= {"code": error.code, "exit_code": error.exit_code, "hint": error.hint}
+    folder.fail(record)
