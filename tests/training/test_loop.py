@@ -16,6 +16,7 @@ import torch
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.optim import OptimConfig
 from gpt2lab.training import Diverged, StepRecord, TrainingConfig, TrainState, World, steps
+from gpt2lab.training.clock import Clock
 from gpt2lab.training.loop import reseed
 
 Fresh = Callable[..., TrainState]
@@ -62,16 +63,19 @@ def test_time_between_steps_is_not_training_time(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-
-    class Slow:
-        def at(self, step: int, **where: int) -> Any:
-            clock[0] += 1.0
-            return batches.at(step, **where)
-
     state = fresh(optim)
-    for _ in steps(state, Slow(), optim, config(steps=3), seed=0):
+    forward: Any = state.model.objective
+
+    def slow(*tokens: torch.Tensor) -> Any:
+        clock[0] += 1.0
+        return forward(*tokens)
+
+    monkeypatch.setattr(state.model, "objective", slow)
+    spent = Clock()
+    for _ in steps(state, batches, optim, config(steps=3), seed=0, clock=spent):
         clock[0] += 100.0
     assert state.seconds == 3.0
+    assert spent.split()["forward"] == 3.0
 
 
 def test_metrics_are_those_of_the_batch_before_the_update(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:

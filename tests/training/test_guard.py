@@ -1,0 +1,197 @@
+"""Steps whose numbers are not finite, skipped or not, and losses that jump."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2lab.errors import ConfigError
+from gpt2lab.optim import OptimConfig
+from gpt2lab.training import Diverged, StepRecord, TrainingConfig, TrainState, steps
+from gpt2lab.training.guard import FEWEST, SIGMAS, WINDOW, Guard
+from gpt2lab.training.precision import loss_scaler
+
+Fresh = Callable[..., TrainState]
+CPU = torch.device("cpu")
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**({"steps": 6, "batch_tokens": 64, "device": "cpu"} | changes))
+
+
+def weights(state: TrainState) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
+
+
+@contextmanager
+def spoiled(state: TrainState, *at_calls: int) -> Iterator[None]:
+    """One gradient of the model is infinite in the backward passes of those numbers."""
+    calls = iter(range(1000))
+    handle = next(state.model.parameters()).register_hook(lambda g: g * math.inf if next(calls) in at_calls else g)
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_skipped_step_changes_nothing_but_the_count(
+    fresh: Fresh, batches: Any, optim: OptimConfig, ahead: bool
+) -> None:
+    """The step after it has its own batch and rate, so skipping step 3 equals a training whose step 3 did nothing."""
+    state = fresh(optim)
+    seen: list[tuple[StepRecord, torch.Tensor]] = []
+    with spoiled(state, 2):
+        for record in steps(state, batches, optim, config(nonfinite="skip"), seed=7, ahead=ahead):
+            seen.append((record, weights(state)))
+    assert [r.step for r, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(seen[2][1], seen[1][1])
+    assert not torch.equal(seen[3][1], seen[2][1])
+    assert [r.step for r, _ in seen if "train/skipped" in r.metrics] == [3]
+    assert not math.isfinite(seen[2][0].metrics["train/grad_norm"])
+    assert (state.guard.skipped, state.guard.in_a_row, state.step, state.tokens) == (1, 0, 6, 6 * 64)
+    assert {float(s["step"]) for s in state.optimizers[0].state.values()} == {5.0}  # Adam's own count of updates
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_too_many_skips_in_a_row_are_a_divergence(fresh: Fresh, batches: Any, optim: OptimConfig, ahead: bool) -> None:
+    state = fresh(optim)
+    training = config(nonfinite="skip", max_skipped_steps=2)
+    with spoiled(state, 0, 2, 3), pytest.raises(Diverged, match=r"step 4: .* 2 steps in a row were skipped") as caught:
+        list(steps(state, batches, optim, training, seed=7, ahead=ahead))
+    assert (caught.value.step, state.step, state.guard.skipped) == (4, 3, 3)
+    assert caught.value.lr == optim.lr * optim.multiplier(6)(3)
+    assert weights(state).isfinite().all()
+    assert all(p.grad is None for p in state.model.parameters())
+
+
+def test_looking_a_step_late_changes_no_bit(fresh: Fresh, batches: Any) -> None:
+    """Weights at every record, records themselves, and the optimizer's state: as when every step is waited for."""
+    optim = OptimConfig(lr=1e-2, warmup_steps=2, grad_clip=0.5)
+    seen: dict[bool, list[Any]] = {}
+    for ahead in (False, True):
+        state = fresh(optim, dropout=0.1)
+        seen[ahead] = [
+            (r.step, r.tokens, r.metrics, weights(state).tolist())
+            for r in steps(state, batches, optim, config(micro_batch_sequences=3), seed=7, ahead=ahead)
+        ]
+        moments = [v for s in state.optimizers[0].state.values() for v in s.values()]
+        seen[ahead].append([m.tolist() for m in moments])
+    assert seen[True] == seen[False]
+
+
+def test_a_step_late_a_divergence_is_seen_before_the_next_update(
+    fresh: Fresh, batches: Any, optim: OptimConfig
+) -> None:
+    state = fresh(optim)
+    last = weights(state)
+    with spoiled(state, 2), pytest.raises(Diverged, match="step 3"):  # noqa: PT012
+        for _ in steps(state, batches, optim, config(), seed=7, ahead=True):
+            last = weights(state)
+    assert state.step == 2
+    assert torch.equal(weights(state), last)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_stop_is_in_the_record_of_its_step(fresh: Fresh, batches: Any, optim: OptimConfig, ahead: bool) -> None:
+    asked = iter([False, True, True, True, True, True])
+    state = fresh(optim)
+    records = []
+    for record in steps(state, batches, optim, config(), seed=7, stop=lambda: next(asked), ahead=ahead):
+        records.append(record)
+        if record.stop:
+            break
+    assert [(r.step, r.stop) for r in records] == [(1, False), (2, True)]
+    assert state.step == 2
+    undisturbed = fresh(optim)
+    list(steps(undisturbed, batches, optim, config(), seed=7, stop_at=2))
+    assert torch.equal(weights(state), weights(undisturbed))
+
+
+def test_fp16_scales_its_losses_and_halves_the_scale_at_an_overflow(
+    fresh: Fresh, batches: Any, optim: OptimConfig
+) -> None:
+    state, plain = fresh(optim), fresh(optim)
+    state.scaler = loss_scaler("fp16", CPU)
+    assert state.scaler is not None
+    exact = [r.metrics["train/loss"] for r in steps(plain, batches, optim, config(), seed=7)]
+    with spoiled(state, 2):
+        records = list(steps(state, batches, optim, config(precision="fp16"), seed=7))
+    assert [r.step for r in records if "train/skipped" in r.metrics] == [3]
+    assert state.scaler.get_scale() == 2.0**15
+    losses = [r.metrics["train/loss"] for r in records]
+    assert losses[:3] == pytest.approx(exact[:3], abs=0.01)
+    assert losses != exact
+
+
+def test_fp16_resumes_with_its_scale(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
+    def begun() -> TrainState:
+        state = fresh(optim)
+        state.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
+        return state
+
+    training = config(precision="fp16")
+    whole, first, rest = begun(), begun(), begun()
+    list(steps(whole, batches, optim, training, seed=7))
+    list(steps(first, batches, optim, training, seed=7, stop_at=3))
+    rest.load_state_dict(json_of(first.state_dict()))
+    list(steps(rest, batches, optim, training, seed=7))
+    assert torch.equal(weights(rest), weights(whole))
+    assert rest.scaler is not None and whole.scaler is not None
+    assert rest.scaler.state_dict() == whole.scaler.state_dict()
+    assert whole.scaler.get_scale() > 65536
+
+
+def json_of(saved: dict[str, Any]) -> dict[str, Any]:
+    """As a checkpoint carries it: scaler and guard as JSON."""
+    return saved | {name: json.loads(json.dumps(saved[name])) for name in ("scaler", "guard")}
+
+
+def test_a_loss_far_above_the_last_ones_is_a_spike() -> None:
+    guard = Guard()
+    losses = np.random.default_rng(0).normal(3.0, 0.1, 400).tolist()
+    for step, loss in enumerate(losses):
+        assert guard.good(step, loss) is None, step
+    mean, sd = float(np.mean(losses[-WINDOW:])), float(np.std(losses[-WINDOW:]))
+    assert guard.good(400, mean + (SIGMAS - 0.1) * sd) is None
+    guard.recent[-1] = losses[-1]
+    window = guard.recent
+    mean, sd = float(np.mean(window)), float(np.std(window))
+    assert guard.good(401, mean + 7 * sd) == pytest.approx(7.0)
+    (spike,) = guard.spikes
+    assert spike == {"step": 401, "loss": mean + 7 * sd, "threshold": pytest.approx(mean + SIGMAS * sd)}
+    assert len(guard.recent) == WINDOW
+
+
+def test_the_first_losses_are_no_spikes() -> None:
+    guard = Guard()
+    for step in range(FEWEST):
+        assert guard.good(step, 100.0 if step == FEWEST - 1 else 3.0) is None
+
+
+def test_what_the_guard_knows_survives_a_checkpoint_exactly() -> None:
+    losses = np.random.default_rng(1).normal(3.0, 0.1, 200)
+    losses[[150, 190]] = 9.0
+    whole, parts = Guard(), Guard()
+    for step, loss in enumerate(losses.tolist()):
+        expected = whole.good(step, loss)
+        if step % 7 == 0:
+            saved = json.loads(json.dumps(parts.state_dict()))
+            parts = Guard()
+            parts.load_state_dict(saved)
+        assert parts.good(step, loss) == expected
+    assert parts == whole
+    assert [spike["step"] for spike in whole.spikes] == [150, 190]
+
+
+def test_a_checkpoint_with_a_scale_fits_fp16_alone(fresh: Fresh, optim: OptimConfig) -> None:
+    scaled, plain = fresh(optim), fresh(optim)
+    scaled.scaler = loss_scaler("fp16", CPU)
+    for ours, theirs, what in ((plain, scaled, "has a loss scale"), (scaled, plain, "has no loss scale")):
+        with pytest.raises(ConfigError, match=what):
+            ours.load_state_dict(theirs.state_dict())
