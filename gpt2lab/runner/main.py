@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from gpt2lab.config import config_from_text
-from gpt2lab.errors import Gpt2labError, Preempted, RankLost
+from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, RankLost
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.job import NOTHING_LEFT, Job
 from gpt2lab.runner.stop import StopRequest
 from gpt2lab.runner.work import execute
-from gpt2lab.store import Store, now, write_atomically
+from gpt2lab.store import Store, make_folder, now, write_atomically
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.joining import Echo, Place, join_world
 from gpt2lab.training.precision import choose_device
@@ -36,8 +36,8 @@ def main() -> int:
 def work(job: Job, stop: StopRequest) -> int:
     """Execute `job`, as one of several ranks where the environment says so; -> the exit code, everything that is to be
     said about an error having been said, by one rank."""
-    Path(job.root).mkdir(parents=True, exist_ok=True)
     try:
+        make_folder(Path(job.root))
         with ranks_of(job) as world:
             return 0 if execute(job, stop, world) else NOTHING_LEFT
     except Echo as echo:
@@ -75,14 +75,15 @@ def ranks_of(job: Job) -> AbstractContextManager[World]:
 
 def record_failure(job: Job, error: BaseException) -> None:
     """failure.json in one sentence and error.log in full, so that the ablation can go on and its report can say why."""
-    folder = Store(job.root).run(job.run_id)
-    rows = folder.rows() if folder.metrics.exists() else []
-    step = rows[-1]["step"] if rows else 0
+    folder, step = Store(job.root).run(job.run_id), 0
+    with contextlib.suppress(Gpt2labError, OSError):  # a damaged journal may be the very failure
+        step = max((row["step"] for row in folder.rows()), default=0)
     reason = str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}"
-    write_atomically(folder.path / "error.log", "".join(traceback.format_exception(error)))
-    record = {"reason": reason, "phase": "training" if step else "start", "step": step, "at": now()}
+    record: dict[str, object] = {"reason": reason, "phase": "training" if step else "start", "step": step, "at": now()}
     if (place := Place.of_environment()).size > 1:
         record["rank"] = place.rank
     if isinstance(error, Gpt2labError):
         record |= {"code": error.code, "exit_code": error.exit_code, "hint": error.hint}
-    folder.fail(record)
+    with contextlib.suppress(EnvironmentFault):  # a full disk may be the failure: then the log alone has it
+        folder.fail(record)
+        write_atomically(folder.path / "error.log", "".join(traceback.format_exception(error)))

@@ -66,11 +66,12 @@ class Lab:
 
     def train(
         self, root: Path, changes: dict[str, Any] | None = None, *, fault: str = "", ranks: int = 1,
-        kill_after: float | None = None, starters: int = 1,
+        kill_after: float | None = None, starters: int = 1, fingerprint: str | None = None,
     ) -> list[int]:  # fmt: skip
         """Start the run in `root` once, or so many times at once; -> exit codes, negative for signals.
 
         changes: to PLAIN, by dotted key.  fault: GPT2LAB_FAULT.  kill_after: seconds until SIGKILL for all.
+        fingerprint: of the data that was planned with; None: the right one.
         """
         assert self._data is not None
         tree = {"data": {"corpus": {"name": "text", "paths": [self._data["text"]]}, "tokenizer": "bytes"}, **PLAIN}
@@ -84,7 +85,7 @@ class Lab:
                 "config": json.dumps(tree),
                 "root": str(root),
                 "data": self._data["path"],
-                "fingerprint": self._data["fingerprint"],
+                "fingerprint": fingerprint or self._data["fingerprint"],
                 "fault": fault,
                 "ranks": ranks,
                 "starters": starters,

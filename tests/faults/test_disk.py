@@ -1,0 +1,97 @@
+"""Full disks, for real where a small file system can be mounted, and folders that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import saving
+from breaking import RUN, Lab, outcome
+
+from gpt2lab.errors import EnvironmentFault
+from gpt2lab.store import Store
+from gpt2lab.training import load_latest, save
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("file systems may not be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_older_one_and_no_debris(small_disk: Path) -> None:
+    """The limit of file sizes, which stands for a full disk elsewhere, can be tested by anyone; this is one."""
+    save(small_disk, saving.state(2))
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8_192))
+    with pytest.raises(EnvironmentFault, match=r"the disk is full: [\d,]+ bytes needed, [\d,]+ free"):
+        save(small_disk, saving.state(4))
+    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "step_000002"]
+    state = saving.state(0)
+    loaded = load_latest(small_disk, state)
+    assert loaded is not None
+    assert (loaded.step, loaded.damaged) == (2, ())
+    (small_disk / "filler").unlink()
+    assert save(small_disk, saving.state(4)).name == "step_000004"
+
+
+def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(lab: Lab, small_disk: Path) -> None:
+    """Room for some checkpoints and not for all; then room again."""
+    assert lab.train(lab.folder / "disk-undisturbed") == [0]
+    root = small_disk / "runs"
+    log = small_disk.parent / "log.txt"
+    root.mkdir()
+    (root / "log.txt").symlink_to(log)
+    assert lab.train(root, {"training.keep_checkpoints": 12, "training.checkpoint_every_steps": 1}) == [3]
+    said = log.read_text()
+    assert "error [ENVIRONMENT]" in said and "the disk is full" in said and "bytes needed" in said
+    assert "Traceback" not in said
+    run = Store(root).run(RUN)
+    kept = [path.name for path in run.checkpoints.iterdir()]
+    assert kept and all(name.startswith("step_") for name in kept)
+    shutil.copytree(root / RUN, lab.folder / "disk-moved" / RUN)  # to where there is room
+    assert lab.train(lab.folder / "disk-moved") == [0]
+    moved, undisturbed = (outcome(lab.folder / f"disk-{name}") for name in ("moved", "undisturbed"))
+    assert moved["metrics.jsonl"] == undisturbed["metrics.jsonl"]
+    assert (
+        moved["checkpoints/step_000012/model.safetensors"] == undisturbed["checkpoints/step_000012/model.safetensors"]
+    )
+
+
+@pytest.mark.parametrize("point", ["save.weights:2", "save.state:1", "save.done:3", "journal.append:5"])
+def test_a_full_disk_at_any_point_costs_nothing_but_time(lab: Lab, tmp_path: Path, point: str) -> None:
+    [code] = lab.train(tmp_path, fault=f"full@{point}")
+    assert code in (1, 3)
+    failure = json.loads((tmp_path / RUN / "failure.json").read_text())
+    assert "space" in failure["reason"] or "disk is full" in failure["reason"]
+    assert lab.train(tmp_path) == [0]
+    assert not (tmp_path / RUN / "failure.json").exists()
+    (tmp_path / RUN / "error.log").unlink()
+    lab.train(lab.folder / "undisturbed")
+    assert outcome(tmp_path) == outcome(lab.folder / "undisturbed")
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_first_step(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / RUN).write_text("a file in the way")
+    assert lab.train(tmp_path) == [3]
+    said = (tmp_path / "log.txt").read_text()
+    assert "error [ENVIRONMENT]" in said and "cannot write" in said and "Traceback" not in said
+
+
+def test_a_journal_that_is_damaged_is_named_in_the_failure(lab: Lab, tmp_path: Path) -> None:
+    assert lab.train(tmp_path, fault="kill@step:8") == [-9]
+    journal = tmp_path / RUN / "metrics.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b'"step"', b'"st', 1))
+    assert lab.train(tmp_path) == [4]
+    assert "line 1 is damaged" in json.loads((tmp_path / RUN / "failure.json").read_text())["reason"]
