@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from gpt2lab.cli import catalogue, compare, data, eval, identity, noise, results, run, selftest
+from gpt2lab.cli import bench, catalogue, compare, data, eval, identity, noise, results, run, selftest
 from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ selftest.add_to(app)
 noise.add_to(app)
 identity.add_to(app)
 eval.add_to(app)
+bench.add_to(app)
 app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130

@@ -1,0 +1,122 @@
+"""Two training steps timed in turns, A B A B, so that whatever else the machine does falls on both."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+
+from gpt2lab.bench.memory import peak_bytes
+from gpt2lab.bench.sides import Side, Spec
+from gpt2lab.bench.work import Work
+from gpt2lab.costs import costs
+from gpt2lab.peak import matmul_flops
+
+BLOCK_SECONDS = 1.0
+MOST_STEPS = 50
+WARM_UP_STEPS = 2
+CONFIDENCE = 0.95
+LIMIT_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class SideResult:
+    """One side. milliseconds: a step, the median; low and high: the fastest and slowest block's.  of_limit: its model
+    FLOP/s as a share of what a large matrix product reaches here in the same precision.  losses: of the first steps."""
+
+    name: str
+    precision: str
+    milliseconds: float
+    low: float
+    high: float
+    tokens_per_second: float
+    flops_per_second: float
+    limit_flops_per_second: float
+    of_limit: float
+    peak_memory_bytes: int | None
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours, the other, and how many times as fast ours is, with a 95 % interval over blocks (None with one block)."""
+
+    config: str
+    work: Work
+    device: str
+    threads: int
+    blocks: int
+    sides: tuple[SideResult, SideResult]
+    ratio: float
+    interval: tuple[float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    config: str, work: Work, specs: tuple[Spec, Spec], device: torch.device, *, blocks: int, memory: bool = True
+) -> Comparison:
+    """Time both sides over `blocks` blocks each, and measure their memory in processes of their own."""
+    threads = torch.get_num_threads()
+    sides = [spec.make(work, device) for spec in specs]
+    names, precisions = [side.name for side in sides], [side.precision for side in sides]
+    losses = [tuple(side.step() for _ in range(WARM_UP_STEPS)) for side in sides]
+    seconds = in_turns(sides, blocks, device)
+    sides.clear()  # memory is for those who measure it
+    limits = {precision: matmul_flops(device, precision, threads, LIMIT_SIZE) for precision in set(precisions)}
+    peaks = [peak_bytes(spec, work, device, threads) if memory else None for spec in specs]
+    flops = costs(work.model()).flops_per_token * work.tokens
+    results = [
+        result(name, precision, taken, work, flops, limits[precision], peak, first)
+        for name, precision, taken, peak, first in zip(names, precisions, seconds, peaks, losses, strict=True)
+    ]
+    ratio, interval = ratio_of(seconds[1], seconds[0])
+    return Comparison(config, work, device.type, threads, blocks, (results[0], results[1]), ratio, interval)
+
+
+def in_turns(sides: Sequence[Side], blocks: int, device: torch.device) -> list[list[float]]:
+    """Seconds per step of every side in each block; a block has as many steps as fit into about a second."""
+    counts = [max(1, min(MOST_STEPS, round(BLOCK_SECONDS / timed(side, 1, device)))) for side in sides]
+    taken: list[list[float]] = [[] for _ in sides]
+    for _ in range(blocks):
+        for side, count, found in zip(sides, counts, taken, strict=True):
+            found.append(timed(side, count, device))
+    return taken
+
+
+def timed(side: Side, steps: int, device: torch.device) -> float:
+    """Seconds per step."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        side.step()
+    getattr(torch, device.type).synchronize()  # a GPU computes behind the program's back
+    return (time.perf_counter() - began) / steps
+
+
+def result(
+    name: str, precision: str, taken: Sequence[float], work: Work, flops: float, limit: float, peak: int | None,
+    losses: tuple[float, ...],
+) -> SideResult:  # fmt: skip
+    """From seconds per step of every block, FLOP of a step, and the limit in FLOP/s."""
+    each = statistics.median(taken)
+    return SideResult(
+        name, precision, 1000 * each, 1000 * min(taken), 1000 * max(taken), work.tokens / each,
+        flops / each, limit, flops / each / limit, peak, losses,
+    )  # fmt: skip
+
+
+def ratio_of(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """How many times as fast ours is: the geometric mean over pairs of neighbouring blocks, and its t interval."""
+    logs = [math.log(a / b) for a, b in zip(theirs, ours, strict=True)]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), None
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), (math.exp(mean - reach), math.exp(mean + reach))

@@ -1,0 +1,82 @@
+"""The peak memory of a few training steps, honestly: one side alone in a process of its own, above what the process
+holds after all imports."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2lab.bench.sides import Spec
+from gpt2lab.bench.work import Work
+from gpt2lab.errors import EnvironmentFault
+from gpt2lab.training.precision import set_threads
+
+STEPS = 2
+"""The first makes the optimizer's state, the second has everything at once."""
+
+
+def peak_bytes(spec: Spec, work: Work, device: torch.device, threads: int) -> int:
+    """Bytes at the peak of a training by `spec`: weights, gradients, optimizer state, activations.
+
+    Raises EnvironmentFault when the process does not come to its end, which mostly means that memory ran out.
+    """
+    question = {"spec": asdict(spec), "work": asdict(work), "device": device.type, "threads": threads}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2lab.bench.memory"],
+        input=json.dumps(question), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise EnvironmentFault(
+            f"measuring the memory of {spec.name} failed: {last}",
+            where="bench",
+            hint="a smaller batch or configuration",
+        )
+    return int(done.stdout.splitlines()[-1])
+
+
+def measure(question: Mapping[str, Any]) -> int:
+    """What the process of its own does."""
+    set_threads(question["threads"])
+    device, spec, work = torch.device(question["device"]), Spec(**question["spec"]), Work(**question["work"])
+    with suppress(ImportError):
+        if spec.name == "transformers":
+            import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+    torch.ones(8, 8, requires_grad=True).sum().backward()  # what torch itself makes at first use
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = start_over()
+    side = spec.make(work, device)
+    for _ in range(STEPS):
+        side.step()
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else high_water() - before
+
+
+def start_over() -> int:
+    """Forget this process's peak where the kernel can do so; -> the bytes that it holds now, or held at most so far."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return high_water()
+
+
+def high_water() -> int:
+    """The most bytes that this process has held. Linux's ru_maxrss would include what its parent held at the fork."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    print(measure(json.load(sys.stdin)))
