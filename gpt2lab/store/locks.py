@@ -60,7 +60,7 @@ def file_lock(path: Path, patience_seconds: float | None = None) -> Iterator[Non
 def _acquire(path: Path, patience_seconds: float | None) -> int:
     deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link may lead anywhere
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _still_named(descriptor, path):

@@ -101,7 +101,7 @@ class Journal:
         self.close()
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
 
     def _write(self) -> EnvironmentFault | None:
         """Hand what waits to the operating system; a full disk is returned, every other fault raised."""

@@ -28,7 +28,7 @@ from gpt2lab.training.manifest import damage, write_manifest
 from gpt2lab.training.state import TrainState
 from gpt2lab.training.trees import join, split
 
-STEP = re.compile(r"step_(\d{6,})")
+STEP = re.compile(r"step_([0-9]{6,})")
 MODEL, OPTIMIZER, STATE = FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 FORMAT = 2
 BEFORE_FORMAT_2 = "optimizer.pt"

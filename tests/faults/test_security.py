@@ -1,0 +1,116 @@
+"""Nothing that is read can run code, and nothing is written or deleted outside a run's folder."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import saving
+
+import gpt2lab
+from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.store import Store, sweep_leftovers
+from gpt2lab.tracking.journal import Journal
+from gpt2lab.training import load_latest, prune, save
+
+PACKAGE = Path(gpt2lab.__file__).parent
+RUN = "0123456789abcdef"
+RUNS_CODE = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
+
+
+def names_used(tree: ast.AST) -> set[str]:
+    """Modules imported and functions called, dotted as far as they are written."""
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return {name.split(".")[0] for name in imported} | called
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_in_the_package_reads_what_could_run_code(path: Path) -> None:
+    """torch.load is for one of our own temporary files, and refuses code by itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    used = names_used(tree)
+    assert not used & RUNS_CODE
+    assert not used & {"eval", "exec", "os.system", "yaml.unsafe_load", "yaml.full_load"}
+    if path.relative_to(PACKAGE) != Path("testing/ranks.py"):
+        assert "torch.load" not in used
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+        assert "shell" not in options and options.get("weights_only") != "False"
+        if ast.unparse(call.func) == "yaml.load":
+            assert options["Loader"] == "yaml.BaseLoader"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder with a sound checkpoint and a file, which nobody may touch."""
+    folder = save(tmp_path / "outside", saving.state(2))
+    (folder.parent / "precious.txt").write_text("precious")
+    return folder.parent
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("linked", ["", "checkpoints", "replay", "evaluations", "evaluations/windows"])
+def test_a_run_whose_folder_is_a_link_is_not_worked_on(tmp_path: Path, outside: Path, linked: str) -> None:
+    run = Store(tmp_path / "runs").run(RUN)
+    (run.path / linked).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / linked).symlink_to(outside)
+    before = content(outside)
+    with pytest.raises(ConfigError, match="symbolic link"), run.lock():
+        pass
+    assert content(outside) == before
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl"])
+def test_files_that_are_written_in_place_are_not_written_through_a_link(
+    tmp_path: Path, outside: Path, name: str
+) -> None:
+    run = Store(tmp_path / "runs").run(RUN)
+    run.path.mkdir(parents=True)
+    (run.path / name).symlink_to(outside / "precious.txt")
+    before = content(outside)
+    with pytest.raises(EnvironmentFault, match="symbolic link"), run.lock():
+        Journal(run.metrics)
+    assert content(outside) == before
+
+
+def test_files_that_are_replaced_replace_a_link(tmp_path: Path, outside: Path) -> None:
+    run = Store(tmp_path / "runs").run(RUN)
+    run.path.mkdir(parents=True)
+    (run.path / "result.json").symlink_to(outside / "precious.txt")
+    before = content(outside)
+    run.finish({"status": "finished"})
+    assert run.result() == {"status": "finished"}
+    assert content(outside) == before
+
+
+def test_a_checkpoint_that_is_a_link_is_read_and_let_go_of_but_never_followed_to_delete(
+    tmp_path: Path, outside: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step_000002").symlink_to(outside / "step_000002")
+    loaded = load_latest(folder, saving.state(0))
+    assert loaded is not None and loaded.step == 2
+    (folder / "step_000003").symlink_to(outside / "step_000002")  # damaged: its manifest is of another step
+    before = content(outside)
+    save(folder, saving.state(3))
+    assert not (folder / "step_000003").is_symlink()
+    assert [path.name for path in prune(folder, keep=1)] == ["step_000002"]
+    sweep_leftovers(folder)
+    assert [path.name for path in folder.iterdir()] == ["step_000003"]
+    assert content(outside) == before
+
+
+@pytest.mark.parametrize("name", ["step_..", "step_1e5", "step_-00001", "step_０００００１"])
+def test_only_numbered_folders_are_checkpoints(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "checkpoints" / name
+    path.mkdir(parents=True)
+    assert load_latest(tmp_path / "checkpoints", saving.state(0)) is None
+    assert prune(tmp_path / "checkpoints", keep=1) == []
+    assert path.is_dir()
