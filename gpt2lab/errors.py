@@ -78,6 +78,13 @@ class LockHeld(Gpt2labError):
     exit_code = 6
 
 
+class RankLost(Gpt2labError):
+    """One of the processes that train one model together is gone, silent or stuck."""
+
+    code = "RANK"
+    exit_code = 7
+
+
 class Preempted(Gpt2labError):
     """Stopped by a signal after saving; the same command continues."""
 

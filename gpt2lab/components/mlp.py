@@ -105,9 +105,10 @@ class MixtureOfExperts(nn.Module):
 
     def imbalance(self, odds: Tensor, chosen: Tensor) -> Tensor:
         """E sum_e (share of choices that fell on e) (mean odds of e); 1 when even. Shares are averaged over ranks, so
-        that the gradient does not depend on how a batch is split among them."""
+        that the gradient does not depend on how a batch is split among them; not in an evaluation, in which they may
+        have unequal numbers of batches."""
         share = F.one_hot(chosen.flatten(), self.experts).float().mean(0)  # (E,)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if odds.requires_grad and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(share)
             share = share / torch.distributed.get_world_size()
         return self.experts * (share * odds.mean(0)).sum()

@@ -1,7 +1,7 @@
 """One training: the loop, its precision, its ranks and its checkpoints."""
 
 from gpt2lab.training.checkpoints import Loaded, best_step, load_latest, prune, save
-from gpt2lab.training.distributed import World, average_gradients
+from gpt2lab.training.distributed import World
 from gpt2lab.training.guard import Diverged
 from gpt2lab.training.loop import StepRecord, steps
 from gpt2lab.training.precision import autocast, choose_device, set_threads
@@ -16,7 +16,6 @@ __all__ = [
     "TrainingConfig",
     "World",
     "autocast",
-    "average_gradients",
     "best_step",
     "choose_device",
     "load_latest",

@@ -5,23 +5,29 @@ With one process everything here is a no-op, so the loop and the evaluations are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among all that train one model together; needs torch.distributed set up when size > 1."""
+    """This process among all that train one model together; `joining.join_world` makes one of size > 1.
+
+    local_rank: among the ranks of this machine. Every rank must make the same calls in the same order.
+    """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, the same on each; every rank must call it."""
+        """The sum over all ranks, the same on each."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
@@ -29,34 +35,25 @@ class World:
         return total
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all ranks, the same on each; every rank must call it."""
+        """The mean over all ranks, the same on each."""
         return self.sum(tensor) / self.size if self.size > 1 else tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.any(False)
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank has, in order of rank, the same list on each."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
 
 
 ALONE = World()
 """One process that trains by itself."""
-
-
-def average_gradients(parameters: Iterable[torch.nn.Parameter], world: World) -> None:
-    """Replace every gradient by its mean over the ranks. A NaN or infinity on one rank thereby reaches all.
-
-    A parameter that some ranks did not use counts as zero there; one that no rank used keeps no gradient, so that the
-    optimizer passes it by as in one process.
-    """
-    if world.size == 1:
-        return
-    trained = [p for p in parameters if p.requires_grad]
-    if not trained:
-        return
-    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
-    pending = []
-    for parameter, count in zip(trained, world.sum(used).tolist(), strict=True):
-        if count == 0:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        pending.append((parameter.grad, dist.all_reduce(parameter.grad, async_op=True)))
-    for gradient, work in pending:
-        assert work is not None
-        work.wait()
-        gradient /= world.size

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # which DDP wants: ranks are forked after it
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from gpt2lab.errors import NumericsFault
+from gpt2lab.errors import ConfigError, NumericsFault
 from gpt2lab.evaluation import context_losses, validation_loss
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.optim import OptimConfig
-from gpt2lab.training import TrainingConfig, TrainState, World, average_gradients, steps
+from gpt2lab.training import TrainingConfig, TrainState, World, steps
+from gpt2lab.training.joining import agree
+from gpt2lab.training.replica import Replica
 
 STEPS, SEQUENCES, BLOCK, VOCABULARY = 6, 8, 8, 29
 
@@ -83,14 +87,51 @@ def infinite_on_rank_1(world: World) -> dict[str, Any]:
     return {"stopped": stopped, "step": state.step, "weights": [p.detach() for p in state.model.parameters()]}
 
 
+class Sparse(nn.Module):
+    """Of its parameters ranks use different ones, as with experts: all, rank 0 alone (in its first micro-batch only, or
+    in its last), or nobody."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world, self.calls = world, 0
+        self.shared, self.early, self.late, self.idle = (nn.Parameter(torch.ones(2)) for _ in range(4))
+
+    def params(self) -> list[Any]:
+        return [SimpleNamespace(role=SimpleNamespace(active=0.5))]
+
+    def objective(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.calls += 1
+        total = self.shared.sum() * (1 + 2 * self.world.rank)
+        if self.world.rank == 0:
+            total = total + 4 * (self.early if self.calls == 1 else self.late).sum()
+        return total, {"loss": total}
+
+
 def unequal_use(world: World) -> list[Any]:
-    """Gradients after averaging: of a parameter used by both ranks, by rank 0 alone, and by none."""
-    parameters = [nn.Parameter(torch.ones(2)) for _ in range(3)]
-    parameters[0].grad = torch.full((2,), 1.0 + 2 * world.rank)
-    if world.rank == 0:
-        parameters[1].grad = torch.full((2,), 4.0)
-    average_gradients(parameters, world)
-    return [None if p.grad is None else p.grad.tolist() for p in parameters]
+    """Gradients of two micro-batches after they were joined."""
+    model = Sparse(world)
+    replica = Replica(model, world)
+    for last in (False, True):
+        with replica.accumulating(last):
+            replica(torch.zeros(1), torch.zeros(1))[0].backward()
+    return [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
+
+
+def talk(world: World) -> list[Any]:
+    """What ranks hear of each other."""
+    world.barrier()
+    return [world.any(world.rank == 1), world.any(False), world.gather({"rank": world.rank})]
+
+
+def disagreement(world: World) -> str:
+    """The refusal of ranks that differ in one of three facts, and in one that a rank has not."""
+    agree(world, {"model.n_layer": 2})
+    facts = {"optim.lr": 0.1 * (1 + world.rank), "core": "abc", **({"extra": 1} if world.rank else {})}
+    try:
+        agree(world, facts)
+    except ConfigError as error:
+        return error.render()
+    return ""
 
 
 def work(rank: int, folder: str) -> None:
@@ -99,6 +140,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", rendezvous, timedelta(seconds=60), world_size=2, rank=rank)
     world = World(rank, 2)
     result = {"trained": trained(world), "infinite": infinite_on_rank_1(world), "unequal": unequal_use(world)}
+    result |= {"talk": talk(world), "disagreement": disagreement(world)}
     torch.save(result, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -107,7 +149,7 @@ def work(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks found; the only place where processes are started."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = start_processes(work, args=(str(folder),), nprocs=2, join=False, start_method="spawn")
+    context = start_processes(work, args=(str(folder),), nprocs=2, join=False, start_method="fork")
     try:
         for _ in range(2):
             if context.join(timeout=60):
@@ -140,7 +182,20 @@ def test_an_infinite_gradient_on_one_rank_stops_all_in_the_same_step(ranks: list
 
 def test_unused_parameters_count_as_zero_or_stay_without_gradient(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["unequal"] == [[2.0, 2.0], [2.0, 2.0], None]
+        assert rank["unequal"] == [[4.0, 4.0], [2.0, 2.0], [2.0, 2.0], None]
+
+
+def test_ranks_hear_of_each_other(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["talk"] == [True, False, [{"rank": 0}, {"rank": 1}]]
+
+
+def test_ranks_that_differ_are_told_in_what(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["disagreement"] for rank in ranks] == [
+        "gpt2lab: error [CONFIG] optim.lr: differs between ranks; rank 0: 0.1; rank 1: 0.2\n"
+        "gpt2lab: error [CONFIG] extra: differs between ranks; rank 0: nothing; rank 1: 1\n"
+        "try: start every rank with the same command, code, files and packages"
+    ] * 2
 
 
 def test_one_process_needs_no_process_group() -> None:
@@ -148,6 +203,6 @@ def test_one_process_needs_no_process_group() -> None:
     values = torch.tensor([1.0, 2.0])
     assert World().sum(values) is values
     assert World().mean(values) is values
-    parameter = nn.Parameter(torch.ones(1))
-    average_gradients([parameter], World())
-    assert parameter.grad is None
+    assert (World().any(True), World().any(False), World().gather("here")) == (True, False, ["here"])
+    World().barrier()
+    agree(World(), {"anything": 1})
