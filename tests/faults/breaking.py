@@ -113,12 +113,26 @@ def outcome(root: Path) -> dict[str, Any]:
             found[name] = [_without(json.loads(line), "seconds") for line in path.read_text().splitlines()]
         elif path.name in ("result.json", "state.json"):
             record = json.loads(path.read_text())
-            timed = ("seconds", "time", "tokens_per_second", "mfu", "peak_memory_bytes", "finished_at")
+            timed = ("seconds", "time", "tokens_per_second", "mfu", "peak_flops", "peak_memory_bytes", "finished_at")
             found[name] = _without(record, *timed)
             if "extra" in record:
                 found[name]["extra"] = _without(record["extra"], "time")
         else:
             found[name] = path.read_bytes()
+    return found
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Where two outcomes differ: file, and key or line inside."""
+    found = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(name), theirs.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{name}: {key}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+        elif isinstance(a, list) and isinstance(b, list):
+            found += [f"{name}: line {i + 1}" for i in range(max(len(a), len(b))) if a[i : i + 1] != b[i : i + 1]]
+        elif a != b:
+            found.append(name)
     return found
 
 
