@@ -40,6 +40,11 @@ class Page:
     command: str
     facts: Sequence[tuple[str, str]]
 
+    @property
+    def drawings(self) -> list[Picture]:
+        """Every figure, wherever it stands."""
+        return [*self.figures, *(figure for section in self.sections for figure in section.figures)]
+
 
 def build(read: Read, figures: Sequence[Picture], *, forced: bool = False) -> Page:
     """The page of a study from what was read of it. forced: refusals were turned into numbers."""
@@ -59,8 +64,8 @@ def build(read: Read, figures: Sequence[Picture], *, forced: bool = False) -> Pa
         caveat=study.get("caveat"),
         verdicts=tables.verdict_table(study, read.arms, verdicts, read.evidence),
         verdicts_note=_verdicts_note(read),
-        figures=figures,
-        sections=sections.sections(read),
+        figures=[figure for figure in figures if not figure.section],
+        sections=sections.sections(read, figures),
         command=study["reproduce"],
         facts=method.facts(study),
     )

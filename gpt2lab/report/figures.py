@@ -109,7 +109,7 @@ def training(curves: Sequence[Curves], look: Mapping[str, Look], floors: Mapping
     panels = list(figure.subplots(1, 2, width_ratios=(1, 1.05))) if zoomed else [figure.subplots()]
     for axes in panels:
         for c in curves:
-            _draw_curves(axes, c, look[c.arm])
+            draw_curves(axes, c, look[c.arm])
         for value in floors.values():
             axes.axhline(value, color=MUTED, linewidth=1, dashes=(3, 2), zorder=1)
         axes.set_xlabel("training tokens")
@@ -127,7 +127,8 @@ def training(curves: Sequence[Curves], look: Mapping[str, Look], floors: Mapping
     return figure
 
 
-def _draw_curves(axes: Axes, curves: Curves, look: Look) -> None:
+def draw_curves(axes: Axes, curves: Curves, look: Look) -> None:
+    """The mean of the healthy ones over a band from lowest to highest; each failed one dashed up to a cross."""
     for curve in curves.failed:
         x, y = finite(curve)
         axes.plot(x, y, color=look.colour, linewidth=1, dashes=(2, 2), zorder=2)

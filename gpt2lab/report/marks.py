@@ -63,7 +63,10 @@ def rows(axes: Axes, labels: Sequence[str]) -> None:
 def label_ends(axes: Axes, values: Mapping[str, float], look: Mapping[str, Look], gap: float = 0.062) -> None:
     """Names right of the axes at the height of their values, pushed apart where they would touch."""
     low, high = axes.get_ylim()
-    height = {arm: min(max((y - low) / (high - low), 0.0), 1.0) for arm, y in values.items() if math.isfinite(y)}
+    place_of = axes.yaxis.get_transform().transform  # an axis may be logarithmic
+    bottom, top = place_of(np.array([low, high]))
+    shown = {arm: float(place_of(np.array([y]))[0]) for arm, y in values.items() if math.isfinite(y)}
+    height = {arm: min(max((y - bottom) / (top - bottom), 0.0), 1.0) for arm, y in shown.items()}
     for arm, at in spread(height, gap).items():
         colour, marker, dash = look[arm].colour, look[arm].marker, look[arm].dash
         place = axes.transAxes

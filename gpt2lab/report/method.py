@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from gpt2lab.report import health
 from gpt2lab.report.read import Read
 from gpt2lab.results import Study, unit
 from gpt2lab.text import number, plural, quantity
@@ -150,6 +151,7 @@ def deviations(read: Read) -> list[str]:
     if failed:
         listed = ", ".join(f"{count} of {name}" for name, count in failed.items())
         told.append(f"Diverged, or no better than token frequencies: {listed}; counted, never dropped.")
+    told += health.deviations(read.health)
     shared = [run for run in read.runs if read.evidence.elsewhere.get(run.id)]
     if shared:
         names = sorted({name for run in shared for name in read.evidence.elsewhere[run.id]})

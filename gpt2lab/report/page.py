@@ -46,8 +46,8 @@ def write_report(
     """
     read = study if isinstance(study, Read) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read, draw(read), forced=force_exploratory)
-    files: dict[str, str | bytes] = {f"figures/{figure.name}.svg": figure.alone for figure in page.figures}
-    files |= {f"figures/{figure.name}.png": figure.png for figure in page.figures}
+    files: dict[str, str | bytes] = {f"figures/{figure.name}.svg": figure.alone for figure in page.drawings}
+    files |= {f"figures/{figure.name}.png": figure.png for figure in page.drawings}
     files |= {
         "report.md": render_markdown(page),
         "results.csv": _csv(read.runs),

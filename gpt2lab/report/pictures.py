@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.evidence import Evidence
-from gpt2lab.report import figures, svg
+from gpt2lab.report import figures, health_figures, svg
+from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import Curve, Look, looks
 from gpt2lab.report.read import Read
 from gpt2lab.report.tables import Summary, difference_cell, is_pair, verdict_cell
 from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, failure_ceiling, unit
 from gpt2lab.text import clean, number, plural, shorten
 
+HEALTH = "health"
+
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn figure: `alone` is a file of its own, `inline` goes into the page and takes its colours from there."""
+    """One drawn figure: `alone` is a file of its own, `inline` goes into the page and takes its colours from there.
+    `section`: the part of the page that it belongs to, if not to the figures behind the verdicts."""
 
     name: str
     title: str
@@ -29,6 +33,7 @@ class Picture:
     alone: str
     inline: str
     png: bytes
+    section: str = ""
 
 
 def draw(read: Read) -> list[Picture]:
@@ -44,11 +49,10 @@ def draw(read: Read) -> list[Picture]:
             _budgets(study, read.evidence, look),
             _contexts(study, runs, look),
         ]
-        return [_picture(*parts) for parts in drawn if parts]
-
-
-Parts = tuple[str, str, str, str, Figure]
-"""name, title, caption, width, figure"""
+        pictures = [_picture(*parts) for parts in drawn if parts]
+        return pictures + [
+            replace(_picture(*parts), section=HEALTH) for parts in health_figures.draw(read.health, look)
+        ]
 
 
 def _picture(name: str, title: str, caption: str, width: str, figure: Figure) -> Picture:

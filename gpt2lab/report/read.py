@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.errors import DataFault
 from gpt2lab.evidence import Evidence, gather
+from gpt2lab.health import Health, health
 from gpt2lab.ladder import Trend, trends
 from gpt2lab.report.tables import Summary, summaries
 from gpt2lab.results import Study, StudyRun, cleaned, collect, judge_runs
@@ -25,6 +26,7 @@ class Read:
     evidence: Evidence
     arms: Mapping[str, Summary]
     trends: Sequence[Trend] = ()
+    health: Health = field(default_factory=dict)
 
 
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> Read:
@@ -42,4 +44,5 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
         evidence=gather(study, runs, store),
         arms=summaries(study, runs, verdicts),
         trends=trends(study, store),
+        health=health(study, runs, store),
     )

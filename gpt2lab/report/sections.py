@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt2lab.analysis.scaling import tell_multiplier, tell_share
-from gpt2lab.report import appendix, method, tables
+from gpt2lab.report import appendix, health, method, tables
+from gpt2lab.report.pictures import HEALTH, Picture
 from gpt2lab.report.read import Read
 from gpt2lab.report.tables import Summary, Table
 from gpt2lab.results import LOSS, Study, scope_text
@@ -24,14 +25,16 @@ class Section:
     table: Table | None = None
     note: str = ""
     points: Sequence[str] = ()
+    figures: Sequence[Picture] = ()
     folded: bool = False
 
 
-def sections(read: Read) -> list[Section]:
+def sections(read: Read, pictures: Sequence[Picture] = ()) -> list[Section]:
     """The page behind its figures, in order; parts that the study does not have are left out."""
     study, evidence = read.study, read.evidence
     made = [
         Section(title="What it costs", table=tables.cost_table(study, read.arms), note=COST, points=_per_second(read)),
+        _time(read),
         _worth(read) if evidence.budgets else None,
         _rates(read) if evidence.trials else None,
         _ladder(read) if read.trends else None,
@@ -47,6 +50,7 @@ def sections(read: Read) -> list[Section]:
         Section(
             title="What deviates from that", points=method.deviations(read) or ["Nothing that the store knows of."]
         ),
+        _health(read, [picture for picture in pictures if picture.section == HEALTH]),
         Section(title="Runs", table=appendix.run_table(study, read.runs, evidence)),
         Section(title="What this shows, and what it does not", points=_limits(read)),
     ]
@@ -130,6 +134,25 @@ def _horizon(read: Read) -> Section:
         note="Rank agreement of the arms' mean losses during training with those at the end: 1 is the same order, 0 "
         "none, -1 the reverse. These runs were on the way to the end of a long schedule; a screen on a short schedule "
         "of its own can do worse.",
+    )
+
+
+def _time(read: Read) -> Section | None:
+    table = health.time_table(read.health, read.arms)
+    if table is None:
+        return None
+    return Section(title="Where the time went", table=table, note=health.time_note(read.health), folded=True)
+
+
+def _health(read: Read, pictures: Sequence[Picture]) -> Section:
+    table = health.table(read.health, read.arms)
+    return Section(
+        title=f"Training health{health.headline(read.health)}",
+        table=table,
+        note=health.NOTE if table else health.NOTHING,
+        points=health.points(read.health) if table else (),
+        figures=pictures,
+        folded=True,
     )
 
 

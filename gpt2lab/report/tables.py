@@ -71,6 +71,7 @@ class Summary:
     sd: float | None
     tokens_per_second: float | None
     peak_memory_bytes: int | None
+    mfu: float | None = None
 
 
 def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dict[str, Summary]:
@@ -82,6 +83,7 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
         results = [run.result for run in runs if run.arm == name]
         speeds = [result["tokens_per_second"] for result in results if result.get("tokens_per_second")]
         peaks = [result["peak_memory_bytes"] for result in results if result.get("peak_memory_bytes")]
+        shares = [share for result in results if isinstance(share := result.get("mfu"), float)]
         arm = judged[name]
         found[name] = Summary(
             arm=name,
@@ -93,6 +95,7 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
             sd=arm.sd if arm.n > 1 else None,
             tokens_per_second=statistics.median(speeds) if speeds else None,
             peak_memory_bytes=max(peaks) if peaks else None,
+            mfu=statistics.median(shares) if shares else None,
         )
     return found
 
@@ -219,12 +222,14 @@ def _shown(value: Any) -> str:
 
 
 def cost_table(study: Study, arms: Mapping[str, Summary]) -> Table:
-    """Size, work, speed and memory of every arm, and how they compare with the baseline's."""
-    columns = (
+    """Size, work, speed and memory of every arm, and how they compare with the baseline's; MFU where it is known."""
+    columns = [
         Column("Arm"), Column("Parameters", "number"), Column("Non-embedding", "number"), Column("Active", "number"),
         Column("FLOPs per token", "number"), Column("Tokens", "number"), Column("Tokens per second", "number"),
         Column("Peak memory", "number"),
-    )  # fmt: skip
+    ]  # fmt: skip
+    with_mfu = any(arm.mfu is not None for arm in arms.values())
+    columns += [Column("MFU", "number")] if with_mfu else []
     base, reference = study["arms"][study["baseline"]], arms[study["baseline"]]
     declared = ("parameters", "non_embedding_parameters", "active_parameters", "flops_per_token", "tokens")
     rows = []
@@ -235,5 +240,6 @@ def cost_table(study: Study, arms: Mapping[str, Summary]) -> Table:
         numbers.append((quantity(speed), speed, reference.tokens_per_second))
         numbers.append((memory(peak), peak, reference.peak_memory_bytes))
         cells = [Cell(shown, "" if is_baseline else change(value, other)) for shown, value, other in numbers]
+        cells += [Cell(DASH if arm.mfu is None else f"{100 * arm.mfu:.1f} %")] if with_mfu else []
         rows.append(Row((Cell(name), *cells), arm.look, is_baseline))
     return Table(columns, rows)

@@ -1,0 +1,268 @@
+"""Training health on the page: the numbers by hand, words for what broke off, and what is missing said."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_up_study import BATCH_TOKENS, EVERY, STEPS, run_id, write
+from matplotlib.figure import Figure
+
+from gpt2lab import health as read_health
+from gpt2lab import text
+from gpt2lab.model import ModelConfig, build_model
+from gpt2lab.report import health, health_figures, marks, page, read_study, svg, write_report
+from gpt2lab.results import StudyRun
+from gpt2lab.training import guard
+from gpt2lab.training.diagnostics import Updates, diagnose
+
+MakeStudy = Callable[..., dict[str, Any]]
+LAYERS = 3
+TIME = {
+    "data": 1.0,
+    "forward": 30.0,
+    "backward": 55.0,
+    "optimizer": 4.0,
+    "evaluation": 8.0,
+    "saving": 1.5,
+    "other": 0.5,
+}
+MEASURED = {
+    "time": TIME, "mfu": 0.412, "peak_flops": 9.9e14, "peak_from": "a data sheet", "skipped_steps": 0, "spikes": [],
+    "notes": [],
+}  # fmt: skip
+HOSTILE = '<script>alert("1")</script>'
+
+
+def journal(scale: float = 1.0, until: int = STEPS) -> list[dict[str, Any]]:
+    """Rows as the trainer writes them; every number is `scale` times a simple function of the step."""
+    rows = []
+    for step in range(0, until + 1, 10):
+        metrics = {"train/grad_norm": scale * (1 + 100 / step)} if step else {}
+        if step % EVERY == 0:
+            metrics |= {
+                "val/loss": 2.0,
+                "diag/logit_rms": scale * 2,
+                "diag/attention_logit_max": scale * (5 + step / 100),
+            }
+            metrics |= {f"diag/activation_rms/{i}": scale * (i + 1) * (1 + step / 800) for i in range(LAYERS)}
+            metrics |= {"diag/update_ratio": scale * 1e-3, "diag/update_ratio/mlp": scale * 2e-3} if step else {}
+        rows.append({"step": step, "tokens": step * BATCH_TOKENS, "seconds": step / 18, "metrics": metrics})
+    return rows
+
+
+def leave(runs: Path, arm: str, seed: int, scale: float = 1.0, **result: Any) -> None:
+    """Give a run of the made-up study a journal with diagnostics, and a result that has what newer ones have."""
+    folder = runs / run_id(arm, seed)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal(scale)))
+    write(folder / "result.json", json.loads((folder / "result.json").read_text()) | MEASURED | result)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds less for tests of everything else."""
+    monkeypatch.setattr(page, "draw", lambda *_: [])
+
+
+def written(runs: Path) -> str:
+    """The report's HTML, its entities read."""
+    return html.unescape(write_report("posenc", root=runs, out=runs.parent / "reports").read_text())
+
+
+@pytest.fixture
+def study(make_study: MakeStudy, tmp_path: Path) -> Path:
+    """runs/ of two arms and three seeds, of which one diverged and one had spikes and skipped steps."""
+    make_study({"learned": 2.15, "rotary": 1.9})
+    runs = tmp_path / "runs"
+    for seed, scale in enumerate((1.0, 2.0, 3.0)):
+        leave(runs, "learned", seed, scale)
+    spikes = [{"step": step, "loss": 3.25, "threshold": 2.5} for step in (210, 400, 500)]
+    leave(runs, "rotary", 0, 4.0, spikes=spikes, skipped_steps=2)
+    leave(runs, "rotary", 1, 4.0, notes=["bf16 is emulated here"])
+    where = {"seed": 2, "epoch": 1, "first_tokens": [512, 7_000, 3, 9]}
+    broken = {"step": 1_120, "lr": 4e-3, "loss": math.nan, "grad_norm": math.inf, "batch": where}
+    leave(runs, "rotary", 2, 4.0, status="diverged", reason="step 1120: loss nan", divergence=broken)
+    return runs
+
+
+def table_of(read: Any) -> dict[str, dict[str, tuple[str, str]]]:
+    table = health.table(read.health, read.arms)
+    assert table is not None
+    titles = [column.title for column in table.columns]
+    return {
+        row.cells[0].text: {t: (c.text, c.detail) for t, c in zip(titles, row.cells, strict=True)} for row in table.rows
+    }
+
+
+def test_every_number_of_the_table_by_hand(study: Path) -> None:
+    shown = table_of(read_study("posenc", study))
+    late = statistics.median(1 + 100 / step for step in range(730, 801, 10))  # the last tenth of 80 steps, mean scale 2
+    assert shown["learned"] == {
+        "Arm": ("learned", ""),
+        "Gradient norm": (f"{2 * late:.3g}", "up to 33"),
+        "Attention logit": ("26", "up to 39"),
+        "Logit rms": ("4", "up to 6"),
+        "Activation rms": ("4 to 12", ""),
+        "Update ratio": ("0.002", "mlp 0.004"),
+        "Spikes": ("0", ""),
+        "Skipped steps": ("0", ""),
+        "Diverged": ("0", ""),
+    }
+    assert shown["rotary"]["Spikes"] == ("3", "in 1 of 3 runs")
+    assert shown["rotary"]["Skipped steps"] == ("2", "in 1 of 3 runs")
+    assert shown["rotary"]["Diverged"] == ("1", "in 1 of 3 runs")
+
+
+def test_means_leave_out_what_did_not_finish(study: Path) -> None:
+    leave(study, "rotary", 2, 1000.0, status="diverged")
+    assert table_of(read_study("posenc", study))["rotary"]["Logit rms"] == ("8", "up to 2e+03")
+    for seed in (0, 1):
+        leave(study, "rotary", seed, 1000.0, status="diverged")  # with nothing else to show, that is shown
+    assert table_of(read_study("posenc", study))["rotary"]["Logit rms"] == ("2e+03", "up to 2e+03")
+
+
+def test_the_page_and_its_twin_tell_what_broke_off_and_what_jumped(study: Path, tmp_path: Path) -> None:
+    index = write_report("posenc", root=study, out=tmp_path / "reports")
+    source, twin = index.read_text(), (index.parent / "report.md").read_text()
+    said = (
+        "Training health (3 spikes, 2 skipped steps, 1 run diverged)",
+        "rotary, seed 2, diverged at step 1,120: rate 0.004, loss NaN, gradient norm ∞; its batch: epoch 1, sequences "
+        "from tokens 512, 7,000, 3 and 1 more.",
+        "rotary, seed 0: the loss jumped to 3.25 at step 210, over a threshold of 2.5, and 2 times more.",
+        "rotary: bf16 is emulated here.",
+        "Steps skipped because their numbers were not finite: 2 in rotary.",
+        "990 TFLOP/s (a data sheet)",
+        "41.2 %",
+        "55.0 %",
+        "1.7 minutes",
+    )
+    plain = re.sub(r"\\(.)", r"\1", twin)
+    for sentence in said:
+        assert sentence in source, sentence
+        assert sentence in plain, sentence
+    places = [source.index(part) for part in ("Verdicts", "What it costs", "Where the time went", "Training health",
+                                              'id="activations-title"', "What this shows")]  # fmt: skip
+    assert places == sorted(places)  # verdicts first; a training's health is far down, folded
+    health_part = source[places[3] : places[5]]
+    assert not any(word.lower() in re.sub(r"<[^>]+>", " ", health_part).lower() for word in ("better", "worse"))
+    figures = sorted(path.stem for path in (index.parent / "figures").glob("*.png"))
+    assert {"activations", "gradient", "scores", "logits"} <= set(figures)
+    assert sorted(re.findall(r"\(figures/([^)]+)\.svg\)", twin)) == figures
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_results_from_before_are_said_to_lack_it(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study()
+    source = written(tmp_path / "runs")
+    assert health.NOTHING in source
+    for absent in ("Where the time went", "MFU"):
+        assert absent not in source
+    assert health_figures.draw(read_study("posenc", tmp_path / "runs").health, {}) == []
+    leave(tmp_path / "runs", "rotary", 1)
+    lacking = "learned (3 of 3 runs), rotary (2 of 3 runs), none (3 of 3 runs)"
+    source = written(tmp_path / "runs")
+    assert f"Without measurements of activations, scores and logits: {lacking}." in source
+    assert health.NOTHING not in source
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_study_without_any_run_has_a_page(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    for entry in study["arms"].values():
+        entry["runs"] = dict.fromkeys(entry["runs"], "f" * 16)
+    write(tmp_path / "runs/studies/posenc@nano.json", study)
+    assert health.NOTHING in written(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("value", [None, "much", [], {}, [None, 3], {"data": None}, True, math.nan, -1])
+def test_no_value_of_a_record_costs_the_page(make_study: MakeStudy, tmp_path: Path, value: Any) -> None:
+    make_study({"learned": 2.15, "rotary": 1.9}, seeds=1)
+    keys = (*MEASURED, "divergence")
+    leave(tmp_path / "runs", "learned", 0, **dict.fromkeys(keys, value))
+    leave(tmp_path / "runs", "rotary", 0, spikes=[{"step": value}], divergence={"step": value, "batch": value})
+    folder = tmp_path / "runs" / run_id("learned", 0)
+    rows = [row | {"metrics": {name: value for name in row["metrics"] if name != "val/loss"}} for row in journal()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_study("posenc", tmp_path / "runs")
+    assert health.table(read.health, read.arms) is not None
+    look = marks.looks(["learned", "rotary"], "learned")
+    with svg.drawing():
+        assert health_figures.draw(read.health, look)
+    for told in (health.points(read.health), health.deviations(read.health), [health.time_note(read.health)]):
+        assert "nan" not in " ".join(told)
+    health.time_table(read.health, read.arms)
+    health.headline(read.health)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_words_of_a_record_cannot_become_markup(study: Path, tmp_path: Path) -> None:
+    leave(study, "learned", 0, notes=[HOSTILE], peak_from=HOSTILE, divergence={"step": HOSTILE, "batch": {HOSTILE: 1}})
+    index = write_report("posenc", root=study, out=tmp_path / "reports")
+    source, twin = index.read_text(), (index.parent / "report.md").read_text()
+    assert "<script" not in source + re.sub(r"^```.*?^```", "", twin, flags=re.S | re.M)
+    assert text.markdown(HOSTILE) in twin
+
+
+def test_many_runs_with_something_to_tell_are_counted() -> None:
+    spike = {"spikes": [{"step": 1, "loss": 2.0, "threshold": 1.0}]}
+    runs = [StudyRun(arm="a", seed=i, id="0" * 16, status="finished", result=spike) for i in range(20)]
+    told = health.points({"a": [read_health.of_run(run, journal()) for run in runs]})
+    assert len(told) == health.MOST_TOLD + 1
+    assert told[-1].startswith("And 8 more")
+
+
+@pytest.mark.parametrize("count", [1, 59, 60, 61, 4_001])
+def test_a_long_curve_is_thinned_to_medians_and_keeps_its_end(count: int) -> None:
+    x, y = health_figures.thinned((list(map(float, range(count))), [float(i % 7) for i in range(count)]))
+    assert len(x) == len(y) == min(count, health_figures.MOST_POINTS)
+    assert x[-1] == count - 1
+    if count == 4_001:
+        assert y[0] == statistics.median(i % 7 for i in range(67))
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1e-3, 1e3], [0.0, 50.0], [-1.0, 5.0], [1.0], [math.nan], [1e-9, 1e9]])
+def test_figures_can_be_drawn_from_anything(values: list[float]) -> None:
+    look = marks.looks(["a", HOSTILE], "a")
+    curves = [health_figures.Curves(arm, [(list(map(float, range(len(values)))), values)]) for arm in look]
+    with svg.drawing():
+        figure: Figure = health_figures.lines(curves, look, "block", "rms")
+        alone, _ = svg.render(figure, "name", "title", "words")
+    assert "<script" not in alone
+    assert "mathdefault" not in alone  # matplotlib's own labels of a logarithmic axis are TeX
+
+
+def test_names_at_the_ends_of_a_logarithmic_axis_stand_at_their_values() -> None:
+    look = marks.looks(["a", "b", "c"], "a")
+    curves = [
+        health_figures.Curves(arm, [([0.0, 1.0], [1.0, end])]) for arm, end in (("a", 1.0), ("b", 31.6), ("c", 1e3))
+    ]
+    with svg.drawing():
+        axes = health_figures.lines(curves, look, "block", "rms").axes[0]
+        heights = {note.get_text(): note.xy[1] for note in axes.texts if note.get_text() in look}  # type: ignore[attr-defined]
+    assert heights["b"] == pytest.approx((heights["a"] + heights["c"]) / 2, abs=0.01)
+
+
+def test_the_page_reads_what_the_training_measures() -> None:
+    model = build_model(ModelConfig(n_layer=12, n_head=1, n_embd=8, block_size=8, vocab_size=9))
+    updates = Updates(model.params())
+    updates.before()
+    row = {"step": 1, "tokens": 8, "metrics": diagnose(model, torch.zeros(1, 8, dtype=torch.int64), "fp32")}
+    row["metrics"] |= updates.after() | {"train/grad_norm": 1.0}
+    run = read_health.of_run(StudyRun(arm="a", seed=0, id="0" * 16, status="finished"), [row])
+    names: Mapping[str, float] = row["metrics"]
+    assert list(run.depth) == [names[f"diag/activation_rms/{i}"] for i in range(12)]  # by number, not by letter
+    assert run.moved.keys() == {"", "embedding", "position", "attention", "mlp", "vector"}
+    assert all(run.last(metric) == names[metric] for metric in read_health.OVER_TIME)
+
+
+def test_the_note_says_when_a_spike_is_one() -> None:
+    assert f"more than {guard.SIGMAS:g} standard deviations" in health.NOTE
+    assert f"up to {guard.WINDOW} losses" in health.NOTE
