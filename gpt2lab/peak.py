@@ -1,7 +1,8 @@
 """How fast a device could be: what a training's speed is measured against (model FLOPs utilisation, arXiv:2204.02311).
 
 Of known GPUs the makers' figures for dense matrix products; of everything else what one large product reaches here,
-measured once and kept in the user's cache folder.
+the best of all measurements, kept in
+the user's cache folder: a machine that is busy looks slow.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ KNOWN = {
     "RTX 3090": (35.6, 35.6, 71.0),
 }
 COLUMN: dict[Precision, int] = {"fp32": 0, "tf32": 1, "bf16": 2, "fp16": 2}
-SIZE, SECONDS = 1024, 0.3
+SIZE, SECONDS = 1024, 0.15
 
 
 def peak_flops(device: torch.device, precision: Precision, threads: int) -> tuple[float | None, str]:
@@ -48,14 +49,14 @@ def peak_flops(device: torch.device, precision: Precision, threads: int) -> tupl
 def _measured(device: torch.device, precision: Precision, threads: int) -> float:
     kind = f"{device.type}-{precision}-{threads}-{torch.__version__}".replace("+", "_")
     path = data_home() / "peaks" / f"{kind}.json"
-    with contextlib.suppress(Gpt2labError, KeyError):  # unreadable is as good as absent
-        kept = read_json(path)
-        if kept is not None:
-            return float(kept["flops"])
+    best = 0.0
+    with contextlib.suppress(Gpt2labError, KeyError, TypeError):  # unreadable is as good as absent
+        best = float((read_json(path) or {"flops": 0.0})["flops"])
     found = matmul_flops(device, precision, threads)
-    with contextlib.suppress(Gpt2labError):
-        write_json(path, {"flops": found})
-    return found
+    if found > best:
+        with contextlib.suppress(Gpt2labError):
+            write_json(path, {"flops": found})
+    return max(best, found)
 
 
 def matmul_flops(device: torch.device, precision: Precision, threads: int, size: int = SIZE) -> float:

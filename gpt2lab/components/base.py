@@ -150,3 +150,9 @@ class Site:
     def table(self, n_rows: int, n_columns: int, kind: Kind) -> nn.Parameter:
         """A looked-up matrix (n_rows, n_columns) with its role."""
         return mark(torch.empty(n_rows, n_columns), Role(kind, self.layer, self.gain))
+
+
+def short_cut(part: object, name: str) -> Any:
+    """The method `name` of a component if its very class defines it, else None. A short cut says what the component
+    computes; an heir that computes something else must not inherit that claim."""
+    return getattr(part, name) if name in vars(type(part)) else None

@@ -22,15 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gpt2lab.components.head import matrix_of
-from gpt2lab.components.objective import CrossEntropy, ZLoss
+from gpt2lab.components.base import short_cut
 
 SCORES_AT_ONCE = {"cpu": 1 << 24, "meta": 1 << 62}
 """Scores (rows times vocabulary) computed at once, by type of device. On CPU 2^24, or 64 MiB: with fewer the products
 of matrices are small and slow, more cost memory. Without data (`meta`, where costs are counted) nothing is saved."""
 GPU_SCORES_AT_ONCE = 1 << 28
 
-Closed = CrossEntropy | ZLoss
 Gradients = Sequence[Tensor | None]
 Sums = tuple[Tensor, Tensor, Gradients]
 """Objective, cross entropy, and the objective's gradients."""
@@ -79,9 +77,9 @@ def in_chunks(
     if not (torch.is_grad_enabled() and (rows.requires_grad or trained)):
         parts = [sums(head(x, embedding), y, terms) for x, y in chunks(size, rows, wanted)]
         return sum_up(objective for objective, _ in parts), sum_up(nll for _, nll in parts)
-    matrix = matrix_of(head, embedding)
-    # by the very type: a class that inherits from these may compute something else
-    if matrix is not None and all(type(term) in (CrossEntropy, ZLoss) for term in terms):
+    matrix_of = short_cut(head, "matrix")
+    matrix = matrix_of(embedding) if matrix_of else None
+    if matrix is not None and all(short_cut(term, "of") for term in terms):
         return known(lambda: of_matrix(rows, matrix, wanted, terms, size), rows, matrix)
     return known(lambda: of_any(rows, trained, wanted, head, embedding, terms, size), rows, *trained)
 
@@ -132,7 +130,7 @@ def of_any(
     return sum_up(objective for objective, _ in found), sum_up(nll for _, nll in found), [to_rows, *to_trained]
 
 
-def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Closed], size: int) -> Sums:
+def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Any], size: int) -> Sums:
     """The same for scores = rows times matrix^T, matrix (V, C), and terms in closed form: each chunk in place, in
     buffers that all chunks share. It takes about three quarters of `of_any`'s time.
 
@@ -176,7 +174,7 @@ def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Clos
     return sum_up(value for value, _ in found), sum_up(nll for _, nll in found), [to_rows, to_matrix]
 
 
-def slopes(nll: Tensor, lse: Tensor, counted: Tensor, terms: Sequence[Closed]) -> tuple[Tensor, Tensor, Tensor]:
+def slopes(nll: Tensor, lse: Tensor, counted: Tensor, terms: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of `terms` over rows that count, and its derivatives.  (m,), (m,), (m,) -> (), (m,), (m,)"""
     with torch.enable_grad():
         nll, lse = nll.requires_grad_(), lse.requires_grad_()

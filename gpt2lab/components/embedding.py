@@ -30,6 +30,10 @@ class Plain(nn.Module):
     def forward(self, tokens: Tensor, step: Step) -> Tensor:
         return F.embedding(tokens, self.weight)
 
+    def table(self) -> Tensor | None:
+        """The trained matrix (V, C) if `unembed` is a product with it and nothing else, else None."""
+        return self.weight
+
     def unembed(self, rows: Tensor) -> Tensor:
         """Scores of every token, by the same table.  (n, C) -> (n, V)"""
         return F.linear(rows, self.weight)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gpt2lab.components.base import Linear, Role, Site, mark
+from gpt2lab.components.base import Linear, Role, Site, mark, short_cut
 from gpt2lab.components.embedding import Plain
 from gpt2lab.registry import Slot
 
@@ -29,6 +29,16 @@ class Head(nn.Module):
         self.weight = matrix.weight if matrix is not None else None
         self.bias = nn.Parameter(torch.zeros(bias)) if bias else None
 
+    def matrix(self, embedding: Plain) -> Tensor | None:
+        """The trained matrix (V, C) if the scores are rows times it and nothing else, so that losses can take a short
+        cut; None if there is more to them."""
+        if self.scale != 1.0 or self.bias is not None or self.softcap is not None:
+            return None
+        if self.weight is not None:
+            return self.weight
+        table = short_cut(embedding, "table")
+        return table() if table else None
+
     def forward(self, rows: Tensor, embedding: Plain) -> Tensor:
         """(n, C) -> (n, V)"""
         logits = embedding.unembed(rows) if self.weight is None else nn.functional.linear(rows, self.weight)
@@ -37,16 +47,6 @@ class Head(nn.Module):
         if self.bias is not None:
             logits = logits + self.bias
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-
-def matrix_of(head: nn.Module, embedding: nn.Module) -> Tensor | None:
-    """The trained matrix (V, C) if the scores are rows times it and nothing else, so that losses can take a short cut;
-    None if there is more to them, or somebody else's code in them."""
-    if type(head) is not Head or head.scale != 1.0 or head.bias is not None or head.softcap is not None:
-        return None
-    if head.weight is not None:
-        return head.weight
-    return embedding.weight if type(embedding) is Plain else None
 
 
 @head.register("tied", source="arXiv:1608.05859", examples=({"softcap": 15.0}, {"scale": 0.5}))

@@ -4,7 +4,7 @@ from gpt2lab.runner.job import NOTHING_LEFT, PARENT, REPLAYED, Job
 from gpt2lab.runner.main import main, record_failure, work
 from gpt2lab.runner.measured import evaluated, sequences_at_once
 from gpt2lab.runner.stop import StopRequest
-from gpt2lab.runner.work import execute
+from gpt2lab.runner.training import execute
 
 __all__ = [
     "NOTHING_LEFT",

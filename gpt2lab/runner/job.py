@@ -9,8 +9,8 @@ from typing import Any
 PARENT = "GPT2LAB_PARENT"
 """Names the process, by its id, whose end is a worker's end."""
 
-NOTHING_LEFT = 3
-"""A worker's exit code when another process had finished the run before it."""
+NOTHING_LEFT = 76
+"""A worker's exit code when another process had finished the run before it; no error has it."""
 
 REPLAYED = 20
 """Steps at the end that can be trained again from a checkpoint of their own."""

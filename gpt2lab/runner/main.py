@@ -12,9 +12,9 @@ from pathlib import Path
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, RankLost
 from gpt2lab.registry import load_plugin
-from gpt2lab.runner.job import NOTHING_LEFT, Job
+from gpt2lab.runner.job import NOTHING_LEFT, PARENT, Job
 from gpt2lab.runner.stop import StopRequest
-from gpt2lab.runner.work import execute
+from gpt2lab.runner.training import execute
 from gpt2lab.store import Store, make_folder, now, write_atomically
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.joining import Echo, Place, join_world
@@ -70,7 +70,8 @@ def ranks_of(job: Job) -> AbstractContextManager[World]:
         record_failure(job, error)
         print(error.render(), file=sys.stderr, flush=True)
 
-    return join_world(choose_device(training.device).type, training.rank_timeout_seconds, lost)
+    parent = int(os.environ.get(PARENT, os.getppid()))
+    return join_world(choose_device(training.device).type, training.rank_timeout_seconds, lost, parent)
 
 
 def record_failure(job: Job, error: BaseException) -> None:

@@ -13,6 +13,13 @@ from gpt2lab.runner.job import PARENT
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def die_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel for that signal when the parent dies, where it offers that."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
 class StopRequest:
     """Set by a signal, or when the parent is gone; the run then finishes its step, saves and ends with Preempted."""
 
@@ -25,9 +32,7 @@ class StopRequest:
         """Take over the stop signals, and ask the kernel for one when the parent dies (where it offers that)."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
-        if sys.platform == "linux":
-            pr_set_pdeathsig = 1
-            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        die_with_parent(signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

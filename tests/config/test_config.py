@@ -81,7 +81,7 @@ def test_e3_the_schema_alone_converts() -> None:
         ("optim.lr=nan", "'nan' does not fit: a finite number is expected"),
         ("optim.lr=1e999", "'1e999' does not fit: a finite number is expected"),
         ("model.bias=perhaps", "'perhaps' does not fit: true or false is expected"),
-        ("training.precision=fp8", "'fp8' does not fit: 'fp32' or 'bf16' is expected"),
+        ("training.precision=fp8", "'fp8' does not fit: 'fp32', 'tf32', 'bf16' or 'fp16' is expected"),
         ("evaluation.contexts=1", "'1' does not fit: a list is expected, such as [a, b]"),
         ("evaluation.contexts=[0.5, x]", "'x' does not fit: a number is expected"),
         ("evaluation.contexts=[-1]", "['-1'] does not fit: contexts are positive multiples of block_size, each once"),

@@ -114,7 +114,7 @@ def test_an_option_written_out_with_its_default_is_no_difference() -> None:
 def test_the_id_is_sixteen_hexadecimal_digits_of_all_parts() -> None:
     parts = run_identity(load_config("nano"), **OUTSIDE)
     assert set(parts) == {
-        "settings", "seed", "repeat", "data", "torch", "device", "threads", "core", "components",
+        "settings", "seed", "repeat", "data", "torch", "device", "threads", "compiled", "core", "components",
     }  # fmt: skip
     assert len(run_id(parts)) == 16
     assert int(run_id(parts), 16) >= 0

@@ -366,12 +366,12 @@ def test_the_checkpoint_to_replay_from_survives_a_kill_at_its_own_step(
     [data] = [path for path, one in list_prepared() if getattr(one, "fingerprint", "") == identity["identity"]["data"]]
     job = Job(str(tmp_path / "again"), old.id, config, identity["identity"], str(data), 1.0, 1, replayable=True)
 
-    def killed(*arguments: Any) -> None:
-        save(*arguments)
+    def killed(*arguments: Any, **named: Any) -> None:
+        save(*arguments, **named)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("gpt2lab.runner.work.save", killed)
+        patched.setattr("gpt2lab.runner.training.save", killed)
         with pytest.raises(KeyboardInterrupt):
             execute(job, StopRequest())
     assert execute(job, StopRequest())
