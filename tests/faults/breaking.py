@@ -18,7 +18,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2lab.runner import Job
 
 TESTS = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -73,26 +76,22 @@ class Lab:
         changes: to PLAIN, by dotted key.  fault: GPT2LAB_FAULT.  kill_after: seconds until SIGKILL for all.
         fingerprint: of the data that was planned with; None: the right one.
         """
+        root.mkdir(parents=True, exist_ok=True)
+        job = self.job(root, changes) | ({"fingerprint": fingerprint} if fingerprint else {})
+        times = {"fault": fault, "ranks": ranks, "starters": starters, "kill_after": kill_after}
+        codes: list[int] = self._ask(job | times)
+        return codes
+
+    def job(self, root: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What `job_of` takes: the run in `root`."""
         assert self._data is not None
         tree = {"data": {"corpus": {"name": "text", "paths": [self._data["text"]]}, "tokenizer": "bytes"}, **PLAIN}
         tree = json.loads(json.dumps(tree))
         for key, value in (changes or {}).items():
             part, _, name = key.partition(".")
             tree[part][name] = value
-        root.mkdir(parents=True, exist_ok=True)
-        codes: list[int] = self._ask(
-            {
-                "config": json.dumps(tree),
-                "root": str(root),
-                "data": self._data["path"],
-                "fingerprint": fingerprint or self._data["fingerprint"],
-                "fault": fault,
-                "ranks": ranks,
-                "starters": starters,
-                "kill_after": kill_after,
-            }
-        )
-        return codes
+        place = {"root": str(root), "data": self._data["path"], "fingerprint": self._data["fingerprint"]}
+        return {"config": json.dumps(tree), **place}
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._server is not None and self._server.stdin is not None and self._server.stdout is not None
@@ -205,13 +204,20 @@ def _child(request: dict[str, Any], rank: int, port: int) -> None:
 
 def _work(request: dict[str, Any]) -> int:
     from gpt2lab import faults
-    from gpt2lab.runner import Job, StopRequest, work
+    from gpt2lab.runner import StopRequest, work
 
     faults.arm_from_environment()
-    identity = {"data": request["fingerprint"], "device": "cpu"}
     stop = StopRequest()
     stop.listen()
-    return work(Job(request["root"], RUN, request["config"], identity, request["data"], 1.0, 1), stop)
+    return work(job_of(request), stop)
+
+
+def job_of(request: dict[str, Any]) -> Job:
+    """What a worker is told."""
+    from gpt2lab.runner import Job
+
+    identity = {"data": request["fingerprint"], "device": "cpu"}
+    return Job(request["root"], RUN, request["config"], identity, request["data"], 1.0, 1)
 
 
 if __name__ == "__main__":

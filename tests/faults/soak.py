@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.runner import NOTHING_LEFT
 from tests.faults.breaking import RUN, Lab, differences, outcome
 
 COMMON: dict[str, Any] = {
@@ -33,9 +34,6 @@ SETUPS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Dropout is on in both, so that random numbers are compared as well."""
-
-NOTHING_LEFT = 3
-"""Exit code of who was killed after the result was written."""
 
 
 def steps_done(root: Path) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from breaking import RUN, Lab, outcome
 
+from gpt2lab.runner import NOTHING_LEFT
+
 KILLED = "kill@step:8"  # with checkpoints of steps 3 and 6
 
 
@@ -80,6 +82,6 @@ def test_data_that_changed_since_the_checkpoint_is_refused(
 def test_a_finished_run_is_left_alone(lab: Lab, tmp_path: Path) -> None:
     assert lab.train(tmp_path) == [0]
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.name != "log.txt"}
-    assert lab.train(tmp_path) == [3]  # nothing was left to do
+    assert lab.train(tmp_path) == [NOTHING_LEFT]
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert json.loads((tmp_path / RUN / "result.json").read_text())["status"] == "finished"

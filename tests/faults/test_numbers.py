@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from breaking import RUN, Lab
 
+from gpt2lab.runner import NOTHING_LEFT
+
 
 def result(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((root / RUN / "result.json").read_text())
@@ -21,7 +23,7 @@ def test_a_number_that_is_not_finite_makes_the_run_diverged(lab: Lab, tmp_path: 
     found = result(tmp_path)
     assert (found["status"], found["steps"]) == ("diverged", 4)
     assert found["reason"].startswith("training: step 5: loss")
-    assert lab.train(tmp_path) == [3]  # it is a result: nobody tries again
+    assert lab.train(tmp_path) == [NOTHING_LEFT]  # it is a result: nobody tries again
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
