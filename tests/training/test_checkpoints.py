@@ -508,3 +508,21 @@ def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
             assert (loaded.step, loaded.damaged) == (state.step, ())
             break
     assert 15 <= kills < 100
+
+
+def test_a_kill_in_the_middle_of_pruning_leaves_no_half_checkpoint(
+    saved: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = saved
+    real = os.unlink
+
+    def dying(*args: Any, **options: Any) -> None:
+        real(*args, **options)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", dying)
+        with pytest.raises(Killed):
+            prune(folder, keep=2)
+    sweep_leftovers(folder)
+    assert names(folder) == ["step_000004", "step_000006"]
