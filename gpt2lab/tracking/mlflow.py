@@ -259,7 +259,8 @@ class MlflowSink:
         """The numbers that belong to the whole run, each group once, at its last step and end time."""
         from mlflow.entities import Metric
 
-        groups = {"result": {name: result.get(name) for name in ("tokens_per_second", "peak_memory_bytes", "seconds")}}
+        numbers_of_all = ("tokens_per_second", "mfu", "peak_memory_bytes", "seconds")
+        groups = {"result": {name: result.get(name) for name in numbers_of_all}}
         if evaluation:
             contexts = {f"context_{length}": loss for length, loss in evaluation.get("contexts", {}).items()}
             named = {**evaluation.get("metrics", {}), **contexts}

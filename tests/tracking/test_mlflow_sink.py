@@ -84,6 +84,7 @@ def test_a_study_is_one_parent_with_one_child_per_run(lab: Lab, sink_factory: Si
     assert [p.timestamp - child.info.start_time for p in points] == [0, 125, 250, 375, 500]
     assert [p.value for p in look.points(lab.run("rotary", 1), "tokens")] == [0, 64, 128, 192, 256]
     assert child.data.metrics["tokens_per_second"] == 900.0
+    assert child.data.metrics["mfu"] == 0.4
     assert [a.path for a in look.client.list_artifacts(child.info.run_id)] == ["config.yaml"]
     assert Path(child.info.artifact_uri.removeprefix("file://")).is_relative_to(lab.store.root / "mlartifacts")
     known = links(lab.store, "posenc@nano")
