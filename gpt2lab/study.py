@@ -10,7 +10,7 @@ from gpt2lab.display import Display, RunView
 from gpt2lab.executors.local import Ending, LocalExecutor
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
-from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.planning.runs import Run, is_finished, tokens_of
 from gpt2lab.planning.scope import FEWEST
 from gpt2lab.registry import PLUGINS
 from gpt2lab.results import judge
@@ -168,11 +168,22 @@ def _train(
         tick()
         by_run = {run.id: run for run in todo}
         executor = LocalExecutor(plan.machine.jobs, tick, gpus, lambda run_id: is_finished(by_run[run_id], store))
-        endings = executor.run([job_of(run, store, plan) for run in todo])
+        endings = executor.run([job_of(run, store, plan) for run in longest_first(todo, plan)])
         tick()
         return endings
     finally:
         follower.close(timeout=30.0)
+
+
+def longest_first(runs: Sequence[Run], plan: Plan) -> list[Run]:
+    """The order to start them in: seed by seed as they come, but within one the costliest first, so that no long run
+    is begun last and trains on beside idle cores."""
+    turns, seconds = dict[str, int](), dict[str, float]()
+    for arm in plan.arms.values():
+        for turn, run in enumerate(arm.all_runs()):
+            turns.setdefault(run.id, turn)
+            seconds[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
+    return sorted(runs, key=lambda run: (turns[run.id], -seconds[run.id]))
 
 
 def label(run: Run, plan: Plan) -> str:

@@ -10,19 +10,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from gpt2lab.errors import LockHeld, Preempted
+from gpt2lab.executors.warm import LOST, Forked, Server, wait_readable
 from gpt2lab.runner import NOTHING_LEFT, PARENT, Job
 from gpt2lab.store import Store
 
 TICK_SECONDS = 0.2
 LOCKED_PAUSE_SECONDS = 2.0
+SERVERS = 2
+"""As many servers may be killed before every run gets a process from scratch."""
+
+FORCED = 130
+Process = Forked | subprocess.Popen[str]
 Ending = Literal["done", "failed", "preempted", "locked", "found"]
 """How a job ended: trained now, failed, stopped, held by another process, or finished by another one meanwhile."""
 
@@ -40,23 +48,28 @@ class Worker:
 
     job: Job
     place: int
-    process: subprocess.Popen[str]
+    process: Process
+    told: bool = False
+    """to stop"""
 
 
 @dataclass
 class LocalExecutor:
-    """Runs jobs, at most `places` at a time.
+    """Runs jobs, at most `places` at a time, as a rule in the order in which they come.
 
     on_tick: called several times a second while jobs run. gpus: how many there are to share. is_done: whether a run is
-    finished by now, asked before its worker is started, because another process may be at the same study.
+    finished by now, asked before its worker is started, because another process may be at the same study. warm: whether
+    workers are forks of a process that has imported torch; elsewhere than on Linux its libraries do not bear that.
     """
 
     places: int
     on_tick: Callable[[], None]
     gpus: int = 0
     is_done: Callable[[str], bool] = lambda run_id: False
+    warm: bool = sys.platform == "linux"
     _stop: bool = field(default=False, init=False)
     _workers: list[Worker] = field(default_factory=list, init=False)
+    _server: Server = field(default_factory=Server, init=False)
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Ending]:
         """Execute all jobs; run id -> how it ended. A run that another process holds is waited for.
@@ -65,33 +78,38 @@ class LocalExecutor:
         """
         waiting, endings = deque(jobs), dict[str, Ending]()
         not_before: dict[str, float] = {}
-        before = {number: signal.signal(number, self._on_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            while waiting or self._workers:
-                for worker in [w for w in self._workers if w.process.poll() is not None]:
-                    self._workers.remove(worker)
-                    ending = ENDINGS.get(worker.process.returncode, "failed")
-                    if ending == "locked" and not self._stop:
-                        waiting.append(worker.job)
-                        not_before[worker.job.run_id] = time.monotonic() + LOCKED_PAUSE_SECONDS
-                    else:
-                        self._account(worker, ending)
-                        endings[worker.job.run_id] = ending
-                if self._stop and not self._workers:
-                    break
-                endings |= self._fill(waiting, not_before)
-                self.on_tick()
-                time.sleep(TICK_SECONDS)
-        finally:
-            self._end_workers()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with self._signals():
+            try:
+                while waiting or self._workers:
+                    for worker in [w for w in self._workers if w.process.poll() is not None]:
+                        self._workers.remove(worker)
+                        ending = self._ending(worker)
+                        if ending == "locked" and not self._stop:
+                            waiting.append(worker.job)
+                            not_before[worker.job.run_id] = time.monotonic() + LOCKED_PAUSE_SECONDS
+                        elif ending is None:
+                            waiting.appendleft(worker.job)
+                        else:
+                            endings[worker.job.run_id] = ending
+                    if self._stop:
+                        self._tell_workers()
+                        if not self._workers:
+                            break
+                    endings |= self._fill(waiting, not_before)
+                    self.on_tick()
+                    self._pause()
+            finally:
+                self._end_workers()
         if self._stop:
             raise Preempted(
                 f"stopped: {len(endings)} runs ended or saved, {len(waiting)} not begun; nothing is lost",
                 hint="the same command continues",
             )
         return endings
+
+    def stop(self) -> None:
+        """Let every run finish its step and save, and begin no other; `run` then raises Preempted. For any thread."""
+        self._stop = True
 
     def _fill(self, waiting: deque[Job], not_before: dict[str, float]) -> dict[str, Ending]:
         """Start jobs while there are free places; -> those that another process has finished meanwhile."""
@@ -102,7 +120,7 @@ class LocalExecutor:
             job = waiting.popleft()
             if time.monotonic() < not_before.get(job.run_id, 0.0):
                 waiting.append(job)
-            elif Store(job.root).run(job.run_id).status() == "running":  # a worker takes seconds to find that out
+            elif Store(job.root).run(job.run_id).status() == "running":  # a worker takes longer to find that out
                 not_before[job.run_id] = time.monotonic() + LOCKED_PAUSE_SECONDS
                 waiting.append(job)
             elif self.is_done(job.run_id):
@@ -113,69 +131,110 @@ class LocalExecutor:
                 self._workers.append(Worker(job, place, self._start(job, place)))
         return found
 
-    def _start(self, job: Job, place: int) -> subprocess.Popen[str]:
+    def _start(self, job: Job, place: int) -> Process:
         """A worker process with its own session, so that Ctrl-C reaches it only through us."""
         folder = Path(job.root) / job.run_id
         folder.mkdir(parents=True, exist_ok=True)
         threads = str(job.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        environment[PARENT] = str(os.getpid())
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(place % self.gpus)
         with (folder / "run.log").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gpt2lab.runner"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-                start_new_session=True,
-            )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(job.to_json())
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died at once; its exit code and log say why
-        return process
+            return self._server.start(job, environment, log) if self.warm else start_cold(job, environment, log)
 
-    def _account(self, worker: Worker, ending: Ending) -> None:
-        """A worker that was killed could not say so itself."""
+    def _ending(self, worker: Worker) -> Ending | None:
+        """How a worker ended, which the record of a failed run says too; None when its job is to be done again."""
         code = worker.process.returncode
+        assert code is not None
         folder = Store(worker.job.root).run(worker.job.run_id)
-        if ending == "failed" and folder.failure() is None and folder.result() is None:
+        log = folder.path / "run.log"
+        if code == LOST:
+            if self.is_done(worker.job.run_id):
+                return "done"
+            again = "it is saved" if self._stop else "it is started again"
+            with log.open("a") as file:
+                file.write(f"the process that starts workers ended ({self._server.last_words()}); {again}\n")
+            self.warm = self.warm and self._server.launched < SERVERS
+            return "preempted" if self._stop else None
+        ending = ENDINGS.get(code, "failed")
+        if ending == "failed" and folder.failure() is None and folder.result() is None:  # it could not say so itself
             rows = folder.rows()
             cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            log = f"see {folder.path / 'run.log'}"
             step = rows[-1]["step"] if rows else 0
             folder.fail(
-                {"reason": f"{cause}{hint}; {log}", "phase": "worker", "step": step, "at": time.strftime("%FT%T")}
+                {"reason": f"{cause}{hint}; see {log}", "phase": "worker", "step": step, "at": time.strftime("%FT%T")}
             )
+        return ending
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Take over the signals that stop a command; Python lets the main thread alone do that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_stop(self, number: int, frame: object) -> None:
-        """First signal: pass it on and wait. Second: end at once; checkpoints stay whole whatever is interrupted."""
+        """First signal: let the loop tell everybody. Second: end at once; checkpoints stay whole whatever is
+        interrupted."""
         if self._stop:
-            self._end_workers(signal.SIGKILL)
-            os._exit(130)
+            for worker in self._workers:
+                worker.process.send_signal(signal.SIGKILL)
+            self._server.kill()
+            os._exit(FORCED)
         self._stop = True
-        print(
-            "\nstopping: every run finishes its step and saves; once more to end at once", file=sys.stderr, flush=True
-        )
-        self._signal(signal.SIGTERM)
 
-    def _signal(self, number: signal.Signals) -> None:
-        for worker in self._workers:
-            if worker.process.poll() is None:
-                worker.process.send_signal(number)
+    def _tell_workers(self) -> None:
+        """Ask those to stop that were not asked yet."""
+        untold = [worker for worker in self._workers if not worker.told]
+        for worker in untold:
+            worker.process.send_signal(signal.SIGTERM)
+            worker.told = True
+        if untold:
+            print(
+                "\nstopping: every run finishes its step and saves; once more to end at once",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def _end_workers(self, number: signal.Signals = signal.SIGTERM) -> None:
+    def _pause(self) -> None:
+        """Until a worker ends, at most for a tick."""
+        wait_readable([w.process.pipe for w in self._workers if isinstance(w.process, Forked)], TICK_SECONDS)
+
+    def _end_workers(self) -> None:
         """Whatever ends this executor, no worker outlives it."""
-        self._signal(number)
+        for worker in self._workers:
+            worker.process.send_signal(signal.SIGTERM)
         for worker in self._workers:
             worker.process.wait()
         self._workers.clear()
+        self._server.close()
+
+
+def start_cold(job: Job, environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[str]:
+    """A worker that is a Python of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2lab.runner"],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment, PARENT: str(os.getpid())},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(job.to_json())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it died at once; its exit code and log say why
+    return process
 
 
 def visible_gpu(index: int) -> str:
