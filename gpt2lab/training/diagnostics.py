@@ -76,8 +76,8 @@ def diagnose(model: Model, tokens: Any, precision: Precision) -> dict[str, float
                                   block calls without the number; not there where no attention calls `attend`.
     diag/logit_rms:               root mean square of the scores over the vocabulary.
 
-    Every module is in the mode it was in afterwards. Where ranks train together every rank must call this, with the
-    same tokens: some components speak to the other ranks in their forward pass.
+    Every module is in the mode it was in afterwards. Where ranks train together, let all of them call it with the same
+    tokens: a component may speak to the other ranks in its forward pass.
     """
     modes = [(module, module.training) for module in model.modules()]
     device = next(iter(model.parameters())).device

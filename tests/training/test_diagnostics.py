@@ -23,8 +23,9 @@ from gpt2lab.optim import OptimConfig
 from gpt2lab.pretrained import load_gpt2
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import CONTEXT, VOCABULARY, batch, disturbed
-from gpt2lab.training import TrainState, diagnostics
+from gpt2lab.training import TrainingConfig, TrainState, diagnostics, steps
 from gpt2lab.training.diagnostics import Seen, Updates, diagnose
+from gpt2lab.training.loop import Batches
 
 B, H, T, D = 2, 4, 9, 8
 CASES = [case for slot in MODEL_SLOTS for case in testing.cases(SLOTS[slot])]
@@ -219,6 +220,23 @@ def test_update_ratios_of_adamw_by_hand(fresh: Callable[..., TrainState]) -> Non
     }
     assert found == pytest.approx(expected, rel=2e-4)
     assert updates.copies == {}
+
+
+def test_a_training_that_is_looked_at_has_the_bits_of_one_that_is_not(
+    fresh: Callable[..., TrainState], optim: OptimConfig, batches: Batches
+) -> None:
+    training, ends = TrainingConfig(steps=6, batch_tokens=64), []
+    for watched in (True, False):
+        state = fresh(optim, dropout=0.2)
+        records = steps(state, batches, optim, training, seed=1, watched=lambda step, on=watched: on and step % 2 == 0)
+        for record in records:
+            ratios = [name for name in record.metrics if name.startswith("diag/update_ratio")]
+            assert bool(ratios) is (watched and record.step % 2 == 0)
+            if watched:
+                diagnose(state.model, batches.at(0, rank=0, world=1)[0], "fp32")
+        ends.append([tensor.numpy().tobytes() for tensor in state.model.state_dict().values()])
+        ends[-1] += [t.numpy().tobytes() for o in state.optimizers for s in o.state.values() for t in s.values()]
+    assert ends[0] == ends[1]
 
 
 def test_weights_that_are_zero_have_no_ratio_and_no_step_is_a_ratio_of_zero() -> None:
