@@ -79,6 +79,9 @@ def _lengths(config: Config) -> Iterator[Complaint]:
     training, evaluation, block_size = config.training, config.evaluation, config.model.block_size
     yield from _told(training.problems(block_size), "model.block_size")
     yield from _told(config.optim.problems(training.steps), "training.steps")
+    if config.branch and config.first_step >= training.steps:
+        what = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
+        yield _complaint(what, "training.steps branch")
     yield from _told(evaluation.problems(block_size), "evaluation.contexts model.block_size")
     if evaluation.tokens < block_size:
         what = f"{evaluation.tokens} are too few: the context has {block_size} (model.block_size)"

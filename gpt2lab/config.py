@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,13 @@ from gpt2lab.reading.fitting import Complaint, check, refusal
 from gpt2lab.reading.layers import lay
 from gpt2lab.reading.source import MAX_VALUES, Place, Source, read_file, read_mapping, read_override
 from gpt2lab.registry import Choice, load_entry_points, load_plugin
-from gpt2lab.schema import ABSENT, Settings
+from gpt2lab.schema import ABSENT, Settings, shown
 from gpt2lab.training.settings import TrainingConfig
 
 PRESETS = Path(__file__).parent / "presets"
+BRANCH = re.compile(r"[0-9a-f]{16}@\d{1,12}")
+RUNS = Path("runs")
+"""Where runs to branch from are looked for, unless a path says otherwise."""
 ALIASES = {
     "gpt2": "gpt2-124m",
     "gpt2-small": "gpt2-124m",
@@ -61,6 +65,22 @@ class Config(Settings):
     """Sets initial weights, data order and dropout together."""
     repeat: int = Field(0, ge=0)
     """Tells repeats with one seed apart."""
+    branch: str | None = None
+    """The run and step whose checkpoint this training starts from, as 0123456789abcdef@1000; null starts afresh."""
+
+    @field_validator("branch", mode="before")
+    @classmethod
+    def _origin(cls, value: object) -> object:
+        if value is None or value in ABSENT:
+            return None
+        if not isinstance(value, str) or not BRANCH.fullmatch(value):
+            raise ValueError("RUN@STEP is expected, such as 0123456789abcdef@1000")
+        return value
+
+    @property
+    def first_step(self) -> int:
+        """The step that training starts from."""
+        return int(self.branch.partition("@")[2]) if self.branch else 0
 
     def tree(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, choices written short; reading it back gives an equal config."""
@@ -157,6 +177,8 @@ def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str,
     if file != str(path):
         source = _named(source, file)
     base = source.tree.pop("extends", None)
+    if isinstance(source.tree.get("branch"), dict):
+        return _branched(source, base)
     if base is None:
         return source
     below = _extended(source, base, path.parent, (*seen, identity))
@@ -174,6 +196,32 @@ def _extended(source: Source, base: object, folder: Path, seen: tuple[str, ...])
         if error.problems[0].where:
             raise
         raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
+
+
+def _branched(source: Source, base: object) -> Source:
+    """`branch: {from: RUN@STEP, set: {...}}`: the config of that run, with those changes, then with what else the file
+    says. RUN is an id in ./runs, or the path of a run's folder."""
+    written, place = source.part(("branch",)), source.place(("branch",))
+    here = place.prefix + "branch"
+    if base is not None:
+        raise ConfigError("a branch extends the run that it comes from, and nothing else", where=here)
+    changes = written.tree.get("set") or {}
+    if written.tree.keys() - {"from", "set"} or not isinstance(changes, dict):
+        raise ConfigError("{from: RUN@STEP, set: {key: value}} is expected", where=here)
+    run, _, step = str(written.tree.get("from", "")).rpartition("@")
+    folder = Path(run) if "/" in run else RUNS / run
+    origin, listed = f"{folder.name}@{step}", "gpt2lab runs lists what there is"
+    if not BRANCH.fullmatch(origin):
+        raise ConfigError(
+            f"{shown(written.tree.get('from', ''))} is not RUN@STEP, such as 0123456789abcdef@1000",
+            where=f"{here}.from",
+            hint=listed,
+        )
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"there is no run {folder.name} in {folder.parent}", where=f"{here}.from", hint=listed)
+    others = [(key, source.part((key,))) for key in source.tree if key != "branch"]
+    laid = [(key, written.part(("set", key))) for key in changes]
+    return lay(read_file(folder / "config.yaml"), [*laid, *others, ("branch", Source(origin, {(): place}))])
 
 
 def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Source]]:

@@ -272,6 +272,9 @@ def settings(config: Any) -> dict[str, Any]:
     for section, value in config:
         if section in NOT_TRAINING or section in ("seed", "repeat"):
             continue
+        if section == "branch":  # the run that it comes from is known by its id, hence with all that made its weights
+            tree |= {section: value} if value else {}
+            continue
         tree[section] = {k: _plain(v) for k, v in value if k not in NOT_WEIGHTS}
     return tree
 

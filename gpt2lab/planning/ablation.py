@@ -57,6 +57,11 @@ class LoadedAblation:
 
     def exploratory_reason(self, arm: str) -> str | None:
         """Why contrasts of this arm may claim nothing, or None."""
+        trunk = next(
+            (self.arms[name].config.branch for name in (arm, self.baseline) if self.arms[name].config.branch), ""
+        )
+        if trunk:
+            return f"it branches from {trunk}: its seeds differ only in what came after"
         if self.lr_bracket:
             return None
         return exploratory_reason(self.arms[arm], self.arms[self.baseline])

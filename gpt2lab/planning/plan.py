@@ -17,7 +17,7 @@ from gpt2lab.planning.budgets import at_budget, equal_arms, with_tokens
 from gpt2lab.planning.equalise import Adjustment
 from gpt2lab.planning.machine import Machine, device_name, estimate_memory, estimate_speed, shares
 from gpt2lab.planning.noise import Floor, find_floor
-from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_of
+from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
@@ -126,7 +126,7 @@ def make_plan(
     found = {name: known_costs(arm.config) for name, arm in made.items()}
     base = made[ablation.baseline].config
     floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
-    cost = {n: found[n].flops_per_token * tokens_of(arm.config) / speed for n, arm in made.items()}
+    cost = {n: found[n].flops_per_token * tokens_left(arm.config) / speed for n, arm in made.items()}
     scope = fit(ablation, floor, cost, seconds=seconds, jobs=jobs, why_no_floor=why_none)
     arms = {}
     for name in scope.arms:

@@ -105,6 +105,11 @@ def tokens_of(config: Config) -> int:
     return config.training.steps * config.training.batch_tokens
 
 
+def tokens_left(config: Config) -> int:
+    """Training tokens of one run without those that the run which it branches from has trained."""
+    return (config.training.steps - config.first_step) * config.training.batch_tokens
+
+
 def known_costs(config: Config) -> Costs:
     """The costs of a model, remembered in the user's cache folder under all that they follow from: counting them needs
     torch's compiler, whose import alone takes more than a second."""

@@ -71,6 +71,8 @@ def _replay(old: RunFolder, data: Prepared) -> Replayed:
     if identity.get("data") != data.fingerprint:
         return Replayed("its data is not that of the plan")
     config = config_from_text(text)
+    if config.branch:
+        return Replayed(f"it branches from {config.branch}, and its first steps are not replayed")
     logged = {row["step"]: row["metrics"] for row in old.rows()}
     parted = _other_rates(config, logged)
     if config.training.steps > REPLAYED:

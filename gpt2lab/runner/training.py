@@ -29,7 +29,7 @@ from gpt2lab.runner.profiling import profiled
 from gpt2lab.runner.stop import StopRequest
 from gpt2lab.store import RunFolder, Store, now
 from gpt2lab.tracking.journal import Journal
-from gpt2lab.training.checkpoints import best_step, load_latest, prune, save
+from gpt2lab.training.checkpoints import best_step, load_latest, prune, save, start_from
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.distributed import ALONE, World
@@ -117,6 +117,10 @@ class Training:
         self.final: tuple[dict[str, Any], WindowLosses] | None = None
         follow(lambda: Position(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)
+        if self.loaded is None and config.branch:
+            trunk = Store(job.root).run(config.branch.partition("@")[0])
+            start_from(trunk.checkpoints, config.first_step, self.state)
+            self.say(f"branching from run {trunk.id} at step {config.first_step}")
         agree(world, start_of(run, self.loaded))
         if self.loaded:
             self.clock.resume(self.loaded.extra.get("time", {}))

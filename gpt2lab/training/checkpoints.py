@@ -105,6 +105,27 @@ def load_latest(folder: Path, state: TrainState) -> Loaded | None:
     return None
 
 
+def start_from(folder: Path, step: int, state: TrainState) -> None:
+    """Let `state` begin where the training in `folder` stood after `step`. Raises ConfigError when there is no such
+    checkpoint or it does not fit, DataFault when it is damaged."""
+    path = folder / f"step_{step:06d}"
+    there = sorted(found for found, _ in checkpoints(folder))
+    if step not in there:
+        kept = f"it keeps {', '.join(map(str, there))}" if there else "it keeps none"
+        raise ConfigError(
+            f"there is no checkpoint of step {step} to branch from: {kept}",
+            where=str(folder),
+            hint="training.milestone_every_steps in the run to branch from keeps checkpoints for good",
+        )
+    saved = _read(path, step)
+    if isinstance(saved, str):
+        raise DataFault(saved, where=str(path))
+    try:
+        state.start_from(saved)
+    except ConfigError as error:
+        raise _misfit(error, path) from None
+
+
 def prune(
     folder: Path, keep: int = 2, *, best: int | None = None, milestone_every_steps: int | None = None
 ) -> list[Path]:
@@ -188,10 +209,14 @@ def _fit(state: TrainState, saved: dict[str, Any], path: Path) -> None:
     try:
         state.load_state_dict(saved)
     except ConfigError as error:
-        raise ConfigError(
-            [Problem(str(path), "belongs to another architecture"), *error.problems],
-            hint="use the config that this checkpoint was trained with, or another run folder",
-        ) from None
+        raise _misfit(error, path) from None
+
+
+def _misfit(error: ConfigError, path: Path) -> ConfigError:
+    return ConfigError(
+        [Problem(str(path), "belongs to another architecture"), *error.problems],
+        hint="use the config that this checkpoint was trained with, or another run folder",
+    )
 
 
 def _remove(path: Path) -> None:

@@ -46,6 +46,21 @@ class TrainState:
             "guard": self.guard.state_dict(),
         }
 
+    def start_from(self, saved: Mapping[str, Any]) -> None:
+        """Begin where another training stood: its weights, its optimizer's averages and its counters, under the
+        settings that this one's optimizers have (rates, decay, betas) and its own precision. Raises ConfigError."""
+        own = [
+            [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            for optimizer in self.optimizers
+        ]
+        scale = saved["scaler"] if self.scaler is not None else None
+        if self.scaler is not None and scale is None:
+            scale = self.scaler.state_dict()
+        self.load_state_dict({**saved, "scaler": scale})
+        for optimizer, groups in zip(self.optimizers, own, strict=True):
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                group |= settings
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned. Raises ConfigError, before anything changes, when it does not fit."""
         weights, optimizers = canonical(saved["model"]), saved["optimizers"]

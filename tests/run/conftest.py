@@ -83,5 +83,6 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 self.on_tick()
             return dict.fromkeys((job.run_id for job in jobs), "done")
 
-    monkeypatch.setattr("gpt2lab.study.LocalExecutor", Inline)
+    for driver in ("study", "single"):
+        monkeypatch.setattr(f"gpt2lab.{driver}.LocalExecutor", Inline)
     return trained
