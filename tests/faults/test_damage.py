@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import saving
 from breaking import RUN, Lab, outcome
 
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.runner import NOTHING_LEFT
+from gpt2lab.training import load_latest
 
 KILLED = "kill@step:8"  # with checkpoints of steps 3 and 6
 
@@ -85,3 +90,29 @@ def test_a_finished_run_is_left_alone(lab: Lab, tmp_path: Path) -> None:
     assert lab.train(tmp_path) == [NOTHING_LEFT]
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert json.loads((tmp_path / RUN / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_300_flipped_bits_and_50_truncations_of_a_real_checkpoint_are_all_detected(lab: Lab, tmp_path: Path) -> None:
+    """Of a trained fp16 model with its loss scale; bits are drawn from all of it alike, and from each file alike."""
+    changes = {"training.precision": "fp16", "model.n_embd": 64}
+    assert lab.train(tmp_path, changes) == [0]
+    [checkpoint] = (tmp_path / RUN / "checkpoints").iterdir()
+    files = sorted(checkpoint.iterdir())
+    sizes = np.array([file.stat().st_size for file in files])
+    draw, state = np.random.default_rng(0), saving.state(0)
+    for trial in range(350):
+        file = files[trial // 2 % len(files) if trial % 2 else draw.choice(len(files), p=sizes / sizes.sum())]
+        whole = file.read_bytes()
+        if trial < 300:
+            content = bytearray(whole)
+            bit = int(draw.integers(8 * len(whole)))
+            content[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(content)
+        else:
+            os.truncate(file, int(draw.integers(len(whole))))
+        with pytest.raises(DataFault):
+            load_latest(checkpoint.parent, state)
+        file.write_bytes(whole)
+    with pytest.raises(ConfigError, match="belongs to another architecture"):  # it is sound again
+        load_latest(checkpoint.parent, state)

@@ -124,3 +124,19 @@ def test_a_mistaken_specification_breaks_no_import() -> None:
 def test_a_mistaken_specification_is_refused(spec: str, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         faults.arm(spec)
+
+
+def test_every_point_is_in_the_code_and_every_one_in_the_code_is_known() -> None:
+    """Those of tensors, too; a point that nobody reaches would be a test that cannot fail."""
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.name != "faults.py")
+    assert set(re.findall(r"\bpoint\(\"([\w.]+)\"\)", source)) == faults.POINTS.keys()
+    assert set(re.findall(r"\btensor\(\"(\w+)\", ", source)) == faults.TENSORS.keys()
+
+
+def test_the_table_of_faults_names_tests_that_there_are() -> None:
+    tests = PACKAGE.parent / "tests"
+    table = (tests / "faults" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", table)
+    assert len(named) > 40
+    for file, function in named:
+        assert re.search(rf"^def {function}\(", (tests / file).read_text(encoding="utf-8"), re.MULTILINE), function
