@@ -30,9 +30,11 @@ LAYERS: list[set[str]] = [
     {"executors", "display"},
     {"sweep"},
     {"study"},
+    {"single"},
     {"report"},
     {"bench"},
     {"cli"},
+    {"__main__"},
 ]
 SAME_LAYER_MAY = [{"reading", "clashes", "config"}, {"evidence", "ladder"}]  # one concern in files
 WITHIN: dict[str, list[set[str]]] = {

@@ -29,7 +29,7 @@ from gpt2lab.training.joining import AGENT_STORE
 from gpt2lab.training.monitor import HINT
 
 TICK_SECONDS = 0.1
-GRACE_SECONDS = 3.0  # for the others to say why and end by themselves, once one has ended badly
+GRACE_SECONDS = 2.0  # for the others to say why and end by themselves, once one has ended badly
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 PEACEFUL = (0, NOTHING_LEFT, Preempted.exit_code)
 

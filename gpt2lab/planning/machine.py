@@ -70,7 +70,7 @@ def estimate_speed(store: Store, device: torch.device, threads: int, flops_per_t
         cost = result.get("flops_per_token")
         same = identity.get("device") == device.type and identity.get("threads") in (threads, 0)
         if same and cost and result.get("tokens_per_second") and 1 / 3 < cost / flops_per_token < 3:
-            seen.append(cost * result["tokens_per_second"])
+            seen.append(cost * result["tokens_per_second"] / (result.get("stack") or {}).get("ranks", 1))
     if seen:
         return statistics.median(seen), f"{len(seen)} finished runs here"
     return PROBE_SHARE * matmul_speed(device, threads), "a matmul probe, so rough"

@@ -82,13 +82,17 @@ def _number(name: str, default: int | None) -> int:
 
 @contextlib.contextmanager
 def join_world(
-    device: str, timeout_seconds: float, on_lost: Callable[[RankLost], None] = lambda error: None
+    device: str,
+    timeout_seconds: float,
+    on_lost: Callable[[RankLost], None] = lambda error: None,
+    parent: int | None = None,
 ) -> Iterator[World]:
     """The world of the ranks that the environment names, while inside; ALONE where it names none.
 
     device: type of device to train on; a GPU is chosen by the local rank.
     timeout_seconds: after which a rank that is silent, or stands still, is named, and all processes end.
     on_lost: hears of it, in a thread of the one rank that is to tell.
+    parent: the process that started this one, whose end is to be this one's; the present parent unless given.
 
     Raises what is raised inside; but on all ranks except the first to fail, Echo, and RankLost for a rank that is gone.
     """
@@ -109,7 +113,7 @@ def join_world(
     try:
         store = meet(place, hosted)
         own = PrefixStore("gpt2lab", store.clone())  # type: ignore[attr-defined]
-        watch = _monitor = Monitor(own, place.rank, place.size, timeout_seconds, on_lost, hosted=hosted)
+        watch = _monitor = Monitor(own, place.rank, place.size, timeout_seconds, on_lost, hosted=hosted, parent=parent)
         watch.start()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",

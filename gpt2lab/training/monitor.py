@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 from gpt2lab.errors import RankLost
 
 BEAT_SECONDS = 1.0
-ORPHAN_SECONDS = 8.0  # for the main thread to finish its step and save, when whoever started this process is gone
+ORPHAN_SECONDS = 7.0  # for the main thread to finish its step and save, when whoever started this process is gone
 FIRST_STEP_PATIENCE = 10  # times the timeout: compiling, and opening files, take one rank longer than another
 SLOW = ("start", "evaluation", "saving")  # phases that may take one rank, which writes for all, much longer than others
-STORE_SECONDS = 3.0
+STORE_SECONDS = 2.0
 CAUSE = "cause"
 T = TypeVar("T")
 HINT = "the same command continues from the last checkpoint"
@@ -97,7 +97,7 @@ class Monitor:
 
     def start(self) -> None:
         """Say hello and begin to watch. Called before any rank waits for another."""
-        self._say()
+        self.say()
         for name, work in (("beats", self._exchange), ("watch", self._watch)):
             self._threads.append(threading.Thread(target=work, name=f"gpt2lab-{name}", daemon=True))
             self._threads[-1].start()
@@ -105,7 +105,7 @@ class Monitor:
     def leave(self) -> None:
         """Say that this rank is done: its silence means nothing from here on."""
         self._left = True
-        within(STORE_SECONDS, self._say)
+        within(STORE_SECONDS, self.say)
         self._closed.set()
         for thread in self._threads:
             thread.join(STORE_SECONDS)  # one that comes back from the store when Python is gone would crash
@@ -144,8 +144,8 @@ class Monitor:
         """Say where this rank is and read where the others are; may hang in a store that is frozen."""
         while not self._closed.wait(self.beat_seconds):
             with contextlib.suppress(Exception):  # a store that is gone: its silence is judged by `_watch`
-                self._say()
-                self._listen()
+                self.say()
+                self.listen()
                 self._answered = time.monotonic()
 
     def _watch(self) -> None:
@@ -154,12 +154,12 @@ class Monitor:
         while not self._closed.wait(self.beat_seconds):
             now = time.monotonic()
             if now - last > 3 * self.beat_seconds:  # this process itself was stopped for a while: others were not heard
-                self._forgive(now - last)
+                self.forgive(now - last)
             last = now
             if os.getppid() != self._parent:
                 orphan_since = orphan_since or now
                 if now - orphan_since > ORPHAN_SECONDS:
-                    self._end(RankLost("the process that started this one is gone", hint=HINT))
+                    self._end(RankLost("the process that started this one is gone", hint=HINT), alone=True)
             elif (verdict := self.judge(now)) is not None:
                 self._end(verdict)
 
@@ -186,7 +186,8 @@ class Monitor:
             return RankLost(f"no rank has moved for {self.timeout:.0f} s: {places}", hint=HINT)
         return None
 
-    def _say(self) -> None:
+    def say(self) -> None:
+        """Put where this rank is into the store."""
         self._beat += 1
         own = self._seen[self.rank]
         still = time.monotonic() - own.moved > self.timeout / 2
@@ -199,23 +200,26 @@ class Monitor:
         self._store.set(f"rank/{self.rank}", json.dumps(message))
         own.take(message, time.monotonic())
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Read where the others are."""
         for rank, seen in self._seen.items():
             if rank != self.rank and self._store.check([f"rank/{rank}"]):
                 seen.take(json.loads(self._store.get(f"rank/{rank}")), time.monotonic())
 
-    def _forgive(self, seconds: float) -> None:
+    def forgive(self, seconds: float) -> None:
+        """Leave a time in which nobody could be heard out of account."""
         self._answered += seconds
         for seen in self._seen.values():
             seen.heard += seconds
             seen.moved += seconds
 
-    def _end(self, verdict: RankLost) -> None:
-        """End this process at once: its main thread is, or soon will be, blocked for ever. What is on disk is whole."""
+    def _end(self, verdict: RankLost, alone: bool = False) -> None:
+        """End this process at once: its main thread is, or soon will be, blocked for ever. What is on disk is whole.
+        `alone`: the store is gone with whoever kept it, so nobody is asked who speaks first."""
         if self._closed.is_set():
             return
         with contextlib.suppress(Exception):
-            if self.is_first():
+            if alone or self.is_first():
                 within(STORE_SECONDS, lambda: self.on_lost(verdict))
         sys.stdout.flush()
         sys.stderr.flush()

@@ -328,3 +328,37 @@ def test_a_run_that_is_at_work_or_finished_is_left_alone(make_job: Jobs, undistu
         found = train(job)
     assert isinstance(found.error, LockHeld)
     assert str(os.getpid()) in str(found.error)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process lives; one that only waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_end_when_their_starter_is_killed(make_job: Jobs, tmp_path: Path) -> None:
+    job = make_job("training.steps=5000")
+    starter = os.fork()
+    if starter == 0:
+        note = tmp_path / "pids"
+        train(job, then=lambda ranks: note.write_text(" ".join(str(rank.pid) for rank in ranks)) and None)
+        os._exit(0)
+    end = time.monotonic() + SECONDS
+    while len(folder(job).rows()) < 4:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
+    assert all(map(is_there, pids))
+    os.kill(starter, signal.SIGKILL)
+    os.waitpid(starter, 0)
+    killed = time.monotonic()
+    while any(map(is_there, pids)) or folder(job).status() == "running":  # threads may outlive the first for a moment
+        assert time.monotonic() - killed < 10
+        time.sleep(0.05)
+    assert folder(job).status() == "partial"
+    log = (folder(job).path / "run.log").read_text()
+    assert re.search(r"stopped after step \d+ \(\w[\w ]+\), all saved", log)
+    assert folder(job).failure() is None

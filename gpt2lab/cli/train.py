@@ -1,0 +1,128 @@
+"""Train one run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2lab.cli.run import Json, Plugin, Runs, Set, sink
+
+if TYPE_CHECKING:
+    from gpt2lab.single import Single
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this file's command into the application."""
+    app.command()(train)
+
+
+def train(
+    preset: Annotated[
+        str, typer.Argument(help="Preset or YAML file, as nano or ./mine.yaml.", metavar="PRESET_OR_FILE")
+    ],
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="In the place of the config's.", min=0)] = None,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", help="Ranks that share every batch: one per GPU, or of CPU cores.", min=1)
+    ] = None,
+    plugin: Plugin = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it is and costs; train nothing.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into the run's trace.json.")] = False,
+    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
+    runs: Runs = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """Train one run: one config, one seed. Under torchrun each process is one of its ranks."""
+    from gpt2lab.errors import ConfigError, Gpt2labError
+    from gpt2lab.training.joining import Place
+
+    place = Place.of_environment()
+    if place.size > 1 and nproc is not None:
+        raise ConfigError(f"torchrun has started {place.size} ranks already", where="--nproc", hint="leave --nproc out")
+    try:
+        code = run(
+            preset, place, overrides=tuple(set_ or ()), seed=seed, nproc=nproc or 1, plugins=tuple(plugin or ()),
+            dry_run=dry_run, profile=profile, tracking=not no_tracking, runs=runs, as_json=json_,
+        )  # fmt: skip
+    except Gpt2labError as error:
+        if place.local_rank == 0:
+            raise
+        code = error.exit_code  # the first rank of this machine says it
+    if code:
+        leave(code, place.size > 1)
+
+
+def run(
+    preset: str, place: Any, *, overrides: tuple[str, ...], seed: int | None, nproc: int, plugins: tuple[str, ...],
+    dry_run: bool, profile: bool, tracking: bool, runs: Path, as_json: bool,
+) -> int:  # fmt: skip
+    """Plan the run, train it, say what became of it; -> the exit code. Raises what planning and training raise."""
+    from gpt2lab.data.progress import rich_progress
+    from gpt2lab.display import PlainLines, console_for, display
+    from gpt2lab.single import lines, plan_one, refuse_divergence, result_lines, train, train_as_rank
+    from gpt2lab.store import Store
+
+    many, leads = place.size > 1, place.rank == 0
+    console, store = console_for(to_stderr=as_json), Store(runs)
+
+    def say(text: list[str]) -> None:
+        for line in text if leads else ():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with rich_progress() if place.local_rank == 0 else contextlib.nullcontext() as progress:
+        one = plan_one(
+            preset, store, seed=seed, overrides=overrides, plugins=plugins, ranks=place.size if many else nproc,
+            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", place.size)) if many else None, progress=progress,
+            profile=profile,
+        )  # fmt: skip
+    say(lines(one))
+    if dry_run:
+        say(["finished already"] if one.is_finished else [])
+    elif one.is_finished:
+        refuse_divergence(one)
+        say(["finished already; nothing is trained", *result_lines(one)])
+    else:
+        reproduce = command(preset, overrides, seed, plugins)
+        mirror = (lambda: sink(store, one.plan.ablation.name)) if tracking else None
+        if many:
+            code = train_as_rank(one, leads, PlainLines(console, 1), reproduce, mirror)
+            if code:
+                return code
+            refuse_divergence(one)
+        else:
+            train(one, display(console, lines(one)[0], 1), reproduce, mirror)
+        say([*result_lines(one), *(["MLflow: gpt2lab ui"] if tracking else [])])
+    if as_json and leads:
+        print_json(one)
+    return 0
+
+
+def print_json(one: Single) -> None:
+    """The run, with its result where it has one."""
+    from gpt2lab.cli.results import plain
+    from gpt2lab.single import as_record
+
+    print(json.dumps(plain(as_record(one))))
+
+
+def command(preset: str, overrides: tuple[str, ...], seed: int | None, plugins: tuple[str, ...]) -> str:
+    """The command that repeats the run, without what only concerns this machine."""
+    words = ["gpt2lab", "train", preset, *(word for item in overrides for word in ("--set", item))]
+    words += ["--seed", str(seed)] if seed is not None else []
+    return shlex.join([*words, *(word for item in plugins for word in ("--plugin", item))])
+
+
+def leave(code: int, one_of_many: bool) -> None:
+    """End with that code; as one of many at once, because what is left of a collective would wait for the others."""
+    if one_of_many:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
