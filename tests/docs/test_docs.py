@@ -174,6 +174,7 @@ def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_readmes_own_files_are_all_well(tmp_path: Path) -> None:
     assert sorted(readme_files(tmp_path)) == [
+        "decay.yaml",
         "my_metrics.py",
         "my_nano.yaml",
         "my_parts.py",
@@ -185,6 +186,10 @@ def test_the_readmes_own_files_are_all_well(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         load_ablation(tmp_path / "norms.yaml", scale="nano")
+        trunk = tmp_path / "runs" / "0123456789abcdef"
+        trunk.mkdir(parents=True)
+        (trunk / "config.yaml").write_text(load_config("nano").to_yaml(), encoding="utf-8")
+        assert load_config("decay.yaml").first_step == 2000
         load_ablation(ROOT / "ablations" / "posenc.yaml", scale="my_nano.yaml")
     done = call(tmp_path, "check", "sine.yaml", "--plugin", "my_parts.py")
     assert done.returncode == 0, done.stderr
