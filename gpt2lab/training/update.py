@@ -91,9 +91,8 @@ class Update:
         """
         device, world = self.replica.device, self.world
         asked = torch.tensor([float(stop)], device=device)
-        joined = world.mean(torch.cat([losses, asked]))  # one message for all that ranks have to agree on
-        norm = self._clipped()
-        values = torch.cat([joined, norm.to(joined).reshape(1)])
+        norm = self._clipped().to(losses).reshape(1)  # the same on all ranks, unless one of them computes wrongly
+        values = world.mean(torch.cat([losses, asked, norm]))  # one message for all that ranks have to agree on
         factor = self.multiplier(step)
         numbers = Numbers(
             step, self.optim.lr * factor, batch.inputs.numel() * world.size, self.state.scaler is not None, values

@@ -49,6 +49,7 @@ class Lab:
 
     def __enter__(self) -> Lab:
         environment = {**os.environ, **ONE_THREAD, "GPT2LAB_DATA": str(self.folder / "data")}
+        environment["PYTHONPATH"] = str(TESTS.parent)  # the package beside these tests, wherever they were copied to
         environment.pop("GPT2LAB_FAULT", None)
         self._server = subprocess.Popen(
             [sys.executable, __file__],

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ POINTS = [f"{name}:{hit}" for name, hits in HITS.items() for hit in hits]
 IN_EVERY_RUN = [("fp32", "save.rename:3"), ("fp16", "backward:10"), ("accumulation", "step:8"), ("fp32", "result:1")]
 """A sample for the fast tests."""
 
+ROOT = Path(__file__).parents[2]
 Undisturbed = Callable[[str], dict[str, Any]]
 
 
@@ -122,3 +125,12 @@ def test_what_is_compared_is_all_of_it(undisturbed: Undisturbed) -> None:
     assert [row["step"] for row in found["metrics.jsonl"]] == list(range(13))
     assert undisturbed("fp32") != found
     assert RUN not in found
+
+
+@pytest.mark.slow
+def test_a_minute_of_soaking_finds_nothing() -> None:
+    """Killed at times rather than points; half an hour of it is run by hand."""
+    words = ["-m", "tests.faults.soak", "--minutes", "1", "--shortest", "0.5", "--longest", "3", "--steps", "60"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert " 0 faults" in done.stdout

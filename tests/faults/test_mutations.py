@@ -207,7 +207,7 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     code = f"import gpt2lab, pytest, sys; assert gpt2lab.__file__.startswith({str(copy)!r}); sys.exit(pytest.main())"
     return subprocess.run(
-        [sys.executable, "-c", code, "-x", "-q", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-c", code, "-x", "-q", "-m", "slow or not slow", "-p", "no:cacheprovider", *tests],
         cwd=copy, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
