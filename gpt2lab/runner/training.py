@@ -37,7 +37,7 @@ from gpt2lab.training.guard import Diverged
 from gpt2lab.training.joining import agree, follow
 from gpt2lab.training.loop import StepRecord, steps
 from gpt2lab.training.monitor import Position
-from gpt2lab.training.precision import choose_device, loss_scaler, set_threads
+from gpt2lab.training.precision import choose_device, loss_scaler, set_arithmetic, set_threads
 from gpt2lab.training.state import TrainState
 
 
@@ -101,6 +101,7 @@ class Training:
     ):
         self.run, self.config, self.data, self.job, self.stop, self.world = run, config, data, job, stop, world
         self.device = choose_device(config.training.device, world.local_rank)
+        set_arithmetic(config.training.precision, self.device, config.training.deterministic)
         self.clock = Clock(self.device)
         model = build_model(config.model, seed=config.seed, device=self.device)
         if job.identity.get("compiled"):

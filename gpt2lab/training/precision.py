@@ -9,6 +9,7 @@ only: its losses are scaled up, so that small gradients do not vanish.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -45,8 +46,13 @@ def set_threads(threads: int | None) -> None:
 
 
 def set_arithmetic(precision: Precision, device: torch.device, deterministic: bool = False) -> None:
-    """Tell torch which matrix products and kernels a GPU may choose; on other devices there is nothing to tell."""
+    """Tell torch which matrix products and kernels a GPU may choose; on other devices there is nothing to tell.
+
+    To be called before the first matrix product: what makes cuBLAS deterministic is read then.
+    """
     if device.type == "cuda":
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic
