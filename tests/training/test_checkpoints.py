@@ -24,6 +24,7 @@ from gpt2lab.store import sweep_leftovers
 from gpt2lab.training import TrainingConfig, TrainState, checkpoints, load_latest, prune, save, steps
 from gpt2lab.training.checkpoints import best_step
 from gpt2lab.training.manifest import write_manifest
+from gpt2lab.training.precision import loss_scaler
 from gpt2lab.training.trees import join, split
 
 Fresh = Callable[..., TrainState]
@@ -87,6 +88,29 @@ def test_resume_is_exact(tmp_path: Path, fresh: Fresh, batches: Any, optim: Opti
     assert second.seconds == first.seconds
     assert train(second, batches, optim, to=12, micro=micro) == losses[5:]
     assert everything(second) == everything(whole)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_resume_is_exact_from_a_checkpoint_saved_while_the_next_step_is_under_way(
+    tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig, precision: str
+) -> None:
+    """As on a GPU: the record of a step comes when forward and backward of the next are done already."""
+    training = TrainingConfig.model_validate({"steps": 12, "batch_tokens": 64, "precision": precision})
+
+    def state(seed: int) -> TrainState:
+        made = fresh(optim, seed=seed, dropout=0.1)
+        made.scaler = loss_scaler(training.precision, torch.device("cpu"))
+        return made
+
+    whole, second = state(1), state(2)
+    for record in steps(whole, batches, optim, training, seed=3, ahead=True):
+        if record.step == 5:
+            save(tmp_path, whole)
+    assert load_latest(tmp_path, second) is not None
+    assert [r.step for r in steps(second, batches, optim, training, seed=3, ahead=True)] == list(range(6, 13))
+    assert everything(second) == everything(whole)
+    assert second.state_dict()["scaler"] == whole.state_dict()["scaler"]
+    assert second.guard.state_dict() == whole.guard.state_dict()
 
 
 @pytest.mark.parametrize("lost", ["weights", "optimizer", "step", "dropout seed"])
