@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -130,13 +131,15 @@ class Trained:
 
 
 def train(job: Job, count: int = 2, fault: str = "", jobs: Mapping[str, Job] | None = None,
-          then: Callable[[list[Forked]], None] | None = None) -> Trained:  # fmt: skip
-    """Train with forked ranks. jobs: those of some ranks. then: called several times a second."""
+          then: Callable[[list[Forked]], None] | None = None,
+          environment: Mapping[str, str] | None = None) -> Trained:  # fmt: skip
+    """Train with forked ranks. jobs: those of some ranks. then: called several times a second. environment: over that
+    which the executor gives them."""
     started: list[Forked] = []
 
-    def launch(job: Job, environment: dict[str, str], log: Path) -> Forked:
-        own = (jobs or {}).get(environment["RANK"], job)
-        started.append(Forked(own, environment, log, fault))
+    def launch(job: Job, given: dict[str, str], log: Path) -> Forked:
+        own = (jobs or {}).get(given["RANK"], job)
+        started.append(Forked(own, {**given, **(environment or {})}, log, fault))
         return started[-1]
 
     end = time.monotonic() + SECONDS
@@ -252,6 +255,17 @@ def test_a_stopped_rank_is_named(make_job: Jobs) -> None:
     assert found.codes[0] == 7
 
 
+def test_a_stopped_first_rank_is_named_where_it_keeps_the_store(make_job: Jobs) -> None:
+    """As clusters start ranks: with it the store is silent, too."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    job = make_job("training.rank_timeout_seconds=1")
+    environment = {"TORCHELASTIC_USE_AGENT_STORE": "", "MASTER_PORT": str(port)}
+    found = train(job, fault="stop@backward:5,rank=0", environment=environment)
+    assert re.fullmatch(r"rank 0 has been silent for \d s, last seen at step [0-4] in \w+", str(found.error))
+    assert found.codes[1] == 7
+
+
 def test_a_rank_that_hangs_is_named_though_its_heart_beats(make_job: Jobs) -> None:
     found = train(make_job("training.rank_timeout_seconds=1"), fault="sleep=60@forward:5,rank=1")
     assert re.match(
@@ -308,6 +322,8 @@ def test_ranks_that_differ_are_refused_and_the_key_is_named(make_job: Jobs) -> N
     assert f"core: differs between ranks; rank 0: {job.identity['core']}; rank 1: {'b' * 64}" in str(found.error)
     assert found.error.exit_code == 2
     assert not folder(job).metrics.exists()
+    logs = [(folder(job).path / name).read_text() for name in ("run.log", "rank_1.log")]
+    assert sum(log.count("error [CONFIG] optim.lr") for log in logs) == 1
 
 
 def test_ranks_that_load_other_checkpoints_are_refused(make_job: Jobs, tmp_path: Path) -> None:

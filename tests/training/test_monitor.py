@@ -157,7 +157,7 @@ def test_a_process_whose_starter_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gpt2lab.training.monitor.ORPHAN_SECONDS", 0.3)
     pid = os.fork()
     if pid == 0:
-        Monitor(dist.HashStore(), 0, 1, 100.0, lambda error: None, parent=1).start()  # type: ignore[attr-defined]
+        Monitor(dist.HashStore(), 0, 1, 1.0, lambda error: None, parent=1).start()  # type: ignore[attr-defined]
         time.sleep(60)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
