@@ -1,4 +1,4 @@
-"""How fast and how large training is, measured beside others: bench step, bench memory."""
+"""How fast and how large training is, measured beside others: bench step, bench memory, bench ablation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gpt2lab.errors import ConfigError, unknown
 if TYPE_CHECKING:
     import torch
 
+    from gpt2lab.bench.ablation import Packing
     from gpt2lab.bench.compare import Comparison
 
 app = typer.Typer(help="Measure training beside others.", no_args_is_help=True)
@@ -115,6 +116,60 @@ def memory(
         )
         table.add_row(*cells)
     console_for().print(table)
+
+
+@app.command()
+def ablation(
+    file: Annotated[str, typer.Argument(help="An ablation's YAML file.", metavar="FILE")] = "ablations/posenc.yaml",
+    scale: Annotated[str, typer.Option("--scale", "-s", help="Preset to run at.")] = "nano",
+    arms: Annotated[str, typer.Option("--arms", help="Only these arms, separated by commas.")] = "learned,rotary,none",
+    seeds: Annotated[int | None, typer.Option("--seeds", "-n", help="Seeds per arm.", min=1)] = None,
+    steps_: Annotated[
+        int | None, typer.Option("--steps", help="Steps of each run, in place of the preset's.", min=2)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Time an ablation packed as `gpt2lab run` packs it against its runs one after another with all cores each.
+
+    Nothing is kept and nothing goes to MLflow. The figures are only as good as the machine is quiet.
+    """
+    from gpt2lab.bench.ablation import bench_ablation
+    from gpt2lab.display import console_for, display
+
+    console = console_for(to_stderr=True)
+    found = bench_ablation(
+        file,
+        scale=scale,
+        arms=[name.strip() for name in arms.split(",") if name.strip()],
+        seeds=seeds,
+        steps=steps_,
+        shown=lambda plan: display(console, "packed", plan.machine.jobs),
+    )
+    if json_:
+        print(json.dumps(found.to_json()))
+    else:
+        show_packing(found)
+
+
+def show_packing(found: Packing) -> None:
+    """A table of two rows and two sentences."""
+    from rich.table import Table
+
+    from gpt2lab.display import console_for
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("", "side by side", "threads each", "seconds", "of training"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, way in (("packed", found.packed), ("one after another", found.serial)):
+        table.add_row(name, str(way.jobs), str(way.threads), f"{way.seconds:.1f}", f"{way.training_seconds:.1f}")
+    console = console_for()
+    console.print(table)
+    cold, warm = found.start_up["cold"], found.start_up["warm"]
+    said = (
+        f"{found.ablation}: {found.runs} runs of {found.steps} steps are done {found.ratio:.2f} times as fast packed\n"
+        f"a worker begins its first step after {warm:.2f} s, in a process from scratch after {cold:.2f} s"
+    )
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(found: Comparison) -> None:

@@ -31,6 +31,7 @@ SERVERS = 2
 
 FORCED = 130
 Process = Forked | subprocess.Popen[str]
+Start = Callable[[Job, Mapping[str, str], IO[str]], Process]
 Ending = Literal["done", "failed", "preempted", "locked", "found"]
 """How a job ended: trained now, failed, stopped, held by another process, or finished by another one meanwhile."""
 
@@ -133,14 +134,8 @@ class LocalExecutor:
 
     def _start(self, job: Job, place: int) -> Process:
         """A worker process with its own session, so that Ctrl-C reaches it only through us."""
-        folder = Path(job.root) / job.run_id
-        folder.mkdir(parents=True, exist_ok=True)
-        threads = str(job.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(place % self.gpus)
-        with (folder / "run.log").open("a") as log:
-            return self._server.start(job, environment, log) if self.warm else start_cold(job, environment, log)
+        gpu = {"CUDA_VISIBLE_DEVICES": visible_gpu(place % self.gpus)} if self.gpus else {}
+        return started(self._server.start if self.warm else start_cold, job, **gpu)
 
     def _ending(self, worker: Worker) -> Ending | None:
         """How a worker ended, which the record of a failed run says too; None when its job is to be done again."""
@@ -215,6 +210,16 @@ class LocalExecutor:
             worker.process.wait()
         self._workers.clear()
         self._server.close()
+
+
+def started(start: Start, job: Job, **environment: str) -> Process:
+    """A worker for `job`, started in this way or that, with its number of threads and its log."""
+    folder = Path(job.root) / job.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = str(job.threads)
+    everything = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **environment}
+    with (folder / "run.log").open("a") as log:
+        return start(job, everything, log)
 
 
 def start_cold(job: Job, environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[str]:

@@ -20,7 +20,7 @@ import pytest
 
 from gpt2lab.cli.request import Request
 from gpt2lab.errors import LockHeld, Preempted
-from gpt2lab.executors.local import SERVERS, LocalExecutor, Process, start_cold
+from gpt2lab.executors.local import SERVERS, LocalExecutor, start_cold, started
 from gpt2lab.executors.warm import Forked, Server
 from gpt2lab.planning.plan import Plan
 from gpt2lab.runner import NOTHING_LEFT, Job
@@ -80,17 +80,6 @@ def server() -> Iterator[Server]:
     made = Server()
     yield made
     made.close()
-
-
-Start = Callable[..., Process]
-
-
-def started(start: Start, job: Job, **environment: str) -> Process:
-    folder = Store(job.root).run(job.run_id).path
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = str(job.threads)
-    with (folder / "run.log").open("a") as log:
-        return start(job, {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **environment}, log)
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
@@ -175,14 +164,17 @@ def test_a_fork_finds_around_itself_what_a_process_from_scratch_finds(
 def test_the_server_has_one_thread_and_its_workers_start_within_a_fraction_of_a_second(
     tiny: Path, server: Server
 ) -> None:
-    job, other = jobs_of(tiny)[:2]
+    job, other = jobs_of(tiny)[0], jobs_of(tiny, "training.steps=400")[1]
     assert started(server.start, job).wait() == 0
     assert server.process is not None
     assert len(os.listdir(f"/proc/{server.process.pid}/task")) == 1
-    began = time.monotonic()
     process = started(server.start, other)
+    assert isinstance(process, Forked)
     wait_until(lambda: len(folder_of(other).rows()) > 1)
-    assert time.monotonic() - began < 1.0  # 0.05 s when nothing else runs; from scratch it is 2.5 s then
+    process.poll()
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    # of the processor's time, as the machine may be busy; importing torch takes five times as much
+    assert sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") < 0.5
     assert process.wait() == 0
 
 
@@ -216,7 +208,8 @@ def test_a_signal_that_comes_before_the_worker_reaches_it(tiny: Path) -> None:
         process = started(fresh.start, job)
         assert isinstance(process, Forked) and process.pid is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == Preempted.exit_code
+        wait_until(lambda: process.poll() is not None)
+        assert process.returncode == Preempted.exit_code
     finally:
         fresh.close()
 
