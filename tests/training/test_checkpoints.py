@@ -91,7 +91,7 @@ def test_resume_is_exact(tmp_path: Path, fresh: Fresh, batches: Any, optim: Opti
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_resume_is_exact_from_a_checkpoint_saved_while_the_next_step_is_under_way(
+def test_a_checkpoint_saved_while_the_next_step_is_under_way_resumes_exactly(
     tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig, precision: str
 ) -> None:
     """As on a GPU: the record of a step comes when forward and backward of the next are done already."""
