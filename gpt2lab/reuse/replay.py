@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
+from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.evaluation import validation_documents
@@ -26,6 +27,7 @@ from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.runner import REPLAYED, evaluated
 from gpt2lab.store import RunFolder
 from gpt2lab.training.checkpoints import checkpoints, load_latest
+from gpt2lab.training.compiling import compiled
 from gpt2lab.training.loop import steps
 from gpt2lab.training.precision import choose_device, loss_scaler, set_threads
 from gpt2lab.training.state import TrainState
@@ -75,9 +77,10 @@ def _replay(old: RunFolder, data: Prepared) -> Replayed:
         return Replayed(f"it branches from {config.branch}, and its first steps are not replayed")
     logged = {row["step"]: row["metrics"] for row in old.rows()}
     parted = _other_rates(config, logged)
+    translated = bool(identity.get("compiled"))
     if config.training.steps > REPLAYED:
-        parted = parted or _retrained(_fresh(config), config, data, logged, until=FIRST)
-    state = _fresh(config)
+        parted = parted or _retrained(_fresh(config, translated), config, data, logged, until=FIRST)
+    state = _fresh(config, translated)
     if not parted and config.training.steps > REPLAYED and load_latest(old.replay, state) is None:
         return Replayed("it kept no checkpoint to replay from")
     parted = parted or _retrained(state, config, data, logged, until=config.training.steps)
@@ -85,9 +88,11 @@ def _replay(old: RunFolder, data: Prepared) -> Replayed:
     return Replayed(parted) if parted else _evaluated(state, config, data, old, str(identity.get("device")))
 
 
-def _fresh(config: Config) -> TrainState:
+def _fresh(config: Config, translated: bool = False) -> TrainState:
     device = choose_device(config.training.device)
     model = build_model(config.model, seed=config.seed, device=device)
+    if translated:
+        compiled(model, data_home() / "compiled")
     scaler = loss_scaler(config.training.precision, device)
     return TrainState(model, build_optimizers(config.optim, model.params()), scaler=scaler)
 
