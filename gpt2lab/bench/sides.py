@@ -26,7 +26,7 @@ from gpt2lab.optim.groups import OptimConfig, build_optimizers
 from gpt2lab.pretrained import from_hf, to_hf
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.loop import StepRecord, steps
-from gpt2lab.training.precision import Precision
+from gpt2lab.training.precision import Precision, autocast, loss_scaler
 from gpt2lab.training.settings import TrainingConfig
 from gpt2lab.training.state import TrainState
 
@@ -62,9 +62,9 @@ class Engine:
         model, params = (_plain if plain else _ours)(work, device)
         optim = OptimConfig(lr=LR, warmup_steps=0, grad_clip=CLIP, schedule="constant")
         training = TrainingConfig(steps=NEVER_ENDING, batch_tokens=work.tokens, precision=precision, log_every_steps=1)
-        state = TrainState(
-            compiled(model, data_home() / "compiled") if compile else model, build_optimizers(optim, params)
-        )
+        if compile:
+            compiled(model, data_home() / "compiled")
+        state = TrainState(model, build_optimizers(optim, params), scaler=loss_scaler(precision, device))
         self._steps: Iterator[StepRecord] = steps(state, work.batches(), optim, training, seed=0)
 
     def step(self) -> float:
@@ -90,7 +90,7 @@ def plain_model(work: Work) -> PlainGPT:
 
 
 class Other:
-    """A step as it is commonly written, in float32: batch, loss, backward, clip, AdamW, and the loss read."""
+    """A step as it is commonly written: batch, loss, backward, clip, AdamW, and the loss read."""
 
     precision: Precision = "fp32"
 
@@ -107,7 +107,8 @@ class Other:
     def step(self) -> float:
         tokens, targets = (torch.from_numpy(x).to(self.device) for x in self.batches.at(self.taken))
         self.taken += 1
-        loss = self.loss(tokens, targets)
+        with autocast(self.precision, self.device):
+            loss = self.loss(tokens, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
@@ -206,9 +207,14 @@ class Spec:
 
     def make(self, work: Work, device: torch.device) -> Side:
         """The side, ready to train. Raises ConfigError, or EnvironmentFault where a package is missing."""
-        kind, _, path = self.name.partition("=")
-        if kind == "gpt2lab":
+        if self.name == "gpt2lab":
             return Engine(work, self.precision, device, plain=self.plain_model, compile=self.compile)
+        other = self._other(work, device)
+        other.precision = self.precision
+        return other
+
+    def _other(self, work: Work, device: torch.device) -> Other:
+        kind, _, path = self.name.partition("=")
         if kind == "plain" and not path:
             return PlainSide(work, device)
         if kind == "transformers" and not path:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure training beside others.", no_args_is_help=True)
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 Size = Annotated[str, typer.Option("--config", help="What is trained: a, b256, b50k or c (see docs/performance.md).")]
-Precision = Annotated[str, typer.Option("--precision", help="Of our matrix products; the other side has fp32.")]
+Precision = Annotated[str, typer.Option("--precision", help="Of our matrix products: fp32, bf16 or fp16.")]
+OtherPrecision = Annotated[str, typer.Option("--vs-precision", help="Of the other side's: fp32 or bf16.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", min=1)]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
 
@@ -38,8 +39,10 @@ def step(
     ] = "plain",
     model: Annotated[str, typer.Option("--model", help="plain puts the plain model into our engine.")] = "gpt2lab",
     precision: Precision = "fp32",
+    vs_precision: OtherPrecision = "fp32",
     compile_: Annotated[bool, typer.Option("--compile", help="Compile our model.")] = False,
     blocks: Annotated[int, typer.Option("--blocks", help="Blocks of steps of each side, in turns.", min=1)] = 5,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Time only; memory takes a process each.")] = False,
     threads: Threads = None,
     device: Device = "cpu",
     json_: Json = False,
@@ -59,8 +62,9 @@ def step(
     work = work_named(config)
     if vs == "transformers":
         work = replace(work, bias=True)  # it knows no GPT-2 without
-    ours = Spec("gpt2lab", checked_precision(precision), plain_model=model == "plain", compile=compile_)
-    found = compare(config, work, (ours, Spec(vs)), chosen_device(device, threads), blocks=blocks)
+    ours = Spec("gpt2lab", checked(precision, PRECISIONS), plain_model=model == "plain", compile=compile_)
+    theirs = Spec(vs, checked(vs_precision, PRECISIONS[:2]))
+    found = compare(config, work, (ours, theirs), chosen_device(device, threads), blocks=blocks, memory=not no_memory)
     if json_:
         print(json.dumps(found.to_json()))
     else:
@@ -74,6 +78,7 @@ def memory(
     vocabularies: Annotated[str, typer.Option("--vocabularies", help="Sizes, with commas.")] = "256,8192,50304",
     vs: Annotated[str, typer.Option("--vs", help="As for bench step.")] = "plain",
     precision: Precision = "fp32",
+    vs_precision: OtherPrecision = "fp32",
     threads: Threads = None,
     device: Device = "cpu",
     json_: Json = False,
@@ -87,7 +92,7 @@ def memory(
 
     place, at = chosen_device(device, threads), thread_count()
     base = replace(work_named(config), bias=vs == "transformers")
-    specs = (Spec("gpt2lab", checked_precision(precision)), Spec(vs))
+    specs = (Spec("gpt2lab", checked(precision, PRECISIONS)), Spec(vs, checked(vs_precision, PRECISIONS[:2])))
     rows: list[dict[str, Any]] = []
     for vocab_size in integers(vocabularies, "--vocabularies"):
         for sequences in integers(batches, "--batches"):
@@ -200,11 +205,11 @@ def show(found: Comparison) -> None:
     console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
-def checked_precision(text: str) -> Any:
+def checked(precision: str, known: tuple[str, ...]) -> Any:
     """Raises ConfigError."""
-    if text not in PRECISIONS:
-        raise ConfigError(unknown("precision", text, PRECISIONS), where="--precision")
-    return text
+    if precision not in known:
+        raise ConfigError(unknown("precision", precision, known), where="bench")
+    return precision
 
 
 def chosen_device(name: str, threads: int | None) -> torch.device:

@@ -24,10 +24,12 @@ from torch.autograd.function import once_differentiable
 
 from gpt2lab.components.base import short_cut
 
-SCORES_AT_ONCE = {"cpu": 1 << 24, "meta": 1 << 62}
-"""Scores (rows times vocabulary) computed at once, by type of device. On CPU 2^24, or 64 MiB: with fewer the products
-of matrices are small and slow, more cost memory. Without data (`meta`, where costs are counted) nothing is saved."""
+SCORES_AT_ONCE = {"cpu": 1 << 25, "meta": 1 << 62}
+"""Scores (rows times vocabulary) computed at once, by type of device. On CPU 2^25, or 128 MiB in float32: with fewer
+the products of matrices are small and slow, with more the memory is. Without data (`meta`, where costs are counted)
+there is nothing to gain."""
 GPU_SCORES_AT_ONCE = 1 << 28
+"""1 GiB in float32, a few thousand rows of GPT-2's vocabulary: enough to keep a GPU busy, and small in its memory."""
 
 Gradients = Sequence[Tensor | None]
 Sums = tuple[Tensor, Tensor, Gradients]
@@ -144,7 +146,7 @@ def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Any]
     scores, odds = (torch.empty(size, width, device=device) for _ in range(2))
     raw = torch.empty(size, width, dtype=dtype, device=device) if half else scores
     to_rows = torch.empty_like(rows, dtype=torch.float32)
-    to_matrix = torch.zeros_like(matrix, dtype=torch.float32)
+    to_matrix: Tensor | None = None
     found = []
     with torch.autocast(device.type, enabled=False):
         for x, y, to_x in chunks(size, rows.detach().to(dtype), wanted, to_rows):
@@ -167,6 +169,9 @@ def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Any]
             p.scatter_add_(1, target, -by_nll[:, None])
             if half:
                 p = product.copy_(p)
+            if to_matrix is None:
+                to_matrix = (p.T @ x).float()
+            elif half:
                 to_matrix.add_(p.T @ x)
             else:
                 to_matrix.addmm_(p.T, x)

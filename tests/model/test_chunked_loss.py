@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,6 +21,7 @@ from gpt2lab.components.embedding import Plain
 from gpt2lab.components.objective import CrossEntropy
 from gpt2lab.model import GPT
 from gpt2lab.registry import SLOTS
+from gpt2lab.training.replica import Objective
 
 N, C, V, SIZE = 32, 32, 97, 7  # rows in a batch, channels, vocabulary, rows in a chunk (the last one has fewer)
 HEADS = testing.cases(SLOTS["head"])
@@ -191,6 +195,23 @@ def test_a_gradient_scaler_finds_the_same_step() -> None:
     scaler.scale(model.objective(tokens, targets)[0]).backward()
     scaler.unscale_(optimizer)
     assert worst({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, plain) < 1e-6
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("head", ["tied", {"name": "untied", "bias": True}], ids=["matrix", "any"])
+def test_torchs_ddp_hears_of_every_gradient_once(head: Any, tmp_path: Path) -> None:
+    model, (tokens, targets) = testing.disturbed(testing.Case("norm", "layernorm").model(head=head)), testing.batch()
+    _, alone = gradients(model, tokens, targets)
+    model.zero_grad()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        together = DistributedDataParallel(Objective(model))
+        for _ in range(2):  # it complains in the second pass about parameters that it heard nothing of in the first
+            together(tokens, targets)[0].backward()
+    finally:
+        dist.destroy_process_group()
+    twice = {n: p.grad / 2 for n, p in model.named_parameters() if p.grad is not None}
+    assert worst(twice, alone) < 1e-6
 
 
 class Largest(TorchDispatchMode):
