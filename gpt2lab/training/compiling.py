@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 Compile = Literal["auto", "on", "off"]
 
-PAYS_FROM_FLOPS = {"cuda": 1e16}
+PAYS_FROM_FLOPS = {"cuda": 5e16}
 """Work of a whole training, in FLOP, from which `auto` compiles on a type of device; it compiles on no other."""
 
 
