@@ -21,7 +21,7 @@ from gpt2lab.peak import peak_flops
 from gpt2lab.runner.job import Job
 from gpt2lab.training.diagnostics import TOKENS, diagnose
 from gpt2lab.training.distributed import ALONE, World
-from gpt2lab.training.precision import shortcomings
+from gpt2lab.training.precision import memory_guard, shortcomings
 from gpt2lab.training.state import TrainState
 
 SCREENS = (0.1, 0.25, 0.5, 0.75)
@@ -77,7 +77,9 @@ def health(model: GPT, config: Config, data: Prepared) -> dict[str, float]:
     whole = [w.start for w in windows if w.length == block][: max(1, TOKENS // block)]
     if not whole:
         return {}
-    return diagnose(model, np.stack([data.validation[s : s + block] for s in whole]), config.training.precision)
+    tokens = np.stack([data.validation[start : start + block] for start in whole])
+    with memory_guard("diagnostics", f"{len(whole)} sequences of {block} tokens in one pass", "a smaller model"):
+        return diagnose(model, tokens, config.training.precision)
 
 
 def account(

@@ -223,7 +223,8 @@ class Training:
     def provenance(self) -> dict[str, Any]:
         """What a checkpoint says of where it comes from."""
         time = self.clock.split()
-        return {"run": self.run.id, "identity": self.job.identity, "ranks": self.world.size, "time": time}
+        origin = {"run": self.run.id, "config": self.job.config, "identity": self.job.identity}
+        return {**origin, "ranks": self.world.size, "time": time}
 
     def prune(self, keep: int) -> None:
         """Delete checkpoints that nobody will want."""
