@@ -34,8 +34,8 @@ def test_a_result_accounts_for_its_time_and_speed(tiny: Path, gpt2lab: Call, inl
     assert all(seconds >= 0 for seconds in time.values())
     assert time["forward"] > 0 and time["backward"] > 0 and time["evaluation"] > 0 and time["saving"] > 0
     of_steps = sum(time[phase] for phase in ("data", "forward", "backward", "optimizer"))
-    assert 0.4 * result["seconds"] < of_steps < result["seconds"] + 0.01  # the rest is the program's own: much, so small
-    assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"], rel=1e-3)
+    assert 0.4 * result["seconds"] < of_steps < result["seconds"] + 0.01  # the rest is the program's own
+    assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"], rel=0.02)  # rounded
     reached = result["tokens_per_second"] * result["flops_per_token"]
     assert result["mfu"] == pytest.approx(reached / result["peak_flops"], abs=6e-5)
     assert "measured here on 1 thread" in result["peak_from"]
