@@ -1,19 +1,20 @@
-"""Two training steps timed in turns, A B A B, so that whatever else the machine does falls on both."""
+"""Two training steps timed in turns, A B A B, so that whatever else the machine does falls on both. Each side is in a
+process of its own, since how memory is kept is a process's, not a step's."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from scipy import stats
 
+from gpt2lab.bench.away import Away
 from gpt2lab.bench.memory import peak_bytes
-from gpt2lab.bench.sides import Side, Spec
+from gpt2lab.bench.sides import Spec
 from gpt2lab.bench.work import Work
 from gpt2lab.costs import costs
 from gpt2lab.peak import matmul_flops
@@ -65,39 +66,38 @@ def compare(
 ) -> Comparison:
     """Time both sides over `blocks` blocks each, and measure their memory in processes of their own."""
     threads = torch.get_num_threads()
-    sides = [spec.make(work, device) for spec in specs]
-    names, precisions = [side.name for side in sides], [side.precision for side in sides]
-    losses = [tuple(side.step() for _ in range(WARM_UP_STEPS)) for side in sides]
-    seconds = in_turns(sides, blocks, device)
-    sides.clear()  # memory is for those who measure it
+    with Away(specs[0], work, device, threads) as first, Away(specs[1], work, device, threads) as second:
+        sides = (first, second)
+        names, precisions = [side.name for side in sides], [side.precision for side in sides]
+        losses = [tuple(side.run(WARM_UP_STEPS)[1]) for side in sides]
+        seconds = in_turns(sides, blocks)
     limits = {precision: matmul_flops(device, precision, threads, LIMIT_SIZE) for precision in set(precisions)}
     peaks = [peak_bytes(spec, work, device, threads) if memory else None for spec in specs]
     flops = costs(work.model()).flops_per_token * work.tokens
     results = [
-        result(name, precision, taken, work, flops, limits[precision], peak, first)
-        for name, precision, taken, peak, first in zip(names, precisions, seconds, peaks, losses, strict=True)
+        result(name, precision, taken, work, flops, limits[precision], peak, begun)
+        for name, precision, taken, peak, begun in zip(names, precisions, seconds, peaks, losses, strict=True)
     ]
     ratio, interval = ratio_of(seconds[1], seconds[0])
     return Comparison(config, work, device.type, threads, blocks, (results[0], results[1]), ratio, interval)
 
 
-def in_turns(sides: Sequence[Side], blocks: int, device: torch.device) -> list[list[float]]:
+class Timed(Protocol):
+    """What takes its turns."""
+
+    def run(self, steps: int) -> tuple[float, list[float]]:
+        """Seconds per step, and losses."""
+        ...
+
+
+def in_turns(sides: Sequence[Timed], blocks: int) -> list[list[float]]:
     """Seconds per step of every side in each block; a block has as many steps as fit into about a second."""
-    counts = [max(1, min(MOST_STEPS, round(BLOCK_SECONDS / timed(side, 1, device)))) for side in sides]
+    counts = [max(1, min(MOST_STEPS, round(BLOCK_SECONDS / side.run(1)[0]))) for side in sides]
     taken: list[list[float]] = [[] for _ in sides]
     for _ in range(blocks):
         for side, count, found in zip(sides, counts, taken, strict=True):
-            found.append(timed(side, count, device))
+            found.append(side.run(count)[0])
     return taken
-
-
-def timed(side: Side, steps: int, device: torch.device) -> float:
-    """Seconds per step."""
-    began = time.perf_counter()
-    for _ in range(steps):
-        side.step()
-    getattr(torch, device.type).synchronize()  # a GPU computes behind the program's back
-    return (time.perf_counter() - began) / steps
 
 
 def result(

@@ -18,6 +18,7 @@ import torch
 from gpt2lab.bench.sides import Spec
 from gpt2lab.bench.work import Work
 from gpt2lab.errors import EnvironmentFault
+from gpt2lab.training.allocator import keep_memory
 from gpt2lab.training.precision import set_threads
 
 STEPS = 2
@@ -47,6 +48,8 @@ def peak_bytes(spec: Spec, work: Work, device: torch.device, threads: int) -> in
 def measure(question: Mapping[str, Any]) -> int:
     """What the process of its own does."""
     set_threads(question["threads"])
+    if question["spec"]["name"] == "gpt2lab":
+        keep_memory()  # as workers do
     device, spec, work = torch.device(question["device"]), Spec(**question["spec"]), Work(**question["work"])
     train(spec, replace(work, n_layer=1, n_head=1, n_embd=8, block_size=8, sequences=1, vocab_size=8), device)
     if device.type == "cuda":

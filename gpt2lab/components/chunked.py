@@ -143,7 +143,9 @@ def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Any]
     half = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if half else torch.float32
     table, width = matrix.detach().to(dtype), len(matrix)
-    scores, odds = (torch.empty(size, width, device=device) for _ in range(2))
+    scores = torch.empty(size, width, device=device)
+    # torch's CPU kernel reads a number of a row last when it writes it, so it may do so in place
+    odds = scores if device.type == "cpu" else torch.empty_like(scores)
     raw = torch.empty(size, width, dtype=dtype, device=device) if half else scores
     to_rows = torch.empty_like(rows, dtype=torch.float32)
     to_matrix: Tensor | None = None
@@ -157,10 +159,10 @@ def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Any]
                 logits.copy_(product)
             counted = y != -100
             target = y.where(counted, 0)[:, None]
-            highest = logits.amax(-1)
+            at_target, highest = logits.gather(1, target)[:, 0], logits.amax(-1)
             torch.softmax(logits, -1, out=p)
             spread = -p.amax(-1).log()  # log sum exp(logits - highest)
-            nll = (highest - logits.gather(1, target)[:, 0] + spread) * counted
+            nll = (highest - at_target + spread) * counted
             value, by_nll, by_lse = slopes(nll, highest + spread, counted, terms)
             found.append((value, nll.sum()))
             factor = by_nll + by_lse

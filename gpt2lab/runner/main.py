@@ -16,6 +16,7 @@ from gpt2lab.runner.job import NOTHING_LEFT, PARENT, Job
 from gpt2lab.runner.stop import StopRequest
 from gpt2lab.runner.training import execute
 from gpt2lab.store import Store, make_folder, now, write_atomically
+from gpt2lab.training.allocator import keep_memory
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.joining import Echo, Place, join_world
 from gpt2lab.training.precision import choose_device
@@ -36,6 +37,7 @@ def main() -> int:
 def work(job: Job, stop: StopRequest) -> int:
     """Execute `job`, as one of several ranks where the environment says so; -> the exit code, everything that is to be
     said about an error having been said, by one rank."""
+    keep_memory()
     try:
         make_folder(Path(job.root))
         with ranks_of(job) as world:

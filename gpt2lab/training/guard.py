@@ -6,7 +6,6 @@ What it remembers is part of the checkpoint, so that a resumed training decides 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,7 +57,8 @@ class Guard:
         self.in_a_row = 0
         jump = None
         if len(self.recent) >= FEWEST:
-            mean, sd = statistics.fmean(self.recent), statistics.pstdev(self.recent)
+            mean = math.fsum(self.recent) / len(self.recent)
+            sd = math.sqrt(math.fsum((x - mean) ** 2 for x in self.recent) / len(self.recent))
             threshold = mean + SIGMAS * sd
             if loss > threshold:
                 jump = (loss - mean) / sd if sd > 0 else math.inf

@@ -196,7 +196,7 @@ def accumulate(
             if counts[micro] == 0:
                 targets = inputs  # anything that has a loss; it weighs nothing
             weight = counts[micro] / total if counts[micro] else 0.0
-            reseed(seed, step, micro, world.rank)
+            reseed(seed, step, micro, world.rank, replica.device)
             with replica.accumulating(last=micro == counted[-1]):
                 point("forward")
                 with clock("forward"), autocast(training.precision, replica.device):
@@ -216,10 +216,16 @@ def _scaled(state: TrainState, objective: Tensor) -> Tensor:
     return scaled
 
 
-def reseed(seed: int, step: int, micro: int, rank: int) -> None:
-    """Seed every device's generator from where the training stands, so that dropout has no state to store."""
+def reseed(seed: int, step: int, micro: int, rank: int, device: torch.device) -> None:
+    """Seed the device's generator from where the training stands, so that dropout has no state to store.
+
+    Only this device's: torch.manual_seed seeds all, and where CUDA was never used that formats a stack trace.
+    """
     digest = hashlib.sha256(f"{seed}:{step}:{micro}:{rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    number = int.from_bytes(digest[:8], "big") >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(number)
 
 
 def _to(tokens: Tensor, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gpt2lab.bench import compare as comparing
+from gpt2lab.bench.away import Away
 from gpt2lab.bench.compare import compare, ratio_of
 from gpt2lab.bench.memory import measure, peak_bytes
 from gpt2lab.bench.sides import Spec
@@ -107,17 +108,15 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     class Counting:
-        precision = "fp32"
-
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def step(self) -> float:
-            order.append(self.name)
-            return 0.0
+        def run(self, steps: int) -> tuple[float, list[float]]:
+            order.append(self.name * steps)
+            return 1e-6, [0.0] * steps
 
     monkeypatch.setattr(comparing, "MOST_STEPS", 2)
-    taken = comparing.in_turns([Counting("a"), Counting("b")], 3, CPU)
+    taken = comparing.in_turns([Counting("a"), Counting("b")], 3)
     assert "".join(order) == "ab" + "aabb" * 3
     assert [len(found) for found in taken] == [3, 3]
 
@@ -153,6 +152,17 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EnvironmentFault, match="transformers is not installed"):
         Spec("transformers").make(TINY, CPU)
+
+
+def test_what_a_side_cannot_do_is_told_across_processes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        Away(Spec(f"nanogpt={tmp_path}"), TINY, CPU, 1)
+    with Away(Spec("plain"), TINY, CPU, 1) as side:
+        seconds, found = side.run(3)
+        assert seconds > 0 and found == pytest.approx(losses(Spec("plain"), TINY, 3), abs=1e-6)
+        side._process.kill()
+        with pytest.raises(EnvironmentFault, match="ended with code -9"):
+            side.run(1)
 
 
 @pytest.mark.slow
