@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ def traced() -> Iterator[Traced]:
         server.stdin.write(f"{folder}\n")  # type: ignore[union-attr]
         server.stdin.flush()  # type: ignore[union-attr]
         child = int(server.stdout.readline())  # type: ignore[union-attr]
+        while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)  # it names itself before it stops, and must not be woken before
         log = folder.with_suffix(".strace")
         strace = subprocess.Popen(
             ["strace", "-f", "-p", str(child), "-o", log, *options], stderr=subprocess.PIPE, text=True
