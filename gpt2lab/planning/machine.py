@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
 
+from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
 from gpt2lab.costs import Costs
 from gpt2lab.errors import ConfigError
+from gpt2lab.peak import matmul_flops
 from gpt2lab.store import Store
+from gpt2lab.training.precision import choose_device
 
-PROBE_SECONDS, PROBE_SHARE = 0.1, 0.5  # a training step reaches about half of the speed of one large matmul
+PROBE_SIZE, PROBE_SHARE = 512, 0.5  # a training step reaches about half of the speed of one large matmul
 
 
 @dataclass(frozen=True)
@@ -73,36 +75,20 @@ def estimate_speed(store: Store, device: torch.device, threads: int, flops_per_t
             seen.append(cost * result["tokens_per_second"] / (result.get("stack") or {}).get("ranks", 1))
     if seen:
         return statistics.median(seen), f"{len(seen)} finished runs here"
-    return PROBE_SHARE * matmul_speed(device, threads), "a matmul probe, so rough"
-
-
-def matmul_speed(device: torch.device, threads: int) -> float:
-    """FLOP/s of a 512 x 512 x 512 float32 matrix product, the best of what fits into PROBE_SECONDS."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        a = torch.ones(512, 512, device=device)
-        best, end = float("inf"), time.perf_counter() + PROBE_SECONDS
-        while time.perf_counter() < end:
-            began = time.perf_counter()
-            (a @ a)[0, 0].item()
-            best = min(best, time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(before)
-    return 2 * 512**3 / best
+    return PROBE_SHARE * matmul_flops(device, "fp32", threads, PROBE_SIZE), "a matmul probe, so rough"
 
 
 def estimate_memory(config: Config, found: Costs) -> int:
     """Bytes of weights, gradients and AdamW state, of activations kept for backward, and of logits; about right.
 
     Per layer and token 34 C values of 2 bytes are the usual count for 16-bit training (arXiv:2205.05198); without
-    autocast values take 4. Logits, their float32 copy and gradient take 12 bytes each.
+    autocast values take 4. Of logits there are at most those of a chunk of rows; with their copies they take 12 bytes.
     """
     model, training = config.model, config.training
-    rows = training.micro_batch_sequences or training.batch_tokens // model.block_size
-    width = 34 * model.n_embd * (1 if training.precision == "bf16" else 2)
-    activations = rows * model.block_size * (model.n_layer * width + 12 * model.vocab_size)
-    return 16 * found.parameters + activations
+    tokens = (training.micro_batch_sequences or training.batch_tokens // model.block_size) * model.block_size
+    width = 34 * model.n_embd * (1 if training.precision in ("bf16", "fp16") else 2)
+    scored = rows_at_once(tokens, model.vocab_size, choose_device(training.device).type)
+    return 16 * found.parameters + tokens * model.n_layer * width + 12 * scored * model.vocab_size
 
 
 def device_name(device: torch.device) -> str:

@@ -16,9 +16,10 @@ from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import run_id, run_identity
+from gpt2lab.peak import matmul_flops
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning import record as declaring
-from gpt2lab.planning.machine import device_name, estimate_memory, estimate_speed, matmul_speed, shares
+from gpt2lab.planning.machine import device_name, estimate_memory, estimate_speed, shares
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import git_commit, study_record
 from gpt2lab.planning.runs import make_run
@@ -126,7 +127,7 @@ def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:
 
 def test_the_probe_leaves_the_number_of_threads_as_it_was() -> None:
     before = torch.get_num_threads()
-    assert matmul_speed(torch.device("cpu"), before + 1) > 0
+    assert matmul_flops(torch.device("cpu"), "fp32", before + 1, 64) > 0
     assert torch.get_num_threads() == before
 
 
