@@ -33,7 +33,7 @@ CHECKPOINTS, KILLS = "training/test_checkpoints.py::", "faults/test_kill_points.
 MUTATIONS = [
     without(
         "random numbers are seeded in every micro-step", "training/loop.py",
-        "reseed(seed, step, micro, world.rank)",
+        "reseed(seed, step, micro, world.rank, replica.device)",
         "training/test_loop.py::test_dropout_depends_on_seed_step_and_micro_step_alone",
     ),
     without(
