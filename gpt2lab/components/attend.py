@@ -6,7 +6,7 @@ Shapes: B batch, H query heads, G key/value heads, T new tokens, S all tokens so
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from gpt2lab.components.scores import Scores
     from gpt2lab.components.step import Step
+
+
+SHORT = 256
+"""Keys up to which attention on CPU is computed in float32 under autocast, too."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scor
     if scores.softcap is None and scores.sink is None:
         # is_causal aligns queries with the first keys, so with a cache (T < S) it would hide almost everything
         if bias is None and whole and T == S:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
+            return fused(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
         if bias is None and whole and T == 1:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+            return fused(q, k, v, dropout_p=dropout, scale=scale)
         combined = allowed_bias(step, mask, bias, q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=combined, dropout_p=dropout, scale=scale)
+        return fused(q, k, v, combined, dropout_p=dropout, scale=scale)
     return written_out(q, k, v, allowed_bias(step, mask, bias, torch.float32), scores, scale, dropout)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **how: Any) -> Tensor:
+    """torch's fused kernel, in the numbers in which it is fastest. Shapes as in `attend`, all heads alike.
+
+    On CPU it takes half precision up to three times as long as float32 where there are few keys (docs/performance.md),
+    so there autocast is left for its time.
+    """
+    if q.device.type != "cpu" or k.shape[-2] > SHORT or not torch.is_autocast_enabled("cpu"):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **how)
+    with torch.autocast("cpu", enabled=False):
+        bias = None if bias is None else bias.float()
+        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias, **how)
+    return y.to(torch.get_autocast_dtype("cpu"))
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores, scale: float, dropout: float) -> Tensor:
