@@ -7,6 +7,7 @@ line on its standard input.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -78,7 +79,14 @@ class Away:
 
 
 def serve() -> None:
-    """What the process does: make the side, then train as many steps as each line says."""
+    """What the process does: make the side, then train as many steps as each line says. What others' code prints goes
+    to standard error, as standard output is for answers."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
     question = json.loads(sys.stdin.readline())
     spec, work, device = Spec(**question["spec"]), Work(**question["work"]), torch.device(question["device"])
     set_threads(question["threads"])
@@ -101,11 +109,6 @@ def timed(side: Side, steps: int, device: torch.device) -> dict[str, Any]:
     losses = [side.step() for _ in range(steps)]
     getattr(torch, device.type).synchronize()  # a GPU computes behind the program's back
     return {"seconds": (time.perf_counter() - began) / steps, "losses": losses}
-
-
-def say(answer: dict[str, Any]) -> None:
-    """One line to whoever asked."""
-    print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class GPT(nn.Module):
         self.transformer = PlainGPT(c.n_layer, c.n_head, c.n_embd, c.block_size, c.vocab_size, c.bias)
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
+        print("number of parameters: 0.00M")
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         return adamw(self, learning_rate, weight_decay)
@@ -152,6 +153,12 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EnvironmentFault, match="transformers is not installed"):
         Spec("transformers").make(TINY, CPU)
+
+
+def test_what_a_side_prints_is_no_answer(checkout: Path) -> None:
+    with Away(Spec(f"nanogpt={checkout}"), TINY, CPU, 1) as side:
+        assert side.name == "nanoGPT"
+        assert side.run(3)[1] == pytest.approx(losses(Spec("plain"), TINY, 3), abs=1e-5)
 
 
 def test_what_a_side_cannot_do_is_told_across_processes(tmp_path: Path) -> None:
