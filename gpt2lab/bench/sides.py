@@ -7,6 +7,7 @@ default, the loss read at every step. All of them start from equal weights, clip
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def plain_model(work: Work) -> PlainGPT:
     return model
 
 
-class Other:
+class Other(ABC):
     """A step as it is commonly written: batch, loss, backward, clip, AdamW, and the loss read."""
 
     precision: Precision = "fp32"
@@ -100,9 +101,9 @@ class Other:
         self.device = next(model.parameters()).device
         self.taken = 0
 
+    @abstractmethod
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """(B, T), (B, T) -> ()"""
-        raise NotImplementedError
 
     def step(self) -> float:
         tokens, targets = (torch.from_numpy(x).to(self.device) for x in self.batches.at(self.taken))

@@ -6,11 +6,9 @@ signal reaches all of them; they save at the same step. Over several machines to
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from typing import Protocol
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gpt2lab.errors import Gpt2labError, LockHeld, Preempted, Problem, RankLost
-from gpt2lab.executors.local import Ending
+from gpt2lab.executors.local import Ending, start_cold
 from gpt2lab.runner import NOTHING_LEFT, PARENT, Job
 from gpt2lab.runner.stop import STOP_SIGNALS
 from gpt2lab.store import RunFolder, Store, now
@@ -65,20 +63,7 @@ class Rank:
 def launched(job: Job, environment: dict[str, str], log: Path) -> Process:
     """A worker in a session of its own, so that Ctrl-C reaches it only through us."""
     with log.open("a") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gpt2lab.runner"],
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code and log say why
-        process.stdin.write(job.to_json())
-        process.stdin.close()
-    return process
+        return start_cold(job, environment, file)
 
 
 def meeting_place() -> TCPStore:
