@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt2lab.components.blockwise import causal
+
 if TYPE_CHECKING:
     from gpt2lab.components.scores import Scores
     from gpt2lab.components.step import Step
 
 
-SHORT = 256
-"""Keys up to which attention on CPU is computed in float32 under autocast, too."""
+SHORT = 512
+"""Keys up to which attention on CPU goes another way under autocast."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scor
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **how: Any) -> Tensor:
-    """torch's fused kernel, in the numbers in which it is fastest. Shapes as in `attend`, all heads alike.
+    """torch's fused kernel, or what takes its place where that is faster. Shapes as in `attend`, all heads alike.
 
-    On CPU it takes half precision up to three times as long as float32 where there are few keys (docs/performance.md),
-    so there autocast is left for its time.
+    On CPU the kernel takes half precision up to three times as long as float32 where there are few keys
+    (docs/performance.md), so there autocast is left for its time.
     """
     if q.device.type != "cpu" or k.shape[-2] > SHORT or not torch.is_autocast_enabled("cpu"):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **how)
     with torch.autocast("cpu", enabled=False):
+        if q.dtype == k.dtype == v.dtype == torch.bfloat16 and how.get("is_causal") and not how.get("dropout_p"):
+            return causal(q, k, v, how["scale"])
         bias = None if bias is None else bias.float()
         y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias, **how)
     return y.to(torch.get_autocast_dtype("cpu"))
