@@ -45,7 +45,7 @@ class Causal(torch.autograd.Function):
         return y.view(shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by_y: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         shape, by_y = by_y.shape, by_y.reshape(q.shape)
