@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"planning"},
     {"runner"},
     {"reuse"},
+    {"trained"},
     {"executors", "display"},
     {"sweep"},
     {"study"},
