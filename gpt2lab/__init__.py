@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2lab.evaluation import metric
     from gpt2lab.evidence import tokens_to
     from gpt2lab.model import GPT, ModelConfig, build_model
-    from gpt2lab.pretrained import load_gpt2, save_gpt2
+    from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
     from gpt2lab.results import load_results
 
 __version__ = "0.1.0"
@@ -31,9 +31,11 @@ _HOME = {
     "compare": "gpt2lab.analysis",
     "load_config": "gpt2lab.config",
     "load_gpt2": "gpt2lab.pretrained",
+    "load_model": "gpt2lab.pretrained",
     "load_results": "gpt2lab.results",
     "metric": "gpt2lab.evaluation",
     "save_gpt2": "gpt2lab.pretrained",
+    "save_model": "gpt2lab.pretrained",
     "tokens_to": "gpt2lab.evidence",
 }
 __all__ = [
@@ -43,9 +45,11 @@ __all__ = [
     "compare",
     "load_config",
     "load_gpt2",
+    "load_model",
     "load_results",
     "metric",
     "save_gpt2",
+    "save_model",
     "tokens_to",
 ]
 

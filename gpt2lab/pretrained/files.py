@@ -1,0 +1,149 @@
+"""Files of weights as others write them, read without running code, and folders that are replaced in one piece."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gpt2lab.errors import ConfigError, DataFault, Problem
+from gpt2lab.store import disk_fault, make_folder, publish_folder, temporary_beside
+from gpt2lab.training.checkpoints import os_error
+
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
+"""Where a folder may keep its weights, in the order in which they are looked for."""
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.json. Raises ConfigError when there is none, DataFault when it cannot be read."""
+    file = folder / "config.json"
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(
+            "no GPT-2 in Hugging Face layout here: there is no config.json", where=str(folder), hint=f"ls {folder}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataFault(f"cannot be read: {error}", where=str(file)) from None
+    if not isinstance(found, dict):
+        raise DataFault("a JSON object is expected", where=str(file))
+    return found
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, from one file or several. Raises ConfigError when there is none, DataFault when one is
+    damaged or missing."""
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        what = f"no GPT-2 in Hugging Face layout here: there is none of {', '.join(WEIGHTS)}"
+        raise ConfigError(what, where=str(folder), hint=f"ls {folder}")
+    if not name.endswith(".json"):
+        return read_tensors(folder / name)
+    weights: dict[str, Tensor] = {}
+    for part in shards(folder / name):
+        weights |= read_tensors(part)
+    return weights
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names. Raises DataFault when it is not an index or one of them is missing."""
+    files = [index.parent / name for name in shard_names(index)]
+    missing = [Problem(str(index), f"names {file.name}, which is not there") for file in files if not file.is_file()]
+    if missing:
+        raise DataFault(missing)
+    return files
+
+
+def shard_names(index: Path) -> list[str]:
+    """The names in an index, each once; names of files beside it and no paths. Raises DataFault."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if all(Path(name).name == name for name in names):
+            return names
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise DataFault("not an index of weights", where=str(index))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file, on the CPU. Raises DataFault when it is damaged or not a plain mapping of tensors."""
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise DataFault(f"cannot be read: {_line(error)}", where=str(file)) from error
+    found = unpickled(file)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise DataFault("a mapping of names to tensors is expected", where=str(file))
+    return found
+
+
+def unpickled(file: Path) -> Any:
+    """What torch.save wrote, with `weights_only`: tensors and plain values, never code. Raises DataFault."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "it holds more than tensors and plain values, and such files can run code: refused"
+        if "nsupported" not in str(error):
+            reason = f"cannot be read: {_line(error)}"
+        raise DataFault(reason, where=str(file)) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise DataFault(f"cannot be read: {_line(error)}", where=str(file)) from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, known: Collection[str]) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `path` when all went well; a stop in the middle leaves the old folder or
+    none. A folder that holds anything but the files `known` is not ours to replace.
+
+    Raises ConfigError for such a folder, EnvironmentFault when the disk is full or cannot be written.
+    """
+    final = Path(path).resolve()
+    refuse_others_files(final, path, known)
+    temporary, aside = temporary_beside(final), temporary_beside(final)
+    try:
+        make_folder(final.parent)
+        temporary.mkdir()
+        yield temporary
+        if final.exists():
+            os.replace(final, aside)
+        publish_folder(temporary, final)
+    except (OSError, SafetensorError) as error:
+        cause = os_error(error)
+        if cause is None:
+            raise
+        raise disk_fault(cause, final) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_others_files(final: Path, path: str | Path, known: Collection[str]) -> None:
+    """Raises ConfigError when something is in the way that a save would destroy."""
+    if final.exists() and not final.is_dir():
+        raise ConfigError("there is a file of that name", where=str(path), hint="another name")
+    others = sorted(entry.name for entry in final.iterdir() if entry.name not in known) if final.is_dir() else []
+    if others:
+        told = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ConfigError(f"the folder holds other files ({told}): not replaced", where=str(path), hint="a new name")
+
+
+def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies or the tensors themselves, as safetensors wants them."""
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
