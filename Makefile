@@ -1,6 +1,8 @@
 # gpt2lab: every target makes the environment that it needs in .venv, once.
 #
 #   make quickstart   install, fetch Shakespeare, run the posenc ablation at nano scale, write its report
+#   make baseline     say what GPT-2 124M by its published recipe takes on this machine, and train it
+#                     STEPS=20 BATCH_TOKENS=4096 CORPUS=shakespeare for a piece of it; MAX_DAYS=7 NPROC=8 RUNS=runs
 #   make test         the test suite (about 2 minutes on 2 cores)
 #   make check        format, lint, types, every shipped YAML
 #   make clean        remove the environment and caches; runs, reports and data stay
@@ -10,11 +12,17 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 
-.PHONY: quickstart test check clean
+# $(call option,BATCH_TOKENS) is --batch-tokens with its value, or nothing where it has none
+option = $(if $($(1)),--$(subst _,-,$(shell echo $(1) | tr A-Z a-z)) $($(1)))
+
+.PHONY: quickstart baseline test check clean
 
 quickstart: .venv/.installed
 	$(BIN)/gpt2lab run ablations/posenc.yaml --scale nano --arms learned,rotary,none
 	@echo "the page: reports/posenc@nano/index.html    the runs in MLflow: $(BIN)/gpt2lab ui"
+
+baseline: .venv/.installed$(if $(filter shakespeare,$(CORPUS)),,-data)
+	$(BIN)/gpt2lab baseline $(foreach name,CORPUS STEPS BATCH_TOKENS MAX_DAYS NPROC RUNS,$(call option,$(name)))
 
 # one thread per process: several on shared cores are ten times slower
 test: .venv/.installed-dev
@@ -37,6 +45,11 @@ clean:
 .venv/.installed: .venv/bin/pip pyproject.toml constraints.txt
 	@echo "installing gpt2lab and what it needs into .venv (about 2 GB, some minutes)"
 	$(PIP) --editable .
+	@touch $@
+
+# what reads web corpora from the Hugging Face hub
+.venv/.installed-data: .venv/.installed
+	$(PIP) --editable '.[data]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,13 @@ from gpt2lab.training.precision import choose_device
 
 STUDY = "train"
 TICK_SECONDS = 0.5
+Watch = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
+"""Looks at new rows of the journal; -> what a person should know about them."""
+
+
+def unconcerned(rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Finds nothing remarkable."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ def declare(one: Single, reproduce: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def followed(
-    one: Single, record: dict[str, Any], display: Display, mirror: Callable[[], Mirror] | None
+    one: Single, record: dict[str, Any], display: Display, mirror: Callable[[], Mirror] | None, watch: Watch
 ) -> Iterator[Callable[[], None]]:
     """Follow the run while inside; what is yielded is to be called several times a second."""
     view = RunView(one.arm.arm.name, str(one.run.seed), one.run.id, one.run.config.training.steps)
@@ -226,6 +233,8 @@ def followed(
         def tick() -> None:
             for news in follower.poll():
                 view.take(news.rows)
+                for text in watch(news.rows):
+                    display.say(text)
             status = one.folder.status()
             view.status = "waiting" if status in ("absent", "partial") else status
             display.show([view])
@@ -238,14 +247,16 @@ def followed(
             follower.close(timeout=30.0)
 
 
-def train(one: Single, display: Display, reproduce: str, mirror: Callable[[], Mirror] | None) -> None:
+def train(
+    one: Single, display: Display, reproduce: str, mirror: Callable[[], Mirror] | None, watch: Watch = unconcerned
+) -> None:
     """Train the run in processes of its own, as many as it has ranks.
 
     Raises Preempted when stopped, with everything saved; LockHeld; NumericsFault when it diverged; what its worker
     raised; RankLost.
     """
     refuse_if_held(one)
-    with followed(one, declare(one, reproduce), display, mirror) as tick:
+    with followed(one, declare(one, reproduce), display, mirror, watch) as tick:
         job = one.job
         if one.ranks > 1:
             RanksExecutor(one.ranks, tick).run(job)
@@ -258,8 +269,9 @@ def train(one: Single, display: Display, reproduce: str, mirror: Callable[[], Mi
 
 
 def train_as_rank(
-    one: Single, leads: bool, display: Display, reproduce: str, mirror: Callable[[], Mirror] | None
-) -> int:
+    one: Single, leads: bool, display: Display, reproduce: str, mirror: Callable[[], Mirror] | None,
+    watch: Watch = unconcerned,
+) -> int:  # fmt: skip
     """Train the run in this process, one of several that torchrun or the like has started; -> the exit code, with all
     said that is to be said. The first one follows the run in a thread."""
     stop = StopRequest()
@@ -268,7 +280,7 @@ def train_as_rank(
     if not leads:
         return work(job, stop)
     over = threading.Event()
-    with followed(one, declare(one, reproduce), display, mirror) as tick:
+    with followed(one, declare(one, reproduce), display, mirror, watch) as tick:
 
         def follow() -> None:
             while not over.wait(TICK_SECONDS):

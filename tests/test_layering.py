@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"schema", "text"},
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training", "evidence", "ladder", "health"},
+    {"model", "data", "optim", "training", "evidence", "ladder", "health", "published"},
     {"costs", "generation", "peak"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {"sweep"},
     {"study"},
     {"single"},
+    {"baseline"},
     {"report"},
     {"bench"},
     {"cli"},
@@ -45,7 +46,7 @@ WITHIN: dict[str, list[set[str]]] = {
         {"arms"},
         {"ablation"},
         {"noise", "runs", "equalise", "throughput"},
-        {"bracket", "budgets", "scope"},
+        {"bracket", "budgets", "scope", "microbatch"},
         {"plan"},
         {"record", "forecast", "repeats"},
     ],
@@ -55,7 +56,7 @@ WITHIN: dict[str, list[set[str]]] = {
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
-    "evidence", "ladder", "health",
+    "evidence", "ladder", "health", "published",
 )  # fmt: skip
 
 

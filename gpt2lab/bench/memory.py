@@ -4,7 +4,6 @@ holds after training a model of no size, because torch imports much of itself at
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import torch
 from gpt2lab.bench.sides import Spec
 from gpt2lab.bench.work import Work
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.training.allocator import keep_memory
+from gpt2lab.training.allocator import high_water, keep_memory
 from gpt2lab.training.precision import set_threads
 
 STEPS = 2
@@ -71,16 +70,6 @@ def start_over() -> int:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return high_water()
-
-
-def high_water() -> int:
-    """The most bytes that this process has held. Linux's ru_maxrss would include what its parent held at the fork."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

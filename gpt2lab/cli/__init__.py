@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from gpt2lab.cli import bench, catalogue, compare, data, eval, identity, noise, results, run, selftest, train
+from gpt2lab.cli import baseline, bench, catalogue, compare, data, eval, identity, noise, results, run, selftest, train
 from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 run.add_to(app)
 train.add_to(app)
+baseline.add_to(app)
 results.add_to(app)
 compare.add_to(app)
 catalogue.add_to(app)

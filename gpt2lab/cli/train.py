@@ -15,7 +15,7 @@ import typer
 from gpt2lab.cli.run import Json, Plugin, Runs, Set, sink
 
 if TYPE_CHECKING:
-    from gpt2lab.single import Single
+    from gpt2lab.single import Single, Watch
 
 
 def add_to(app: typer.Typer) -> None:
@@ -61,12 +61,12 @@ def train(
 
 def run(
     preset: str, place: Any, *, overrides: tuple[str, ...], seed: int | None, nproc: int, plugins: tuple[str, ...],
-    dry_run: bool, profile: bool, tracking: bool, runs: Path, as_json: bool,
+    dry_run: bool, profile: bool, tracking: bool, runs: Path, as_json: bool, watch: Watch | None = None,
 ) -> int:  # fmt: skip
     """Plan the run, train it, say what became of it; -> the exit code. Raises what planning and training raise."""
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import PlainLines, console_for, display
-    from gpt2lab.single import lines, plan_one, refuse_divergence, result_lines, train, train_as_rank
+    from gpt2lab.single import lines, plan_one, refuse_divergence, result_lines, train, train_as_rank, unconcerned
     from gpt2lab.store import Store
 
     many, leads = place.size > 1, place.rank == 0
@@ -92,12 +92,12 @@ def run(
         reproduce = command(preset, overrides, seed, plugins)
         mirror = (lambda: sink(store, one.plan.ablation.name)) if tracking else None
         if many:
-            code = train_as_rank(one, leads, PlainLines(console, 1), reproduce, mirror)
+            code = train_as_rank(one, leads, PlainLines(console, 1), reproduce, mirror, watch or unconcerned)
             if code:
                 return code
             refuse_divergence(one)
         else:
-            train(one, display(console, lines(one)[0], 1), reproduce, mirror)
+            train(one, display(console, lines(one)[0], 1), reproduce, mirror, watch or unconcerned)
         say([*result_lines(one), *(["MLflow: gpt2lab ui"] if tracking else [])])
     if as_json and leads:
         print_json(one)

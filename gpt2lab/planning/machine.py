@@ -19,6 +19,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.peak import matmul_flops
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
+from gpt2lab.training.settings import TrainingConfig
 
 PROBE_SIZE, PROBE_SHARE = 512, 0.5  # a training step reaches about half of the speed of one large matmul
 
@@ -59,6 +60,16 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
             hint=f"--jobs {cores // threads}",
         )
     return jobs, threads
+
+
+def this_machine(store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None) -> Machine:
+    """This machine with so many jobs side by side, or as many as it has room for. Raises ConfigError when there is none
+    for that many."""
+    device = choose_device(training.device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs, threads = shares(jobs, training.threads, cores, device.type)
+    speed, speed_from = estimate_speed(store, device, threads, flops_per_token)
+    return Machine(device.type, device_name(device), threads, jobs, speed, speed_from)
 
 
 def estimate_speed(store: Store, device: torch.device, threads: int, flops_per_token: float) -> tuple[float, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,12 +14,11 @@ from gpt2lab.planning.arms import Arm
 from gpt2lab.planning.bracket import Tuning, at_rate, bracket
 from gpt2lab.planning.budgets import at_budget, equal_arms, with_tokens
 from gpt2lab.planning.equalise import Adjustment
-from gpt2lab.planning.machine import Machine, device_name, estimate_memory, estimate_speed, shares
+from gpt2lab.planning.machine import Machine, estimate_memory, this_machine
 from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
 from gpt2lab.store import Store
-from gpt2lab.training.precision import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,21 +111,17 @@ def make_plan(
     seeds_now: how many seeds of each arm are due, where looks were declared; the first look's unless given.
     seconds: a budget; arms and seeds are chosen to fit into it.
     """
-    training = ablation.arms[ablation.baseline].config.training
-    device = choose_device(training.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs, threads = shares(jobs, training.threads, cores, device.type)
     reference = known_costs(ablation.arms[ablation.baseline].config)
-    speed, speed_from = estimate_speed(store, device, threads, reference.flops_per_token)
-    machine = Machine(device.type, device_name(device), threads, jobs, speed, speed_from)
+    training = ablation.arms[ablation.baseline].config.training
+    machine = this_machine(store, training, reference.flops_per_token, jobs)
     made, adjustments = equal_arms(with_tokens(ablation, known_costs), known_costs, store, machine)
     for arm in made.values():
         check_data(arm, data)
     found = {name: known_costs(arm.config) for name, arm in made.items()}
     base = made[ablation.baseline].config
     floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
-    cost = {n: found[n].flops_per_token * tokens_left(arm.config) / speed for n, arm in made.items()}
-    scope = fit(ablation, floor, cost, seconds=seconds, jobs=jobs, why_no_floor=why_none)
+    cost = {n: found[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in made.items()}
+    scope = fit(ablation, floor, cost, seconds=seconds, jobs=machine.jobs, why_no_floor=why_none)
     arms = {}
     for name in scope.arms:
         arm, count = made[name], None

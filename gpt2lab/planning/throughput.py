@@ -97,9 +97,16 @@ def measure(configs: Mapping[str, Config], machine: Machine) -> dict[str, float]
 
 def step_seconds(config: Config, device: torch.device) -> float:
     """Seconds of one training step: of one micro-batch times their number, and of the update after them."""
+    sequences = config.training.batch_tokens // config.model.block_size
+    rows = config.training.micro_batch_sequences or sequences
+    one_pass, update = timed(config, device, rows)
+    return sequences / rows * one_pass + update
+
+
+def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float]:
+    """Seconds of one micro-batch of `rows` sequences forward and backward, and of an update. Raises EnvironmentFault
+    where memory does not hold them."""
     training, block_size = config.training, config.model.block_size
-    sequences = training.batch_tokens // block_size
-    rows = training.micro_batch_sequences or sequences
     hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
     with memory_guard("throughput probe", f"{rows} sequences of {block_size} tokens in one pass", hint):
         model = build_model(config.model, seed=0, device=device)
@@ -114,7 +121,7 @@ def step_seconds(config: Config, device: torch.device) -> float:
             updates.append(_timed_update(state, config.optim.grad_clip, device))
             if time.perf_counter() - began > LONG_SECONDS:
                 break
-    return sequences / rows * min(passes) + min(updates)
+    return min(passes), min(updates)
 
 
 def _timed_pass(state: TrainState, tokens: Tensor, config: Config, device: torch.device) -> float:

@@ -1,0 +1,128 @@
+"""`gpt2lab baseline`: what it asks for, what it says, and when it does not start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpt2lab.baseline as reproduction
+from gpt2lab.baseline import Baseline, expectation, lines, plan_baseline, recipe_overrides, refuse_hopeless, watch
+from gpt2lab.cli import answer
+from gpt2lab.config import load_config
+from gpt2lab.costs import costs
+from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.microbatch import MicroBatch
+from gpt2lab.published import CURVE
+from gpt2lab.store import Store
+
+MICRO = MicroBatch(4, 5 << 30, 10 << 30, 4.0, 0.5)
+
+
+def planned(*overrides: str, ranks: int = 1, micro: MicroBatch = MICRO) -> Baseline:
+    config = load_config("gpt2-124m", ["training.micro_batch_sequences=4", *overrides])
+    machine = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention")
+    return Baseline(config, tuple(overrides), ranks, machine, costs(config.model), micro)
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No short trainings of 124M parameters in fast tests."""
+    monkeypatch.setattr(reproduction, "micro_batch", lambda *args: MICRO)
+
+
+def test_the_recipe_is_what_it_plans_for(tmp_path: Path, probed: None) -> None:
+    base = plan_baseline(Store(tmp_path), ranks=1)
+    training = base.config.training
+    assert (training.steps, training.batch_tokens, base.config.optim.warmup_steps) == (19_560, 524_288, 700)
+    assert training.micro_batch_sequences == 4 and base.overrides[-1] == "training.micro_batch_sequences=4"
+    assert base.costs.parameters == 124_439_808
+    assert base.seconds == 19_560 * (128 * 4.0 + 0.5)
+
+
+def test_ranks_share_the_batch(tmp_path: Path) -> None:
+    alone, shared = planned(), planned(ranks=8)
+    assert shared.share == alone.share / 8 == 64
+    assert shared.seconds == 19_560 * (16 * 4.0 + 0.5)
+
+
+def test_few_steps_warm_up_for_a_tenth_of_them() -> None:
+    assert recipe_overrides(None, 20, None) == ["training.steps=20", "optim.warmup_steps=2"]
+    assert recipe_overrides(None, 3, 4096)[1:] == ["optim.warmup_steps=1", "training.batch_tokens=4096"]
+    assert recipe_overrides(None, 9000, None)[1] == "optim.warmup_steps=700"
+    assert recipe_overrides("shakespeare", None, None) == ["data.corpus=shakespeare"]
+
+
+def test_the_curve_applies_to_the_recipe_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduction, "PUBLISHED_CORPUS", "shakespeare")  # as if it were the published text
+    assert not planned().differs
+    assert "6.17 +- 0.10 at 250" in expectation(planned())[0] and "3.27 to 3.29" in expectation(planned())[0]
+    for override, said in {
+        "training.batch_tokens=4096": "4,096 tokens, not the recipe's 524,288",
+        "training.steps=1000": "1,000 steps, not 19,560",
+        "optim.lr=1e-3": "optim is not the recipe's",
+        "model.position=rotary": "model is not the recipe's",
+    }.items():
+        assert said in " ".join(expectation(planned(override)))
+    monkeypatch.undo()
+    assert "the text is shakespeare" in " ".join(expectation(planned("data.corpus=shakespeare")))
+
+
+def test_the_watch_speaks_only_where_the_curve_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"step": 500, "metrics": {"val/loss": CURVE[500] + 1}}]
+    assert list(watch(planned("data.corpus=shakespeare"))(rows)) == []
+    monkeypatch.setattr(reproduction, "PUBLISHED_CORPUS", "shakespeare")
+    (said,) = watch(planned("data.corpus=shakespeare"))(rows)
+    assert said.startswith("off the published curve: step 500: validation loss 6.374, published 5.374")
+
+
+def test_what_it_takes_is_told() -> None:
+    told = "\n".join(lines(planned("data.corpus=shakespeare", *recipe_overrides(None, 20, 4096))))
+    for part in (
+        "124,439,808 parameters", "81.9 k tokens of shakespeare in 20 steps of 4,096",
+        "854.4 MFLOP a token, 7e+13 FLOP", "batch: 4 sequences of 1,024, 4 at a time (1 micro-batch a step)",
+        "time: about 1:30 at 910 tokens/s, measured on an invented processor (cpu)", "5.0 GiB a rank, of 10.0 GiB",
+        "a batch has 4,096 tokens, not the recipe's 524,288",
+    ):  # fmt: skip
+        assert part in told, told
+
+
+def test_a_hopeless_machine_is_told_so() -> None:
+    base = planned()
+    assert 115 < base.seconds / 86_400 < 117
+    with pytest.raises(EnvironmentFault, match="it would take 116 days here, more than 7") as refused:
+        refuse_hopeless(base, 7)
+    assert "MAX_DAYS=N" in str(refused.value.hint)
+    refuse_hopeless(base, 117)
+
+
+def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reproduction.refuse_full_disk(planned(), Store(tmp_path / "runs"))
+    monkeypatch.setattr(reproduction.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 30}))
+    with pytest.raises(EnvironmentFault, match=r"checkpoints need 4\.2 GiB, 1\.0 GiB are free"):
+        reproduction.refuse_full_disk(planned(), Store(tmp_path / "runs"))
+
+
+def test_torchrun_is_sent_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="torchrun's ranks cannot each look for the micro-batch"):
+        reproduction.refuse_torchrun(2)
+    said = reproduction.by_torchrun(planned("training.micro_batch_sequences=32", ranks=8))
+    assert said == ("torchrun --nproc-per-node 8 -m gpt2lab train gpt2-124m --set training.micro_batch_sequences=32")
+
+
+def test_the_command_stops_before_any_data_is_touched(
+    tmp_path: Path, probed: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2lab.single.prepare", lambda *args, **how: pytest.fail("data was prepared"))
+    runs = str(tmp_path / "runs")
+    assert answer(["baseline", "--runs", runs, "--nproc", "1"], debug=False) == 3
+    printed = capsys.readouterr()
+    assert "116 days" in printed.err and "try: " in printed.err and "124,439,808 parameters" in printed.out
+    assert answer(["baseline", "--runs", runs, "--nproc", "1", "--dry-run", "--json"], debug=False) == 0
+    record: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert record["micro_batch_sequences"] == 4 and record["seconds"] == 19_560 * (128 * 4.0 + 0.5)
+    assert answer(["baseline", "--runs", runs, "--batch-tokens", "1000"], debug=False) == 2
+    assert "1000 is no multiple of block_size 1024" in capsys.readouterr().err
