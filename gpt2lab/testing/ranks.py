@@ -24,7 +24,7 @@ def two_ranks_against_one(todo: list[Case]) -> list[float]:
     with the whole batch. One spawned pair of processes serves all cases."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_rank, args=(folder, todo, tuple(PLUGINS)), nprocs=2, join=True)
-        gaps: list[float] = torch.load(f"{folder}/gaps.pt")
+        gaps: list[float] = torch.load(f"{folder}/gaps.pt", weights_only=True)
     return gaps
 
 
