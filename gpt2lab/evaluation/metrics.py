@@ -16,7 +16,6 @@ Shapes: n windows, L tokens in a window, r rows, V vocabulary.
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,16 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2lab.data.batches import TokenSequence
+from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Gpt2labError
-from gpt2lab.evaluation.validation import (
-    ROWS_AT_ONCE,
-    Window,
-    batches_of,
-    evaluating,
-    forward,
-    out_of_memory,
-    plain_windows,
-)
+from gpt2lab.evaluation.parts import Division, Parts, by_position
+from gpt2lab.evaluation.validation import ROWS_AT_ONCE, evaluating, forward, out_of_memory, plain_windows
+from gpt2lab.evaluation.windows import Targets, Window, batches_of, targets_of
 from gpt2lab.model import GPT
 from gpt2lab.registry import Choice, Slot
 from gpt2lab.training.precision import Precision
@@ -49,11 +43,13 @@ metric = Slot("metric", "what is measured of finished runs (gpt2lab eval)", defa
 
 class Rows(NamedTuple):
     """Some predictions. logits: (r, V) float32. targets: (r,) the tokens that did follow. positions: (r,) the place in
-    its window of the token that each is predicted from, counted from 0. All on the model's device."""
+    its window of the token that each is predicted from, counted from 0. places: (r,) where the targets stand in the
+    validation split. All on the model's device."""
 
     logits: Tensor
     targets: Tensor
     positions: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +60,8 @@ class Subject:
     total:           targets in that part.
     batch_sequences: windows in one pass.
     byte_lengths:    (V,) bytes of text that each token stands for; None where that is not known.
+    data:            the prepared data that the tokens are of, with its training split and names of documents; None
+                     where that is not known.
     tell:            called with the targets done so far, and with how many there are.
     """
 
@@ -73,6 +71,7 @@ class Subject:
     total: int
     batch_sequences: int
     byte_lengths: NDArray[np.int64] | None = None
+    data: Prepared | None = None
     precision: Precision = "fp32"
     tell: Callable[[int, int], None] = field(default=lambda done, total: None)
 
@@ -90,11 +89,10 @@ class Subject:
         done = 0
         for batch in batches_of(self.windows(), self.batch_sequences):
             logits, wanted = forward(self.model, self.tokens, batch, self.precision)  # (n, L, V), (n, L)
-            positions = torch.arange(wanted.shape[1], device=self.device).repeat(len(batch))
-            targets = torch.from_numpy(wanted.flatten()).to(self.device)
-            parts = (x.split(ROWS_AT_ONCE) for x in (logits.flatten(0, 1), targets, positions))
-            for some, following, places in zip(*parts, strict=True):
-                yield Rows(some.float(), following, places)
+            ids, seen, places = (torch.from_numpy(x).to(self.device) for x in targets_of(batch, wanted))
+            parts = (x.split(ROWS_AT_ONCE) for x in (logits.flatten(0, 1), ids, seen - 1, places))
+            for some, *others in zip(*parts, strict=True):
+                yield Rows(some.float(), *others)
             done += wanted.size
             self.tell(done, self.total)
 
@@ -178,13 +176,13 @@ def context_loss(subject: Subject, *, bands: int = 4) -> dict[str, float]:
     """
     if bands < 1:
         raise ConfigError(f"at least 1 band is needed, not {bands}", where="metric context_loss")
-    longest = min(subject.block_size, subject.total)
-    borders = np.unique(np.geomspace(1, longest + 1, bands + 1).round().astype(np.int64))  # first of each, and the end
-    sums, counts = (torch.zeros(len(borders) - 1, dtype=torch.float64) for _ in range(2))
+    return means(subject, by_position(min(subject.block_size, subject.total), bands))
+
+
+def means(subject: Subject, division: Division) -> dict[str, float]:
+    """Mean loss in nats of every group of a division that holds targets."""
+    parts = Parts([division])
     for rows in subject.rows():
-        nats = _nats(rows)
-        index = torch.bucketize(rows.positions.cpu() + 1, torch.from_numpy(borders), right=True) - 1
-        sums += torch.bincount(index, nats, minlength=len(sums))
-        counts += torch.bincount(index, minlength=len(sums))
-    names = [f"{first}-{end - 1}" for first, end in itertools.pairwise(borders)]
-    return dict(zip(names, (sums / counts).tolist(), strict=True))
+        ids, positions, places = (x.cpu().numpy() for x in (rows.targets, rows.positions, rows.places))
+        parts.add(Targets(ids, positions + 1, places), _nats(rows))
+    return {group: loss for group, (loss, _) in parts.means(division.name).items()}

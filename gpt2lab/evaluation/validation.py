@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from gpt2lab.data.batches import TokenSequence
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.evaluation.windows import WindowLosses, by_document
+from gpt2lab.evaluation.parts import Parts
+from gpt2lab.evaluation.windows import Window, WindowLosses, batches_of, by_document, targets_of
 from gpt2lab.model import GPT
 from gpt2lab.schema import Settings
 from gpt2lab.training.distributed import ALONE, World
@@ -71,14 +72,6 @@ class EvaluationConfig(Settings):
         return []
 
 
-class Window(NamedTuple):
-    """Input tokens [start, start + length); of the tokens that follow each of them, the last `scored` are targets."""
-
-    start: int
-    length: int
-    scored: int
-
-
 @dataclass(frozen=True)
 class ValidationResult:
     """loss: mean nats per target.  bits_per_byte: None when the bytes of tokens are not known.  targets: how many.
@@ -106,18 +99,20 @@ def validation_loss(
     total: int,
     batch_sequences: int,
     byte_lengths: NDArray[np.int64] | None = None,
+    parts: Parts | None = None,
     precision: Precision = "fp32",
     world: World = ALONE,
 ) -> ValidationResult:
     """Score `total` tokens in blocks that do not overlap, spread evenly over all of `tokens`, so that the set holds
     something of every document however they are ordered; the last block may be shorter.
 
-    byte_lengths: (V,) bytes of text that each token stands for.
+    byte_lengths: (V,) bytes of text that each token stands for. parts: where the loss of every target is added as well.
     The model is in the mode it was in afterwards, and no random number is drawn. Raises ConfigError when there are
     not enough tokens, EnvironmentFault when memory runs out.
     """
     windows = plain_windows(tokens, block_size=block_size, total=total)
-    nats, targets, text_bytes, *each = _score(model, tokens, windows, batch_sequences, byte_lengths, precision, world)
+    scored = _score(model, tokens, windows, batch_sequences, byte_lengths, precision, world, parts)
+    nats, targets, text_bytes, *each = scored
     bits = None if byte_lengths is None else nats / math.log(2) / text_bytes
     return ValidationResult(nats / targets, bits, int(targets), tuple(windows), tuple(each))
 
@@ -195,17 +190,19 @@ def evaluate_by_window(
     batch_sequences: int,
     byte_lengths: NDArray[np.int64] | None = None,
     documents: NDArray[np.int64] | None = None,
+    parts: Parts | None = None,
     precision: Precision = "fp32",
     world: World = ALONE,
 ) -> tuple[dict[str, Any], WindowLosses]:
     """As `evaluate`, and the loss of each plain window with the document that it starts in.
 
     documents: first token of each document in `tokens` (`validation_documents`); None when there is one only.
+    parts: see `validation_loss`.
     """
     spec = config.spec(block_size)
     sizes: dict[str, Any] = {"block_size": block_size, "total": config.tokens, "batch_sequences": batch_sequences}
     how: dict[str, Any] = {"precision": precision, "world": world}
-    result = validation_loss(model, tokens, byte_lengths=byte_lengths, **sizes, **how)
+    result = validation_loss(model, tokens, byte_lengths=byte_lengths, parts=parts, **sizes, **how)
     metrics = {"val/loss": result.loss}
     if result.bits_per_byte is not None:
         metrics["val/bits_per_byte"] = result.bits_per_byte
@@ -224,6 +221,7 @@ def _score(
     byte_lengths: NDArray[np.int64] | None,
     precision: Precision,
     world: World,
+    parts: Parts | None = None,
 ) -> list[float]:
     """Nats, targets and bytes over all windows, then the mean nats per target of each, summed in float64; every rank
     scores its share of the batches."""
@@ -239,6 +237,10 @@ def _score(
             sums[1] += wanted.size
             sums[2] += 0 if byte_lengths is None else int(byte_lengths[wanted].sum())
             each[places[index] : places[index + 1]] = nats.view(wanted.shape).mean(1)
+            if parts is not None:
+                parts.add(targets_of(batches[index], wanted), nats)
+    if parts is not None:
+        parts.join(lambda sums: world.sum(_reducible(sums, device)))
     joined: list[float] = world.sum(_reducible(torch.cat([sums, each]), device)).tolist()
     return joined
 
@@ -262,13 +264,6 @@ def out_of_memory(windows: Sequence[Window], batch_sequences: int) -> AbstractCo
         f"{min(batch_sequences, len(windows))} sequences of {windows[0].length} tokens in one pass",
         "--set training.micro_batch_sequences=N, with a smaller N",
     )
-
-
-def batches_of(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
-    """At most `size` neighbouring windows of one length at a time."""
-    for _, group in itertools.groupby(windows, key=lambda window: window.length):
-        same = list(group)
-        yield from (same[i : i + size] for i in range(0, len(same), size))
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:

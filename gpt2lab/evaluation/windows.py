@@ -1,22 +1,41 @@
-"""The validation loss window by window, and the document that each window lies in: what text noise is computed from.
+"""Windows of validation text: what is scored, the loss of each, and the document that it lies in, which text noise is
+computed from.
 
-Shapes: n windows.
+Shapes: n windows, r targets, D documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.batches import TokenSequence
+from gpt2lab.data.batches import Ids, TokenSequence
 from gpt2lab.data.prepared import Prepared, split_record
 
 READ_TOKENS = 1 << 22
 DIGITS = 7  # losses are float32 per target: more digits would be noise
+
+
+class Window(NamedTuple):
+    """Input tokens [start, start + length); of the tokens that follow each of them, the last `scored` are targets."""
+
+    start: int
+    length: int
+    scored: int
+
+
+class Targets(NamedTuple):
+    """Some targets. ids: (r,) the tokens. seen: (r,) how many tokens each prediction could see. places: (r,) where the
+    targets stand in the validation split."""
+
+    ids: Ids
+    seen: Ids
+    places: Ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +51,21 @@ class WindowLosses:
     def record(self, key: str) -> dict[str, Any]:
         """As the run store keeps it beside the evaluation `key`."""
         return {"key": key, **asdict(self), "losses": [round(loss, DIGITS) for loss in self.losses]}
+
+
+def batches_of(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
+    """At most `size` neighbouring windows of one length at a time."""
+    for _, group in itertools.groupby(windows, key=lambda window: window.length):
+        same = list(group)
+        yield from (same[i : i + size] for i in range(0, len(same), size))
+
+
+def targets_of(batch: Sequence[Window], wanted: NDArray[np.int64]) -> Targets:
+    """The targets (n, scored) of windows of one length, one after another."""
+    length, scored = batch[0].length, batch[0].scored
+    seen = np.arange(length - scored + 1, length + 1)  # (scored,)
+    places = np.array([window.start for window in batch])[:, None] + seen  # (n, scored)
+    return Targets(ids=wanted.flatten(), seen=np.tile(seen, len(batch)), places=places.flatten())
 
 
 def by_document(

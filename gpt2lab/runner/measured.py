@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt2lab.config import Config
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.evaluation import EvaluationConfig, WindowLosses, evaluate_by_window
+from gpt2lab.evaluation import EvaluationConfig, Parts, WindowLosses, evaluate_by_window
 from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT
 from gpt2lab.peak import peak_flops
@@ -46,10 +46,10 @@ def is_due(step: int, config: Config) -> bool:
 
 def evaluated(
     model: GPT, config: Config, data: Prepared, device: str, evaluation: EvaluationConfig,
-    documents: NDArray[np.int64] | None = None, world: World = ALONE,
+    documents: NDArray[np.int64] | None = None, world: World = ALONE, parts: Parts | None = None,
 ) -> tuple[dict[str, Any], WindowLosses]:  # fmt: skip
-    """One evaluation of a run's model: its record and the loss of each window; `documents`: see `by_document`. Every
-    rank must call it."""
+    """One evaluation of a run's model: its record and the loss of each window; `documents`: see `by_document`, `parts`:
+    see `validation_loss`. Every rank must call it."""
     return evaluate_by_window(
         model,
         data.validation,
@@ -58,6 +58,7 @@ def evaluated(
         batch_sequences=sequences_at_once(config, device),
         byte_lengths=data.byte_lengths,
         documents=documents,
+        parts=parts,
         precision=config.training.precision,
         world=world,
     )

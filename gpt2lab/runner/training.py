@@ -17,7 +17,7 @@ from gpt2lab.data.batches import Batches
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared, open_prepared
 from gpt2lab.errors import DataFault, LockHeld, Preempted
-from gpt2lab.evaluation import WindowLosses, evaluation_key, validation_documents
+from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
 from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
@@ -115,7 +115,7 @@ class Training:
             config.training.batch_tokens // config.model.block_size,
             config.seed,
         )
-        self.final: tuple[dict[str, Any], WindowLosses] | None = None
+        self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
         follow(lambda: Position(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)
         if self.loaded is None and config.branch:
@@ -150,10 +150,11 @@ class Training:
                 if self.leads:
                     self.run.finish(self.result("diverged", str(diverged), diverged))
                 return
-        evaluation, windows = self.final or self.evaluate()
+        evaluation, windows, parts = self.final or self.evaluate()
         if not self.leads:
             return
         self.run.write_windows(windows.record(evaluation["key"]))
+        self.run.write_parts(parts.record(evaluation["key"]))
         self.run.write_evaluation(evaluation)
         if ended is None:
             self.prune(keep=1)  # before the result: after it, nobody comes by again
@@ -250,13 +251,16 @@ class Training:
         with self.clock("evaluation"):
             return point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
 
-    def evaluate(self) -> tuple[dict[str, Any], WindowLosses]:
-        """The final evaluation's record, as the store keeps it, and the loss of each of its windows."""
+    def evaluate(self) -> tuple[dict[str, Any], WindowLosses, Parts]:
+        """The final evaluation's record, as the store keeps it, the loss of each of its windows, and what it is by
+        position, token frequency and work."""
         point("evaluation")
-        documents = validation_documents(self.data)
-        return evaluated(
-            self.model, self.config, self.data, self.device.type, self.config.evaluation, documents, self.world
+        config, data, parts = self.config, self.data, Parts(divisions(self.data, self.config.model.block_size))
+        documents = validation_documents(data)
+        record, windows = evaluated(
+            self.model, config, data, self.device.type, config.evaluation, documents, self.world, parts
         )
+        return record, windows, parts
 
     def result(self, status: str, reason: str | None, diverged: Diverged | None = None) -> dict[str, Any]:
         """What result.json says."""

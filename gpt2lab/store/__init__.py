@@ -3,7 +3,7 @@ the old state or the new one. Knows no config class and imports neither torch no
 
     runs/<run id>/{config.yaml, run.json, metrics.jsonl, result.json, failure.json, evaluations/, checkpoints/, replay/,
                    lock}
-    runs/<run id>/evaluations/{<key>.json, windows/<key>.json}
+    runs/<run id>/evaluations/{<key>.json, windows/<key>.json, parts/<key>.json}
     runs/studies/<ablation>@<scale>.json
 """
 
@@ -99,7 +99,9 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.replay = path / "replay"
-        self._windows = path / "evaluations" / "windows"
+        self._evaluations = path / "evaluations"
+        self._windows, self._parts = self._evaluations / "windows", self._evaluations / "parts"
+        self._folders = (path, self.checkpoints, self.replay, self._evaluations, self._windows, self._parts)
 
     def status(self) -> Status:
         """`running` means that some process holds the lock now; `partial`, that there is something to continue."""
@@ -123,7 +125,7 @@ class RunFolder:
         self._refuse_links()
         # `status` of another process takes the lock for a moment; a short patience tells that from a real holder.
         with file_lock(self.path / "lock", LOCK_PATIENCE_SECONDS):
-            for folder in (self.path, self.checkpoints, self.replay, self._windows.parent, self._windows):
+            for folder in self._folders:
                 sweep_leftovers(folder)
             yield
 
@@ -188,16 +190,30 @@ class RunFolder:
         return read_json(self._windows / f"{_checked(key, 'evaluation key')}.json")
 
     def write_windows(self, windows: Mapping[str, Any]) -> None:
+        self._write_beside(self._windows, windows)
+
+    def parts(self, key: str) -> dict[str, Any] | None:
+        """The losses of the evaluation `key` by position, token frequency and work."""
+        return read_json(self._parts / f"{_checked(key, 'evaluation key')}.json")
+
+    def write_parts(self, parts: Mapping[str, Any]) -> None:
+        self._write_beside(self._parts, parts)
+
+    def evaluation_keys(self) -> list[str]:
+        """Keys of all that was measured of the run at its end."""
+        return sorted(file.stem for file in self._evaluations.glob("*.json") if NAME.fullmatch(file.stem))
+
+    def _write_beside(self, folder: Path, record: Mapping[str, Any]) -> None:
         self._refuse_links()
-        path = self._windows / f"{_checked(str(windows['key']), 'evaluation key')}.json"
-        write_atomically(path, json.dumps(windows, separators=(",", ":")) + "\n")
+        path = folder / f"{_checked(str(record['key']), 'evaluation key')}.json"
+        write_atomically(path, json.dumps(record, separators=(",", ":")) + "\n")
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         self._refuse_links()
         write_json(self.path / name, record)
 
     def _refuse_links(self) -> None:
-        for folder in (self.path, self._windows.parent, self._windows, self.checkpoints, self.replay):
+        for folder in self._folders:
             if folder.is_symlink():
                 raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder))
 
