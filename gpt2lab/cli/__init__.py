@@ -13,7 +13,21 @@ from typing import Any
 
 import typer
 
-from gpt2lab.cli import baseline, bench, catalogue, compare, data, eval, identity, noise, results, run, selftest, train
+from gpt2lab.cli import (
+    baseline,
+    bench,
+    catalogue,
+    compare,
+    data,
+    eval,
+    export,
+    identity,
+    noise,
+    results,
+    run,
+    selftest,
+    train,
+)
 from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
@@ -36,6 +50,7 @@ selftest.add_to(app)
 noise.add_to(app)
 identity.add_to(app)
 eval.add_to(app)
+export.add_to(app)
 bench.add_to(app)
 app.add_typer(data.app, name="data")
 
