@@ -106,6 +106,7 @@ def step_seconds(config: Config, device: torch.device) -> float:
 def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float]:
     """Seconds of one micro-batch of `rows` sequences forward and backward, and of an update. Raises EnvironmentFault
     where memory does not hold them."""
+    config = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_sequences": rows})})
     training, block_size = config.training, config.model.block_size
     hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
     with memory_guard("throughput probe", f"{rows} sequences of {block_size} tokens in one pass", hint):

@@ -14,7 +14,7 @@ from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.microbatch import MicroBatch, Reading, given, micro_batch, read, search
 
 HERE = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention")
-SMALL = ("model.n_layer=1", "model.n_embd=32", "training.batch_tokens=2048")
+SMALL = ("model.n_layer=1", "model.n_embd=32", "training.batch_tokens=8192")
 
 
 class Invented:
@@ -86,10 +86,13 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
 
 
 def test_a_real_training_is_measured_in_a_process_of_its_own() -> None:
-    config = load_config("nano", [*SMALL, "training.micro_batch_sequences=16"])
+    config = load_config("nano", [*SMALL, "training.micro_batch_sequences=64"])
     few, many = read(config, HERE, 1), given(config, HERE, 1)
-    assert many.sequences == 16
+    assert many.sequences == 64
     assert 50e6 < few.memory_bytes < many.memory_bytes < 4e9
+    whole = load_config("nano", [*SMALL, "training.micro_batch_sequences=1"])  # what is asked counts, not the config
+    again = read(whole, HERE, 64).memory_bytes
+    assert again - few.memory_bytes > 0.7 * (many.memory_bytes - few.memory_bytes)
     assert 0 < few.pass_seconds < many.pass_seconds < 10 and many.update_seconds > 0
 
 
