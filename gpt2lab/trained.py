@@ -59,6 +59,8 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
     fill_slots()
     device = device or choose_device()
     path = Path(source)
+    if not source:
+        raise _nothing(source, store)
     if (path / "run.json").is_file():
         return _of_run(RunFolder(path.absolute()), device)
     if path.is_file():
@@ -66,7 +68,7 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
         return _made(source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device)
     if path.is_dir():
         return _of_own(path, device) if is_own(path) else _of_folder(path, source, device)
-    starts = [run for run in store.runs() if run.id.startswith(source)] if source else []
+    starts = [run for run in store.runs() if run.id.startswith(source)]
     if len(starts) == 1:
         return _of_run(starts[0], device)
     if starts:

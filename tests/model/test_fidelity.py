@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import gpt2lab.pretrained as pretrained
+from gpt2lab.config import load_config
 from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import ModelConfig, build_model
@@ -87,20 +88,23 @@ def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
 
 # Radford et al. 2019 (with the tied head counted once); FLOPs per token 6 N + 12 L d T with N the matmul weights
 @pytest.mark.parametrize(
-    ("sizes", "parameters"),
+    ("preset", "sizes", "parameters", "megaflop"),
     [
-        ((12, 12, 768), 124_439_808),
-        ((24, 16, 1024), 354_823_168),
-        ((36, 20, 1280), 774_030_080),
-        ((48, 25, 1600), 1_557_611_200),
+        ("gpt2-124m", (12, 12, 768), 124_439_808, 854.4),
+        ("gpt2-355m", (24, 16, 1024), 354_823_168, 2_422.7),
+        ("gpt2-774m", (36, 20, 1280), 774_030_080, 5_198.9),
+        ("gpt2-1558m", (48, 25, 1600), 1_557_611_200, 10_273.5),
     ],
 )
-def test_published_sizes_and_flops(sizes: tuple[int, int, int], parameters: int) -> None:
+def test_published_sizes_and_flops(preset: str, sizes: tuple[int, int, int], parameters: int, megaflop: float) -> None:
     layers, heads, width = sizes
-    found = costs(ModelConfig(n_layer=layers, n_head=heads, n_embd=width))
+    config = ModelConfig(n_layer=layers, n_head=heads, n_embd=width)
+    assert load_config(preset).model == config
+    found = costs(config)
     matmul_weights = 12 * layers * width**2 + 50257 * width
     assert found.parameters == found.active_parameters == parameters
     assert found.flops_per_token == 6 * matmul_weights + 12 * layers * width * 1024
+    assert round(found.flops_per_token / 1e6, 1) == megaflop
 
 
 def test_variants_of_the_124m_have_the_published_sizes() -> None:
