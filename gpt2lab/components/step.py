@@ -39,6 +39,30 @@ class Cache:
         self.rows: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] = {}
         self.seen = 0
+        self._buffers: dict[str, Tensor] = {}
+
+    def append(self, name: str, x: Tensor, dim: int) -> Tensor:
+        """Put `x` behind the rows of that name, along time `dim`; -> all of them.
+
+        They lie in a buffer that is made twice as long when it is full: joining them anew for each token would copy
+        everything each time. Where gradients are wanted they are joined, as a buffer's rows are written in place.
+        """
+        before = self.rows.get(name)
+        if x.requires_grad or (before is not None and before.requires_grad):
+            self._buffers.pop(name, None)
+            self.rows[name] = x if before is None else torch.cat([before, x], dim)
+            return self.rows[name]
+        seen = 0 if before is None else before.shape[dim]
+        buffer, end = self._buffers.get(name), seen + x.shape[dim]
+        if buffer is None or buffer.shape[dim] < end:
+            shape = list(x.shape)
+            shape[dim] = max(end, 2 * seen)
+            buffer = self._buffers[name] = x.new_empty(shape)
+            if before is not None:
+                buffer.narrow(dim, 0, seen).copy_(before)
+        buffer.narrow(dim, seen, x.shape[dim]).copy_(x)
+        self.rows[name] = buffer.narrow(dim, 0, end)
+        return self.rows[name]
 
 
 class Step:
@@ -79,12 +103,7 @@ class Step:
 
     def keep(self, name: str, x: Tensor, dim: int = -2) -> Tensor:
         """Append `x` along time `dim` to what this depth has kept under `name`; -> everything. Without a cache: x."""
-        if self.cache is None:
-            return x
-        key = f"{self.depth}.{name}"
-        before = self.cache.rows.get(key)
-        self.cache.rows[key] = x if before is None else torch.cat([before, x], dim)
-        return self.cache.rows[key]
+        return x if self.cache is None else self.cache.append(f"{self.depth}.{name}", x, dim)
 
     def shift(self, name: str, x: Tensor) -> Tensor:
         """Every token's predecessor row, zeros before the first token.  (B, T, ...) -> (B, T, ...)"""

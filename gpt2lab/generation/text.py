@@ -1,0 +1,75 @@
+"""Text as it grows: characters once they are whole, and nothing of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpt2lab.data.tokenizers import Tokenizer
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class Continuation:
+    """What one sample has said so far.
+
+    >>> said = Continuation(tokenizer, stop=["\\n\\n"])
+    >>> said.add(token)   # text that is certain now, maybe none
+    >>> said.finish()     # what was held back
+
+    A character may be spread over several tokens; until the last of them has come, its bytes decode to one U+FFFD at
+    the very end, which is held back. So is a beginning of a stop string, until it is known not to become one.
+
+    tokens:  all that were added.
+    text:    all that was shown.
+    stopped: whether a stop string ended it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
+        self.tokens: list[int] = []
+        self.text = ""
+        self.stopped = False
+        self._pending: list[int] = []  # tokens since the last end of a character
+        self._taken = 0  # characters of them that are in _held or shown already
+        self._held = ""
+
+    def add(self, token: int) -> str:
+        """-> the text that can be shown now."""
+        self.tokens.append(token)
+        self._pending.append(token)
+        text = self.tokenizer.decode(self._pending)
+        whole = text.removesuffix(BROKEN)
+        fresh, self._taken = whole[self._taken :], len(whole)
+        if len(whole) == len(text):
+            self._pending, self._taken = [], 0
+        return self._show(fresh)
+
+    def finish(self) -> str:
+        """-> what was held back, as no more tokens come; bytes that are no character are U+FFFD now."""
+        if self.stopped:
+            return ""
+        rest = self.tokenizer.decode(self._pending)[self._taken :] if self._pending else ""
+        self._pending, self._taken = [], 0
+        return self._show(rest) + self._let_go(0)
+
+    def _show(self, fresh: str) -> str:
+        if self.stopped:
+            return ""
+        self._held += fresh
+        found = [at for at in map(self._held.find, self.stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, self._held[: min(found)]
+            return self._let_go(0)
+        return self._let_go(max((beginning(self._held, stop) for stop in self.stop), default=0))
+
+    def _let_go(self, keep: int) -> str:
+        """Show what is held but for the last `keep` characters."""
+        shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(shown) :]
+        self.text += shown
+        return shown
+
+
+def beginning(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are a beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
