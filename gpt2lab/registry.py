@@ -30,6 +30,8 @@ from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.schema import convert, type_name
 
 ENTRY_POINTS = "gpt2lab.components"
+BUG = "bug"
+"""The tag of a component that is a mistake on purpose."""
 Check = Callable[..., list[str]]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,6 +77,7 @@ class Component:
     needs: Mapping[str, str]
     check: Check | None
     examples: tuple[Mapping[str, Any], ...] = ()
+    tags: frozenset[str] = frozenset()
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -159,6 +162,7 @@ class Slot:
         needs: Mapping[str, str] | None = None,
         check: Check | None = None,
         examples: Sequence[Mapping[str, Any]] = (),
+        tags: Sequence[str] = (),
     ) -> Callable[[F], F]:
         """Decorator that makes a function or class a component.
 
@@ -167,6 +171,7 @@ class Slot:
         needs:  slot -> capability word that every choice there must have.
         check:  (config section, options) -> sentences about arithmetic limits that these options would break.
         examples: sets of options worth showing; the contract tests run each of them beside the defaults.
+        tags:   words for people. `bug` marks a mistake made on purpose: it is listed as one and reports say so.
         """
         if not source:
             raise ValueError(f"{self.name} {name!r} names no source")
@@ -177,8 +182,9 @@ class Slot:
             if not inspect.getdoc(factory):
                 raise ValueError(f"{self.name} {name!r} has no docstring: say what it does and which shapes it takes")
             component = Component(
-                self.name, name, factory, source, frozenset(can), dict(needs or {}), check, tuple(examples)
-            )
+                self.name, name, factory, source, frozenset(can), dict(needs or {}), check, tuple(examples),
+                frozenset(tags),
+            )  # fmt: skip
             for option, parameter in component.parameters.items():
                 if option == "name":
                     raise ValueError(f"{self.name} {name!r}: an option cannot be called 'name'")
@@ -251,6 +257,11 @@ def read_field(slot: str, raw: object) -> Choice | tuple[Choice, ...]:
         return found.read(raw) if found.arity == "one" else found.read_all(raw)
     except Misfit as misfit:
         raise PydanticCustomError("misfit", "{what}", {"what": str(misfit), "problems": misfit.problems}) from None
+
+
+def mistakes(choices: Sequence[Choice]) -> list[Choice]:
+    """Those of `choices` that are a mistake on purpose."""
+    return [choice for choice in choices if BUG in SLOTS[choice.slot][choice.name].tags]
 
 
 def unmet_needs(choices: Sequence[Choice]) -> list[tuple[str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,18 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "data-home"))
+
+
+@pytest.fixture
+def no_plugins_after() -> Iterator[None]:
+    """Take out again what a test's plug-ins registered."""
+    from gpt2lab.registry import PLUGINS, SLOTS
+
+    before = {name: dict(slot._components) for name, slot in SLOTS.items()}
+    plugins = list(PLUGINS)
+    yield
+    for name, slot in SLOTS.items():
+        slot._components = before[name]
+    PLUGINS[:] = plugins
+    for module in [module for module in sys.modules if module.startswith("gpt2lab_plugin_")]:
+        del sys.modules[module]

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"planning"},
     {"runner"},
     {"reuse"},
-    {"trained"},
+    {"trained", "doctor"},
     {"executors", "display"},
     {"sweep"},
     {"study"},
@@ -51,6 +51,7 @@ WITHIN: dict[str, list[set[str]]] = {
         {"record", "forecast", "repeats"},
     ],
     "reuse": [{"why"}, {"replay", "measure"}, {"adopt"}],
+    "doctor": [{"findings", "machine"}, {"patient"}, {"journal", "probes", "steps"}],
     "reading": [{"source"}, {"fitting", "layers"}],
 }  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

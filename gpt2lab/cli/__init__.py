@@ -19,6 +19,7 @@ from gpt2lab.cli import (
     catalogue,
     compare,
     data,
+    doctor,
     eval,
     export,
     identity,
@@ -51,6 +52,7 @@ noise.add_to(app)
 identity.add_to(app)
 eval.add_to(app)
 export.add_to(app)
+doctor.add_to(app)
 bench.add_to(app)
 app.add_typer(data.app, name="data")
 

@@ -32,7 +32,8 @@ def components(
     plugin: Plugin = None,
     json_: Json = False,
 ) -> None:
-    """List every component by slot. A * marks what canonical GPT-2 has, or the default of data and training."""
+    """List every component by slot. A * marks what canonical GPT-2 has, or the default of data and training; a ! a
+    mistake on purpose."""
     slots = all_slots(plugin)
     if slot is not None and slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
@@ -44,12 +45,13 @@ def components(
     from rich.text import Text
 
     from gpt2lab.display import console_for
+    from gpt2lab.registry import BUG
 
     console = console_for()
     for one in shown.values():
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for component in one:
-            mark = "*" if component.name in defaults(one) else " "
+            mark = "*" if component.name in defaults(one) else "!" if BUG in component.tags else " "
             table.add_row(
                 Text(f"{mark} {component.name}"), Text(component.summary), Text(component.source, style="dim")
             )
@@ -81,6 +83,8 @@ def explain(
     for line in cost_lines(choice):
         print(f"cost:    {line}")
     print(f"source:  {component.source}")
+    if component.tags:
+        print(f"tags:    {', '.join(sorted(component.tags))}")
     if slot.in_config:
         print(f"slot:    {slot.what} ({kind.get(slot.arity, 'one')}); {default_line(slot)}")
         print(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
@@ -214,6 +218,7 @@ def as_json(component: Component) -> dict[str, Any]:
             }
             for name, parameter in component.parameters.items()
         },
+        "tags": sorted(component.tags),
         "can": sorted(component.can),
         "needs": dict(component.needs),
         "file": Path(inspect.getsourcefile(component.factory) or "").name,

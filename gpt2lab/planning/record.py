@@ -11,11 +11,11 @@ import torch
 
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.evaluation import evaluation_key
-from gpt2lab.identity import digest, settings
+from gpt2lab.identity import choices, digest, settings
 from gpt2lab.planning.arms import Arm
 from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.runs import tokens_of
-from gpt2lab.registry import Choice
+from gpt2lab.registry import Choice, mistakes
 from gpt2lab.store import now
 
 
@@ -77,6 +77,7 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
             "optimizer": f"{config.optim.optimizer}, lr {config.optim.lr:g}",
         },
         "caveat": config.scale.caveat,
+        "mistakes": wrong_on_purpose(plan),
         "reproduce": reproduce,
         "stack": {
             "torch": torch.__version__,
@@ -89,6 +90,12 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
     }
     arms = {name: entry | arm_record(plan.arms[name], plan) for name, entry in declared["arms"].items()}
     return {**declared, **known, "arms": arms, "created": now(), "hash": digest(declared)}
+
+
+def wrong_on_purpose(plan: Plan) -> dict[str, list[str]]:
+    """Arm -> its components that are mistakes made on purpose; arms without any are left out."""
+    found = {name: mistakes(choices(plan.ablation.arms[name].config)) for name in plan.arms}
+    return {name: [f"{one.slot}={one.name}" for one in wrong] for name, wrong in found.items() if wrong}
 
 
 def declared_arm(arm: Arm) -> dict[str, Any]:

@@ -79,6 +79,11 @@ def _warnings(read: Read, *, judged: bool, forced: bool) -> list[Remark]:
     if not judged:
         text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
         found.append(Remark("No verdict yet.", text))
+    wrong = read.study.get("mistakes") or {}
+    if wrong:
+        text = "They show what a mistake does and how it is found; none of them is a choice for a model: "
+        text += "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items()) + "."
+        found.append(Remark(f"{plural(len(wrong), 'arm')} wrong on purpose.", text))
     missing = [run for run in read.runs if run.value is None]
     if missing:
         counted = ", ".join(f"{sum(r.status == s for r in missing)} {s}" for s in sorted({r.status for r in missing}))

@@ -26,7 +26,7 @@ from gpt2lab.testing.model_checks import (
     check_seed,
     check_shape,
 )
-from gpt2lab.testing.optim_checks import check_optimizer, check_schedule
+from gpt2lab.testing.optim_checks import check_gradients_untouched, check_optimizer, check_schedule
 from gpt2lab.testing.ranks import ranks_problem, two_ranks_against_one
 
 
@@ -67,7 +67,10 @@ MODEL_CHECKS: tuple[Check, ...] = (
     check_bf16,
 )
 SLOW_CHECKS: tuple[Check, ...] = (check_overfits,)
-BY_SLOT: dict[str, tuple[Check, ...]] = {"optimizer": (check_optimizer,), "schedule": (check_schedule,)}
+BY_SLOT: dict[str, tuple[Check, ...]] = {
+    "optimizer": (check_optimizer, check_gradients_untouched),
+    "schedule": (check_schedule,),
+}
 
 
 def checks_for(slot: str) -> tuple[Check, ...]:

@@ -8,7 +8,7 @@ import torch
 
 from gpt2lab.model import GPT
 from gpt2lab.registry import SLOTS
-from gpt2lab.testing.cases import Case, batch
+from gpt2lab.testing.cases import Case, batch, distance
 
 
 def check_optimizer(case: Case) -> None:
@@ -42,6 +42,22 @@ def check_optimizer(case: Case) -> None:
     last, resumed = advance(model, optimizers, 5), advance(twin, others, 5)
     assert last < first - 0.1, f"loss went from {first:.3f} to {last:.3f} in ten steps on one batch"
     assert last == resumed, "a restored optimizer continues differently: the state dict misses something"
+
+
+def check_gradients_untouched(case: Case) -> None:
+    """After a step, backward leaves the gradient of its batch and nothing else."""
+    slot = SLOTS["optimizer"]
+    model = Case("norm", "layernorm").model().train()
+    optimizers = slot.build(slot.read({"name": case.name, **case.options}), model.params(), 3e-3)
+    parameters = list(model.parameters())
+    for seed in range(3):
+        wanted = torch.autograd.grad(model.loss(*batch(seed)), parameters)
+        model.zero_grad()
+        model.loss(*batch(seed)).backward()
+        gap = max(distance(p.grad, g) for p, g in zip(parameters, wanted, strict=True) if p.grad is not None)
+        assert gap < 1e-6, f"after {seed} steps the gradient of a batch is off by {gap:.1e}: something was added to it"
+        for optimizer in optimizers:
+            optimizer.step()
 
 
 def check_schedule(case: Case) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from gpt2lab.registry import PLUGINS, SLOTS
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))  # for its made-up study
 
@@ -89,16 +87,3 @@ def store(tmp_path: Path) -> Path:
 
     declare(tmp_path / "runs")
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def no_plugins_after() -> Iterator[None]:
-    """Take out again what a test's plug-ins registered."""
-    before = {name: dict(slot._components) for name, slot in SLOTS.items()}
-    plugins = list(PLUGINS)
-    yield
-    for name, slot in SLOTS.items():
-        slot._components = before[name]
-    PLUGINS[:] = plugins
-    for module in [module for module in sys.modules if module.startswith("gpt2lab_plugin_")]:
-        del sys.modules[module]

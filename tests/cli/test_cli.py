@@ -198,9 +198,11 @@ def test_everything_wrong_with_a_file_is_said_at_once(gpt2lab: Call, ablation: P
     assert answer.err.count("gpt2lab: error [CONFIG]") == 4
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_check_is_content_with_every_shipped_ablation(gpt2lab: Call) -> None:
     for file in sorted((REPOSITORY / "ablations").glob("*.yaml")):
-        answer = gpt2lab("check", file, "--scale", "nano")
+        plugin = file.with_suffix(".py")
+        answer = gpt2lab("check", file, "--scale", "nano", *(("--plugin", plugin) if plugin.exists() else ()))
         assert answer.code == 0 and "all well" in answer.out and "at nano" in answer.out
 
 

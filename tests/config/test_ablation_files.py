@@ -45,14 +45,18 @@ def test_shipped_ablations_ask_what_they_should() -> None:
     assert posenc.scale == "gpt2-124m" and posenc.smallest_effect == 0.005
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("scale", [None, "nano", "micro", "gpt2-xl"])
 def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) -> None:
-    loaded = load_ablation(path, scale=scale)
+    if path.stem == "bugs" and scale == "gpt2-xl":
+        pytest.skip("its micro-batches of 2 sequences are that scale's own, and it says so")
+    loaded = load_ablation(path, scale=scale, plugins=[p for p in (path.with_suffix(".py"),) if p.exists()])
     preset = load_config(scale or "gpt2-124m")
     assert loaded.name == path.stem and loaded.question.endswith("?")
     assert loaded.seeds == tuple(range(3 if loaded.design == "one factor" else 5))
-    assert loaded.lr_bracket == (() if path.stem == "posenc" else (0.5, 1, 2))  # the quickstart alone shares one rate
+    shares_one_rate = path.stem in ("posenc", "bugs")  # the quickstart, and the museum of mistakes
+    assert loaded.lr_bracket == (() if shares_one_rate else (0.5, 1, 2))
     assert loaded.smallest_effect == preset.scale.smallest_effect
     baseline = loaded.arms[loaded.baseline].config
     assert loaded.design == "leave one out" or baseline.model == preset.model

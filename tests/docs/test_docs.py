@@ -71,7 +71,10 @@ def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
     if name in ("run", "check") and str(given["file"]).startswith("ablations/"):
         scale = given["scale"] if (given["scale"] or "").rpartition(".")[2] != "yaml" else "nano"
         arms = given["arms"].split(",") if given["arms"] else None
-        load_ablation(shipped, scale=scale, overrides=given["set_"], arms=arms, seeds=given["seeds"])
+        plugins = [ROOT / plugin for plugin in given["plugin"] or ()]
+        load_ablation(
+            shipped, scale=scale, overrides=given["set_"], arms=arms, seeds=given["seeds"], plugins=plugins
+        )  # fmt: skip
 
 
 def test_a_wrong_command_or_option_would_be_found() -> None:

@@ -123,9 +123,15 @@ def test_the_id_is_sixteen_hexadecimal_digits_of_all_parts() -> None:
     assert len(ids) == len(parts) and run_id(parts) not in ids
 
 
+def beside(file: Path) -> list[Path]:
+    """The plug-in that an ablation of ours needs: the one of its name."""
+    return [plugin] if (plugin := file.with_suffix(".py")).exists() else []
+
+
+@pytest.mark.usefixtures("no_plugins_after")
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "ablations").glob("*.yaml")), ids=lambda file: file.stem)
 def test_arms_of_shipped_ablations_have_ids_of_their_own(file: Path) -> None:
-    arms = load_ablation(file, scale="nano").arms
+    arms = load_ablation(file, scale="nano", plugins=beside(file)).arms
     assert len({id_of(arm.config) for arm in arms.values()}) == len(arms)
 
 
