@@ -126,8 +126,9 @@ def replacing(path: str | Path, known: Collection[str]) -> Iterator[Path]:
         raise disk_fault(cause, final) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if final.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists() and not final.exists():  # the new folder did not make it
+            os.replace(aside, final)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def refuse_others_files(final: Path, path: str | Path, known: Collection[str]) -> None:

@@ -109,11 +109,16 @@ def their_optimizer(model: GPT2LMHeadModel) -> torch.optim.AdamW:
 
 
 def passes(ours: GPT, theirs: GPT2LMHeadModel, data: Data, precision: str) -> dict[str, float]:
-    """One forward and backward pass of both: how far logits, loss and gradients lie apart."""
+    """One forward and backward pass of both: how far logits, loss and gradients lie apart; in bf16 also how far the
+    logits of each lie from float32's, on the average of squares."""
     inputs, targets = (torch.as_tensor(x) for x in data.at(0))
     with half(precision), torch.no_grad():
         a, b = ours(inputs).float(), theirs(inputs).logits.float()
     found = {"logits": (a - b).abs().max().item(), "largest logit": b.abs().max().item()}
+    if precision == "bf16":
+        with torch.no_grad():
+            exact = theirs(inputs).logits
+        found["ours from fp32"], found["theirs from fp32"] = ((x - exact).square().mean().sqrt().item() for x in (a, b))
     del a, b
     with half(precision):
         loss, reference = ours.loss(inputs, targets), their_loss(theirs, inputs, targets)

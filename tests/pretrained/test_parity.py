@@ -19,15 +19,16 @@ WIDE = [preset("gpt2-774m", 1, 128, layers=2), preset("gpt2-1558m", 1, 128, laye
 # What is allowed in each precision: elements of logits, loss, elements of gradients, losses of ten steps in nats; how
 # far weights may end apart, as a share of how far they moved.
 TOLERANCES = {
-    "fp32": {"logits": 1e-4, "loss": 1e-5, "gradients": 1e-4, "losses": 1e-5, "apart / moved": 1e-3},
-    "bf16": {"logits": 1e-1, "loss": 1e-2, "gradients": 1e-1, "losses": 1e-2, "apart / moved": 3e-1},
+    "fp32": {"logits": 1e-5, "loss": 1e-5, "gradients": 1e-6, "losses": 1e-5, "apart / moved": 1e-4},
+    "bf16": {"logits": 5e-2, "loss": 2e-3, "gradients": 1e-3, "losses": 2e-3, "apart / moved": 1e-1},
 }
 
 
 def within(found: dict[str, float], precision: str, name: str) -> None:
     """Print the figures, so that they can be tabulated, and hold them against the tolerances."""
     print(f"\n{name} {precision}:", ", ".join(f"{what} {value:.2e}" for what, value in found.items()))
-    assert {what: found[what] for what, limit in TOLERANCES[precision].items() if found[what] > limit} == {}
+    assert {what: found[what] for what, limit in TOLERANCES[precision].items() if found.get(what, 0.0) > limit} == {}
+    assert found.get("ours from fp32", 0.0) <= 1.1 * found.get("theirs from fp32", 0.0)  # rounding, and nothing else
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -52,9 +53,7 @@ def test_the_whole_context(precision: str) -> None:
     theirs = their_gpt2(WHOLE[0].model).eval()
     data = Data(theirs.config.vocab_size, 1, 1024)
     found = parity.passes(load_gpt2(theirs), theirs, data, precision)
-    print(f"\n1,024 tokens {precision}:", found)
-    limits = TOLERANCES[precision]
-    assert all(found[what] <= limits[what] for what in ("logits", "loss", "gradients"))
+    within(found, precision, "gpt2-124m, 1,024 tokens")
 
 
 @pytest.mark.slow

@@ -239,6 +239,11 @@ def test_a_stop_in_the_middle_leaves_the_old_folder_or_none(
         save(new, tmp_path / "out")
     assert equal(read(tmp_path / "out"), old) and os.listdir(tmp_path) == ["out"]
     monkeypatch.undo()
+    monkeypatch.setattr(gpt2lab.pretrained.files, "publish_folder", stop)  # when the old folder is already aside
+    with pytest.raises(KeyboardInterrupt):
+        save(new, tmp_path / "out")
+    assert equal(read(tmp_path / "out"), old) and os.listdir(tmp_path) == ["out"]
+    monkeypatch.undo()
     save(new, tmp_path / "out")
     assert equal(read(tmp_path / "out"), new) and os.listdir(tmp_path) == ["out"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.model import GPT, ModelConfig, build_model
@@ -114,8 +114,13 @@ def test_folders_with_and_without_gpt2s_tokenizer(tmp_path: Path) -> None:
         save_gpt2(small(size), tmp_path / f"hf{size}")
         tokenizer = open_trained(str(tmp_path / f"hf{size}"), store, device=CPU).tokenizer
         assert tokenizer is not None and tokenizer.encode("Hello, world").tolist() == hello
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf50257")
     for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (tmp_path / "hf50257" / file).unlink()
+    theirs.save_pretrained(tmp_path / "hf50257")  # as one tokenizer.json
+    assert not (tmp_path / "hf50257" / "vocab.json").exists()
+    assert open_trained(str(tmp_path / "hf50257"), store, device=CPU).tokenizer is not None
+    (tmp_path / "hf50257" / "tokenizer.json").unlink()
     assert open_trained(str(tmp_path / "hf50257"), store, device=CPU).tokenizer is not None
     (tmp_path / "hf50257" / "vocab.json").write_text('{"Hallo": 0}')  # a GPT-2 of another language
     assert open_trained(str(tmp_path / "hf50257"), store, device=CPU).tokenizer is None
