@@ -17,6 +17,7 @@ from gpt2lab.analysis import Noise, Verdicts, compare
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.errors import DataFault
 from gpt2lab.store import Store
+from gpt2lab.store.parts import read_parts
 from gpt2lab.text import clean, quantity
 
 if TYPE_CHECKING:
@@ -249,8 +250,9 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
     """All that a study measured, one row per arm, seed, step and metric: columns arm, seed, step, metric, value.
 
     Curves keep their names (train/loss, val/loss, ...); the final evaluation, on the study's own validation tokens,
-    stands at the last step as final/val/loss and so on, NaN for a run that diverged. Steps at which a metric was not
-    taken have no row, and neither have runs that left nothing; `missing_runs` names them.
+    stands at the last step as final/val/loss and so on, NaN for a run that diverged. Of runs that kept it, so does the
+    loss by part: final/val/loss/position/1-1, final/val/loss/frequency/1-3, final/val/loss/work/NAME. Steps at which a
+    metric was not taken have no row, and neither have runs that left nothing; `missing_runs` names them.
     Raises ConfigError for an unknown study, DataFault for damaged metrics.
     """
     import pandas as pd
@@ -264,6 +266,12 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
         last = max([int(run.result.get("steps") or 0), *(row["step"] for row in curve)])
         metrics = {study["metric"]: math.nan} if run.status == "diverged" else run.evaluation.get("metrics", {})
         rows += [(run.arm, run.seed, last, FINAL + key, value) for key, value in metrics.items()]
+        if run.evaluation and run.status != "diverged":
+            for name, part in read_parts(store.run(run.id).parts(study["evaluation"]["key"])).items():
+                prefix = f"{FINAL}{LOSS}/{name}/"
+                rows += [
+                    (run.arm, run.seed, last, prefix + g, v) for g, v in zip(part.groups, part.losses, strict=True)
+                ]
     frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "metric", "value"])
     return frame.astype({"arm": object, "seed": int, "step": int, "metric": object, "value": float})
 

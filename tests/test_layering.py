@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"schema", "text"},
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training", "evidence", "ladder", "health", "published"},
+    {"model", "data", "optim", "training", "evidence", "ladder", "health", "origins", "published"},
     {"costs", "generation", "peak"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
@@ -57,7 +57,7 @@ WITHIN: dict[str, list[set[str]]] = {
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
-    "evidence", "ladder", "health", "published",
+    "evidence", "ladder", "health", "origins", "published",
 )  # fmt: skip
 
 

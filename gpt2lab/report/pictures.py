@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.evidence import Evidence
-from gpt2lab.report import figures, health_figures, svg
+from gpt2lab.report import figures, health_figures, origin_figures, svg
 from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import Curve, Look, looks
 from gpt2lab.report.read import Read
@@ -18,7 +18,7 @@ from gpt2lab.report.tables import Summary, difference_cell, is_pair, verdict_cel
 from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, failure_ceiling, unit
 from gpt2lab.text import clean, number, plural, shorten
 
-HEALTH = "health"
+HEALTH, ORIGINS = "health", "origins"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ def draw(read: Read) -> list[Picture]:
             _contexts(study, runs, look),
         ]
         pictures = [_picture(*parts) for parts in drawn if parts]
-        return pictures + [
-            replace(_picture(*parts), section=HEALTH) for parts in health_figures.draw(read.health, look)
-        ]
+        behind = {
+            ORIGINS: origin_figures.draw(read.origins, look, study["baseline"]),
+            HEALTH: health_figures.draw(read.health, look),
+        }
+        return pictures + [replace(_picture(*parts), section=part) for part in behind for parts in behind[part]]
 
 
 def _picture(name: str, title: str, caption: str, width: str, figure: Figure) -> Picture:

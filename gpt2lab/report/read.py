@@ -11,6 +11,7 @@ from gpt2lab.errors import DataFault
 from gpt2lab.evidence import Evidence, gather
 from gpt2lab.health import Health, health
 from gpt2lab.ladder import Trend, trends
+from gpt2lab.origins import Origins, origins
 from gpt2lab.report.tables import Summary, summaries
 from gpt2lab.results import Study, StudyRun, cleaned, collect, judge_runs
 from gpt2lab.store import Store
@@ -27,6 +28,7 @@ class Read:
     arms: Mapping[str, Summary]
     trends: Sequence[Trend] = ()
     health: Health = field(default_factory=dict)
+    origins: Origins = field(default_factory=Origins)
 
 
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> Read:
@@ -37,6 +39,7 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
         raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
     runs = collect(study, store)
     verdicts = judge_runs(study, runs, force_exploratory=force_exploratory)
+    apart = [c.arm for c in verdicts.contrasts if c.word == "not comparable" and c.against == study["baseline"]]
     return Read(
         study=study,
         runs=runs,
@@ -45,4 +48,5 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
         arms=summaries(study, runs, verdicts),
         trends=trends(study, store),
         health=health(study, runs, store),
+        origins=origins(study, runs, store, apart),
     )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt2lab.analysis.scaling import tell_multiplier, tell_share
-from gpt2lab.report import appendix, health, method, tables
-from gpt2lab.report.pictures import HEALTH, Picture
+from gpt2lab.report import appendix, health, method, origins, tables
+from gpt2lab.report.pictures import HEALTH, ORIGINS, Picture
 from gpt2lab.report.read import Read
 from gpt2lab.report.tables import Summary, Table
 from gpt2lab.results import LOSS, Study, scope_text
@@ -33,6 +33,7 @@ def sections(read: Read, pictures: Sequence[Picture] = ()) -> list[Section]:
     """The page behind its figures, in order; parts that the study does not have are left out."""
     study, evidence = read.study, read.evidence
     made = [
+        _origins(read, [picture for picture in pictures if picture.section == ORIGINS]),
         Section(title="What it costs", table=tables.cost_table(study, read.arms), note=COST, points=_per_second(read)),
         _time(read),
         _worth(read) if evidence.budgets else None,
@@ -134,6 +135,21 @@ def _horizon(read: Read) -> Section:
         note="Rank agreement of the arms' mean losses during training with those at the end: 1 is the same order, 0 "
         "none, -1 the reverse. These runs were on the way to the end of a long schedule; a screen on a short schedule "
         "of its own can do worse.",
+    )
+
+
+def _origins(read: Read, pictures: Sequence[Picture]) -> Section | None:
+    """Without numbers it is there to say how to get them, if any run could give some."""
+    found, table = read.origins, origins.table(read.origins, read.arms)
+    without = origins.left_out(found, read.study["name"])
+    if table is None and not found.lacking:
+        return None
+    return Section(
+        title="Where the difference comes from",
+        table=table,
+        note=origins.note(found) if table else "",
+        points=[*origins.points(found, read.study["baseline"]), *without],
+        figures=pictures,
     )
 
 

@@ -1,0 +1,274 @@
+"""Where differences come from: numbers by hand, sentences whose signs are those of the numbers, and what is missing."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up_study import IDENTITY, KEY, run_id, write
+from scipy import stats
+
+from gpt2lab.origins import Origins
+from gpt2lab.report import marks, origin_figures, origins, page, read_study, svg, write_report
+from gpt2lab.results import load_results
+
+MakeStudy = Callable[..., dict[str, Any]]
+GROUPS = {
+    "position": (["1-1", "2-7", "8-128"], [10, 30, 60]),
+    "frequency": (["1-1", "2-9", "10-256"], [30, 40, 30]),
+    "work": (["hamlet.txt", "macbeth.txt", "7 others"], [50, 30, 20]),
+}
+EXAMPLES = ["␣", "e t a", "T k"]
+BASE = {"position": [2.6, 2.2, 2.0], "frequency": [1.0, 2.0, 3.4], "work": [2.1, 2.2, 2.0]}
+HOSTILE = '<script>alert("1")</script>'
+
+
+def leave(
+    runs: Path, arm: str, seed: int, moved: Mapping[str, Sequence[float]], noise: float = 0.0, **part: Any
+) -> None:
+    """What a run keeps: the baseline's losses moved by so much in each group, and by `noise` in all."""
+    parts = {}
+    for name, (groups, targets) in GROUPS.items():
+        losses = [loss + by + noise for loss, by in zip(BASE[name], moved[name], strict=True)]
+        parts[name] = {"groups": groups, "losses": losses, "targets": targets} | part
+    parts["frequency"]["examples"] = EXAMPLES
+    write(runs / run_id(arm, seed) / "evaluations" / "parts" / f"{KEY}.json", {"key": KEY, "parts": parts})
+
+
+def same(*values: float) -> dict[str, list[float]]:
+    return {name: list(values) for name in GROUPS}
+
+
+LATE = same(-0.01, -0.1, -0.3)
+"""Gains that grow to the end of every division."""
+
+
+@pytest.fixture
+def study(make_study: MakeStudy, tmp_path: Path) -> Path:
+    """runs/ of a baseline, an arm whose gain lies at the end, and one that loses there."""
+    make_study({"learned": 2.15, "rotary": 1.95, "none": 2.2})
+    for seed, noise in enumerate((0.0, 0.01, 0.03)):
+        leave(tmp_path / "runs", "learned", seed, same(0, 0, 0), noise)
+        leave(tmp_path / "runs", "rotary", seed, LATE, -noise)
+        leave(tmp_path / "runs", "none", seed, same(-0.2, 0.0, 0.2), -2 * noise)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "draw", lambda *_: [])
+
+
+def read(runs: Path) -> Origins:
+    return read_study("posenc", runs).origins
+
+
+def section_of(runs: Path) -> str:
+    """The section's text on the page; "" without one."""
+    source = html.unescape(write_report("posenc", root=runs, out=runs.parent / "reports").read_text())
+    _, there, rest = source.partition("<h2>Where the difference comes from</h2>")
+    return re.sub(r"<[^>]+>", " ", rest.partition("<h2>")[0]) if there else ""
+
+
+def test_every_difference_is_welchs_over_seeds(study: Path) -> None:
+    found = read(study)
+    assert [division.name for division in found.divisions] == ["position", "frequency", "work"]
+    assert found.seeds == {"learned": 3, "rotary": 3, "none": 3} and not found.lacking
+    ours, theirs = -np.array([0.0, 0.01, 0.03]), np.array([0.0, 0.01, 0.03])
+    for division in found.divisions:
+        for one, by in zip(division.arms["rotary"], (-0.01, -0.1, -0.3), strict=True):
+            interval = stats.ttest_ind(ours + by, theirs, equal_var=False).confidence_interval(0.95)
+            assert one.value == pytest.approx(by + ours.mean() - theirs.mean())
+            assert (one.low, one.high) == pytest.approx(tuple(interval))
+        assert division.changes["none"].value == pytest.approx(0.4)
+        assert division.shares == [count / 100 for count in GROUPS[division.name][1]]
+    whole = 0.1 * -0.01 + 0.3 * -0.1 + 0.6 * -0.3 - 2 * 0.04 / 3
+    assert found.totals["rotary"].value == pytest.approx(whole)
+    assert found.divisions[0].part("rotary", 2) == pytest.approx(0.6 * (-0.3 - 0.08 / 3) / whole)
+
+
+def test_a_change_has_the_noise_of_the_ends_and_not_of_the_whole(study: Path) -> None:
+    """Here seeds move all groups alike, so that a change has no noise at all; and then the last group alone."""
+    assert not read(study).divisions[0].changes["rotary"].has_interval  # no spread: nothing to test with
+    for seed, by in enumerate((-0.28, -0.3, -0.32)):
+        leave(study, "rotary", seed, same(-0.01, -0.1, by), -0.01 * seed)
+    change = read(study).divisions[0].changes["rotary"]
+    interval = stats.ttest_ind([-0.27, -0.29, -0.31], [0, 0, 0], equal_var=False).confidence_interval(0.95)
+    assert (change.value, change.low, change.high) == pytest.approx((-0.29, *interval))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_sentences_say_what_the_numbers_say(study: Path) -> None:
+    for seed, by in enumerate((0.02, 0.0, -0.02)):
+        leave(study, "rotary", seed, same(-0.01, -0.1, -0.3 + by))
+        leave(study, "none", seed, same(-0.2, 0.0, 0.2 - by))
+        leave(study, "learned", seed, same(0, 0, 0), 0.001 * seed)
+    rotary, none = origins.points(read(study), "learned")
+    assert rotary == (
+        "rotary: its difference to learned moves by −0.290 nats [−0.340, −0.240] from 1 token seen to 8–128, in favour "
+        "of rotary (8–128 tokens seen: 60 % of the targets, 85 % of the difference); moves by −0.290 nats [−0.340, "
+        "−0.240] from the most frequent tokens (rank 1) to the rarest (ranks 10–256), in favour of rotary (ranks "
+        "10–256: 30 % of the targets, 67 % of the difference); is below 0 in 3 of 3 works (3 by the interval)."
+    )
+    assert none == (
+        "none: its difference to learned moves by +0.400 nats [+0.350, +0.450] from 1 token seen to 8–128, in favour "
+        "of learned; moves by +0.400 nats [+0.350, +0.450] from the most frequent tokens (rank 1) to the rarest (ranks "
+        "10–256), in favour of learned; is below 0 in 2 of 3 works (1 by the interval) and above 0 in 1 (1 by the "
+        "interval)."
+    )
+    text = section_of(study)
+    assert "Exploratory: none of this was declared" in text and "of the 18 in the figures about 1 would miss" in text
+    assert not re.search(r"\b(better|worse|significant|proves?)\b", text)
+
+
+def test_shares_of_the_difference_are_told_only_where_no_part_is_known_to_differ_the_other_way(study: Path) -> None:
+    for first, told in ((0.01, True), (0.3, False)):  # by 0.01 less noise of 0.02 and more: open
+        for seed, by in enumerate((0.02, 0.0, -0.02)):
+            leave(study, "learned", seed, same(0, 0, 0), 0.001 * seed)
+            leave(study, "rotary", seed, same(first + by, -0.1, -0.6 + by / 2))
+        assert ("of the difference" in origins.points(read(study), "learned")[0]) == told
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_turning_all_signs_turns_the_words(study: Path, turned: int) -> None:
+    for seed, by in enumerate((0.02, 0.0, -0.02)):
+        leave(study, "learned", seed, same(0, 0, 0), 0.001 * seed)
+        leave(study, "rotary", seed, same(*(turned * (value + by * place) for place, value in enumerate(LATE["work"]))))
+    told = origins.points(read(study), "learned")[0]
+    ours, theirs = ("rotary", "learned") if turned == 1 else ("learned", "rotary")
+    assert told.count(f"in favour of {ours}") == 2 and f"in favour of {theirs}" not in told
+    assert ("below 0 in 3 of 3" in told, "above 0 in 3 of 3" in told) == (turned == 1, turned == -1)
+
+
+def test_what_seeds_cannot_tell_is_said_so(study: Path) -> None:
+    for seed, by in enumerate((0.5, 0.0, -0.5)):
+        leave(study, "rotary", seed, same(-0.01, -0.1, -0.3 + by))
+    told = origins.points(read(study), "learned")[0]
+    assert told.count("which these seeds cannot tell from no change") == 2
+    assert "favour" not in told and "of the difference" not in told
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_one_seed_has_numbers_and_no_interval(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study({"learned": 2.15, "rotary": 1.95}, seeds=1)
+    leave(tmp_path / "runs", "learned", 0, same(0, 0, 0))
+    leave(tmp_path / "runs", "rotary", 0, LATE)
+    told = origins.points(read(tmp_path / "runs"), "learned")[0]
+    assert "moves by −0.290 nats from 1 token seen to 8–128, with no interval, for lack of seeds" in told
+    assert "in favour" not in told
+    assert "[" not in section_of(tmp_path / "runs")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_older_runs_are_named_with_the_command(make_study: MakeStudy, study: Path) -> None:
+    (study / run_id("none", 1) / "evaluations/parts" / f"{KEY}.json").unlink()
+    text = section_of(study)
+    command = "gpt2lab eval --study posenc@nano --metric context_loss --metric frequency_loss --metric document_loss"
+    assert f"Not measured, as these runs are older than it: none (1 run). `{command}` does it now." in text
+    assert "none: its difference" not in text and "rotary: its difference" in text
+    for seed in range(3):
+        (study / run_id("learned", seed) / "evaluations/parts" / f"{KEY}.json").unlink()
+    text = section_of(study)  # without the baseline there is no difference
+    assert "learned (3 runs)" in text and "All targets" not in text and "its difference" not in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_study_without_runs_has_no_section(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    for entry in study["arms"].values():
+        entry["runs"] = dict.fromkeys(entry["runs"], "f" * 16)
+    write(tmp_path / "runs/studies/posenc@nano.json", study)
+    assert section_of(tmp_path / "runs") == ""
+
+
+def test_what_failed_or_cannot_be_compared_takes_no_part(study: Path) -> None:
+    result = study / run_id("rotary", 2) / "result.json"
+    write(result, json.loads(result.read_text()) | {"status": "diverged"})
+    assert read(study).seeds == {"learned": 3, "rotary": 2, "none": 3}
+    for seed in range(3):
+        write(study / run_id("none", seed) / "run.json", {"identity": {**IDENTITY, "core": "other"}})
+    found = read(study)
+    assert found.apart == ["none"] and found.totals.keys() == {"rotary"}
+    assert "Not comparable, so without a difference: none." in origins.left_out(found, "posenc")
+
+
+def test_runs_that_were_divided_otherwise_are_not_mixed(study: Path) -> None:
+    leave(study, "rotary", 1, LATE, targets=[10, 30, 59])
+    found = read(study)
+    assert all(division.arms.keys() == {"none"} for division in found.divisions)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [None, [], "x", {"parts": 3}, {"parts": {"position": [1]}}, {"parts": {"position": {"groups": ["a"]}}},
+     {"parts": {"position": {"groups": ["1-1"], "losses": [math.nan], "targets": [1]}}},
+     {"parts": {"position": {"groups": ["1-1"], "losses": [1.0], "targets": [0]}}},
+     {"parts": {"position": {"groups": ["1-1"], "losses": ["much"], "targets": [1]}}}],
+)  # fmt: skip
+def test_a_damaged_record_counts_as_none(study: Path, damage: Any) -> None:
+    write(study / run_id("rotary", 0) / "evaluations/parts" / f"{KEY}.json", damage)
+    found = read(study)
+    assert found.lacking == {"rotary": 1} and found.totals.keys() == {"none"}
+
+
+def test_page_and_twin_show_table_sentences_and_figures(study: Path, tmp_path: Path) -> None:
+    index = write_report("posenc", root=study, out=tmp_path / "reports")
+    source, twin = index.read_text(), (index.parent / "report.md").read_text()
+    places = [source.index(part) for part in ("Verdicts", "Where the difference comes from", "What it costs")]
+    assert places == sorted(places)
+    names = {"by-position", "by-frequency", "by-work"}
+    assert names <= {path.stem for path in (index.parent / "figures").glob("*.png")}
+    for name in names:
+        assert f'id="{name}-title"' in source and f"(figures/{name}.svg)" in twin
+    for title in ("1 token seen", "8–128 tokens seen", "Rank 1", "Ranks 10–256", "Below 0 in 3 works"):
+        assert title in source and title in twin
+
+
+@pytest.mark.parametrize("arms", [1, 9])
+def test_figures_can_be_drawn_from_any_names_and_numbers(arms: int, make_study: MakeStudy, tmp_path: Path) -> None:
+    names = ["learned", *(f"{HOSTILE} {number}" for number in range(arms))]
+    make_study(dict.fromkeys(names, 2.0), seeds=2)
+    for arm in names:
+        for seed in range(2):
+            leave(tmp_path / "runs", arm, seed, same(0, 0, 0), groups=["1-1", "2-2", "3-128"])
+    found = read(tmp_path / "runs")
+    assert len(found.totals) == arms
+    with svg.drawing():
+        for name, title, caption, _, figure in origin_figures.draw(found, marks.looks(names, "learned"), "learned"):
+            assert "<script" not in svg.render(figure, name, title, caption)[0]
+
+
+def test_without_works_the_figure_by_position_is_wide(study: Path) -> None:
+    for file in study.glob("*/evaluations/parts/*.json"):
+        record = json.loads(file.read_text())
+        del record["parts"]["work"]
+        write(file, record)
+    found = read(study)
+    with svg.drawing():
+        drawn = origin_figures.draw(found, marks.looks(["learned", "rotary", "none"], "learned"), "learned")
+    assert [(name, width) for name, _, _, width, _ in drawn] == [("by-position", "wide"), ("by-frequency", "wide")]
+    assert "work" not in " ".join(origins.points(found, "learned"))
+
+
+def test_names_of_files_lose_a_common_ending() -> None:
+    assert origin_figures.without_ending(["a.txt", "b.c.txt", "7 others"]) == ["a", "b.c", "7 others"]
+    assert origin_figures.without_ending(["a.txt", "b.md", "c.txt"]) == ["a.txt", "b.md", "c.txt"]
+
+
+def test_results_have_the_losses_by_part_as_rows(study: Path) -> None:
+    frame = load_results("posenc", study)
+    rows = frame[(frame.arm == "rotary") & (frame.seed == 1)].set_index("metric")["value"]
+    assert rows["final/val/loss/position/8-128"] == pytest.approx(2.0 - 0.3 - 0.01)
+    assert rows["final/val/loss/frequency/1-1"] == pytest.approx(1.0 - 0.01 - 0.01)
+    assert rows["final/val/loss/work/7 others"] == pytest.approx(2.0 - 0.3 - 0.01)
+    result = study / run_id("rotary", 1) / "result.json"
+    write(result, json.loads(result.read_text()) | {"status": "diverged"})
+    frame = load_results("posenc", study)
+    assert not frame[(frame.arm == "rotary") & (frame.seed == 1)].metric.str.contains("position").any()
