@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpt2lab.analysis import compare
     from gpt2lab.config import load_config
-    from gpt2lab.evaluation import metric
+    from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
     from gpt2lab.evidence import tokens_to
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
@@ -27,8 +27,12 @@ __version__ = "0.1.0"
 _HOME = {
     "GPT": "gpt2lab.model",
     "ModelConfig": "gpt2lab.model",
+    "Task": "gpt2lab.evaluation",
     "build_model": "gpt2lab.model",
+    "choose": "gpt2lab.evaluation",
     "compare": "gpt2lab.analysis",
+    "complete": "gpt2lab.evaluation",
+    "fill": "gpt2lab.evaluation",
     "load_config": "gpt2lab.config",
     "load_gpt2": "gpt2lab.pretrained",
     "load_model": "gpt2lab.pretrained",
@@ -36,13 +40,19 @@ _HOME = {
     "metric": "gpt2lab.evaluation",
     "save_gpt2": "gpt2lab.pretrained",
     "save_model": "gpt2lab.pretrained",
+    "task": "gpt2lab.evaluation",
     "tokens_to": "gpt2lab.evidence",
+    "written": "gpt2lab.evaluation",
 }
 __all__ = [
     "GPT",
     "ModelConfig",
+    "Task",
     "build_model",
+    "choose",
     "compare",
+    "complete",
+    "fill",
     "load_config",
     "load_gpt2",
     "load_model",
@@ -50,7 +60,9 @@ __all__ = [
     "metric",
     "save_gpt2",
     "save_model",
+    "task",
     "tokens_to",
+    "written",
 ]
 
 

@@ -21,6 +21,7 @@ from gpt2lab.data.files import Progress
 from gpt2lab.data.shards import prepare
 from gpt2lab.display import Display, RunView, duration
 from gpt2lab.errors import ConfigError, LockHeld, NumericsFault, Problem
+from gpt2lab.evaluation.tasks.results import fetch
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor, error_of
 from gpt2lab.planning.ablation import LoadedAblation
@@ -124,6 +125,7 @@ def plan_one(
         design="one run",
     )
     data = prepare(config.data, progress=progress)
+    fetch(config.evaluation.tasks)
     return Single(make_plan(study, data, store, jobs=local_ranks or ranks), ranks, store, profile)
 
 

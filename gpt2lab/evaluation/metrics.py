@@ -131,6 +131,12 @@ def loss(subject: Subject) -> float:
     return sum(_nats(rows).sum().item() for rows in subject.rows()) / subject.total
 
 
+@metric.register("perplexity", source="textbook")
+def perplexity(subject: Subject) -> float:
+    """e to the loss: among how many equally likely tokens the model is undecided."""
+    return math.exp(loss(subject))
+
+
 @metric.register("bits_per_byte", source="arXiv:2101.00027, section 3.1")
 def bits_per_byte(subject: Subject) -> float:
     """Cross entropy per byte of the text that was predicted, in bits: comparable between tokenizers."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gpt2lab.data.batches import TokenSequence
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.evaluation.parts import Parts
+from gpt2lab.evaluation.tasks.asking import read_tasks
 from gpt2lab.evaluation.windows import Window, WindowLosses, batches_of, by_document, targets_of
 from gpt2lab.model import GPT
 from gpt2lab.schema import Settings
@@ -46,6 +47,10 @@ class EvaluationConfig(Settings):
     context_tokens: int = Field(16_384, ge=1)
     """Validation tokens that are predicted at every one of those lengths; they cost more than the others, because each
     segment of them needs a pass of its own at each length."""
+    tasks: tuple[str, ...] = ()
+    """Tasks asked at each of those evaluations, as hellaswag or arc_easy:split=validation; empty for none."""
+    task_documents: int = Field(100, ge=1)
+    """Documents of each task that are asked, the same ones at each evaluation, spread evenly over all."""
 
     @field_validator("contexts")
     @classmethod
@@ -53,6 +58,15 @@ class EvaluationConfig(Settings):
         if any(c <= 0 for c in contexts) or len(set(contexts)) != len(contexts):
             raise ValueError("contexts are positive multiples of block_size, each once")
         return contexts
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            read_tasks(tasks, "evaluation.tasks")
+        except ConfigError as error:
+            raise ValueError(error.problems[0].what) from error
+        return tasks
 
     def spec(self, block_size: int) -> dict[str, Any]:
         """All that an evaluation's result depends on, besides the run."""

@@ -24,7 +24,7 @@ from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.evaluation import Parts, Subject, apply, divisions, metric, validation_loss
 from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
 from gpt2lab.model import GPT, build_model
-from gpt2lab.registry import Choice, Misfit
+from gpt2lab.registry import Choice, Misfit, Slot
 from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
 from gpt2lab.runner import sequences_at_once
 from gpt2lab.store import RunFolder, Store, now
@@ -85,10 +85,15 @@ def read_metrics(written: Sequence[str]) -> list[Choice]:
 def measure_study(
     name: str, store: Store, metrics: Sequence[Choice], *, progress: Progress | None = None
 ) -> StudyMeasured:
+    """Metrics of every finished run of a study; see `over_study`."""
+    return over_study(name, store, lambda run: measure(run, metrics, progress=progress), asked=len(metrics))
+
+
+def over_study(name: str, store: Store, each: Callable[[RunFolder], Measured], *, asked: int) -> StudyMeasured:
     """Measure every finished run of a study, and set arms against each other: descriptive numbers without a verdict.
 
-    Runs without a value are listed with the reason. Raises ConfigError when no run can be measured, and what `measure`
-    raises for a metric that fails.
+    each: measures `asked` things of a run. Runs without a value are listed with the reason. Raises ConfigError when no
+    run can be measured, and what `each` raises, but for a run that is damaged.
     """
     study = cleaned(store.study(name))
     ceiling = failure_ceiling(study)
@@ -103,7 +108,7 @@ def measure_study(
             done = run if run.status == "diverged" else nothing
         elif run.status in ("finished", "unevaluated"):
             try:
-                found = measure(store.run(run.id), metrics, progress=progress)
+                found = each(store.run(run.id))
             except DataFault as fault:  # one damaged run must not cost the others
                 done = replace(run, status="unreadable", value=None, reason=str(fault))
             else:
@@ -120,7 +125,7 @@ def measure_study(
         verdicts={name: described(study, settled, name, values) for name in names},
         missing=[run for run in settled if run.id not in values],
         reused=reused,
-        metrics=len(metrics) * len(values),
+        metrics=asked * len(values),
     )
 
 
@@ -137,17 +142,9 @@ def described(
 def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | None = None) -> Measured:
     """The metrics of one finished run, from its newest checkpoint; what was measured before is read, not computed.
 
-    Raises ConfigError for a run that is not finished or has diverged, DataFault when weights or data are gone or
-    damaged.
+    Raises what `ended` raises, and DataFault when weights or data are gone or damaged.
     """
-    result, text = run.result(), run.config()
-    if result is None:
-        raise ConfigError(f"{run.status()}: only finished runs can be measured", where=run.id, hint="gpt2lab runs")
-    if result["status"] == "diverged":
-        raise ConfigError("it diverged: there are no final weights to measure", where=run.id, hint="gpt2lab runs")
-    if text is None:
-        raise DataFault("no config.yaml: what it trained is not known", where=str(run.path), hint=f"ls {run.path}")
-    config = config_from_text(text, str(run.path / "config.yaml"))
+    config, result = ended(run)
     keys = {choice: measurement_key(choice, config) for choice in metrics}
     kept = {choice: run.evaluation(key) for choice, key in keys.items()}
     reused = sum(record is not None for record in kept.values())
@@ -167,6 +164,19 @@ def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | N
     return Measured(id=run.id, values=values, reused=reused)
 
 
+def ended(run: RunFolder) -> tuple[Config, Mapping[str, Any]]:
+    """Config and result of a finished run. Raises ConfigError for one that is not finished or has diverged, DataFault
+    for one that lost its config."""
+    result, text = run.result(), run.config()
+    if result is None:
+        raise ConfigError(f"{run.status()}: only finished runs can be measured", where=run.id, hint="gpt2lab runs")
+    if result["status"] == "diverged":
+        raise ConfigError("it diverged: there are no final weights to measure", where=run.id, hint="gpt2lab runs")
+    if text is None:
+        raise DataFault("no config.yaml: what it trained is not known", where=str(run.path), hint=f"ls {run.path}")
+    return config_from_text(text, str(run.path / "config.yaml")), result
+
+
 def measurement(choice: Choice, key: str, subject: Subject, run: str, progress: Progress | None) -> dict[str, Any]:
     """Measure now; -> the record that the store keeps."""
     if progress:
@@ -177,7 +187,7 @@ def measurement(choice: Choice, key: str, subject: Subject, run: str, progress: 
         "options": dict(choice.options),
         "spec": {"tokens": subject.total, "block_size": subject.block_size},
         "values": apply(choice, told if progress else subject),
-        "stack": {"torch": torch.__version__, "device": subject.device.type, "threads": torch.get_num_threads()},
+        "stack": stack(subject.device),
         "measured_at": now(),
     }
 
@@ -211,23 +221,29 @@ def parts_of(subject: Subject) -> Parts:
     return parts
 
 
+def stack(device: torch.device) -> dict[str, Any]:
+    """What a measurement was made with."""
+    return {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}
+
+
 def measurement_key(choice: Choice, config: Config) -> str:
     """Names the metric; changes with its options, the tokens, and all code that its values follow from."""
     parts = {
         "metric": choice.full(),
         "tokens": config.evaluation.tokens,
         "block_size": config.model.block_size,
-        "code": [metric_code(choice), core_code(), *(component_code(one) for one in choices(config))],
+        "code": [code_behind(metric, choice, HARNESS), core_code(), *(component_code(one) for one in choices(config))],
     }
     return f"{choice.name}-{digest(parts)[:16]}"
 
 
-def metric_code(choice: Choice) -> str:
-    """Hash of the metric's definition and of what it reaches; of its whole module where it has no definition there."""
-    factory = metric[choice.name].factory
+def code_behind(slot: Slot, choice: Choice, harness: Sequence[tuple[str, str]]) -> str:
+    """Hash of a metric's or task's definition, of the `harness` that applies it, and of all that they reach; of its
+    whole module where it has no definition there."""
+    factory = slot[choice.name].factory
     names = parse(factory.__module__).definitions
     own = [factory.__name__] if factory.__qualname__ in names else list(names)
-    found = reached([*HARNESS, *((factory.__module__, name) for name in own)])
+    found = reached([*harness, *((factory.__module__, name) for name in own)])
     return digest({PLUGIN.sub("plugin", key): text for key, text in found.items()})
 
 

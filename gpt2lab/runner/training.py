@@ -24,7 +24,7 @@ from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.agreement import plan_of, start_of
 from gpt2lab.runner.job import REPLAYED, Job
-from gpt2lab.runner.measured import account, evaluated, health, is_due, point_of_curve
+from gpt2lab.runner.measured import account, evaluated, health, is_due, on_tasks, point_of_curve, posed
 from gpt2lab.runner.profiling import profiled
 from gpt2lab.runner.stop import StopRequest
 from gpt2lab.store import RunFolder, Store, now
@@ -115,6 +115,7 @@ class Training:
             config.training.batch_tokens // config.model.block_size,
             config.seed,
         )
+        self.questions = posed(config, data)
         self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
         follow(lambda: Position(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)
@@ -205,7 +206,8 @@ class Training:
             return self.curve() if is_due(step, self.config) else {}
         with self.clock("evaluation"):
             self.final = self.evaluate()
-            return {"val/loss": self.final[0]["metrics"]["val/loss"]} | health(self.model, self.config, self.data)
+            loss = {"val/loss": self.final[0]["metrics"]["val/loss"]}
+            return loss | health(self.model, self.config, self.data) | self.on_tasks()
 
     def keep(self, record: StepRecord, journal: Journal | None) -> None:
         """Save what is to be saved after a step."""
@@ -249,7 +251,12 @@ class Training:
         """The curve's values at this step."""
         point("evaluation")
         with self.clock("evaluation"):
-            return point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
+            curve = point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
+            return curve | self.on_tasks()
+
+    def on_tasks(self) -> dict[str, float]:
+        """What the weights of this step reach in the tasks that are asked on the way."""
+        return on_tasks(self.questions, self.model, self.config, self.world)
 
     def evaluate(self) -> tuple[dict[str, Any], WindowLosses, Parts]:
         """The final evaluation's record, as the store keeps it, the loss of each of its windows, and what it is by

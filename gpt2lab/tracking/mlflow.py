@@ -248,6 +248,7 @@ class MlflowSink:
         result = run.result() if status in ("finished", "diverged") else None
         if result:
             self._log_final(copy, result, run.evaluation(evaluation_key) if evaluation_key else None)
+            self._log_late(copy, result, run)
         if copy.status == wanted:
             return
         record = result or run.failure() or {}
@@ -272,6 +273,22 @@ class MlflowSink:
                 known = {mlflow_name(name): float(value) for name, value in numbers.items() if value is not None}
                 self._log(copy, [Metric(name, value, time_ms, step) for name, value in known.items()], {})
                 copy.sent.add(group)
+
+    def _log_late(self, copy: Copy, result: Mapping[str, Any], run: RunFolder) -> None:
+        """What was measured of a finished run afterwards, at its last step and the time of measuring; so what was
+        measured again after an edit is the newer point, and sending again is harmless."""
+        from mlflow.entities import Metric
+
+        step = int(result.get("steps", 0))
+        for key in run.evaluation_keys():
+            if f"late:{key}" in copy.sent:
+                continue
+            found = run.evaluation(key) or {}
+            if "values" in found and "measured_at" in found:
+                time_ms = _milliseconds(found["measured_at"])
+                named = {mlflow_name(f"val-measured/{name}"): float(one) for name, one in found["values"].items()}
+                self._log(copy, [Metric(name, one, time_ms, step) for name, one in named.items()], {})
+            copy.sent.add(f"late:{key}")
 
     def _log(self, copy: Copy, metrics: Sequence[Metric], tags: Mapping[str, Any]) -> None:
         client = self._connect()
