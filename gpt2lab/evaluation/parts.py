@@ -9,6 +9,7 @@ Shapes: r targets, G groups, V vocabulary, D documents.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,17 +180,16 @@ def token_counts(tokens: TokenSequence, vocab_size: int, limit: int = COUNTED_TO
 
 
 def works(data: Prepared) -> tuple[Ids, list[str]]:
-    """First token of each document of the validation split (D,), and its name: as the manifest has it, else a number.
-    Names that several documents share are told apart by their place."""
+    """First token of each document of the validation split (D,), and its name: as the manifest has it, else a number,
+    as for what came as a stream. Names that several documents share are told apart by their place."""
     listed = [clean(one["name"]) for one in split_record(data, "validation")["documents"] if one["tokens"]]
     starts = validation_documents(data)
     if starts is None:
-        return np.zeros(1, np.int64), listed[:1]
+        return np.zeros(1, np.int64), listed[:1] or ["all documents"]
     if len(listed) != len(starts):
         return starts, [f"document {number}" for number in range(1, len(starts) + 1)]
-    return starts, [
-        name if listed.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(listed, start=1)
-    ]
+    times = Counter(listed)
+    return starts, [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(listed, start=1)]
 
 
 def text_of(data: Prepared) -> Callable[[int], str]:

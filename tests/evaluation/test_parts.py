@@ -208,6 +208,16 @@ def test_one_document_is_no_division(data: Prepared, tmp_path: Path) -> None:
     assert names == [f"document {number}" for number in range(1, len(ends) + 2)]
 
 
+def test_a_stream_lists_no_documents(model: GPT, data: Prepared, tmp_path: Path) -> None:
+    manifest = {**data.manifest, "splits": {"validation": {"documents": [], "document_count": 7}}}
+    stream = Prepared(tmp_path, manifest, data.train, data.validation)
+    assert [one.name for one in divisions(stream, BLOCK)] == ["position", "frequency"]
+    subject = Subject(
+        model=model, tokens=data.validation, block_size=BLOCK, total=TOTAL, batch_sequences=3, data=stream
+    )
+    assert list(apply(metric.read({"name": "document_loss"}), subject)) == ["document_loss/all documents"]
+
+
 def test_metrics_of_finished_runs_say_the_same(model: GPT, data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2lab.evaluation.metrics.ROWS_AT_ONCE", 7)
     _, kept, _ = scored(model, data)
