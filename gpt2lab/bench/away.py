@@ -1,6 +1,6 @@
 """A side in a process of its own: each has its own allocator, as a training of its own would.
 
-Ours is set up there as the workers of runs are. The two processes take turns; while one trains, the other waits for a
+Ours is set up there as the workers of runs are. The two processes take turns; while one works, the other waits for a
 line on its standard input.
 """
 
@@ -19,19 +19,26 @@ import torch
 
 from gpt2lab.bench.sides import Side, Spec
 from gpt2lab.bench.work import Work
+from gpt2lab.bench.writers import Passage, Writer
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
 from gpt2lab.training.allocator import keep_memory
 from gpt2lab.training.precision import Precision, set_threads
+
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {"training": (Spec, Work), "generation": (Writer, Passage)}
+"""What makes a side, and what that has to do: plain data both."""
 
 
 class Away:
     """A side at work in another process. Raises what making the side raises there."""
 
-    def __init__(self, spec: Spec, work: Work, device: torch.device, threads: int) -> None:
+    def __init__(self, spec: Spec | Writer, work: Work | Passage, device: torch.device, threads: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gpt2lab.bench.away"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        question = {"spec": asdict(spec), "work": asdict(work), "device": device.type, "threads": threads}
+        kind = next(kind for kind, (specs, _) in KINDS.items() if isinstance(spec, specs))
+        question = {
+            "kind": kind, "spec": asdict(spec), "work": asdict(work), "device": device.type, "threads": threads,
+        }  # fmt: skip
         try:
             made = self._ask(question)
         except BaseException:
@@ -41,7 +48,7 @@ class Away:
         self.precision: Precision = made["precision"]
 
     def run(self, steps: int) -> tuple[float, list[float]]:
-        """Seconds per step of the next `steps`, and their losses in nats."""
+        """Seconds per step of the next `steps`, and what each computed, as a number (see Side)."""
         answer = self._ask({"steps": steps})
         return float(answer["seconds"]), list(answer["losses"])
 
@@ -79,7 +86,7 @@ class Away:
 
 
 def serve() -> None:
-    """What the process does: make the side, then train as many steps as each line says. What others' code prints goes
+    """What the process does: make the side, then take as many steps as each line says. What others' code prints goes
     to standard error, as standard output is for answers."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -88,9 +95,10 @@ def serve() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     question = json.loads(sys.stdin.readline())
-    spec, work, device = Spec(**question["spec"]), Work(**question["work"]), torch.device(question["device"])
+    specs, works = KINDS[question["kind"]]
+    spec, work, device = specs(**question["spec"]), works(**question["work"]), torch.device(question["device"])
     set_threads(question["threads"])
-    if spec.name == "gpt2lab":
+    if question["kind"] == "training" and spec.name == "gpt2lab":
         keep_memory()
     try:
         side = spec.make(work, device)
@@ -104,7 +112,7 @@ def serve() -> None:
 
 
 def timed(side: Side, steps: int, device: torch.device) -> dict[str, Any]:
-    """Train some steps; -> seconds per step, losses."""
+    """Take some steps; -> seconds per step, and what each computed."""
     began = time.perf_counter()
     losses = [side.step() for _ in range(steps)]
     getattr(torch, device.type).synchronize()  # a GPU computes behind the program's back

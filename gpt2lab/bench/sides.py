@@ -37,13 +37,13 @@ OTHERS = ("plain", "nanogpt=PATH", "transformers")
 
 
 class Side(Protocol):
-    """A model in training. name: as shown.  precision: of its matrix products."""
+    """A model at work. name: as shown.  precision: of its matrix products."""
 
     name: str
     precision: Precision
 
     def step(self) -> float:
-        """One training step; -> its loss in nats."""
+        """What is timed, once; -> what it computed, as a number: a training step its loss in nats."""
         ...
 
 

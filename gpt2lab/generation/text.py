@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpt2lab.data.tokenizers import Tokenizer
+from gpt2lab.errors import ConfigError, Gpt2labError
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -73,3 +74,36 @@ class Continuation:
 def beginning(text: str, stop: str) -> int:
     """How many characters at the end of `text` are a beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a prompt, at least one: an empty one begins as a document does, after the separator, or where there is
+    none after a line break.
+
+    Raises ConfigError for characters that the tokenizer cannot write.
+    """
+    if not prompt and tokenizer.separator is not None:
+        return [tokenizer.separator]
+    text = prompt or "\n"
+    try:
+        ids = [int(token) for token in tokenizer.encode(text)]
+        lost = not ids or tokenizer.decode(ids) != text
+    except (KeyError, ValueError, Gpt2labError):
+        lost = True
+    if lost:
+        strange = [c for c in dict.fromkeys(text) if not writes(tokenizer, c)]
+        named = ", ".join(repr(c) for c in strange[:10]) + (", ..." if len(strange) > 10 else "")
+        raise ConfigError(
+            f"the model's tokenizer cannot write {named or 'it'}",
+            where="prompt",
+            hint="a prompt without these characters",
+        )
+    return ids
+
+
+def writes(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether the character comes back from its ids."""
+    try:
+        return tokenizer.decode(tokenizer.encode(character)) == character
+    except (KeyError, ValueError, Gpt2labError):
+        return False
