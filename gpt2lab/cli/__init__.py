@@ -26,6 +26,7 @@ from gpt2lab.cli import (
     noise,
     results,
     run,
+    sample,
     selftest,
     train,
 )
@@ -53,6 +54,7 @@ identity.add_to(app)
 eval.add_to(app)
 export.add_to(app)
 doctor.add_to(app)
+sample.add_to(app)
 bench.add_to(app)
 app.add_typer(data.app, name="data")
 
