@@ -8,6 +8,7 @@ from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.pretrained.files import WEIGHTS, shard_names
 
 TOKENIZER = ("vocab.json", "tokenizer.json")
+ELSEWHERE = "download it where there is a network, and give the folder"
 
 
 def fetched(name: str) -> Path:
@@ -19,19 +20,18 @@ def fetched(name: str) -> Path:
     where = f"'{name}' (no folder here, so a name on the Hugging Face hub)"
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise EnvironmentFault(
             "reading from the hub needs huggingface_hub", where=where, hint="pip install huggingface_hub"
         ) from None
-    missed: list[Exception] = []
+    away = not answers()
 
     def file(wanted: str) -> Path | None:
         """Where it lies now; None when the hub, or without a network its cache, has no such file."""
         try:
-            return Path(hf_hub_download(name, wanted))
-        except EntryNotFoundError as error:
-            missed.append(error)
+            return Path(hf_hub_download(name, wanted, local_files_only=away))
+        except EntryNotFoundError:
             return None
 
     try:
@@ -43,15 +43,27 @@ def fetched(name: str) -> Path:
             for wanted in TOKENIZER:
                 file(wanted)
             return config.parent
-        away = next((error for error in missed if isinstance(error, LocalEntryNotFoundError)), None)
-        if away is not None:
-            raise away
     except RepositoryNotFoundError:
         raise ConfigError("neither here nor on the hub", where=where, hint="the name of a folder") from None
     except Exception as error:  # whatever a network does, through several libraries
         raise EnvironmentFault(
-            f"the hub cannot be read: {str(error).partition(chr(10))[0]}",
-            where=where,
-            hint="download it where there is a network, and give the folder",
+            f"the hub cannot be read: {str(error).partition(chr(10))[0]}", where=where, hint=ELSEWHERE
         ) from error
+    if away:
+        raise EnvironmentFault(
+            "the hub cannot be read: it does not answer, and its cache does not hold this", where=where, hint=ELSEWHERE
+        )
     raise ConfigError(f"the hub has no config.json with weights ({', '.join(WEIGHTS)})", where=where)
+
+
+def answers() -> bool:
+    """Whether the hub can be reached; the package itself would try again and again for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever a network does
+        return False
+    return True
