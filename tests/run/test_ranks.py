@@ -26,6 +26,8 @@ from gpt2lab import faults
 from gpt2lab.config import load_config
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import Gpt2labError, LockHeld, Preempted
+from gpt2lab.evaluation import Task, complete, task, written
+from gpt2lab.evaluation.tasks.asking import GREEDY, PERPLEXITY
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.planning.arms import Arm
 from gpt2lab.planning.machine import Machine
@@ -214,6 +216,29 @@ def test_two_ranks_train_as_one_process_does(make_job: Jobs, overrides: list[str
     assert result is not None
     assert result["stack"]["ranks"] == 2
     assert [row["step"] for row in rows(together)] == list(range(STEPS + 1))
+
+
+def test_two_ranks_answer_the_questions_of_tasks_together(make_job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"] * 60
+
+    def own() -> Task:
+        """How does it go on?"""
+        rows = [{"word": word, "number": number} for number, word in enumerate(words)]
+        ask = lambda row: complete(f"{row['number']} and", f" {row['word']}")  # noqa: E731
+        return Task(protocol="a test", documents=lambda: written(rows), ask=ask, measures=(GREEDY, PERPLEXITY))
+
+    monkeypatch.setattr(task, "_components", dict(task._components))
+    task.register("own", source="a test")(own)
+    asked = ["evaluation.tasks=[own]", "evaluation.task_documents=600"]  # three batches
+    alone, together = make_job(*asked, root="alone"), make_job(*asked, root="together")
+    assert work(alone, StopRequest()) == 0
+    assert train(together).ending == "done"
+    found, others = (
+        {row["step"]: row["metrics"]["task/own/perplexity"] for row in rows(job) if "val/loss" in row["metrics"]}
+        for job in (alone, together)
+    )
+    assert len(found) > 3 and found[0] == others[0]
+    assert others == pytest.approx(found, rel=1e-4)
 
 
 def test_a_killed_rank_is_named_and_no_other_stays(make_job: Jobs) -> None:

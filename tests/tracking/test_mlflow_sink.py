@@ -321,3 +321,26 @@ def test_a_new_database_is_whole_and_in_write_ahead_mode(template: Path) -> None
     connection.close()
     names = {path.name for path in template.parent.iterdir()}
     assert not [name for name in names if name.endswith((".partial", "-wal", "-shm"))]
+
+
+def test_what_was_measured_afterwards_follows_once_and_what_was_measured_anew_is_the_newer_point(
+    lab: Lab, sink_factory: Sinks, look: Look
+) -> None:
+    lab.train_all()
+    once(lab, sink_factory)
+    run = lab.run("rotary", 1)
+    record = {"key": "task-piqa-1", "task": "piqa", "measured_at": "2026-01-03T00:00:00+00:00"}
+    run.write_evaluation({**record, "values": {"piqa/acc": 0.5, "piqa/acc_stderr": 0.1}})
+    for _ in range(2):
+        once(lab, sink_factory)
+    [point] = look.points(run, "val-measured/piqa/acc")
+    assert (point.value, point.step) == (0.5, 4)
+    assert [one.value for one in look.points(run, "val-measured/piqa/acc_stderr")] == [0.1]
+    later = {**record, "key": "task-piqa-2", "measured_at": "2026-01-04T00:00:00+00:00"}
+    run.write_evaluation({**later, "values": {"piqa/acc": 0.25}})
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    for _ in range(2):
+        delivery.once()
+    assert [one.value for one in look.points(run, "val-measured/piqa/acc")] == [0.5, 0.25]
+    (child,) = look.children(run)
+    assert child.data.metrics["val-measured/piqa/acc"] == 0.25
