@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
     {"model", "data", "optim", "training", "evidence", "ladder", "health", "origins", "published"},
-    {"costs", "generation", "peak"},
+    {"costs", "generation", "peak", "trace"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
     {"testing", "identity"},
@@ -52,6 +52,7 @@ WITHIN: dict[str, list[set[str]]] = {
     ],
     "reuse": [{"why"}, {"replay", "measure"}, {"adopt"}],
     "doctor": [{"findings", "machine"}, {"patient"}, {"journal", "probes", "steps"}],
+    "trace": [{"recording"}, {"passes"}, {"words"}, {"rows"}, {"folding"}],
     "reading": [{"source"}, {"fitting", "layers"}],
 }  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -28,6 +28,7 @@ from gpt2lab.cli import (
     run,
     sample,
     selftest,
+    trace,
     train,
 )
 from gpt2lab.errors import Gpt2labError, Problem, printable
@@ -55,6 +56,7 @@ eval.add_to(app)
 export.add_to(app)
 doctor.add_to(app)
 sample.add_to(app)
+trace.add_to(app)
 bench.add_to(app)
 app.add_typer(data.app, name="data")
 

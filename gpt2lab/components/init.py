@@ -53,6 +53,22 @@ def gpt2(site: Site, *, std: Std = 0.02) -> Draw:
     return draw
 
 
+@init.register("gpt2_tf", source="openai/gpt-2, src/model.py")
+def gpt2_tf(site: Site, *, std: Std = 0.02, position_std: Std = 0.01) -> Draw:
+    """N(0, std) everywhere but for positions, as OpenAI's published code draws; branches are not scaled by 1/sqrt(2 L).
+
+    std:          standard deviation of all but positions.
+    position_std: of the position table.
+    The paper says that residual layers are scaled by 1/sqrt(N); the published code does not do it.
+    """
+
+    def draw(param: Param, generator: Generator) -> None:
+        own = position_std if param.role.kind == "position" else std
+        normal(param, own, 1.0 if param.role.gain is None else param.role.gain, generator)
+
+    return draw
+
+
 @init.register("zero_projections", source="arXiv:2203.03466, appendix D; KellerJordan/modded-nanogpt 2024-10")
 def zero_projections(site: Site, *, std: Std = 0.02) -> Draw:
     """As `gpt2`, but matrices that write into the residual stream start at zero: every block starts as the identity.

@@ -60,7 +60,8 @@ def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) ->
     assert loaded.smallest_effect == preset.scale.smallest_effect
     baseline = loaded.arms[loaded.baseline].config
     assert loaded.design == "leave one out" or baseline.model == preset.model
-    assert baseline.training == preset.training
+    # the arms of `precision` say theirs, because presets differ in it
+    assert baseline.training == preset.training or path.stem == "precision"
     expected = {name: arm.expected for name, arm in loaded.arms.items()} | loaded.expected
     assert all(expected.get(contrast.arm) for contrast in loaded.contrasts if " with " not in contrast.arm)
 

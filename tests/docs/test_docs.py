@@ -19,7 +19,7 @@ from gpt2lab.config import load_config
 from gpt2lab.planning.ablation import load_ablation
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 WORKPLACE = re.compile(r"(?<![\w.])/(root|work|home|Users|mnt)/\w|localhost:\d|\bpypi\.org\b")
@@ -60,6 +60,7 @@ def test_the_readme_has_commands() -> None:
     assert len([words for page, words in COMMANDS if page == "README.md"]) > 20
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[0])
 def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
     name, given = parsed(list(words))
