@@ -1,4 +1,4 @@
-"""The command that looks for what is wrong: with this machine, or with a run."""
+"""The command that looks for what is wrong with this machine or a run: doctor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def doctor(
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Look for what is wrong. With this machine, or with --run in a training: leaks, wrong targets, gradients, rates.
+    """Look for what is wrong with this machine or a run. In a run: leaks, wrong targets, gradients, rates and more.
 
     Exit code 0 when nothing is found, 3 for the machine and 5 for a run otherwise; always 0 with --json.
     """
