@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FLAGSHIP = "gpt2-124m"
 HEADS = ("tensor", "shape", "sizes", "parameters", "forward", "training", "what it is")
 RIGHT = ("parameters", "forward", "training")
+SPARE, ROOM = ("sizes", "training"), 34  # what a narrow terminal goes without, so that words have this much room
 
 
 def add_to(app: typer.Typer) -> None:
@@ -65,7 +66,7 @@ def show(what: str, seen: Trace, rows: Sequence[Row]) -> None:
     if console.is_terminal:
         for line in opening:
             console.print(line, markup=False, highlight=False)
-        console.print(table(cells, [row.shape is None for row in rows]))
+        console.print(table(cells, [row.shape is None for row in rows], console.width))
     else:
         print("\n".join([*opening, *aligned([list(HEADS), *cells])]))
     for line in closing(seen):
@@ -101,18 +102,28 @@ def row_cells(seen: Trace, row: Row) -> list[str]:
     ]
 
 
-def table(cells: Sequence[Sequence[str]], dim: Sequence[bool]) -> Any:
+def table(cells: Sequence[Sequence[str]], dim: Sequence[bool], width: int) -> Any:
     """The rows for a terminal, headings in bold."""
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for head in HEADS:
-        right = head in RIGHT
-        made.add_column(head, justify="right" if right else "left", no_wrap=head != "what it is")
+    shown = columns(cells, width)
+    for head in (HEADS[i] for i in shown):
+        made.add_column(head, justify="right" if head in RIGHT else "left", no_wrap=head != "what it is")
     for row, heading in zip(cells, dim, strict=True):
-        made.add_row(*(Text(cell) for cell in row), style="bold" if heading else None)
+        made.add_row(*(Text(row[i]) for i in shown), style="bold" if heading else None)
     return made
+
+
+def columns(cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The columns that fit beside the words."""
+    shown = list(range(len(HEADS)))
+    for head in SPARE:
+        wide = sum(2 + max(len(HEADS[i]), *(len(row[i]) for row in cells)) for i in shown[:-1])
+        if wide + ROOM > width:
+            shown.remove(HEADS.index(head))
+    return shown
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

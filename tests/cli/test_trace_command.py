@@ -61,13 +61,18 @@ def test_bad_input_is_answered_in_one_clear_line(gpt2lab: Call, words: tuple[str
     assert said in first and len(others) == 1 and others[0].startswith("try: ")
 
 
-def test_on_a_terminal_it_is_a_table_as_wide_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("width", "left_out"), [(150, ""), (100, "sizes"), (80, "training")])
+def test_on_a_terminal_it_is_a_table_as_wide_as_that(
+    monkeypatch: pytest.MonkeyPatch, width: int, left_out: str
+) -> None:
     import gpt2lab.display
 
-    console = Console(force_terminal=True, width=150, record=True, color_system=None, file=io.StringIO())
+    console = Console(force_terminal=True, width=width, record=True, color_system=None, file=io.StringIO())
     monkeypatch.setattr(gpt2lab.display, "console_for", lambda: console)
     seen = trace(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=50))
     show("tiny", seen, folded(seen.rows))
     text = console.export_text()
-    assert all(len(line) <= 150 for line in text.splitlines())
-    assert "1 more like block 0" in text and f"{seen.parameters:,} parameters" in text
+    assert all(len(line) <= width for line in text.splitlines())
+    head = next(line for line in text.splitlines() if line.startswith("tensor"))
+    assert (left_out not in head) if left_out else ("sizes" in head)
+    assert "1 more like" in text and f"{seen.parameters:,} parameters" in text
