@@ -53,7 +53,7 @@ def gpt2(site: Site, *, std: Std = 0.02) -> Draw:
     return draw
 
 
-@init.register("gpt2_tf", source="openai/gpt-2, src/model.py")
+@init.register("gpt2_tf", source="openai/gpt-2, src/model.py", can=("even",))
 def gpt2_tf(site: Site, *, std: Std = 0.02, position_std: Std = 0.01) -> Draw:
     """N(0, std) everywhere but for positions, as OpenAI's published code draws; branches are not scaled by 1/sqrt(2 L).
 

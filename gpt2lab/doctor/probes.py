@@ -22,6 +22,7 @@ from gpt2lab.doctor.findings import Finding, NotExamined
 from gpt2lab.doctor.patient import Patient
 from gpt2lab.model import GPT
 from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.registry import SLOTS
 
 LEAK = 1e-4
 """Of the logits' size: rounding moves them by a millionth."""
@@ -237,8 +238,10 @@ def gains(patient: Patient) -> str:
 @torch.no_grad()
 def residual_scaling(patient: Patient) -> Finding | None:
     """Matrices that write into the stream start smaller than the others, by 1/sqrt(2 L)."""
-    if patient.config.model.residual.name == "post":
-        raise NotExamined("post-norm blocks normalise the stream themselves")
+    if not patient.start.h[-1].final_norm:
+        raise NotExamined("its blocks normalise the stream themselves")
+    if "even" in SLOTS["init"][patient.config.model.init.name].can:
+        raise NotExamined(f"{patient.config.model.init} starts all matrices alike on purpose")
     params = patient.start.params()
     written = [p for p in params if p.role.kind == "residual_out" and p.role.gain is None]
     others = [p for p in params if p.role.kind == "hidden" and p.role.layer is not None]
