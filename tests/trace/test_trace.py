@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.registry import SLOTS, Slot, load_plugin
 from gpt2lab.testing.cases import Case, batch, cases
-from gpt2lab.trace import Row, Trace, trace
+from gpt2lab.trace import Row, Trace
+from gpt2lab.trace import trace as traced
 from gpt2lab.trace.folding import folded
 
 CASES = cases(c for s in MODEL_SLOTS for c in SLOTS[s] if c.factory.__module__.startswith("gpt2lab."))
-NANO: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 256}
+OF_MODULES = ("norm", "residual", "attention", "mlp", "embedding", "stack", "head")
+trace = functools.lru_cache(maxsize=None)(traced)
+NANO: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 256}
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +84,12 @@ def test_meanings_are_the_components_own_words(canonical: Trace) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_totals_are_those_of_costs_for_every_component(case: Case) -> None:
-    config = case.config(n_layer=3)
-    seen, expected = trace(config), costs(config)
+    config = case.config()
+    seen, expected = trace(config, batch=2), costs(config)
     assert seen.parameters == expected.parameters
     assert seen.per_token(seen.forward + seen.backward) == expected.flops_per_token
     assert not any(row.name == "not used" for row in seen.rows)
-    assert seen.forward > 0 and len(seen.rows) > 20
+    assert seen.forward > 0 and len(seen.rows) > 15
     for row in folded(seen.rows, all_layers=True) + folded(seen.rows):
         assert row.shape is None or row.letters is not None
     for how in ({"all_layers": True}, {"layer": 1}, {}):
@@ -94,10 +98,12 @@ def test_totals_are_those_of_costs_for_every_component(case: Case) -> None:
         assert sum(row.forward + row.backward for row in short) == seen.forward + seen.backward
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name != "moe" and not c.options], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.slot in OF_MODULES and c.name != "moe" and not c.options], ids=str
+)
 def test_modules_come_in_the_order_and_with_the_shapes_of_a_real_pass(case: Case) -> None:
     """Against hooks of our own on a model with data: each module's result that the trace shows, in that order."""
-    config = case.config(n_layer=3)
+    config = case.config()
     model, (tokens, targets) = build_model(config), batch()
     seen: list[tuple[str, tuple[int, ...]]] = []
     for name, module in model.named_modules():
@@ -110,7 +116,7 @@ def test_modules_come_in_the_order_and_with_the_shapes_of_a_real_pass(case: Case
     shown = [(row.name.rpartition(".")[2], row.shape) for row in rows]
     known = {name for name, _ in shown}
     told = [item for item in seen if item[0] in known]
-    assert len(told) >= 10
+    assert len(told) >= 8
     assert [item for item in shown if item[0] in {name for name, _ in told}] == told
 
 
@@ -132,7 +138,7 @@ def test_batch_and_tokens() -> None:
     assert named(more.rows, "scores").shape == (3, 4, 64, 64)
     assert more.parameters == one.parameters
     saved = one.per_token(one.forward) - more.per_token(more.forward)
-    assert saved == 4 * 4 * 128 * 64  # L layers: 4 C operations for each token that can no longer be looked at
+    assert saved == 2 * 4 * 128 * 64  # L layers: 4 C operations for each token that can no longer be looked at
     assert trace(config, tokens=1).rows[0].shape == (1, 1)
     with pytest.raises(ConfigError, match="129 tokens of context, but the positions end at 128"):
         trace(config, tokens=129)
@@ -147,7 +153,7 @@ def test_dropout_has_rows_only_where_there_is_any() -> None:
         return [r.name for r in trace(ModelConfig(**NANO, dropout=rate)).rows if "drop" in r.name]
 
     assert dropped(0.0) == []
-    assert dropped(0.1)[0] == "drop" and len(dropped(0.1)) == 1 + 4 * 2
+    assert dropped(0.1)[0] == "drop" and len(dropped(0.1)) == 1 + 2 * 2
 
 
 def test_variants_of_attention_are_told() -> None:
@@ -164,25 +170,25 @@ def test_variants_of_attention_are_told() -> None:
     assert named(capped, "scores").shape == (1, 4, 128, 128)
     assert any("tanh" in row.meaning and "softmax" in row.name + row.meaning for row in capped)
     normed = [row for row in rows(scores={"name": "plain", "qk_norm": True}) if "q_norm" in row.name]
-    assert len(normed) == 4 and normed[0].parameters == 2 * 32
+    assert len(normed) == 2 and normed[0].parameters == 2 * 32
     grouped = rows(attention={"name": "gqa", "n_kv_head": 2})
     assert named(grouped, "key").shape == (1, 2, 128, 32)
 
 
 def test_blocks_alike_are_told_once() -> None:
     def short(**parts: Any) -> list[Row]:
-        return folded(trace(ModelConfig(**{**NANO, "n_layer": 6}, **parts)).rows)
+        return folded(trace(ModelConfig(**{**NANO, "n_layer": 4}, **parts)).rows)
 
     plain = short()
-    assert [row.name for row in plain if "more like" in row.name] == ["5 more like block 0"]
-    fold = named(plain, "5 more like block 0")
-    assert fold.meaning == "blocks 1 to 5" and fold.parameters == 5 * (12 * 128**2 + 13 * 128)
+    assert [row.name for row in plain if "more like" in row.name] == ["3 more like block 0"]
+    fold = named(plain, "3 more like block 0")
+    assert fold.meaning == "blocks 1 to 3" and fold.parameters == 3 * (12 * 128**2 + 13 * 128)
     mixed = short(mask=["sliding_window", "causal"])
-    assert [row.name for row in mixed if "more like" in row.name] == ["4 more like block 0 and 1"]
-    shared = named(short(stack=["shared_layers"]), "5 more like block 0")
+    assert [row.name for row in mixed if "more like" in row.name] == ["2 more like block 0 and 1"]
+    shared = named(short(stack=["shared_layers"]), "3 more like block 0")
     assert shared.parameters == 0 and "weights that were counted before" in shared.meaning
     residual = short(stack=["value_residual"])
-    assert [row.name for row in residual if "more like" in row.name] == ["4 more like block 1"]
+    assert [row.name for row in residual if "more like" in row.name] == ["2 more like block 1"]
 
 
 def test_experts_alike_are_told_once() -> None:
@@ -243,13 +249,13 @@ def test_a_plugin_is_traced_with_its_own_words(tmp_path: Path) -> None:
     turn = named(seen.rows, "turn")
     assert (turn.parameters, turn.forward) == (128 * 128, 2 * 128 * 128 * 128)
     assert named(seen.rows, "turn + tanh(turn)").shape == (1, 128, 128)
-    assert seen.rows[-1].name == "not used" and seen.rows[-1].parameters == 4 * 3
+    assert seen.rows[-1].name == "not used" and seen.rows[-1].parameters == 2 * 3
     assert "h.0.mlp.spare" in seen.rows[-1].meaning
 
 
 def test_nothing_stays_behind() -> None:
     before = Slot.build
-    trace(ModelConfig(**NANO))
+    traced(ModelConfig(**NANO))
     assert Slot.build is before
     from gpt2lab.trace.passes import build, run
 
