@@ -26,8 +26,8 @@ from gpt2lab.training.precision import autocast, set_arithmetic
 from gpt2lab.training.state import TrainState
 
 STEPS = 5
-LARGEST = 1 << 40
-"""Parameters times tokens of all the steps that are done again: about a minute on a CPU."""
+LARGEST, LARGEST_ON_GPU = 1 << 40, 1 << 46
+"""Parameters times tokens, three times over for each step that is done again: a minute or two on one core."""
 SAME, ELSEWHERE = 0.02, 0.1
 """Share by which norms may differ, on the run's type of device and on another."""
 
@@ -47,16 +47,16 @@ def gradients(patient: Patient) -> list[Gradient]:
     config, logged = patient.config, patient.series("train/grad_norm")
     training = config.training
     stack: dict[str, Any] = patient.result.get("stack") or {}
-    count = min(STEPS, training.steps, max(logged, default=0))
+    size = 3 * sum(p.numel() for p in patient.start.parameters()) * training.batch_tokens
+    count = min(STEPS, training.steps, (LARGEST if patient.device.type == "cpu" else LARGEST_ON_GPU) // size)
+    if not count:
+        raise NotExamined(f"its steps are too large to be done again here ({training.batch_tokens:,} tokens)")
     if not set(logged) & set(range(1, count + 1)):
         raise NotExamined("no gradient norm of the first steps in its journal")
     if training.precision == "fp16":
         raise NotExamined("fp16 scales its gradients")
     if int(stack.get("ranks", 1)) > 1 and config.model.dropout:
         raise NotExamined("several ranks with dropout")
-    size = sum(p.numel() for p in patient.start.parameters()) * training.batch_tokens * 3 * count
-    if size > LARGEST:
-        raise NotExamined(f"its steps are too large to be done again here ({training.batch_tokens:,} tokens)")
     return [
         Gradient(step, logged[step], own, plain) for step, own, plain in again(patient, count) if step in logged
     ]  # fmt: skip

@@ -64,6 +64,16 @@ def test_the_gradient_is_that_of_torch(trained: Any) -> None:
     assert first.journal == pytest.approx(norm, rel=1e-5)
 
 
+def test_large_steps_are_done_again_as_far_as_it_takes_no_longer(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained()
+    size = 3 * sum(p.numel() for p in Patient.admit(run).start.parameters()) * 128
+    monkeypatch.setattr(steps, "LARGEST", 2 * size + 1)
+    assert [one.step for one in steps.gradients(Patient.admit(run))] == [1, 2]
+    monkeypatch.setattr(steps, "LARGEST", size - 1)
+    found = examine(run)
+    assert found.unknown == {"gradient": "its steps are too large to be done again here (128 tokens)"}
+
+
 def test_a_running_training_is_examined_as_far_as_it_has_come(trained: Any) -> None:
     run = trained("training.checkpoint_every_steps=20", "training.keep_checkpoints=3")
     (run.path / "result.json").unlink()
