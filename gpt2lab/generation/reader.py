@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from gpt2lab.components.base import short_cut
 from gpt2lab.components.step import Cache
+from gpt2lab.generation.pages import in_huge_pages
 from gpt2lab.model import GPT
 from gpt2lab.training.precision import AUTOCAST, Precision, autocast
 
 Product = Callable[[Tensor], Tensor]
+PRIVATE = ("_reorder_linear_weight", "_linear_pointwise", "data_ptr", "_nbytes")
+"""Operations of torch.ops.mkldnn that are used here."""
 
 
 class Reader:
@@ -65,13 +68,14 @@ def product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) 
     if weight.device.type != "cpu" or not has_packed_products(dtype):
         return lambda x: F.linear(x.to(dtype), weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    in_huge_pages(torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed))
     return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, "none", [], "")
 
 
 def has_packed_products(dtype: torch.dtype) -> bool:
     """Whether this torch has oneDNN's products with a matrix laid out beforehand; they are what torch.compile uses, and
     not part of torch's public interface, so they may be missing."""
-    there = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    there = all(hasattr(torch.ops.mkldnn, name) for name in PRIVATE)
     if not (torch.backends.mkldnn.is_available() and there):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from gpt2lab import testing
 from gpt2lab.components.step import Cache
 from gpt2lab.generation import Reader, reader
+from gpt2lab.generation.pages import HUGE_BYTES, in_huge_pages
 from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing import Case
 
+SMAPS = Path("/proc/self/smaps")
 CASES = [case for slot in MODEL_SLOTS for case in testing.cases(SLOTS[slot])]
 
 
@@ -40,6 +46,20 @@ def test_products_without_a_layout_of_their_own_are_the_same(monkeypatch: pytest
             assert plain.shape == packed[dtype].shape == (3, 5, 24)
             assert testing.distance(plain, packed[dtype]) < most
         assert testing.distance(reader.product(weight, bias, 3, torch.float32)(x), x @ weight.T + bias) < 1e-5
+
+
+def test_memory_in_huge_pages_stays_what_it_was() -> None:
+    data = np.arange(2 * HUGE_BYTES, dtype=np.int64)  # 16 huge pages
+    before = data.copy()
+    done = in_huge_pages(data.ctypes.data, data.nbytes)
+    assert np.array_equal(data, before)
+    assert in_huge_pages(data.ctypes.data, 4096) is False, "no whole huge page lies there"
+    assert in_huge_pages(16 * HUGE_BYTES, HUGE_BYTES) is False, "nothing lies there"
+    if done:
+        begin = -(-data.ctypes.data // HUGE_BYTES) * HUGE_BYTES
+        areas = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*?^AnonHugePages: +(\d+) kB", SMAPS.read_text(), re.M | re.S)
+        (kib,) = (int(kib) for low, high, kib in areas if int(low, 16) <= begin < int(high, 16))
+        assert kib >= 15 * 2048
 
 
 def test_an_heir_of_linear_keeps_its_own_product() -> None:
