@@ -28,6 +28,12 @@ def vocabulary(choice: Choice) -> int | None:
     return known.get(choice.name, size if isinstance(size, int) else None)
 
 
+def separator(choice: Choice) -> int | None:
+    """The id with which a tokenizer ends documents, as far as its choice tells: the last of all."""
+    size = vocabulary(choice)
+    return None if size is None or choice.name == "bytes" else size - 1
+
+
 def _sizes(config: Config) -> Iterator[Complaint]:
     model, tokenizer = config.model, config.data.tokenizer
     if model.n_embd % model.n_head:
@@ -36,6 +42,12 @@ def _sizes(config: Config) -> Iterator[Complaint]:
     if size is not None and size > model.vocab_size:
         what = f"tokenizer {tokenizer} has {size} ids and the model rows for {model.vocab_size}: write {size} or more"
         yield _complaint(what, "model.vocab_size data.tokenizer")
+    for choice in dict.fromkeys(model.mask):
+        asked = choice.options.get("separator")
+        if size is not None and asked is not None and asked != separator(tokenizer):
+            ends = f"ends them with {separator(tokenizer)}" if separator(tokenizer) is not None else "has no separator"
+            what = f"mask {choice} tells documents apart by token {asked}, and tokenizer {tokenizer} {ends}"
+            yield _complaint(what, "model.mask data.tokenizer")
 
 
 def _patterns(config: Config) -> Iterator[Complaint]:

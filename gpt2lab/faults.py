@@ -39,6 +39,8 @@ POINTS = {
     "save.done": "after it has its final name",
     "prune": "before an old checkpoint is deleted",
     "result": "before the result is written",
+    "data.shard": "after a token shard is whole",
+    "data.state": "after it is noted how far preparing data came",
 }
 """Every point in the code, in words."""
 

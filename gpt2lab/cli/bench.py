@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli import bench_generate
+from gpt2lab.cli import bench_generate, bench_tokenize
 from gpt2lab.cli.run import Json
 from gpt2lab.errors import ConfigError, unknown
 
@@ -30,6 +30,7 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")
 def add_to(parent: typer.Typer) -> None:
     """Put this file's commands into the application."""
     bench_generate.add_to(app)
+    bench_tokenize.add_to(app)
     parent.add_typer(app, name="bench")
 
 

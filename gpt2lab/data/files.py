@@ -37,8 +37,11 @@ def data_home() -> Path:
 
 
 @contextmanager
-def disk(folder: Path) -> Iterator[None]:
-    """Turn what the operating system refuses below `folder` into an EnvironmentFault that says what to do."""
+def disk(folder: Path, continues: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turn what the operating system refuses below `folder` into an EnvironmentFault that says what to do.
+
+    continues: asked when the disk is full, whether what was begun goes on from there.
+    """
     try:
         yield
     except OSError as error:
@@ -48,7 +51,9 @@ def disk(folder: Path) -> Iterator[None]:
             raise EnvironmentFault(
                 f"no room to write ({error.strerror}; {free:,} bytes free)",
                 where=where,
-                hint="free some space, or set GPT2LAB_DATA to a folder on a larger disk",
+                hint="free some space; the same command then continues"
+                if continues()
+                else "free some space, or set GPT2LAB_DATA to a folder on a larger disk",
             ) from error
         raise EnvironmentFault(
             error.strerror or str(error), where=where, hint="set GPT2LAB_DATA to a folder that can be written"
@@ -76,10 +81,11 @@ def locked(path: Path, *, waiting: Callable[[], None] | None = None, wait: bool 
         yield True
 
 
-def file_sha256(path: Path, seen: Callable[[int], None] | None = None) -> str:
-    """The file's sha256 in hex; `seen` is told the bytes read, chunk by chunk."""
+def file_sha256(path: Path, seen: Callable[[int], None] | None = None, *, skip: int = 0) -> str:
+    """The file's sha256 in hex, but for its first `skip` bytes; `seen` is told the bytes read, chunk by chunk."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        file.seek(skip)
         while chunk := file.read(READ_BYTES):
             digest.update(chunk)
             if seen:

@@ -27,13 +27,23 @@ class Tokens:
     """Token ids in shards on disk, as one sequence: `len(tokens)` and `tokens[a:b]` -> (b - a,) int64.
 
     Reading checks every id against the vocabulary and raises DataFault with shard and offset. Cheap to pickle.
+    skips: bytes before the first token of each shard; none where left out.
     """
 
-    def __init__(self, shards: Sequence[tuple[Path, int]], dtype: str, vocab_size: int) -> None:
+    def __init__(
+        self, shards: Sequence[tuple[Path, int]], dtype: str, vocab_size: int, skips: Sequence[int] | None = None
+    ) -> None:
         self.paths = tuple(path for path, _ in shards)
+        self.skips = tuple(skips or [0] * len(shards))
         self.dtype, self.vocab_size = dtype, vocab_size
         self.starts = np.cumsum([0, *(count for _, count in shards)]).tolist()
         self._maps: dict[int, NDArray[Any]] = {}
+
+    @classmethod
+    def of(cls, folder: Path, records: Sequence[Mapping[str, Any]], dtype: str, vocab_size: int) -> Tokens:
+        """Those of a split, from the records of its shards in a manifest."""
+        shards = [(folder / record["file"], int(record["tokens"])) for record in records]
+        return cls(shards, dtype, vocab_size, [int(record.get("skip", 0)) for record in records])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -54,7 +64,7 @@ class Tokens:
 
     def _read(self, shard: int, start: int, stop: int) -> NDArray[np.int64]:
         if shard not in self._maps:
-            self._maps[shard] = np.memmap(self.paths[shard], dtype=self.dtype, mode="r")
+            self._maps[shard] = np.memmap(self.paths[shard], self.dtype, "r", offset=self.skips[shard])
         ids: NDArray[np.int64] = self._maps[shard][start:stop].astype(np.int64)
         check_ids(ids, self.vocab_size, str(self.paths[shard]), start)
         return ids
@@ -124,9 +134,11 @@ class Prepared:
     def verify(self, progress: Progress | None = None) -> None:
         """Read every file again and raise DataFault with all that is not as the manifest says."""
         expected: dict[str, str] = dict(self.manifest["files"])
+        skips: dict[str, int] = {}
         for split in SPLITS:
-            expected |= {shard["file"]: shard["sha256"] for shard in self.manifest["splits"][split]["shards"]}
-        total = sum((self.path / file).stat().st_size for file in expected)
+            for shard in self.manifest["splits"][split]["shards"]:
+                expected[shard["file"]], skips[shard["file"]] = shard["sha256"], int(shard.get("skip", 0))
+        total = sum((self.path / file).stat().st_size - skips.get(file, 0) for file in expected)
         done, problems = 0, []
         for file, sha256 in expected.items():
 
@@ -136,7 +148,7 @@ class Prepared:
                 if progress:
                     progress(done, total, f"checking {file}")
 
-            found = file_sha256(self.path / file, seen)
+            found = file_sha256(self.path / file, seen, skip=skips.get(file, 0))
             if found != sha256:
                 problems.append(Problem(str(self.path / file), f"damaged: sha256 is {found}, not {sha256}"))
         if problems:
@@ -162,12 +174,12 @@ def open_prepared(path: Path | str) -> Prepared:
         what = f"dtype '{dtype}' does not hold a vocabulary of {vocab_size} (known: {', '.join(DTYPES)})"
         raise DataFault(what, where=str(path / MANIFEST), hint=again)
     names = [*manifest["files"], *(s["file"] for split in SPLITS for s in manifest["splits"][split]["shards"])]
-    problems = [Problem(str(path / n), "missing") for n in names if not (path / n).is_file() or Path(n).name != n]
+    problems = [_missing(path / n) for n in names if not (path / n).is_file() or Path(n).name != n]
     tokens = {}
     for split in SPLITS:
-        shards = [(path / shard["file"], int(shard["tokens"])) for shard in manifest["splits"][split]["shards"]]
-        problems += [problem for file, count in shards if (problem := _wrong_size(file, count, dtype))]
-        tokens[split] = Tokens(shards, dtype, vocab_size)
+        shards = manifest["splits"][split]["shards"]
+        tokens[split] = Tokens.of(path, shards, dtype, vocab_size)
+        problems += [problem for shard in shards if (problem := _wrong_size(path, shard, dtype))]
     if problems:
         raise DataFault(problems, hint=again)
     return Prepared(path, manifest, tokens["train"], tokens["validation"])
@@ -188,11 +200,18 @@ def list_prepared() -> list[tuple[Path, Prepared | Gpt2labError]]:
     return found
 
 
-def _wrong_size(file: Path, count: int, dtype: str) -> Problem | None:
-    expected = count * np.dtype(dtype).itemsize
+def _missing(file: Path) -> Problem:
+    gone = f"missing: it is a link to {file.readlink()}, which is gone" if file.is_symlink() else "missing"
+    return Problem(str(file), gone)
+
+
+def _wrong_size(folder: Path, shard: Mapping[str, Any], dtype: str) -> Problem | None:
+    file, count, skip = folder / shard["file"], int(shard["tokens"]), int(shard.get("skip", 0))
+    expected = skip + count * np.dtype(dtype).itemsize
     if not file.is_file() or (actual := file.stat().st_size) == expected:
         return None
-    return Problem(str(file), f"{expected:,} bytes expected ({count:,} tokens of {dtype}), {actual:,} found")
+    header = f" behind {skip:,} bytes" if skip else ""
+    return Problem(str(file), f"{expected:,} bytes expected ({count:,} tokens of {dtype}{header}), {actual:,} found")
 
 
 def _read_manifest(path: Path, again: str) -> dict[str, Any]:
@@ -213,6 +232,7 @@ def _read_manifest(path: Path, again: str) -> dict[str, Any]:
 
 
 def split_record(prepared: Prepared, split: SplitName) -> Mapping[str, Any]:
-    """The manifest's record of one split: "tokens", "bytes", "documents" (name, bytes, tokens, in order), "shards"."""
+    """The manifest's record of one split: "tokens", "bytes", "documents" (name, bytes, tokens, in order;
+    of a stream none, but "document_count"), "shards"."""
     record: Mapping[str, Any] = prepared.manifest["splits"][split]
     return record

@@ -22,29 +22,49 @@ def rich_progress(stream: TextIO | None = None) -> Iterator[Progress]:
         return
     # Imported here: only a terminal needs it.
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
     with Bar(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("", total=None)
 
+        phase = ""
+
         def update(done: int, total: int, what: str) -> None:
+            nonlocal phase
+            if what != phase:  # the rate is that of this phase alone, and what was done before it began does not count
+                phase = what
+                bar.reset(task, completed=done, total=total or None, description=what)
             bar.update(task, completed=done, total=total or None, description=what)
 
         yield update
 
 
 def _lines(stream: TextIO) -> Progress:
-    """One line at the start of each phase, then one every SECONDS_BETWEEN_LINES."""
-    last, phase = 0.0, ""
+    """One line at the start of each phase, then one every SECONDS_BETWEEN_LINES, with the rate of this phase so far."""
+    last, phase, began, first = 0.0, "", 0.0, 0
 
     def update(done: int, total: int, what: str) -> None:
-        nonlocal last, phase
+        nonlocal last, phase, began, first
         now = time.monotonic()
+        if what != phase:
+            began, first = now, done
         if what != phase or now - last >= SECONDS_BETWEEN_LINES:
-            amount = f": {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else ""
+            amount = f": {done / 1e6:,.1f} of {total / 1e6:,.1f} MB" if total else ""
+            if total and now > began and done > first:
+                rate = (done - first) / (now - began)
+                amount += f", {rate / 1e6:.1f} MB/s, {_span((total - done) / rate)} left"
             print(f"{what}{amount}", file=stream, flush=True)
             last, phase = now, what
 
     return update
+
+
+def _span(seconds: float) -> str:
+    """`1:02:03`, hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,44 +1,58 @@
 """Text becomes token shards: done once, kept below `data_home()`, found again by content.
 
-A prepared folder holds `train_000.bin`, ..., `validation_000.bin`, ... (little-endian ids), whatever the tokenizer
-keeps, and `manifest.json`:
+A prepared folder holds `train_000.bin`, ..., `validation_000.bin`, ... (little-endian ids, or links to files of
+others), whatever the tokenizer keeps, and `manifest.json`:
   format, dtype, vocab_size, separator, tokenizer, validation_fraction, fingerprint, floors, created,
-  corpus  {name, source, identity}
+  corpus  {name, source, identity, of the hub: commit}
   splits  {train | validation: {tokens, bytes, documents: [{name, bytes, tokens}], shards: [{file, tokens, sha256}]}}
+          of a stream no document is listed: document_count says how many there are, and `documents` of each shard how
+          many end in it; shards of others say how many bytes to skip, which their sha256 leaves out
   files   {other file: sha256}
   sha256  of all the rest
-Bytes are those of the text in UTF-8; tokens include separators.
+Bytes are those of the text in UTF-8; tokens include separators. Until it is whole, the folder is called
+`.KEY.partial`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from gpt2lab.data.corpora import Corpus
-from gpt2lab.data.corpora import corpus as corpus_slot
+from gpt2lab.data import corpora  # noqa: F401  (it fills the slot)
+from gpt2lab.data.encoding import Here, Pool, batches, usable_cores
 from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, file_sha256, locked, publish, sync_file
 from gpt2lab.data.floors import floors
-from gpt2lab.data.prepared import FORMAT, MANIFEST, Prepared, Tokens, check_ids, fingerprint, open_prepared
-from gpt2lab.data.split import SPLITS, Part, SplitName, divide
+from gpt2lab.data.passing import Division, division
+from gpt2lab.data.prepared import FORMAT, MANIFEST, Prepared, Tokens, fingerprint, open_prepared
+from gpt2lab.data.sources import Corpus, Place, Stream
+from gpt2lab.data.sources import corpus as corpus_slot
+from gpt2lab.data.split import SPLITS, SplitName
+from gpt2lab.data.tokenfiles import DTYPE, TokenFiles, link
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, pieces
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
-from gpt2lab.errors import ConfigError
+from gpt2lab.data.writing import STATE, Writers, load_state, save_state, shard_sizes
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.registry import Choice, read_field
 from gpt2lab.schema import Settings
 
 SHARD_TOKENS = 100_000_000
 FLOOR_TOKENS = 50_000_000
+STATE_SECONDS = 10.0
+"""How often it is noted how far writing came, besides after every whole shard."""
+POOL_BYTES = 32_000_000
+"""Of text: from here on tokenizing in several processes saves more than it takes to start them."""
+LEARNING_BYTES = 1_000_000_000
+"""As much of a stream's training text a tokenizer is made from."""
+LARGE_BYTES = 1_000_000_000
 
 
 class DataConfig(Settings):
@@ -57,36 +71,52 @@ class DataConfig(Settings):
         return read_field(info.field_name, raw)
 
 
-def prepare(config: DataConfig, *, progress: Progress | None = None, shard_tokens: int = SHARD_TOKENS) -> Prepared:
+def prepare(
+    config: DataConfig,
+    *,
+    progress: Progress | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+    processes: int | None = None,
+) -> Prepared:
     """The prepared data of `config`, made if it is not there yet.
 
-    One process makes it while others wait; what is not finished is never seen under its final name. Raises ConfigError
-    for text that cannot be used, EnvironmentFault for the machine, DataFault for what is damaged.
+    One process makes it while others wait; what is not finished is never seen under its final name, and continues where
+    it stopped. processes: that tokenize; null is one for each core, or none besides this one for little text. The
+    result does not depend on it.
+
+    Raises ConfigError for text that cannot be used, EnvironmentFault for the machine, DataFault for what is damaged.
     """
-    corpus: Corpus = corpus_slot.build(config.corpus)
+    corpus: Corpus | Stream | TokenFiles = corpus_slot.build(config.corpus)
+    say = progress or (lambda done, total, what: None)
+    if isinstance(corpus, TokenFiles):
+        corpus.sums(say)
     home = data_home() / "prepared"
     key = prepared_key(config, corpus, shard_tokens)
-    with disk(home):
+    partial = home / f".{key}.partial"
+    with disk(home, lambda: (partial / STATE).exists()):
         home.mkdir(parents=True, exist_ok=True)
         if (home / key).exists():
             return open_prepared(home / key)
-        say = progress or (lambda done, total, what: None)
         with locked(_lock(home, key), waiting=lambda: say(0, 0, "waiting for another process that prepares this")):
             if (home / key).exists():
                 return open_prepared(home / key)
             _sweep(home, key)
-            partial = home / f".{key}.{os.getpid()}.partial"
             try:
-                partial.mkdir()
-                _write(partial, config, corpus, say, shard_tokens)
+                partial.mkdir(exist_ok=True)
+                if isinstance(corpus, TokenFiles):
+                    _link(partial, config, corpus, say)
+                else:
+                    _write(partial, config, corpus, say, shard_tokens, processes)
                 publish(partial, home / key)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
+            except BaseException as error:
+                # what is wrong with the text stays wrong; anything else may be over when the same command comes again
+                if isinstance(error, (ConfigError, DataFault)) or not (partial / STATE).exists():
+                    shutil.rmtree(partial, ignore_errors=True)
                 raise
     return open_prepared(home / key)
 
 
-def prepared_key(config: DataConfig, corpus: Corpus, shard_tokens: int = SHARD_TOKENS) -> str:
+def prepared_key(config: DataConfig, corpus: Corpus | Stream | TokenFiles, shard_tokens: int = SHARD_TOKENS) -> str:
     """The folder name for a config over a corpus: its content counts, not where it lies."""
     parts = {
         "format": FORMAT,
@@ -98,24 +128,126 @@ def prepared_key(config: DataConfig, corpus: Corpus, shard_tokens: int = SHARD_T
     return canonical_sha256(parts)[:32]
 
 
-def _write(folder: Path, config: DataConfig, corpus: Corpus, say: Progress, shard_tokens: int) -> None:
-    """Everything of a prepared folder, fsynced, the manifest last."""
-    documents = corpus.documents()
-    parts = divide(documents, config.validation_fraction)
-    told = _Told(say, sum(part.size for split in SPLITS for part in parts[split]))
-    site = TokenizerSite(folder, lambda: pieces(told.text(parts["train"], "training the tokenizer")))
-    tokenizer: Tokenizer = tokenizer_slot.build(config.tokenizer, site)
-    kept = {path.name: path for path in folder.iterdir()}
-
+def _write(
+    folder: Path, config: DataConfig, corpus: Corpus | Stream, say: Progress, shard_tokens: int, processes: int | None
+) -> None:
+    """Everything of a prepared folder, fsynced, the manifest last; continues from what is there already."""
+    divided = division(corpus, config.validation_fraction)
+    state = _left(folder)
+    tokenizer, files = _tokenizer(folder, config, divided, state, say)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    told.restart()
-    records = {
-        split: _write_split(folder, split, parts[split], tokenizer, dtype, told, shard_tokens) for split in SPLITS
-    }
+    with Writers(folder, dtype, tokenizer.vocab_size, shard_tokens, listed=divided.listed) as writers:
+        if state is not None:
+            writers.restore(state["splits"])
+        place = None if state is None else state["place"]
+        facts = {"dtype": dtype, "files": files, "size": divided.size, "config": config_facts(config)}
+        place = _encode(writers, divided, place, config.tokenizer, tokenizer, processes, facts, say)
+        records = writers.finish()
     for split, record in records.items():
         if record["tokens"] < 2:
-            raise ConfigError(f"{split} needs 2 tokens, has {record['tokens']}", where="data.corpus", hint="more text")
+            hint = "more text" if divided.listed else "more text, or a larger data.validation_fraction"
+            raise ConfigError(f"{split} needs 2 tokens, has {record['tokens']}", where="data.corpus", hint=hint)
+    (folder / STATE).unlink(missing_ok=True)
+    commit = place.get("commit") if isinstance(place, dict) else None
+    _seal(folder, config, corpus, tokenizer, dtype, records, files, say, {"commit": commit} if commit else {})
 
+
+def _left(folder: Path) -> dict[str, Any] | None:
+    """What a killed process left in `folder`, which is emptied of all that does not count; None to begin anew."""
+    state = load_state(folder)
+    kept = set()
+    if state is not None:
+        kept = {STATE, *state["files"], *shard_sizes(state)}
+        sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else -1 for name in kept}
+        if min(sizes.values()) < 0 or any(sizes[name] < size for name, size in shard_sizes(state).items()):
+            state, kept = None, set()
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    return state
+
+
+def _tokenizer(
+    folder: Path, config: DataConfig, divided: Division, state: dict[str, Any] | None, say: Progress
+) -> tuple[Tokenizer, dict[str, str]]:
+    """The tokenizer, learned now or read again, and the sha256 of each file that it keeps."""
+    if state is not None:
+        again: Tokenizer = tokenizer_slot.build(config.tokenizer, TokenizerSite(folder))
+        return again, state["files"]
+    site = TokenizerSite(folder, lambda: pieces(_training_text(divided, say)))
+    made: Tokenizer = tokenizer_slot.build(config.tokenizer, site)
+    for path in folder.iterdir():
+        sync_file(path)
+    return made, {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+
+
+def _training_text(divided: Division, say: Progress) -> Iterator[str]:
+    """What a tokenizer may learn from: of a stream the first LEARNING_BYTES."""
+    total = divided.size if divided.listed else min(divided.size, LEARNING_BYTES)
+    done = 0
+    for split, _, chunks in divided.open(None):
+        if split != "train":
+            continue
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk.encode())
+            say(min(done, total), total, "training the tokenizer")
+        if not divided.listed and done >= LEARNING_BYTES:
+            return
+
+
+def _encode(
+    writers: Writers, divided: Division, place: Place, choice: Choice, tokenizer: Tokenizer, processes: int | None,
+    facts: dict[str, Any], say: Progress,
+) -> Place:  # fmt: skip
+    """Write all that comes from `place` on, and note now and then how far that is; -> the last place of all."""
+    folder = writers.splits["train"].folder
+    texts = divided.open(place)
+    noted, saved = time.monotonic(), writers.whole
+    wanted = processes or (usable_cores() if divided.size >= POOL_BYTES else 1)
+    with closing(Pool(choice, folder, wanted) if wanted > 1 and Pool.can(choice) else Here(tokenizer)) as encoder:
+        encoded = encoder.map(batches(texts))
+        for batch, ids in encoded:
+            if not writers.bytes:
+                _check_room(folder, divided.size, batch.size, len(ids[0]) * _width(writers), say)
+            writers.add(batch, ids)
+            say(min(writers.bytes, divided.size), divided.size, "writing tokens")
+            due = writers.whole > saved or time.monotonic() - noted >= STATE_SECONDS
+            if due and batch.place is not None:
+                writers.flush()
+                save_state(folder, {**facts, "place": batch.place, "splits": writers.record(), "done": writers.bytes})
+                noted, saved = time.monotonic(), writers.whole
+    return texts.place() if writers.bytes else None
+
+
+def _check_room(folder: Path, size: int, text_bytes: int, token_bytes: int, say: Progress) -> None:
+    """Raise EnvironmentFault if the shards will not fit, going by how many bytes the first text became."""
+    wanted = int(size * token_bytes / max(1, text_bytes))
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise EnvironmentFault(
+            f"the tokens need about {wanted / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free",
+            where=str(folder.parent),
+            hint="free some space, or set GPT2LAB_DATA to a folder on a larger disk",
+        )
+    if wanted >= LARGE_BYTES:
+        say(0, 0, f"the tokens need about {wanted / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB that are free")
+
+
+def _link(folder: Path, config: DataConfig, corpus: TokenFiles, say: Progress) -> None:
+    """A prepared folder of links to tokens that others made."""
+    _left(folder)
+    tokenizer: Tokenizer = tokenizer_slot.build(config.tokenizer, TokenizerSite(folder))
+    assert tokenizer.separator is not None
+    records = link(folder, corpus, tokenizer.byte_lengths, tokenizer.separator, say)
+    _seal(folder, config, corpus, tokenizer, DTYPE, records, {}, say)
+
+
+def _seal(
+    folder: Path, config: DataConfig, corpus: Corpus | Stream | TokenFiles, tokenizer: Tokenizer, dtype: str,
+    records: dict[SplitName, Any], files: dict[str, str], say: Progress, more: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write the manifest. more: of the corpus."""
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "dtype": dtype,
@@ -123,117 +255,48 @@ def _write(folder: Path, config: DataConfig, corpus: Corpus, say: Progress, shar
         "separator": tokenizer.separator,
         "tokenizer": config.tokenizer.full(),
         "validation_fraction": config.validation_fraction,
-        "corpus": {"name": config.corpus.name, "source": corpus.source, "identity": corpus.identity},
+        "corpus": {"name": config.corpus.name, "source": corpus.source, "identity": corpus.identity, **(more or {})},
         "splits": records,
-        "files": {name: file_sha256(path) for name, path in sorted(kept.items())},
-        "floors": _floors(folder, records, dtype, tokenizer.vocab_size, told),
+        "files": files,
+        "floors": _floors(folder, records, dtype, tokenizer.vocab_size, say),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     manifest["fingerprint"] = fingerprint(manifest)
     manifest["sha256"] = canonical_sha256(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    for path in [*kept.values(), folder / MANIFEST]:
-        sync_file(path)
+    sync_file(folder / MANIFEST)
 
 
-def _write_split(
-    folder: Path, split: SplitName, parts: Sequence[Part], tokenizer: Tokenizer, dtype: str, told: _Told, size: int
-) -> dict[str, Any]:
-    """Write one split's shards; returns its record for the manifest."""
-    shards = _ShardWriter(folder, split, dtype, tokenizer.vocab_size, size)
-    documents = []
-    with shards:
-        for part in parts:
-            text_bytes, before = 0, shards.tokens
-            for piece in pieces(told.text([part], "writing tokens")):
-                text_bytes += len(piece.encode())
-                shards.add(tokenizer.encode(piece))
-            if tokenizer.separator is not None and text_bytes:
-                shards.add(np.array([tokenizer.separator]))
-            documents.append({"name": part.document.name, "bytes": text_bytes, "tokens": shards.tokens - before})
-    return {
-        "tokens": shards.tokens,
-        "bytes": sum(document["bytes"] for document in documents),
-        "documents": documents,
-        "shards": shards.records,
-    }
-
-
-def _floors(folder: Path, records: dict[SplitName, Any], dtype: str, vocab_size: int, told: _Told) -> dict[str, Any]:
+def _floors(folder: Path, records: dict[SplitName, Any], dtype: str, vocab_size: int, say: Progress) -> dict[str, Any]:
     """Floors over at most the first FLOOR_TOKENS of each split, and how many tokens those were."""
-    told.say(0, 0, "counting unigrams and bigrams")
-    train, validation = (
-        Tokens([(folder / s["file"], s["tokens"]) for s in records[split]["shards"]], dtype, vocab_size)
-        for split in SPLITS
-    )
+    say(0, 0, "counting unigrams and bigrams")
+    train, validation = (Tokens.of(folder, records[split]["shards"], dtype, vocab_size) for split in SPLITS)
     counted = {f"{split}_tokens": min(FLOOR_TOKENS, records[split]["tokens"]) for split in SPLITS}
     return floors(train, validation, vocab_size, FLOOR_TOKENS) | counted
 
 
-class _ShardWriter:
-    """Appends ids to shards of at most `size` tokens; each is fsynced when it is closed."""
-
-    def __init__(self, folder: Path, split: SplitName, dtype: str, vocab_size: int, size: int) -> None:
-        self.folder, self.split, self.dtype, self.vocab_size, self.size = folder, split, dtype, vocab_size, size
-        self.tokens = 0
-        self.records: list[dict[str, Any]] = []
-        self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-
-    def __enter__(self) -> _ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def add(self, ids: NDArray[np.int64]) -> None:
-        """Append ids, over as many shards as they need; raises DataFault for one outside the vocabulary."""
-        while len(ids):
-            if self._file is None:
-                name = f"{self.split}_{len(self.records):03d}.bin"
-                self.records.append({"file": name, "tokens": 0, "sha256": ""})
-                self._file = open(self.folder / name, "wb")  # noqa: SIM115 (closed by _close, when the shard is full)
-                self._digest = hashlib.sha256()
-            record = self.records[-1]
-            now, ids = np.split(ids, [self.size - record["tokens"]])
-            check_ids(now, self.vocab_size, record["file"], record["tokens"])
-            raw = now.astype(self.dtype).tobytes()
-            self._file.write(raw)
-            self._digest.update(raw)
-            record["tokens"] += len(now)
-            self.tokens += len(now)
-            if record["tokens"] == self.size:
-                self._close()
-
-    def _close(self) -> None:
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        try:
-            file.flush()
-            os.fsync(file.fileno())
-        finally:
-            file.close()
-        self.records[-1]["sha256"] = self._digest.hexdigest()
+def unfinished() -> list[tuple[Path, dict[str, Any]]]:
+    """Folders below `data_home()` whose making was interrupted, with the state of each: what `config_facts` tells,
+    "done" and "size" in bytes of text."""
+    home = data_home() / "prepared"
+    with disk(home):
+        folders = sorted(home.glob(".*.partial")) if home.is_dir() else []
+    found = [(folder, load_state(folder)) for folder in folders]
+    return [(folder, state) for folder, state in found if state is not None]
 
 
-class _Told:
-    """Passes text on and tells how many of its bytes went by."""
+def config_facts(config: DataConfig) -> dict[str, Any]:
+    """A config as people and `--set` write it."""
+    return {
+        "corpus": config.corpus.written(),
+        "tokenizer": config.tokenizer.written(),
+        "validation_fraction": config.validation_fraction,
+    }
 
-    def __init__(self, say: Progress, total: int) -> None:
-        self.say, self.total, self.done = say, total, 0
 
-    def restart(self) -> None:
-        """Count from zero again, for the next pass over the text."""
-        self.done = 0
-
-    def text(self, parts: Iterable[Part], what: str) -> Iterator[str]:
-        """The parts' chunks, one after the other."""
-        for part in parts:
-            for chunk in part.chunks():
-                yield chunk
-                self.done += len(chunk.encode())
-                self.say(min(self.done, self.total), self.total, what)
+def _width(writers: Writers) -> int:
+    """Bytes of a token."""
+    return int(np.dtype(writers.splits["train"].dtype).itemsize)
 
 
 def _lock(home: Path, key: str) -> Path:
@@ -241,12 +304,14 @@ def _lock(home: Path, key: str) -> Path:
 
 
 def _sweep(home: Path, held: str) -> None:
-    """Remove what killed processes left: of the key `held`, whose lock we have, and of others that nobody works on."""
+    """Remove what killed processes left and nobody can continue: of the key `held`, whose lock we have, what has
+    another name than we would give it; of others, where nobody is at work, what says not how far it came."""
     for partial in home.glob(".*.partial"):
         key = partial.name.split(".")[1]
         if key == held:
-            shutil.rmtree(partial)
-        else:
+            if partial.name != f".{held}.partial":
+                shutil.rmtree(partial)
+        elif not (partial / STATE).exists():
             with locked(_lock(home, key), wait=False) as free:
                 if free:
                     shutil.rmtree(partial)

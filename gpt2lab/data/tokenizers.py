@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from gpt2lab.data.files import file_sha256
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.registry import Slot
+
+if TYPE_CHECKING:
+    from tiktoken import Encoding
 
 tokenizer = Slot("data.tokenizer", "how text becomes token ids", default="gpt2")
 
@@ -157,6 +160,16 @@ def gpt2(site: TokenizerSite) -> Tokenizer:
 
     Raises EnvironmentFault when the files are missing or are not GPT-2's.
     """
+    encoding, ranks = gpt2_encoding()
+
+    def encode(text: str) -> NDArray[np.int64]:
+        return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
+
+    return ByteTable([*sorted(ranks, key=ranks.__getitem__), SEPARATOR_TEXT.encode()], len(ranks), encode)
+
+
+def gpt2_encoding() -> tuple[Encoding, dict[bytes, int]]:
+    """tiktoken's encoding and its ranks, from the installed files. Raises EnvironmentFault."""
     # Imported here, as for the other tokenizer: configurations are read without paying for libraries not chosen.
     from tiktoken import Encoding
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
@@ -168,20 +181,14 @@ def gpt2(site: TokenizerSite) -> Tokenizer:
         vocab_bpe_hash=GPT2_FILES["vocab.bpe"],
         encoder_json_hash=GPT2_FILES["encoder.json"],
     )
-    pattern = importlib.import_module("tiktoken_ext.openai_public").r50k_pat_str
-    separator = len(ranks)
     encoding = Encoding(
         "gpt2",
         explicit_n_vocab=GPT2_SIZE,
-        pat_str=pattern,
+        pat_str=importlib.import_module("tiktoken_ext.openai_public").r50k_pat_str,
         mergeable_ranks=ranks,
-        special_tokens={SEPARATOR_TEXT: separator},
+        special_tokens={SEPARATOR_TEXT: len(ranks)},
     )
-
-    def encode(text: str) -> NDArray[np.int64]:
-        return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
-
-    return ByteTable([*sorted(ranks, key=ranks.__getitem__), SEPARATOR_TEXT.encode()], separator, encode)
+    return encoding, ranks
 
 
 def gpt2_files() -> dict[str, Path]:

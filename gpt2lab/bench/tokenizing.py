@@ -1,0 +1,120 @@
+"""How fast text becomes tokens: our processes beside tiktoken's own batch call, in turns on the same text and cores."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from gpt2lab.data.encoding import Batch, Here, Pool, batches
+from gpt2lab.data.passing import division
+from gpt2lab.data.sources import Corpus, Stream
+from gpt2lab.data.sources import corpus as corpus_slot
+from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, gpt2_encoding
+from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
+from gpt2lab.errors import ConfigError, NumericsFault
+from gpt2lab.registry import Choice
+
+BLOCK_BYTES = 20_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizing:
+    """What was found. ours, theirs: MB of text per second, one figure a block. ratio: the median of those of blocks
+    that follow each other. interval: 95 %, of the mean of their logarithms by Student's t; None for one block."""
+
+    processes: int
+    block_bytes: int
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    ratio: float
+    interval: tuple[float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_tokenizing(corpus: Choice, *, processes: int, blocks: int, block_bytes: int = BLOCK_BYTES) -> Tokenizing:
+    """Tokenize the training text of `corpus` with GPT-2's tokenizer in both ways, `blocks` times each in turns.
+
+    Ours is what `data prepare` runs: processes that are ready before the clock starts, batches sent to them, ids as
+    arrays back in order. Theirs: `encode_ordinary_batch` of the same documents with as many threads. A corpus of less
+    than `block_bytes` is taken several times. Raises ConfigError for a corpus without text, NumericsFault when the ids
+    differ.
+    """
+    choice = tokenizer_slot.read("gpt2")
+    tokenizer: Tokenizer = tokenizer_slot.build(choice, TokenizerSite(Path()))
+    work, documents = _work(corpus, block_bytes)
+    total = sum(batch.size for batch in work)
+    encoding, _ = gpt2_encoding()
+    pool: Pool | Here = Pool(choice, Path(), processes) if processes > 1 else Here(tokenizer)
+    with closing(pool):
+        mine = np.concatenate([ids for _, (ids, _) in pool.map(work)])
+        theirs = encoding.encode_ordinary_batch(documents, num_threads=processes)
+        _compare(mine, theirs, tokenizer.separator)
+        rates: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for block in range(blocks):
+            for side in ("ours", "theirs") if block % 2 == 0 else ("theirs", "ours"):
+                began = time.perf_counter()
+                if side == "ours":
+                    for _ in pool.map(work):
+                        pass
+                else:
+                    encoding.encode_ordinary_batch(documents, num_threads=processes)
+                rates[side].append(total / 1e6 / (time.perf_counter() - began))
+    ratios = [ours / other for ours, other in zip(rates["ours"], rates["theirs"], strict=True)]
+    return Tokenizing(
+        processes=processes,
+        block_bytes=total,
+        ours=tuple(rates["ours"]),
+        theirs=tuple(rates["theirs"]),
+        ratio=statistics.median(ratios),
+        interval=_interval(ratios),
+    )
+
+
+def _work(choice: Choice, wanted: int) -> tuple[list[Batch], list[str]]:
+    """Batches as `data prepare` makes them, and the same documents whole, repeated up to `wanted` bytes."""
+    corpus = corpus_slot.build(choice)
+    if not isinstance(corpus, (Corpus, Stream)):
+        raise ConfigError(f"corpus {choice} holds no text", where="bench tokenize", hint="gpt2lab components corpus")
+    once: list[Batch] = []
+    size = 0
+    for batch in batches(division(corpus, 0.05).open(None)):
+        once.append(batch)
+        size += batch.size
+        if size >= wanted:
+            break
+    if not size:
+        raise ConfigError(f"corpus {choice} is empty", where="bench tokenize")
+    times = max(1, round(wanted / size))
+    documents: list[str] = [""]
+    for piece in (piece for batch in once for piece in batch.pieces):
+        documents[-1] += piece.text
+        if piece.last:
+            documents.append("")
+    return once * times, [text for text in documents if text] * times
+
+
+def _compare(mine: np.ndarray[Any, Any], theirs: Sequence[Sequence[int]], separator: int | None) -> None:
+    """Raise NumericsFault unless both sides say the same, our separators aside."""
+    other = np.concatenate([np.array(ids, np.int64) for ids in theirs])
+    if not np.array_equal(mine[mine != separator], other):
+        raise NumericsFault("the two sides give different tokens", where="bench tokenize")
+
+
+def _interval(ratios: Sequence[float]) -> tuple[float, float] | None:
+    if len(ratios) < 2:
+        return None
+    logs = [math.log(ratio) for ratio in ratios]
+    reach = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    middle = statistics.mean(logs)
+    return math.exp(middle - reach), math.exp(middle + reach)

@@ -1,0 +1,97 @@
+"""Documents that do not see each other: a token's loss depends on its own document alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2lab.components.attend import Mask
+from gpt2lab.components.step import Cache, Step
+from gpt2lab.config import load_config
+from gpt2lab.errors import ConfigError
+from gpt2lab.evaluation.validation import validation_loss
+from gpt2lab.model import GPT, ModelConfig, build_model
+
+END = 50
+
+
+def model(**options: object) -> GPT:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
+    made = build_model(ModelConfig(**sizes, mask={"name": "documents", "separator": END, **options}))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():  # a fresh model hardly looks at its context
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return made.eval()
+
+
+def text(seed: int, length: int) -> Tensor:
+    return torch.randint(0, END, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_who_sees_whom_by_hand() -> None:
+    tokens = torch.tensor([[3, END, 4, 5, END, END, 6]])
+    allowed = Mask(separator=END).allowed(Step(tokens))[0, 0].int().tolist()
+    assert allowed == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    near = Mask(window=2, separator=END).allowed(Step(tokens))[0, 0].int().tolist()
+    assert near[3] == [0, 0, 1, 1, 0, 0, 0]
+
+
+def test_a_tokens_loss_does_not_depend_on_the_document_before() -> None:
+    second = torch.cat([torch.tensor([[END]]), text(7, 8)], 1)
+    targets = torch.cat([torch.full((1, 7), -100), text(8, 9)], 1)  # those of the second document alone
+
+    def loss(made: GPT, first: Tensor) -> float:
+        return made.loss(torch.cat([first, second], 1), targets).item()
+
+    masked, open_ = model(), build_model(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64))
+    open_.load_state_dict(masked.state_dict())
+    assert loss(masked, text(1, 7)) == pytest.approx(loss(masked, text(2, 7)), abs=1e-6)
+    assert abs(loss(open_, text(1, 7)) - loss(open_, text(2, 7))) > 1e-3
+
+
+def test_it_is_what_documents_handed_over_give_and_holds_with_a_cache() -> None:
+    made = model()
+    tokens = torch.cat([text(1, 5), torch.tensor([[END]]), text(2, 6), torch.tensor([[END]]), text(3, 3)], 1)
+    given = torch.tensor([[0] * 5 + [1] * 7 + [2] * 4])
+    plain = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64)).eval()
+    plain.load_state_dict(made.state_dict())
+    assert torch.allclose(made(tokens), plain(tokens, documents=given), atol=1e-6)
+    cache = Cache()
+    with torch.no_grad():
+        pieces = [made(piece, cache=cache) for piece in tokens.split([4, 3, 1, 5, 3], 1)]
+    assert torch.allclose(torch.cat(pieces, 1), made(tokens), atol=1e-5)
+
+
+def test_evaluations_keep_to_documents_as_well() -> None:
+    """One window over two documents scores as the second does behind another first one, but for the first's part."""
+    made, second = model(), torch.cat([torch.tensor([END]), text(5, 10)[0]])
+
+    def nats(first: Tensor) -> float:
+        """Of the second document alone, by what evaluations report."""
+        whole, alone = torch.cat([first, second]).numpy(), torch.cat([first, second[:1]]).numpy()
+        score = [validation_loss(made, t, block_size=16, total=len(t) - 1, batch_sequences=1) for t in (whole, alone)]
+        return score[0].loss * (len(whole) - 1) - score[1].loss * (len(alone) - 1)
+
+    assert nats(text(1, 6)[0]) == pytest.approx(nats(text(2, 6)[0]), abs=1e-4)
+
+
+def test_the_separator_must_be_the_tokenizers() -> None:
+    assert load_config("gpt2-124m", ["model.mask=documents"]).model.mask[0].options["separator"] == 50256
+    bpe = ["data.tokenizer={name: bpe, vocab_size: 4096}", "model.vocab_size=4096"]
+    assert load_config("gpt2-124m", [*bpe, "model.mask={name: documents, separator: 4095}"])
+    with pytest.raises(ConfigError, match=r"token 7, and tokenizer bpe ends them with 4095"):
+        load_config("gpt2-124m", [*bpe, "model.mask={name: documents, separator: 7}"])
+    with pytest.raises(ConfigError, match="tokenizer bytes has no separator"):
+        load_config("nano", ["model.mask={name: documents, separator: 7}"])
+    with pytest.raises(ConfigError, match="waits for token 50256 and vocab_size is 4096"):
+        load_config("gpt2-124m", [*bpe, "model.mask=documents"])
