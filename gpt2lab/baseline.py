@@ -17,13 +17,20 @@ from gpt2lab.display import duration
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.planning.machine import Machine, this_machine
 from gpt2lab.planning.microbatch import MicroBatch, given, micro_batch
-from gpt2lab.published import BATCH_TOKENS, CURVE, FINAL, SOURCE, STEPS, departures, tolerance
+from gpt2lab.published import BATCH_TOKENS, CURVE, FINAL, HELLASWAG, SOURCE, STEPS, departures, tolerance
+from gpt2lab.registry import Choice
 from gpt2lab.single import check_ranks
 from gpt2lab.store import Store
 from gpt2lab.text import memory, quantity
+from gpt2lab.training.precision import choose_device
 
 PRESET = "gpt2-124m"
-PUBLISHED_CORPUS = "fineweb_10b"
+PUBLISHED_CORPUS = "fineweb-10b"
+SMALL_CORPORA = {"shakespeare": 65_536}
+"""Tokens to evaluate on, of texts too small for the recipe's."""
+EVALUATION_TOKENS = 10_485_760
+TASK, TASK_DOCUMENTS = "hellaswag_nanogpt", {"cuda": 1000, "cpu": 40, "mps": 40}
+"""Asked at every evaluation; of its 10,042 documents so many, as a device is fast."""
 WARMUP_SHARE = 10
 """A training of fewer steps than ten warm-ups warms up for a tenth of them."""
 DAY = 86_400
@@ -63,7 +70,7 @@ class Baseline:
     def differs(self) -> list[str]:
         """In what the published curve does not apply, in words; empty where it does."""
         training, found = self.config.training, []
-        if self.config.data.corpus.name != PUBLISHED_CORPUS:
+        if not is_published(self.config.data.corpus):
             found.append(f"the text is {self.config.data.corpus.name}, not {PUBLISHED_CORPUS}")
         if training.batch_tokens != BATCH_TOKENS:
             found.append(f"a batch has {training.batch_tokens:,} tokens, not the recipe's {BATCH_TOKENS:,}")
@@ -80,11 +87,17 @@ class Baseline:
         return bool(mine == theirs)
 
 
+def is_published(corpus: Choice) -> bool:
+    """Whether this is FineWeb's sample of 10B tokens: ours, or the token files that llm.c makes of it."""
+    written = str(corpus.full()).lower()
+    return corpus.name == PUBLISHED_CORPUS or (corpus.name == "tokens" and "fineweb10b" in written.replace("_", ""))
+
+
 def plan_baseline(
     store: Store,
     *,
     ranks: int,
-    corpus: str | None = None,
+    corpus: str = PUBLISHED_CORPUS,
     steps: int | None = None,
     batch_tokens: int | None = None,
     overrides: Sequence[str] = (),
@@ -103,9 +116,14 @@ def plan_baseline(
     return Baseline(load_config(PRESET, asked), tuple(asked), ranks, machine, found, micro)
 
 
-def recipe_overrides(corpus: str | None, steps: int | None, batch_tokens: int | None) -> list[str]:
+def recipe_overrides(corpus: str, steps: int | None, batch_tokens: int | None) -> list[str]:
     """What the short options stand for."""
-    asked = [f"data.corpus={corpus}"] if corpus else []
+    asked = [
+        f"data.corpus={corpus}",
+        f"evaluation.tokens={SMALL_CORPORA.get(corpus, EVALUATION_TOKENS)}",
+        f"evaluation.tasks=[{TASK}]",
+        f"evaluation.task_documents={TASK_DOCUMENTS[choose_device().type]}",
+    ]
     if steps is not None:
         recipe = load_config(PRESET).optim.warmup_steps
         asked += [f"training.steps={steps}", f"optim.warmup_steps={min(recipe, max(1, steps // WARMUP_SHARE))}"]
@@ -145,7 +163,8 @@ def expectation(base: Baseline) -> list[str]:
         f"{CURVE[step]:.2f} +- {tolerance(step):.2f} at {step:,}" for step in (0, 250, 500, 1000, 2000, 4000, 10000)
     ]
     return [
-        f"expected validation loss by step: {', '.join(points)}, {FINAL[0]} to {FINAL[1]} in the end",
+        f"expected validation loss by step: {', '.join(points)}, {FINAL[0]} to {FINAL[1]} in the end; HellaSwag about "
+        f"{HELLASWAG:.0%} then ({TASK}, acc_norm)",
         f"from {SOURCE}",
     ]
 

@@ -20,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def baseline(
-    corpus: Annotated[str | None, typer.Option("--corpus", help="The text, in place of the recipe's.")] = None,
+    corpus: Annotated[str, typer.Option("--corpus", help="The text: a corpus by its name.")] = "fineweb-10b",
     steps: Annotated[
         int | None, typer.Option("--steps", help="Optimizer steps; of few, a tenth is warm-up.", min=1)
     ] = None,

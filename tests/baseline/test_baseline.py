@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 import gpt2lab.baseline as reproduction
-from gpt2lab.baseline import Baseline, expectation, lines, plan_baseline, recipe_overrides, refuse_hopeless, watch
+from gpt2lab.baseline import (
+    TASK_DOCUMENTS,
+    Baseline,
+    expectation,
+    lines,
+    plan_baseline,
+    recipe_overrides,
+    refuse_hopeless,
+    watch,
+)
 from gpt2lab.cli import answer
 from gpt2lab.config import load_config
 from gpt2lab.costs import costs
@@ -18,6 +27,7 @@ from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.microbatch import MicroBatch
 from gpt2lab.published import CURVE
 from gpt2lab.store import Store
+from gpt2lab.training.precision import choose_device
 
 MICRO = MicroBatch(4, 5 << 30, 10 << 30, 4.0, 0.5)
 
@@ -50,37 +60,41 @@ def test_ranks_share_the_batch(tmp_path: Path) -> None:
 
 
 def test_few_steps_warm_up_for_a_tenth_of_them() -> None:
-    assert recipe_overrides(None, 20, None) == ["training.steps=20", "optim.warmup_steps=2"]
-    assert recipe_overrides(None, 3, 4096)[1:] == ["optim.warmup_steps=1", "training.batch_tokens=4096"]
-    assert recipe_overrides(None, 9000, None)[1] == "optim.warmup_steps=700"
-    assert recipe_overrides("shakespeare", None, None) == ["data.corpus=shakespeare"]
+    tasks = ["evaluation.tasks=[hellaswag_nanogpt]", f"evaluation.task_documents={TASK_DOCUMENTS[choose_device().type]}"]
+    text = ["data.corpus=shakespeare", "evaluation.tokens=65536", *tasks]
+    assert recipe_overrides("shakespeare", None, None) == text
+    assert recipe_overrides("shakespeare", 20, None) == [*text, "training.steps=20", "optim.warmup_steps=2"]
+    assert recipe_overrides("shakespeare", 3, 4096)[5:] == ["optim.warmup_steps=1", "training.batch_tokens=4096"]
+    assert recipe_overrides("openwebtext", 9000, None)[1:] == [
+        "evaluation.tokens=10485760", *tasks, "training.steps=9000", "optim.warmup_steps=700",
+    ]  # fmt: skip
 
 
-def test_the_curve_applies_to_the_recipe_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reproduction, "PUBLISHED_CORPUS", "shakespeare")  # as if it were the published text
-    assert not planned().differs
-    assert "6.17 +- 0.10 at 250" in expectation(planned())[0] and "3.27 to 3.29" in expectation(planned())[0]
+def test_the_curve_applies_to_the_recipe_alone() -> None:
+    fineweb = "data.corpus=fineweb-10b"
+    for text in (fineweb, "data.corpus={name: tokens, paths: [fineweb10B/fineweb_*.bin]}"):
+        assert not planned(text).differs
+    (expected, source) = expectation(planned(fineweb))
+    assert "6.17 +- 0.10 at 250" in expected and "3.27 to 3.29" in expected and "llm.c" in source
     for override, said in {
         "training.batch_tokens=4096": "4,096 tokens, not the recipe's 524,288",
         "training.steps=1000": "1,000 steps, not 19,560",
         "optim.lr=1e-3": "optim is not the recipe's",
         "model.position=rotary": "model is not the recipe's",
     }.items():
-        assert said in " ".join(expectation(planned(override)))
-    monkeypatch.undo()
+        assert said in " ".join(expectation(planned(fineweb, override)))
     assert "the text is shakespeare" in " ".join(expectation(planned("data.corpus=shakespeare")))
 
 
-def test_the_watch_speaks_only_where_the_curve_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watch_speaks_only_where_the_curve_applies() -> None:
     rows = [{"step": 500, "metrics": {"val/loss": CURVE[500] + 1}}]
     assert list(watch(planned("data.corpus=shakespeare"))(rows)) == []
-    monkeypatch.setattr(reproduction, "PUBLISHED_CORPUS", "shakespeare")
-    (said,) = watch(planned("data.corpus=shakespeare"))(rows)
+    (said,) = watch(planned("data.corpus=fineweb-10b"))(rows)
     assert said.startswith("off the published curve: step 500: validation loss 6.374, published 5.374")
 
 
 def test_what_it_takes_is_told() -> None:
-    told = "\n".join(lines(planned("data.corpus=shakespeare", *recipe_overrides(None, 20, 4096))))
+    told = "\n".join(lines(planned(*recipe_overrides("shakespeare", 20, 4096))))
     for part in (
         "124,439,808 parameters", "81.9 k tokens of shakespeare in 20 steps of 4,096",
         "854.4 MFLOP a token, 7e+13 FLOP", "batch: 4 sequences of 1,024, 4 at a time (1 micro-batch a step)",
