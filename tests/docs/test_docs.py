@@ -61,7 +61,6 @@ def test_the_readme_has_commands() -> None:
 
 
 @pytest.mark.usefixtures("no_plugins_after")
-@pytest.mark.usefixtures("no_plugins_after")
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[0])
 def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
     name, given = parsed(list(words))

@@ -5,7 +5,11 @@ Run where both are installed: pip install 'gpt2lab[lm-eval]', then pytest -m ser
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -211,3 +215,36 @@ def test_rolling_likelihoods_agree(folder: Path) -> None:
     foreign = HFLM(pretrained=str(folder), device="cpu", batch_size=1, dtype="float32").loglikelihood_rolling(requests)
     own = Gpt2labLM(str(folder), device="cpu").loglikelihood_rolling(requests)
     assert own == pytest.approx(foreign, abs=TOLERANCE)
+
+
+OWN = """
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {validation: FILE}}
+output_type: multiple_choice
+validation_split: validation
+doc_to_text: "The sky is"
+doc_to_target: gold
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}]
+"""
+
+
+def test_the_harnesss_command_line_takes_the_model(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"choices": ["blue", "a"], "gold": 0}) + "\n")
+    (tmp_path / "own.yaml").write_text(OWN.replace("FILE", str(tmp_path / "rows.json")))
+    words = [
+        "--model",
+        "gpt2lab",
+        "--model_args",
+        f"source={folder}",
+        "--tasks",
+        "own",
+        "--include_path",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2lab.lm_eval", *words], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\|own +\|.*\|acc +\|", done.stdout), done.stdout

@@ -56,7 +56,9 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("linked", ["", "checkpoints", "replay", "evaluations", "evaluations/windows", "evaluations/parts"])
+@pytest.mark.parametrize(
+    "linked", ["", "checkpoints", "replay", "evaluations", "evaluations/windows", "evaluations/parts"]
+)
 def test_a_run_whose_folder_is_a_link_is_not_worked_on(tmp_path: Path, outside: Path, linked: str) -> None:
     run = Store(tmp_path / "runs").run(RUN)
     (run.path / linked).parent.mkdir(parents=True, exist_ok=True)
