@@ -31,7 +31,7 @@ PRIVATE = ("_reorder_linear_weight", "_linear_pointwise", "data_ptr", "_nbytes")
 
 class Reader:
     """Reads for `generate`. Its model is a twin of the one given, which is left alone: they share all parameters but
-    the matrices that are laid out or converted anew. These take their size in memory once more, and about half a second
+    the matrices that are laid out or converted anew. These take their size in memory once more, and up to a second
     for GPT-2 124M.
 
     rows:      of a usual matrix product, which is how many samples there will be.
