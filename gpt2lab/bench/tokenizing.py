@@ -42,17 +42,17 @@ class Tokenizing:
         return asdict(self)
 
 
-def bench_tokenizing(corpus: Choice, *, processes: int, blocks: int, block_bytes: int = BLOCK_BYTES) -> Tokenizing:
+def bench_tokenizing(corpus: Choice, *, processes: int, blocks: int, block_bytes: int | None = None) -> Tokenizing:
     """Tokenize the training text of `corpus` with GPT-2's tokenizer in both ways, `blocks` times each in turns.
 
     Ours is what `data prepare` runs: processes that are ready before the clock starts, batches sent to them, ids as
     arrays back in order. Theirs: `encode_ordinary_batch` of the same documents with as many threads. A corpus of less
-    than `block_bytes` is taken several times. Raises ConfigError for a corpus without text, NumericsFault when the ids
-    differ.
+    than `block_bytes` (None: BLOCK_BYTES) is taken several times. Raises ConfigError for a corpus without text,
+    NumericsFault when the ids differ.
     """
     choice = tokenizer_slot.read("gpt2")
     tokenizer: Tokenizer = tokenizer_slot.build(choice, TokenizerSite(Path()))
-    work, documents = _work(corpus, block_bytes)
+    work, documents = _work(corpus, block_bytes or BLOCK_BYTES)
     total = sum(batch.size for batch in work)
     encoding, _ = gpt2_encoding()
     pool: Pool | Here = Pool(choice, Path(), processes) if processes > 1 else Here(tokenizer)

@@ -1,0 +1,79 @@
+"""`data prepare` for corpora by name, and what `data list` says of what was interrupted."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2lab import faults
+from gpt2lab.data import encoding
+from gpt2lab.data.shards import DataConfig, prepare
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "home"))
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 2_000)
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(40)]
+    lines = [json.dumps({"body": " ".join(rng.choices(words, k=30))}) + "\n" for _ in range(200)]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    yield
+    faults.arm("")
+
+
+def test_a_corpus_is_prepared_by_its_name(gpt2lab: Call, tmp_path: Path) -> None:
+    answer = gpt2lab("data", "prepare", "documents", "--tokenizer", "bytes", "--processes", "2",
+                     "--set", "data.corpus.paths=[a.jsonl]", "--set", "data.corpus.field=body")  # fmt: skip
+    assert answer.code == 0, answer.err
+    [one] = json.loads(gpt2lab("data", "list", "--json").out)
+    assert (one["corpus"], one["tokenizer"], one["usable"]) == ("documents", "bytes", True)
+    whole = gpt2lab("data", "check")
+    assert whole.code == 0 and ": whole" in whole.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["openwebtxt"], "unknown corpus 'openwebtxt'; did you mean 'openwebtext'?"),
+        (["documents"], "needs the option 'paths'"),
+        (["tokens", "--set", "data.corpus.paths=[none*.bin]"], "'none*.bin' matches no file"),
+        (
+            ["tokens", "--set", "data.corpus.paths=[x.bin]", "--tokenizer", "bytes"],
+            "holds tokens of gpt2, not of bytes",
+        ),
+        (["shakespeare", "--tokenizer", "bype"], "unknown tokenizer 'bype'; did you mean 'bpe'?"),
+        (["shakespeare", "--set", "data.validation_fractoin=0.1"], "validation_fraction"),
+    ],
+)
+def test_mistakes_are_told(gpt2lab: Call, words: list[str], said: str) -> None:
+    answer = gpt2lab("data", "prepare", *words)
+    assert answer.code == 2 and said in answer.err
+
+
+def test_the_command_that_data_list_shows_continues(gpt2lab: Call, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("gpt2lab.data.shards.STATE_SECONDS", 0.0)
+    chosen = {"name": "documents", "paths": [str(tmp_path / "a.jsonl")], "field": "body"}
+    tokenizer = {"name": "bpe", "vocab_size": 280}
+    config = DataConfig.model_validate({"corpus": chosen, "tokenizer": tokenizer, "validation_fraction": 0.2})
+    faults.arm("raise@data.state:4")
+    with pytest.raises(faults.InjectedFault):
+        prepare(config)
+    faults.arm("")
+    told = gpt2lab("data", "list").out
+    path, _, command = told.strip().partition("  unfinished, about ")
+    assert path.endswith(".partial") and 0 < int(command.partition(" %; ")[0]) < 100
+    words = shlex.split(command.partition(" %; ")[2].removesuffix(" continues"))
+    assert words[:3] == ["gpt2lab", "data", "prepare"]
+    answer = gpt2lab(*words[1:])
+    assert answer.code == 0, answer.err
+    [one] = json.loads(gpt2lab("data", "list", "--json").out)
+    assert one["usable"] and f".{Path(one['path']).name}.partial" == Path(path).name
