@@ -39,7 +39,11 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: object = None,
     ) -> None:
         super().__init__()
-        self.trained = open_trained(str(source), Store(runs), device=torch.device(device) if device else None)
+        there = device and (
+            torch.cuda.is_available() or not device.startswith("cuda")
+        )  # the harness's default is cuda:0
+        chosen = torch.device(device) if device and there else None
+        self.trained = open_trained(str(source), Store(runs), device=chosen)
         if self.trained.tokenizer is None:
             raise ConfigError("its tokenizer is not known", where=self.trained.name, hint="gpt2lab data list")
         self.text = self.trained.tokenizer
