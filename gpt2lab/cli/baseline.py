@@ -37,10 +37,10 @@ def baseline(
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Reproduce GPT-2 124M by its published recipe: say what that takes on this machine, then train it.
+    """Reproduce GPT-2 124M by its published recipe.
 
-    While it trains, validation loss is compared with the published curve, where text, batch and schedule are the
-    recipe's.
+    Says what that takes on this machine, then trains it. While it trains, validation loss is compared with the
+    published curve, where text, batch and schedule are the recipe's.
     """
     import gpt2lab.baseline as reproduction
     from gpt2lab.cli import train

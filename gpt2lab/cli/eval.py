@@ -52,7 +52,7 @@ def evaluate(
     tracking: Annotated[bool, typer.Option(help="Bring MLflow up to date where the study is there.")] = True,
     json_: Json = False,
 ) -> None:
-    """Measure trained models: metrics of their validation text, or tasks. Trains nothing; runs keep what was found."""
+    """Measure trained models, by metrics or by tasks. Trains nothing; runs keep what was found."""
     from gpt2lab.config import fill_slots
     from gpt2lab.errors import ConfigError
     from gpt2lab.store import Store

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import pickle
 import queue
 import signal
 import subprocess
@@ -21,12 +20,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2lab.data.passing import Pass
+from gpt2lab.data.piping import (
+    described,
+    packed_numbers,
+    packed_texts,
+    rebuilt,
+    receive,
+    send,
+    unpacked_numbers,
+    unpacked_texts,
+)
 from gpt2lab.data.sources import Place
 from gpt2lab.data.split import SplitName
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, pieces
@@ -34,14 +43,16 @@ from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.registry import PLUGINS, Choice, load_plugin
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 18
 OUTSTANDING = 2
 """Batches under way for each process: one that it works on, and one that is ready when it is done."""
 
 ENDING_SECONDS = 5.0
+PIPE_BYTES = 1 << 20
+"""Under way between two processes: with Linux's usual 64 KiB they would wait for each other many times in a batch."""
 
 T = TypeVar("T")
-Encoded = tuple[NDArray[np.int64], NDArray[np.int64]]
+Encoded = tuple[NDArray[Any], NDArray[np.int64]]
 """Ids of all pieces, separators included (N,), and how many each piece has (n,)."""
 
 
@@ -193,22 +204,23 @@ class _Worker:
 
     def __init__(self, choice: Choice, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gpt2lab.data.encoding"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+            [sys.executable, "-m", "gpt2lab.data.encoding"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pipesize=PIPE_BYTES,
+        )  # fmt: skip
         module = tokenizer_slot[choice.name].factory.__module__
-        self._send((choice.full(), folder, list(PLUGINS), module))
+        self._send([choice.full(), str(folder), [str(plugin) for plugin in PLUGINS], module])
 
     def ask(self, texts: Sequence[str], lasts: Sequence[bool]) -> Encoded:
-        self._send((texts, lasts))
+        sizes, content = packed_texts(texts)
+        self._send([sizes, list(lasts)], content)
         assert self._process.stdout is not None
         try:
-            answer = pickle.load(self._process.stdout)
-        except (EOFError, pickle.UnpicklingError):
+            answer, content = receive(self._process.stdout)
+        except (EOFError, ValueError, MemoryError, OverflowError):
             raise self._ended() from None
-        if isinstance(answer, Exception):
-            raise answer
-        ids, counts = answer
-        return ids, counts
+        if "error" in answer:
+            raise rebuilt(answer["error"])
+        return unpacked_numbers(answer["dtype"], content), np.array(answer["counts"], np.int64)
 
     def kill(self) -> None:
         self._process.kill()
@@ -220,11 +232,10 @@ class _Worker:
             with contextlib.suppress(BrokenPipeError):  # of what was still to be sent
                 pipe.close()
 
-    def _send(self, message: object) -> None:
+    def _send(self, message: object, content: bytes = b"") -> None:
         assert self._process.stdin is not None
         try:
-            pickle.dump(message, self._process.stdin, protocol=5)
-            self._process.stdin.flush()
+            send(self._process.stdin, message, content)
         except BrokenPipeError:
             raise self._ended() from None
 
@@ -246,32 +257,41 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    tokenizer: Tokenizer | Exception
     try:
-        tokenizer: Any = _built(*pickle.load(questions))
+        tokenizer = _built(*receive(questions)[0])
     except Exception as error:
         tokenizer = error
     while True:
         try:
-            texts, lasts = pickle.load(questions)
+            (sizes, lasts), content = receive(questions)
         except EOFError:
             return
         try:
-            answer: object = tokenizer if isinstance(tokenizer, Exception) else encode(tokenizer, texts, lasts)
-        except Exception as error:
-            answer = error
-        try:
-            pickle.dump(answer, answers, protocol=5)
-            answers.flush()
+            answer(answers, tokenizer, unpacked_texts(sizes, content), lasts)
         except BrokenPipeError:
             os._exit(1)  # nobody listens any more
 
 
-def _built(choice: dict[str, Any], folder: Path, plugins: Sequence[str], module: str) -> Tokenizer:
+def answer(answers: BinaryIO, tokenizer: Tokenizer | Exception, texts: Sequence[str], lasts: Sequence[bool]) -> None:
+    """Send what the texts are, or why that cannot be said."""
+    try:
+        if isinstance(tokenizer, Exception):
+            raise tokenizer
+        ids, counts = encode(tokenizer, texts, lasts)
+    except Exception as error:
+        send(answers, {"error": described(error)})
+    else:
+        dtype, content = packed_numbers(ids)
+        send(answers, {"counts": counts.tolist(), "dtype": dtype}, content)
+
+
+def _built(choice: dict[str, Any], folder: str, plugins: Sequence[str], module: str) -> Tokenizer:
     for plugin in plugins:
         load_plugin(plugin)
     if module not in sys.modules:
         importlib.import_module(module)
-    built: Tokenizer = tokenizer_slot.build(tokenizer_slot.read(choice), TokenizerSite(folder))
+    built: Tokenizer = tokenizer_slot.build(tokenizer_slot.read(choice), TokenizerSite(Path(folder)))
     return built
 
 

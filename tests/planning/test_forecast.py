@@ -14,6 +14,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 from tiny_plan import ABLATION, Planned
 
+from gpt2lab.planning import machine
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.planning.forecast import as_record, clock, forecast, lines, seconds_left
@@ -145,7 +146,7 @@ def test_a_budget_reaches_the_plan_its_runs_and_its_contrasts(
     planned: Planned, preset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the time of six runs and a half there is room for three seeds of two arms."""
-    monkeypatch.setattr(planning, "estimate_speed", lambda *_: (1e6, "a test"))
+    monkeypatch.setattr(machine, "estimate_speed", lambda *_: (1e6, "a test"))
     plain = planned(THREE + "baseline_seeds: 7\n", jobs=1)
     run, store = max(arm.seconds for arm in plain.arms.values()), Store(preset.parent / "runs")
     ablation = load_ablation(preset.parent / "ablation.yaml")
