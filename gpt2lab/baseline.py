@@ -29,6 +29,12 @@ PUBLISHED_CORPUS = "fineweb-10b"
 SMALL_CORPORA = {"shakespeare": 65_536}
 """Tokens to evaluate on, of texts too small for the recipe's."""
 EVALUATION_TOKENS = 10_485_760
+TOKENS_BYTES = {
+    "fineweb-10b": 2 * 10_000_000_000,
+    "fineweb-edu-10b": 2 * 10_000_000_000,
+    "openwebtext": 2 * 9_000_000_000,
+}
+"""Of large corpora as prepared, about: two bytes for each token."""
 TASK, TASK_DOCUMENTS = "hellaswag_nanogpt", {"cuda": 1000, "cpu": 40, "mps": 40}
 """Asked at every evaluation; of its 10,042 documents so many, as a device is fast."""
 WARMUP_SHARE = 10
@@ -136,6 +142,12 @@ def lines(base: Baseline) -> list[str]:
     """What it is, what it takes here, and what to expect, in sentences."""
     config, training = base.config, base.config.training
     tokens = training.steps * training.batch_tokens
+    size = TOKENS_BYTES.get(config.data.corpus.name)
+    text = (
+        f", and about {memory(size)} for the tokens of {config.data.corpus.name}, once they are prepared"
+        if size
+        else ""
+    )
     many = f" on each of {base.ranks} ranks" if base.ranks > 1 else ""
     micro = -(-base.share // base.micro.sequences)
     work = base.costs.flops_per_token * tokens
@@ -149,7 +161,7 @@ def lines(base: Baseline) -> list[str]:
         f"time: about {duration(base.seconds)} at {speed:,.0f} tokens/s, measured on {base.machine.device_name} "
         f"({base.machine.device}), evaluations not counted",
         f"memory: {memory(base.micro.memory_bytes)} a rank, of {memory(base.micro.available_bytes)} that it may use",
-        f"disk: {memory(base.disk_bytes)} for checkpoints",
+        f"disk: {memory(base.disk_bytes)} for checkpoints{text}",
         *expectation(base),
         *([f"the same by torchrun: {by_torchrun(base)}"] if base.machine.device == "cuda" else []),
     ]

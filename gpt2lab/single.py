@@ -42,6 +42,8 @@ from gpt2lab.training.precision import choose_device
 
 STUDY = "train"
 TICK_SECONDS = 0.5
+UNSEEN = "evaluation."
+"""Overrides that a run's name need not tell: they make no other run."""
 Watch = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
 """Looks at new rows of the journal; -> what a person should know about them."""
 
@@ -110,7 +112,7 @@ def plan_one(
     all are. Raises ConfigError."""
     config, name = load_config(preset, overrides, plugins=plugins), preset_name(preset)
     check_ranks(config, ranks, local_ranks or ranks)
-    label = " ".join(overrides) or name
+    label = " ".join(item for item in overrides if not item.startswith(UNSEEN)) or name
     study = LoadedAblation(
         name=STUDY,
         question=f"What does {name} reach?",

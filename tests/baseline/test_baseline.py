@@ -105,6 +105,12 @@ def test_what_it_takes_is_told() -> None:
         assert part in told, told
 
 
+def test_large_text_counts_on_the_disk() -> None:
+    told = "\n".join(lines(planned("data.corpus=fineweb-10b")))
+    assert "disk: 4.2 GiB for checkpoints, and about 18.6 GiB for the tokens of fineweb-10b" in told
+    assert "for the tokens" not in "\n".join(lines(planned("data.corpus=shakespeare")))
+
+
 def test_a_hopeless_machine_is_told_so() -> None:
     base = planned()
     assert 115 < base.seconds / 86_400 < 117

@@ -45,7 +45,17 @@ def test_one_run_is_trained_told_found_again_and_shared_with_an_ablation(gpt2lab
     study = json.loads(gpt2lab("run", ablation, "--dry-run", "--json").out)
     assert {arm["arm"]: arm["finished"] for arm in study["arms"]} == {"learned": ["0"], "rotary": []}
 
-    other = gpt2lab("train", "preset.yaml", "--seed", "7", "--set", "optim.lr=0.02", "--dry-run")
+    other = gpt2lab(
+        "train",
+        "preset.yaml",
+        "--seed",
+        "7",
+        "--set",
+        "optim.lr=0.02",
+        "--set",
+        "evaluation.every_steps=2",
+        "--dry-run",
+    )
     assert "preset with optim.lr=0.02, seed 7" in other.out
     record = Store("runs").study("train@preset")
     assert record["arms"]["preset"]["runs"] == {"0": run.id}
