@@ -26,7 +26,7 @@ from gpt2lab.training.precision import choose_device
 
 PRESET = "gpt2-124m"
 PUBLISHED_CORPUS = "fineweb-10b"
-SMALL_CORPORA = {"shakespeare": 65_536}
+SMALL_CORPORA = {"shakespeare": 16_384}
 """Tokens to evaluate on, of texts too small for the recipe's."""
 EVALUATION_TOKENS = 10_485_760
 TOKENS_BYTES = {

@@ -62,7 +62,7 @@ def test_ranks_share_the_batch(tmp_path: Path) -> None:
 def test_few_steps_warm_up_for_a_tenth_of_them() -> None:
     documents = TASK_DOCUMENTS[choose_device().type]
     tasks = ["evaluation.tasks=[hellaswag_nanogpt]", f"evaluation.task_documents={documents}"]
-    text = ["data.corpus=shakespeare", "evaluation.tokens=65536", *tasks]
+    text = ["data.corpus=shakespeare", "evaluation.tokens=16384", *tasks]
     assert recipe_overrides("shakespeare", None, None) == text
     assert recipe_overrides("shakespeare", 20, None) == [*text, "training.steps=20", "optim.warmup_steps=2"]
     assert recipe_overrides("shakespeare", 3, 4096)[5:] == ["optim.warmup_steps=1", "training.batch_tokens=4096"]
