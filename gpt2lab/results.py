@@ -251,8 +251,8 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
 
     Curves keep their names (train/loss, val/loss, ...); the final evaluation, on the study's own validation tokens,
     stands at the last step as final/val/loss and so on, NaN for a run that diverged. Of runs that kept it, so does the
-    loss by part: final/val/loss/position/1-1, final/val/loss/frequency/1-3, final/val/loss/work/NAME. Steps at which a
-    metric was not taken have no row, and neither have runs that left nothing; `missing_runs` names them.
+    loss by part: final/val/loss/position/1-1, final/val/loss/frequency/1-3, final/val/loss/document/NAME. Steps at
+    which a metric was not taken have no row, and neither have runs that left nothing; `missing_runs` names them.
     Raises ConfigError for an unknown study, DataFault for damaged metrics.
     """
     import pandas as pd

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from gpt2lab.bench.compare import ratio_of
 from gpt2lab.data.encoding import Batch, Here, Pool, batches
 from gpt2lab.data.passing import division
 from gpt2lab.data.sources import Corpus, Stream
@@ -28,8 +26,8 @@ BLOCK_BYTES = 20_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizing:
-    """What was found. ours, theirs: MB of text per second, one figure a block. ratio: the median of those of blocks
-    that follow each other. interval: 95 %, of the mean of their logarithms by Student's t; None for one block."""
+    """What was found. ours, theirs: MB of text per second, one figure a block. ratio, interval: as
+    `bench.compare.ratio_of` has them, from blocks that follow each other."""
 
     processes: int
     block_bytes: int
@@ -70,14 +68,15 @@ def bench_tokenizing(corpus: Choice, *, processes: int, blocks: int, block_bytes
                 else:
                     encoding.encode_ordinary_batch(documents, num_threads=processes)
                 rates[side].append(total / 1e6 / (time.perf_counter() - began))
-    ratios = [ours / other for ours, other in zip(rates["ours"], rates["theirs"], strict=True)]
+    # ratio_of takes seconds, and a rate is their inverse
+    ratio, interval = ratio_of(rates["ours"], rates["theirs"])
     return Tokenizing(
         processes=processes,
         block_bytes=total,
         ours=tuple(rates["ours"]),
         theirs=tuple(rates["theirs"]),
-        ratio=statistics.median(ratios),
-        interval=_interval(ratios),
+        ratio=ratio,
+        interval=interval,
     )
 
 
@@ -109,12 +108,3 @@ def _compare(mine: np.ndarray[Any, Any], theirs: Sequence[Sequence[int]], separa
     other = np.concatenate([np.array(ids, np.int64) for ids in theirs])
     if not np.array_equal(mine[mine != separator], other):
         raise NumericsFault("the two sides give different tokens", where="bench tokenize")
-
-
-def _interval(ratios: Sequence[float]) -> tuple[float, float] | None:
-    if len(ratios) < 2:
-        return None
-    logs = [math.log(ratio) for ratio in ratios]
-    reach = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-    middle = statistics.mean(logs)
-    return math.exp(middle - reach), math.exp(middle + reach)

@@ -1,4 +1,4 @@
-"""Metrics that say where the loss lies: by how frequent a token is in the training text, and by work.
+"""Metrics that say where the loss lies: by how frequent a token is in the training text, and by document.
 
 The third of them, by position in the context, needs no more than a model and is beside the plain metrics.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation.metrics import Subject, means, metric
-from gpt2lab.evaluation.parts import GROUPS, MOST_WORKS, by_frequency, by_work, token_counts, works
+from gpt2lab.evaluation.parts import GROUPS, MOST_DOCUMENTS, by_document, by_frequency, named_documents, token_counts
 
 
 @metric.register("frequency_loss", source="textbook")
@@ -25,15 +25,15 @@ def frequency_loss(subject: Subject, *, groups: int = GROUPS) -> dict[str, float
 
 
 @metric.register("document_loss", source="textbook")
-def document_loss(subject: Subject, *, most: int = MOST_WORKS) -> dict[str, float]:
+def document_loss(subject: Subject, *, most: int = MOST_DOCUMENTS) -> dict[str, float]:
     """Mean loss in nats of each document of the validation text.
 
     most: how many of the longest stand by themselves; the others are taken together.
     """
     if most < 1:
         raise ConfigError(f"at least 1 document is needed, not {most}", where="metric document_loss")
-    starts, names = works(_data(subject, "document_loss"))
-    return means(subject, by_work(starts, names, len(subject.tokens), most))
+    starts, names = named_documents(_data(subject, "document_loss"))
+    return means(subject, by_document(starts, names, len(subject.tokens), most))
 
 
 def _data(subject: Subject, name: str) -> Prepared:

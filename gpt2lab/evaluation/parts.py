@@ -1,4 +1,4 @@
-"""Where a model's loss lies: by position in the context, by how frequent the token is, and by work.
+"""Where a model's loss lies: by position in the context, by how frequent the token is, and by document.
 
 One pass over the validation tokens fills the sums of all three: that of a run's final evaluation does so beside what it
 measures anyway, and metrics of finished runs use the same sums.
@@ -23,7 +23,7 @@ from gpt2lab.data.prepared import Prepared, split_record
 from gpt2lab.evaluation.windows import DIGITS, Targets, validation_documents
 from gpt2lab.text import clean
 
-BANDS, GROUPS, MOST_WORKS = 10, 10, 8
+BANDS, GROUPS, MOST_DOCUMENTS = 10, 10, 8
 COUNTED_TOKENS, STRETCH = 1 << 24, 1 << 18
 """How much training text is counted at most, and in pieces of what size: ranks need no more."""
 
@@ -86,10 +86,10 @@ class Parts:
 
 def divisions(data: Prepared, longest: int) -> list[Division]:
     """Those of a final evaluation: by position within `longest` tokens, by frequency, and, where the validation text
-    holds more than one, by work."""
-    starts, names = works(data)
+    holds more than one, by document."""
+    starts, names = named_documents(data)
     found = [by_position(longest), by_frequency(token_counts(data.train, data.vocab_size), text=text_of(data))]
-    return [*found, by_work(starts, names, len(data.validation))] if len(starts) > 1 else found
+    return [*found, by_document(starts, names, len(data.validation))] if len(starts) > 1 else found
 
 
 def by_position(longest: int, bands: int = BANDS) -> Division:
@@ -130,7 +130,7 @@ def by_frequency(counts: Ids, groups: int = GROUPS, text: Callable[[int], str] |
     )
 
 
-def by_work(starts: Ids, names: Sequence[str], tokens: int, most: int = MOST_WORKS) -> Division:
+def by_document(starts: Ids, names: Sequence[str], tokens: int, most: int = MOST_DOCUMENTS) -> Division:
     """The longest documents, in their order, and the others together if there is more than one of them.
 
     starts: (D,) first token of each document, rising from 0. names: theirs, each once. tokens: in all documents.
@@ -142,7 +142,7 @@ def by_work(starts: Ids, names: Sequence[str], tokens: int, most: int = MOST_WOR
     slots = np.full(len(starts), len(kept))  # (D,)
     slots[kept] = np.arange(len(kept))
     return Division(
-        name="work",
+        name="document",
         groups=[*(names[one] for one in kept.tolist()), *([f"{others} others"] if others else [])],
         index=lambda targets: slots[np.searchsorted(starts, targets.places, side="right") - 1],
     )
@@ -179,7 +179,7 @@ def token_counts(tokens: TokenSequence, vocab_size: int, limit: int = COUNTED_TO
     return counts
 
 
-def works(data: Prepared) -> tuple[Ids, list[str]]:
+def named_documents(data: Prepared) -> tuple[Ids, list[str]]:
     """First token of each document of the validation split (D,), and its name: as the manifest has it, else a number,
     as for what came as a stream. Names that several documents share are told apart by their place."""
     listed = [clean(one["name"]) for one in split_record(data, "validation")["documents"] if one["tokens"]]

@@ -1,4 +1,4 @@
-"""Figures of where differences come from: over the position in the context, over token frequency, and by work."""
+"""Figures of where differences come from: over the position in the context, over token frequency, and by document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import Look, label_ends, note, rows
 from gpt2lab.report.origins import span
 from gpt2lab.report.svg import INK, MUTED
-from gpt2lab.store.parts import FREQUENCY, POSITION, WORK
+from gpt2lab.store.parts import DOCUMENT, FREQUENCY, POSITION
 from gpt2lab.text import shorten
 
 Arms = Mapping[str, Sequence[Difference]]
@@ -33,14 +33,16 @@ def draw(origins: Origins, look: Mapping[str, Look], baseline: str) -> list[Part
     percent = f"{100 * origins.level:g} % intervals over seeds, each by itself, cut where they would squeeze the rest"
     drawn: list[Parts] = []
     if POSITION in found:
-        beside = "half" if WORK in found else "wide"
-        height = _height(found[WORK]) if WORK in found else 3.4
+        beside = "half" if DOCUMENT in found else "wide"
+        height = _height(found[DOCUMENT]) if DOCUMENT in found else 3.4
         caption = f"How the difference depends on how much of the context a prediction can use. Bands: {percent}."
         figure = by_position(found[POSITION], look, baseline, WIDE if beside == "wide" else HALF, height)
         drawn.append(("by-position", "Difference by tokens seen", caption, beside, figure))
-    if WORK in found:
-        caption = f"Every work of the validation text, the longest by themselves. Bars: {percent}."
-        drawn.append(("by-work", "Difference by work", caption, "half", by_work(found[WORK], look, baseline)))
+    if DOCUMENT in found:
+        caption = f"Every document of the validation text, the longest by themselves. Bars: {percent}."
+        drawn.append(
+            ("by-document", "Difference by document", caption, "half", by_document(found[DOCUMENT], look, baseline))
+        )
     if FREQUENCY in found:
         caption = (
             "Predicted tokens, from the most frequent in the training text on the left to the rarest, in groups that "
@@ -83,8 +85,8 @@ def by_frequency(division: Division, look: Mapping[str, Look], baseline: str) ->
     return figure
 
 
-def by_work(division: Division, look: Mapping[str, Look], baseline: str) -> Figure:
-    """One row per work, the arms one below the other in it; their names stand at the first row."""
+def by_document(division: Division, look: Mapping[str, Look], baseline: str) -> Figure:
+    """One row per document, the arms one below the other in it; their names stand at the first row."""
     figure, axes = _figure(HALF, _height(division))
     low, high = _limits(division.arms)
     axes.axvline(0, color=MUTED, linewidth=1, zorder=1)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from gpt2lab.origins import Difference, Division, Origins
 from gpt2lab.report.tables import Cell, Column, Row, Summary, Table, difference_cell
-from gpt2lab.store.parts import FREQUENCY, POSITION, WORK
+from gpt2lab.store.parts import DOCUMENT, FREQUENCY, POSITION
 from gpt2lab.text import plural
 
 METRICS = ("context_loss", "frequency_loss", "document_loss")
@@ -31,8 +31,8 @@ def table(origins: Origins, arms: Mapping[str, Summary]) -> Table | None:
 
 
 def _titles(division: Division) -> tuple[str, ...]:
-    if division.name == WORK:
-        return (f"Below 0 in {plural(len(division.groups), 'work')}",)
+    if division.name == DOCUMENT:
+        return (f"Below 0 in {plural(len(division.groups), 'document')}",)
     return tuple(f"{text[0].upper()}{text[1:]}" for text in (label(division, 0), label(division, -1)))
 
 
@@ -40,7 +40,7 @@ def _cells(division: Division, arm: str) -> tuple[Cell, ...]:
     found = division.arms.get(arm)
     if found is None:
         return (Cell(),) * len(_titles(division))
-    if division.name == WORK:
+    if division.name == DOCUMENT:
         sure = sum(one.sign < 0 for one in found)
         return (Cell(str(sum(one.value < 0 for one in found)), f"{sure} by the interval"),)
     return _cell(found[0]), _cell(found[-1])
@@ -51,9 +51,9 @@ def _cell(one: Difference) -> Cell:
 
 
 def label(division: Division, group: int) -> str:
-    """`1 token seen`, `79–128 tokens seen`; `rank 1`, `ranks 28–256`; the name of a work."""
+    """`1 token seen`, `79–128 tokens seen`; `rank 1`, `ranks 28–256`; the name of a document."""
     name = division.groups[group]
-    if division.name == WORK:
+    if division.name == DOCUMENT:
         return name
     shown = span(name)
     many = shown != "1" if division.name == POSITION else shown != name.partition("-")[0]
@@ -78,7 +78,7 @@ def points(origins: Origins, baseline: str) -> list[str]:
 
 
 def _told(division: Division, arm: str, baseline: str, origins: Origins) -> str:
-    if division.name == WORK:
+    if division.name == DOCUMENT:
         return _by_work(division.arms[arm])
     ends = f"from {label(division, 0)} to {span(division.groups[-1])}"
     if division.name == FREQUENCY:
@@ -115,9 +115,9 @@ def _by_work(found: Sequence[Difference]) -> str:
         count = sum(one.value * sign > 0 for one in found)
         if count:
             sure = sum(one.sign == sign for one in found)
-            of = "" if sides else f" of {plural(len(found), 'work')}"
+            of = "" if sides else f" of {plural(len(found), 'document')}"
             sides.append(f"{word} 0 in {count}{of} ({sure} by the interval)")
-    return f"is {' and '.join(sides)}" if sides else "is 0 in every work"
+    return f"is {' and '.join(sides)}" if sides else "is 0 in every document"
 
 
 def note(origins: Origins) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from gpt2lab.text import clean
 
-POSITION, FREQUENCY, WORK = "position", "frequency", "work"
-DIVISIONS = (POSITION, FREQUENCY, WORK)
+POSITION, FREQUENCY, DOCUMENT = "position", "frequency", "document"
+DIVISIONS = (POSITION, FREQUENCY, DOCUMENT)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
 from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import check_uri, reason, sqlite_path
-from gpt2lab.tracking.mlflow import prepare_environment
+from gpt2lab.tracking.connection import prepare_environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

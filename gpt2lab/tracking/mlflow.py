@@ -10,33 +10,25 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import logging
 import math
-import os
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import yaml
 
-from gpt2lab.errors import EnvironmentFault
 from gpt2lab.schema import flatten
 from gpt2lab.store import (
     Row,
     RunFolder,
     Status,
-    file_lock,
-    fsync_folder,
     make_folder,
-    sweep_leftovers,
-    temporary_beside,
 )
 from gpt2lab.tracking import masked
-from gpt2lab.tracking.addresses import DATABASES, check_uri, mlflow_name, reason, sqlite_path
+from gpt2lab.tracking.addresses import check_uri, mlflow_name, reason, sqlite_path
+from gpt2lab.tracking.connection import connect
 from gpt2lab.tracking.mirror import Copy, CopyGone
 
 if TYPE_CHECKING:
@@ -63,30 +55,6 @@ def study_status(statuses: Sequence[Status], over: bool) -> str:
     if unfinished:
         return "KILLED"
     return "FAILED" if "failed" in statuses else "FINISHED"
-
-
-def create_database(path: Path, artifact_root: Path) -> None:
-    """Make a complete MLflow database, once: several processes that open a missing file at the same time break it, and
-    so does a kill half-way. Built at a temporary name under a lock, then renamed."""
-    if path.exists():
-        return
-    with file_lock(path.with_name(f".{path.name}.lock")):
-        sweep_leftovers(path.parent)
-        if path.exists():
-            return
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        temporary = temporary_beside(path)
-        SqlAlchemyStore(  # type: ignore[no-untyped-call]
-            f"sqlite:///{temporary.resolve()}", str(artifact_root)
-        ).engine.dispose()
-        connection = sqlite3.connect(temporary)
-        connection.execute("pragma journal_mode=WAL")
-        connection.close()  # the last to close folds the write-ahead log back in: one file is the whole database
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
 
 
 class MlflowSink:
@@ -340,51 +308,9 @@ class MlflowSink:
             client.set_terminated(run_id, status, end_time=_milliseconds(at))
 
     def _connect(self) -> MlflowClient:
-        if self._client is not None:
-            return self._client
-        prepare_environment()
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        database = sqlite_path(self.uri)
-        if database:
-            create_database(database, self._artifact_root)
-        client = MlflowClient(self.uri)
-        found = client.get_experiment_by_name(self.experiment)
-        if found is None:
-            # Without an absolute place, artifacts would follow the working directory; a server has its own.
-            keeps_artifacts = urlsplit(self.uri).scheme.partition("+")[0] in DATABASES
-            try:
-                place = self._artifact_root.as_uri() if keeps_artifacts else None
-                self.experiment_id = client.create_experiment(self.experiment, artifact_location=place)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = client.get_experiment_by_name(self.experiment)
-        if found is not None:
-            if found.lifecycle_stage != "active":
-                raise EnvironmentFault(
-                    f"the MLflow experiment '{self.experiment}' was deleted",
-                    where=self.shown_uri,
-                    hint=f"mlflow experiments restore --experiment-id {found.experiment_id}",
-                )
-            self.experiment_id = found.experiment_id
-        self._client = client
-        return client
-
-
-def prepare_environment() -> None:
-    """Settings that mlflow reads from the environment; a user's own values win."""
-    defaults = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default, and read at import
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default keeps a call to a dead server waiting for minutes
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        if self._client is None:
+            self._client, self.experiment_id = connect(self.uri, self.shown_uri, self.experiment, self._artifact_root)
+        return self._client
 
 
 def _as_tags(tags: Mapping[str, Any]) -> list[Any]:

@@ -14,7 +14,6 @@ import pytest
 from scipy import stats
 
 from gpt2lab.evaluation import metric
-from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
@@ -43,40 +42,10 @@ def no_metrics_after() -> Iterator[None]:
     metric._components = before
 
 
-@pytest.fixture
-def trained(
-    gpt2lab: Call, ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, dict[str, str]]]:
-    """Train the ablation with some seeds in this process; -> run ids by arm and seed."""
-
-    class Inline:
-        def __init__(self, places: int, on_tick: Callable[[], None], *_: Any) -> None:
-            self.on_tick = on_tick
-
-        def run(self, jobs: Any) -> dict[str, str]:
-            for job in jobs:
-                assert isinstance(job, Job)
-                execute(job, StopRequest())
-            self.on_tick()
-            return dict.fromkeys((job.run_id for job in jobs), "done")
-
-    monkeypatch.setattr("gpt2lab.study.LocalExecutor", Inline)
-
-    def train(seeds: int, steps: int = 120) -> dict[str, dict[str, str]]:
-        preset = ablation.with_name("preset.yaml")
-        preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
-        answer = gpt2lab("run", ablation, "--seeds", seeds, "--no-tracking")
-        assert answer.code == 0, answer.err
-        arms = Store(tmp_path / "runs").study("tiny")["arms"]
-        return {arm: entry["runs"] for arm, entry in arms.items()}
-
-    return train
-
-
 def test_a_run_is_measured_once_on_its_own_validation_tokens(
     gpt2lab: Call, trained: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Store(tmp_path / "runs").run(trained(1)["learned"]["0"])
+    run = Store(tmp_path / "runs").run(trained("--seeds", 1, steps=120)["learned"]["0"])
     before = (run.path / "result.json").read_bytes()
     [judged] = [json.loads(file.read_text()) for file in (run.path / "evaluations").glob("*.json")]
     answer = gpt2lab("eval", run.id[:9], "--json")
@@ -106,7 +75,7 @@ def test_a_run_is_measured_once_on_its_own_validation_tokens(
 def test_losses_by_part_are_kept_by_a_run_and_made_up_for_one_that_has_none(
     gpt2lab: Call, trained: Call, tmp_path: Path
 ) -> None:
-    run = Store(tmp_path / "runs").run(trained(1)["learned"]["0"])
+    run = Store(tmp_path / "runs").run(trained("--seeds", 1, steps=120)["learned"]["0"])
     [key] = run.evaluation_keys()
     record = run.evaluation(key)
     kept = json.loads((run.path / "evaluations" / "parts" / f"{key}.json").read_text())
@@ -129,7 +98,7 @@ def test_losses_by_part_are_kept_by_a_run_and_made_up_for_one_that_has_none(
 
 
 def test_a_study_is_described_and_not_judged(gpt2lab: Call, trained: Call, tmp_path: Path) -> None:
-    runs = trained(3)
+    runs = trained("--seeds", 3, steps=120)
     answer = gpt2lab("eval", "--study", "tiny", "--metric", "top1", "--metric", "loss", "--json")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
@@ -159,7 +128,7 @@ def test_a_study_is_described_and_not_judged(gpt2lab: Call, trained: Call, tmp_p
 def test_runs_that_cannot_be_measured_are_named_and_cost_no_others(
     gpt2lab: Call, trained: Call, tmp_path: Path
 ) -> None:
-    runs = trained(2)
+    runs = trained("--seeds", 2, steps=120)
     store = Store(tmp_path / "runs")
     gone, diverged = store.run(runs["learned"]["1"]), store.run(runs["rotary"]["0"])
     shutil.rmtree(gone.checkpoints)
@@ -193,7 +162,7 @@ def test_runs_that_cannot_be_measured_are_named_and_cost_no_others(
 
 
 def test_runs_that_learned_nothing_count_as_failed_where_arms_are_compared(gpt2lab: Call, trained: Call) -> None:
-    run = trained(1, steps=4)["learned"]["0"]
+    run = trained("--seeds", 1, steps=4)["learned"]["0"]
     answer = gpt2lab("eval", "--study", "tiny", "--metric", "top1")
     assert answer.code == 2 and "tiny@preset: no run can be measured (learned seed 0: it learned nothing" in answer.err
     assert gpt2lab("eval", run, "--metric", "top1").code == 0
@@ -220,7 +189,7 @@ def test_what_cannot_be_meant_is_said_in_one_line(gpt2lab: Call, words: list[str
 def test_a_metric_of_ones_own_is_measured_and_measured_again_when_it_is_edited(
     gpt2lab: Call, trained: Call, tmp_path: Path
 ) -> None:
-    run = trained(1)["learned"]["0"]
+    run = trained("--seeds", 1, steps=120)["learned"]["0"]
 
     def measured(name: str, text: str) -> dict[str, Any]:
         file = tmp_path / f"{name}.py"

@@ -14,7 +14,6 @@ from gpt2lab.evaluation import task
 from gpt2lab.evaluation.tasks.scoring import TOKENS_AT_ONCE
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2
-from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
@@ -52,36 +51,6 @@ def plugin(tmp_path: Path) -> Path:
     file = tmp_path / "my_tasks.py"
     file.write_text(OWN)
     return file
-
-
-@pytest.fixture
-def trained(
-    gpt2lab: Call, ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, dict[str, str]]]:
-    """Train the ablation with some seeds in this process; -> run ids by arm and seed."""
-
-    class Inline:
-        def __init__(self, places: int, on_tick: Callable[[], None], *_: Any) -> None:
-            self.on_tick = on_tick
-
-        def run(self, jobs: Any) -> dict[str, str]:
-            for job in jobs:
-                assert isinstance(job, Job)
-                execute(job, StopRequest())
-            self.on_tick()
-            return dict.fromkeys((job.run_id for job in jobs), "done")
-
-    monkeypatch.setattr("gpt2lab.study.LocalExecutor", Inline)
-
-    def train(*words: str, steps: int = 30) -> dict[str, dict[str, str]]:
-        preset = ablation.with_name("preset.yaml")
-        preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
-        answer = gpt2lab("run", ablation, "--no-tracking", *words)
-        assert answer.code == 0, answer.err
-        arms = Store(tmp_path / "runs").study("tiny")["arms"]
-        return {arm: entry["runs"] for arm, entry in arms.items()}
-
-    return train
 
 
 def test_a_runs_tasks_are_computed_once_and_kept_below_it(

@@ -41,10 +41,11 @@ def test_sound_trainings_are_left_alone(assembly: str, trained: Any) -> None:
 def test_every_shipped_component_is_left_alone(case: testing.Case, trained: Any) -> None:
     section = "optim" if case.slot in ("optimizer", "schedule") else "model"
     choice = testing.placed(case.slot, {"name": case.name, **case.options})
-    try:
-        run = trained(f"{section}.{case.slot}={json.dumps(choice)}")
-    except ConfigError as error:
-        pytest.skip(f"it needs another tiny preset: {error}")
+    if case.name == "documents":  # the preset's bytes have no separator to tell documents apart by
+        with pytest.raises(ConfigError):
+            trained(f"{section}.{case.slot}={json.dumps(choice)}")
+        return
+    run = trained(f"{section}.{case.slot}={json.dumps(choice)}")
     found = examine(run)
     assert not found.findings
     allowed = {"softmax_rows": ("gate", "sink_logits"), "residual_scaling": ("post", "deepnorm", "gpt2_tf")}

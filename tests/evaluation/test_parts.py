@@ -1,4 +1,4 @@
-"""Losses by position, token frequency and work: against numpy on every target, and groups against counts by hand."""
+"""Losses by position, token frequency and document: against numpy on every target; groups against counts by hand."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_one_pass_gives_the_mean_loss_of_every_group(model: GPT, data: Prepared)
     inside = {
         "position": lambda group: _between(all_of["seen"], group),
         "frequency": lambda group: _between(ranks, group),
-        "work": lambda group: works == names.index(group),
+        "document": lambda group: works == names.index(group),
     }
     assert list(found) == list(inside)
     for name, part in found.items():
@@ -174,9 +174,9 @@ def test_examples_are_the_most_frequent_tokens_of_a_group() -> None:
 def test_the_longest_works_stand_alone_and_the_others_together() -> None:
     starts = np.array([0, 5, 25, 35, 36])
     places = Targets(np.array([]), np.array([]), np.array([0, 4, 5, 24, 25, 34, 35, 36, 49]))
-    every = parts.by_work(starts, list("abcde"), 50, most=4)  # one other needs no name of its own
+    every = parts.by_document(starts, list("abcde"), 50, most=4)  # one other needs no name of its own
     assert every.groups == list("abcde") and every.index(places).tolist() == [0, 0, 1, 1, 2, 2, 3, 4, 4]
-    some = parts.by_work(starts, list("abcde"), 50, most=3)
+    some = parts.by_document(starts, list("abcde"), 50, most=3)
     assert some.groups == ["b", "c", "e", "2 others"] and some.index(places).tolist() == [3, 3, 0, 0, 1, 1, 3, 2, 2]
 
 
@@ -202,7 +202,9 @@ def test_one_document_is_no_division(data: Prepared, tmp_path: Path) -> None:
         "frequency",
     ]
     separator = int(data.validation[9:10][0])
-    starts, names = parts.works(Prepared(tmp_path, {**alone, "separator": separator}, data.train, data.validation))
+    starts, names = parts.named_documents(
+        Prepared(tmp_path, {**alone, "separator": separator}, data.train, data.validation)
+    )
     ends = np.flatnonzero(data.validation[0:299] == separator)
     assert starts.tolist() == [0, *(ends + 1)]
     assert names == [f"document {number}" for number in range(1, len(ends) + 2)]
@@ -224,7 +226,7 @@ def test_metrics_of_finished_runs_say_the_same(model: GPT, data: Prepared, monke
     subject = Subject(model=model, tokens=data.validation, block_size=BLOCK, total=TOTAL, batch_sequences=3, data=data)
     for name, part, options in (
         ("frequency_loss", "frequency", {}),
-        ("document_loss", "work", {}),
+        ("document_loss", "document", {}),
         ("context_loss", "position", {"bands": 10}),
     ):
         choice = metric.read({"name": name, **options})

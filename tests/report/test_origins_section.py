@@ -23,10 +23,10 @@ MakeStudy = Callable[..., dict[str, Any]]
 GROUPS = {
     "position": (["1-1", "2-7", "8-128"], [10, 30, 60]),
     "frequency": (["1-1", "2-9", "10-256"], [30, 40, 30]),
-    "work": (["hamlet.txt", "macbeth.txt", "7 others"], [50, 30, 20]),
+    "document": (["hamlet.txt", "macbeth.txt", "7 others"], [50, 30, 20]),
 }
 EXAMPLES = ["␣", "e t a", "T k"]
-BASE = {"position": [2.6, 2.2, 2.0], "frequency": [1.0, 2.0, 3.4], "work": [2.1, 2.2, 2.0]}
+BASE = {"position": [2.6, 2.2, 2.0], "frequency": [1.0, 2.0, 3.4], "document": [2.1, 2.2, 2.0]}
 HOSTILE = '<script>alert("1")</script>'
 
 
@@ -79,7 +79,7 @@ def section_of(runs: Path) -> str:
 
 def test_every_difference_is_welchs_over_seeds(study: Path) -> None:
     found = read(study)
-    assert [division.name for division in found.divisions] == ["position", "frequency", "work"]
+    assert [division.name for division in found.divisions] == ["position", "frequency", "document"]
     assert found.seeds == {"learned": 3, "rotary": 3, "none": 3} and not found.lacking
     ours, theirs = -np.array([0.0, 0.01, 0.03]), np.array([0.0, 0.01, 0.03])
     for division in found.divisions:
@@ -115,12 +115,12 @@ def test_sentences_say_what_the_numbers_say(study: Path) -> None:
         "rotary: its difference to learned moves by −0.290 nats [−0.340, −0.240] from 1 token seen to 8–128, in favour "
         "of rotary (8–128 tokens seen: 60 % of the targets, 85 % of the difference); moves by −0.290 nats [−0.340, "
         "−0.240] from the most frequent tokens (rank 1) to the rarest (ranks 10–256), in favour of rotary (ranks "
-        "10–256: 30 % of the targets, 67 % of the difference); is below 0 in 3 of 3 works (3 by the interval)."
+        "10–256: 30 % of the targets, 67 % of the difference); is below 0 in 3 of 3 documents (3 by the interval)."
     )
     assert none == (
         "none: its difference to learned moves by +0.400 nats [+0.350, +0.450] from 1 token seen to 8–128, in favour "
         "of learned; moves by +0.400 nats [+0.350, +0.450] from the most frequent tokens (rank 1) to the rarest (ranks "
-        "10–256), in favour of learned; is below 0 in 2 of 3 works (1 by the interval) and above 0 in 1 (1 by the "
+        "10–256), in favour of learned; is below 0 in 2 of 3 documents (1 by the interval) and above 0 in 1 (1 by the "
         "interval)."
     )
     text = section_of(study)
@@ -140,7 +140,12 @@ def test_shares_of_the_difference_are_told_only_where_no_part_is_known_to_differ
 def test_turning_all_signs_turns_the_words(study: Path, turned: int) -> None:
     for seed, by in enumerate((0.02, 0.0, -0.02)):
         leave(study, "learned", seed, same(0, 0, 0), 0.001 * seed)
-        leave(study, "rotary", seed, same(*(turned * (value + by * place) for place, value in enumerate(LATE["work"]))))
+        leave(
+            study,
+            "rotary",
+            seed,
+            same(*(turned * (value + by * place) for place, value in enumerate(LATE["document"]))),
+        )
     told = origins.points(read(study), "learned")[0]
     ours, theirs = ("rotary", "learned") if turned == 1 else ("learned", "rotary")
     assert told.count(f"in favour of {ours}") == 2 and f"in favour of {theirs}" not in told
@@ -223,11 +228,11 @@ def test_page_and_twin_show_table_sentences_and_figures(study: Path, tmp_path: P
     source, twin = index.read_text(), (index.parent / "report.md").read_text()
     places = [source.index(part) for part in ("Verdicts", "Where the difference comes from", "What it costs")]
     assert places == sorted(places)
-    names = {"by-position", "by-frequency", "by-work"}
+    names = {"by-position", "by-frequency", "by-document"}
     assert names <= {path.stem for path in (index.parent / "figures").glob("*.png")}
     for name in names:
         assert f'id="{name}-title"' in source and f"(figures/{name}.svg)" in twin
-    for title in ("1 token seen", "8–128 tokens seen", "Rank 1", "Ranks 10–256", "Below 0 in 3 works"):
+    for title in ("1 token seen", "8–128 tokens seen", "Rank 1", "Ranks 10–256", "Below 0 in 3 documents"):
         assert title in source and title in twin
 
 
@@ -248,13 +253,13 @@ def test_figures_can_be_drawn_from_any_names_and_numbers(arms: int, make_study: 
 def test_without_works_the_figure_by_position_is_wide(study: Path) -> None:
     for file in study.glob("*/evaluations/parts/*.json"):
         record = json.loads(file.read_text())
-        del record["parts"]["work"]
+        del record["parts"]["document"]
         write(file, record)
     found = read(study)
     with svg.drawing():
         drawn = origin_figures.draw(found, marks.looks(["learned", "rotary", "none"], "learned"), "learned")
     assert [(name, width) for name, _, _, width, _ in drawn] == [("by-position", "wide"), ("by-frequency", "wide")]
-    assert "work" not in " ".join(origins.points(found, "learned"))
+    assert "document" not in " ".join(origins.points(found, "learned"))
 
 
 def test_names_of_files_lose_a_common_ending() -> None:
@@ -267,7 +272,7 @@ def test_results_have_the_losses_by_part_as_rows(study: Path) -> None:
     rows = frame[(frame.arm == "rotary") & (frame.seed == 1)].set_index("metric")["value"]
     assert rows["final/val/loss/position/8-128"] == pytest.approx(2.0 - 0.3 - 0.01)
     assert rows["final/val/loss/frequency/1-1"] == pytest.approx(1.0 - 0.01 - 0.01)
-    assert rows["final/val/loss/work/7 others"] == pytest.approx(2.0 - 0.3 - 0.01)
+    assert rows["final/val/loss/document/7 others"] == pytest.approx(2.0 - 0.3 - 0.01)
     result = study / run_id("rotary", 1) / "result.json"
     write(result, json.loads(result.read_text()) | {"status": "diverged"})
     frame = load_results("posenc", study)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from small_study import Lab
 
-from gpt2lab.tracking.mlflow import MlflowSink, create_database
+from gpt2lab.tracking.connection import create_database
+from gpt2lab.tracking.mlflow import MlflowSink
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import check_uri, curves_link, default_uri, reason, runs_link, sqlite_path
-from gpt2lab.tracking.mlflow import MlflowSink, create_database, study_status
+from gpt2lab.tracking.connection import create_database
+from gpt2lab.tracking.mlflow import MlflowSink, study_status
 
 
 @pytest.mark.parametrize(
