@@ -27,10 +27,10 @@ def main() -> int:
     stop = StopRequest()
     stop.listen()
     code = work(Job.from_json(sys.stdin.read()), stop)
-    if code not in (0, NOTHING_LEFT, Preempted.exit_code) and Place.of_environment().size > 1:
+    if Place.of_environment().size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # what is left of a collective that failed would wait for the others
+        os._exit(code)  # what is left of a failed collective would wait for the others, of a good one can still abort
     return code
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 import tempfile
 
 import torch
@@ -44,6 +46,9 @@ def _rank(rank: int, folder: str, todo: list[Case], plugins: tuple[str, ...]) ->
     if rank == 0:
         gaps = [distance(g, _gradient(case, slice(0, 8))) for g, case in zip(half, todo, strict=True)]
         torch.save(gaps, f"{folder}/gaps.pt")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads have been seen to abort a process that takes its time to say goodbye
 
 
 def _gradient(case: Case, rows: slice) -> Tensor:
