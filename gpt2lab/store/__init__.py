@@ -5,6 +5,7 @@ the old state or the new one. Knows no config class and imports neither torch no
                    lock}
     runs/<run id>/evaluations/{<key>.json, windows/<key>.json, parts/<key>.json}
     runs/studies/<ablation>@<scale>.json
+    runs/sweeps/<sweep>@<scale>.json
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._studies = self.root / "studies"
+        self._studies, self._sweeps = self.root / "studies", self.root / "sweeps"
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of a run, whether it exists or not. Raises ConfigError for what cannot be a run id."""
@@ -248,25 +249,49 @@ class Store:
 
     def studies(self) -> list[str]:
         """Names of the recorded studies, `<ablation>@<scale>`."""
-        files = self._studies.glob("*.json") if self._studies.is_dir() else ()
-        return sorted(file.stem for file in files if NAME.fullmatch(file.stem))
+        return _names(self._studies)
 
     def study(self, name: str) -> dict[str, Any]:
         """The record of a study; `posenc` alone will do while it has one scale only. Raises ConfigError."""
-        known = self.studies()
-        matches = [name] if name in known else [k for k in known if k.partition("@")[0] == name]
-        if len(matches) > 1:
-            raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
-        record = read_json(self._studies / f"{matches[0]}.json") if matches else None
-        if record is None:
-            raise ConfigError(unknown("study", name, known), hint="gpt2lab runs")
-        return record
+        return _record(self._studies, name, "study")
 
     def write_study(self, record: Mapping[str, Any]) -> Path:
         """Record a study under its name; returns the file."""
-        path = self._studies / f"{_checked(str(record['name']), 'study name')}.json"
-        write_json(path, record)
-        return path
+        return _keep(self._studies, record, "study name")
+
+    def sweeps(self) -> list[str]:
+        """Names of the recorded sweeps, `<sweep>@<scale>`, those that belong to an ablation among them."""
+        return _names(self._sweeps)
+
+    def sweep(self, name: str) -> dict[str, Any]:
+        """The record of a sweep, as `study`. Raises ConfigError."""
+        return _record(self._sweeps, name, "sweep")
+
+    def write_sweep(self, record: Mapping[str, Any]) -> Path:
+        """Record a sweep under its name; returns the file."""
+        return _keep(self._sweeps, record, "sweep name")
+
+
+def _names(folder: Path) -> list[str]:
+    files = folder.glob("*.json") if folder.is_dir() else ()
+    return sorted(file.stem for file in files if NAME.fullmatch(file.stem))
+
+
+def _record(folder: Path, name: str, kind: str) -> dict[str, Any]:
+    known = _names(folder)
+    matches = [name] if name in known else [k for k in known if k.partition("@")[0] == name]
+    if len(matches) > 1:
+        raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
+    record = read_json(folder / f"{matches[0]}.json") if matches else None
+    if record is None:
+        raise ConfigError(unknown(kind, name, known), hint="gpt2lab runs")
+    return record
+
+
+def _keep(folder: Path, record: Mapping[str, Any], kind: str) -> Path:
+    path = folder / f"{_checked(str(record['name']), kind)}.json"
+    write_json(path, record)
+    return path
 
 
 def _checked(name: str, kind: str) -> str:
