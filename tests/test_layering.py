@@ -42,11 +42,12 @@ SAME_LAYER_MAY = [{"reading", "clashes", "config"}, {"evidence", "ladder"}]  # o
 WITHIN: dict[str, list[set[str]]] = {
     "planning": [
         {"designs"},
-        {"declaration", "machine"},
+        {"space", "machine"},
+        {"declaration"},
         {"arms"},
         {"ablation"},
         {"noise", "runs", "equalise", "throughput"},
-        {"bracket", "budgets", "scope", "microbatch"},
+        {"bracket", "budgets", "scope", "microbatch", "search"},
         {"plan"},
         {"record", "forecast", "repeats"},
     ],

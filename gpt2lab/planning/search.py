@@ -1,0 +1,222 @@
+"""A search: settings that are tried for one arm. What it declares, and which runs a trial of it stands for.
+
+Layer: plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from gpt2lab.costs import Costs
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.identity import digest
+from gpt2lab.planning.arms import BRACKET_SEED, Arm
+from gpt2lab.planning.designs import in_short
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.runs import Run, known_costs, make_run, make_runs, tokens_of
+from gpt2lab.planning.space import Dimension, Drawn, Space, SpaceSettings, resolve_space, rounded, value_at
+from gpt2lab.schema import ABSENT, Settings
+
+TUNING_SEED = BRACKET_SEED
+"""The first seed of every trial: none of those that anything is judged by."""
+MOST_TRIALS = 10_000
+
+
+class Sampler(Settings):
+    """How points of the space are chosen."""
+
+    name: Literal["tpe", "random", "grid", "qmc"] = "tpe"
+    """tpe learns from what was found (Bergstra et al. 2011); random, grid and qmc (Sobol's points) do not."""
+    seed: int = Field(0, ge=0)
+    """Of what is drawn."""
+    startup: int | None = Field(None, ge=1)
+    """Trials that tpe draws at random before it learns; null is a third of all, at most 10."""
+
+
+class Pruner(Settings):
+    """When a trial is stopped before its end."""
+
+    name: Literal["none", "median", "successive_halving", "hyperband"] = "none"
+    """none; median stops what is worse than the median of earlier trials at the same point; the others keep the better
+    share at every rung (Li et al. 2018)."""
+    startup_trials: int = Field(4, ge=1)
+    """Finished trials before any is stopped (median)."""
+    warmup: float = Field(0.25, ge=0, lt=1)
+    """Share of training before which no trial is stopped (median); the smallest rung of the others."""
+    reduction: int = Field(3, ge=2)
+    """One in how many is kept at each rung (successive_halving, hyperband)."""
+
+
+class SearchSettings(SpaceSettings):
+    """How a search goes about; sweeps and the `tune:` of an ablation share it."""
+
+    trials: int = Field(16, ge=1, le=MOST_TRIALS)
+    """In all, however often it is started and whoever works on it."""
+    sampler: Sampler = Field(default_factory=Sampler)
+    pruner: Pruner = Field(default_factory=Pruner)
+    seeds: int = Field(1, ge=1, le=20)
+    """Runs per trial; its value is their mean. They are 100, 101, ...: no seed that anything is judged by."""
+    enqueue: tuple[dict[str, Any], ...] = ()
+    """Known good points that are tried first; what they leave out is the config's own. Multiples, where the dimension
+    is relative."""
+    max_failures: int = Field(5, ge=0)
+    """Trials that may fail (not: diverge) before the search gives up."""
+
+    @field_validator("sampler", "pruner", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        """`sampler: tpe` means `{name: tpe}`."""
+        if value is None or (isinstance(value, str) and value in ABSENT):
+            return {}
+        return {"name": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Settings that are tried for one arm, on this machine, over this data. `study`: what the search is called where
+    its trials are kept; another name as soon as anything else would be tried or trained."""
+
+    label: str
+    arm: Arm
+    space: Space
+    settings: SearchSettings
+    data: Prepared
+    machine: Machine
+    costs: Costs
+    study: str
+
+    def arm_at(self, settings: Mapping[str, Any]) -> Arm:
+        """The arm with the settings of a trial. Raises ConfigError for a combination that cannot be."""
+        if not settings:
+            return self.arm
+        changes = self.space.changes(settings)
+        told = ", ".join(f"{key}={value}" for key, value in changes.items())
+        config = self.arm.config.with_changes({**_equal_tokens(self.arm, changes), **changes}, f"trial {told}:")
+        return replace(self.arm, config=config)
+
+    def runs_at(self, settings: Mapping[str, Any]) -> tuple[Run, ...]:
+        """The runs of a trial, one per tuning seed. Raises ConfigError."""
+        return make_runs(self.arm_at(settings), self.seeds, self.data, self.machine)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Tuning seeds."""
+        first = self.arm.first_seed + TUNING_SEED
+        return tuple(range(first, first + self.settings.seeds))
+
+    @property
+    def known_points(self) -> list[dict[str, Any]]:
+        """What is tried first, complete, as parameters."""
+        return [_known_point(written, self.space, self.settings, self.arm) for written in self.settings.enqueue]
+
+    @property
+    def slots(self) -> int:
+        """Trials in all: those that were asked for, or all points of a grid where those are fewer."""
+        if self.settings.sampler.name != "grid":
+            return self.settings.trials
+        return min(self.settings.trials, len(self.known_points) + self.space.grid_size())
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of one run to its end."""
+        return tokens_of(self.arm.config)
+
+
+def make_search(name: str, label: str, arm: Arm, settings: SearchSettings, data: Prepared, machine: Machine) -> Search:
+    """The search of one arm. `name`: of the sweep or ablation, at its scale. Raises ConfigError with all that is wrong
+    with the space at this arm."""
+    space = resolve_space(settings.space, arm.config)
+    declared = {
+        "space": [one.as_record() | {"values": list(one.values)} for one in space.dimensions],
+        "sampler": settings.sampler.model_dump(),
+        "pruner": settings.pruner.model_dump(),
+        "seeds": settings.seeds,
+        "enqueue": [dict(point) for point in settings.enqueue],
+        "run": make_run(arm, arm.first_seed + TUNING_SEED, data, machine).identity,
+    }
+    search = Search(
+        label=label, arm=arm, space=space, settings=settings, data=data, machine=machine,
+        costs=known_costs(arm.config), study=f"{name}/{label}/{digest(declared)[:12]}",
+    )  # fmt: skip
+    for point in search.known_points:
+        search.arm_at(space.settings(point))
+    if settings.sampler.name == "grid":
+        _check_grid(search)
+    return search
+
+
+def points_of(search: Search, count: int) -> list[dict[str, Any]] | None:
+    """The parameters of the first `count` slots behind the known points, for samplers that need no results."""
+    name = search.settings.sampler.name
+    return None if name == "tpe" else search.space.points(_drawn(name), search.settings.sampler.seed, count)
+
+
+def _drawn(name: str) -> Drawn:
+    assert name != "tpe"
+    return name  # type: ignore[return-value]
+
+
+def _check_grid(search: Search) -> None:
+    """A grid of real numbers has to say where its points are."""
+    vague = [d.name for d in search.space.dimensions if d.kind == "float" and d.points is None and d.step is None]
+    if vague:
+        raise ConfigError([Problem(name, "a grid needs `points` or a `step`") for name in vague])
+
+
+def _known_point(written: Mapping[str, Any], space: Space, settings: SearchSettings, arm: Arm) -> dict[str, Any]:
+    """A point as its file writes it, complete and as parameters. Raises ConfigError."""
+    problems = [Problem(key, "is no dimension of the space") for key in written if key not in settings.space]
+    point: dict[str, Any] = {}
+    for one in space.dimensions:
+        if space.active(one, point):
+            try:
+                point[one.name] = _known_value(one, written.get(one.name), settings, value_at(arm.config, one.name))
+            except ValueError as error:
+                problems.append(Problem(one.name, str(error)))
+    if problems:
+        raise ConfigError([Problem(f"enqueue: {problem.where}", problem.what) for problem in problems])
+    return point
+
+
+def _known_value(one: Dimension, given: Any, settings: SearchSettings, own: Any) -> Any:
+    """A dimension's value as a file writes it, or the config's own. Raises ValueError with a sentence."""
+    if one.kind == "categorical":
+        choice = str(own) if given is None else in_short(given)
+        if choice not in one.choices:
+            raise ValueError(f"'{choice}' is none of its choices: {', '.join(one.choices)}")
+        return choice
+    try:
+        number = 1.0 if given is None else float(given)
+    except (TypeError, ValueError):
+        raise ValueError(f"'{given}' is no number") from None
+    if given is None or settings.space[one.name].relative:
+        number *= own or 0.0
+    value = round(number) if one.kind == "int" else rounded(number)
+    if not one.low <= value <= one.high:
+        raise ValueError(f"{value:g} lies outside {one.low:g} to {one.high:g}")
+    return value
+
+
+def _equal_tokens(arm: Arm, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """With another batch the steps change, so that every trial trains on as many tokens; warm-up and evaluations stay
+    where they were among them."""
+    if "training.batch_tokens" not in changes or "training.steps" in changes:
+        return {}
+    config, batch = arm.config, int(changes["training.batch_tokens"])
+    ratio = config.training.batch_tokens / batch
+    steps = {
+        "training.steps": config.training.steps,
+        "optim.warmup_steps": config.optim.warmup_steps,
+        "evaluation.every_steps": config.evaluation.every_steps,
+        "training.checkpoint_every_steps": config.training.checkpoint_every_steps,
+    }
+    return {
+        key: str(max(1, round(value * ratio)) if value else value)
+        for key, value in steps.items()
+        if value is not None and key not in changes
+    }
