@@ -42,6 +42,16 @@ def number(value: float | None, digits: int = 4) -> str:
     return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
 
 
+def setting(value: object, digits: int = 4) -> str:
+    """A value of a setting as one would type it: `0.00213`, `2e-5`, `1024`, `rotary`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return number(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    text = str(value) if isinstance(value, int) else f"{value:.{digits}g}"
+    return re.sub(r"e([+-])0*(\d)", lambda m: "e" + m[1].strip("+") + m[2], text)
+
+
 def signed(value: float | None, digits: int = 4) -> str:
     """As `number`, with a plus sign in front of what is above zero."""
     text = number(value, digits)
@@ -120,3 +130,14 @@ def fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time written as 6h, 45m, 90s or 2d. Raises ValueError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
+    if not found or not float(found[1]):
+        raise ValueError(f"{text!r} is no time such as 6h or 45m")
+    return float(found[1]) * UNITS[found[2]]

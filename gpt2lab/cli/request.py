@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from gpt2lab import text as text_module
+
 if TYPE_CHECKING:
     from gpt2lab.planning.ablation import LoadedAblation
     from gpt2lab.planning.plan import Plan
     from gpt2lab.store import Store
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def seeds_of(text: str) -> int | Literal["auto"]:
 
 def seconds_of(text: str) -> float:
     """Seconds of a time written as 6h, 45m, 90s or 2d. Raises typer.BadParameter."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
-    if not found or not float(found[1]):
-        raise typer.BadParameter(f"{text!r} is no time such as 6h or 45m")
-    return float(found[1]) * UNITS[found[2]]
+    try:
+        return text_module.seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

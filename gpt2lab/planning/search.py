@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.identity import digest
 from gpt2lab.planning.arms import BRACKET_SEED, Arm
 from gpt2lab.planning.designs import in_short
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import Run, known_costs, make_run, make_runs, tokens_of
 from gpt2lab.planning.space import Dimension, Drawn, Space, SpaceSettings, resolve_space, rounded, value_at
+from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
 
 TUNING_SEED = BRACKET_SEED
@@ -61,6 +62,9 @@ class SearchSettings(SpaceSettings):
     pruner: Pruner = Field(default_factory=Pruner)
     seeds: int = Field(1, ge=1, le=20)
     """Runs per trial; its value is their mean. They are 100, 101, ...: no seed that anything is judged by."""
+    metric: str = LOSS
+    """What counts, of the final evaluation: val/loss, val/bits_per_byte or another of its metrics."""
+    direction: Literal["minimize", "maximize"] = "minimize"
     enqueue: tuple[dict[str, Any], ...] = ()
     """Known good points that are tried first; what they leave out is the config's own. Multiples, where the dimension
     is relative."""
@@ -69,11 +73,16 @@ class SearchSettings(SpaceSettings):
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
+    def _name_alone(cls, value: Any, info: Any) -> Any:
         """`sampler: tpe` means `{name: tpe}`."""
         if value is None or (isinstance(value, str) and value in ABSENT):
             return {}
-        return {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        known = get_args((Sampler if info.field_name == "sampler" else Pruner).model_fields["name"].annotation)
+        if value not in known:
+            raise ValueError(unknown(str(info.field_name), value, known))
+        return {"name": value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +103,9 @@ class Search:
         """The arm with the settings of a trial. Raises ConfigError for a combination that cannot be."""
         if not settings:
             return self.arm
-        changes = self.space.changes(settings)
-        told = ", ".join(f"{key}={value}" for key, value in changes.items())
-        config = self.arm.config.with_changes({**_equal_tokens(self.arm, changes), **changes}, f"trial {told}:")
-        return replace(self.arm, config=config)
+        told = ", ".join(f"{key}={value}" for key, value in settings.items())
+        changed = self.arm.config.with_changes(_changes(self.space, self.arm, settings), f"trial {told}:")
+        return replace(self.arm, config=changed)
 
     def runs_at(self, settings: Mapping[str, Any]) -> tuple[Run, ...]:
         """The runs of a trial, one per tuning seed. Raises ConfigError."""
@@ -127,27 +135,37 @@ class Search:
         return tokens_of(self.arm.config)
 
 
+def check_search(settings: SearchSettings, arm: Arm) -> Space:
+    """The space at an arm. Raises ConfigError with all that is wrong with it and with the known points."""
+    space = resolve_space(settings.space, arm.config)
+    vague = [d.name for d in space.dimensions if d.kind == "float" and d.points is None and d.step is None]
+    if vague and settings.sampler.name == "grid":
+        raise ConfigError([Problem(name, "a grid needs `points` or a `step`") for name in vague])
+    if settings.sampler.name == "grid":
+        space.grid_size()
+    for written in settings.enqueue:
+        point = space.settings(_known_point(written, space, settings, arm))
+        arm.config.with_changes(_changes(space, arm, point), "enqueue:")
+    return space
+
+
 def make_search(name: str, label: str, arm: Arm, settings: SearchSettings, data: Prepared, machine: Machine) -> Search:
     """The search of one arm. `name`: of the sweep or ablation, at its scale. Raises ConfigError with all that is wrong
     with the space at this arm."""
-    space = resolve_space(settings.space, arm.config)
+    space = check_search(settings, arm)
     declared = {
         "space": [one.as_record() | {"values": list(one.values)} for one in space.dimensions],
         "sampler": settings.sampler.model_dump(),
         "pruner": settings.pruner.model_dump(),
         "seeds": settings.seeds,
+        "metric": [settings.metric, settings.direction],
         "enqueue": [dict(point) for point in settings.enqueue],
         "run": make_run(arm, arm.first_seed + TUNING_SEED, data, machine).identity,
     }
-    search = Search(
+    return Search(
         label=label, arm=arm, space=space, settings=settings, data=data, machine=machine,
         costs=known_costs(arm.config), study=f"{name}/{label}/{digest(declared)[:12]}",
     )  # fmt: skip
-    for point in search.known_points:
-        search.arm_at(space.settings(point))
-    if settings.sampler.name == "grid":
-        _check_grid(search)
-    return search
 
 
 def points_of(search: Search, count: int) -> list[dict[str, Any]] | None:
@@ -159,13 +177,6 @@ def points_of(search: Search, count: int) -> list[dict[str, Any]] | None:
 def _drawn(name: str) -> Drawn:
     assert name != "tpe"
     return name  # type: ignore[return-value]
-
-
-def _check_grid(search: Search) -> None:
-    """A grid of real numbers has to say where its points are."""
-    vague = [d.name for d in search.space.dimensions if d.kind == "float" and d.points is None and d.step is None]
-    if vague:
-        raise ConfigError([Problem(name, "a grid needs `points` or a `step`") for name in vague])
 
 
 def _known_point(written: Mapping[str, Any], space: Space, settings: SearchSettings, arm: Arm) -> dict[str, Any]:
@@ -186,7 +197,7 @@ def _known_point(written: Mapping[str, Any], space: Space, settings: SearchSetti
 def _known_value(one: Dimension, given: Any, settings: SearchSettings, own: Any) -> Any:
     """A dimension's value as a file writes it, or the config's own. Raises ValueError with a sentence."""
     if one.kind == "categorical":
-        choice = str(own) if given is None else in_short(given)
+        choice = _named(own) if given is None else in_short(given)
         if choice not in one.choices:
             raise ValueError(f"'{choice}' is none of its choices: {', '.join(one.choices)}")
         return choice
@@ -200,6 +211,17 @@ def _known_value(one: Dimension, given: Any, settings: SearchSettings, own: Any)
     if not one.low <= value <= one.high:
         raise ValueError(f"{value:g} lies outside {one.low:g} to {one.high:g}")
     return value
+
+
+def _named(own: Any) -> str:
+    """The config's own value as a choice is named."""
+    return ", ".join(map(str, own)) if isinstance(own, tuple) else str(own)
+
+
+def _changes(space: Space, arm: Arm, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a trial as changes to the arm's config, with what follows from them."""
+    changes = space.changes(settings)
+    return {**_equal_tokens(arm, changes), **changes}
 
 
 def _equal_tokens(arm: Arm, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -233,12 +233,11 @@ def resolve_space(written: Mapping[str, DimensionSettings], config: Config) -> S
     problems += [Problem(key, what) for key, one in written.items() for what in _condition_problems(one, key, written)]
     if not written:
         problems = [Problem("", "nothing to try: at least one dimension is expected")]
-    if problems:
-        raise ConfigError(problems)
+    wrong = {problem.where for problem in problems}
     made: list[Dimension] = []
-    for key in _in_order(written):
+    for key in _in_order({key: one for key, one in written.items() if not wrong & {key, *one.when}}):
         try:
-            made.append(_dimension(key, written[key], config))
+            made.append(_dimension(key, written[key], _where_it_means_something(written, key, config)))
         except ConfigError as error:
             problems += [Problem(key, problem.what) for problem in error.problems]
     if problems:
@@ -269,6 +268,15 @@ def _in_order(written: Mapping[str, DimensionSettings]) -> list[str]:
     return ordered
 
 
+def _where_it_means_something(written: Mapping[str, DimensionSettings], key: str, config: Config) -> Config:
+    """The config with the choices without which a dimension means nothing. Raises ConfigError."""
+    chosen: dict[str, Any] = {}
+    for other, value in written[key].when.items():
+        choices = written[other].choices or ()
+        chosen[other] = next(choice for choice in choices if in_short(choice) == value)
+    return config.with_changes(chosen, "space") if chosen else config
+
+
 def _dimension(key: str, written: DimensionSettings, config: Config) -> Dimension:
     """One dimension, each end or choice of which makes a config."""
     if written.choices is not None:
@@ -296,8 +304,7 @@ def _dimension(key: str, written: DimensionSettings, config: Config) -> Dimensio
         name=key, kind="int" if whole else "float", low=low, high=high, log=written.log, step=written.step,
         points=written.points, when=written.when,
     )  # fmt: skip
-    if not written.when:  # the ends of others need not fit beside what the config has now
-        _try(config, key, [repr(end) for end in (low, high)])
+    _try(config, key, [repr(end) for end in (low, high)])
     return made
 
 

@@ -1,0 +1,208 @@
+"""A sweep's file: what is searched, over which configs, and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from gpt2lab.config import fill_slots, preset_name, preset_source, read_overrides
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.planning.arms import Arm, Base, resolve_arm
+from gpt2lab.planning.declaration import NAME, Effect, Evaluate
+from gpt2lab.planning.designs import Change, Written
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.plan import check_data
+from gpt2lab.planning.search import Search, SearchSettings, check_search, make_search
+from gpt2lab.reading.fitting import Located, check, error_of, located
+from gpt2lab.reading.layers import lay
+from gpt2lab.reading.source import Place, Source, read_file
+from gpt2lab.schema import ABSENT
+from gpt2lab.text import seconds_of
+
+
+class Sweep(SearchSettings):
+    """A search for settings, as its file declares it."""
+
+    sweep: str
+    """Its name, also that of files."""
+    question: str
+    """What it asks, in a sentence."""
+    base: str
+    """Preset or file whose settings are searched; `--scale` replaces it."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the base that every trial has, by dotted key."""
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name -> changes: each is searched by itself, with the same settings, and all are shown beside each other."""
+    scales: tuple[str, ...] | None = None
+    """Presets or files at which it is run one after another, to see how the optimum moves with size."""
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    time_budget: str | None = None
+    """No trial is begun after that time, as 90m or 6h."""
+    smallest_effect: dict[str, Effect] | Effect | None = None
+    """Difference in nats below which two settings are as good; null is the scale's own."""
+    audit_pruning: bool = False
+    """Let every trial run to its end, and tell how often pruning would have stopped the eventual best."""
+    coordinates: bool = False
+    """Whether the page shows how activations grow with width in every variant (the coordinate check)."""
+
+    @field_validator("sweep")
+    @classmethod
+    def _file_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name) or name.endswith("."):
+            raise ValueError("a name of letters, digits, _ . + - is expected, at most 64, the first a letter or digit")
+        return name
+
+    @field_validator("question")
+    @classmethod
+    def _asks(cls, question: str) -> str:
+        if not question.strip():
+            raise ValueError("a sentence is expected")
+        return question.strip()
+
+    @field_validator("time_budget")
+    @classmethod
+    def _a_time(cls, text: str | None) -> str | None:
+        if text is not None:
+            seconds_of(text)
+        return text
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _nothing_is_no_changes(cls, variants: Any) -> Any:
+        """`standard:` means `standard: {}`."""
+        if not isinstance(variants, Mapping):
+            return variants
+        return {name: {} if changes in ABSENT else changes for name, changes in variants.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedSweep:
+    """A sweep at one scale, checked as a whole. `arms`: label -> the config that is searched."""
+
+    declared: Sweep
+    name: str
+    scale: str
+    arms: dict[str, Arm]
+    smallest_effect: float
+
+    @property
+    def config_of_all(self) -> Any:
+        """A config in which everything stands that searches share: data, evaluation, device."""
+        return next(iter(self.arms.values())).config
+
+    def searches(self, data: Prepared, machine: Machine) -> dict[str, Search]:
+        """One search per arm. Raises ConfigError when the data cannot serve it."""
+        for arm in self.arms.values():
+            check_data(arm, data)
+        settings = self.declared
+        return {label: make_search(self.name, label, arm, settings, data, machine) for label, arm in self.arms.items()}
+
+
+def scales_of(path: str | Path) -> tuple[str, ...]:
+    """The scales that a file is run at one after another, those of files by their path; none for one without them."""
+    scales = read_file(path).tree.get("scales")
+    named = map(str, scales) if isinstance(scales, list) else ()
+    return tuple(str(Path(path).parent / one) if one.endswith((".yaml", ".yml")) else one for one in named)
+
+
+def load_sweep(
+    path: str | Path,
+    *,
+    scale: str | None = None,
+    overrides: Sequence[str] = (),
+    replaced: Mapping[str, Any] | None = None,
+    plugins: Sequence[str | Path] = (),
+) -> LoadedSweep:
+    """The sweep of a YAML file.
+
+    scale:     preset or file in the place of the file's `base`.
+    overrides: `key=value` for every trial.
+    replaced:  settings in the place of the file's own, such as {"trials": 8}.
+    Raises ConfigError with everything that is wrong in the file, in the overrides and in the space at any arm.
+    """
+    fill_slots(plugins)
+    source = read_file(path)
+    declared, complaints = check(
+        Sweep, source, stand_ins={"sweep": "unnamed", "question": "?", "base": "nano", "space": {}}
+    )
+    found = [located(source, complaint) for complaint in complaints]
+    if declared is None:
+        raise error_of(found)
+    declared = declared.model_copy(update=dict(replaced or {}))
+    try:
+        base = _base(declared, source, Path(path).parent, scale, overrides)
+    except ConfigError as error:
+        raise error_of(found, more=error.problems, hint=error.hint) from error
+    found += [located(base.source, complaint) for complaint in base.complaints]
+    arms: dict[str, Arm] = {}
+    for label, written in _written(declared).items():
+        arm, problems = resolve_arm(written, source, base, is_baseline=True, expected=None)
+        found += problems
+        if arm is not None and not problems and not base.complaints:
+            arms[label] = arm
+            if "space" not in {keys[0] for complaint in complaints for keys in complaint.keys}:
+                found += _misfits(source, declared, arm)
+    kept = preset_name(scale or declared.base)
+    if not NAME.fullmatch(kept):
+        found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))
+    if found:
+        raise error_of(found)
+    effect = declared.smallest_effect
+    own = next(iter(arms.values())).config.scale.smallest_effect
+    if isinstance(effect, dict):
+        effect = {preset_name(name): value for name, value in effect.items()}.get(kept, own)
+    return LoadedSweep(
+        declared=declared, name=f"{declared.sweep}@{kept}", scale=kept, arms=arms,
+        smallest_effect=own if effect is None else effect,
+    )  # fmt: skip
+
+
+def _written(declared: Sweep) -> dict[str, Written]:
+    """What is searched: each variant, or the base itself under the sweep's name."""
+
+    def changes(*key: str, of: Mapping[str, Any]) -> tuple[Change, ...]:
+        return tuple(Change(name, (*key, name), ".".join((*key, ""))) for name in of)
+
+    common = changes("changes", of=declared.changes)
+    if not declared.variants:
+        return {declared.sweep: Written(declared.sweep, common, ("sweep",))}
+    return {
+        name: Written(name, (*common, *changes("variants", name, of=own)), ("variants", name))
+        for name, own in declared.variants.items()
+    }
+
+
+def _base(declared: Sweep, source: Source, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
+    """What is searched at, with how it is judged and overrides laid over it."""
+    try:
+        base = preset_source(scale) if scale else preset_source(declared.base, folder)
+    except ConfigError as error:
+        if error.problems[0].where:
+            raise
+        where = "--scale" if scale else source.place(("base",)).prefix + "base"
+        raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
+    given = source.tree.get("evaluate", {})
+    judged = [
+        (f"evaluation.{key}", source.part(("evaluate", key)))
+        for key in Evaluate.model_fields
+        if isinstance(given, dict) and key in given and given[key] not in ABSENT
+    ]
+    return Base.of(lay(lay(base, judged), read_overrides(overrides)))
+
+
+def _misfits(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
+    """What is wrong with the space at an arm, at the lines of the dimensions."""
+    try:
+        check_search(declared, arm)
+    except ConfigError as error:
+        for problem in error.problems:
+            key = ("space", problem.where) if problem.where in declared.space else ("space",)
+            key = ("enqueue",) if problem.where.startswith("enqueue") else key
+            place = source.place(key)
+            named = ".".join(key) if key[0] == "space" else problem.where
+            yield place, Problem(place.prefix + named, problem.what)
