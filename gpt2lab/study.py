@@ -12,10 +12,10 @@ from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.runs import Run, is_finished, tokens_of
 from gpt2lab.planning.scope import FEWEST
-from gpt2lab.registry import PLUGINS
 from gpt2lab.results import judge
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
+from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import Follower
 from gpt2lab.tracking.mirror import Mirror
@@ -38,15 +38,12 @@ class Outcome:
 def job_of(run: Run, store: Store, plan: Plan) -> Job:
     """The run as a worker receives it. The first seed of each arm can be replayed later, by other code."""
     own = plan.arms[run.arm].runs
-    return Job(
-        root=str(store.root.resolve()),
-        run_id=run.id,
-        config=run.config.to_yaml(),
-        identity=run.identity,
-        data=str(plan.data.path),
+    return job_for(
+        run,
+        store,
+        plan.data,
         flops_per_token=plan.arms[run.arm].costs.flops_per_token,
         threads=plan.machine.threads,
-        plugins=tuple(PLUGINS),
         replayable=bool(own) and run.id == own[0].id,
     )
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from gpt2lab.analysis.verdicts import Declared
+from gpt2lab.config import Config
+from gpt2lab.costs import Costs
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import choices, digest, settings
+from gpt2lab.planning.ablation import RATE
 from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.bracket import Bracket
+from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import ArmPlan, Plan
-from gpt2lab.planning.runs import tokens_of
+from gpt2lab.planning.runs import Run, tokens_of
+from gpt2lab.planning.tune import Tuned
 from gpt2lab.registry import Choice, mistakes
 from gpt2lab.store import now
 
@@ -54,6 +61,7 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
         "looks": list(ablation.looks),
         "lr_bracket": list(ablation.lr_bracket),
         "budgets": list(ablation.budgets),
+        **tune_record(plan),
         "metric": "val/loss",
         "smallest_effect": ablation.smallest_effect,
         "alpha": ablation.alpha,
@@ -69,27 +77,30 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
         "noise": plan.floor.as_record() if plan.floor else None,
         "noise_command": ablation.noise_command,
         "left_out": list(plan.left_out),
-        "scope": {
-            "preset": ablation.scale,
-            "parameters": plan.baseline.costs.parameters,
-            "tokens": plan.baseline.tokens,
-            "data": f"{config.data.corpus.name} ({config.data.tokenizer})",  # its options may hold a machine's paths
-            "optimizer": f"{config.optim.optimizer}, lr {config.optim.lr:g}",
-        },
+        "scope": scope_of(config, ablation.scale, plan.baseline.costs) | _tuned_scope(plan),
         "caveat": config.scale.caveat,
         "mistakes": wrong_on_purpose(plan),
         "reproduce": reproduce,
-        "stack": {
-            "torch": torch.__version__,
-            "device": plan.machine.device,
-            "device_name": plan.machine.device_name,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "git_commit": git_commit(),
-        },
+        "stack": stack_of(plan.machine),
     }
     arms = {name: entry | arm_record(plan.arms[name], plan) for name, entry in declared["arms"].items()}
-    return {**declared, **known, "arms": arms, "created": now(), "hash": digest(declared)}
+    return {"tune": None, **declared, **known, "arms": arms, "created": now(), "hash": digest(declared)}
+
+
+def _tuned_scope(plan: Plan) -> dict[str, Any]:
+    """What results hold for where every arm has a rate of its own: no rate in particular."""
+    tuned = plan.ablation.tune is not None and RATE in plan.ablation.tune.space
+    return {"optimizer": str(plan.baseline.arm.config.optim.optimizer)} if tuned else {}
+
+
+def tune_record(plan: Plan) -> dict[str, Any]:
+    """What every arm's search declares; nothing without one, so that records from before there were any keep their
+    hash."""
+    tune = plan.ablation.tune
+    if tune is None:
+        return {}
+    seeds = next((one.search.seeds for arm in plan.arms.values() if isinstance(one := arm.tuning, Tuned)), ())
+    return {"tune": {**tune.model_dump(mode="json"), "tuning_seeds": list(seeds)}}
 
 
 def wrong_on_purpose(plan: Plan) -> dict[str, list[str]]:
@@ -113,16 +124,16 @@ def declared_contrast(contrast: Declared) -> Any:
 
 def arm_record(plan: ArmPlan, whole: Plan) -> dict[str, Any]:
     """An arm's runs and costs, and how it was made comparable."""
-    sections = (plan.arm.config.model, plan.arm.config.optim)
-    chosen = {name: value for section in sections for name, value in section if _is_choice(value)}
     return {
-        "components": {name: _written(value) for name, value in chosen.items()},
-        "runs": {} if whole.bracketing else {str(run.seed): run.id for run in plan.runs},
+        "components": components_of(plan.arm.config),
+        "runs": {} if whole.tuning else _by_seed(plan.runs),
         "bracket": bracket_record(plan),
+        "tuned": tuned_record(plan),
+        "shared": shared_record(plan, whole),
         "curve": [
             {"budget": budget, "tokens": tokens_of(runs[0].config), "runs": {str(run.seed): run.id for run in runs}}
             for budget, runs in plan.curve.items()
-            if not whole.bracketing
+            if not whole.tuning
         ],
         "lr": plan.arm.config.optim.lr,
         "tokens": plan.tokens,
@@ -138,13 +149,76 @@ def arm_record(plan: ArmPlan, whole: Plan) -> dict[str, Any]:
 
 def bracket_record(plan: ArmPlan) -> dict[str, Any] | None:
     """The search for the arm's rate: every trial with its rate and run, and the multiple that was best."""
-    if plan.tuning is None:
+    if not isinstance(plan.tuning, Bracket):
         return None
     trials = [
         {"factor": factor, "lr": run.config.optim.lr, "run": run.id, "seed": run.seed}
         for factor, run in plan.tuning.trials.items()
     ]
     return {"trials": trials, "best": plan.tuning.best, "at_edge": plan.tuning.at_edge}
+
+
+def tuned_record(plan: ArmPlan) -> dict[str, Any] | None:
+    """The search for the arm's settings: where it is recorded, what it found, and how its trials ended."""
+    one = plan.tuning
+    if not isinstance(one, Tuned):
+        return None
+    found = one.found
+    return {
+        "sweep": one.name,
+        "label": plan.arm.name,
+        "over": one.open is False,
+        "settings": one.settings,
+        "value": found.value if found else None,
+        "edge": dict(found.edge) if found else {},
+        "trials": sum(one.counts.values()),
+        **{outcome: one.counts.get(outcome, 0) for outcome in ("finished", "pruned", "diverged", "failed")},
+    }
+
+
+def shared_record(plan: ArmPlan, whole: Plan) -> dict[str, Any] | None:
+    """The arm's settings as written, where a search may have found others, and its runs at them."""
+    one = plan.tuning
+    if not isinstance(one, Tuned):
+        return None
+    return {
+        "settings": one.own(),
+        "lr": one.search.arm.config.optim.lr,
+        "runs": {} if whole.tuning else _by_seed(plan.shared),
+    }
+
+
+def _by_seed(runs: Sequence[Run]) -> dict[str, str]:
+    return {str(run.seed): run.id for run in runs}
+
+
+def components_of(config: Config) -> dict[str, str]:
+    """Slot -> what a config has in it, as people write it."""
+    chosen = {name: value for section in (config.model, config.optim) for name, value in section if _is_choice(value)}
+    return {name: _written(value) for name, value in chosen.items()}
+
+
+def stack_of(machine: Machine) -> dict[str, Any]:
+    """What trained, and on what."""
+    return {
+        "torch": torch.__version__,
+        "device": machine.device,
+        "device_name": machine.device_name,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_commit": git_commit(),
+    }
+
+
+def scope_of(config: Config, scale: str, costs: Costs) -> dict[str, Any]:
+    """What results hold for."""
+    return {
+        "preset": scale,
+        "parameters": costs.parameters,
+        "tokens": tokens_of(config),
+        "data": f"{config.data.corpus.name} ({config.data.tokenizer})",  # its options may hold a machine's paths
+        "optimizer": f"{config.optim.optimizer}, lr {config.optim.lr:g}",
+    }
 
 
 def _is_choice(value: object) -> bool:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from gpt2lab.registry import PLUGINS
+
+if TYPE_CHECKING:
+    from gpt2lab.data.prepared import Prepared
+    from gpt2lab.planning.runs import Run
+    from gpt2lab.store import Store
 
 PARENT = "GPT2LAB_PARENT"
 """Names the process, by its id, whose end is a worker's end."""
@@ -40,3 +47,20 @@ class Job:
     def from_json(text: str) -> Job:
         fields = json.loads(text)
         return Job(**{**fields, "plugins": tuple(fields["plugins"])})
+
+
+def job_for(
+    run: Run, store: Store, data: Prepared, *, flops_per_token: float, threads: int, replayable: bool = False
+) -> Job:
+    """The run as a worker receives it."""
+    return Job(
+        root=str(store.root.resolve()),
+        run_id=run.id,
+        config=run.config.to_yaml(),
+        identity=run.identity,
+        data=str(data.path),
+        flops_per_token=flops_per_token,
+        threads=threads,
+        plugins=tuple(PLUGINS),
+        replayable=replayable,
+    )
