@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +32,10 @@ SERVERS = 2
 FORCED = 130
 Process = Forked | subprocess.Popen[str]
 Start = Callable[[Job, Mapping[str, str], IO[str]], Process]
+Over = Callable[[Job, "Ending"], None]
 Ending = Literal["done", "failed", "preempted", "locked", "found"]
-"""How a job ended: trained now, failed, stopped, held by another process, or finished by another one meanwhile."""
+"""How a job ended: trained now, failed, stopped, held by another process, or finished by another one meanwhile. What is
+held is waited for, so no caller sees that."""
 
 ENDINGS: dict[int, Ending] = {
     0: "done",
@@ -55,6 +57,15 @@ class Worker:
 
 
 @dataclass
+class Waiting:
+    """A job that has no worker: not before this moment (of time.monotonic), and not at all once it is unwanted."""
+
+    job: Job
+    not_before: float = 0.0
+    unwanted: bool = False
+
+
+@dataclass
 class LocalExecutor:
     """Runs jobs, at most `places` at a time, as a rule in the order in which they come.
 
@@ -69,41 +80,46 @@ class LocalExecutor:
     is_done: Callable[[str], bool] = lambda run_id: False
     warm: bool = sys.platform == "linux"
     _stop: bool = field(default=False, init=False)
+    _waiting: deque[Waiting] = field(default_factory=deque, init=False)
     _workers: list[Worker] = field(default_factory=list, init=False)
     _server: Server = field(default_factory=Server, init=False)
 
-    def run(self, jobs: Sequence[Job]) -> dict[str, Ending]:
-        """Execute all jobs; run id -> how it ended. A run that another process holds is waited for.
+    def run(self, jobs: Iterable[Job | None], ended: Callable[[str, Ending], None] | None = None) -> dict[str, Ending]:
+        """Execute all jobs; run id -> how it ended. A run that another process or job is at is waited for.
+
+        jobs: a sequence; or an iterator, which is asked for a job when a place is free that no waiting job will take.
+        It may answer None: there is none at this moment, and it is asked again at the next tick. ended: called with
+        each job that has ended, before another is asked for; not for jobs that never began because of a stop.
 
         Raises Preempted after a stop signal, when every worker has saved and ended.
         """
-        waiting, endings = deque(jobs), dict[str, Ending]()
-        not_before: dict[str, float] = {}
+        listed = isinstance(jobs, Sequence)
+        self._waiting = deque(Waiting(job) for job in jobs if job) if listed else deque()
+        source, more, endings = iter(jobs), not listed, dict[str, Ending]()
+
+        def over(job: Job, ending: Ending) -> None:
+            endings[job.run_id] = ending
+            if ended:
+                ended(job.run_id, ending)
+
         with self._signals():
             try:
-                while waiting or self._workers:
-                    for worker in [w for w in self._workers if w.process.poll() is not None]:
-                        self._workers.remove(worker)
-                        ending = self._ending(worker)
-                        if ending == "locked" and not self._stop:
-                            waiting.append(worker.job)
-                            not_before[worker.job.run_id] = time.monotonic() + LOCKED_PAUSE_SECONDS
-                        elif ending is None:
-                            waiting.appendleft(worker.job)
-                        else:
-                            endings[worker.job.run_id] = ending
+                while more or self._waiting or self._workers:
+                    self._collect(over)
                     if self._stop:
                         self._tell_workers()
                         if not self._workers:
                             break
-                    endings |= self._fill(waiting, not_before)
+                    self._fill(over)
+                    more = more and self._pull(source, over)
                     self.on_tick()
                     self._pause()
             finally:
                 self._end_workers()
         if self._stop:
+            not_begun = f", {len(self._waiting)} not begun" if listed else ""
             raise Preempted(
-                f"stopped: {len(endings)} runs ended or saved, {len(waiting)} not begun; nothing is lost",
+                f"stopped: {len(endings)} runs ended or saved{not_begun}; nothing is lost",
                 hint="the same command continues",
             )
         return endings
@@ -112,25 +128,61 @@ class LocalExecutor:
         """Let every run finish its step and save, and begin no other; `run` then raises Preempted. For any thread."""
         self._stop = True
 
-    def _fill(self, waiting: deque[Job], not_before: dict[str, float]) -> dict[str, Ending]:
-        """Start jobs while there are free places; -> those that another process has finished meanwhile."""
-        found: dict[str, Ending] = {}
-        for _ in range(len(waiting)):
+    def end(self, run_id: str) -> None:
+        """Let this run alone finish its step, save and end, as "preempted"; one that is over by then ends as it would
+        have. Where nobody here is at the run, the jobs that wait for it are dropped, as "preempted". For the thread
+        that `run` is in: from on_tick, ended, or jobs."""
+        at_work = [worker for worker in self._workers if worker.job.run_id == run_id]
+        for worker in at_work:
+            self._tell(worker)
+        if not at_work:
+            for one in self._waiting:
+                one.unwanted |= one.job.run_id == run_id
+
+    def _collect(self, over: Over) -> None:
+        """Account for the workers that have ended."""
+        for worker in [w for w in self._workers if w.process.poll() is not None]:
+            self._workers.remove(worker)
+            ending = self._ending(worker)
+            if ending is None:
+                self._waiting.appendleft(Waiting(worker.job))
+            elif ending == "locked":
+                self._waiting.append(Waiting(worker.job, time.monotonic() + LOCKED_PAUSE_SECONDS))
+            else:
+                over(worker.job, ending)
+
+    def _pull(self, source: Iterator[Job | None], over: Over) -> bool:
+        """Ask for jobs while a place is free that no waiting one will take; -> whether there may be more."""
+        while not self._stop and len(self._workers) + len(self._waiting) < self.places:
+            try:
+                job = next(source)
+            except StopIteration:
+                return False
+            if job is None:
+                break
+            self._waiting.append(Waiting(job))
+            self._fill(over)
+        return True
+
+    def _fill(self, over: Over) -> None:
+        """Start jobs while there are free places; account for those that another process has finished meanwhile."""
+        for _ in range(len(self._waiting)):
             if self._stop or len(self._workers) >= self.places:
                 break
-            job = waiting.popleft()
-            if time.monotonic() < not_before.get(job.run_id, 0.0):
-                waiting.append(job)
-            elif Store(job.root).run(job.run_id).status() == "running":  # a worker takes longer to find that out
-                not_before[job.run_id] = time.monotonic() + LOCKED_PAUSE_SECONDS
-                waiting.append(job)
-            elif self.is_done(job.run_id):
-                found[job.run_id] = "found"
+            one = self._waiting.popleft()
+            job, run_id = one.job, one.job.run_id
+            if one.unwanted:
+                over(job, "preempted")
+            elif time.monotonic() < one.not_before or run_id in {worker.job.run_id for worker in self._workers}:
+                self._waiting.append(one)
+            elif Store(job.root).run(run_id).status() == "running":  # a worker takes longer to find that out
+                self._waiting.append(Waiting(job, time.monotonic() + LOCKED_PAUSE_SECONDS))
+            elif self.is_done(run_id):
+                over(job, "found")
             else:
                 taken = {worker.place for worker in self._workers}
                 place = next(p for p in range(self.places) if p not in taken)
                 self._workers.append(Worker(job, place, self._start(job, place)))
-        return found
 
     def _start(self, job: Job, place: int) -> Process:
         """A worker process with its own session, so that Ctrl-C reaches it only through us."""
@@ -146,12 +198,14 @@ class LocalExecutor:
         if code == LOST:
             if self.is_done(worker.job.run_id):
                 return "done"
-            again = "it is saved" if self._stop else "it is started again"
+            again = "it is saved" if self._stop or worker.told else "it is started again"
             with log.open("a") as file:
                 file.write(f"the process that starts workers ended ({self._server.last_words()}); {again}\n")
             self.warm = self.warm and self._server.launched < SERVERS
-            return "preempted" if self._stop else None
+            return "preempted" if self._stop or worker.told else None
         ending = ENDINGS.get(code, "failed")
+        if worker.told and (ending == "locked" or code == -signal.SIGTERM):  # told before it could begin or listen
+            return "preempted"
         if ending == "failed" and folder.failure() is None and folder.result() is None:  # it could not say so itself
             rows = folder.rows()
             cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -189,14 +243,19 @@ class LocalExecutor:
         """Ask those to stop that were not asked yet."""
         untold = [worker for worker in self._workers if not worker.told]
         for worker in untold:
-            worker.process.send_signal(signal.SIGTERM)
-            worker.told = True
+            self._tell(worker)
         if untold:
             print(
                 "\nstopping: every run finishes its step and saves; once more to end at once",
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _tell(self, worker: Worker) -> None:
+        """Ask it to save and end, once."""
+        if not worker.told:
+            worker.process.send_signal(signal.SIGTERM)
+            worker.told = True
 
     def _pause(self) -> None:
         """Until a worker ends, at most for a tick."""

@@ -84,9 +84,10 @@ class RanksExecutor:
     launch: Callable[[Job, dict[str, str], Path], Process] = launched
     _ranks: list[Rank] = field(default_factory=list, init=False)
     _stop: int | None = field(default=None, init=False)
+    _end: bool = field(default=False, init=False)
 
     def run(self, job: Job) -> Ending:
-        """Execute the job to its end.
+        """Execute the job to its end, or to where `end` let it end: then it is "preempted".
 
         Raises Preempted after a stop signal, with everything saved; LockHeld; what a rank raised first, as far as it is
         one of our errors; RankLost when a rank died, hung, or raised something else.
@@ -96,6 +97,7 @@ class RanksExecutor:
             raise _locked(folder)
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.clear_failure()
+        self._end = False
         before = {number: signal.signal(number, self._on_stop) for number in STOP_SIGNALS}
         store = meeting_place()
         try:
@@ -109,6 +111,13 @@ class RanksExecutor:
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self._account(folder)
+
+    def end(self) -> None:
+        """Let all ranks finish the same step, save and end; a run that is over by then ends as it would have. From
+        on_tick."""
+        if not self._end:
+            self._end = True
+            self._send(signal.SIGTERM)
 
     def _start(self, job: Job, number: int, port: int, folder: Path) -> Rank:
         environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
@@ -143,11 +152,13 @@ class RanksExecutor:
         codes = [rank.code for rank in self._ranks]
         if all(code in PEACEFUL for code in codes):
             if Preempted.exit_code in codes:
-                raise Preempted("stopped, everything saved", where=folder.id, hint="the same command continues")
+                return self._stopped("stopped, everything saved", folder)
             return "found" if NOTHING_LEFT in codes else "done"
         died = [rank for rank in self._ranks if rank.died_of]
-        if self._stop is not None and any(rank.code == -self._stop for rank in died):
-            raise Preempted("stopped before training began", where=folder.id, hint="the same command continues")
+        sent = {self._stop, signal.SIGTERM if self._end else None} - {None}
+        if any(-rank.code in sent for rank in died if rank.code):  # told before it could listen
+            folder.clear_failure()  # what another rank said of the missing one
+            return self._stopped("stopped before training began", folder)
         failure = folder.failure()
         if LockHeld.exit_code in codes and failure is None:
             raise _locked(folder)
@@ -155,6 +166,12 @@ class RanksExecutor:
             bad = next(iter(died), None) or next(rank for rank in self._ranks if rank.ended_badly)
             raise self._lost(bad, folder)
         raise error_of(failure, folder)
+
+    def _stopped(self, what: str, folder: RunFolder) -> Ending:
+        """How a run ended that was told to: for whoever stops everything, an error."""
+        if self._end and self._stop is None:
+            return "preempted"
+        raise Preempted(what, where=folder.id, hint="the same command continues")
 
     def _lost(self, rank: Rank, folder: RunFolder) -> RankLost:
         """A rank that could not say itself why it ended; kept as the run's failure."""

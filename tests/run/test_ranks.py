@@ -44,6 +44,7 @@ training: {{steps: {steps}, batch_tokens: 256, threads: 1, checkpoint_every_step
 evaluation: {{every_steps: 6, tokens: 256}}
 """
 STEPS = 12
+PREEMPTED = Preempted.exit_code
 SECONDS = 60.0  # after which a test gives up
 
 
@@ -134,9 +135,10 @@ class Trained:
 
 def train(job: Job, count: int = 2, fault: str = "", jobs: Mapping[str, Job] | None = None,
           then: Callable[[list[Forked]], None] | None = None,
+          end_when: Callable[[list[Forked]], bool] = lambda ranks: False,
           environment: Mapping[str, str] | None = None) -> Trained:  # fmt: skip
-    """Train with forked ranks. jobs: those of some ranks. then: called several times a second. environment: over that
-    which the executor gives them."""
+    """Train with forked ranks. jobs: those of some ranks. then: called several times a second. end_when: whether the
+    run is to be ended by now. environment: over that which the executor gives them."""
     started: list[Forked] = []
 
     def launch(job: Job, given: dict[str, str], log: Path) -> Forked:
@@ -150,6 +152,8 @@ def train(job: Job, count: int = 2, fault: str = "", jobs: Mapping[str, Job] | N
         assert time.monotonic() < end, "the ranks did not end in time"
         if then:
             then(started)
+        if end_when(started):
+            executor.end()
 
     executor = RanksExecutor(count, tick, launch)
     began, ending, error = time.monotonic(), "", None
@@ -325,6 +329,47 @@ def test_a_stop_signal_to_the_starter_reaches_all(make_job: Jobs, capfd: pytest.
     assert isinstance(found.error, Preempted)
     assert found.codes == [75, 75]
     assert "stopping" in capfd.readouterr().err
+
+
+def test_a_run_that_is_ended_is_saved_by_all_ranks_at_one_step_and_can_go_on_to_the_same_bits(
+    make_job: Jobs, undisturbed: Job
+) -> None:
+    job = make_job()
+    pause = "sleep=0.2@step:6"  # so that there is a moment in which to end it
+    ended = train(job, fault=pause, end_when=lambda _: len(rows(job)) > 4)
+    assert ended.error is None and ended.ending == "preempted"
+    assert ended.codes == [PREEMPTED, PREEMPTED]
+    assert folder(job).status() == "partial" and folder(job).failure() is None
+    newest = max(folder(job).checkpoints.iterdir())
+    assert int(newest.name[-6:]) == rows(job)[-1]["step"] < STEPS
+    assert train(job).ending == "done"  # both read the checkpoint, whole and of one step, or would be refused
+    assert rows(job) == rows(undisturbed)
+    assert bytes_of(job) == bytes_of(undisturbed)
+
+
+def test_a_run_that_is_ended_before_its_ranks_listen_is_preempted_and_has_not_failed(make_job: Jobs) -> None:
+    job = make_job("training.steps=5000")
+    ended = train(job, end_when=lambda ranks: True)
+    assert ended.error is None and ended.ending == "preempted"
+    assert folder(job).failure() is None
+
+
+def test_to_end_a_run_whose_ranks_are_done_changes_nothing(make_job: Jobs, undisturbed: Job) -> None:
+    job = make_job()
+    ended = train(job, end_when=lambda ranks: all(rank.poll() is not None for rank in ranks))
+    assert ended.ending == "done"
+    assert bytes_of(job) == bytes_of(undisturbed)
+
+
+def test_who_stops_everything_is_told_so_though_the_run_was_ended_already(make_job: Jobs) -> None:
+    job, sent = make_job("training.steps=5000"), list[None]()
+
+    def stop(ranks: list[Forked]) -> None:
+        if len(folder(job).rows()) > 3 and not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGUSR1))
+
+    found = train(job, then=stop, end_when=lambda _: bool(sent))
+    assert isinstance(found.error, Preempted)
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_batches_and_says_so(make_job: Jobs, undisturbed: Job) -> None:

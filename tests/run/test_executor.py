@@ -1,0 +1,310 @@
+"""Jobs that come one by one, and runs that are ended one by one: by workers that do what a test says, and by real ones.
+
+What a worker process is, and what becomes of it, is in test_warm.py.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2lab.cli.request import Request
+from gpt2lab.errors import LockHeld, Preempted
+from gpt2lab.executors.local import Ending, LocalExecutor
+from gpt2lab.executors.warm import LOST
+from gpt2lab.runner import NOTHING_LEFT, Job
+from gpt2lab.store import RunFolder, Store
+from gpt2lab.study import job_of
+
+PREEMPTED = Preempted.exit_code
+
+
+class Actor:
+    """A worker that ends when it is told to, with `answer`, or when a test sets its return code."""
+
+    def __init__(self, job: Job) -> None:
+        self.run_id, self.answer = job.run_id, PREEMPTED
+        self.returncode: int | None = None
+        self.signals: list[int] = []
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self) -> int:
+        assert self.returncode is not None, "it was neither told to end nor did it"
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+        if self.returncode is None:
+            self.returncode = self.answer
+
+
+class Stage:
+    """An executor whose workers are actors. events: what happened, in order. at: what is done at which tick."""
+
+    def __init__(self, root: Path, places: int, finished: set[str]) -> None:
+        self.root, self.events, self.actors, self.ticks = root, list[str](), list[Actor](), 0
+        self.at: Callable[[int], None] = lambda tick: None
+        self.executor = LocalExecutor(places, self._tick, is_done=finished.__contains__)
+
+    def job(self, name: str) -> Job:
+        return Job(str(self.root), name * 16, "", {}, "", 1.0, 1)
+
+    def start(self, _: object, job: Job, **environment: str) -> Actor:
+        self.events.append(f"{job.run_id[0]} begins")
+        self.actors.append(Actor(job))
+        return self.actors[-1]
+
+    def run(self, jobs: Any) -> dict[str, Ending]:
+        endings = self.executor.run(jobs, lambda run_id, ending: self.events.append(f"{run_id[0]} {ending}"))
+        return {run_id[0]: ending for run_id, ending in endings.items()}
+
+    def finish(self, index: int, code: int = 0) -> None:
+        self.actors[index].returncode = code
+
+    def one_by_one(self, names: str) -> Iterator[Job | None]:
+        """Jobs by name; `-` is none at this moment."""
+        for name in names:
+            self.events.append(f"asked for {name}")
+            yield None if name == "-" else self.job(name)
+
+    def _tick(self) -> None:
+        self.ticks += 1
+        assert self.ticks < 1000, self.events
+        self.at(self.ticks)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
+    monkeypatch.setattr("gpt2lab.executors.local.TICK_SECONDS", 0.001)
+    monkeypatch.setattr("gpt2lab.executors.local.LOCKED_PAUSE_SECONDS", 0.005)
+
+    def make(places: int = 1, finished: set[str] | None = None) -> Stage:
+        made = Stage(tmp_path, places, set() if finished is None else finished)
+        monkeypatch.setattr("gpt2lab.executors.local.started", made.start)
+        return made
+
+    return make
+
+
+def test_a_job_is_asked_for_when_a_place_is_free_and_what_ended_is_told_before(stage: Callable[..., Stage]) -> None:
+    play = stage(places=2)
+
+    def at(tick: int) -> None:
+        if tick == 3:
+            play.finish(1, 1)
+        elif tick == 6:
+            play.finish(0)
+            play.finish(2, NOTHING_LEFT)
+
+    play.at = at
+    assert play.run(play.one_by_one("abc")) == {"a": "done", "b": "failed", "c": "found"}
+    assert play.events == ["asked for a", "a begins", "asked for b", "b begins", "b failed", "asked for c", "c begins",
+                           "a done", "c found"]  # fmt: skip
+
+
+def test_with_nothing_to_do_at_this_moment_it_ticks_and_asks_again(stage: Callable[..., Stage]) -> None:
+    play = stage(places=2)
+    seen: list[int] = []
+
+    def at(tick: int) -> None:
+        seen.append(len(play.events))
+        for actor in play.actors:
+            actor.returncode = 0
+
+    play.at = at
+    assert play.run(play.one_by_one("--a---")) == {"a": "done"}
+    assert play.events[:2] == ["asked for -", "asked for -"] and play.events.count("asked for -") == 5
+    assert seen[:2] == [1, 2]  # a tick after each time
+    assert play.run(iter(())) == {}
+
+
+def test_a_list_is_taken_whole_and_a_stop_counts_what_was_not_begun(stage: Callable[..., Stage]) -> None:
+    play = stage()
+    play.at = lambda tick: play.finish(-1) if tick < 3 else play.executor.stop()
+    with pytest.raises(Preempted, match=r"^stopped: 3 runs ended or saved, 2 not begun; nothing is lost"):
+        play.run([play.job(name) for name in "abcde"])
+    assert play.events == ["a begins", "a done", "b begins", "b done", "c begins", "c preempted"]
+
+
+def test_a_stop_ends_everybody_and_asks_for_nothing_more(stage: Callable[..., Stage]) -> None:
+    play = stage(places=2)
+    play.at = lambda tick: play.executor.stop() if tick == 2 else None
+    with pytest.raises(Preempted, match=r"^stopped: 2 runs ended or saved; nothing is lost"):
+        play.run(play.one_by_one("abc"))
+    assert play.events[-2:] == ["a preempted", "b preempted"] and "asked for c" not in play.events
+    assert [actor.signals for actor in play.actors] == [[signal.SIGTERM]] * 2
+
+
+def test_a_stop_ends_an_executor_that_waits_for_jobs(stage: Callable[..., Stage]) -> None:
+    play = stage()
+    play.at = lambda tick: play.executor.stop() if tick == 2 else None
+    with pytest.raises(Preempted, match="0 runs"):
+        play.run(play.one_by_one("-" * 100))
+    assert play.ticks == 2
+
+
+def test_one_run_is_ended_and_the_others_go_on(stage: Callable[..., Stage]) -> None:
+    play = stage(places=2)
+
+    def at(tick: int) -> None:
+        if tick == 2:
+            play.executor.end("a" * 16)
+            play.executor.end("a" * 16)
+        elif tick == 4:
+            play.finish(1)
+            play.finish(2)
+
+    play.at = at
+    assert play.run(play.one_by_one("abc")) == {"a": "preempted", "b": "done", "c": "done"}
+    assert [actor.signals for actor in play.actors] == [[signal.SIGTERM], [], []]
+
+
+def test_to_end_a_run_that_is_over_changes_nothing(stage: Callable[..., Stage]) -> None:
+    play = stage()
+
+    def at(tick: int) -> None:
+        play.finish(-1)
+        play.executor.end("a" * 16)  # it has ended, though that is not known yet
+
+    play.at = at
+    assert play.run(play.one_by_one("aa")) == {"a": "done"}
+    assert play.events.count("a begins") == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(-signal.SIGTERM, id="before it listens"),
+        pytest.param(LockHeld.exit_code, id="another process is at the run"),
+        pytest.param(LOST, id="the server of workers is killed meanwhile"),
+    ],
+)
+def test_whatever_becomes_of_a_worker_that_was_told_its_run_is_preempted(
+    stage: Callable[..., Stage], answer: int
+) -> None:
+    play = stage()
+    folder = Store(play.root).run("a" * 16)
+    folder.path.mkdir()
+
+    def at(tick: int) -> None:
+        play.actors[0].answer = answer
+        play.executor.end("a" * 16)
+
+    play.at = at
+    assert play.run(play.one_by_one("a")) == {"a": "preempted"}
+    assert folder.failure() is None and play.events.count("a begins") == 1
+
+
+def test_a_job_that_waits_for_another_process_can_be_dropped_and_holds_its_place_only(
+    stage: Callable[..., Stage],
+) -> None:
+    play = stage(places=2)
+
+    def at(tick: int) -> None:
+        if tick % 4 == 0:
+            for index in range(len(play.actors)):
+                play.finish(index)
+        if tick == 20:
+            play.executor.end("a" * 16)
+
+    play.at = at
+    with Store(play.root).run("a" * 16).lock():
+        assert play.run(play.one_by_one("abcdef01"))["a"] == "preempted"
+    assert "a begins" not in play.events
+    dropped = play.events.index("a preempted")
+    begun = sum(event.endswith("begins") for event in play.events[:dropped])
+    assert 4 <= begun <= 6  # one after another, as two places less one have it
+
+
+def test_the_same_run_twice_is_trained_once(stage: Callable[..., Stage]) -> None:
+    finished: set[str] = set()
+    play = stage(places=3, finished=finished)
+
+    def at(tick: int) -> None:
+        if tick == 3:
+            finished.add("a" * 16)
+            play.finish(0)
+        elif tick == 5:
+            play.finish(1)
+
+    play.at = at
+    assert play.run(play.one_by_one("aba")) == {"a": "found", "b": "done"}
+    assert play.events.count("a begins") == 1
+    assert play.events.index("a done") < play.events.index("a found")
+
+
+def test_the_same_run_twice_is_tried_again_where_the_first_did_not_finish_it(stage: Callable[..., Stage]) -> None:
+    play = stage(places=2)
+
+    def at(tick: int) -> None:
+        if tick == 3:
+            play.executor.end("a" * 16)  # who is at work is told, not who waits
+        elif tick > 3:
+            play.finish(-1)
+
+    play.at = at
+    assert play.run(play.one_by_one("aa")) == {"a": "done"}
+    told = [event for event in play.events if not event.startswith("asked")]
+    assert told == ["a begins", "a preempted", "a begins", "a done"]
+
+
+def test_what_the_source_of_jobs_raises_ends_the_workers(stage: Callable[..., Stage]) -> None:
+    play = stage(places=2)
+
+    def jobs() -> Iterator[Job]:
+        yield play.job("a")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        play.run(jobs())
+    assert play.actors[0].signals == [signal.SIGTERM]
+
+
+def folder_of(job: Job) -> RunFolder:
+    return Store(job.root).run(job.run_id)
+
+
+def saved(job: Job) -> int:
+    """The step of the newest checkpoint."""
+    return max(json.loads(state.read_text())["step"] for state in folder_of(job).checkpoints.glob("*/state.json"))
+
+
+@pytest.mark.slow
+def test_real_runs_come_one_by_one_end_one_by_one_and_go_on(tiny: Path) -> None:
+    plan = Request(file=str(tiny)).planner(Store(tiny.parent / "runs"))(None)
+    made = [job_of(run, Store(tiny.parent / "runs"), plan) for run in plan.runs()]
+    short, other = made[0], made[1]
+    text = made[2].config.replace("steps: 24", "steps: 100000")
+    endless, sudden = replace(made[2], config=text), replace(made[3], config=text)
+    told: list[tuple[str, Ending]] = []
+
+    def jobs() -> Iterator[Job | None]:
+        yield endless
+        yield short
+        yield sudden
+        executor.end(sudden.run_id)  # before it has started
+        while not any(run_id == endless.run_id for run_id, _ in told):
+            yield None
+        yield other
+        yield short
+
+    def tick() -> None:
+        if len(folder_of(endless).rows()) > 5:
+            executor.end(endless.run_id)
+
+    executor = LocalExecutor(3, tick, is_done=lambda run_id: Store(short.root).run(run_id).status() == "finished")
+    endings = executor.run(jobs(), lambda run_id, ending: told.append((run_id, ending)))
+    assert dict(told) == endings
+    assert sorted(ending for _, ending in told) == ["done", "done", "found", "preempted", "preempted"]
+    assert endings[sudden.run_id] == endings[endless.run_id] == "preempted"
+    assert told.index((endless.run_id, "preempted")) < told.index((other.run_id, "done"))
+    assert folder_of(endless).status() == "partial" and saved(endless) == folder_of(endless).rows()[-1]["step"]
+    assert folder_of(sudden).failure() is None
