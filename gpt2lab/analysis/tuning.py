@@ -134,13 +134,14 @@ class Optimum:
 def optimum(
     points: Iterable[Pair], *, low: float, high: float, log: bool, effect: float | None = None,
     noise_sd: float | None = None, pruned: Sequence[float] = (), maximize: bool = False,
-    what: str = "learning rate", unit: str = "nats",
+    alone: bool = True, what: str = "learning rate", unit: str = "nats",
 ) -> Optimum:  # fmt: skip
     """The best value of a setting that was searched between `low` and `high`.
 
     `points` are (setting, final value), not finite where the trial diverged; `pruned` the settings of trials that were
     stopped early. `effect` is the smallest difference that matters, `noise_sd` the standard deviation of a trial's
-    value over seeds where that is known; else the trials must show it.
+    value over seeds where that is known; else the trials must show it. Where other settings vary too (not `alone`), no
+    curve is fitted, and edges go by the place of the best trial.
     """
     tried = np.array([*points], dtype=np.float64).reshape(-1, 2)
     fine = np.isfinite(tried[:, 1])
@@ -152,11 +153,11 @@ def optimum(
     )  # fmt: skip
     if not len(x):
         return answer
-    found = fit(x, y, log=log, effect=effect, noise_sd=noise_sd)
+    found = fit(x, y, log=log, effect=effect, noise_sd=noise_sd) if alone else Fit(reason="other settings vary too")
     best = float(x[np.argmin(y)])
     judged = np.concatenate([x, diverged])
     edge, unfinished = _edge(best, found, judged, stopped, natural=low if low == 0 and not log else -math.inf)
-    flat, flat_open = _flat(x, y, diverged, found.curve, effect, log)
+    flat, flat_open = _flat(x, y, diverged, found.curve, effect if alone else None, log)
     return replace(
         answer, best=best, value=float(tried[fine, 1][np.argmin(y)]), curve=found.curve,
         interval=None if edge else found.interval, flat=flat, flat_open=flat_open, edge=edge, unfinished=unfinished,
