@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gpt2lab import components  # noqa: F401  (fills the slots)
 from gpt2lab.components.base import Dims, Param, Site, params
 from gpt2lab.components.chunked import loss_sums
+from gpt2lab.components.parametrization import Scaling
 from gpt2lab.components.position import Position
 from gpt2lab.components.step import Cache, Step
 from gpt2lab.errors import ConfigError
@@ -22,7 +23,7 @@ from gpt2lab.registry import SLOTS, Choice, read_field
 
 MODEL_SLOTS = (
     "position", "norm", "residual", "attention", "mask", "scores", "mlp", "embedding", "stack", "head", "objective",
-    "init",
+    "init", "parametrization",
 )  # fmt: skip
 
 
@@ -47,6 +48,7 @@ class ModelConfig(Dims):
     head: Choice = default("head")
     objective: tuple[Choice, ...] = default("objective")
     init: Choice = default("init")
+    parametrization: Choice = default("parametrization")
 
     @field_validator(*MODEL_SLOTS, mode="before")
     @classmethod
@@ -71,6 +73,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         site = Site(config, config.choices())
+        self.scaling: Scaling = site.make("parametrization")
         self.wte, *others = site.make_all("embedding")
         self.embedding = nn.ModuleList(others)
         self.positions, self.wpe = build_positions(site)
@@ -98,8 +101,9 @@ class GPT(nn.Module):
         return min(limits) if limits else None
 
     def params(self) -> list[Param]:
-        """Every parameter once, with its role: what optimizers and inits receive."""
-        return [Param(name, tensor, self.roles[name]) for name, tensor in self.named_parameters()]
+        """Every parameter once, with its role and rate: what optimizers and inits receive."""
+        named, rates = self.named_parameters(), self.scaling.rate
+        return [Param(name, x, self.roles[name], rates.get(self.roles[name].kind, 1.0)) for name, x in named]
 
     def initialise(self, seed: int) -> None:
         """Draw every matrix by the init slot, each from its own generator (seed, name): equal on every device."""
@@ -110,11 +114,12 @@ class GPT(nn.Module):
             generator = torch.Generator().manual_seed(name_seed(seed, param.name))
             fresh = Param(param.name, nn.Parameter(torch.empty(param.tensor.shape)), param.role)
             draw(fresh, generator)
+            factor = self.scaling.std.get(param.role.kind, 1.0)
             with torch.no_grad():
-                param.tensor.copy_(fresh.tensor)
+                param.tensor.copy_(fresh.tensor if factor == 1.0 else fresh.tensor * factor)
 
     def hidden(self, step: Step) -> Tensor:
-        """The normalised stream after the last block.  -> (B, T, C)"""
+        """The normalised stream after the last block, as the head reads it.  -> (B, T, C)"""
         x = self.wte(step.tokens, step)
         for part in self.embedding:
             x = part(x, step)
@@ -135,7 +140,7 @@ class GPT(nn.Module):
         if step.cache is not None:
             step.cache.seen += step.tokens.shape[1]
         out: Tensor = self.ln_f(x)
-        return out
+        return out if self.scaling.output == 1.0 else out * self.scaling.output
 
     def step(self, tokens: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Step:
         """A fresh Step for `tokens` (B, T), refused when the positions cannot reach that far."""
@@ -146,7 +151,8 @@ class GPT(nn.Module):
                 where="model.position",
                 hint="a scheme without a limit, such as rotary, or a larger model.block_size",
             )
-        return Step(tokens, cache=cache, documents=documents, stack=self.stack)  # type: ignore[arg-type]
+        parts: Any = self.stack
+        return Step(tokens, cache=cache, documents=documents, stack=parts, score_factor=self.scaling.scores)
 
     def trunk(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """All of the model below the head, and auxiliary losses by name: the part of a training step that can be

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"costs", "generation", "peak", "trace"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
-    {"testing", "identity"},
+    {"testing", "identity", "coordinates"},
     {"planning"},
     {"runner"},
     {"reuse"},

@@ -8,6 +8,7 @@ from gpt2lab.components.mask import mask
 from gpt2lab.components.mlp import mlp
 from gpt2lab.components.norm import norm
 from gpt2lab.components.objective import objective
+from gpt2lab.components.parametrization import parametrization
 from gpt2lab.components.position import position
 from gpt2lab.components.residual import residual
 from gpt2lab.components.scores import scores
@@ -22,6 +23,7 @@ __all__ = [
     "mlp",
     "norm",
     "objective",
+    "parametrization",
     "position",
     "residual",
     "scores",

@@ -63,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, mask: Mask, scores: Scor
     heads, (T, S) = q.shape[1], (q.shape[-2], k.shape[-2])
     if k.shape[1] != heads:
         k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
-    scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+    scale = (q.shape[-1] ** -0.5 if scores.scale is None else scores.scale) * step.score_factor
     bias = position_bias(step, heads)
     if step.watch is not None:
         step.watch.attention(step.depth, q, k, allowed_bias(step, mask, bias, torch.float32), scores, scale)

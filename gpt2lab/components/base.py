@@ -68,11 +68,13 @@ class Role:
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter with its dotted name and role, as optimizers and inits receive it."""
+    """A parameter with its dotted name and role, as optimizers and inits receive it. rate: factor on its learning rate,
+    which `decay_groups` and `build_optimizers` see to."""
 
     name: str
     tensor: nn.Parameter
     role: Role
+    rate: float = 1.0
 
 
 def mark(tensor: torch.Tensor, role: Role) -> nn.Parameter:

@@ -74,6 +74,7 @@ class Step:
     depth:       index of the block call, so that blocks with shared weights keep separate cache rows.
     carry:       values that travel across layers (skips, the first layer's v).
     losses:      auxiliary losses by name, added to the training objective.
+    score_factor: on every attention score, beside what its own layer says.
     watch:       who looks on, if anyone; no part of the model needs to know but those that show it something.
     """
 
@@ -84,12 +85,13 @@ class Step:
         cache: Cache | None = None,
         documents: Tensor | None = None,
         stack: Sequence[Across] = (),
+        score_factor: float = 1.0,
     ) -> None:
         seen = cache.seen if cache is not None else 0
         self.tokens, self.cache, self.stack = tokens, cache, stack
         self.k_positions = torch.arange(seen + tokens.shape[1], device=tokens.device)
         self.q_positions = self.k_positions[seen:]
-        self.depth = 0
+        self.depth, self.score_factor = 0, score_factor
         self.position: Position | None = None
         self.carry: dict[str, Any] = {}
         self.losses: dict[str, Tensor] = {}

@@ -142,7 +142,7 @@ def attention_scale(patient: Patient) -> Finding | None:
         raise NotExamined("its attention does not show its scores")
     for depth, (factor, size) in watch.found.items():
         written = pattern[depth % len(pattern)].options.get("scale")
-        wanted = size**-0.5 if written is None else float(written)
+        wanted = (size**-0.5 if written is None else float(written)) * step.score_factor
         if not wanted / OFF_SCALE < factor < wanted * OFF_SCALE:
             largest = patient.series("diag/attention_logit_max")
             grown = f"; the largest score of the run is {max(largest.values()):.1f}" if largest else ""

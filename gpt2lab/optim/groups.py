@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field, field_validator
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2lab.components.base import Param
@@ -48,9 +49,10 @@ class OptimConfig(Settings):
 
 def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optimizer]:
     """The chosen optimizer over `params`; each of its groups keeps its peak rate as `base_lr`, so that the rate of a
-    step is base_lr times the schedule's multiplier.
+    step is base_lr times the schedule's multiplier. Where parameters have a factor on the rate, it is in there.
 
-    Raises ConfigError when the component leaves a parameter out or updates it twice.
+    Raises ConfigError when the component leaves a parameter out, updates it twice, or puts parameters into one group
+    whose rates differ.
     """
     optimizers: list[Optimizer] = list(SLOTS["optimizer"].build(config.optimizer, params, config.lr))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -63,18 +65,32 @@ def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optim
                 for name, count in wrong.items()
             ]
         )
+    factors = {id(param.tensor): param.rate for param in params}
     for group in groups:
+        rates = {factors[id(tensor)] for tensor in group["params"]} or {1.0}
+        if len(rates) > 1:
+            what = f"{config.optimizer} puts parameters into one group that are to have rates of their own"
+            raise ConfigError(what, where="optim.optimizer", hint="groups made by gpt2lab.optim.decay_groups")
+        group["lr"] *= rates.pop()
         group.setdefault("base_lr", float(group["lr"]))
     return optimizers
 
 
 def decay_groups(params: Sequence[Param], weight_decay: float) -> list[dict[str, Any]]:
-    """Torch parameter groups of the GPT-2 recipe: matrices and embeddings decay; gains, biases and scalars do not."""
-    decayed = [p.tensor for p in params if p.tensor.ndim >= 2 and p.role.kind != "vector"]
-    chosen = {id(tensor) for tensor in decayed}
-    others = [p.tensor for p in params if id(p.tensor) not in chosen]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    """Torch parameter groups of the GPT-2 recipe: matrices and embeddings decay; gains, biases and scalars do not.
+
+    Parameters of one group share their factor on the rate, which `build_optimizers` applies. Decay is divided by it, so
+    that rate times decay, the share of a weight that a step takes away, is what it would be without
+    (arXiv:2405.13698).
+    """
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for param in params:
+        spared = param.tensor.ndim < 2 or param.role.kind == "vector"
+        groups.setdefault((spared, param.rate), []).append(param.tensor)
+    return [
+        {"params": groups[spared, rate], "weight_decay": 0.0 if spared else weight_decay / rate}
+        for spared, rate in sorted(groups, key=lambda key: key[0])
+    ]
 
 
 def _default(slot: str) -> Any:

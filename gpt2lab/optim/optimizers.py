@@ -23,7 +23,7 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 
 
-@optimizer.register("adamw", source="arXiv:1711.05101", examples=({"weight_decay": 0.0},))
+@optimizer.register("adamw", source="arXiv:1711.05101", can=("rates",), examples=({"weight_decay": 0.0},))
 def adamw(
     params: Sequence[Param],
     lr: float,

@@ -38,7 +38,7 @@ SHARED = {
     "training.threads": "all arms run with as many threads: use --set",
 }
 # What moves the best learning rate: at a single shared rate such a contrast says little (docs/statistics.md).
-MOVES_RATE = ("model.init", "model.residual", "training.batch_tokens")
+MOVES_RATE = ("model.init", "model.parametrization", "model.residual", "training.batch_tokens")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ CAN: dict[str, dict[str, tuple[str, ...]]] = {
     "position": {"learned": ()}, "norm": {"layernorm": ("eps", "bias")}, "residual": {"pre": ()},
     "attention": {"mha": ()}, "mask": {"causal": ()}, "scores": {"plain": ("scale",)},
     "mlp": dict.fromkeys(WRITTEN, ()), "embedding": {"plain": ()}, "stack": {},
-    "head": {"tied": (), "untied": ("zero_init",)},
+    "head": {"tied": (), "untied": ("zero_init",)}, "parametrization": {"standard": ()},
 }  # fmt: skip
 """Slot -> component -> options, as far as Hugging Face's GPT-2 can express them. Other slots shape no output."""
 PADDED = 50304  # GPT-2's vocabulary, padded to a multiple of 128 as nanoGPT does

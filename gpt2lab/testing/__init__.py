@@ -26,7 +26,7 @@ from gpt2lab.testing.model_checks import (
     check_seed,
     check_shape,
 )
-from gpt2lab.testing.optim_checks import check_gradients_untouched, check_optimizer, check_schedule
+from gpt2lab.testing.optim_checks import check_gradients_untouched, check_optimizer, check_rates, check_schedule
 from gpt2lab.testing.ranks import ranks_problem, two_ranks_against_one
 
 
@@ -68,7 +68,7 @@ MODEL_CHECKS: tuple[Check, ...] = (
 )
 SLOW_CHECKS: tuple[Check, ...] = (check_overfits,)
 BY_SLOT: dict[str, tuple[Check, ...]] = {
-    "optimizer": (check_optimizer, check_gradients_untouched),
+    "optimizer": (check_optimizer, check_gradients_untouched, check_rates),
     "schedule": (check_schedule,),
 }
 

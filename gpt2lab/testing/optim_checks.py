@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
 from gpt2lab.model import GPT
+from gpt2lab.optim.groups import OptimConfig, build_optimizers
 from gpt2lab.registry import SLOTS
-from gpt2lab.testing.cases import Case, batch, distance
+from gpt2lab.testing.cases import Case, batch, distance, disturbed
 
 
 def check_optimizer(case: Case) -> None:
@@ -58,6 +60,33 @@ def check_gradients_untouched(case: Case) -> None:
         assert gap < 1e-6, f"after {seed} steps the gradient of a batch is off by {gap:.1e}: something was added to it"
         for optimizer in optimizers:
             optimizer.step()
+
+
+def check_rates(case: Case) -> None:
+    """Where it offers `rates`: a parameter with a factor on its rate moves by that factor as far as without, and how
+    far does not follow the size of gradients."""
+    if "rates" not in SLOTS["optimizer"][case.name].can:
+        return
+
+    def moves(factor: float, loss_factor: float) -> dict[tuple[str, str], float]:
+        model = disturbed(Case("norm", "layernorm").model().train())
+        params = [replace(p, rate=factor if p.role.kind == "hidden" else 1.0) for p in model.params()]
+        config = OptimConfig.model_validate({"lr": 1e-3, "optimizer": {"name": case.name, **case.options}})
+        optimizers = build_optimizers(config, params)
+        before = [p.tensor.detach().clone() for p in params]
+        (loss_factor * model.loss(*batch())).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        moved = zip(params, before, strict=True)
+        kinds = ("hidden", "residual_out")
+        return {(p.name, p.role.kind): distance(p.tensor, start) for p, start in moved if p.role.kind in kinds}
+
+    plain, slow, small = moves(1.0, 1.0), moves(0.25, 1.0), moves(1.0, 0.1)
+    for (name, kind), moved in plain.items():
+        expected = moved * (0.25 if kind == "hidden" else 1.0)
+        slower, smaller = slow[name, kind], small[name, kind] / moved
+        assert abs(slower / expected - 1) < 0.05, f"{name} moved {slower:.2e}, its rate says {expected:.2e}"
+        assert abs(smaller - 1) < 0.05, f"with gradients of a tenth {name} moves {smaller:.2f} times as far"
 
 
 def check_schedule(case: Case) -> None:
