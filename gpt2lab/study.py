@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt2lab.display import Display, RunView
 from gpt2lab.executors.local import Ending, LocalExecutor
+from gpt2lab.planning.bracket import Bracket
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.runs import Run, is_finished, tokens_of
@@ -132,9 +133,9 @@ def run_study(
             found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()
             endings |= _train(runs, todo, plan, record, store, display, mirror)
             stuck = any(endings.get(run.id, "done") not in ("done", "found") for run in runs)
-            if plan.bracketing and not stuck:
+            if plan.tuning and not stuck:
                 continue
-            due = None if stuck or plan.bracketing else more_seeds(record, store, plan)
+            due = None if stuck or plan.tuning else more_seeds(record, store, plan)
             if due is None:
                 meanwhile = [run for run, ending in endings.items() if ending == "found"]
                 own: dict[str, Ending] = {run: how for run, how in endings.items() if how != "found"}
@@ -186,7 +187,7 @@ def longest_first(runs: Sequence[Run], plan: Plan) -> list[Run]:
 def label(run: Run, plan: Plan) -> str:
     """What tells a run from the others of its arm: its seed, with the rate or budget that is tried."""
     arm = plan.arms[run.arm]
-    if plan.bracketing and arm.tuning:
+    if plan.tuning and isinstance(arm.tuning, Bracket):
         factor = next((f for f, trial in arm.tuning.trials.items() if trial.id == run.id), 1.0)
         return f"{run.seed} lr x{factor:g}"
     budget = next((b for b, runs in arm.curve.items() if run.id in {r.id for r in runs}), 1.0)

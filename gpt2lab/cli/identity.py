@@ -97,7 +97,7 @@ def adopt(
                 told = f"refused: {outcome.refused}" if outcome.refused else some or "another process was there first"
                 say(f"{outcome.kind}: {told}")
             kept += sum(len(outcome.adopted) for outcome in outcomes)
-            if not plan.bracketing or not outcomes or any(not outcome.adopted for outcome in outcomes):
+            if not plan.tuning or not outcomes or any(not outcome.adopted for outcome in outcomes):
                 break
         for line in lacking:
             say(line)

@@ -13,6 +13,7 @@ from gpt2lab.cli.request import Request, seconds_of, seeds_of
 
 if TYPE_CHECKING:
     from gpt2lab.planning.plan import ArmPlan, Plan
+    from gpt2lab.planning.tune import Tuned
     from gpt2lab.study import Outcome
 
 
@@ -195,7 +196,9 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
         f"({machine.device}), {machine.jobs} at a time, threads each: {machine.threads}; speed from "
         f"{machine.speed_from}"
     ]
-    if plan.bracketing:
+    if plan.searches:
+        told.append(searches_told(plan))
+    elif plan.tuning:
         told.append("rates first: each arm tries its own with one seed; the seeds above follow at the best of them")
     if plan.ablation.looks:
         told.append(f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there")
@@ -206,6 +209,10 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
 
 def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
     """One arm of the plan as plain data."""
+    from gpt2lab.planning.bracket import Bracket
+    from gpt2lab.planning.tune import Tuned
+
+    tried = arm.tuning.trials if isinstance(arm.tuning, Bracket) else {}
     return {
         "arm": name,
         "changes": dict(arm.arm.changes),
@@ -216,11 +223,40 @@ def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
         "seconds_per_run": arm.seconds,
         "memory_bytes": arm.memory,
         "lr": arm.arm.config.optim.lr,
-        "bracket": {f"{f:g}": run.id for f, run in arm.tuning.trials.items()} if arm.tuning else {},
+        "bracket": {f"{f:g}": run.id for f, run in tried.items()},
+        "search": search_row(arm.tuning) if isinstance(arm.tuning, Tuned) else None,
         "adjustment": str(arm.adjustment) if arm.adjustment else None,
         "runs": {str(run.seed): run.id for run in arm.runs},
+        "shared": {str(run.seed): run.id for run in arm.shared},
         "curve": {f"{b:g}": {str(run.seed): run.id for run in runs} for b, runs in arm.curve.items()},
         "finished": [str(run.seed) for run in arm.runs if run.id in done],
+    }
+
+
+def searches_told(plan: Plan) -> str:
+    """What comes before the runs of a study whose arms are tuned."""
+    from gpt2lab.planning.tune import Tuned
+    from gpt2lab.text import plural
+
+    tunings = [arm.tuning for arm in plan.arms.values() if isinstance(arm.tuning, Tuned)]
+    search = tunings[0].search
+    left = sum(one.left for one in tunings)
+    return (
+        f"searches first: {plural(search.slots, 'trial')} of each arm, {plural(len(search.seeds), 'seed')} a trial, "
+        f"{left} left to do; then the seeds above at the best settings of each arm, and at its settings as written"
+    )
+
+
+def search_row(tuned: Tuned) -> dict[str, Any]:
+    """An arm's search as plain data: what may be tried, how many trials there are and are left, what was found."""
+    search = tuned.search
+    return {
+        "space": [one.as_record() for one in search.space.dimensions],
+        "trials": search.slots,
+        "seeds": list(search.seeds),
+        "left": tuned.left,
+        "settings": tuned.settings,
+        "not_comparable": tuned.reason,
     }
 
 
@@ -241,6 +277,10 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
     for row in rows:
         finished = f" ({len(row['finished'])} finished)" if row["finished"] else ""
         trials = f"{len(row['bracket'])} rates, " if row["bracket"] else ""
+        if row["search"]:
+            known = set() if row["search"]["left"] else set(row["runs"].values())
+            again = len(set(row["shared"].values()) - known)
+            trials = f"{row['search']['trials']} trials, " + (f"{again} as written, " if again else "")
         shown.add_row(
             Text(str(row["arm"])),
             Text(", ".join(f"{key} = {in_short(value)}" for key, value in row["changes"].items()) or "baseline"),

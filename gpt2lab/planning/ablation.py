@@ -17,10 +17,14 @@ from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.planning.arms import Arm, Base, between_arms, exploratory_reason, resolve_arm
 from gpt2lab.planning.declaration import MAX_ARMS, NAME, SEEDS, Ablation, Axis, Evaluate, Knob, file_problems, seed_list
 from gpt2lab.planning.designs import Design
+from gpt2lab.planning.samplers import Tune
+from gpt2lab.planning.tune import tune_problems
 from gpt2lab.reading.fitting import check, error_of, located
 from gpt2lab.reading.layers import lay
 from gpt2lab.reading.source import Place, Source, read_file
 from gpt2lab.schema import ABSENT
+
+RATE = "optim.lr"
 
 __all__ = ["Arm", "LoadedAblation", "exploratory_reason", "ladder_of", "load_ablation"]
 
@@ -47,6 +51,7 @@ class LoadedAblation:
     baseline_seeds: int | None = None
     looks: tuple[int, ...] = ()
     lr_bracket: tuple[float, ...] = ()
+    tune: Tune | None = None
     axis: Axis = "tokens"
     knob: Knob | None = None
     budgets: tuple[float, ...] = ()
@@ -62,7 +67,7 @@ class LoadedAblation:
         )
         if trunk:
             return f"it branches from {trunk}: its seeds differ only in what came after"
-        if self.lr_bracket:
+        if self.lr_bracket or (self.tune is not None and RATE in self.tune.space):
             return None
         return exploratory_reason(self.arms[arm], self.arms[self.baseline])
 
@@ -124,6 +129,9 @@ def load_ablation(
         design.baseline, made, at, equal_tokens=equal_tokens, bracketed=declared.lr_bracket is not None
     )
     found += [located(source, complaint) for complaint in beside]
+    if declared.tune is not None and made and not base.complaints:
+        misfits = tune_problems(declared.tune, made, at, declared.equalise.axis)
+        found += [located(source, complaint) for complaint in misfits]
     kept = preset_name(scale or declared.base)
     if not NAME.fullmatch(kept):
         found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))
@@ -148,6 +156,7 @@ def load_ablation(
         baseline_seeds=declared.baseline_seeds,
         looks=looks,
         lr_bracket=declared.lr_bracket or (),
+        tune=declared.tune,
         axis=declared.equalise.axis,
         knob=declared.equalise.by,
         budgets=curve.budgets if curve else (),

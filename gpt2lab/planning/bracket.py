@@ -21,9 +21,11 @@ EXTENSIONS = 3
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """The search for an arm's learning rate: multiples of its own rate, one seed each."""
+class Bracket:
+    """The search for an arm's learning rate: multiples of its own rate, one seed each. As `Tuned`, it says whether it
+    is open, which runs a study trains for it, why its arm cannot be compared, and the arm at what was found."""
 
+    around: Arm
     trials: Mapping[float, Run]
     losses: Mapping[float, float]
     """of the trials that are done; infinity for one that failed"""
@@ -39,8 +41,22 @@ class Tuning:
             return None
         return f"its best learning rate lies at the edge of the bracket (x{self.best:g})"
 
+    @property
+    def open(self) -> bool:
+        """Whether trials are still to come."""
+        return self.best is None
 
-def bracket(arm: Arm, factors: Sequence[float], data: Prepared, machine: Machine, store: Store) -> Tuning:
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The trials, which a study trains beside its own runs."""
+        return tuple(self.trials.values())
+
+    def arm(self) -> Arm:
+        """The arm at the best rate; as it was while that is unknown."""
+        return self.around if self.best is None else at_rate(self.around, self.best)
+
+
+def bracket(arm: Arm, factors: Sequence[float], data: Prepared, machine: Machine, store: Store) -> Bracket:
     """How far the search is, by what the store holds: the trials that are done or due, and the best rate once found."""
     seed = arm.first_seed + BRACKET_SEED
     tried = sorted(factors)
@@ -49,13 +65,13 @@ def bracket(arm: Arm, factors: Sequence[float], data: Prepared, machine: Machine
         found = {factor: final_loss(run, store, data.floors) for factor, run in trials.items()}
         losses = {factor: loss for factor, loss in found.items() if loss is not None}
         if len(losses) < len(trials):
-            return Tuning(trials, losses, None)
+            return Bracket(arm, trials, losses, None)
         best = min(tried, key=lambda factor: (losses[factor], abs(factor - 1)))
         if tried[0] < best < tried[-1]:
-            return Tuning(trials, losses, best)
+            return Bracket(arm, trials, losses, best)
         if extension < EXTENSIONS:
             tried = sorted([*tried, best / 2 if best == tried[0] else best * 2])
-    return Tuning(trials, losses, best, at_edge=True)
+    return Bracket(arm, trials, losses, best, at_edge=True)
 
 
 def at_rate(arm: Arm, factor: float) -> Arm:

@@ -15,8 +15,10 @@ from pydantic import Field, field_validator
 from gpt2lab.config import preset_name, preset_names
 from gpt2lab.errors import unknown
 from gpt2lab.planning.designs import Design, design_problems, factorial, leave_one_out, one_factor
+from gpt2lab.planning.samplers import Tune
 from gpt2lab.reading.fitting import Complaint
 from gpt2lab.reading.source import Source
+from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
 
 MAX_ARMS = 100
@@ -90,6 +92,8 @@ class Ablation(Settings):
     """Seeds per arm at which results are looked at; arms that are decided stop there."""
     lr_bracket: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Multiples of each arm's learning rate that are tried with one seed; the best one is then used."""
+    tune: Tune | None = None
+    """A search that every arm makes first: the same space around its own settings, with the same budget."""
     equalise: Equalise = Field(default_factory=Equalise)
     """What is equal in all arms."""
     budget_curve: BudgetCurve | None = None
@@ -237,6 +241,7 @@ def _references(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]
         if name not in names:
             yield Complaint(unknown("arm", name, names), (("budget_curve", "arms", index),))
     yield from _contrast_problems(declared, names)
+    yield from _centres(declared, names)
     known = preset_names()
     if isinstance(declared.smallest_effect, dict):
         for scale in declared.smallest_effect:
@@ -245,6 +250,20 @@ def _references(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]
     for index, scale in enumerate(declared.scales or ()):
         if preset_name(scale) not in known and not scale.endswith((".yaml", ".yml")):
             yield Complaint(unknown("scale", scale, known), (("scales", index),))
+
+
+def _centres(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]:
+    """Centres of searches that belong to no arm or to no relative dimension."""
+    space = declared.tune.space if declared.tune else {}
+    for name, centre in (declared.tune.centre if declared.tune else {}).items():
+        if name not in names:
+            yield Complaint(unknown("arm", name, names), (("tune", "centre", name),))
+        for key in centre:
+            if key not in space:
+                yield Complaint(unknown("dimension", key, list(space)), (("tune", "centre", name, key),))
+            elif not space[key].relative:
+                what = "only a dimension with `relative: true` has a centre"
+                yield Complaint(what, (("tune", "centre", name, key),))
 
 
 def _settings(declared: Ablation) -> Iterator[Complaint]:
@@ -256,6 +275,13 @@ def _settings(declared: Ablation) -> Iterator[Complaint]:
             yield Complaint(f"the last look is at {declared.looks[-1]} seeds; `seeds` says otherwise", (("looks",),))
         if declared.baseline_seeds is not None:
             yield Complaint("looks give every arm as many seeds as the baseline", (("baseline_seeds",),))
+    tune = declared.tune
+    if tune is not None and declared.lr_bracket is not None:
+        what = "`tune` and `lr_bracket` both look for each arm's own settings; drop one of the two"
+        yield Complaint(what, (("tune",), ("lr_bracket",)))
+    if tune is not None and (tune.metric, tune.direction) != (LOSS, "minimize"):
+        key = "metric" if tune.metric != LOSS else "direction"
+        yield Complaint(f"arms are judged by a low {LOSS}, so they are tuned for it", (("tune", key),))
     axis, knob = declared.equalise.axis, declared.equalise.by
     if knob is not None and (axis == "tokens" or (axis == "parameters" and knob == "tokens")):
         yield Complaint(f"`by: {knob}` cannot make {axis} equal", (("equalise", "by"),))

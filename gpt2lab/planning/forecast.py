@@ -12,6 +12,7 @@ from gpt2lab.analysis import planning
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import is_finished, tokens_of
 from gpt2lab.planning.scope import Scope, family, level_of, makespan, needed, sizes, study_seconds
+from gpt2lab.planning.tune import Tuned
 from gpt2lab.store import Store
 
 INFINITY = float("inf")
@@ -57,14 +58,18 @@ def _study_seconds(plan: Plan, n: int) -> float:
 
 def seconds_left(plan: Plan, store: Store) -> float:
     """Estimated time until all is done that the plan knows of, on this machine; runs at other budgets count by theirs,
-    and where rates are still to be found, so do the runs that come after."""
+    and where settings are still to be found, so do the runs that come after."""
     trials: dict[str, float] = {}
     others: dict[str, float] = {}
-    for arm in plan.arms.values():
-        rates = tuple(arm.tuning.trials.values()) if arm.tuning else ()
-        for waiting, runs in ((trials, [rates]), (others, [arm.runs, *arm.curve.values()])):
+    for name, arm in plan.arms.items():
+        rates = arm.tuning.runs if arm.tuning else ()
+        for waiting, runs in ((trials, [rates]), (others, [arm.runs, arm.shared, *arm.curve.values()])):
             for run in (run for some in runs for run in some if not is_finished(run, store)):
                 waiting[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
+        if isinstance(arm.tuning, Tuned) and arm.tuning.open:  # then `runs` are those at the settings as written
+            search = arm.tuning.search
+            trials |= {f"{name} {turn}": arm.seconds for turn in range(arm.tuning.left * search.settings.seeds)}
+            others |= {f"{name} {run.seed} again": arm.seconds for run in arm.runs}
     jobs = plan.machine.jobs
     return makespan(trials.values(), jobs) + makespan(others.values(), jobs)
 

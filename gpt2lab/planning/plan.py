@@ -11,19 +11,21 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.planning.ablation import LoadedAblation
 from gpt2lab.planning.arms import Arm
-from gpt2lab.planning.bracket import Tuning, at_rate, bracket
+from gpt2lab.planning.bracket import Bracket, bracket
 from gpt2lab.planning.budgets import at_budget, equal_arms, with_tokens
 from gpt2lab.planning.equalise import Adjustment
 from gpt2lab.planning.machine import Machine, estimate_memory, this_machine
 from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
+from gpt2lab.planning.search import Search
+from gpt2lab.planning.tune import Tuned, searches_of
 from gpt2lab.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPlan:
-    """One arm's runs and costs. `arm`: as it is trained, equalised and at the rate that was found for it."""
+    """One arm's runs and costs. `arm`: as it is trained, equalised and at the settings that were found for it."""
 
     arm: Arm
     runs: tuple[Run, ...]
@@ -34,7 +36,10 @@ class ArmPlan:
     memory: int
     """estimated bytes of one run"""
     adjustment: Adjustment | None = None
-    tuning: Tuning | None = None
+    tuning: Bracket | Tuned | None = None
+    """how its settings are looked for, and what was found"""
+    shared: tuple[Run, ...] = ()
+    """where a search was made for it: the same seeds at the arm's settings as written; `runs` where those are best"""
     curve: Mapping[float, tuple[Run, ...]] = field(default_factory=dict)
     """runs at other budgets, by multiple of the tokens"""
 
@@ -44,10 +49,11 @@ class ArmPlan:
         return tokens_of(self.arm.config)
 
     def all_runs(self) -> Iterator[Run]:
-        """Every run that is due, those of the bracket first."""
-        yield from self.tuning.trials.values() if self.tuning else ()
-        if self.tuning is None or self.tuning.best is not None:
-            yield from self.runs
+        """Every run that is due, those of the bracket first. A search drives its own."""
+        yield from self.tuning.runs if self.tuning else ()
+        if self.tuning is None or not self.tuning.open:
+            for pair in itertools.zip_longest(self.runs, self.shared):
+                yield from (run for run in pair if run is not None)
             for runs in self.curve.values():
                 yield from runs
 
@@ -57,7 +63,8 @@ class Plan:
     """What an ablation will do: its arms with their runs, on this machine, over this data.
 
     A plan is a function of the ablation and of what is finished: while rates are being bracketed, `runs` holds the
-    trials, and the plan made after them holds the runs at the rates they found.
+    trials, and the plan made after them holds the runs at the rates they found. While searches are open, it holds no
+    runs, but those searches.
     """
 
     ablation: LoadedAblation
@@ -75,15 +82,20 @@ class Plan:
     """what a budget had no room for, in words"""
 
     @property
-    def bracketing(self) -> bool:
-        """Whether rates are still being looked for."""
-        return any(arm.tuning is not None and arm.tuning.best is None for arm in self.arms.values())
+    def tuning(self) -> bool:
+        """Whether settings of any arm are still being looked for."""
+        return any(arm.tuning is not None and arm.tuning.open for arm in self.arms.values())
+
+    @property
+    def searches(self) -> dict[str, Search]:
+        """Arm -> its search, of all arms as long as one of them is open: they share the machine."""
+        found = {name: arm.tuning for name, arm in self.arms.items() if isinstance(arm.tuning, Tuned)}
+        return {name: one.search for name, one in found.items()} if self.tuning else {}
 
     def runs(self) -> list[Run]:
         """Every run that is due now, each once; seed-major, so that all arms have their first seed early."""
-        if self.bracketing:
-            trials = [list(arm.tuning.trials.values()) for arm in self.arms.values() if arm.tuning]
-            return _in_turn(trials)
+        if self.tuning:
+            return _in_turn([arm.tuning.runs for arm in self.arms.values() if arm.tuning])
         return _in_turn([list(arm.all_runs()) for arm in self.arms.values()])
 
     @property
@@ -122,21 +134,23 @@ def make_plan(
     floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
     cost = {n: found[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in made.items()}
     scope = fit(ablation, floor, cost, seconds=seconds, jobs=machine.jobs, why_no_floor=why_none)
+    tunings = _tunings(ablation, {name: made[name] for name in scope.arms}, data, machine, store)
     arms = {}
     for name in scope.arms:
-        arm, count = made[name], None
-        tuning = bracket(arm, ablation.lr_bracket, data, machine, store) if ablation.lr_bracket else None
-        if tuning is not None and tuning.best is not None:
-            arm = at_rate(arm, tuning.best)
+        tuning, count = tunings.get(name), None
+        arm = tuning.arm() if tuning else made[name]
         if ablation.looks:
             count = (seeds_now or {}).get(name, ablation.looks[0])
         own = scope.baseline_seeds if name == ablation.baseline else scope.seeds
         seeds = [arm.first_seed + seed for seed in (arm.seeds or own)[:count]]
         budgets = ablation.budgets if name in ablation.budget_arms else ()
+        if isinstance(tuning, Tuned) and not tuning.open and tuning.settings is None:
+            seeds, budgets = [], ()  # nothing was found, so there is nothing to confirm
         arms[name] = ArmPlan(
             arm=arm,
             runs=make_runs(arm, seeds, data, machine),
-            costs=found[name],
+            shared=make_runs(made[name], seeds, data, machine) if isinstance(tuning, Tuned) else (),
+            costs=found[name] if arm is made[name] else known_costs(arm.config),
             seconds=cost[name],
             memory=estimate_memory(arm.config, found[name]),
             adjustment=adjustments.get(name),
@@ -153,6 +167,16 @@ def make_plan(
         ablation=kept, arms=arms, machine=machine, data=data, seeds=scope.seeds, look=look, floor=floor,
         why_no_floor=why_none, left_out=scope.left_out,
     )  # fmt: skip
+
+
+def _tunings(
+    ablation: LoadedAblation, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
+) -> Mapping[str, Bracket | Tuned]:
+    """Arm -> how its settings are looked for, and how far that is; empty where none are."""
+    if ablation.tune is not None:
+        return searches_of(f"{ablation.name}@{ablation.scale}", ablation.tune, arms, data, machine, store)
+    factors = ablation.lr_bracket
+    return {name: bracket(arm, factors, data, machine, store) for name, arm in arms.items()} if factors else {}
 
 
 def check_data(arm: Arm, data: Prepared) -> None:

@@ -71,14 +71,18 @@ def fit(
 
 
 def study_seconds(ablation: LoadedAblation, scope: Scope, run_seconds: Mapping[str, float], jobs: int) -> float:
-    """Estimated time of all runs of a scope on `jobs` places: the trials of the bracket, as long as it need not be
-    widened, then the seeds with those at other budgets."""
+    """Estimated time of all runs of a scope on `jobs` places: the trials of searches or of the bracket, as long as it
+    need not be widened, then the seeds with those at other budgets; after searches every seed twice, since it is also
+    trained at the settings as written."""
     trials, runs = [], []
+    tune = ablation.tune
+    each = tune.trials * tune.seeds if tune else len(ablation.lr_bracket)
     for name in scope.arms:
         own = ablation.arms[name].seeds or (scope.baseline_seeds if name == ablation.baseline else scope.seeds)
         budgets = {1.0, *(ablation.budgets if name in ablation.budget_arms else ())}
-        trials += [run_seconds[name]] * len(ablation.lr_bracket)
+        trials += [run_seconds[name]] * each
         runs += [budget * run_seconds[name] for budget in budgets for _ in own]
+        runs += [run_seconds[name] for _ in own] if tune else []
     return makespan(trials, jobs) + makespan(runs, jobs)
 
 

@@ -7,82 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
-
-from pydantic import Field, field_validator
+from typing import Any
 
 from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, Problem, unknown
+from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest
 from gpt2lab.planning.arms import BRACKET_SEED, Arm
 from gpt2lab.planning.designs import in_short
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import Run, known_costs, make_run, make_runs, tokens_of
-from gpt2lab.planning.space import Dimension, Drawn, Space, SpaceSettings, resolve_space, rounded, value_at
-from gpt2lab.results import LOSS
-from gpt2lab.schema import ABSENT, Settings
+from gpt2lab.planning.samplers import Pruner, Sampler, SearchSettings
+from gpt2lab.planning.space import Dimension, Drawn, Space, resolve_space, rounded, value_at
+
+__all__ = [
+    "TUNING_SEED", "Pruner", "Sampler", "Search", "SearchSettings", "check_search", "make_search", "points_of",
+]  # fmt: skip
 
 TUNING_SEED = BRACKET_SEED
 """The first seed of every trial: none of those that anything is judged by."""
-MOST_TRIALS = 10_000
-
-
-class Sampler(Settings):
-    """How points of the space are chosen."""
-
-    name: Literal["tpe", "random", "grid", "qmc"] = "tpe"
-    """tpe learns from what was found (Bergstra et al. 2011); random, grid and qmc (Sobol's points) do not."""
-    seed: int = Field(0, ge=0)
-    """Of what is drawn."""
-    startup: int | None = Field(None, ge=1)
-    """Trials that tpe draws at random before it learns; null is a third of all, at most 10."""
-
-
-class Pruner(Settings):
-    """When a trial is stopped before its end."""
-
-    name: Literal["none", "median", "successive_halving", "hyperband"] = "none"
-    """none; median stops what is worse than the median of earlier trials at the same point; the others keep the better
-    share at every rung (Li et al. 2018)."""
-    startup_trials: int = Field(4, ge=1)
-    """Finished trials before any is stopped (median)."""
-    warmup: float = Field(0.25, ge=0, lt=1)
-    """Share of training before which no trial is stopped (median); the smallest rung of the others."""
-    reduction: int = Field(3, ge=2)
-    """One in how many is kept at each rung (successive_halving, hyperband)."""
-
-
-class SearchSettings(SpaceSettings):
-    """How a search goes about; sweeps and the `tune:` of an ablation share it."""
-
-    trials: int = Field(16, ge=1, le=MOST_TRIALS)
-    """In all, however often it is started and whoever works on it."""
-    sampler: Sampler = Field(default_factory=Sampler)
-    pruner: Pruner = Field(default_factory=Pruner)
-    seeds: int = Field(1, ge=1, le=20)
-    """Runs per trial; its value is their mean. They are 100, 101, ...: no seed that anything is judged by."""
-    metric: str = LOSS
-    """What counts, of the final evaluation: val/loss, val/bits_per_byte or another of its metrics."""
-    direction: Literal["minimize", "maximize"] = "minimize"
-    enqueue: tuple[dict[str, Any], ...] = ()
-    """Known good points that are tried first; what they leave out is the config's own. Multiples, where the dimension
-    is relative."""
-    max_failures: int = Field(5, ge=0)
-    """Trials that may fail (not: diverge) before the search gives up."""
-
-    @field_validator("sampler", "pruner", mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any, info: Any) -> Any:
-        """`sampler: tpe` means `{name: tpe}`."""
-        if value is None or (isinstance(value, str) and value in ABSENT):
-            return {}
-        if not isinstance(value, str):
-            return value
-        known = get_args((Sampler if info.field_name == "sampler" else Pruner).model_fields["name"].annotation)
-        if value not in known:
-            raise ValueError(unknown(str(info.field_name), value, known))
-        return {"name": value}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,12 +133,15 @@ class Delivery:
 
 def runs_of(store: Store, record: Mapping[str, Any]) -> list[tuple[str, str, RunFolder]]:
     """(arm, which, run) of every run of a study, seed-major as they are trained; `which` is the seed, with the learning
-    rate's or budget's multiple for runs that are there to find a rate or a curve."""
+    rate's or budget's multiple for runs that are there to find a rate or a curve, and with `shared` for those at the
+    settings as written of an arm that was tuned."""
     found = []
     for arm, one in record["arms"].items():
         trials = (one.get("bracket") or {}).get("trials", [])
         found += [(-1.0, arm, f"{t['seed']} lr x{t['factor']:g}", t["run"]) for t in trials]
         found += [(float(seed), arm, seed, run) for seed, run in one["runs"].items()]
+        shared = (one.get("shared") or {}).get("runs", {})
+        found += [(float(s), arm, f"{s} shared", run) for s, run in shared.items() if run != one["runs"].get(s)]
         for point in one.get("curve", []):
             found += [(float(s), arm, f"{s} {point['budget']:g}x", run) for s, run in point["runs"].items()]
     return [(arm, which, store.run(run)) for _, arm, which, run in sorted(found, key=lambda item: item[0])]

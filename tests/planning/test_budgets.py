@@ -77,7 +77,7 @@ def test_rates_are_bracketed_and_budgets_curved_around_the_equal_arm(planned: Pl
     text = WIDE + "lr_bracket: [0.5, 1, 2]\nbudget_curve: {budgets: [0.5, 1, 2], arms: [b]}\nequalise: "
     plan = planned(text + "parameters\n", overrides=LARGE)
     b = plan.arms["b"]
-    assert b.tuning is not None and plan.bracketing
+    assert b.tuning is not None and plan.tuning
     assert {run.config.model.mlp_ratio for run in b.tuning.trials.values()} == {344 / 128}
     assert {f: run.config.optim.lr for f, run in b.tuning.trials.items()} == {0.5: 0.005, 1: 0.01, 2: 0.02}
     assert b.curve.keys() == plan.baseline.curve.keys() == {0.5, 2} and not plan.arms["c"].curve

@@ -244,12 +244,12 @@ KEYS = {
     "smallest_effect", "alpha", "equalise", "equalise_by", "bracketed", "screen", "evaluation", "floors", "scope",
     "caveat", "stack", "reproduce", "created", "hash", "design", "expected", "factors", "baseline_seeds", "looks",
     "lr_bracket", "budgets",
-    "tokens_per_parameter", "noise", "noise_command", "left_out", "mistakes",
+    "tokens_per_parameter", "noise", "noise_command", "left_out", "mistakes", "tune",
 }  # fmt: skip
 ARM_KEYS = {
     "changes", "components", "runs", "parameters", "non_embedding_parameters", "active_parameters", "flops_per_token",
     "tokens", "expected", "control", "exploratory", "not_comparable", "settings", "bracket", "curve", "lr",
-    "adjustment",
+    "adjustment", "tuned", "shared",
 }  # fmt: skip
 
 
