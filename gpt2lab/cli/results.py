@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(
-    name: Annotated[str | None, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")] = None,
+    name: Annotated[str | None, typer.Argument(help="A study or sweep, as posenc or lr@nano.", metavar="NAME")] = None,
     all_: Annotated[bool, typer.Option("--all", help="The page across all studies, in the place of one's.")] = False,
     force_exploratory: Annotated[
         bool, typer.Option("--force-exploratory", help="Numbers in the place of refusals; none of them is a finding.")
@@ -34,9 +35,12 @@ def report(
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
-    """Write a study's page again, from its runs alone. Needs no torch and trains nothing."""
+    """Write the page of a study or sweep again, from the store alone. Needs no torch and trains nothing."""
     from gpt2lab.display import console_for
     from gpt2lab.report import read_study, terminal_summary, write_report
+    from gpt2lab.report.sweep import terminal_sweep, write_sweep_report
+    from gpt2lab.report.sweep_read import read_sweep
+    from gpt2lab.store import Store
 
     if all_ == (name is not None):
         raise typer.BadParameter("a study's name or --all is expected, and not both")
@@ -45,15 +49,20 @@ def report(
 
         print(f"report: {write_index(runs, out)}")
         return
-    read = read_study(name, runs, force_exploratory=force_exploratory)
-    page = write_report(read, out=out, force_exploratory=force_exploratory)
+    if Store(runs).kind(name) == "sweep":
+        sweep = read_sweep(name, runs)
+        page, shown = write_sweep_report(sweep, out=out), partial(terminal_sweep, sweep, out=out)
+    else:
+        read = read_study(name, runs, force_exploratory=force_exploratory)
+        page = write_report(read, out=out, force_exploratory=force_exploratory)
+        shown = partial(terminal_summary, read, out)
     if publish:
         target = out / "published" / page.parent.name
         if target.exists():
             shutil.rmtree(target)
         shutil.copytree(page.parent, target)
         print(f"published: {target}")
-    console_for().print(terminal_summary(read, out))
+    console_for().print(shown())
 
 
 def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:

@@ -100,7 +100,7 @@ def gather(root: str | Path, out: str | Path) -> Across:
     entries = []
     for name, study in records.items():
         try:
-            entries.append(_entry(study, store, sharing[name], _link(name, Path(out))))
+            entries.append(_entry(study, store, sharing[name], link_to(name, Path(out))))
         except (Gpt2labError, KeyError, TypeError, ValueError, AttributeError) as error:
             damaged.append(Damaged(name, _why(error)))
     entries.sort(key=lambda entry: entry.name)
@@ -150,7 +150,7 @@ def _finding(study: Study, contrast: Contrast) -> Finding:
     )
 
 
-def _link(name: str, out: Path) -> str:
+def link_to(name: str, out: Path) -> str:
     """The study's own report, or the copy of it that is published."""
     for folder in (name, f"published/{name}"):
         if (out / folder / "index.html").is_file():

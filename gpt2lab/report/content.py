@@ -39,6 +39,10 @@ class Page:
     sections: Sequence[Section]
     command: str
     facts: Sequence[tuple[str, str]]
+    heading: str = "Verdicts"
+    """of the first table"""
+    files: Sequence[str] = ("report.md", "results.csv", "verdicts.json", "figures/")
+    """beside the page, its twin first"""
 
     @property
     def drawings(self) -> list[Picture]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gpt2lab import text
 from gpt2lab.report import overview, svg
 from gpt2lab.report.across import Across, Damaged, Entry, Finding, as_json, duration, facts, gather, total
 from gpt2lab.report.agreement import AGAIN, AGAINST, OPEN, Agreement
+from gpt2lab.report.sweep_index import SweepEntry, sweep_entries
 from gpt2lab.store import write_atomically
 from gpt2lab.text import plural, quantity
 
@@ -106,19 +107,22 @@ class Page:
     sections: Sequence[Section]
     rules: Sequence[str]
     command: str
+    sweeps: Sequence[SweepEntry] = ()
 
 
 def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
-    """Write `out`/index.html, index.md, index.json and index.svg over every study of the store below `root`; returns
-    index.html.
+    """Write `out`/index.html, index.md, index.json and index.svg over every study and sweep of the store below `root`;
+    returns index.html.
 
     Raises EnvironmentFault when the folder cannot be written (the old page stays). A damaged record or run costs its
     own lines only.
     """
     across = gather(root, out)
+    sweeps, unreadable = sweep_entries(root, out)
+    across = replace(across, damaged=[*across.damaged, *unreadable])
     alone, picture = _picture(across)
-    page = build(across, picture)
-    files = {"index.html": render_html(page), "index.md": render_markdown(page), "index.json": _json(across)}
+    page = build(across, picture, sweeps)
+    files = {"index.html": render_html(page), "index.md": render_markdown(page), "index.json": _json(across, sweeps)}
     files |= {PICTURE: alone} if alone else {}
     folder = Path(out)
     for file, content in files.items():
@@ -128,7 +132,7 @@ def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
     return folder / "index.html"
 
 
-def build(across: Across, picture: tuple[str, str] | None = None) -> Page:
+def build(across: Across, picture: tuple[str, str] | None = None, sweeps: Sequence[SweepEntry] = ()) -> Page:
     """The page from what was read."""
     anchors = {entry.name: f"study-{number}" for number, entry in enumerate(across.entries, start=1)}
     sections = [
@@ -150,6 +154,7 @@ def build(across: Across, picture: tuple[str, str] | None = None) -> Page:
         sections=sections,
         rules=RULES,
         command=COMMAND,
+        sweeps=sweeps,
     )
 
 
@@ -238,8 +243,9 @@ def _environment(*, autoescape: bool) -> Environment:
     )
 
 
-def _json(across: Across) -> str:
+def _json(across: Across, sweeps: Sequence[SweepEntry]) -> str:
     """All of it for programs."""
     damaged = [{"name": one.name, "why": one.why} for one in across.damaged]
     record: dict[str, Any] = {"studies": [as_json(entry) for entry in across.entries], "damaged": damaged}
+    record["sweeps"] = [entry.to_json() for entry in sweeps]
     return json.dumps(record, indent=1, allow_nan=False) + "\n"

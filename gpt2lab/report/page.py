@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,15 +46,16 @@ def write_report(
     """
     read = study if isinstance(study, Read) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read, draw(read), forced=force_exploratory)
+    numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read)}
+    return write_page(Path(out) / str(read.study["name"]), page, numbers)
+
+
+def write_page(folder: Path, page: Page, numbers: Mapping[str, str]) -> Path:
+    """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Figures that are no longer
+    drawn are removed."""
     files: dict[str, str | bytes] = {f"figures/{figure.name}.svg": figure.alone for figure in page.drawings}
     files |= {f"figures/{figure.name}.png": figure.png for figure in page.drawings}
-    files |= {
-        "report.md": render_markdown(page),
-        "results.csv": _csv(read.runs),
-        "verdicts.json": _json(read),
-        "index.html": render_html(page),
-    }
-    folder = Path(out) / str(read.study["name"])
+    files |= {"report.md": render_markdown(page), **numbers, "index.html": render_html(page)}
     for file, content in files.items():
         write_atomically(folder / file, content)
     for stale in set((folder / "figures").glob("*.*")) - {folder / file for file in files}:

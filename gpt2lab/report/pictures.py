@@ -49,15 +49,15 @@ def draw(read: Read) -> list[Picture]:
             _budgets(study, read.evidence, look),
             _contexts(study, runs, look),
         ]
-        pictures = [_picture(*parts) for parts in drawn if parts]
+        pictures = [picture(*parts) for parts in drawn if parts]
         behind = {
             ORIGINS: origin_figures.draw(read.origins, look, study["baseline"]),
             HEALTH: health_figures.draw(read.health, look),
         }
-        return pictures + [replace(_picture(*parts), section=part) for part in behind for parts in behind[part]]
+        return pictures + [replace(picture(*parts), section=part) for part in behind for parts in behind[part]]
 
 
-def _picture(name: str, title: str, caption: str, width: str, figure: Figure) -> Picture:
+def picture(name: str, title: str, caption: str, width: str, figure: Figure) -> Picture:
     alone, inline = svg.render(figure, name, title, caption)
     return Picture(name, title, caption, width, alone, inline, svg.png(figure))
 

@@ -19,11 +19,12 @@ NEAR_BIGRAM = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading with a table, paragraphs or points below it. `folded`: opened by a click on the page."""
+    """A heading with a table, paragraphs, code or points below it. `folded`: opened by a click on the page."""
 
     title: str
     table: Table | None = None
     note: str = ""
+    code: str = ""
     points: Sequence[str] = ()
     figures: Sequence[Picture] = ()
     folded: bool = False

@@ -29,6 +29,10 @@ BASELINE = "#4a5563"
 ARMS = ("#0072b2", "#d55e00", "#009e73", "#b5579b", "#e69f00", "#3fa3e0")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", BAND: "--band", BASELINE: "--arm-0"}
 VARIABLES |= {colour: f"--arm-{i}" for i, colour in enumerate(ARMS, start=1)}
+# From low to high: even steps of lightness, so that it reads in grey and without red or green (matplotlib's plasma,
+# without the end that white would swallow; the page has lighter ones for its dark scheme).
+RAMP = ("#130789", "#44039e", "#6f00a8", "#9613a1", "#b52f8c", "#cd4a76", "#e16462", "#f07f4f", "#fa9b3d")
+VARIABLES |= {colour: f"--ramp-{i}" for i, colour in enumerate(RAMP)}
 DRAWING: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gpt2lab",  # without it, every id is drawn from a random source

@@ -267,6 +267,15 @@ class Store:
         """The record of a sweep, as `study`. Raises ConfigError."""
         return _record(self._sweeps, name, "sweep")
 
+    def kind(self, name: str) -> str:
+        """Whether a name, with or without its scale, is that of a `study` or of a `sweep`; of both, a study, which
+        shows the sweep that it rests on. Raises ConfigError for one that is neither."""
+        known = {"study": self.studies(), "sweep": self.sweeps()}
+        for kind, names in known.items():
+            if any(name in (one, one.partition("@")[0]) for one in names):
+                return kind
+        raise ConfigError(unknown("study or sweep", name, [*known["study"], *known["sweep"]]), hint="gpt2lab runs")
+
     def write_sweep(self, record: Mapping[str, Any]) -> Path:
         """Record a sweep under its name; returns the file."""
         return _keep(self._sweeps, record, "sweep name")

@@ -114,7 +114,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "unknown component": (["explain", "norm=rmsnrom"], "norm=rmsnrom: unknown norm 'rmsnrom'; did you mean 'rmsnorm'"),
     "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe"),
     "bad option": (["explain", "mlp=moe,experts=1"], "mlp=moe,experts=1: '1' does not fit: it must be at least 2"),
-    "unknown study": (["report", "posence"], "unknown study 'posence'; did you mean 'posenc"),
+    "unknown study": (["report", "posence"], "unknown study or sweep 'posence'; did you mean 'posenc"),
     "unknown study to sync": (["sync", "nosuch"], "unknown study 'nosuch'"),
     "unknown run": (["show", "zzz"], r"unknown run 'zzz' \(known: "),
     "several runs": (["show", ""], "'' begins 9 run ids"),
