@@ -79,6 +79,8 @@ def runs_of_arms(rows: Sequence[Row], chosen: Columns, where: str) -> list[Row]:
     parents = {row.cells.get("tags.mlflow.parentRunId") for row in rows}
     kept, studies = [], set()
     for row in rows:
+        if not blank(row.cells.get("tags.gpt2lab.sweep")):
+            continue  # trials are no arms
         study = row.cells.get("tags.gpt2lab.study")
         if not blank(study):
             if blank(row.cells.get("tags.gpt2lab.arm")) or _own_seed(row) is None:

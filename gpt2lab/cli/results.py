@@ -128,7 +128,9 @@ def show(
 
 
 def sync(
-    name: Annotated[str | None, typer.Argument(help="A study; all of them unless given.", metavar="[NAME]")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A study or sweep; all of them unless given.", metavar="[NAME]")
+    ] = None,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
@@ -137,17 +139,19 @@ def sync(
     from gpt2lab.tracking.addresses import default_uri
     from gpt2lab.tracking.follower import sync as bring_up_to_date
     from gpt2lab.tracking.mlflow import MlflowSink
+    from gpt2lab.tracking.trials import followed
 
     store = Store(runs)
-    for study in [store.study(name)] if name else map(store.study, store.studies()):
+    for record in followed(store, name):
 
-        def sink(study: dict[str, Any] = study) -> MlflowSink:
-            return MlflowSink(default_uri(store.root), study["ablation"], store.root / "artifacts")
+        def sink(record: dict[str, Any] = record) -> MlflowSink:
+            return MlflowSink(default_uri(store.root), record["ablation"], store.root / "artifacts")
 
-        sent = bring_up_to_date(store, study, sink, print)
-        if (out / study["name"]).is_dir():
-            sink().log_report(study, out / study["name"])
-        print(f"{study['name']}: {sent} rows sent")
+        sent = bring_up_to_date(store, record, sink, print)
+        page = out / record["name"]
+        if page.is_dir() and (page / "sweep.json").is_file() == (record.get("kind") == "sweep"):
+            sink().log_report(record, page)
+        print(f"{record['name']}: {sent} rows sent")
 
 
 def ui(
@@ -157,7 +161,7 @@ def ui(
     ] = "127.0.0.1",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Serve the MLflow UI on this machine. Prints the links that compare each study's runs."""
+    """Serve the MLflow UI on this machine. Prints the links that compare each study's runs, or a sweep's."""
     import socket
 
     from gpt2lab.errors import EnvironmentFault
@@ -178,10 +182,12 @@ def ui(
         print(f"warning: MLflow has no password; everybody who reaches {host}:{port} can read and delete runs")
     address = f"http://{host}:{port}"
     print(f"MLflow: {address}  (Ctrl-C ends it)")
-    for name in store.studies():
-        found = links(store, name)
+    for kind, name in [("study", one) for one in store.studies()] + [("sweep", one) for one in store.sweeps()]:
+        found = links(store, name, kind)
         if found and found["parent_run_id"]:
             print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
+    for line in dashboards(store):
+        print(line)
     sys.stdout.flush()
     environment = {
         **os.environ,
@@ -196,3 +202,21 @@ def ui(
     ]
     command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
     os.execve(command[0], command, environment)
+
+
+def dashboards(store: Any) -> list[str]:
+    """How to open Optuna's own dashboard on what the sweeps are kept in; a storage that several share comes once."""
+    import importlib.util
+
+    from gpt2lab.tracking.trials import dashboard_command
+
+    names: dict[str, list[str]] = {}
+    for name in store.sweeps():
+        if storage := store.sweep(name).get("storage"):
+            names.setdefault(dashboard_command(storage), []).append(name)
+    lines = [f"{', '.join(sweeps)}: {command}" for command, sweeps in names.items()]
+    if any("***" in command for command in names):
+        lines.append("*** stands for the password, which is written nowhere")
+    if lines and importlib.util.find_spec("optuna_dashboard") is None:
+        lines.append("optuna-dashboard is not installed: pip install 'gpt2lab[dashboard]'")
+    return lines

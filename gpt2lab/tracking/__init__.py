@@ -1,7 +1,8 @@
 """Tracking: the journal on disk is the truth; MLflow is a mirror that may lag, fail and catch up.
 
-journal.py writes and follows metrics.jsonl; follower.py follows a study, delivery.py carries its rows to a mirror;
-mlflow.py is the mirror, experiments.py reads anybody's experiment; no other file imports mlflow.
+journal.py writes and follows metrics.jsonl; follower.py follows a study, or a sweep as trials.py has it; delivery.py
+carries its rows to a mirror; mlflow.py is the mirror, experiments.py reads anybody's experiment; no other file imports
+mlflow.
 """
 
 from __future__ import annotations

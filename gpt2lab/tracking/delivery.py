@@ -1,4 +1,4 @@
-"""Carries the journals of one study to its mirror.
+"""Carries the journals of one study, or of one sweep as trials.py has it, to its mirror.
 
 Each row arrives exactly once. How far a copy got is asked of the mirror itself when a run is opened, again after every
 error, and a batch is one transaction there: no note of ours can be out of step with what was stored. Rows are stored in
@@ -9,13 +9,17 @@ the mirror keeps the first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import DataFault
 from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, write_json
 from gpt2lab.tracking.journal import Tail
 from gpt2lab.tracking.mirror import Copy, CopyGone, Mirror
+from gpt2lab.tracking.trials import ENDED, OUTCOME
 
+OUTCOMES: dict[str, Status] = {"pruned": "partial", "diverged": "diverged", "failed": "failed"}
+"""What the mirror shows of a run whose trial has ended so, whatever the run is now."""
 METRICS_PER_BATCH = 1000
 LOCK_PATIENCE_SECONDS = 60.0
 
@@ -27,8 +31,13 @@ class Delivery:
         self._store, self._record, self._mirror = store, record, mirror
         self._parent: str | None = None
         self._links: dict[str, Any] = {}
+        self._newest = record
         self._runs = [_Carried(arm, seed, run) for arm, seed, run in runs_of(store, record)]
         self.notes: list[str] = []
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Follow what a newer record of the same study says, from the next pass on. For any thread."""
+        self._newest = record
 
     def once(self, over: bool = False) -> int:
         """Carry everything that is new, and return the number of rows. Raises what the mirror raises.
@@ -40,6 +49,7 @@ class Delivery:
         """
         failures: list[Exception] = []
         carried = 0
+        self._take_record()
         try:
             self._open_study()
             for one in list(self._runs):
@@ -66,7 +76,21 @@ class Delivery:
 
     def undelivered(self) -> int:
         """Rows on the disk beyond what the mirror is known to have."""
-        return sum(row["tokens"] > one.tokens for one in self._runs for row in _readable_rows(one.run))
+        known = {one.key: one.tokens for one in list(self._runs)}
+        runs = runs_of(self._store, self._newest)
+        return sum(
+            row["tokens"] > known.get((arm, which, run.id), -1.0)
+            for arm, which, run in runs
+            for row in _readable_rows(run)
+        )
+
+    def _take_record(self) -> None:
+        """Take over the newest record, and begin to carry the runs that it has more."""
+        if self._record is self._newest:
+            return
+        self._record = self._newest
+        runs, known = runs_of(self._store, self._record), {one.key for one in self._runs}
+        self._runs += [_Carried(arm, which, run) for arm, which, run in runs if (arm, which, run.id) not in known]
 
     def _open_study(self) -> None:
         if self._parent is None:
@@ -86,8 +110,8 @@ class Delivery:
 
     def _carry_to_copy(self, one: _Carried) -> int:
         one.status = one.run.status()  # before the rows: a run that is over now writes no more of them
-        if one.status == "absent":
-            return 0
+        if one.status == "absent" or (one.status in ("partial", "running") and one.run.config() is None):
+            return 0  # its worker is starting and has not written what the mirror is to say of it
         if one.copy is None:
             assert self._parent is not None
             with self._alone():
@@ -98,13 +122,28 @@ class Delivery:
         for batch in batches(fresh):
             self._mirror.send(one.copy, batch)
             one.tokens = one.copy.tokens
-        self._mirror.settle(one.copy, one.status, one.run, self._record.get("evaluation", {}).get("key"))
+        shown = OUTCOMES.get(self._outcome(one), one.status)
+        self._mirror.settle(one.copy, shown, one.run, self._record.get("evaluation", {}).get("key"))
+        if tags := self._record["arms"][one.arm].get("tags"):
+            self._mirror.mark(one.copy, tags)
         return len(fresh)
+
+    def _outcome(self, one: _Carried) -> str:
+        """How the run's trial has ended, as far as it is one and has."""
+        outcome = str(self._record["arms"][one.arm].get("tags", {}).get(OUTCOME, ""))
+        return outcome if outcome in ENDED else ""
+
+    def _statuses(self) -> list[Status]:
+        """What the state of the whole follows from. A sweep is over when all its trials are, however they ended."""
+        if "open" not in self._record:
+            return [one.status for one in self._runs]
+        at_work = [one for one in self._runs if one.status == "running" and not self._outcome(one)]
+        return ["running"] if at_work else ["absent" if self._record["open"] else "finished"]
 
     def _settle_study(self, over: bool) -> None:
         assert self._parent is not None
         try:
-            self._mirror.settle_study(self._parent, [one.status for one in self._runs], over)
+            self._mirror.settle_study(self._parent, self._statuses(), over)
         except CopyGone:
             self._parent = None
             for one in self._runs:
@@ -112,7 +151,7 @@ class Delivery:
 
     def _alone(self) -> Any:
         """Two commands that follow one study must not both make its runs in the mirror."""
-        return file_lock(self._store.root / "tracking" / f"{self._record['name']}.lock", LOCK_PATIENCE_SECONDS)
+        return file_lock(kept_at(self._store, self._record, "lock"), LOCK_PATIENCE_SECONDS)
 
     def _keep_links(self) -> None:
         """Remember where things are in the mirror, for `gpt2lab ui` and reports; nothing here is read back."""
@@ -123,12 +162,18 @@ class Delivery:
             "runs": {one.run.id: one.copy.id for one in self._runs if one.copy},
         }
         if links != self._links:
-            write_json(self._store.root / "tracking" / f"{self._record['name']}.json", links)
+            write_json(kept_at(self._store, self._record, "json"), links)
             self._links = links
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def kept_at(store: Store, record: Mapping[str, Any], ending: str) -> Path:
+    """A file of ours about the copies of a study or sweep; those that share a name have one each."""
+    folder = store.root / "tracking"
+    return (folder / "sweeps" if record.get("kind") == "sweep" else folder) / f"{record['name']}.{ending}"
 
 
 def runs_of(store: Store, record: Mapping[str, Any]) -> list[tuple[str, str, RunFolder]]:
@@ -167,6 +212,7 @@ class _Carried:
 
     def __init__(self, arm: str, seed: str, run: RunFolder) -> None:
         self.arm, self.seed, self.run = arm, seed, run
+        self.key = (arm, seed, run.id)
         self.copy: Copy | None = None
         self.tail = Tail(run.metrics)
         self.status: Status = "absent"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-STUDY = "tags.gpt2lab.study"
+STUDY, SWEEP = "tags.gpt2lab.study", "tags.gpt2lab.sweep"
 RUNS_PER_PAGE = 1000
 
 
@@ -88,7 +88,11 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _of_one_study(rows: list[dict[str, Any]], study: str | None, where: str) -> list[dict[str, Any]]:
-    """The rows of the study that is meant; all of them where there is no study, or one alone."""
+    """The rows of the study that is meant; all of them where there is no study, or one alone. The trials of sweeps in
+    the same experiment are no arms of anything."""
+    trials, rows = len(rows), [row for row in rows if SWEEP not in row]
+    if trials and not rows:
+        raise ConfigError("it holds sweeps alone, whose trials are no arms", where=where, hint="gpt2lab report NAME")
     studies = sorted({row[STUDY] for row in rows if STUDY in row})
     if not rows:
         raise ConfigError("there are no runs in it", where=where)

@@ -1,4 +1,4 @@
-"""The one process that follows every run of a study: feeds the live table and carries rows to the mirror.
+"""The one process that follows every run of a study or sweep: feeds the live table and carries rows to the mirror.
 
 Training never waits for the mirror: runs write to their journals only, `poll` reads those, and a thread of its own
 talks to MLflow, from the same journals. So it may lag, fail and catch up, and needs no queue that could overflow.
@@ -18,7 +18,7 @@ from gpt2lab.errors import DataFault, EnvironmentFault, Gpt2labError
 from gpt2lab.store import Row, Store, read_json
 from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import reason
-from gpt2lab.tracking.delivery import Delivery, runs_of
+from gpt2lab.tracking.delivery import Delivery, kept_at, runs_of
 from gpt2lab.tracking.journal import Tail
 from gpt2lab.tracking.mirror import Mirror
 
@@ -53,12 +53,24 @@ class Follower:
         self._mirror = sink_factory() if sink_factory else None
         self._delivery = Delivery(store, study_record, self._mirror) if self._mirror else None
         self._name, self._root = str(study_record["name"]), store.root
+        self._store, self._updating = store, threading.Lock()
         self._tails = [(arm, seed, run, Tail(run.metrics)) for arm, seed, run in runs_of(store, study_record)]
         self._say, self._said = say, set[str]()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._failing = False
         self._sender: threading.Thread | None = None
+
+    def update(self, study_record: Mapping[str, Any]) -> None:
+        """Follow, from now on, also the runs that a newer record of the same study has more. For any thread."""
+        with self._updating:
+            known = {(arm, seed, run.id) for arm, seed, run, _ in self._tails}
+            found = runs_of(self._store, study_record)
+            new = [(arm, seed, run, Tail(run.metrics)) for arm, seed, run in found if (arm, seed, run.id) not in known]
+            self._tails = [*self._tails, *new]  # never changed in place: `poll` may be at it
+            if self._delivery:
+                self._delivery.update(study_record)
+        self._wake.set()
 
     def poll(self) -> list[News]:
         """New rows of every run since the last call; wakes the sender."""
@@ -144,7 +156,8 @@ def sync(
     sink_factory: Callable[[], Mirror],
     say: Callable[[str], None] = log.warning,
 ) -> int:
-    """Bring the mirror of a study (its name or record) up to date, once; returns the number of rows sent.
+    """Bring the mirror of a study (its name or record, or a sweep's as trials.py has it) up to date, once; returns the
+    number of rows sent.
 
     Runs that a kill left as running are closed. Raises EnvironmentFault when the mirror does not work.
     """
@@ -167,9 +180,10 @@ def sync(
             say(note)
 
 
-def links(store: Store, name: str) -> dict[str, Any] | None:
-    """Where a study is in its mirror: {"uri", "experiment_id", "parent_run_id", "runs": {run id: copy's id}}."""
-    return read_json(store.root / "tracking" / f"{name}.json")
+def links(store: Store, name: str, kind: str = "study") -> dict[str, Any] | None:
+    """Where a study or `sweep` is in its mirror: {"uri", "experiment_id", "parent_run_id", "runs": {run id: copy's
+    id}}."""
+    return read_json(kept_at(store, {"name": name, "kind": kind}, "json"))
 
 
 def _log_trace(error: Exception) -> None:

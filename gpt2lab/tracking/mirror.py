@@ -17,13 +17,15 @@ class CopyGone(Exception):
 @dataclass
 class Copy:
     """One run's copy in the mirror. `tokens` is how far it got, as the mirror itself says: rows up to there are not
-    sent. `sent` holds the tags and final numbers that need no second sending; `beat` is when it last showed life."""
+    sent. `sent` holds the tags and final numbers that need no second sending; `marks`, the tags that may change; `beat`
+    is when it last showed life."""
 
     id: str
     started_ms: int
     tokens: float
     status: str
     sent: set[str] = field(default_factory=set)
+    marks: dict[str, str] = field(default_factory=dict)
     beat: float = -math.inf
 
 
@@ -47,6 +49,9 @@ class Mirror(Protocol):
 
     def settle(self, copy: Copy, status: Status, run: RunFolder, evaluation_key: str | None) -> None:
         """Bring status and final numbers in line with the run folder. Raises CopyGone."""
+
+    def mark(self, copy: Copy, tags: Mapping[str, str]) -> None:
+        """Let the copy have these tags. Raises CopyGone."""
 
     def settle_study(self, parent: str, statuses: Sequence[Status], over: bool) -> None:
         """Bring the parent's status in line with its runs; `over`: nobody works on the study now. Raises CopyGone."""

@@ -1,4 +1,4 @@
-"""The MLflow mirror of a study: one parent run per study, one child per gpt2lab run, found again by their tags.
+"""The MLflow mirror of a study or sweep: one parent run for each, one child per gpt2lab run, found again by their tags.
 
 Only `MlflowClient` with explicit run ids is used: the fluent active run is per thread and leaves stray runs. Nothing is
 imported from mlflow and nothing connects before the first call, so that a wrong URI is refused in an instant and a dead
@@ -57,8 +57,13 @@ def study_status(statuses: Sequence[Status], over: bool) -> str:
     return "FAILED" if "failed" in statuses else "FINISHED"
 
 
+def kind_of(record: Mapping[str, Any]) -> str:
+    """`study` or `sweep`, which may share a name and an experiment."""
+    return str(record.get("kind", "study"))
+
+
 class MlflowSink:
-    """Writes one study at a time to MLflow. Not thread-safe: one thread, the follower's sender, uses it."""
+    """Writes one study or sweep at a time to MLflow. Not thread-safe: one thread, the follower's sender, uses it."""
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path) -> None:
         """uri: MLflow tracking URI; experiment: its name; artifact_root: folder for artifacts, unless a server keeps
@@ -79,19 +84,20 @@ class MlflowSink:
 
     def open_study(self, record: Mapping[str, Any]) -> str:
         """The id of the study's parent run, found by its tag or made. A deleted one is replaced, with a note."""
-        client = self._connect()
+        client, kind = self._connect(), kind_of(record)
         tags = {
-            "gpt2lab.study": record["name"],
-            "gpt2lab.study_hash": record.get("hash"),
+            f"gpt2lab.{kind}": record["name"],
+            f"gpt2lab.{kind}_hash": record.get("hash"),
             "gpt2lab.scale": record.get("scale"),
             "gpt2lab.baseline": record.get("baseline"),
             "mlflow.note.content": f"{record.get('question', '')}\n\n`{record.get('reproduce', '')}`",
         }
-        found, deleted = self._find({"gpt2lab.study": record["name"]}, lambda run: "gpt2lab.arm" not in run.data.tags)
+        found, deleted = self._find({f"gpt2lab.{kind}": record["name"]}, lambda run: "gpt2lab.arm" not in run.data.tags)
         if found is None:
             if deleted:
-                self.notes.append(f"the MLflow run of study {record['name']} was deleted; a new one takes its place")
-            tags |= {"mlflow.runName": record["name"], "gpt2lab.replaces": deleted}
+                self.notes.append(f"the MLflow run of {kind} {record['name']} was deleted; a new one takes its place")
+            name = record["name"] if kind == "study" else f"{kind} {record['name']}"
+            tags |= {"mlflow.runName": name, "gpt2lab.replaces": deleted}
             found = client.create_run(self.experiment_id, tags=self._tags(tags, record))
         else:
             client.log_batch(found.info.run_id, tags=_as_tags(tags))
@@ -100,7 +106,7 @@ class MlflowSink:
 
     def open_run(self, record: Mapping[str, Any], parent: str, arm: str, seed: str, run: RunFolder) -> Copy:
         """The child of `parent` that mirrors `run`, found by its tags or made; says how far it got."""
-        client = self._connect()
+        client, kind, one = self._connect(), kind_of(record), record["arms"][arm]
         identity = run.identity() or {}
         started_ms = _milliseconds(identity.get("created") or record.get("created"))
         wanted = {"gpt2lab.run_id": run.id, "mlflow.parentRunId": parent}
@@ -110,23 +116,25 @@ class MlflowSink:
                 self.notes.append(f"the MLflow run of {arm} seed {seed} was deleted; its rows go to a new one")
             tags = {
                 **wanted,
-                "mlflow.runName": f"{arm} seed {seed}",
-                "gpt2lab.study": record["name"],
+                "mlflow.runName": arm if record.get("seeds") == 1 and kind == "sweep" else f"{arm} seed {seed}",
+                f"gpt2lab.{kind}": record["name"],
                 "gpt2lab.arm": arm,
                 "gpt2lab.seed": seed,
                 "gpt2lab.repeat": identity.get("repeat", 0),
                 "gpt2lab.replaces": deleted,
             }
-            tags |= {f"component.{slot}": name for slot, name in record["arms"][arm].get("components", {}).items()}
+            tags |= {f"component.{slot}": name for slot, name in one.get("components", {}).items()}
+            tags |= one.get("tags", {})
             found = client.create_run(self.experiment_id, start_time=started_ms, tags=self._tags(tags, record))
         if "gpt2lab.described" not in found.data.tags:
-            self._describe(found, run)
+            self._describe(found, run, one.get("params", {}), started_ms)
         return Copy(
             id=found.info.run_id,
             started_ms=started_ms,
             tokens=found.data.metrics.get("tokens", -1.0),
             status=found.info.status,
             sent={key for key in found.data.tags if key.startswith("gpt2lab.nonfinite.")},
+            marks=dict(found.data.tags),
         )
 
     def _find(self, tags: Mapping[str, str], fits: Any) -> tuple[Run | None, str | None]:
@@ -141,9 +149,10 @@ class MlflowSink:
             return min(living, key=lambda run: run.info.start_time), None
         return None, fitting[0].info.run_id if fitting else None
 
-    def _describe(self, found: Run, run: RunFolder) -> None:
-        """Resolved config as parameters and artifact; can be repeated after a failure half-way."""
-        from mlflow.entities import Param
+    def _describe(self, found: Run, run: RunFolder, settings: Mapping[str, Any], time_ms: int) -> None:
+        """Resolved config as parameters and artifact, and what a trial was tried with; can be repeated after a failure
+        half-way. MLflow sorts by parameters as by text, so numbers that are tried are metrics, too."""
+        from mlflow.entities import Metric, Param
 
         client, run_id = self._connect(), found.info.run_id
         config = flatten(yaml.load(run.config() or "{}", Loader=yaml.BaseLoader))  # every scalar as it is written
@@ -154,6 +163,12 @@ class MlflowSink:
         ]
         for at in range(0, len(params), PARAMS_PER_CALL):
             client.log_batch(run_id, params=params[at : at + PARAMS_PER_CALL])
+        numbers = {mlflow_name(f"trial/{key}"): one for key, one in settings.items() if isinstance(one, (int, float))}
+        if numbers:
+            client.log_batch(run_id, [Metric(key, float(one), time_ms, 0) for key, one in numbers.items()])
+        words = {f"trial.{key}": one for key, one in settings.items() if isinstance(one, str)}
+        if words:
+            client.log_batch(run_id, tags=_as_tags(words))
         if config:
             self._artifact(run_id, run.path / "config.yaml")
             client.set_tag(run_id, "gpt2lab.described", "true")
@@ -223,6 +238,13 @@ class MlflowSink:
         self._log(copy, [], {"gpt2lab.status": status, "gpt2lab.reason": record.get("reason")})
         self._set_status(copy.id, wanted, record.get("finished_at") or record.get("at"))
         copy.status = wanted
+
+    def mark(self, copy: Copy, tags: Mapping[str, str]) -> None:
+        """Let the copy have these tags; cheap when it has them."""
+        new = {key: tag for key, tag in tags.items() if copy.marks.get(key) != tag[:TAG_LIMIT]}
+        if new:
+            self._log(copy, [], new)
+            copy.marks |= {key: tag[:TAG_LIMIT] for key, tag in new.items()}
 
     def _log_final(self, copy: Copy, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
         """The numbers that belong to the whole run, each group once, at its last step and end time."""
@@ -297,7 +319,7 @@ class MlflowSink:
             self._parent_status = wanted
 
     def log_report(self, record: Mapping[str, Any], folder: Path) -> None:
-        """Keep a finished report (a folder) with the study's parent run."""
+        """Keep a finished report (a folder) with the parent run."""
         self._artifact(self.open_study(record), folder, "report")
 
     def _set_status(self, run_id: str, status: str, at: str | None) -> None:
