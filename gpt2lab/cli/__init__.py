@@ -28,6 +28,7 @@ from gpt2lab.cli import (
     run,
     sample,
     selftest,
+    sweep,
     trace,
     train,
 )
@@ -44,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 run.add_to(app)
+sweep.add_to(app)
 train.add_to(app)
 baseline.add_to(app)
 results.add_to(app)

@@ -1,0 +1,400 @@
+"""Drives searches: claims what waits, trains it, tells what was found, until every slot has come to its end.
+
+Any number of these may be at the same searches, in one process each; whoever claims a trial trains its runs. Optuna
+lives here alone, never in a process that trains, so all ranks of a run have the same settings and end at the same step
+when it is pruned. Journals are read in the order of their rows: what pruning decides never depends on how fast a run
+was looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt2lab.display import Display, RunView
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
+from gpt2lab.executors.local import Ending, LocalExecutor
+from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.planning.search import Search
+from gpt2lab.runner import Job
+from gpt2lab.runner.job import job_for
+from gpt2lab.store import RunFolder, Store
+from gpt2lab.sweep.executor import OneByOne
+from gpt2lab.sweep.liveness import worker_id
+from gpt2lab.sweep.record import search_entry, write_record
+from gpt2lab.sweep.slots import Slots, Turn
+from gpt2lab.sweep.storage import default_address, open_storage
+from gpt2lab.text import number
+from gpt2lab.tracking import masked
+from gpt2lab.tracking.follower import Follower
+from gpt2lab.tracking.journal import Tail
+from gpt2lab.tracking.mirror import Mirror
+from gpt2lab.tracking.trials import as_followed
+
+LOOK_SECONDS = 2.0
+"""Between looks at the storage for what others have done, and between records that are written."""
+
+
+@dataclass
+class Trial:
+    """One turn of a slot that is at work here: its runs one after another, the first of which pruning looks at."""
+
+    label: str
+    search: Search
+    slots: Slots
+    turn: Turn
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+    views: list[RunView]
+    tail: Tail
+    at: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    trained: bool = False
+    """whether anything was trained for it here"""
+    cut: int | None = None
+    """the step at which pruning ended it"""
+    would_cut: int | None = None
+    """the step at which pruning would have ended it, where it is audited"""
+
+    begun: bool = False
+    """whether its present run was given to the executor"""
+
+    @property
+    def run(self) -> Run:
+        """The one at work, or next."""
+        return self.runs[self.at]
+
+
+@dataclass
+class Drive:
+    """Searches and what they need: see `run_searches`."""
+
+    searches: Mapping[str, Search]
+    slots: Mapping[str, Slots]
+    head: dict[str, Any]
+    store: Store
+    display: Display
+    follower: Follower
+    audit: bool
+    deadline: float
+    stays: bool
+    executor: LocalExecutor | OneByOne = field(init=False)
+    trials: list[Trial] = field(default_factory=list, init=False)
+    """at work here"""
+    views: dict[str, list[RunView]] = field(default_factory=dict, init=False)
+    stopped: dict[str, str] = field(default_factory=dict, init=False)
+    """label -> why no more of its trials are begun"""
+    best: dict[str, float] = field(default_factory=dict, init=False)
+    looked: float = field(default=-math.inf, init=False)
+    changed: bool = field(default=True, init=False)
+
+    # --- what is to be done ---
+
+    def jobs(self) -> Iterator[Job | None]:
+        """One run after another, as places become free; None while there is nothing to do but wait."""
+        while True:
+            job = self._next()
+            if job is None and not self.trials and not (self.stays and self._anything_left()):
+                return
+            yield job
+
+    def _next(self) -> Job | None:
+        for trial in [one for one in self.trials if not one.begun]:
+            job = self._start(trial)
+            if job is not None:
+                return job
+        for label in self._in_turn():
+            while (turn := self._claim(label)) is not None:
+                trial = self._begin(label, turn)
+                job = self._start(trial) if trial else None
+                if job is not None:
+                    return job
+        return None
+
+    def _in_turn(self) -> list[str]:
+        """Searches, that with the fewest trials so far first, so that all of them come on alike."""
+        return sorted(self.searches, key=lambda label: len(self.views.get(label, ())))
+
+    def _claim(self, label: str) -> Turn | None:
+        if label in self.stopped:
+            return None
+        if time.monotonic() > self.deadline:
+            self._stop(label, "the time budget is used up")
+            return None
+        return self.slots[label].claim()
+
+    def _begin(self, label: str, turn: Turn) -> Trial | None:
+        """A claimed trial; None when its settings make no config."""
+        search, slots = self.searches[label], self.slots[label]
+        settings = search.space.settings(turn.params)
+        self.changed = True
+        try:
+            runs = search.runs_at(settings)
+        except ConfigError as error:
+            self._failed(label, turn, f"these settings cannot be combined: {error.problems[0].what}")
+            return None
+        slots.note(turn, settings=settings, runs={str(run.seed): run.id for run in runs})
+        told = ", ".join(f"{_short(key)} {value}" for key, value in settings.items())
+        name = f"{label} {turn.slot}" if len(self.searches) > 1 else f"trial {turn.slot}"
+        views = [RunView(f"{name}: {told}", str(run.seed), run.id, run.config.training.steps) for run in runs]
+        self.views.setdefault(label, []).extend(views)
+        trial = Trial(label, search, slots, turn, settings, runs, views, Tail(self.store.run(runs[0].id).metrics))
+        self.trials.append(trial)
+        return trial
+
+    def _start(self, trial: Trial) -> Job | None:
+        """The job of the trial's next run that is not finished; None when all are, or while another trial is at it."""
+        while is_finished(trial.run, self.store):
+            if not self._account(trial):
+                return None
+        if any(one.begun and one.run.id == trial.run.id for one in self.trials):
+            return None  # equal settings were drawn twice: what that one finds is found for this one as well
+        trial.begun = True
+        search = trial.search
+        return job_for(
+            trial.run, self.store, search.data,
+            flops_per_token=search.costs.flops_per_token, threads=search.machine.threads,
+        )  # fmt: skip
+
+    def _anything_left(self) -> bool:
+        """Whether slots are open that may yet need us: those of others who may die."""
+        return any(label not in self.stopped and slots.unfinished() for label, slots in self.slots.items())
+
+    def _stop(self, label: str, why: str) -> None:
+        if label not in self.stopped:
+            self.stopped[label] = why
+            named = f"{label}: " if len(self.searches) > 1 else ""
+            self.display.say(f"{named}{why}; no more trials are begun")
+
+    # --- while runs train ---
+
+    def tick(self) -> None:
+        """Several times a second: read journals, prune, show, say that we live."""
+        for trial in [one for one in self.trials if one.begun]:
+            self._read(trial)
+            if trial.cut is not None:
+                self.executor.end(trial.run.id)
+            status = self.store.run(trial.run.id).status()
+            trial.views[trial.at].status = "running" if status == "running" else "waiting"
+        self.follower.poll()
+        self.display.show([view for views in self.views.values() for view in views])
+        if time.monotonic() - self.looked > LOOK_SECONDS:
+            self.look()
+
+    def look(self) -> None:
+        """What others have done, and what became of them; the record anew if anything has changed."""
+        self.looked = time.monotonic()
+        for slots in self.slots.values():
+            slots.beat()
+            for told in slots.repair():
+                self.display.say(told)
+                self.changed = True
+        if self.changed:
+            self.changed = False
+            self.follower.update(as_followed(self.write()))
+
+    def write(self) -> dict[str, Any]:
+        """The record as the storage has it now."""
+        entries = {
+            label: search_entry(search, self.slots[label].trials(), None) for label, search in self.searches.items()
+        }
+        return write_record({**self.head, "stopped": self._why_stopped(), "searches": entries}, self.store)
+
+    def _why_stopped(self) -> str | None:
+        reasons = dict.fromkeys(self.stopped.values())
+        return "; ".join(reasons) or None
+
+    def _read(self, trial: Trial) -> None:
+        """New rows of the run at work; of the first run, what pruning is told."""
+        try:
+            rows = trial.tail.new_rows()
+        except (DataFault, OSError):
+            return  # the run itself will meet it, and say so
+        trial.views[trial.at].take(rows)
+        metric, steps = trial.search.settings.metric, trial.run.config.training.steps
+        for row in rows:
+            value = row["metrics"].get(metric)
+            if trial.at or trial.cut is not None or value is None or not 0 < row["step"] < steps:
+                continue
+            if not math.isfinite(value):
+                continue  # the numerics watch ends the run
+            if trial.slots.report(trial.turn, row["step"], row["tokens"], value):
+                if not self.audit:
+                    trial.cut = row["step"]
+                elif trial.would_cut is None:
+                    trial.would_cut = row["step"]
+
+    # --- when a run has ended ---
+
+    def ended(self, run_id: str, ending: Ending) -> None:
+        """One run has ended: go on with its trial, or tell what it found."""
+        trial = next(one for one in self.trials if one.begun and one.run.id == run_id)
+        trial.begun, trial.trained = False, trial.trained or ending != "found"
+        self._read(trial)
+        folder = self.store.run(run_id)
+        if trial.cut is not None and ending in ("preempted", "done"):
+            self._pruned(trial, folder)
+        elif ending in ("done", "found"):
+            self._account(trial)
+        elif ending == "preempted":
+            trial.slots.release(trial.turn)
+            self._over(trial, "stopped")
+        else:
+            self._over(trial, "failed")
+            self._failed(trial.label, trial.turn, str((folder.failure() or {}).get("reason") or "its worker failed"))
+
+    def _over(self, trial: Trial, status: str) -> None:
+        """The trial is no longer at work here."""
+        trial.views[trial.at].status = status
+        self.trials.remove(trial)
+        self.changed = True
+
+    def _account(self, trial: Trial) -> bool:
+        """Take the value of the present run, which is finished; -> whether the trial has another one."""
+        run, metric = trial.run, trial.search.settings.metric
+        result = self.store.run(run.id).result() or {}
+        value = ((self.store.run(run.id).evaluation(run.evaluation_key) or {}).get("metrics") or {}).get(metric)
+        if result.get("status") == "diverged" or (value is not None and not math.isfinite(value)):
+            trial.slots.diverge(trial.turn, str(result.get("reason") or "the loss is not finite"), **self._facts(trial))
+            self._over(trial, "diverged")
+            self._tell(trial, "diverged")
+        elif value is None:
+            self._over(trial, "failed")
+            self._failed(trial.label, trial.turn, f"its final evaluation has no {metric}")
+        else:
+            trial.values[str(run.seed)] = trial.views[trial.at].val_loss = float(value)
+            if trial.at + 1 < len(trial.runs):
+                trial.views[trial.at].status = "finished"
+                trial.at += 1
+                trial.tail = Tail(self.store.run(trial.run.id).metrics)
+                return True
+            mean = sum(trial.values.values()) / len(trial.values)
+            trial.slots.finish(trial.turn, mean, **self._facts(trial))
+            self._over(trial, "finished")
+            self._tell(trial, number(mean), mean)
+        return False
+
+    def _pruned(self, trial: Trial, folder: RunFolder) -> None:
+        assert trial.cut is not None
+        if not trial.search.settings.pruner.keep_checkpoints and folder.result() is None:
+            with contextlib.suppress(LockHeld, OSError), folder.lock():  # somebody else may want the run to its end
+                shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        trial.slots.prune(trial.turn, trial.cut, **self._facts(trial))
+        self._over(trial, "pruned")
+        self._tell(trial, f"pruned at step {trial.cut}")
+
+    def _facts(self, trial: Trial) -> dict[str, Any]:
+        """What is kept with a trial's end: the value of each seed, and the tokens that its runs trained on."""
+        last = [self.store.run(run.id).rows()[-1:] for run in trial.runs[: trial.at + 1]]
+        tokens = sum(int(row["tokens"]) for rows in last for row in rows)
+        return {"values": dict(trial.values), "tokens": tokens, "found": not trial.trained}
+
+    def _failed(self, label: str, turn: Turn, reason: str) -> None:
+        slots, search = self.slots[label], self.searches[label]
+        slots.fail(turn, reason)
+        self.display.say(f"{label}: trial {turn.slot} failed: {reason}")
+        if slots.failures() > search.settings.max_failures:
+            self._stop(
+                label, f"{slots.failures()} trials failed, more than max_failures: {search.settings.max_failures}"
+            )
+
+    def _tell(self, trial: Trial, what: str, value: float | None = None) -> None:
+        """One line that stays."""
+        if value is not None:
+            sign = 1.0 if trial.search.settings.direction == "minimize" else -1.0
+            if sign * value < self.best.get(trial.label, math.inf):
+                self.best[trial.label] = sign * value
+                what += ", the best so far"
+        self.display.say(f"{trial.views[0].arm}: {what}")
+
+    def release(self) -> None:
+        """Give back what is still at work here, for whoever comes next; after a stop, or an error of ours."""
+        for trial in list(self.trials):
+            trial.slots.release(trial.turn)
+            self._over(trial, "stopped")
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def run_searches(
+    searches: Mapping[str, Search],
+    head: Mapping[str, Any],
+    store: Store,
+    *,
+    display: Display,
+    mirror: Callable[[], Mirror] | None,
+    storage: str | None = None,
+    nproc: int = 1,
+    seconds: float | None = None,
+    stays: bool = True,
+) -> dict[str, Any]:
+    """Work on all searches until every slot has come to its end; -> the record, which is also in the store.
+
+    head:    the record without its searches, of record.py.
+    storage: where the searches are kept; beside the runs unless given.
+    nproc:   ranks of every run.
+    seconds: no trial is begun after that time.
+    stays:   whether to wait while other workers are at the last trials, in case they die.
+    Raises Preempted when stopped, with everything saved; ConfigError, EnvironmentFault, DataFault of the storage.
+    """
+    address = storage or default_address(store.root)
+    kept = open_storage(address, display.say)
+    worker = worker_id()
+    slots = {
+        label: Slots(
+            kept, search.study, space=search.space, settings=search.settings, slots=search.slots,
+            known=search.known_points, tokens=search.tokens, direction=search.settings.direction, worker=worker,
+            say=display.say,
+        )
+        for label, search in searches.items()
+    }  # fmt: skip
+    whole = {**head, "storage": masked(address)}
+    first = next(iter(searches.values()))
+    empty = {label: search_entry(search, slots[label].trials(), None) for label, search in searches.items()}
+    follower = Follower(store, as_followed({**whole, "searches": empty}), mirror, display.say)
+    drive = Drive(
+        searches, slots, whole, store, display, follower, audit=bool(head.get("audit_pruning")),
+        deadline=time.monotonic() + seconds if seconds else math.inf, stays=stays,
+    )  # fmt: skip
+    machine = first.machine
+
+    def is_done(run_id: str) -> bool:
+        return any(one.run.id == run_id and is_finished(one.run, store) for one in drive.trials)
+
+    if nproc > 1:
+        drive.executor = OneByOne(nproc, drive.tick)
+    else:
+        gpus = machine.jobs if machine.device == "cuda" else 0
+        drive.executor = LocalExecutor(machine.jobs, drive.tick, gpus, is_done)
+    try:
+        with display:
+            try:
+                drive.look()
+                drive.executor.run(drive.jobs(), drive.ended)
+            finally:
+                drive.release()
+                record = _closed(drive)
+        return record
+    finally:
+        follower.close(timeout=30.0)
+
+
+def _closed(drive: Drive) -> dict[str, Any]:
+    """The last record: with what each search says about which of its dimensions matter."""
+    entries = {}
+    for label, search in drive.searches.items():
+        importance = drive.slots[label].importance() if len(search.space.dimensions) > 1 else None
+        entries[label] = search_entry(search, drive.slots[label].trials(), importance)
+    whole = {**drive.head, "stopped": drive._why_stopped(), "searches": entries}
+    with contextlib.suppress(EnvironmentFault):  # a full disk is told by whoever met it first
+        whole = write_record(whole, drive.store)
+    drive.follower.update(as_followed(whole))
+    drive.follower.poll()
+    return whole
