@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FILLING_SECONDS = 3.0
 """How long others are waited for to enqueue the slots."""
+ELECTION_SECONDS = 0.06
+"""How long a worker that is going to do it looks whether another one is."""
 
 
 class Ledger:
@@ -88,7 +90,7 @@ class Ledger:
                     self._enqueue(slot, 0, 0, self._fixed[slot] if slot < len(self._fixed) else {})
             elif filler is None or self._watch.gone(filler, None) or time.monotonic() - since >= FILLING_SECONDS:
                 self.storage.set_study_user_attr(self.id, "filler", self._worker)
-                time.sleep(random.uniform(0.02, 0.06))  # of several who do this, the last one is who fills
+                time.sleep(ELECTION_SECONDS * random.uniform(0.3, 1))  # of several who do this, the last one is who fills
             else:
                 time.sleep(0.1)
 

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,8 +56,8 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.kind == "int":
         step = int(step or 1)
         return IntDistribution(int(low), int(low) + (int(high) - int(low)) // step * step, log=dimension.log, step=step)
-    if step is not None:  # Optuna warns of an end that no step meets
-        high = low + step * math.floor((high - low) / step + 1e-9)
+    if step is not None:  # Optuna warns of an end that no step meets, in decimal numbers
+        high = float(Decimal(str(low)) + Decimal(str(step)) * math.floor((high - low) / step + 1e-9))
     return FloatDistribution(low, high, log=dimension.log, step=step)
 
 

@@ -101,7 +101,10 @@ class Slots:
 
     def unfinished(self) -> int:
         """Slots that have not come to their end: they wait, or somebody works on them."""
-        return sum(one.open for one in self._ledger.standings().values() if one.slot < self.slots)
+        count = sum(one.open for one in self._ledger.standings().values() if one.slot < self.slots)
+        if not count:
+            self._ledger.drop_repeated()  # nobody will claim anything any more
+        return count
 
     def failures(self) -> int:
         """Slots that failed."""
