@@ -185,6 +185,24 @@ def initialisation() -> Figure:
     return figure
 
 
+def parametrisation() -> Figure:
+    """How far blocks, scores and logits move in a few steps, by width."""
+    widths = [64, 128, 256, 512]
+    figure, axes = panels("standard: rms of the change after 8 steps", "muP, base width 64: the same")
+    for one, name in zip(axes, ("standard", "mup"), strict=True):
+        found = m.moved_by_width(name, widths)["change"]
+        for part, colour in (("logits", BLUE), ("block 1", RED), ("block 0", GREEN), ("scores 0", PINK)):
+            values = [steps[-1] for steps in found[part]]
+            one.plot(widths, values, color=colour, marker="o", ms=4)
+            say(one, widths[-1], values[-1], part, colour, xytext=(6, 7 if part == "logits" else -2))
+        ticks(one.xaxis, widths)
+        ticks(one.yaxis, [0.01, 0.1, 1])
+        one.set_ylim(0.005, 2.5)
+        one.set_xlim(56, 1100)
+        one.set_xlabel("channels, C")
+    return figure
+
+
 def schedule() -> Figure:
     """The three schedules, and how far Adam's first updates go."""
     steps, warmup = 19560, 700
@@ -237,7 +255,8 @@ def accumulation() -> Figure:
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
-    f.__name__: f for f in (attention, positions, normalisation, tying, initialisation, schedule, accumulation)
+    f.__name__: f
+    for f in (attention, positions, normalisation, tying, initialisation, parametrisation, schedule, accumulation)
 }
 
 

@@ -17,6 +17,8 @@ from gpt2lab.components.attend import score_map
 from gpt2lab.components.base import Site
 from gpt2lab.components.position import Alibi, Rotary, Sinusoidal
 from gpt2lab.components.step import Step
+from gpt2lab.config import load_config
+from gpt2lab.coordinates import at_widths, coordinate_check
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import SLOTS
 from gpt2lab.training.diagnostics import Seen
@@ -152,6 +154,27 @@ def gradients(config: ModelConfig, seed: int = 0) -> dict[str, list[float]]:
 def norm_of(parts: Sequence[Tensor | None]) -> float:
     """2-norm of several tensors together."""
     return math.sqrt(sum(x.double().square().sum().item() for x in parts if x is not None))
+
+
+# width ----------------------------------------------------------------------------------------------------------------
+
+
+def chain(length: int, vocab_size: int = 256) -> Any:
+    """Tokens each of which has four that may follow it: something to learn.  -> (length,) int64"""
+    followers = torch.randint(0, vocab_size, (vocab_size, 4), generator=generator(4)).tolist()
+    token, found = 0, []
+    for pick in torch.randint(0, 4, (length,), generator=generator(5)).tolist():
+        token = followers[token][pick]
+        found.append(token)
+    return torch.tensor(found).numpy()
+
+
+def moved_by_width(parametrization: str, widths: Sequence[int], steps: int = 8, lr: float = 1e-3) -> dict[str, Any]:
+    """How far two blocks, their scores and the logits move in AdamW's first steps; muP's base is the first width."""
+    choice = f"{{name: mup, base_width: {widths[0]}}}" if parametrization == "mup" else parametrization
+    sizes = ["model.n_layer=2", "model.n_head=2", f"model.n_embd={widths[0]}", "model.block_size=64"]
+    config = load_config("nano", [*sizes, f"model.parametrization={choice}", f"optim.lr={lr}"])
+    return coordinate_check(at_widths(config, widths), steps=steps, tokens=chain(8192))
 
 
 # the first loss -------------------------------------------------------------------------------------------------------

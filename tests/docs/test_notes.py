@@ -129,6 +129,12 @@ def test_the_token_just_read_stands_out_by_what_its_vector_has_in_the_stream() -
     assert logits["others"].std().item() == pytest.approx(math.sqrt(256) * 0.02, rel=0.05)
 
 
+def test_wider_models_move_further_unless_they_are_parametrised_for_it() -> None:
+    slopes = {name: m.moved_by_width(name, [64, 256], steps=2)["slopes"] for name in ("standard", "mup")}
+    assert all(slope > 0.7 for slope in slopes["standard"].values())
+    assert all(-0.5 < slope < 0.1 for slope in slopes["mup"].values()), "it may fall a little, and levels out"
+
+
 def test_schedules_and_adams_first_steps() -> None:
     assert np.mean(m.rates("cosine", 10_000, 0)) == pytest.approx(0.55, abs=1e-3)
     assert np.mean(m.rates("linear", 10_000, 0)) == pytest.approx(0.5, abs=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,13 @@ def test_under_the_standard_parametrisation_it_moves_further_the_wider_the_model
 
 
 def test_while_changes_are_small_their_powers_are_those_of_theory() -> None:
-    """A branch is two matrices, each of which moves what it writes in proportion to its inputs: with rates of one size
-    both gain a power of the width, under muP neither does."""
-    for name, expected in (("standard", 2.0), (MUP, 0.0)):
-        slopes = checked(name, [128, 512], "optim.lr=1e-5", steps=1)["slopes"]
-        for block in ("block 0", "block 1"):
-            assert slopes[block] == pytest.approx(expected, abs=0.2), name
+    """With one std and one rate, queries move in proportion to C and meet keys of size sqrt(C): scores of the first
+    block move as C^1.5. So does what one branch writes; the second of a block adds what the first has moved. Under muP
+    all powers are 0."""
+    slopes = {name: checked(name, [128, 512], "optim.lr=1e-5", steps=1)["slopes"] for name in ("standard", MUP)}
+    assert slopes["standard"]["scores 0"] == pytest.approx(1.5, abs=0.15)
+    assert all(1.5 < slopes["standard"][block] < 2.5 for block in ("block 0", "block 1"))
+    assert all(abs(slopes[MUP][name]) < 0.1 for name in ("scores 0", "scores 1", "block 0", "block 1"))
 
 
 def test_first_logits_follow_from_the_widths(found: dict[str, dict[str, Any]]) -> None:
@@ -118,6 +120,17 @@ def test_widths_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[40, 8\] are no multiples of a head's 16 channels"):
         at_widths(tiny("standard"), [32, 40, 8])
     assert [(c.model.n_embd, c.model.n_head) for c in at_widths(tiny("standard"), [32, 48])] == [(32, 2), (48, 3)]
+    assert [c.model.n_embd for c in at_widths(tiny("standard"))] == [32, 64, 128, 256]
+    assert [c.model.n_embd for c in at_widths(load_config("nano", ["model.n_head=1"]))] == [128, 256, 512]
     for configs in ([], [tiny("standard"), tiny(MUP)]):
         with pytest.raises(ConfigError, match="different widths"):
             coordinate_check(configs, tokens=TEXT)
+
+
+def test_the_ladder_of_widths_changes_nothing_but_the_width() -> None:
+    nano = load_config("nano")
+    files = sorted((Path(__file__).parents[2] / "sweeps" / "widths").glob("*.yaml"))
+    for file in files:
+        found, width = load_config(file), int(file.stem.partition("-")[2])
+        assert found == nano.with_changes({"model.n_embd": width, "model.n_head": width // nano.model.head_size})
+    assert [file.stem for file in files] == ["nano-256", "nano-512", "nano-64"]
