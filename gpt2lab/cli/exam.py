@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,16 +52,19 @@ def shown(value: float) -> str:
 
 
 def mirror(store: Store, run: str | None = None, study: str | None = None) -> None:
-    """Bring MLflow up to date for studies that are there already: `study`, or those that hold `run`. A tracker that
-    does not work costs one line."""
+    """Bring MLflow up to date for what is there already: `study`, or the studies and sweeps that hold `run`. A tracker
+    that does not work costs one line."""
     from gpt2lab.errors import Gpt2labError
     from gpt2lab.tracking.addresses import default_uri
     from gpt2lab.tracking.follower import links, sync
     from gpt2lab.tracking.mlflow import MlflowSink
+    from gpt2lab.tracking.trials import followed
 
-    names = [store.study(study)["name"]] if study else [name for name in store.studies() if run in held(store, name)]
-    for name in [name for name in names if links(store, name)]:
-        record = store.study(name)
+    records = [store.study(study)] if study else [one for one in followed(store) if run in held(one)]
+    for record in records:
+        name = record["name"]
+        if not links(store, name, record.get("kind", "study")):
+            continue
 
         def sink(ablation: str = record["ablation"]) -> MlflowSink:
             return MlflowSink(default_uri(store.root), ablation, store.root / "artifacts")
@@ -72,6 +75,6 @@ def mirror(store: Store, run: str | None = None, study: str | None = None) -> No
             print(f"not sent to MLflow: {error}; gpt2lab sync {name} does it later", file=sys.stderr)
 
 
-def held(store: Store, name: str) -> Collection[str]:
-    """Ids of a study's runs."""
-    return {run for arm in store.study(name)["arms"].values() for run in arm["runs"].values()}
+def held(record: Mapping[str, Any]) -> Collection[str]:
+    """Ids of the runs of a study's arms, or of a sweep's trials."""
+    return {run for arm in record["arms"].values() for run in arm["runs"].values()}

@@ -35,7 +35,7 @@ def report(
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
-    """Write the page of a study or sweep again, from the store alone. Needs no torch and trains nothing."""
+    """Write the page of a study or sweep again. From the store alone: needs no torch, trains nothing."""
     from gpt2lab.display import console_for
     from gpt2lab.report import read_study, terminal_summary, write_report
     from gpt2lab.report.sweep import terminal_sweep, write_sweep_report
@@ -66,15 +66,17 @@ def report(
 
 
 def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
-    """List the studies and runs of the store."""
+    """List the runs of the store. Each with the studies and sweeps that it is of."""
     from gpt2lab.store import Store
+    from gpt2lab.text import plural
+    from gpt2lab.tracking.trials import followed
 
     store = Store(runs)
     owners: dict[str, list[str]] = {}
-    for name in store.studies():
-        for arm, one in store.study(name)["arms"].items():
+    for record in followed(store):
+        for arm, one in record["arms"].items():
             for seed, run_id in one["runs"].items():
-                owners.setdefault(run_id, []).append(f"{name} {arm} seed {seed}")
+                owners.setdefault(run_id, []).append(f"{record['name']} {arm} seed {seed}")
     rows = [run_row(folder, owners.get(folder.id, [])) for folder in store.runs()]
     if json_:
         print(json.dumps(plain(rows)))
@@ -82,7 +84,8 @@ def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
     for row in rows:
         loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
         print(f"{row['id']}  {row['status']:<9} step {row['step']:>6}  val {loss:<8} {'; '.join(row['studies'])}")
-    print(f"{len(rows)} runs, {len(store.studies())} studies in {runs}")
+    sweeps = f", {plural(len(store.sweeps()), 'sweep')}" if store.sweeps() else ""
+    print(f"{len(rows)} runs, {len(store.studies())} studies{sweeps} in {runs}")
 
 
 def run_row(folder: Any, studies: list[str]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe"),
     "bad option": (["explain", "mlp=moe,experts=1"], "mlp=moe,experts=1: '1' does not fit: it must be at least 2"),
     "unknown study": (["report", "posence"], "unknown study or sweep 'posence'; did you mean 'posenc"),
-    "unknown study to sync": (["sync", "nosuch"], "unknown study 'nosuch'"),
+    "unknown study to sync": (["sync", "nosuch"], "unknown study or sweep 'nosuch'"),
     "unknown run": (["show", "zzz"], r"unknown run 'zzz' \(known: "),
     "several runs": (["show", ""], "'' begins 9 run ids"),
     "unknown preset to prepare": (["data", "prepare", "nanoo"], "unknown preset 'nanoo'; did you mean 'nano'"),

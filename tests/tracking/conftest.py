@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_study import Lab
+from small_study import Lab, Look
 
 from gpt2lab.tracking.connection import create_database
 from gpt2lab.tracking.mlflow import MlflowSink
@@ -40,3 +40,8 @@ def sink_factory(lab: Lab, template: Path) -> Callable[[], MlflowSink]:
     shutil.copy(template, lab.store.root / "mlflow.db")
     uri = f"sqlite:///{lab.store.root}/mlflow.db"
     return lambda: MlflowSink(uri, "gpt2lab", lab.store.root / "mlartifacts")
+
+
+@pytest.fixture
+def look(sink_factory: Callable[[], MlflowSink]) -> Look:
+    return Look(sink_factory())

@@ -1,12 +1,15 @@
-"""A small study on disk, written as its workers would write it."""
+"""A small study and a small sweep on disk, written as their workers would write them, and two looks at mirrors."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.store import RunFolder, Store
+from gpt2lab.store import Row, RunFolder, Status, Store
+from gpt2lab.tracking.mirror import Copy
+from gpt2lab.tracking.mlflow import MlflowSink
 
 CREATED = "2026-01-02T03:04:05+00:00"
 
@@ -68,3 +71,97 @@ class Lab:
         for arm in self.record["arms"]:
             for seed in (0, 1):
                 self.train(self.run(arm, seed))
+
+
+def trial(slot: int, outcome: str = "finished", *, seeds: Sequence[int] = (100,), begun: bool = True,
+          **settings: Any) -> dict[str, Any]:  # fmt: skip
+    """One trial of a sweep's record; its runs have ids that tell slot and seed."""
+    runs = {str(seed): f"{slot:08x}{seed:08x}" for seed in seeds} if begun else {}
+    return {"slot": slot, "outcome": outcome, "settings": settings or {"optim.lr": 1e-3 * (slot + 1)}, "runs": runs,
+            "stopped_at": 2 if outcome == "pruned" else None, "would_stop_at": None}  # fmt: skip
+
+
+def sweep_record(*trials: dict[str, Any], slots: int = 4, **more: Any) -> dict[str, Any]:
+    """The record of a sweep with one search, as far as tracking reads it. more: other searches, by label."""
+    entry = {"seeds": [100], "slots": slots, "components": {"norm": "layernorm", "optimizer": "adamw"}}
+    searches = {"lr": {**entry, "trials": list(trials)}, **{label: {**entry, **one} for label, one in more.items()}}
+    return {
+        "name": "lr@nano",
+        "sweep": "lr",
+        "scale": "nano",
+        "question": "Which rate?",
+        "trials": slots,
+        "evaluation": {"key": "val-1"},
+        "stack": {"git_commit": "c0ffee"},
+        "reproduce": "gpt2lab sweep sweeps/lr.yaml --scale nano",
+        "created": CREATED,
+        "hash": "abc",
+        "storage": "sqlite:////data/runs/sweeps/optuna.db",
+        "searches": searches,
+    }
+
+
+class Recorder:
+    """A mirror in memory; `trouble` is called before each call and may raise or hang."""
+
+    shown_uri, experiment_id = "http://tracker", "1"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: dict[str, list[Row]] = {}
+        self.statuses: dict[str, Status] = {}
+        self.trouble: Callable[[str], None] = lambda call: None
+        self.tags: dict[str, dict[str, str]] = {}
+        self.study_over: list[bool] = []
+
+    def open_study(self, record: Mapping[str, Any]) -> str:
+        self.trouble("open_study")
+        return "parent"
+
+    def open_run(self, record: Mapping[str, Any], parent: str, arm: str, seed: str, run: RunFolder) -> Copy:
+        self.trouble(f"open {arm} {seed}")
+        rows = self.rows.setdefault(run.id, [])
+        return Copy(run.id, 0, rows[-1]["tokens"] if rows else -1.0, "RUNNING")
+
+    def send(self, copy: Copy, rows: Sequence[Row]) -> None:
+        self.trouble("send")
+        self.rows[copy.id] += rows
+        copy.tokens = rows[-1]["tokens"]
+        self.trouble("sent")
+
+    def settle(self, copy: Copy, status: Status, run: RunFolder, evaluation_key: str | None) -> None:
+        self.statuses[copy.id] = status
+
+    def mark(self, copy: Copy, tags: Mapping[str, str]) -> None:
+        self.tags[copy.id] = dict(tags)
+
+    def settle_study(self, parent: str, statuses: Sequence[Status], over: bool) -> None:
+        self.study_over.append(over)
+
+    def steps(self, run: RunFolder) -> list[int]:
+        return [one["step"] for one in self.rows.get(run.id, [])]
+
+
+class Look:
+    """What is in MLflow, read with its own client."""
+
+    def __init__(self, sink: MlflowSink) -> None:
+        self.client: Any = sink._connect()
+        self.experiment = sink.experiment_id
+
+    def parents(self) -> list[Any]:
+        return [run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags]
+
+    def children(self, run: RunFolder | None = None) -> list[Any]:
+        found = [other for other in self.runs() if "mlflow.parentRunId" in other.data.tags]
+        return [c for c in found if run is None or c.data.tags["gpt2lab.run_id"] == run.id]
+
+    def runs(self) -> list[Any]:
+        return list(self.client.search_runs([self.experiment]))
+
+    def points(self, run: RunFolder, metric: str = "train/loss") -> list[Any]:
+        (child,) = self.children(run)
+        return list(self.client.get_metric_history(child.info.run_id, metric))
+
+    def steps(self, run: RunFolder, metric: str = "train/loss") -> list[int]:
+        return [point.step for point in self.points(run, metric)]

@@ -5,55 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
-from small_study import Lab, row
+from small_study import Lab, Recorder, row
 
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.store import Row, RunFolder, Status
 from gpt2lab.tracking.delivery import Delivery, batches
 from gpt2lab.tracking.follower import Follower, sync
-from gpt2lab.tracking.mirror import Copy
 from gpt2lab.tracking.mlflow import MlflowSink
-
-
-class Recorder:
-    """A mirror in memory; `trouble` is called before each call and may raise or hang."""
-
-    shown_uri, experiment_id = "http://tracker", "1"
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.rows: dict[str, list[Row]] = {}
-        self.statuses: dict[str, Status] = {}
-        self.trouble: Callable[[str], None] = lambda call: None
-        self.study_over: list[bool] = []
-
-    def open_study(self, record: Mapping[str, Any]) -> str:
-        self.trouble("open_study")
-        return "parent"
-
-    def open_run(self, record: Mapping[str, Any], parent: str, arm: str, seed: str, run: RunFolder) -> Copy:
-        self.trouble(f"open {arm} {seed}")
-        rows = self.rows.setdefault(run.id, [])
-        return Copy(run.id, 0, rows[-1]["tokens"] if rows else -1.0, "RUNNING")
-
-    def send(self, copy: Copy, rows: Sequence[Row]) -> None:
-        self.trouble("send")
-        self.rows[copy.id] += rows
-        copy.tokens = rows[-1]["tokens"]
-        self.trouble("sent")
-
-    def settle(self, copy: Copy, status: Status, run: RunFolder, evaluation_key: str | None) -> None:
-        self.statuses[copy.id] = status
-
-    def settle_study(self, parent: str, statuses: Sequence[Status], over: bool) -> None:
-        self.study_over.append(over)
-
-    def steps(self, run: RunFolder) -> list[int]:
-        return [one["step"] for one in self.rows.get(run.id, [])]
 
 
 @pytest.fixture

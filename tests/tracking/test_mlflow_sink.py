@@ -11,45 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_study import Lab, row
+from small_study import Lab, Look, row
 
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.store import RunFolder
 from gpt2lab.tracking.delivery import Delivery
 from gpt2lab.tracking.follower import links, sync
 from gpt2lab.tracking.mlflow import MlflowSink
 
 Sinks = Callable[[], MlflowSink]
-
-
-class Look:
-    """What is in MLflow, read with its own client."""
-
-    def __init__(self, sink: MlflowSink) -> None:
-        self.client: Any = sink._connect()
-        self.experiment = sink.experiment_id
-
-    def parents(self) -> list[Any]:
-        return [run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags]
-
-    def children(self, run: RunFolder | None = None) -> list[Any]:
-        found = [other for other in self.runs() if "mlflow.parentRunId" in other.data.tags]
-        return [c for c in found if run is None or c.data.tags["gpt2lab.run_id"] == run.id]
-
-    def runs(self) -> list[Any]:
-        return list(self.client.search_runs([self.experiment]))
-
-    def points(self, run: RunFolder, metric: str = "train/loss") -> list[Any]:
-        (child,) = self.children(run)
-        return list(self.client.get_metric_history(child.info.run_id, metric))
-
-    def steps(self, run: RunFolder, metric: str = "train/loss") -> list[int]:
-        return [point.step for point in self.points(run, metric)]
-
-
-@pytest.fixture
-def look(sink_factory: Sinks) -> Look:
-    return Look(sink_factory())
 
 
 def once(lab: Lab, sinks: Sinks, over: bool = False) -> int:
