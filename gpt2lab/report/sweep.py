@@ -16,9 +16,10 @@ from rich.text import Text
 from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.report import sweep_content
 from gpt2lab.report.page import write_page
-from gpt2lab.report.sweep_best import best_yaml
+from gpt2lab.report.sweep_across import Record
+from gpt2lab.report.sweep_best import best_files, best_yaml
 from gpt2lab.report.sweep_pictures import draw
-from gpt2lab.report.sweep_read import ReadSweep, Record, read_record, read_sweep
+from gpt2lab.report.sweep_read import ReadSweep, read_record, read_sweep
 from gpt2lab.store import Store
 from gpt2lab.text import number, setting
 
@@ -52,9 +53,7 @@ def _read(sweep: Sweep, root: str | Path) -> ReadSweep:
 
 def numbers(read: ReadSweep) -> dict[str, str]:
     """The files for programs beside the page: name -> content."""
-    configs = {
-        file: text for file, search in sweep_content.best_files(read).items() if (text := best_yaml(read, search))
-    }
+    configs = {file: text for file, search in best_files(read).items() if (text := best_yaml(read, search))}
     return {"trials.csv": _csv(read), "sweep.json": _json(read), **configs}
 
 
@@ -113,7 +112,7 @@ def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path =
     folder = Path(out) / str(read.record["name"])
     where = folder / "index.html"
     shown.append(Text(f"report: {where}" if where.exists() else f"report: gpt2lab report {read.record['name']}"))
-    files = [folder / file for file in sweep_content.best_files(read) if (folder / file).exists()]
+    files = [folder / file for file in best_files(read) if (folder / file).exists()]
     shown += [Text(f"winning config: {file}") for file in files]
     return Group(*shown)
 

@@ -144,6 +144,7 @@ def draw_points(axes: Axes, axis: Axis, points: Sequence[Point], best: Point | N
     low, high = axes.get_ylim()
     size = 3.6 if len(points) > MANY else 5.5
     edge = high - 0.35 * HEADROOM * (high - low)
+    places: dict[tuple[str, str], list[tuple[float, float]]] = {}  # one call for all that look alike: many are slow
     for point in points:
         x = axis.number(point.settings.get(axis.name))
         if not math.isfinite(x):
@@ -153,14 +154,21 @@ def draw_points(axes: Axes, axis: Axis, points: Sequence[Point], best: Point | N
         above = point.has_value and point.value > high
         y = point.value if point.has_value and not above else edge
         mark = "^" if above else MARKS.get(point.outcome, ".")
-        colour = COLOURS.get(point.outcome, MUTED)
-        fill = SURFACE if point.outcome == PRUNED else colour
-        axes.plot([x], [y], mark, color=colour, markerfacecolor=fill, markersize=size, markeredgewidth=1.2, zorder=3,
-                  alpha=1 if point.outcome != FINISHED or len(points) <= MANY else 0.8)  # fmt: skip
+        places.setdefault((point.outcome, mark), []).append((x, y))
         if point is best:
-            axes.plot(
-                [x], [y], "o", color=INK, markerfacecolor="none", markersize=size + 5, markeredgewidth=1.4, zorder=4
-            )
+            ring: dict[str, Any] = {
+                "markerfacecolor": "none",
+                "markersize": size + 5,
+                "markeredgewidth": 1.4,
+                "zorder": 4,
+            }
+            axes.plot([x], [y], "o", color=INK, **ring)
+    for (outcome, mark), found in places.items():
+        colour = COLOURS.get(outcome, MUTED)
+        fill = SURFACE if outcome == PRUNED else colour
+        alpha = 0.8 if outcome == FINISHED and len(points) > MANY else 1.0
+        style: dict[str, Any] = {"markersize": size, "markeredgewidth": 1.2, "zorder": 3, "alpha": alpha}
+        axes.plot(*zip(*found, strict=True), mark, color=colour, markerfacecolor=fill, linestyle="none", **style)
 
 
 def limits_of(points: Sequence[Point]) -> tuple[float, float]:

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 import gpt2lab
-from gpt2lab.report.sweep_read import ReadSweep, Record, Search
+from gpt2lab.report.sweep_across import Record
+from gpt2lab.report.sweep_read import ReadSweep, Search
 from gpt2lab.text import number
 
 FOLLOWING = {
@@ -22,7 +23,18 @@ FOLLOWING = {
 }  # fmt: skip
 """Setting -> what a trial changes with it, so that it trains on as many tokens."""
 
+BEST = "best.yaml"
 PLAIN = re.compile(r"[\w.+-]+")
+
+
+def best_files(read: ReadSweep) -> dict[str, Search]:
+    """Name of the winning config's file -> its search."""
+    if read.single:
+        return {BEST: read.single}
+    named = {f"best-{re.sub(r'[^A-Za-z0-9_.+-]', '_', label)}.yaml": one for label, one in read.searches.items()}
+    if len(named) == len(read.searches):
+        return named
+    return {f"best-{place}.yaml": one for place, one in enumerate(read.searches.values())}
 
 
 def best_yaml(read: ReadSweep, search: Search) -> str | None:

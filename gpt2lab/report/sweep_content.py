@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from gpt2lab.analysis.words import listed
 from gpt2lab.report import sweep_method, sweep_tables
 from gpt2lab.report.content import Page, Remark
 from gpt2lab.report.pictures import Picture
-from gpt2lab.report.sections import Section
 from gpt2lab.report.sweep_axes import DIVERGED, FAILED, FINISHED
-from gpt2lab.report.sweep_best import best_yaml
-from gpt2lab.report.sweep_pictures import COORDINATES, SEARCHES, SIZES, of_section
+from gpt2lab.report.sweep_best import best_files, best_yaml
 from gpt2lab.report.sweep_read import OUTCOMES, ReadSweep, Search
+from gpt2lab.report.sweep_sections import sections
 from gpt2lab.results import LOSS, scope_text
 from gpt2lab.text import number, plural, setting
 
 FILES = ("report.md", "trials.csv", "sweep.json", "figures/")
-BEST = "best.yaml"
 
 
 def build(read: ReadSweep, figures: Sequence[Picture]) -> Page:
@@ -38,21 +35,11 @@ def build(read: ReadSweep, figures: Sequence[Picture]) -> Page:
         verdicts=sweep_tables.best_table(read),
         verdicts_note=_table_note(read),
         figures=[figure for figure in figures if not figure.section],
-        sections=_sections(read, figures),
+        sections=sections(read, figures),
         command=record["reproduce"],
         facts=sweep_method.facts(read),
         files=(*FILES[:3], *configs, *FILES[3:]),
     )
-
-
-def best_files(read: ReadSweep) -> dict[str, Search]:
-    """Name of the winning config's file -> its search."""
-    if read.single:
-        return {BEST: read.single}
-    named = {f"best-{re.sub(r'[^A-Za-z0-9_.+-]', '_', label)}.yaml": one for label, one in read.searches.items()}
-    if len(named) == len(read.searches):
-        return named
-    return {f"best-{place}.yaml": one for place, one in enumerate(read.searches.values())}
 
 
 def answer(read: ReadSweep) -> list[str]:
@@ -60,7 +47,7 @@ def answer(read: ReadSweep) -> list[str]:
     if not read.counts[FINISHED]:
         return [nothing_finished(read)]
     if read.single:
-        return [_found(read, read.single)]
+        return [_found(read, read.single), *(str(one.transfer) for one in read.across.values())]
     told = [f"{label}: {_found(read, search)}" for label, search in read.searches.items()]
     return [*told, _between(read)] if len(read.searches) > 1 else told
 
@@ -208,70 +195,3 @@ def _table_note(read: ReadSweep) -> str:
     if not all(search.alone for search in read.searches.values()):
         told.append("Where several settings vary at once no curve is fitted to one of them alone.")
     return " ".join([*told, "Edge: a best value at the edge of the space may lie beyond it."])
-
-
-def _sections(read: ReadSweep, figures: Sequence[Picture]) -> list[Section]:
-    made: list[Section | None] = [
-        *(_choices(read, search) for search in read.searches.values()),
-        _figures("Across size", SIZES, figures),
-        _figures("Coordinate check", COORDINATES, figures),
-        *(_winner(read, search) for search in read.searches.values()),
-        _pruning(read),
-        _reasons(read),
-        _figures("Each search by itself", SEARCHES, figures, folded=True),
-        *(_trial_list(read, search) for search in read.searches.values()),
-        Section(title="Method", points=sweep_method.declared(read)),
-        Section(title="What this shows, and what it does not", points=sweep_method.limits(read)),
-    ]
-    return [section for section in made if section]
-
-
-def _titled(read: ReadSweep, search: Search, title: str) -> str:
-    return title if read.single else f"{title}: {search.label}"
-
-
-def _choices(read: ReadSweep, search: Search) -> Section | None:
-    table = sweep_tables.choices_table(search, read)
-    note = (
-        "The best finished trial with each choice, and what else it had. A choice that was tried less often had fewer "
-        "chances; a sampler that learns tries what did well more often."
-    )
-    return Section(title=_titled(read, search, "The best per choice"), table=table, note=note) if table else None
-
-
-def _figures(title: str, part: str, figures: Sequence[Picture], *, folded: bool = False) -> Section | None:
-    own = of_section(figures, part)
-    return Section(title=title, figures=own, folded=folded) if own else None
-
-
-def _winner(read: ReadSweep, search: Search) -> Section | None:
-    written = best_yaml(read, search)
-    best = search.best
-    if best is None:
-        return None
-    if written is None:
-        run = next(iter((best.get("runs") or {}).values()), "none")
-        text = f"It cannot be told from here: the run of the best trial ({run}) is not in this store."
-        return Section(title=_titled(read, search, "The winning config"), note=text)
-    file = next(name for name, one in best_files(read).items() if one is search)
-    note = f"The file {file} beside this page; gpt2lab train {file} trains it, --dry-run says what that costs."
-    return Section(title=_titled(read, search, "The winning config"), code=written.rstrip("\n"), note=note)
-
-
-def _pruning(read: ReadSweep) -> Section | None:
-    points = sweep_method.pruning(read)
-    return Section(title="What pruning saved", points=points) if points else None
-
-
-def _reasons(read: ReadSweep) -> Section | None:
-    table = sweep_tables.reasons_table(read)
-    note = (
-        "A trial that diverged is a result: its settings train nothing. One that failed says nothing of its settings."
-    )
-    return Section(title="What ended without a value", table=table, note=note) if table else None
-
-
-def _trial_list(read: ReadSweep, search: Search) -> Section:
-    many = len(search.trials) > 40
-    table = sweep_tables.trial_table(search, read)
-    return Section(title=_titled(read, search, "Trials"), table=table, folded=many)

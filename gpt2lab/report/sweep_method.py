@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from gpt2lab.analysis.pruning import audit, replay, savings
 from gpt2lab.report.across import duration
-from gpt2lab.report.sweep_axes import FINISHED, PRUNED
+from gpt2lab.report.sweep_axes import DIVERGED, FINISHED, PRUNED
 from gpt2lab.report.sweep_read import RATE, ReadSweep, Search
 from gpt2lab.results import scope_text
 from gpt2lab.text import plural, quantity, setting
@@ -97,38 +99,34 @@ def pruning(read: ReadSweep) -> list[str]:
 
 
 def _saved(read: ReadSweep, search: Search) -> list[str]:
-    label = "" if read.single else f"{search.label}: "
-    pruned = [trial for trial in search.trials if trial["outcome"] == PRUNED]
-    full = search.record["tokens"] * len(search.seeds)
-    saved = sum(max(0, full - (trial.get("tokens") or 0)) for trial in pruned)
-    done = [trial for trial in search.trials if trial["outcome"] in (FINISHED, PRUNED)]
-    would = full * len(done)
-    if read.record.get("audit_pruning"):
-        return [label + _audit(search, full)]
-    if not pruned:
-        return [f"{label}Nothing: no trial was pruned."]
-    share = f" ({100 * saved / would:.0f} % of what these trials would have taken)" if would else ""
-    return [
-        f"{label}{plural(len(pruned), 'trial')} of {len(done)} were stopped early, which saved {quantity(saved)} "
-        f"training tokens{share}. Whether one of them would have won is not known; --audit-pruning trains them to "
-        "their end and tells."
-    ]
+    label, record = "" if read.single else f"{search.label}: ", read.record
+    steps = int(search.record["steps"])
+    if not record.get("audit_pruning"):
+        told = [str(savings(search.trials, search.record["tokens"] * len(search.seeds)))]
+        if search.counts[PRUNED]:
+            told.append(
+                "What those trials would have reached is not known; with --audit-pruning all are trained to their end, "
+                "and the page tells how often the eventual best would have been stopped."
+            )
+        return [label + " ".join(told)]
+    found = audit(search.trials, steps, maximize=search.maximize)
+    told = [str(found) if found else "No trial finished, so the audit tells nothing of the pruner."]
+    return [label + told[0], *(f"{label}{one}" for one in _replayed(read, search, steps))]
 
 
-def _audit(search: Search, full: float) -> str:
-    cut = [trial for trial in search.trials if trial.get("would_stop_at") and trial["outcome"] == FINISHED]
-    best = search.best
-    if best is None:
-        return "Audit: nothing finished, so nothing is known of the pruner."
-    steps = search.record["steps"] or 1
-    saved = sum(full * (1 - trial["would_stop_at"] / steps) for trial in cut)
-    done = search.counts[FINISHED]
-    share = f", {100 * saved / (full * done):.0f} % of the tokens" if done and full else ""
-    fate = "would have been among them" if best.get("would_stop_at") else "would have been kept"
-    return (
-        f"Audit: every trial was trained to its end. Pruning would have stopped {len(cut)} of {done} finished ones"
-        f"{share}; the eventual best (trial {best['slot']}) {fate}."
-    )
+def _replayed(read: ReadSweep, search: Search, steps: int) -> list[str]:
+    """What the median rule does to the audited curves in other orders."""
+    pruner = read.record["pruner"]
+    if pruner["name"] != "median":
+        return []
+    done = [trial for trial in search.trials if trial["outcome"] in (FINISHED, DIVERGED)]
+    curves = [[(step, value) for step, _, value in trial["curve"] or () if value is not None] for trial in done]
+    finals = [math.nan if trial["value"] is None else trial["value"] for trial in done]
+    found = replay(
+        curves, finals, startup=int(pruner.get("startup_trials") or 0), warmup=steps * (pruner.get("warmup") or 0.0),
+        maximize=search.maximize,
+    )  # fmt: skip
+    return [found.told(read.unit)] if found else []
 
 
 def limits(read: ReadSweep) -> list[str]:

@@ -120,7 +120,17 @@ def _beside_each_other(read: ReadSweep) -> Iterator[Parts]:
 
 
 def _sizes(read: ReadSweep) -> Iterator[Parts]:
-    return iter(())
+    if not read.across:
+        return
+    labels = list(read.across)
+    name = next(iter(read.across.values())).name
+    caption = (
+        "The best value at each size with its 95 % interval. Line: the power law that was fitted; hollow: what it "
+        "predicts for the next size, with its interval."
+    )
+    trends = {label: one.trend() for label, one in read.across.items()}
+    figure = sweep_scales.across(trends, looks(labels, labels[0]), name)
+    yield "across", f"The best {name} against the size of the model", caption, "wide", figure
 
 
 def _coordinates(read: ReadSweep) -> Iterator[Parts]:

@@ -10,19 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.analysis.searches import chosen
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.report.marks import Curve
+from gpt2lab.report.sweep_across import Across, Record, across, read_chosen
 from gpt2lab.report.sweep_axes import DIVERGED, FAILED, FINISHED, PRUNED, Axis, Fitted, Point, best_of
-from gpt2lab.results import LOSS, cleaned, unit
+from gpt2lab.results import cleaned, unit
 from gpt2lab.store import Store
 
 WAITING, RUNNING = "waiting", "running"
 OUTCOMES = (FINISHED, PRUNED, DIVERGED, FAILED, RUNNING, WAITING)
 RATE = "optim.lr"
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +77,12 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSweep:
-    """A sweep at one scale. `others`: records of the same sweep at other scales, by size."""
+    """A sweep at one scale."""
 
     record: Record
     searches: Mapping[str, Search]
-    others: Sequence[Record] = ()
+    across: Mapping[str, Across] = field(default_factory=dict)
+    """search -> itself over all scales at which the store has this sweep"""
     configs: Mapping[str, str] = field(default_factory=dict)
     """search -> the config of its best trial's run as YAML, where the store has it"""
 
@@ -128,7 +127,8 @@ def read_record(record: Record, store: Store) -> ReadSweep:
         searches = {label: _search(label, one, record, store) for label, one in record["searches"].items()}
         found = {label: _config(search.best, store) for label, search in searches.items()}
         configs = {label: text for label, text in found.items() if text}
-        return ReadSweep(record=record, searches=searches, others=_others(record, store), configs=configs)
+        scales = across([record, *_others(record, store)])
+        return ReadSweep(record=record, searches=searches, across=scales, configs=configs)
     except (KeyError, TypeError, AttributeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise DataFault(f"the record of the sweep is damaged: {what}", where=str(record.get("name"))) from error
@@ -138,10 +138,8 @@ def _search(label: str, one: Record, record: Record, store: Store) -> Search:
     maximize = record.get("direction") == "maximize"
     points = [_point(trial, record, store) for trial in one["trials"]]
     axes = {axis.name: axis for axis in map(_axis, one["space"])}
-    noise = (record.get("noise") or {}).get("sd") if record["metric"] == LOSS else None
-    effect = record.get("smallest_effect")
-    found = chosen(one, maximize=maximize, slots=one.get("slots"), effect=effect, noise_sd=noise, unit=unit(record))
-    return Search(label=label, record=one, axes=axes, points=points, optima=found.optima, maximize=maximize)
+    optima = read_chosen(one, record).optima
+    return Search(label=label, record=one, axes=axes, points=points, optima=optima, maximize=maximize)
 
 
 def _axis(dimension: Record) -> Axis:
@@ -191,7 +189,7 @@ def _config(trial: Record | None, store: Store) -> str | None:
 
 
 def _others(record: Record, store: Store) -> list[Record]:
-    """The same sweep at other scales, the smallest model first; records that cannot be read are left out."""
+    """The same sweep at other scales; records that cannot be read are left out."""
     found: list[Record] = []
     for name in store.sweeps():
         if name == record["name"]:
@@ -199,7 +197,8 @@ def _others(record: Record, store: Store) -> list[Record]:
         try:
             other = cleaned(store.sweep(name))
             if other["sweep"] == record["sweep"] and bool(other.get("part_of")) == bool(record.get("part_of")):
+                across([other])
                 found.append(other)
         except (Gpt2labError, KeyError, TypeError, AttributeError):
             continue
-    return sorted(found, key=lambda other: (other.get("scope") or {}).get("parameters") or 0)
+    return found

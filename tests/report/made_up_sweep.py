@@ -13,12 +13,16 @@ from typing import Any
 
 STEPS, BATCH_TOKENS, EVERY = 440, 1024, 44
 TOKENS = STEPS * BATCH_TOKENS
-LR = {"name": "optim.lr", "kind": "float", "low": 2e-4, "high": 0.2, "log": True, "step": None, "choices": None,
-      "when": None}  # fmt: skip
+LR: dict[str, Any] = {
+    "name": "optim.lr", "kind": "float", "low": 2e-4, "high": 0.2, "log": True, "step": None, "choices": None,
+    "when": None,
+}  # fmt: skip
 WD = LR | {"name": "optim.optimizer.weight_decay", "low": 0.001, "high": 1.0}
 BATCH = LR | {"name": "training.batch_tokens", "kind": "int", "low": 512, "high": 4096}
-NORM = {"name": "model.norm", "kind": "categorical", "low": None, "high": None, "log": False, "step": None,
-        "choices": ["layernorm", "rmsnorm"], "when": None}  # fmt: skip
+NORM: dict[str, Any] = {
+    "name": "model.norm", "kind": "categorical", "low": None, "high": None, "log": False, "step": None,
+    "choices": ["layernorm", "rmsnorm"], "when": None,
+}  # fmt: skip
 SEED = "100"
 
 
@@ -162,3 +166,32 @@ def variants() -> dict[str, Any]:
         },
         name="width@nano",
     )
+
+
+def ladder(root: Path) -> list[str]:
+    """Keep one sweep at three sizes, the best rate of which falls with the square root of the size; -> their names."""
+    names = []
+    for scale, parameters in (("nano", 842_496), ("micro", 3_369_984), ("mini", 13_479_936)):
+        best = 0.006 * math.sqrt(842_496 / parameters)
+        record = sweep(
+            {"lr": search("lr", optimum=best, cliff=10 * best, parameters=parameters, prune=False)}, name=f"lr@{scale}"
+        )
+        keep(root, record)
+        names.append(record["name"])
+    return names
+
+
+def coordinates() -> dict[str, Any]:
+    """What a coordinate check finds: one variant moves with the root of the width, the other as far at every width."""
+    widths, steps = [64, 128, 256, 512], [0, 1, 2, 3, 4]
+    parts = [f"block {i}" for i in range(4)] + ["logits"]
+
+    def variant(power: float) -> dict[str, Any]:
+        def seen(scale: float) -> dict[str, Any]:
+            return {name: [[scale * step * (1 + 0.2 * i) * (width / 64) ** power for step in steps] for width in widths]
+                    for i, name in enumerate(parts)}  # fmt: skip
+
+        return {"widths": widths, "steps": steps, "seeds": [0], "lr": [0.01] * 4, "rms": seen(1.0), "change": seen(0.1),
+                "slopes": dict.fromkeys(parts, power)}  # fmt: skip
+
+    return {"standard": variant(0.5), "mup": variant(0.0)}

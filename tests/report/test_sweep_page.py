@@ -1,0 +1,473 @@
+"""The page of a sweep: what it says first, what it holds, that nothing in it can run, and that any record gives one."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_study import declare
+from made_up_sweep import (
+    BATCH,
+    LR,
+    NORM,
+    STEPS,
+    TOKENS,
+    coordinates,
+    hopeless,
+    keep,
+    ladder,
+    run_id,
+    search,
+    sweep,
+    trial,
+    variants,
+    wide,
+)
+from rich.console import Console
+
+from gpt2lab import text
+from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.report import sweep as page
+from gpt2lab.report.index import write_index
+from gpt2lab.report.sweep import terminal_sweep, write_sweep_report
+
+HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(source)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second less for tests of everything else."""
+    monkeypatch.setattr(page, "draw", lambda *_: [])
+
+
+@pytest.fixture(scope="session")
+def lr_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a page over one learning rate; to be read only."""
+    root = tmp_path_factory.mktemp("lr")
+    keep(root / "runs", sweep())
+    return write_sweep_report("lr", root=root / "runs", out=root / "reports").parent
+
+
+def report(root: Path, record: dict[str, Any]) -> tuple[Path, str, str, Reader]:
+    """-> (folder, HTML, Markdown, the HTML read)"""
+    keep(root / "runs", record)
+    index = write_sweep_report(record["name"], root=root / "runs", out=root / "reports")
+    source = index.read_text()
+    return index.parent, source, (index.parent / "report.md").read_text(), Reader(source)
+
+
+def assert_harmless(source: str) -> None:
+    """Nothing runs, nothing is loaded, and the policy would stop both."""
+    tags = Reader(source).tags
+    assert not {tag for tag, _ in tags} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "link",
+        "img",
+        "image",
+        "form",
+        "base",
+    }
+    for tag, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
+        for name in {"href", "src", "xlink:href", "data", "action"} & attributes.keys():
+            assert str(attributes[name]).startswith("#"), (tag, attributes)
+    css = source.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policies = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
+
+
+def test_the_page_opens_with_the_answer_and_goes_on_in_order(lr_page: Path) -> None:
+    source = (lr_page / "index.html").read_text()
+    shown = Reader(source).text
+    parts = [
+        "Which learning rate reaches the lowest", "Best learning rate 0.0057 (95 % interval 0.0047 to 0.0069)",
+        "one loses less than 0.05 nats", "24 trials, 1 seed each: 11 finished, 11 pruned, 2 diverged.",
+        "at 842 k parameters", "is no estimate of what its settings reach", "Caveat: early training: sign only",
+        "Best settings", "inside", "Figures", "Loss against optim.lr", "Training curves by optim.lr",
+        "The best so far", "The winning config", "extends: nano optim.lr: 0.004899", "What pruning saved",
+        "What ended without a value", "nan loss", "Trials", run_id("lr", 2), "Method", "TPE", "How to reproduce",
+        "gpt2lab sweep sweeps/lr.yaml --scale nano",
+    ]  # fmt: skip
+    places, start = [], 0
+    for part in parts:
+        start = shown.index(part, start)
+        places.append(start)
+    assert_harmless(source)
+    for unwanted in (r"\bNaN\b", r"\bnan\b(?! loss)", r"\bNone\b", "What mattered", "incomplete"):
+        assert not re.search(unwanted, shown), unwanted
+
+
+def test_the_twin_says_what_the_page_says(lr_page: Path) -> None:
+    source, twin = (lr_page / "index.html").read_text(), (lr_page / "report.md").read_text()
+    bare = re.sub(r"<svg.*?</svg>|<style>.*?</style>|<head>.*?</head>|<footer.*?</footer>", "", source, flags=re.S)
+    plain = re.sub(r"\s+", " ", html.unescape(re.sub(r"\\(?=[^\w\s]|_)", "", twin)))
+    sentences = [s for s in (re.sub(r"\s+", " ", w).strip() for w in Reader(bare).words) if s]
+    assert len(sentences) > 100
+    assert [s for s in sentences if s not in plain] == []
+    figures = sorted(p.name for p in (lr_page / "figures").glob("*.svg"))
+    assert figures == sorted(re.findall(r"\(figures/([^)]+)\)", twin)) == ["against-0.svg", "curves.svg", "history.svg"]
+
+
+def test_writing_twice_gives_equal_files(lr_page: Path, tmp_path: Path) -> None:
+    again = write_sweep_report(sweep(), root=lr_page.parents[1] / "runs", out=tmp_path).parent
+    files = sorted(p.relative_to(lr_page) for p in lr_page.rglob("*") if p.is_file())
+    assert [str(file) for file in files if (again / file).read_bytes() != (lr_page / file).read_bytes()] == []
+
+
+def test_the_numbers_beside_the_page(lr_page: Path) -> None:
+    with (lr_page / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    record = json.loads((lr_page / "sweep.json").read_text())
+    assert len(rows) == 24
+    finished = [row for row in rows if row["outcome"] == "finished"]
+    best = min(finished, key=lambda row: float(row["value"]))
+    concluded = record["searches"]["lr"]
+    assert (best["slot"], float(best["optim.lr"])) == ("2", concluded["best"]["settings"]["optim.lr"])
+    assert concluded["outcomes"] == {"finished": 11, "pruned": 11, "diverged": 2}
+    low, high = concluded["optima"]["optim.lr"]["interval"]
+    assert low < concluded["optima"]["optim.lr"]["vertex"] < high
+    assert low < 0.006 < high  # where the losses were made to be lowest
+    assert record["record"]["name"] == "lr@nano"
+    assert record["answer"][0].startswith("Best learning rate 0.0057")
+
+
+def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
+    bad = HOSTILE[0]
+    space = (LR | {"name": bad}, NORM | {"name": HOSTILE[1], "choices": HOSTILE})
+    trials = [
+        trial(i, {bad: 0.001 * (i + 1), HOSTILE[1]: HOSTILE[i % 4]}, 2.0 + 0.1 * i, outcome=outcome)
+        for i, outcome in enumerate(["finished", "finished", "pruned", "diverged", "failed", "finished"])
+    ]
+    trials[4]["reason"] = trials[3]["reason"] = f"{bad}\x1b[31m | x"
+    one = search(space=space, trials=1, changes={HOSTILE[2]: bad}) | {"trials": trials, "slots": 6}
+    one["importance"] = {"method": bad, "values": {bad: 0.7, HOSTILE[1]: 0.3}}
+    searches = {HOSTILE[0]: one, HOSTILE[3]: search(space=(NORM,), trials=1)}
+    seen = {bad: coordinates()["mup"]}
+    record = sweep(searches, question=f"{bad} | good?\x1b", caveat=bad, reproduce=f"{bad} 'x", coordinates=seen)
+    folder, source, twin, read = report(tmp_path, record)
+    assert_harmless(source)
+    for name in HOSTILE:
+        assert name in read.text
+        assert text.markdown(name) in twin
+    outside_code = re.sub(r"^```.*?^```", "", twin, flags=re.S | re.M)
+    assert "<" not in outside_code
+    assert "$" not in outside_code
+    assert "\x1b" not in source + twin
+    for figure in (folder / "figures").glob("*.svg"):
+        assert "<script" not in figure.read_text()
+
+
+def test_all_diverged_says_so_first_and_what_to_try(tmp_path: Path) -> None:
+    folder, source, twin, read = report(tmp_path, hopeless())
+    first = read.text.index("No answer. None of 8 trials has a final value.")
+    assert first < read.text.index("No trial finished") < read.text.index("Best settings")
+    assert "8 diverged. Even the lowest optim.lr that was tried, 1.03, diverged" in read.text
+    assert "optim.lr: {low: 0.01, high: 1, log: true}" in read.text
+    assert "optim.lr 1.03 to 32.9" in read.text  # the table of reasons
+    assert not list(folder.glob("best*.yaml"))
+    assert "The winning config" not in read.text
+    assert "no estimate" not in twin
+    assert (folder / "figures/against-0.svg").exists()
+    assert_harmless(source)
+
+
+@pytest.mark.parametrize("outcome", ["pruned", "failed", "waiting", "running"])
+@pytest.mark.usefixtures("no_figures")
+def test_nothing_finished_in_other_ways(tmp_path: Path, outcome: str) -> None:
+    trials = [trial(i, {"optim.lr": 0.001 * (i + 1)}, 2.5, outcome=outcome, until=88) for i in range(3)]
+    record = sweep({"lr": search(trials=3) | {"trials": trials}})
+    _, source, _, read = report(tmp_path, record)
+    assert f"3 {outcome}" in read.text
+    assert "No answer." in read.text
+    assert ("out of memory" in read.text) == (outcome == "failed")
+    assert ("3 of 3 trials are open" in read.text) == (outcome in ("waiting", "running"))
+    assert_harmless(source)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_unfinished_sweep_says_how_many_trials_are_open(tmp_path: Path) -> None:
+    one = search()
+    one["trials"] = one["trials"][:10]
+    record = sweep({"lr": one}, stopped="the time budget of 60 s was used up")
+    _, _, _, read = report(tmp_path, record)
+    assert "14 of 24 trials are open; the same command goes on with them." in read.text
+    assert "the time budget of 60 s was used up." in read.text
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(("seeds", "near"), [([100], 3), ([100, 101, 102, 103], 2)])
+def test_how_many_trials_cannot_be_told_from_the_best(tmp_path: Path, seeds: list[int], near: int) -> None:
+    # two standard errors of a difference: 2 * sqrt(2 / n) * 0.01 = 0.0283 for one seed, 0.0141 for four
+    values = [2.0, 2.01, 2.0141, 2.028, 2.0285, 2.2]
+    trials = [trial(i, {"optim.lr": 0.002 * (i + 1)}, value) for i, value in enumerate(values)]
+    noise = {"sd": 0.01, "low": 0.005, "high": 0.02, "runs": 5, "scale": "nano", "stack": {}, "created": "2026-11-22"}
+    one = search(trials=6) | {"trials": trials, "seeds": seeds}
+    _, _, _, read = report(tmp_path, sweep({"lr": one}, noise=noise))
+    assert f"{near} other trials lie within noise of the best" in read.text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_several_settings_have_best_values_edges_importance_and_choices(tmp_path: Path) -> None:
+    folder, _, twin, read = report(tmp_path, wide())
+    assert "The best of 17 finished trials reached val/loss 2.0144 with optim.lr 0.00807" in read.text
+    assert "optim.lr explains most of the variation between trials (71 %)" in read.text
+    assert "No best value lies at an edge" in read.text
+    choices = twin.partition("## The best per choice")[2].partition("\n## ")[0]
+    assert re.search(r"rmsnorm; model\\.norm|rmsnorm; model.norm", choices)
+    assert "| best |" in choices
+    assert "It cannot be told from here" in read.text  # the steps that go with the batch are in the run's config only
+    assert not list(folder.glob("best*.yaml"))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_edge_is_said_with_what_to_widen(tmp_path: Path) -> None:
+    narrow = LR | {"low": 2e-4, "high": 0.004}
+    _, _, _, read = report(tmp_path, sweep({"lr": search(space=(narrow,), trials=12, prune=False)}))
+    assert re.search(r"The optimum lies at the upper edge \(0\.0\d+\): widen to 0\.01", read.text)
+    assert "at the high edge" in read.text
+    two = search("two", space=(narrow, NORM), trials=30, prune=False)
+    _, _, _, read = report(tmp_path, sweep({"two": two}, name="two@nano"))
+    assert re.search(
+        r"optim\.lr is best at the high edge of what was searched: widen it to 0\.0002 to 0\.01", read.text
+    )
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_searches_beside_each_other(tmp_path: Path) -> None:
+    folder, source, _, read = report(tmp_path, variants())
+    assert_harmless(source)
+    assert "standard: Best learning rate 0.0043" in read.text
+    assert "mup: Best learning rate 0.014" in read.text
+    assert "not to call one search better than another" in read.text
+    assert sorted(p.name for p in folder.glob("best*")) == ["best-mup.yaml", "best-standard.yaml"]
+    assert "model.init: mup" in (folder / "best-mup.yaml").read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_pruning_saved_by_hand(tmp_path: Path) -> None:
+    trials = [trial(0, {"optim.lr": 0.004}, 2.0), trial(1, {"optim.lr": 0.006}, 2.1)]
+    trials += [trial(i, {"optim.lr": 0.0005 * i}, 2.5, outcome="pruned", until=110) for i in (2, 3)]
+    record = sweep({"lr": search(trials=4) | {"trials": trials}})
+    _, _, _, read = report(tmp_path, record)
+    # 2 whole runs and 2 quarters of one: 2.5 of 4, so 37.5 % less
+    assert f"{text.quantity(2.5 * TOKENS)} tokens were trained where {text.quantity(4 * TOKENS)} would" in read.text
+    assert "38 % less" in read.text
+    for one in trials:
+        one |= {"outcome": "finished", "value": 2.0 + 0.1 * one["slot"], "values": {"100": 2.0}}
+    trials[3]["would_stop_at"] = STEPS // 4
+    _, _, _, read = report(tmp_path, record | {"audit_pruning": True})
+    assert "Pruning would have cut 1 of 4 and saved 19 % of the tokens" in read.text  # three quarters of one of four
+    assert "the eventual best would not have been cut" in read.text
+    _, _, _, read = report(tmp_path, record | {"pruner": None})
+    assert "What pruning saved" not in read.text
+
+
+def test_the_winning_config_trains_as_it_is(lr_page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt2lab.config import load_config
+
+    best = load_config(lr_page / "best.yaml")
+    assert best == load_config("nano", ["optim.lr=0.004899"])
+    record = variants()
+    del record["searches"]["standard"]
+    record["searches"]["mup"]["changes"] = {"model.position": "rotary", "optim.schedule": {"name": "cosine"}}
+    record["reproduce"] += " --set training.steps=50"
+    monkeypatch.setattr(page, "draw", lambda *_: [])
+    folder = report(tmp_path, record)[0]
+    expected = ["training.steps=50", "model.position=rotary", "optim.schedule=cosine", "optim.lr=0.01351"]
+    assert load_config(folder / "best.yaml") == load_config("nano", expected)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_winning_config_takes_what_follows_from_the_batch_from_the_run(tmp_path: Path) -> None:
+    from gpt2lab.config import load_config
+
+    trials = [trial(0, {"training.batch_tokens": 2048, "model.norm": "rmsnorm"}, 2.0)]
+    record = sweep({"lr": search(space=(BATCH, NORM), trials=1) | {"trials": trials}})
+    trained = load_config("nano", ["training.batch_tokens=2048", "training.steps=220", "optim.warmup_steps=22",
+                                   "evaluation.every_steps=55", "training.checkpoint_every_steps=55",
+                                   "model.norm=rmsnorm", "seed=100"])  # fmt: skip
+    run = tmp_path / "runs" / run_id("lr", 0)
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(trained.to_yaml())
+    folder = report(tmp_path, record)[0]
+    assert load_config(folder / "best.yaml") == trained.with_changes({"seed": "0"})
+    assert "extends: nano" in (folder / "best.yaml").read_text()
+    # a scale that was a file, of which the store knows no more than its name
+    file = record | {"scale": "mine", "name": "lr@mine"}
+    folder = report(tmp_path, file)[0]
+    assert load_config(folder / "best.yaml") == trained
+    assert "extends" not in (folder / "best.yaml").read_text()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_same_sweep_at_other_scales(tmp_path: Path) -> None:
+    names = ladder(tmp_path / "runs")
+    keep(tmp_path / "runs", sweep({"lr": search(optimum=0.05)}, name="lr@tuned", part_of="x@nano"))
+    index = write_sweep_report(names[1], root=tmp_path / "runs", out=tmp_path / "reports")
+    read = Reader(index.read_text())
+    told = re.search(r"Over three sizes the best learning rate falls as N\^(-\d\.\d+)", read.text)
+    assert told
+    assert abs(float(told[1]) + 0.5) < 0.1  # as the losses were made
+    assert "Across size" in read.text
+    assert "predicted" in read.text
+    assert "x@nano" not in read.text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_coordinate_check_says_what_moves_most(tmp_path: Path) -> None:
+    _, source, _, read = report(tmp_path, sweep(coordinates=coordinates()))
+    assert "standard: what changes most with width is block 0, as width^+0.50" in read.text
+    assert_harmless(source)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.usefixtures("no_figures")
+def test_one_and_two_trials(tmp_path: Path, kept: int) -> None:
+    one = search()
+    one["trials"] = one["trials"][:kept]
+    _, source, _, read = report(tmp_path, sweep({"lr": one | {"slots": kept}}))
+    assert ("Only one trial finished" in read.text) == (kept == 1)
+    assert_harmless(source)
+
+
+def test_unknown_numbers_are_drawn_around(tmp_path: Path) -> None:
+    one = search(trials=8, prune=False)
+    for entry in one["trials"][::2]:
+        entry["curve"] = [[step, tokens, None] for step, tokens, _ in entry["curve"]]
+        entry["value"] = None
+    one["trials"][1]["settings"] = {}
+    one["importance"] = {"method": "fanova", "values": {"optim.lr": None}}
+    record = sweep({"lr": one | {"base": {}, "flops_per_token": None}}, floors=None, smallest_effect=0.05)
+    assert_harmless(report(tmp_path, record)[1])
+
+
+@pytest.mark.slow
+def test_two_hundred_trials_are_drawn_in_time(tmp_path: Path) -> None:
+    record = wide(200)
+    keep(tmp_path, record)
+    started = time.process_time()
+    write_sweep_report(record["name"], root=tmp_path, out=tmp_path / "reports")
+    assert time.process_time() - started < 5  # 2 s on a processor of 2026
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_higher_may_be_better(tmp_path: Path) -> None:
+    trials = [trial(i, {"optim.lr": 0.001 * (i + 1)}, 0.3 - 0.01 * (i - 3) ** 2) for i in range(7)]
+    record = sweep({"lr": search(trials=7) | {"trials": trials}}, metric="hellaswag/acc", direction="maximize")
+    folder, _, _, read = report(tmp_path, record)
+    assert json.loads((folder / "sweep.json").read_text())["searches"]["lr"]["best"]["slot"] == 3
+    assert "higher is better" in read.text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_stale_files_go(tmp_path: Path) -> None:
+    folder = report(tmp_path, variants())[0]
+    report(tmp_path, sweep(name="width@nano"))
+    assert sorted(p.name for p in folder.glob("best*")) == ["best.yaml"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_record_cannot_lead_out_of_the_folder_or_be_half_there(tmp_path: Path) -> None:
+    path = keep(tmp_path / "runs", sweep())
+    path.write_text(json.dumps(sweep() | {"name": "../../escape"}))
+    with pytest.raises(DataFault, match="escape"):
+        write_sweep_report("lr@nano", root=tmp_path / "runs", out=tmp_path / "reports")
+    broken = sweep()
+    del broken["searches"]["lr"]["trials"][0]["settings"]
+    path.write_text(json.dumps(broken))
+    with pytest.raises(DataFault, match="settings"):
+        write_sweep_report("lr@nano", root=tmp_path / "runs", out=tmp_path / "reports")
+    with pytest.raises(ConfigError, match="unknown sweep 'wd'"):
+        write_sweep_report("wd", root=tmp_path / "runs", out=tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
+
+
+def shown(*arguments: Any, **options: Any) -> str:
+    with open("/dev/null", "w") as nowhere:
+        console = Console(width=200, record=True, file=nowhere)
+        console.print(terminal_sweep(*arguments, **options), soft_wrap=True)
+        return console.export_text()
+
+
+def test_the_terminal_says_the_answer_the_best_five_and_where_the_page_lies(lr_page: Path, tmp_path: Path) -> None:
+    told = shown("lr", root=lr_page.parents[1] / "runs", out=lr_page.parent)
+    assert told.startswith("Best learning rate 0.0057")
+    rows = [line.split() for line in told.splitlines() if re.fullmatch(r"\s*\d+\s+[\d.]+\s+[\d.]+\s*", line)]
+    assert rows[0] == ["2", "2.0175", "0.004899"]
+    assert len(rows) == 5
+    assert str(lr_page / "index.html") in told
+    assert str(lr_page / "best.yaml") in told
+    told = shown(hopeless(), root=tmp_path, out=tmp_path)
+    assert "No answer." in told
+    assert "gpt2lab report lr@nano" in told
+    told = shown(sweep({"[red]x[/red]": search()}), root=tmp_path, out=tmp_path)
+    assert "Best learning rate" in told
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_page_across_studies_lists_sweeps_but_not_those_of_an_ablation(tmp_path: Path) -> None:
+    folder = report(tmp_path, sweep())[0]
+    keep(tmp_path / "runs", sweep(name="posenc@nano", part_of="posenc@nano", question="Not by itself?"))
+    keep(tmp_path / "runs", hopeless() | {"name": "high@nano", "question": HOSTILE[0]})
+    (tmp_path / "runs/sweeps/broken@nano.json").write_text('{"name": "broken@nano"}')
+    index = write_index(tmp_path / "runs", tmp_path / "reports")
+    read, twin = Reader(index.read_text()), index.with_suffix(".md").read_text()
+    assert "Best learning rate 0.0057" in read.text
+    assert "No trial finished" in read.text
+    assert "Not by itself?" not in read.text
+    assert "broken@nano cannot be read" in read.text
+    assert "Nothing is recorded" not in read.text
+    assert [a["href"] for tag, a in read.tags if tag == "a"] == ["lr%40nano/index.html"]
+    assert f"[lr@nano]({folder.name.replace('@', '%40')}/index.html)" in twin
+    assert "<script" not in index.read_text() + twin
+    entries = json.loads(index.with_suffix(".json").read_text())["sweeps"]
+    assert {entry["name"] for entry in entries} == {"lr@nano", "high@nano"}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_command_takes_the_name_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gpt2lab.cli import results
+
+    def run(name: str, **options: bool) -> str:
+        given = {"all_": False, "force_exploratory": False, "publish": False} | options
+        results.report(name, runs=tmp_path / "runs", out=tmp_path / "reports", **given)
+        return capsys.readouterr().out
+
+    keep(tmp_path / "runs", sweep())
+    assert "Best learning rate 0.0057" in run("lr", publish=True)
+    assert (tmp_path / "reports/published/lr@nano/best.yaml").exists()
+    declare(tmp_path / "runs")
+    keep(tmp_path / "runs", sweep(name="posenc@nano", part_of="posenc@nano"))
+    assert "rotary" in run("posenc")  # the study, which shows the sweep that it rests on
+    with pytest.raises(ConfigError, match=r"unknown study or sweep 'nosuch' \(known: lr@nano, posenc@nano"):
+        run("nosuch")
