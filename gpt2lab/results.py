@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Noise, Verdicts, compare
 from gpt2lab.analysis.compare import MARGIN
+from gpt2lab.analysis.words import listed
 from gpt2lab.errors import DataFault
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
@@ -30,6 +31,8 @@ COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "devi
 """Parts of a run's identity that must agree before two arms are compared."""
 
 BRACKETING = "the learning rates are still being bracketed"
+SEARCHING = "the settings of the arms are still being searched"
+RATE = "optim.lr"
 
 NOISE_DESIGN = "noise floor"
 """Design of a study that compares nothing: repeats of one recipe."""
@@ -136,33 +139,61 @@ def judge_runs(
     study: Study, runs: Sequence[StudyRun], *, force_exploratory: bool = False, sensitivity: bool = True
 ) -> Verdicts:
     """As `judge`, from runs already read; without the estimators of the sensitivity table if only words are wanted."""
-    waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study["arms"], BRACKETING)
+    waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study["arms"], _still_looking(study))
     looked = dict.fromkeys(study["arms"], study.get("undeclared_look") or "")
     declared = {arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")}
     return compare(
-        [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] or _no_runs(study),
+        [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] + _no_runs(study, runs),
         baseline=study["baseline"],
         smallest_effect=study["smallest_effect"],
         alpha=study["alpha"],
         contrasts=study["contrasts"],
         unigram=_floor(study, "unigram"),
         noise=noise_of(study),
-        exploratory={**(waiting if study.get("bracketed") else {}), **looked, **declared},
+        exploratory={**waiting, **looked, **declared},
         not_comparable=_not_comparable(study, runs),
         screen=study.get("screen", False),
         looks=study.get("looks") or None,
         force_exploratory=force_exploratory,
         sensitivity=sensitivity,
         scope=scope_text(study),
-        at_shared_rate=not study.get("bracketed", False),
+        at_shared_rate=shares_rate(study),
         caveat=study.get("caveat"),
         unit=unit(study),
     )
 
 
-def _no_runs(study: Study) -> list[dict[str, Any]]:
-    """Rows for a study of which no run is known yet: its rates are still being bracketed."""
-    return [{"arm": arm, "seed": seed, "value": None} for arm in study["arms"] for seed in study["seeds"]]
+def _still_looking(study: Study) -> str:
+    """What a study without any run is waiting for; "" for one that looks for no settings, or has found none."""
+    if study.get("tune") and not all((entry.get("tuned") or {}).get("over") for entry in study["arms"].values()):
+        return SEARCHING
+    return BRACKETING if study.get("bracketed") else ""
+
+
+def _no_runs(study: Study, runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
+    """Rows for arms of which no run is known: settings are still being looked for, or none were found."""
+    known = {run.arm for run in runs}
+    arms = [arm for arm in study["arms"] if arm not in known]
+    return [{"arm": arm, "seed": seed, "value": None} for arm in arms for seed in study["seeds"]]
+
+
+def searched(study: Study) -> list[str]:
+    """The settings that every arm searched for itself, by dotted key; none where `tune` was not asked for."""
+    return list((study.get("tune") or {}).get("space") or {})
+
+
+def shares_rate(study: Study) -> bool:
+    """Whether arms are compared at a learning rate that was looked for at none of them."""
+    return not study.get("bracketed", False) and RATE not in searched(study)
+
+
+def as_written(study: Study) -> dict[str, Any]:
+    """The same study at the settings that its file has, in the place of those that searches found."""
+    arms = {
+        arm: {**entry, "runs": (entry.get("shared") or {}).get("runs", {}), "not_comparable": None, "exploratory": None}
+        for arm, entry in study["arms"].items()
+    }
+    return {**study, "arms": arms, "tune": None, "looks": None, "undeclared_look": None}
 
 
 def noise_of(study: Study) -> Noise | None:
@@ -213,7 +244,9 @@ def scope_text(study: Study) -> str:
     """What the results hold for: `at 842 k parameters, 819 k tokens, shakespeare (bytes), adamw, lr 0.004`."""
     scope = study["scope"]
     sizes = f"at {quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
-    return ", ".join([sizes, *(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))])
+    own = [key.rpartition(".")[2].replace("_", " ") if key != RATE else "learning rate" for key in searched(study)]
+    tuned = [f"at each arm's own {listed(own)}"] if own else []
+    return ", ".join([sizes, *(str(scope[key]) for key in ("data", "optimizer") if scope.get(key)), *tuned])
 
 
 def cleaned(value: Any) -> Any:

@@ -112,8 +112,8 @@ def run_study(
     reproduce: str,
     mirror: Callable[[], Mirror] | None,
 ) -> Outcome:
-    """Write the study's record, train what is not finished, and follow it; stage by stage: first the rates, then the
-    runs at the rates that were found, then the seeds of the next look.
+    """Write the study's record, train what is not finished, and follow it; stage by stage: first the settings of each
+    arm, then the runs at those that were found, then the seeds of the next look.
 
     planned: makes the plan anew from what is finished, for as many seeds of each arm as are due. A failed run leaves
     the others alone; it is in the record of its folder and is tried again the next time. Raises Preempted when stopped,
@@ -122,24 +122,45 @@ def run_study(
     due: dict[str, int] | None = None
     endings: dict[str, Ending] = {}
     found: set[str] = set()
-    with display:
-        while True:
-            plan = planned(due)
-            record = with_history(study_record(plan, reproduce=reproduce), store)
-            store.write_study(record)
-            keep_sources((arm.arm.config for arm in plan.arms.values()), store)
-            runs = plan.runs()
-            todo = [run for run in runs if not is_finished(run, store)]
-            found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()
+    searched = False
+    while True:
+        plan = planned(due)
+        record = with_history(study_record(plan, reproduce=reproduce), store)
+        store.write_study(record)
+        keep_sources((arm.arm.config for arm in plan.arms.values()), store)
+        if plan.searches and not searched:  # once: what then is open still has been given up
+            _search(plan, store, display, mirror, reproduce)
+            searched = True
+            continue
+        runs = plan.runs()
+        todo = [run for run in runs if not is_finished(run, store)]
+        found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()
+        with display:
             endings |= _train(runs, todo, plan, record, store, display, mirror)
-            stuck = any(endings.get(run.id, "done") not in ("done", "found") for run in runs)
-            if plan.tuning and not stuck:
-                continue
-            due = None if stuck or plan.tuning else more_seeds(record, store, plan)
-            if due is None:
-                meanwhile = [run for run, ending in endings.items() if ending == "found"]
-                own: dict[str, Ending] = {run: how for run, how in endings.items() if how != "found"}
-                return Outcome(record, own, len(found) + len(meanwhile))
+        stuck = any(endings.get(run.id, "done") not in ("done", "found") for run in runs)
+        if plan.tuning and not plan.searches and not stuck:
+            continue
+        due = None if stuck or plan.tuning else more_seeds(record, store, plan)
+        if due is None:
+            meanwhile = [run for run, ending in endings.items() if ending == "found"]
+            own: dict[str, Ending] = {run: how for run, how in endings.items() if how != "found"}
+            return Outcome(record, own, len(found) + len(meanwhile))
+
+
+def _search(plan: Plan, store: Store, display: Display, mirror: Callable[[], Mirror] | None, reproduce: str) -> None:
+    """Drive the searches of all arms to their end, side by side."""
+    from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load, and few studies need it
+    from gpt2lab.sweep.record import head
+
+    ablation, baseline = plan.ablation, plan.baseline
+    assert ablation.tune is not None
+    of_all = head(
+        sweep=ablation.name, scale=ablation.scale, part_of=f"{ablation.name}@{ablation.scale}",
+        question=f"Which settings suit each arm best? {ablation.question}", settings=ablation.tune,
+        config=baseline.arm.config, costs=baseline.costs, data=plan.data, machine=plan.machine, floor=plan.floor,
+        smallest_effect=ablation.smallest_effect, reproduce=reproduce,
+    )  # fmt: skip
+    run_searches(plan.searches, of_all, store, display=display, mirror=mirror)
 
 
 def _train(
@@ -185,10 +206,13 @@ def longest_first(runs: Sequence[Run], plan: Plan) -> list[Run]:
 
 
 def label(run: Run, plan: Plan) -> str:
-    """What tells a run from the others of its arm: its seed, with the rate or budget that is tried."""
+    """What tells a run from the others of its arm: its seed, with the rate or budget that is tried, or that it has the
+    settings as written."""
     arm = plan.arms[run.arm]
     if plan.tuning and isinstance(arm.tuning, Bracket):
         factor = next((f for f, trial in arm.tuning.trials.items() if trial.id == run.id), 1.0)
         return f"{run.seed} lr x{factor:g}"
+    if run.id not in {one.id for one in arm.runs} and run.id in {one.id for one in arm.shared}:
+        return f"{run.seed} as written"
     budget = next((b for b, runs in arm.curve.items() if run.id in {r.id for r in runs}), 1.0)
     return str(run.seed) if budget == 1 else f"{run.seed} {budget:g}x"

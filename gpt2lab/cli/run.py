@@ -67,6 +67,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what it costs; train nothing.")
     ] = False,
+    force_exploratory: Annotated[
+        bool, typer.Option("--force-exploratory", help="Numbers in the place of refusals; none of them is a finding.")
+    ] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
@@ -87,19 +90,25 @@ def run(
         if dry_run:
             print_plan(planned(None), store, console, json_)
         else:
-            failed += run_one(planned, one.reproduce(), store, out, console, tracking=not no_tracking, as_json=json_)
+            failed += run_one(
+                planned, one.reproduce(), store, out, console,
+                tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory,
+            )  # fmt: skip
     if failed:
         raise SystemExit(1)
 
 
-def run_one(planned: Any, reproduce: str, store: Any, out: Path, console: Any, *, tracking: bool, as_json: bool) -> int:
+def run_one(
+    planned: Any, reproduce: str, store: Any, out: Path, console: Any, *, tracking: bool, as_json: bool,
+    force_exploratory: bool = False,
+) -> int:  # fmt: skip
     """One study to its end and its report; -> how many of its runs failed."""
     from gpt2lab.report import read_study, terminal_summary, write_report
 
     outcome = train(planned, reproduce, store, console, tracking=tracking)
     name = outcome.record["name"]
-    read = read_study(name, store.root)
-    write_report(read, out=out)
+    read = read_study(name, store.root, force_exploratory=force_exploratory)
+    write_report(read, out=out, force_exploratory=force_exploratory)
     if tracking:
         keep_report(outcome.record, out / name, console, store)
     if as_json:
@@ -190,14 +199,17 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     from gpt2lab.display import duration
 
     console.print(plan_table(plan, rows))
-    unique = {run.id for run in plan.runs()}
+    due = trials_told(plan) if plan.searches else f"{len({run.id for run in plan.runs()})} runs, {len(done)} finished"
     told = [
-        f"{len(unique)} runs, {len(done)} finished; about {duration(left)} on {machine.device_name} "
+        f"{due}; about {duration(left)} on {machine.device_name} "
         f"({machine.device}), {machine.jobs} at a time, threads each: {machine.threads}; speed from "
         f"{machine.speed_from}"
     ]
     if plan.searches:
-        told.append(searches_told(plan))
+        told.append(
+            "trials first, the same for every arm; then the seeds above at the best settings of each, and once more at "
+            "its settings as written where those are others"
+        )
     elif plan.tuning:
         told.append("rates first: each arm tries its own with one seed; the seeds above follow at the best of them")
     if plan.ablation.looks:
@@ -233,18 +245,18 @@ def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
     }
 
 
-def searches_told(plan: Plan) -> str:
-    """What comes before the runs of a study whose arms are tuned."""
+def trials_told(plan: Plan) -> str:
+    """What is due of a study whose arms are tuned first."""
     from gpt2lab.planning.tune import Tuned
     from gpt2lab.text import plural
 
     tunings = [arm.tuning for arm in plan.arms.values() if isinstance(arm.tuning, Tuned)]
-    search = tunings[0].search
-    left = sum(one.left for one in tunings)
-    return (
-        f"searches first: {plural(search.slots, 'trial')} of each arm, {plural(len(search.seeds), 'seed')} a trial, "
-        f"{left} left to do; then the seeds above at the best settings of each arm, and at its settings as written"
-    )
+    all_, left = sum(one.search.slots for one in tunings), sum(one.left for one in tunings)
+    runs = {run.id for arm in plan.arms.values() for run in arm.runs}
+    each = f"{plural(tunings[0].search.slots, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
+    seeds = len(tunings[0].search.seeds)
+    more = f" of {plural(seeds, 'seed')}" if seeds > 1 else ""
+    return f"{each}{more}, then {len(runs)} to {2 * len(runs)} runs"
 
 
 def search_row(tuned: Tuned) -> dict[str, Any]:

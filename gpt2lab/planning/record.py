@@ -167,6 +167,7 @@ def tuned_record(plan: ArmPlan) -> dict[str, Any] | None:
     return {
         "sweep": one.name,
         "label": plan.arm.name,
+        "study": one.search.study,
         "over": one.open is False,
         "settings": one.settings,
         "value": found.value if found else None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.analysis import in_words
-from gpt2lab.report import method, sections, tables
+from gpt2lab.report import method, sections, tables, tuned
 from gpt2lab.report.pictures import Picture
 from gpt2lab.report.read import Read
 from gpt2lab.report.sections import Section
@@ -88,6 +88,12 @@ def _warnings(read: Read, *, judged: bool, forced: bool) -> list[Remark]:
         text = "They show what a mistake does and how it is found; none of them is a choice for a model: "
         text += "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items()) + "."
         found.append(Remark(f"{plural(len(wrong), 'arm')} wrong on purpose.", text))
+    barred = tuned.refused(read)
+    if barred:
+        text = "; ".join(f"{arm}: {why}" for arm, why in barred.items()) + ". Contrasts with "
+        text += "it have" if len(barred) == 1 else "them have"
+        text += " no verdict; --force-exploratory shows numbers."
+        found.append(Remark(f"{plural(len(barred), 'arm')} cannot be compared.", text))
     missing = [run for run in read.runs if run.value is None]
     if missing:
         counted = ", ".join(f"{sum(r.status == s for r in missing)} {s}" for s in sorted({r.status for r in missing}))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gpt2lab.report import health
+from gpt2lab.report import health, tuned
 from gpt2lab.report.read import Read
 from gpt2lab.results import Study, unit
 from gpt2lab.text import number, plural, quantity
@@ -113,6 +113,7 @@ def declared(read: Read) -> list[str]:
     if study.get("lr_bracket"):
         factors = ", ".join(f"{factor:g}" for factor in study["lr_bracket"])
         told.append(f"Learning rates: {factors} times each arm's own, one seed each, then fresh seeds at the best.")
+    told += tuned.method(study)
     axis = str(study.get("equalise", "tokens")).replace("_", " ")
     told.append(f"Arms are compared at equal {axis}; what that costs each of them on the other axes, the table shows.")
     told += [

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from gpt2lab import text
 from gpt2lab.analysis.verdicts import as_json
-from gpt2lab.report import tables
+from gpt2lab.report import tables, tuned
 from gpt2lab.report.content import Page, build
 from gpt2lab.report.pictures import draw
 from gpt2lab.report.read import Read, read_study
@@ -75,6 +75,7 @@ def terminal_summary(read: Read, out: str | Path = "reports") -> Group:
         shown.add_row(Text(row.cells[0].text, style="bold"), *cells)
     missing = sum(run.value is None for run in runs)
     lines = [Text(f"{text.plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
+    lines += [Text(told) for c in read.verdicts.contrasts if (told := tuned.summary(read, c))]
     page = Path(out) / study["name"] / "index.html"
     where = Text(f"report: {page}" if page.exists() else f"report: gpt2lab report {study['name']}")
     return Group(shown, *lines, where)
@@ -122,6 +123,8 @@ def _json(read: Read) -> str:
     study = read.study
     record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
     record["metric"] = study["metric"]
+    if read.tuned.written:
+        record["as_written"] = read.tuned.written.to_json()["contrasts"]
     record["missing"] = [
         {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}
         for run in read.runs

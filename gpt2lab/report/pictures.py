@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.evidence import Evidence
-from gpt2lab.report import figures, health_figures, origin_figures, svg
+from gpt2lab.report import figures, health_figures, origin_figures, svg, tuned
 from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import Curve, Look, looks
 from gpt2lab.report.read import Read
@@ -18,7 +18,7 @@ from gpt2lab.report.tables import Summary, difference_cell, is_pair, verdict_cel
 from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, failure_ceiling, unit
 from gpt2lab.text import clean, number, plural, shorten
 
-HEALTH, ORIGINS = "health", "origins"
+HEALTH, ORIGINS, TUNED = "health", "origins", "tuned"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def draw(read: Read) -> list[Picture]:
         ]
         pictures = [picture(*parts) for parts in drawn if parts]
         behind = {
+            TUNED: tuned.draw(read, look),
             ORIGINS: origin_figures.draw(read.origins, look, study["baseline"]),
             HEALTH: health_figures.draw(read.health, look),
         }

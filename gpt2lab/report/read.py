@@ -13,6 +13,7 @@ from gpt2lab.health import Health, health
 from gpt2lab.ladder import Trend, trends
 from gpt2lab.origins import Origins, origins
 from gpt2lab.report.tables import Summary, summaries
+from gpt2lab.report.tuned_read import Tunings, tunings
 from gpt2lab.results import Study, StudyRun, cleaned, collect, judge_runs
 from gpt2lab.store import Store
 
@@ -29,6 +30,7 @@ class Read:
     trends: Sequence[Trend] = ()
     health: Health = field(default_factory=dict)
     origins: Origins = field(default_factory=Origins)
+    tuned: Tunings = field(default_factory=Tunings)
 
 
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> Read:
@@ -49,4 +51,5 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
         trends=trends(study, store),
         health=health(study, runs, store),
         origins=origins(study, runs, store, apart),
+        tuned=tunings(study, store),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt2lab.analysis.scaling import tell_multiplier, tell_share
-from gpt2lab.report import appendix, health, method, origins, tables
-from gpt2lab.report.pictures import HEALTH, ORIGINS, Picture
+from gpt2lab.report import appendix, health, method, origins, tables, tuned
+from gpt2lab.report.pictures import HEALTH, ORIGINS, TUNED, Picture
 from gpt2lab.report.read import Read
 from gpt2lab.report.tables import Summary, Table
-from gpt2lab.results import LOSS, Study, scope_text
+from gpt2lab.results import LOSS, Study, StudyRun, scope_text, searched, shares_rate
 from gpt2lab.text import number
 
 NEAR_BIGRAM = 0.3
@@ -34,8 +34,14 @@ def sections(read: Read, pictures: Sequence[Picture] = ()) -> list[Section]:
     """The page behind its figures, in order; parts that the study does not have are left out."""
     study, evidence = read.study, read.evidence
     made = [
+        *_tuned(read, [picture for picture in pictures if picture.section == TUNED]),
         _origins(read, [picture for picture in pictures if picture.section == ORIGINS]),
-        Section(title="What it costs", table=tables.cost_table(study, read.arms), note=COST, points=_per_second(read)),
+        Section(
+            title="What it costs",
+            table=tables.cost_table(study, read.arms),
+            note=COST,
+            points=[*_per_second(read), *tuned.cost_points(read)],
+        ),
         _time(read),
         _worth(read) if evidence.budgets else None,
         _rates(read) if evidence.trials else None,
@@ -53,7 +59,7 @@ def sections(read: Read, pictures: Sequence[Picture] = ()) -> list[Section]:
             title="What deviates from that", points=method.deviations(read) or ["Nothing that the store knows of."]
         ),
         _health(read, [picture for picture in pictures if picture.section == HEALTH]),
-        Section(title="Runs", table=appendix.run_table(study, read.runs, evidence)),
+        Section(title="Runs", table=appendix.run_table(study, [*read.runs, *_as_written(read)], evidence)),
         Section(title="What this shows, and what it does not", points=_limits(read)),
     ]
     return [section for section in made if section]
@@ -118,6 +124,25 @@ def _rates(read: Read) -> Section:
     )
 
 
+def _tuned(read: Read, pictures: Sequence[Picture]) -> list[Section]:
+    """What tuning changed, and what each search found; nothing for a study without searches."""
+    if not searched(read.study):
+        return []
+    contrasts, arms = tuned.contrast_table(read), tuned.arm_table(read)
+    points = tuned.points(read)
+    if contrasts is None and arms is None and not points:
+        return []
+    return [
+        Section(title="Each arm tuned", table=contrasts, note=tuned.NOTE, points=points, figures=pictures),
+        *([Section(title="What each arm's search found", table=arms, note=tuned.ARMS_NOTE)] if arms else []),
+    ]
+
+
+def _as_written(read: Read) -> list[StudyRun]:
+    """Runs at the settings as written, named so."""
+    return [replace(run, arm=f"{run.arm}, as written") for run in read.tuned.runs]
+
+
 def _ladder(read: Read) -> Section:
     return Section(
         title="Over size",
@@ -180,7 +205,7 @@ def _limits(read: Read) -> list[str]:
         f"It holds {scope_text(study)}; larger models, longer training or other data may order the arms differently."
         + caveat,
     ]
-    if not study.get("bracketed"):
+    if shares_rate(study):
         text = "All arms share one learning rate, which suits some better than others: each at its own best rate, a "
         sentences.append(text + "difference can shrink or turn round.")
     sentences += _near_bigram(study, read.arms[study["baseline"]])
