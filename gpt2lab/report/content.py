@@ -82,7 +82,7 @@ def _warnings(read: Read, *, judged: bool, forced: bool) -> list[Remark]:
         found.append(Remark("Exploratory.", text))
     if not judged:
         text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
-        found.append(Remark("No verdict yet.", text))
+        found.append(Remark("No verdict yet.", tuned.progress(read) or text))
     wrong = read.study.get("mistakes") or {}
     if wrong:
         text = "They show what a mistake does and how it is found; none of them is a choice for a model: "

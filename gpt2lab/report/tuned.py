@@ -142,6 +142,18 @@ def points(read: Read) -> list[str]:
     return told
 
 
+def progress(read: Read) -> str:
+    """How far searches are that are still open; "" without any."""
+    entries = [one for entry in read.study["arms"].values() if (one := entry.get("tuned"))]
+    if all(one["over"] for one in entries):
+        return ""
+    done = sum(one["trials"] for one in entries)
+    return (
+        f"The settings of the arms are still being searched: {done} of {len(entries) * read.study['tune']['trials']} "
+        "trials had ended when the study's record was written; the same command goes on."
+    )
+
+
 def refused(read: Read) -> dict[str, str]:
     """Arm -> why its search bars it from every comparison, with what to do about an edge."""
     found = {}
