@@ -77,7 +77,15 @@ class Ledger:
         )
         return [one for one in found if one is not None]
 
-    def fill(self) -> None:
+    def mend(self, found: Mapping[int, Standing] | None = None) -> None:
+        """Enqueue what is missing. `found`: how things stand, where that was just read."""
+        found = self.standings() if found is None else found
+        if any(one.last is None for one in found.values()):
+            self._fill()
+            found = self.standings()
+        self._heal(found)
+
+    def _fill(self) -> None:
         """Enqueue slots that were never enqueued. Several workers may: one goes ahead, so that not everything is there
         twice, and the others wait a little; a turn that is there twice is sorted out by `drop_repeated`."""
         seen, since = -1, time.monotonic()
@@ -90,13 +98,15 @@ class Ledger:
                     self._enqueue(slot, 0, 0, self._fixed[slot] if slot < len(self._fixed) else {})
             elif filler is None or self._watch.gone(filler, None) or time.monotonic() - since >= FILLING_SECONDS:
                 self.storage.set_study_user_attr(self.id, "filler", self._worker)
-                time.sleep(ELECTION_SECONDS * random.uniform(0.3, 1))  # of several who do this, the last one is who fills
+                time.sleep(
+                    ELECTION_SECONDS * random.uniform(0.3, 1)
+                )  # of several who do this, the last one is who fills
             else:
                 time.sleep(0.1)
 
-    def heal(self) -> None:
+    def _heal(self, found: Mapping[int, Standing]) -> None:
         """Enqueue the next turn of every slot that needs one, with the same parameters."""
-        for one in self.standings().values():
+        for one in found.values():
             if one.due and one.last is not None and one.slot < self.slots:
                 complete = sampling.is_complete(self.space, one.last.params)
                 self._enqueue(one.slot, one.next_turn, one.losses, one.last.params if complete else {})
@@ -110,9 +120,9 @@ class Ledger:
         )  # fmt: skip
         self.storage.create_new_trial(self.id, trial)
 
-    def drop_repeated(self) -> None:
+    def drop_repeated(self, trials: Sequence[FrozenTrial]) -> None:
         """End every turn that is there a second time."""
-        for trial in last_turns(self.trials())[1]:
+        for trial in last_turns(trials)[1]:
             if not trial.state.is_finished():
                 try:
                     self.storage.set_trial_user_attr(trial._trial_id, "end", {"outcome": "duplicate"})

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,12 @@ def _path_of(address: str) -> Path:
     return Path(address.partition(":")[2].removeprefix("//") or ".")
 
 
+def _in_this_process(pid: int, close: Callable[[], None]) -> None:
+    """What a forked child inherits is not its to close: it would end its parent's connection."""
+    if os.getpid() == pid:
+        close()
+
+
 def _patiently(name: str) -> Callable[..., Any]:
     writes = name.startswith(("set_", "create_", "delete_"))
 
@@ -158,8 +166,14 @@ class PatientStorage(BaseStorage):
     then refused (`slots.py` looks whose it is).
     """
 
-    def __init__(self, inner: BaseStorage, patience: Patience) -> None:
+    def __init__(self, inner: BaseStorage, patience: Patience, close: Callable[[], None] | None = None) -> None:
         self.inner, self.patience = inner, patience
+        self._closing = weakref.finalize(self, _in_this_process, os.getpid(), close) if close else None
+
+    def close(self) -> None:
+        """Close its connections; also done when nobody refers to it any more."""
+        if self._closing:
+            self._closing()
 
     create_new_study = _patiently("create_new_study")
     delete_study = _patiently("delete_study")

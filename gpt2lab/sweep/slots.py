@@ -21,7 +21,7 @@ from gpt2lab.store import now
 from gpt2lab.sweep import sampling
 from gpt2lab.sweep.ledger import Ledger
 from gpt2lab.sweep.liveness import GRACE_SECONDS, Watch, shown, worker_id
-from gpt2lab.sweep.turns import OWN_ATTRIBUTES, STATES, TOKENS, End, as_record, ended
+from gpt2lab.sweep.turns import OWN_ATTRIBUTES, STATES, TOKENS, End, as_record, ended, standings
 
 if TYPE_CHECKING:
     from gpt2lab.planning.search import SearchSettings
@@ -89,7 +89,7 @@ class Slots:
             storage, study, space=space, slots=slots, fixed=self._fixed_points(known), known=len(known),
             direction=direction, worker=self.worker, watch=self._watch,
         )  # fmt: skip
-        self._ledger.fill()
+        self._ledger.mend()
 
     def _fixed_points(self, known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Parameters of the slots that have theirs from the start."""
@@ -101,9 +101,10 @@ class Slots:
 
     def unfinished(self) -> int:
         """Slots that have not come to their end: they wait, or somebody works on them."""
-        count = sum(one.open for one in self._ledger.standings().values() if one.slot < self.slots)
+        trials = self._ledger.trials()
+        count = sum(one.open for one in standings(trials, self.slots).values() if one.slot < self.slots)
         if not count:
-            self._ledger.drop_repeated()  # nobody will claim anything any more
+            self._ledger.drop_repeated(trials)  # nobody will claim anything any more
         return count
 
     def failures(self) -> int:
@@ -112,8 +113,9 @@ class Slots:
 
     def claim(self) -> Turn | None:
         """The lowest slot that waits, with its parameters; it is this worker's from now on. None if nothing waits."""
-        self._ledger.drop_repeated()
-        for one in sorted(self._ledger.standings().values(), key=lambda one: one.slot):
+        trials = self._ledger.trials()
+        self._ledger.drop_repeated(trials)
+        for one in standings(trials, self.slots).values():
             trial = one.last
             if trial is None or trial.state != TrialState.WAITING or one.slot >= self.slots:
                 continue
@@ -209,7 +211,7 @@ class Slots:
     def release(self, turn: Turn) -> bool:
         """Stopped in good order: another turn of the slot continues, with the same parameters. No retry."""
         accepted = self._end(turn, "stopped", {})
-        self._ledger.heal()
+        self._ledger.mend()
         return accepted
 
     def _end(
@@ -246,9 +248,10 @@ class Slots:
         -> what was done, in sentences
         """
         self.beat()
+        trials = self._ledger.trials()
         running = [
             trial
-            for trial in self._ledger.trials()
+            for trial in trials
             if trial.state == TrialState.RUNNING and trial.number not in self._held and "slot" in trial.user_attrs
         ]
         beats = self._storage.get_study_user_attrs(self._ledger.id) if running else {}
@@ -257,8 +260,7 @@ class Slots:
             why = self._why_lost(trial, beats)
             if why:
                 told += self._ledger.take_back(trial, why)
-        self._ledger.fill()
-        self._ledger.heal()
+        self._ledger.mend(None if told else standings(trials, self.slots))
         return told
 
     def _why_lost(self, trial: FrozenTrial, beats: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
@@ -59,7 +59,7 @@ def open_storage(
     with patience.call(writes=True):
         while True:
             try:
-                return PatientStorage(openers[scheme](address, patience), patience)
+                return openers[scheme](address, patience)
             except (StorageInternalError, SQLAlchemyError, OSError) as error:
                 if not is_transient(error):
                     raise storage_fault(error, shown) from error
@@ -74,7 +74,7 @@ def _keep_optuna_quiet() -> None:
 # SQLite
 
 
-def _open_sqlite(address: str, patience: Patience) -> BaseStorage:
+def _open_sqlite(address: str, patience: Patience) -> PatientStorage:
     path = sqlite_path(address)
     if path is None or path.name == ":memory:":
         what = "a database in memory is lost with its process" if path else "not the address of a SQLite file"
@@ -87,7 +87,7 @@ def _open_sqlite(address: str, patience: Patience) -> BaseStorage:
     storage = _database(f"sqlite:///{path.resolve()}", patience, {"connect_args": {"timeout": BUSY_MILLISECONDS / 1e3}})
     _attend(storage.engine, patience)
     storage.engine.dispose()  # connections from before do not know of it
-    return _CachedStorage(storage)
+    return _cached(storage, patience)
 
 
 def _create_sqlite(path: Path) -> None:
@@ -157,7 +157,7 @@ def _attend(engine: sqlalchemy.Engine, patience: Patience) -> None:
 # Journal
 
 
-def _open_journal(address: str, patience: Patience) -> BaseStorage:
+def _open_journal(address: str, patience: Patience) -> PatientStorage:
     written, _, query = address.partition(":")[2].partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     lock, where = options.pop("lock", LOCKS[0]), f"storage {patience.address}"
@@ -172,7 +172,8 @@ def _open_journal(address: str, patience: Patience) -> BaseStorage:
         make_folder(path.parent)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return JournalStorage(MendedJournal(path, journal_lock(lock, path, patience)))
+            storage = JournalStorage(MendedJournal(path, journal_lock(lock, path, patience)))
+        return PatientStorage(storage, patience)
     except OSError as error:
         raise disk_fault(error, path) from error
     except (AssertionError, AttributeError, KeyError, TypeError) as error:  # JSON that is no operation of Optuna's
@@ -182,7 +183,7 @@ def _open_journal(address: str, patience: Patience) -> BaseStorage:
 # PostgreSQL
 
 
-def _open_postgresql(address: str, patience: Patience) -> BaseStorage:
+def _open_postgresql(address: str, patience: Patience) -> PatientStorage:
     where = f"storage {patience.address}"
     options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
     try:
@@ -197,7 +198,7 @@ def _open_postgresql(address: str, patience: Patience) -> BaseStorage:
         with engine.connect() as connection:
             # held until the connection is given back: of several that make the tables together, some would fail
             connection.execute(sqlalchemy.text(f"select pg_advisory_xact_lock({CREATION_KEY})"))
-            return _CachedStorage(_database(address, patience, options))
+            return _cached(_database(address, patience, options), patience)
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise EnvironmentFault(
@@ -215,8 +216,7 @@ def _first_cause(error: BaseException) -> str:
 
 
 def _database(url: str, patience: Patience, options: dict[str, Any]) -> RDBStorage:
-    """Optuna's storage in a database. It goes inside of a cache, which re-reads what is not finished; the cache lies
-    within what is tried again, since it changes only after the database has. Raises EnvironmentFault."""
+    """Optuna's storage in a database. Raises EnvironmentFault for one of another version, and what the driver does."""
     try:
         return RDBStorage(url, engine_kwargs=options)
     except RuntimeError as error:
@@ -225,3 +225,9 @@ def _database(url: str, patience: Patience, options: dict[str, Any]) -> RDBStora
             where=patience.address,
             hint=f"optuna storage upgrade --storage {patience.address}",
         ) from None
+
+
+def _cached(storage: RDBStorage, patience: Patience) -> PatientStorage:
+    """Behind Optuna's cache, which reads again only what has not ended. It lies within what is tried again, since it
+    changes only after the database has."""
+    return PatientStorage(_CachedStorage(storage), patience, storage.engine.dispose)

@@ -27,8 +27,9 @@ STATES: dict[str, TrialState] = {
     "stopped": TrialState.FAIL,
     "duplicate": TrialState.FAIL,
 }
-LOSSES = 2
-"""A slot that was lost so often ends as failed: whatever kills its workers would kill the next."""
+LOSSES = 4
+"""A slot that was lost so often ends as failed: whatever kills its workers would kill the next. Every loss before is
+followed by one more turn; three workers killed at random may well have been at the same slot."""
 OWN_ATTRIBUTES = frozenset({"slot", "turn", "losses", "enqueued", "worker", "end", "lost", "would_stop_at"})
 TOKENS = "gpt2lab:tokens:{step}"
 """System attribute with the tokens of a report: Optuna keeps its step and value only."""

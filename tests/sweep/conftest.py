@@ -53,10 +53,11 @@ def postgres(postgres_server: str, request: pytest.FixtureRequest) -> Iterator[s
     import sqlalchemy
 
     name = f"sweep_{abs(hash(request.node.nodeid)) % 10**8}"
-    engine = sqlalchemy.create_engine(f"{postgres_server}/postgres", isolation_level="AUTOCOMMIT")
+    engine = sqlalchemy.create_engine(
+        f"{postgres_server}/postgres", isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+    )
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text(f"create database {name}"))
     yield f"{postgres_server}/{name}"
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text(f"drop database {name} with (force)"))
-    engine.dispose()

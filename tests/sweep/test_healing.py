@@ -26,6 +26,7 @@ from small_search import (
 
 from gpt2lab.sweep import ledger
 from gpt2lab.sweep.slots import Slots
+from gpt2lab.sweep.turns import LOSSES
 
 SLOTS = 6
 
@@ -160,15 +161,16 @@ def test_a_result_that_was_told_is_taken_when_its_worker_dies_before_the_end() -
     assert (record["value"], record["tokens"], record["retries"]) == (0.25, 77, 0)
 
 
-def test_a_slot_that_is_lost_twice_has_failed() -> None:
+def test_a_slot_that_is_lost_again_and_again_has_failed() -> None:
     storage = in_memory()
-    for _ in range(2):
+    for loss in range(1, LOSSES + 1):
         assert slots_of(storage, 1, worker=DEAD).claim()
         told = slots_of(storage, 1).repair()
-    assert told[0].endswith("slot 0 has failed")
+        assert told[0].endswith("slot 0 is tried once more" if loss < LOSSES else "slot 0 has failed")
     mine = slots_of(storage, 1)
     assert (mine.unfinished(), mine.failures(), mine.claim()) == (0, 1, None)
-    assert mine.trials()[0]["reason"].startswith("lost 2 times, at last because its worker")
+    assert mine.trials()[0]["reason"].startswith(f"lost {LOSSES} times, at last because its worker")
+    assert mine.trials()[0]["retries"] == LOSSES - 1
 
 
 def test_stopping_in_good_order_is_no_loss() -> None:

@@ -31,14 +31,14 @@ def test_workers_are_killed_over_sqlite(tmp_path: Path) -> None:
 def test_forty_slots_survive_three_kills(kind: str, seed: int, tmp_path: Path) -> None:
     address = kind.format(tmp_path)
     seconds = storm(address, slots=40, kills=3, seed=seed)
-    print(f"{kind[:7]} seed {seed}: {seconds:.1f} s, {check_storm(address, 40)} lost twice")
+    print(f"{kind[:7]} seed {seed}: {seconds:.1f} s, {check_storm(address, 40)} turns lost")
 
 
 @pytest.mark.service
 @pytest.mark.parametrize("seed", range(5))
 def test_forty_slots_survive_three_kills_over_postgresql(seed: int, postgres: str) -> None:
     seconds = storm(postgres, slots=40, kills=3, seed=seed)
-    print(f"postgresql seed {seed}: {seconds:.1f} s, {check_storm(postgres, 40)} lost twice")
+    print(f"postgresql seed {seed}: {seconds:.1f} s, {check_storm(postgres, 40)} turns lost")
 
 
 def open_together(address: str, slots: int) -> None:
