@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-from gpt2lab.report.marks import Curve
+from gpt2lab.report.marks import Curve, note
 from gpt2lab.report.svg import ARMS, INK, MUTED, SURFACE
 from gpt2lab.text import setting, shorten
 
@@ -28,7 +28,7 @@ MANY = 60
 CLOSE = 4
 """The close-up reaches this many smallest effects above the best value."""
 
-HEADROOM = 0.09
+HEADROOM = 0.13
 """Share of a figure's height that is kept for trials without a value."""
 
 
@@ -143,7 +143,7 @@ def draw_points(axes: Axes, axis: Axis, points: Sequence[Point], best: Point | N
     """Every trial; those without a value, or above the frame, along its upper edge."""
     low, high = axes.get_ylim()
     size = 3.6 if len(points) > MANY else 5.5
-    edge = high - 0.35 * HEADROOM * (high - low)
+    upper, lower = (high - share * HEADROOM * (high - low) for share in (0.25, 0.7))
     places: dict[tuple[str, str], list[tuple[float, float]]] = {}  # one call for all that look alike: many are slow
     for point in points:
         x = axis.number(point.settings.get(axis.name))
@@ -151,8 +151,8 @@ def draw_points(axes: Axes, axis: Axis, points: Sequence[Point], best: Point | N
             continue
         if axis.choices:  # equal names must not hide each other
             x += 0.3 * ((point.slot * 0.618034) % 1 - 0.5)
-        above = point.has_value and point.value > high
-        y = point.value if point.has_value and not above else edge
+        above = point.has_value and point.value > high - HEADROOM * (high - low)
+        y = lower if above else point.value if point.has_value else upper
         mark = "^" if above else MARKS.get(point.outcome, ".")
         places.setdefault((point.outcome, mark), []).append((x, y))
         if point is best:
@@ -171,6 +171,17 @@ def draw_points(axes: Axes, axis: Axis, points: Sequence[Point], best: Point | N
         axes.plot(*zip(*found, strict=True), mark, color=colour, markerfacecolor=fill, linestyle="none", **style)
 
 
+def set_limits(axes: Axes, points: Sequence[Point], name: str) -> None:
+    """The vertical axis; without a scale where no trial has a value."""
+    axes.set_ylim(*limits_of(points))
+    if any(point.has_value for point in points):
+        axes.set_ylabel(name)
+        return
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    note(axes, "no trial has a value", (0.5, 0.45), (0, 0), "ff", ha="center", va="center", fontsize=9.5)
+
+
 def limits_of(points: Sequence[Point]) -> tuple[float, float]:
     """From the best value to the highest that does not squeeze the others, and room above for trials without one."""
     known = sorted(point.value for point in points if point.has_value)
@@ -181,4 +192,4 @@ def limits_of(points: Sequence[Point]) -> tuple[float, float]:
     high = max(min(known[-1], low + 4 * (middle - low)), middle)
     span = (high - low) or max(0.02 * abs(low), 1e-3)
     low, high = low - 0.14 * span, high + 0.06 * span
-    return low, high + HEADROOM * (high - low)
+    return low, low + (high - low) / (1 - HEADROOM)

@@ -18,6 +18,9 @@ from gpt2lab.report.svg import BAND, GRID, INK, MUTED, RAMP, SURFACE
 from gpt2lab.report.sweep_axes import COLOURS, DIVERGED, MANY, PRUNED, Axis, Point, best_of, limits_of
 from gpt2lab.text import setting, shorten
 
+PAPER = {"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+"""Behind words that lines run through."""
+
 
 def parallel(space: Sequence[Axis], points: Sequence[Point], metric: str, *, maximize: bool = False) -> Figure:
     """Every trial as a line through its settings to its value, in the colours of the ramp by value; the best in ink."""
@@ -44,7 +47,7 @@ def parallel(space: Sequence[Axis], points: Sequence[Point], metric: str, *, max
         axes.axvline(place, color=MUTED, linewidth=1, zorder=4)
         ends = _ends(axis)
         for share, text in ends:
-            note(axes, shorten(text, 16), (place, share), (4, 0), "dd", va="center", fontsize=8)
+            note(axes, shorten(text, 16), (place, share), (4, 0), "dd", va="center", fontsize=8, bbox=PAPER)
     axes.set_xticks(range(len(space) + 1), [shorten(axis.name.rpartition(".")[2], 18) for axis in space] + [metric])
     axes.tick_params(axis="x", length=0)
     axes.set_yticks([])
@@ -61,7 +64,8 @@ def _ends(axis: Axis) -> list[tuple[float, str]]:
     if axis.choices:
         return [(axis.share(choice), choice) for choice in axis.choices]
     middle = math.sqrt(axis.low * axis.high) if axis.log else (axis.low + axis.high) / 2
-    return [(axis.share(value), setting(value, 2)) for value in (axis.low, middle, axis.high)]
+    values = (axis.low, middle, axis.high)
+    return [(axis.share(one), setting(one, 2) if abs(one) < 100 else f"{one:.0f}") for one in values]
 
 
 def level(share: float) -> int:

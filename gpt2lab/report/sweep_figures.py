@@ -25,9 +25,10 @@ from gpt2lab.report.sweep_axes import (
     best_of,
     draw_axis,
     draw_points,
-    limits_of,
     padded,
-)  # fmt: skip
+    set_limits,
+)
+from gpt2lab.results import LOSS
 from gpt2lab.text import setting, shorten
 
 CLOSE = 4
@@ -48,14 +49,14 @@ def against(
     the best value where there is enough to see."""
     best = best_of(points, maximize=maximize)
     window = _window(axis, points, fitted, best, close) if alone and best and not maximize else None
-    figure = Figure(figsize=(WIDE if alone else HALF, 3.9 if alone else 3.1), layout="constrained")
+    height = 3.1 if not alone else 3.9 if any(point.has_value for point in points) else 2.2
+    figure = Figure(figsize=(WIDE if alone else HALF, height), layout="constrained")
     panels = list(figure.subplots(1, 2, width_ratios=(1, 1.05))) if window else [figure.subplots()]
     whole = around(axis, points)
     for axes, limits in zip(panels, (whole, window or whole), strict=False):
         _draw_fitted(axes, fitted, alone=alone)
         draw_axis(axes, axis, limits)
-    panels[0].set_ylim(*limits_of(points))
-    panels[0].set_ylabel(f"{metric}{', nats per token' if metric == 'val/loss' else ''}")
+    set_limits(panels[0], points, _in_unit(metric))
     if window and best:
         panels[1].set_ylim(best.value - 0.7 * close, best.value + CLOSE * close)
         panels[1].set_title(f"within {setting(CLOSE * close)} of the best", fontsize=9.5, color=MUTED, loc="left")
@@ -101,11 +102,13 @@ def _draw_fitted(axes: Axes, fitted: Fitted, *, alone: bool) -> None:
         axes.plot(x, y, color=ARMS[0], linewidth=1.6, alpha=0.75, zorder=2)
 
 
-def history(points: Sequence[Point], metric: str, *, maximize: bool = False) -> Figure:
-    """Value over trials, with the best one so far."""
-    figure, axes = _half()
+def history(points: Sequence[Point], metric: str, *, alone: bool = False, maximize: bool = False) -> Figure:
+    """Value over trials, with the best one so far. alone: no figure stands beside it, so it is wide."""
+    known = any(point.has_value for point in points)
+    figure = Figure(figsize=(WIDE if alone else HALF, (2.8 if alone else 3.1) if known else 2.0), layout="constrained")
+    axes = figure.subplots()
     done = sorted(points, key=lambda point: point.slot)
-    axes.set_ylim(*limits_of(done))
+    set_limits(axes, done, metric)
     steps: list[tuple[float, float]] = []
     for point in done:
         better = point.finished and (
@@ -122,13 +125,13 @@ def history(points: Sequence[Point], metric: str, *, maximize: bool = False) -> 
     draw_points(axes, slots, numbered, best_of(numbered, maximize=maximize))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.set_xlabel("trial")
-    axes.set_ylabel(metric)
     return figure
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
     """One bar per dimension, the longest on top; `shares` sum to one."""
-    figure, axes = _half(max(1.6, 0.9 + 0.36 * len(shares)))
+    figure = Figure(figsize=(HALF, max(1.6, 0.9 + 0.36 * len(shares))), layout="constrained")
+    axes = figure.subplots()
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     for row, (_, share) in enumerate(ordered):
         axes.barh([row], [share], height=0.55, color=ARMS[0], zorder=2)
@@ -141,9 +144,8 @@ def importance(shares: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _half(height: float = 3.1) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(HALF, height), layout="constrained")
-    return figure, figure.subplots()
+def _in_unit(metric: str) -> str:
+    return f"{metric}, nats per token" if metric == LOSS else metric
 
 
 def searches(
@@ -158,10 +160,10 @@ def searches(
     figure = Figure(figsize=(WIDE, 3.9), layout="constrained")
     axes = figure.subplots()
     every = [point for points, _ in found.values() for point in points]
-    axes.set_ylim(*limits_of([point for point in every if point.finished]))
+    set_limits(axes, [point for point in every if point.finished], _in_unit(metric))
     draw_axis(axes, axis, around(axis, every))
     low, high = axes.get_ylim()
-    edge = high - 0.35 * HEADROOM * (high - low)
+    edge = high - 0.25 * HEADROOM * (high - low)
     ends: dict[str, float] = {}
     for label, (points, fitted) in found.items():
         style = look[label]
@@ -181,6 +183,5 @@ def searches(
         best = best_of(points, maximize=maximize)
         if best:
             ends[label] = best.value
-    axes.set_ylabel(f"{metric}{', nats per token' if metric == 'val/loss' else ''}")
     label_ends(axes, ends, look)
     return figure

@@ -59,8 +59,9 @@ def _of_one(read: ReadSweep, search: Search, place: int | None = None) -> Iterat
     if any(point.curve[0] for point in search.points):
         yield (f"{before}curves", f"Training curves by {_rate(search).name}{of}", _CURVES, "wide",
                sweep_curves.curves(_rate(search), search.points, _floors(read), metric, maximize=maximize))  # fmt: skip
-    yield (f"{before}history", f"The best so far{of}", f"Line: the best finished trial so far. {MARKS}", "half",
-           sweep_figures.history(search.points, metric, maximize=maximize))  # fmt: skip
+    yield (f"{before}history", f"The best so far{of}", f"Line: the best finished trial so far. {MARKS}",
+           "wide" if alone else "half",
+           sweep_figures.history(search.points, metric, alone=alone, maximize=maximize))  # fmt: skip
     weighed = search.record.get("importance")
     if weighed and len(search.axes) > 1:
         shares = {name: float(share) for name, share in weighed["values"].items() if share is not None}

@@ -65,15 +65,19 @@ def across(trends: Mapping[str, Trend], look: Mapping[str, Look], name: str) -> 
         axes.set_xlim(known[0] / 1.35, known[-1] * 1.35)
     axes.set_xticks(known, [quantity(parameters) for parameters in known])
     axes.set_xticks([], minor=True)
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=log_ticks(low, high), numticks=12))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: setting(value))
+    _ticks(axes)
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"best {shorten(name)}")
     if len(trends) > 1:
         label_ends(axes, ends, look)
     return figure
+
+
+def _ticks(axes: Axes) -> None:
+    """Of a logarithmic vertical axis."""
+    axes.yaxis.set_major_locator(LogLocator(subs=log_ticks(*axes.get_ylim()), numticks=12))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: setting(value))
 
 
 def _mark(axes: Axes, size: Size, style: Look, *, fill: str) -> None:
@@ -102,6 +106,7 @@ def coordinates(found: Mapping[str, tuple[Sequence[float], Sequence[int], Seen]]
         axes.set_title(f"{shorten(variant)}{after}", fontsize=9.5, color=MUTED, loc="left")
     if names:
         panels[-1].autoscale_view()
+        _ticks(panels[0])
         label_ends(panels[-1], ends, look)
     else:
         note(panels[0], "nothing was measured", (0.5, 0.5), (0, 0), "ff", ha="center", color=INK)
@@ -124,8 +129,6 @@ def _against_width(axes: Axes, widths: Sequence[float], seen: Seen, look: Mappin
             ends[name] = float(y[-1])
     axes.set_xticks(list(widths), [f"{width:g}" for width in widths])
     axes.set_xticks([], minor=True)
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: setting(value))
     axes.set_xlabel("width (n_embd)")
     return ends
 
