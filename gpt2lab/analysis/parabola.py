@@ -12,6 +12,7 @@ F test with one degree of freedom. Its coverage on curves like those of small mo
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,15 @@ from scipy import stats
 from gpt2lab.analysis.statistics import Array
 
 NEAR = 3.0
-"""Points within this many effects of the lowest value are fitted, if there are `ENOUGH` of them."""
+"""Points within this many effects of the lowest value are fitted ..."""
+CLOSE = 2.0
+"""... or only those within this many, if they are still `MANY`: the closer, the more like a parabola."""
+MANY = 10
 ENOUGH = 5
-"""Fewer are joined by the next ones, up to twice that distance."""
+"""Fewer are joined by the next ones, up to half as far again."""
 LEAST = 4
 """With fewer near the lowest, nothing is fitted."""
-LOPSIDED = 0.5
+LOPSIDED = 0.6
 """Standard deviation of (right - left) / (right + left) steepness that is expected before any point is seen."""
 PLACES = 301
 """Places between the outermost fitted points at which the optimum is tried."""
@@ -34,7 +38,7 @@ ROUNDS = 4
 MISFIT = 0.01
 """A curve whose points are this unlikely to lie around it gives no interval."""
 ALPHA = 0.05
-FREEDOM = 1.0
+FREEDOM = 2.0
 """Degrees of freedom that the noise must have to be estimated from the points themselves."""
 
 
@@ -73,7 +77,7 @@ class Curve:
         at = float(scaled(self.at, self.log))
         reach = [math.sqrt(loss / side) if side > 0 else math.inf for side in (self.left, self.right)]
         low, high = at - reach[0], at + reach[1]
-        return (2.0**low, 2.0**high) if self.log else (low, high)
+        return (_octaves(low), _octaves(high)) if self.log else (low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,10 @@ def unscaled(x: Array, log: bool) -> Array:
     return np.asarray(np.exp2(x) if log else x)
 
 
+def _octaves(t: float) -> float:
+    return 2.0**t if t < sys.float_info.max_exp else math.inf
+
+
 def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd: float | None = None) -> Fit:
     """The curve through finite values `y` at `x` (low is good), and the 95 % interval of where it is lowest.
 
@@ -111,6 +119,8 @@ def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd:
     t = scaled(x, log)
     if len(np.unique(t)) < LEAST:
         return Fit(reason=f"fewer than {LEAST} values were tried near the best one")
+    if np.ptp(y) <= 1e-9 * float(np.abs(y).max()):
+        return Fit(reason="the trials near the best one are all alike")
     middle, half = (t.max() + t.min()) / 2, np.ptp(t) / 2
     profile = _profile((t - middle) / half, y, noise_sd)
     if profile is None:
@@ -133,9 +143,11 @@ def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd:
 def _near(y: Array, effect: float | None) -> Array:
     """Which points are near the lowest.  (n,) -> (n,) of bool"""
     excess = y - y.min()
-    reach = NEAR * effect if effect else float(np.median(excess))
-    enough = float(np.sort(excess)[min(ENOUGH, len(y)) - 1])
-    return np.asarray(excess <= max(reach, min(enough, 2 * reach)))
+    ordered = np.sort(excess)
+    if effect is None:
+        return np.asarray(excess <= max(np.median(excess), ordered[min(ENOUGH, len(y)) - 1]))
+    reach = max(CLOSE * effect, min(NEAR * effect, ordered[min(MANY, len(y)) - 1]))
+    return np.asarray(excess <= max(reach, min(ordered[min(ENOUGH, len(y)) - 1], 1.5 * NEAR * effect)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +224,7 @@ def _misfit(u: Array, y: Array) -> float:
 
 
 def _interval(profile: _Profile, noise_sd: float | None) -> tuple[tuple[int, int] | None, str]:
-    """First and last place that cannot be told from the best one, or why there are none."""
+    """The places next to the first and the last that cannot be told from the best one, or why there are none."""
     if noise_sd:
         ratio = profile.rest / profile.df / noise_sd**2 if profile.df >= FREEDOM else 1.0
         misfit = float(stats.chi2.sf(ratio * profile.df, profile.df)) if profile.df >= FREEDOM else math.nan
@@ -228,4 +240,4 @@ def _interval(profile: _Profile, noise_sd: float | None) -> tuple[tuple[int, int
     first, last = int(inside[0]), int(inside[-1])
     if first == 0 or last == PLACES - 1:
         return None, "the trials are too few, too noisy or too alike to bound it"
-    return (first, last), ""
+    return (first - 1, last + 1), ""

@@ -1,0 +1,212 @@
+"""The best value of a searched setting: against Fieller's interval, its edges and words, and what it refuses to say."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import integrate, optimize, stats
+
+from gpt2lab.analysis.parabola import fit
+from gpt2lab.analysis.statistics import Array
+from gpt2lab.analysis.tuning import Optimum, optimum, sensitivity
+
+RATES = np.geomspace(0.0005, 0.032, 13)
+
+
+def losses(rates: Array = RATES, sd: float = 0.01, best: float = 0.004, seed: int = 0) -> Array:
+    """2 nats at the best rate, 0.02 more per squared octave, and noise."""
+    return 2 + 0.02 * np.log2(rates / best) ** 2 + np.random.default_rng(seed).normal(0, sd, len(rates))
+
+
+def found(
+    rates: Array, values: Array, *, low: float = 0.0005, high: float = 0.032, noise_sd: float | None = None,
+    pruned: tuple[float, ...] = (), maximize: bool = False,
+) -> Optimum:  # fmt: skip
+    return optimum(
+        zip(rates.tolist(), values.tolist(), strict=True), low=low, high=high, log=True, effect=0.05,
+        noise_sd=noise_sd, pruned=pruned, maximize=maximize,
+    )  # fmt: skip
+
+
+def test_without_lopsidedness_it_is_the_parabola_and_the_interval_of_fieller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2lab.analysis.parabola.LOPSIDED", 1e-5)
+    x = np.linspace(-2, 2, 12)
+    y = 1 + 0.03 * (x - 0.3) ** 2 + np.random.default_rng(4).normal(0, 0.01, 12)
+    ours = fit(x, y, log=False, effect=1.0)
+    ols = sm.OLS(y, np.stack([np.ones(12), x, x * x], axis=1)).fit()
+    _, b, c = ols.params
+    cov, t2 = ols.cov_params(), stats.t.ppf(0.975, 9) ** 2
+    # every v with (b + 2 c v)^2 <= t^2 var(b + 2 c v), whose ends solve a quadratic equation
+    roots = np.roots([4 * (c * c - t2 * cov[2, 2]), 4 * (b * c - t2 * cov[1, 2]), b * b - t2 * cov[1, 1]])
+    assert ours.curve is not None and ours.interval is not None
+    place = 4 / 300
+    assert ours.curve.at == pytest.approx(-b / (2 * c), abs=place)
+    assert ours.interval == pytest.approx(sorted(roots.real), abs=1.6 * place)
+    assert ours.curve.sd == pytest.approx(math.sqrt(ols.scale), rel=0.01)
+
+
+def test_many_trials_decide_the_shape_of_both_sides() -> None:
+    def halves(x: Array, bottom: float, at: float, left: float, right: float) -> Array:
+        return bottom + np.where(x < at, left, right) * (x - at) ** 2
+
+    x = np.linspace(-3, 3, 200)
+    y = halves(x, 2.0, 0.4, 0.01, 0.04) + np.random.default_rng(2).normal(0, 0.003, 200)
+    near = y <= y.min() + 0.1
+    by_scipy, _ = optimize.curve_fit(halves, x[near], y[near], p0=(2, 0, 0.02, 0.02))
+    curve = fit(x, y, log=False, effect=0.05).curve
+    assert curve is not None
+    assert (curve.bottom, curve.at, curve.left, curve.right) == pytest.approx(by_scipy, abs=0.02)
+
+
+def test_the_answer_of_an_ordinary_search() -> None:
+    answer = found(RATES, losses())
+    assert answer.interval is not None and answer.vertex is not None and answer.flat is not None
+    assert answer.interval[0] < 0.004 < answer.interval[1] < 3 * answer.interval[0]
+    assert answer.flat == pytest.approx((0.004 / 2**1.58, 0.004 * 2**1.58), rel=0.25)  # sqrt(0.05 / 0.02) octaves
+    assert answer.factor == pytest.approx(3, rel=0.25)
+    assert answer.edge is None and answer.widen is None and answer.reason == ""
+    text = str(answer)
+    assert text.startswith("Best learning rate 0.00") and "(95 % interval 0.00" in text
+    assert "one loses less than 0.05 nats. The best trial took 0.00" in text
+    line = answer.line()
+    assert line is not None and line[0][np.argmin(line[1])] == pytest.approx(answer.vertex, rel=0.03)
+
+
+def test_maximising_minus_the_loss_is_the_same_search() -> None:
+    down, up = found(RATES, losses()), found(RATES, -losses(), maximize=True)
+    assert (up.best, up.interval, up.flat) == (down.best, down.interval, down.flat)
+    assert down.value is not None and up.value == -down.value
+    line, mirrored = up.line(), down.line()
+    assert line is not None and mirrored is not None and np.array_equal(line[1], -mirrored[1])
+
+
+def test_another_unit_of_the_setting_moves_everything_along() -> None:
+    one, other = found(RATES, losses()), found(RATES * 1024, losses(), low=0.512, high=32.768)
+    assert one.interval is not None and other.interval == pytest.approx([1024 * end for end in one.interval])
+
+
+@pytest.mark.parametrize(
+    ("best", "edge", "widen"), [(0.1, "high", (0.0005, 0.128)), (0.0001, "low", (0.000125, 0.032))]
+)
+def test_a_curve_that_still_falls_at_the_end_of_the_space_is_an_edge(
+    best: float, edge: str, widen: tuple[float, float]
+) -> None:
+    answer = found(RATES, losses(best=best))
+    assert (answer.edge, answer.interval) == (edge, None)
+    assert answer.widen == pytest.approx(widen)
+    end = {"high": "upper edge (0.032): widen to 0.13", "low": "lower edge (0.0005): widen to 0.00013"}[edge]
+    assert str(answer).startswith(f"The optimum lies at the {end}.")
+
+
+def test_a_lucky_trial_next_to_the_end_hides_no_edge() -> None:
+    values = losses(best=0.1, sd=0)
+    values[-2] = values[-1] - 0.001
+    assert found(RATES, values).edge == "high"
+
+
+def test_a_side_is_closed_by_what_diverged_there() -> None:
+    values = losses(best=0.1, sd=0)
+    open_side, closed = found(RATES[:10], values[:10]), found(RATES, np.where(np.arange(13) < 10, values, np.inf))
+    assert open_side.edge == "high" and "nothing was tried above it" not in str(found(RATES, values))
+    assert closed.edge is None and closed.diverged == 3 and closed.interval is None
+    assert closed.flat is not None and closed.flat[1] == pytest.approx(RATES[9]) and closed.flat_open == (False, False)
+
+
+def test_where_the_space_reaches_further_than_the_trials_more_trials_are_asked_for() -> None:
+    answer = found(RATES[:6], losses(best=0.1)[:6])
+    assert answer.edge == "high" and answer.widen is None
+    assert "add trials there" in str(answer)
+
+
+def test_a_side_that_only_pruned_trials_close_is_told() -> None:
+    values = losses(best=0.1, sd=0)
+    answer = found(RATES[:10], values[:10], pruned=(0.02, 0.03))
+    assert (answer.edge, answer.unfinished) == (None, "high")
+    assert str(answer).endswith("Above it, trials were stopped early, so what they would have reached is open.")
+
+
+def test_nothing_lies_below_zero() -> None:
+    points = [(x, 2 + x) for x in (0.0, 0.1, 0.2, 0.3, 0.4)]
+    assert optimum(points, low=0, high=0.5, log=False, effect=0.05, what="dropout").edge is None
+    assert optimum(points, low=0, high=0.5, log=False, effect=0.05, maximize=True).edge == "high"
+    shifted = [(x + 0.1, y) for x, y in points]
+    assert optimum(shifted, low=0.1, high=0.6, log=False, effect=0.05).edge == "low"
+
+
+@pytest.mark.parametrize(("points", "text"), [
+    ([], "No trial finished."),
+    ([(0.01, math.inf), (0.02, math.nan)], "No trial finished: 2 trials diverged"),
+    ([(0.01, 2.0)], "The optimum lies at the upper edge (0.01): widen to 0.04."),
+    ([(0.01, 2.0), (0.01, 2.1)], "The optimum lies at the upper edge (0.01): widen to 0.04."),
+    ([(0.004, 2.1), (0.008, 2.0), (0.016, 2.2)], "Best learning rate 0.008, of those that were tried; within"),
+    ([(0.002, 2.0), (0.004, 2.0), (0.008, 2.0), (0.016, 2.0)], "The optimum lies at the lower edge"),
+])  # fmt: skip
+def test_too_little_is_said_in_words(points: list[tuple[float, float]], text: str) -> None:
+    answer = optimum(points, low=0.002, high=0.016, log=True, effect=0.05)
+    assert str(answer).startswith(text)
+    assert answer.interval is None and answer.curve is None and answer.reason
+
+
+def test_trials_at_one_setting_count_each() -> None:
+    rates = np.repeat(RATES[::2], 3)
+    answer = found(rates, losses(rates, seed=1))
+    assert answer.interval is not None and answer.interval[0] < 0.004 < answer.interval[1]
+    assert answer.curve is not None and answer.curve.points > 10
+
+
+def test_few_trials_need_the_noise_to_be_known() -> None:
+    rates = np.geomspace(0.001, 0.016, 5)
+    values = losses(rates, sd=0.005)
+    unsure, sure = found(rates, values), found(rates, values, noise_sd=0.005)
+    assert unsure.vertex == pytest.approx(0.004, rel=0.3) and unsure.interval is None
+    assert "No interval: too few trials near the best one to tell how noisy they are." in str(unsure)
+    assert sure.interval is not None and sure.interval[0] < 0.004 < sure.interval[1]
+
+
+def test_more_noise_and_less_curvature_widen_the_interval_until_there_is_none() -> None:
+    ends = [found(RATES, losses(), noise_sd=sd).interval for sd in (0.002, 0.006, 0.008)]
+    widths = [math.log2(high / low) for low, high in filter(None, ends)]
+    assert len(widths) == 3 and all(a < b for a, b in pairwise(widths))
+    assert found(RATES, losses(), noise_sd=0.2).interval is None
+    assert "too noisy" in found(RATES, losses(), noise_sd=0.2).reason
+
+
+@pytest.mark.parametrize("noise_sd", [None, 0.002])
+def test_a_curve_that_fits_badly_gives_no_interval(noise_sd: float | None) -> None:
+    u = np.linspace(-2, 2, 41)
+    values = 2 + 0.02 * u**4 + np.random.default_rng(0).normal(0, 0.002, 41)
+    answer = found(0.004 * 2**u, values, low=0.001, high=0.016, noise_sd=noise_sd)
+    assert answer.interval is None and answer.reason.startswith("the curve fits badly (p = ")
+
+
+def test_where_other_settings_vary_only_the_place_of_the_best_trial_is_told() -> None:
+    points = [*zip(RATES, losses(), strict=True)]
+    answer = optimum(points, low=0.0005, high=0.032, log=True, effect=0.05, alone=False)
+    assert answer.curve is None and answer.flat is None and answer.edge is None and answer.best is not None
+    assert optimum(points[:4], low=0.0005, high=0.032, log=True, alone=False).edge == "high"
+
+
+def test_sensitivity_is_the_mean_loss_over_the_rates_minus_the_best() -> None:
+    rates = np.geomspace(1e-4, 1e-1, 400)
+    values = 2 + 0.1 * np.log2(rates / 3e-3) ** 2
+    mean, _ = integrate.quad(lambda t: min(0.1 * (t - math.log2(3e-3)) ** 2, 3.0), math.log2(1e-4), math.log2(1e-1))
+    ours = sensitivity(zip(rates, values, strict=True), 1e-4, 1e-1, 5.0)
+    assert ours == pytest.approx(mean / math.log2(1000), rel=1e-3)
+
+
+def test_sensitivity_by_hand() -> None:
+    # three octaves: 3 -> 2, 2 -> 2, 2 -> the loss at init, 5: (0.5 + 0 + 1.5) / 3 above the best
+    assert sensitivity([(1, 3.0), (2, 2.0), (4, 2.0), (8, math.inf)], 1, 8, 5.0) == pytest.approx(2 / 3)
+    assert sensitivity([(8, 7.0), (2, 1.9), (2, 2.1), (4, 2.0), (1, 3.0)], 1, 8, 5.0) == pytest.approx(2 / 3)
+    assert sensitivity([(1, 2.0), (2, 2.0), (8, 2.0), (64, 9.0)], 1, 8, 5.0) == 0
+
+
+@pytest.mark.parametrize("points", [
+    [], [(1, 2.0), (8, 3.0)], [(1, math.inf), (2, math.inf), (8, math.inf)], [(1, 2.0), (1.5, 2.1), (2, 2.2)],
+])  # fmt: skip
+def test_sensitivity_of_too_little_is_unknown(points: list[tuple[float, float]]) -> None:
+    assert sensitivity(points, 1, 8, 5.0) is None
