@@ -86,12 +86,12 @@ def coordinate_check(
 
 
 def at_widths(config: Config, widths: Sequence[int] | None = None) -> list[Config]:
-    """The same config at other widths: heads keep their size, and their number follows. None: its own, twice and four
-    times that, and half of it where heads fit. Raises ConfigError for a width that they do not fit."""
+    """The same config at other widths: heads keep their size, and their number follows. None: half of its own width
+    where heads fit into it, else its own, and twice and four times that. Raises ConfigError where heads do not fit."""
     size = config.model.head_size
     if widths is None:
-        half = config.model.n_embd // 2
-        widths = [*([half] if half % size == 0 else []), *(config.model.n_embd * factor for factor in (1, 2, 4))]
+        least = config.model.n_embd // (2 if config.model.n_head % 2 == 0 else 1)
+        widths = [least, 2 * least, 4 * least]
     uneven = [width for width in widths if width % size or width < size]
     if uneven:
         raise ConfigError(f"widths {uneven} are no multiples of a head's {size} channels", where="model.n_embd")

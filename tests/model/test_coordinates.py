@@ -120,7 +120,7 @@ def test_widths_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[40, 8\] are no multiples of a head's 16 channels"):
         at_widths(tiny("standard"), [32, 40, 8])
     assert [(c.model.n_embd, c.model.n_head) for c in at_widths(tiny("standard"), [32, 48])] == [(32, 2), (48, 3)]
-    assert [c.model.n_embd for c in at_widths(tiny("standard"))] == [32, 64, 128, 256]
+    assert [c.model.n_embd for c in at_widths(tiny("standard"))] == [32, 64, 128]
     assert [c.model.n_embd for c in at_widths(load_config("nano", ["model.n_head=1"]))] == [128, 256, 512]
     for configs in ([], [tiny("standard"), tiny(MUP)]):
         with pytest.raises(ConfigError, match="different widths"):
