@@ -87,6 +87,7 @@ class GPT(nn.Module):
         self.lm_head = site.make("head")
         self.terms = nn.ModuleList(site.make_all("objective"))
         self.roles = {param.name: param.role for param in params(self)}
+        self.compiled_loss = False
 
     def _source(self, layer: int) -> int:
         """Which layer's weights `layer` uses, after every part of the stack had its say."""
@@ -193,7 +194,9 @@ class GPT(nn.Module):
         count = (targets != -100).sum()
         terms = list(self.terms) if with_objective else []
         rows, wanted = x.flatten(0, 1), targets.flatten()
-        summed, nll = loss_sums(rows, wanted, self.lm_head, self.wte, terms, self.config.vocab_size)
+        summed, nll = loss_sums(
+            rows, wanted, self.lm_head, self.wte, terms, self.config.vocab_size, fused=self.compiled_loss
+        )
         total = summed / count
         if not with_objective:
             return total, {"loss": total}

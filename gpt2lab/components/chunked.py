@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ the products of matrices are small and slow, with more the memory is. Without da
 there is nothing to gain."""
 GPU_SCORES_AT_ONCE = 1 << 28
 """1 GiB in float32, a few thousand rows of GPT-2's vocabulary: enough to keep a GPU busy, and small in its memory."""
+EVEN = 64
+"""On CUDA, rows of scores are made to end at a multiple of so many: a product that makes 50,257 scores to a row takes
+eight times as long there as one that makes 50,304."""
 
 Gradients = Sequence[Tensor | None]
 Sums = tuple[Tensor, Tensor, Gradients]
@@ -37,17 +41,18 @@ Sums = tuple[Tensor, Tensor, Gradients]
 
 
 def loss_sums(
-    rows: Tensor, wanted: Tensor, head: nn.Module, embedding: nn.Module, terms: Sequence[Any], vocab_size: int
-) -> tuple[Tensor, Tensor]:
+    rows: Tensor, wanted: Tensor, head: nn.Module, embedding: nn.Module, terms: Sequence[Any], vocab_size: int,
+    fused: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The objective and plain cross entropy, each summed over the rows whose target counts (is not -100).
 
     rows (n, C), wanted (n,) int64 -> (), (). The objective is the sum of `terms`; without any it is the cross entropy.
     It alone can be differentiated, and once: with respect to rows and the parameters of head, embedding and terms, from
-    which alone the head must make its scores.
+    which alone the head must make its scores. fused: what is done to scores may be compiled (by torch.compile).
     """
     size = rows_at_once(len(rows), vocab_size, rows.device.type)
-    if size < len(rows):
-        return in_chunks(rows, wanted, head, embedding, terms, size)
+    if size < len(rows) or (rows.device.type == "cuda" and vocab_size % EVEN):
+        return in_chunks(rows, wanted, head, embedding, terms, size, fused)
     objective, nll = sums(head(rows, embedding), wanted, terms)
     return objective, nll.detach()
 
@@ -72,17 +77,18 @@ def sums(scores: Tensor, wanted: Tensor, terms: Sequence[Any]) -> tuple[Tensor, 
 # not compiled: it has its own gradients. torch.compiler.disable would say the same, but imports the whole compiler
 @torch._disable_dynamo  # type: ignore[attr-defined]
 def in_chunks(
-    rows: Tensor, wanted: Tensor, head: nn.Module, embedding: nn.Module, terms: Sequence[Any], size: int
+    rows: Tensor, wanted: Tensor, head: nn.Module, embedding: nn.Module, terms: Sequence[Any], size: int, fused: bool
 ) -> tuple[Tensor, Tensor]:
     """`loss_sums`, `size` rows at a time."""
     trained = trained_parameters(head, embedding, *terms)
-    if not (torch.is_grad_enabled() and (rows.requires_grad or trained)):
-        parts = [sums(head(x, embedding), y, terms) for x, y in chunks(size, rows, wanted)]
-        return sum_up(objective for objective, _ in parts), sum_up(nll for _, nll in parts)
     matrix_of = short_cut(head, "matrix")
     matrix = matrix_of(embedding) if matrix_of else None
+    if not (torch.is_grad_enabled() and (rows.requires_grad or trained)):
+        score = scorer(rows.device, head, embedding, matrix)
+        parts = [sums(score(x), y, terms) for x, y in chunks(size, rows, wanted)]
+        return sum_up(objective for objective, _ in parts), sum_up(nll for _, nll in parts)
     if matrix is not None and all(short_cut(term, "of") for term in terms):
-        return known(lambda: of_matrix(rows, matrix, wanted, terms, size), rows, matrix)
+        return known(lambda: of_matrix(rows, matrix, wanted, terms, size, fused), rows, matrix)
     return known(lambda: of_any(rows, trained, wanted, head, embedding, terms, size), rows, *trained)
 
 
@@ -132,53 +138,127 @@ def of_any(
     return sum_up(objective for objective, _ in found), sum_up(nll for _, nll in found), [to_rows, *to_trained]
 
 
-def of_matrix(rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Any], size: int) -> Sums:
+def of_matrix(
+    rows: Tensor, matrix: Tensor, wanted: Tensor, terms: Sequence[Any], size: int, fused: bool = False
+) -> Sums:
     """The same for scores = rows times matrix^T, matrix (V, C), and terms in closed form: each chunk in place, in
     buffers that all chunks share. It takes about three quarters of `of_any`'s time.
 
     With p the softmax of a row, the gradient of a f(nll, lse) with respect to its scores is (f_nll + f_lse) p, less
     f_nll at the target.
     """
-    device = rows.device
-    half = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if half else torch.float32
-    table, width = matrix.detach().to(dtype), len(matrix)
-    scores = torch.empty(size, width, device=device)
-    # torch's CPU kernel reads a number of a row last when it writes it, so it may do so in place
-    odds = scores if device.type == "cpu" else torch.empty_like(scores)
-    raw = torch.empty(size, width, dtype=dtype, device=device) if half else scores
+    width, table = len(matrix), table_of(matrix)
+    work = (Fused if fused and rows.device.type == "cuda" else Stepwise)(size, table)
     to_rows = torch.empty_like(rows, dtype=torch.float32)
     to_matrix: Tensor | None = None
     found = []
-    with torch.autocast(device.type, enabled=False):
-        for x, y, to_x in chunks(size, rows.detach().to(dtype), wanted, to_rows):
-            m = len(x)
-            logits, p, product = scores[:m], odds[:m], raw[:m]
-            torch.mm(x, table.T, out=product)
-            if half:
-                logits.copy_(product)
+    with torch.autocast(rows.device.type, enabled=False):
+        for x, y, to_x in chunks(size, rows.detach().to(table.dtype), wanted, to_rows):
             counted = y != -100
             target = y.where(counted, 0)[:, None]
-            at_target, highest = logits.gather(1, target)[:, 0], logits.amax(-1)
-            torch.softmax(logits, -1, out=p)
-            spread = -p.amax(-1).log()  # log sum exp(logits - highest)
-            nll = (highest - at_target + spread) * counted
-            value, by_nll, by_lse = slopes(nll, highest + spread, counted, terms)
-            found.append((value, nll.sum()))
-            factor = by_nll + by_lse
-            if device.type != "cpu" or not bool((factor == 1).all()):  # it nearly always is; a GPU would have to wait
-                p.mul_(factor[:, None])
-            p.scatter_add_(1, target, -by_nll[:, None])
-            if half:
-                p = product.copy_(p)
+            scores = torch.mm(x, table.T, out=work.scores[: len(x)])
+            scores[:, width:] = float("-inf")
+            nll, lse = work.read(scores, target)
+            value, by_nll, by_lse = slopes(nll * counted, lse, counted, terms)
+            found.append((value, (nll * counted).sum()))
+            p = work.turn(scores, target, by_nll, by_lse)
             if to_matrix is None:
                 to_matrix = (p.T @ x).float()
-            elif half:
+            elif table.dtype != torch.float32:
                 to_matrix.add_(p.T @ x)
             else:
                 to_matrix.addmm_(p.T, x)
             to_x.copy_(p @ table)
-    return sum_up(value for value, _ in found), sum_up(nll for _, nll in found), [to_rows, to_matrix]
+    gradients = [to_rows, None if to_matrix is None else to_matrix[:width]]
+    return sum_up(value for value, _ in found), sum_up(nll for _, nll in found), gradients
+
+
+def table_of(matrix: Tensor) -> Tensor:
+    """The matrix (V, C) as its products want it: in autocast's precision, on CUDA with rows of zeros up to an even
+    number.  -> (V or more, C)"""
+    kind = matrix.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    table, missing = matrix.detach().to(dtype), -len(matrix) % EVEN if kind == "cuda" else 0
+    return F.pad(table, (0, 0, 0, missing)) if missing else table
+
+
+def scorer(
+    device: torch.device, head: nn.Module, embedding: nn.Module, matrix: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """The head as a function of rows alone, (m, C) -> (m, V); on CUDA through a table of even length."""
+    if matrix is None or device.type != "cuda":
+        return lambda rows: head(rows, embedding)
+    table, width = table_of(matrix), len(matrix)
+    return lambda rows: F.linear(rows.to(table.dtype), table)[:, :width]
+
+
+class Stepwise:
+    """What is done to the scores of a chunk, one operation after the other, in buffers that all chunks share.
+
+    scores: room for `size` rows, as the product of matrices makes them.
+    """
+
+    def __init__(self, size: int, table: Tensor) -> None:
+        self.exact = torch.empty(size, len(table), device=table.device)
+        # torch's CPU kernel reads a number of a row last when it writes it, so it may do so in place
+        self.odds = self.exact if table.device.type == "cpu" else torch.empty_like(self.exact)
+        exact = table.dtype == torch.float32
+        self.scores = self.exact if exact else torch.empty_like(self.exact, dtype=table.dtype)
+
+    def read(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy and log-sum-exp of every row.  (m, V), (m, 1) -> (m,), (m,)"""
+        logits, p = self.exact[: len(scores)], self.odds[: len(scores)]
+        if scores.dtype != torch.float32:
+            logits.copy_(scores)
+        at_target, highest = logits.gather(1, target)[:, 0], logits.amax(-1)
+        torch.softmax(logits, -1, out=p)
+        spread = -p.amax(-1).log()  # log sum exp(logits - highest)
+        return highest - at_target + spread, highest + spread
+
+    def turn(self, scores: Tensor, target: Tensor, by_nll: Tensor, by_lse: Tensor) -> Tensor:
+        """The gradient with respect to the scores that were read last, in their precision.  -> (m, V)"""
+        p, factor = self.odds[: len(scores)], by_nll + by_lse
+        if p.device.type != "cpu" or not bool((factor == 1).all()):  # it nearly always is; a GPU would have to wait
+            p.mul_(factor[:, None])
+        p.scatter_add_(1, target, -by_nll[:, None])
+        return p if scores.dtype == torch.float32 else scores.copy_(p)
+
+
+class Fused:
+    """The same in two kernels that torch.compile makes: one reads the scores, one turns them, in place. Nothing as wide
+    as the vocabulary is ever held in float32."""
+
+    def __init__(self, size: int, table: Tensor) -> None:
+        self.scores = torch.empty(size, len(table), dtype=table.dtype, device=table.device)
+        self.lse = self.at_target = self.scores[:0, 0].float()
+
+    def read(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See Stepwise."""
+        self.at_target, self.lse = scores.gather(1, target)[:, 0].float(), one_kernel(log_sum_exp)(scores)
+        return self.lse - self.at_target, self.lse.clone()
+
+    def turn(self, scores: Tensor, target: Tensor, by_nll: Tensor, by_lse: Tensor) -> Tensor:
+        """See Stepwise."""
+        factor = by_nll + by_lse
+        one_kernel(weigh_odds)(scores, self.lse, factor)
+        at_target = (self.at_target - self.lse).exp() * factor - by_nll
+        return scores.scatter_(1, target, at_target[:, None].to(scores.dtype))
+
+
+def log_sum_exp(scores: Tensor) -> Tensor:
+    """(m, V) of any precision -> (m,) float32"""
+    return scores.float().logsumexp(-1)
+
+
+def weigh_odds(scores: Tensor, lse: Tensor, factor: Tensor) -> None:
+    """Put factor times the softmax of a row in the place of its scores.  (m, V), (m,), (m,)"""
+    scores.copy_((scores.float() - lse[:, None]).exp() * factor[:, None])
+
+
+@cache
+def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled, for each shape on its own."""
+    return torch.compile(function, dynamic=False)
 
 
 def slopes(nll: Tensor, lse: Tensor, counted: Tensor, terms: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,8 +33,9 @@ def decide(setting: Compile, device_type: str, total_flops: float) -> tuple[bool
 def compiled(model: nn.Module, cache: Path) -> nn.Module:
     """`model` itself, its forward pass up to the head compiled for training; the names in its state dict stay.
 
-    The loss stays eager, because it works chunk by chunk with gradients of its own, and so does whatever runs without
-    gradients: evaluations come in other shapes, each of which would be compiled anew. Generated code is kept in the
+    The loss works chunk by chunk with gradients of its own, so it stays as it is but for what is done to a chunk's
+    scores on a GPU. Whatever runs without gradients stays eager: evaluations come in other shapes, each of which would
+    be compiled anew. Generated code is kept in the
     folder `cache`, so that the next run with the same model starts within seconds (unless the user has set
     TORCHINDUCTOR_CACHE_DIR already).
     """
@@ -48,5 +49,5 @@ def compiled(model: nn.Module, cache: Path) -> nn.Module:
     def trunk(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         return fast(tokens, documents) if torch.is_grad_enabled() else eager(tokens, documents)  # type: ignore[no-any-return, no-untyped-call]
 
-    whole.trunk = trunk
+    whole.trunk, whole.compiled_loss = trunk, True
     return model
