@@ -180,9 +180,9 @@ def accumulate(
     size = training.micro_batch_sequences or len(batch.inputs)
     starts = range(0, len(batch.inputs), size)
     counts = [sum(batch.counted[start : start + size]) for start in starts]
-    total: Any = float(sum(counts))
-    if world.size > 1:
-        total = world.mean(torch.tensor(total, device=replica.device))
+    # filled in on the device: a number that is copied there from the program would be waited for
+    average = world.mean(torch.full((1,), float(sum(counts)), device=replica.device))
+    total: Any = average[0] if world.size > 1 else float(sum(counts))
     counted = [i for i, count in enumerate(counts) if count] or [len(counts) - 1]  # one must be there to be joined
     losses = torch.zeros(2, device=replica.device)
     with memory_guard(
@@ -205,7 +205,7 @@ def accumulate(
                     _scaled(state, tensor("loss", objective) * weight).backward()
                 point("backward")
             losses += torch.stack([loss, objective.detach()]) * weight
-    return torch.cat([losses, torch.as_tensor(total, device=replica.device).reshape(1).to(losses)])
+    return torch.cat([losses, average])
 
 
 def _scaled(state: TrainState, objective: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Update:
         losses (3,): as `accumulate` returns them.  watched: measure how far weights move.
         """
         device, world = self.replica.device, self.world
-        asked = torch.tensor([float(stop)], device=device)
+        asked = torch.full((1,), float(stop), device=device)
         norm = self._clipped().to(losses).reshape(1)  # the same on all ranks, unless one of them computes wrongly
         values = world.mean(torch.cat([losses, asked, norm]))  # one message for all that ranks have to agree on
         factor = self.multiplier(step)
