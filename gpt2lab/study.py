@@ -9,6 +9,7 @@ from typing import Any
 from gpt2lab.display import Display, RunView
 from gpt2lab.executors.local import Ending, LocalExecutor
 from gpt2lab.planning.bracket import Bracket
+from gpt2lab.planning.machine import gpus_of
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.runs import Run, is_finished, tokens_of
@@ -182,7 +183,7 @@ def _train(
                 view.status = "waiting" if status in ("absent", "partial") else status
         display.show(views)
 
-    gpus = plan.machine.jobs if plan.machine.device == "cuda" else 0
+    gpus = gpus_of(plan.machine)
     try:
         tick()
         by_run = {run.id: run for run in todo}

@@ -22,6 +22,9 @@ from gpt2lab.training.precision import choose_device
 from gpt2lab.training.settings import TrainingConfig
 
 PROBE_SIZE, PROBE_SHARE = 512, 0.5  # a training step reaches about half of the speed of one large matmul
+GPU_PROBE_SIZE, GPU_STEP_SECONDS = 8192, 0.012
+"""On a GPU a smaller product measures how long it takes to ask for one; and no step is done sooner than a program can
+ask for its hundreds of kernels."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,24 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
     return jobs, threads
 
 
+def gpus_of(machine: Machine) -> int:
+    """How many GPUs runs may be shared out over; more than one run may be on each."""
+    return torch.cuda.device_count() if machine.device == "cuda" else 0
+
+
 def this_machine(store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None) -> Machine:
     """This machine with so many jobs side by side, or as many as it has room for. Raises ConfigError when there is none
     for that many."""
     device = choose_device(training.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs, threads = shares(jobs, training.threads, cores, device.type)
-    speed, speed_from = estimate_speed(store, device, threads, flops_per_token)
+    speed, speed_from = estimate_speed(store, device, threads, flops_per_token, training)
     return Machine(device.type, device_name(device), threads, jobs, speed, speed_from)
 
 
-def estimate_speed(store: Store, device: torch.device, threads: int, flops_per_token: float) -> tuple[float, str]:
+def estimate_speed(
+    store: Store, device: torch.device, threads: int, flops_per_token: float, training: TrainingConfig
+) -> tuple[float, str]:
     """FLOP/s that one job reaches in training: from finished runs of similar cost on such a device, else from a probe.
 
     Similar: within a factor of 3 in FLOPs per token, as small models reach a smaller share of the machine.
@@ -86,7 +96,11 @@ def estimate_speed(store: Store, device: torch.device, threads: int, flops_per_t
             seen.append(cost * result["tokens_per_second"] / (result.get("stack") or {}).get("ranks", 1))
     if seen:
         return statistics.median(seen), f"{len(seen)} finished runs here"
-    return PROBE_SHARE * matmul_flops(device, "fp32", threads, PROBE_SIZE), "a matmul probe, so rough"
+    if device.type != "cuda":
+        return PROBE_SHARE * matmul_flops(device, "fp32", threads, PROBE_SIZE), "a matmul probe, so rough"
+    work = flops_per_token * training.batch_tokens
+    fastest = PROBE_SHARE * matmul_flops(device, training.precision, threads, GPU_PROBE_SIZE)
+    return work / (work / fastest + GPU_STEP_SECONDS), "a matmul probe, so rough"
 
 
 def estimate_memory(config: Config, found: Costs) -> int:

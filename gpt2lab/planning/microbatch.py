@@ -26,6 +26,7 @@ from gpt2lab.config import Config, config_from_text
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.runs import is_compiled
 from gpt2lab.planning.throughput import NOT_SPEED, timed
 from gpt2lab.store import now, read_json, write_json
 from gpt2lab.text import memory
@@ -34,7 +35,7 @@ from gpt2lab.training.precision import set_threads
 
 SHARE = {"cuda": 0.92, "cpu": 0.6, "mps": 0.6}
 """Of the memory that is there, as much as a training may take; the rest is for others, and for evaluation."""
-MOST_TOKENS = {"cuda": 131_072, "cpu": 8_192, "mps": 16_384}
+MOST_TOKENS = {"cuda": 65_536, "cpu": 8_192, "mps": 16_384}
 """In one pass: with more, a device's products of matrices do not get faster."""
 
 
@@ -75,7 +76,14 @@ def micro_batch(
     share = config.training.batch_tokens // config.model.block_size // ranks
     available = available_bytes(machine.device, ranks)
     say("trying how many sequences fit into memory")
-    found = search(share, most(machine.device, config.model.block_size), available, lambda n: read(config, machine, n))
+    line = config.model_copy(update={"training": config.training.model_copy(update={"compile": "off"})})
+    found = search(
+        share,
+        most(machine.device, config.model.block_size),
+        available,
+        lambda n: read(line, machine, n),  # compiled a training takes somewhat less
+        (lambda n: read(config, machine, n)) if is_compiled(config, machine.device) else None,
+    )
     write_json(path, {"found": asdict(found), "measured": now(), **key(config, machine, ranks)})
     return found
 
@@ -88,10 +96,14 @@ def given(config: Config, machine: Machine, ranks: int) -> MicroBatch:
     return MicroBatch(n, taken.memory_bytes, available, taken.pass_seconds, taken.update_seconds)
 
 
-def search(share: int, most: int, available: int, reading: Callable[[int], Reading]) -> MicroBatch:
+def search(
+    share: int, most: int, available: int, reading: Callable[[int], Reading],
+    as_trained: Callable[[int], Reading] | None = None,
+) -> MicroBatch:  # fmt: skip
     """The line through one and two sequences, then the largest size on it that holds when it is tried.
 
     share: sequences of one rank in a step.  most: sequences that a pass may have, whatever memory there is.
+    as_trained: what the size that is tried takes, where `reading` is only near that.
     """
     sizes = [n for n in (1 << i for i in range(share.bit_length())) if share % n == 0 and n <= max(1, most)]
     readings = {n: reading(n) for n in sizes[:2]}
@@ -105,7 +117,7 @@ def search(share: int, most: int, available: int, reading: Callable[[int], Readi
         )
     for n in reversed(fitting):
         try:
-            taken = readings[n] if n in readings else reading(n)
+            taken = readings[n] if n in readings and not as_trained else (as_trained or reading)(n)
         except EnvironmentFault:
             if n == 1:
                 raise
@@ -135,7 +147,8 @@ def key(config: Config, machine: Machine, ranks: int) -> dict[str, Any]:
     }
     tree["training"] = {name: value for name, value in tree["training"].items() if name != "micro_batch_sequences"}
     place = {"device": machine.device_name, "threads": machine.threads if machine.device == "cpu" else 0}
-    return {"settings": tree, "ranks": ranks, "torch": torch.__version__, **place}
+    translated = is_compiled(config, machine.device)
+    return {"settings": tree, "ranks": ranks, "torch": torch.__version__, "compiled": translated, **place}
 
 
 def read(config: Config, machine: Machine, sequences: int) -> Reading:

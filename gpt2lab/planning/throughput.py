@@ -19,16 +19,19 @@ import torch
 from torch import Tensor
 
 from gpt2lab.config import Config
+from gpt2lab.data.files import data_home
 from gpt2lab.errors import DataFault
 from gpt2lab.identity import choices, component_code, core_code, digest, settings
 from gpt2lab.model import build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.runs import is_compiled
 from gpt2lab.store import file_lock, now, read_json, write_json
 from gpt2lab.training.clock import Clock
+from gpt2lab.training.compiling import compiled
 from gpt2lab.training.distributed import ALONE
 from gpt2lab.training.loop import Batch, accumulate
-from gpt2lab.training.precision import loss_scaler, memory_guard
+from gpt2lab.training.precision import loss_scaler, memory_guard, set_arithmetic
 from gpt2lab.training.replica import Replica
 from gpt2lab.training.state import TrainState
 
@@ -77,6 +80,7 @@ def speed_parts(config: Config, machine: Machine) -> dict[str, Any]:
         "device": machine.device_name,
         "threads": machine.threads if machine.device == "cpu" else 0,
         "torch": torch.__version__,
+        "compiled": is_compiled(config, machine.device),
     }
 
 
@@ -111,9 +115,15 @@ def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float
     hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
     with memory_guard("throughput probe", f"{rows} sequences of {block_size} tokens in one pass", hint):
         model = build_model(config.model, seed=0, device=device)
+        translated = is_compiled(config, device.type)
+        if translated:
+            compiled(model, data_home() / "compiled")
         scaler = loss_scaler(training.precision, device)
         state = TrainState(model.train(), build_optimizers(config.optim, model.params()), scaler=scaler)
+        set_arithmetic(training.precision, device, training.deterministic)
         tokens = torch.randint(config.model.vocab_size, (rows, block_size + 1))
+        if translated:
+            _timed_pass(state, tokens, config, device)  # which compiles
         passes: list[float] = []
         updates: list[float] = []
         began = time.perf_counter()

@@ -12,11 +12,13 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared, open_prepared
-from gpt2lab.errors import DataFault, LockHeld, Preempted
+from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted
 from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
 from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
@@ -77,6 +79,18 @@ def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
         return True
 
 
+def refuse_another_device(device: torch.device, job: Job) -> None:
+    """Raises EnvironmentFault where this process finds another type of device than the run's identity says: it would
+    train another run under that name."""
+    planned = job.identity.get("device", device.type)
+    if planned != device.type:
+        raise EnvironmentFault(
+            f"planned on {planned}, but this process finds {device.type} alone",
+            where="training.device",
+            hint="nvidia-smi, and CUDA_VISIBLE_DEVICES; then the same command",
+        )
+
+
 @contextlib.contextmanager
 def held(run: RunFolder, world: World) -> Iterator[None]:
     """The run's lock, held by the first rank for all. Raises LockHeld on every rank."""
@@ -101,6 +115,7 @@ class Training:
     ):
         self.run, self.config, self.data, self.job, self.stop, self.world = run, config, data, job, stop, world
         self.device = choose_device(config.training.device, world.local_rank)
+        refuse_another_device(self.device, job)
         set_arithmetic(config.training.precision, self.device, config.training.deterministic)
         self.clock = Clock(self.device)
         model = build_model(config.model, seed=config.seed, device=self.device)

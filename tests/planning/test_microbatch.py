@@ -38,6 +38,13 @@ def test_the_largest_size_on_the_line_is_taken_and_tried() -> None:
     assert device.asked == [1, 2, 16]
 
 
+def test_the_size_that_is_tried_trains_as_the_run_will() -> None:
+    near, exact = Invented(1000, 100), Invented(900, 90)
+    assert search(512, 64, 2700, near, exact) == MicroBatch(16, 2340, 2700, 8.0, 0.1)
+    assert (near.asked, exact.asked) == ([1, 2], [16])
+    assert search(512, 2, 2700, near, exact).memory_bytes == 1080
+
+
 def test_what_the_line_promises_and_the_device_refuses_is_halved() -> None:
     device = Invented(1000, 100, breaks_at=8)
     assert search(512, 64, 9000, device).sequences == 4

@@ -24,6 +24,7 @@ from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import git_commit, study_record
 from gpt2lab.planning.runs import make_run
 from gpt2lab.store import Store
+from gpt2lab.training import TrainingConfig
 
 SECOND = (
     ABLATION.replace("ablation: tiny", "ablation: norms")
@@ -112,17 +113,17 @@ def finished(root: Path, name: str, *, cost: float, speed: float | None, device:
 
 def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:
     cpu, store = torch.device("cpu"), Store(tmp_path)
-    assert "probe" in estimate_speed(store, cpu, 1, 1e6)[1]
+    assert "probe" in estimate_speed(store, cpu, 1, 1e6, TrainingConfig())[1]
     finished(tmp_path, "a", cost=1e9, speed=1.0)  # too large to be like these
     finished(tmp_path, "b", cost=1e3, speed=1.0)  # too small
     finished(tmp_path, "c", cost=1e6, speed=77.0, device="cuda", threads=0)
     finished(tmp_path, "d", cost=1e6, speed=77.0, threads=2)
     finished(tmp_path, "e", cost=1e6, speed=None)
     Store(tmp_path).run("f" * 16).fail({"reason": "it broke"})
-    assert "probe" in estimate_speed(store, cpu, 1, 1e6)[1]
+    assert "probe" in estimate_speed(store, cpu, 1, 1e6, TrainingConfig())[1]
     for name, speed in (("1", 100.0), ("2", 300.0), ("3", 200.0)):
         finished(tmp_path, name, cost=2e6, speed=speed)
-    assert estimate_speed(store, cpu, 1, 1e6) == (200.0 * 2e6, "3 finished runs here")
+    assert estimate_speed(store, cpu, 1, 1e6, TrainingConfig()) == (200.0 * 2e6, "3 finished runs here")
 
 
 def test_the_probe_leaves_the_number_of_threads_as_it_was() -> None:
