@@ -23,7 +23,7 @@ BLOCK_SECONDS = 1.0
 MOST_STEPS = 50
 WARM_UP_STEPS = 2
 CONFIDENCE = 0.95
-LIMIT_SIZE = 2048
+LIMIT_SIZE, GPU_LIMIT_SIZE = 2048, 8192
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def compare(
         names, precisions = [side.name for side in sides], [side.precision for side in sides]
         losses = [tuple(side.run(WARM_UP_STEPS)[1]) for side in sides]
         seconds = in_turns(sides, blocks)
-    limits = {precision: matmul_flops(device, precision, threads, LIMIT_SIZE) for precision in set(precisions)}
+    size = GPU_LIMIT_SIZE if device.type == "cuda" else LIMIT_SIZE
+    limits = {precision: matmul_flops(device, precision, threads, size) for precision in set(precisions)}
     peaks = [peak_bytes(spec, work, device, threads) if memory else None for spec in specs]
     flops = costs(work.model()).flops_per_token * work.tokens
     results = [

@@ -53,8 +53,10 @@ WORKS = {
     "b256": Work(6, 6, 384, 256, 8, 256),
     "b50k": Work(6, 6, 384, 256, 8, 50_304),
     "c": Work(12, 12, 768, 1024, 1, 50_304),
+    "d": Work(12, 12, 768, 1024, 32, 50_304),
 }
-"""nanoGPT's example for a CPU; a small model with a vocabulary of bytes, and with GPT-2's; GPT-2 124M."""
+"""nanoGPT's example for a CPU; a small model with a vocabulary of bytes, and with GPT-2's; GPT-2 124M, with a batch of
+one sequence and of as many as keep a GPU busy."""
 
 
 def work_named(name: str) -> Work:

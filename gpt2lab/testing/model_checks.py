@@ -86,7 +86,7 @@ def check_documents(case: Case) -> None:
     if SLOTS[case.slot].name not in ("attention", "mask", "scores"):
         return
     model, (tokens, _) = disturbed(case.model(position="none")), batch()
-    documents = (torch.arange(CONTEXT) >= 6).long().expand(2, -1)
+    documents = (torch.arange(CONTEXT, device=tokens.device) >= 6).long().expand(2, -1)
     changed = tokens.clone()
     changed[:, :6] = (changed[:, :6] + 1) % VOCABULARY
     gap = distance(model(tokens, documents=documents)[:, 6:], model(changed, documents=documents)[:, 6:])
@@ -98,7 +98,7 @@ def check_bf16(case: Case) -> None:
     tokens, targets = batch(rows=LARGE_ENOUGH)
     model = disturbed(case.model())
     exact = model.loss(tokens, targets).item()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         loss, parts = model.objective(tokens, targets)
     loss.backward()
     assert parts["loss"].dtype == torch.float32, "the loss is not float32 under autocast"
