@@ -36,6 +36,7 @@ check: .venv/.installed-dev
 	  own=$${file%.yaml}.py; with=$$(test -e $$own && echo --plugin $$own); \
 	  $(BIN)/gpt2lab check $$file $$with && $(BIN)/gpt2lab check $$file $$with --scale nano || exit; \
 	done
+	for file in sweeps/*.yaml; do $(BIN)/gpt2lab check $$file && $(BIN)/gpt2lab check $$file --scale nano || exit; done
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

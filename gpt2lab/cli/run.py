@@ -173,13 +173,34 @@ def check(
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
-    """Say all that is wrong with an ablation. Reads its file alone, neither prepares data nor trains."""
+    """Say all that is wrong with an ablation or a sweep. Reads its file alone, neither prepares data nor trains."""
+    if is_sweep(file):
+        check_sweep(file, scale, tuple(set_ or ()), tuple(plugin or ()))
+        return
     asked = Request(file=file, scale=scale, seeds=seeds, arms=arms, set=tuple(set_ or ()), plugin=tuple(plugin or ()))
     for one in asked.ladder():
         ablation = one.ablation()
         count = "automatic" if ablation.seeds is None else len(ablation.seeds)
         print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {count} seeds at "
               f"{ablation.scale}: all well")  # fmt: skip
+
+
+def is_sweep(file: str) -> bool:
+    """Whether a file declares a sweep, by its key of that name."""
+    from gpt2lab.reading.source import read_file
+
+    return "sweep" in read_file(file).tree
+
+
+def check_sweep(file: str, scale: str | None, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> None:
+    """`check` of a sweep's file, at every scale that it names."""
+    from gpt2lab.sweep.declaration import load_sweep, scales_of
+
+    scales: tuple[str | None, ...] = (scale,) if scale else scales_of(file) or (None,)
+    for one in scales:
+        loaded = load_sweep(file, scale=one, overrides=overrides, plugins=plugins)
+        count = f"{len(loaded.arms)} searches ({', '.join(loaded.arms)})" if loaded.declared.variants else "1 search"
+        print(f"{file}: {count} of {loaded.declared.trials} trials at {loaded.scale}: all well")
 
 
 def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:

@@ -74,7 +74,8 @@ def sweep(
 
     console, store = console_for(to_stderr=json_), Store(runs)
     code = 0
-    for one in [scale] if scale else list(scales_of(file)) or [None]:
+    scales: tuple[str | None, ...] = (scale,) if scale else scales_of(file) or (None,)
+    for one in scales:
         words = reproduce(file, scale, trials, tuple(set_ or ()), tuple(plugin or ()), audit_pruning)
         loaded = load(file, one, trials, tuple(set_ or ()), tuple(plugin or ()), audit_pruning)
         searches, head = planned(loaded, store, jobs, words, budget)
@@ -134,13 +135,29 @@ def planned(
     searches = loaded.searches(data, machine)
     declared = loaded.declared
     limit = budget or declared.time_budget
-    return searches, head(
+    known = head(
         sweep=declared.sweep, scale=loaded.scale, question=declared.question, settings=declared, config=config,
         costs=costs, data=data, machine=machine,
         floor=find_floor(store, loaded.scale, config, data, machine, costs)[0],
         smallest_effect=loaded.smallest_effect, reproduce=command, time_budget=seconds_of(limit) if limit else None,
         audit_pruning=declared.audit_pruning,
     )  # fmt: skip
+    return searches, known | (coordinates(loaded, store) if declared.coordinates else {})
+
+
+def coordinates(loaded: LoadedSweep, store: Any) -> dict[str, Any]:
+    """The coordinate check of every variant, as the record holds it; what an earlier start has found is kept."""
+    from gpt2lab.coordinates import at_widths, coordinate_check
+    from gpt2lab.identity import core_code, digest, settings
+
+    key = digest({"code": core_code(), **{label: settings(arm.config) for label, arm in loaded.arms.items()}})
+    before = store.sweep(loaded.name) if loaded.name in store.sweeps() else {}
+    found = before.get("coordinates") if before.get("coordinates_of") == key else None
+    if not found:
+        model = loaded.config_of_all.model
+        widths = [w for w in (model.n_embd // 2, model.n_embd, 2 * model.n_embd) if w % model.head_size == 0]
+        found = {label: coordinate_check(at_widths(arm.config, widths)) for label, arm in loaded.arms.items()}
+    return {"coordinates": found, "coordinates_of": key}
 
 
 def train(

@@ -19,6 +19,7 @@ from typing import Any
 from gpt2lab.display import Display, RunView
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 from gpt2lab.executors.local import Ending, LocalExecutor
+from gpt2lab.planning.machine import gpus_of
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.planning.search import Search
 from gpt2lab.runner import Job
@@ -60,7 +61,6 @@ class Trial:
     """the step at which pruning ended it"""
     would_cut: int | None = None
     """the step at which pruning would have ended it, where it is audited"""
-
     begun: bool = False
     """whether its present run was given to the executor"""
 
@@ -80,7 +80,7 @@ class Drive:
     store: Store
     display: Display
     follower: Follower
-    audit: bool
+    ranks: int
     deadline: float
     stays: bool
     executor: LocalExecutor | OneByOne = field(init=False)
@@ -92,6 +92,30 @@ class Drive:
     best: dict[str, float] = field(default_factory=dict, init=False)
     looked: float = field(default=-math.inf, init=False)
     changed: bool = field(default=True, init=False)
+    idle_until: float = field(default=-math.inf, init=False)
+
+    def __post_init__(self) -> None:
+        machine = next(iter(self.searches.values())).machine
+        gpus = gpus_of(machine)
+        many = self.ranks > 1
+        self.executor = (
+            OneByOne(self.ranks, self.tick) if many else LocalExecutor(machine.jobs, self.tick, gpus, self._is_done)
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Work until nothing is left; -> the last record."""
+        try:
+            self.look()
+            self.executor.run(self.jobs(), self.ended)
+        finally:  # give back what is at work here, for whoever comes next: after a stop, or an error of ours
+            for trial in list(self.trials):
+                trial.slots.release(trial.turn)
+                self._over(trial, "stopped")
+            record = self.write(importance=True)
+        return record
+
+    def _is_done(self, run_id: str) -> bool:
+        return any(one.run.id == run_id and is_finished(one.run, self.store) for one in self.trials)
 
     # --- what is to be done ---
 
@@ -104,16 +128,19 @@ class Drive:
             yield job
 
     def _next(self) -> Job | None:
-        for trial in [one for one in self.trials if not one.begun]:
-            job = self._start(trial)
+        for under_way in [one for one in self.trials if not one.begun]:
+            job = self._start(under_way)
             if job is not None:
                 return job
+        if time.monotonic() < self.idle_until:
+            return None
         for label in self._in_turn():
             while (turn := self._claim(label)) is not None:
                 trial = self._begin(label, turn)
                 job = self._start(trial) if trial else None
                 if job is not None:
                     return job
+        self.idle_until = time.monotonic() + LOOK_SECONDS  # nothing waits, until a trial of somebody's is lost
         return None
 
     def _in_turn(self) -> list[str]:
@@ -196,18 +223,26 @@ class Drive:
                 self.changed = True
         if self.changed:
             self.changed = False
-            self.follower.update(as_followed(self.write()))
+            self.write()
 
-    def write(self) -> dict[str, Any]:
-        """The record as the storage has it now."""
-        entries = {
-            label: search_entry(search, self.slots[label].trials(), None) for label, search in self.searches.items()
-        }
-        return write_record({**self.head, "stopped": self._why_stopped(), "searches": entries}, self.store)
-
-    def _why_stopped(self) -> str | None:
-        reasons = dict.fromkeys(self.stopped.values())
-        return "; ".join(reasons) or None
+    def write(self, *, importance: bool = False) -> dict[str, Any]:
+        """Make the record anew, as the storage has things now, write it, and have the mirror follow it. importance:
+        with what decides among several dimensions."""
+        entries = {}
+        for label, search in self.searches.items():
+            slots, several = self.slots[label], len(search.space.dimensions) > 1
+            entries[label] = search_entry(
+                search, slots.trials(), slots.importance() if importance and several else None
+            )
+        stopped = "; ".join(dict.fromkeys(self.stopped.values())) or None
+        record = {**self.head, "stopped": stopped, "searches": entries}
+        with contextlib.suppress(
+            EnvironmentFault
+        ):  # a full disk is told by the run that meets it, and is no reason to end
+            record = write_record(record, self.store)
+        self.follower.update(as_followed(record))
+        self.follower.poll()
+        return record
 
     def _read(self, trial: Trial) -> None:
         """New rows of the run at work; of the first run, what pruning is told."""
@@ -224,7 +259,7 @@ class Drive:
             if not math.isfinite(value):
                 continue  # the numerics watch ends the run
             if trial.slots.report(trial.turn, row["step"], row["tokens"], value):
-                if not self.audit:
+                if not self.head.get("audit_pruning"):
                     trial.cut = row["step"]
                 elif trial.would_cut is None:
                     trial.would_cut = row["step"]
@@ -312,12 +347,6 @@ class Drive:
                 what += ", the best so far"
         self.display.say(f"{trial.views[0].arm}: {what}")
 
-    def release(self) -> None:
-        """Give back what is still at work here, for whoever comes next; after a stop, or an error of ours."""
-        for trial in list(self.trials):
-            trial.slots.release(trial.turn)
-            self._over(trial, "stopped")
-
 
 def _short(key: str) -> str:
     return key.rpartition(".")[2]
@@ -356,45 +385,10 @@ def run_searches(
         for label, search in searches.items()
     }  # fmt: skip
     whole = {**head, "storage": masked(address)}
-    first = next(iter(searches.values()))
-    empty = {label: search_entry(search, slots[label].trials(), None) for label, search in searches.items()}
-    follower = Follower(store, as_followed({**whole, "searches": empty}), mirror, display.say)
-    drive = Drive(
-        searches, slots, whole, store, display, follower, audit=bool(head.get("audit_pruning")),
-        deadline=time.monotonic() + seconds if seconds else math.inf, stays=stays,
-    )  # fmt: skip
-    machine = first.machine
-
-    def is_done(run_id: str) -> bool:
-        return any(one.run.id == run_id and is_finished(one.run, store) for one in drive.trials)
-
-    if nproc > 1:
-        drive.executor = OneByOne(nproc, drive.tick)
-    else:
-        gpus = machine.jobs if machine.device == "cuda" else 0
-        drive.executor = LocalExecutor(machine.jobs, drive.tick, gpus, is_done)
+    follower = Follower(store, as_followed({**whole, "searches": {}}), mirror, display.say)
+    deadline = time.monotonic() + seconds if seconds else math.inf
     try:
         with display:
-            try:
-                drive.look()
-                drive.executor.run(drive.jobs(), drive.ended)
-            finally:
-                drive.release()
-                record = _closed(drive)
-        return record
+            return Drive(searches, slots, whole, store, display, follower, nproc, deadline, stays).run()
     finally:
         follower.close(timeout=30.0)
-
-
-def _closed(drive: Drive) -> dict[str, Any]:
-    """The last record: with what each search says about which of its dimensions matter."""
-    entries = {}
-    for label, search in drive.searches.items():
-        importance = drive.slots[label].importance() if len(search.space.dimensions) > 1 else None
-        entries[label] = search_entry(search, drive.slots[label].trials(), importance)
-    whole = {**drive.head, "stopped": drive._why_stopped(), "searches": entries}
-    with contextlib.suppress(EnvironmentFault):  # a full disk is told by whoever met it first
-        whole = write_record(whole, drive.store)
-    drive.follower.update(as_followed(whole))
-    drive.follower.poll()
-    return whole

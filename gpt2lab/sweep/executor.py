@@ -23,12 +23,20 @@ class OneByOne:
     def run(self, jobs: Iterable[Job | None], ended: Callable[[str, Ending], None]) -> None:
         """Execute jobs until there are no more; None means that there is none at this moment. Raises Preempted after a
         stop signal, when the run at work has saved and ended."""
-        for job in jobs:
-            if job is None:
-                self.on_tick()
-                time.sleep(TICK_SECONDS)
-            else:
-                self._one(job, ended)
+        try:
+            for job in jobs:
+                if job is None:
+                    self._wait(TICK_SECONDS)
+                else:
+                    self._one(job, ended)
+        except KeyboardInterrupt:  # between two runs: while one is at work, its executor takes the signal
+            raise Preempted("stopped between two runs, nothing is lost", hint="the same command continues") from None
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.on_tick()
+            time.sleep(TICK_SECONDS)
 
     def end(self, run_id: str) -> None:
         """Let the run finish its step, save and end; every rank at the same step."""
@@ -45,7 +53,7 @@ class OneByOne:
                 ended(job.run_id, "preempted")
                 raise
             except LockHeld:
-                time.sleep(LOCKED_PAUSE_SECONDS)
+                self._wait(LOCKED_PAUSE_SECONDS)
                 continue
             except Gpt2labError:
                 ending = "failed"

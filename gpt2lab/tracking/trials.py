@@ -32,7 +32,7 @@ def as_followed(sweep: Mapping[str, Any]) -> dict[str, Any]:
         "kind": "sweep",
         "ablation": sweep["sweep"],
         "baseline": None,
-        "seeds": max(len(search.get("seeds") or sweep.get("seeds", ())) for search in searches.values()),
+        "seeds": max((len(search.get("seeds") or sweep.get("seeds", ())) for search in searches.values()), default=0),
         "open": max(0, slots - ended),
         "arms": arms,
     }

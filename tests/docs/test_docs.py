@@ -17,6 +17,7 @@ from gpt2lab.cli import app
 from gpt2lab.cli.catalogue import all_slots, chosen, defaults
 from gpt2lab.config import load_config
 from gpt2lab.planning.ablation import load_ablation
+from gpt2lab.sweep.declaration import load_sweep, scales_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -76,6 +77,9 @@ def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
         load_ablation(
             shipped, scale=scale, overrides=given["set_"], arms=arms, seeds=given["seeds"], plugins=plugins
         )  # fmt: skip
+    if name == "sweep":
+        for scale in [given["scale"]] if given["scale"] else scales_of(shipped) or [None]:
+            load_sweep(shipped, scale=scale, overrides=given["set_"] or ())
 
 
 def test_a_wrong_command_or_option_would_be_found() -> None:
