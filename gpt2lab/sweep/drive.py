@@ -61,6 +61,8 @@ class Trial:
     """the step at which pruning ended it"""
     would_cut: int | None = None
     """the step at which pruning would have ended it, where it is audited"""
+    lost: bool = False
+    """whether somebody else has it, who took this worker for dead"""
     begun: bool = False
     """whether its present run was given to the executor"""
 
@@ -204,7 +206,7 @@ class Drive:
         """Several times a second: read journals, prune, show, say that we live."""
         for trial in [one for one in self.trials if one.begun]:
             self._read(trial)
-            if trial.cut is not None:
+            if trial.cut is not None or trial.lost:
                 self.executor.end(trial.run.id)
             status = self.store.run(trial.run.id).status()
             trial.views[trial.at].status = "running" if status == "running" else "waiting"
@@ -259,6 +261,9 @@ class Drive:
             if not math.isfinite(value):
                 continue  # the numerics watch ends the run
             if trial.slots.report(trial.turn, row["step"], row["tokens"], value):
+                trial.lost = trial.slots.lost(trial.turn)
+                if trial.lost:
+                    return
                 if not self.head.get("audit_pruning"):
                     trial.cut = row["step"]
                 elif trial.would_cut is None:
@@ -272,7 +277,9 @@ class Drive:
         trial.begun, trial.trained = False, trial.trained or ending != "found"
         self._read(trial)
         folder = self.store.run(run_id)
-        if trial.cut is not None and ending in ("preempted", "done"):
+        if trial.lost:
+            self._over(trial, "lost")
+        elif trial.cut is not None and ending in ("preempted", "done"):
             self._pruned(trial, folder)
         elif ending in ("done", "found"):
             self._account(trial)
