@@ -99,9 +99,9 @@ def curves(
     if zoomed:
         panels[0].axvspan(ZOOM_FROM * last, last, color=BAND, linewidth=0, zorder=0)
         panels[1].set_xlim(ZOOM_FROM * last, last * 1.005)
-        finals = sorted(float(y[-1]) for y in ends)
-        low, high = min(float(y.min()) for y in ends), max(float(np.quantile(finals, 0.75)), finals[0] + 1e-3)
-        panels[1].set_ylim(low - 0.08 * (high - low), high + 0.25 * (high - low))
+        low = min(float(y.min()) for y in ends)
+        high = max(float(np.quantile([y.max() for y in ends], 0.75)), low + 1e-3)
+        panels[1].set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
         panels[1].set_title("the last 30 %", fontsize=9.5, color=MUTED, loc="left")
     _colourbar(bar, axis)
     return figure

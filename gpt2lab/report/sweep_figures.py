@@ -25,6 +25,7 @@ from gpt2lab.report.sweep_axes import (
     best_of,
     draw_axis,
     draw_points,
+    limits_of,
     padded,
     set_limits,
 )
@@ -58,8 +59,8 @@ def against(
         draw_axis(axes, axis, limits)
     set_limits(panels[0], points, _in_unit(metric))
     if window and best:
-        panels[1].set_ylim(best.value - 0.7 * close, best.value + CLOSE * close)
-        panels[1].set_title(f"within {setting(CLOSE * close)} of the best", fontsize=9.5, color=MUTED, loc="left")
+        panels[1].set_ylim(*limits_of(_near(points, best, close)))
+        panels[1].set_title("near the best", fontsize=9.5, color=MUTED, loc="left")
     for axes in panels:
         draw_points(axes, axis, points, best)
     if best is not None:
@@ -75,9 +76,7 @@ def _window(
     axis: Axis, points: Sequence[Point], fitted: Fitted, best: Point, close: float
 ) -> tuple[float, float] | None:
     """The part of the axis that a close-up shows; None where it would show the same as the whole, or too little."""
-    near = [
-        axis.number(p.settings.get(axis.name)) for p in points if p.finished and p.value <= best.value + CLOSE * close
-    ]
+    near = [axis.number(point.settings.get(axis.name)) for point in _near(points, best, close)]
     if axis.choices or len(near) < 4:
         return None
     ends = [end for end in (*near, fitted.flat_low, fitted.flat_high, fitted.low, fitted.high) if math.isfinite(end)]
@@ -87,6 +86,11 @@ def _window(
     if not 0 < shares < 0.75 and whole < 2 * CLOSE * close:
         return None
     return padded(axis, low, high, 0.08)
+
+
+def _near(points: Sequence[Point], best: Point, close: float) -> list[Point]:
+    """The finished trials that a close-up shows."""
+    return [point for point in points if point.finished and point.value <= best.value + CLOSE * close]
 
 
 def _draw_fitted(axes: Axes, fitted: Fitted, *, alone: bool) -> None:
