@@ -6,8 +6,8 @@ update matrices by one rule and everything else by another. It reads roles, neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -44,3 +44,75 @@ def adamw(
     fused = all(param.tensor.device.type in FUSED_DEVICES for param in params)
     groups = decay_groups(params, weight_decay)
     return [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)]
+
+
+class Lion(Optimizer):
+    """w -= rate (sign(b1 m + (1 - b1) g) + weight_decay w), then m = b2 m + (1 - b2) g. torch has none.
+
+    Source: arXiv:2302.06675, algorithm 2.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update; gradients stay as they are."""
+        assert closure is None
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(weight)
+                average = state["exp_avg"]
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(average.lerp(weight.grad, 1 - first).sign_(), alpha=-group["lr"])
+                average.lerp_(weight.grad, 1 - second)
+
+
+@optimizer.register("lion", source="arXiv:2302.06675", examples=({"weight_decay": 0.0},))
+def lion(
+    params: Sequence[Param],
+    lr: float,
+    *,
+    betas: tuple[Decay, Decay] = (0.95, 0.98),
+    weight_decay: Annotated[float, Field(ge=0)] = 1.0,
+) -> list[Optimizer]:
+    """The sign of an average of gradients: every weight moves by the whole rate, of which it wants less than Adam.
+
+    betas:        how much of the old average enters the update, and how much of it is kept (the paper's for language).
+    weight_decay: as adamw's; with a smaller rate it has to be as much larger to take away as much.
+    """
+    return [Lion(decay_groups(params, weight_decay), lr, betas)]
+
+
+@optimizer.register("muon", source="arXiv:2502.16982")
+def muon(
+    params: Sequence[Param],
+    lr: float,
+    *,
+    momentum: Decay = 0.95,
+    betas: tuple[Decay, Decay] = (0.9, 0.95),
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1,
+) -> list[Optimizer]:
+    """Momentum made orthogonal for the matrices inside blocks, with updates as large as Adam's; all else by adamw.
+
+    momentum:     of the matrices inside blocks (Nesterov's).
+    betas:        adamw's, for embeddings, head, gains and biases.
+    weight_decay: of matrices and embeddings, as adamw's.
+    Updates are scaled to the rms of Adam's, so that one rate means about the same for both (section 2.2). Stacked
+    matrices, as query, key and value, are made orthogonal as one.
+    """
+    inside = [p for p in params if p.role.kind in ("hidden", "residual_out") and p.tensor.ndim == 2]
+    chosen = {id(param.tensor) for param in inside}
+    others = adamw([p for p in params if id(p.tensor) not in chosen], lr, betas=betas, weight_decay=weight_decay)
+    if not inside:
+        return others
+    matrices = [param.tensor for param in inside]
+    return [
+        torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        *others,
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -100,3 +101,61 @@ def test_an_optimizer_that_forgets_parameters_is_refused(forgetful: str) -> None
     with pytest.raises(ConfigError, match=r"forgetful updates .*bias 0 times"):
         build_optimizers(config, build_model(TINY).params())
     assert forgetful in SLOTS["optimizer"].names()
+
+
+def stepped(name: str, steps: int, **options: object) -> tuple[Any, Any]:
+    """A model after steps by a component, and its twin with the same gradients but the weights from before."""
+    config = OptimConfig.model_validate({"lr": 3e-3, "optimizer": {"name": name, **options}})
+    model = build_model(TINY, seed=3)
+    twin = copy.deepcopy(model)
+    ours = build_optimizers(config, model.params())
+    generator = torch.Generator().manual_seed(0)
+    gradients = []
+    for _ in range(steps):
+        drawn = {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
+        for n, p in model.named_parameters():
+            p.grad = drawn[n].clone()
+        for one in ours:
+            one.step()
+        assert all(torch.equal(p.grad, drawn[n]) for n, p in model.named_parameters() if p.grad is not None)
+        gradients.append(drawn)
+    return (model, gradients), twin
+
+
+def test_lion_is_algorithm_2_of_its_paper() -> None:
+    """By hand, as the paper has it: c = b1 m + (1 - b1) g, w -= rate (sign(c) + decay w), m = b2 m + (1 - b2) g."""
+    (model, gradients), twin = stepped("lion", 3, betas=[0.9, 0.99], weight_decay=0.3)
+    expected = dict(twin.named_parameters())
+    with torch.no_grad():
+        for name, weight in expected.items():
+            average = torch.zeros_like(weight)
+            for drawn in gradients:
+                mixed = 0.9 * average + 0.1 * drawn[name]
+                decay = 0.3 if weight.ndim >= 2 else 0.0
+                weight -= 3e-3 * (torch.sign(mixed) + decay * weight)
+                average = 0.99 * average + 0.01 * drawn[name]
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-7)
+
+
+def test_muon_is_torchs_on_matrices_inside_blocks_and_adamw_elsewhere() -> None:
+    (model, gradients), twin = stepped("muon", 2, momentum=0.9, weight_decay=0.2)
+    named = dict(twin.named_parameters())
+    inside = [n for n in named if n.startswith("h.") and named[n].ndim == 2]
+    assert len(inside) == 8  # c_attn, c_proj, c_fc, c_proj of two blocks
+    theirs = [
+        torch.optim.Muon([named[n] for n in inside], lr=3e-3, momentum=0.9, weight_decay=0.2,
+                         adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [{"params": [p for n, p in named.items() if p.ndim >= 2 and n not in inside], "weight_decay": 0.2},
+             {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0}],
+            lr=3e-3, betas=(0.9, 0.95), eps=1e-8,
+        ),
+    ]  # fmt: skip
+    for drawn in gradients:
+        for n, p in named.items():
+            p.grad = drawn[n].clone()
+        for one in theirs:
+            one.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, named[name], rtol=0, atol=1e-6)
