@@ -168,7 +168,7 @@ def test_few_trials_need_the_noise_to_be_known() -> None:
 
 
 def test_more_noise_and_less_curvature_widen_the_interval_until_there_is_none() -> None:
-    ends = [found(RATES, losses(), noise_sd=sd).interval for sd in (0.002, 0.006, 0.008)]
+    ends = [found(RATES, losses(sd=0.001), noise_sd=sd).interval for sd in (0.002, 0.004, 0.008)]
     widths = [math.log2(high / low) for low, high in filter(None, ends)]
     assert len(widths) == 3 and all(a < b for a, b in pairwise(widths))
     assert found(RATES, losses(), noise_sd=0.2).interval is None
