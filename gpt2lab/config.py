@@ -91,6 +91,16 @@ class Config(Settings):
         """`tree` as YAML."""
         return yaml.dump(self.tree(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
+    def over_preset(self, name: str) -> dict[str, Any]:
+        """A file's tree that stands for this config: what it has over the shipped preset of that name, or all of it
+        where there is none."""
+        if name not in preset_names():
+            return self.tree()
+        base = load_config(name)
+        theirs = _by_section(base.tree())
+        ours = {key: value for key, value in _by_section(self.tree()).items() if value != theirs.get(key)}
+        return {"extends": name, **ours} if base.with_changes(ours) == self else self.tree()
+
     def with_changes(self, changes: Mapping[str, Any], source: str = "change") -> Config:
         """This config with changes by dotted key; `source` says in errors where they came from."""
         place = Place(f"{source} ")
@@ -246,6 +256,13 @@ def _named(source: Source, file: str) -> Source:
     """The same under another file name: a preset is not told by where Python keeps it."""
     places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
     return Source(source.tree, places, file)
+
+
+def _by_section(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` -> value; what is no section stays as it is."""
+    sections = {key: value for key, value in tree.items() if isinstance(value, dict)}
+    inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return inner | {key: value for key, value in tree.items() if key not in sections}
 
 
 def _written(value: Any) -> Any:

@@ -38,8 +38,8 @@ def report(
     """Write the page of a study or sweep again. From the store alone: needs no torch, trains nothing."""
     from gpt2lab.display import console_for
     from gpt2lab.report import read_study, terminal_summary, write_report
-    from gpt2lab.report.sweep import terminal_sweep, write_sweep_report
-    from gpt2lab.report.sweep_read import read_sweep
+    from gpt2lab.report.sweep.read import read_sweep
+    from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
     from gpt2lab.store import Store
 
     if all_ == (name is not None):

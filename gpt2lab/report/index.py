@@ -21,7 +21,7 @@ from gpt2lab import text
 from gpt2lab.report import overview, svg
 from gpt2lab.report.across import Across, Damaged, Entry, Finding, as_json, duration, facts, gather, total
 from gpt2lab.report.agreement import AGAIN, AGAINST, OPEN, Agreement
-from gpt2lab.report.sweep_index import SweepEntry, sweep_entries
+from gpt2lab.report.sweep.index import SweepEntry, sweep_entries
 from gpt2lab.store import write_atomically
 from gpt2lab.text import plural, quantity
 

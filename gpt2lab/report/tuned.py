@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from gpt2lab.analysis import Contrast
 from gpt2lab.analysis.searches import OPEN
 from gpt2lab.analysis.words import decimals
-from gpt2lab.report import sweep_figures
 from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import Look
 from gpt2lab.report.read import Read
-from gpt2lab.report.sweep_tables import edge_cell, flat_cell, optimum_cell, settings_text
+from gpt2lab.report.sweep import figures
+from gpt2lab.report.sweep.tables import edge_cell, flat_cell, optimum_cell, settings_text
 from gpt2lab.report.tables import Cell, Column, Row, Table, difference_cell, p_cell, verdict_cell
 from gpt2lab.report.tuned_read import Tunings, rate_sensitivity
 from gpt2lab.results import RATE, Study, searched, unit
@@ -250,7 +250,7 @@ def draw(read: Read, look: Mapping[str, Look]) -> list[Parts]:
         "Every mark is the final loss of one trial; crosses along the upper edge diverged, triangles lie above the "
         "frame. Lines: curves through the trials near each arm's best; shaded: 95 % intervals of where they are lowest."
     )
-    drawing = sweep_figures.searches(axis, found, look, read.study["metric"])
+    drawing = figures.searches(axis, found, look, read.study["metric"])
     title = f"Each arm's loss against {'its learning rate' if names[0] == RATE else names[0]}"
     return [("tuned", title, caption, "wide", drawing)]
 

@@ -9,8 +9,8 @@ from typing import Any
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.tuning import sensitivity
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.report.sweep_axes import DIVERGED, Axis
-from gpt2lab.report.sweep_read import ReadSweep, Search, read_record
+from gpt2lab.report.sweep.axes import DIVERGED, Axis
+from gpt2lab.report.sweep.read import ReadSweep, Search, read_record
 from gpt2lab.results import RATE, Study, StudyRun, as_written, collect, judge_runs, searched
 from gpt2lab.store import Store
 

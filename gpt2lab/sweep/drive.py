@@ -233,9 +233,8 @@ class Drive:
         entries = {}
         for label, search in self.searches.items():
             slots, several = self.slots[label], len(search.space.dimensions) > 1
-            entries[label] = search_entry(
-                search, slots.trials(), slots.importance() if importance and several else None
-            )
+            found = slots.importance() if importance and several else None
+            entries[label] = search_entry(search, slots.trials(), found, slots.best(), str(self.head["scale"]))
         stopped = "; ".join(dict.fromkeys(self.stopped.values())) or None
         record = {**self.head, "stopped": stopped, "searches": entries}
         with contextlib.suppress(

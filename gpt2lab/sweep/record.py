@@ -77,8 +77,14 @@ def head(
     return {**declared, **known, "hash": digest({**declared, "trials": 0})}
 
 
-def search_entry(search: Search, trials: list[dict[str, Any]], importance: dict[str, Any] | None) -> dict[str, Any]:
-    """One search with its trials."""
+def search_entry(
+    search: Search,
+    trials: list[dict[str, Any]],
+    importance: dict[str, Any] | None,
+    best: Mapping[str, Any] | None,
+    scale: str,
+) -> dict[str, Any]:
+    """One search with its trials. `best`: the one that won so far, whose config is kept ready to run."""
     config, space = search.arm.config, search.space
     return {
         "study": search.study,
@@ -95,6 +101,7 @@ def search_entry(search: Search, trials: list[dict[str, Any]], importance: dict[
         "optimizer": config.optim.optimizer.name,
         "space": [one.as_record() for one in space.dimensions],
         "importance": importance,
+        "best_config": search.arm_at(best["settings"]).config.over_preset(scale) if best else None,
         "trials": trials,
     }
 

@@ -98,6 +98,9 @@ def search(label: str = "lr", *, space: Sequence[Mapping[str, Any]] = (LR,), tri
         hopeless = prune and len(seen) >= 5 and final > seen[len(seen) // 2] + 0.05
         made.append(trial(slot, settings, final, outcome="pruned" if hopeless else "finished",
                           until=220 if hopeless else STEPS, label=label))  # fmt: skip
+    done = [one for one in made if one["outcome"] == "finished"]
+    best = min(done, key=lambda one: one["value"], default=None)
+    config = None if best is None else {"extends": "nano", **best["settings"]}
     importance = None
     if len(space) > 1:
         share = {LR["name"]: 0.71, BATCH["name"]: 0.16, WD["name"]: 0.05, NORM["name"]: 0.08}
@@ -107,7 +110,8 @@ def search(label: str = "lr", *, space: Sequence[Mapping[str, Any]] = (LR,), tri
         "parameters": parameters,
         "non_embedding_parameters": parameters - 49_152, "flops_per_token": 6.2 * parameters, "tokens": TOKENS,
         "steps": STEPS, "components": {"norm": "layernorm", "init": "gpt2"}, "optimizer": "adamw",
-        "space": [dict(one) for one in space], "importance": importance, "trials": made,
+        "space": [dict(one) for one in space], "importance": importance, "best_config": config,
+        "trials": made,
     } | changed  # fmt: skip
 
 

@@ -13,10 +13,11 @@ import pytest
 from made_up_sweep import BATCH, LR, NORM, TOKENS, coordinates, hopeless, keep, ladder, search, sweep, variants, wide
 from matplotlib.figure import Figure
 
-from gpt2lab.report import marks, svg, sweep_curves, sweep_figures, sweep_scales
-from gpt2lab.report.sweep_axes import Axis, Fitted, Point, best_of, limits_of
-from gpt2lab.report.sweep_pictures import COORDINATES, SEARCHES, SIZES, draw
-from gpt2lab.report.sweep_read import ReadSweep, read_record
+from gpt2lab.report import marks, svg
+from gpt2lab.report.sweep import curves, figures, scales
+from gpt2lab.report.sweep.axes import Axis, Fitted, Point, best_of, limits_of
+from gpt2lab.report.sweep.pictures import COORDINATES, SEARCHES, SIZES, draw
+from gpt2lab.report.sweep.read import ReadSweep, read_record
 from gpt2lab.store import Store
 from gpt2lab.text import setting
 
@@ -53,13 +54,13 @@ def every_figure(points: list[Point]) -> list[Figure]:
         line=([0.001, 0.01, 0.1], [3.0, 2.0, 3.0]), at=0.01, low=0.005, high=0.02, flat_low=0.002, flat_high=NAN
     )
     return [
-        sweep_figures.against(RATE, points, fitted, "val/loss", 0.05, alone=True),
-        sweep_figures.against(NAMES, points, Fitted(), "val/loss", 0.05, alone=False),
-        sweep_figures.history(points, "val/loss"),
-        sweep_figures.searches(RATE, {"a": (points, fitted), HOSTILE[0]: (points, Fitted())}, look, "val/loss"),
-        sweep_curves.parallel([RATE, NAMES], points, "val/loss"),
-        sweep_curves.curves(RATE, points, {"unigram": 3.3}, "val/loss"),
-        sweep_curves.curves(NAMES, points, {}, "val/loss"),
+        figures.against(RATE, points, fitted, "val/loss", 0.05, alone=True),
+        figures.against(NAMES, points, Fitted(), "val/loss", 0.05, alone=False),
+        figures.history(points, "val/loss"),
+        figures.searches(RATE, {"a": (points, fitted), HOSTILE[0]: (points, Fitted())}, look, "val/loss"),
+        curves.parallel([RATE, NAMES], points, "val/loss"),
+        curves.curves(RATE, points, {"unigram": 3.3}, "val/loss"),
+        curves.curves(NAMES, points, {}, "val/loss"),
     ]
 
 
@@ -77,10 +78,10 @@ def test_any_trials_can_be_drawn(group: str) -> None:
 
 def test_every_look_of_a_trial_and_colour_of_the_ramp_is_a_variable_of_the_page() -> None:
     with svg.drawing():
-        _, inline = svg.render(sweep_curves.curves(RATE, GROUPS["many"], {}, "val/loss"), "curves", "", "")
+        _, inline = svg.render(curves.curves(RATE, GROUPS["many"], {}, "val/loss"), "curves", "", "")
     for i in range(len(svg.RAMP)):
         assert f"var(--ramp-{i})" in inline
-    css = (Path(sweep_curves.__file__).parent / "templates/report.css").read_text()
+    css = (Path(svg.__file__).parent / "templates/report.css").read_text()
     assert all(css.count(f"--ramp-{i}:") == 2 for i in range(len(svg.RAMP)))  # light and dark
 
 
@@ -93,7 +94,7 @@ def lightness(colour: str) -> float:
 
 
 def test_the_ramp_reads_in_grey_in_both_schemes() -> None:
-    css = (Path(sweep_curves.__file__).parent / "templates/report.css").read_text()
+    css = (Path(svg.__file__).parent / "templates/report.css").read_text()
     light, dark = (part for part in css.split("prefers-color-scheme: dark")[:2])
     for part, away in ((light, "#ffffff"), (dark, "#171d25")):
         colours = [part.split(f"--ramp-{i}: ")[1][:7] for i in range(len(svg.RAMP))]
@@ -208,28 +209,28 @@ def test_many_trials_take_no_time() -> None:
     points = [point(i, 10 ** (-4 + 3 * i / 400), 2 + i % 7) for i in range(400)]
     with svg.drawing():
         started = time.process_time()
-        sweep_figures.against(RATE, points, Fitted(), "val/loss", 0.05, alone=True)
+        figures.against(RATE, points, Fitted(), "val/loss", 0.05, alone=True)
         assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("found", [{}, {"a": 0.0}, {"a": 0.7, "b": 0.3, HOSTILE[0]: 0.0}])
 def test_importance(found: dict[str, float]) -> None:
     with svg.drawing():
-        alone, _ = svg.render(sweep_figures.importance(found), "importance", "", "")
+        alone, _ = svg.render(figures.importance(found), "importance", "", "")
     assert ("70 %" in alone) == ("b" in found)
 
 
 def test_sizes_without_interval_or_law() -> None:
-    size = sweep_scales.Size(parameters=1e6, at=0.01)
+    size = scales.Size(parameters=1e6, at=0.01)
     look = marks.looks(["a", "b"], "a")
-    trends = {"a": sweep_scales.Trend(sizes=[size]), "b": sweep_scales.Trend(sizes=[])}
+    trends = {"a": scales.Trend(sizes=[size]), "b": scales.Trend(sizes=[])}
     with svg.drawing():
         for given in (trends, {"b": trends["b"]}):
-            svg.render(sweep_scales.across(given, look, HOSTILE[0]), "across", "", "")
+            svg.render(scales.across(given, look, HOSTILE[0]), "across", "", "")
         empty: dict[str, Any] = {"a": ([64, 128], [0, 1], {})}
-        svg.render(sweep_scales.coordinates(empty, "rms"), "coordinates", "", "")
+        svg.render(scales.coordinates(empty, "rms"), "coordinates", "", "")
         gaps: dict[str, Any] = {"a": ([64, 128], [0, 1], {"block 0": [[None, None], [0.0, 1.0]]})}
-        svg.render(sweep_scales.coordinates(gaps, "rms"), "coordinates", "", "")
+        svg.render(scales.coordinates(gaps, "rms"), "coordinates", "", "")
 
 
 def test_what_is_searched_by_number_and_by_name(tmp_path: Path) -> None:

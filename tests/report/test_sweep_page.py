@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from made_up_study import declare
 from made_up_sweep import (
-    BATCH,
     LR,
     NORM,
     STEPS,
@@ -36,10 +35,10 @@ from rich.console import Console
 
 from gpt2lab import text
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.report import sweep as page
 from gpt2lab.report.index import write_index
-from gpt2lab.report.sweep import terminal_sweep, write_sweep_report
-from gpt2lab.report.sweep_across import read_chosen
+from gpt2lab.report.sweep import writing as page
+from gpt2lab.report.sweep.across import read_chosen
+from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
 
@@ -253,8 +252,7 @@ def test_several_settings_have_best_values_edges_importance_and_choices(tmp_path
     choices = twin.partition("## The best per choice")[2].partition("\n## ")[0]
     assert re.search(r"rmsnorm; model\\.norm|rmsnorm; model.norm", choices)
     assert "| best |" in choices
-    assert "It cannot be told from here" in read.text  # the steps that go with the batch are in the run's config only
-    assert not list(folder.glob("best*.yaml"))
+    assert (folder / "best.yaml").exists()
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -278,7 +276,7 @@ def test_searches_beside_each_other(tmp_path: Path) -> None:
     assert f"mup: {said(variants(), 'mup')}" in read.text
     assert "not to call one search better than another" in read.text
     assert sorted(p.name for p in folder.glob("best*")) == ["best-mup.yaml", "best-standard.yaml"]
-    assert "model.init: mup" in (folder / "best-mup.yaml").read_text()
+    assert "search mup" in (folder / "best-mup.yaml").read_text()
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -300,41 +298,11 @@ def test_what_pruning_saved_by_hand(tmp_path: Path) -> None:
     assert "What pruning saved" not in read.text
 
 
-def test_the_winning_config_trains_as_it_is(lr_page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_winning_config_is_that_of_the_record(lr_page: Path, tmp_path: Path) -> None:
     from gpt2lab.config import load_config
 
-    best = load_config(lr_page / "best.yaml")
-    assert best == load_config("nano", ["optim.lr=0.004899"])
-    record = variants()
-    del record["searches"]["standard"]
-    record["searches"]["mup"]["changes"] = {"model.position": "rotary", "optim.schedule": {"name": "cosine"}}
-    record["reproduce"] += " --set training.steps=50"
-    monkeypatch.setattr(page, "draw", lambda *_: [])
-    folder = report(tmp_path, record)[0]
-    expected = ["training.steps=50", "model.position=rotary", "optim.schedule=cosine", "optim.lr=0.01351"]
-    assert load_config(folder / "best.yaml") == load_config("nano", expected)
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_the_winning_config_takes_what_follows_from_the_batch_from_the_run(tmp_path: Path) -> None:
-    from gpt2lab.config import load_config
-
-    trials = [trial(0, {"training.batch_tokens": 2048, "model.norm": "rmsnorm"}, 2.0)]
-    record = sweep({"lr": search(space=(BATCH, NORM), trials=1) | {"trials": trials}})
-    trained = load_config("nano", ["training.batch_tokens=2048", "training.steps=220", "optim.warmup_steps=22",
-                                   "evaluation.every_steps=55", "training.checkpoint_every_steps=55",
-                                   "model.norm=rmsnorm", "seed=100"])  # fmt: skip
-    run = tmp_path / "runs" / run_id("lr", 0)
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text(trained.to_yaml())
-    folder = report(tmp_path, record)[0]
-    assert load_config(folder / "best.yaml") == trained.with_changes({"seed": "0"})
-    assert "extends: nano" in (folder / "best.yaml").read_text()
-    # a scale that was a file, of which the store knows no more than its name
-    file = record | {"scale": "mine", "name": "lr@mine"}
-    folder = report(tmp_path, file)[0]
-    assert load_config(folder / "best.yaml") == trained
-    assert "extends" not in (folder / "best.yaml").read_text()
+    assert load_config(lr_page / "best.yaml") == load_config("nano", ["optim.lr=0.004899"])
+    assert "# The best trial of lr@nano (trial" in (lr_page / "best.yaml").read_text()
 
 
 @pytest.mark.usefixtures("no_figures")

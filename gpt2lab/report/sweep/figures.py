@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from gpt2lab.report.figures import HALF, WIDE
 from gpt2lab.report.marks import Look, finite, label_ends, note, rows
 from gpt2lab.report.svg import ARMS, BAND, INK, MUTED
-from gpt2lab.report.sweep_axes import (
+from gpt2lab.report.sweep.axes import (
     DIVERGED,
     HEADROOM,
     Axis,

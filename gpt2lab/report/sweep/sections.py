@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gpt2lab.report import sweep_method, sweep_tables
 from gpt2lab.report.pictures import Picture
 from gpt2lab.report.sections import Section
-from gpt2lab.report.sweep_across import across_table
-from gpt2lab.report.sweep_best import best_files, best_yaml
-from gpt2lab.report.sweep_pictures import COORDINATES, SEARCHES, SIZES, of_section
-from gpt2lab.report.sweep_read import ReadSweep, Search
+from gpt2lab.report.sweep import method, tables
+from gpt2lab.report.sweep.across import across_table
+from gpt2lab.report.sweep.best import best_files, best_yaml
+from gpt2lab.report.sweep.pictures import COORDINATES, SEARCHES, SIZES, of_section
+from gpt2lab.report.sweep.read import ReadSweep, Search
 
 MANY = 40
 """Trials from which their table is opened by a click."""
@@ -26,8 +26,8 @@ def sections(read: ReadSweep, figures: Sequence[Picture]) -> list[Section]:
         _reasons(read),
         _figures("Each search by itself", SEARCHES, figures, folded=True),
         *(_trial_list(read, search) for search in read.searches.values()),
-        Section(title="Method", points=sweep_method.declared(read)),
-        Section(title="What this shows, and what it does not", points=sweep_method.limits(read)),
+        Section(title="Method", points=method.declared(read)),
+        Section(title="What this shows, and what it does not", points=method.limits(read)),
     ]
     return [section for section in made if section]
 
@@ -37,7 +37,7 @@ def _titled(read: ReadSweep, search: Search, title: str) -> str:
 
 
 def _choices(read: ReadSweep, search: Search) -> Section | None:
-    table = sweep_tables.choices_table(search, read)
+    table = tables.choices_table(search, read)
     note = (
         "The best finished trial with each choice, and what else it had. A choice that was tried less often had fewer "
         "chances; a sampler that learns tries what did well more often."
@@ -87,25 +87,20 @@ def _figures(title: str, part: str, figures: Sequence[Picture], *, folded: bool 
 
 def _winner(read: ReadSweep, search: Search) -> Section | None:
     written = best_yaml(read, search)
-    best = search.best
-    if best is None:
-        return None
     if written is None:
-        run = next(iter((best.get("runs") or {}).values()), "none")
-        text = f"It cannot be told from here: the run of the best trial ({run}) is not in this store."
-        return Section(title=_titled(read, search, "The winning config"), note=text)
+        return None
     file = next(name for name, one in best_files(read).items() if one is search)
     note = f"The file {file} beside this page; gpt2lab train {file} trains it, --dry-run says what that costs."
     return Section(title=_titled(read, search, "The winning config"), code=written.rstrip("\n"), note=note)
 
 
 def _pruning(read: ReadSweep) -> Section | None:
-    points = sweep_method.pruning(read)
+    points = method.pruning(read)
     return Section(title="What pruning saved", points=points) if points else None
 
 
 def _reasons(read: ReadSweep) -> Section | None:
-    table = sweep_tables.reasons_table(read)
+    table = tables.reasons_table(read)
     note = (
         "A trial that diverged is a result: its settings train nothing. One that failed says nothing of its settings."
     )
@@ -114,5 +109,5 @@ def _reasons(read: ReadSweep) -> Section | None:
 
 def _trial_list(read: ReadSweep, search: Search) -> Section:
     many = len(search.trials) > MANY
-    table = sweep_tables.trial_table(search, read)
+    table = tables.trial_table(search, read)
     return Section(title=_titled(read, search, "Trials"), table=table, folded=many)

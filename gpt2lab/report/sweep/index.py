@@ -9,8 +9,8 @@ from typing import Any
 
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.report.across import Damaged, link_to
-from gpt2lab.report.sweep_content import answer, counted
-from gpt2lab.report.sweep_read import read_sweep
+from gpt2lab.report.sweep.content import answer, counted
+from gpt2lab.report.sweep.read import read_sweep
 from gpt2lab.store import Store
 from gpt2lab.text import clean, quantity
 

@@ -13,8 +13,8 @@ from typing import Any
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.report.marks import Curve
-from gpt2lab.report.sweep_across import Across, Record, across, read_chosen
-from gpt2lab.report.sweep_axes import DIVERGED, FAILED, FINISHED, PRUNED, Axis, Fitted, Point, best_of
+from gpt2lab.report.sweep.across import Across, Record, across, read_chosen
+from gpt2lab.report.sweep.axes import DIVERGED, FAILED, FINISHED, PRUNED, Axis, Fitted, Point, best_of
 from gpt2lab.results import cleaned, unit
 from gpt2lab.store import Store
 
@@ -83,8 +83,6 @@ class ReadSweep:
     searches: Mapping[str, Search]
     across: Mapping[str, Across] = field(default_factory=dict)
     """search -> itself over all scales at which the store has this sweep"""
-    configs: Mapping[str, str] = field(default_factory=dict)
-    """search -> the config of its best trial's run as YAML, where the store has it"""
 
     @property
     def single(self) -> Search | None:
@@ -125,10 +123,8 @@ def read_record(record: Record, store: Store) -> ReadSweep:
     record = cleaned(record)
     try:
         searches = {label: _search(label, one, record, store) for label, one in record["searches"].items()}
-        found = {label: _config(search.best, store) for label, search in searches.items()}
-        configs = {label: text for label, text in found.items() if text}
         scales = across([record, *_others(record, store)])
-        return ReadSweep(record=record, searches=searches, across=scales, configs=configs)
+        return ReadSweep(record=record, searches=searches, across=scales)
     except (KeyError, TypeError, AttributeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise DataFault(f"the record of the sweep is damaged: {what}", where=str(record.get("name"))) from error
@@ -177,15 +173,6 @@ def _journal(trial: Record, record: Record, store: Store) -> list[tuple[float, f
     metric = record["metric"]
     return [(float(r["tokens"]), float(r["metrics"][metric])) for r in rows
             if metric in r["metrics"] and r["step"] <= last]  # fmt: skip
-
-
-def _config(trial: Record | None, store: Store) -> str | None:
-    """The config of a trial's first run, where the store has it."""
-    runs = (trial or {}).get("runs") or {}
-    try:
-        return store.run(str(next(iter(runs.values())))).config() if runs else None
-    except Gpt2labError:
-        return None
 
 
 def _others(record: Record, store: Store) -> list[Record]:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gpt2lab.analysis.words import listed
-from gpt2lab.report import sweep_method, sweep_tables
 from gpt2lab.report.content import Page, Remark
 from gpt2lab.report.pictures import Picture
-from gpt2lab.report.sweep_axes import DIVERGED, FAILED, FINISHED
-from gpt2lab.report.sweep_best import best_files, best_yaml
-from gpt2lab.report.sweep_read import OUTCOMES, ReadSweep, Search
-from gpt2lab.report.sweep_sections import sections
+from gpt2lab.report.sweep import method, tables
+from gpt2lab.report.sweep.axes import DIVERGED, FAILED, FINISHED
+from gpt2lab.report.sweep.best import best_files, best_yaml
+from gpt2lab.report.sweep.read import OUTCOMES, ReadSweep, Search
+from gpt2lab.report.sweep.sections import sections
 from gpt2lab.results import LOSS, scope_text
 from gpt2lab.text import number, plural, setting
 
@@ -32,12 +32,12 @@ def build(read: ReadSweep, figures: Sequence[Picture]) -> Page:
         basis=[_basis(read), *([winners_caution(read)] if finished else [])],
         caveat=record.get("caveat"),
         heading="Best settings",
-        verdicts=sweep_tables.best_table(read),
+        verdicts=tables.best_table(read),
         verdicts_note=_table_note(read),
         figures=[figure for figure in figures if not figure.section],
         sections=sections(read, figures),
         command=record["reproduce"],
-        facts=sweep_method.facts(read),
+        facts=method.facts(read),
         files=(*FILES[:3], *configs, *FILES[3:]),
     )
 
@@ -60,7 +60,7 @@ def _found(read: ReadSweep, search: Search) -> str:
         return str(search.optima[search.alone])
     told = [
         f"The best of {plural(search.counts[FINISHED], 'finished trial')} reached {read.record['metric']} "
-        f"{number(best['value'])} with {sweep_tables.settings_text(best['settings'])}."
+        f"{number(best['value'])} with {tables.settings_text(best['settings'])}."
     ]
     edges = [(name, found) for name, found in search.optima.items() if found.edge]
     for name, found in edges:

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from gpt2lab.report.figures import WIDE, ZOOM_FROM
 from gpt2lab.report.marks import finite, note, since, thousands
 from gpt2lab.report.svg import BAND, GRID, INK, MUTED, RAMP, SURFACE
-from gpt2lab.report.sweep_axes import COLOURS, DIVERGED, MANY, PRUNED, Axis, Point, best_of, limits_of
+from gpt2lab.report.sweep.axes import COLOURS, DIVERGED, MANY, PRUNED, Axis, Point, best_of, limits_of
 from gpt2lab.text import setting, shorten
 
 PAPER = {"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6}

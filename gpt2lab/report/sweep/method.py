@@ -8,8 +8,8 @@ from typing import Any
 
 from gpt2lab.analysis.pruning import audit, replay, savings
 from gpt2lab.report.across import duration
-from gpt2lab.report.sweep_axes import DIVERGED, FINISHED, PRUNED
-from gpt2lab.report.sweep_read import RATE, ReadSweep, Search
+from gpt2lab.report.sweep.axes import DIVERGED, FINISHED, PRUNED
+from gpt2lab.report.sweep.read import RATE, ReadSweep, Search
 from gpt2lab.results import scope_text
 from gpt2lab.text import plural, quantity, setting
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.report.svg import ARMS
-from gpt2lab.report.sweep_across import Record
-from gpt2lab.report.sweep_axes import DIVERGED, FAILED, FINISHED, PRUNED
-from gpt2lab.report.sweep_read import RUNNING, WAITING, ReadSweep, Search
+from gpt2lab.report.sweep.across import Record
+from gpt2lab.report.sweep.axes import DIVERGED, FAILED, FINISHED, PRUNED
+from gpt2lab.report.sweep.read import RUNNING, WAITING, ReadSweep, Search
 from gpt2lab.report.tables import Cell, Column, Row, Table
 from gpt2lab.text import DASH, number, plural, quantity, setting
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from gpt2lab.report import svg, sweep_curves, sweep_figures, sweep_scales
+from gpt2lab.report import svg
 from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import looks
 from gpt2lab.report.pictures import Picture, picture
-from gpt2lab.report.sweep_axes import Axis
-from gpt2lab.report.sweep_read import RATE, ReadSweep, Search
+from gpt2lab.report.sweep import curves, figures, scales
+from gpt2lab.report.sweep.axes import Axis
+from gpt2lab.report.sweep.read import RATE, ReadSweep, Search
 from gpt2lab.results import LOSS
 from gpt2lab.text import number
 
@@ -44,7 +45,7 @@ def _of_one(read: ReadSweep, search: Search, place: int | None = None) -> Iterat
     metric, close, maximize = read.record["metric"], read.record.get("smallest_effect") or 0.05, search.maximize
     alone = len(search.axes) == 1
     for i, axis in enumerate(search.axes.values()):
-        figure = sweep_figures.against(
+        figure = figures.against(
             axis, search.points, search.fitted(axis.name), metric, close, alone=alone, maximize=maximize
         )
         caption = f"One mark per trial. {MARKS}" + (_fit_caption(read, search, axis) if alone else _others_vary(i))
@@ -54,14 +55,14 @@ def _of_one(read: ReadSweep, search: Search, place: int | None = None) -> Iterat
             f"{before}parallel", f"Settings of every trial{of}",
             "One line per trial through its settings to its value: the darker, the better; the best in bold, pruned "
             "ones in grey, diverged ones dotted.",
-            "wide", sweep_curves.parallel(list(search.axes.values()), search.points, metric, maximize=maximize),
+            "wide", curves.parallel(list(search.axes.values()), search.points, metric, maximize=maximize),
         )  # fmt: skip
     if any(point.curve[0] for point in search.points):
         yield (f"{before}curves", f"Training curves by {_rate(search).name}{of}", _CURVES, "wide",
-               sweep_curves.curves(_rate(search), search.points, _floors(read), metric, maximize=maximize))  # fmt: skip
+               curves.curves(_rate(search), search.points, _floors(read), metric, maximize=maximize))  # fmt: skip
     yield (f"{before}history", f"The best so far{of}", f"Line: the best finished trial so far. {MARKS}",
            "wide" if alone else "half",
-           sweep_figures.history(search.points, metric, alone=alone, maximize=maximize))  # fmt: skip
+           figures.history(search.points, metric, alone=alone, maximize=maximize))  # fmt: skip
     weighed = search.record.get("importance")
     if weighed and len(search.axes) > 1:
         shares = {name: float(share) for name, share in weighed["values"].items() if share is not None}
@@ -69,7 +70,7 @@ def _of_one(read: ReadSweep, search: Search, place: int | None = None) -> Iterat
             f"How much of the variation between finished trials each setting explains ({weighed['method']}). It "
             "describes this space: a wider range makes a setting more important."
         )
-        yield f"{before}importance", f"What mattered{of}", caption, "half", sweep_figures.importance(shares)
+        yield f"{before}importance", f"What mattered{of}", caption, "half", figures.importance(shares)
 
 
 _CURVES = (
@@ -116,7 +117,7 @@ def _beside_each_other(read: ReadSweep) -> Iterator[Parts]:
             "One mark per finished trial; lines: the fitted curves; bands: the 95 % intervals of the best settings; "
             "crosses along the upper edge diverged. Pruned trials are left out."
         )
-        figure = sweep_figures.searches(whole, found, look, read.record["metric"], maximize=searches[0].maximize)
+        figure = figures.searches(whole, found, look, read.record["metric"], maximize=searches[0].maximize)
         yield f"beside-{i}", f"Loss against {axis.name}, search by search", caption, "wide", figure
 
 
@@ -130,7 +131,7 @@ def _sizes(read: ReadSweep) -> Iterator[Parts]:
         "predicts for the next size, with its interval."
     )
     trends = {label: one.trend() for label, one in read.across.items()}
-    figure = sweep_scales.across(trends, looks(labels, labels[0]), name)
+    figure = scales.across(trends, looks(labels, labels[0]), name)
     yield "across", f"The best {name} against the size of the model", caption, "wide", figure
 
 
@@ -145,7 +146,7 @@ def _coordinates(read: ReadSweep) -> Iterator[Parts]:
             "Flat lines: every part moves as far at every width, so that one rate may serve all of them (Yang et al. "
             "2022, arXiv:2203.03466)."
         )
-        figure = sweep_scales.coordinates(variants, "rms of the change" if changes else "rms of activations")
+        figure = scales.coordinates(variants, "rms of the change" if changes else "rms of activations")
         yield "coordinates", "Change of activations against width", caption, "wide", figure
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from gpt2lab.report.figures import HALF, WIDE
 from gpt2lab.report.marks import Curve, Look, finite, label_ends, looks, note
 from gpt2lab.report.svg import INK, MUTED, SURFACE
-from gpt2lab.report.sweep_axes import log_ticks
+from gpt2lab.report.sweep.axes import log_ticks
 from gpt2lab.text import quantity, setting, shorten
 
 MOST_NAMES = 8

@@ -14,12 +14,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from gpt2lab.analysis.verdicts import as_json
-from gpt2lab.report import sweep_content
 from gpt2lab.report.page import write_page
-from gpt2lab.report.sweep_across import Record
-from gpt2lab.report.sweep_best import best_files, best_yaml
-from gpt2lab.report.sweep_pictures import draw
-from gpt2lab.report.sweep_read import ReadSweep, read_record, read_sweep
+from gpt2lab.report.sweep import content
+from gpt2lab.report.sweep.across import Record
+from gpt2lab.report.sweep.best import best_files, best_yaml
+from gpt2lab.report.sweep.pictures import draw
+from gpt2lab.report.sweep.read import ReadSweep, read_record, read_sweep
 from gpt2lab.store import Store
 from gpt2lab.text import number, setting
 
@@ -38,7 +38,7 @@ def write_sweep_report(sweep: Sweep, *, root: str | Path = "runs", out: str | Pa
     written (the old report stays).
     """
     read = _read(sweep, root)
-    page, files, folder = sweep_content.build(read, draw(read)), numbers(read), Path(out) / str(read.record["name"])
+    page, files, folder = content.build(read, draw(read)), numbers(read), Path(out) / str(read.record["name"])
     index = write_page(folder, page, files)
     for stale in set(folder.glob("best*.yaml")) - {folder / file for file in files}:
         stale.unlink()
@@ -77,7 +77,7 @@ def _csv(read: ReadSweep) -> str:
 def _json(read: ReadSweep) -> str:
     """What the page concludes, and the record that it rests on; numbers that are not finite are null."""
     concluded: dict[str, Any] = {
-        "answer": sweep_content.answer(read),
+        "answer": content.answer(read),
         "caveat": read.record.get("caveat"),
         "searches": {},
     }
@@ -100,10 +100,8 @@ def _optimum_json(found: Any) -> dict[str, Any]:
 def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Group:
     """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies."""
     read = _read(sweep, root)
-    shown: list[Text | RichTable] = [
-        Text(f"{one.head} {one.text}", style="yellow") for one in sweep_content.warnings(read)
-    ]
-    shown += [Text(sentence, style="bold") for sentence in sweep_content.answer(read)]
+    shown: list[Text | RichTable] = [Text(f"{one.head} {one.text}", style="yellow") for one in content.warnings(read)]
+    shown += [Text(sentence, style="bold") for sentence in content.answer(read)]
     for label, search in read.searches.items():
         done = [point for point in search.points if point.finished]
         best = sorted(done, key=lambda point: (-point.value if search.maximize else point.value, point.slot))[:TOP]
