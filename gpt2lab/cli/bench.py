@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure training beside others.", no_args_is_help=True)
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-Size = Annotated[str, typer.Option("--config", help="What is trained: a, b256, b50k, c or d (see docs/performance.md).")]
+Size = Annotated[
+    str, typer.Option("--config", help="What is trained: a, b256, b50k, c or d (see docs/performance.md).")
+]
 Precision = Annotated[str, typer.Option("--precision", help="Of our matrix products: fp32, bf16 or fp16.")]
 OtherPrecision = Annotated[str, typer.Option("--vs-precision", help="Of the other side's: fp32 or bf16.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", min=1)]

@@ -179,6 +179,7 @@ class Drive:
     def _start(self, trial: Trial) -> Job | None:
         """The job of the trial's next run that is not finished; None when all are, or while another trial is at it."""
         while is_finished(trial.run, self.store):
+            self._read(trial)  # the others are compared with its curve; it has its result, whatever pruning says
             if not self._account(trial):
                 return None
         if any(one.begun and one.run.id == trial.run.id for one in self.trials):

@@ -105,7 +105,7 @@ def test_a_space_in_an_answer_out_and_nothing_trained_twice(lr: Path, gpt2lab: C
     changed(lr, ("sweep: lr", "sweep: other"), ("startup: 2}", "startup: 2, seed: 1}"), ("trials: 5", "trials: 1"))
     code, said = gpt2lab("sweep", str(lr), "--no-tracking")
     [other] = trials(tmp_path, "other", "other")
-    assert other["found"] and other["value"] == found[0]["value"]
+    assert other["found"] and other["value"] == found[0]["value"] and other["curve"] == found[0]["curve"] != []
     assert all((store.run(run).path / "result.json").stat().st_mtime_ns == at for run, at in stamps.items())
 
 
