@@ -118,7 +118,7 @@ def test_an_audit_by_hand() -> None:
     beta = (stats.beta.ppf(0.025, 1, 2), stats.beta.ppf(0.975, 2, 1))  # Clopper and Pearson for 1 of 2
     assert found.interval == pytest.approx(beta)
     assert found.share == pytest.approx((0.75 + 0.5 + 0.875 + 0.75 + 0.75) / 8)
-    assert "the eventual best would not have been cut, and of the best 2 1 would have been" in str(found)
+    assert "the eventual best would not have been cut, and 1 of the best 2 would have been" in str(found)
     worst = audit(trials, 160, maximize=True)
     assert worst is not None and worst.best_cut and worst.quarter_cut == 2
     assert audit([], 160) is None
