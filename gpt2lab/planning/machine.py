@@ -22,7 +22,7 @@ from gpt2lab.training.precision import choose_device
 from gpt2lab.training.settings import TrainingConfig
 
 PROBE_SIZE, PROBE_SHARE = 512, 0.5  # a training step reaches about half of the speed of one large matmul
-GPU_PROBE_SIZE, GPU_STEP_SECONDS = 8192, 0.012
+GPU_PROBE_SIZE, GPU_STEP_SECONDS = 8192, 0.008
 """On a GPU a smaller product measures how long it takes to ask for one; and no step is done sooner than a program can
 ask for its hundreds of kernels."""
 
