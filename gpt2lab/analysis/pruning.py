@@ -97,8 +97,8 @@ class Audit:
         low, high = (f"{100 * end:.0f}" for end in self.interval)
         return (
             f"All trials ran to their end. Pruning would have cut {self.cut} of {self.finished} and saved "
-            f"{100 * self.share:.0f} % of the tokens; the eventual best {fate}, and {self.quarter_cut or 'none'} of the "
-            f"best {self.quarter} would have been (95 % interval of that chance {low} to {high} %)."
+            f"{100 * self.share:.0f} % of the tokens; the eventual best {fate}, and {self.quarter_cut or 'none'} of "
+            f"the best {self.quarter} would have been (95 % interval of that chance {low} to {high} %)."
         )
 
     __str__ = told
