@@ -337,6 +337,7 @@ def test_the_user_interface_links_to_a_sweep_and_says_how_to_open_optunas(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # whether it is installed here or not
     results.ui(port, runs=lab.store.root)
     lines = capsys.readouterr().out.splitlines()
     found = links(lab.store, "lr@nano", "sweep")
