@@ -3,7 +3,7 @@
 #   make quickstart   install, fetch Shakespeare, run the posenc ablation at nano scale, write its report
 #   make baseline     say what GPT-2 124M by its published recipe takes on this machine, and train it
 #                     STEPS=20 BATCH_TOKENS=4096 CORPUS=shakespeare for a piece of it; MAX_DAYS=7 NPROC=8 RUNS=runs
-#   make test         the test suite (about 2 minutes on 2 cores)
+#   make test         the test suite (about 9 minutes on 2 cores)
 #   make check        format, lint, types, every shipped YAML
 #   make clean        remove the environment and caches; runs, reports and data stay
 

@@ -135,6 +135,7 @@ def test_same_seed_and_one_worker_give_the_same_trials_even_when_stopped_and_kil
         assert not folder.checkpoints.exists() and folder.result() is None
 
 
+@pytest.mark.slow
 def test_workers_share_one_sweep_and_the_work_of_a_killed_one_is_done_once_more(lr: Path, tmp_path: Path) -> None:
     preset = tmp_path / "tiny.yaml"
     preset.write_text(preset.read_text().replace("steps: 24", "steps: 100"))
