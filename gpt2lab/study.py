@@ -150,7 +150,7 @@ def run_study(
 
 def _search(plan: Plan, store: Store, display: Display, mirror: Callable[[], Mirror] | None, reproduce: str) -> None:
     """Drive the searches of all arms to their end, side by side."""
-    from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load, and few studies need it
+    from gpt2lab.sweep.searching import run_searches  # Optuna takes a second to load, and few studies need it
     from gpt2lab.sweep.record import head
 
     ablation, baseline = plan.ablation, plan.baseline

@@ -166,7 +166,7 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Work on the sweep, with its progress on the console; -> its record."""
     from gpt2lab.display import display
-    from gpt2lab.sweep.drive import run_searches
+    from gpt2lab.sweep.searching import run_searches
 
     title = f"{head['name']}: {head['question']}"
     console.print(title, markup=False, highlight=False)

@@ -12,7 +12,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,21 +20,18 @@ from gpt2lab.display import Display, RunView
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 from gpt2lab.executors.local import Ending, LocalExecutor
 from gpt2lab.planning.machine import gpus_of
-from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.planning.runs import is_finished
 from gpt2lab.planning.search import Search
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import RunFolder, Store
 from gpt2lab.sweep.executor import OneByOne
-from gpt2lab.sweep.liveness import worker_id
 from gpt2lab.sweep.record import search_entry, write_record
 from gpt2lab.sweep.slots import Slots, Turn
-from gpt2lab.sweep.storage import default_address, open_storage
+from gpt2lab.sweep.trial import Trial
 from gpt2lab.text import number
-from gpt2lab.tracking import masked
 from gpt2lab.tracking.follower import Follower
 from gpt2lab.tracking.journal import Tail
-from gpt2lab.tracking.mirror import Mirror
 from gpt2lab.tracking.trials import as_followed
 
 LOOK_SECONDS = 2.0
@@ -42,39 +39,8 @@ LOOK_SECONDS = 2.0
 
 
 @dataclass
-class Trial:
-    """One turn of a slot that is at work here: its runs one after another, the first of which pruning looks at."""
-
-    label: str
-    search: Search
-    slots: Slots
-    turn: Turn
-    settings: dict[str, Any]
-    runs: tuple[Run, ...]
-    views: list[RunView]
-    tail: Tail
-    at: int = 0
-    values: dict[str, float] = field(default_factory=dict)
-    trained: bool = False
-    """whether anything was trained for it here"""
-    cut: int | None = None
-    """the step at which pruning ended it"""
-    would_cut: int | None = None
-    """the step at which pruning would have ended it, where it is audited"""
-    lost: bool = False
-    """whether somebody else has it, who took this worker for dead"""
-    begun: bool = False
-    """whether its present run was given to the executor"""
-
-    @property
-    def run(self) -> Run:
-        """The one at work, or next."""
-        return self.runs[self.at]
-
-
-@dataclass
 class Drive:
-    """Searches and what they need: see `run_searches`."""
+    """Searches and what they need: see `searching.run_searches`."""
 
     searches: Mapping[str, Search]
     slots: Mapping[str, Slots]
@@ -357,45 +323,3 @@ class Drive:
 
 def _short(key: str) -> str:
     return key.rpartition(".")[2]
-
-
-def run_searches(
-    searches: Mapping[str, Search],
-    head: Mapping[str, Any],
-    store: Store,
-    *,
-    display: Display,
-    mirror: Callable[[], Mirror] | None,
-    storage: str | None = None,
-    nproc: int = 1,
-    seconds: float | None = None,
-    stays: bool = True,
-) -> dict[str, Any]:
-    """Work on all searches until every slot has come to its end; -> the record, which is also in the store.
-
-    head:    the record without its searches, of record.py.
-    storage: where the searches are kept; beside the runs unless given.
-    nproc:   ranks of every run.
-    seconds: no trial is begun after that time.
-    stays:   whether to wait while other workers are at the last trials, in case they die.
-    Raises Preempted when stopped, with everything saved; ConfigError, EnvironmentFault, DataFault of the storage.
-    """
-    address = storage or default_address(store.root)
-    kept = open_storage(address, display.say)
-    worker = worker_id()
-    slots = {
-        label: Slots(
-            kept, search.study, space=search.space, settings=search.settings, slots=search.slots,
-            known=search.known_points, tokens=search.tokens, direction=search.settings.direction, worker=worker,
-            say=display.say,
-        )
-        for label, search in searches.items()
-    }  # fmt: skip
-    whole = {**head, "storage": masked(address)}
-    follower = Follower(store, as_followed({**whole, "searches": {}}), mirror, display.say)
-    deadline = time.monotonic() + seconds if seconds else math.inf
-    try:
-        with display:
-            return Drive(searches, slots, whole, store, display, follower, nproc, deadline, stays).run()
-    finally:
-        follower.close(timeout=30.0)

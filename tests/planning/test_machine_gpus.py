@@ -37,14 +37,15 @@ def test_more_runs_than_gpus_share_them(tmp_path: Path, monkeypatch: pytest.Monk
     assert gpus_of(Machine("cpu", "a processor", 1, 3, 1e9, "a test")) == 0
 
 
-def test_a_run_that_was_planned_for_a_gpu_is_refused_without(planned: Planned, tmp_path: Path) -> None:
+def test_a_run_that_was_planned_for_a_gpu_is_refused_without(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its name says cuda; on a CPU it would be another run."""
     plan = planned()
     store = Store(tmp_path / "elsewhere")
     job: Any = job_of(plan.runs()[0], store, plan)
     moved = Job(**{**vars(job), "identity": {**job.identity, "device": "cuda"}})
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device, so it would not be refused")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EnvironmentFault, match="planned on cuda, but this process finds cpu alone"):
         execute(moved, StopRequest())
     assert not store.run(job.run_id).rows()

@@ -133,7 +133,7 @@ def sweep(
         "audit_pruning": False, "max_failures": 5, "time_budget": None, "stopped": None, "smallest_effect": 0.05,
         "floors": {"unigram": 3.33, "bigram": 2.53}, "noise": None,
         "evaluation": {"key": "e0" * 8, "tokens": 32768, "context_tokens": 8192, "block_size": 128},
-        "storage": "sqlite:////work/runs/sweeps/optuna.db",
+        "storage": "sqlite:////data/runs/sweeps/optuna.db",
         "scope": {"preset": scale, "parameters": first["parameters"], "tokens": first["tokens"],
                   "data": "shakespeare (bytes)", "optimizer": "adamw, lr 0.004"},
         "caveat": "early training: sign only", "searches": {label: dict(one) for label, one in searches.items()},
