@@ -107,7 +107,7 @@ def load_ablation(
     try:
         chosen = _chosen_arms(design, arms)
         listed, looks = _chosen_seeds(declared, seeds)
-        base = _base(declared, source, Path(path).parent, scale, overrides)
+        base = base_of(declared.base, source, Path(path).parent, scale, overrides)
     except ConfigError as error:
         raise error_of(found, more=error.problems, hint=error.hint) from error
     found += [located(base.source, complaint) for complaint in base.complaints]
@@ -208,11 +208,11 @@ def _chosen_seeds(
         raise ConfigError(str(error), where="--seeds") from error
 
 
-def _base(declared: Ablation, source: Source, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
+def base_of(name: str, source: Source, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
     """What the arms change: the scale, then how it is judged, then overrides."""
     changes = read_overrides(overrides)
     try:
-        base = preset_source(scale) if scale else preset_source(declared.base, folder)
+        base = preset_source(scale) if scale else preset_source(name, folder)
     except ConfigError as error:
         if error.problems[0].where:
             raise
@@ -222,7 +222,7 @@ def _base(declared: Ablation, source: Source, folder: Path, scale: str | None, o
     judged = [
         (f"evaluation.{key}", source.part(("evaluate", key)))
         for key in Evaluate.model_fields
-        if key in given and given[key] not in ABSENT
+        if isinstance(given, dict) and key in given and given[key] not in ABSENT
     ]
     return Base.of(lay(lay(base, judged), changes))
 

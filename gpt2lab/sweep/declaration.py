@@ -9,17 +9,17 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from gpt2lab.config import fill_slots, preset_name, preset_source, read_overrides
+from gpt2lab.config import fill_slots, preset_name
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.planning.arms import Arm, Base, resolve_arm
+from gpt2lab.planning.ablation import base_of
+from gpt2lab.planning.arms import Arm, resolve_arm
 from gpt2lab.planning.declaration import NAME, Effect, Evaluate
 from gpt2lab.planning.designs import Change, Written
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.search import Search, SearchSettings, check_search, make_search
 from gpt2lab.reading.fitting import Located, check, error_of, located
-from gpt2lab.reading.layers import lay
 from gpt2lab.reading.source import Place, Source, read_file
 from gpt2lab.schema import ABSENT
 from gpt2lab.text import seconds_of
@@ -135,7 +135,7 @@ def load_sweep(
         raise error_of(found)
     declared = declared.model_copy(update=dict(replaced or {}))
     try:
-        base = _base(declared, source, Path(path).parent, scale, overrides)
+        base = base_of(declared.base, source, Path(path).parent, scale, overrides)
     except ConfigError as error:
         raise error_of(found, more=error.problems, hint=error.hint) from error
     found += [located(base.source, complaint) for complaint in base.complaints]
@@ -175,24 +175,6 @@ def _written(declared: Sweep) -> dict[str, Written]:
         name: Written(name, (*common, *changes("variants", name, of=own)), ("variants", name))
         for name, own in declared.variants.items()
     }
-
-
-def _base(declared: Sweep, source: Source, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
-    """What is searched at, with how it is judged and overrides laid over it."""
-    try:
-        base = preset_source(scale) if scale else preset_source(declared.base, folder)
-    except ConfigError as error:
-        if error.problems[0].where:
-            raise
-        where = "--scale" if scale else source.place(("base",)).prefix + "base"
-        raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
-    given = source.tree.get("evaluate", {})
-    judged = [
-        (f"evaluation.{key}", source.part(("evaluate", key)))
-        for key in Evaluate.model_fields
-        if isinstance(given, dict) and key in given and given[key] not in ABSENT
-    ]
-    return Base.of(lay(lay(base, judged), read_overrides(overrides)))
 
 
 def _misfits(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:

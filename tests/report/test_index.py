@@ -9,13 +9,13 @@ import re
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up_study import declare
 from many_studies import record
+from page_reader import Reader
 
 from gpt2lab.report import overview
 from gpt2lab.report.across import duration, gather
@@ -24,26 +24,6 @@ from gpt2lab.report.tables import difference_cell
 
 HOSTILE = "<script>alert(1)</script> | \"x\" onload='y' [a](javascript:b) `c` $x^2$"
 POSENC = {"learned": 2.2, "rotary": 2.15, "none": 2.2003}
-
-
-class Reader(HTMLParser):
-    """Tags, attributes and visible text of a page."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(source)
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    def links(self) -> list[str]:
-        return [str(a["href"]) for tag, a in self.tags if tag == "a"]
 
 
 def made(root: Path) -> tuple[str, str, dict[str, Any]]:

@@ -11,12 +11,12 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up_study import KEY, run_id, write
+from page_reader import Reader
 from rich.console import Console
 
 from gpt2lab import text
@@ -27,23 +27,6 @@ from gpt2lab.report import page, read_study, terminal_summary, write_report
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
 LOADS = {"href", "src", "srcset", "action", "formaction", "poster", "data", "xlink:href", "background", "ping"}
-
-
-class Reader(HTMLParser):
-    """Tags, attributes and visible text of a page."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(source)
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 @pytest.fixture

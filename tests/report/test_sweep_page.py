@@ -9,7 +9,6 @@ import html
 import json
 import re
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from made_up_sweep import (
     variants,
     wide,
 )
+from page_reader import Reader
 from rich.console import Console
 
 from gpt2lab import text
@@ -41,23 +41,6 @@ from gpt2lab.report.sweep.across import read_chosen
 from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
-
-
-class Reader(HTMLParser):
-    """Tags, attributes and visible text of a page."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(source)
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 @pytest.fixture
