@@ -7,16 +7,33 @@ Imports no torch.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.analysis.documents import document_error
+from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.best_rate import WeightedArm
+from gpt2lab.analysis.error_budget import ErrorBudget, error_budget
 from gpt2lab.analysis.horizon import FRACTIONS, Agreement, agreement
 from gpt2lab.analysis.scaling import Reach, reach
+from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.errors import DataFault
-from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, curve_of, failure_ceiling, read_run
+from gpt2lab.results import (
+    LOSS,
+    Study,
+    StudyRun,
+    cleaned,
+    collect,
+    curve_of,
+    failure_ceiling,
+    judge_runs,
+    read_run,
+    searches,
+    text_noise,
+    trial_loss,
+)
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import links
 
@@ -36,16 +53,6 @@ class Trial:
     lr: float
     run: str
     loss: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextNoise:
-    """Standard error of a difference over the validation text, in nats, and over how many of what: `documents`, or
-    `windows` where all lie in one document."""
-
-    se: float
-    count: int
-    unit: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +80,13 @@ class Evidence:
     """run -> other studies that rest on it as well"""
     adopted: Mapping[str, str] = field(default_factory=dict)
     """run -> the run of older code that it was taken over from"""
+    error_budgets: Mapping[tuple[str, str], ErrorBudget] = field(default_factory=dict)
+    """(arm, against) -> what its interval is made of, and what would narrow it"""
     links: Mapping[str, Any] = field(default_factory=dict)
     """where the runs are in MLflow: uri, experiment_id, runs"""
 
 
-def gather(study: Study, runs: Sequence[StudyRun], store: Store) -> Evidence:
+def gather(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts, store: Store) -> Evidence:
     """All of it, from the store alone."""
     curves, damaged = _curves(runs, store)
     budgets = all_budgets(study, runs, store)
@@ -93,12 +102,59 @@ def gather(study: Study, runs: Sequence[StudyRun], store: Store) -> Evidence:
         in_tokens=multipliers(study, runs, budgets, lambda arm: 1 / study["arms"][arm]["tokens"]),
         shares={arm: shares[arm] for arm in study["arms"] if arm in shares},
         horizon=horizon(study, runs, curves),
-        text_noise=_text_noise(study, runs, store),
+        text_noise=text_noise(study, runs, store),
         trials={arm: tried for arm in study["arms"] if (tried := _trials(study, store, arm))},
         elsewhere=_elsewhere(study, store),
         adopted=_adopted(runs, store),
+        error_budgets=error_budgets(study, runs, verdicts, store),
         links=links(store, study["name"]) or {},
     )
+
+
+def error_budgets(
+    study: Study, runs: Sequence[StudyRun], verdicts: Verdicts, store: Store
+) -> dict[tuple[str, str], ErrorBudget]:
+    """For every contrast that was tested by its own noise."""
+    arms, found = {arm.name: arm for arm in verdicts.arms}, searches(study, store)
+    seconds = {arm: _seconds(runs, arm) for arm in study["arms"]}
+    members = len(verdicts.contrasts) + len((study.get("history") or {}).get("dropped") or ())
+    budgets = {}
+    for c in verdicts.contrasts:
+        few = min((arms[name].n for name in c.weights), default=0)
+        if not math.isfinite(c.p_holm) or few < FEWEST or not all(seconds[name] for name in c.weights):
+            continue
+        weighted = [
+            WeightedArm(weight=weight, losses=arms[name].array, search=found.get(name))
+            for name, weight in c.weights.items()
+        ]
+        budgets[c.arm, c.against] = error_budget(
+            weighted, c.halfwidths, [seconds[name] for name in c.weights], level=c.alpha / members,
+            more=max(1, (c.next_look or few + 1) - few),
+        )  # fmt: skip
+    return budgets
+
+
+def next_steps(name: str, store: Store) -> list[str]:
+    """For every contrast of a recorded study that is open: what would narrow its interval most for its time."""
+    if name not in store.studies():
+        return []
+    study = cleaned(store.study(name))
+    runs = collect(study, store)
+    verdicts = judge_runs(study, runs, store, sensitivity=False)
+    budgets = error_budgets(study, runs, verdicts, store)
+    steps = {
+        f"{c.arm} against {c.against}": budgets[c.arm, c.against].told()
+        for c in verdicts.contrasts
+        if c.word.startswith("inconclusive") and (c.arm, c.against) in budgets
+    }
+    return [f"open so far: {pair}; narrows it most: {step}" for pair, step in steps.items() if step]
+
+
+def _seconds(runs: Sequence[StudyRun], arm: str) -> float:
+    """Median training time of an arm's runs; 0 where none is known."""
+    known = [r.result["tokens"] / r.result["tokens_per_second"] for r in runs
+             if r.arm == arm and r.result.get("tokens") and r.result.get("tokens_per_second")]  # fmt: skip
+    return statistics.median(known) if known else 0.0
 
 
 def tokens_to(name: str, loss: float, root: str | Path = "runs") -> dict[str, Reach]:
@@ -209,47 +265,10 @@ def loss_at(curve: Curve, fraction: float) -> float | None:
     return value if gaps[nearest] <= NEAR and math.isfinite(value) else None
 
 
-def _text_noise(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
-    """For every declared pair of arms whose final evaluations kept their windows."""
-    kept = _windows(study, runs, store)
-    found = {}
-    for pair in (contrast for contrast in study["contrasts"] if not isinstance(contrast, Mapping)):
-        a, b = kept.get(pair[0], []), kept.get(pair[1], [])
-        alike = a and b and all(one["units"] == a[0]["units"] for one in (*a, *b))
-        if not alike:
-            continue
-        ours, theirs = ([one["losses"] for one in side] for side in (a, b))
-        se, count = document_error(ours, theirs, a[0]["units"], targets=a[0]["targets"])
-        if math.isfinite(se):
-            found[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{a[0]['unit']}s")
-    return found
-
-
-def _windows(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[str, list[Any]]:
-    """Arm -> what its usable runs kept of their windows; arms of which some runs kept nothing are left out."""
-    ceiling, key = failure_ceiling(study), study["evaluation"]["key"]
-    found: dict[str, list[Any]] = {}
-    lacking = set()
-    for run in runs:
-        if run.value is None or not run.value < ceiling:
-            continue
-        try:
-            kept = store.run(run.id).windows(key)
-        except DataFault:
-            kept = None
-        if kept is None:
-            lacking.add(run.arm)
-        else:
-            found.setdefault(run.arm, []).append(kept)
-    return {arm: kept for arm, kept in found.items() if arm not in lacking}
-
-
 def _trials(study: Study, store: Store, arm: str) -> list[Trial]:
-    ceiling, found = failure_ceiling(study), []
+    found = []
     for trial in (study["arms"][arm].get("bracket") or {}).get("trials", []):
-        run = _read(study, store, arm, trial["seed"], trial["run"])
-        value = run.value if run else None
-        loss = None if value is None else value if value < ceiling else math.inf
+        loss = trial_loss(study, store, arm, trial)
         found.append(Trial(factor=trial["factor"], lr=trial["lr"], run=trial["run"], loss=loss))
     return found
 

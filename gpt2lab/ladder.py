@@ -115,7 +115,7 @@ def trends(study: Study, store: Store) -> list[Trend]:
                 change=float(moved.difference),
                 low=float(moved.low),
                 high=float(moved.high),
-                multiplier=trend([size for size, _ in known], [reach for _, reach in known], alpha=study["alpha"]),
+                multiplier=trend([size for size, _ in known], [reach for _, reach in known]),
                 unit=unit(study),
             )
         )

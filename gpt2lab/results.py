@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Noise, Verdicts, compare
+from gpt2lab.analysis.best_rate import Search
 from gpt2lab.analysis.compare import MARGIN
+from gpt2lab.analysis.documents import document_error
+from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.words import listed
-from gpt2lab.errors import DataFault
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
 from gpt2lab.text import clean, quantity
@@ -33,6 +36,8 @@ COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "devi
 BRACKETING = "the learning rates are still being bracketed"
 SEARCHING = "the settings of the arms are still being searched"
 RATE = "optim.lr"
+
+LATE = "declared after its results were there"
 
 NOISE_DESIGN = "noise floor"
 """Design of a study that compares nothing: repeats of one recipe."""
@@ -132,35 +137,141 @@ def missing_runs(study: Study, store: Store) -> pd.DataFrame:
 def judge(study: Study, store: Store, *, force_exploratory: bool = False) -> Verdicts:
     """The verdicts that the study's record allows; runs without a value make their contrasts exploratory."""
     study = cleaned(study)
-    return judge_runs(study, collect(study, store), force_exploratory=force_exploratory)
+    return judge_runs(study, collect(study, store), store, force_exploratory=force_exploratory)
 
 
 def judge_runs(
-    study: Study, runs: Sequence[StudyRun], *, force_exploratory: bool = False, sensitivity: bool = True
-) -> Verdicts:
-    """As `judge`, from runs already read; without the estimators of the sensitivity table if only words are wanted."""
+    study: Study, runs: Sequence[StudyRun], store: Store | None = None, *, force_exploratory: bool = False,
+    sensitivity: bool = True,
+) -> Verdicts:  # fmt: skip
+    """As `judge`, from runs already read; without the estimators of the sensitivity table if only words are wanted.
+
+    store: where searches for rates and the loss by document are read; without one, neither is known.
+    """
     waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study["arms"], _still_looking(study))
-    looked = dict.fromkeys(study["arms"], study.get("undeclared_look") or "")
+    past = study.get("history") or {}
+    undeclared = dict.fromkeys(study["arms"], past.get("undeclared") or study.get("undeclared_look") or "")
     declared = {arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")}
+    first = past.get("first_seeds") or len(study["seeds"])
     return compare(
         [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] + _no_runs(study, runs),
         baseline=study["baseline"],
-        smallest_effect=study["smallest_effect"],
-        alpha=study["alpha"],
+        smallest_effect=smallest_effect(study),
+        alpha=past.get("alpha") or study["alpha"],
         contrasts=study["contrasts"],
         unigram=_floor(study, "unigram"),
         noise=noise_of(study),
-        exploratory={**waiting, **looked, **declared},
+        exploratory={**waiting, **undeclared, **declared},
+        late={(str(arm), str(against)): LATE for arm, against in past.get("late") or ()},
+        dropped=len(past.get("dropped") or ()),
         not_comparable=_not_comparable(study, runs),
         screen=study.get("screen", False),
-        looks=study.get("looks") or None,
+        looks=past.get("looks", study.get("looks")) or ((first,) if first >= FEWEST else None),
+        extendable=True,
+        baseline_seeds=past.get("first_baseline", study.get("baseline_seeds")),
+        searches=searches(study, store) if store else None,
+        text=text_noise(study, runs, store) if store else None,
         force_exploratory=force_exploratory,
         sensitivity=sensitivity,
         scope=scope_text(study),
         at_shared_rate=shares_rate(study),
         caveat=study.get("caveat"),
         unit=unit(study),
+        higher_is_better=False,
     )
+
+
+def searches(study: Study, store: Store) -> dict[str, Search]:
+    """Arm -> the search that its learning rate is from, or whatever one setting was searched. Empty where none was, and
+    where several settings were searched at once: then no curve says how far the best one may be."""
+    if study["metric"] != LOSS:
+        return {}
+    found = {}
+    for arm, entry in study["arms"].items():
+        search = _bracketed(study, store, arm) if entry.get("bracket") else _tuned(entry, store)
+        if search is not None:
+            found[arm] = search
+    return found
+
+
+def _bracketed(study: Study, store: Store, arm: str) -> Search | None:
+    bracket = study["arms"][arm]["bracket"]
+    losses = {trial["factor"]: trial_loss(study, store, arm, trial) for trial in bracket["trials"]}
+    return _search({math.log2(f): loss for f, loss in losses.items()}, bracket["best"] and math.log2(bracket["best"]))
+
+
+def trial_loss(study: Study, store: Store, arm: str, trial: Mapping[str, Any]) -> float | None:
+    """The final loss at one rate of a bracket: infinity where the run failed, None where it has not finished."""
+    try:
+        value = read_run(study, store, arm, trial["seed"], trial["run"]).value
+    except DataFault:
+        return None
+    return None if value is None else value if value < failure_ceiling(study) else math.inf
+
+
+def _tuned(entry: Mapping[str, Any], store: Store) -> Search | None:
+    tuned = entry.get("tuned") or {}
+    settings = tuned.get("settings")
+    if not settings:
+        return None
+    try:
+        record = store.sweep(tuned["sweep"])["searches"][tuned["label"]]
+    except (DataFault, ConfigError, KeyError):
+        return None
+    [dimension, *others] = record["space"]
+    if others or dimension["kind"] == "categorical" or record.get("study") != tuned["study"]:
+        return None
+
+    def scaled(value: Any) -> float:
+        return math.log2(value) if dimension.get("log") else float(value)
+
+    done = [trial for trial in record["trials"] if trial["outcome"] == "finished" and trial["value"] is not None]
+    name = dimension["name"]
+    return _search({scaled(trial["settings"][name]): trial["value"] for trial in done}, scaled(settings[name]))
+
+
+def _search(losses: Mapping[float, float | None], chosen: float | None) -> Search | None:
+    """From the finite losses; None with fewer than three, of which no curve can be drawn."""
+    good = {at: loss for at, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    if chosen not in good or len(good) < FEWEST:
+        return None
+    return Search(tried=tuple(good), losses=tuple(good.values()), chosen=chosen)
+
+
+def text_noise(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
+    """(arm, against) -> how far the difference depends on the validation text, for every declared pair of arms whose
+    final evaluations kept their windows."""
+    kept = _windows(study, runs, store)
+    found = {}
+    for pair in (contrast for contrast in study["contrasts"] if not isinstance(contrast, Mapping)):
+        a, b = kept.get(pair[0], []), kept.get(pair[1], [])
+        alike = a and b and all(one["units"] == a[0]["units"] for one in (*a, *b))
+        if not alike:
+            continue
+        ours, theirs = ([one["losses"] for one in side] for side in (a, b))
+        se, count = document_error(ours, theirs, a[0]["units"], targets=a[0]["targets"])
+        if math.isfinite(se):
+            found[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{a[0]['unit']}s")
+    return found
+
+
+def _windows(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[str, list[Any]]:
+    """Arm -> what its usable runs kept of their windows; arms of which some runs kept nothing are left out."""
+    ceiling, key = failure_ceiling(study), study["evaluation"]["key"]
+    found: dict[str, list[Any]] = {}
+    lacking = set()
+    for run in runs:
+        if run.value is None or not run.value < ceiling:
+            continue
+        try:
+            kept = store.run(run.id).windows(key)
+        except DataFault:
+            kept = None
+        if kept is None:
+            lacking.add(run.arm)
+        else:
+            found.setdefault(run.arm, []).append(kept)
+    return {arm: kept for arm, kept in found.items() if arm not in lacking}
 
 
 def _still_looking(study: Study) -> str:
@@ -190,10 +301,11 @@ def shares_rate(study: Study) -> bool:
 def as_written(study: Study) -> dict[str, Any]:
     """The same study at the settings that its file has, in the place of those that searches found."""
     arms = {
-        arm: {**entry, "runs": (entry.get("shared") or {}).get("runs", {}), "not_comparable": None, "exploratory": None}
+        arm: {**entry, "runs": (entry.get("shared") or {}).get("runs", {}), "tuned": None, "not_comparable": None,
+              "exploratory": None}
         for arm, entry in study["arms"].items()
-    }
-    return {**study, "arms": arms, "tune": None, "looks": None, "undeclared_look": None}
+    }  # fmt: skip
+    return {**study, "arms": arms, "tune": None}
 
 
 def noise_of(study: Study) -> Noise | None:
@@ -235,6 +347,12 @@ def failure_ceiling_of(floors: Mapping[str, float] | None) -> float:
     return math.inf if unigram is None else unigram - MARGIN
 
 
+def smallest_effect(study: Study) -> float:
+    """The smallest difference that matters, as it was declared before results were there."""
+    effect: float = (study.get("history") or {}).get("smallest_effect") or study["smallest_effect"]
+    return effect
+
+
 def unit(study: Study) -> str:
     """Of the primary metric and of differences in it."""
     return "bits per byte" if "bits_per_byte" in study["metric"] else "nats"
@@ -244,9 +362,20 @@ def scope_text(study: Study) -> str:
     """What the results hold for: `at 842 k parameters, 819 k tokens, shakespeare (bytes), adamw, lr 0.004`."""
     scope = study["scope"]
     sizes = f"at {quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
-    own = [key.rpartition(".")[2].replace("_", " ") if key != RATE else "learning rate" for key in searched(study)]
-    tuned = [f"at each arm's own {listed(own)}"] if own else []
-    return ", ".join([sizes, *(str(scope[key]) for key in ("data", "optimizer") if scope.get(key)), *tuned])
+    told = [sizes, *(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))]
+    if not searched(study) and not study.get("bracketed"):
+        return ", ".join(told)
+    told[-1] = told[-1].partition(", lr ")[0]  # no rate in particular
+    return ", ".join([*told, _at_own(study)])
+
+
+def _at_own(study: Study) -> str:
+    """`at each arm's own best learning rate`; of several settings only what the search found is known."""
+    own = searched(study) or [RATE]
+    names = listed("learning rate" if key == RATE else key.rpartition(".")[2].replace("_", " ") for key in own)
+    if len(own) == 1:
+        return f"at each arm's own best {names}"
+    return f"at the {names} that each arm's search found, which need not be its best"
 
 
 def cleaned(value: Any) -> Any:

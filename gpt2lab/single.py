@@ -210,7 +210,7 @@ def result_lines(one: Single) -> list[str]:
 
 def declare(one: Single, reproduce: str) -> dict[str, Any]:
     """Put the run into the record of all that were trained so at its scale; -> that record, with this run alone."""
-    record = study_record(one.plan, reproduce=reproduce) | {"earlier": [], "undeclared_look": None}
+    record = study_record(one.plan, reproduce=reproduce) | {"earlier": []}
     label, seed = one.arm.arm.name, str(one.run.seed)
     with file_lock(one.store.root / "studies" / f".{record['name']}.lock"):
         whole = dict(record)

@@ -9,11 +9,11 @@ from typing import Any
 from gpt2lab.display import Display, RunView
 from gpt2lab.executors.local import Ending, LocalExecutor
 from gpt2lab.planning.bracket import Bracket
+from gpt2lab.planning.history import with_history
 from gpt2lab.planning.machine import gpus_of
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.runs import Run, is_finished, tokens_of
-from gpt2lab.planning.scope import FEWEST
 from gpt2lab.results import judge
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
@@ -50,54 +50,14 @@ def job_of(run: Run, store: Store, plan: Plan) -> Job:
     )
 
 
-def with_history(record: dict[str, Any], store: Store) -> dict[str, Any]:
-    """The record, knowing what was declared under this name before: whoever reads the report must be able to see that
-    arms or seeds were chosen after a look. The same declaration again keeps its date.
-
-    Seeds that were added to ones already finished, with no look declared, are an undeclared look: nothing is claimed.
-    """
-    if record["name"] not in store.studies():
-        return {**record, "earlier": [], "undeclared_look": None}
-    before = store.study(record["name"])
-    earlier = before.get("earlier", [])
-    if before["hash"] == record["hash"]:
-        created = {"created": before["created"], "earlier": earlier}
-        return {**record, **created, "undeclared_look": undeclared_look(record, earlier)}
-    kept = {"hash": before["hash"], "created": before["created"], "reproduce": before["reproduce"]}
-    kept |= {"arms": list(before["arms"]), "seeds": before["seeds"], "finished": seeds_finished(before, store)}
-    earlier = [*earlier, kept]
-    return {**record, "earlier": earlier, "undeclared_look": undeclared_look(record, earlier)}
-
-
-def seeds_finished(record: Mapping[str, Any], store: Store) -> list[int]:
-    """The seeds at which every arm of a record has a result, so that somebody may have looked."""
-    arms = record["arms"].values()
-    positions = range(min((len(arm["runs"]) for arm in arms), default=0))
-    ids = [[run for _, run in sorted(arm["runs"].items(), key=lambda item: int(item[0]))] for arm in arms]
-    return [record["seeds"][i] for i in positions if all(store.run(own[i]).result() is not None for own in ids)]
-
-
-def undeclared_look(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why seeds were added after a look, or None: fresh seeds alone, or looks declared before, are no such thing."""
-    if record["looks"]:
-        return None
-    now = set(record["seeds"])
-    for one in earlier:
-        seen = set(one.get("finished", ())) & now
-        if len(seen) >= FEWEST and now - set(one["seeds"]):
-            return (
-                f"seeds were added after {len(seen)} were finished; declare `looks: [{len(seen)}, {len(now)}]` "
-                "beforehand, or confirm on fresh seeds alone"
-            )
-    return None
-
-
 def more_seeds(record: Mapping[str, Any], store: Store, plan: Plan) -> dict[str, int] | None:
     """Seeds that each arm needs at the next declared look: all of an arm in a contrast that is still open; None when
-    no contrast is, or no look is left."""
+    no contrast is, or no look is left. Of looks that were declared too late all seeds are due at once."""
     looks = plan.ablation.looks
     if not looks or plan.look is None or plan.look >= looks[-1]:
         return None
+    if record["history"]["looks"] != list(looks):
+        return dict.fromkeys(plan.arms, looks[-1])
     open_arms = {name for c in judge(record, store).contrasts if not c.settled for name in c.weights}
     if not open_arms:
         return None

@@ -42,7 +42,7 @@ SAME_LAYER_MAY = [{"reading", "clashes", "config"}, {"evidence", "ladder"}]  # o
 WITHIN: dict[str, list[set[str]]] = {
     "planning": [
         {"designs"},
-        {"space", "machine"},
+        {"space", "machine", "history"},
         {"samplers"},
         {"declaration"},
         {"arms"},

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from gpt2lab.analysis import planning, words
+from gpt2lab.analysis.best_rate import OwnBest, WeightedArm
 from gpt2lab.analysis.sensitivity import sensitivity
 from gpt2lab.analysis.statistics import (
     INFLATION,
     Comparison,
     Family,
     adjust,
+    at_own_best,
     borrowed,
-    equivalence_interval,
     linear,
-    welch,
 )
 from gpt2lab.analysis.verdicts import FEWEST, Arm, Contrast, Declared, Standing, Terms, decide, standing
 
+SEARCH_OPEN = "inconclusive: the search of rates leaves it open"
+"""Decided at the rates that were chosen, but not at each arm's best."""
+
+MOST_MORE = 100
+"""Seeds per arm beyond which a contrast is called not decidable here."""
+
 WORTH_TELLING = 1.1
 """An exaggeration below this factor is not mentioned."""
+
+TELLING_TIES = 0.1
+"""Share of pairs of an arm's values up to which equal ones go untold; rounding to a third of an sd gives as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,8 @@ class Case:
     terms: Terms
     at: Mapping[str, float]
     """its numbers: one entry per field of Family"""
+    as_chosen: Mapping[str, float]
+    """the same at the rates that searches chose, as if each were its arm's best; equal to `at` without a search"""
     level: float
     """alpha, divided by the number of contrasts"""
 
@@ -59,9 +71,8 @@ class Case:
         return min(side.n for side in self.sides)
 
     @property
-    def sizes(self) -> tuple[float, float]:
-        """Seeds that a single arm would need for a mean as sure as either side's: their own n for a pair."""
-        return self.plus.size, self.minus.size
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(side.n for side in self.sides)
 
     @property
     def weight(self) -> float:
@@ -69,8 +80,9 @@ class Case:
         return sum(w**2 for w in self.weights)
 
     @property
-    def inflation(self) -> float:
-        return INFLATION if self.standing.borrow else 1.0
+    def inflation(self) -> float | None:
+        """Of a noise that is borrowed."""
+        return INFLATION if self.standing.borrow else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +90,6 @@ class Side:
     """One side of a contrast: a weighted mean of arms; `n` is that of the arm with the fewest seeds."""
 
     n: int
-    size: float
     mean: float
     sd: float
     failed: int
@@ -89,7 +100,6 @@ class Side:
         squares = sum(w**2 for w, _ in parts)
         return cls(
             n=min(arm.n for _, arm in parts),
-            size=1 / sum(w**2 / arm.n for w, arm in parts) if all(arm.n for _, arm in parts) else 0.0,
             mean=sum(w * arm.mean for w, arm in parts),
             sd=math.sqrt(sum(w**2 * arm.sd**2 for w, arm in parts) / squares),
             failed=sum(arm.failed for _, arm in parts),
@@ -111,16 +121,18 @@ def judge(
         return [], []
     sides = [tuple(arms[name] for name in one.weights) for one in declared]
     standings = [standing(own, terms) for own in sides]
+    chosen = [_test(*each, terms) for each in zip(declared, sides, standings, strict=True)]
     tested = [
-        (settled or {}).get(i) or _test(one, own, s, terms)
-        for i, (one, own, s) in enumerate(zip(declared, sides, standings, strict=True))
+        (settled or {}).get(i) or _with_search(one, own, test, terms)
+        for i, (one, own, test) in enumerate(zip(declared, sides, chosen, strict=True))
     ]
-    family = adjust(tested, alpha=terms.alpha)
+    family, as_chosen = (adjust(tests, alpha=terms.alpha, dropped=terms.dropped) for tests in (tested, chosen))
     runs = {name: arm.values for name, arm in arms.items()}
+    level = terms.alpha / (len(declared) + terms.dropped)
     judged = []
     for i, (one, own, s) in enumerate(zip(declared, sides, standings, strict=True)):
-        at = {f.name: float(getattr(family, f.name)[..., i]) for f in fields(Family)}
-        case = Case(declared=one, sides=own, standing=s, terms=terms, at=at, level=terms.alpha / len(declared))
+        at, plain = ({f.name: float(getattr(g, f.name)[..., i]) for f in fields(Family)} for g in (family, as_chosen))
+        case = Case(declared=one, sides=own, standing=s, terms=terms, at=at, as_chosen=plain, level=level)
         others = sensitivity(runs, one.arm, one.against, alpha=terms.alpha) if one.is_pair and terms.sensitivity else {}
         judged.append(_contrast(case, others))
     return judged, tested
@@ -134,14 +146,22 @@ def _test(one: Declared, sides: Sequence[Arm], own: Standing, terms: Terms) -> C
         assert terms.noise
         sd, df = terms.noise.sd, terms.noise.df
         return borrowed(values[0], values[1], sd=sd, df=df, margin=margin, alpha=alpha)
-    if one.is_pair:
-        result = welch(values[0], values[1], margin=margin, alpha=alpha)
-    else:
-        result = linear(values, list(one.weights.values()), margin=margin, alpha=alpha)
+    result = linear(values, list(one.weights.values()), margin=margin, alpha=alpha)
     if own.testable:
         return result
     nothing = np.full_like(result.p, np.nan)
     return replace(result, p=nothing, p_equivalence=nothing)
+
+
+def _with_search(one: Declared, sides: Sequence[Arm], test: Comparison, terms: Terms) -> Comparison:
+    """The comparison at each arm's own best rate, where any of them searched for it and both can be judged."""
+    if not any(side.name in terms.searches for side in sides) or not test.sizes or not math.isfinite(float(test.p)):
+        return test
+    arms = [
+        WeightedArm(weight=weight, losses=side.array, search=terms.searches.get(side.name))
+        for weight, side in zip(one.weights.values(), sides, strict=True)
+    ]
+    return at_own_best(test, OwnBest(arms), alpha=terms.alpha, margin=terms.smallest_effect)
 
 
 def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
@@ -162,20 +182,34 @@ def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
         mean_arm=plus.mean, mean_against=minus.mean, sd_arm=plus.sd, sd_against=minus.sd,
         failed_arm=plus.failed, failed_against=minus.failed,
         difference=at["difference"], low=at["low"], high=at["high"], raw_low=at["raw_low"], raw_high=at["raw_high"],
+        joint_low=at["joint_low"], joint_high=at["joint_high"],
         p=at["p"], p_holm=at["p_holm"], p_equivalence_holm=at["p_equivalence_holm"],
         in_noise_sd=at["difference"] / noise.sd if noise is not None and noise.sd > 0 else math.nan,
         detectable=least, detectable_upper=least_upper, exaggeration=factor,
         word=word, survivors=survivors, reason=reason,
         verdict="; ".join([_sentence(case, word, claim), *notes, *case.terms.scope]),
         notes=notes, sensitivity=others, weights=dict(case.declared.weights),
-        alpha=case.terms.alpha,
+        alpha=case.terms.alpha, halfwidths=halfwidths(case),
     )  # fmt: skip
+
+
+def halfwidths(case: Case) -> dict[str, float]:
+    """Half the width of an interval by each source alone; see Contrast."""
+    found = {"seeds": (case.as_chosen["high"] - case.as_chosen["low"]) / 2}
+    if any(side.name in case.terms.searches for side in case.sides):
+        found["search"] = (case.at["joint_high"] - case.at["joint_low"]) / 2 - (
+            case.as_chosen["joint_high"] - case.as_chosen["joint_low"]
+        ) / 2
+    text = case.terms.text.get((case.declared.arm, case.declared.against))
+    if text:
+        found["text"] = text.halfwidth
+    return {name: width for name, width in found.items() if math.isfinite(width)}
 
 
 def _claim(case: Case) -> str:
     """The word for runs that may be judged: from exploratory down to inconclusive."""
     at, effect = case.at, f"{case.terms.smallest_effect:g}"
-    found = str(decide(at["difference"], at["p_holm"], at["p_equivalence_holm"], alpha=case.terms.alpha))
+    found = _decided(case, at)
     if case.standing.exploratory or not found:
         return "exploratory"
     direction, _, smaller = found.partition(" ")
@@ -185,19 +219,39 @@ def _claim(case: Case) -> str:
         return f"{direction} (smaller than {effect})" if smaller else direction
     if found == "no difference":
         return f"no difference larger than {effect}"
-    more = _more_seeds(case)
-    if more > 0:
-        return f"inconclusive: need about {more} more seeds per arm"
-    return f"inconclusive: the effect is near {effect}, interval {words.interval(at['low'], at['high'])}"
+    if _decided(case, case.as_chosen) != "inconclusive":
+        return SEARCH_OPEN
+    return f"inconclusive: {_what_would_decide(case)}"
+
+
+def _decided(case: Case, at: Mapping[str, float]) -> str:
+    """What `decide` makes of these numbers of the case."""
+    alpha, higher = case.terms.alpha, case.terms.higher_is_better
+    return str(decide(at["difference"], at["p_holm"], at["p_equivalence_holm"], alpha=alpha, higher_is_better=higher))
+
+
+def _what_would_decide(case: Case) -> str:
+    """How many more seeds, if any number that could be trained here."""
+    more, coming = _more_seeds(case), case.terms.coming
+    if more > MOST_MORE:
+        return f"not decidable here, it would take more than {MOST_MORE} further seeds per arm"
+    if coming is None:
+        return f"need about {more} more seeds per arm"
+    if not coming:
+        return f"confirm on about {case.fewest + more} fresh seeds per arm"
+    at_look = next((n for n in coming if n >= case.fewest + more), None)
+    if at_look is None:
+        return f"start again with about {case.fewest + more} fresh seeds per arm"
+    return f"need about {at_look - case.fewest} more seeds per arm"
 
 
 def _planning_noise(case: Case) -> tuple[float, float, float]:
     """(sd between seeds, its degrees of freedom, degrees of freedom that each further seed brings).
 
-    From the noise floor where one is given, else the contrast's own: the sd that gives its standard error.
+    The contrast's own: the sd that gives its standard error. From the noise floor where that was borrowed.
     """
-    noise, at = case.terms.noise, case.at
-    if noise is not None and noise.lends:
+    noise, at = case.terms.noise, case.as_chosen
+    if case.standing.borrow and noise is not None:
         return noise.sd, noise.df, case.weight**2 / sum(w**4 for w in case.weights)
     if not at["se"] > 0:
         return math.nan, math.nan, math.nan
@@ -207,13 +261,14 @@ def _planning_noise(case: Case) -> tuple[float, float, float]:
 
 
 def _more_seeds(case: Case) -> int:
-    """Seeds per arm that are missing until the family's interval is no wider than +- half the smallest effect."""
+    """Seeds per arm that are missing until the family's interval is no wider than +- half the smallest effect; at least
+    one, since an interval as narrow as that decides either way."""
     sd, df, gain = _planning_noise(case)
-    halfwidth = case.terms.smallest_effect / 2
     enough = planning.seeds_for_halfwidth(
-        planning.sd_upper(sd, df), halfwidth, confidence=1 - case.level, df_per_seed=gain, weight=case.weight
-    )
-    return int(enough) - case.fewest
+        float(planning.sd_upper(sd, df)), case.terms.smallest_effect / 2,
+        alpha=case.level, df_per_seed=gain, weight=case.weight,
+    )  # fmt: skip
+    return max(enough - case.fewest, 1)
 
 
 def _detectable(case: Case) -> tuple[float, float]:
@@ -221,7 +276,8 @@ def _detectable(case: Case) -> tuple[float, float]:
     sd, df, _ = _planning_noise(case)
     if not (sd > 0 and case.at["se"] > 0):
         return math.nan, math.nan
-    least = case.inflation * planning.detectable(*case.sizes, alpha=case.level, df=case.at["df"])
+    lent = case.at["df"] if case.standing.borrow else None
+    least = (case.inflation or 1.0) * planning.detectable(case.sizes, case.weights, alpha=case.level, df=lent)
     return least * sd, least * float(planning.sd_upper(sd, df))
 
 
@@ -229,7 +285,9 @@ def _exaggeration(case: Case, least: float) -> float | None:
     """The factor at a true effect of one sd, for a significant estimate that this design would often have missed."""
     if not (case.at["p_holm"] < case.terms.alpha and abs(case.at["difference"]) < least):
         return None
-    factor = planning.exaggeration(1.0, *case.sizes, df=case.at["df"], alpha=case.level, inflation=case.inflation)
+    factor = planning.exaggeration(
+        1.0, case.sizes, case.weights, df=case.at["df"], alpha=case.level, inflation=case.inflation
+    )
     return factor if factor >= WORTH_TELLING else None
 
 
@@ -239,27 +297,68 @@ def _notes(case: Case, claim: str, factor: float | None, others: Mapping[str, Ma
     found += [case.terms.look] if case.terms.look else []
     at, effect = case.at, case.terms.smallest_effect
     if claim.startswith("no difference") and max(-at["low"], at["high"]) > effect:
-        inside = equivalence_interval(
-            at["difference"], at["se"], at["df"], at["p_equivalence"], at["p_equivalence_holm"], alpha
-        )
-        found.append(f"the interval that equivalence goes by is {words.interval(*inside)}")
+        found.append(f"the interval that equivalence goes by is {words.interval(at['same_low'], at['same_high'])}")
+    found += _search_notes(case, claim)
     if own.borrow and noise:
         lender = f"{noise.runs} baseline repeats ({noise.scale}, {noise.stack})"
-        found.append(f"noise borrowed from {lender}: sd {noise.sd:.2g}, times {INFLATION}")
+        found.append(
+            f"noise borrowed from {lender}: sd {noise.sd:.2g}, times {INFLATION}; whether an arm is noisier than that, "
+            "a third seed would show"
+        )
     if own.testable and not own.exploratory:
         if factor is not None:
             found.append(f"small effects that pass at this n are exaggerated about {factor:.1f} times")
-        p = at["p"]
+        p = case.as_chosen["p"]
         unlike = [
-            f"{name} p = {words.probability(other['p'], alpha)}"
+            f"{name} p {words.probability(other['p'], alpha)}"
             for name, other in others.items()
             if (other["p"] < alpha) != (p < alpha)
         ]
         if unlike and not own.borrow:
-            found.append(f"unlike Welch (p = {words.probability(p, alpha)}): {words.listed(unlike)}")
-    still = [side for side in case.sides if side.n >= FEWEST and not side.sd]
-    found += [f"all {side.n} values of {side.name} are equal" for side in still]
-    return tuple(found)
+            found.append(f"unlike Welch (p {words.probability(p, alpha)}): {words.listed(unlike)}")
+    arm, against = case.sides[0], case.sides[-1]
+    if case.declared.is_pair and arm.values and arm.values == against.values:
+        found.append(f"identical to {against.name} at every seed: did the change reach the model?")
+    found += filter(None, map(_ties, case.sides))
+    return (*found, *_text_notes(case, claim))
+
+
+def _search_notes(case: Case, claim: str) -> list[str]:
+    """What holds at the rates that were chosen, where the search of rates leaves open what holds at the best ones."""
+    if claim != SEARCH_OPEN:
+        return []
+    plain, wide = case.as_chosen, halfwidths(case)["search"]
+    unit, effect = case.terms.unit, f"{case.terms.smallest_effect:g}"
+    word = _decided(case, plain).partition(" (")[0]
+    word = f"no difference larger than {effect}" if word == "no difference" else word
+    at = f"{word}, {words.interval(plain['low'], plain['high'])}"
+    return [f"at the rates that were chosen: {at}; the best ones may be up to {wide:.2g} {unit} away from that"]
+
+
+def _text_notes(case: Case, claim: str) -> tuple[str, ...]:
+    """How far the difference depends on the validation text, and what that means for the word."""
+    text = case.terms.text.get((case.declared.arm, case.declared.against))
+    if text is None or not text.se > 0 or claim == "exploratory":
+        return ()
+    size, effect = abs(case.at["difference"]), case.terms.smallest_effect
+    of = f"on other text ±{text.halfwidth:.2g} (by {words.plural(text.count, text.unit.removesuffix('s'))})"
+    if claim.startswith(("better", "worse", "likely")) and size < text.halfwidth:
+        return (f"{of}, so the sign may be that of this text alone",)
+    if claim.startswith("no difference") and size + text.halfwidth > effect:
+        return (f"{of}, so a difference of {effect:g} is possible there",)
+    return (of,)
+
+
+def _ties(side: Arm) -> str:
+    """What an arm's equal values say of its noise; "" where hardly any are equal."""
+    if side.n >= FEWEST and not side.sd:
+        return f"all {side.n} values of {side.name} are equal"
+    counts = Counter(side.values.values())
+    pairs = sum(math.comb(count, 2) for count in counts.values())
+    if pairs <= TELLING_TIES * math.comb(side.n, 2):
+        return ""
+    equal = sum(count for count in counts.values() if count > 1)
+    return f"{equal} of {side.n} values of {side.name} occur more than once: rounded, or one run written down twice?"
 
 
 def _sentence(case: Case, word: str, claim: str) -> str:
@@ -278,11 +377,13 @@ def _numbers(case: Case, claim: str) -> str:
     at, alpha = case.at, case.terms.alpha
     if not math.isfinite(at["difference"]):
         return ""
+    same = math.isclose(case.plus.mean, case.minus.mean, rel_tol=1e-14)  # equal values, added in another order
+    difference = 0.0 if same else at["difference"]
     told = "interval" in claim
     low, high = (math.nan, math.nan) if told else (at["low"], at["high"])
-    parts = [words.effect(at["difference"], low, high, case.terms.unit)]
+    parts = [words.effect(difference, low, high, case.terms.unit)]
     if claim != "exploratory":
-        parts.append(f"Holm p = {words.probability(at['p_holm'], alpha)}")
+        parts.append(f"Holm p {words.probability(at['p_holm'], alpha)}")
     if claim.startswith("no difference"):
-        parts.append(f"equivalence Holm p = {words.probability(at['p_equivalence_holm'], alpha)}")
+        parts.append(f"equivalence Holm p {words.probability(at['p_equivalence_holm'], alpha)}")
     return f", {', '.join(parts)} (n = {case.plus.n}, {case.minus.n})"

@@ -5,8 +5,10 @@ towards zero, and a single parabola then puts the optimum up to half an octave t
 value are fitted, since a loss is a parabola there alone. The steepnesses of both sides are drawn towards each other (by
 a penalty), so that few points decide the place and many decide the shape.
 
-The interval is a profile: all places at which the best curve through them fits about as well as the best of all, by an
-F test with one degree of freedom. Its coverage on curves like those of small models is simulated in the tests.
+The interval trusts neither equal sides nor parabolas, since how steep each side is decides where the lowest point lies:
+its curves rise from the place by any steepness and by one of several powers of the distance, each side by its own. It
+is a profile: all places at which the best such curve fits about as well as the best of all, by an F test with one
+degree of freedom. Its coverage on curves like those of small models, and on worse ones, is simulated in the tests.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
@@ -31,6 +34,10 @@ LEAST = 4
 """With fewer near the lowest, nothing is fitted."""
 LOPSIDED = 0.6
 """Standard deviation of (right - left) / (right + left) steepness that is expected before any point is seen."""
+POWERS = (1.0, 2.0, 3.0)
+"""Of the distance, by which a side may rise: a straight flank, a parabola, and one that ends in divergence."""
+SPENT = 5
+"""Degrees of freedom that the curves of the interval use up: bottom, place, two steepnesses, and one for the powers."""
 PLACES = 301
 """Places between the outermost fitted points at which the optimum is tried."""
 ROUNDS = 4
@@ -136,7 +143,7 @@ def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd:
         right=float((mean + skew) / half**2), within=(float(x.min()), float(x.max())),
         sd=math.sqrt(profile.rest / profile.df) if profile.df >= FREEDOM else math.nan, points=len(t), log=log,
     )  # fmt: skip
-    ends, reason = _interval(profile, noise_sd)
+    ends, reason = _interval(profile, _lack((t - middle) / half, y), len(t) - SPENT, noise_sd)
     return Fit(curve=curve, interval=(float(places[ends[0]]), float(places[ends[1]])) if ends else None, reason=reason)
 
 
@@ -155,8 +162,6 @@ class _Profile:
     """How well the best curve through each place fits."""
 
     places: Array
-    lack: Array
-    """penalised sum of squares at each place; infinity where a side would bend down"""
     best: int
     beta: Array
     """(bottom, mean steepness, half their difference) at the best place"""
@@ -194,7 +199,7 @@ def _profile(z: Array, y: Array, noise_sd: float | None) -> _Profile | None:
         if not noise_sd and df >= FREEDOM / 2:
             variance = max(rest / df, least)
     return _Profile(
-        places=places, lack=lack, best=best, beta=beta[best], rest=max(rest, df * least if df > 0 else rest), df=df,
+        places=places, best=best, beta=beta[best], rest=max(rest, df * least if df > 0 else rest), df=df,
         misfit=_misfit(u[best], y),
     )  # fmt: skip
 
@@ -223,21 +228,65 @@ def _misfit(u: Array, y: Array) -> float:
     return float(stats.f.sf(max(plain - free, 0) / 2 / (free / freedom), 2, freedom))
 
 
-def _interval(profile: _Profile, noise_sd: float | None) -> tuple[tuple[int, int] | None, str]:
+def _lack(z: Array, y: Array) -> Array:
+    """The lowest sum of squares around curves that rise to both sides of each place, by any powers.  -> (place,)
+
+    A side is steepness x distance^power, the steepness zero or more, so one that would bend down is flat.
+    """
+    y = y - y.mean()
+    u = z - np.linspace(-1, 1, PLACES)[:, None]
+    below, above = _side(-u, y), _side(u, y)
+    total = float(y @ y)
+    lowest = np.full(PLACES, total)
+    for left, right in product((None, *below), (None, *above)):  # None: a side that is flat
+        sides = [side for side in (left, right) if side is not None]
+        weight = len(y) - sum((side.overlap**2 * side.inverse for side in sides), np.zeros(PLACES))
+        bottom = -sum((side.overlap * side.pull * side.inverse for side in sides), np.zeros(PLACES)) / weight
+        explained = bottom**2 * weight + sum((side.pull**2 * side.inverse for side in sides), np.zeros(PLACES))
+        rises = np.logical_and.reduce([side.pull >= bottom * side.overlap for side in sides], axis=0)
+        lowest = np.where(rises, np.minimum(lowest, total - explained), lowest)
+    return np.asarray(np.maximum(lowest, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """Sums over the points on one side of each place, distances raised to one power; (place,) each."""
+
+    overlap: Array
+    """of the powers"""
+    pull: Array
+    """of powers x values"""
+    inverse: Array
+    """one over that of the powers' squares; zero where no point lies on this side"""
+
+
+def _side(u: Array, y: Array) -> list[_Side]:
+    """One for each power, of the points at positive u.  (place, point), (point,)"""
+    found = []
+    for power in POWERS:
+        raised = np.maximum(u, 0) ** power
+        squares = (raised**2).sum(-1)
+        inverse = np.divide(1, squares, out=np.zeros_like(squares), where=squares > 1e-12)
+        found.append(_Side(overlap=raised.sum(-1), pull=raised @ y, inverse=inverse))
+    return found
+
+
+def _interval(profile: _Profile, lack: Array, df: int, noise_sd: float | None) -> tuple[tuple[int, int] | None, str]:
     """The places next to the first and the last that cannot be told from the best one, or why there are none."""
+    rest = float(lack.min())
     if noise_sd:
-        ratio = profile.rest / profile.df / noise_sd**2 if profile.df >= FREEDOM else 1.0
-        misfit = float(stats.chi2.sf(ratio * profile.df, profile.df)) if profile.df >= FREEDOM else math.nan
+        ratio = rest / df / noise_sd**2 if df >= FREEDOM else 1.0
+        misfit = float(stats.chi2.sf(ratio * df, df)) if df >= FREEDOM else math.nan
         variance, quantile = noise_sd**2 * max(1.0, ratio), float(stats.norm.ppf(1 - ALPHA / 2))
-    elif profile.df >= FREEDOM:
+    elif df >= FREEDOM:
         misfit = profile.misfit
-        variance, quantile = profile.rest / profile.df, float(stats.t.ppf(1 - ALPHA / 2, profile.df))
+        variance, quantile = rest / df, float(stats.t.ppf(1 - ALPHA / 2, df))
     else:
         return None, "too few trials near the best one to tell how noisy they are"
     if misfit < MISFIT:
         return None, f"the curve fits badly (p = {misfit:.1g}), so no interval is given"
-    inside = np.flatnonzero(profile.lack - profile.rest <= quantile**2 * variance)
+    inside = np.flatnonzero(lack - rest <= quantile**2 * variance)
     first, last = int(inside[0]), int(inside[-1])
     if first == 0 or last == PLACES - 1:
         return None, "the trials are too few, too noisy or too alike to bound it"
-    return (first - 1, last + 1), ""
+    return (min(first - 1, profile.best), max(last + 1, profile.best)), ""

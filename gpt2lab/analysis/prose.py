@@ -76,11 +76,10 @@ GROUPS: tuple[Group, ...] = (
 
 def _by_size(c: Contrast, verdicts: Verdicts) -> str:
     """`rotary is better than learned by 0.257 nats (95 % interval 0.233 to 0.281)`"""
-    direction = "better" if c.difference < 0 else "worse"
-    near, far = sorted((abs(c.low), abs(c.high)))
-    digits = words.decimals((c.high - c.low) / 2, c.difference)
-    percent = f"{100 * (1 - c.alpha):g} %"
-    size = f"{abs(c.difference):.{digits}f} {verdicts.unit} ({percent} interval {near:.{digits}f} to {far:.{digits}f})"
+    direction = "better" if "better" in c.word else "worse"
+    bounds = sorted((abs(c.low), abs(c.high)))
+    size, near, far = (text.lstrip("+-") for text in words.written([abs(c.difference), *bounds], *bounds))
+    size = f"{size} {verdicts.unit} ({100 * (1 - c.alpha):g} % interval {near} to {far})"
     small = f", less than the {verdicts.smallest_effect:g} that was declared to matter" if "smaller" in c.word else ""
     likely = "likely " if c.word.startswith("likely") else ""
     times = c.exaggeration and f"{c.exaggeration:.1f} times"
@@ -97,17 +96,27 @@ def _certainty(verdicts: Verdicts) -> list[str]:
     tested = [c for c in verdicts.contrasts if math.isfinite(c.p_holm)]
     if not tested:
         return []
-    counts = sorted({n for c in tested for n in (c.n_arm, c.n_against)})
-    seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    family = f" over {len(verdicts.contrasts)} contrasts" if len(verdicts.contrasts) > 1 else ""
-    lent = " With borrowed noise that is so only if no arm is noisier than the loan allows for."
-    borrowed = any("borrowed" in c.verdict for c in tested)
-    noun = "seed" if counts[-1] == 1 else "seeds"
-    return [
-        f"Tested with {seeds} {noun} per arm (Welch, Holm-adjusted{family}): the chance of any false "
-        f'"better" or "worse" is at most {100 * verdicts.alpha:g} %, and so is that of any false '
-        f'"no difference".{lent if borrowed else ""}'
-    ]
+    borrowed = [c for c in tested if "borrowed" in c.verdict]
+    own = [c for c in tested if c not in borrowed]
+    told = []
+    if own:
+        counts = sorted({n for c in own for n in (c.n_arm, c.n_against)})
+        seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        family = f", Holm-adjusted over {len(verdicts.contrasts)} contrasts" if len(verdicts.contrasts) > 1 else ""
+        percent = f"{100 * verdicts.alpha:g} %"
+        told.append(
+            f"Tested with {seeds} seeds per arm (Welch's t-test, calibrated for arms of unequal noise{family}): the "
+            f'chance of any false "better" or "worse" is at most {percent}, and so is that of any false "no '
+            f'difference", {verdicts.provided}.'
+        )
+    if any("search" in c.halfwidths for c in own):
+        told.append("The intervals include how far each arm's rate may be from its best.")
+    if borrowed:
+        told.append(
+            "Words with borrowed noise are outside that limit: they hold if an arm is no noisier than the loan allows "
+            "for, which one or two seeds cannot show. A third seed per arm would."
+        )
+    return told
 
 
 def _scope(verdicts: Verdicts) -> list[str]:

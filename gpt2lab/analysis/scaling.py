@@ -1,8 +1,11 @@
 """What a difference is worth: read off the losses that other budgets reach, each at the end of its own schedule.
 
-A curve is the final losses of one recipe at several budgets (several seeds each). Between two budgets the loss is taken
-to be linear in the logarithm of the budget; beyond them nothing is said. An interval holds every budget at which the
-curve cannot be told from the target (Fieller's way: the noise of the curve counts as well as that of the target).
+A curve is the final losses of one recipe at several budgets (several seeds each). Of its shape one thing is taken for
+granted: that it falls ever more slowly with the logarithm of the budget, as every power law with a floor does. Then it
+lies below the chord between two neighbouring budgets, and above the lines through the next two on either side. An
+interval holds every budget whose loss between these bounds cannot be told from the target, with the noise of the curve
+and that of the target. Where the losses contradict that shape, it rests on their order alone. Beyond the budgets that
+were run nothing is said.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import stats
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from gpt2lab.analysis.statistics import Array, Comparison, linear
 
-POINTS = 4001
+POINTS = 2001
 """Budgets at which the curve is compared with the target."""
+EXPONENTS = np.linspace(0, 4, 401)
+"""Of the laws that are fitted for the value; 0 is a straight line over the logarithm of the budget."""
+CONCAVE = 0.01
+"""Losses this unlikely to fall ever more slowly are taken not to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +33,9 @@ class Reach:
     """The budget at which a curve comes to a loss; `low` is 0 and `high` infinity where the curve ends before that."""
 
     value: float
-    """NaN when the loss lies beyond the curve"""
+    """by the fitted law; NaN when the loss lies beyond the curve"""
     low: float
     high: float
-    se_log: float
-    """standard error of the logarithm of `value`; NaN where it cannot be had"""
-    df: float
     reason: str = ""
     """why there is no value"""
 
@@ -50,77 +54,145 @@ def reach(curve: Mapping[float, ArrayLike], target: ArrayLike | float, *, alpha:
     budgets = sorted(curve)
     losses = [np.atleast_1d(np.asarray(curve[b], dtype=np.float64)) for b in budgets]
     goal = np.atleast_1d(np.asarray(target, dtype=np.float64))
-    known = np.ndim(target) == 0
     means = np.array([values.mean() for values in losses]) if all(len(values) for values in losses) else np.array([])
     if len(budgets) < 2 or not len(goal) or not np.isfinite([*means, goal.mean()]).all() or not len(means):
         return _nothing("no curve of losses at two budgets or more")
     if np.any(np.diff(means) >= 0):
         return _nothing("the loss does not fall with every larger budget")
     logs = np.log(budgets)
-    x = np.union1d(np.linspace(logs[0], logs[-1], POINTS), logs)
-    shares = _shares(x, logs)  # (point, budget)
-    gap = goal.mean() - shares @ means
-    value = float(np.exp(np.interp(0.0, gap, x))) if gap[0] <= 0 <= gap[-1] else math.nan
+    value = _by_law(logs, means, np.array([len(values) for values in losses]), float(goal.mean()))
     reason = "" if math.isfinite(value) else "the loss lies beyond the budgets that were run"
-    if any(len(values) < 2 for values in losses) or (len(goal) < 2 and not known):
-        return Reach(value=value, low=0.0, high=math.inf, se_log=math.nan, df=math.nan, reason=reason)
-    variance, df = _noise(shares, losses, goal, known=known)
-    near = np.abs(gap) <= stats.t.ppf(1 - alpha / 2, df) * np.sqrt(variance)
-    low, high = _ends(x, near, gap)
-    se_log, freedom = math.nan, math.nan
-    if math.isfinite(value):
-        at = int(np.argmin(np.abs(x - math.log(value))))
-        segment = min(max(int(np.searchsorted(logs, math.log(value))), 1), len(logs) - 1)
-        slope = (means[segment] - means[segment - 1]) / (logs[segment] - logs[segment - 1])
-        se_log, freedom = float(math.sqrt(variance[at]) / abs(slope)), float(df[at])
-    return Reach(value=value, low=low, high=high, se_log=se_log, df=freedom, reason=reason)
+    if any(len(values) < 2 for values in losses) or (len(goal) < 2 and np.ndim(target) > 0):
+        return Reach(value=value, low=0.0, high=math.inf, reason=reason)
+    x = np.union1d(np.linspace(logs[0], logs[-1], POINTS), logs)
+    low, high = _ends(x, possible(x, logs, losses, target, alpha=alpha), above=bool(goal.mean() > means[0]))
+    if math.isfinite(value):  # the law may leave the bounds a little where means are noisy
+        low, high = min(low, value), max(high, value)
+    return Reach(value=value, low=low, high=high, reason=reason)
 
 
 def _nothing(reason: str) -> Reach:
-    return Reach(value=math.nan, low=0.0, high=math.inf, se_log=math.nan, df=math.nan, reason=reason)
+    return Reach(value=math.nan, low=0.0, high=math.inf, reason=reason)
 
 
-def _shares(x: Array, logs: Array) -> Array:
-    """How much each budget counts at each point: linear between neighbours.  (point,), (budget,) -> (point, budget)"""
-    return np.stack([np.interp(x, logs, unit) for unit in np.eye(len(logs))], axis=-1)
+def _by_law(logs: Array, means: Array, counts: Array, goal: float) -> float:
+    """Where the best of the laws E + A b^-beta comes to `goal`; with two budgets that is a straight line over log b.
+
+    NaN beyond the budgets.  (budget,) each.
+    """
+    middle = logs.mean()
+    beta = EXPONENTS[:, None] if len(logs) > 2 else np.zeros((1, 1))
+    fall = np.where(beta > 0, -np.expm1(-beta * (logs - middle)) / np.where(beta > 0, beta, 1), logs - middle)
+    weights = counts / counts.sum()
+    centred, loss = fall - (fall @ weights)[:, None], means - means @ weights  # (law, budget), (budget,)
+    slope = (centred * loss) @ weights / (centred**2 @ weights)
+    best = int(np.argmin((loss - slope[:, None] * centred) ** 2 @ weights))
+    at, b = (goal - means @ weights) / slope[best] + fall[best] @ weights, beta[best, 0]
+    if b * at >= 1:
+        return math.nan
+    log = float((-np.log1p(-b * at) / b if b > 0 else at) + middle)
+    return math.exp(log) if logs[0] - 1e-9 <= log <= logs[-1] + 1e-9 else math.nan
 
 
-def _noise(shares: Array, losses: Sequence[Array], goal: Array, *, known: bool) -> tuple[Array, Array]:
-    """Variance of (target - curve) at every point, and its degrees of freedom (Satterthwaite).  -> (point,) each"""
-    own = np.array([values.var(ddof=1) / len(values) for values in losses])
-    freedoms = np.array([len(values) - 1 for values in losses])
-    theirs = 0.0 if known else goal.var(ddof=1) / len(goal)
-    parts = shares**2 * own
-    variance = np.maximum(parts.sum(-1) + theirs, 1e-300)
-    bottom = (parts**2 / freedoms).sum(-1) + (0.0 if known else theirs**2 / (len(goal) - 1))
-    return variance, variance**2 / np.maximum(bottom, 1e-300)
+def possible(
+    x: Array, logs: Array, losses: Sequence[ArrayLike], target: ArrayLike, *, alpha: float = 0.05
+) -> NDArray[np.bool_]:
+    """Whether the loss at the log budgets `x`, from the first to the last of `logs`, may be that of the target.
+
+    losses: (..., seed) of each budget, two seeds or more; target: (..., seed), or one number that is known;
+    x: (point,); -> (..., point). A point is ruled out where the target lies surely above the chord (one-sided,
+    alpha / 2), or surely below one of two bounds from below (alpha / 4 each): lines through the next two budgets on
+    either side and, where those end, the last budget's loss. Where the curve is surely bent the other way, the target
+    must lie between the losses of the two budgets around the point.
+    """
+    goal = np.asarray(target, dtype=np.float64)
+    sides = [*(np.asarray(one, dtype=np.float64) for one in losses), goal if goal.ndim else goal[None]]
+    means = _Means(
+        mean=np.stack(np.broadcast_arrays(*(v.mean(-1) for v in sides)), axis=-1),
+        variance=np.stack(np.broadcast_arrays(*(_variance(v) for v in sides)), axis=-1),
+        df=np.array([max(v.shape[-1] - 1, 1) for v in sides]),
+    )
+    unit, last = np.eye(len(logs)), len(logs) - 2
+    at = np.clip(np.searchsorted(logs, x, side="right") - 1, 0, last)  # the budget next below each point
+    right = np.where((at < last)[:, None], _line(x, logs, np.minimum(at + 1, last)), unit[-1])
+    right = np.where((x <= logs[0])[:, None], unit[0], right)  # at a budget itself its loss is the bound
+    left = np.where((at > 0)[:, None], _line(x, logs, np.maximum(at - 1, 0)), right)
+    each = np.where(at > 0, alpha / 4, alpha / 2)  # below the second budget, both bounds are one
+    above = means.surely(-_line(x, logs, at), 1, alpha / 2)
+    convex = ~(above | means.surely(left, -1, each) | means.surely(right, -1, each))
+    bent = means.surely(_line(logs[2:], logs, np.arange(last)) - unit[2:], 0, CONCAVE / max(last, 1))
+    ordered = ~(means.surely(-unit[at], 1, alpha / 2) | means.surely(unit[at + 1], -1, alpha / 2))
+    return np.where(bent.any(-1, keepdims=True), ordered, convex)
 
 
-def _ends(x: Array, near: Array, gap: Array) -> tuple[float, float]:
-    """The smallest and the largest budget that cannot be told from the target; open where the curve ends before."""
+@dataclass(frozen=True, kw_only=True)
+class _Means:
+    """Of the losses at every budget and, last, of the target."""
+
+    mean: Array
+    """(..., budget + 1)"""
+    variance: Array
+    """of each mean"""
+    df: Array
+    """(budget + 1,)"""
+
+    def surely(self, weights: Array, target: float, share: Array | float) -> NDArray[np.bool_]:
+        """Whether weights x means + `target` x that of the target is above zero: one-sided t test at level `share`,
+        degrees of freedom by Satterthwaite; never where nothing has any spread.  (point, budget) -> (..., point)"""
+        full = np.concatenate([weights, np.full((len(weights), 1), target)], axis=-1)
+        parts = full**2 * self.variance[..., None, :]
+        total = parts.sum(-1)
+        with np.errstate(invalid="ignore"):
+            df = total**2 / (parts**2 / self.df).sum(-1)
+            return np.asarray(self.mean @ full.T > special.stdtrit(df, 1 - share) * np.sqrt(total))
+
+
+def _variance(values: Array) -> Array:
+    """Of the mean over seeds; none where there is one value, which is known.  (..., seed) -> (...)"""
+    return np.asarray(
+        values.var(-1, ddof=1) / values.shape[-1] if values.shape[-1] > 1 else np.zeros(values.shape[:-1])
+    )
+
+
+def _line(x: Array, logs: Array, first: NDArray[np.int64]) -> Array:
+    """At `x`, the straight line through a budget and the next, as weights on budgets.  (point,) -> (point, budget)"""
+    share = ((x - logs[first]) / (logs[first + 1] - logs[first]))[:, None]
+    unit = np.eye(len(logs))
+    return np.asarray((1 - share) * unit[first] + share * unit[first + 1])
+
+
+def _ends(x: Array, near: NDArray[np.bool_], *, above: bool) -> tuple[float, float]:
+    """The smallest and the largest budget that are possible; open where the curve ends before.
+
+    Where none is, the target lies surely beyond one end: `above` the loss of the smallest budget, or below the last.
+    """
     inside = np.flatnonzero(near)
-    if not len(inside):  # surely beyond one end, or between two points
-        return (float(np.exp(x[-1])), math.inf) if gap[-1] < 0 else (0.0, float(np.exp(x[0])))
+    if not len(inside):
+        return (0.0, float(np.exp(x[0]))) if above else (float(np.exp(x[-1])), math.inf)
     first, last = int(inside[0]), int(inside[-1])
-    low = 0.0 if first == 0 else float(np.exp(x[first]))
-    high = math.inf if last == len(x) - 1 else float(np.exp(x[last]))
-    return low, high
+    low = 0.0 if first == 0 else float(np.exp(x[first - 1]))
+    return low, math.inf if last == len(x) - 1 else float(np.exp(x[last + 1]))
 
 
-def trend(sizes: Sequence[float], reaches: Sequence[Reach], *, alpha: float = 0.05) -> tuple[float, float, float]:
+def trend(sizes: Sequence[float], reaches: Sequence[Reach]) -> tuple[float, float, float]:
     """(factor, low, high) by which a compute multiplier changes with every tenfold of size; NaN where it cannot be had.
 
-    The least-squares slope of its logarithm over log10 of the size, with the noise of each scale's multiplier.
+    The least-squares slope of its logarithm over log10 of the size. How far its ends lie from it is the root of the sum
+    of squares of how far those of each multiplier do, which need not lie evenly around it; a multiplier whose interval
+    is open is left out.  Source: Zou and Donner 2008, Statistics in Medicine 27(10), section 2.
     """
-    usable = [(math.log10(s), r) for s, r in zip(sizes, reaches, strict=True) if r.se_log > 0]
+    usable = [
+        (math.log10(s), r) for s, r in zip(sizes, reaches, strict=True) if 0 < r.low <= r.value <= r.high < math.inf
+    ]
     weights = slope_weights([x for x, _ in usable])
     if not len(weights):
         return math.nan, math.nan, math.nan
-    slope = sum(w * math.log(r.value) for w, (_, r) in zip(weights, usable, strict=True))
-    parts = [(w * r.se_log) ** 2 for w, (_, r) in zip(weights, usable, strict=True)]
-    df = sum(parts) ** 2 / sum(part**2 / r.df for part, (_, r) in zip(parts, usable, strict=True))
-    half = float(stats.t.ppf(1 - alpha / 2, df)) * math.sqrt(sum(parts))
-    return math.exp(slope), math.exp(slope - half), math.exp(slope + half)
+    value, low, high = (np.log([getattr(r, end) for _, r in usable]) for end in ("value", "low", "high"))
+    below, above = value - low, high - value
+    slope = float(weights @ value)
+    down = float(np.linalg.norm(weights * np.where(weights > 0, below, above)))
+    up = float(np.linalg.norm(weights * np.where(weights > 0, above, below)))
+    return math.exp(slope), math.exp(slope - down), math.exp(slope + up)
 
 
 def difference_trend(

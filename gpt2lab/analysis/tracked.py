@@ -1,4 +1,5 @@
-"""Tables as `mlflow.search_runs` makes them: columns run_id, status, metrics.*, params.* and tags.*.
+"""Tables of runs as trackers make them: `mlflow.search_runs`, with columns run_id, status, metrics.*, params.* and
+tags.*, and the export of Weights & Biases, with columns Name and State.
 
 The status of a run counts, and runs that only hold others together, or that look for a rate, belong to no arm. Our own
 mirror and anybody else's experiments are read alike; ours is known by its tags.
@@ -21,6 +22,9 @@ METRIC_COLUMNS = ("value", "metrics.val-final/loss", *(f"metrics.{name}" for nam
 WITHOUT_VALUE = ("RUNNING", "SCHEDULED")
 FAILED = ("FAILED", "KILLED")
 PREFIXES = ("metrics.", "params.", "tags.")
+WANDB = ("Name", "State")
+WANDB_WITHOUT_VALUE = ("running", "pending", "queued", "preempting", "preempted")
+WANDB_FAILED = ("crashed", "failed", "killed")
 OWN_WITHOUT_VALUE = ("running", "failed", "partial", "absent")
 """What our own mirror tags a run with that the same command takes up again; a run that diverged is FAILED alone."""
 
@@ -28,6 +32,27 @@ OWN_WITHOUT_VALUE = ("running", "failed", "partial", "absent")
 def is_tracked(columns: Sequence[str]) -> bool:
     """Whether these are the columns of an MLflow table."""
     return {"run_id", "status"} <= set(columns) and any(name.startswith(PREFIXES) for name in columns)
+
+
+def is_exported(columns: Sequence[str]) -> bool:
+    """Whether these are the columns of a table of runs from Weights & Biases."""
+    return set(WANDB) <= set(columns)
+
+
+def ended(rows: Sequence[Row], value: str) -> list[Row]:
+    """The rows of Weights & Biases, each with the value that the state of its run leaves it."""
+
+    def left(cells: Mapping[Any, Any]) -> Any:
+        state = str(cells.get("State")).strip().casefold()
+        return None if state in WANDB_WITHOUT_VALUE else math.nan if state in WANDB_FAILED else cells.get(value)
+
+    return [Row(row.where, {**row.cells, value: left(row.cells)}) for row in rows]
+
+
+def begun_in_order(rows: Sequence[Row]) -> bool:
+    """Whether the time at which every run was begun is known, so that `runs_of_arms` has put them in order."""
+    times = [row.cells.get("start_time") for row in rows]
+    return not any(map(blank, times)) and len(set(map(type, times))) == 1
 
 
 def columns_of(columns: Sequence[str], asked: Asked, where: str) -> Columns:

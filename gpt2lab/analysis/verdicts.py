@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from gpt2lab.analysis import words
+from gpt2lab.analysis.best_rate import Search
 from gpt2lab.analysis.statistics import Family, adjust, no_spread, welch
 
 FEWEST = 3
@@ -48,6 +50,21 @@ class Noise:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextNoise:
+    """Standard error of a difference over the validation text, in the metric's unit, and over how many of what:
+    `documents`, or `windows` where all lie in one document."""
+
+    se: float
+    count: int
+    unit: str
+
+    @property
+    def halfwidth(self) -> float:
+        """Of the 95 % interval of the difference on other text of the same kind (Student's t)."""
+        return float(stats.t.ppf(0.975, self.count - 1)) * self.se
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One arm's final values, by seed. Failed runs are counted, never averaged; missing ones have no value yet."""
 
@@ -55,6 +72,8 @@ class Arm:
     values: Mapping[str, float]
     failed: int = 0
     missing: int = 0
+    end: float | None = None
+    """step at which its runs end, where the table holds steps"""
 
     @property
     def n(self) -> int:
@@ -107,9 +126,22 @@ class Terms:
     smallest_effect: float
     alpha: float = 0.05
     unit: str = "nats"
+    higher_is_better: bool = False
     noise: Noise | None = None
     exploratory: Mapping[str, str] = field(default_factory=dict)
     not_comparable: Mapping[str, str] = field(default_factory=dict)
+    late: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(arm, against) -> why that contrast alone may claim nothing"""
+    dropped: int = 0
+    """contrasts that were declared once and are no longer compared"""
+    searches: Mapping[str, Search] = field(default_factory=dict)
+    """arm -> what its search for a rate has tried"""
+    text: Mapping[tuple[str, str], TextNoise] = field(default_factory=dict)
+    """(arm, against) -> how far the difference depends on the validation text"""
+    coming: Sequence[int] | None = None
+    """seeds per arm at which open contrasts are judged again; None where any number may be added"""
+    force_exploratory: bool = False
+    """whether runs of unequal length are shown, with nothing claimed of them"""
     screen: bool = False
     scope: Sequence[str] = ()
     look: str = ""
@@ -133,10 +165,13 @@ class Contrast:
     failed_arm: int
     failed_against: int
     difference: float
-    """arm minus against, over the runs that did not fail; lower is better"""
+    """arm minus against, over the runs that did not fail"""
     low: float
     high: float
-    """adjusted for the family"""
+    """adjusted for the family, at the level at which the word was decided"""
+    joint_low: float
+    joint_high: float
+    """the same at 1 - alpha / m: these intervals of all contrasts hold together"""
     raw_low: float
     raw_high: float
     p: float
@@ -157,6 +192,9 @@ class Contrast:
     """why the contrast is not comparable, unstable or exploratory"""
     verdict: str
     """the whole sentence, with its scope"""
+    halfwidths: Mapping[str, float]
+    """what each source adds to the uncertainty, as half the width of an interval by itself: `seeds`, `search` of the
+    rates, `text`; those that are known"""
     notes: tuple[str, ...]
     sensitivity: dict[str, dict[str, float]]
     weights: Mapping[str, float]
@@ -167,6 +205,8 @@ class Contrast:
     """seeds per arm at the look that this verdict is from, where looks were declared"""
     settled: bool = True
     """whether no declared look is left for it"""
+    next_look: int | None = None
+    """seeds per arm at which it is judged again; None where it is decided, or where any number may be added"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +223,19 @@ class Standing:
 
 
 def decide(
-    difference: ArrayLike, p_holm: ArrayLike, p_equivalence_holm: ArrayLike, *, alpha: float = 0.05
+    difference: ArrayLike,
+    p_holm: ArrayLike,
+    p_equivalence_holm: ArrayLike,
+    *,
+    alpha: float = 0.05,
+    higher_is_better: bool = False,
 ) -> NDArray[np.str_]:
     """better, worse, either with " (smaller)", no difference, inconclusive; "" without a p.  (...) -> (...)"""
     difference, p_holm, p_same = (np.asarray(x, dtype=np.float64) for x in (difference, p_holm, p_equivalence_holm))
     sure, same = p_holm < alpha, p_same < alpha
+    gain = difference > 0 if higher_is_better else difference < 0
     return np.select(
-        [np.isnan(p_holm), sure & same & (difference < 0), sure & same, sure & (difference < 0), sure, same],
+        [np.isnan(p_holm), sure & same & gain, sure & same, sure & gain, sure, same],
         ["", "better (smaller)", "worse (smaller)", "better", "worse", "no difference"],
         default="inconclusive",
     )
@@ -209,21 +255,22 @@ def findings(
 
 def standing(sides: Sequence[Arm], terms: Terms) -> Standing:
     """What a contrast of these arms may claim; noise can be borrowed for a pair."""
-    barred = _reason(sides, terms.not_comparable)
+    barred = _reason(sides, terms.not_comparable) or ("" if terms.force_exploratory else _unequal(sides))
     unstable, where, conditional = _failures(sides)
     fewest = min(side.n for side in sides)
     few = fewest < FEWEST
     lent = terms.noise is not None and terms.noise.lends and len(sides) == 2
     borrow = few and lent and fewest > 0
     still = not few and all(bool(no_spread(side.array)) for side in sides)
+    late = terms.late.get((sides[0].name, sides[-1].name), "") if len(sides) == 2 else ""
     return Standing(
         not_comparable=barred,
         unstable=unstable,
         where=where,
         conditional=conditional,
-        exploratory=_exploratory(sides, terms, few=few, borrow=borrow, still=still),
+        exploratory=_exploratory(sides, terms, few=few, borrow=borrow, still=still) or late,
         borrow=borrow,
-        testable=not barred and (not unstable or conditional) and (not few or borrow) and not still,
+        testable=not (barred or late) and (not unstable or conditional) and (not few or borrow) and not still,
     )
 
 
@@ -245,8 +292,9 @@ def _exploratory(sides: Sequence[Arm], terms: Terms, *, few: bool, borrow: bool,
     if terms.screen:
         return "a screen, to be confirmed on fresh seeds"
     declared = _reason(sides, terms.exploratory)
-    if declared:
-        return declared
+    unequal = _unequal(sides)
+    if declared or unequal:
+        return declared or f"not comparable: {unequal}"
     waiting = [side for side in sides if side.missing]
     if waiting:
         return words.listed(f"{words.plural(s.missing, 'run')} of {s.name} without a value" for s in waiting)
@@ -255,6 +303,17 @@ def _exploratory(sides: Sequence[Arm], terms: Terms, *, few: bool, borrow: bool,
         lent = f", and the noise floor rests on fewer than {FEWEST_LENT} repeats" if poor else ""
         return f"fewer than {FEWEST} seeds{lent}"
     return "no spread between seeds, hence no noise to judge by" if still else ""
+
+
+def _unequal(sides: Sequence[Arm]) -> str:
+    """How the lengths of training differ; "" where they do not, or are not known."""
+    ends = [(side.name, side.end) for side in sides if side.end is not None]
+    differing = [(name, end) for name, end in ends if end != ends[-1][1]]
+    if not differing:
+        return ""
+    (name, end), (other, other_end) = differing[0], ends[-1]
+    whose = "its runs" if len(sides) == 2 else f"the runs of {name}"
+    return f"{whose} end at step {end:.15g}, those of {other} at {other_end:.15g}"
 
 
 def _reason(sides: Sequence[Arm], reasons: Mapping[str, str]) -> str:

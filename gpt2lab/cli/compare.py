@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
 
 MLFLOW = "mlflow:"
+OPTIONS = {
+    "higher_is_better=True": "--higher-is-better",
+    "higher_is_better=False": "--lower-is-better",
+    r"^(\w+)_(\w+)=": r"--\1-\2 ",
+    r"^(\w+)=": r"--\1 ",
+}
+"""Hints for Python, as baseline='learned', and the options that they mean here."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,8 +49,9 @@ def compare(
     file: Annotated[
         str,
         typer.Argument(
-            help="A CSV file with columns arm, seed (or run) and value; an MLflow experiment, as mlflow:NAME; or one "
-            "study of it, as mlflow:posenc@nano.",
+            help="A CSV file with columns arm, seed (or run) and value, a loss in nats, or a metric known by name; or "
+            "what Weights & Biases exports; an MLflow experiment, as mlflow:NAME; or one study of it, as "
+            "mlflow:posenc@nano.",
             metavar="CSV|mlflow:EXPERIMENT",
         ),
     ],
@@ -51,8 +59,15 @@ def compare(
     smallest_effect: Annotated[
         float, typer.Option("--smallest-effect", "-x", help="Smallest difference that matters.")
     ],
-    metric: Annotated[
-        str | None, typer.Option("--metric", help="The metric, or the value column; lower is better.")
+    metric: Annotated[str | None, typer.Option("--metric", help="The metric, or the value column.")] = None,
+    higher_is_better: Annotated[
+        bool | None,
+        typer.Option(
+            "--higher-is-better/--lower-is-better", help="Which way it is better, where its name does not tell."
+        ),
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option("--unit", help="What differences are counted in, where its name does not tell.")
     ] = None,
     arm: Annotated[
         str | None, typer.Option("--arm", help="Column that names the arm, as params.model.", metavar="COLUMN")
@@ -75,7 +90,8 @@ def compare(
             "--looks",
             parser=looks_of,
             metavar="N,N,...",
-            help="Seeds per arm at which it was declared to look, as 3,5,8; runs count in the table's order.",
+            help="Seeds per arm at which it was declared to look, as 3,5,8; seeds count in the order of their numbers, "
+            "runs in MLflow as they were begun.",
         ),
     ] = None,
     alpha: Annotated[float, typer.Option("--alpha", help="Rate of false positives for the whole family.")] = 0.05,
@@ -97,7 +113,7 @@ def compare(
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Judge a table of results that were trained anywhere. One verdict per arm; lower values are better."""
+    """Judge a table of results that were trained anywhere. One verdict per arm, then how the values were read."""
     from gpt2lab.analysis import compare as judge
     from gpt2lab.errors import ConfigError
 
@@ -114,12 +130,15 @@ def compare(
             unigram=unigram,
             looks=looks,
             force_exploratory=force_exploratory,
+            higher_is_better=higher_is_better,
+            unit=unit,
         )
-    except ConfigError as error:  # its hints are for Python: baseline='learned'
-        error.hint = error.hint and re.sub(r"^(\w+)=", lambda m: f"--{m[1].replace('_', '-')} ", error.hint)
+    except ConfigError as error:
+        for python, option in OPTIONS.items():
+            error.hint = error.hint and re.sub(python, option, error.hint)
         raise
     refuse_unknown_arms(verdicts)
-    print(json.dumps(verdicts.to_json(), indent=1) if json_ else verdicts)
+    print(json.dumps(verdicts.to_json(), indent=1) if json_ else f"{verdicts}\nread as: {verdicts.read_as}")
 
 
 def rows_of(table: str, tracking_uri: str | None, runs: Path) -> Any:

@@ -205,6 +205,7 @@ def check_sweep(file: str, scale: str | None, overrides: tuple[str, ...], plugin
 
 def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
+    from gpt2lab.evidence import next_steps
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
 
@@ -236,7 +237,8 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     if plan.ablation.looks:
         told.append(f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there")
     told += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
-    for line in [*told, *forecast.lines(plan)]:
+    steps = next_steps(f"{plan.ablation.name}@{plan.ablation.scale}", store)
+    for line in [*told, *forecast.lines(plan), *steps]:
         console.print(line, markup=False, highlight=False)
 
 

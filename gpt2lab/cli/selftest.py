@@ -23,6 +23,15 @@ TITLES = {
     "rates": "What is claimed of studies with a known answer (in brackets: an independent simulation)",
     "looks": "Looking before the end, as declared",
     "planner": "Does the planned number of seeds reach 80 % power, and one seed less not",
+    "forecasts": "Power as plans promise it (in brackets) and as it is",
+    "unequal": "Unequal seeds, unequal noise, and both",
+    "added": "Seeds added after every verdict that left something open",
+    "dropped": "Contrasts dropped after a look",
+    "searched": "Arms that are equal at their own best learning rates, judged at the best that a search found",
+    "intervals": "Intervals with true effects, together and each by itself",
+    "lent": "One or two seeds with borrowed noise, up to what the loan allows for",
+    "text": "Intervals over validation documents",
+    "measures": "What is printed beside verdicts",
     "controls": "Negative controls: wrong methods, which the same limit must flag",
     "invariances": "What may change nothing",
     "agreement": "One study at a time against many at once",
@@ -40,7 +49,7 @@ def statistics(
     draws: Annotated[
         int | None, typer.Option("--draws", help="Drawn studies per rate, from 1000; 10000 unless given.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="2000 draws, in seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="2000 draws, in about a minute.")] = False,
     json_: Json = False,
 ) -> None:
     """Is the code that writes verdicts calibrated? It judges thousands of drawn studies whose answers are known.

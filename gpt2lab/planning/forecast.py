@@ -43,8 +43,10 @@ def forecast(plan: Plan) -> Forecast | None:
         return None
     level, n = level_of(ablation), len(plan.seeds)
     base = max(n, ablation.baseline_seeds or 0)
-    groups = [sizes(contrast, n, base, ablation.baseline) for contrast in family(ablation)]
-    least = max(planning.detectable(one, other, alpha=level, df=df) for one, other, df in groups) if n > 1 else INFINITY
+    least = max(
+        planning.detectable(sizes(c, n, base, ablation.baseline), tuple(c.weights.values()), alpha=level)
+        for c in family(ablation)
+    )
     upper, enough = float(planning.sd_upper(floor.sd, floor.df)), needed(ablation, floor)
     return Forecast(n, floor.sd, least * floor.sd, least * upper, enough, _study_seconds(plan, enough), level)
 
@@ -93,7 +95,10 @@ def lines(plan: Plan) -> list[str]:
             f"with {_seeds(found.seeds)} a difference of {found.detectable:.2g} nats is found four times out of five "
             f"({found.detectable_upper:.2g} if the noise is at its upper 80 % limit)"
         )
-    return [*told, _what_x_takes(plan, found)]
+    told.append(_what_x_takes(plan, found))
+    if plan.ablation.lr_bracket or plan.ablation.tune:
+        told.append("intervals will be wider by what the search of rates leaves open, known once its trials are there")
+    return told
 
 
 def _what_x_takes(plan: Plan, found: Forecast) -> str:

@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gpt2lab.analysis import planning
-from gpt2lab.analysis.looks import look_alpha
+from gpt2lab.analysis import calibration, planning
+from gpt2lab.analysis.looks import extendable_looks
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import LoadedAblation
@@ -95,19 +95,14 @@ def makespan(seconds: Iterable[float], jobs: int) -> float:
 
 
 def level_of(ablation: LoadedAblation) -> float:
-    """The level at which each contrast is planned: alpha shared over looks and contrasts."""
-    alpha = look_alpha(ablation.looks, ablation.alpha) if ablation.looks else ablation.alpha
-    return alpha / max(1, len(ablation.contrasts))
+    """The level at which each contrast is planned: that of a declared look, shared over the contrasts."""
+    level = extendable_looks(ablation.looks or (FEWEST,), ablation.alpha)[0].level
+    return level / max(1, len(ablation.contrasts))
 
 
-def sizes(contrast: Declared, n: int, base: int, baseline: str) -> tuple[float, float, float]:
-    """(seeds of one side, of the other, degrees of freedom) of two groups whose difference is known as well as the
-    contrast at n seeds per arm and `base` of the baseline."""
-    if contrast.is_pair:
-        one, other = (base if name == baseline else n for name in (contrast.arm, contrast.against))
-        return one, other, one + other - 2
-    each = 2 * n / sum(weight**2 for weight in contrast.weights.values())
-    return each, each, len(contrast.weights) * (n - 1)
+def sizes(contrast: Declared, n: int, base: int, baseline: str) -> tuple[int, ...]:
+    """Seeds of every arm in a contrast, at n per arm and `base` of the baseline."""
+    return tuple(base if name == baseline else n for name in contrast.weights)
 
 
 def family(ablation: LoadedAblation) -> Sequence[Declared]:
@@ -117,8 +112,10 @@ def family(ablation: LoadedAblation) -> Sequence[Declared]:
 
 def power(ablation: LoadedAblation, contrast: Declared, effect: float, n: int, base: int) -> float:
     """Chance that a contrast of `effect` sd is found with n seeds per arm and `base` of the baseline; 0 below 2."""
-    one, other, freedom = sizes(contrast, n, base, ablation.baseline)
-    return planning.power(effect, one, other, alpha=level_of(ablation), df=freedom) if n > 1 else 0.0
+    if n < 2:
+        return 0.0
+    weights = tuple(contrast.weights.values())
+    return calibration.power(effect, sizes(contrast, n, base, ablation.baseline), weights, alpha=level_of(ablation))
 
 
 def needed(ablation: LoadedAblation, floor: Floor) -> int:

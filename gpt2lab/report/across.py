@@ -130,7 +130,7 @@ def _why(error: Exception) -> str:
 
 def _entry(study: Study, store: Store, sharing: int, link: str) -> Entry:
     runs = collect(study, store)
-    verdicts = judge_runs(study, runs, sensitivity=False)
+    verdicts = judge_runs(study, runs, store, sensitivity=False)
     findings = [_finding(study, contrast) for contrast in verdicts.contrasts]
     return Entry(study=study, runs=runs, verdicts=verdicts, findings=findings, sharing=sharing, link=link)
 
@@ -251,7 +251,7 @@ def as_json(entry: Entry) -> dict[str, Any]:
     """A study for programs: plain data, without numbers that are not finite."""
     flops, seconds = spent(entry.runs, entry.study)
     own = {key: entry.study.get(key) for key in ("name", "hash", "ablation", "scale", "question", "created", "metric")}
-    own |= {"unit": entry.unit, "smallest_effect": entry.study["smallest_effect"], "caveat": entry.study.get("caveat")}
+    own |= {"unit": entry.unit, "smallest_effect": entry.verdicts.smallest_effect, "caveat": entry.study.get("caveat")}
     own |= {"scope": list(entry.verdicts.scope), "parameters": entry.study["scope"].get("parameters")}
     own |= {"tokens": entry.study["scope"].get("tokens"), "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}
     own |= {"baseline": entry.study["baseline"], "baseline_serves": entry.sharing, "report": entry.link or None}

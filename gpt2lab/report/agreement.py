@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from gpt2lab.analysis import Contrast
 from gpt2lab.report.published import Effect
-from gpt2lab.results import Study, unit
+from gpt2lab.results import Study, smallest_effect, unit
 from gpt2lab.text import DASH
 
 ONE_CLASS = 2.0
@@ -105,7 +105,7 @@ def with_published(study: Study, contrast: Contrast, effect: Effect) -> Agreemen
     return agree(
         contrast,
         effect.direction,
-        smallest_effect=study["smallest_effect"],
+        smallest_effect=smallest_effect(study),
         size=effect.size if unit(study) == "nats" else None,  # bits per byte depend on the tokenizer
         same_class=same,
         scale=scale_of(study),
@@ -123,7 +123,7 @@ def with_expected(study: Study, contrast: Contrast, expected: str, effects: Sequ
     return agree(
         contrast,
         direction,
-        smallest_effect=study["smallest_effect"],
+        smallest_effect=smallest_effect(study),
         size=max(sizes, default=None) if unit(study) == "nats" else None,
         same_class=same,
         scale=scale_of(study),

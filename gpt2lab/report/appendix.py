@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.scaling import Reach
+from gpt2lab.analysis.words import decimals
 from gpt2lab.evidence import Evidence, Trial
 from gpt2lab.report.tables import Cell, Column, Row, Summary, Table, difference_cell, p_cell, worth_cell
 from gpt2lab.results import Study, StudyRun, failure_ceiling
 from gpt2lab.text import DASH, interval, number, quantity, signed
 
 
-def sensitivity_table(study: Study, verdicts: Verdicts, evidence: Evidence) -> Table:
+def sensitivity_table(verdicts: Verdicts, evidence: Evidence) -> Table:
     """Every contrast again, not adjusted for the family, by other estimators where the runs allow them, and how far it
     depends on the validation text."""
     columns = (
@@ -24,23 +25,45 @@ def sensitivity_table(study: Study, verdicts: Verdicts, evidence: Evidence) -> T
     )  # fmt: skip
     rows = []
     for c in verdicts.contrasts:
-        cells = [difference_cell(c.difference, c.raw_low, c.raw_high, p_cell(c.p, study["alpha"]))]
+        cells = [difference_cell(c.difference, c.raw_low, c.raw_high, p_cell(c.p, c.alpha))]
         for name in ("paired", "blocked"):
             o = c.sensitivity.get(name)
             cells.append(
-                difference_cell(o["difference"], o["low"], o["high"], p_cell(o["p"], study["alpha"]))
-                if o
-                else Cell(DASH)
+                difference_cell(o["difference"], o["low"], o["high"], p_cell(o["p"], c.alpha)) if o else Cell(DASH)
             )
         permuted = c.sensitivity.get("permutation")
         exact = "exact" if permuted and permuted["exact"] else "drawn at random"
-        cells.append(Cell(f"p {p_cell(permuted['p'], study['alpha'])}", exact) if permuted else Cell(DASH))
+        cells.append(Cell(f"p {p_cell(permuted['p'], c.alpha)}", exact) if permuted else Cell(DASH))
         upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
         cells.append(Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper))
         text = evidence.text_noise.get((c.arm, c.against))
-        cells.append(Cell(f"se {number(text.se, 2)}", f"{text.count} {text.unit}") if text else Cell(DASH))
+        cells.append(Cell(_give(text.halfwidth), f"{text.count} {text.unit}") if text else Cell(DASH))
         rows.append(Row((Cell(f"{c.arm} against {c.against}"), *cells)))
     return Table(columns, rows)
+
+
+def error_table(verdicts: Verdicts, evidence: Evidence) -> Table:
+    """Half the width of each interval by its sources, and the step that would narrow it most for its time."""
+    columns = (
+        Column("Contrast"), Column("Interval", "number"), Column("Seeds", "number"),
+        Column("Search of rates", "number"), Column("Validation text", "number"),
+        Column("Narrows it most per hour", "words"),
+    )  # fmt: skip
+    rows = []
+    for c in verdicts.contrasts:
+        budget = evidence.error_budgets.get((c.arm, c.against))
+        if budget is None:
+            continue
+        parts = [budget.sources.get(name) for name in ("seeds", "search", "text")]
+        cells = (Cell(DASH if part is None else _give(max(part, 0.0))) for part in parts)
+        name = Cell(f"{c.arm} against {c.against}")
+        rows.append(Row((name, Cell(_give(budget.halfwidth)), *cells, Cell(budget.told()))))
+    return Table(columns, rows)
+
+
+def _give(halfwidth: float) -> str:
+    """`±0.0051`: two significant digits, as half the width of an interval is known."""
+    return f"±{number(halfwidth, decimals(halfwidth, halfwidth)) if halfwidth else 0}"
 
 
 def run_table(study: Study, runs: Sequence[StudyRun], evidence: Evidence) -> Table:

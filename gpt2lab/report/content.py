@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.analysis import in_words
+from gpt2lab.analysis.words import listed
 from gpt2lab.report import method, sections, tables, tuned
 from gpt2lab.report.pictures import Picture
 from gpt2lab.report.read import Read
@@ -109,11 +111,19 @@ def _warnings(read: Read, *, judged: bool, forced: bool) -> list[Remark]:
 
 def _verdicts_note(read: Read) -> str:
     study, verdicts = read.study, read.verdicts
-    levels = sorted({contrast.alpha for contrast in verdicts.contrasts}) or [study["alpha"]]
+    known = [c for c in verdicts.contrasts if math.isfinite(c.low)]
+    rescued = [c for c in known if (c.low, c.high) != (c.joint_low, c.joint_high)]
+    together = "these intervals hold together"
+    if rescued:
+        arms = listed(f"{c.arm} against {c.against}" for c in rescued)
+        together = (
+            f"these intervals hold together, but for {arms}: decided at a later step of Holm's method, each holds by "
+            "itself, and those that hold together are in the CSV and JSON as joint_low and joint_high"
+        )
     return (
         f"Difference: arm minus baseline in final {study['metric']}, {unit(study)}; lower is better. Below it the "
-        f"{100 * (1 - levels[0]):.3g} % interval (Welch), adjusted for the family of "
-        f"{plural(len(verdicts.contrasts), 'contrast')}, as p is by Holm's method. A difference below "
-        f"{study['smallest_effect']:g} {unit(study)} was declared too small to matter before anything ran. Cost: FLOPs "
-        "of a whole run, and training speed, against the baseline's."
+        f"{tables.confidence(verdicts)} interval (Welch), adjusted for the family of "
+        f"{plural(len(verdicts.contrasts), 'contrast')}, as p is by Holm's method: {together}. A difference below "
+        f"{verdicts.smallest_effect:g} {unit(study)} was declared too small to matter. Cost: FLOPs of a whole run, and "
+        "training speed, against the baseline's."
     )

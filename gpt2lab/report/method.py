@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from gpt2lab.analysis.looks import MULTIPLES
+from gpt2lab.analysis.words import listed
 from gpt2lab.report import health, tuned
 from gpt2lab.report.read import Read
 from gpt2lab.results import Study, unit
 from gpt2lab.text import number, plural, quantity
-
-DOUBTFUL = 2
-"""Standard errors over the validation text within which a difference may belong to that text alone."""
 
 SHARED_POOL = 5  # studies named one by one up to here, counted beyond
 
@@ -24,7 +23,6 @@ def noise(read: Read) -> list[str]:
     known = floor_sentence(study)
     if not known:
         return [
-            *_text_noise(read),
             "No noise floor of this scale, data, length and software was at hand; "
             f"`{study.get('noise_command') or 'gpt2lab noise ' + study['scale']}` measures one, and plans then say "
             "what they can find.",
@@ -37,20 +35,7 @@ def noise(read: Read) -> list[str]:
             "An arm of this study varies more than twice as much as the floor: what the plan said of power was too "
             "hopeful; the intervals above rest on the arms' own spread."
         )
-    return [*told, _power(read), *_text_noise(read)]
-
-
-def _text_noise(read: Read) -> list[str]:
-    """Contrasts whose difference the choice of validation text alone could explain."""
-    told = []
-    for c in read.verdicts.contrasts:
-        text = read.evidence.text_noise.get((c.arm, c.against))
-        if text and c.word.startswith(("better", "worse")) and abs(c.difference) < DOUBTFUL * text.se:
-            told.append(
-                f"{c.arm} against {c.against}: the difference is less than {DOUBTFUL} standard errors over the "
-                f"{text.count} {text.unit} that were scored ({number(text.se, 2)} nats): on other text it may be gone."
-            )
-    return told
+    return [*told, _power(read)]
 
 
 def floor_sentence(study: Study) -> str:
@@ -101,18 +86,17 @@ def declared(read: Read) -> list[str]:
         f"{study['baseline']}; {plural(len(read.verdicts.contrasts), 'contrast')} declared, one family.",
         f"Every run is scored at its end on the same {tokens} validation tokens. A seed sets initialisation, data "
         "order and dropout together; all arms share data order and, where shapes agree, initial weights.",
-        f"Estimator: Welch's t, Holm-adjusted, at {100 * study['alpha']:g} % for the whole family; equivalence by two "
-        f"one-sided tests against ±{study['smallest_effect']:g} {unit(study)}.",
+        f"Estimator: Welch's t with critical values that hold at every ratio of the arms' noise, Holm-adjusted, at "
+        f"{100 * read.verdicts.alpha:g} % for the whole family; equivalence by two one-sided tests against "
+        f"±{read.verdicts.smallest_effect:g} {unit(study)}.",
     ]
-    if study.get("looks"):
-        looks = ", ".join(map(str, study["looks"]))
-        told.append(
-            f"Looks were declared at {looks} seeds per arm, each at a smaller level, so that all of them together keep "
-            "the error rate; arms that were decided stopped there."
-        )
+    told.append(_looks(read))
     if study.get("lr_bracket"):
         factors = ", ".join(f"{factor:g}" for factor in study["lr_bracket"])
-        told.append(f"Learning rates: {factors} times each arm's own, one seed each, then fresh seeds at the best.")
+        told.append(
+            f"Learning rates: {factors} times each arm's own, one seed each, then fresh seeds at the best. A curve "
+            "through the trials bounds how far that rate may be from each arm's best; the intervals include it."
+        )
     told += tuned.method(study)
     axis = str(study.get("equalise", "tokens")).replace("_", " ")
     told.append(f"Arms are compared at equal {axis}; what that costs each of them on the other axes, the table shows.")
@@ -136,31 +120,21 @@ def deviations(read: Read) -> list[str]:
              if e.get("not_comparable")]  # fmt: skip
     if study.get("left_out"):
         told.append(f"Left out to fit the time budget: {'; '.join(study['left_out'])}.")
-    earlier = study.get("earlier") or []
-    if earlier:
-        times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
-        told.append(
-            f"This study was declared differently {times} before, last by `{earlier[-1].get('reproduce')}`; arms or "
-            "seeds that were chosen after a look make every verdict weaker than it says."
-        )
-    if study.get("undeclared_look"):
-        told.append(f"An undeclared look: {study['undeclared_look']}.")
+    told += _declared_before(study)
     missing = [run for run in read.runs if run.value is None]
     if missing:
         told.append(f"{plural(len(missing), 'declared run')} without a final value; see Runs.")
     failed = {name: arm.failed for name, arm in read.arms.items() if arm.failed}
     if failed:
-        listed = ", ".join(f"{count} of {name}" for name, count in failed.items())
-        told.append(f"Diverged, or no better than token frequencies: {listed}; counted, never dropped.")
+        counts = ", ".join(f"{count} of {name}" for name, count in failed.items())
+        told.append(f"Diverged, or no better than token frequencies: {counts}; counted, never dropped.")
     told += health.deviations(read.health)
     shared = [run for run in read.runs if read.evidence.elsewhere.get(run.id)]
     if shared:
         names = sorted({name for run in shared for name in read.evidence.elsewhere[run.id]})
-        listed = ", ".join(names[:SHARED_POOL]) + (
-            f" and {len(names) - SHARED_POOL} more" if names[SHARED_POOL:] else ""
-        )
+        some = ", ".join(names[:SHARED_POOL]) + (f" and {len(names) - SHARED_POOL} more" if names[SHARED_POOL:] else "")
         told.append(
-            f"{plural(len(shared), 'run')} shared with {listed}: trained once, so these studies are not independent."
+            f"{plural(len(shared), 'run')} shared with {some}: trained once, so these studies are not independent."
         )
     adopted = [run for run in read.runs if run.adopted_from]
     if adopted:
@@ -168,6 +142,37 @@ def deviations(read: Read) -> list[str]:
             f"{plural(len(adopted), 'run')} taken over from older code that trains the same bits (`gpt2lab adopt`)."
         )
     return told
+
+
+def _looks(read: Read) -> str:
+    """At which seeds contrasts are judged, and at which levels."""
+    study, past = read.study, read.study.get("history") or {}
+    looks = past.get("looks", study.get("looks")) or [past.get("first_seeds") or len(study["seeds"])]
+    if len(looks) > 1:
+        told = f"Looks were declared at {listed(map(str, looks))} seeds per arm; arms that were decided stopped there. "
+    else:
+        told = ""
+    more = listed(str(multiple * looks[-1]) for multiple in MULTIPLES)
+    return (
+        f"{told}Seeds may be added after a verdict: contrasts that are still open are then judged again, at {more} "
+        f"seeds. A fifth of the {100 * read.verdicts.alpha:g} % is kept back for that."
+    )
+
+
+def _declared_before(study: Study) -> list[str]:
+    """What was declared under this name before, and what of the present declaration therefore counts otherwise."""
+    earlier, past = study.get("earlier") or [], study.get("history") or {}
+    if not earlier:
+        return []
+    times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
+    told = [f"This study was declared differently {times} before, last by `{earlier[-1].get('reproduce')}`."]
+    told += [f"{sentence}." for sentence in past.get("changed") or ()]
+    late = past.get("late") or []
+    if late:
+        pairs = listed(f"{arm} against {against}" for arm, against in late)
+        told.append(f"Declared after the results were there, and exploratory for that: {pairs}.")
+    undeclared = past.get("undeclared") or study.get("undeclared_look")
+    return [*told, f"Nothing is claimed: {undeclared}."] if undeclared else told
 
 
 def facts(study: Study) -> list[tuple[str, str]]:

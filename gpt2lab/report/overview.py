@@ -63,7 +63,7 @@ def groups(entries: Sequence[Entry]) -> list[Group]:
 
 
 def _bar(finding: Finding, entry: Entry) -> Bar:
-    c, small = finding.contrast, entry.study["smallest_effect"]
+    c, small = finding.contrast, entry.verdicts.smallest_effect
     label = c.arm if c.against == entry.study["baseline"] else f"{c.arm} − {c.against}"
     words = f"{finding.difference.text} {entry.unit}, {finding.verdict.text}"
     return Bar(label, words, found_direction(c), c.difference / small, c.low / small, c.high / small)

@@ -14,7 +14,7 @@ from gpt2lab.report import figures, health_figures, origin_figures, svg, tuned
 from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import Curve, Look, looks
 from gpt2lab.report.read import Read
-from gpt2lab.report.tables import Summary, difference_cell, is_pair, verdict_cell
+from gpt2lab.report.tables import Summary, confidence, difference_cell, is_pair, verdict_cell
 from gpt2lab.results import LOSS, Study, StudyRun, contexts_of, failure_ceiling, unit
 from gpt2lab.text import clean, number, plural, shorten
 
@@ -72,16 +72,16 @@ def _forest(study: Study, verdicts: Verdicts, look: Mapping[str, Look]) -> Parts
         words = "   ".join((difference_cell(c.difference, c.low, c.high).text, verdict_cell(c).text))
         effects.append(figures.Effect(label, c.arm, c.difference, c.low, c.high, words))
     caption = (
-        f"Bars: {100 * (1 - study['alpha']):g} % intervals adjusted for the family of "
+        f"Bars: {confidence(verdicts)} intervals adjusted for the family of "
         f"{plural(len(effects), 'contrast')}; a hollow mark has no interval, an arrow an end outside the frame. "
-        f"Shaded: differences below {study['smallest_effect']:g} {unit(study)}, declared too small to matter."
+        f"Shaded: differences below {verdicts.smallest_effect:g} {unit(study)}, declared too small to matter."
     )
     noise = (study.get("noise") or {}).get("sd") if study["metric"] == LOSS else None
     if noise:
         caption += f" Dotted: one sd of the noise floor, {number(noise, 3)}, to either side."
     effects_of_factors = bool(study.get("factors"))
     to = "" if effects_of_factors else f" to {shorten(study['baseline'])}"
-    figure = figures.forest(effects, look, study["smallest_effect"], to, noise)
+    figure = figures.forest(effects, look, verdicts.smallest_effect, to, noise)
     title = "Effects of the factors" if effects_of_factors else "Difference to the baseline"
     return "differences", title, caption, "wide", figure
 

@@ -40,13 +40,13 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
     if study.get("name") not in store.studies():  # it becomes a folder's name
         raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
     runs = collect(study, store)
-    verdicts = judge_runs(study, runs, force_exploratory=force_exploratory)
+    verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory)
     apart = [c.arm for c in verdicts.contrasts if c.word == "not comparable" and c.against == study["baseline"]]
     return Read(
         study=study,
         runs=runs,
         verdicts=verdicts,
-        evidence=gather(study, runs, store),
+        evidence=gather(study, runs, verdicts, store),
         arms=summaries(study, runs, verdicts),
         trends=trends(study, store),
         health=health(study, runs, store),

@@ -49,10 +49,11 @@ def sections(read: Read, pictures: Sequence[Picture] = ()) -> list[Section]:
         _horizon(read) if evidence.horizon else None,
         Section(
             title="Sensitivity: the same contrasts, analysed in other ways",
-            table=appendix.sensitivity_table(study, read.verdicts, evidence),
+            table=appendix.sensitivity_table(read.verdicts, evidence),
             note=SENSITIVITY,
             folded=True,
         ),
+        _errors(read) if evidence.error_budgets else None,
         Section(title="Noise floor and power", points=method.noise(read)),
         Section(title="Method", points=method.declared(read)),
         Section(
@@ -65,6 +66,19 @@ def sections(read: Read, pictures: Sequence[Picture] = ()) -> list[Section]:
     return [section for section in made if section]
 
 
+def _errors(read: Read) -> Section:
+    return Section(
+        title="What the intervals are made of", table=appendix.error_table(read.verdicts, read.evidence), note=ERRORS
+    )
+
+
+ERRORS = (
+    "Half-widths in the metric's unit, at the level of the verdicts. Seeds: of the interval at the rates that were "
+    "chosen. Search of rates: what is added because each arm's best rate is known only from a few trials. Validation "
+    "text: of a 95 % interval over documents (Student's t); it is not part of the verdict's interval, which holds for "
+    "this text. The last column says what would narrow the interval most for the training time that it takes, if "
+    "spreads and curves are as they look now."
+)
 COST = (
     "The smaller figures compare with the baseline. FLOPs are forward and backward. Speed is the median over runs, "
     "memory the largest of them; both depend on what else the machine was doing."
@@ -107,9 +121,9 @@ def _worth(read: Read) -> Section:
         title="What differences are worth",
         table=appendix.budget_table(read.study, evidence, read.arms),
         note="Mean final losses of runs that each finished a schedule of their own. A multiplier is the compute (or "
-        "the tokens) that the baseline needs for an arm's loss, divided by what the arm took; between two budgets the "
-        "loss is taken to be linear in the logarithm of the budget. The 95 % interval holds every budget at which the "
-        "baseline cannot be told from the arm; it is not adjusted for the number of arms.",
+        "the tokens) that the baseline needs for an arm's loss, divided by what the arm took. The 95 % interval takes "
+        "for granted only that the loss falls ever more slowly with the logarithm of the budget; it is not adjusted "
+        "for the number of arms.",
         points=points,
     )
 

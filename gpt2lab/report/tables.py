@@ -125,7 +125,7 @@ def _contrast_row(study: Study, arms: Mapping[str, Summary], contrast: Contrast,
     """A pair shows its arm; an effect of a factorial design has no arm of its own, only the cells it is made from."""
     numbers = (
         difference_cell(contrast.difference, contrast.low, contrast.high),
-        Cell(p_cell(contrast.p_holm, study["alpha"])),
+        Cell(p_cell(contrast.p_holm, contrast.alpha)),
         verdict_cell(contrast),
     )
     arm = arms.get(contrast.arm) if is_pair(contrast) else None
@@ -187,8 +187,15 @@ def difference_cell(difference: float, low: float, high: float, p: str = "") -> 
     return Cell(signed(difference, digits) + (f" (p {p})" if p not in ("", DASH) else ""), bounds)
 
 
+def confidence(verdicts: Verdicts) -> str:
+    """Of the contrasts' intervals: `96 %`, or `96 to 99.4 %` where some were judged at other levels."""
+    levels = sorted({contrast.alpha for contrast in verdicts.contrasts} or {verdicts.alpha}, reverse=True)
+    return " to ".join(f"{100 * (1 - level):.3g}" for level in dict.fromkeys((levels[0], levels[-1]))) + " %"
+
+
 def p_cell(value: float, alpha: float) -> str:
-    return DASH if math.isnan(value) else p_value(value, alpha)
+    """`0.036`, `< 1e-15`: a p value in a column that is called so."""
+    return DASH if math.isnan(value) else p_value(value, alpha).removeprefix("= ")
 
 
 def verdict_cell(contrast: Contrast) -> Cell:

@@ -61,7 +61,7 @@ def contrast_table(read: Read) -> Table | None:
         arm = read.arms.get(c.arm)
         cells = (
             Cell(c.arm, f"against {c.against}"), first, difference_cell(c.difference, c.low, c.high),
-            Cell(p_cell(c.p_holm, read.study["alpha"])), verdict_cell(c),
+            Cell(p_cell(c.p_holm, c.alpha)), verdict_cell(c),
         )  # fmt: skip
         rows.append(Row(cells, arm.look if arm else None))
     return Table(columns, rows)
@@ -180,7 +180,7 @@ def disagreement(read: Read, contrast: Contrast) -> str:
     other = before(read, contrast)
     if other is None:
         return ""
-    moved, small = contrast.difference - other.difference, read.study["smallest_effect"]
+    moved, small = contrast.difference - other.difference, read.verdicts.smallest_effect
     noise = math.hypot(contrast.high - contrast.low, other.high - other.low) / 2
     apart = abs(moved) > noise  # not so where either is unknown
     if _kind(other) == _kind(contrast) and not (apart and abs(moved) > small):

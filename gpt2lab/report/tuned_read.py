@@ -44,7 +44,7 @@ def tunings(study: Study, store: Store) -> Tunings:
         return Tunings()
     twin = as_written(study)
     runs = collect(twin, store)
-    written = judge_runs(twin, runs, sensitivity=False) if any(run.value is not None for run in runs) else None
+    written = judge_runs(twin, runs, store, sensitivity=False) if any(run.value is not None for run in runs) else None
     own = {run for entry in study["arms"].values() for run in entry["runs"].values()}
     others = [run for run in runs if run.id not in own]
     try:

@@ -134,7 +134,7 @@ def described(
 ) -> Verdicts:
     """The study's contrasts in one measured value, all exploratory: the study declared another metric."""
     arms = {arm: {**entry, "exploratory": UNDECLARED} for arm, entry in study["arms"].items()}
-    asked = {**study, "arms": arms, "metric": name, "looks": None, "bracketed": False, "undeclared_look": None}
+    asked = {**study, "arms": arms, "metric": name, "looks": None, "bracketed": False, "history": None}
     own = [replace(run, value=values[run.id].get(name) if run.id in values else run.value) for run in runs]
     return judge_runs(asked, own)
 

@@ -8,6 +8,7 @@ import pytest
 from statsmodels.stats.oneway import anova_oneway
 
 from gpt2lab.analysis import compare
+from gpt2lab.analysis.calibration import valid_p
 from gpt2lab.analysis.statistics import linear, welch
 from gpt2lab.errors import ConfigError
 
@@ -36,18 +37,20 @@ def test_two_arms_are_welchs_test() -> None:
         assert np.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-12, atol=1e-14), name
 
 
-def test_a_mean_of_two_arms_against_a_third_matches_welch_anova_where_the_two_agree() -> None:
+def test_the_statistic_is_that_of_welchs_anova_where_the_two_agree() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(0, 1, 5), rng.normal(0.5, 2, 7)
     test = linear([a, b], [1, -1])
-    assert float(test.p) == pytest.approx(anova_oneway([a, b], use_var="unequal").pvalue, rel=1e-9)
+    expected = anova_oneway([a, b], use_var="unequal")
+    assert float(test.difference / test.se) ** 2 == pytest.approx(expected.statistic)
+    assert float(test.p) == pytest.approx(float(valid_p(expected.pvalue, (5, 7))))
 
 
 def test_intervals_of_an_interaction_cover_the_truth() -> None:
     rng = np.random.default_rng(2)
     arms = [rng.normal(mean, sd, (20_000, 4)) for mean, sd in zip((0, 1, 2, 4), (1, 2, 1, 3), strict=True)]
     test = linear(arms, [1, -1, -1, 1])
-    assert np.mean((test.low <= 1) & (test.high >= 1)) == pytest.approx(0.95, abs=0.015)
+    assert 0.95 <= np.mean((test.low <= 1) & (test.high >= 1)) <= 0.975
 
 
 def test_main_effect_and_interaction_get_their_words() -> None:

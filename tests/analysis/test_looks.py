@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from gpt2lab.analysis import Verdicts, compare
-from gpt2lab.analysis.looks import look_alpha
+from gpt2lab.analysis.looks import extendable_looks, look_alpha
 from gpt2lab.analysis.statistics import welch
 
 LOOKS = (3, 5, 8)
@@ -88,3 +88,50 @@ def test_refusals_can_be_turned_into_numbers_that_claim_nothing() -> None:
     forced = compare(frame, baseline="base", smallest_effect=0.05, force_exploratory=True, **barred).contrasts[0]
     assert refused.word == "not comparable"
     assert forced.word == "exploratory" and "its code differs" in forced.verdict and "-0.30" in forced.verdict
+
+
+def test_a_study_keeps_a_fifth_back_and_spends_it_at_twice_and_four_times_the_seeds() -> None:
+    looks = extendable_looks((3,), 0.05)
+    assert [(look.n, look.declared) for look in looks] == [(3, True), (6, False), (12, False)]
+    assert looks[0].level == pytest.approx(0.04)
+    sums = np.random.default_rng(3).normal(size=(400_000, 12)).cumsum(-1)
+    z = {n: np.abs(sums[:, n - 1]) / np.sqrt(n) for n in (3, 6, 12)}
+    spent = np.cumsum([0.04, 0.004, 0.004])
+    for k in range(1, 4):
+        crossed = np.any([z[look.n] > stats.norm.isf(look.level / 2) for look in looks[:k]], axis=0)
+        assert crossed.mean() == pytest.approx(spent[k - 1], abs=0.001)
+
+
+def test_declared_looks_share_what_is_not_kept_back() -> None:
+    looks = extendable_looks(LOOKS, 0.05)
+    assert [look.n for look in looks] == [3, 5, 8, 16, 32]
+    assert {look.level for look in looks[:3]} == {look_alpha(LOOKS, 0.04)}
+    assert looks[4].level < looks[3].level < looks[0].level
+
+
+def extended(n: int) -> Verdicts:
+    """The first n seeds of one and the same study."""
+    frame = table({"base": 0, "near": -0.03}, {"base": 12, "near": 12}, sd=0.03)
+    return compare(frame[frame.seed < n], baseline="base", smallest_effect=0.05, looks=(3,), extendable=True)
+
+
+def test_seeds_that_are_added_count_from_the_next_look_on() -> None:
+    first, between, second = (extended(n).contrasts[0] for n in (3, 5, 6))
+    assert first.word == "inconclusive: need about 9 more seeds per arm" and first.next_look == 6  # 12 are a look
+    assert (between.p, between.look, between.n_arm) == (first.p, 3, 3)
+    assert (second.look, second.n_arm) == (6, 6) and second.alpha < first.alpha
+    assert "judged again at 6 seeds, at alpha 0.0082" in second.verdict
+
+
+def test_after_the_last_look_only_fresh_seeds_help() -> None:
+    frame = table({"base": 0, "near": -0.02}, {"base": 12, "near": 12}, sd=0.06)
+    found = compare(frame, baseline="base", smallest_effect=0.05, looks=(3,), extendable=True).contrasts[0]
+    assert found.look == 12 and found.next_look is None
+    assert found.word.startswith("inconclusive: confirm on about")
+
+
+def test_the_baseline_may_have_more_seeds_at_the_first_look_but_no_more_than_it_had_then() -> None:
+    frame = table({"base": 0, "near": -0.05}, {"base": 10, "near": 3}, sd=0.03)
+    terms = {"baseline": "base", "smallest_effect": 0.05, "looks": (3,), "extendable": True}
+    ten, six = (compare(frame, **terms, baseline_seeds=n).contrasts[0] for n in (10, 6))  # type: ignore[arg-type]
+    assert (ten.n_arm, ten.n_against) == (3, 10) and (six.n_arm, six.n_against) == (3, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from gpt2lab.analysis import judging, looks, verdicts
+from gpt2lab.analysis import judging, verdicts
+from gpt2lab.analysis.looks import Look
 from gpt2lab.analysis.planning import seeds_for_power
 from gpt2lab.analysis.selftest import claims, plans, sameness, selftest
 from gpt2lab.analysis.selftest.noise import table
@@ -123,12 +125,14 @@ def test_equivalence_at_half_the_confidence_fails_at_a_difference_of_exactly_x(m
 
 
 def test_looks_at_the_full_level_each_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "look_alpha", lambda at, alpha: alpha)
+    monkeypatch.setattr(plans, "declared_looks", lambda at, alpha: [Look(n, alpha) for n in at])
     assert "n = 3, 5, 8, 1 arm, all null: any better/worse" in failed("looks")
 
 
 def test_looks_judged_otherwise_than_declared_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looks, "look_alpha", lambda at, alpha: alpha / 50)
+    monkeypatch.setattr(
+        sys.modules["gpt2lab.analysis.compare"], "declared_looks", lambda at, alpha: [Look(n, alpha / 50) for n in at]
+    )
     assert failed("agreement") == {"compare against findings, with looks: other word"}
 
 

@@ -235,11 +235,13 @@ def test_tables_of_mlflow_that_cannot_be_read_say_where(
         verdicts(frame, **terms)
 
 
-def test_one_seed_for_all_runs_is_told_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"columns 'params.arm' and 'params.seed' name one run") as error:
-        verdicts(tracked().assign(**{"params.seed": "42"}))
-    assert error.value.hint == "seed='run_id'"
-    assert str(verdicts(tracked().assign(**{"params.seed": "42"}), seed="run_id")) == str(verdicts(plain()))
+@pytest.mark.parametrize("seed", [None, "run_id", "tags.mlflow.runName"])
+def test_runs_of_one_seed_are_no_seeds_whatever_tells_the_runs_apart(seed: str | None) -> None:
+    frame = tracked().assign(**{"params.seed": "42"})
+    frame["tags.mlflow.runName"] = frame["run_id"]
+    with pytest.raises(ConfigError, match=r"has seed 42 already, in run 0+1?: .* \(and 8 more such rows\)") as error:
+        verdicts(frame, seed=seed)
+    assert error.value.hint == "keep one run of each arm and seed"
 
 
 def test_a_run_twice_in_joined_frames_is_refused_though_its_label_is_the_same() -> None:

@@ -32,7 +32,9 @@ def found(
     )  # fmt: skip
 
 
-def test_without_lopsidedness_it_is_the_parabola_and_the_interval_of_fieller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lopsidedness_the_curve_is_the_parabola_and_the_interval_holds_that_of_fieller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("gpt2lab.analysis.parabola.LOPSIDED", 1e-5)
     x = np.linspace(-2, 2, 12)
     y = 1 + 0.03 * (x - 0.3) ** 2 + np.random.default_rng(4).normal(0, 0.01, 12)
@@ -45,8 +47,30 @@ def test_without_lopsidedness_it_is_the_parabola_and_the_interval_of_fieller(mon
     assert ours.curve is not None and ours.interval is not None
     place = 4 / 300
     assert ours.curve.at == pytest.approx(-b / (2 * c), abs=place)
-    assert ours.interval == pytest.approx(sorted(roots.real), abs=1.6 * place)
+    assert ours.interval[0] < min(roots.real) < max(roots.real) < ours.interval[1]
     assert ours.curve.sd == pytest.approx(math.sqrt(ols.scale), rel=0.01)
+
+
+@pytest.mark.parametrize("noise_sd", [None, 0.006])
+def test_the_interval_is_the_profile_of_curves_by_any_powers(noise_sd: float | None) -> None:
+    """Each place with each pair of powers fitted by scipy's non-negative least squares."""
+    x = np.linspace(-2, 2, 13)
+    y = 1 + np.where(x < 0.2, 0.01, 0.06) * (x - 0.2) ** 2 + np.random.default_rng(4).normal(0, 0.006, 13)
+    ours = fit(x, y, log=False, effect=1.0, noise_sd=noise_sd)
+    places, lack = np.linspace(-2, 2, 301), []
+    for place in places:
+        sides = [np.maximum(sign * (x - place), 0) for sign in (-1, 1)]
+        designs = [
+            np.stack([np.ones(13), -np.ones(13), sides[0] ** left, sides[1] ** right], axis=1)
+            for left in (1, 2, 3) for right in (1, 2, 3)
+        ]  # fmt: skip
+        lack.append(min(optimize.nnls(design, y)[1] ** 2 for design in designs))
+    variance = min(lack) / 8
+    limit = stats.t.ppf(0.975, 8) ** 2 * variance
+    if noise_sd is not None:
+        limit = stats.norm.ppf(0.975) ** 2 * max(noise_sd**2, variance)
+    inside = np.flatnonzero(np.array(lack) <= min(lack) + limit)
+    assert ours.interval == pytest.approx((places[inside[0] - 1], places[inside[-1] + 1]))
 
 
 def test_many_trials_decide_the_shape_of_both_sides() -> None:
@@ -65,7 +89,7 @@ def test_many_trials_decide_the_shape_of_both_sides() -> None:
 def test_the_answer_of_an_ordinary_search() -> None:
     answer = found(RATES, losses())
     assert answer.interval is not None and answer.vertex is not None and answer.flat is not None
-    assert answer.interval[0] < 0.004 < answer.interval[1] < 3 * answer.interval[0]
+    assert answer.interval[0] < 0.004 < answer.interval[1] < 6 * answer.interval[0]
     assert answer.flat == pytest.approx((0.004 / 2**1.58, 0.004 * 2**1.58), rel=0.25)  # sqrt(0.05 / 0.02) octaves
     assert answer.factor == pytest.approx(3, rel=0.25)
     assert answer.edge is None and answer.widen is None and answer.reason == ""

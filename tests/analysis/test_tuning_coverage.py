@@ -1,7 +1,8 @@
 """How often the interval of a searched optimum holds the truth: simulated curves like those of small models.
 
 Losses over octaves from the optimum: a parabola of 0.01 to 0.03 nats per squared octave with noise of 0.01 to 0.02, and
-four ways to leave it, in which larger rates hurt more. Trials on a grid, at random, or crowding around the best so far.
+many ways to leave it, by sides of unlike steepness or shape. Trials on a grid, at random, or crowding around the best
+so far; the optimum in the middle of the space or near one end.
 """
 
 from __future__ import annotations
@@ -17,14 +18,39 @@ from gpt2lab.analysis.statistics import Array
 
 LOW, HIGH = -4.0, 3.0  # octaves around the middle of where the optimum may lie
 EFFECT = 0.05
-SHAPES: dict[str, Callable[[Array, float], Array]] = {
+Shape = Callable[[Array, float], Array]
+
+
+def uneven(ratio: float) -> Shape:
+    """Two half parabolas, `ratio` times as steep above as below."""
+    return lambda u, c: np.where(u < 0, c / math.sqrt(ratio), c * math.sqrt(ratio)) * u * u
+
+
+def exponential(rate: float) -> Shape:
+    """Straight below, exponential above (the other way round with a negative rate)."""
+    return lambda u, c: 2 * c / rate**2 * (np.exp(rate * u) - rate * u - 1)
+
+
+SHAPES: dict[str, Shape] = {
     "parabola": lambda u, c: c * u * u,
     "wall": lambda u, c: np.where(u > 2.3, np.inf, c * u * u),
     "explosion": lambda u, c: c * u * u + 0.4 * np.exp(2.5 * (u - 2.5)),
-    "lopsided": lambda u, c: np.where(u < 0, 0.5 * c, 2 * c) * u * u,
+    "lopsided": uneven(4),
     "straight": lambda u, c: np.where(u < -1.5, c * (-3 * u - 2.25), c * u * u) + np.where(u > 2, 3 * (u - 2) ** 2, 0),
+    "eightfold": uneven(8),
+    "sixteenfold": uneven(16),
+    "eightfold below": uneven(1 / 8),
+    "exponential": exponential(1),
+    "steep exponential": exponential(2),
+    "exponential below": exponential(-1),
+    "cubic": lambda u, c: c * u * u * (1 + 0.12 * u),
+    "cubic below": lambda u, c: c * u * u * (1 - 0.12 * u),
+    "kink": lambda u, c: c * u * u + np.where(u > 0, 3 * c * u, 0),
+    "corner": lambda u, c: c * np.where(u < 0, -u, 4 * u),
 }
-"""`wall` diverges, `explosion` does so gradually, `lopsided` is four times as steep above, `straight` is so below."""
+"""`wall` diverges, `explosion` does so gradually, `straight` is so below and steep far above; all others go by name."""
+MIDDLE, ENDS = (-0.7, 0.7), ((1.5, 2.5), (-3.5, -2.5))
+"""Where the optimum may lie, in octaves."""
 DESIGNS = {6: ("grid",), 8: ("grid", "crowding"), 12: ("grid", "crowding"), 24: ("grid", "random", "crowding")}
 NOISES = ((0.01, 0.01), (0.01, 0.02), (0.02, 0.015), (0.03, 0.01), (0.03, 0.02))
 
@@ -36,10 +62,10 @@ def lowest(shape: str, c: float) -> float:
 
 
 def search(
-    shape: str, c: float, sd: float, n: int, design: str, rng: np.random.Generator
+    shape: str, c: float, sd: float, n: int, design: str, where: tuple[float, float], rng: np.random.Generator
 ) -> tuple[Array, Array, float]:
     """Octaves, losses (infinite where diverged) and the true optimum of one simulated search."""
-    shift = rng.uniform(-0.7, 0.7)
+    shift = rng.uniform(*where)
 
     def loss(x: Array) -> Array:
         return SHAPES[shape](x - shift, c) + rng.normal(0, sd, np.shape(x))
@@ -54,14 +80,16 @@ def search(
     return x, y, lowest(shape, c) + shift
 
 
-def simulated(shape: str, n: int, *, known: bool, draws: int, seed: int = 0) -> dict[str, float]:
+def simulated(
+    shape: str, n: int, *, known: bool, draws: int, seed: int = 0, where: tuple[float, float] = MIDDLE
+) -> dict[str, float]:
     """What became of `draws` searches for each design and noise: share with an interval, its coverage and width ..."""
     rng = np.random.default_rng(seed)
     rows = []
     for design in DESIGNS[n]:
         for c, sd in NOISES:
             for _ in range(draws):
-                x, y, truth = search(shape, c, sd, n, design, rng)
+                x, y, truth = search(shape, c, sd, n, design, where, rng)
                 fine = np.isfinite(y)
                 found = fit(2.0 ** x[fine], y[fine], log=True, effect=EFFECT, noise_sd=sd if known else None)
                 vertex = math.log2(found.curve.at) - truth if found.curve else math.nan
@@ -84,8 +112,15 @@ def simulated(shape: str, n: int, *, known: bool, draws: int, seed: int = 0) -> 
 ])  # fmt: skip
 def test_the_interval_holds_the_truth_and_the_curve_beats_the_best_trial(shape: str, n: int, known: bool) -> None:
     found = simulated(shape, n, known=known, draws=20)
-    assert found["coverage"] > 0.90
+    assert found["coverage"] > 0.93
     assert abs(found["bias"]) < 0.35 and found["error"] < 0.75 * found["error of the best trial"]
+
+
+@pytest.mark.parametrize(("shape", "n", "known"), [
+    ("sixteenfold", 12, True), ("steep exponential", 12, True), ("kink", 24, False), ("corner", 12, False),
+])  # fmt: skip
+def test_the_interval_holds_the_truth_on_lopsided_curves(shape: str, n: int, known: bool) -> None:
+    assert simulated(shape, n, known=known, draws=30)["coverage"] > 0.93
 
 
 @pytest.mark.slow
@@ -93,16 +128,33 @@ def test_the_interval_holds_the_truth_and_the_curve_beats_the_best_trial(shape: 
 @pytest.mark.parametrize("n", DESIGNS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_coverage_over_the_whole_table(shape: str, n: int, known: bool) -> None:
-    found = simulated(shape, n, known=known, draws=150, seed=1)
+    found = simulated(shape, n, known=known, draws=200, seed=1)
     print(shape, n, "known" if known else "unknown", {name: round(float(value), 3) for name, value in found.items()})
-    if n == 6 and not known:  # hardly ever given, so that its coverage cannot be measured
-        assert found["given"] < 0.15
+    if n == 6 and not known:  # never given
+        assert found["given"] == 0
         return
-    assert 0.90 <= found["coverage"] <= 0.995
-    assert found["given"] > 0.6 or n <= 8
+    assert found["coverage"] >= 0.93
+    assert found["given"] > 0.5 or n <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("shape", ["parabola", "lopsided", "eightfold", "steep exponential", "corner"])
+def test_the_coverage_of_an_optimum_near_an_end(shape: str, known: bool) -> None:
+    for n in (12, 24):
+        for where in ENDS:
+            found = simulated(shape, n, known=known, draws=100, seed=2, where=where)
+            print(shape, n, known, where, {name: round(float(value), 3) for name, value in found.items()})
+            if found["given"] > 0.2:  # where it is rarer, its coverage cannot be measured
+                assert found["coverage"] >= 0.93
 
 
 def test_a_single_parabola_would_be_far_off_where_the_sides_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2lab.analysis.parabola.LOPSIDED", 1e-4)
-    found = simulated("lopsided", 12, known=False, draws=20)
-    assert found["coverage"] < 0.8 and found["bias"] < -0.4
+    assert simulated("lopsided", 12, known=False, draws=20)["bias"] < -0.4
+
+
+def test_half_parabolas_alone_would_not_cover(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2lab.analysis.parabola.POWERS", (2.0,))
+    assert simulated("steep exponential", 24, known=True, draws=20)["coverage"] < 0.9
+    assert simulated("kink", 24, known=True, draws=20)["coverage"] < 0.9

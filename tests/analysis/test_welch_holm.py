@@ -8,18 +8,20 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_ind
 
-from gpt2lab.analysis.statistics import adjust, borrowed, equivalence, equivalence_interval, holm, welch
+from gpt2lab.analysis.calibration import nominal_level, valid_p
+from gpt2lab.analysis.statistics import adjust, borrowed, holm, welch
 
 RNG = np.random.default_rng(7)
 
 
-def test_welch_is_scipys_welch_with_any_leading_dimensions_and_unequal_n() -> None:
+def test_welch_is_scipys_welch_calibrated_with_any_leading_dimensions_and_up_to_twice_the_seeds() -> None:
     arm, against = RNG.normal(1, 2, (4, 5, 3)), RNG.normal(0, 1, (4, 5, 6))
     ours = welch(arm, against, alpha=0.1)
     for index in np.ndindex(4, 5):
         reference = stats.ttest_ind(arm[index], against[index], equal_var=False)
-        interval = reference.confidence_interval(0.9)
-        assert ours.p[index] == pytest.approx(reference.pvalue)
+        interval = reference.confidence_interval(1 - float(nominal_level(0.1, (3, 6))))
+        assert ours.p[index] == pytest.approx(float(valid_p(reference.pvalue, (3, 6))))
+        assert ours.p[index] >= reference.pvalue
         assert ours.df[index] == pytest.approx(reference.df)
         assert (ours.low[index], ours.high[index]) == pytest.approx((interval.low, interval.high))
         assert ours.difference[index] == pytest.approx(arm[index].mean() - against[index].mean())
@@ -31,11 +33,12 @@ def test_axis_says_where_the_seeds_are() -> None:
     assert welch(arm, against, axis=0).p == pytest.approx(welch(arm.T, against.T).p)
 
 
-def test_equivalence_is_statsmodels_with_unequal_variances_not_its_pooling_default() -> None:
-    arm, against = np.array([-4.0, -1, 1, 4]), np.linspace(-0.5, 0.5, 9)
-    ours = float(equivalence(arm, against, 6.0))
-    assert ours == pytest.approx(ttost_ind(arm, against, -6, 6, usevar="unequal")[0])
-    assert ours > 5 * ttost_ind(arm, against, -6, 6)[0]
+def test_equivalence_is_statsmodels_with_unequal_variances_calibrated() -> None:
+    arm, against = np.array([-4.0, -1, 1, 4]), np.linspace(-0.5, 0.5, 8)
+    ours = float(welch(arm, against, margin=6.0).p_equivalence)
+    one_sided = ttost_ind(arm, against, -6, 6, usevar="unequal")[0]
+    assert ours == pytest.approx(float(valid_p(2 * one_sided, (4, 8))) / 2)
+    assert ours > one_sided > 5 * ttost_ind(arm, against, -6, 6)[0]  # its default pools
 
 
 def test_holm_is_statsmodels_holm_for_every_family_at_once() -> None:
@@ -62,13 +65,22 @@ def test_an_adjusted_interval_leaves_out_zero_exactly_when_holm_rejects() -> Non
         "no case in which Holm is finer than Bonferroni: nothing was tested"
     )
     assert np.all(family.low[~rejected] <= family.raw_low[~rejected])
+    later = rejected & (family.p >= 0.05 / 4)
+    assert np.array_equal(family.low != family.joint_low, later)
 
 
-def test_adjusted_intervals_hold_together() -> None:
+def test_dropped_contrasts_stay_members_of_the_family() -> None:
+    arm, baseline = RNG.normal(-2, 1, (100, 5)), RNG.normal(size=(100, 5))
+    alone, among = (adjust([welch(arm, baseline)], dropped=dropped) for dropped in (0, 3))
+    assert among.p_holm == pytest.approx(np.minimum(4 * alone.p_holm, 1))
+    assert (among.high - among.low > alone.high - alone.low).all()
+
+
+def test_joint_intervals_hold_together() -> None:
     shifts = np.array([-3.5, -3, -2, 0])
     baseline = RNG.normal(size=(4000, 5))
     family = adjust([welch(RNG.normal(s, 1, (4000, 5)), baseline) for s in shifts])
-    all_cover = ((family.low <= shifts) & (shifts <= family.high)).all(-1).mean()
+    all_cover = ((family.joint_low <= shifts) & (shifts <= family.joint_high)).all(-1).mean()
     raw_cover = ((family.raw_low <= shifts) & (shifts <= family.raw_high)).all(-1).mean()
     assert all_cover >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / 4000)
     assert raw_cover < 0.92  # what the adjustment is for
@@ -85,7 +97,7 @@ def test_one_still_arm_is_tested_by_the_noise_of_the_other() -> None:
     arm, against = np.array([2.0, 2.1, 2.2]), np.full(3, 0.1)
     result = welch(arm, against)
     assert float(result.df) == pytest.approx(2)
-    assert float(result.p) == pytest.approx(stats.ttest_1samp(arm, 0.1).pvalue)
+    assert float(result.p) == pytest.approx(float(valid_p(stats.ttest_1samp(arm, 0.1).pvalue, (3, 3))))
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (1, 3), (3, 1)])
@@ -106,12 +118,7 @@ def test_borrowed_noise_is_inflated_and_keeps_the_lenders_degrees_of_freedom() -
 def test_the_equivalence_interval_lies_inside_the_margin_exactly_when_equivalence_passes() -> None:
     baseline = RNG.normal(size=(500, 5))
     family = adjust([welch(RNG.normal(size=(500, 5)), baseline, margin=2.5) for _ in range(3)])
-    flat = [np.ravel(getattr(family, n)) for n in ("difference", "se", "df", "p_equivalence", "p_equivalence_holm")]
-    passed = []
-    for d, se, df, p, p_holm in zip(*flat, strict=True):
-        if p_holm >= 1:
-            continue
-        low, high = equivalence_interval(d, se, df, p, p_holm, 0.05)
-        passed.append(p_holm < 0.05)
-        assert (max(-low, high) < 2.5) == passed[-1]
-    assert 50 < sum(passed) < len(passed) - 50
+    passed = family.p_equivalence_holm < 0.05
+    inside = np.maximum(-family.same_low, family.same_high) < 2.5
+    assert np.array_equal(inside[passed], passed[passed]) and not np.any(inside & ~passed)
+    assert 50 < passed.sum() < passed.size - 50

@@ -427,7 +427,9 @@ def test_compare_gives_verdict_words(gpt2lab: Call, tmp_path: Path) -> None:
         table += "".join(f"{arm},{s},{mean + noise * (s - 2)}\n" for s in range(1 if arm == "few" else 5))
     (tmp_path / "results.csv").write_text(table)
     answer = gpt2lab("compare", "results.csv", "--baseline", "learned", "--smallest-effect", "0.05")
-    verdicts = dict(line.split(" against learned: ") for line in answer.out.splitlines())
+    *lines, last = answer.out.splitlines()
+    verdicts = dict(line.split(" against learned: ") for line in lines)
+    assert last == "read as: value, lower is better, unit nats"
     assert answer.code == 0 and verdicts.keys() == means.keys() - {"learned"}
     assert verdicts["rotary"].startswith("better, -0.2600 nats [")
     assert verdicts["none"].startswith("no difference larger than 0.05, ")

@@ -28,6 +28,13 @@ def write_table(path: Path, names: str = "arm,seed,value", more: str = "", n: in
     return path
 
 
+def verdicts(out: str) -> list[str]:
+    """The lines of an answer but for the last, which says how values were read."""
+    *lines, last = out.splitlines()
+    assert last.startswith("read as: ")
+    return lines
+
+
 @pytest.fixture
 def judged(gpt2lab: Call, tmp_path: Path) -> Call:
     """Compare results.csv with the baseline `learned`."""
@@ -73,6 +80,7 @@ def test_contrasts_take_the_place_of_every_arm_against_the_baseline(judged: Call
     assert [line.partition(":")[0] for line in answer.out.splitlines()] == [
         "rotary against none",
         "post against learned",
+        "read as",
     ]
     assert answer.code == 0 and answer.err == ""
 
@@ -100,7 +108,7 @@ def test_an_arm_that_the_table_bars_is_shown_only_when_forced(judged: Call, tmp_
     text = write_table(tmp_path / "barred.csv", "arm,seed,value,not_comparable", ",").read_text()
     (tmp_path / "barred.csv").write_text(text.replace("rotary,0,1.8790,", "rotary,0,1.8790,other tokenizer"))
     assert "other tokenizer" in (tmp_path / "barred.csv").read_text()
-    line, other, _ = judged(table="barred.csv").out.splitlines()
+    line, other, *_ = judged(table="barred.csv").out.splitlines()
     assert line == "rotary against learned: not comparable: other tokenizer" and "no difference" in other
     forced = judged("--force-exploratory", table="barred.csv").out.splitlines()[0]
     assert forced.startswith("rotary against learned: exploratory") and "-0.26" in forced
@@ -109,7 +117,8 @@ def test_an_arm_that_the_table_bars_is_shown_only_when_forced(judged: Call, tmp_
 def test_columns_may_have_other_names(judged: Call, tmp_path: Path) -> None:
     write_table(tmp_path / "other.csv", "model,dice,nll")
     said = judged("--arm", "model", "--seed", "dice", "--metric", "nll", table="other.csv")
-    assert said.code == 0 and said.out == judged().out
+    assert said.code == 0 and verdicts(said.out) == verdicts(judged().out)
+    assert said.out.endswith("read as: nll, lower is better, unit nats\n")
     wrong = judged("--arm", "modl", "--seed", "dice", "--metric", "nll", table="other.csv")
     assert wrong.code == 2 and "unknown column 'modl'; did you mean 'model'? (known: dice, model, nll)" in wrong.err
 
@@ -119,7 +128,7 @@ def test_columns_may_have_other_names(judged: Call, tmp_path: Path) -> None:
     [
         (["--looks", "3,five"], r"invalid value for '--looks'.*no list of numbers such as 3,5,8"),
         (["--looks", ""], r"invalid value for '--looks'"),
-        (["--looks", "5,3"], r"looks: rising numbers of seeds are expected, from 3 on, not 5, 3"),
+        (["--looks", "5,3"], r"looks: rising numbers of seeds are expected, from 3 on, not \(5, 3\)"),
         (["--contrast", "rotary"], r"invalid value for '--contrast'.*not two arms such as rotary,learned"),
         (["--contrast", "none,none"], r"invalid value for '--contrast'"),
         (["--contrast", "rotry,none"], r"--contrast: unknown arm 'rotry'; did you mean 'rotary'"),
@@ -134,6 +143,24 @@ def test_options_that_mean_nothing_are_refused(judged: Call, words: list[str], s
     assert re.search(said, answer.err), answer.err
 
 
+def test_the_direction_is_known_by_name_or_told(judged: Call, tmp_path: Path) -> None:
+    text = write_table(tmp_path / "named.csv", "arm,seed,accuracy").read_text()
+    known = judged(table="named.csv").out
+    assert known.startswith("rotary against learned: worse, -0.260 accuracy")
+    assert known.endswith("read as: accuracy, higher is better, unit accuracy\n")
+    (tmp_path / "named.csv").write_text(text.replace("accuracy", "quality"))
+    unknown = judged("--metric", "quality", table="named.csv")
+    assert unknown.code == 2 and unknown.err.splitlines() == [
+        "gpt2lab: error [CONFIG] whether a higher or a lower 'quality' is better is not known",
+        "try: --higher-is-better or --lower-is-better",
+    ]
+    told = judged("--metric", "quality", "--higher-is-better", "--unit", "points", table="named.csv").out
+    assert told.startswith("rotary against learned: worse, -0.260 points") and "higher is better" in told
+    assert "better, -0.260 quality" in judged("--metric", "quality", "--lower-is-better", table="named.csv").out
+    record = json.loads(judged("--metric", "quality", "--higher-is-better", "--json", table="named.csv").out)
+    assert (record["metric"], record["higher_is_better"], record["unit"]) == ("quality", True, "quality")
+
+
 # MLflow.
 
 
@@ -145,9 +172,9 @@ def test_a_study_in_mlflow_says_what_its_runs_say(gpt2lab: Call, database: Path)
     for name in ("mlflow:posenc", "mlflow:posenc@nano"):
         answer = gpt2lab("compare", name, *study)
         assert (answer.code, answer.err) == (0, "")
-        assert sorted(answer.out.splitlines()) == sorted(expected.splitlines())
+        assert sorted(verdicts(answer.out)) == sorted(expected.splitlines())
     bits = gpt2lab("compare", "mlflow:posenc", *study[:4], *study[6:], "--metric", "val-final/bits_per_byte")
-    assert "bits per byte" in bits.out and "nats" not in bits.out
+    assert "lower is better, unit bits per byte\n" in bits.out and "nats" not in bits.out
 
 
 def test_a_users_experiment_says_what_its_table_says(judged: Call, database: Path) -> None:
@@ -155,7 +182,7 @@ def test_a_users_experiment_says_what_its_table_says(judged: Call, database: Pat
     named = ("--arm", "model", "--seed", "params.dice", "--metric", "loss")
     for words in ((), ("--looks", "3,5"), ("--contrast", "none,post", "--json")):
         in_mlflow = judged(*where, *named, *words, table="mlflow:mine")
-        expected = judged(*words).out.replace('"metric": null', '"metric": "loss"')
+        expected = judged(*words).out.replace('"metric": null', '"metric": "loss"').replace("as: value", "as: loss")
         assert (in_mlflow.code, in_mlflow.err, in_mlflow.out) == (0, "", expected)
     unasked = judged(*where, "--arm", "model", table="mlflow:mine")
     assert unasked.code == 2 and "which metric? The table holds loss, speed" in unasked.err
@@ -167,7 +194,7 @@ def test_the_address_of_mlflow_may_come_from_the_environment(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     named = ("--arm", "model", "--seed", "params.dice", "--metric", "loss")
-    assert judged(*named, table="mlflow:mine").out == judged().out
+    assert verdicts(judged(*named, table="mlflow:mine").out) == verdicts(judged().out)
 
 
 def test_what_is_not_in_mlflow_is_one_line(judged: Call, database: Path) -> None:

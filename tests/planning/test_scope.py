@@ -1,4 +1,4 @@
-"""How many seeds of which arms, worked out by hand and by statsmodels, whose power code is not ours."""
+"""How many seeds of which arms, worked out by hand and by drawn studies, judged by the test that writes verdicts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import is_smallest, power
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 
@@ -22,6 +23,8 @@ ARMS = (
 )
 FACTORS = HEAD + "smallest_effect: 0.05\nfactors: {model.norm: [layernorm, rmsnorm], model.mlp: [gelu_tanh, relu2]}\n"
 MINUTE = 60.0
+FIRST = 0.8 * 0.05
+"""Alpha at the first look, with the seeds that were declared; a fifth is kept back for those that may be added."""
 
 
 def floor(sd: float, df: int = 9) -> Floor:
@@ -50,12 +53,6 @@ def minutes(one: LoadedAblation, **other: float) -> dict[str, float]:
     return {name: MINUTE * other.get(name, 1.0) for name in one.arms}
 
 
-def seeds_by_statsmodels(effect: float, alpha: float) -> int:
-    """The smallest whole n with 80 % power."""
-    power = TTestIndPower().power
-    return next(n for n in range(2, 1000) if power(effect, n, alpha, 1.0) >= 0.8)
-
-
 def upper(sd: float, df: int) -> float:
     """The sd at its one-sided 80 % limit."""
     return float(sd * math.sqrt(df / stats.chi2.ppf(0.2, df)))
@@ -72,47 +69,43 @@ def test_seeds_are_as_declared_and_the_baseline_may_have_more(ablation: Any) -> 
 
 
 @pytest.mark.parametrize(("sd", "df"), [(0.012, 9), (0.02, 9), (0.03, 9), (0.03, 4), (0.02, 29)])
-def test_automatic_seeds_find_the_smallest_effect_by_statsmodels_power(ablation: Any, sd: float, df: int) -> None:
-    """Three contrasts share alpha; the sd is taken at its upper 80 % limit."""
-    one = ablation(more="seeds: auto\n")
-    n = seeds_by_statsmodels(0.05 / upper(sd, df), 0.05 / 3)
-    assert needed(one, floor(sd, df)) == n
+def test_automatic_seeds_find_the_smallest_effect_in_four_of_five_drawn_studies(
+    ablation: Any, sd: float, df: int
+) -> None:
+    """Three contrasts share alpha; the sd is taken at its upper 80 % limit. A pooled t-test would need hardly fewer."""
+    one, effect = ablation(more="seeds: auto\n"), 0.05 / upper(sd, df)
+    n = needed(one, floor(sd, df))
+    assert is_smallest(n, lambda n: power(effect, (n, n), level=FIRST / 3))
+    pooled = TTestIndPower().solve_power(effect, alpha=FIRST / 3, power=0.8)
+    assert pooled < n <= math.ceil(pooled) + 1
     scope = fit(one, floor(sd, df), minutes(one), seconds=None, jobs=1)
     assert scope.seeds == tuple(range(min(max(n, 3), 20))) and scope.left_out == ()
 
 
 def test_automatic_seeds_by_the_planning_table(ablation: Any) -> None:
-    """One contrast, an sd that is known (from a million repeats): 64, 17, 9, 6, 4 seeds at 0.5, 1, 1.5, 2, 3 sd."""
+    """One contrast, an sd that is known (from a million repeats), and effects of 0.5, 1, 1.5, 2 and 3 sd."""
     one = ablation(arms=["a", "b"], seeds="auto")
     found = [needed(one, floor(0.05 / effect, 10**6)) for effect in (0.5, 1, 1.5, 2, 3)]
-    assert found == [64, 17, 9, 6, 4]
+    for n, effect in zip(found, (0.5, 1, 1.5, 2, 3), strict=True):
+        assert is_smallest(n, lambda n, effect=effect: power(effect, (n, n), level=FIRST))  # type: ignore[misc]
     chosen = [len(fit(one, floor(0.05 / e, 10**6), minutes(one), seconds=None, jobs=1).seeds) for e in (0.5, 1, 3, 9)]
-    assert chosen == [20, 17, 4, 3]  # never more than 20 or fewer than 3
+    assert chosen == [20, found[1], found[4], 3]  # never more than 20 or fewer than 3
     assert len(fit(one, floor(0.0), minutes(one), seconds=None, jobs=1).seeds) == 3
 
 
 def test_more_seeds_of_the_baseline_save_seeds_of_the_arms(ablation: Any) -> None:
     one = ablation(more="seeds: auto\nbaseline_seeds: 20\n")
-    effect = 0.05 / upper(0.02, 9)
-    power = TTestIndPower().power
-    n = next(n for n in range(2, 20) if power(effect, n, 0.05 / 3, 20 / n) >= 0.8)
-    assert needed(one, floor(0.02)) == n < needed(ablation(more="seeds: auto\n"), floor(0.02))
+    n, effect = needed(one, floor(0.02)), 0.05 / upper(0.02, 9)
+    assert is_smallest(n, lambda n: power(effect, (n, 20), level=FIRST / 3))
+    assert n < needed(ablation(more="seeds: auto\n"), floor(0.02))
 
 
 def test_an_interaction_takes_four_times_the_seeds_of_a_main_effect(ablation: Any) -> None:
     """Of four cells, each with n seeds: two against two for a main effect, as with 2n seeds per arm; an interaction of
-    weights 1, 1, -1, -1 has 4 times the variance. Power by statsmodels' noncentral t at 4 (n - 1) degrees."""
-    from statsmodels.stats.power import ttest_power  # power of a shift in units of its sd, at nobs - 1 degrees
-
+    weights 1, -1, -1, 1 has 4 times the variance, so it is what the seeds are for."""
     one = ablation(FACTORS, "seeds: auto\n")
-    effect = 0.05 / upper(0.03, 9)
-
-    def interaction(n: int) -> float:
-        freedom = 4 * (n - 1)
-        shift = effect * math.sqrt(n / 4) / math.sqrt(freedom + 1)
-        return float(ttest_power(shift, freedom + 1, 0.05 / 3))
-
-    assert needed(one, floor(0.03)) == next(n for n in range(2, 200) if interaction(n) >= 0.8)
+    n, effect = needed(one, floor(0.03)), 0.05 / upper(0.03, 9)
+    assert is_smallest(n, lambda n: power(effect, (n,) * 4, (1, -1, -1, 1), level=FIRST / 3))
 
 
 def test_without_a_floor_automatic_seeds_say_which_command_measures_one(ablation: Any) -> None:
@@ -152,9 +145,9 @@ def test_a_budget_that_is_enough_leaves_everything(ablation: Any) -> None:
     assert fit(one, floor(0.02), minutes(one), seconds=19.9 * MINUTE, jobs=1).left_out != ()
 
 
-def expected_by_hand(sd: float, df: int, contrasts: int, n: int) -> float:
-    """Contrasts that are expected to be found, by statsmodels, which also counts the wrong sign (nil here)."""
-    return contrasts * float(TTestIndPower().power(0.05 / upper(sd, df), n, 0.05 / contrasts, 1.0))
+def expected_by_draws(sd: float, df: int, contrasts: int, n: int) -> float:
+    """Contrasts that are expected to be found."""
+    return contrasts * power(0.05 / upper(sd, df), (n, n), level=FIRST / contrasts)
 
 
 @pytest.mark.parametrize(("sd", "budget"), [(0.009, 16), (0.012, 16), (0.02, 16), (0.03, 16), (0.02, 24), (0.04, 30)])
@@ -162,7 +155,7 @@ def test_a_budget_takes_the_arms_and_seeds_that_find_most(ablation: Any, sd: flo
     """All choices of 2 to 4 arms that take at most `budget` runs of a minute, from 3 seeds on, by brute force."""
     one = ablation(more="seeds: 10\n")
     choices = [(arms, n) for arms in (2, 3, 4) for n in range(3, 11) if arms * n <= budget]
-    best = max(choices, key=lambda choice: expected_by_hand(sd, 9, choice[0] - 1, choice[1]))
+    best = max(choices, key=lambda choice: expected_by_draws(sd, 9, choice[0] - 1, choice[1]))
     scope = fit(one, floor(sd), minutes(one), seconds=budget * MINUTE, jobs=1)
     assert (len(scope.arms), len(scope.seeds)) == best
     assert scope.arms == tuple("abcd")[: best[0]] and scope.baseline_seeds == scope.seeds
@@ -226,8 +219,8 @@ def test_more_seeds_of_the_baseline_are_given_up_only_when_that_finds_more(ablat
     assert scope.left_out == ("3 of 6 seeds of the baseline",)
     wide = ablation(more="seeds: 10\nbaseline_seeds: 12\n", arms=["a", "b"])
     scope = fit(wide, floor(0.02), minutes(wide), seconds=18 * MINUTE, jobs=1)  # 6 + 12 or 9 + 9
-    power, effect = TTestIndPower().power, 0.05 / upper(0.02, 9)
-    assert power(effect, 6, 0.05, 2.0) < power(effect, 9, 0.05, 1.0)
+    effect = 0.05 / upper(0.02, 9)
+    assert power(effect, (6, 12), level=FIRST) < power(effect, (9, 9), level=FIRST)
     assert len(scope.seeds) == len(scope.baseline_seeds) == 9
     assert scope.left_out == ("1 of 10 seeds per arm", "3 of 12 seeds of the baseline")
 

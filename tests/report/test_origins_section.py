@@ -15,6 +15,7 @@ import pytest
 from made_up_study import IDENTITY, KEY, run_id, write
 from scipy import stats
 
+from gpt2lab.analysis.calibration import nominal_level
 from gpt2lab.origins import Origins
 from gpt2lab.report import marks, origin_figures, origins, page, read_study, svg, write_report
 from gpt2lab.results import load_results
@@ -27,6 +28,8 @@ GROUPS = {
 }
 EXAMPLES = ["␣", "e t a", "T k"]
 BASE = {"position": [2.6, 2.2, 2.0], "frequency": [1.0, 2.0, 3.4], "document": [2.1, 2.2, 2.0]}
+SURE = 1 - float(nominal_level(0.05, (3, 3)))
+"""Confidence at which Welch's interval of three against three seeds holds in 95 % of cases, whatever their noise."""
 HOSTILE = '<script>alert("1")</script>'
 
 
@@ -84,7 +87,7 @@ def test_every_difference_is_welchs_over_seeds(study: Path) -> None:
     ours, theirs = -np.array([0.0, 0.01, 0.03]), np.array([0.0, 0.01, 0.03])
     for division in found.divisions:
         for one, by in zip(division.arms["rotary"], (-0.01, -0.1, -0.3), strict=True):
-            interval = stats.ttest_ind(ours + by, theirs, equal_var=False).confidence_interval(0.95)
+            interval = stats.ttest_ind(ours + by, theirs, equal_var=False).confidence_interval(SURE)
             assert one.value == pytest.approx(by + ours.mean() - theirs.mean())
             assert (one.low, one.high) == pytest.approx(tuple(interval))
         assert division.changes["none"].value == pytest.approx(0.4)
@@ -100,7 +103,7 @@ def test_a_change_has_the_noise_of_the_ends_and_not_of_the_whole(study: Path) ->
     for seed, by in enumerate((-0.28, -0.3, -0.32)):
         leave(study, "rotary", seed, same(-0.01, -0.1, by), -0.01 * seed)
     change = read(study).divisions[0].changes["rotary"]
-    interval = stats.ttest_ind([-0.27, -0.29, -0.31], [0, 0, 0], equal_var=False).confidence_interval(0.95)
+    interval = stats.ttest_ind([-0.27, -0.29, -0.31], [0, 0, 0], equal_var=False).confidence_interval(SURE)
     assert (change.value, change.low, change.high) == pytest.approx((-0.29, *interval))
 
 
@@ -111,17 +114,19 @@ def test_sentences_say_what_the_numbers_say(study: Path) -> None:
         leave(study, "none", seed, same(-0.2, 0.0, 0.2 - by))
         leave(study, "learned", seed, same(0, 0, 0), 0.001 * seed)
     rotary, none = origins.points(read(study), "learned")
+    moved = stats.ttest_ind([0.4, 0.42, 0.38], [0, 0, 0], equal_var=False).confidence_interval(SURE)
+    half = moved.high - 0.4  # of both arms: the same noise, at the last group alone
+    gain, loss = f"[−{0.29 + half:.3f}, −{0.29 - half:.3f}]", f"[+{0.4 - half:.3f}, +{0.4 + half:.3f}]"
     assert rotary == (
-        "rotary: its difference to learned moves by −0.290 nats [−0.340, −0.240] from 1 token seen to 8–128, in favour "
-        "of rotary (8–128 tokens seen: 60 % of the targets, 85 % of the difference); moves by −0.290 nats [−0.340, "
-        "−0.240] from the most frequent tokens (rank 1) to the rarest (ranks 10–256), in favour of rotary (ranks "
-        "10–256: 30 % of the targets, 67 % of the difference); is below 0 in 3 of 3 documents (3 by the interval)."
+        f"rotary: its difference to learned moves by −0.290 nats {gain} from 1 token seen to 8–128, in favour of "
+        f"rotary (8–128 tokens seen: 60 % of the targets, 85 % of the difference); moves by −0.290 nats {gain} from "
+        "the most frequent tokens (rank 1) to the rarest (ranks 10–256), in favour of rotary (ranks 10–256: 30 % of "
+        "the targets, 67 % of the difference); is below 0 in 3 of 3 documents (3 by the interval)."
     )
     assert none == (
-        "none: its difference to learned moves by +0.400 nats [+0.350, +0.450] from 1 token seen to 8–128, in favour "
-        "of learned; moves by +0.400 nats [+0.350, +0.450] from the most frequent tokens (rank 1) to the rarest (ranks "
-        "10–256), in favour of learned; is below 0 in 2 of 3 documents (1 by the interval) and above 0 in 1 (1 by the "
-        "interval)."
+        f"none: its difference to learned moves by +0.400 nats {loss} from 1 token seen to 8–128, in favour of "
+        f"learned; moves by +0.400 nats {loss} from the most frequent tokens (rank 1) to the rarest (ranks 10–256), in "
+        "favour of learned; is below 0 in 2 of 3 documents (1 by the interval) and above 0 in 1 (1 by the interval)."
     )
     text = section_of(study)
     assert "Exploratory: none of this was declared" in text and "of the 18 in the figures about 1 would miss" in text

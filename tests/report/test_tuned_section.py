@@ -88,9 +88,9 @@ def test_both_differences_stand_beside_each_other(make_study: MakeStudy, tmp_pat
     verdicts = json.loads((tmp_path / "reports/posenc@nano/verdicts.json").read_text())
     assert verdicts["as_written"][0]["difference"] == pytest.approx(-0.41, abs=0.03)
     assert verdicts["contrasts"][0]["difference"] == pytest.approx(-0.26, abs=0.03)
-    assert scope_text(study).endswith("at each arm's own learning rate")
+    assert scope_text(study).endswith("at each arm's own best learning rate")
     [contrast] = judge(study, Store(tmp_path / "runs")).contrasts
-    assert "at the shared rate" not in contrast.verdict and "at each arm's own learning rate" in contrast.verdict
+    assert "at the shared rate" not in contrast.verdict and "at each arm's own best learning rate" in contrast.verdict
     assert "All arms share one learning rate" not in said
 
 

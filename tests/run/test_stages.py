@@ -94,21 +94,95 @@ def test_arms_that_are_decided_stop_at_their_look(
     record = study(tmp_path)
     counts = {name: len(arm["runs"]) for name, arm in record["arms"].items()}
     assert counts == {"a": 5, "numb": 4, "twin": 5}
-    assert record["undeclared_look"] is None
+    assert record["history"]["looks"] == [4, 5] and record["history"]["undeclared"] is None
     verdicts = {c.arm: c for c in judge(record, Store(tmp_path / "runs")).contrasts}
     assert verdicts["numb"].look == 4 and verdicts["twin"].look == 5
     assert verdicts["numb"].alpha == verdicts["twin"].alpha < 0.05
     assert len(inline) == 14
 
 
-def test_seeds_added_after_looking_make_a_study_exploratory(
+def test_seeds_added_after_a_verdict_count_at_the_looks_that_every_study_has(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
-    assert gpt2lab("run", str(learner), "--no-tracking", "--seeds", "3")[0] == 0
-    assert gpt2lab("run", str(learner), "--no-tracking", "--seeds", "4")[0] == 0
-    contrast = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
-    assert contrast.word == "exploratory"
-    assert "seeds were added after 3 were finished" in contrast.verdict
+    """Three seeds were declared; of a contrast that is still open the fourth counts nothing, and six are judged."""
+    rewrite(learner, "baseline: a\narms: {a: {}, twin: {control: true}}\nseeds: 3\nsmallest_effect: 0.0001\n")
+    store, judged = Store(tmp_path / "runs"), {}
+    for seeds in (3, 4, 6):
+        code, said = gpt2lab("run", str(learner), "--no-tracking", "--seeds", str(seeds))
+        assert code == 0, said
+        [judged[seeds]] = judge(study(tmp_path), store).contrasts
+    assert [judged[n].n_arm for n in (3, 4, 6)] == [3, 3, 6]
+    assert (judged[3].difference, judged[3].low) == (judged[4].difference, judged[4].low)
+    assert judged[3].alpha == judged[4].alpha == pytest.approx(0.8 * 0.05)
+    assert judged[6].alpha < 0.2 * 0.05 and "judged again at 6 seeds" in judged[6].verdict
+    assert all(contrast.word.startswith("inconclusive") for contrast in judged.values())
+    page = (tmp_path / "reports/tiny@tiny/report.md").read_text()
+    assert "Seeds were added after 3 had results." in page and "declared differently 2 times before" in page
+    assert len(inline) == 12
+
+
+def test_a_contrast_that_was_decided_keeps_its_verdict_when_seeds_are_added(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nseeds: 3\nsmallest_effect: 0.0001\n")
+    verdicts = []
+    for seeds in ("3", "6"):
+        code, said = gpt2lab("run", str(learner), "--no-tracking", "--seeds", seeds)
+        assert code == 0, said
+        [contrast] = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts
+        verdicts.append((contrast.word, contrast.low, contrast.high, contrast.p_holm, contrast.look))
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0][0] == "worse" and verdicts[0][-1] == 3
+
+
+def test_a_choice_among_seeds_with_results_claims_nothing(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nseeds: 4\n")
+    assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
+    store = Store(tmp_path / "runs")
+    assert judge(study(tmp_path), store).contrasts[0].word.startswith("worse")
+    for chosen, reason in (("[0, 1, 3]", "seed 2 has results and is left out"),
+                           ("3", "seed 3 has results and is left out")):  # fmt: skip
+        rewrite(learner, f"baseline: a\narms: {{a: {{}}, numb: {{model.dropout: 0.45}}}}\nseeds: {chosen}\n")
+        assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
+        contrast = judge(study(tmp_path), store).contrasts[0]
+        assert contrast.word == "exploratory" and reason in contrast.verdict
+        assert f"Nothing is claimed: {reason}." in (tmp_path / "reports/tiny@tiny/report.md").read_text()
+
+    # fresh seeds have nothing to do with what was seen
+    rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nseeds: [4, 5, 6]\n")
+    assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
+    contrast = judge(study(tmp_path), store).contrasts[0]
+    assert contrast.word.startswith("worse") and contrast.alpha == pytest.approx(0.8 * 0.05)
+
+
+def test_what_is_declared_after_results_does_not_change_what_was_declared_before(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    """Looks, a larger X and fewer contrasts, written down once the results of three seeds were there."""
+    arms = "a: {}, numb: {model.dropout: 0.45}, twin: {control: true}"
+    rewrite(learner, f"baseline: a\narms: {{{arms}}}\nseeds: 3\nsmallest_effect: 0.0001\n")
+    assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
+    store = Store(tmp_path / "runs")
+    before = {c.arm: c for c in judge(study(tmp_path), store).contrasts}
+    rewrite(
+        learner,
+        "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nlooks: [3, 5]\nsmallest_effect: 9\nalpha: 0.2\n",
+    )
+    code, said = gpt2lab("run", str(learner), "--no-tracking")
+    assert code == 0, said
+    [after] = judge(study(tmp_path), store).contrasts
+    assert (after.word, after.alpha, after.n_arm) == (before["numb"].word, before["numb"].alpha, 3)
+    assert after.p_holm == pytest.approx(2 * after.p) == before["numb"].p_holm  # the twin is still in the family
+    page = " ".join((tmp_path / "reports/tiny@tiny/report.md").read_text().replace("\\", "").split())
+    for told in (
+        "`looks` were written down after 3 seeds had results, and do not count as declared.",
+        "The smallest effect of interest was changed to 9 after results were there; it counts as 0.0001.",
+        "alpha was changed to 0.2 after results were there; it counts as 0.05.",
+        "1 contrast with results left out, still counted in the family: twin against a.",
+    ):
+        assert told in page, told
 
 
 def test_other_budgets_are_runs_on_their_own_schedules(

@@ -12,8 +12,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from gpt2lab.analysis.selftest.claims import rates
+from gpt2lab.analysis.selftest.designs import added, dropped, intervals, lent, measures, searched, text, unequal
 from gpt2lab.analysis.selftest.noise import BANKS, Draws
-from gpt2lab.analysis.selftest.plans import looks, planner
+from gpt2lab.analysis.selftest.plans import forecasts, looks, planner
 from gpt2lab.analysis.selftest.rows import Row, SelfTest
 from gpt2lab.analysis.selftest.sameness import agreement, golden, invariances
 from gpt2lab.analysis.selftest.wrong_methods import controls
@@ -30,6 +31,15 @@ PARTS: Mapping[str, Callable[[Draws], Iterator[Row]]] = MappingProxyType(
         "rates": rates,
         "looks": looks,
         "planner": planner,
+        "forecasts": forecasts,
+        "unequal": unequal,
+        "added": added,
+        "dropped": dropped,
+        "searched": searched,
+        "intervals": intervals,
+        "lent": lent,
+        "text": text,
+        "measures": measures,
         "controls": controls,
         "invariances": invariances,
         "agreement": agreement,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2lab.analysis.compare import compare
+from gpt2lab.analysis.looks import declared_looks
 from gpt2lab.analysis.selftest.noise import BANKS, SEEDS, Draws, X, noise, table
 from gpt2lab.analysis.selftest.plans import words_at_looks
 from gpt2lab.analysis.selftest.rows import ALPHA, Row, none_of
@@ -70,7 +71,10 @@ def turned(found: Found) -> Found:
     family, words = found
     parts = np.char.partition(words, " ")
     parts[..., 0] = np.select([parts[..., 0] == "better", parts[..., 0] == "worse"], ["worse", "better"], parts[..., 0])
-    ends = {"low": -family.high, "high": -family.low, "raw_low": -family.raw_high, "raw_high": -family.raw_low}
+    ends: dict[str, Array] = {}
+    for kind in ("", "raw_", "joint_", "same_"):
+        low, high = (getattr(family, f"{kind}{end}") for end in ("low", "high"))
+        ends |= {f"{kind}low": -high, f"{kind}high": -low}
     words = np.char.add(np.char.add(parts[..., 0], parts[..., 1]), parts[..., 2])
     return replace(family, difference=-family.difference, **ends), words
 
@@ -99,10 +103,14 @@ def agreement(draws: Draws) -> Iterator[Row]:
 
 
 def random_study(rng: np.random.Generator, n: int) -> list[Array]:
-    """A baseline and four arms of unequal noise, drawn from one of the banks, such that every word occurs."""
+    """A baseline and four arms of unequal noise, drawn from one of the banks, such that every word occurs.
+
+    Repeats of one real run are told apart in the ninth digit: equal ones are refused as copies.
+    """
     bank = BANKS[rng.integers(len(BANKS))]
     sds, shifts = rng.choice([0.2, 0.5, 1.0, 2.0], 5), rng.choice([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0], 5)
-    return [shift + sd * noise(rng, bank, (n,)) for shift, sd in zip(shifts, sds, strict=True)]
+    apart = 1e-9 * np.arange(n)
+    return [shift + sd * noise(rng, bank, (n,)) + apart for shift, sd in zip(shifts, sds, strict=True)]
 
 
 def one_by_one(arms: list[Array]) -> list[tuple[Contrast, str, dict[str, float]]]:
@@ -114,7 +122,7 @@ def one_by_one(arms: list[Array]) -> list[tuple[Contrast, str, dict[str, float]]
 
 
 def looked_at(arms: list[Array]) -> list[tuple[Contrast, str]]:
-    words = words_at_looks([arm[None] for arm in arms], SEEDS)[0]
+    words = words_at_looks([arm[None] for arm in arms], declared_looks(SEEDS, ALPHA))[0]
     contrasts = compare(as_rows(arms), baseline="0", smallest_effect=X, alpha=ALPHA, looks=SEEDS).contrasts
     return list(zip(contrasts, map(str, words), strict=True))
 

@@ -1,0 +1,92 @@
+"""Which way a metric is better and what it is counted in, known by its name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from gpt2lab.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How values are read."""
+
+    higher_is_better: bool
+    unit: str
+    continuous: bool
+    """whether two runs agree in all digits only if they are one; a share of right answers is a count"""
+
+
+LOWER = {
+    **dict.fromkeys(("loss", "nll", "ce", "cross_entropy", "xent", "negative_log_likelihood"), "nats"),
+    **dict.fromkeys(("bits_per_byte", "bpb"), "bits per byte"),
+    **dict.fromkeys(("bits_per_character", "bits_per_char", "bpc"), "bits per character"),
+    **dict.fromkeys(("bits_per_token", "bits_per_word"), "bits per token"),
+    **dict.fromkeys(("perplexity", "ppl"), "perplexity"),
+    **dict.fromkeys(("error", "error_rate", "err"), "error rate"),
+    **{name: name for name in ("mse", "rmse", "mae", "wer", "cer", "ece", "brier")},
+}
+"""Metric -> unit; lower is better."""
+
+HIGHER = {
+    **dict.fromkeys(("accuracy", "acc", "acc_norm", "acc_top1", "acc_top5", "top1", "top5"), "accuracy"),
+    **dict.fromkeys(("log_prob", "logprob", "log_probability", "log_likelihood", "loglikelihood"), "nats"),
+    **dict.fromkeys(("exact_match", "em"), "exact match"),
+    **dict.fromkeys(("tokens_per_second", "tokens_per_sec", "tok_per_sec"), "tokens per second"),
+    **{
+        name: name
+        for name in (
+            "f1",
+            "mcc",
+            "auc",
+            "auroc",
+            "bleu",
+            "chrf",
+            "rouge1",
+            "rouge2",
+            "rougel",
+            "pass@1",
+            "reward",
+            "win_rate",
+            "mfu",
+        )
+    },
+}
+"""Metric -> unit; higher is better."""
+
+CONTINUOUS = ("nats", "bits per byte", "bits per character", "bits per token", "perplexity")
+
+PLAIN = Reading(higher_is_better=False, unit="nats", continuous=True)
+"""The column `value`: a loss, as `gpt2lab` measures it."""
+
+PERCENT = re.compile(r"[_ (]*(%|pct|percent|percentage)\)?$")
+SPLIT = re.compile(r"(_(train|training|val|valid|validation|dev|eval|test|mean|avg|final|last|best|score))+$")
+"""Words after a metric that say where or how it was taken."""
+
+
+def known(name: str) -> Reading | None:
+    """`val/loss`, `eval_accuracy`, `acc,none` and `acc_pct` by the metric in them; None for an unknown one."""
+    for part in reversed(re.split(r"[/,.:]", name.casefold().strip())):
+        amount, percent = PERCENT.subn("", part)
+        words = SPLIT.sub("", re.sub(r"[\s-]+", "_", amount.strip()))
+        for names, higher in ((LOWER, False), (HIGHER, True)):
+            ends = [one for one in names if f"_{words}".endswith(f"_{one}")]
+            if ends:
+                unit = names[max(ends, key=len)]
+                own = "percentage points" if percent else unit
+                return Reading(higher_is_better=higher, unit=own, continuous=unit in CONTINUOUS)
+    return None
+
+
+def reading(name: str | None, higher_is_better: bool | None, unit: str | None) -> Reading:
+    """How the metric is read: as asked for, else by its name. Raises ConfigError where neither tells the direction."""
+    called = name or "value"
+    found = PLAIN if called == "value" else known(called)
+    if higher_is_better is None and found is None:
+        what = f"whether a higher or a lower '{called}' is better is not known"
+        raise ConfigError(what, hint="higher_is_better=True or higher_is_better=False")
+    if found is None or (found is PLAIN and higher_is_better):
+        found = Reading(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
+    higher = found.higher_is_better if higher_is_better is None else higher_is_better
+    return replace(found, higher_is_better=higher, unit=unit or found.unit)
