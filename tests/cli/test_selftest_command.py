@@ -86,6 +86,8 @@ def test_json_is_the_result_and_nothing_else(gpt2lab: Call, monkeypatch: pytest.
     """The real self-test, from the command line to its last row, with few studies one by one."""
     monkeypatch.setattr(selftest.sameness, "MOST_TABLES", 10)
     monkeypatch.setattr(selftest.sameness, "MOST_LOOKS", 2)
+    monkeypatch.setattr(selftest.designs, "CURVATURES", ((0.01, 0.01),))
+    monkeypatch.setattr(selftest.designs, "SEARCHED", (3,))
     answer = gpt2lab("selftest", "statistics", "--draws", "1000", "--json")
     record = json.loads(answer.out)
     assert (answer.code, answer.err, record["ok"], record["draws"]) == (0, "", True, 1000)
