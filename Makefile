@@ -4,6 +4,7 @@
 #   make baseline     say what GPT-2 124M by its published recipe takes on this machine, and train it
 #                     STEPS=20 BATCH_TOKENS=4096 CORPUS=shakespeare for a piece of it; MAX_DAYS=7 NPROC=8 RUNS=runs
 #   make test         the test suite (about 9 minutes on 2 cores)
+#   make bench ARGS="step --config a"    measure ours beside others (benchmarks/README.md)
 #   make check        format, lint, types, every shipped YAML
 #   make clean        remove the environment and caches; runs, reports and data stay
 
@@ -15,7 +16,7 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if h
 # $(call option,BATCH_TOKENS) is --batch-tokens with its value, or nothing where it has none
 option = $(if $($(1)),--$(subst _,-,$(shell echo $(1) | tr A-Z a-z)) $($(1)))
 
-.PHONY: quickstart baseline test check clean
+.PHONY: quickstart baseline test bench check clean
 
 quickstart: .venv/.installed
 	$(BIN)/gpt2lab run ablations/posenc.yaml --scale nano --arms learned,rotary,none
@@ -27,6 +28,9 @@ baseline: .venv/.installed$(if $(filter shakespeare,$(CORPUS)),,-data)
 # one thread per process: several on shared cores are ten times slower
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+bench: .venv/.installed-dev
+	$(BIN)/python -m benchmarks $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .

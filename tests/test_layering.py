@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,6 @@ LAYERS: list[set[str]] = [
     {"single"},
     {"baseline"},
     {"report"},
-    {"bench"},
     {"cli"},
     {"__main__"},
 ]
@@ -99,6 +99,13 @@ def neighbours(path: Path, package: str) -> set[str]:
 
 def test_every_module_has_a_layer() -> None:
     assert {owner(path) for path in files()} <= RANK.keys()
+
+
+def test_benchmarks_stay_outside() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in files()}
+    assert not [
+        path for path, text in texts.items() if re.search(r"^\s*(from|import) benchmarks\b", text, re.MULTILINE)
+    ]
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -67,6 +67,11 @@ class Case:
         return Side.of([(-w, arm) for w, arm in zip(self.weights, self.sides, strict=True) if w < 0])
 
     @property
+    def searched(self) -> bool:
+        """Whether its interval includes what the search of a rate leaves open."""
+        return not self.standing.borrow and any(side.name in self.terms.searches for side in self.sides)
+
+    @property
     def fewest(self) -> int:
         return min(side.n for side in self.sides)
 
@@ -126,6 +131,7 @@ def judge(
         (settled or {}).get(i) or _with_search(one, own, test, terms)
         for i, (one, own, test) in enumerate(zip(declared, sides, chosen, strict=True))
     ]
+    chosen = [(settled or {}).get(i) or test for i, test in enumerate(chosen)]
     family, as_chosen = (adjust(tests, alpha=terms.alpha, dropped=terms.dropped) for tests in (tested, chosen))
     runs = {name: arm.values for name, arm in arms.items()}
     level = terms.alpha / (len(declared) + terms.dropped)
@@ -196,7 +202,7 @@ def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
 def halfwidths(case: Case) -> dict[str, float]:
     """Half the width of an interval by each source alone; see Contrast."""
     found = {"seeds": (case.as_chosen["high"] - case.as_chosen["low"]) / 2}
-    if any(side.name in case.terms.searches for side in case.sides):
+    if case.searched:
         found["search"] = (case.at["joint_high"] - case.at["joint_low"]) / 2 - (
             case.as_chosen["joint_high"] - case.as_chosen["joint_low"]
         ) / 2
@@ -219,7 +225,7 @@ def _claim(case: Case) -> str:
         return f"{direction} (smaller than {effect})" if smaller else direction
     if found == "no difference":
         return f"no difference larger than {effect}"
-    if _decided(case, case.as_chosen) != "inconclusive":
+    if case.searched and _decided(case, case.as_chosen) != "inconclusive":
         return SEARCH_OPEN
     return f"inconclusive: {_what_would_decide(case)}"
 

@@ -15,7 +15,6 @@ import typer
 
 from gpt2lab.cli import (
     baseline,
-    bench,
     catalogue,
     compare,
     data,
@@ -59,7 +58,6 @@ export.add_to(app)
 doctor.add_to(app)
 trace.add_to(app)
 sample.add_to(app)
-bench.add_to(app)
 app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130
@@ -68,12 +66,12 @@ READER_GONE = 141
 USAGE: type[Any] = typer.BadParameter.__bases__[0]
 
 
-def main() -> None:
+def main(app: typer.Typer = app) -> None:
     """Run one command. Whatever goes wrong, the user sees where, what and what next, never a traceback; `--debug`
     anywhere on the line shows it all."""
     debug = "--debug" in sys.argv
     try:
-        code = answer([word for word in sys.argv[1:] if word != "--debug"], debug)
+        code = answer([word for word in sys.argv[1:] if word != "--debug"], debug, app)
         sys.stdout.flush()
     except BrokenPipeError:  # `gpt2lab components | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,14 +79,15 @@ def main() -> None:
     sys.exit(code)
 
 
-def answer(arguments: list[str], debug: bool) -> int:
+def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
     """Run one command; -> its exit code, everything that is to be said about an error having been said."""
+    name = str(app.info.name)
     try:
-        code = app(args=arguments, standalone_mode=False, prog_name="gpt2lab")
+        code = app(args=arguments, standalone_mode=False, prog_name=name)
     except Gpt2labError as error:
         if debug:
             traceback.print_exc()
-        error.hint = error.hint or help_of(arguments)
+        error.hint = error.hint or help_of(name, arguments)
         return complain(error.render(), error.exit_code)
     except USAGE as error:
         return misused(error)
@@ -107,10 +106,10 @@ def complain(text: str, code: int) -> int:
     return code
 
 
-def help_of(arguments: list[str]) -> str:
+def help_of(name: str, arguments: list[str]) -> str:
     """The command that shows what the command line offers here."""
     words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
-    return " ".join(["gpt2lab", *words, "--help"])
+    return " ".join([name, *words, "--help"])
 
 
 def misused(error: Any) -> int:

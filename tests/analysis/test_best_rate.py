@@ -111,3 +111,18 @@ def test_trials_beside_the_chosen_rate_would_narrow_it() -> None:
     before, after = (OwnBest([WeightedArm(weight=1.0, losses=arm(coarse).losses, search=s), quiet]).interval(3.0)
                      for s in (coarse, finer))  # fmt: skip
     assert after[1] - after[0] < before[1] - before[0]
+
+
+def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
+    """By itself `plain` needs p < .05, and has it only after `searched`, which the coarse search leaves open."""
+    noise = 0.01 * np.array([-1.0, 0.0, 1.0])
+    means = {"base": 2.0, "plain": 1.968, "searched": 2.06}
+    rows = [{"arm": a, "seed": s, "value": m + n} for a, m in means.items() for s, n in enumerate(noise)]
+    coarse = Search(tried=(-2.0, 0.0, 2.0), losses=(2.4, 2.06, 2.4), chosen=0.0)
+    found = compare(rows, baseline="base", smallest_effect=0.05, searches={"searched": coarse}).contrasts
+    plain, searched = found
+    alone = compare(rows[:6], baseline="base", smallest_effect=0.05).contrasts[0]
+    assert alone.p_holm < 0.05 < plain.p_holm  # what the test is about
+    assert searched.word == "inconclusive: search the rates more closely"
+    assert plain.word.startswith("inconclusive: ") and "search" not in plain.verdict
+    assert "search" not in plain.halfwidths and "search" in searched.halfwidths

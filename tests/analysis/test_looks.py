@@ -135,3 +135,19 @@ def test_the_baseline_may_have_more_seeds_at_the_first_look_but_no_more_than_it_
     terms = {"baseline": "base", "smallest_effect": 0.05, "looks": (3,), "extendable": True}
     ten, six = (compare(frame, **terms, baseline_seeds=n).contrasts[0] for n in (10, 6))  # type: ignore[arg-type]
     assert (ten.n_arm, ten.n_against) == (3, 10) and (six.n_arm, six.n_against) == (3, 6)
+
+
+def test_what_few_seeds_decided_keeps_its_p_whatever_further_seeds_say() -> None:
+    """Of `good`, three seeds say p = .01, which is enough for their look and not for the next one; all six say 1e-6."""
+    first, later = np.array([0.0, 0.4, -0.3]), np.array([0.1, -0.2, 0.2])
+    arms = {"base": (first, later), "near": (first + 0.1, later), "good": (1.2 * first - 2.0, later - 2.0)}
+    rows = [
+        {"arm": arm, "seed": seed, "value": 5 + value}
+        for arm, parts in arms.items()
+        for seed, value in enumerate(np.concatenate(parts))
+    ]
+    terms = {"baseline": "base", "smallest_effect": 0.05, "looks": (3,), "extendable": True}
+    near, good = compare(rows, **terms).contrasts  # type: ignore[arg-type]
+    before = compare([row for row in rows if row["seed"] < 3], **terms).contrasts[1]  # type: ignore[arg-type, operator]
+    assert (good.word, good.look, good.p_holm) == ("better", 3, before.p_holm) and good.p_holm > near.alpha
+    assert near.look == 6 and near.word.startswith("inconclusive: ") and "search" not in near.verdict

@@ -1,19 +1,19 @@
-"""`bench ablation`: the same runs packed and one after another, with nothing left behind."""
+"""`benchmarks ablation`: the same runs packed and one after another, with nothing left behind."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpt2lab.bench import ablation
-from gpt2lab.bench.ablation import Packing, Way
-from gpt2lab.cli.bench import show_packing
+from benchmarks import ablation
+from benchmarks.ablation import Packing, Way, show_packing
 
+Call = Callable[..., tuple[int, str, str]]
 PRESET = """
 model: {{n_layer: 1, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256, dropout: 0}}
 data: {{corpus: {{name: text, paths: ["{text}"]}}, tokenizer: bytes, validation_fraction: 0.2}}
@@ -46,18 +46,9 @@ def tiny(tmp_path: Path) -> Path:
     return file
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    from gpt2lab.cli import main
-
-    monkeypatch.setattr(sys, "argv", ["gpt2lab", "bench", "ablation", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.slow
 def test_both_ways_train_the_same_runs_and_leave_nothing(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setattr(ablation, "PAIRS", 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
@@ -65,8 +56,8 @@ def test_both_ways_train_the_same_runs_and_leave_nothing(
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     words = ("--scale", str(tmp_path / "tiny.yaml"), "--arms", "learned,none", "--seeds", "1", "--steps", "5", "--json")
-    assert call(monkeypatch, str(tiny), *words) == 0
-    out, err = capfd.readouterr()
+    code, out, err = call("ablation", str(tiny), *words)
+    assert code == 0, err
     found = json.loads(out)
     assert "Traceback" not in err and "none" in err
     cores = len(os.sched_getaffinity(0))
@@ -82,13 +73,13 @@ def test_both_ways_train_the_same_runs_and_leave_nothing(
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_in_a_line(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setenv("GPT2LAB_FAULT", "raise@step:2")
     words = ("--scale", str(tmp_path / "tiny.yaml"), "--arms", "learned,none", "--seeds", "1", "--steps", "5")
-    assert call(monkeypatch, str(tiny), *words) == 3
-    said = capfd.readouterr().err
-    assert "bench ablation: a run did not get to its end: InjectedFault: injected at step" in said
+    code, _, said = call("ablation", str(tiny), *words)
+    assert code == 3
+    assert "benchmarks ablation: a run did not get to its end: InjectedFault: injected at step" in said
     assert "Traceback" not in said
 
 

@@ -1,4 +1,4 @@
-"""`bench step` and `bench memory`: all sides do equal work, the figures add up, mistakes are told."""
+"""`benchmarks step` and `benchmarks memory`: all sides do equal work, the figures add up, mistakes are told."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from gpt2lab.bench import compare as comparing
-from gpt2lab.bench.away import Away
-from gpt2lab.bench.compare import compare, ratio_of
-from gpt2lab.bench.memory import measure, peak_bytes
-from gpt2lab.bench.sides import Spec
-from gpt2lab.bench.work import WORKS, Work
+from benchmarks import step, turns
+from benchmarks.memory import measure, peak_bytes
+from benchmarks.sides import WORKS, Spec, Work
+from benchmarks.step import compare
+from benchmarks.turns import Away, ratio_of
 from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
 
+Call = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 TINY = Work(n_layer=2, n_head=2, n_embd=16, block_size=8, sequences=3, vocab_size=31)
 # what a checkout of nanoGPT offers, around our own blocks: names, interface and tied head as there
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from gpt2lab.bench.plain import PlainGPT, adamw
+from benchmarks.plain import PlainGPT, adamw
 
 @dataclass
 class GPTConfig:
@@ -88,8 +89,8 @@ def test_other_precisions_train_as_well() -> None:
 
 
 def test_a_comparison_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "BLOCK_SECONDS", 0.01)
-    monkeypatch.setattr(comparing, "LIMIT_SIZE", 64)
+    monkeypatch.setattr(turns, "BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr(step, "LIMIT_SIZE", 64)
     found = compare("tiny", TINY, (Spec("gpt2lab"), Spec("plain")), CPU, blocks=3, memory=False)
     ours, theirs = found.sides
     assert (ours.name, theirs.name) == ("gpt2lab", "plain")
@@ -102,7 +103,7 @@ def test_a_comparison_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert side.of_limit == pytest.approx(side.flops_per_second / side.limit_flops_per_second)
     assert found.interval is not None
     assert found.interval[0] <= found.ratio <= found.interval[1]
-    assert json.loads(json.dumps(found.to_json()))["sides"][0]["precision"] == "fp32"
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["sides"][0]["precision"] == "fp32"
 
 
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +117,8 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             order.append(self.name * steps)
             return 1e-6, [0.0] * steps
 
-    monkeypatch.setattr(comparing, "MOST_STEPS", 2)
-    taken = comparing.in_turns([Counting("a"), Counting("b")], 3)
+    monkeypatch.setattr(turns, "MOST_STEPS", 2)
+    taken = turns.in_turns([Counting("a"), Counting("b")], 3)
     assert "".join(order) == "ab" + "aabb" * 3
     assert [len(found) for found in taken] == [3, 3]
 
@@ -184,20 +185,17 @@ def test_measuring_takes_a_question_of_plain_data() -> None:
     assert measure({**question, "threads": 1}) >= 0
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    from gpt2lab.cli import main
-
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch, call: Call) -> Call:
+    """The command line, with a tiny configuration a and short blocks."""
     monkeypatch.setitem(WORKS, "a", TINY)
-    monkeypatch.setattr(comparing, "BLOCK_SECONDS", 0.01)
-    monkeypatch.setattr(sys, "argv", ["gpt2lab", "bench", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0), *capfd.readouterr()
+    monkeypatch.setattr(turns, "BLOCK_SECONDS", 0.01)
+    return call
 
 
-def test_what_the_command_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_command_prints(answer: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "COLUMNS", "200")
-    code, out, _ = answer(monkeypatch, capfd, "step", "--blocks", "2", "--threads", "1", "--no-memory")
+    code, out, _ = answer("step", "--blocks", "2", "--threads", "1", "--no-memory")
     assert code == 0
     head, ours, theirs, said = out.strip().splitlines()
     assert [ours.split()[0], theirs.split()[0]] == ["gpt2lab", "plain"]
@@ -206,14 +204,14 @@ def test_what_the_command_prints(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
 
 
 @pytest.mark.slow
-def test_memory_is_printed_as_well(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_printed_as_well(answer: Call) -> None:
     words = ("memory", "--config", "a", "--batches", "2", "--vocabularies", "31", "--threads", "1")
-    code, out, _ = answer(monkeypatch, capfd, *words)
+    code, out, _ = answer(*words)
     assert code == 0 and out.split()[:5] == ["vocabulary", "batch", "gpt2lab", "plain", "share"]
-    code, out, _ = answer(monkeypatch, capfd, *words, "--json")
+    code, out, _ = answer(*words, "--json")
     (row,) = json.loads(out)["rows"]
     assert code == 0 and row["sequences"] == 2 and set(row["peak_memory_bytes"]) == {"gpt2lab", "plain"}
-    code, out, _ = answer(monkeypatch, capfd, "step", "--blocks", "1", "--threads", "1", "--json")
+    code, out, _ = answer("step", "--blocks", "1", "--threads", "1", "--json")
     assert code == 0 and all(side["peak_memory_bytes"] > 0 for side in json.loads(out)["sides"])
 
 
@@ -229,9 +227,7 @@ def test_memory_is_printed_as_well(monkeypatch: pytest.MonkeyPatch, capfd: pytes
         (("memory", "--batches", "0"), "0 is below 1"),
     ],
 )
-def test_wrong_words_are_refused(
-    words: tuple[str, ...], reason: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = answer(monkeypatch, capfd, *words)
+def test_wrong_words_are_refused(words: tuple[str, ...], reason: str, answer: Call) -> None:
+    code, _, err = answer(*words)
     assert code == 2
     assert reason in err

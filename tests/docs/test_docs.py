@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 
+from benchmarks.__main__ import app as benchmarks
 from gpt2lab.cli import app
 from gpt2lab.cli.catalogue import all_slots, chosen, defaults
 from gpt2lab.config import load_config
@@ -20,7 +21,12 @@ from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.sweep.declaration import load_sweep, scales_of
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 WORKPLACE = re.compile(r"(?<![\w.])/(root|work|home|Users|mnt)/\w|localhost:\d|\bpypi\.org\b")
@@ -32,13 +38,15 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """(page, words) of every line in a shell block that calls gpt2lab."""
+    """(page, words) of every line in a shell block that calls gpt2lab or the benchmarks."""
     for page in PAGES:
         for block in blocks(page, "bash", "sh", "console"):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line.removeprefix("$ "), comments=True)
                 if words and words[0] == "gpt2lab":
                     yield page.name, words[1:]
+                elif words[:3] == ["python", "-m", "benchmarks"]:
+                    yield page.name, words[2:]
 
 
 COMMANDS = list(dict.fromkeys((page, tuple(words)) for page, words in commands()))
@@ -48,6 +56,8 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     """The command's name and parameters as the application itself reads them; nothing is run."""
     command: Any = typer.main.get_command(app)
     path: list[str] = []
+    if words[:1] == ["benchmarks"]:
+        command, path, words = typer.main.get_command(benchmarks), words[:1], words[1:]
     while hasattr(command, "commands"):
         assert words, f"{' '.join(path)} needs a command"
         name, *words = words

@@ -1,4 +1,4 @@
-"""`gpt2lab sample` and `gpt2lab bench generate`, as a user calls them."""
+"""`gpt2lab sample`, as a user calls it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2lab.bench import compare as comparing
-from gpt2lab.bench.writers import Passage, Writer
 from gpt2lab.cli.sample import Screen, harmless
 from gpt2lab.data.tokenizers import TokenizerSite, bytes_
 from gpt2lab.errors import ConfigError
@@ -183,42 +181,3 @@ def test_a_screen_shows_one_sample_at_a_time() -> None:
 
 def test_a_model_cannot_steer_the_terminal() -> None:
     assert harmless("a\x1b[2Jb\r\x9b\n\tc") == "a\ufffd[2Jb\ufffd\ufffd\n\tc"
-
-
-PASSAGE = Passage("a", sequences=2, prompt_tokens=5, new_tokens=6)
-
-
-def test_all_sides_of_the_bench_write_the_same() -> None:
-    device = torch.device("cpu")
-    sums = {name: Writer(name).make(PASSAGE, device).step() for name in ("gpt2lab", "transformers", "plain")}
-    assert len(set(sums.values())) == 1, sums
-    cold = Writer("gpt2lab", cold=True).make(PASSAGE, device)
-    assert cold.step() == sums["plain"] and cold.name == "gpt2lab, cold"
-    other = Passage("a", sequences=2, prompt_tokens=6, new_tokens=6)
-    assert Writer("gpt2lab").make(other, device).step() != sums["plain"]
-
-
-def test_bench_generate_tells_mistakes(call: Call) -> None:
-    code, _, err = call("bench", "generate", "--precision", "fp8", "--device", "gpu")
-    assert code == 2 and "--precision: unknown precision 'fp8'" in err and "--device: unknown device 'gpu'" in err
-    code, _, err = call("bench", "generate", "--config", "a", "--tokens", "64", "--threads", "1")
-    assert code == 2 and "24 tokens of prompt and 64 new ones exceed the context of 64" in err
-    code, _, err = call("bench", "generate", "--config", "zzz", "--threads", "1")
-    assert code == 2 and "unknown configuration 'zzz'" in err
-    with pytest.raises(ConfigError, match="unknown side 'transformer'; did you mean 'transformers'"):
-        Writer("transformer").make(PASSAGE, torch.device("cpu"))
-
-
-@pytest.mark.slow
-def test_what_bench_generate_prints(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "BLOCK_SECONDS", 0.01)
-    words = ("bench", "generate", "--config", "a", "--prompt", "4", "--tokens", "8", "--batch", "2", "--blocks", "2",
-             "--threads", "1")  # fmt: skip
-    code, out, err = call(*words)
-    assert code == 0, err
-    assert "times as fast as transformers, 95 % interval" in out and "both wrote the same tokens" in out
-    code, out, _ = call(*words, "--vs", "plain", "--cold", "--json")
-    found = json.loads(out)
-    assert [side["name"] for side in found["sides"]] == ["gpt2lab, cold", "plain"]
-    assert found["same_tokens"] and found["ratio"] > 0 and len(found["interval"]) == 2
-    assert all(side["low"] <= side["milliseconds"] <= side["high"] for side in found["sides"])

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.sides import Spec, Work
 from gpt2lab import testing
-from gpt2lab.bench.sides import Spec
-from gpt2lab.bench.work import Work
 from gpt2lab.generation import Reader, Sampling, generate
 from gpt2lab.model import GPT, MODEL_SLOTS
 from gpt2lab.pretrained import load_gpt2

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from gpt2lab.analysis import Contrast
 from gpt2lab.results import judge
 from gpt2lab.store import Store
 
@@ -104,57 +105,46 @@ def test_arms_that_are_decided_stop_at_their_look(
 def test_seeds_added_after_a_verdict_count_at_the_looks_that_every_study_has(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
-    """Three seeds were declared; of a contrast that is still open the fourth counts nothing, and six are judged."""
-    rewrite(learner, "baseline: a\narms: {a: {}, twin: {control: true}}\nseeds: 3\nsmallest_effect: 0.0001\n")
+    """Three seeds were declared. What they decided stays; of a contrast that is still open the fourth counts nothing,
+    and six are judged."""
+    rewrite(
+        learner,
+        "baseline: a\narms: {a: {}, numb: {model.dropout: 0.6}, twin: {control: true}}\nseeds: 3\n"
+        "smallest_effect: 0.0001\n",
+    )
     store, judged = Store(tmp_path / "runs"), {}
     for seeds in (3, 4, 6):
         code, said = gpt2lab("run", str(learner), "--no-tracking", "--seeds", str(seeds))
         assert code == 0, said
-        [judged[seeds]] = judge(study(tmp_path), store).contrasts
-    assert [judged[n].n_arm for n in (3, 4, 6)] == [3, 3, 6]
-    assert (judged[3].difference, judged[3].low) == (judged[4].difference, judged[4].low)
-    assert judged[3].alpha == judged[4].alpha == pytest.approx(0.8 * 0.05)
-    assert judged[6].alpha < 0.2 * 0.05 and "judged again at 6 seeds" in judged[6].verdict
-    assert all(contrast.word.startswith("inconclusive") for contrast in judged.values())
+        judged[seeds] = {contrast.arm: contrast for contrast in judge(study(tmp_path), store).contrasts}
+    numb, twin = ([judged[n][arm] for n in (3, 4, 6)] for arm in ("numb", "twin"))
+    assert [contrast.n_arm for contrast in twin] == [3, 3, 6]
+    assert (twin[0].difference, twin[0].low) == (twin[1].difference, twin[1].low)
+    assert twin[0].alpha == twin[1].alpha == pytest.approx(0.8 * 0.05)
+    assert twin[2].alpha < 0.2 * 0.05 and "judged again at 6 seeds" in twin[2].verdict
+    assert all(contrast.word.startswith("inconclusive") for contrast in twin)
+    assert all(contrast.word == "worse" for contrast in numb)
+    assert len({(c.look, c.difference, c.low, c.high, c.p_holm) for c in numb}) == 1 and numb[0].look == 3
     page = (tmp_path / "reports/tiny@tiny/report.md").read_text()
     assert "Seeds were added after 3 had results." in page and "declared differently 2 times before" in page
-    assert len(inline) == 12
+    assert len(inline) == 18
 
 
-def test_a_contrast_that_was_decided_keeps_its_verdict_when_seeds_are_added(
+def test_a_choice_among_seeds_with_results_claims_nothing_and_fresh_seeds_do(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
-    rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nseeds: 3\nsmallest_effect: 0.0001\n")
-    verdicts = []
-    for seeds in ("3", "6"):
-        code, said = gpt2lab("run", str(learner), "--no-tracking", "--seeds", seeds)
+    def judged(seeds: str) -> Contrast:
+        rewrite(learner, f"baseline: a\narms: {{a: {{}}, numb: {{model.dropout: 0.45}}}}\nseeds: {seeds}\n")
+        code, said = gpt2lab("run", str(learner), "--no-tracking")
         assert code == 0, said
-        [contrast] = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts
-        verdicts.append((contrast.word, contrast.low, contrast.high, contrast.p_holm, contrast.look))
-    assert verdicts[0] == verdicts[1]
-    assert verdicts[0][0] == "worse" and verdicts[0][-1] == 3
+        return judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
 
-
-def test_a_choice_among_seeds_with_results_claims_nothing(
-    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
-) -> None:
-    rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nseeds: 4\n")
-    assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
-    store = Store(tmp_path / "runs")
-    assert judge(study(tmp_path), store).contrasts[0].word.startswith("worse")
-    for chosen, reason in (("[0, 1, 3]", "seed 2 has results and is left out"),
-                           ("3", "seed 3 has results and is left out")):  # fmt: skip
-        rewrite(learner, f"baseline: a\narms: {{a: {{}}, numb: {{model.dropout: 0.45}}}}\nseeds: {chosen}\n")
-        assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
-        contrast = judge(study(tmp_path), store).contrasts[0]
-        assert contrast.word == "exploratory" and reason in contrast.verdict
-        assert f"Nothing is claimed: {reason}." in (tmp_path / "reports/tiny@tiny/report.md").read_text()
-
-    # fresh seeds have nothing to do with what was seen
-    rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nseeds: [4, 5, 6]\n")
-    assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
-    contrast = judge(study(tmp_path), store).contrasts[0]
-    assert contrast.word.startswith("worse") and contrast.alpha == pytest.approx(0.8 * 0.05)
+    assert judged("3").word.startswith("worse")
+    chosen, reason = judged("[0, 2, 3]"), "seed 1 has results and is left out"
+    assert chosen.word == "exploratory" and reason in chosen.verdict
+    assert f"Nothing is claimed: {reason}." in (tmp_path / "reports/tiny@tiny/report.md").read_text()
+    fresh = judged("[4, 5, 6]")
+    assert fresh.word.startswith("worse") and fresh.alpha == pytest.approx(0.8 * 0.05)
 
 
 def test_what_is_declared_after_results_does_not_change_what_was_declared_before(
