@@ -8,6 +8,7 @@ from scipy import optimize
 
 from gpt2lab.analysis import compare
 from gpt2lab.analysis.best_rate import OwnBest, Search, WeightedArm, closer
+from gpt2lab.analysis.judging import SEARCH_OPEN
 
 SEEDS = np.array([-0.001, 0.0, 0.001])
 
@@ -123,6 +124,6 @@ def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
     plain, searched = found
     alone = compare(rows[:6], baseline="base", smallest_effect=0.05).contrasts[0]
     assert alone.p_holm < 0.05 < plain.p_holm  # what the test is about
-    assert searched.word == "inconclusive: search the rates more closely"
+    assert searched.word == SEARCH_OPEN
     assert plain.word.startswith("inconclusive: ") and "search" not in plain.verdict
     assert "search" not in plain.halfwidths and "search" in searched.halfwidths

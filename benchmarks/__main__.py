@@ -1,0 +1,24 @@
+"""`python -m benchmarks`, from the root of a checkout."""
+
+import typer
+
+from benchmarks.ablation import ablation
+from benchmarks.generate import generate
+from benchmarks.memory import memory
+from benchmarks.step import step
+from benchmarks.tokenize import tokenize
+from gpt2lab.cli import main
+
+app = typer.Typer(
+    name="python -m benchmarks",
+    help="Measure ours beside others. The figures are only as good as the machine is quiet; ratios suffer least.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (step, memory, ablation, generate, tokenize):
+    app.command()(command)
+
+if __name__ == "__main__":
+    main(app)

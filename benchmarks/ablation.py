@@ -1,0 +1,209 @@
+"""`ablation`: what packing is worth: the runs of an ablation side by side, as `gpt2lab run` trains them, against one
+after another with all cores each.
+
+Both train the same steps of the same runs into temporary folders. One half of those one after another comes before the
+study and one half after it, so that a machine that slows down or speeds up favours neither.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import options as o
+from gpt2lab.data.shards import prepare
+from gpt2lab.display import Display, console_for, display
+from gpt2lab.errors import EnvironmentFault
+from gpt2lab.executors.local import Start, start_cold, started
+from gpt2lab.executors.warm import Server
+from gpt2lab.planning.ablation import load_ablation
+from gpt2lab.planning.plan import Plan, make_plan
+from gpt2lab.runner import Job
+from gpt2lab.store import Store
+from gpt2lab.study import job_of, run_study
+
+PAIRS = 5
+LOOK_SECONDS = 0.005
+LITTLE = ("evaluation.tokens=128", "evaluation.context_tokens=128")
+"""So that a worker's first step comes as soon as it can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to train all runs. `seconds`: from the first start to the last end; `training_seconds`: the sum over runs
+    of what their own clocks say of training steps alone."""
+
+    jobs: int
+    threads: int
+    seconds: float
+    training_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What was found. `start_up`: median seconds from asking for a worker to its first training step, in a process
+    from scratch ("cold") and in a fork of one that has imported everything ("warm")."""
+
+    ablation: str
+    arms: tuple[str, ...]
+    runs: int
+    steps: int
+    packed: Way
+    serial: Way
+    start_up: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times sooner all is done."""
+        return self.serial.seconds / self.packed.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ratio": self.ratio}
+
+
+def bench_ablation(
+    file: str, *, scale: str | None, arms: Sequence[str] | None, seeds: int | None, steps: int | None,
+    shown: Callable[[Plan], Display],
+) -> Packing:  # fmt: skip
+    """Train the ablation in both ways. steps: of each run, in place of the preset's. Raises Gpt2labError."""
+    shorter = () if steps is None else (f"training.steps={steps}", f"optim.warmup_steps={min(steps, steps // 10 + 1)}")
+
+    def planned(folder: Path, jobs: int | None, *overrides: str) -> tuple[Plan, Store]:
+        asked = load_ablation(file, scale=scale, overrides=(*shorter, *overrides), arms=arms, seeds=seeds)
+        store = Store(folder)
+        return make_plan(asked, prepare(asked.arms[asked.baseline].config.data), store, jobs=jobs), store
+
+    with tempfile.TemporaryDirectory(prefix="gpt2lab-bench-") as made:
+        root = Path(made)
+        plan, store = planned(root / "packed", None)
+        cores = plan.machine.jobs * plan.machine.threads
+        one_plan, one_store = planned(root / "serial", 1, f"training.threads={cores}")
+        jobs = [job_of(run, one_store, one_plan) for run in one_plan.runs()]
+        tiny, tiny_store = planned(root / "tiny", None, "training.steps=2", "optim.warmup_steps=1", *LITTLE)
+        cold, warm = start_ups(job_of(tiny.runs()[0], tiny_store, tiny))
+        half = len(jobs) // 2
+        serial = sum(map(trained, jobs[:half]))
+        began = time.perf_counter()
+        outcome = run_study(lambda _: plan, store, display=shown(plan), reproduce="", mirror=None)
+        packed = time.perf_counter() - began
+        if outcome.failed:
+            raise failed(store, outcome.failed[0])
+        serial += sum(map(trained, jobs[half:]))
+        return Packing(
+            ablation=f"{plan.ablation.name}@{plan.ablation.scale}",
+            arms=tuple(plan.arms),
+            runs=len(jobs),
+            steps=plan.baseline.arm.config.training.steps,
+            packed=way(plan, store, packed),
+            serial=way(one_plan, one_store, serial),
+            start_up={"cold": cold, "warm": warm},
+        )
+
+
+def way(plan: Plan, store: Store, seconds: float) -> Way:
+    """A plan that was carried out in so many seconds."""
+    results = [store.run(run.id).result() or {} for run in plan.runs()]
+    return Way(
+        jobs=plan.machine.jobs,
+        threads=plan.machine.threads,
+        seconds=round(seconds, 3),
+        training_seconds=round(sum(result["seconds"] for result in results), 3),
+    )
+
+
+def trained(job: Job) -> float:
+    """Train one run in a process of its own; -> seconds from its start to its end. Raises EnvironmentFault."""
+    began = time.perf_counter()
+    code = started(start_cold, job).wait()
+    seconds = time.perf_counter() - began
+    if code:
+        raise failed(Store(job.root), job.run_id)
+    return seconds
+
+
+def start_ups(job: Job) -> tuple[float, float]:
+    """Median seconds until the first training step, of processes from scratch and of forks, in turns."""
+    server, times = Server(), dict[str, list[float]](cold=[], warm=[])
+    try:
+        first_step(server.start, replace(job, root=f"{job.root}-first"))  # the server imports torch
+        for pair in range(PAIRS):
+            for name, start in (("cold", start_cold), ("warm", server.start)):
+                times[name].append(first_step(start, replace(job, root=f"{job.root}-{name}-{pair}")))
+    finally:
+        server.close()
+    return statistics.median(times["cold"]), statistics.median(times["warm"])
+
+
+def first_step(start: Start, job: Job) -> float:
+    """Seconds from asking for a worker until it begins its first training step. Waits for its end too."""
+    folder = Store(job.root).run(job.run_id)
+    began = time.perf_counter()
+    process = started(start, job)
+    seconds = None
+    while process.poll() is None:
+        rows = folder.rows() if seconds is None else []
+        if len(rows) > 1:
+            seconds = time.perf_counter() - began - float(rows[1]["seconds"])
+        time.sleep(LOOK_SECONDS)
+    if process.returncode or seconds is None:
+        raise failed(Store(job.root), job.run_id)
+    return seconds
+
+
+def failed(store: Store, run_id: str) -> EnvironmentFault:
+    """Nothing is measured when a run does not get to its end."""
+    run = store.run(run_id)
+    log = run.path / "run.log"
+    said = log.read_text().strip().splitlines() if log.exists() else []
+    reason = (run.failure() or {}).get("reason") or (said[-1] if said else "it was stopped")
+    return EnvironmentFault(f"a run did not get to its end: {reason}", where="benchmarks ablation")
+
+
+def show_packing(found: Packing) -> None:
+    """A table of two rows and two sentences."""
+    table = o.table_of("", "side by side", "threads each", "seconds", "of training")
+    for name, way in (("packed", found.packed), ("one after another", found.serial)):
+        table.add_row(name, str(way.jobs), str(way.threads), f"{way.seconds:.1f}", f"{way.training_seconds:.1f}")
+    cold, warm = found.start_up["cold"], found.start_up["warm"]
+    said = (
+        f"{found.ablation}: {found.runs} runs of {found.steps} steps are done {found.ratio:.2f} times as fast packed\n"
+        f"a worker begins its first step after {warm:.2f} s, in a process from scratch after {cold:.2f} s"
+    )
+    o.show(table, said)
+
+
+def ablation(
+    file: Annotated[str, typer.Argument(help="An ablation's YAML file.", metavar="FILE")] = "ablations/posenc.yaml",
+    scale: Annotated[str, typer.Option("--scale", "-s", help="Preset to run at.")] = "nano",
+    arms: Annotated[str, typer.Option("--arms", help="Only these arms, separated by commas.")] = "learned,rotary,none",
+    seeds: Annotated[int | None, typer.Option("--seeds", "-n", help="Seeds per arm.", min=1)] = None,
+    steps_: Annotated[
+        int | None, typer.Option("--steps", help="Steps of each run, in place of the preset's.", min=2)
+    ] = None,
+    json_: o.Json = False,
+) -> None:
+    """Time an ablation packed as `gpt2lab run` packs it against its runs one after another with all cores each.
+
+    Nothing is kept and nothing goes to MLflow.
+    """
+    console = console_for(to_stderr=True)
+    found = bench_ablation(
+        file,
+        scale=scale,
+        arms=[name.strip() for name in arms.split(",") if name.strip()],
+        seeds=seeds,
+        steps=steps_,
+        shown=lambda plan: display(console, "packed", plan.machine.jobs),
+    )
+    if json_:
+        print(json.dumps(found.to_json()))
+    else:
+        show_packing(found)

@@ -1,0 +1,279 @@
+"""What is measured: each side holds a model in training and takes steps on the same batches.
+
+Our side is the real engine. The others are written as their own code trains: whole scores, AdamW as torch has it by
+default, the loss read at every step. All of them start from equal weights, clip at 1, and keep one rate.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.plain import PlainGPT, adamw
+from gpt2lab.components.base import Param, Role
+from gpt2lab.data.batches import Batches
+from gpt2lab.data.files import data_home
+from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
+from gpt2lab.model import ModelConfig, build_model
+from gpt2lab.optim.groups import OptimConfig, build_optimizers
+from gpt2lab.pretrained import from_hf, to_hf
+from gpt2lab.training.compiling import compiled
+from gpt2lab.training.loop import StepRecord, steps
+from gpt2lab.training.precision import Precision, autocast, loss_scaler
+from gpt2lab.training.settings import TrainingConfig
+from gpt2lab.training.state import TrainState
+
+LR, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
+NEVER_ENDING = 10**9
+OTHERS = ("plain", "nanogpt=PATH", "transformers")
+DIFFERENT_STEPS = 20
+"""Steps until the random tokens come again."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model's sizes and its batch: what one training step has to do. sequences: in a batch."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    sequences: int
+    vocab_size: int
+    bias: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of one step."""
+        return self.sequences * self.block_size
+
+    def model(self) -> ModelConfig:
+        """As our config."""
+        return ModelConfig(
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+            block_size=self.block_size,
+            vocab_size=self.vocab_size,
+            bias=self.bias,
+        )
+
+    def batches(self, seed: int = 0) -> Batches:
+        """Batches of random tokens; the same for equal work."""
+        tokens = np.random.default_rng(seed).integers(0, self.vocab_size, DIFFERENT_STEPS * self.tokens + 1)
+        return Batches(tokens, self.block_size, self.sequences, seed)
+
+
+WORKS = {
+    "a": Work(4, 4, 128, 64, 12, 65),
+    "b256": Work(6, 6, 384, 256, 8, 256),
+    "b50k": Work(6, 6, 384, 256, 8, 50_304),
+    "c": Work(12, 12, 768, 1024, 1, 50_304),
+    "d": Work(12, 12, 768, 1024, 32, 50_304),
+}
+"""nanoGPT's example for a CPU; a small model with a vocabulary of bytes, and with GPT-2's; GPT-2 124M, with a batch of
+one sequence and of as many as keep a GPU busy."""
+
+
+def work_named(name: str) -> Work:
+    """Raises ConfigError."""
+    if name not in WORKS:
+        raise ConfigError(unknown("configuration", name, WORKS), where="--config")
+    return WORKS[name]
+
+
+class Side(Protocol):
+    """A model at work. name: as shown.  precision: of its matrix products."""
+
+    name: str
+    precision: Precision
+
+    def step(self) -> float:
+        """What is timed, once; -> what it computed, as a number: a training step its loss in nats."""
+        ...
+
+
+def initial_weights(work: Work) -> dict[str, Tensor]:
+    """What every side starts from, under our names."""
+    return dict(build_model(work.model(), seed=0).state_dict())
+
+
+class Engine:
+    """Our own training step, through the loop that runs are trained by. plain: with the plain model in it."""
+
+    def __init__(
+        self, work: Work, precision: Precision, device: torch.device, *, plain: bool = False, compile: bool = False
+    ) -> None:
+        self.name = "gpt2lab" + (", plain model" if plain else "") + (", compiled" if compile else "")
+        self.precision = precision
+        model, params = (_plain if plain else _ours)(work, device)
+        optim = OptimConfig(lr=LR, warmup_steps=0, grad_clip=CLIP, schedule="constant")
+        training = TrainingConfig(steps=NEVER_ENDING, batch_tokens=work.tokens, precision=precision, log_every_steps=1)
+        if compile:
+            compiled(model, data_home() / "compiled")
+        state = TrainState(model, build_optimizers(optim, params), scaler=loss_scaler(precision, device))
+        self._steps: Iterator[StepRecord] = steps(state, work.batches(), optim, training, seed=0)
+
+    def step(self) -> float:
+        return next(self._steps).metrics["train/loss"]
+
+
+def _ours(work: Work, device: torch.device) -> tuple[nn.Module, list[Param]]:
+    model = build_model(work.model(), seed=0, device=device)
+    return model, model.params()
+
+
+def _plain(work: Work, device: torch.device) -> tuple[nn.Module, list[Param]]:
+    model = plain_model(work).to(device)
+    roles = {True: Role("hidden"), False: Role("vector")}
+    return model, [Param(name, p, roles[p.ndim >= 2]) for name, p in model.named_parameters()]
+
+
+def plain_model(work: Work) -> PlainGPT:
+    """The model on the blackboard, with the weights that all sides start from."""
+    model = PlainGPT(work.n_layer, work.n_head, work.n_embd, work.block_size, work.vocab_size, work.bias)
+    model.load_state_dict(initial_weights(work))
+    return model
+
+
+class Other(ABC):
+    """A step as it is commonly written: batch, loss, backward, clip, AdamW, and the loss read."""
+
+    precision: Precision = "fp32"
+
+    def __init__(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, work: Work) -> None:
+        self.name, self.model, self.optimizer = name, model.train(), optimizer
+        self.batches: Batches = work.batches()
+        self.device = next(model.parameters()).device
+        self.taken = 0
+
+    @abstractmethod
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """(B, T), (B, T) -> ()"""
+
+    def step(self) -> float:
+        tokens, targets = (torch.from_numpy(x).to(self.device) for x in self.batches.at(self.taken))
+        self.taken += 1
+        with autocast(self.precision, self.device):
+            loss = self.loss(tokens, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.item())
+
+
+class PlainSide(Other):
+    """The yardstick, plain.py."""
+
+    def __init__(self, work: Work, device: torch.device) -> None:
+        model = plain_model(work).to(device)
+        super().__init__("plain", model, adamw(model, LR, WEIGHT_DECAY), work)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return self.model.objective(tokens, targets)[0]  # type: ignore[operator, no-any-return]
+
+
+class NanoGPT(Other):
+    """A checkout of nanoGPT that lies on this machine: its model and its own choice of optimizer."""
+
+    def __init__(self, work: Work, device: torch.device, folder: str) -> None:
+        module = _module(Path(folder) / "model.py")
+        config = module.GPTConfig(
+            block_size=work.block_size, vocab_size=work.vocab_size, n_layer=work.n_layer, n_head=work.n_head,
+            n_embd=work.n_embd, dropout=0.0, bias=work.bias,
+        )  # fmt: skip
+        model = module.GPT(config)
+        ours = {f"transformer.{name}": tensor for name, tensor in initial_weights(work).items()}
+        missing = model.load_state_dict(ours, strict=False)
+        if missing.unexpected_keys:
+            raise ConfigError(f"does not know {', '.join(missing.unexpected_keys)}", where=folder)
+        model = model.to(device)
+        optimizer = model.configure_optimizers(WEIGHT_DECAY, LR, (0.9, 0.95), device.type)
+        super().__init__("nanoGPT", model, optimizer, work)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return self.model(tokens, targets)[1]  # type: ignore[no-any-return]
+
+
+def _module(path: Path) -> Any:
+    """A Python file as a module. Raises ConfigError unless it has what nanoGPT's model has."""
+    hint = "--vs nanogpt=FOLDER, where FOLDER is a checkout of nanoGPT"
+    if not path.is_file():
+        raise ConfigError("there is no such file", where=str(path), hint=hint)
+    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"cannot be imported: {type(error).__name__}: {error}", where=str(path), hint=hint) from error
+    if not (hasattr(module, "GPT") and hasattr(module, "GPTConfig")):
+        raise ConfigError("has no GPT and GPTConfig", where=str(path), hint=hint)
+    return module
+
+
+class Transformers(Other):
+    """Hugging Face's GPT-2, which always has biases."""
+
+    def __init__(self, work: Work, device: torch.device) -> None:
+        try:
+            from transformers import GPT2Config, GPT2LMHeadModel
+        except ImportError as error:
+            raise EnvironmentFault(
+                "the package transformers is not installed", where="--vs transformers", hint="pip install transformers"
+            ) from error
+        config = GPT2Config(
+            n_layer=work.n_layer, n_head=work.n_head, n_embd=work.n_embd, n_positions=work.block_size,
+            vocab_size=work.vocab_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        model: Any = GPT2LMHeadModel(config)
+        weights = initial_weights(work)
+        weights |= {
+            name: torch.zeros_like(tensor)
+            for name, tensor in from_hf(model.state_dict()).items()
+            if name not in weights
+        }
+        model.load_state_dict(to_hf(weights), strict=False)
+        model.to(device)
+        super().__init__("transformers", model, adamw(model, LR, WEIGHT_DECAY), work)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return self.model(input_ids=tokens, labels=targets, shift_labels=targets).loss  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which side, as plain data that another process can be given. name: gpt2lab, or what `--vs` names."""
+
+    name: str
+    precision: Precision = "fp32"
+    plain_model: bool = False
+    compile: bool = False
+
+    def make(self, work: Work, device: torch.device) -> Side:
+        """The side, ready to train. Raises ConfigError, or EnvironmentFault where a package is missing."""
+        if self.name == "gpt2lab":
+            return Engine(work, self.precision, device, plain=self.plain_model, compile=self.compile)
+        other = self._other(work, device)
+        other.precision = self.precision
+        return other
+
+    def _other(self, work: Work, device: torch.device) -> Other:
+        kind, _, path = self.name.partition("=")
+        if kind == "plain" and not path:
+            return PlainSide(work, device)
+        if kind == "transformers" and not path:
+            return Transformers(work, device)
+        if kind == "nanogpt":
+            return NanoGPT(work, device, path or ".")
+        raise ConfigError(unknown("side", self.name, OTHERS), where="--vs")

@@ -1,0 +1,127 @@
+"""`step`: our training step and another's timed in turns, on the same weights and batches."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks import options as o
+from benchmarks.memory import peak_bytes
+from benchmarks.sides import Spec, Work, work_named
+from benchmarks.turns import Away, in_turns, ratio_of
+from gpt2lab.costs import costs
+from gpt2lab.peak import matmul_flops
+from gpt2lab.text import memory as in_units
+from gpt2lab.text import quantity
+
+WARM_UP_STEPS = 2
+LIMIT_SIZE, GPU_LIMIT_SIZE = 2048, 8192
+
+
+@dataclass(frozen=True)
+class SideResult:
+    """One side. milliseconds: a step, the median; low and high: the fastest and slowest block's.  of_limit: its model
+    FLOP/s as a share of what a large matrix product reaches here in the same precision.  losses: of the first steps."""
+
+    name: str
+    precision: str
+    milliseconds: float
+    low: float
+    high: float
+    tokens_per_second: float
+    flops_per_second: float
+    limit_flops_per_second: float
+    of_limit: float
+    peak_memory_bytes: int | None
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours, the other, and how many times as fast ours is, with a 95 % interval over blocks (None with one block)."""
+
+    config: str
+    work: Work
+    device: str
+    threads: int
+    blocks: int
+    sides: tuple[SideResult, SideResult]
+    ratio: float
+    interval: tuple[float, float] | None
+
+
+def compare(
+    config: str, work: Work, specs: tuple[Spec, Spec], device: torch.device, *, blocks: int, memory: bool = True
+) -> Comparison:
+    """Time both sides over `blocks` blocks each, and measure their memory in processes of their own."""
+    threads = torch.get_num_threads()
+    with Away(specs[0], work, device, threads) as first, Away(specs[1], work, device, threads) as second:
+        sides = (first, second)
+        names, precisions = [side.name for side in sides], [side.precision for side in sides]
+        losses = [tuple(side.run(WARM_UP_STEPS)[1]) for side in sides]
+        seconds = in_turns(sides, blocks)
+    size = GPU_LIMIT_SIZE if device.type == "cuda" else LIMIT_SIZE
+    limits = {precision: matmul_flops(device, precision, threads, size) for precision in set(precisions)}
+    peaks = [peak_bytes(spec, work, device, threads) if memory else None for spec in specs]
+    flops = costs(work.model()).flops_per_token * work.tokens
+    results = [
+        result(name, precision, taken, work, flops, limits[precision], peak, begun)
+        for name, precision, taken, peak, begun in zip(names, precisions, seconds, peaks, losses, strict=True)
+    ]
+    ratio, interval = ratio_of(seconds[1], seconds[0])
+    return Comparison(config, work, device.type, threads, blocks, (results[0], results[1]), ratio, interval)
+
+
+def result(
+    name: str, precision: str, taken: Sequence[float], work: Work, flops: float, limit: float, peak: int | None,
+    losses: tuple[float, ...],
+) -> SideResult:  # fmt: skip
+    """From seconds per step of every block, FLOP of a step, and the limit in FLOP/s."""
+    each = statistics.median(taken)
+    return SideResult(
+        name, precision, 1000 * each, 1000 * min(taken), 1000 * max(taken), work.tokens / each,
+        flops / each, limit, flops / each / limit, peak, losses,
+    )  # fmt: skip
+
+
+def step(
+    config: o.Size = "a",
+    vs: o.Versus = "plain",
+    model: Annotated[str, typer.Option("--model", help="plain puts the plain model into our engine.")] = "gpt2lab",
+    precision: o.Precision = "fp32",
+    vs_precision: o.OtherPrecision = "fp32",
+    compile_: Annotated[bool, typer.Option("--compile", help="Compile our model.")] = False,
+    blocks: o.Blocks = 5,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Time only; memory takes a process each.")] = False,
+    threads: o.Threads = None,
+    device: o.Device = "cpu",
+    json_: o.Json = False,
+) -> None:
+    """Time our training step and another's in turns: same weights, same batches, a process each."""
+    place = o.chosen_device(
+        device, threads, ("--model", model, ("gpt2lab", "plain")), *o.precisions(precision, vs_precision)
+    )
+    work = work_named(config)
+    if vs == "transformers":
+        work = replace(work, bias=True)  # it knows no GPT-2 without
+    ours = Spec("gpt2lab", precision, plain_model=model == "plain", compile=compile_)  # type: ignore[arg-type]
+    found = compare(config, work, (ours, Spec(vs, vs_precision)), place, blocks=blocks, memory=not no_memory)  # type: ignore[arg-type]
+    if json_:
+        print(json.dumps(asdict(found)))
+        return
+    table = o.table_of("", "precision", "ms per step", "blocks", "tokens/s", "FLOP/s", "of the limit", "memory")
+    for side in found.sides:
+        table.add_row(
+            side.name, side.precision, f"{side.milliseconds:.4g}", f"{side.low:.4g} to {side.high:.4g}",
+            quantity(side.tokens_per_second), quantity(side.flops_per_second), f"{100 * side.of_limit:.0f} %",
+            in_units(side.peak_memory_bytes),
+        )  # fmt: skip
+    words = o.verdict(found.sides[0].name, found.sides[1].name, found.ratio, found.interval)
+    counted = f"({found.blocks} blocks each, {found.device}, {found.threads} threads)"
+    o.show(table, f"configuration {found.config}: {words} {counted}")

@@ -1,0 +1,161 @@
+"""Two sides timed in turns, A B A B, so that whatever else the machine does falls on both.
+
+Each is in a process of its own with an allocator of its own, as a training would be; ours is set up there as the
+workers of runs are. While one works, the other waits for a line on its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from scipy import stats
+
+from benchmarks.sides import Side, Spec, Work
+from benchmarks.writers import Passage, Writer
+from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
+from gpt2lab.training.allocator import keep_memory
+from gpt2lab.training.precision import Precision, set_threads
+
+ROOT = Path(__file__).parents[1]
+"""Where processes find this folder, whatever folder the caller is in."""
+BLOCK_SECONDS = 1.0
+MOST_STEPS = 50
+CONFIDENCE = 0.95
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {"training": (Spec, Work), "generation": (Writer, Passage)}
+"""What makes a side, and what that has to do: plain data both."""
+
+
+class Away:
+    """A side at work in another process. Raises what making the side raises there."""
+
+    def __init__(self, spec: Spec | Writer, work: Work | Passage, device: torch.device, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.turns"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        kind = next(kind for kind, (specs, _) in KINDS.items() if isinstance(spec, specs))
+        question = {
+            "kind": kind, "spec": asdict(spec), "work": asdict(work), "device": device.type, "threads": threads,
+        }  # fmt: skip
+        try:
+            made = self._ask(question)
+        except BaseException:
+            self.close()
+            raise
+        self.name: str = made["name"]
+        self.precision: Precision = made["precision"]
+
+    def run(self, steps: int) -> tuple[float, list[float]]:
+        """Seconds per step of the next `steps`, and what each computed, as a number (see Side)."""
+        answer = self._ask({"steps": steps})
+        return float(answer["seconds"]), list(answer["losses"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+
+    def __enter__(self) -> Away:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            raise EnvironmentFault(f"a side's process ended with code {code}", where="benchmarks",
+                                   hint="a smaller batch or configuration")  # fmt: skip
+        answer: dict[str, Any] = json.loads(line)
+        if "what" in answer:
+            kind = ConfigError if answer["code"] == ConfigError.code else EnvironmentFault
+            raise kind(answer["what"], where=answer["where"], hint=answer["hint"])
+        return answer
+
+
+class Timed(Protocol):
+    """What takes its turns."""
+
+    def run(self, steps: int) -> tuple[float, list[float]]:
+        """Seconds per step, and losses."""
+        ...
+
+
+def in_turns(sides: Sequence[Timed], blocks: int) -> list[list[float]]:
+    """Seconds per step of every side in each block; a block has as many steps as fit into about a second."""
+    counts = [max(1, min(MOST_STEPS, round(BLOCK_SECONDS / side.run(1)[0]))) for side in sides]
+    taken: list[list[float]] = [[] for _ in sides]
+    for _ in range(blocks):
+        for side, count, found in zip(sides, counts, taken, strict=True):
+            found.append(side.run(count)[0])
+    return taken
+
+
+def ratio_of(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """How many times as fast ours is: the geometric mean over pairs of neighbouring blocks, and its t interval."""
+    logs = [math.log(a / b) for a, b in zip(theirs, ours, strict=True)]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), None
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), (math.exp(mean - reach), math.exp(mean + reach))
+
+
+def serve() -> None:
+    """What the process does: make the side, then take as many steps as each line says. What others' code prints goes
+    to standard error, as standard output is for answers."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def say(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    question = json.loads(sys.stdin.readline())
+    specs, works = KINDS[question["kind"]]
+    spec, work, device = specs(**question["spec"]), works(**question["work"]), torch.device(question["device"])
+    set_threads(question["threads"])
+    if question["kind"] == "training" and spec.name == "gpt2lab":
+        keep_memory()
+    try:
+        side = spec.make(work, device)
+    except Gpt2labError as error:
+        [problem, *_] = error.problems
+        say({"code": error.code, "where": problem.where, "what": problem.what, "hint": error.hint})
+        return
+    say({"name": side.name, "precision": side.precision})
+    for line in sys.stdin:
+        say(timed(side, json.loads(line)["steps"], device))
+
+
+def timed(side: Side, steps: int, device: torch.device) -> dict[str, Any]:
+    """Take some steps; -> seconds per step, and what each computed."""
+    began = time.perf_counter()
+    losses = [side.step() for _ in range(steps)]
+    getattr(torch, device.type).synchronize()  # a GPU computes behind the program's back
+    return {"seconds": (time.perf_counter() - began) / steps, "losses": losses}
+
+
+if __name__ == "__main__":
+    serve()
