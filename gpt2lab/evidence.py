@@ -114,22 +114,24 @@ def gather(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts, store: St
 def error_budgets(
     study: Study, runs: Sequence[StudyRun], verdicts: Verdicts, store: Store
 ) -> dict[tuple[str, str], ErrorBudget]:
-    """For every contrast that was tested by its own noise."""
+    """For every contrast that was tested by its own noise, from the seeds that it was judged by."""
     arms, found = {arm.name: arm for arm in verdicts.arms}, searches(study, store)
     seconds = {arm: _seconds(runs, arm) for arm in study["arms"]}
     members = len(verdicts.contrasts) + len((study.get("history") or {}).get("dropped") or ())
     budgets = {}
     for c in verdicts.contrasts:
-        few = min((arms[name].n for name in c.weights), default=0)
+        few = min(c.n_arm, c.n_against)
         if not math.isfinite(c.p_holm) or few < FEWEST or not all(seconds[name] for name in c.weights):
             continue
         weighted = [
-            WeightedArm(weight=weight, losses=arms[name].array, search=found.get(name))
+            WeightedArm(
+                weight=weight, search=found.get(name), losses=arms[name].array[: c.n_arm if weight > 0 else c.n_against]
+            )
             for name, weight in c.weights.items()
         ]
         budgets[c.arm, c.against] = error_budget(
             weighted, c.halfwidths, [seconds[name] for name in c.weights], level=c.alpha / members,
-            more=max(1, (c.next_look or few + 1) - few),
+            more=max(0, (c.next_look or 0) - few), next_level=c.next_alpha and c.next_alpha / members,
         )  # fmt: skip
     return budgets
 

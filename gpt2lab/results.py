@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2lab.analysis import Noise, Verdicts, compare
 from gpt2lab.analysis.best_rate import Search
 from gpt2lab.analysis.compare import MARGIN
-from gpt2lab.analysis.documents import document_error
+from gpt2lab.analysis.documents import document_error, effective_documents
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.words import listed
 from gpt2lab.errors import ConfigError, DataFault
@@ -153,6 +153,7 @@ def judge_runs(
     undeclared = dict.fromkeys(study["arms"], past.get("undeclared") or study.get("undeclared_look") or "")
     declared = {arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")}
     first = past.get("first_seeds") or len(study["seeds"])
+    found = searches(study, store) if store else {}
     return compare(
         [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] + _no_runs(study, runs),
         baseline=study["baseline"],
@@ -169,16 +170,28 @@ def judge_runs(
         looks=past.get("looks", study.get("looks")) or ((first,) if first >= FEWEST else None),
         extendable=True,
         baseline_seeds=past.get("first_baseline", study.get("baseline_seeds")),
-        searches=searches(study, store) if store else None,
+        searches=found,
         text=text_noise(study, runs, store) if store else None,
         force_exploratory=force_exploratory,
         sensitivity=sensitivity,
-        scope=scope_text(study),
+        scope=", ".join([scope_text(study), *_unbounded(study, found)]),
         at_shared_rate=shares_rate(study),
         caveat=study.get("caveat"),
         unit=unit(study),
         higher_is_better=False,
     )
+
+
+def _unbounded(study: Study, found: Mapping[str, Search]) -> list[str]:
+    """Says of which arms the search has too few results to tell how far their rate may be from the best."""
+    if not study.get("bracketed") and len(searched(study)) != 1:
+        return []
+    ready = [arm for arm, e in study["arms"].items() if (e.get("bracket") or {}).get("best") or
+             (e.get("tuned") or {}).get("settings")]  # fmt: skip
+    without = [arm for arm in ready if arm not in found]
+    if not without or not found:
+        return []
+    return [f"but of {listed(without)} at the one that was picked, since too few trials finished to bound its best"]
 
 
 def searches(study: Study, store: Store) -> dict[str, Search]:
@@ -225,17 +238,22 @@ def _tuned(entry: Mapping[str, Any], store: Store) -> Search | None:
     def scaled(value: Any) -> float:
         return math.log2(value) if dimension.get("log") else float(value)
 
-    done = [trial for trial in record["trials"] if trial["outcome"] == "finished" and trial["value"] is not None]
     name = dimension["name"]
-    return _search({scaled(trial["settings"][name]): trial["value"] for trial in done}, scaled(settings[name]))
+    losses = {
+        scaled(trial["settings"][name]): math.inf if trial["outcome"] == "diverged" else trial["value"]
+        for trial in record["trials"]
+        if trial["outcome"] in ("finished", "diverged")
+    }
+    return _search(losses, scaled(settings[name]))
 
 
 def _search(losses: Mapping[float, float | None], chosen: float | None) -> Search | None:
-    """From the finite losses; None with fewer than three, of which no curve can be drawn."""
+    """None with fewer than two finite losses, or three results in all: then no curve can be drawn."""
     good = {at: loss for at, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    if chosen not in good or len(good) < FEWEST:
+    diverged = tuple(at for at, loss in losses.items() if loss is not None and not math.isfinite(loss))
+    if chosen not in good or len(good) < 2 or len(good) + len(diverged) < FEWEST:
         return None
-    return Search(tried=tuple(good), losses=tuple(good.values()), chosen=chosen)
+    return Search(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
 
 
 def text_noise(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
@@ -251,7 +269,8 @@ def text_noise(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[tup
         ours, theirs = ([one["losses"] for one in side] for side in (a, b))
         se, count = document_error(ours, theirs, a[0]["units"], targets=a[0]["targets"])
         if math.isfinite(se):
-            found[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{a[0]['unit']}s")
+            effective = effective_documents(a[0]["units"], targets=a[0]["targets"])
+            found[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{a[0]['unit']}s", effective=effective)
     return found
 
 

@@ -27,10 +27,11 @@ Array = NDArray[np.float64]
 
 PLACES = 61
 """Places between the outermost trials at which the best rate may lie."""
-LOPSIDED = np.linspace(-0.8, 0.8, 9)
-"""(right - left) / (right + left) steepness: from nine times as steep below the best rate to nine times above."""
+LOPSIDED = np.array([-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.98])
+"""(right - left) / (right + left) steepness: from nine times as steep below the best rate to 99 times above."""
 EXPECTED = 0.6
-"""Standard deviation of that before any trial is seen."""
+"""Standard deviation of that, where it is negative, before any trial is seen. Losses rise faster towards divergence, so
+any positive value is as good as another."""
 CONFUSED = 4.0
 """Trials within so many standard deviations of the best one could be the best but for noise."""
 BESIDE = 2
@@ -41,11 +42,13 @@ STEPS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One arm's search: `tried` settings with their final losses, and which one was `chosen`; in octaves for rates."""
+    """One arm's search: `tried` settings with their final losses, and which one was `chosen`; in octaves for rates.
+    At `diverged` settings nothing was learned: they bound where the best one may lie."""
 
     tried: tuple[float, ...]
     losses: tuple[float, ...]
     chosen: float
+    diverged: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,11 @@ class OwnBest:
         inside = at[distance <= critical]
         return (float(inside[0]), float(inside[-1])) if len(inside) else (self.difference, self.difference)
 
+    @property
+    def estimate(self) -> float:
+        """The value that agrees best with all that was seen."""
+        return sum(self.interval(0.05)) / 2
+
     def distance(self, value: float) -> float:
         """How far the data are from a true difference of `value`, in standard errors: a t statistic."""
         at, distance = self._distances(1.05 * abs(value - self.difference) + 2 * self._se + self._reach)
@@ -126,7 +134,7 @@ class _Curves:
 def _curves(arm: WeightedArm, search: Search, variance: float, n: int, bottoms: Array) -> _Curves:
     """Through the trials near the chosen one, one seed each, and the mean of n seeds at the chosen one."""
     at, losses = _near(search, math.sqrt(variance))
-    places = np.linspace(at.min(), at.max(), PLACES)
+    places = np.linspace(*_ends(search, at), PLACES)
     weights = np.append(np.ones(len(at)), n) / variance  # (P,)
     at, losses = np.append(at, search.chosen), np.append(losses, float(arm.losses.mean()))
     away = at - places[:, None]  # (S, P)
@@ -141,7 +149,8 @@ def _curves(arm: WeightedArm, search: Search, variance: float, n: int, bottoms: 
     product = (1 - lopsided) * products[0] + (1 + lopsided) * products[1]
     square = (1 - lopsided) ** 2 * squares[0] + (1 + lopsided) ** 2 * squares[1]
     steepness = np.maximum(product, 0.0) / np.maximum(square, 1e-300)  # they bend upwards only
-    deviance = (weights @ above**2) - steepness * np.maximum(product, 0.0) + (lopsided / EXPECTED) ** 2
+    doubt = (np.minimum(lopsided, 0.0) / EXPECTED) ** 2
+    deviance = (weights @ above**2) - steepness * np.maximum(product, 0.0) + doubt
     return _Curves(places=places, lopsided=lopsided, steepness=steepness, deviance=deviance)
 
 
@@ -164,7 +173,8 @@ def closer(arm: WeightedArm) -> Search:
     lowest = min(*search.losses, float(arm.losses.mean()))
     bottoms = np.linspace(2 * lowest - highest, lowest, STEPS)
     curves = _curves(arm, search, max(float(arm.losses.var(ddof=1)), 1e-300), len(arm.losses), bottoms)
-    best = np.unravel_index(int(np.argmin(curves.deviance)), curves.deviance.shape)
+    likely = curves.deviance + (np.maximum(curves.lopsided, 0.0) / EXPECTED) ** 2  # of equal ones the least lopsided
+    best = np.unravel_index(int(np.argmin(likely)), likely.shape)
     away, lopsided = extra - curves.places[best[1]], curves.lopsided[best]
     losses = bottoms[best[2]] + curves.steepness[best] * np.where(away < 0, 1 - lopsided, 1 + lopsided) * away**2
     return Search(
@@ -182,6 +192,18 @@ def _near(search: Search, sd: float) -> tuple[Array, Array]:
     )
     first, last = min(confused[0], beside[0]), max(confused[-1], beside[-1])
     return at[first : last + 1], losses[first : last + 1]
+
+
+def _ends(search: Search, at: Array) -> tuple[float, float]:
+    """Between which settings the best one may lie: those of the curve, or up to a diverged one where nothing finite was
+    tried between."""
+    low, high = float(at.min()), float(at.max())
+    below = max((d for d in search.diverged if d < low), default=low)
+    above = min((d for d in search.diverged if d > high), default=high)
+    return (
+        low if any(below < one < low for one in search.tried) else below,
+        high if any(high < one < above for one in search.tried) else above,
+    )
 
 
 def _last(values: ArrayLike) -> Array:

@@ -47,6 +47,13 @@ class Verdicts:
     caveat: str | None
     extendable: bool = False
     """whether the level includes seeds that may be added after a verdict"""
+    dropped: int = 0
+    """contrasts that were declared once and still count"""
+
+    @property
+    def members(self) -> int:
+        """Contrasts that the family is adjusted for."""
+        return len(self.contrasts) + self.dropped
 
     @property
     def provided(self) -> str:
@@ -220,6 +227,7 @@ def compare(
         scope=where,
         caveat=caveat,
         extendable=extendable,
+        dropped=dropped,
     )
 
 

@@ -37,3 +37,14 @@ def document_error(
     residuals = sums - sums.sum() / sizes.sum() * sizes
     variance = count / (count - 1) * np.square(residuals).sum() / sizes.sum() ** 2
     return math.sqrt(variance), count
+
+
+def effective_documents(documents: ArrayLike, *, targets: ArrayLike | None = None) -> float:
+    """How many documents of equal size would tell as much: (sum of sizes)^2 / sum of squared sizes.
+
+    Three documents of which one is tiny are two. One less is the degrees of freedom of `document_error`.
+    """
+    labels = np.asarray(documents)
+    weights = np.ones(labels.shape) if targets is None else np.asarray(targets, dtype=np.float64)
+    sizes = np.bincount(np.unique(labels, return_inverse=True)[1], weights)
+    return float(sizes.sum() ** 2 / np.square(sizes).sum())

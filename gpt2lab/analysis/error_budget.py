@@ -39,8 +39,9 @@ class ErrorBudget:
     @property
     def best(self) -> Step | None:
         """The step that narrows the interval most per second; None where nothing does."""
-        gains = [(1 - step.halfwidth / self.halfwidth) / step.seconds for step in self.steps if step.seconds > 0]
-        useful = [(gain, step) for gain, step in zip(gains, self.steps, strict=True) if gain > 0]
+        timed = [step for step in self.steps if step.seconds > 0]
+        useful = [((1 - step.halfwidth / self.halfwidth) / step.seconds, step) for step in timed]
+        useful = [(gain, step) for gain, step in useful if gain > 0]
         return max(useful, key=lambda item: item[0])[1] if useful else None
 
     def told(self) -> str:
@@ -54,16 +55,18 @@ class ErrorBudget:
 
 
 def error_budget(
-    arms: Sequence[WeightedArm], sources: Mapping[str, float], seconds: Sequence[float], *, level: float, more: int = 1
-) -> ErrorBudget:
+    arms: Sequence[WeightedArm], sources: Mapping[str, float], seconds: Sequence[float], *, level: float,
+    more: int = 1, next_level: float | None = None,
+) -> ErrorBudget:  # fmt: skip
     """The budget of one contrast whose interval stands at 1 - level.
 
-    seconds: of one run of each arm. more: seeds that the next look adds to every arm.
+    seconds: of one run of each arm. more: seeds that the next look adds to every arm, judged at `next_level`; with no
+    seeds to add there is no such step.
     """
     now = _halfwidth(arms, [len(arm.losses) for arm in arms], level)
     grown = [len(arm.losses) + more for arm in arms]
-    steps = [Step(what=f"{plural(more, 'more seed')} per arm", halfwidth=_halfwidth(arms, grown, level),
-                  seconds=more * sum(seconds))]  # fmt: skip
+    after = _halfwidth(arms, grown, next_level or level) if more else now
+    steps = [Step(what=f"{plural(more, 'more seed')} per arm", halfwidth=after, seconds=more * sum(seconds))]
     searched = [(arm, each) for arm, each in zip(arms, seconds, strict=True) if arm.search]
     if searched:
         finer = [replace(arm, search=closer(arm)) if arm.search else arm for arm in arms]

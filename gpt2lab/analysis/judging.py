@@ -203,9 +203,9 @@ def halfwidths(case: Case) -> dict[str, float]:
     """Half the width of an interval by each source alone; see Contrast."""
     found = {"seeds": (case.as_chosen["high"] - case.as_chosen["low"]) / 2}
     if case.searched:
-        found["search"] = (case.at["joint_high"] - case.at["joint_low"]) / 2 - (
-            case.as_chosen["joint_high"] - case.as_chosen["joint_low"]
-        ) / 2
+        found["search"] = max(
+            case.as_chosen["joint_low"] - case.at["joint_low"], case.at["joint_high"] - case.as_chosen["joint_high"]
+        )
     text = case.terms.text.get((case.declared.arm, case.declared.against))
     if text:
         found["text"] = text.halfwidth
@@ -337,8 +337,9 @@ def _search_notes(case: Case, claim: str) -> list[str]:
     unit, effect = case.terms.unit, f"{case.terms.smallest_effect:g}"
     word = _decided(case, plain).partition(" (")[0]
     word = f"no difference larger than {effect}" if word == "no difference" else word
-    at = f"{word}, {words.interval(plain['low'], plain['high'])}"
-    return [f"at the rates that were chosen: {at}; the best ones may be up to {wide:.2g} {unit} away from that"]
+    ends = ("same_low", "same_high") if word.startswith("no difference") else ("low", "high")
+    at = f"{word}, {words.interval(*(plain[end] for end in ends))}"
+    return [f"at the rates that were chosen: {at}; the best ones may move that by up to {wide:.2g} {unit}"]
 
 
 def _text_notes(case: Case, claim: str) -> tuple[str, ...]:

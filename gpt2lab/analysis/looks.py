@@ -136,6 +136,7 @@ def judge_looks(
             latest[i] = replace(
                 contrasts[i], look=look.n, settled=decided or look.n >= ends[-1],
                 next_look=None if decided or not coming else coming[0],
+                next_alpha=None if decided or not coming else looks[number + 1].level,
             )  # fmt: skip
             if decided:
                 settled[i] = tested[i]

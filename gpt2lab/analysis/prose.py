@@ -102,7 +102,7 @@ def _certainty(verdicts: Verdicts) -> list[str]:
     if own:
         counts = sorted({n for c in own for n in (c.n_arm, c.n_against)})
         seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-        family = f", Holm-adjusted over {len(verdicts.contrasts)} contrasts" if len(verdicts.contrasts) > 1 else ""
+        family = f", Holm-adjusted over {verdicts.members} contrasts" if verdicts.members > 1 else ""
         percent = f"{100 * verdicts.alpha:g} %"
         told.append(
             f"Tested with {seeds} seeds per arm (Welch's t-test, calibrated for arms of unequal noise{family}): the "

@@ -57,11 +57,13 @@ class TextNoise:
     se: float
     count: int
     unit: str
+    effective: float | None = None
+    """how many of equal size would tell as much; `count` unless given"""
 
     @property
     def halfwidth(self) -> float:
         """Of the 95 % interval of the difference on other text of the same kind (Student's t)."""
-        return float(stats.t.ppf(0.975, self.count - 1)) * self.se
+        return float(stats.t.ppf(0.975, (self.effective or self.count) - 1)) * self.se
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +209,8 @@ class Contrast:
     """whether no declared look is left for it"""
     next_look: int | None = None
     """seeds per arm at which it is judged again; None where it is decided, or where any number may be added"""
+    next_alpha: float | None = None
+    """the level of that look"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ def sensitivity_table(verdicts: Verdicts, evidence: Evidence) -> Table:
     """Every contrast again, not adjusted for the family, by other estimators where the runs allow them, and how far it
     depends on the validation text."""
     columns = (
-        Column("Contrast"), Column("Welch, raw", "number"), Column("Paired by seed", "number"),
+        Column("Contrast"), Column("Not adjusted", "number"), Column("Paired by seed", "number"),
         Column("Arm and seed", "number"), Column("Permutation", "number"), Column("Detectable", "number"),
         Column("Text noise", "number"),
     )  # fmt: skip
@@ -47,7 +47,7 @@ def error_table(verdicts: Verdicts, evidence: Evidence) -> Table:
     columns = (
         Column("Contrast"), Column("Interval", "number"), Column("Seeds", "number"),
         Column("Search of rates", "number"), Column("Validation text", "number"),
-        Column("Narrows it most per hour", "words"),
+        Column("Cheapest way to narrow it", "words"),
     )  # fmt: skip
     rows = []
     for c in verdicts.contrasts:

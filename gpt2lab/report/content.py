@@ -123,7 +123,7 @@ def _verdicts_note(read: Read) -> str:
     return (
         f"Difference: arm minus baseline in final {study['metric']}, {unit(study)}; lower is better. Below it the "
         f"{tables.confidence(verdicts)} interval (Welch), adjusted for the family of "
-        f"{plural(len(verdicts.contrasts), 'contrast')}, as p is by Holm's method: {together}. A difference below "
+        f"{plural(verdicts.members, 'contrast')}, as p is by Holm's method: {together}. A difference below "
         f"{verdicts.smallest_effect:g} {unit(study)} was declared too small to matter. Cost: FLOPs of a whole run, and "
         "training speed, against the baseline's."
     )

@@ -74,7 +74,9 @@ def _power(read: Read) -> str:
     if not detectable:
         return text + " That is too few to say how small a difference would have been found."
     span = " to ".join(dict.fromkeys(number(d, 3) for d in (min(detectable), max(detectable))))
-    return text + f" The smallest true difference that they find four times out of five: {span} {unit(read.study)}."
+    searched = any("search" in c.halfwidths for c in read.verdicts.contrasts)
+    at = " at the rates that were chosen; the search of rates comes on top" if searched else ""
+    return text + f" The smallest true difference that they detect with 80 % power: {span} {unit(read.study)}{at}."
 
 
 def declared(read: Read) -> list[str]:
@@ -83,7 +85,7 @@ def declared(read: Read) -> list[str]:
     tokens = quantity(study["evaluation"].get("tokens"))
     told = [
         f"Design: {study.get('design', 'one factor')}, {plural(len(study['arms']), 'arm')}, baseline "
-        f"{study['baseline']}; {plural(len(read.verdicts.contrasts), 'contrast')} declared, one family.",
+        f"{study['baseline']}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
         f"Every run is scored at its end on the same {tokens} validation tokens. A seed sets initialisation, data "
         "order and dropout together; all arms share data order and, where shapes agree, initial weights.",
         f"Estimator: Welch's t with critical values that hold at every ratio of the arms' noise, Holm-adjusted, at "

@@ -73,7 +73,7 @@ def _forest(study: Study, verdicts: Verdicts, look: Mapping[str, Look]) -> Parts
         effects.append(figures.Effect(label, c.arm, c.difference, c.low, c.high, words))
     caption = (
         f"Bars: {confidence(verdicts)} intervals adjusted for the family of "
-        f"{plural(len(effects), 'contrast')}; a hollow mark has no interval, an arrow an end outside the frame. "
+        f"{plural(verdicts.members, 'contrast')}; a hollow mark has no interval, an arrow an end outside the frame. "
         f"Shaded: differences below {verdicts.smallest_effect:g} {unit(study)}, declared too small to matter."
     )
     noise = (study.get("noise") or {}).get("sd") if study["metric"] == LOSS else None

@@ -86,8 +86,8 @@ COST = (
 SENSITIVITY = (
     "None of these decides a verdict, and none is adjusted for the number of contrasts. Paired, and arm and seed, use "
     "the seeds that both arms share; a permutation test needs 4 seeds per arm. Detectable: the true difference found "
-    "four times out of five, and the same with the noise at its upper 80 % limit. Text noise: the standard error of "
-    "the difference over the documents that were scored; seeds do not lessen it, more validation text does."
+    "four times out of five, and the same with the noise at its upper 80 % limit. Text noise: half the 95 % interval "
+    "of the difference over the documents that were scored; seeds do not lessen it, more validation text does."
 )
 
 

@@ -138,7 +138,10 @@ def _contrast_row(study: Study, arms: Mapping[str, Summary], contrast: Contrast,
     name = Cell(arm.arm, against + changes(study, arm.arm))
     worth = worth_cell(evidence.multipliers.get(arm.arm)) if contrast.against == study["baseline"] else Cell()
     expected = Cell(study["arms"][arm.arm].get("expected") or "")
-    return Row((name, *_statistics(arm), *numbers, worth, cost_cell(study, arms, arm.arm), expected), look=arm.look)
+    return Row(
+        (name, *_statistics(arm, contrast.n_arm), *numbers, worth, cost_cell(study, arms, arm.arm), expected),
+        look=arm.look,
+    )
 
 
 def _arm_row(study: Study, arms: Mapping[str, Summary], name: str, verdict: Cell) -> Row:
@@ -147,8 +150,11 @@ def _arm_row(study: Study, arms: Mapping[str, Summary], name: str, verdict: Cell
     return Row((*cells, cost_cell(study, arms, name), expected), arm.look, name == study["baseline"])
 
 
-def _statistics(arm: Summary) -> tuple[Cell, Cell]:
-    remarks = [f"{count} {what}" for count, what in ((arm.failed, "failed"), (arm.missing, "missing")) if count]
+def _statistics(arm: Summary, judged: int | None = None) -> tuple[Cell, Cell]:
+    """Mean and n; `judged` is told where it is fewer, for seeds beyond a look do not count."""
+    counts = [(arm.failed, "failed"), (arm.missing, "missing")]
+    counts += [(judged, "judged")] if judged is not None and judged < arm.n else []
+    remarks = [f"{count} {what}" for count, what in counts if count]
     spread = f"sd {number(arm.sd)}" if arm.sd is not None else ""
     return Cell(number(arm.mean), spread), Cell(str(arm.n), ", ".join(remarks))
 

@@ -64,20 +64,20 @@ def test_the_lowest_loss_of_one_arm_is_profiled_as_an_optimiser_would() -> None:
     weights = np.array([1, 1, 1, 3]) / variance
 
     def lack(theta: np.ndarray, bottom: float) -> float:
-        place, steepness, skew = np.clip(theta[0], -1, 1), abs(theta[1]), np.clip(theta[2], -0.8, 0.8)
+        place, steepness, skew = np.clip(theta[0], -1, 1), abs(theta[1]), np.clip(theta[2], -0.8, 0.98)
         curve = bottom + steepness * np.where(at < place, 1 - skew, 1 + skew) * (at - place) ** 2
-        return float((weights * (y - curve) ** 2).sum() + (skew / 0.6) ** 2)
+        return float((weights * (y - curve) ** 2).sum() + (min(skew, 0.0) / 0.6) ** 2)
 
     def best(bottom: float) -> float:
-        starts = [(p, 0.02, s) for p in (-0.5, 0.0, 0.3, 0.6) for s in (-0.5, 0.0, 0.5)]
+        starts = [(p, 0.02, s) for p in (-0.5, 0.0, 0.3, 0.6) for s in (-0.5, 0.0, 0.5, 0.9)]
         return min(optimize.minimize(lack, s, args=(bottom,), method="Nelder-Mead").fun for s in starts)
 
     other = WeightedArm(weight=-1.0, losses=2.0 + 1e-9 * SEEDS, search=None)  # as good as known
     own = OwnBest([arm(one), other])
     least = min(best(b) for b in np.linspace(mean - 0.003, mean + 0.0005, 15))
-    for shift in (-0.008, -0.006, -0.004, 0.001):
+    for shift in (-0.012, -0.008, -0.004, 0.001):
         expected = np.sqrt(max(best(mean + shift) - least, 0))
-        assert own.distance(mean + shift - 2.0) == pytest.approx(expected, rel=0.05)
+        assert own.distance(mean + shift - 2.0) == pytest.approx(expected, rel=0.05, abs=0.2)
 
 
 def test_a_search_makes_nothing_surer() -> None:

@@ -41,7 +41,7 @@ def test_searches_are_calibrated_at_one_steepness(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(designs, "CURVATURES", ((0.03, 0.03),))
     monkeypatch.setattr(designs, "SEARCHED", (10,))
     found = selftest(QUICK, parts=["searched"])
-    assert found.ok and len(found.rows) == 6
+    assert found.ok and len(found.rows) == 10
 
 
 def test_every_rate_is_there_for_every_bank_and_number_of_seeds() -> None:

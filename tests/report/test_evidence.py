@@ -17,6 +17,7 @@ from scipy import stats
 from gpt2lab.evidence import gather, loss_at, tokens_to
 from gpt2lab.ladder import trends
 from gpt2lab.report import page, write_report
+from gpt2lab.report.tables import p_cell
 from gpt2lab.results import collect, judge_runs
 from gpt2lab.store import Store
 
@@ -279,3 +280,28 @@ def test_text_noise_stands_beside_seed_noise(make_study: MakeStudy, tmp_path: Pa
     folder = tmp_path / "runs" / study["arms"]["rotary"]["runs"]["1"]
     next((folder / "evaluations/windows").iterdir()).unlink()
     assert "4 documents" not in told(tmp_path, study)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_an_interval_is_made_of_is_that_of_the_seeds_it_was_judged_by(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    """Three seeds were declared and five are there: the last two count nothing before there are six."""
+    past = {"looks": [], "first_seeds": 3, "first_baseline": None, "undeclared": None, "late": [],
+            "dropped": [["alibi", "learned"]], "smallest_effect": 0.05, "alpha": 0.05, "changed": []}  # fmt: skip
+    study = make_study({"learned": 2.15, "rotary": 2.1}, seeds=5, history=past)
+    said = told(tmp_path, study)
+    [contrast] = judge_runs(study, collect(study, Store(tmp_path / "runs"))).contrasts
+    assert contrast.n_arm == 3 and contrast.word.startswith("inconclusive")
+    section = said.partition("## What the intervals are made of")[2].partition("\n## ")[0]
+    [row] = [line for line in section.splitlines() if line.startswith("| rotary against learned")]
+    half = f"±{(contrast.joint_high - contrast.joint_low) / 2:.2g}"
+    assert row.startswith(f"| rotary against learned | {half} | {half} | – | – | 3 more seeds per arm: ")
+    assert "| 5; 3 judged |" in said and "adjusted for the family of 2 contrasts" in said
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"), [(0.002, "0.002"), (0.04999, "0.05"), (1e-17, "< 1e-15"), (0.0, "< 1e-15"), (math.nan, "–")]
+)
+def test_a_p_value_in_its_column_has_no_sign_but_where_it_is_a_bound(p: float, shown: str) -> None:
+    assert p_cell(p, 0.04) == shown

@@ -5,13 +5,14 @@ contrasts, borrowed noise, intervals that are to hold together, few validation d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2lab.analysis.best_rate import OwnBest, Search, WeightedArm
-from gpt2lab.analysis.documents import document_error
+from gpt2lab.analysis.documents import document_error, effective_documents
 from gpt2lab.analysis.horizon import tau_bounds
 from gpt2lab.analysis.looks import extendable_looks
 from gpt2lab.analysis.parabola import fit
@@ -37,8 +38,14 @@ CURVATURES = ((0.005, 0.005), (0.01, 0.01), (0.03, 0.03), (0.005, 0.03))
 """nats per squared octave, of the arm and of the baseline"""
 NOISES = (0.0015, 0.015)
 SEARCHED = (3, 5, 10)
-LOPSIDED = 0.6
-"""(right - left) / (right + left) steepness of the lopsided curves: four times as steep above as below"""
+Shape = Callable[[float, float], float]
+"""Loss by curvature and octaves from the best rate."""
+PARABOLA: Shape = lambda curvature, away: curvature * away**2  # noqa: E731
+STEEP: Mapping[str, Shape] = {
+    "four times as steep above": lambda curvature, away: curvature * (0.4 if away < 0 else 1.6) * away**2,
+    "gentle below, cubic above": lambda curvature, away: curvature * away**2 / 6 + 5 * curvature * max(away, 0.0) ** 3,
+    "diverging 0.3 octaves above": lambda curvature, away: curvature * away**2 if away < 0.3 else math.inf,
+}
 OCTAVES = (-1.0, 0.0, 1.0)
 TUNED = tuple(np.linspace(-2.0, 3.0, 8))
 """Rates of a bracket, and of a search from a quarter to eight times an arm's own, in octaves"""
@@ -109,23 +116,23 @@ def searched(draws: Draws) -> Iterator[Row]:
     count = max(draws.count // EACH, 100)
     for (arm, against), sd, n in itertools.product(CURVATURES, NOISES, SEARCHED):
         rng = draws.generator("searched", arm, against, sd, n)
-        for lopsided in (0.0, LOPSIDED) if arm == 0.03 else (0.0,):
-            wrong = [_equal_arms_differ(rng, (arm, against), sd, n, lopsided) for _ in range(count)]
-            curve = "lopsided " if lopsided else ""
-            check = f"bracket, {curve}curvature {arm:g} and {against:g}, sd {sd:g}: better/worse"
+        shapes = {"a parabola": PARABOLA, **(STEEP if arm == 0.03 and n != 5 else {})}
+        for name, shape in shapes.items():
+            wrong = [_equal_arms_differ(rng, (arm, against), sd, n, shape) for _ in range(count)]
+            check = f"bracket, {name}, curvature {arm:g} and {against:g}, sd {sd:g}: better/worse"
             yield level(check, np.array(wrong), GAUSSIAN, n)
     for (arm, against), sd in itertools.product(CURVATURES, NOISES):
         rng = draws.generator("tuned", arm, against, sd)
-        wrong = [_equal_arms_differ(rng, (arm, against), sd, 5, 0.0, TUNED) for _ in range(count)]
+        wrong = [_equal_arms_differ(rng, (arm, against), sd, 5, PARABOLA, TUNED) for _ in range(count)]
         check = f"tuned, 8 rates, curvature {arm:g} and {against:g}, sd {sd:g}: better/worse"
         yield level(check, np.array(wrong), GAUSSIAN, 5)
 
 
 def _equal_arms_differ(
-    rng: np.random.Generator, curvatures: tuple[float, float], sd: float, n: int, lopsided: float,
+    rng: np.random.Generator, curvatures: tuple[float, float], sd: float, n: int, shape: Shape,
     rates: Sequence[float] = OCTAVES,
 ) -> bool:  # fmt: skip
-    arms = [bracketed(rng, curvature, sd, n, lopsided, rates) for curvature in curvatures]
+    arms = [bracketed(rng, curvature, sd, n, shape, rates) for curvature in curvatures]
     if None in arms:
         return False  # not comparable
     weighted = [WeightedArm(weight=w, losses=arm[0], search=arm[1]) for w, arm in zip((1.0, -1.0), arms, strict=True)
@@ -137,7 +144,7 @@ def _equal_arms_differ(
 
 
 def bracketed(
-    rng: np.random.Generator, curvature: float, sd: float, n: int, lopsided: float = 0.0,
+    rng: np.random.Generator, curvature: float, sd: float, n: int, shape: Shape = PARABOLA,
     rates: Sequence[float] = OCTAVES,
 ) -> tuple[Array, Search] | None:  # fmt: skip
     """n final losses at the best rate of a bracket of octaves, and the bracket; None where the best stays at an edge.
@@ -145,18 +152,16 @@ def bracketed(
     The best rate lies up to an octave away from the arm's own, where the loss is 0.
     """
     best = rng.uniform(-1, 1)
-
-    def loss(at: float) -> float:
-        return float(curvature * (1 + lopsided * np.sign(at - best)) * (at - best) ** 2)
-
     tried: dict[float, float] = {}
     wanted = list(rates)
     for _ in range(4):
-        tried |= {at: loss(at) + sd * rng.standard_normal() for at in wanted if at not in tried}
+        tried |= {at: shape(curvature, at - best) + sd * rng.standard_normal() for at in wanted if at not in tried}
         chosen = min(tried, key=lambda at: (tried[at], abs(at)))
         if min(tried) < chosen < max(tried):
-            search = Search(tried=tuple(tried), losses=tuple(tried.values()), chosen=chosen)
-            return loss(chosen) + sd * rng.standard_normal(n), search
+            good = {at: loss for at, loss in tried.items() if math.isfinite(loss)}
+            diverged = tuple(at for at in tried if at not in good)
+            search = Search(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
+            return shape(curvature, chosen - best) + sd * rng.standard_normal(n), search
         wanted = [chosen - 1 if chosen == min(tried) else chosen + 1]
     return None
 
@@ -208,16 +213,16 @@ def _optimum_held(rng: np.random.Generator, steeper: float, known: bool) -> bool
 
 def text(draws: Draws) -> Iterator[Row]:
     """The interval over validation documents, of which there may be few."""
-    for documents in (3, 5, 20):
-        rng = draws.generator("text", documents)
-        labels = np.repeat(np.arange(documents), 4)
-        held = []
+    for sizes in ((4, 4, 4), (54, 5, 40), (4,) * 5, (2, 4, 8, 16, 32), (4,) * 20):
+        rng = draws.generator("text", sizes)
+        labels, held = np.repeat(np.arange(len(sizes)), sizes), []
         for _ in range(draws.count):
-            each = rng.standard_normal(documents)
-            loss = np.repeat(each, 4)
+            loss = rng.standard_normal(len(sizes))[labels]
             se, count = document_error([loss], [np.zeros_like(loss)], labels)
-            held.append(abs(each.mean()) <= TextNoise(se=se, count=count, unit="documents").halfwidth)
-        yield covers(f"95 % interval over {documents} documents", np.array(held), GAUSSIAN)
+            noise = TextNoise(se=se, count=count, unit="documents", effective=effective_documents(labels))
+            held.append(abs(loss.mean()) <= noise.halfwidth)
+        what = f"{len(sizes)} documents" + ("" if len(set(sizes)) == 1 else f" of unequal size, {sizes}")
+        yield covers(f"95 % interval over {what}", np.array(held), GAUSSIAN)
 
 
 def dropped(draws: Draws) -> Iterator[Row]:
