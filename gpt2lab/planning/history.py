@@ -79,15 +79,14 @@ def history(record: Record, earlier: Sequence[Record]) -> dict[str, Any]:
         "late": [c for c in declared if before and c not in before and set(c) <= known],
         "dropped": [c for c in dict.fromkeys(map(tuple, before)) if list(c) not in declared],
     }
-    first = next((one for one in seen if len(one["finished"]) >= FEWEST), None)
-    if first is None:
-        return found
-    found["looks"] = list(first.get("looks") or ())
-    found["first_seeds"], found["first_baseline"] = len(first["seeds"]), first.get("baseline_seeds")
-    found["undeclared"] = found["undeclared"] or _stopped_early(found, now)
-    found["smallest_effect"] = first.get("smallest_effect") or record["smallest_effect"]
-    found["alpha"] = first.get("alpha") or record["alpha"]
-    found["changed"] = _changed(record, found, first)
+    found["looks"] = list(seen[0].get("looks") or ())
+    found["smallest_effect"] = seen[0].get("smallest_effect") or record["smallest_effect"]
+    found["alpha"] = seen[0].get("alpha") or record["alpha"]
+    first = next((one for one in seen if len(one["finished"]) >= FEWEST), None)  # fewer allow no word
+    if first is not None:
+        found["first_seeds"], found["first_baseline"] = len(first["seeds"]), first.get("baseline_seeds")
+        found["undeclared"] = found["undeclared"] or _stopped_early(found, now)
+    found["changed"] = _changed(record, found, first or seen[0])
     return found
 
 

@@ -118,9 +118,10 @@ def test_ending_before_the_first_look_is_a_choice_too() -> None:
     assert short["undeclared"] == "4 seeds were declared before results were there, and only 3 are now"
 
 
-def test_two_seeds_decide_nothing_so_the_declaration_may_still_change() -> None:
+def test_two_seeds_decide_nothing_so_seeds_may_still_change_but_not_what_counts_as_an_effect() -> None:
     found = history(record(2, smallest_effect=0.01), [seen(5, finished=[0, 1])])
-    assert (found["first_seeds"], found["undeclared"], found["smallest_effect"]) == (2, None, 0.01)
+    assert (found["first_seeds"], found["undeclared"], found["smallest_effect"]) == (2, None, 0.05)
+    assert "smallest effect of interest was changed to 0.01" in found["changed"][0]
 
 
 def test_a_confirmation_on_fresh_seeds_may_be_added_to() -> None:
