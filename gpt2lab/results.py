@@ -174,7 +174,7 @@ def judge_runs(
         text=text_noise(study, runs, store) if store else None,
         force_exploratory=force_exploratory,
         sensitivity=sensitivity,
-        scope=", ".join([scope_text(study), *_unbounded(study, found)]),
+        scope=", ".join([scope_text(study), *(_unbounded(study, found) if store else [])]),
         at_shared_rate=shares_rate(study),
         caveat=study.get("caveat"),
         unit=unit(study),
@@ -189,7 +189,7 @@ def _unbounded(study: Study, found: Mapping[str, Search]) -> list[str]:
     ready = [arm for arm, e in study["arms"].items() if (e.get("bracket") or {}).get("best") or
              (e.get("tuned") or {}).get("settings")]  # fmt: skip
     without = [arm for arm in ready if arm not in found]
-    if not without or not found:
+    if not without:
         return []
     return [f"but of {listed(without)} at the one that was picked, since too few trials finished to bound its best"]
 

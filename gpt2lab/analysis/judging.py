@@ -132,7 +132,9 @@ def judge(
         for i, (one, own, test) in enumerate(zip(declared, sides, chosen, strict=True))
     ]
     chosen = [(settled or {}).get(i) or test for i, test in enumerate(chosen)]
-    family, as_chosen = (adjust(tests, alpha=terms.alpha, dropped=terms.dropped) for tests in (tested, chosen))
+    family = as_chosen = adjust(tested, alpha=terms.alpha, dropped=terms.dropped)
+    if any(test.own_best is not None for test in tested):
+        as_chosen = adjust(chosen, alpha=terms.alpha, dropped=terms.dropped)
     runs = {name: arm.values for name, arm in arms.items()}
     level = terms.alpha / (len(declared) + terms.dropped)
     judged = []
@@ -386,9 +388,7 @@ def _numbers(case: Case, claim: str) -> str:
         return ""
     same = math.isclose(case.plus.mean, case.minus.mean, rel_tol=1e-14)  # equal values, added in another order
     difference = 0.0 if same else at["difference"]
-    told = "interval" in claim
-    low, high = (math.nan, math.nan) if told else (at["low"], at["high"])
-    parts = [words.effect(difference, low, high, case.terms.unit)]
+    parts = [words.effect(difference, at["low"], at["high"], case.terms.unit)]
     if claim != "exploratory":
         parts.append(f"Holm p {words.probability(at['p_holm'], alpha)}")
     if claim.startswith("no difference"):

@@ -115,16 +115,13 @@ def linear(
     if min(sizes) < 2:
         return Comparison(difference, nothing, nothing, nothing, nothing, nothing, nothing)
     still = np.logical_and.reduce([no_spread(v) for v in values])
-    scale = np.max([np.abs(v).max(axis=-1) for v in values], axis=0)  # the squares of 1e200 have no place in a float
-    scale = np.where(scale > 0, scale, 1.0)
     parts = np.stack(
-        [w**2 * (v / scale[..., None]).var(-1, ddof=1) / v.shape[-1] for w, v in zip(weights, values, strict=True)],
-        axis=-1,
+        [w**2 * v.var(-1, ddof=1) / v.shape[-1] for w, v in zip(weights, values, strict=True)], axis=-1
     )  # (..., arm)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         variance = np.where(still, np.nan, parts.sum(-1))
         df = degrees(parts / variance[..., None], sizes)
-        se = scale * np.sqrt(variance)
+        se = np.sqrt(variance)
         result = Comparison(difference, se, df, nothing, nothing, nothing, nothing, sizes)
         low, high = result.interval(alpha)
         equivalent = nothing if margin is None else _inside(result, margin)
