@@ -11,7 +11,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,16 +19,16 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import options as o
-from gpt2lab.data.shards import prepare
-from gpt2lab.display import Display, console_for, display
+from gpt2lab.display import console_for, display
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.executors.local import Start, start_cold, started
-from gpt2lab.executors.warm import Server
+from gpt2lab.events import Listener
+from gpt2lab.executors.fork_server import ForkServer
+from gpt2lab.executors.local import Start, start_process, started
+from gpt2lab.experiments.ablation import Study, job_of
 from gpt2lab.planning.ablation import load_ablation
-from gpt2lab.planning.plan import Plan, make_plan
+from gpt2lab.planning.plan import Plan
 from gpt2lab.runner import Job
 from gpt2lab.store import Store
-from gpt2lab.study import job_of, run_study
 
 PAIRS = 5
 LOOK_SECONDS = 0.005
@@ -71,28 +71,29 @@ class Packing:
 
 def bench_ablation(
     file: str, *, scale: str | None, arms: Sequence[str] | None, seeds: int | None, steps: int | None,
-    shown: Callable[[Plan], Display],
+    on_event: Listener,
 ) -> Packing:  # fmt: skip
     """Train the ablation in both ways. steps: of each run, in place of the preset's. Raises Gpt2labError."""
     shorter = () if steps is None else (f"training.steps={steps}", f"optim.warmup_steps={min(steps, steps // 10 + 1)}")
 
-    def planned(folder: Path, jobs: int | None, *overrides: str) -> tuple[Plan, Store]:
+    def opened(folder: Path, jobs: int | None, *overrides: str) -> Study:
         asked = load_ablation(file, scale=scale, overrides=(*shorter, *overrides), arms=arms, seeds=seeds)
-        store = Store(folder)
-        return make_plan(asked, prepare(asked.arms[asked.baseline].config.data), store, jobs=jobs), store
+        return Study.prepare(asked, Store(folder), jobs=jobs)
 
     with tempfile.TemporaryDirectory(prefix="gpt2lab-bench-") as made:
         root = Path(made)
-        plan, store = planned(root / "packed", None)
+        study = opened(root / "packed", None)
+        plan, store = study.plan(), study.store
         cores = plan.machine.jobs * plan.machine.threads
-        one_plan, one_store = planned(root / "serial", 1, f"training.threads={cores}")
+        alone = opened(root / "serial", 1, f"training.threads={cores}")
+        one_plan, one_store = alone.plan(), alone.store
         jobs = [job_of(run, one_store, one_plan) for run in one_plan.runs()]
-        tiny, tiny_store = planned(root / "tiny", None, "training.steps=2", "optim.warmup_steps=1", *LITTLE)
-        cold, warm = start_ups(job_of(tiny.runs()[0], tiny_store, tiny))
+        tiny = opened(root / "tiny", None, "training.steps=2", "optim.warmup_steps=1", *LITTLE)
+        cold, warm = start_ups(job_of(tiny.plan().runs()[0], tiny.store, tiny.plan()))
         half = len(jobs) // 2
         serial = sum(map(trained, jobs[:half]))
         began = time.perf_counter()
-        outcome = run_study(lambda _: plan, store, display=shown(plan), reproduce="", mirror=None)
+        outcome = study.train(reproduce="", on_event=on_event)
         packed = time.perf_counter() - began
         if outcome.failed:
             raise failed(store, outcome.failed[0])
@@ -121,8 +122,9 @@ def way(plan: Plan, store: Store, seconds: float) -> Way:
 
 def trained(job: Job) -> float:
     """Train one run in a process of its own; -> seconds from its start to its end. Raises EnvironmentFault."""
+    job.write()
     began = time.perf_counter()
-    code = started(start_cold, job).wait()
+    code = started(start_process, job).wait()
     seconds = time.perf_counter() - began
     if code:
         raise failed(Store(job.root), job.run_id)
@@ -131,11 +133,11 @@ def trained(job: Job) -> float:
 
 def start_ups(job: Job) -> tuple[float, float]:
     """Median seconds until the first training step, of processes from scratch and of forks, in turns."""
-    server, times = Server(), dict[str, list[float]](cold=[], warm=[])
+    server, times = ForkServer(), dict[str, list[float]](cold=[], warm=[])
     try:
         first_step(server.start, replace(job, root=f"{job.root}-first"))  # the server imports torch
         for pair in range(PAIRS):
-            for name, start in (("cold", start_cold), ("warm", server.start)):
+            for name, start in (("cold", start_process), ("warm", server.start)):
                 times[name].append(first_step(start, replace(job, root=f"{job.root}-{name}-{pair}")))
     finally:
         server.close()
@@ -145,6 +147,7 @@ def start_ups(job: Job) -> tuple[float, float]:
 def first_step(start: Start, job: Job) -> float:
     """Seconds from asking for a worker until it begins its first training step. Waits for its end too."""
     folder = Store(job.root).run(job.run_id)
+    job.write()
     began = time.perf_counter()
     process = started(start, job)
     seconds = None
@@ -194,15 +197,15 @@ def ablation(
 
     Nothing is kept and nothing goes to MLflow.
     """
-    console = console_for(to_stderr=True)
-    found = bench_ablation(
-        file,
-        scale=scale,
-        arms=[name.strip() for name in arms.split(",") if name.strip()],
-        seeds=seeds,
-        steps=steps_,
-        shown=lambda plan: display(console, "packed", plan.machine.jobs),
-    )
+    with display(console_for(to_stderr=True)) as listener:
+        found = bench_ablation(
+            file,
+            scale=scale,
+            arms=[name.strip() for name in arms.split(",") if name.strip()],
+            seeds=seeds,
+            steps=steps_,
+            on_event=listener,
+        )
     if json_:
         print(json.dumps(found.to_json()))
     else:

@@ -1,10 +1,15 @@
 """gpt2lab: ablations of GPT-2 with verdicts one can trust.
 
     import gpt2lab as g
+    study = g.run_ablation("ablations/posenc.yaml", scale="nano")     # what `gpt2lab run` does, silently
+    for contrast in study.verdicts.contrasts:
+        print(contrast.verdict)
+
     config = g.load_config("gpt2-124m", ["model.position=rotary"])
     model = g.build_model(config.model)
-    logits = model(tokens)                       # (B, T) int64 -> (B, T, V)
-    verdicts = g.compare(g.load_results("posenc"), baseline="learned", smallest_effect=0.05)
+    logits = model(tokens)                                             # (B, T) int64 -> (B, T, V)
+
+    verdicts = g.compare(table, baseline="learned", smallest_effect=0.05)
 
 Names are imported when they are first used, so that what needs no torch does not wait for it.
 """
@@ -16,37 +21,46 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2lab.analysis import compare
+    from gpt2lab.api import (
+        RunResult,
+        StudyResult,
+        plan,
+        report,
+        run_ablation,
+        scales_of,
+        train,
+    )
     from gpt2lab.config import load_config
+    from gpt2lab.display import show_progress
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
+    from gpt2lab.events import Event, Message, Progress
     from gpt2lab.evidence import tokens_to
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
     from gpt2lab.results import load_results
 
 __version__ = "0.1.0"
-_HOME = {
-    "GPT": "gpt2lab.model",
-    "ModelConfig": "gpt2lab.model",
-    "Task": "gpt2lab.evaluation",
-    "build_model": "gpt2lab.model",
-    "choose": "gpt2lab.evaluation",
-    "compare": "gpt2lab.analysis",
-    "complete": "gpt2lab.evaluation",
-    "fill": "gpt2lab.evaluation",
-    "load_config": "gpt2lab.config",
-    "load_gpt2": "gpt2lab.pretrained",
-    "load_model": "gpt2lab.pretrained",
-    "load_results": "gpt2lab.results",
-    "metric": "gpt2lab.evaluation",
-    "save_gpt2": "gpt2lab.pretrained",
-    "save_model": "gpt2lab.pretrained",
-    "task": "gpt2lab.evaluation",
-    "tokens_to": "gpt2lab.evidence",
-    "written": "gpt2lab.evaluation",
+_MODULES = {
+    "gpt2lab.analysis": ("compare",),
+    "gpt2lab.api": ("RunResult", "StudyResult", "plan", "report", "run_ablation", "scales_of", "train"),
+    "gpt2lab.config": ("load_config",),
+    "gpt2lab.display": ("show_progress",),
+    "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
+    "gpt2lab.events": ("Event", "Message", "Progress"),
+    "gpt2lab.evidence": ("tokens_to",),
+    "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
+    "gpt2lab.pretrained": ("load_gpt2", "load_model", "save_gpt2", "save_model"),
+    "gpt2lab.results": ("load_results",),
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "GPT",
+    "Event",
+    "Message",
     "ModelConfig",
+    "Progress",
+    "RunResult",
+    "StudyResult",
     "Task",
     "build_model",
     "choose",
@@ -58,10 +72,16 @@ __all__ = [
     "load_model",
     "load_results",
     "metric",
+    "plan",
+    "report",
+    "run_ablation",
     "save_gpt2",
     "save_model",
+    "scales_of",
+    "show_progress",
     "task",
     "tokens_to",
+    "train",
     "written",
 ]
 

@@ -20,6 +20,7 @@ from gpt2lab.analysis.documents import document_error, effective_documents
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.words import listed
 from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.records import Bracket, Effect, RateTrial, Record, Scope, StudyRecord, Tuned
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
 from gpt2lab.text import clean, quantity
@@ -27,7 +28,7 @@ from gpt2lab.text import clean, quantity
 if TYPE_CHECKING:
     import pandas as pd
 
-Study = Mapping[str, Any]
+Study = StudyRecord
 LOSS = "val/loss"
 
 COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "device": "device"}
@@ -69,11 +70,11 @@ class StudyRun:
     """the run of older code that it was taken over from, bit for bit"""
 
 
-def collect(study: Study, store: Store) -> list[StudyRun]:
+def collect(study: StudyRecord, store: Store) -> list[StudyRun]:
     """Every run that the study declares, in its order of arms and seeds."""
     found = []
-    for arm, entry in study["arms"].items():
-        for seed, run_id in sorted(entry["runs"].items(), key=lambda item: int(item[0])):
+    for arm, entry in study.arms.items():
+        for seed, run_id in sorted(entry.runs.items(), key=lambda item: int(item[0])):
             try:
                 found.append(read_run(study, store, arm, int(seed), run_id))
             except DataFault as fault:  # one damaged file must not cost the page of the others
@@ -81,16 +82,16 @@ def collect(study: Study, store: Store) -> list[StudyRun]:
     return found
 
 
-def read_run(study: Study, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
+def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
     """One run as the study sees it: what counts is its evaluation on the study's tokens. Raises DataFault."""
     folder = store.run(run_id)
     status: str = folder.status()
-    result, evaluation = folder.result() or {}, folder.evaluation(study["evaluation"]["key"]) or {}
+    result, evaluation = folder.result() or {}, folder.evaluation(study.evaluation.key) or {}
     reason, value = None, None
     if status == "diverged":
         reason, value = clean(result.get("reason") or "the loss is not finite"), math.nan
     elif status == "finished":
-        value = evaluation.get("metrics", {}).get(study["metric"])
+        value = evaluation.get("metrics", {}).get(study.metric)
         if value is None:
             status, reason = "unevaluated", f"finished, but evaluation {study['evaluation']['key']} has not been done"
         elif not math.isfinite(value):
@@ -115,7 +116,7 @@ def read_run(study: Study, store: Store, arm: str, seed: int, run_id: str) -> St
     )
 
 
-def final_values(study: Study, store: Store) -> pd.DataFrame:
+def final_values(study: StudyRecord, store: Store) -> pd.DataFrame:
     """Columns arm, seed, value: the primary metric of each run's final evaluation, NaN where the run diverged.
 
     Runs without a value are not in it; see `missing_runs`.
@@ -126,7 +127,7 @@ def final_values(study: Study, store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "value"]).astype({"arm": object, "seed": int, "value": float})
 
 
-def missing_runs(study: Study, store: Store) -> pd.DataFrame:
+def missing_runs(study: StudyRecord, store: Store) -> pd.DataFrame:
     """Columns arm, seed, run, status, reason: the declared runs that have no final value, and why."""
     import pandas as pd
 
@@ -134,105 +135,107 @@ def missing_runs(study: Study, store: Store) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "run", "status", "reason"])
 
 
-def judge(study: Study, store: Store, *, force_exploratory: bool = False) -> Verdicts:
+def judge(study: StudyRecord, store: Store, *, force_exploratory: bool = False) -> Verdicts:
     """The verdicts that the study's record allows; runs without a value make their contrasts exploratory."""
     study = cleaned(study)
     return judge_runs(study, collect(study, store), store, force_exploratory=force_exploratory)
 
 
 def judge_runs(
-    study: Study, runs: Sequence[StudyRun], store: Store | None = None, *, force_exploratory: bool = False,
+    study: StudyRecord, runs: Sequence[StudyRun], store: Store | None = None, *, force_exploratory: bool = False,
     sensitivity: bool = True,
 ) -> Verdicts:  # fmt: skip
     """As `judge`, from runs already read; without the estimators of the sensitivity table if only words are wanted.
 
     store: where searches for rates and the loss by document are read; without one, neither is known.
     """
-    waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study["arms"], _still_looking(study))
-    past = study.get("history") or {}
-    undeclared = dict.fromkeys(study["arms"], past.get("undeclared") or study.get("undeclared_look") or "")
-    declared = {arm: entry["exploratory"] for arm, entry in study["arms"].items() if entry.get("exploratory")}
-    first = past.get("first_seeds") or len(study["seeds"])
+    waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study.arms, _still_looking(study))
+    past = study.history
+    undeclared = dict.fromkeys(study.arms, (past and past.undeclared) or study.undeclared_look or "")
+    declared = {arm: entry.exploratory for arm, entry in study.arms.items() if entry.exploratory}
+    first = past.first_seeds if past else len(study.seeds)
+    looks = past.looks if past else study.looks
     found = searches(study, store) if store else {}
     return compare(
         [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] + _no_runs(study, runs),
-        baseline=study["baseline"],
+        baseline=study.baseline,
         smallest_effect=smallest_effect(study),
-        alpha=past.get("alpha") or study["alpha"],
-        contrasts=study["contrasts"],
+        alpha=past.alpha if past else study.alpha,
+        contrasts=[c.plain() if isinstance(c, Effect) else c for c in study.contrasts],
         unigram=_floor(study, "unigram"),
         noise=noise_of(study),
         exploratory={**waiting, **undeclared, **declared},
-        late={(str(arm), str(against)): LATE for arm, against in past.get("late") or ()},
-        dropped=len(past.get("dropped") or ()),
+        late={(str(arm), str(against)): LATE for arm, against in (past.late if past else ())},
+        dropped=len(past.dropped) if past else 0,
         not_comparable=_not_comparable(study, runs),
-        screen=study.get("screen", False),
-        looks=past.get("looks", study.get("looks")) or ((first,) if first >= FEWEST else None),
+        screen=study.screen,
+        looks=looks or ((first,) if first >= FEWEST else None),
         extendable=True,
-        baseline_seeds=past.get("first_baseline", study.get("baseline_seeds")),
+        baseline_seeds=past.first_baseline if past else study.baseline_seeds,
         searches=found,
         text=text_noise(study, runs, store) if store else None,
         force_exploratory=force_exploratory,
         sensitivity=sensitivity,
         scope=", ".join([scope_text(study), *(_unbounded(study, found) if store else [])]),
         at_shared_rate=shares_rate(study),
-        caveat=study.get("caveat"),
+        caveat=study.caveat,
         unit=unit(study),
         higher_is_better=False,
     )
 
 
-def _unbounded(study: Study, found: Mapping[str, Search]) -> list[str]:
+def _unbounded(study: StudyRecord, found: Mapping[str, Search]) -> list[str]:
     """Says of which arms the search has too few results to tell how far their rate may be from the best."""
-    if not study.get("bracketed") and len(searched(study)) != 1:
+    if not study.bracketed and len(searched(study)) != 1:
         return []
-    ready = [arm for arm, e in study["arms"].items() if (e.get("bracket") or {}).get("best") or
-             (e.get("tuned") or {}).get("settings")]  # fmt: skip
+    ready = [
+        arm
+        for arm, entry in study.arms.items()
+        if (entry.bracket and entry.bracket.best) or (entry.tuned and entry.tuned.settings)
+    ]
     without = [arm for arm in ready if arm not in found]
     if not without:
         return []
     return [f"but of {listed(without)} at the one that was picked, since too few trials finished to bound its best"]
 
 
-def searches(study: Study, store: Store) -> dict[str, Search]:
+def searches(study: StudyRecord, store: Store) -> dict[str, Search]:
     """Arm -> the search that its learning rate is from, or whatever one setting was searched. Empty where none was, and
     where several settings were searched at once: then no curve says how far the best one may be."""
-    if study["metric"] != LOSS:
+    if study.metric != LOSS:
         return {}
     found = {}
-    for arm, entry in study["arms"].items():
-        search = _bracketed(study, store, arm) if entry.get("bracket") else _tuned(entry, store)
+    for arm, entry in study.arms.items():
+        search = _bracketed(study, store, arm, entry.bracket) if entry.bracket else _tuned(entry.tuned, store)
         if search is not None:
             found[arm] = search
     return found
 
 
-def _bracketed(study: Study, store: Store, arm: str) -> Search | None:
-    bracket = study["arms"][arm]["bracket"]
-    losses = {trial["factor"]: trial_loss(study, store, arm, trial) for trial in bracket["trials"]}
-    return _search({math.log2(f): loss for f, loss in losses.items()}, bracket["best"] and math.log2(bracket["best"]))
+def _bracketed(study: StudyRecord, store: Store, arm: str, bracket: Bracket) -> Search | None:
+    losses = {math.log2(trial.factor): trial_loss(study, store, arm, trial) for trial in bracket.trials}
+    return _search(losses, math.log2(bracket.best) if bracket.best else None)
 
 
-def trial_loss(study: Study, store: Store, arm: str, trial: Mapping[str, Any]) -> float | None:
+def trial_loss(study: StudyRecord, store: Store, arm: str, trial: RateTrial) -> float | None:
     """The final loss at one rate of a bracket: infinity where the run failed, None where it has not finished."""
     try:
-        value = read_run(study, store, arm, trial["seed"], trial["run"]).value
+        value = read_run(study, store, arm, trial.seed, trial.run).value
     except DataFault:
         return None
     return None if value is None else value if value < failure_ceiling(study) else math.inf
 
 
-def _tuned(entry: Mapping[str, Any], store: Store) -> Search | None:
-    tuned = entry.get("tuned") or {}
-    settings = tuned.get("settings")
-    if not settings:
+def _tuned(tuned: Tuned | None, store: Store) -> Search | None:
+    if tuned is None or not tuned.settings:
         return None
+    settings = tuned.settings
     try:
-        record = store.sweep(tuned["sweep"])["searches"][tuned["label"]]
+        record = store.sweep(tuned.sweep)["searches"][tuned.label]
     except (DataFault, ConfigError, KeyError):
         return None
     [dimension, *others] = record["space"]
-    if others or dimension["kind"] == "categorical" or record.get("study") != tuned["study"]:
+    if others or dimension["kind"] == "categorical" or record.get("study") != tuned.study:
         return None
 
     def scaled(value: Any) -> float:
@@ -256,12 +259,12 @@ def _search(losses: Mapping[float, float | None], chosen: float | None) -> Searc
     return Search(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
 
 
-def text_noise(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
+def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
     """(arm, against) -> how far the difference depends on the validation text, for every declared pair of arms whose
     final evaluations kept their windows."""
     kept = _windows(study, runs, store)
     found = {}
-    for pair in (contrast for contrast in study["contrasts"] if not isinstance(contrast, Mapping)):
+    for pair in (contrast for contrast in study.contrasts if not isinstance(contrast, Effect)):
         a, b = kept.get(pair[0], []), kept.get(pair[1], [])
         alike = a and b and all(one["units"] == a[0]["units"] for one in (*a, *b))
         if not alike:
@@ -274,9 +277,9 @@ def text_noise(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[tup
     return found
 
 
-def _windows(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[str, list[Any]]:
+def _windows(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> dict[str, list[Any]]:
     """Arm -> what its usable runs kept of their windows; arms of which some runs kept nothing are left out."""
-    ceiling, key = failure_ceiling(study), study["evaluation"]["key"]
+    ceiling, key = failure_ceiling(study), study.evaluation.key
     found: dict[str, list[Any]] = {}
     lacking = set()
     for run in runs:
@@ -293,71 +296,70 @@ def _windows(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[str, 
     return {arm: kept for arm, kept in found.items() if arm not in lacking}
 
 
-def _still_looking(study: Study) -> str:
+def _still_looking(study: StudyRecord) -> str:
     """What a study without any run is waiting for; "" for one that looks for no settings, or has found none."""
-    if study.get("tune") and not all((entry.get("tuned") or {}).get("over") for entry in study["arms"].values()):
+    if study.tune and not all(entry.tuned and entry.tuned.over for entry in study.arms.values()):
         return SEARCHING
-    return BRACKETING if study.get("bracketed") else ""
+    return BRACKETING if study.bracketed else ""
 
 
-def _no_runs(study: Study, runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
+def _no_runs(study: StudyRecord, runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
     """Rows for arms of which no run is known: settings are still being looked for, or none were found."""
     known = {run.arm for run in runs}
-    arms = [arm for arm in study["arms"] if arm not in known]
-    return [{"arm": arm, "seed": seed, "value": None} for arm in arms for seed in study["seeds"]]
+    arms = [arm for arm in study.arms if arm not in known]
+    return [{"arm": arm, "seed": seed, "value": None} for arm in arms for seed in study.seeds]
 
 
-def searched(study: Study) -> list[str]:
+def searched(study: StudyRecord) -> list[str]:
     """The settings that every arm searched for itself, by dotted key; none where `tune` was not asked for."""
-    return list((study.get("tune") or {}).get("space") or {})
+    return list((study.tune or {}).get("space") or {})
 
 
-def shares_rate(study: Study) -> bool:
+def shares_rate(study: StudyRecord) -> bool:
     """Whether arms are compared at a learning rate that was looked for at none of them."""
-    return not study.get("bracketed", False) and RATE not in searched(study)
+    return not study.bracketed and RATE not in searched(study)
 
 
-def as_written(study: Study) -> dict[str, Any]:
+def as_written(study: StudyRecord) -> StudyRecord:
     """The same study at the settings that its file has, in the place of those that searches found."""
+    reset = {"tuned": None, "not_comparable": None, "exploratory": None}
     arms = {
-        arm: {**entry, "runs": (entry.get("shared") or {}).get("runs", {}), "tuned": None, "not_comparable": None,
-              "exploratory": None}
-        for arm, entry in study["arms"].items()
-    }  # fmt: skip
-    return {**study, "arms": arms, "tune": None}
+        arm: entry.with_(runs=entry.shared.runs if entry.shared else {}, **reset) for arm, entry in study.arms.items()
+    }
+    return study.with_(arms=arms, tune=None)
 
 
-def noise_of(study: Study) -> Noise | None:
+def noise_of(study: StudyRecord) -> Noise | None:
     """The measured noise floor that the study was planned with."""
-    kept = study.get("noise")
-    if not kept or study["metric"] != LOSS:
+    kept = study.noise
+    if not kept or study.metric != LOSS:
         return None
-    stack = f"torch {kept['stack'].get('torch')}, {kept['stack'].get('device')}"
-    return Noise(sd=kept["sd"], df=kept["df"], runs=kept["runs"], scale=kept["scale"], stack=stack)
+    stack = f"torch {kept.stack.get('torch')}, {kept.stack.get('device')}"
+    return Noise(sd=kept.sd, df=kept.df, runs=kept.runs, scale=kept.scale, stack=stack)
 
 
-def _not_comparable(study: Study, runs: Sequence[StudyRun]) -> dict[str, str]:
+def _not_comparable(study: StudyRecord, runs: Sequence[StudyRun]) -> dict[str, str]:
     """Arms whose rate lies at the edge of its bracket, or whose runs rest on other core code, data, torch or kind of
     device than the baseline's."""
-    reasons = {arm: entry["not_comparable"] for arm, entry in study["arms"].items() if entry.get("not_comparable")}
-    for arm in study["arms"]:
-        both = [run for run in runs if run.value is not None and run.arm in (arm, study["baseline"])]
+    reasons = {arm: entry.not_comparable for arm, entry in study.arms.items() if entry.not_comparable}
+    for arm in study.arms:
+        both = [run for run in runs if run.value is not None and run.arm in (arm, study.baseline)]
         parts = {part: {str(run.identity.get(part)) for run in both} for part in COMPARED}
         differing = [name for part, name in COMPARED.items() if len(parts[part]) > 1]
-        if differing and arm != study["baseline"]:
+        if differing and arm != study.baseline:
             reasons.setdefault(arm, f"{' and '.join(differing)} differ between its runs and the baseline's")
     return reasons
 
 
-def _floor(study: Study, name: str) -> float | None:
+def _floor(study: StudyRecord, name: str) -> float | None:
     """A floor of the study, if it is in the unit of the primary metric."""
-    floor: float | None = (study.get("floors") or {}).get(name) if study["metric"] == LOSS else None
+    floor: float | None = (study.floors or {}).get(name) if study.metric == LOSS else None
     return floor
 
 
-def failure_ceiling(study: Study) -> float:
+def failure_ceiling(study: StudyRecord) -> float:
     """The final value from which on a run counts as failed; infinity where the study has no such floor."""
-    return failure_ceiling_of(study.get("floors") if study["metric"] == LOSS else None)
+    return failure_ceiling_of(study.floors if study.metric == LOSS else None)
 
 
 def failure_ceiling_of(floors: Mapping[str, float] | None) -> float:
@@ -366,29 +368,28 @@ def failure_ceiling_of(floors: Mapping[str, float] | None) -> float:
     return math.inf if unigram is None else unigram - MARGIN
 
 
-def smallest_effect(study: Study) -> float:
+def smallest_effect(study: StudyRecord) -> float:
     """The smallest difference that matters, as it was declared before results were there."""
-    effect: float = (study.get("history") or {}).get("smallest_effect") or study["smallest_effect"]
-    return effect
+    return study.history.smallest_effect if study.history else study.smallest_effect
 
 
-def unit(study: Study) -> str:
+def unit(study: StudyRecord | Mapping[str, Any]) -> str:
     """Of the primary metric and of differences in it."""
     return "bits per byte" if "bits_per_byte" in study["metric"] else "nats"
 
 
-def scope_text(study: Study) -> str:
+def scope_text(study: StudyRecord | Mapping[str, Any]) -> str:
     """What the results hold for: `at 842 k parameters, 819 k tokens, shakespeare (bytes), adamw, lr 0.004`."""
-    scope = study["scope"]
-    sizes = f"at {quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
-    told = [sizes, *(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))]
-    if not searched(study) and not study.get("bracketed"):
-        return ", ".join(told)
-    told[-1] = told[-1].partition(", lr ")[0]  # no rate in particular
-    return ", ".join([*told, _at_own(study)])
+    scope = study["scope"] if isinstance(study, StudyRecord) else Scope(**study["scope"])
+    sizes = f"at {quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
+    parts = [sizes, *(part for part in (scope.data, scope.optimizer) if part)]
+    if not isinstance(study, StudyRecord) or not (searched(study) or study.bracketed):
+        return ", ".join(parts)
+    parts[-1] = parts[-1].partition(", lr ")[0]  # no rate in particular
+    return ", ".join([*parts, _at_own(study)])
 
 
-def _at_own(study: Study) -> str:
+def _at_own(study: StudyRecord) -> str:
     """`at each arm's own best learning rate`; of several settings only what the search found is known."""
     own = searched(study) or [RATE]
     names = listed("learning rate" if key == RATE else key.rpartition(".")[2].replace("_", " ") for key in own)
@@ -399,6 +400,8 @@ def _at_own(study: Study) -> str:
 
 def cleaned(value: Any) -> Any:
     """A record in which every string, keys included, can be printed, drawn and written anywhere."""
+    if isinstance(value, Record):
+        return type(value).model_validate(cleaned(value.plain()))
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):
@@ -406,16 +409,16 @@ def cleaned(value: Any) -> Any:
     return [cleaned(item) for item in value] if isinstance(value, list) else value
 
 
-def contexts(study: Study, store: Store) -> pd.DataFrame:
+def contexts(study: StudyRecord, store: Store) -> pd.DataFrame:
     """Columns arm, seed, multiple, length, loss: the final loss at each context length that the arm can be read at."""
     return contexts_of(study, collect(study, store))
 
 
-def contexts_of(study: Study, runs: Sequence[StudyRun]) -> pd.DataFrame:
+def contexts_of(study: StudyRecord, runs: Sequence[StudyRun]) -> pd.DataFrame:
     """As `contexts`, from runs already read. Lengths an arm cannot extend to, and diverged runs, have no row."""
     import pandas as pd
 
-    block = study["evaluation"].get("block_size", 1)
+    block = study.evaluation.block_size or 1
     rows = [
         (run.arm, run.seed, float(multiple), round(float(multiple) * block), loss)
         for run in runs
@@ -445,10 +448,10 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
         curve = store.run(run.id).rows()
         rows += [(run.arm, run.seed, row["step"], key, v) for row in curve for key, v in row["metrics"].items()]
         last = max([int(run.result.get("steps") or 0), *(row["step"] for row in curve)])
-        metrics = {study["metric"]: math.nan} if run.status == "diverged" else run.evaluation.get("metrics", {})
+        metrics = {study.metric: math.nan} if run.status == "diverged" else run.evaluation.get("metrics", {})
         rows += [(run.arm, run.seed, last, FINAL + key, value) for key, value in metrics.items()]
         if run.evaluation and run.status != "diverged":
-            for name, part in read_parts(store.run(run.id).parts(study["evaluation"]["key"])).items():
+            for name, part in read_parts(store.run(run.id).parts(study.evaluation.key)).items():
                 prefix = f"{FINAL}{LOSS}/{name}/"
                 rows += [
                     (run.arm, run.seed, last, prefix + g, v) for g, v in zip(part.groups, part.losses, strict=True)

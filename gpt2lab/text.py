@@ -132,6 +132,17 @@ def fenced(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
+def duration(seconds: float) -> str:
+    """1:05, 2:03:00, 12 days, or a dash."""
+    if math.isnan(seconds):
+        return "-"
+    if seconds >= 4 * 86_400:
+        return f"{seconds / 86_400:,.0f} days"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 

@@ -11,7 +11,7 @@ import typer
 from gpt2lab.cli.run import Json, Runs, Set
 
 if TYPE_CHECKING:
-    from gpt2lab.baseline import Baseline
+    from gpt2lab.experiments.baseline import Baseline
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def baseline(
     Says what that takes on this machine, then trains it. While it trains, validation loss is compared with the
     published curve, where text, batch and schedule are the recipe's.
     """
-    import gpt2lab.baseline as reproduction
+    import gpt2lab.experiments.baseline as reproduction
     from gpt2lab.cli import train
     from gpt2lab.display import console_for
     from gpt2lab.store import Store

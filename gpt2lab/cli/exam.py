@@ -60,7 +60,7 @@ def mirror(store: Store, run: str | None = None, study: str | None = None) -> No
     from gpt2lab.tracking.mlflow import MlflowSink
     from gpt2lab.tracking.trials import followed
 
-    records = [store.study(study)] if study else [one for one in followed(store) if run in held(one)]
+    records = [store.study(study).plain()] if study else [one for one in followed(store) if run in held(one)]
     for record in records:
         name = record["name"]
         if not links(store, name, record.get("kind", "study")):

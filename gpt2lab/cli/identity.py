@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gpt2lab.cli.run import Arms, File, Jobs, Json, Plugin, Runs, Scale, Seeds, Set
+from gpt2lab.cli.run import Arms, File, Jobs, Json, Plugin, Runs, Scale, Seeds, Set, names_in, scales_of
 
 Run = Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")]
 
@@ -60,7 +60,8 @@ def adopt(
     runs: Runs = Path("runs"),
 ) -> None:
     """Keep finished runs although code changed. First it is put to the test: the code must train the same bits."""
-    from gpt2lab.cli.request import Request
+    from gpt2lab import api
+    from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import console_for
     from gpt2lab.reuse.adopt import adopt as adopt_runs
     from gpt2lab.reuse.adopt import kinds, without_old_runs
@@ -72,16 +73,18 @@ def adopt(
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False)
 
-    asked = Request(
-        file=file, scale=scale, seeds=seeds, arms=arms, set=tuple(set_ or ()), plugin=tuple(plugin or ()), jobs=jobs
-    )
     refused = False
-    for one in asked.ladder():
-        planned, kept = one.planner(store), 0
+    for each in scales_of(file, scale):
+        with rich_progress() as progress:
+            study = api.open_study(
+                file, scale=each, seeds=seeds, arms=names_in(arms), overrides=tuple(set_ or ()), plugins=plugin or (),
+                jobs=jobs, runs=runs, progress=progress,
+            )  # fmt: skip
+        kept = 0
         while True:  # rates that were bracketed are adopted first; the runs at the best of them are known only then
-            plan = planned(None)
+            plan = study.plan()
             if plan.ablation.looks:  # whatever was trained up to the last look
-                plan = planned(dict.fromkeys(plan.arms, plan.ablation.looks[-1]))
+                plan = study.plan(dict.fromkeys(plan.arms, plan.ablation.looks[-1]))
             lacking = without_old_runs(plan, store)
             if dry_run:
                 for kind in kinds(plan, store):

@@ -50,28 +50,27 @@ def noise(
         return
     from gpt2lab.cli.run import print_plan, train
     from gpt2lab.data.progress import rich_progress
-    from gpt2lab.data.shards import prepare
+    from gpt2lab.experiments.ablation import Study
     from gpt2lab.planning.noise import write_floor
-    from gpt2lab.planning.plan import make_plan
-    from gpt2lab.planning.repeats import REPEATS, aa_study, measured
+    from gpt2lab.planning.repeats import aa_study, measured
+    from gpt2lab.records import NoiseFloor
 
-    study = aa_study(
+    ablation = aa_study(
         preset, seeds=seeds, same_seed=same_seed, overrides=tuple(set_ or ()),
         tokens_per_parameter=tokens_per_parameter, plugins=tuple(plugin or ()),
     )  # fmt: skip
     with rich_progress() as progress:
-        data = prepare(study.arms[REPEATS].config.data, progress=progress)
-    plan = make_plan(study, data, store, jobs=jobs)
+        study = Study.prepare(ablation, store, jobs=jobs, progress=progress)
     if dry_run:
-        print_plan(plan, store, console, json_)
+        print_plan(study.plan(), store, console, json_)
         return
     words = ["gpt2lab", "noise", preset, "--seeds", str(seeds), *(w for item in set_ or () for w in ("--set", item))]
-    outcome = train(lambda due=None: plan, shlex.join(words), store, console, tracking=not no_tracking)
-    if outcome.failed:
+    result = train(study, shlex.join(words), console, tracking=not no_tracking)
+    if result.failed:
         raise SystemExit(1)
-    floor = measured(plan, store)
+    floor = measured(study.plan(), store)
     write_floor(floor, store)
-    store.write_study(outcome.record | {"noise": floor.as_record()})
+    store.write_study(result.record.with_(noise=NoiseFloor(**floor.as_record())))
     show([floor], console, as_json=json_)
 
 

@@ -5,16 +5,34 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2lab.cli.request import Request, seconds_of, seeds_of
-
 if TYPE_CHECKING:
+    from gpt2lab.api import StudyResult
+    from gpt2lab.experiments.ablation import Study
     from gpt2lab.planning.plan import ArmPlan, Plan
     from gpt2lab.planning.tune import Tuned
-    from gpt2lab.study import Outcome
+
+
+def seeds_of(text: str) -> int | Literal["auto"]:
+    """A number of seeds, or `auto`. Raises typer.BadParameter."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto")
+    return int(text)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time written as 6h, 45m, 90s or 2d. Raises typer.BadParameter."""
+    from gpt2lab import text as text_module
+
+    try:
+        return text_module.seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def a_time(text: str | None) -> str | None:
@@ -67,8 +85,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what it costs; train nothing.")
     ] = False,
+    machine: Annotated[
+        Path | None,
+        typer.Option("--machine", help="With --dry-run: plan for that machine, as `gpt2lab machine` describes it."),
+    ] = None,
     force_exploratory: Annotated[
-        bool, typer.Option("--force-exploratory", help="Numbers in the place of refusals; none of them is a finding.")
+        bool, typer.Option("--force-exploratory", help="Show numbers where the page would refuse; no verdict counts.")
     ] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
     runs: Runs = Path("runs"),
@@ -76,91 +98,96 @@ def run(
     json_: Json = False,
 ) -> None:
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
+    from gpt2lab import api
+    from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import console_for
-    from gpt2lab.store import Store
+    from gpt2lab.planning.machine import machine_of
 
-    console, store = console_for(to_stderr=json_), Store(runs)
-    asked = Request(
-        file=file, scale=scale, seeds=seeds, arms=arms, set=tuple(set_ or ()), plugin=tuple(plugin or ()),
-        budget=budget, jobs=jobs,
-    )  # fmt: skip
+    if machine and not dry_run:
+        raise typer.BadParameter("a plan for another machine needs --dry-run", param_hint="--machine")
+    console = console_for(to_stderr=json_)
+    options: Any = {
+        "seeds": seeds, "arms": names_in(arms), "overrides": tuple(set_ or ()), "plugins": tuple(plugin or ()),
+        "budget": budget,
+    }  # fmt: skip
     failed = 0
-    for one in asked.ladder():
-        planned = one.planner(store)
-        if dry_run:
-            print_plan(planned(None), store, console, json_)
-        else:
-            failed += run_one(
-                planned, one.reproduce(), store, out, console,
-                tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory,
+    for each in scales_of(file, scale):
+        with rich_progress() as progress:
+            there = machine_of(machine) if machine else None
+            study = api.open_study(
+                file, scale=each, **options, jobs=jobs, machine=there, runs=runs, progress=progress
             )  # fmt: skip
+        if dry_run:
+            print_plan(study.plan(), study.store, console, json_)
+        else:
+            again = api.reproduce(file, scale=each, **options)
+            result = train(study, again, console, tracking=not no_tracking)
+            finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
+            failed += len(result.failed)
     if failed:
         raise SystemExit(1)
 
 
-def run_one(
-    planned: Any, reproduce: str, store: Any, out: Path, console: Any, *, tracking: bool, as_json: bool,
-    force_exploratory: bool = False,
-) -> int:  # fmt: skip
-    """One study to its end and its report; -> how many of its runs failed."""
+def scales_of(file: str, scale: str | None) -> list[str | None]:
+    """The scales to run at: the one that was asked for, else those of the file's `scales`, else that of its `base`."""
+    from gpt2lab.planning.ablation import ladder_of
+
+    return [scale] if scale else list(ladder_of(file)) or [None]
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """Names separated by commas; None where none were given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def train(study: Study, reproduce: str, console: Any, *, tracking: bool) -> StudyResult:
+    """Train what a study has left to do, with its progress on the console."""
+    from gpt2lab import api
+    from gpt2lab.display import display
+    from gpt2lab.planning.forecast import lines
+    from gpt2lab.text import plural
+
+    plan = study.plan()
+    for line in (f"{study.name}: {plan.ablation.question}", *lines(plan)):
+        console.print(line, markup=False, highlight=False)
+    with display(console) as listener:
+        result = api.train_study(study, reproduce=reproduce, tracking=tracking, on_event=listener)
+    trained = len(result.endings) - len(result.failed)
+    failed = f", {len(result.failed)} failed (tried again by the same command)" if result.failed else ""
+    line = f"{plural(result.found, 'run')} found finished, {trained} trained now{failed}"
+    console.print(line, markup=False, highlight=False)
+    return result
+
+
+def finish(
+    result: StudyResult, out: Path, console: Any, *, tracking: bool, as_json: bool, force_exploratory: bool
+) -> None:
+    """Write a study's page, log it to the tracker, and show the verdicts."""
     from gpt2lab.report import read_study, terminal_summary, write_report
 
-    outcome = train(planned, reproduce, store, console, tracking=tracking)
-    name = outcome.record["name"]
-    read = read_study(name, store.root, force_exploratory=force_exploratory)
+    read = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
     write_report(read, out=out, force_exploratory=force_exploratory)
     if tracking:
-        keep_report(outcome.record, out / name, console, store)
+        keep_report(result, out / result.name, console)
     if as_json:
-        print((out / name / "verdicts.json").read_text(encoding="utf-8"))
+        print((out / result.name / "verdicts.json").read_text(encoding="utf-8"))
     else:
         console.print(terminal_summary(read, out))
         if tracking:
             console.print("MLflow: gpt2lab ui", markup=False, highlight=False)
-    return len(outcome.failed)
 
 
-def train(planned: Any, reproduce: str, store: Any, console: Any, *, tracking: bool) -> Outcome:
-    """Train what a study has left to do, with its progress on the console."""
-    from gpt2lab.display import display
-    from gpt2lab.planning.forecast import lines
-    from gpt2lab.study import run_study
-
-    plan = planned(None)
-    title = f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"
-    for line in (title, *lines(plan)):
-        console.print(line, markup=False, highlight=False)
-    outcome = run_study(
-        planned,
-        store,
-        display=display(console, title, plan.machine.jobs),
-        reproduce=reproduce,
-        mirror=(lambda: sink(store, plan.ablation.name)) if tracking else None,
-    )
-    trained = len(outcome.endings) - len(outcome.failed)
-    counts = f"{outcome.found} runs found finished, {trained} trained now"
-    failed = f", {len(outcome.failed)} failed (tried again by the same command)" if outcome.failed else ""
-    console.print(counts + failed, markup=False, highlight=False)
-    return outcome
-
-
-def sink(store: Any, ablation: str) -> Any:
-    """Where runs are mirrored to: MLflow at the address that the environment names, else beside the store."""
-    from gpt2lab.tracking.addresses import default_uri
-    from gpt2lab.tracking.mlflow import MlflowSink
-
-    return MlflowSink(default_uri(store.root), ablation, store.root / "artifacts")
-
-
-def keep_report(record: dict[str, Any], folder: Path, console: Any, store: Any) -> None:
+def keep_report(result: StudyResult, folder: Path, console: Any) -> None:
     """Log the report with the study's parent run; a tracker that does not work costs one line, not the study."""
+    from gpt2lab import api
     from gpt2lab.tracking.addresses import reason
 
     try:
-        sink(store, record["ablation"]).log_report(record, folder)
+        tracker: Any = api.tracker_of(result.store, result.record.ablation)()
+        tracker.log_report(result.record.plain(), folder)
     except Exception as error:
         console.print(
-            f"the report is not in MLflow ({reason(error)}); `gpt2lab sync {record['name']}` sends it later",
+            f"the report is not in MLflow ({reason(error)}); `gpt2lab sync {result.name}` sends it later",
             markup=False,
         )
 
@@ -174,12 +201,15 @@ def check(
     plugin: Plugin = None,
 ) -> None:
     """Say all that is wrong with an ablation or a sweep. Reads its file alone, neither prepares data nor trains."""
+    from gpt2lab.planning.ablation import load_ablation
+
     if is_sweep(file):
         check_sweep(file, scale, tuple(set_ or ()), tuple(plugin or ()))
         return
-    asked = Request(file=file, scale=scale, seeds=seeds, arms=arms, set=tuple(set_ or ()), plugin=tuple(plugin or ()))
-    for one in asked.ladder():
-        ablation = one.ablation()
+    for each in scales_of(file, scale):
+        ablation = load_ablation(
+            file, scale=each, overrides=tuple(set_ or ()), arms=names_in(arms), seeds=seeds, plugins=plugin or ()
+        )
         count = "automatic" if ablation.seeds is None else len(ablation.seeds)
         print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {count} seeds at "
               f"{ablation.scale}: all well")  # fmt: skip
@@ -218,7 +248,7 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
         json.dump({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device}, sys.stdout)
         print()
         return
-    from gpt2lab.display import duration
+    from gpt2lab.text import duration
 
     console.print(plan_table(plan, rows))
     due = trials_told(plan) if plan.searches else f"{len({run.id for run in plan.runs()})} runs, {len(done)} finished"
@@ -300,8 +330,8 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from gpt2lab.display import duration
     from gpt2lab.planning.designs import in_short
+    from gpt2lab.text import duration
 
     shown = Table(title=Text(f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"), box=None,
                   title_justify="left", padding=(0, 2, 0, 0))  # fmt: skip

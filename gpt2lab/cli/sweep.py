@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.request import seconds_of
-from gpt2lab.cli.run import Jobs, Json, Out, Plugin, Runs, Scale, Set, a_time, sink
+from gpt2lab.cli.run import Jobs, Json, Out, Plugin, Runs, Scale, Set, a_time, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,7 +120,7 @@ def planned(
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare
     from gpt2lab.evaluation.tasks.results import fetch
-    from gpt2lab.planning.machine import this_machine
+    from gpt2lab.planning.machine import probe
     from gpt2lab.planning.noise import find_floor
     from gpt2lab.planning.runs import known_costs
     from gpt2lab.sweep.record import head
@@ -131,7 +130,7 @@ def planned(
         data = prepare(config.data, progress=progress)
     fetch({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
     costs = known_costs(config)
-    machine = this_machine(store, config.training, costs.flops_per_token, jobs)
+    machine = probe(store, config.training, costs.flops_per_token, jobs)
     searches = loaded.searches(data, machine)
     declared = loaded.declared
     limit = budget or declared.time_budget
@@ -165,6 +164,7 @@ def train(
     storage: str | None, nproc: int, stays: bool, tracking: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Work on the sweep, with its progress on the console; -> its record."""
+    from gpt2lab.api import tracker_of
     from gpt2lab.display import display
     from gpt2lab.sweep.searching import run_searches
 
@@ -172,19 +172,17 @@ def train(
     console.print(title, markup=False, highlight=False)
     for line in lines(searches, store):
         console.print(line, markup=False, highlight=False)
-    machine = next(iter(searches.values())).machine
-    return run_searches(
-        searches, head, store,
-        display=display(console, title, machine.jobs), storage=storage, nproc=nproc, stays=stays,
-        seconds=head["time_budget"],
-        mirror=(lambda: sink(store, loaded.declared.sweep)) if tracking else None,
-    )  # fmt: skip
+    tracker = tracker_of(store, loaded.declared.sweep) if tracking else None
+    with display(console) as listener:
+        return run_searches(
+            searches, head, store,
+            on_event=listener, tracker=tracker, storage=storage, nproc=nproc, stays=stays, seconds=head["time_budget"],
+        )  # fmt: skip
 
 
 def lines(searches: Mapping[str, Search], store: Any) -> list[str]:
     """What is searched and what that takes here at most, in sentences."""
-    from gpt2lab.display import duration
-    from gpt2lab.text import plural, quantity
+    from gpt2lab.text import duration, plural, quantity
 
     told = []
     seconds = 0.0

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json, Plugin, Runs, Set, sink
+from gpt2lab.cli.run import Json, Plugin, Runs, Set
 
 if TYPE_CHECKING:
-    from gpt2lab.single import Single, Watch
+    from gpt2lab.experiments.single import Watch
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,9 +63,11 @@ def run(
     dry_run: bool, profile: bool, tracking: bool, runs: Path, as_json: bool, watch: Watch | None = None,
 ) -> int:  # fmt: skip
     """Plan the run, train it, say what became of it; -> the exit code. Raises what planning and training raise."""
+    from gpt2lab.api import command_of_run, tracker_of
+    from gpt2lab.cli.results import plain
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import PlainLines, console_for, display
-    from gpt2lab.single import lines, plan_one, refuse_divergence, result_lines, train, train_as_rank, unconcerned
+    from gpt2lab.experiments import single as s
     from gpt2lab.store import Store
 
     many, leads = place.size > 1, place.rank == 0
@@ -77,46 +78,35 @@ def run(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     with rich_progress() if place.local_rank == 0 else contextlib.nullcontext() as progress:
-        one = plan_one(
+        single = s.plan_single(
             preset, store, seed=seed, overrides=overrides, plugins=plugins, ranks=place.size if many else nproc,
             local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", place.size)) if many else None, progress=progress,
             profile=profile,
         )  # fmt: skip
-    say(lines(one))
+    say(s.lines(single))
     if dry_run:
-        say(["finished already"] if one.is_finished else [])
-    elif one.is_finished:
-        refuse_divergence(one)
-        say(["finished already; nothing is trained", *result_lines(one)])
+        say(["finished already"] if single.is_finished else [])
+    elif single.is_finished:
+        s.refuse_divergence(single)
+        say(["finished already; nothing is trained", *s.result_lines(single)])
     else:
-        reproduce = command(preset, overrides, seed, plugins)
-        mirror = (lambda: sink(store, one.plan.ablation.name)) if tracking else None
+        again = command_of_run(preset, overrides=overrides, seed=seed, plugins=plugins)
+        tracker = tracker_of(store, s.STUDY) if tracking else None
         if many:
-            code = train_as_rank(one, leads, PlainLines(console, 1), reproduce, mirror, watch or unconcerned)
+            listener = PlainLines(console)
+            code = s.train_as_rank(
+                single, leads=leads, reproduce=again, on_event=listener, tracker=tracker, watch=watch
+            )  # fmt: skip
             if code:
                 return code
-            refuse_divergence(one)
+            s.refuse_divergence(single)
         else:
-            train(one, display(console, lines(one)[0], 1), reproduce, mirror, watch or unconcerned)
-        say([*result_lines(one), *(["MLflow: gpt2lab ui"] if tracking else [])])
+            with display(console) as shown:
+                s.train_single(single, reproduce=again, on_event=shown, tracker=tracker, watch=watch)
+        say([*s.result_lines(single), *(["MLflow: gpt2lab ui"] if tracking else [])])
     if as_json and leads:
-        print_json(one)
+        print(json.dumps(plain(s.as_record(single))))
     return 0
-
-
-def print_json(one: Single) -> None:
-    """The run, with its result where it has one."""
-    from gpt2lab.cli.results import plain
-    from gpt2lab.single import as_record
-
-    print(json.dumps(plain(as_record(one))))
-
-
-def command(preset: str, overrides: tuple[str, ...], seed: int | None, plugins: tuple[str, ...]) -> str:
-    """The command that repeats the run, without what only concerns this machine."""
-    words = ["gpt2lab", "train", preset, *(word for item in overrides for word in ("--set", item))]
-    words += ["--seed", str(seed)] if seed is not None else []
-    return shlex.join([*words, *(word for item in plugins for word in ("--plugin", item))])
 
 
 def leave(code: int, one_of_many: bool) -> None:

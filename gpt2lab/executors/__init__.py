@@ -1,1 +1,90 @@
-"""Where runs execute. An executor takes jobs and says how each ended; it knows nothing of ablations."""
+"""Where runs execute. An executor takes jobs and says how each of them ended; `Scheduler` hands them out.
+
+The contract is small, so that a cluster's queue fits it as well as processes of this machine. What a worker gets is
+`job.json` in the run's folder; what it leaves is that folder, which says all that is to be known about the run. Between
+them lies one command, `worker_command`, executed anywhere that sees the folder and the data.
+
+`tests/run/test_executor_contract.py` holds every executor to the contract; docs/extending.md shows how to write one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Literal, Protocol
+
+from gpt2lab.errors import LockHeld, Preempted
+from gpt2lab.runner import NOTHING_LEFT, PARENT, Job
+from gpt2lab.store import Store, now
+
+Ending = Literal["done", "found", "failed", "preempted", "locked", "lost"]
+"""How a job ended: trained now; finished by another process meanwhile; failed; stopped with everything saved; not
+begun, because another process is at the run; or lost through no fault of its own, as with a node that was taken away.
+The scheduler tries locked and lost jobs again, so its callers see neither."""
+
+ENDINGS: dict[int, Ending] = {
+    0: "done",
+    NOTHING_LEFT: "found",
+    Preempted.exit_code: "preempted",
+    LockHeld.exit_code: "locked",
+}
+
+
+class Executor(Protocol):
+    """Executes jobs, each named by its run id. All methods are called from one thread; only `poll` may wait."""
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs it takes at a time."""
+
+    @property
+    def label(self) -> str:
+        """Where jobs execute, for people, as "2 processes on this machine"."""
+
+    def submit(self, job: Job) -> None:
+        """Start work on a job whose job.json is written. At most `capacity` jobs are submitted and not collected; the
+        same run is submitted again only after it was collected."""
+
+    def poll(self, seconds: float) -> list[str]:
+        """Ids of the runs whose jobs have ended and are not collected; waits at most so long for the first."""
+
+    def cancel(self, run_id: str) -> None:
+        """Ask a job to finish its step, save and end. Returns at once; a job that is over by then ends as it would
+        have, any other as "preempted"."""
+
+    def collect(self, run_id: str) -> Ending:
+        """How a job ended that `poll` named; the executor forgets it."""
+
+    def close(self) -> None:
+        """Cancel what is still at work and wait until it has saved and ended. Nothing outlives the executor."""
+
+    def kill(self) -> None:
+        """End everything at once; called from a signal handler. Checkpoints stay whole whatever is interrupted."""
+
+
+def worker_command(job: Job) -> list[str]:
+    """The command that executes a job; its exit code goes to `ending_of`, its output belongs into run.log."""
+    return [sys.executable, "-m", "gpt2lab.runner", str(job.path)]
+
+
+def worker_environment(job: Job) -> dict[str, str]:
+    """The environment of a worker on this machine: its number of threads, and the process whose end is its own."""
+    threads = str(job.threads)
+    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, PARENT: str(os.getpid())}
+
+
+def ending_of(code: int, job: Job, *, cancelled: bool = False) -> Ending:
+    """How a job ended, by the exit code of its worker: negative for a signal, as subprocess has it. A failure that the
+    worker could not record itself, as of one that was killed, is recorded in the run's folder."""
+    ending = ENDINGS.get(code, "failed")
+    if cancelled and (ending == "locked" or code == -signal.SIGTERM):  # before it could begin, or listen for signals
+        return "preempted"
+    folder = Store(job.root).run(job.run_id)
+    if ending == "failed" and folder.failure() is None and folder.result() is None:
+        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+        step = folder.last_step()
+        reason = f"{cause}{memory}; see {folder.path / 'run.log'}"
+        folder.fail({"reason": reason, "phase": "worker", "step": step, "at": now()})
+    return ending

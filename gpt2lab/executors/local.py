@@ -1,8 +1,4 @@
-"""Runs side by side on this machine: one worker process per run, over cores and GPUs.
-
-A worker that fails takes nobody with it. When this process is told to stop, workers finish their step, save and end;
-when it is killed, the kernel tells them.
-"""
+"""Jobs side by side on this machine: one worker process for each, over its cores and GPUs."""
 
 from __future__ import annotations
 
@@ -10,39 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
-from gpt2lab.errors import LockHeld, Preempted
-from gpt2lab.executors.warm import LOST, Forked, Server, wait_readable
-from gpt2lab.runner import NOTHING_LEFT, PARENT, Job
-from gpt2lab.store import Store
+from gpt2lab.executors import Ending, ending_of, worker_command, worker_environment
+from gpt2lab.executors.fork_server import LOST, Forked, ForkServer, wait_readable
+from gpt2lab.runner import Job
 
-TICK_SECONDS = 0.2
-LOCKED_PAUSE_SECONDS = 2.0
 SERVERS = 2
-"""As many servers may be killed before every run gets a process from scratch."""
+"""As many fork servers may be killed before every job gets a new Python."""
 
-FORCED = 130
-Process = Forked | subprocess.Popen[str]
+POLL_SECONDS = 0.01
+
+Process = Forked | subprocess.Popen[bytes]
 Start = Callable[[Job, Mapping[str, str], IO[str]], Process]
-Over = Callable[[Job, "Ending"], None]
-Ending = Literal["done", "failed", "preempted", "locked", "found"]
-"""How a job ended: trained now, failed, stopped, held by another process, or finished by another one meanwhile. What is
-held is waited for, so no caller sees that."""
-
-ENDINGS: dict[int, Ending] = {
-    0: "done",
-    NOTHING_LEFT: "found",
-    Preempted.exit_code: "preempted",
-    LockHeld.exit_code: "locked",
-}
 
 
 @dataclass
@@ -52,253 +31,88 @@ class Worker:
     job: Job
     place: int
     process: Process
-    told: bool = False
-    """to stop"""
-
-
-@dataclass
-class Waiting:
-    """A job that has no worker: not before this moment (of time.monotonic), and not at all once it is unwanted."""
-
-    job: Job
-    not_before: float = 0.0
-    unwanted: bool = False
+    cancelled: bool = False
 
 
 @dataclass
 class LocalExecutor:
-    """Runs jobs, at most `places` at a time, as a rule in the order in which they come.
+    """Worker processes on this machine, at most `capacity` at a time, over `gpus` GPUs where there are any.
 
-    on_tick: called several times a second while jobs run. gpus: how many there are to share. is_done: whether a run is
-    finished by now, asked before its worker is started, because another process may be at the same study. warm: whether
-    workers are forks of a process that has imported torch; elsewhere than on Linux its libraries do not bear that.
+    fork: whether workers are forks of a process that has imported torch, and so start at once; elsewhere than on Linux
+    torch's libraries do not bear that.
     """
 
-    places: int
-    on_tick: Callable[[], None]
+    capacity: int
     gpus: int = 0
-    is_done: Callable[[str], bool] = lambda run_id: False
-    warm: bool = sys.platform == "linux"
-    _stop: bool = field(default=False, init=False)
-    _waiting: deque[Waiting] = field(default_factory=deque, init=False)
-    _workers: list[Worker] = field(default_factory=list, init=False)
-    _server: Server = field(default_factory=Server, init=False)
+    fork: bool = sys.platform == "linux"
+    _workers: dict[str, Worker] = field(default_factory=dict, init=False)
+    _server: ForkServer = field(default_factory=ForkServer, init=False)
 
-    def run(self, jobs: Iterable[Job | None], ended: Callable[[str, Ending], None] | None = None) -> dict[str, Ending]:
-        """Execute all jobs; run id -> how it ended. A run that another process or job is at is waited for.
+    @property
+    def label(self) -> str:
+        return f"{self.capacity} process{'es' if self.capacity > 1 else ''} on this machine"
 
-        jobs: a sequence; or an iterator, which is asked for a job when a place is free that no waiting job will take.
-        It may answer None: there is none at this moment, and it is asked again at the next tick. ended: called with
-        each job that has ended, before another is asked for; not for jobs that never began because of a stop.
-
-        Raises Preempted after a stop signal, when every worker has saved and ended.
-        """
-        listed = isinstance(jobs, Sequence)
-        self._waiting = deque(Waiting(job) for job in jobs if job) if listed else deque()
-        source, more, endings = iter(jobs), not listed, dict[str, Ending]()
-
-        def over(job: Job, ending: Ending) -> None:
-            endings[job.run_id] = ending
-            if ended:
-                ended(job.run_id, ending)
-
-        with self._signals():
-            try:
-                while more or self._waiting or self._workers:
-                    self._collect(over)
-                    if self._stop:
-                        self._tell_workers()
-                        if not self._workers:
-                            break
-                    self._fill(over)
-                    more = more and self._pull(source, over)
-                    self.on_tick()
-                    self._pause()
-            finally:
-                self._end_workers()
-        if self._stop:
-            not_begun = f", {len(self._waiting)} not begun" if listed else ""
-            raise Preempted(
-                f"stopped: {len(endings)} runs ended or saved{not_begun}; nothing is lost",
-                hint="the same command continues",
-            )
-        return endings
-
-    def stop(self) -> None:
-        """Let every run finish its step and save, and begin no other; `run` then raises Preempted. For any thread."""
-        self._stop = True
-
-    def end(self, run_id: str) -> None:
-        """Let this run alone finish its step, save and end, as "preempted"; one that is over by then ends as it would
-        have. Where nobody here is at the run, the jobs that wait for it are dropped, as "preempted". For the thread
-        that `run` is in: from on_tick, ended, or jobs."""
-        at_work = [worker for worker in self._workers if worker.job.run_id == run_id]
-        for worker in at_work:
-            self._tell(worker)
-        if not at_work:
-            for one in self._waiting:
-                one.unwanted |= one.job.run_id == run_id
-
-    def _collect(self, over: Over) -> None:
-        """Account for the workers that have ended."""
-        for worker in [w for w in self._workers if w.process.poll() is not None]:
-            self._workers.remove(worker)
-            ending = self._ending(worker)
-            if ending is None:
-                self._waiting.appendleft(Waiting(worker.job))
-            elif ending == "locked":
-                self._waiting.append(Waiting(worker.job, time.monotonic() + LOCKED_PAUSE_SECONDS))
-            else:
-                over(worker.job, ending)
-
-    def _pull(self, source: Iterator[Job | None], over: Over) -> bool:
-        """Ask for jobs while a place is free that no waiting one will take; -> whether there may be more."""
-        while not self._stop and len(self._workers) + len(self._waiting) < self.places:
-            try:
-                job = next(source)
-            except StopIteration:
-                return False
-            if job is None:
-                break
-            self._waiting.append(Waiting(job))
-            self._fill(over)
-        return True
-
-    def _fill(self, over: Over) -> None:
-        """Start jobs while there are free places; account for those that another process has finished meanwhile."""
-        for _ in range(len(self._waiting)):
-            if self._stop or len(self._workers) >= self.places:
-                break
-            one = self._waiting.popleft()
-            job, run_id = one.job, one.job.run_id
-            if one.unwanted:
-                over(job, "preempted")
-            elif time.monotonic() < one.not_before or run_id in {worker.job.run_id for worker in self._workers}:
-                self._waiting.append(one)
-            elif Store(job.root).run(run_id).status() == "running":  # a worker takes longer to find that out
-                self._waiting.append(Waiting(job, time.monotonic() + LOCKED_PAUSE_SECONDS))
-            elif self.is_done(run_id):
-                over(job, "found")
-            else:
-                taken = {worker.place for worker in self._workers}
-                place = next(p for p in range(self.places) if p not in taken)
-                self._workers.append(Worker(job, place, self._start(job, place)))
-
-    def _start(self, job: Job, place: int) -> Process:
-        """A worker process with its own session, so that Ctrl-C reaches it only through us."""
+    def submit(self, job: Job) -> None:
+        taken = {worker.place for worker in self._workers.values()}
+        place = next(place for place in range(self.capacity) if place not in taken)
         gpu = {"CUDA_VISIBLE_DEVICES": visible_gpu(place % self.gpus)} if self.gpus else {}
-        return started(self._server.start if self.warm else start_cold, job, **gpu)
+        process = started(self._server.start if self.fork else start_process, job, **gpu)
+        self._workers[job.run_id] = Worker(job, place, process)
 
-    def _ending(self, worker: Worker) -> Ending | None:
-        """How a worker ended, which the record of a failed run says too; None when its job is to be done again."""
-        code = worker.process.returncode
-        assert code is not None
-        folder = Store(worker.job.root).run(worker.job.run_id)
-        log = folder.path / "run.log"
-        if code == LOST:
-            if self.is_done(worker.job.run_id):
-                return "done"
-            again = "it is saved" if self._stop or worker.told else "it is started again"
-            with log.open("a") as file:
-                file.write(f"the process that starts workers ended ({self._server.last_words()}); {again}\n")
-            self.warm = self.warm and self._server.launched < SERVERS
-            return "preempted" if self._stop or worker.told else None
-        ending = ENDINGS.get(code, "failed")
-        if worker.told and (ending == "locked" or code == -signal.SIGTERM):  # told before it could begin or listen
-            return "preempted"
-        if ending == "failed" and folder.failure() is None and folder.result() is None:  # it could not say so itself
-            rows = folder.rows()
-            cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            step = rows[-1]["step"] if rows else 0
-            folder.fail(
-                {"reason": f"{cause}{hint}; see {log}", "phase": "worker", "step": step, "at": time.strftime("%FT%T")}
-            )
-        return ending
+    def poll(self, seconds: float) -> list[str]:
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = [run_id for run_id, worker in self._workers.items() if worker.process.poll() is not None]
+            left = deadline - time.monotonic()
+            if ended or left <= 0:
+                return ended
+            pipes = [worker.process.pipe for worker in self._workers.values() if isinstance(worker.process, Forked)]
+            wait_readable(pipes, left if len(pipes) == len(self._workers) else min(left, POLL_SECONDS))
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Take over the signals that stop a command; Python lets the main thread alone do that."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._on_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def cancel(self, run_id: str) -> None:
+        self._workers[run_id].cancelled = True
+        self._workers[run_id].process.send_signal(signal.SIGTERM)
 
-    def _on_stop(self, number: int, frame: object) -> None:
-        """First signal: let the loop tell everybody. Second: end at once; checkpoints stay whole whatever is
-        interrupted."""
-        if self._stop:
-            for worker in self._workers:
-                worker.process.send_signal(signal.SIGKILL)
-            self._server.kill()
-            os._exit(FORCED)
-        self._stop = True
+    def collect(self, run_id: str) -> Ending:
+        worker = self._workers.pop(run_id)
+        if worker.process.returncode != LOST:
+            return ending_of(worker.process.wait(), worker.job, cancelled=worker.cancelled)
+        again = "it is saved" if worker.cancelled else "it is started again"
+        with (worker.job.folder / "run.log").open("a") as log:
+            log.write(f"the process that starts workers ended ({self._server.last_words()}); {again}\n")
+        self.fork = self.fork and self._server.launched < SERVERS
+        return "lost"
 
-    def _tell_workers(self) -> None:
-        """Ask those to stop that were not asked yet."""
-        untold = [worker for worker in self._workers if not worker.told]
-        for worker in untold:
-            self._tell(worker)
-        if untold:
-            print(
-                "\nstopping: every run finishes its step and saves; once more to end at once",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def _tell(self, worker: Worker) -> None:
-        """Ask it to save and end, once."""
-        if not worker.told:
-            worker.process.send_signal(signal.SIGTERM)
-            worker.told = True
-
-    def _pause(self) -> None:
-        """Until a worker ends, at most for a tick."""
-        wait_readable([w.process.pipe for w in self._workers if isinstance(w.process, Forked)], TICK_SECONDS)
-
-    def _end_workers(self) -> None:
-        """Whatever ends this executor, no worker outlives it."""
-        for worker in self._workers:
-            worker.process.send_signal(signal.SIGTERM)
-        for worker in self._workers:
+    def close(self) -> None:
+        for run_id in self._workers:
+            self.cancel(run_id)
+        for worker in self._workers.values():
             worker.process.wait()
         self._workers.clear()
         self._server.close()
 
+    def kill(self) -> None:
+        for worker in self._workers.values():
+            worker.process.send_signal(signal.SIGKILL)
+        self._server.kill()
+
 
 def started(start: Start, job: Job, **environment: str) -> Process:
-    """A worker for `job`, started in this way or that, with its number of threads and its log."""
-    folder = Path(job.root) / job.run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = str(job.threads)
-    everything = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **environment}
-    with (folder / "run.log").open("a") as log:
-        return start(job, everything, log)
+    """A worker for `job`, started in this way or that, with its environment and its log."""
+    with (job.folder / "run.log").open("a") as log:
+        return start(job, {**worker_environment(job), **environment}, log)
 
 
-def start_cold(job: Job, environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[str]:
-    """A worker that is a Python of its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpt2lab.runner"],
-        stdin=subprocess.PIPE,
+def start_process(job: Job, environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[bytes]:
+    """A worker that is a new Python, in a session of its own, so that Ctrl-C reaches it only through the executor."""
+    return subprocess.Popen(
+        worker_command(job),
+        stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        text=True,
-        env={**environment, PARENT: str(os.getpid())},
+        env=dict(environment),
         start_new_session=True,
     )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(job.to_json())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it died at once; its exit code and log say why
-    return process
 
 
 def visible_gpu(index: int) -> str:

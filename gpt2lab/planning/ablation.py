@@ -1,15 +1,18 @@
 """An ablation file becomes configs: a baseline, arms that each change something, and what is declared beforehand.
 
-Layer: plan. Everything that is wrong with the file and with any of its arms is said in one error.
+Everything that is wrong with the file and with any of its arms is said in one error.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import fill_slots, preset_name, preset_names, preset_source, read_overrides
@@ -21,7 +24,7 @@ from gpt2lab.planning.samplers import Tune
 from gpt2lab.planning.tune import tune_problems
 from gpt2lab.reading.fitting import check, error_of, located
 from gpt2lab.reading.layers import lay
-from gpt2lab.reading.source import Place, Source, read_file
+from gpt2lab.reading.source import Place, Source, read_file, read_mapping
 from gpt2lab.schema import ABSENT
 
 RATE = "optim.lr"
@@ -72,14 +75,23 @@ class LoadedAblation:
         return exploratory_reason(self.arms[arm], self.arms[self.baseline])
 
 
-def ladder_of(path: str | Path) -> tuple[str, ...]:
-    """The scales that a file is run at one after another; none for a file without `scales`."""
-    scales = read_file(path).tree.get("scales")
+def ladder_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
+    """The scales that an ablation is run at one after another; none for one without `scales`."""
+    scales = read_source(source)[0].tree.get("scales")
     return tuple(map(str, scales)) if isinstance(scales, list) else ()
 
 
+def read_source(source: str | Path | Mapping[str, Any]) -> tuple[Source, Path]:
+    """A YAML file, or the mapping that one would hold, and the folder that files named in it are looked for in. Raises
+    ConfigError."""
+    if isinstance(source, Mapping):
+        text = yaml.safe_dump(json.loads(json.dumps(source, default=str)), sort_keys=False)
+        return read_mapping(text, "ablation"), Path()
+    return read_file(source), Path(source).parent
+
+
 def load_ablation(
-    path: str | Path,
+    source: str | Path | Mapping[str, Any],
     *,
     scale: str | None = None,
     overrides: Sequence[str] = (),
@@ -87,7 +99,7 @@ def load_ablation(
     seeds: int | Sequence[int] | Literal["auto"] | None = None,
     plugins: Sequence[str | Path] = (),
 ) -> LoadedAblation:
-    """The ablation of a YAML file.
+    """The ablation of a YAML file, or of the mapping that one would hold.
 
     scale:     preset or file in the place of the file's `base`.
     overrides: `key=value`, for every arm, before the arm's own changes.
@@ -97,17 +109,17 @@ def load_ablation(
     Raises ConfigError with everything that is wrong in the file, in the overrides and in any arm.
     """
     fill_slots(plugins)
-    source = read_file(path)
-    declared, complaints = check(Ablation, source, stand_ins={"ablation": "unnamed", "question": "?", "base": "nano"})
-    found = [located(source, complaint) for complaint in complaints]
+    read, folder = read_source(source)
+    declared, complaints = check(Ablation, read, stand_ins={"ablation": "unnamed", "question": "?", "base": "nano"})
+    found = [located(read, complaint) for complaint in complaints]
     if declared is None:
         raise error_of(found)
-    found += [located(source, complaint) for complaint in file_problems(declared, source)]
+    found += [located(read, complaint) for complaint in file_problems(declared, read)]
     design = declared.design()
     try:
         chosen = _chosen_arms(design, arms)
         listed, looks = _chosen_seeds(declared, seeds)
-        base = base_of(declared.base, source, Path(path).parent, scale, overrides)
+        base = base_of(declared.base, read, folder, scale, overrides)
     except ConfigError as error:
         raise error_of(found, more=error.problems, hint=error.hint) from error
     found += [located(base.source, complaint) for complaint in base.complaints]
@@ -115,7 +127,7 @@ def load_ablation(
     for name in chosen:
         arm, problems = resolve_arm(
             design.arms[name],
-            source,
+            read,
             base,
             is_baseline=name == design.baseline or design.baseline not in design.arms,
             expected=declared.expected.get(name),
@@ -128,10 +140,10 @@ def load_ablation(
     beside = between_arms(
         design.baseline, made, at, equal_tokens=equal_tokens, bracketed=declared.lr_bracket is not None
     )
-    found += [located(source, complaint) for complaint in beside]
+    found += [located(read, complaint) for complaint in beside]
     if declared.tune is not None and made and not base.complaints:
         misfits = tune_problems(declared.tune, made, at, declared.equalise.axis)
-        found += [located(source, complaint) for complaint in misfits]
+        found += [located(read, complaint) for complaint in misfits]
     kept = preset_name(scale or declared.base)
     if not NAME.fullmatch(kept):
         found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))
@@ -162,13 +174,13 @@ def load_ablation(
         budgets=curve.budgets if curve else (),
         budget_arms=tuple(a for a in (design.baseline, *curve.arms) if a in chosen) if curve else (),
         tokens_per_parameter=declared.tokens_per_parameter,
-        noise_command=_noise_command(scale or _beside(path, declared.base), declared, overrides),
+        noise_command=_noise_command(scale or _beside(folder, declared.base), declared, overrides),
     )
 
 
-def _beside(path: str | Path, base: str) -> str:
+def _beside(folder: Path, base: str) -> str:
     """A file's base as one would name it from here."""
-    return base if preset_name(base) in preset_names() else str(Path(path).parent / base)
+    return base if preset_name(base) in preset_names() else str(folder / base)
 
 
 def _noise_command(preset: str, declared: Ablation, overrides: Sequence[str]) -> str:

@@ -1,14 +1,13 @@
-"""This machine, as far as a plan needs to know it: how many runs side by side, how fast, how much memory.
-
-Layer: plan.
-"""
+"""The machine that runs will execute on, as far as a plan needs to know it, and the probe that describes this one."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -31,7 +30,10 @@ ask for its hundreds of kernels."""
 class Machine:
     """Where runs will execute. `jobs` side by side, each with `threads` CPU threads; jobs x threads <= cores.
 
-    `speed`: estimated FLOP/s of one job; `speed_from`: in words, where that estimate comes from.
+    A plan depends on the machine through this description alone, so a login node can plan for a GPU node:
+    `gpt2lab machine nano > node.json` there, `gpt2lab run FILE --dry-run --machine node.json` here.
+
+    `speed`: estimated FLOP/s of one job; `speed_from`: where that estimate comes from.
     """
 
     device: str
@@ -40,6 +42,35 @@ class Machine:
     jobs: int
     speed: float
     speed_from: str
+    gpus: int = 0
+    """that runs are shared out over; more than one run may be on each"""
+    torch: str = torch.__version__
+    python: str = field(default_factory=platform.python_version)
+    platform: str = field(default_factory=platform.platform)
+    here: bool = True
+    """whether it is the machine of this process, on which speed can be measured"""
+
+    def to_json(self) -> str:
+        """Its description, for `machine_of`."""
+        return json.dumps({key: value for key, value in asdict(self).items() if key != "here"}, indent=2)
+
+    @property
+    def stack(self) -> dict[str, str]:
+        """The software and device that runs are trained with, as records keep it."""
+        names = ("torch", "device", "device_name", "python", "platform")
+        return {name: getattr(self, name) for name in names}
+
+
+def machine_of(path: str | Path) -> Machine:
+    """A machine by the description in a file. Raises ConfigError."""
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Machine(**fields, here=False)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (TypeError, ValueError):
+        hint = "gpt2lab machine PRESET > FILE on that machine"
+        raise ConfigError("does not describe a machine", where=str(path), hint=hint) from None
 
 
 def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tuple[int, int]:
@@ -65,19 +96,15 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
     return jobs, threads
 
 
-def gpus_of(machine: Machine) -> int:
-    """How many GPUs runs may be shared out over; more than one run may be on each."""
-    return torch.cuda.device_count() if machine.device == "cuda" else 0
-
-
-def this_machine(store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None) -> Machine:
+def probe(store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None) -> Machine:
     """This machine with so many jobs side by side, or as many as it has room for. Raises ConfigError when there is none
     for that many."""
     device = choose_device(training.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs, threads = shares(jobs, training.threads, cores, device.type)
     speed, speed_from = estimate_speed(store, device, threads, flops_per_token, training)
-    return Machine(device.type, device_name(device), threads, jobs, speed, speed_from)
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    return Machine(device.type, device_name(device), threads, jobs, speed, speed_from, gpus)
 
 
 def estimate_speed(
@@ -103,7 +130,7 @@ def estimate_speed(
     return work / (work / fastest + GPU_STEP_SECONDS), "a matmul probe, so rough"
 
 
-def estimate_memory(config: Config, found: Costs) -> int:
+def estimate_memory(config: Config, found: Costs, device: str) -> int:
     """Bytes of weights, gradients and AdamW state, of activations kept for backward, and of logits; about right.
 
     Per layer and token 34 C values of 2 bytes are the usual count for 16-bit training (arXiv:2205.05198); without
@@ -112,7 +139,7 @@ def estimate_memory(config: Config, found: Costs) -> int:
     model, training = config.model, config.training
     tokens = (training.micro_batch_sequences or training.batch_tokens // model.block_size) * model.block_size
     width = 34 * model.n_embd * (1 if training.precision in ("bf16", "fp16") else 2)
-    scored = rows_at_once(tokens, model.vocab_size, choose_device(training.device).type)
+    scored = rows_at_once(tokens, model.vocab_size, device)
     return 16 * found.parameters + tokens * model.n_layer * width + 12 * scored * model.vocab_size
 
 

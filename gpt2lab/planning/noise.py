@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
 from gpt2lab.analysis.statistics import no_spread
@@ -99,7 +98,7 @@ def _place(config: Config, data: Prepared, machine: Machine) -> dict[str, Any]:
         "tokens": config.training.steps * config.training.batch_tokens,
         "data": data.fingerprint,
         "evaluation": evaluation_key({**config.evaluation.spec(config.model.block_size), "contexts": []}),
-        "stack": {"torch": torch.__version__, "device": machine.device},
+        "stack": {"torch": machine.torch, "device": machine.device},
     }
 
 

@@ -14,7 +14,7 @@ from gpt2lab.planning.arms import Arm
 from gpt2lab.planning.bracket import Bracket, bracket
 from gpt2lab.planning.budgets import at_budget, equal_arms, with_tokens
 from gpt2lab.planning.equalise import Adjustment
-from gpt2lab.planning.machine import Machine, estimate_memory, this_machine
+from gpt2lab.planning.machine import Machine, estimate_memory
 from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
@@ -60,7 +60,7 @@ class ArmPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an ablation will do: its arms with their runs, on this machine, over this data.
+    """What an ablation will do: its arms with their runs, on one machine, over one text.
 
     A plan is a function of the ablation and of what is finished: while rates are being bracketed, `runs` holds the
     trials, and the plan made after them holds the runs at the rates they found. While searches are open, it holds no
@@ -113,19 +113,18 @@ def make_plan(
     ablation: LoadedAblation,
     data: Prepared,
     store: Store,
+    machine: Machine,
     *,
-    jobs: int | None = None,
     seeds_now: Mapping[str, int] | None = None,
     seconds: float | None = None,
 ) -> Plan:
-    """Resolve every run of `ablation` on this machine. Raises ConfigError when the data or machine cannot serve it.
+    """Resolve every run of `ablation` on `machine`, by what is finished in `store`. Raises ConfigError when the data or
+    machine cannot serve it.
 
     seeds_now: how many seeds of each arm are due, where looks were declared; the first look's unless given.
     seconds: a budget; arms and seeds are chosen to fit into it.
     """
     reference = known_costs(ablation.arms[ablation.baseline].config)
-    training = ablation.arms[ablation.baseline].config.training
-    machine = this_machine(store, training, reference.flops_per_token, jobs)
     made, adjustments = equal_arms(with_tokens(ablation, known_costs), known_costs, store, machine)
     for arm in made.values():
         check_data(arm, data)
@@ -152,7 +151,7 @@ def make_plan(
             shared=make_runs(made[name], seeds, data, machine) if isinstance(tuning, Tuned) else (),
             costs=found[name] if arm is made[name] else known_costs(arm.config),
             seconds=cost[name],
-            memory=estimate_memory(arm.config, found[name]),
+            memory=estimate_memory(arm.config, found[name], machine.device),
             adjustment=adjustments.get(name),
             tuning=tuning,
             curve={b: make_runs(at_budget(arm, b), seeds, data, machine) for b in budgets if b != 1},

@@ -1,18 +1,17 @@
-"""What a study declares before its first run, as plain data: all that its report reads, beside the runs."""
+"""Makes the records of studies: what is declared before the first run, and what is known of it so far."""
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
+from gpt2lab import records
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import Config
 from gpt2lab.costs import Costs
+from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import choices, digest, settings
 from gpt2lab.planning.ablation import RATE
@@ -22,7 +21,9 @@ from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.runs import Run, tokens_of
 from gpt2lab.planning.tune import Tuned
+from gpt2lab.records import FORMAT, ArmRecord, BudgetPoint, RateTrial, Scope, Shared, StudyRecord
 from gpt2lab.registry import Choice, mistakes
+from gpt2lab.results import LOSS
 from gpt2lab.store import now
 
 
@@ -39,13 +40,12 @@ def git_commit() -> str | None:
     return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
+def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
     """The record of a study. Its hash is that of what was declared; which runs that means on this code and machine, and
-    what bracketing and looks found, is added as it becomes known."""
+    what searches and looks found, is added as it becomes known."""
     ablation, config = plan.ablation, plan.baseline.arm.config
-    spec = config.evaluation.spec(config.model.block_size)
     declared: dict[str, Any] = {
-        "format": 2,
+        "format": FORMAT,
         "name": f"{ablation.name}@{ablation.scale}",
         "ablation": ablation.name,
         "scale": ablation.scale,
@@ -61,52 +61,91 @@ def study_record(plan: Plan, *, reproduce: str) -> dict[str, Any]:
         "looks": list(ablation.looks),
         "lr_bracket": list(ablation.lr_bracket),
         "budgets": list(ablation.budgets),
-        **tune_record(plan),
-        "metric": "val/loss",
+        **declared_tune(plan),
+        "metric": LOSS,
         "smallest_effect": ablation.smallest_effect,
         "alpha": ablation.alpha,
         "equalise": ablation.axis,
         "equalise_by": ablation.knob,
         "tokens_per_parameter": ablation.tokens_per_parameter,
         "screen": ablation.screen,
-        "evaluation": {"key": evaluation_key(spec), **spec},
+        "evaluation": evaluation_of(config),
     }
-    known = {
-        "bracketed": bool(ablation.lr_bracket),
-        "floors": plan.data.floors,
-        "noise": plan.floor.as_record() if plan.floor else None,
-        "noise_command": ablation.noise_command,
-        "left_out": list(plan.left_out),
-        "scope": scope_of(config, ablation.scale, plan.baseline.costs) | _tuned_scope(plan),
-        "caveat": config.scale.caveat,
-        "mistakes": wrong_on_purpose(plan),
-        "reproduce": reproduce,
-        "stack": stack_of(plan.machine),
+    scope = scope_of(config, ablation.scale, plan.baseline.costs)
+    if ablation.tune is not None and RATE in ablation.tune.space:  # every arm has a rate of its own
+        scope = scope.with_(optimizer=str(config.optim.optimizer))
+    arms = {name: ArmRecord(**arm, **arm_fields(plan.arms[name], plan)) for name, arm in declared["arms"].items()}
+    return StudyRecord(
+        **{**declared, "arms": arms},
+        hash=digest(declared),
+        bracketed=bool(ablation.lr_bracket),
+        floors=plan.data.floors,
+        noise=plan.floor.as_record() if plan.floor else None,
+        noise_command=ablation.noise_command,
+        left_out=list(plan.left_out),
+        scope=scope,
+        caveat=config.scale.caveat,
+        mistakes=wrong_on_purpose(plan),
+        reproduce=reproduce,
+        stack=stack_of(plan.machine),
+        created=now(),
+    )
+
+
+def single_record(
+    study: str, scale: str, label: str, run: Run, costs: Costs, data: Prepared, machine: Machine, *, reproduce: str
+) -> StudyRecord:  # fmt: skip
+    """The record of one run by itself: a study of one arm that compares nothing."""
+    config = run.config
+    declared: dict[str, Any] = {
+        "format": FORMAT,
+        "name": f"{study}@{scale}",
+        "ablation": study,
+        "scale": scale,
+        "question": f"What does {scale} reach?",
+        "design": "one run",
+        "baseline": label,
+        "arms": {label: {"settings": digest(settings(config))[:16]}},
+        "contrasts": [],
+        "seeds": [run.seed],
+        "smallest_effect": config.scale.smallest_effect,
+        "alpha": 0.05,
+        "evaluation": evaluation_of(config),
     }
-    arms = {name: entry | arm_record(plan.arms[name], plan) for name, entry in declared["arms"].items()}
-    return {"tune": None, **declared, **known, "arms": arms, "created": now(), "hash": digest(declared)}
+    arm = ArmRecord(**declared["arms"][label], runs=_by_seed([run]), **costs_of(config, costs))
+    return StudyRecord(
+        **{**declared, "arms": {label: arm}},
+        hash=digest(declared),
+        floors=data.floors,
+        scope=scope_of(config, scale, costs),
+        caveat=config.scale.caveat,
+        reproduce=reproduce,
+        stack=stack_of(machine),
+        created=now(),
+    )
 
 
-def _tuned_scope(plan: Plan) -> dict[str, Any]:
-    """What results hold for where every arm has a rate of its own: no rate in particular."""
-    tuned = plan.ablation.tune is not None and RATE in plan.ablation.tune.space
-    return {"optimizer": str(plan.baseline.arm.config.optim.optimizer)} if tuned else {}
+def evaluation_of(config: Config) -> dict[str, Any]:
+    """How final values are measured, with the key of that measurement."""
+    spec = config.evaluation.spec(config.model.block_size)
+    return {"key": evaluation_key(spec), **spec}
 
 
-def tune_record(plan: Plan) -> dict[str, Any]:
+def declared_tune(plan: Plan) -> dict[str, Any]:
     """What every arm's search declares; nothing without one, so that records from before there were any keep their
     hash."""
     tune = plan.ablation.tune
     if tune is None:
         return {}
-    seeds = next((one.search.seeds for arm in plan.arms.values() if isinstance(one := arm.tuning, Tuned)), ())
+    searches = [arm.tuning.search for arm in plan.arms.values() if isinstance(arm.tuning, Tuned)]
+    seeds = searches[0].seeds if searches else ()
     return {"tune": {**tune.model_dump(mode="json"), "tuning_seeds": list(seeds)}}
 
 
 def wrong_on_purpose(plan: Plan) -> dict[str, list[str]]:
     """Arm -> its components that are mistakes made on purpose; arms without any are left out."""
-    found = {name: mistakes(choices(plan.ablation.arms[name].config)) for name in plan.arms}
-    return {name: [f"{one.slot}={one.name}" for one in wrong] for name, wrong in found.items() if wrong}
+    wrong = {name: mistakes(choices(plan.ablation.arms[name].config)) for name in plan.arms}
+    return {name: [f"{choice.slot}={choice.name}" for choice in found] for name, found in wrong.items() if found}
 
 
 def declared_arm(arm: Arm) -> dict[str, Any]:
@@ -122,71 +161,75 @@ def declared_contrast(contrast: Declared) -> Any:
     return {"arm": contrast.arm, "against": contrast.against, "weights": dict(contrast.weights)}
 
 
-def arm_record(plan: ArmPlan, whole: Plan) -> dict[str, Any]:
+def arm_fields(plan: ArmPlan, whole: Plan) -> dict[str, Any]:
     """An arm's runs and costs, and how it was made comparable."""
     return {
-        "components": components_of(plan.arm.config),
         "runs": {} if whole.tuning else _by_seed(plan.runs),
         "bracket": bracket_record(plan),
         "tuned": tuned_record(plan),
         "shared": shared_record(plan, whole),
         "curve": [
-            {"budget": budget, "tokens": tokens_of(runs[0].config), "runs": {str(run.seed): run.id for run in runs}}
+            BudgetPoint(budget=budget, tokens=tokens_of(runs[0].config), runs=_by_seed(runs))
             for budget, runs in plan.curve.items()
             if not whole.tuning
         ],
-        "lr": plan.arm.config.optim.lr,
-        "tokens": plan.tokens,
         "adjustment": str(plan.adjustment) if plan.adjustment else None,
-        "parameters": plan.costs.parameters,
-        "non_embedding_parameters": plan.costs.non_embedding_parameters,
-        "active_parameters": plan.costs.active_parameters,
-        "flops_per_token": plan.costs.flops_per_token,
         "exploratory": whole.ablation.exploratory_reason(plan.arm.name),
         "not_comparable": plan.tuning.reason if plan.tuning else None,
+        **costs_of(plan.arm.config, plan.costs),
     }
 
 
-def bracket_record(plan: ArmPlan) -> dict[str, Any] | None:
+def costs_of(config: Config, costs: Costs) -> dict[str, Any]:
+    """What one run of a config is made of and costs."""
+    return {
+        "components": components_of(config),
+        "lr": config.optim.lr,
+        "tokens": tokens_of(config),
+        "parameters": costs.parameters,
+        "non_embedding_parameters": costs.non_embedding_parameters,
+        "active_parameters": costs.active_parameters,
+        "flops_per_token": costs.flops_per_token,
+    }
+
+
+def bracket_record(plan: ArmPlan) -> records.Bracket | None:
     """The search for the arm's rate: every trial with its rate and run, and the multiple that was best."""
-    if not isinstance(plan.tuning, Bracket):
+    tuning = plan.tuning
+    if not isinstance(tuning, Bracket):
         return None
     trials = [
-        {"factor": factor, "lr": run.config.optim.lr, "run": run.id, "seed": run.seed}
-        for factor, run in plan.tuning.trials.items()
+        RateTrial(factor=factor, lr=run.config.optim.lr, run=run.id, seed=run.seed)
+        for factor, run in tuning.trials.items()
     ]
-    return {"trials": trials, "best": plan.tuning.best, "at_edge": plan.tuning.at_edge}
+    return records.Bracket(trials=trials, best=tuning.best, at_edge=tuning.at_edge)
 
 
-def tuned_record(plan: ArmPlan) -> dict[str, Any] | None:
+def tuned_record(plan: ArmPlan) -> records.Tuned | None:
     """The search for the arm's settings: where it is recorded, what it found, and how its trials ended."""
-    one = plan.tuning
-    if not isinstance(one, Tuned):
+    tuning = plan.tuning
+    if not isinstance(tuning, Tuned):
         return None
-    found = one.found
-    return {
-        "sweep": one.name,
-        "label": plan.arm.name,
-        "study": one.search.study,
-        "over": one.open is False,
-        "settings": one.settings,
-        "value": found.value if found else None,
-        "edge": dict(found.edge) if found else {},
-        "trials": sum(one.counts.values()),
-        **{outcome: one.counts.get(outcome, 0) for outcome in ("finished", "pruned", "diverged", "failed")},
-    }
+    return records.Tuned(
+        sweep=tuning.name,
+        label=plan.arm.name,
+        study=tuning.search.study,
+        over=not tuning.open,
+        settings=tuning.settings,
+        value=tuning.found.value if tuning.found else None,
+        edge=dict(tuning.found.edge) if tuning.found else {},
+        trials=sum(tuning.counts.values()),
+        **{outcome: tuning.counts.get(outcome, 0) for outcome in ("finished", "pruned", "diverged", "failed")},
+    )
 
 
-def shared_record(plan: ArmPlan, whole: Plan) -> dict[str, Any] | None:
+def shared_record(plan: ArmPlan, whole: Plan) -> Shared | None:
     """The arm's settings as written, where a search may have found others, and its runs at them."""
-    one = plan.tuning
-    if not isinstance(one, Tuned):
+    tuning = plan.tuning
+    if not isinstance(tuning, Tuned):
         return None
-    return {
-        "settings": one.own(),
-        "lr": one.search.arm.config.optim.lr,
-        "runs": {} if whole.tuning else _by_seed(plan.shared),
-    }
+    rate, runs = tuning.search.arm.config.optim.lr, {} if whole.tuning else _by_seed(plan.shared)
+    return Shared(settings=tuning.own(), lr=rate, runs=runs)
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[str, str]:
@@ -201,25 +244,18 @@ def components_of(config: Config) -> dict[str, str]:
 
 def stack_of(machine: Machine) -> dict[str, Any]:
     """What trained, and on what."""
-    return {
-        "torch": torch.__version__,
-        "device": machine.device,
-        "device_name": machine.device_name,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git_commit": git_commit(),
-    }
+    return {**machine.stack, "git_commit": git_commit()}
 
 
-def scope_of(config: Config, scale: str, costs: Costs) -> dict[str, Any]:
+def scope_of(config: Config, scale: str, costs: Costs) -> Scope:
     """What results hold for."""
-    return {
-        "preset": scale,
-        "parameters": costs.parameters,
-        "tokens": tokens_of(config),
-        "data": f"{config.data.corpus.name} ({config.data.tokenizer})",  # its options may hold a machine's paths
-        "optimizer": f"{config.optim.optimizer}, lr {config.optim.lr:g}",
-    }
+    return Scope(
+        preset=scale,
+        parameters=costs.parameters,
+        tokens=tokens_of(config),
+        data=f"{config.data.corpus.name} ({config.data.tokenizer})",  # its options may hold a machine's paths
+        optimizer=f"{config.optim.optimizer}, lr {config.optim.lr:g}",
+    )
 
 
 def _is_choice(value: object) -> bool:

@@ -54,7 +54,7 @@ def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:
         data=data.fingerprint,
         device=machine.device,
         threads=machine.threads if machine.device == "cpu" else 0,
-        torch_version=torch.__version__,
+        torch_version=machine.torch,
         compiled=is_compiled(config, machine.device),
     )
     return Run(run_id(identity), arm.name, config, identity)

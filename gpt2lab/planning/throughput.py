@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpt2lab.config import Config
 from gpt2lab.data.files import data_home
-from gpt2lab.errors import DataFault
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.identity import choices, component_code, core_code, digest, settings
 from gpt2lab.model import build_model
 from gpt2lab.optim.groups import build_optimizers
@@ -52,6 +52,9 @@ def recorded(root: Path, configs: Mapping[str, Config], machine: Machine) -> dic
     parts = {name: speed_parts(config, machine) for name, config in configs.items()}
     paths = {name: root / "throughput" / f"{digest(part)[:16]}.json" for name, part in parts.items()}
     if not all(path.exists() for path in paths.values()):
+        if not machine.here:
+            what = f"equal wall clock needs the arms' speeds on {machine.device_name}, which are not measured yet"
+            raise ConfigError(what, where="equalise", hint="plan once on that machine, with the same --runs")
         with file_lock(root / "throughput" / "lock"):  # two probes at once would slow each other down
             missing = {path: name for name, path in paths.items() if not path.exists()}
             found = measure({name: configs[name] for name in missing.values()}, machine)
@@ -79,7 +82,7 @@ def speed_parts(config: Config, machine: Machine) -> dict[str, Any]:
         "code": digest([core_code(), *map(component_code, parts)]),
         "device": machine.device_name,
         "threads": machine.threads if machine.device == "cpu" else 0,
-        "torch": torch.__version__,
+        "torch": machine.torch,
         "compiled": is_compiled(config, machine.device),
     }
 

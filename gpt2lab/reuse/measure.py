@@ -24,6 +24,7 @@ from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.evaluation import Parts, Subject, apply, divisions, metric, validation_loss
 from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
 from gpt2lab.model import GPT, build_model
+from gpt2lab.records import StudyRecord
 from gpt2lab.registry import Choice, Misfit, Slot
 from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
 from gpt2lab.runner import sequences_at_once
@@ -117,11 +118,11 @@ def over_study(name: str, store: Store, each: Callable[[RunFolder], Measured], *
         settled.append(done)
     if not values:
         reasons = "; ".join(dict.fromkeys(f"{run.arm} seed {run.seed}: {run.reason}" for run in settled))
-        raise ConfigError(f"no run can be measured ({reasons})", where=study["name"], hint=f"gpt2lab show {runs[0].id}"
+        raise ConfigError(f"no run can be measured ({reasons})", where=study.name, hint=f"gpt2lab show {runs[0].id}"
                           if runs else "gpt2lab runs")  # fmt: skip
     names = list(dict.fromkeys(name for own in values.values() for name in own))
     return StudyMeasured(
-        study=study["name"],
+        study=study.name,
         verdicts={name: described(study, settled, name, values) for name in names},
         missing=[run for run in settled if run.id not in values],
         reused=reused,
@@ -130,13 +131,13 @@ def over_study(name: str, store: Store, each: Callable[[RunFolder], Measured], *
 
 
 def described(
-    study: Mapping[str, Any], runs: Sequence[StudyRun], name: str, values: Mapping[str, Mapping[str, float]]
+    study: StudyRecord, runs: Sequence[StudyRun], name: str, values: Mapping[str, Mapping[str, float]]
 ) -> Verdicts:
     """The study's contrasts in one measured value, all exploratory: the study declared another metric."""
-    arms = {arm: {**entry, "exploratory": UNDECLARED} for arm, entry in study["arms"].items()}
-    asked = {**study, "arms": arms, "metric": name, "looks": None, "bracketed": False, "history": None}
-    own = [replace(run, value=values[run.id].get(name) if run.id in values else run.value) for run in runs]
-    return judge_runs(asked, own)
+    arms = {arm: entry.with_(exploratory=UNDECLARED) for arm, entry in study.arms.items()}
+    asked = study.with_(arms=arms, metric=name, looks=[], bracketed=False, history=None)
+    measured = [replace(run, value=values[run.id].get(name) if run.id in values else run.value) for run in runs]
+    return judge_runs(asked, measured)
 
 
 def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | None = None) -> Measured:

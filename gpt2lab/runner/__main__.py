@@ -1,4 +1,4 @@
-"""`python -m gpt2lab.runner`: a worker process."""
+"""`python -m gpt2lab.runner RUN_FOLDER/job.json`: a worker process."""
 
 import sys
 

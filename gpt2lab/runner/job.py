@@ -1,12 +1,14 @@
-"""What a worker is told."""
+"""What a worker gets: job.json in the folder of its run."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2lab.errors import ConfigError
 from gpt2lab.registry import PLUGINS
+from gpt2lab.store import make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from gpt2lab.data.prepared import Prepared
@@ -25,7 +27,7 @@ REPLAYED = 20
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs, as plain data: it crosses a process border, or a cluster's queue, as JSON."""
+    """One run to be trained: all that a worker needs, wherever it executes."""
 
     root: str
     run_id: str
@@ -40,12 +42,28 @@ class Job:
     profile: bool = False
     """whether a few early steps are traced into the run's folder"""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.root) / self.run_id
+
+    @property
+    def path(self) -> Path:
+        """Its file, which a worker reads."""
+        return self.folder / "job.json"
+
+    def write(self) -> Path:
+        """Write its file into the run's folder."""
+        make_folder(self.folder)
+        write_json(self.path, asdict(self))
+        return self.path
 
     @staticmethod
-    def from_json(text: str) -> Job:
-        fields = json.loads(text)
+    def read(path: Path) -> Job:
+        """Raises DataFault for a damaged file, ConfigError where there is none."""
+        fields = read_json(path)
+        if fields is None:
+            raise ConfigError("there is no such file", where=str(path))
         return Job(**{**fields, "plugins": tuple(fields["plugins"])})
 
 

@@ -23,10 +23,10 @@ from gpt2lab.training.precision import choose_device
 
 
 def main() -> int:
-    """A worker: one job from standard input, exit code as the error says. Standard output is the run's log."""
+    """A worker: one job, by the path of its job.json; exit code as the error says. Its output is the run's log."""
     stop = StopRequest()
     stop.listen()
-    code = work(Job.from_json(sys.stdin.read()), stop)
+    code = work(Job.read(Path(sys.argv[1])), stop)
     if Place.of_environment().size > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.records import StudyRecord
 from gpt2lab.store.files import (
     DISK_FULL,
     disk_fault,
@@ -114,7 +115,7 @@ class RunFolder:
         if self.failure() is not None:
             return "failed"
         names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
-        return "partial" if names - {"lock"} else "absent"
+        return "partial" if names - {"lock", "job.json", "run.log"} else "absent"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -159,6 +160,11 @@ class RunFolder:
             return parse_rows(self.metrics.read_bytes(), str(self.metrics))[0]
         except FileNotFoundError:
             return []
+
+    def last_step(self) -> int:
+        """The step of the newest row; 0 before there is one."""
+        rows = self.rows()
+        return int(rows[-1]["step"]) if rows else 0
 
     def result(self) -> dict[str, Any] | None:
         return read_json(self.path / "result.json")
@@ -251,13 +257,15 @@ class Store:
         """Names of the recorded studies, `<ablation>@<scale>`."""
         return _names(self._studies)
 
-    def study(self, name: str) -> dict[str, Any]:
-        """The record of a study; `posenc` alone will do while it has one scale only. Raises ConfigError."""
-        return _record(self._studies, name, "study")
+    def study(self, name: str) -> StudyRecord:
+        """The record of a study; `posenc` alone will do while it has one scale only. Raises ConfigError for an unknown
+        name, DataFault for a damaged record."""
+        data, path = _record(self._studies, name, "study")
+        return StudyRecord.read(data, str(path))
 
-    def write_study(self, record: Mapping[str, Any]) -> Path:
+    def write_study(self, record: StudyRecord) -> Path:
         """Record a study under its name; returns the file."""
-        return _keep(self._studies, record, "study name")
+        return _keep(self._studies, record.plain(), "study name")
 
     def sweeps(self) -> list[str]:
         """Names of the recorded sweeps, `<sweep>@<scale>`, those that belong to an ablation among them."""
@@ -265,7 +273,7 @@ class Store:
 
     def sweep(self, name: str) -> dict[str, Any]:
         """The record of a sweep, as `study`. Raises ConfigError."""
-        return _record(self._sweeps, name, "sweep")
+        return _record(self._sweeps, name, "sweep")[0]
 
     def kind(self, name: str) -> str:
         """Whether a name, with or without its scale, is that of a `study` or of a `sweep`; of both, a study, which
@@ -286,15 +294,16 @@ def _names(folder: Path) -> list[str]:
     return sorted(file.stem for file in files if NAME.fullmatch(file.stem))
 
 
-def _record(folder: Path, name: str, kind: str) -> dict[str, Any]:
+def _record(folder: Path, name: str, kind: str) -> tuple[dict[str, Any], Path]:
     known = _names(folder)
     matches = [name] if name in known else [k for k in known if k.partition("@")[0] == name]
     if len(matches) > 1:
         raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
-    record = read_json(folder / f"{matches[0]}.json") if matches else None
+    path = folder / f"{matches[0] if matches else name}.json"
+    record = read_json(path) if matches else None
     if record is None:
         raise ConfigError(unknown(kind, name, known), hint="gpt2lab runs")
-    return record
+    return record, path
 
 
 def _keep(folder: Path, record: Mapping[str, Any], kind: str) -> Path:

@@ -16,16 +16,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2lab.display import Display, RunView
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
-from gpt2lab.executors.local import Ending, LocalExecutor
-from gpt2lab.planning.machine import gpus_of
+from gpt2lab.events import Listener, Message, Progress, RunProgress
+from gpt2lab.executors import Ending
+from gpt2lab.executors.driver import executor_for
+from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.planning.runs import is_finished
 from gpt2lab.planning.search import Search
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import RunFolder, Store
-from gpt2lab.sweep.executor import OneByOne
 from gpt2lab.sweep.record import search_entry, write_record
 from gpt2lab.sweep.slots import Slots, Turn
 from gpt2lab.sweep.trial import Trial
@@ -46,15 +46,15 @@ class Drive:
     slots: Mapping[str, Slots]
     head: dict[str, Any]
     store: Store
-    display: Display
+    on_event: Listener
     follower: Follower
     ranks: int
     deadline: float
     stays: bool
-    executor: LocalExecutor | OneByOne = field(init=False)
+    scheduler: Scheduler = field(init=False)
     trials: list[Trial] = field(default_factory=list, init=False)
     """at work here"""
-    views: dict[str, list[RunView]] = field(default_factory=dict, init=False)
+    views: dict[str, list[RunProgress]] = field(default_factory=dict, init=False)
     stopped: dict[str, str] = field(default_factory=dict, init=False)
     """label -> why no more of its trials are begun"""
     best: dict[str, float] = field(default_factory=dict, init=False)
@@ -63,18 +63,18 @@ class Drive:
     idle_until: float = field(default=-math.inf, init=False)
 
     def __post_init__(self) -> None:
-        machine = next(iter(self.searches.values())).machine
-        gpus = gpus_of(machine)
-        many = self.ranks > 1
-        self.executor = (
-            OneByOne(self.ranks, self.tick) if many else LocalExecutor(machine.jobs, self.tick, gpus, self._is_done)
-        )
+        self.machine = next(iter(self.searches.values())).machine
+        self.title = f"{self.head['name']}: {self.head['question']}"
+        self.scheduler = Scheduler(executor_for(self.machine, self.ranks), self.tick, self._is_done)
+
+    def say(self, text: str) -> None:
+        self.on_event(Message(text))
 
     def run(self) -> dict[str, Any]:
         """Work until nothing is left; -> the last record."""
         try:
             self.look()
-            self.executor.run(self.jobs(), self.ended)
+            self.scheduler.run(self.jobs(), self.ended)
         finally:  # give back what is at work here, for whoever comes next: after a stop, or an error of ours
             for trial in list(self.trials):
                 trial.slots.release(trial.turn)
@@ -136,7 +136,7 @@ class Drive:
         slots.note(turn, settings=settings, runs={str(run.seed): run.id for run in runs})
         told = ", ".join(f"{_short(key)} {value}" for key, value in settings.items())
         name = f"{label} {turn.slot}" if len(self.searches) > 1 else f"trial {turn.slot}"
-        views = [RunView(f"{name}: {told}", str(run.seed), run.id, run.config.training.steps) for run in runs]
+        views = [RunProgress(f"{name}: {told}", str(run.seed), run.id, run.config.training.steps) for run in runs]
         self.views.setdefault(label, []).extend(views)
         trial = Trial(label, search, slots, turn, settings, runs, views, Tail(self.store.run(runs[0].id).metrics))
         self.trials.append(trial)
@@ -165,7 +165,7 @@ class Drive:
         if label not in self.stopped:
             self.stopped[label] = why
             named = f"{label}: " if len(self.searches) > 1 else ""
-            self.display.say(f"{named}{why}; no more trials are begun")
+            self.say(f"{named}{why}; no more trials are begun")
 
     # --- while runs train ---
 
@@ -174,11 +174,12 @@ class Drive:
         for trial in [one for one in self.trials if one.begun]:
             self._read(trial)
             if trial.cut is not None or trial.lost:
-                self.executor.end(trial.run.id)
+                self.scheduler.cancel(trial.run.id)
             status = self.store.run(trial.run.id).status()
             trial.views[trial.at].status = "running" if status == "running" else "waiting"
         self.follower.poll()
-        self.display.show([view for views in self.views.values() for view in views])
+        runs = [view for views in self.views.values() for view in views]
+        self.on_event(Progress.of(self.title, runs, self.machine.jobs))
         if time.monotonic() - self.looked > LOOK_SECONDS:
             self.look()
 
@@ -188,7 +189,7 @@ class Drive:
         for slots in self.slots.values():
             slots.beat()
             for told in slots.repair():
-                self.display.say(told)
+                self.say(told)
                 self.changed = True
         if self.changed:
             self.changed = False
@@ -305,7 +306,7 @@ class Drive:
     def _failed(self, label: str, turn: Turn, reason: str) -> None:
         slots, search = self.slots[label], self.searches[label]
         slots.fail(turn, reason)
-        self.display.say(f"{label}: trial {turn.slot} failed: {reason}")
+        self.say(f"{label}: trial {turn.slot} failed: {reason}")
         if slots.failures() > search.settings.max_failures:
             self._stop(
                 label, f"{slots.failures()} trials failed, more than max_failures: {search.settings.max_failures}"
@@ -318,7 +319,7 @@ class Drive:
             if sign * value < self.best.get(trial.label, math.inf):
                 self.best[trial.label] = sign * value
                 what += ", the best so far"
-        self.display.say(f"{trial.views[0].arm}: {what}")
+        self.say(f"{trial.views[0].arm}: {what}")
 
 
 def _short(key: str) -> str:

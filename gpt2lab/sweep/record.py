@@ -68,7 +68,7 @@ def head(
     known = {
         "floors": data.floors,
         "noise": floor.as_record() if floor else None,
-        "scope": scope_of(config, scale, costs),
+        "scope": scope_of(config, scale, costs).plain(),
         "caveat": config.scale.caveat,
         "reproduce": reproduce,
         "stack": stack_of(machine),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from gpt2lab.display import Display
+from gpt2lab.events import Listener, Message
+from gpt2lab.executors.driver import TrackerFactory
 from gpt2lab.planning.search import Search
 from gpt2lab.store import Store
 from gpt2lab.sweep.drive import Drive
@@ -16,7 +17,6 @@ from gpt2lab.sweep.slots import Slots
 from gpt2lab.sweep.storage import default_address, open_storage
 from gpt2lab.tracking import masked
 from gpt2lab.tracking.follower import Follower
-from gpt2lab.tracking.mirror import Mirror
 from gpt2lab.tracking.trials import as_followed
 
 
@@ -25,8 +25,8 @@ def run_searches(
     head: Mapping[str, Any],
     store: Store,
     *,
-    display: Display,
-    mirror: Callable[[], Mirror] | None,
+    on_event: Listener,
+    tracker: TrackerFactory | None,
     storage: str | None = None,
     nproc: int = 1,
     seconds: float | None = None,
@@ -41,22 +41,25 @@ def run_searches(
     stays:   whether to wait while other workers are at the last trials, in case they die.
     Raises Preempted when stopped, with everything saved; ConfigError, EnvironmentFault, DataFault of the storage.
     """
+
+    def say(text: str) -> None:
+        on_event(Message(text))
+
     address = storage or default_address(store.root)
-    kept = open_storage(address, display.say)
+    kept = open_storage(address, say)
     worker = worker_id()
     slots = {
         label: Slots(
             kept, search.study, space=search.space, settings=search.settings, slots=search.slots,
             known=search.known_points, tokens=search.tokens, direction=search.settings.direction, worker=worker,
-            say=display.say,
+            say=say,
         )
         for label, search in searches.items()
     }  # fmt: skip
     whole = {**head, "storage": masked(address)}
-    follower = Follower(store, as_followed({**whole, "searches": {}}), mirror, display.say)
+    follower = Follower(store, as_followed({**whole, "searches": {}}), tracker, say)
     deadline = time.monotonic() + seconds if seconds else math.inf
     try:
-        with display:
-            return Drive(searches, slots, whole, store, display, follower, nproc, deadline, stays).run()
+        return Drive(searches, slots, whole, store, on_event, follower, nproc, deadline, stays).run()
     finally:
         follower.close(timeout=30.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2lab.display import RunView
+from gpt2lab.events import RunProgress
 from gpt2lab.planning.runs import Run
 from gpt2lab.planning.search import Search
 from gpt2lab.sweep.slots import Slots, Turn
@@ -22,7 +22,7 @@ class Trial:
     turn: Turn
     settings: dict[str, Any]
     runs: tuple[Run, ...]
-    views: list[RunView]
+    views: list[RunProgress]
     tail: Tail
     at: int = 0
     values: dict[str, float] = field(default_factory=dict)

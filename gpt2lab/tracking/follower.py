@@ -161,7 +161,7 @@ def sync(
 
     Runs that a kill left as running are closed. Raises EnvironmentFault when the mirror does not work.
     """
-    record = store.study(study) if isinstance(study, str) else study
+    record = store.study(study).plain() if isinstance(study, str) else study
     mirror = sink_factory()
     delivery = Delivery(store, record, mirror)
     try:

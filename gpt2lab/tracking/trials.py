@@ -68,7 +68,7 @@ def followed(store: Store, name: str | None = None) -> list[dict[str, Any]]:
     if name is not None and not studies and not sweeps:
         known = dict.fromkeys([*store.studies(), *store.sweeps()])
         raise ConfigError(unknown("study or sweep", name, list(known)), hint="gpt2lab runs")
-    return [store.study(one) for one in studies] + [as_followed(store.sweep(one)) for one in sweeps]
+    return [store.study(one).plain() for one in studies] + [as_followed(store.sweep(one)) for one in sweeps]
 
 
 def dashboard_command(storage: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.runner import Job, StopRequest, execute
+from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.store import Store
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))  # for its made-up study
@@ -90,26 +90,15 @@ def trained(
 ) -> Callable[..., dict[str, dict[str, str]]]:
     """Train the ablation with some seeds in this process; -> run ids by arm and seed."""
 
-    class Inline:
-        def __init__(self, places: int, on_tick: Callable[[], None], *_: Any) -> None:
-            self.on_tick = on_tick
-
-        def run(self, jobs: Any) -> dict[str, str]:
-            for job in jobs:
-                assert isinstance(job, Job)
-                execute(job, StopRequest())
-            self.on_tick()
-            return dict.fromkeys((job.run_id for job in jobs), "done")
-
-    monkeypatch.setattr("gpt2lab.study.LocalExecutor", Inline)
+    monkeypatch.setattr("gpt2lab.experiments.ablation.executor_for", lambda *_: InlineExecutor())
 
     def train(*words: object, steps: int = 30) -> dict[str, dict[str, str]]:
         preset = ablation.with_name("preset.yaml")
         preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
         answer = gpt2lab("run", ablation, "--no-tracking", *words)
         assert answer.code == 0, answer.err
-        arms = Store(tmp_path / "runs").study("tiny")["arms"]
-        return {arm: entry["runs"] for arm, entry in arms.items()}
+        arms = Store(tmp_path / "runs").study("tiny").arms
+        return {arm: entry.runs for arm, entry in arms.items()}
 
     return train
 

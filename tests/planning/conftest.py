@@ -10,7 +10,9 @@ from tiny_plan import ABLATION, TINY, Planned
 
 from gpt2lab.data.shards import prepare
 from gpt2lab.planning.ablation import load_ablation
+from gpt2lab.planning.machine import probe
 from gpt2lab.planning.plan import Plan, make_plan
+from gpt2lab.planning.runs import known_costs
 from gpt2lab.store import Store
 
 
@@ -37,6 +39,8 @@ def planned(preset: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
         file.write_text(text)
         ablation = load_ablation(file, **options)  # type: ignore[arg-type]
         data = prepare(ablation.arms[ablation.baseline].config.data)
-        return make_plan(ablation, data, Store(preset.parent / "runs"), jobs=jobs)
+        store, baseline = Store(preset.parent / "runs"), ablation.arms[ablation.baseline].config
+        machine = probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs)
+        return make_plan(ablation, data, store, machine)
 
     return plan

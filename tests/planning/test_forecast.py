@@ -152,7 +152,7 @@ def test_a_budget_reaches_the_plan_its_runs_and_its_contrasts(
     plain = planned(THREE + "baseline_seeds: 7\n", jobs=1)
     run, store = max(arm.seconds for arm in plain.arms.values()), Store(preset.parent / "runs")
     ablation = load_ablation(preset.parent / "ablation.yaml")
-    kept = planning.make_plan(ablation, plain.data, store, jobs=1, seconds=6.5 * run)
+    kept = planning.make_plan(ablation, plain.data, store, plain.machine, seconds=6.5 * run)
     assert tuple(kept.arms) == ("learned", "rmsnorm") and kept.seeds == (0, 1, 2)
     assert [len(arm.runs) for arm in kept.arms.values()] == [3, 3]
     assert [(c.arm, c.against) for c in kept.ablation.contrasts] == [("rmsnorm", "learned")]

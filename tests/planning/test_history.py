@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.planning.history import history, seeds_finished, with_history
+from gpt2lab.planning.history import history as history_of
+from gpt2lab.planning.history import seeds_finished, with_history
+from gpt2lab.records import Earlier, StudyRecord
 from gpt2lab.store import Store
 
 Record = dict[str, Any]
@@ -23,6 +25,15 @@ def record(seeds: int | Sequence[int] = 3, arms: Mapping[str, str] = ARMS, **cha
         "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds), "looks": [], "contrasts": PAIRS,
         "smallest_effect": 0.05, "alpha": 0.05, "arms": {name: {"settings": own} for name, own in arms.items()},
     } | changed  # fmt: skip
+
+
+def typed(declared: Record) -> StudyRecord:
+    rest = {"ablation": "mine", "scale": "nano", "question": "?", "baseline": "a", "evaluation": {"key": "k"}}
+    return StudyRecord.read(rest | declared, "a test")
+
+
+def history(declared: Record, earlier: Sequence[Record]) -> dict[str, Any]:
+    return history_of(typed(declared), [Earlier.read(past, "a test") for past in earlier]).plain()
 
 
 def seen(*args: Any, finished: Sequence[int] | None = None, **changed: Any) -> Record:
@@ -163,12 +174,12 @@ def test_the_smallest_effect_and_alpha_are_those_of_the_first_declaration() -> N
 
 def test_contrasts_that_are_left_out_stay_in_the_family() -> None:
     found = history(record(3, {"a": "alpha", "b": "beta"}, contrasts=[["b", "a"]]), [seen(3)])
-    assert found["dropped"] == [("c", "a")]
+    assert found["dropped"] == [["c", "a"]]
     told = "1 contrast with results left out, still counted in the family: c against a"
     assert found["changed"] == [told]
     effect = {"arm": "norm=rmsnorm", "against": "norm=layernorm", "weights": {"b": 1.0, "a": -1.0}}
     both = history(record(3), [seen(3, contrasts=[effect, *PAIRS]), seen(3, contrasts=[effect])])
-    assert both["dropped"] == [("norm=rmsnorm", "norm=layernorm")]
+    assert both["dropped"] == [["norm=rmsnorm", "norm=layernorm"]]
 
 
 def test_a_contrast_of_arms_whose_results_were_there_is_late_and_one_of_a_new_arm_is_not() -> None:
@@ -209,15 +220,19 @@ def with_runs(one: Record, finished: Mapping[str, int], store: Store, seeds: int
     return one
 
 
+def compared(one: Record, store: Store) -> list[int]:
+    return seeds_finished(typed(one), store)
+
+
 def test_seeds_at_which_two_arms_have_results_may_have_been_compared(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert seeds_finished(with_runs(record(3), {"a": 3, "b": 2, "c": 0}, store), store) == [0, 1]
+    assert compared(with_runs(record(3), {"a": 3, "b": 2, "c": 0}, store), store) == [0, 1]
 
 
 def test_an_arm_with_seeds_of_its_own_has_them_in_the_place_of_the_studys(tmp_path: Path) -> None:
     store = Store(tmp_path)
     one = with_runs(record([5, 6], {"a": "alpha", "b": "beta"}), {"a": 1, "b": 2}, store, seeds=2)
-    assert seeds_finished(one, store) == [5]
+    assert compared(one, store) == [5]
 
 
 def test_more_seeds_of_the_baseline_are_not_taken_for_those_of_the_arms(tmp_path: Path) -> None:
@@ -227,20 +242,20 @@ def test_more_seeds_of_the_baseline_are_not_taken_for_those_of_the_arms(tmp_path
     for name, seeds in (("a", (0, 1, 5, 6)), ("b", (5, 6))):
         runs = one["arms"][name]["runs"].values()
         one["arms"][name]["runs"] = {str(seed): run for seed, run in zip(seeds, runs, strict=False)}
-    assert seeds_finished(one, store) == []
+    assert compared(one, store) == []
     store.run(one["arms"]["a"]["runs"]["6"]).finish({"status": "finished"})
-    assert seeds_finished(one, store) == [6]
+    assert compared(one, store) == [6]
 
 
 def test_the_same_declaration_again_keeps_its_date_and_another_remembers_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first = with_history(with_runs(record(3), {"a": 3, "b": 3}, store), store)
-    assert first["earlier"] == [] and first["history"] == history(record(3), [])
+    first = with_history(typed(with_runs(record(3), {"a": 3, "b": 3}, store)), store)
+    assert first.earlier == [] and first.history is not None and first.history.plain() == history(record(3), [])
     store.write_study(first)
-    again = with_history(record(3, created="now"), store)
-    assert (again["created"], again["earlier"]) == ("then", [])
-    other = with_history(record(6, hash="2", created="now"), store)
-    [kept] = other["earlier"]
-    assert other["created"] == "now" and kept["created"] == "then" and kept["hash"] == "1"
-    assert (kept["finished"], kept["arms"], kept["contrasts"]) == ([0, 1, 2], ARMS, PAIRS)
-    assert other["history"]["first_seeds"] == 3
+    again = with_history(typed(record(3, created="now")), store)
+    assert (again.created, again.earlier) == ("then", [])
+    other = with_history(typed(record(6, hash="2", created="now")), store)
+    [kept] = other.earlier
+    assert other.created == "now" and kept.created == "then" and kept.hash == "1"
+    assert (kept.finished, kept.arms, kept.contrasts) == ([0, 1, 2], ARMS, PAIRS)
+    assert other.history is not None and other.history.first_seeds == 3

@@ -11,30 +11,27 @@ from tiny_plan import Planned
 
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import local
-from gpt2lab.executors.local import LocalExecutor
+from gpt2lab.executors.driver import executor_for
+from gpt2lab.experiments.ablation import job_of
 from gpt2lab.planning import machine
-from gpt2lab.planning.machine import Machine, estimate_speed, gpus_of
+from gpt2lab.planning.machine import Machine, estimate_speed
 from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import Store
-from gpt2lab.study import job_of
 from gpt2lab.training import TrainingConfig
 
 
 def test_more_runs_than_gpus_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three runs at once on two GPUs: the third is on the first GPU again, not on one that is not there."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     seen: list[str] = []
     monkeypatch.setattr(
         local, "started", lambda start, job, **environment: seen.append(environment["CUDA_VISIBLE_DEVICES"])
     )
-    here = Machine("cuda", "a GPU", 1, 3, 1e12, "a test")
-    executor = LocalExecutor(here.jobs, lambda: None, gpus_of(here))
-    job = Job(str(tmp_path), "a" * 16, "", {}, "", 1.0, 1)
-    for place in range(here.jobs):
-        executor._start(job, place)
+    here = Machine("cuda", "a GPU", 1, 3, 1e12, "a test", gpus=2)
+    executor = executor_for(here)
+    for name in "abc":
+        executor.submit(Job(str(tmp_path), name * 16, "", {}, "", 1.0, 1))
     assert seen == ["0", "1", "0"]
-    assert gpus_of(Machine("cpu", "a processor", 1, 3, 1e9, "a test")) == 0
 
 
 def test_a_run_that_was_planned_for_a_gpu_is_refused_without(

@@ -91,7 +91,7 @@ def test_memory_grows_with_what_is_kept(planned: Planned) -> None:
         arm = planned().arms["learned"]
         config = arm.arm.config
         return estimate_memory(config.model_copy(update={"training": config.training.model_copy(update=training)}),
-                               arm.costs)  # fmt: skip
+                               arm.costs, "cpu")  # fmt: skip
 
     plain = memory()
     assert (
@@ -245,7 +245,8 @@ KEYS = {
     "smallest_effect", "alpha", "equalise", "equalise_by", "bracketed", "screen", "evaluation", "floors", "scope",
     "caveat", "stack", "reproduce", "created", "hash", "design", "expected", "factors", "baseline_seeds", "looks",
     "lr_bracket", "budgets",
-    "tokens_per_parameter", "noise", "noise_command", "left_out", "mistakes", "tune",
+    "tokens_per_parameter", "noise", "noise_command", "left_out", "mistakes", "tune", "earlier", "history",
+    "undeclared_look",
 }  # fmt: skip
 ARM_KEYS = {
     "changes", "components", "runs", "parameters", "non_embedding_parameters", "active_parameters", "flops_per_token",
@@ -255,7 +256,7 @@ ARM_KEYS = {
 
 
 def record_of(plan: planning.Plan, reproduce: str = "gpt2lab run ablation.yaml") -> dict[str, Any]:
-    return study_record(plan, reproduce=reproduce)
+    return study_record(plan, reproduce=reproduce).plain()
 
 
 def test_the_study_record_declares_everything(planned: Planned) -> None:

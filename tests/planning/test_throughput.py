@@ -88,14 +88,24 @@ def test_another_machine_measures_anew(tmp_path: Path, probes: list[str], there:
     assert recorded(tmp_path, configs, jobs) == {"a": 1000.0}
 
 
-@pytest.mark.parametrize("what", ["torch.__version__", "gpt2lab.planning.throughput.core_code"])
+@pytest.mark.parametrize("what", ["torch", "core_code"])
 def test_another_stack_or_code_measures_anew(
     tmp_path: Path, probes: list[str], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     configs = {"a": load_config("nano")}
     recorded(tmp_path, configs, HERE)
-    monkeypatch.setattr(what, "9.9.9" if "version" in what else lambda: "edited")
-    assert recorded(tmp_path, configs, HERE) == {"a": 900.0} and len(probes) == 2
+    here = dataclasses.replace(HERE, torch="9.9.9") if what == "torch" else HERE
+    if what == "core_code":
+        monkeypatch.setattr("gpt2lab.planning.throughput.core_code", lambda: "edited")
+    assert recorded(tmp_path, configs, here) == {"a": 900.0} and len(probes) == 2
+
+
+def test_another_machine_is_not_measured_here(tmp_path: Path, probes: list[str]) -> None:
+    configs, there = {"a": load_config("nano")}, dataclasses.replace(HERE, here=False)
+    with pytest.raises(ConfigError, match="not measured yet"):
+        recorded(tmp_path, configs, there)
+    recorded(tmp_path, configs, HERE)
+    assert recorded(tmp_path, configs, there) == {"a": 1000.0} and len(probes) == 1
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"tokens_per_second": 0}', '{"tokens_per_second": NaN}'])

@@ -102,7 +102,7 @@ def test_arms_with_another_budget_are_not_comparable(planned: Planned, preset: P
     plan = planned(TUNED)
     assert not plan.tuning and tuning(plan, "learned").reason is None
     assert tuning(plan, "rotary").reason == "it was tuned by 3 trials, others by 4, since 1 of them failed"
-    record = study_record(plan, reproduce="")
+    record = study_record(plan, reproduce="").plain()
     assert record["arms"]["rotary"]["not_comparable"] == tuning(plan, "rotary").reason
     assert record["arms"]["rotary"]["tuned"]["failed"] == 1 and record["arms"]["learned"]["tuned"]["pruned"] == 1
     assert len(record["arms"]["rotary"]["runs"]) == 2  # for whoever wants numbers all the same
@@ -116,7 +116,7 @@ def test_an_arm_of_which_nothing_finished_has_no_runs(planned: Planned, preset: 
     assert plan.arms["rotary"].runs == plan.arms["rotary"].shared == ()
     assert tuning(plan, "rotary").reason == "no trial of its search finished (4 diverged)"
     assert len(plan.runs()) == 2
-    record = study_record(plan, reproduce="")
+    record = study_record(plan, reproduce="").plain()
     assert record["arms"]["rotary"]["runs"] == {} and record["arms"]["rotary"]["tuned"]["diverged"] == 4
 
 
@@ -132,13 +132,13 @@ def test_a_search_that_gave_up_is_over(planned: Planned, preset: Path) -> None:
 
 
 def test_the_record_declares_the_search_and_says_what_it_found(planned: Planned, preset: Path) -> None:
-    open_ = study_record(planned(TUNED), reproduce="")
+    open_ = study_record(planned(TUNED), reproduce="").plain()
     assert open_["tune"]["trials"] == 4 and open_["tune"]["tuning_seeds"] == [100]
     assert open_["tune"]["space"]["optim.lr"]["low"] == 0.25
     assert all(arm["runs"] == arm["shared"]["runs"] == {} for arm in open_["arms"].values())
     keep(planned(TUNED), {"learned": done(0.01), "rotary": done(0.02)}, preset.parent)
     plan = planned(TUNED)
-    record = study_record(plan, reproduce="")
+    record = study_record(plan, reproduce="").plain()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["hash"] == open_["hash"] != study_record(planned(ABLATION), reproduce="")["hash"]
     assert study_record(planned(TUNED.replace("trials: 4", "trials: 2")), reproduce="")["hash"] != record["hash"]
@@ -159,11 +159,11 @@ def test_the_record_declares_the_search_and_says_what_it_found(planned: Planned,
 def test_the_hash_of_ablations_without_a_search_is_what_it_was(planned: Planned) -> None:
     from gpt2lab.identity import digest
 
-    record = study_record(planned(ABLATION), reproduce="")
+    record = study_record(planned(ABLATION), reproduce="").plain()
     assert record["tune"] is None
     own = ("changes", "control", "expected", "settings")
     known = {"bracketed", "floors", "noise", "noise_command", "left_out", "scope", "caveat", "mistakes", "reproduce",
-             "stack", "created", "hash", "tune"}  # fmt: skip
+             "stack", "created", "hash", "tune", "earlier", "history", "undeclared_look"}  # fmt: skip
     declared = {key: value for key, value in record.items() if key not in known}
     declared["arms"] = {name: {key: arm[key] for key in own} for name, arm in record["arms"].items()}
     assert record["hash"] == digest(declared)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpt2lab.runner import Job, StopRequest, execute
+from gpt2lab.executors.inline import InlineExecutor
 
 TINY = """
 model: {{n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256, dropout: 0.1}}
@@ -70,19 +70,7 @@ def gpt2lab(
 def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs are trained in this process, one after another; -> their ids in that order. Starting a worker takes seconds,
     and what a study does between its runs does not depend on it."""
-    trained: list[str] = []
-
-    class Inline:
-        def __init__(self, places: int, on_tick: Callable[[], None], *_: object) -> None:
-            self.on_tick = on_tick
-
-        def run(self, jobs: Sequence[Job]) -> dict[str, str]:
-            for job in jobs:
-                execute(job, StopRequest())
-                trained.append(job.run_id)
-                self.on_tick()
-            return dict.fromkeys((job.run_id for job in jobs), "done")
-
-    for driver in ("study", "single"):
-        monkeypatch.setattr(f"gpt2lab.{driver}.LocalExecutor", Inline)
-    return trained
+    executor = InlineExecutor()
+    for module in ("experiments.ablation", "experiments.single", "sweep.drive"):
+        monkeypatch.setattr(f"gpt2lab.{module}.executor_for", lambda *_: executor)
+    return executor.trained

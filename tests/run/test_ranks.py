@@ -25,10 +25,12 @@ from safetensors.torch import load_file
 from gpt2lab import faults
 from gpt2lab.config import load_config
 from gpt2lab.data.shards import prepare
-from gpt2lab.errors import Gpt2labError, LockHeld, Preempted
+from gpt2lab.errors import Gpt2labError, Preempted
 from gpt2lab.evaluation import Task, complete, task, written
 from gpt2lab.evaluation.tasks.asking import GREEDY, PERPLEXITY
 from gpt2lab.executors.ranks import RanksExecutor
+from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.experiments.single import error_of
 from gpt2lab.planning.arms import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import make_run
@@ -153,12 +155,19 @@ def train(job: Job, count: int = 2, fault: str = "", jobs: Mapping[str, Job] | N
         if then:
             then(started)
         if end_when(started):
-            executor.end()
+            cancelled.add(job.run_id)
+            scheduler.cancel(job.run_id)
 
-    executor = RanksExecutor(count, tick, launch)
+    cancelled = set[str]()
+    executor = RanksExecutor(count, launch)
+    scheduler = Scheduler(executor, tick)
     began, ending, error = time.monotonic(), "", None
     try:
-        ending = executor.run(job)
+        ending = scheduler.run([job])[job.run_id]
+        if ending == "preempted" and job.run_id not in cancelled:
+            error = Preempted("stopped by a signal to a rank")
+        if ending == "failed":
+            error = error_of(folder(job).failure() or {}, folder(job))
     except Gpt2labError as raised:
         error = raised
     seconds = time.monotonic() - began
@@ -405,15 +414,22 @@ def test_ranks_that_load_other_checkpoints_are_refused(make_job: Jobs, tmp_path:
     assert re.search(what, str(found.error))
 
 
-def test_a_run_that_is_at_work_or_finished_is_left_alone(make_job: Jobs, undisturbed: Job) -> None:
+def test_a_run_that_is_finished_is_left_alone(make_job: Jobs, undisturbed: Job) -> None:
     before = folder(undisturbed).metrics.stat().st_mtime_ns
     assert train(undisturbed).ending == "found"
     assert folder(undisturbed).metrics.stat().st_mtime_ns == before
+
+
+def test_a_run_that_another_process_takes_meanwhile_is_reported_as_locked(make_job: Jobs) -> None:
     job = make_job()
+    job.write()
+    executor = RanksExecutor(2, lambda given, environment, log: Forked(given, environment, log, ""))
     with folder(job).lock():
-        found = train(job)
-    assert isinstance(found.error, LockHeld)
-    assert str(os.getpid()) in str(found.error)
+        executor.submit(job)
+        while not executor.poll(1):
+            pass
+        assert executor.collect(job.run_id) == "locked"
+    executor.close()
 
 
 def is_there(pid: int) -> bool:

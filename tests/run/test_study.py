@@ -140,7 +140,7 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny: Path, gpt2l
     switch.unlink()
     code, said = gpt2lab(*words)
     assert code == 0, said
-    assert "1 runs found finished, 1 trained now" in said
+    assert "1 run found finished, 1 trained now" in said
     assert broken.failure() is None
 
 

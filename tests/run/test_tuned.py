@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpt2lab.results import judge
-from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
@@ -33,36 +32,16 @@ def learner(tiny: Path) -> Path:
     return tiny
 
 
-@pytest.fixture
-def searching(monkeypatch: pytest.MonkeyPatch, inline: list[str]) -> list[str]:
-    """As `inline`, for the runs of trials too; -> ids of all runs, in the order in which they were trained."""
-
-    class Inline:
-        def __init__(self, places: int, on_tick: Callable[[], None], *_: object) -> None:
-            self.on_tick = on_tick
-
-        def run(self, jobs: Iterator[Job | None], ended: Callable[[str, Any], None]) -> None:
-            for job in jobs:
-                if job is not None:
-                    execute(job, StopRequest())
-                    inline.append(job.run_id)
-                    self.on_tick()
-                    ended(job.run_id, "done")
-
-    monkeypatch.setattr("gpt2lab.sweep.drive.LocalExecutor", Inline)
-    return inline
-
-
 def study(root: Path) -> dict[str, Any]:
     return Store(root / "runs").study("tiny")
 
 
 @pytest.mark.slow
 def test_every_arm_is_tuned_and_then_judged_on_fresh_seeds(
-    learner: Path, gpt2lab: Call, tmp_path: Path, searching: list[str]
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
     code, said = gpt2lab("run", str(learner), "--dry-run")
-    assert code == 0 and "4 trials each first, then 6 to 12 runs" in " ".join(said.split()) and not searching
+    assert code == 0 and "4 trials each first, then 6 to 12 runs" in " ".join(said.split()) and not inline
     code, said = gpt2lab("run", str(learner), "--no-tracking")
     assert code == 0, said
     record, store = study(tmp_path), Store(tmp_path / "runs")
@@ -84,21 +63,21 @@ def test_every_arm_is_tuned_and_then_judged_on_fresh_seeds(
         assert not set(arm["runs"].values()) & set(arm["shared"]["runs"].values())
     rates = [[t["settings"]["optim.lr"] for t in sweep["searches"][name]["trials"]] for name in ("a", "b")]
     assert rates[0] == rates[1]  # the same budget in the same places
-    assert len(searching) == len(set(searching)) == 2 * (4 + 3 + 3)
+    assert len(inline) == len(set(inline)) == 2 * (4 + 3 + 3)
     verdict = judge(record, store).contrasts[0]
     assert "at each arm's own learning rate" in verdict.verdict
     report = (tmp_path / "reports/tiny@tiny/report.md").read_text()
     assert "## Each arm tuned" in report and "b against a: " in said and "at the shared rate" in said
 
-    trained = len(searching)  # and once more: nothing is left to do, and no date or hash moves
+    trained = len(inline)  # and once more: nothing is left to do, and no date or hash moves
     code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0 and len(searching) == trained
+    assert code == 0 and len(inline) == trained
     assert study(tmp_path)["created"] == record["created"] and study(tmp_path)["earlier"] == []
 
 
 @pytest.mark.slow
 def test_an_arm_that_diverges_everywhere_costs_nobody_else(
-    learner: Path, gpt2lab: Call, tmp_path: Path, searching: list[str]
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
     """The centre of one arm lies where nothing can be trained."""
     learner.write_text(learner.read_text().replace("trials: 4", "centre: {b: {optim.lr: 1e35}}, trials: 4"))

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
+from gpt2lab.records import Evaluation, StudyRecord
 from gpt2lab.store import RunFolder, Store, file_lock, temporary_beside
 
 RUN = "0123456789abcdef"
@@ -75,7 +75,7 @@ def test_names_stay_inside_their_folder(tmp_path: Path, run: RunFolder, name: st
     with pytest.raises(ConfigError, match="cannot be"):
         run.evaluation(name)
     with pytest.raises(ConfigError, match="cannot be"):
-        Store(tmp_path).write_study({"name": name})
+        Store(tmp_path).write_study(study(name))
     assert not list(tmp_path.iterdir())
 
 
@@ -257,8 +257,19 @@ def test_an_output_folder_that_cannot_be_made_is_said_before_training(tmp_path: 
         pass
 
 
-def study(name: str) -> dict[str, Any]:
-    return {"format": 1, "name": name, "ablation": name.partition("@")[0], "arms": {}}
+def study(name: str) -> StudyRecord:
+    return StudyRecord(
+        name=name, ablation=name.partition("@")[0], scale="nano", question="?", baseline="a", arms={}, contrasts=[],
+        seeds=[], smallest_effect=0.05, alpha=0.05, evaluation=Evaluation(key="k"),
+    )  # fmt: skip
+
+
+def test_a_damaged_record_names_what_is_wrong_with_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write_study(study("posenc@nano"))
+    path.write_text(path.read_text().replace('"baseline": "a"', '"baseline": 7'))
+    with pytest.raises(DataFault, match=r"the record is damaged: baseline: .*string"):
+        store.study("posenc")
 
 
 def test_studies_are_found_by_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.records import StudyRecord
 from gpt2lab.store import Row, RunFolder, Status, Store
 from gpt2lab.tracking.mirror import Copy
 from gpt2lab.tracking.mlflow import MlflowSink
@@ -37,7 +38,12 @@ class Lab:
             "created": CREATED,
             "hash": "abc",
         }
-        self.store.write_study(self.record)
+        self.declare()
+
+    def declare(self) -> None:
+        """Write the record as it is now."""
+        rest = {"ablation": "posenc", "contrasts": [], "seeds": [0, 1], "smallest_effect": 0.05, "alpha": 0.05}
+        self.store.write_study(StudyRecord.read(rest | self.record, "a test"))
 
     def run(self, arm: str = "learned", seed: int = 0) -> RunFolder:
         return self.store.run(self.record["arms"][arm]["runs"][str(seed)])

@@ -70,7 +70,7 @@ def study(lab: Lab, uri: str) -> Lab:
             train(lab, arms[arm]["runs"][str(seed)], losses[seed], minute=10 * seed + number)
     for extra in ("a" * 16, "b" * 16):
         train(lab, extra, 9.0)
-    lab.store.write_study(lab.record)
+    lab.declare()
     mirror(lab, uri)
     return lab
 

@@ -18,14 +18,16 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.cli.request import Request
+from gpt2lab import api
 from gpt2lab.errors import LockHeld, Preempted
-from gpt2lab.executors.local import SERVERS, LocalExecutor, start_cold, started
-from gpt2lab.executors.warm import Forked, Server
+from gpt2lab.executors.fork_server import Forked, ForkServer
+from gpt2lab.executors.local import SERVERS, LocalExecutor, Start, start_process
+from gpt2lab.executors.local import started as started_worker
+from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.experiments.ablation import job_of, longest_first
 from gpt2lab.planning.plan import Plan
 from gpt2lab.runner import NOTHING_LEFT, Job
 from gpt2lab.store import RunFolder, Store
-from gpt2lab.study import job_of, longest_first
 
 EXACT = ("status", "reason", "steps", "tokens", "flops_per_token", "metrics", "skipped_steps", "spikes")
 """The fields of a result that equal runs have in common: the others are about time and memory."""
@@ -65,8 +67,12 @@ def witness(site):
 
 def plan_of(tiny: Path, *overrides: str, plugin: str | None = None) -> Plan:
     plugins = () if plugin is None else (plugin,)
-    request = Request(file=str(tiny), set=overrides, plugin=plugins)
-    return request.planner(Store(tiny.parent / "runs"))(None)
+    return api.plan(tiny, overrides=overrides, plugins=plugins, runs=tiny.parent / "runs")
+
+
+def started(start: Start, job: Job, **environment: str) -> Any:
+    job.write()
+    return started_worker(start, job, **environment)
 
 
 def jobs_of(tiny: Path, *overrides: str, plugin: str | None = None) -> list[Job]:
@@ -75,9 +81,9 @@ def jobs_of(tiny: Path, *overrides: str, plugin: str | None = None) -> list[Job]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[ForkServer]:
     """One for all tests of this file that do not kill it."""
-    made = Server()
+    made = ForkServer()
     yield made
     made.close()
 
@@ -110,9 +116,9 @@ def everything(run: RunFolder) -> dict[str, Any]:
     return found
 
 
-def trained_both_ways(server: Server, job: Job) -> list[dict[str, Any]]:
+def trained_both_ways(server: ForkServer, job: Job) -> list[dict[str, Any]]:
     found = []
-    for name, start in (("warm", server.start), ("cold", start_cold)):
+    for name, start in (("warm", server.start), ("cold", start_process)):
         there = replace(job, root=f"{job.root}-{name}")
         assert started(start, there).wait() == 0, (folder_of(there).path / "run.log").read_text()
         found.append(everything(folder_of(there)))
@@ -120,14 +126,14 @@ def trained_both_ways(server: Server, job: Job) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_fork_trains_the_same_bits_as_a_process_from_scratch(tiny: Path, server: Server) -> None:
+def test_a_fork_trains_the_same_bits_as_a_process_from_scratch(tiny: Path, server: ForkServer) -> None:
     warm, cold = trained_both_ways(server, jobs_of(tiny)[0])
     assert warm == cold
     assert any("optimizer" in name for name in warm) and any("model.safetensors" in name for name in warm)
 
 
 @pytest.mark.slow
-def test_the_same_with_two_threads_which_give_other_bits_than_one(tiny: Path, server: Server) -> None:
+def test_the_same_with_two_threads_which_give_other_bits_than_one(tiny: Path, server: ForkServer) -> None:
     wide = ("model.n_embd=256", "training.batch_tokens=1024", "training.steps=3", "optim.warmup_steps=1")
     found = {}
     for threads in (1, 2):
@@ -143,7 +149,7 @@ def test_the_same_with_two_threads_which_give_other_bits_than_one(tiny: Path, se
 
 @pytest.mark.slow
 def test_a_fork_finds_around_itself_what_a_process_from_scratch_finds(
-    tiny: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = tmp_path / "witness.py"
     plugin.write_text(WITNESS)
@@ -151,7 +157,7 @@ def test_a_fork_finds_around_itself_what_a_process_from_scratch_finds(
     started(server.start, replace(jobs_of(tiny)[0], root=str(tmp_path / "beside")))  # its pipe must not be inherited
     monkeypatch.chdir(tmp_path)  # after the server started
     found = []
-    for name, start in (("warm", server.start), ("cold", start_cold)):
+    for name, start in (("warm", server.start), ("cold", start_process)):
         there = replace(job, root=f"{job.root}-{name}")
         environment = {"WITNESS": str(tmp_path / "said.json"), "NEW": "x", "CUDA_VISIBLE_DEVICES": "3"}
         assert started(start, there, **environment).wait() == 0, (folder_of(there).path / "run.log").read_text()
@@ -162,7 +168,7 @@ def test_a_fork_finds_around_itself_what_a_process_from_scratch_finds(
 
 
 def test_the_server_has_one_thread_and_its_workers_start_within_a_fraction_of_a_second(
-    tiny: Path, server: Server
+    tiny: Path, server: ForkServer
 ) -> None:
     job, other = jobs_of(tiny)[0], jobs_of(tiny, "training.steps=400")[1]
     assert started(server.start, job).wait() == 0
@@ -178,7 +184,7 @@ def test_the_server_has_one_thread_and_its_workers_start_within_a_fraction_of_a_
     assert process.wait() == 0
 
 
-def test_exit_codes_are_those_of_processes_from_scratch(tiny: Path, server: Server) -> None:
+def test_exit_codes_are_those_of_processes_from_scratch(tiny: Path, server: ForkServer) -> None:
     plenty = jobs_of(tiny, "training.steps=100000")
     job, held, killed = jobs_of(tiny)[0], *plenty[:2]
     assert started(server.start, job, GPT2LAB_FAULT="raise@step:3").wait() == 1  # the environment comes with the job
@@ -203,7 +209,7 @@ def test_exit_codes_are_those_of_processes_from_scratch(tiny: Path, server: Serv
 
 def test_a_signal_that_comes_before_the_worker_reaches_it(tiny: Path) -> None:
     job = jobs_of(tiny, "training.steps=100000")[0]
-    fresh = Server()
+    fresh = ForkServer()
     try:
         process = started(fresh.start, job)
         assert isinstance(process, Forked) and process.pid is None
@@ -225,8 +231,8 @@ def test_who_kills_the_server_stops_its_workers_and_a_new_one_goes_on(tiny: Path
             killed.append(process.pid)
             process.kill()
 
-    executor = LocalExecutor(2, tick)
-    assert executor.run(jobs) == {job.run_id: "done" for job in jobs}
+    executor = LocalExecutor(2)
+    assert Scheduler(executor, tick).run(jobs) == {job.run_id: "done" for job in jobs}
     assert killed and executor._server.launched == 2
     for job in jobs:
         said = (folder_of(job).path / "run.log").read_text()
@@ -244,9 +250,9 @@ def test_without_a_server_that_works_runs_get_processes_from_scratch(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     jobs = jobs_of(tiny)[:2]
-    executor = LocalExecutor(2, lambda: None)
-    assert executor.run(jobs) == {job.run_id: "done" for job in jobs}
-    assert executor._server.launched >= SERVERS and not executor.warm
+    executor = LocalExecutor(2)
+    assert Scheduler(executor).run(jobs) == {job.run_id: "done" for job in jobs}
+    assert executor._server.launched >= SERVERS and not executor.fork
     assert "ended (exit code 3: broken)" in (folder_of(jobs[0]).path / "run.log").read_text()
 
 
@@ -260,8 +266,12 @@ def test_a_killed_worker_takes_nobody_with_it(tiny: Path) -> None:
             victims.append(holder["pid"])
             os.kill(holder["pid"], signal.SIGKILL)
 
-    executor = LocalExecutor(2, tick)
-    assert executor.run(jobs) == {jobs[0].run_id: "failed", jobs[1].run_id: "done", jobs[2].run_id: "done"}
+    executor = LocalExecutor(2)
+    assert Scheduler(executor, tick).run(jobs) == {
+        jobs[0].run_id: "failed",
+        jobs[1].run_id: "done",
+        jobs[2].run_id: "done",
+    }
     failure = folder_of(jobs[0]).failure()
     assert failure is not None and failure["reason"].startswith("killed by SIGKILL (out of memory?); see ")
     assert executor._server.launched == 1
@@ -269,29 +279,32 @@ def test_a_killed_worker_takes_nobody_with_it(tiny: Path) -> None:
 
 def test_in_a_thread_an_executor_is_stopped_by_its_method(tiny: Path) -> None:
     jobs = jobs_of(tiny, "training.steps=100000")
-    executor, raised = LocalExecutor(2, lambda: None), []
+    scheduler, raised = Scheduler(LocalExecutor(2)), []
 
     def run() -> None:
         try:
-            executor.run(jobs)
+            scheduler.run(jobs)
         except Preempted as error:
             raised.append(str(error))
 
     thread = threading.Thread(target=run)
     thread.start()
     wait_until(lambda: all(len(folder_of(job).rows()) > 2 for job in jobs[:2]))
-    executor.stop()
+    scheduler.stop()
     thread.join(20)
     assert raised == ["stopped: 2 runs ended or saved, 2 not begun; nothing is lost"]
     assert [folder_of(job).status() for job in jobs] == ["partial", "partial", "absent", "absent"]
 
 
 CALLER = """
-import json, sys
+import sys
+from pathlib import Path
 from gpt2lab.executors.local import LocalExecutor
+from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.runner import Job
-executor = LocalExecutor(2, lambda: print(executor._server.process.pid, flush=True))
-executor.run([Job.from_json(line) for line in sys.stdin.read().splitlines()])
+executor = LocalExecutor(2)
+jobs = [Job.read(Path(line)) for line in sys.stdin.read().splitlines()]
+Scheduler(executor, lambda: executor._server.process and print(executor._server.process.pid, flush=True)).run(jobs)
 """
 
 
@@ -303,7 +316,7 @@ def test_who_kills_the_executor_ends_server_and_workers_which_save(tiny: Path) -
     )
     assert process.stdin is not None and process.stdout is not None
     with process:
-        process.stdin.write("\n".join(job.to_json() for job in jobs))
+        process.stdin.write("\n".join(str(job.write()) for job in jobs))
         process.stdin.close()
         server = int(process.stdout.readline())
         wait_until(lambda: all(len(folder_of(job).rows()) > 4 for job in jobs))

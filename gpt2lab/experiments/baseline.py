@@ -1,7 +1,4 @@
-"""The reproduction of GPT-2 124M: what it takes on this machine, and the training itself.
-
-Layer: above `single`.
-"""
+"""The reproduction of GPT-2 124M: what it takes on this machine, and the training itself."""
 
 from __future__ import annotations
 
@@ -13,15 +10,14 @@ from typing import Any
 
 from gpt2lab.config import Config, load_config
 from gpt2lab.costs import Costs, costs
-from gpt2lab.display import duration
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.planning.machine import Machine, this_machine
+from gpt2lab.experiments.single import check_ranks
+from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.microbatch import MicroBatch, given, micro_batch
 from gpt2lab.published import BATCH_TOKENS, CURVE, FINAL, HELLASWAG, SOURCE, STEPS, departures, tolerance
 from gpt2lab.registry import Choice
-from gpt2lab.single import check_ranks
 from gpt2lab.store import Store
-from gpt2lab.text import memory, quantity
+from gpt2lab.text import duration, memory, quantity
 from gpt2lab.training.precision import choose_device
 
 PRESET = "gpt2-124m"
@@ -116,7 +112,7 @@ def plan_baseline(
     config = load_config(PRESET, asked if own else [*asked, f"{MICRO}=1"])  # 1 divides every batch
     check_ranks(config, ranks, ranks)
     found = costs(config.model)
-    machine = this_machine(store, config.training, found.flops_per_token, ranks)
+    machine = probe(store, config.training, found.flops_per_token, ranks)
     micro = given(config, machine, ranks) if own else micro_batch(config, machine, ranks, store.root, say)
     asked += [] if own else [f"{MICRO}={micro.sequences}"]
     return Baseline(load_config(PRESET, asked), tuple(asked), ranks, machine, found, micro)

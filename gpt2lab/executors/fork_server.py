@@ -29,6 +29,7 @@ import tempfile
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, NoReturn
 
 from gpt2lab import faults
@@ -91,7 +92,7 @@ class Forked:
                 os.kill(self.pid, sig)
 
 
-class Server:
+class ForkServer:
     """The server process as the executor sees it; a killed one is replaced when the next worker is asked for."""
 
     def __init__(self) -> None:
@@ -106,7 +107,7 @@ class Server:
         if self.process is None or self.process.poll() is not None:
             self.close()
             self._launch()
-        request = {"job": job.to_json(), "environment": dict(environment), "folder": os.getcwd()}
+        request = {"job": str(job.path), "environment": dict(environment), "folder": os.getcwd()}
         data = json.dumps(request).encode()
         ours, theirs = os.pipe()
         try:
@@ -124,7 +125,7 @@ class Server:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gpt2lab.executors.warm", str(theirs.fileno())],
+                [sys.executable, "-m", "gpt2lab.executors.fork_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._said,
                 stderr=self._said,
@@ -266,7 +267,7 @@ def become(request: Request) -> NoReturn:
         stop.listen()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         faults.arm_from_environment()
-        code = work(Job.from_json(request.job), stop)
+        code = work(Job.read(Path(request.job)), stop)
     except Gpt2labError as error:
         print(error.render(), file=sys.stderr)
         code = error.exit_code

@@ -1,12 +1,9 @@
-"""Jobs that come one by one, and runs that are ended one by one: by workers that do what a test says, and by real ones.
-
-What a worker process is, and what becomes of it, is in test_warm.py.
-"""
+"""The scheduler: which jobs it submits when, and what it makes of how they end. With an executor that does what a test
+says, and with real runs."""
 
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,60 +11,84 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.cli.request import Request
-from gpt2lab.errors import LockHeld, Preempted
-from gpt2lab.executors.local import Ending, LocalExecutor
-from gpt2lab.executors.warm import LOST
-from gpt2lab.runner import NOTHING_LEFT, Job
+from gpt2lab import api
+from gpt2lab.errors import Preempted
+from gpt2lab.executors import Ending
+from gpt2lab.executors.local import LocalExecutor
+from gpt2lab.executors.scheduler import MOST_LOSSES, Scheduler
+from gpt2lab.experiments.ablation import job_of
+from gpt2lab.runner import Job
 from gpt2lab.store import RunFolder, Store
-from gpt2lab.study import job_of
-
-PREEMPTED = Preempted.exit_code
 
 
 class Actor:
-    """A worker that ends when it is told to, with `answer`, or when a test sets its return code."""
+    """A job that ends when it is cancelled, with `answer`, or when a test sets its ending."""
 
-    def __init__(self, job: Job) -> None:
-        self.run_id, self.answer = job.run_id, PREEMPTED
-        self.returncode: int | None = None
-        self.signals: list[int] = []
+    def __init__(self, run_id: str) -> None:
+        self.run_id, self.cancelled = run_id, 0
+        self.answer: Ending = "preempted"
+        self.ending: Ending | None = None
 
-    def poll(self) -> int | None:
-        return self.returncode
 
-    def wait(self) -> int:
-        assert self.returncode is not None, "it was neither told to end nor did it"
-        return self.returncode
+class FakeExecutor:
+    """Executes nothing: a test decides how jobs end."""
 
-    def send_signal(self, number: int) -> None:
-        self.signals.append(number)
-        if self.returncode is None:
-            self.returncode = self.answer
+    label = "nowhere"
+
+    def __init__(self, capacity: int, events: list[str]) -> None:
+        self.capacity, self.events, self.actors = capacity, events, list[Actor]()
+
+    def _working(self, run_id: str) -> Actor:
+        return next(actor for actor in reversed(self.actors) if actor.run_id == run_id)
+
+    def submit(self, job: Job) -> None:
+        assert job.path.is_file()
+        self.events.append(f"{job.run_id[0]} begins")
+        self.actors.append(Actor(job.run_id))
+        assert sum(actor.run_id != "" for actor in self.actors) <= self.capacity
+
+    def poll(self, seconds: float) -> list[str]:
+        return [actor.run_id for actor in self.actors if actor.run_id and actor.ending]
+
+    def cancel(self, run_id: str) -> None:
+        actor = self._working(run_id)
+        actor.cancelled += 1
+        actor.ending = actor.ending or actor.answer
+
+    def collect(self, run_id: str) -> Ending:
+        actor = self._working(run_id)
+        actor.run_id = ""
+        assert actor.ending is not None
+        return actor.ending
+
+    def close(self) -> None:
+        for actor in self.actors:
+            if actor.run_id:
+                self.cancel(actor.run_id)
+
+    def kill(self) -> None:
+        raise AssertionError("nobody asked twice")
 
 
 class Stage:
-    """An executor whose workers are actors. events: what happened, in order. at: what is done at which tick."""
+    """A scheduler with a fake executor. events: what happened, in order. at: what is done at which tick."""
 
     def __init__(self, root: Path, places: int, finished: set[str]) -> None:
-        self.root, self.events, self.actors, self.ticks = root, list[str](), list[Actor](), 0
+        self.root, self.events, self.ticks = root, list[str](), 0
         self.at: Callable[[int], None] = lambda tick: None
-        self.executor = LocalExecutor(places, self._tick, is_done=finished.__contains__)
+        self.fake = FakeExecutor(places, self.events)
+        self.actors = self.fake.actors
+        self.scheduler = Scheduler(self.fake, self._tick, finished.__contains__)
 
     def job(self, name: str) -> Job:
         return Job(str(self.root), name * 16, "", {}, "", 1.0, 1)
 
-    def start(self, _: object, job: Job, **environment: str) -> Actor:
-        self.events.append(f"{job.run_id[0]} begins")
-        self.actors.append(Actor(job))
-        return self.actors[-1]
-
     def run(self, jobs: Any) -> dict[str, Ending]:
-        endings = self.executor.run(jobs, lambda run_id, ending: self.events.append(f"{run_id[0]} {ending}"))
+        endings = self.scheduler.run(jobs, lambda run_id, ending: self.events.append(f"{run_id[0]} {ending}"))
         return {run_id[0]: ending for run_id, ending in endings.items()}
 
-    def finish(self, index: int, code: int = 0) -> None:
-        self.actors[index].returncode = code
+    def finish(self, index: int, ending: Ending = "done") -> None:
+        self.actors[index].ending = ending
 
     def one_by_one(self, names: str) -> Iterator[Job | None]:
         """Jobs by name; `-` is none at this moment."""
@@ -83,13 +104,10 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
-    monkeypatch.setattr("gpt2lab.executors.local.TICK_SECONDS", 0.001)
-    monkeypatch.setattr("gpt2lab.executors.local.LOCKED_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr("gpt2lab.executors.scheduler.LOCKED_PAUSE_SECONDS", 0.005)
 
     def make(places: int = 1, finished: set[str] | None = None) -> Stage:
-        made = Stage(tmp_path, places, set() if finished is None else finished)
-        monkeypatch.setattr("gpt2lab.executors.local.started", made.start)
-        return made
+        return Stage(tmp_path, places, set() if finished is None else finished)
 
     return make
 
@@ -99,10 +117,10 @@ def test_a_job_is_asked_for_when_a_place_is_free_and_what_ended_is_told_before(s
 
     def at(tick: int) -> None:
         if tick == 3:
-            play.finish(1, 1)
+            play.finish(1, "failed")
         elif tick == 6:
             play.finish(0)
-            play.finish(2, NOTHING_LEFT)
+            play.finish(2, "found")
 
     play.at = at
     assert play.run(play.one_by_one("abc")) == {"a": "done", "b": "failed", "c": "found"}
@@ -117,7 +135,7 @@ def test_with_nothing_to_do_at_this_moment_it_ticks_and_asks_again(stage: Callab
     def at(tick: int) -> None:
         seen.append(len(play.events))
         for actor in play.actors:
-            actor.returncode = 0
+            actor.ending = "done"
 
     play.at = at
     assert play.run(play.one_by_one("--a---")) == {"a": "done"}
@@ -128,7 +146,7 @@ def test_with_nothing_to_do_at_this_moment_it_ticks_and_asks_again(stage: Callab
 
 def test_a_list_is_taken_whole_and_a_stop_counts_what_was_not_begun(stage: Callable[..., Stage]) -> None:
     play = stage()
-    play.at = lambda tick: play.finish(-1) if tick < 3 else play.executor.stop()
+    play.at = lambda tick: play.finish(-1) if tick < 3 else play.scheduler.stop()
     with pytest.raises(Preempted, match=r"^stopped: 3 runs ended or saved, 2 not begun; nothing is lost"):
         play.run([play.job(name) for name in "abcde"])
     assert play.events == ["a begins", "a done", "b begins", "b done", "c begins", "c preempted"]
@@ -136,16 +154,16 @@ def test_a_list_is_taken_whole_and_a_stop_counts_what_was_not_begun(stage: Calla
 
 def test_a_stop_ends_everybody_and_asks_for_nothing_more(stage: Callable[..., Stage]) -> None:
     play = stage(places=2)
-    play.at = lambda tick: play.executor.stop() if tick == 2 else None
+    play.at = lambda tick: play.scheduler.stop() if tick == 2 else None
     with pytest.raises(Preempted, match=r"^stopped: 2 runs ended or saved; nothing is lost"):
         play.run(play.one_by_one("abc"))
     assert play.events[-2:] == ["a preempted", "b preempted"] and "asked for c" not in play.events
-    assert [actor.signals for actor in play.actors] == [[signal.SIGTERM]] * 2
+    assert [actor.cancelled for actor in play.actors] == [1, 1]
 
 
 def test_a_stop_ends_an_executor_that_waits_for_jobs(stage: Callable[..., Stage]) -> None:
     play = stage()
-    play.at = lambda tick: play.executor.stop() if tick == 2 else None
+    play.at = lambda tick: play.scheduler.stop() if tick == 2 else None
     with pytest.raises(Preempted, match="0 runs"):
         play.run(play.one_by_one("-" * 100))
     assert play.ticks == 2
@@ -156,15 +174,15 @@ def test_one_run_is_ended_and_the_others_go_on(stage: Callable[..., Stage]) -> N
 
     def at(tick: int) -> None:
         if tick == 2:
-            play.executor.end("a" * 16)
-            play.executor.end("a" * 16)
+            play.scheduler.cancel("a" * 16)
+            play.scheduler.cancel("a" * 16)
         elif tick == 4:
             play.finish(1)
             play.finish(2)
 
     play.at = at
     assert play.run(play.one_by_one("abc")) == {"a": "preempted", "b": "done", "c": "done"}
-    assert [actor.signals for actor in play.actors] == [[signal.SIGTERM], [], []]
+    assert [actor.cancelled for actor in play.actors] == [1, 0, 0]
 
 
 def test_to_end_a_run_that_is_over_changes_nothing(stage: Callable[..., Stage]) -> None:
@@ -172,35 +190,36 @@ def test_to_end_a_run_that_is_over_changes_nothing(stage: Callable[..., Stage]) 
 
     def at(tick: int) -> None:
         play.finish(-1)
-        play.executor.end("a" * 16)  # it has ended, though that is not known yet
+        play.scheduler.cancel("a" * 16)  # it has ended, though that is not known yet
 
     play.at = at
     assert play.run(play.one_by_one("aa")) == {"a": "done"}
     assert play.events.count("a begins") == 2
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(-signal.SIGTERM, id="before it listens"),
-        pytest.param(LockHeld.exit_code, id="another process is at the run"),
-        pytest.param(LOST, id="the server of workers is killed meanwhile"),
-    ],
-)
-def test_whatever_becomes_of_a_worker_that_was_told_its_run_is_preempted(
-    stage: Callable[..., Stage], answer: int
-) -> None:
+def test_a_lost_job_is_begun_again_but_not_for_ever(stage: Callable[..., Stage]) -> None:
     play = stage()
     folder = Store(play.root).run("a" * 16)
-    folder.path.mkdir()
+    play.at = lambda tick: [play.finish(-1, "lost")] if play.actors else None  # type: ignore[assignment]
+    assert play.run(play.one_by_one("a")) == {"a": "failed"}
+    assert play.events.count("a begins") == 1 + MOST_LOSSES
+    assert "lost 4 times" in (folder.failure() or {})["reason"]
+
+
+def test_a_lost_job_that_was_cancelled_or_had_finished_is_not_begun_again(stage: Callable[..., Stage]) -> None:
+    finished: set[str] = set()
+    play = stage(places=2, finished=finished)
 
     def at(tick: int) -> None:
-        play.actors[0].answer = answer
-        play.executor.end("a" * 16)
+        if tick == 1:
+            play.actors[0].answer = "lost"
+            play.scheduler.cancel("a" * 16)
+            finished.add("b" * 16)
+            play.finish(1, "lost")
 
     play.at = at
-    assert play.run(play.one_by_one("a")) == {"a": "preempted"}
-    assert folder.failure() is None and play.events.count("a begins") == 1
+    assert play.run(play.one_by_one("ab")) == {"a": "preempted", "b": "done"}
+    assert len(play.actors) == 2
 
 
 def test_a_job_that_waits_for_another_process_can_be_dropped_and_holds_its_place_only(
@@ -213,7 +232,7 @@ def test_a_job_that_waits_for_another_process_can_be_dropped_and_holds_its_place
             for index in range(len(play.actors)):
                 play.finish(index)
         if tick == 20:
-            play.executor.end("a" * 16)
+            play.scheduler.cancel("a" * 16)
 
     play.at = at
     with Store(play.root).run("a" * 16).lock():
@@ -246,7 +265,7 @@ def test_the_same_run_twice_is_tried_again_where_the_first_did_not_finish_it(sta
 
     def at(tick: int) -> None:
         if tick == 3:
-            play.executor.end("a" * 16)  # who is at work is told, not who waits
+            play.scheduler.cancel("a" * 16)  # who is at work is told, not who waits
         elif tick > 3:
             play.finish(-1)
 
@@ -265,7 +284,7 @@ def test_what_the_source_of_jobs_raises_ends_the_workers(stage: Callable[..., St
 
     with pytest.raises(RuntimeError, match="no more"):
         play.run(jobs())
-    assert play.actors[0].signals == [signal.SIGTERM]
+    assert play.actors[0].cancelled == 1
 
 
 def folder_of(job: Job) -> RunFolder:
@@ -279,7 +298,7 @@ def saved(job: Job) -> int:
 
 @pytest.mark.slow
 def test_real_runs_come_one_by_one_end_one_by_one_and_go_on(tiny: Path) -> None:
-    plan = Request(file=str(tiny)).planner(Store(tiny.parent / "runs"))(None)
+    plan = api.plan(tiny, runs=tiny.parent / "runs")
     made = [job_of(run, Store(tiny.parent / "runs"), plan) for run in plan.runs()]
     short, other = made[0], made[1]
     text = made[2].config.replace("steps: 24", "steps: 100000")
@@ -290,7 +309,7 @@ def test_real_runs_come_one_by_one_end_one_by_one_and_go_on(tiny: Path) -> None:
         yield endless
         yield short
         yield sudden
-        executor.end(sudden.run_id)  # before it has started
+        scheduler.cancel(sudden.run_id)  # before it has started
         while not any(run_id == endless.run_id for run_id, _ in told):
             yield None
         yield other
@@ -298,10 +317,10 @@ def test_real_runs_come_one_by_one_end_one_by_one_and_go_on(tiny: Path) -> None:
 
     def tick() -> None:
         if len(folder_of(endless).rows()) > 5:
-            executor.end(endless.run_id)
+            scheduler.cancel(endless.run_id)
 
-    executor = LocalExecutor(3, tick, is_done=lambda run_id: Store(short.root).run(run_id).status() == "finished")
-    endings = executor.run(jobs(), lambda run_id, ending: told.append((run_id, ending)))
+    scheduler = Scheduler(LocalExecutor(3), tick, lambda run_id: Store(short.root).run(run_id).status() == "finished")
+    endings = scheduler.run(jobs(), lambda run_id, ending: told.append((run_id, ending)))
     assert dict(told) == endings
     assert sorted(ending for _, ending in told) == ["done", "done", "found", "preempted", "preempted"]
     assert endings[sudden.run_id] == endings[endless.run_id] == "preempted"

@@ -1,0 +1,331 @@
+"""The Python front door: what the commands do, as functions that return typed results and print nothing.
+
+    import gpt2lab as g
+    study = g.run_ablation("ablations/posenc.yaml", scale="nano", seeds=3)
+    for contrast in study.verdicts.contrasts:
+        print(contrast.verdict)
+    study.losses            # a data frame: arm, seed, value
+    study.report()          # reports/posenc@nano/index.html
+
+Progress is a stream of events (events.py): pass `on_event=` a function, or `g.show_progress()` for people.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gpt2lab.config import Config
+from gpt2lab.errors import ConfigError
+from gpt2lab.events import Listener, ignore
+from gpt2lab.executors import Ending, Executor
+from gpt2lab.executors.driver import TrackerFactory
+from gpt2lab.experiments.ablation import Study
+from gpt2lab.experiments.single import STUDY, Single, plan_single, refuse_divergence, train_single
+from gpt2lab.planning.ablation import ladder_of, load_ablation
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.plan import Plan
+from gpt2lab.records import StudyRecord
+from gpt2lab.results import collect, final_values, judge, missing_runs
+from gpt2lab.store import Row, RunFolder, Store
+from gpt2lab.text import seconds_of
+from gpt2lab.tracking.addresses import default_uri
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gpt2lab.analysis import Verdicts
+    from gpt2lab.data.files import Progress as DataProgress
+    from gpt2lab.results import StudyRun
+    from gpt2lab.trained import Trained
+
+Source = str | Path | Mapping[str, Any]
+"""A YAML file, or the mapping that such a file would hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """A study that was trained: its record, its runs and its verdicts."""
+
+    record: StudyRecord
+    verdicts: Verdicts
+    runs: list[StudyRun]
+    """of every arm and seed, with what became of each"""
+    endings: Mapping[str, Ending]
+    """run id -> how it ended, of the runs that were trained now"""
+    found: int
+    """runs that were found finished"""
+    store: Store
+
+    @property
+    def name(self) -> str:
+        """`<ablation>@<scale>`"""
+        return self.record.name
+
+    @property
+    def failed(self) -> list[str]:
+        """Ids of runs that did not end as they should; the same call tries them again."""
+        return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
+
+    @property
+    def losses(self) -> pd.DataFrame:
+        """Columns arm, seed, value: the final value of every run, NaN where it diverged."""
+        return final_values(self.record, self.store)
+
+    @property
+    def missing(self) -> pd.DataFrame:
+        """Columns arm, seed, run, status, reason: runs without a final value, and why."""
+        return missing_runs(self.record, self.store)
+
+    def report(self, out: str | Path = "reports") -> Path:
+        """Write the study's page below `out`; -> its index.html."""
+        return report(self.name, out=out, runs=self.store.root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One finished run."""
+
+    id: str
+    seed: int
+    folder: RunFolder
+    result: Mapping[str, Any]
+    """what it cost: steps, tokens, seconds, tokens_per_second, mfu, peak_memory_bytes, ..."""
+    metrics: Mapping[str, float]
+    """of its final evaluation: val/loss in nats, val/bits_per_byte, ..."""
+    found: bool
+    """whether it was found finished, and nothing was trained"""
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    def rows(self) -> list[Row]:
+        """The journal: {"step", "tokens", "seconds", "metrics"} of every step."""
+        return self.folder.rows()
+
+    def load(self) -> Trained:
+        """The trained model, in evaluation mode, with its tokenizer."""
+        from gpt2lab.trained import open_trained
+
+        return open_trained(str(self.path), Store(self.path.parent))
+
+
+def scales_of(source: Source) -> tuple[str, ...]:
+    """The scales that an ablation declares in `scales`; none where it has a single one."""
+    return ladder_of(source)
+
+
+def open_study(
+    source: Source,
+    *,
+    scale: str | None = None,
+    seeds: int | Sequence[int] | Literal["auto"] | None = None,
+    arms: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    budget: str | None = None,
+    jobs: int | None = None,
+    machine: Machine | None = None,
+    runs: str | Path = "runs",
+    progress: DataProgress | None = None,
+) -> Study:
+    """An ablation read, its data prepared and its machine described: what `plan` and `run_ablation` begin with.
+
+    source:    a YAML file, or the mapping that it would hold.
+    scale:     a preset, or the file of one, in the place of the source's `base`.
+    seeds:     how many, or which ones; "auto" takes as many as the noise floor asks for.
+    arms:      only these, the baseline among them.
+    overrides: `key=value` on top of the preset, for every arm.
+    plugins:   Python files that register components.
+    budget:    time to spend, as "6h" or "45m": arms and seeds are chosen to fit.
+    jobs:      runs side by side; as many as the machine has room for unless given.
+    machine:   where runs will execute, if not here.
+    runs:      folder of the run store.
+    progress:  takes the progress of preparing data.
+    Raises ConfigError with everything that is wrong.
+    """
+    scales = () if scale else scales_of(source)
+    if len(scales) > 1:
+        raise ConfigError(f"several scales are declared: {', '.join(scales)}", where="scales", hint="name one: scale=")
+    ablation = load_ablation(
+        source, scale=scale or next(iter(scales), None), overrides=overrides, arms=arms, seeds=seeds, plugins=plugins
+    )
+    try:
+        seconds = seconds_of(budget) if budget else None
+    except ValueError as error:
+        raise ConfigError(str(error), where="budget") from None
+    return Study.prepare(ablation, Store(runs), jobs=jobs, machine=machine, seconds=seconds, progress=progress)
+
+
+def plan(source: Source, **options: Any) -> Plan:
+    """What an ablation would train by what is finished now, and what that costs. Options as for `open_study`."""
+    return open_study(source, **options).plan()
+
+
+def run_ablation(
+    source: Source,
+    *,
+    scale: str | None = None,
+    seeds: int | Sequence[int] | Literal["auto"] | None = None,
+    arms: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    budget: str | None = None,
+    jobs: int | None = None,
+    runs: str | Path = "runs",
+    tracking: bool = True,
+    on_event: Listener = ignore,
+    executor: Executor | None = None,
+) -> StudyResult:
+    """Train what an ablation has left to do, at one scale, and judge it. Arguments as for `open_study`, and
+
+    tracking: whether runs are logged to MLflow, at MLFLOW_TRACKING_URI or beside the store.
+    on_event: takes messages and progress while runs train.
+    executor: where runs execute; processes of this machine unless given.
+
+    A run that fails leaves the others alone (`failed`). Raises ConfigError, DataFault, EnvironmentFault; Preempted when
+    stopped by a signal, with everything saved: the same call continues.
+    """
+    study = open_study(
+        source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins, budget=budget, jobs=jobs,
+        runs=runs,
+    )  # fmt: skip
+    again = reproduce(source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins, budget=budget)
+    return train_study(study, reproduce=again, tracking=tracking, on_event=on_event, executor=executor)
+
+
+def train_study(
+    study: Study,
+    *,
+    reproduce: str,
+    tracking: bool = True,
+    on_event: Listener = ignore,
+    executor: Executor | None = None,
+) -> StudyResult:
+    """Train an opened study to its end, and judge it. Raises what `run_ablation` does."""
+    tracker = tracker_of(study.store, study.ablation.name) if tracking else None
+    outcome = study.train(reproduce=reproduce, on_event=on_event, tracker=tracker, executor=executor)
+    return StudyResult(
+        record=outcome.record,
+        verdicts=judge(outcome.record, study.store),
+        runs=collect(outcome.record, study.store),
+        endings=outcome.endings,
+        found=outcome.found,
+        store=study.store,
+    )
+
+
+def train(
+    config: str | Path | Config,
+    *,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    ranks: int = 1,
+    runs: str | Path = "runs",
+    tracking: bool = True,
+    on_event: Listener = ignore,
+    executor: Executor | None = None,
+) -> RunResult:
+    """Train one run, unless it is finished.
+
+    config: a preset's name, a YAML file, or a config made in Python. seed: in the place of the config's. ranks:
+    processes that share every batch. The others as for `run_ablation`.
+    Raises ConfigError; LockHeld; NumericsFault when it diverged; RankLost; Preempted when stopped, with everything
+    saved.
+    """
+    single = plan_single(config, Store(runs), seed=seed, overrides=overrides, plugins=plugins, ranks=ranks)
+    found = single.is_finished
+    if found:
+        refuse_divergence(single)
+    else:
+        tracker = tracker_of(single.store, STUDY) if tracking else None
+        again = command_of_run(config, overrides=overrides, seed=seed, plugins=plugins)
+        train_single(single, reproduce=again, on_event=on_event, tracker=tracker, executor=executor)
+    return run_result(single, found=found)
+
+
+def run_result(single: Single, *, found: bool = False) -> RunResult:
+    """A finished run with its values."""
+    evaluation = single.folder.evaluation(single.run.evaluation_key) or {}
+    return RunResult(
+        id=single.run.id,
+        seed=single.run.seed,
+        folder=single.folder,
+        result=single.folder.result() or {},
+        metrics=evaluation.get("metrics") or {},
+        found=found,
+    )
+
+
+def report(
+    name: str, *, out: str | Path = "reports", runs: str | Path = "runs", force_exploratory: bool = False
+) -> Path:
+    """Write the page of a study or sweep below `out`, from the store alone; -> its index.html.
+
+    name: as `posenc`, or `posenc@nano` where it was run at several scales. force_exploratory: numbers where the page
+    would refuse them, none of which is a finding. Raises ConfigError for an unknown name, DataFault.
+    """
+    from gpt2lab.report import read_study, write_report
+    from gpt2lab.report.sweep.read import read_sweep
+    from gpt2lab.report.sweep.writing import write_sweep_report
+
+    if Store(runs).kind(name) == "sweep":
+        return write_sweep_report(read_sweep(name, runs), out=Path(out))
+    study = read_study(name, runs, force_exploratory=force_exploratory)
+    return write_report(study, out=out, force_exploratory=force_exploratory)
+
+
+def tracker_of(store: Store, experiment: str) -> TrackerFactory:
+    """Makes the tracker of a study or sweep: MLflow at the address that the environment names, else beside the
+    store."""
+
+    def make() -> Any:
+        from gpt2lab.tracking.mlflow import MlflowSink
+
+        return MlflowSink(default_uri(store.root), experiment, store.root / "artifacts")
+
+    return make
+
+
+def reproduce(
+    source: Source,
+    *,
+    scale: str | None = None,
+    seeds: int | Sequence[int] | Literal["auto"] | None = None,
+    arms: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    budget: str | None = None,
+) -> str:
+    """The command that repeats a study, without what only concerns this machine; the call where no command does."""
+    if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
+        told = {"scale": scale, "seeds": seeds, "arms": arms, "overrides": overrides, "plugins": plugins}
+        given = "".join(f", {key}={value!r}" for key, value in told.items() if value)
+        what = "{...}" if isinstance(source, Mapping) else repr(str(source))
+        return f"gpt2lab.run_ablation({what}{given})"
+    words = ["gpt2lab", "run", str(source)]
+    for option, value in (("--scale", scale), ("--seeds", seeds), ("--arms", arms and ",".join(arms))):
+        words += [option, str(value)] if value else []
+    words += ["--budget", budget] if budget else []
+    return shlex.join([*words, *_options(overrides, plugins)])
+
+
+def command_of_run(
+    config: str | Path | Config, *, overrides: Sequence[str], seed: int | None, plugins: Sequence[str | Path]
+) -> str:
+    """The command that repeats a run, without what only concerns this machine; the call for a config made in Python."""
+    if isinstance(config, Config):
+        return "gpt2lab.train(config)"
+    words = ["gpt2lab", "train", str(config), *(word for item in overrides for word in ("--set", item))]
+    words += ["--seed", str(seed)] if seed is not None else []
+    return shlex.join([*words, *_options((), plugins)])
+
+
+def _options(overrides: Sequence[str], plugins: Sequence[str | Path]) -> list[str]:
+    words = [word for item in overrides for word in ("--set", item)]
+    return words + [word for item in plugins for word in ("--plugin", str(item))]

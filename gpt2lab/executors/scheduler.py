@@ -1,0 +1,212 @@
+"""Hands jobs to an executor as it has room, and passes on what stops them.
+
+A job that fails leaves the others alone. When this process gets a stop signal, every job finishes its step, saves and
+ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from gpt2lab.errors import Preempted
+from gpt2lab.executors import Ending, Executor
+from gpt2lab.runner import Job
+from gpt2lab.runner.stop import STOP_SIGNALS
+from gpt2lab.store import Store, now
+
+TICK_SECONDS = 0.2
+LOCKED_PAUSE_SECONDS = 2.0
+MOST_LOSSES = 3
+"""How often a job may be lost before it counts as failed."""
+
+FORCED = 130
+"""Exit code after a second signal."""
+
+
+@dataclass
+class Waiting:
+    """A job that is not submitted: not before this moment (of time.monotonic), and not at all once it is cancelled."""
+
+    job: Job
+    not_before: float = 0.0
+    cancelled: bool = False
+
+
+@dataclass
+class Scheduler:
+    """Runs jobs on an executor, as a rule in the order in which they come.
+
+    on_tick: called several times a second while jobs run. is_done: whether a run is finished by now, asked before its
+    job is submitted, because another process may be at the same study.
+    """
+
+    executor: Executor
+    on_tick: Callable[[], None] = lambda: None
+    is_done: Callable[[str], bool] = lambda run_id: False
+    _stop: bool = field(default=False, init=False)
+    _waiting: deque[Waiting] = field(default_factory=deque, init=False)
+    _working: dict[str, Job] = field(default_factory=dict, init=False)
+    _cancelled: set[str] = field(default_factory=set, init=False)
+    _losses: Counter[str] = field(default_factory=Counter, init=False)
+    _endings: dict[str, Ending] = field(default_factory=dict, init=False)
+    _ended: Callable[[str, Ending], None] | None = field(default=None, init=False)
+
+    def run(self, jobs: Iterable[Job | None], ended: Callable[[str, Ending], None] | None = None) -> dict[str, Ending]:
+        """Execute all jobs; run id -> how it ended. A run that another process or job is at is waited for.
+
+        jobs: a sequence; or an iterator, which is asked for a job when there is room that no waiting job will take. It
+        may answer None: there is none at this moment, and it is asked again at the next tick. ended: called with each
+        job that has ended, before another is asked for; not for jobs that never began because of a stop.
+
+        Raises Preempted after a stop signal, when every job has saved and ended.
+        """
+        listed = isinstance(jobs, Sequence)
+        self._waiting = deque(Waiting(job) for job in jobs if job) if listed else deque()
+        self._endings, self._ended = {}, ended
+        source, more = iter(jobs), not listed
+        with self._signals():
+            try:
+                while more or self._waiting or self._working:
+                    self._collect()
+                    if self._stop:
+                        self._cancel_all()
+                        if not self._working:
+                            break
+                    self._submit()
+                    more = more and self._pull(source)
+                    self.on_tick()
+                    self._ready = self.executor.poll(TICK_SECONDS)
+            finally:
+                self.executor.close()
+                self._working.clear()
+        if self._stop:
+            not_begun = f", {len(self._waiting)} not begun" if listed else ""
+            raise Preempted(
+                f"stopped: {len(self._endings)} runs ended or saved{not_begun}; nothing is lost",
+                hint="the same command continues",
+            )
+        return self._endings
+
+    _ready: list[str] = field(default_factory=list, init=False)
+
+    def stop(self) -> None:
+        """Let every run finish its step and save, and begin no other; `run` then raises Preempted. For any thread."""
+        self._stop = True
+
+    def cancel(self, run_id: str) -> None:
+        """Let this run alone finish its step, save and end, as "preempted"; one that is over by then ends as it would
+        have. Jobs that wait for a run which is not at work here are dropped, as "preempted". For the thread that `run`
+        is in: from on_tick, ended, or jobs."""
+        if run_id in self._working:
+            self._cancel(run_id)
+        else:
+            for waiting in self._waiting:
+                waiting.cancelled |= waiting.job.run_id == run_id
+
+    def _over(self, job: Job, ending: Ending) -> None:
+        self._endings[job.run_id] = ending
+        if self._ended:
+            self._ended(job.run_id, ending)
+
+    def _collect(self) -> None:
+        """Account for the jobs that have ended."""
+        for run_id in self._ready:
+            job, ending = self._working.pop(run_id), self.executor.collect(run_id)
+            cancelled = self._stop or run_id in self._cancelled
+            self._cancelled.discard(run_id)
+            if ending == "lost":
+                self._lost(job, cancelled)
+            elif ending == "locked":
+                self._waiting.append(Waiting(job, time.monotonic() + LOCKED_PAUSE_SECONDS))
+            else:
+                self._over(job, ending)
+        self._ready = []
+
+    def _lost(self, job: Job, cancelled: bool) -> None:
+        """Submit a job again that was lost, unless it was not wanted, had finished, or is lost again and again."""
+        self._losses[job.run_id] += 1
+        if self.is_done(job.run_id):
+            self._over(job, "done")
+        elif cancelled:
+            self._over(job, "preempted")
+        elif self._losses[job.run_id] <= MOST_LOSSES:
+            self._waiting.appendleft(Waiting(job))
+        else:
+            folder = Store(job.root).run(job.run_id)
+            reason = f"its worker was lost {self._losses[job.run_id]} times; see {folder.path / 'run.log'}"
+            folder.fail({"reason": reason, "phase": "worker", "step": folder.last_step(), "at": now()})
+            self._over(job, "failed")
+
+    def _pull(self, source: Iterator[Job | None]) -> bool:
+        """Ask for jobs while there is room that no waiting one will take; -> whether there may be more."""
+        while not self._stop and len(self._working) + len(self._waiting) < self.executor.capacity:
+            try:
+                job = next(source)
+            except StopIteration:
+                return False
+            if job is None:
+                break
+            self._waiting.append(Waiting(job))
+            self._submit()
+        return True
+
+    def _submit(self) -> None:
+        """Submit jobs while there is room; account for those that another process has finished meanwhile."""
+        for _ in range(len(self._waiting)):
+            if self._stop or len(self._working) >= self.executor.capacity:
+                break
+            waiting = self._waiting.popleft()
+            job, run_id = waiting.job, waiting.job.run_id
+            if waiting.cancelled:
+                self._over(job, "preempted")
+            elif time.monotonic() < waiting.not_before or run_id in self._working:
+                self._waiting.append(waiting)
+            elif Store(job.root).run(run_id).status() == "running":  # a worker takes longer to find that out
+                self._waiting.append(Waiting(job, time.monotonic() + LOCKED_PAUSE_SECONDS))
+            elif self.is_done(run_id):
+                self._over(job, "found")
+            else:
+                job.write()
+                self.executor.submit(job)
+                self._working[run_id] = job
+
+    def _cancel(self, run_id: str) -> None:
+        if run_id not in self._cancelled:
+            self._cancelled.add(run_id)
+            self.executor.cancel(run_id)
+
+    def _cancel_all(self) -> None:
+        """Ask all jobs to stop that were not asked yet."""
+        if self._working.keys() - self._cancelled:
+            text = "stopping: every run finishes its step and saves; once more to end at once"
+            print(f"\n{text}", file=sys.stderr, flush=True)
+        for run_id in self._working:
+            self._cancel(run_id)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Take over the signals that stop a command; Python lets the main thread alone do that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_stop) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_stop(self, number: int, frame: object) -> None:
+        """First signal: let the loop cancel every job. A second Ctrl-C ends them at once."""
+        if self._stop and number in (signal.SIGINT, signal.SIGTERM):
+            self.executor.kill()
+            os._exit(FORCED)
+        self._stop = True

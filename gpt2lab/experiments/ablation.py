@@ -1,0 +1,223 @@
+"""One ablation at one scale: its plan at every stage, and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from gpt2lab.data.files import Progress as DataProgress
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.data.shards import prepare
+from gpt2lab.evaluation.tasks.results import fetch
+from gpt2lab.events import Listener, RunProgress, ignore
+from gpt2lab.executors import Ending, Executor
+from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
+from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.planning.ablation import LoadedAblation
+from gpt2lab.planning.bracket import Bracket
+from gpt2lab.planning.history import with_history
+from gpt2lab.planning.machine import Machine, probe
+from gpt2lab.planning.plan import Plan, make_plan
+from gpt2lab.planning.record import study_record
+from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
+from gpt2lab.records import StudyRecord
+from gpt2lab.results import judge
+from gpt2lab.reuse.why import keep_sources
+from gpt2lab.runner import Job
+from gpt2lab.runner.job import job_for
+from gpt2lab.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The study's record, the runs that were trained now and how they ended, and how many were found finished."""
+
+    record: StudyRecord
+    endings: dict[str, Ending]
+    found: int
+
+    @property
+    def failed(self) -> list[str]:
+        """Ids of runs that did not end as they should."""
+        return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
+
+
+@dataclass
+class Study:
+    """An ablation over prepared data, on one machine, in one store.
+
+    A study is planned and trained in stages: first the settings of each arm, where they are searched for, then the runs
+    at those that were found, then the seeds of the next look. Each stage's plan follows from what is finished.
+
+    seconds: a budget; the arms and seeds that the first plan chooses to fit it stay chosen, however long runs take.
+    """
+
+    ablation: LoadedAblation
+    store: Store
+    machine: Machine
+    data: Prepared
+    seconds: float | None = None
+    _first: Plan | None = field(default=None, init=False)
+
+    @classmethod
+    def prepare(
+        cls,
+        ablation: LoadedAblation,
+        store: Store,
+        *,
+        jobs: int | None = None,
+        machine: Machine | None = None,
+        seconds: float | None = None,
+        progress: DataProgress | None = None,
+    ) -> Study:
+        """Prepare the data, once for all arms, and describe this machine unless another `machine` is given. Raises
+        ConfigError when the machine has no room for so many jobs, DataFault, EnvironmentFault."""
+        baseline = ablation.arms[ablation.baseline].config
+        data = prepare(baseline.data, progress=progress)
+        fetch({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
+        machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs)
+        return cls(ablation, store, machine, data, seconds)
+
+    @property
+    def name(self) -> str:
+        return f"{self.ablation.name}@{self.ablation.scale}"
+
+    def plan(self, due: Mapping[str, int] | None = None) -> Plan:
+        """The plan by what is finished now. due: seeds of each arm, where looks were declared; those of the first look
+        unless given. Raises ConfigError."""
+        if self._first is None:
+            self._first = self._made(self.ablation, due, self.seconds)
+            return self._first
+        chosen = replace(
+            self.ablation,
+            arms={name: self.ablation.arms[name] for name in self._first.arms},
+            seeds=self._first.seeds,
+            contrasts=self._first.ablation.contrasts,
+            baseline_seeds=self._first.ablation.baseline_seeds,
+        )
+        return replace(self._made(chosen, due, None), left_out=self._first.left_out)
+
+    def _made(self, ablation: LoadedAblation, due: Mapping[str, int] | None, seconds: float | None) -> Plan:
+        return make_plan(ablation, self.data, self.store, self.machine, seeds_now=due, seconds=seconds)
+
+    def train(
+        self,
+        *,
+        reproduce: str,
+        on_event: Listener = ignore,
+        tracker: TrackerFactory | None = None,
+        executor: Executor | None = None,
+    ) -> Outcome:
+        """Write the study's record, train what is not finished, and follow it, stage by stage.
+
+        reproduce: the command or call that repeats the study, for its record. executor: where runs execute; processes
+        of this machine unless given. A failed run leaves the others alone; it is in the record of its folder and is
+        tried again the next time. Raises Preempted when stopped, with everything saved.
+        """
+        due: dict[str, int] | None = None
+        endings: dict[str, Ending] = {}
+        found: set[str] = set()
+        searched = False
+        while True:
+            plan = self.plan(due)
+            record = with_history(study_record(plan, reproduce=reproduce), self.store)
+            self.store.write_study(record)
+            keep_sources((arm.arm.config for arm in plan.arms.values()), self.store)
+            if plan.searches and not searched:  # once: what then is open still has been given up
+                self._search(plan, on_event, tracker, reproduce)
+                searched = True
+                continue
+            runs = plan.runs()
+            todo = [run for run in runs if not is_finished(run, self.store)]
+            found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()
+            endings |= self._train(plan, runs, todo, record, on_event, tracker, executor)
+            stuck = any(endings.get(run.id, "done") not in ("done", "found") for run in runs)
+            if plan.tuning and not plan.searches and not stuck:
+                continue
+            due = None if stuck or plan.tuning else more_seeds(record, self.store, plan)
+            if due is None:
+                elsewhere = [run for run, ending in endings.items() if ending == "found"]
+                trained: dict[str, Ending] = {run: ending for run, ending in endings.items() if ending != "found"}
+                return Outcome(record, trained, len(found) + len(elsewhere))
+
+    def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None, reproduce: str) -> None:
+        """Drive the searches of all arms to their end, side by side."""
+        from gpt2lab.sweep.record import head
+        from gpt2lab.sweep.searching import run_searches  # Optuna takes a second to load, and few studies need it
+
+        ablation, baseline = plan.ablation, plan.baseline
+        assert ablation.tune is not None
+        shared = head(
+            sweep=ablation.name, scale=ablation.scale, part_of=self.name,
+            question=f"Which settings suit each arm best? {ablation.question}", settings=ablation.tune,
+            config=baseline.arm.config, costs=baseline.costs, data=plan.data, machine=plan.machine, floor=plan.floor,
+            smallest_effect=ablation.smallest_effect, reproduce=reproduce,
+        )  # fmt: skip
+        run_searches(plan.searches, shared, self.store, on_event=on_event, tracker=tracker)
+
+    def _train(
+        self, plan: Plan, runs: Sequence[Run], todo: Sequence[Run], record: StudyRecord, on_event: Listener,
+        tracker: TrackerFactory | None, executor: Executor | None,
+    ) -> dict[str, Ending]:  # fmt: skip
+        """One stage: train `todo` and follow all of `runs`."""
+        title = f"{self.name}: {plan.ablation.question}"
+        progress = {run.id: RunProgress(run.arm, label(run, plan), run.id, run.config.training.steps) for run in runs}
+        by_id = {run.id: run for run in todo}
+        executor = executor or executor_for(plan.machine)
+        with Driver(self.store, record, title, executor.capacity, on_event, tracker, progress=progress) as driver:
+            scheduler = Scheduler(executor, driver.tick, lambda run_id: is_finished(by_id[run_id], self.store))
+            endings = scheduler.run([job_of(run, self.store, plan) for run in longest_first(todo, plan)])
+            driver.tick()
+            return endings
+
+
+def job_of(run: Run, store: Store, plan: Plan) -> Job:
+    """The run as a worker receives it. The first seed of each arm can be replayed later, by other code."""
+    seeds = plan.arms[run.arm].runs
+    return job_for(
+        run,
+        store,
+        plan.data,
+        flops_per_token=plan.arms[run.arm].costs.flops_per_token,
+        threads=plan.machine.threads,
+        replayable=bool(seeds) and run.id == seeds[0].id,
+    )
+
+
+def more_seeds(record: StudyRecord, store: Store, plan: Plan) -> dict[str, int] | None:
+    """Seeds that each arm needs at the next declared look: all of an arm in a contrast that is still open; None when
+    no contrast is, or no look is left. Of looks that were declared too late all seeds are due at once."""
+    looks = plan.ablation.looks
+    if not looks or plan.look is None or plan.look >= looks[-1]:
+        return None
+    if record.history and record.history.looks != list(looks):
+        return dict.fromkeys(plan.arms, looks[-1])
+    open_arms = {name for c in judge(record, store).contrasts if not c.settled for name in c.weights}
+    if not open_arms:
+        return None
+    coming = looks[looks.index(plan.look) + 1]
+    return {name: coming if name in open_arms else len(arm.runs) for name, arm in plan.arms.items()}
+
+
+def longest_first(runs: Sequence[Run], plan: Plan) -> list[Run]:
+    """The order to start them in: seed by seed as they come, but within one the costliest first, so that no long run
+    is begun last and trains on beside idle cores."""
+    turns, seconds = dict[str, int](), dict[str, float]()
+    for arm in plan.arms.values():
+        for turn, run in enumerate(arm.all_runs()):
+            turns.setdefault(run.id, turn)
+            seconds[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
+    return sorted(runs, key=lambda run: (turns[run.id], -seconds[run.id]))
+
+
+def label(run: Run, plan: Plan) -> str:
+    """What tells a run from the others of its arm: its seed, with the rate or budget that is tried, or that it has the
+    settings as written."""
+    arm = plan.arms[run.arm]
+    if plan.tuning and isinstance(arm.tuning, Bracket):
+        factor = next((f for f, trial in arm.tuning.trials.items() if trial.id == run.id), 1.0)
+        return f"{run.seed} lr x{factor:g}"
+    if run.id not in {other.id for other in arm.runs} and run.id in {other.id for other in arm.shared}:
+        return f"{run.seed} as written"
+    budget = next((b for b, runs in arm.curve.items() if run.id in {other.id for other in runs}), 1.0)
+    return str(run.seed) if budget == 1 else f"{run.seed} {budget:g}x"

@@ -1,0 +1,277 @@
+"""What is written down about studies: typed, frozen, read and written here alone.
+
+    runs/studies/<ablation>@<scale>.json    StudyRecord
+
+A record is declared before the first run and read by reports, trackers and later plans, so its fields are the contract
+between them. Fields that older records lack have defaults here; fields that a newer version added are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gpt2lab.errors import DataFault
+
+FORMAT = 2
+"""Of study records. 1: before arms had settings and records a history."""
+
+R = TypeVar("R", bound="Record")
+
+
+class Record(BaseModel):
+    """Plain data with named fields. Reading checks types, so that a damaged file is found where it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    @classmethod
+    def read(cls: type[R], data: Mapping[str, Any], where: str) -> R:
+        """From JSON's data. Raises DataFault, naming the first field that is missing or of another type."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise DataFault(f"the record is damaged: {field}: {first['msg'].lower()}", where=where) from None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON's data."""
+        return self.model_dump(mode="json")
+
+    def with_(self: R, **fields: Any) -> R:
+        """A copy with other values in some fields."""
+        return self.model_copy(update=fields)
+
+    # what follows lets a record be read like the mapping that it was
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return getattr(self, key)
+        except AttributeError:
+            raise KeyError(key) from None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return getattr(self, key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in type(self).model_fields or key in (self.model_extra or {})
+
+    def keys(self) -> Iterator[str]:
+        yield from type(self).model_fields
+        yield from self.model_extra or {}
+
+
+Mapping.register(Record)
+
+
+class RateTrial(Record):
+    """One learning rate that was tried for an arm: `factor` times its own."""
+
+    factor: float
+    lr: float
+    run: str
+    seed: int
+
+
+class Bracket(Record):
+    """The search for an arm's learning rate. `best`: the factor with the lowest loss, once all trials are done."""
+
+    trials: list[RateTrial]
+    best: float | None = None
+    at_edge: bool = False
+
+
+class Tuned(Record):
+    """The search for an arm's settings: where it is recorded, what it found, and how its trials ended."""
+
+    sweep: str
+    label: str
+    study: str
+    over: bool
+    settings: dict[str, Any] | None = None
+    value: float | None = None
+    edge: dict[str, Any] = Field(default_factory=dict)
+    trials: int = 0
+    finished: int = 0
+    pruned: int = 0
+    diverged: int = 0
+    failed: int = 0
+
+
+class Shared(Record):
+    """An arm's settings as written, where a search may have found others, with its runs by seed at them."""
+
+    settings: dict[str, Any]
+    lr: float
+    runs: dict[str, str] = Field(default_factory=dict)
+
+
+class BudgetPoint(Record):
+    """Runs of an arm at another budget: `budget` times its tokens."""
+
+    budget: float
+    tokens: int
+    runs: dict[str, str]
+
+
+class ArmRecord(Record):
+    """One arm: what it changes, its runs by seed, and what they cost."""
+
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """as the file declares them, by dotted key"""
+    control: bool = False
+    expected: str | None = None
+    settings: str | None = None
+    """hash of all that the arm trains with, whatever the code"""
+    components: dict[str, str] = Field(default_factory=dict)
+    """slot -> component"""
+    runs: dict[str, str] = Field(default_factory=dict)
+    """seed -> run id; empty while settings are being searched for"""
+    bracket: Bracket | None = None
+    tuned: Tuned | None = None
+    shared: Shared | None = None
+    curve: list[BudgetPoint] = Field(default_factory=list)
+    lr: float | None = None
+    tokens: int = 0
+    """of one run"""
+    adjustment: str | None = None
+    """how the arm was made equal to the others, in words"""
+    parameters: int | None = None
+    non_embedding_parameters: int | None = None
+    active_parameters: int | None = None
+    flops_per_token: float | None = None
+    exploratory: str | None = None
+    """why its contrasts may claim nothing"""
+    not_comparable: str | None = None
+    """why it cannot be compared"""
+
+
+class Effect(Record):
+    """A contrast of more than two arms: the weights of an effect, by name."""
+
+    arm: str
+    against: str
+    weights: dict[str, float]
+
+
+class Evaluation(Record):
+    """How final values are measured; `key` names the measurement in each run's evaluations."""
+
+    key: str
+    tokens: int | None = None
+    contexts: list[float] = Field(default_factory=list)
+    block_size: int | None = None
+    context_tokens: int | None = None
+
+
+class NoiseFloor(Record):
+    """The measured noise of the scale that a study was planned with; sd in nats."""
+
+    scale: str
+    sd: float
+    low: float
+    high: float
+    df: float
+    failed: int = 0
+    created: str = ""
+    tokens: int | None = None
+    runs: int
+    stack: dict[str, Any] = Field(default_factory=dict)
+
+
+class Scope(Record):
+    """What results hold for."""
+
+    preset: str | None = None
+    parameters: int | None = None
+    tokens: int | None = None
+    data: str | None = None
+    optimizer: str | None = None
+
+
+class Earlier(Record):
+    """A declaration under the same name that was in force before, and the seeds that had results when it was replaced.
+    Fields are None in records from before they were remembered."""
+
+    hash: str | None = None
+    created: str | None = None
+    reproduce: str | None = None
+    seeds: list[int] | None = None
+    baseline_seeds: int | None = None
+    looks: list[int] | None = None
+    contrasts: list[list[str] | Effect] | None = None
+    smallest_effect: float | None = None
+    alpha: float | None = None
+    arms: dict[str, str | None] | list[str] = Field(default_factory=dict)
+    """name -> hash of its settings; names alone in records from before those were remembered"""
+    finished: list[int] = Field(default_factory=list)
+
+
+class History(Record):
+    """What earlier declarations with results mean for this one (planning/history.py)."""
+
+    looks: list[int]
+    first_seeds: int
+    first_baseline: int | None = None
+    undeclared: str | None = None
+    """why nothing can be claimed"""
+    late: list[list[str]] = Field(default_factory=list)
+    """contrasts of which alone nothing can be claimed"""
+    dropped: list[list[str]] = Field(default_factory=list)
+    """contrasts that were left out and still count in the family"""
+    smallest_effect: float
+    alpha: float
+    changed: list[str] = Field(default_factory=list)
+    """what is to be said of all that, in sentences"""
+
+
+class StudyRecord(Record):
+    """A study: what an ablation at one scale declared before its first run, the runs that this means on its code and
+    machine, and what searches and looks found so far. `hash` is that of what was declared."""
+
+    format: int = 1
+    name: str
+    """`<ablation>@<scale>`"""
+    ablation: str
+    scale: str
+    question: str
+    design: str = "one factor"
+    factors: dict[str, list[str]] = Field(default_factory=dict)
+    expected: dict[str, str] = Field(default_factory=dict)
+    baseline: str
+    arms: dict[str, ArmRecord]
+    contrasts: list[list[str] | Effect]
+    """pairs (arm, against), or effects of several arms"""
+    seeds: list[int]
+    baseline_seeds: int | None = None
+    looks: list[int] = Field(default_factory=list)
+    lr_bracket: list[float] = Field(default_factory=list)
+    budgets: list[float] = Field(default_factory=list)
+    tune: dict[str, Any] | None = None
+    metric: str = "val/loss"
+    smallest_effect: float
+    alpha: float
+    equalise: str = "tokens"
+    equalise_by: str | None = None
+    tokens_per_parameter: float | None = None
+    screen: bool = False
+    evaluation: Evaluation
+    bracketed: bool = False
+    floors: dict[str, float] | None = None
+    """losses of counting single tokens (`unigram`) and pairs (`bigram`) on this text"""
+    noise: NoiseFloor | None = None
+    noise_command: str = "gpt2lab noise PRESET"
+    left_out: list[str] = Field(default_factory=list)
+    """what a time budget had no room for"""
+    scope: Scope = Field(default_factory=Scope)
+    caveat: str | None = None
+    mistakes: dict[str, list[str]] = Field(default_factory=dict)
+    """arm -> its components that are mistakes made on purpose"""
+    reproduce: str = ""
+    stack: dict[str, Any] = Field(default_factory=dict)
+    created: str = ""
+    hash: str = ""
+    earlier: list[Earlier] = Field(default_factory=list)
+    history: History | None = None
+    undeclared_look: str | None = None

@@ -1,0 +1,191 @@
+"""What every executor promises, the one in docs/extending.md among them. A line in KINDS holds another one to it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2lab import api
+from gpt2lab.executors import Ending, Executor
+from gpt2lab.executors.inline import InlineExecutor
+from gpt2lab.executors.local import LocalExecutor
+from gpt2lab.executors.ranks import RanksExecutor
+from gpt2lab.experiments.ablation import job_of
+from gpt2lab.runner import Job
+from gpt2lab.store import RunFolder, Store
+
+SECONDS = 120.0  # after which a test gives up
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+
+
+def documented(name: str) -> Any:
+    """A class of the page, as a reader would copy it."""
+    code = next(
+        text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if f"class {name}" in text
+    )
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names[name]
+
+
+KINDS: dict[str, Callable[[], Executor]] = {
+    "forks": lambda: LocalExecutor(2),
+    "processes": lambda: LocalExecutor(2, fork=False),
+    "ranks": lambda: RanksExecutor(2),
+    "inline": InlineExecutor,
+    "documented": lambda: documented("NiceExecutor")(),
+}
+QUICK = ("forks", "inline")  # the others import torch for every job
+INTERRUPTIBLE = [kind for kind in KINDS if kind != "inline"]
+
+
+def kinds(names: Any = KINDS) -> list[Any]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    made = KINDS[request.param]()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def jobs(tiny: Path) -> Callable[..., list[Job]]:
+    """Jobs of a tiny ablation, their files written."""
+
+    def make(*overrides: str) -> list[Job]:
+        store = Store(tiny.parent / "runs")
+        plan = api.plan(tiny, overrides=overrides, runs=store.root)
+        found = [job_of(run, store, plan) for run in plan.runs()]
+        for job in found:
+            job.write()
+        return found
+
+    return make
+
+
+def folder_of(job: Job) -> RunFolder:
+    return Store(job.root).run(job.run_id)
+
+
+def ended(executor: Executor, *jobs: Job) -> list[Ending]:
+    """How jobs end that were submitted."""
+    left, endings = {job.run_id for job in jobs}, dict[str, Ending]()
+    deadline = time.monotonic() + SECONDS
+    while left:
+        assert time.monotonic() < deadline, "the jobs did not end in time"
+        for run_id in executor.poll(0.2):
+            endings[run_id] = executor.collect(run_id)
+            left.discard(run_id)
+    return [endings[job.run_id] for job in jobs]
+
+
+def under_way(executor: Executor, job: Job) -> None:
+    deadline = time.monotonic() + SECONDS
+    while len(folder_of(job).rows()) < 4:
+        assert time.monotonic() < deadline, (folder_of(job).path / "run.log").read_text()
+        assert executor.poll(0.05) == []
+
+
+@pytest.mark.parametrize("executor", kinds(), indirect=True)
+def test_jobs_are_executed_and_found_finished_afterwards(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
+    together = jobs()[: executor.capacity]
+    assert executor.poll(0) == []
+    for job in together:
+        executor.submit(job)
+    assert ended(executor, *together) == ["done"] * len(together)
+    assert all(folder_of(job).status() == "finished" for job in together)
+    executor.submit(together[0])
+    assert ended(executor, together[0]) == ["found"]
+    assert executor.label and executor.poll(0) == []
+
+
+@pytest.mark.parametrize("executor", kinds(), indirect=True)
+def test_a_failure_is_reported_and_recorded(
+    executor: Executor, jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2lab import faults
+
+    monkeypatch.setenv("GPT2LAB_FAULT", "raise@step:3")
+    faults.arm("raise@step:3")  # for the one that trains in this process
+    job = jobs()[0]
+    executor.submit(job)
+    assert ended(executor, job) == ["failed"]
+    faults.arm("")
+    failure = folder_of(job).failure()
+    assert failure is not None and "injected at step" in failure["reason"]
+    monkeypatch.delenv("GPT2LAB_FAULT")
+    executor.submit(job)
+    assert ended(executor, job) == ["done"]
+    assert folder_of(job).failure() is None
+
+
+@pytest.mark.parametrize("executor", kinds(), indirect=True)
+def test_a_run_that_another_process_holds_is_locked(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
+    job = jobs()[0]
+    with folder_of(job).lock():
+        executor.submit(job)
+        assert ended(executor, job) == ["locked"]
+    assert folder_of(job).failure() is None
+
+
+@pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
+def test_a_cancelled_job_is_saved_and_goes_on_later(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
+    job = jobs("training.steps=1500")[0]
+    executor.submit(job)
+    under_way(executor, job)
+    executor.cancel(job.run_id)
+    executor.cancel(job.run_id)
+    assert ended(executor, job) == ["preempted"]
+    saved = folder_of(job).last_step()
+    assert folder_of(job).status() == "partial" and folder_of(job).failure() is None and 0 < saved < 1500
+    executor.submit(job)
+    assert ended(executor, job) == ["done"]
+    assert [row["step"] for row in folder_of(job).rows()] == list(range(1501))
+
+
+@pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
+def test_a_job_that_is_cancelled_before_it_could_begin_is_preempted(
+    executor: Executor, jobs: Callable[..., list[Job]]
+) -> None:
+    job = jobs("training.steps=100000")[0]
+    executor.submit(job)
+    executor.cancel(job.run_id)
+    assert ended(executor, job) == ["preempted"]
+    assert folder_of(job).failure() is None
+
+
+@pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
+def test_closing_saves_what_is_at_work_and_the_executor_can_be_used_again(
+    executor: Executor, jobs: Callable[..., list[Job]]
+) -> None:
+    job = jobs("training.steps=100000")[0]
+    executor.submit(job)
+    under_way(executor, job)
+    executor.close()
+    assert folder_of(job).status() == "partial"
+    short = jobs()[1]
+    executor.submit(short)
+    assert ended(executor, short) == ["done"]
+
+
+@pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
+def test_killing_ends_it_at_once_and_leaves_whole_files(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
+    job = jobs("training.steps=100000")[0]
+    executor.submit(job)
+    under_way(executor, job)
+    executor.kill()
+    while not executor.poll(0.2):
+        pass
+    executor.collect(job.run_id)
+    deadline = time.monotonic() + SECONDS
+    while folder_of(job).status() == "running":  # until the kernel has let go of its lock
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert folder_of(job).status() in ("partial", "failed") and folder_of(job).rows()
