@@ -63,8 +63,8 @@ def study(lab: Lab, uri: str) -> Lab:
         arm: {"components": {"position": arm}, "runs": {str(s): f"{i:08x}{s:08x}" for s in range(3)}}
         for i, arm in enumerate(LOSSES)
     }
-    arms["rotary"]["bracket"] = {"trials": [{"seed": 1000, "factor": 0.5, "run": "a" * 16}]}
-    arms["rotary"]["curve"] = [{"budget": 0.25, "runs": {"0": "b" * 16}}]
+    arms["rotary"]["bracket"] = {"trials": [{"seed": 1000, "factor": 0.5, "lr": 0.1, "run": "a" * 16}]}
+    arms["rotary"]["curve"] = [{"budget": 0.25, "tokens": 100, "runs": {"0": "b" * 16}}]
     for seed in range(3):
         for number, (arm, losses) in enumerate(LOSSES.items()):
             train(lab, arms[arm]["runs"][str(seed)], losses[seed], minute=10 * seed + number)
