@@ -50,7 +50,7 @@ def trace(
     if json_:
         print(json.dumps(as_json(seen)))
         return
-    from gpt2lab.trace.folding import folded
+    from gpt2lab.trace import folded
 
     rows = folded(seen.rows, layer=layer, all_layers=all_layers)
     show(what, seen, rows)

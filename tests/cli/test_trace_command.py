@@ -14,7 +14,7 @@ from rich.console import Console
 from gpt2lab.cli.trace import show
 from gpt2lab.model import ModelConfig
 from gpt2lab.trace import trace
-from gpt2lab.trace.folding import folded
+from gpt2lab.trace import folded
 
 Call = Callable[..., Any]
 

@@ -18,7 +18,7 @@ from gpt2lab.registry import SLOTS, Slot, load_plugin
 from gpt2lab.testing.cases import Case, batch, cases
 from gpt2lab.trace import Row, Trace
 from gpt2lab.trace import trace as traced
-from gpt2lab.trace.folding import folded
+from gpt2lab.trace import folded
 
 CASES = cases(c for s in MODEL_SLOTS for c in SLOTS[s] if c.factory.__module__.startswith("gpt2lab."))
 OF_MODULES = ("norm", "residual", "attention", "mlp", "embedding", "stack", "head")
