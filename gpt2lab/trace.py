@@ -35,7 +35,7 @@ SAME_NAME = ("reshape", "float", "to", "contiguous", "repeat_interleave", "dropo
 PURPOSE = {"residual_out": " that writes into the stream", "router": " that chooses experts"}
 LONGEST_NAME = 30
 LARGEST = 1 << 56  # elements of one tensor of which torch can still count the bytes
-LONGEST_PERIOD, FEWEST_REPEATS = 6, 3  # rows that may repeat together, as those of one expert, and how often they must
+FEWEST_REPEATS = 3  # parts alike, such as experts, from which on only the first is shown
 
 
 @dataclass(frozen=True)
@@ -276,29 +276,29 @@ class Recorder(TorchFunctionMode):
         node.backward = flops * sum(x.requires_grad for x in given[:2])
         call.inside.append(node)
         for x in given:
-            self.use(x, call, in_product=flops > 0)
+            self.use(x, call, shown=flops > 0 or label == "repeat_interleave")
         sources = [self.views.get(id(x), x) for x in given]
         for x in made:
             self.maker[id(x)], self.names[id(x)] = node, label
             if flops or label in ("weights", "cross_entropy"):
                 self.show(x)
-            elif x._base is not None:
+            elif x._base is not None and x.numel() <= sources[0].numel():
                 self.views[id(x)] = sources[0]
         if id(made[0]) not in self.views:
             node.weights = [self.params[id(x)] for x in sources if id(x) in self.params]
             node.parameters = sum(self.unused.pop(param.name, 0) for param in node.weights)
         return node
 
-    def use(self, x: Tensor, call: Node, *, in_product: bool) -> None:
+    def use(self, x: Tensor, call: Node, *, shown: bool) -> None:
         """Note that an operation of `call` is given x, which the calls around its maker then returned. It has a row if
-        it goes into a product or another call."""
+        `shown`, or if it was handed on to another call."""
         maker = self.maker.get(id(x))
         if maker is None or not x.is_floating_point():
             return
         for returned in self.between(maker, call):
             if not any(x is result for result in returned.results):
                 returned.results.append(x)
-        if in_product or maker.parent is not call:
+        if shown or maker.parent is not call:
             self.show(x)
 
     def show(self, x: Tensor) -> None:
@@ -323,29 +323,29 @@ class Recorder(TorchFunctionMode):
 
     def new_call(self, frame: FrameType, parent: Node) -> Node | None:
         """The call of a module, of another method of a component, or of Step.once; None for other frames."""
-        part, method, variables = frame.f_locals.get("self"), frame.f_code.co_name, frame.f_locals
+        variables, method = frame.f_locals, frame.f_code.co_name
+        part, is_module, once = variables.get("self"), method == "forward", False
         step = next((x for x in variables.values() if isinstance(x, Step)), None)
-        path, is_module = self.paths.get(id(part), ""), method == "forward"
-        once = part is step and method == "once"
-        if once:  # what serves all layers is that of a neighbour of this name, of the position scheme, or of the caller
-            name = re.split(r"\W", variables["key"])[0]
+        path = self.paths.get(id(part), "")
+        if part is step and method == "once":  # made by the neighbour of that name, the position scheme or the caller
+            name, once = re.split(r"\W", variables["key"])[0], True
             part = getattr(parent.part, name, step and step.position if name == "bias" else parent.part)
-        elif not isinstance(part, nn.Module) or not (is_module or is_own_method(frame)):
-            return None
-        else:
-            name = below(path if is_module else f"{path}.{method}".strip("."), parent.path)
+        elif is_module and isinstance(part, nn.Module):
+            name = below(path, parent.path)
+        elif path and method.isidentifier() and not frame.f_globals["__name__"].startswith("torch."):
+            name = below(f"{path}.{method}", parent.path)
             given = [self.name_of(x, parent) for x in tensors([variables[v] for v in arguments(frame)])]
-            if given and not is_module and len(name) + len(given[0]) <= LONGEST_NAME:
+            if given and len(name) + len(given[0]) <= LONGEST_NAME:
                 name = f"{name}({given[0]})"
-        in_block = step is not None and self.slot_of(part) in ("residual", "stack")
-        depth = step.depth if step and in_block else parent.depth
-        node = Node(
-            name, part, path if is_module else parent.path, parent, depth, once or parent.once, is_module, frame
-        )
-        self.calls[frame] = node
-        module = next(call for call in parent.outward() if call.is_module or not once)
+        else:
+            return None
+        depth = step.depth if step and self.slot_of(part) in ("residual", "stack") else parent.depth
+        path = path if is_module else parent.path
         # what serves all layers comes before the call, within a module, that happens to ask for it first
-        module.inside.insert(len(module.inside) - (module is not parent), node)
+        outer = next(call for call in parent.outward() if call.is_module or not once)
+        node = Node(name, part, path, outer, depth, once or parent.once, is_module, frame)
+        outer.inside.insert(len(outer.inside) - (outer is not parent), node)
+        self.calls[frame] = node
         return node
 
     def between(self, node: Node, call: Node) -> list[Node]:
@@ -384,13 +384,12 @@ class Recorder(TorchFunctionMode):
         maker = self.maker.get(id(x))
         if maker is not None and maker.parent is call:
             return self.names[id(x)]
-        variables = call.frame.f_locals if call.frame else {}
-        for name in arguments(call.frame) if call.frame else ():
-            if variables[name] is x:
+        for name in arguments(call.frame):
+            if call.frame and call.frame.f_locals[name] is x:
                 return name
-        returned = self.between(maker, call) if maker else []
-        shared = [node for node in returned if node.once and node.parent and not node.parent.once]
-        return [*shared, *reversed(returned)][0].name if returned else self.names.get(id(x), "constant")
+        returned = self.between(maker, call)[::-1] if maker else []
+        names = [node.name for node in [*filter(lambda node: node.once, returned), *returned]]
+        return names[0] if names else self.names.get(id(x), "constant")
 
     # rows
 
@@ -437,21 +436,19 @@ class Recorder(TorchFunctionMode):
         """What a result is: the summary of its component, a step of attention, or the matrices that it is made with."""
         weights = {w.name: w for each in node.walk() for w in each.weights if w.role.kind != "vector"}
         matrices = ", ".join(map(matrix, weights.values()))
-        choice = self.choices[id(node.part)][1] if id(node.part) in self.choices else None
-        if choice is not None:
-            text = summary(choice)
+        caller = node.parent.part if node.parent else None
+        if id(node.part) in self.choices and (node.part is not caller or node.once):
+            text = self.summary(node.part)
         elif node.part is not None:
-            text = matrices or (type(node.part).__name__ if node.is_module else "")
-        elif node.name == "reshape":
-            text = f"{name}, reshaped"
+            text = (matrices or type(node.part).__name__) if node.is_module else ""
+        elif node.name in ("reshape", "repeat_interleave"):
+            text = f"{name}, {'reshaped' if node.name == 'reshape' else 'repeated'}"
         elif name == "scores":
-            masks = [
-                part for call in node.outward() if self.slot_of(part := getattr(call.part, "mask", None)) == "mask"
-            ]
-            text = "query @ key^T, scaled" + (f"; mask {summary(self.choices[id(masks[0])][1])}" if masks else "")
+            mask = self.summary(getattr(caller, "mask", None))
+            text = "query @ key^T, scaled" + (f"; mask {mask}" if mask else "")
         elif name in ("weights", "heads"):
             text = "softmax of scores over the last axis" if name == "weights" else "weights @ value"
-        elif node.parent and self.slot_of(node.parent.part) == "residual" and node.name in SIGNS:
+        elif self.slot_of(caller) == "residual" and node.name in SIGNS:
             text = "the residual stream"
         else:
             text = matrices
@@ -461,6 +458,14 @@ class Recorder(TorchFunctionMode):
     def slot_of(self, part: Any) -> str | None:
         """The slot that built a part, if one did."""
         return self.choices[id(part)][1].slot if id(part) in self.choices else None
+
+    def summary(self, part: Any) -> str:
+        """Name and first sentence of the component that a part is, without shapes and remarks on GPT-2; or nothing."""
+        if id(part) not in self.choices:
+            return ""
+        choice = self.choices[id(part)][1]
+        sentence = re.split(r"\s{2,}|\.\s|\.$", SLOTS[choice.slot][choice.name].summary)[0]
+        return f"{choice.name}: " + re.sub(r"; GPT-2's( \w+)?$", "", sentence).strip()
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -472,16 +477,10 @@ def tensors(tree: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def is_own_method(frame: FrameType) -> bool:
-    """Whether a frame runs a method of a component, neither torch's nor a part of one."""
-    method = frame.f_code.co_name
-    ours = not frame.f_globals["__name__"].startswith("torch.")
-    return ours and method.isidentifier() and not method.startswith("_")
-
-
-def arguments(frame: FrameType) -> list[str]:
+def arguments(frame: FrameType | None) -> list[str]:
     """Names of a call's arguments that are still set, without self."""
-    return [name for name in frame.f_code.co_varnames[1 : frame.f_code.co_argcount] if name in frame.f_locals]
+    names = frame.f_code.co_varnames[1 : frame.f_code.co_argcount] if frame else ()
+    return [name for name in names if frame and name in frame.f_locals]
 
 
 def below(name: str, path: str) -> str:
@@ -492,12 +491,6 @@ def below(name: str, path: str) -> str:
 def call_names(call: Node) -> list[str]:
     """The call's name, with an index where it has several results."""
     return [call.name] if len(call.results) == 1 else [f"{call.name}[{i}]" for i in range(len(call.results))]
-
-
-def summary(choice: Choice) -> str:
-    """The name of a component and the first sentence about it, without shapes and the remark that it is GPT-2's."""
-    sentence = re.split(r"\s{2,}|\.\s|\.$", SLOTS[choice.slot][choice.name].summary)[0]
-    return f"{choice.name}: " + re.sub(r"; GPT-2's( \w+)?$", "", sentence).strip()
 
 
 def matrix(param: Param) -> str:
@@ -556,25 +549,22 @@ def hidden_blocks(blocks: Sequence[Sequence[Row]], kinds: Mapping[object, int]) 
 
 
 def without_repeats(rows: Sequence[Row]) -> list[Row]:
-    """Rows that repeat, as those of many experts do, shown once."""
-    out: list[Row] = []
-    start = 0
-    while start < len(rows):
-        head, rest = rows[start], rows[start:]
-        for period in range(1, LONGEST_PERIOD + 1):
-            kind = signature(rest[:period]) if all(row.level >= head.level for row in rest[:period]) else ()
-            times = 1
-            while kind and signature(rest[times * period : (times + 1) * period]) == kind:
-                times += 1
-            if times >= FEWEST_REPEATS:
-                name = f"{times - 1} more like {'this' if period == 1 else f'these {period}'}"
-                more = Row(name, "", None, level=head.level, depth=head.depth)
-                out += [*rest[:period], with_costs(more, rest[period : times * period])]
-                start += times * period
-                break
+    """Rows where neighbours that are alike, as experts are, come once; at every level, each with what is inside it."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        if groups and row.level > rows[0].level:
+            groups[-1].append(row)
         else:
-            out.append(head)
-            start += 1
+            groups.append([row])
+    out: list[Row] = []
+    for kind, neighbours in groupby(groups, key=signature):
+        alike = list(neighbours)
+        folds = bool(kind) and len(alike) >= FEWEST_REPEATS
+        for head, *inside in alike[:1] if folds else alike:
+            out += [head, *without_repeats(inside)]
+        if folds:
+            row = Row(f"{len(alike) - 1} more like this", "", None, level=head.level, depth=head.depth)
+            out.append(with_costs(row, [row for group in alike[1:] for row in group]))
     return out
 
 

@@ -57,7 +57,6 @@ WITHIN: dict[str, list[set[str]]] = {
     ],
     "reuse": [{"why"}, {"replay", "measure"}, {"adopt"}],
     "doctor": [{"findings", "machine"}, {"patient"}, {"journal", "probes", "steps"}],
-    "trace": [{"recording"}, {"passes"}, {"words"}, {"rows"}, {"folding"}],
     "reading": [{"source"}, {"fitting", "layers"}],
 }  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
