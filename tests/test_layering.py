@@ -56,8 +56,7 @@ WITHIN: dict[str, list[set[str]]] = {
         {"record", "forecast", "repeats"},
     ],
     "reuse": [{"why"}, {"replay", "measure"}, {"adopt"}],
-    "doctor": [{"findings", "machine"}, {"patient"}, {"journal", "probes", "steps"}],
-    "trace": [{"recording"}, {"passes"}, {"words"}, {"rows"}, {"folding"}],
+    "doctor": [{"run", "machine"}, {"checks"}],
     "reading": [{"source"}, {"fitting", "layers"}],
 }  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

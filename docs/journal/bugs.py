@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gpt2lab.config import fill_slots
-from gpt2lab.doctor import Patient
-from gpt2lab.doctor.probes import read_by_attention
+from gpt2lab.doctor import ExaminedRun
+from gpt2lab.doctor.checks import read_by_attention
 from gpt2lab.store import Store
 
 HERE = Path(__file__).parent
@@ -43,19 +43,19 @@ class Museum:
         store = Store(root)
         self.study = store.study("bugs@nano")
         self.arms = {
-            arm: [Patient.admit(store.run(run)) for run in entry["runs"].values()]
+            arm: [ExaminedRun.load(store.run(run)) for run in entry["runs"].values()]
             for arm, entry in self.study["arms"].items()
         }
 
-    def pair(self, arm: str) -> list[tuple[list[Patient], str]]:
+    def pair(self, arm: str) -> list[tuple[list[ExaminedRun], str]]:
         """What an arm is compared with, and the arm, each with its colour."""
         return [(self.arms[AGAINST.get(arm, "sound")], SOUND), (self.arms[arm], BUG)]
 
 
-def curve(axes: Axes, patients: Sequence[Patient], metric: str, colour: str, style: str = "-") -> None:
+def curve(axes: Axes, runs: Sequence[ExaminedRun], metric: str, colour: str, style: str = "-") -> None:
     """A metric of the journal against the step, one line for each seed."""
-    for patient in patients:
-        series = patient.series(metric)
+    for run in runs:
+        series = run.series(metric)
         axes.plot(list(series), list(series.values()), style, color=colour, linewidth=0.9)
 
 
@@ -63,8 +63,8 @@ def over_steps(metric: str, *, log: bool = False) -> Callable[[Axes, Museum, str
     """A panel of one metric."""
 
     def draw(axes: Axes, museum: Museum, arm: str) -> None:
-        for patients, colour in museum.pair(arm):
-            curve(axes, patients, metric, colour)
+        for runs, colour in museum.pair(arm):
+            curve(axes, runs, metric, colour)
         axes.set_yscale("log" if log else "linear")
         axes.set_xlabel(metric, fontsize=7)
 
@@ -82,11 +82,11 @@ def objective(axes: Axes, museum: Museum, arm: str) -> None:
 
 def row_sums(axes: Axes, museum: Museum, arm: str) -> None:
     """Sums of the first block's attention weights by position, against the largest."""
-    for patients, colour in museum.pair(arm):
-        for patient in patients:
-            tokens = patient.tokens[:, :-1]
+    for runs, colour in museum.pair(arm):
+        for run in runs:
+            tokens = run.tokens[:, :-1]
             with torch.no_grad():
-                ones, zeros = (read_by_attention(patient.now, tokens, value)[0] for value in (1.0, 0.0))
+                ones, zeros = (read_by_attention(run.now, tokens, value)[0] for value in (1.0, 0.0))
             sums = (ones - zeros).norm(dim=-1).mean(0)
             axes.plot(sums / sums.max(), color=colour, linewidth=0.9)
     axes.set_xlabel("sum of attention weights, by position", fontsize=7)
@@ -94,9 +94,9 @@ def row_sums(axes: Axes, museum: Museum, arm: str) -> None:
 
 def stream(axes: Axes, museum: Museum, arm: str) -> None:
     """Size of the stream behind each block before the first step."""
-    for patients, colour in museum.pair(arm):
-        for patient in patients:
-            first = patient.rows[0]["metrics"]
+    for runs, colour in museum.pair(arm):
+        for run in runs:
+            first = run.rows[0]["metrics"]
             rms = [first[key] for key in sorted(key for key in first if key.startswith(BY_DEPTH))]
             axes.plot(range(1, len(rms) + 1), rms, "o-", color=colour, linewidth=0.9, markersize=3)
     axes.set_ylim(0)
@@ -105,8 +105,8 @@ def stream(axes: Axes, museum: Museum, arm: str) -> None:
 
 def apart(axes: Axes, museum: Museum, arm: str) -> None:
     """How far each token's row of the head lies from its embedding."""
-    for patient in museum.arms[arm]:
-        tensors = {p.role.kind: p.tensor.detach() for p in patient.now.params()}
+    for run in museum.arms[arm]:
+        tensors = {p.role.kind: p.tensor.detach() for p in run.now.params()}
         gap = (tensors["head"] - tensors["embedding"]).norm(dim=1) / tensors["embedding"].norm(dim=1)
         axes.plot(np.sort(gap.numpy()), color=BUG, linewidth=0.9)
     axes.axhline(0, color=SOUND, linewidth=0.9)
@@ -115,10 +115,10 @@ def apart(axes: Axes, museum: Museum, arm: str) -> None:
 
 def gains(axes: Axes, museum: Museum, arm: str) -> None:
     """Mean gain of every norm at the end."""
-    for patients, colour in museum.pair(arm):
-        for patient in patients:
+    for runs, colour in museum.pair(arm):
+        for run in runs:
             means = [
-                p.tensor.mean().item() for p in patient.now.params() if p.name.endswith("weight") and p.tensor.ndim == 1
+                p.tensor.mean().item() for p in run.now.params() if p.name.endswith("weight") and p.tensor.ndim == 1
             ]
             axes.plot(means, "o-", color=colour, linewidth=0.9, markersize=3)
     axes.set_xlabel("mean gain at the end, by norm", fontsize=7)
@@ -126,8 +126,8 @@ def gains(axes: Axes, museum: Museum, arm: str) -> None:
 
 def loss(axes: Axes, museum: Museum, arm: str) -> None:
     """The validation loss, and what counting pairs of tokens reaches."""
-    for patients, colour in museum.pair(arm):
-        curve(axes, patients, "val/loss", colour)
+    for runs, colour in museum.pair(arm):
+        curve(axes, runs, "val/loss", colour)
     axes.axhline(museum.study["floors"]["bigram"], color=FLOOR, linewidth=0.7, linestyle="--")
     axes.set_ylim(*((0, 18) if arm == "not_shifted" else (0, 6) if arm in ("leaky_mask",) else (1.8, 4)))
 

@@ -15,7 +15,7 @@ from gpt2lab.errors import EnvironmentFault, NumericsFault
 
 if TYPE_CHECKING:
     from gpt2lab.doctor import Examination, Finding
-    from gpt2lab.doctor.machine import Part
+    from gpt2lab.doctor.machine import MachineCheck
     from gpt2lab.store import Store
 
 
@@ -40,19 +40,19 @@ def doctor(
 
     store = Store(runs)
     if run is None:
-        check_machine(store, as_json=json_)
+        show_machine(store, as_json=json_)
     else:
-        check_run(run, store, plugin or [], as_json=json_)
+        show_run(run, store, plugin or [], as_json=json_)
 
 
-def check_machine(store: Store, *, as_json: bool) -> None:
+def show_machine(store: Store, *, as_json: bool) -> None:
     """One line for each part of the machine."""
     from dataclasses import asdict
 
     from gpt2lab.display import console_for
-    from gpt2lab.doctor.machine import parts
+    from gpt2lab.doctor.machine import check_machine
 
-    found = list(parts(store))
+    found = list(check_machine(store))
     if as_json:
         print(json.dumps([asdict(part) for part in found], indent=1))
         return
@@ -62,7 +62,7 @@ def check_machine(store: Store, *, as_json: bool) -> None:
         raise SystemExit(EnvironmentFault.exit_code)
 
 
-def machine_table(found: list[Part]) -> Any:
+def machine_table(found: list[MachineCheck]) -> Any:
     """Name, what there is, what is wrong with it."""
     from rich.table import Table
     from rich.text import Text
@@ -74,7 +74,7 @@ def machine_table(found: list[Part]) -> Any:
     return table
 
 
-def check_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -> None:
+def show_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -> None:
     """Examine one run and say what was found."""
     from gpt2lab.config import fill_slots
     from gpt2lab.display import console_for

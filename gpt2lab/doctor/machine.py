@@ -33,7 +33,7 @@ SERVER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Part:
+class MachineCheck:
     """One thing that was looked at. problem: why it would stop a run, None where all is well."""
 
     name: str
@@ -41,31 +41,31 @@ class Part:
     problem: str | None = None
 
 
-def parts(store: Store) -> Iterator[Part]:
+def check_machine(store: Store) -> Iterator[MachineCheck]:
     """Everything that a run needs, one after another; nothing stays behind on the disk."""
     yield _version("Python", platform.python_version(), sys.version_info[:2], OLDEST_PYTHON)
     number = tuple(int(word) for word in torch.__version__.split("+")[0].split(".")[:2])
     yield _version("torch", torch.__version__, number, OLDEST_TORCH)
     device = choose_device()
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    yield Part("device", f"{device.type}, {device_name(device)}{'' if bf16 else ', without bf16'}")
+    yield MachineCheck("device", f"{device.type}, {device_name(device)}{'' if bf16 else ', without bf16'}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Part("threads", f"{torch.get_num_threads()} of torch, on {cores} cores")
+    yield MachineCheck("threads", f"{torch.get_num_threads()} of torch, on {cores} cores")
     memory = psutil.virtual_memory()
-    yield Part("memory", f"{quantity(memory.available, 'B')} free of {quantity(memory.total, 'B')}")
+    yield MachineCheck("memory", f"{quantity(memory.available, 'B')} free of {quantity(memory.total, 'B')}")
     yield _folder("run store", store.root.absolute())
     yield _folder("data cache", data_home())
     yield _mlflow(store)
     there = [name for name in EXTRAS if importlib.util.find_spec(name)]
-    yield Part("optional packages", ", ".join(there) or "none")
+    yield MachineCheck("optional packages", ", ".join(there) or "none")
 
 
-def _version(name: str, shown: str, found: tuple[int, ...], oldest: tuple[int, ...]) -> Part:
+def _version(name: str, shown: str, found: tuple[int, ...], oldest: tuple[int, ...]) -> MachineCheck:
     wanted = ".".join(map(str, oldest))
-    return Part(name, shown, None if found >= oldest else f"{wanted} or newer is needed")
+    return MachineCheck(name, shown, None if found >= oldest else f"{wanted} or newer is needed")
 
 
-def _folder(name: str, folder: Path) -> Part:
+def _folder(name: str, folder: Path) -> MachineCheck:
     """Whether a folder, or where it would be made, can be written and has room."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(nearest).free
@@ -73,28 +73,30 @@ def _folder(name: str, folder: Path) -> Part:
     problem = _refused(lambda: tempfile.TemporaryFile(dir=nearest).close())
     if problem is None and free < LEAST_FREE_BYTES:
         problem = "little room: a checkpoint of GPT-2 124M alone takes 1.5 GB"
-    return Part(name, found, problem)
+    return MachineCheck(name, found, problem)
 
 
-def _mlflow(store: Store) -> Part:
+def _mlflow(store: Store) -> MachineCheck:
     """Where runs are mirrored to, and whether anybody is there."""
     uri = default_uri(store.root)
     try:
         check_uri(uri)
     except Gpt2labError as error:
-        return Part("MLflow", masked(uri), str(error))
+        return MachineCheck("MLflow", masked(uri), str(error))
     file = sqlite_path(uri)
     if file is not None:
         nearest = next(path for path in (file.parent, *file.parent.parents) if path.exists())
-        return Part("MLflow", masked(uri), _refused(lambda: tempfile.TemporaryFile(dir=nearest).close()))
+        return MachineCheck("MLflow", masked(uri), _refused(lambda: tempfile.TemporaryFile(dir=nearest).close()))
     address = urlsplit(uri)
     if address.hostname is None:
-        return Part("MLflow", masked(uri))
+        return MachineCheck("MLflow", masked(uri))
     port = address.port or {"https": 443, "http": 80}.get(address.scheme)
     if port is None:
-        return Part("MLflow", masked(uri))
+        return MachineCheck("MLflow", masked(uri))
     place = (address.hostname, port)
-    return Part("MLflow", masked(uri), _refused(lambda: socket.create_connection(place, SERVER_SECONDS).close()))
+    return MachineCheck(
+        "MLflow", masked(uri), _refused(lambda: socket.create_connection(place, SERVER_SECONDS).close())
+    )
 
 
 def _refused(work: Callable[[], object]) -> str | None:

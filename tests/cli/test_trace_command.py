@@ -13,8 +13,7 @@ from rich.console import Console
 
 from gpt2lab.cli.trace import show
 from gpt2lab.model import ModelConfig
-from gpt2lab.trace import trace
-from gpt2lab.trace.folding import folded
+from gpt2lab.trace import folded, trace
 
 Call = Callable[..., Any]
 
@@ -23,7 +22,7 @@ def test_piped_it_is_aligned_text_with_the_totals(gpt2lab: Call) -> None:
     answer = gpt2lab("trace", "nano")
     assert answer.code == 0 and answer.err == ""
     lines = answer.out.splitlines()
-    assert lines[0] == "nano: one pass over 1 sequence of 128 tokens"
+    assert lines[0] == "nano: one pass over 1 x 128 tokens"
     head = next(line for line in lines if line.startswith("tensor"))
     assert re.split(r"\s{2,}", head) == ["tensor", "shape", "sizes", "parameters", "forward", "training", "what it is"]
     at = head.index("what it is")

@@ -12,7 +12,7 @@ import torch
 
 from gpt2lab import testing
 from gpt2lab.cli import answer
-from gpt2lab.doctor import Patient, examine, machine, steps
+from gpt2lab.doctor import ExaminedRun, checks, examine, machine
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import SLOTS
@@ -54,11 +54,11 @@ def test_every_shipped_component_is_left_alone(case: testing.Case, trained: Any)
 
 
 def test_the_gradient_is_that_of_torch(trained: Any) -> None:
-    patient = Patient.admit(trained("training.micro_batch_sequences=2"))
-    first = steps.gradients(patient)[0]
-    batches = steps.Batches(patient.data.train, 16, 8, patient.config.seed)
+    examined = ExaminedRun.load(trained("training.micro_batch_sequences=2"))
+    first = checks.gradients(examined)[0]
+    batches = checks.Batches(examined.data.train, 16, 8, examined.config.seed)
     inputs, targets = (torch.as_tensor(x) for x in batches.at(0))
-    model = patient.start
+    model = examined.start
     torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
     assert first.plain == pytest.approx(norm, rel=1e-5) and first.own == pytest.approx(norm, rel=1e-5)
@@ -67,10 +67,10 @@ def test_the_gradient_is_that_of_torch(trained: Any) -> None:
 
 def test_large_steps_are_done_again_as_far_as_it_takes_no_longer(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained()
-    size = 3 * sum(p.numel() for p in Patient.admit(run).start.parameters()) * 128
-    monkeypatch.setattr(steps, "LARGEST", 2 * size + 1)
-    assert [one.step for one in steps.gradients(Patient.admit(run))] == [1, 2]
-    monkeypatch.setattr(steps, "LARGEST", size - 1)
+    size = 3 * sum(p.numel() for p in ExaminedRun.load(run).start.parameters()) * 128
+    monkeypatch.setattr(checks, "LARGEST_WORK", 2 * size + 1)
+    assert [one.step for one in checks.gradients(ExaminedRun.load(run))] == [1, 2]
+    monkeypatch.setattr(checks, "LARGEST_WORK", size - 1)
     found = examine(run)
     assert found.unknown == {"gradient": "its steps are too large to be done again here (128 tokens)"}
 
@@ -135,7 +135,7 @@ def test_a_schedule_that_is_over_long_before_training_is_named(trained: Any, mon
     run = trained("optim.warmup_steps=0")
     right = OptimConfig.multiplier
     monkeypatch.setattr(OptimConfig, "multiplier", lambda self, steps: right(self, steps // 3))
-    rewrite(run, lambda step, m: m.update({"train/lr": 1e-2 * right(Patient.admit(run).config.optim, 20)(step - 1)})
+    rewrite(run, lambda step, m: m.update({"train/lr": 1e-2 * right(ExaminedRun.load(run).config.optim, 20)(step - 1)})
             if "train/lr" in m else None)  # fmt: skip
     [finding] = [one for one in examine(run).findings if one.name == "learning_rate"]
     assert finding.severity == "warning" and "last 40 of 60 steps" in finding.evidence
@@ -166,14 +166,14 @@ def test_the_command_answers_with_a_code(trained: Any, capsys: pytest.CaptureFix
 
 def test_the_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    parts = {part.name: part for part in machine.parts(Store(tmp_path / "runs"))}
+    parts = {part.name: part for part in machine.check_machine(Store(tmp_path / "runs"))}
     assert {"Python", "torch", "device", "threads", "memory", "run store", "data cache", "MLflow"} <= parts.keys()
     assert all(part.problem is None for part in parts.values())
     assert not (tmp_path / "runs").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("GPT2LAB_DATA", "/proc/nowhere")
     monkeypatch.setattr(machine, "OLDEST_TORCH", (99, 0))
-    parts = {part.name: part for part in machine.parts(Store(tmp_path / "runs"))}
+    parts = {part.name: part for part in machine.check_machine(Store(tmp_path / "runs"))}
     assert {name for name, part in parts.items() if part.problem} == {"torch", "data cache", "MLflow"}
     assert "secret" not in str(parts["MLflow"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:/somewhere")

@@ -1,0 +1,536 @@
+"""What a sound training shows, asked of a run: by its journal, by doing its first steps again, by probes of its model.
+
+A check never asks what a component is called.
+
+Shapes: n sequences of a batch, B batch, H heads, T tokens, S keys, D channels per head, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import lzma
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2lab.components.attend import score_map
+from gpt2lab.components.base import Param
+from gpt2lab.components.scores import Scores
+from gpt2lab.components.stack import Across
+from gpt2lab.data.batches import Batches
+from gpt2lab.doctor.run import ExaminedRun, Finding, NotExamined, error, warning
+from gpt2lab.model import GPT
+from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.registry import SLOTS
+from gpt2lab.training.loop import reseed, steps
+from gpt2lab.training.precision import autocast, set_arithmetic
+from gpt2lab.training.state import TrainState
+
+# the journal: losses, rates, sizes of steps ---------------------------------------------------------------------------
+
+LOSS, TRAIN, RATE = "val/loss", "train/loss", "train/lr"
+LOGITS, MOVED = "diag/logit_rms", "diag/update_ratio"
+
+BELOW_UNIFORM, ABOVE_UNIFORM = 0.1, 1.0
+"""Nats around ln V within which the loss of a fresh model lies (the contract test of components says the same)."""
+IMPOSSIBLE = 0.2
+"""Of what xz needs for the same tokens: the best models that there are need about a third of it."""
+COMPRESSED_TOKENS = 1 << 20
+ENOUGH_STEPS, ENOUGH_SHARE = 300, 0.9
+"""Of training, after which a model must have passed the frequencies of single tokens."""
+GAP = 1.0
+"""Nats by which validation lies above training when a run knows its text by heart."""
+SMALLEST_MOVE, LARGEST_MOVE = 1e-6, 0.3
+"""Of a step against the size of the weights; 1e-3 is usual for large models, a few percent for tiny ones."""
+LEAST_WARMUP, EARLY = 5, 0.9
+"""A warm-up of so many steps has not reached its peak before this share of it."""
+LONG_AT_THE_END = 0.5
+"""Of training, spent at the final rate."""
+
+
+def diverged(run: ExaminedRun) -> Finding | None:
+    """Training ended because a number was not finite."""
+    if run.result.get("status") != "diverged":
+        return None
+    causes = ("a rate that is too high, or no warm-up", "no clipping", "half precision where numbers are too large")
+    return error("diverged", str(run.result.get("reason")), *causes)
+
+
+def loss_at_start(run: ExaminedRun) -> Finding | None:
+    """A fresh model knows nothing and claims nothing, so its first loss is near ln V."""
+    losses = run.series(LOSS)
+    if run.config.branch or 0 not in losses:
+        raise NotExamined("no loss before the first step in its journal")
+    loss, uniform = losses[0], math.log(run.config.model.vocab_size)
+    if uniform - BELOW_UNIFORM <= loss <= uniform + ABOVE_UNIFORM:
+        return None
+    rms = run.series(LOGITS).get(0)
+    predicted = f"; its logits, of rms {rms:.3f}, predict about {uniform + rms**2 / 2:.3f}" if rms is not None else ""
+    evidence = f"the loss before the first step is {loss:.3f}, and ln V is {uniform:.3f}{predicted}"
+    below = ("the model sees what it predicts", "the validation text is not that of the tokenizer")
+    above = ("initial weights that are too large", "a missing last norm", "scores that are scaled twice")
+    return error("loss_at_start", evidence, *(below if loss < uniform else above))
+
+
+def impossible_loss(run: ExaminedRun) -> Finding | None:
+    """No model predicts text in a small part of the bits that a good compressor needs."""
+    step, loss = run.last(LOSS)
+    validation = run.data.validation
+    ids = np.asarray(validation[: min(len(validation), COMPRESSED_TOKENS)])
+    small = ids.astype(np.uint8 if run.data.vocab_size <= 256 else np.uint16 if ids.max() < 1 << 16 else np.uint32)
+    packed = 8 * len(lzma.compress(small.tobytes(), preset=6)) / len(ids) * math.log(2)  # nats per token
+    if loss >= IMPOSSIBLE * packed:
+        return None
+    return error(
+        "impossible_loss",
+        f"the validation loss at step {step} is {loss:.3f} nats per token; xz needs {packed:.3f} for the same "
+        f"text, and counting pairs of tokens reaches {run.data.floors['bigram']:.3f}",
+        "the model sees what it predicts (see causality)",
+        "validation text is part of the training text",
+    )
+
+
+def learned_nothing(run: ExaminedRun) -> Finding | None:
+    """After some hundred steps a model must beat the frequencies of single tokens."""
+    step, loss = run.last(LOSS)
+    if step < ENOUGH_STEPS or step < ENOUGH_SHARE * run.config.training.steps:
+        return None
+    floor = run.data.floors["unigram"]
+    if loss < floor:
+        return None
+    return error(
+        "learned_nothing",
+        f"the validation loss at step {step} is {loss:.3f} nats; token frequencies alone reach {floor:.3f}",
+        "targets that are not the next token",
+        "gradients that are not those of the batch",
+        "a rate far off",
+    )
+
+
+def train_gap(run: ExaminedRun) -> Finding | None:
+    """Validation far above training: the text is known by heart, or the two are not the same kind of text."""
+    step, loss = run.last(LOSS)
+    recent = [value for s, value in run.series(TRAIN).items() if 0.9 * step < s <= step]
+    if not recent:
+        raise NotExamined(f"no {TRAIN} near step {step} in its journal")
+    trained = statistics.fmean(recent)
+    if loss - trained < GAP:
+        return None
+    epochs = step * run.config.training.batch_tokens / max(1, len(run.data.train))
+    return warning(
+        "train_gap",
+        f"at step {step} validation is at {loss:.3f} nats and training at {trained:.3f}, after {epochs:.1f} "
+        "passes over the training text",
+        "too many passes over too little text",
+        "validation text of another kind",
+        "a loss that cheats",
+    )
+
+
+def update_ratio(run: ExaminedRun) -> Finding | None:
+    """How far a step moves the weights, against their size."""
+    ratios = [value for step, value in run.series(MOVED).items() if step > run.config.optim.warmup_steps]
+    if not ratios:
+        raise NotExamined(f"no {MOVED} after the warm-up in its journal")
+    middle = statistics.median(ratios)
+    if SMALLEST_MOVE <= middle <= LARGEST_MOVE:
+        return None
+    small = ("a rate that is far too low", "an optimizer that does not hold the weights that are trained")
+    large = ("a rate that is far too high", "weights that shrink to nothing")
+    return warning(
+        "update_ratio",
+        f"a step moves the weights by {middle:.1e} of their size; between {SMALLEST_MOVE:g} and "
+        f"{LARGEST_MOVE:g} is usual",
+        *(small if middle < SMALLEST_MOVE else large),
+    )
+
+
+def learning_rate(run: ExaminedRun) -> Finding | None:
+    """The logged rate follows its schedule, rises through the whole warm-up, and does not end long before training."""
+    optim, training = run.config.optim, run.config.training
+    logged = run.series(RATE)
+    per_batch = "the schedule is stepped once per micro-batch or per device"
+    if not logged:
+        raise NotExamined(f"no {RATE} in its journal")
+    multiplier = optim.multiplier(training.steps)
+    for step, rate in logged.items():
+        wanted = optim.lr * multiplier(step - 1)
+        if not math.isclose(rate, wanted, rel_tol=1e-6):
+            evidence = f"the rate of step {step} was {rate:.4g}; {optim.schedule} says {wanted:.4g}"
+            return error("learning_rate", evidence, per_batch, "the schedule was changed or stepped at another place")
+    rates = [multiplier(step) for step in range(training.steps)]
+    top, bottom = max(rates), min(rates[optim.warmup_steps :] or rates)
+    peak = rates.index(top) + 1
+    turned = optim.warmup_steps >= LEAST_WARMUP and peak < EARLY * optim.warmup_steps
+    still = len(list(itertools.takewhile(lambda rate: rate == rates[-1], reversed(rates))))
+    idle = rates[-1] == bottom < top and still > LONG_AT_THE_END * training.steps
+    if not turned and not idle:
+        return None
+    said = f"the warm-up is {optim.warmup_steps} steps, and the rate peaks at step {peak}"
+    ending = f"it then stays at {optim.lr * rates[-1]:.3g} for the last {still} of {training.steps} steps"
+    fast = f"; {optim.warmup_steps / peak:.1f} times too fast" if turned else ""
+    finding = error if turned else warning
+    return finding("learning_rate", f"{said}; {ending}{fast}", per_batch, "a schedule shorter than the training")
+
+
+# the first steps ------------------------------------------------------------------------------------------------------
+
+REPEATED_STEPS = 5
+LARGEST_WORK, LARGEST_WORK_ON_GPU = 1 << 40, 1 << 46
+"""Parameters times tokens, three times over for each step that is done again: a minute or two on one core."""
+SAME_DEVICE, OTHER_DEVICE = 0.02, 0.1
+"""Share by which norms may differ, on the run's type of device and on another."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Norms at one step. journal: as logged. own: of the run's objective. plain: of next-token cross entropy alone."""
+
+    step: int
+    journal: float
+    own: float
+    plain: float
+
+
+def gradients(run: ExaminedRun) -> list[Gradient]:
+    """Of the first steps that the journal holds. Raises NotExamined where they cannot be done again."""
+    config, logged = run.config, run.series("train/grad_norm")
+    training = config.training
+    size = 3 * sum(p.numel() for p in run.start.parameters()) * training.batch_tokens
+    largest = LARGEST_WORK if run.device.type == "cpu" else LARGEST_WORK_ON_GPU
+    count = min(REPEATED_STEPS, training.steps, largest // size)
+    if not count:
+        raise NotExamined(f"its steps are too large to be done again here ({training.batch_tokens:,} tokens)")
+    if not set(logged) & set(range(1, count + 1)):
+        raise NotExamined("no gradient norm of the first steps in its journal")
+    if training.precision == "fp16":
+        raise NotExamined("fp16 scales its gradients")
+    if int(run.stack.get("ranks", 1)) > 1 and config.model.dropout:
+        raise NotExamined("several ranks with dropout")
+    repeated = repeated_steps(run, count)
+    return [Gradient(step, logged[step], own, plain) for step, own, plain in repeated if step in logged]
+
+
+def repeated_steps(run: ExaminedRun, count: int) -> Iterator[tuple[int, float, float]]:
+    """Train the first `count` steps; -> step, norm of the objective's gradient, norm of the plain loss's gradient."""
+    config, training = run.config, run.config.training
+    model = run.build()
+    state = TrainState(model, build_optimizers(config.optim, model.params()))
+    block = config.model.block_size
+    batches = Batches(run.data.train, block, training.batch_tokens // block, config.seed)
+    set_arithmetic(training.precision, run.device, training.deterministic)
+    trained: Any = steps(state, batches, config.optim, training, seed=config.seed, stop_at=count, ahead=False)
+    model.train()
+    for step in range(count):
+        inputs, targets = (torch.as_tensor(x, device=run.device) for x in batches.at(step))
+        yield step + 1, *norms(run, model, inputs, targets, step)
+        next(trained)
+    trained.close()
+
+
+def norms(run: ExaminedRun, model: GPT, inputs: Tensor, targets: Tensor, step: int) -> tuple[float, float]:
+    """Norms of the mean gradient of a whole batch (n, T): of the objective, and of the plain loss."""
+    size = run.config.training.micro_batch_sequences or len(inputs)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    own, plain = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    counted = (targets != -100).sum().item()
+    for micro, start in enumerate(range(0, len(inputs), size)):
+        x, y = inputs[start : start + size], targets[start : start + size]
+        share = (y != -100).sum().item() / counted
+        for sums, objective in ((own, True), (plain, False)):
+            reseed(run.config.seed, step, micro, 0, run.device)
+            with autocast(run.config.training.precision, run.device):
+                if objective:
+                    loss = model.objective(x, y)[0]
+                else:  # by torch's own function
+                    loss = F.cross_entropy(model(x).float().flatten(0, 1), y.flatten())
+            for total, part in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                if part is not None:
+                    total.add_(part, alpha=share)
+    return tuple(float(torch.nn.utils.get_total_norm(sums)) for sums in (own, plain))  # type: ignore[return-value]
+
+
+def gradient(run: ExaminedRun) -> Finding | None:
+    """The gradient of a step is the mean over its batch, and that of its batch alone."""
+    steps_again, training = gradients(run), run.config.training
+    first = steps_again[0]
+    sequences = training.batch_tokens // run.config.model.block_size
+    count = math.ceil(sequences / (training.micro_batch_sequences or sequences))
+    for norm, of in ((first.own, "the mean objective"), (first.plain, "the mean loss")):
+        if count > 1 and math.isclose(first.journal, count * norm, rel_tol=OTHER_DEVICE):
+            return error(
+                "accumulation",
+                f"the gradient of step {first.step} has norm {first.journal:.4g}, {first.journal / norm:.2f} "
+                f"times that of {of} over its batch ({norm:.4g}), and a step has {count} micro-batches",
+                "the loss of a micro-batch is not divided by their number",
+            )
+    same_device = run.stack.get("device", run.device.type) == run.device.type
+    for at in steps_again:
+        if not math.isclose(at.journal, at.own, rel_tol=SAME_DEVICE if same_device else OTHER_DEVICE):
+            before = f"; that of step {first.step} agreed" if at is not first else ""
+            return error(
+                "gradient",
+                f"the gradient of step {at.step} has norm {at.journal:.4g} in the journal, and that of its "
+                f"batch alone has {at.own:.4g}{before}",
+                "gradients that are not zeroed between steps",
+                "code that changed since the run",
+            )
+    return None
+
+
+# probes of the model --------------------------------------------------------------------------------------------------
+
+LEAK = 1e-4
+"""Of the logits' size: rounding moves them by a millionth."""
+UNEVEN = 0.01
+"""Share by which sums of attention weights may differ."""
+LEARNED = 0.3
+"""Nats by which training must have won more on one target than on another to have learned the one."""
+OFF_SCALE = 1.5
+"""Times by which the factor on dot products may be off; a wrong one is off by the root of some width."""
+TOO_LARGE = 1.25
+"""Times the scale of GPT-2 for matrices that write into the stream; without it, one layer has 1.4 times that."""
+
+
+@torch.no_grad()
+def causality(run: ExaminedRun) -> Finding | None:
+    """Changing later tokens leaves the logits of earlier ones alone."""
+    model = run.newest
+    tokens = run.tokens[:, :-1]
+    middle = tokens.shape[1] // 2
+    others = tokens.clone()
+    others[:, middle:] = tokens[:, middle:].flip(0, 1)
+    before, after = model(tokens)[:, :middle], model(others)[:, :middle]  # (B, T / 2, V)
+    moved = (before - after).abs().amax((0, 2)) / before.square().mean().sqrt()  # (T / 2,)
+    if not moved.max() > LEAK:
+        return None
+    touched = int((moved > LEAK).sum())
+    return error(
+        "causality",
+        f"changing the tokens from position {middle} on moved the logits of {touched} of the {middle} "
+        f"positions before it, by up to {moved.max():.2g} times their size",
+        "a causal mask that is off by one, or missing",
+        "a softmax, norm or mean over the tokens of a sequence",
+        "an embedding or convolution that reads ahead",
+    )
+
+
+class Constant(Across):
+    """Gives attention the same values at every token."""
+
+    def __init__(self, value: float) -> None:
+        nn.Module.__init__(self)
+        self.constant = value
+
+    def value(self, depth: int, v: Tensor, step: object) -> Tensor:
+        return torch.full_like(v, self.constant)
+
+
+@torch.no_grad()
+def softmax_rows(run: ExaminedRun) -> Finding | None:
+    """Attention weights of a query sum to one: with equal values everywhere, every token must read the same."""
+    for choice in run.config.model.scores:
+        if choice.options.get("gate") or choice.options.get("sink_logits"):
+            raise NotExamined(f"scores {choice} weigh what a query reads")
+    model = run.newest
+    tokens = run.tokens[:, :-1]
+    with_ones, with_zeros = (read_by_attention(model, tokens, value) for value in (1.0, 0.0))
+    for layer, (ones, zeros) in enumerate(zip(with_ones, with_zeros, strict=True)):
+        sums = (ones - zeros).norm(dim=-1)  # (B, T), up to a factor that is the same for all
+        if not sums.max() > 0:
+            continue
+        low, high = (sums.min() / sums.max()).item(), 1.0
+        if high - low > UNEVEN:
+            return error(
+                "softmax_rows",
+                f"in block {layer} the attention weights of some queries sum to {low:.3g} times those of "
+                "others; each should sum to one",
+                "a softmax along another axis than the keys",
+                "weights masked after the softmax",
+            )
+    return None
+
+
+def read_by_attention(model: GPT, tokens: Tensor, value: float) -> list[Tensor]:
+    """What every block's attention hands on when all values are `value`.  -> (B, T, C) for each block"""
+    found: list[Tensor] = []
+    hooks = [
+        block.attn.register_forward_hook(lambda _, __, out: found.append(out.float()))  # type: ignore[union-attr]
+        for block in model.h
+    ]
+    try:
+        step = model.step(tokens)
+        step.stack = [*step.stack, Constant(value)]
+        model.hidden(step)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+class Scale:
+    """Looks on: by how much attention multiplies the dot products, by block call."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, tuple[float, int]] = {}
+
+    def stream(self, depth: int, x: Tensor) -> None:
+        """Not of interest."""
+
+    def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
+        """Factor and D."""
+        q, k = q.float(), k.float()
+        plain, made = q @ k.mT, score_map(q, k, torch.zeros((), device=q.device), scores, scale)
+        self.found[depth] = (float(made.norm() / plain.norm()), q.shape[-1])
+
+
+@torch.no_grad()
+def attention_scale(run: ExaminedRun) -> Finding | None:
+    """Dot products of queries and keys are divided by sqrt(D), unless the config says otherwise."""
+    watch, pattern = Scale(), run.config.model.scores
+    step = run.start.step(run.tokens[:, :-1])
+    step.watch = watch
+    run.start.hidden(step)
+    if not watch.found:
+        raise NotExamined("its attention does not show its scores")
+    for depth, (factor, size) in watch.found.items():
+        written = pattern[depth % len(pattern)].options.get("scale")
+        wanted = (size**-0.5 if written is None else float(written)) * step.score_factor
+        if not wanted / OFF_SCALE < factor < wanted * OFF_SCALE:
+            largest = run.series("diag/attention_logit_max")
+            grown = f"; the largest score of the run is {max(largest.values()):.1f}" if largest else ""
+            return error(
+                "attention_scale",
+                f"in block {depth} dot products are multiplied by {factor:.3g}, where 1/sqrt({size}) is "
+                f"{size**-0.5:.3g}{grown}",
+                "no 1/sqrt(D)",
+                "the width of the model in the place of the head size",
+                "a scale used twice",
+            )
+    return None
+
+
+@torch.no_grad()
+def targets(run: ExaminedRun) -> Finding | None:
+    """Training makes the next token likelier, not the token that was just read."""
+    inputs, following = run.tokens[:, :-1], run.tokens[:, 1:]
+    losses = {}
+    for name, model in (("start", run.start), ("now", run.now)):
+        logits = model(inputs).float().flatten(0, 1)
+        losses[name] = [F.cross_entropy(logits, y.flatten()).item() for y in (inputs, following)]
+    (own_then, next_then), (own, after) = losses["start"], losses["now"]
+    if own > after or (own_then - own) - (next_then - after) < LEARNED:
+        return None
+    return error(
+        "targets",
+        f"training took the loss on the input token itself from {own_then:.3f} to {own:.3f} nats, and that on "
+        f"the next token from {next_then:.3f} to {after:.3f}",
+        "targets that are not shifted by one",
+        "targets shifted the other way",
+        "labels shifted twice",
+    )
+
+
+@torch.no_grad()
+def tie(run: ExaminedRun) -> Finding | None:
+    """Head and embedding that start as one matrix stay one."""
+    then, now = ({p.role.kind: p.tensor for p in model.params()} for model in (run.start, run.now))
+    if "head" not in then or then["head"].shape != then["embedding"].shape:
+        return None
+    if not torch.equal(then["head"], then["embedding"]) or torch.equal(now["head"], now["embedding"]):
+        return None
+    apart = float((now["head"] - now["embedding"]).norm() / now["embedding"].norm())
+    return error(
+        "tie",
+        f"head and embedding began equal and are two tensors, by now {apart:.2f} of their size apart",
+        "a tie that loading broke (new tensors in the place of one)",
+        "a copy where a reference was meant",
+    )
+
+
+@torch.no_grad()
+def decay(run: ExaminedRun) -> Finding | None:
+    """Weight decay moves matrices and tables, and no gain, bias or scalar."""
+    twin = copy.deepcopy(run.start)
+    optim = run.config.optim
+    before = {param.name: param.tensor.clone() for param in twin.params()}
+    for optimizer in build_optimizers(optim, twin.params()):
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                tensor.grad = torch.zeros_like(tensor)
+        optimizer.step()
+    moved = [
+        param for param in twin.params()
+        if param.role.kind == "vector" and not torch.equal(before[param.name], param.tensor)
+    ]  # fmt: skip
+    if not moved:
+        return None
+    first = moved[0]
+    share = float((first.tensor - before[first.name]).norm() / before[first.name].norm())
+    return warning(
+        "decay",
+        f"with no gradient at all, a step at the peak rate takes {share:.1e} off {len(moved)} gains or biases "
+        f"that are not zero, {first.name} the first{gains_now(run)}",
+        "one parameter group for everything",
+        "a list of exceptions that does not match the names of the norms",
+    )
+
+
+def gains_now(run: ExaminedRun) -> str:
+    """How large what began at one is now."""
+    try:
+        now = {param.name: param.tensor for param in run.now.params()}
+    except NotExamined:
+        return ""
+    vectors = [p for p in run.start.params() if p.role.kind == "vector"]
+    ones = [now[p.name].mean().item() for p in vectors if bool((p.tensor == 1).all())]
+    return f"; gains that began at 1 are {statistics.fmean(ones):.3f} on average now" if ones else ""
+
+
+@torch.no_grad()
+def residual_scaling(run: ExaminedRun) -> Finding | None:
+    """Matrices that write into the stream start smaller than the others, by 1/sqrt(2 L)."""
+    if not run.start.h[-1].final_norm:
+        raise NotExamined("its blocks normalise the stream themselves")
+    if "even" in SLOTS["init"][run.config.model.init.name].can:
+        raise NotExamined(f"{run.config.model.init} starts all matrices alike on purpose")
+    params = run.start.params()
+    written = [p for p in params if p.role.kind == "residual_out" and p.role.gain is None]
+    others = [p for p in params if p.role.kind == "hidden" and p.role.layer is not None]
+    if not written or not others:
+        return None
+    found, usual = spread(written) / spread(others), (2 * run.config.model.n_layer) ** -0.5
+    if found <= TOO_LARGE * usual:
+        return None
+    metrics: dict[str, float] = next((dict(row["metrics"]) for row in run.rows if row["step"] == 0), {})
+    rms = {int(k.rpartition("/")[2]): v for k, v in metrics.items() if k.startswith("diag/activation_rms/")}
+    grown = f"; the stream grows from {rms[min(rms)]:.3f} to {rms[max(rms)]:.3f} rms through the blocks" if rms else ""
+    return warning(
+        "residual_scaling",
+        f"matrices that write into the stream start {found:.2f} times as large as the others, and 1/sqrt(2 L) "
+        f"is {usual:.2f}{grown}",
+        "the scaling of GPT-2's initialisation left out",
+        "a rule on names that matches no matrix",
+    )
+
+
+def spread(params: Sequence[Param]) -> float:
+    """Root mean square over all entries."""
+    squares = sum(float(param.tensor.double().square().sum()) for param in params)
+    return math.sqrt(squares / sum(param.tensor.numel() for param in params))
+
+
+Check = Callable[[ExaminedRun], Finding | None]
+CHECKS: tuple[Check, ...] = (
+    diverged, loss_at_start, impossible_loss, learned_nothing, train_gap, learning_rate, update_ratio,
+    gradient,
+    causality, softmax_rows, attention_scale, targets, tie, decay, residual_scaling,
+)  # fmt: skip
