@@ -72,6 +72,7 @@ def add_to(app: typer.Typer) -> None:
     """Put this file's commands into the application."""
     app.command()(run)
     app.command()(check)
+    app.command()(machine)
 
 
 def run(
@@ -214,6 +215,17 @@ def check(
         count = "automatic" if ablation.seeds is None else len(ablation.seeds)
         print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {count} seeds at "
               f"{ablation.scale}: all well")  # fmt: skip
+
+
+def machine(
+    preset: Annotated[str, typer.Argument(help="Preset or file of the runs to come.", metavar="PRESET")] = "nano",
+    jobs: Jobs = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Describe this machine as JSON, for planning on another one. See `gpt2lab run --dry-run --machine`."""
+    from gpt2lab import api
+
+    print(api.describe_machine(preset, jobs=jobs, runs=runs).to_json())
 
 
 def is_sweep(file: str) -> bool:
