@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
     {"model", "data", "optim", "training", "evidence", "ladder", "health", "origins", "published"},
-    {"costs", "generation", "peak", "trace"},
+    {"costs", "generation", "trace"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
     {"testing", "identity", "coordinates"},
