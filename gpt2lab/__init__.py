@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from gpt2lab.analysis import compare
     from gpt2lab.config import load_config
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
-    from gpt2lab.evidence import tokens_to
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
-    from gpt2lab.results import load_results
+    from gpt2lab.results import load_results, tokens_to
 
 __version__ = "0.1.0"
 _HOME = {
@@ -41,7 +40,7 @@ _HOME = {
     "save_gpt2": "gpt2lab.pretrained",
     "save_model": "gpt2lab.pretrained",
     "task": "gpt2lab.evaluation",
-    "tokens_to": "gpt2lab.evidence",
+    "tokens_to": "gpt2lab.results",
     "written": "gpt2lab.evaluation",
 }
 __all__ = [

@@ -37,16 +37,20 @@ def report(
 ) -> None:
     """Write the page of a study or sweep again. From the store alone: needs no torch, trains nothing."""
     from gpt2lab.display import console_for
-    from gpt2lab.report import read_study, terminal_summary, write_report
-    from gpt2lab.report.sweep.read import read_sweep
-    from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
+    from gpt2lab.report import (
+        read_study,
+        read_sweep,
+        terminal_summary,
+        terminal_sweep,
+        write_index,
+        write_report,
+        write_sweep_report,
+    )
     from gpt2lab.store import Store
 
     if all_ == (name is not None):
         raise typer.BadParameter("a study's name or --all is expected, and not both")
     if name is None:
-        from gpt2lab.report.index import write_index
-
         print(f"report: {write_index(runs, out)}")
         return
     if Store(runs).kind(name) == "sweep":

@@ -205,9 +205,9 @@ def check_sweep(file: str, scale: str | None, overrides: tuple[str, ...], plugin
 
 def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
-    from gpt2lab.evidence import next_steps
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
+    from gpt2lab.report.sections.sensitivity import next_steps
 
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]

@@ -1,172 +1,59 @@
 """The page across studies: what each found, whether it was expected and published, and how it goes with scale.
 
-Everything is rendered before the first file is written, and every file replaces its old one in a single step.
+Verdicts are judged from the runs that are there now, by the same code as in the study's own report; nothing is kept
+from one time to the next. A damaged record or run costs its own lines only.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.errors import Gpt2labError
+from gpt2lab.report.page import Page, Remark, made_of, write_page
+from gpt2lab.report.published import Agreement, Effect, expected_of, matching, with_expected, with_published
+from gpt2lab.report.read import Once, read_sweep
+from gpt2lab.report.sweep import answer, counted
+from gpt2lab.report.tables import Cell, difference_cell, verdict_cell
+from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, noise_of, unit
+from gpt2lab.store import Store
+from gpt2lab.text import clean, duration, number, plural, quantity
 
-from gpt2lab import text
-from gpt2lab.report import overview, svg
-from gpt2lab.report.across import Across, Damaged, Entry, Finding, as_json, duration, facts, gather, total
-from gpt2lab.report.agreement import AGAIN, AGAINST, OPEN, Agreement
-from gpt2lab.report.sweep.index import SweepEntry, sweep_entries
-from gpt2lab.store import write_atomically
-from gpt2lab.text import plural, quantity
-
-TEMPLATES = Path(__file__).parent / "templates"
-PICTURE = "index.svg"
-
-COMMAND = "gpt2lab run ablations/posenc.yaml --scale nano"
-"""What makes a first study."""
-
-RULES = (
-    "Better or worse (also likely better or worse) as expected is found again; the other way round is contradicted.",
-    "No difference larger than the smallest effect of interest, where none was expected, is found again. Where one was "
-    "expected, it contradicts only a published difference of at least that size at the same scale; else it is "
-    "inconclusive.",
-    "Exploratory, unstable, not comparable and inconclusive verdicts, and a difference where none was expected, are "
-    "inconclusive here.",
-    "Scales are the same when neither model has more than twice the parameters of the other. At another scale, at one "
-    "that the source does not state, and at a scale that shows signs only, the page says same sign and other sign: "
-    "such a study does not repeat what was published.",
-    "What is expected is read off how its sentence in the study's file begins: better, worse, about equal, no "
-    "difference. A published result counts where two arms differ in nothing but what it is about.",
-)
-
-
-@dataclass(frozen=True)
-class Place:
-    """One cell of the matrix: a contrast at a scale."""
-
-    finding: Finding
-    unit: str
-    anchor: str
-
-
-@dataclass(frozen=True)
-class MatrixRow:
-    """One contrast over all scales; None where it was not run."""
-
-    ablation: str
-    label: str
-    places: Sequence[Place | None]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Contrasts by scale; scales with the size of their models, the smallest first."""
-
-    scales: Sequence[tuple[str, str]]
-    rows: Sequence[MatrixRow]
-
-
-@dataclass(frozen=True)
-class Tally:
-    """How many contrasts agree, in the columns of COUNTED."""
-
-    what: str
-    counts: Sequence[int]
-
-
-COUNTED = ("found again", "same at another scale", "contradicted", "other sign at another scale", "inconclusive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One study on the page."""
-
-    anchor: str
-    entry: Entry
-    line: str
-    facts: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """The page, in the order in which it is read."""
-
-    summary: str
-    damaged: Sequence[Damaged]
-    tallies: Sequence[Tally]
-    counted: Sequence[str]
-    matrix: Matrix
-    picture: tuple[str, str] | None
-    """(caption, inline SVG); None while no study has a difference"""
-    sections: Sequence[Section]
-    rules: Sequence[str]
-    command: str
-    sweeps: Sequence[SweepEntry] = ()
+Found = TypeVar("Found")
+UNREADABLE = (Gpt2labError, KeyError, TypeError, ValueError, AttributeError)
+"""What a damaged record raises."""
 
 
 def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
     """Write `out`/index.html, index.md, index.json and index.svg over every study and sweep of the store below `root`;
     returns index.html.
 
-    Raises EnvironmentFault when the folder cannot be written (the old page stays). A damaged record or run costs its
-    own lines only.
+    Raises EnvironmentFault when the folder cannot be written (the old page stays).
     """
     across = gather(root, out)
-    sweeps, unreadable = sweep_entries(root, out)
-    across = replace(across, damaged=[*across.damaged, *unreadable])
-    alone, picture = _picture(across)
-    page = build(across, picture, sweeps)
-    files = {"index.html": render_html(page), "index.md": render_markdown(page), "index.json": _json(across, sweeps)}
-    files |= {PICTURE: alone} if alone else {}
-    folder = Path(out)
-    for file, content in files.items():
-        write_atomically(folder / file, content)
-    if not alone:
-        (folder / PICTURE).unlink(missing_ok=True)
-    return folder / "index.html"
-
-
-def build(across: Across, picture: tuple[str, str] | None = None, sweeps: Sequence[SweepEntry] = ()) -> Page:
-    """The page from what was read."""
-    anchors = {entry.name: f"study-{number}" for number, entry in enumerate(across.entries, start=1)}
-    sections = [
-        Section(
-            anchor=anchors[entry.name],
-            entry=entry,
-            line=_line(entry),
-            facts=[(key, value) for key, value in facts(entry) if value],
-        )
-        for entry in across.entries
-    ]
-    return Page(
-        summary=_summary(across),
-        damaged=across.damaged,
-        tallies=_tallies(across.findings),
-        counted=COUNTED,
-        matrix=matrix(across.entries, anchors),
-        picture=picture,
-        sections=sections,
-        rules=RULES,
-        command=COMMAND,
-        sweeps=sweeps,
+    page = Page(
+        about="all studies",
+        heading="What the studies found",
+        title="All studies – gpt2lab",
+        warnings=[Remark(f"The record of {one.name} cannot be read.", one.why) for one in across.damaged],
+        answer=[_summary(across)],
+        sections=made_of(across, "index"),
+        files=("index.md", "index.json"),
+        also=", and a folder for each study whose report was written",
+        figures="",
     )
-
-
-def _line(entry: Entry) -> str:
-    """A study in a line: `nano · 842 k parameters, 819 k tokens · 2026-11-23`."""
-    scope = entry.study["scope"]
-    sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
-    parts = [entry.scale, sizes, str(entry.study.get("created") or "")[:10], entry.study.get("caveat") or ""]
-    return " · ".join(part for part in parts if part)
+    return write_page(Path(out), page, {"index.json": _json(across, page)})
 
 
 def _summary(across: Across) -> str:
+    if not across.entries:
+        return "" if across.sweeps else "Nothing is recorded yet. This makes a first study:"
     runs, flops, seconds = total(across.entries)
     studies = "1 study" if len(across.entries) == 1 else f"{len(across.entries)} studies"
     parts = [studies, plural(len(across.findings), "contrast"), plural(runs, "run")]
@@ -175,77 +62,301 @@ def _summary(across: Across) -> str:
     return ", ".join(parts) + "; runs that studies share are counted once."
 
 
-def _tallies(findings: Sequence[Finding]) -> list[Tally]:
-    expected = [finding.agreement for finding in findings if finding.agreement]
-    published = [agreement for finding in findings for _, agreement in finding.published]
-    pairs = (("what the study's file expects", expected), ("published results", published))
-    return [Tally(what, _count(agreements)) for what, agreements in pairs if agreements]
+def _json(across: Across, page: Page) -> str:
+    """All of it for programs."""
+    record: dict[str, Any] = {"studies": [as_json(entry) for entry in across.entries]}
+    record["damaged"] = [{"name": one.name, "why": one.why} for one in across.damaged]
+    record["sweeps"] = [entry.to_json() for entry in across.sweeps]
+    return json.dumps(record | page.data, indent=1, allow_nan=False) + "\n"
 
 
-def _count(agreements: Sequence[Agreement]) -> list[int]:
-    def how_many(kind: str, *, elsewhere: bool) -> int:
-        return sum(a.kind == kind and (a.word != a.kind) == elsewhere for a in agreements)
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One contrast of a study."""
 
-    return [
-        *(how_many(kind, elsewhere=elsewhere) for kind in (AGAIN, AGAINST) for elsewhere in (False, True)),
-        sum(a.kind == OPEN for a in agreements),
-    ]
+    contrast: Contrast
+    verdict: Cell
+    difference: Cell
+    expected: str
+    """what the study's file says of it; "" for nothing"""
+    agreement: Agreement | None
+    """with what was expected; None where nothing was"""
+    published: Sequence[tuple[Effect, Agreement]]
 
+    @property
+    def label(self) -> str:
+        return f"{self.contrast.arm} against {self.contrast.against}"
 
-def matrix(entries: Sequence[Entry], anchors: dict[str, str]) -> Matrix:
-    """Every contrast of an ablation in one row, a scale in each column; those at most scales first."""
-    sizes: dict[str, list[float]] = {}
-    places: dict[tuple[str, str], dict[str, Place]] = {}
-    for entry in entries:
-        sizes.setdefault(entry.scale, []).append(entry.study["scope"].get("parameters") or 0.0)
-        ablation = str(entry.study.get("ablation") or entry.name)
-        for finding in entry.findings:
-            row = places.setdefault((ablation, finding.label), {})
-            row.setdefault(entry.scale, Place(finding, entry.unit, anchors[entry.name]))
-    middle = {scale: statistics.median(found) for scale, found in sizes.items()}
-    scales = sorted(middle, key=lambda scale: (middle[scale], scale))
-    order = sorted(places, key=lambda key: (-len(places[key]), key[0]))
-    rows = [MatrixRow(ablation, label, [places[ablation, label].get(s) for s in scales]) for ablation, label in order]
-    return Matrix([(scale, f"{quantity(middle[scale])} parameters") for scale in scales], rows)
+    @property
+    def agreements(self) -> list[Agreement]:
+        """With what was expected and with what was published."""
+        return [*([self.agreement] if self.agreement else []), *(agreement for _, agreement in self.published)]
 
 
-def _picture(across: Across) -> tuple[str, tuple[str, str] | None]:
-    """(a file of its own, (caption, markup for the page)); ("", None) where there is nothing to draw."""
-    shown = overview.groups(across.entries)
-    if not shown:
-        return "", None
-    caption = overview.caption(shown, len(across.findings))
-    with svg.drawing():
-        alone, inline = svg.render(overview.overview(shown), "overview", "Every contrast", caption)
-    return alone, (caption, inline)
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One study."""
+
+    study: Study
+    runs: Sequence[StudyRun]
+    verdicts: Verdicts
+    findings: Sequence[Finding]
+    sharing: int
+    """how many studies rest on runs of this one's baseline, itself among them"""
+    link: str
+    """its own report, relative to the page; "" where none was written"""
+
+    @property
+    def name(self) -> str:
+        return str(self.study["name"])
+
+    @property
+    def scale(self) -> str:
+        return str(self.study.get("scale") or self.study["scope"].get("preset") or self.name)
+
+    @property
+    def unit(self) -> str:
+        return unit(self.study)
+
+    @property
+    def created(self) -> str:
+        return str(self.study.get("created") or "")
 
 
-def render_html(page: Page) -> str:
-    """The page as one file that loads nothing and runs nothing."""
-    css = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "index.css"))
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    environment = _environment(autoescape=True)
-    environment.filters["drawing"] = Markup  # our own SVG, in which ElementTree has escaped every name
-    return environment.get_template("index.html.j2").render(page=page, css=Markup(css), policy=policy)
+@dataclass(frozen=True, kw_only=True)
+class SweepEntry:
+    """One sweep on the page across studies."""
+
+    name: str
+    question: str
+    answer: Sequence[str]
+    line: str
+    """`nano · 842 k parameters · 11 finished, 9 pruned · 2026-11-23`"""
+    link: str
+    """its own page, relative to this one; "" where none was written"""
+    created: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"name": self.name, "question": self.question, "answer": list(self.answer), "created": self.created,
+                "report": self.link or None}  # fmt: skip
 
 
-def render_markdown(page: Page) -> str:
-    """The same content in Markdown."""
-    environment = _environment(autoescape=False)
-    environment.filters |= {"md": text.markdown, "fenced": text.fenced}
-    return environment.get_template("index.md.j2").render(page=page, picture=PICTURE)
+@dataclass(frozen=True)
+class Damaged:
+    """A record that cannot be read or judged, and why."""
+
+    name: str
+    why: str
 
 
-def _environment(*, autoescape: bool) -> Environment:
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=autoescape, undefined=StrictUndefined, keep_trailing_newline=True
+@dataclass(frozen=True, kw_only=True)
+class Across(Once):
+    """All studies and sweeps of a store, the newest first."""
+
+    entries: Sequence[Entry]
+    sweeps: Sequence[SweepEntry] = ()
+    damaged: Sequence[Damaged] = ()
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for entry in self.entries for finding in entry.findings]
+
+
+def gather(root: str | Path, out: str | Path) -> Across:
+    """Read and judge every study and sweep of the store below `root`; `out` is where their own reports lie. Sweeps by
+    which an ablation tunes its arms are part of that study's page."""
+    store, out = Store(root), Path(out)
+    damaged: list[Damaged] = []
+    records = _each(store.studies(), lambda name: _record(name, store), damaged)
+    entries = _each(records, lambda name: _entry(records[name], records, store, link_to(name, out)), damaged)
+    sweeps = _each(store.sweeps(), lambda name: _sweep_entry(name, store, root, out), damaged)
+    newest = sorted(sorted(entries.values(), key=lambda e: e.name), key=lambda e: e.created, reverse=True)
+    searched = sorted((one for one in sweeps.values() if one), key=lambda entry: entry.created, reverse=True)
+    return Across(entries=newest, sweeps=searched, damaged=damaged)
+
+
+def _each(names: Iterable[str], read: Callable[[str], Found], damaged: list[Damaged]) -> dict[str, Found]:
+    """Name -> what `read` makes of it; what cannot be read goes to `damaged`."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = read(name)
+        except UNREADABLE as error:
+            why = clean(f"it lacks {error}" if isinstance(error, KeyError) else error)
+            damaged.append(Damaged(name, why))
+    return found
+
+
+def _record(name: str, store: Store) -> Study:
+    study: Study = cleaned(store.study(name))
+    if study["name"] != name:
+        raise ValueError(f"the record calls itself '{study['name']}'")
+    _runs_of(study, study["baseline"])
+    return study
+
+
+def _entry(study: Study, records: Mapping[str, Study], store: Store, link: str) -> Entry:
+    runs = collect(study, store)
+    verdicts = judge_runs(study, runs, store, sensitivity=False)
+    findings = [_finding(study, contrast) for contrast in verdicts.contrasts]
+    sharing = shared_by(study, records)
+    return Entry(study=study, runs=runs, verdicts=verdicts, findings=findings, sharing=sharing, link=link)
+
+
+def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepEntry | None:
+    if store.sweep(name).get("part_of"):
+        return None
+    read = read_sweep(name, root)
+    record = read.record
+    created = str(record.get("created") or "")
+    parts = [str(record["scale"]), f"{quantity(record['scope'].get('parameters'))} parameters", counted(read.counts),
+             created[:10], record.get("caveat") or ""]  # fmt: skip
+    return SweepEntry(
+        name=name, question=str(record["question"]), answer=answer(read),
+        line=" · ".join(part for part in parts if part), link=link_to(name, out), created=created,
+    )  # fmt: skip
+
+
+def _finding(study: Study, contrast: Contrast) -> Finding:
+    pair = len(contrast.weights) == 2  # effects over more arms repeat nothing, whatever they are called
+    effects = matching(study, contrast.arm, contrast.against) if pair else []
+    effects_expected = study.get("expected") or {}
+    expected = expected_of(study, contrast) if pair else str(effects_expected.get(contrast.arm) or "")
+    return Finding(
+        contrast=contrast,
+        verdict=verdict_cell(contrast),
+        difference=difference_cell(contrast.difference, contrast.low, contrast.high),
+        expected=expected,
+        agreement=with_expected(study, contrast, expected, effects) if expected else None,
+        published=[(effect, with_published(study, contrast, effect)) for effect in effects],
     )
 
 
-def _json(across: Across, sweeps: Sequence[SweepEntry]) -> str:
-    """All of it for programs."""
-    damaged = [{"name": one.name, "why": one.why} for one in across.damaged]
-    record: dict[str, Any] = {"studies": [as_json(entry) for entry in across.entries], "damaged": damaged}
-    record["sweeps"] = [entry.to_json() for entry in sweeps]
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+def link_to(name: str, out: Path) -> str:
+    """The study's own report, or the copy of it that is published."""
+    for folder in (name, f"published/{name}"):
+        if (out / folder / "index.html").is_file():
+            return quote(f"{folder}/index.html")
+    return ""
+
+
+def _runs_of(study: Study, arm: str) -> set[str]:
+    return set(study["arms"][arm]["runs"].values())
+
+
+def shared_by(study: Study, records: Mapping[str, Study]) -> int:
+    """How many of the studies rest on runs of this one's baseline."""
+    pool = _runs_of(study, study["baseline"])
+    return sum(any(pool & _runs_of(other, arm) for arm in other["arms"]) for other in records.values()) if pool else 1
+
+
+def facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    """What a study rests on, in words: (what, that)."""
+    study, scope = entry.study, entry.study["scope"]
+    sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
+    yield "Scale", ", ".join([f"{entry.scale}: {sizes}", *entry.verdicts.scope[1:]])
+    yield "On", ", ".join(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))
+    yield "Declared", str(study.get("created") or "")[:10]
+    yield "Seeds", seeds(entry)
+    yield "Baseline", baseline(entry)
+    yield "Noise floor", noise_floor(study)
+    yield "Compute", compute(entry.runs, study)
+
+
+def seeds(entry: Entry) -> str:
+    """`3 per arm`, with what failed or is missing."""
+    counts = sorted({arm.n for arm in entry.verdicts.arms})
+    text = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) + " per arm" if counts else "none"
+    failed = sum(arm.failed for arm in entry.verdicts.arms)
+    missing = sum(run.value is None for run in entry.runs)
+    return ", ".join([text, *([plural(failed, "run") + " failed"] if failed else []),
+                      *([plural(missing, "run") + " without a value"] if missing else [])])  # fmt: skip
+
+
+def baseline(entry: Entry) -> str:
+    """`learned; its runs serve this study alone`"""
+    others = f"serve {entry.sharing} studies" if entry.sharing > 1 else "serve this study alone"
+    return f"{entry.study['baseline']}; its runs {others}"
+
+
+def noise_floor(study: Study) -> str:
+    """The measured noise that the study was planned with; "" for none."""
+    noise, kept = noise_of(study), study.get("noise") or {}
+    if noise is None:
+        return ""
+    low, high = kept.get("low"), kept.get("high")
+    bounds = "" if low is None or high is None else f" [{number(low, 4)}, {number(high, 4)}]"
+    when = f", measured {str(kept['created'])[:10]}" if kept.get("created") else ""
+    return f"sd {number(noise.sd, 4)}{bounds} over {plural(noise.runs, 'repeat')} at {noise.scale}, {noise.stack}{when}"
+
+
+def compute(runs: Sequence[StudyRun], study: Study) -> str:
+    """`9 runs, 38.3 TFLOP, 6.6 minutes of training`, shared runs among them."""
+    flops, seconds = spent(runs, study)
+    parts = [plural(len({run.id for run in runs}), "run")]
+    parts += [quantity(flops, "FLOP")] if flops else []
+    parts += [f"{duration(seconds)} of training"] if seconds else []
+    return ", ".join(parts)
+
+
+def spent(runs: Sequence[StudyRun], study: Study) -> tuple[float, float]:
+    """(FLOPs, seconds) of the runs that have a result."""
+    flops = seconds = 0.0
+    for run in {run.id: run for run in runs}.values():
+        per_token = study["arms"][run.arm].get("flops_per_token")
+        flops += (per_token or 0.0) * (run.result.get("tokens") or 0)
+        seconds += run.result.get("seconds") or 0.0
+    return flops, seconds
+
+
+def total(entries: Sequence[Entry]) -> tuple[int, float, float]:
+    """(runs, FLOPs, seconds) over all studies, a run that several share counted once."""
+    seen: set[str] = set()
+    flops = seconds = 0.0
+    for entry in entries:
+        fresh = [run for run in entry.runs if run.id not in seen]
+        seen.update(run.id for run in fresh)
+        more = spent(fresh, entry.study)
+        flops, seconds = flops + more[0], seconds + more[1]
+    return len(seen), flops, seconds
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
+    """A study for programs: plain data, without numbers that are not finite."""
+    flops, seconds = spent(entry.runs, entry.study)
+    own = {key: entry.study.get(key) for key in ("name", "hash", "ablation", "scale", "question", "created", "metric")}
+    own |= {"unit": entry.unit, "smallest_effect": entry.verdicts.smallest_effect, "caveat": entry.study.get("caveat")}
+    own |= {"scope": list(entry.verdicts.scope), "parameters": entry.study["scope"].get("parameters")}
+    own |= {"tokens": entry.study["scope"].get("tokens"), "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}
+    own |= {"baseline": entry.study["baseline"], "baseline_serves": entry.sharing, "report": entry.link or None}
+    own |= {"runs": len(entry.runs), "missing": sum(run.value is None for run in entry.runs)}
+    own |= {
+        "flops": flops,
+        "seconds": seconds,
+        "noise": entry.study.get("noise") if entry.study["metric"] == LOSS else None,
+    }
+    return own | {"contrasts": [_contrast_json(finding) for finding in entry.findings]}
+
+
+def _contrast_json(finding: Finding) -> dict[str, Any]:
+    c = finding.contrast
+    numbers = {key: getattr(c, key) for key in ("difference", "low", "high", "p_holm")}
+    return {
+        "arm": c.arm,
+        "against": c.against,
+        "word": c.word,
+        **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
+        "expected": finding.expected or None,
+        "agreement": finding.agreement and _agreement_json(finding.agreement),
+        "published": [
+            {"effect": str(effect), "direction": effect.direction, "size": effect.size, "source": effect.source,
+             "address": effect.address or None, "parameters": effect.parameters, **_agreement_json(agreement)}
+            for effect, agreement in finding.published
+        ],
+    }  # fmt: skip
+
+
+def _agreement_json(agreement: Agreement) -> dict[str, str]:
+    return {"kind": agreement.kind, "word": agreement.word, "why": agreement.why}

@@ -1,135 +1,210 @@
-"""Write the report of a study: one self-contained HTML page, its Markdown twin, the figures and the numbers.
+"""One page writer for studies, sweeps and the index: HTML that loads and runs nothing, and the same in Markdown.
 
-Everything is rendered before the first file is written, and every file replaces its old one in a single step, so a
-report that cannot be made leaves the previous one as it was.
+A page is a head and a list of sections. Each section is made by one function of a file in `report/sections/`, which
+`@section` registers; it gets all that was read and returns what to show, or None where there is nothing. A section
+that raises costs that section, which is then a line with the error, and never the page.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Group
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from gpt2lab import text
-from gpt2lab.analysis.verdicts import as_json
-from gpt2lab.report import tables, tuned
-from gpt2lab.report.content import Page, build
-from gpt2lab.report.pictures import draw
-from gpt2lab.report.read import Read, read_study
-from gpt2lab.results import StudyRun
+from gpt2lab.report.style import Picture, drawing
+from gpt2lab.report.tables import Table
 from gpt2lab.store import write_atomically
 
-REACHES = ("multipliers", "in_tokens", "shares")
 TEMPLATES = Path(__file__).parent / "templates"
+FIGURES = 10.0
+"""Order of the part of the page that shows the figures which sections put in front."""
 
 
-def write_report(
-    study: str | Read, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
-) -> Path:
-    """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json; returns index.html.
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading and what stands below it, in the order of the fields; what is empty is left out."""
 
-    study: its name in the store at `root`, or what `read_study` read of it.
-    force_exploratory: show numbers where a verdict is refused, under a banner that says so.
-    The study may be incomplete; the page then says what is missing. Raises ConfigError for an unknown study, DataFault
-    for a damaged record, EnvironmentFault when the folder cannot be written (the old report stays).
+    title: str = ""
+    """that of `@section` unless it is given"""
+    link: str = ""
+    """address that the title leads to"""
+    anchor: str = ""
+    lead: Sequence[str] = ()
+    """paragraphs"""
+    aside: str = ""
+    """a small line above the table"""
+    table: Table | None = None
+    note: str = ""
+    """a small paragraph below the table"""
+    code: str = ""
+    points: Sequence[str] = ()
+    figures: Sequence[Picture] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    facts_title: str = ""
+    """the facts are folded under it"""
+    parts: Sequence[Section] = ()
+    """sections within this one"""
+    folded: bool = False
+    """opened by a click on the page"""
+    front: Sequence[Picture] = ()
+    """figures that stand under "Figures" near the head of the page"""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """what goes into the page's JSON file, by key"""
+
+    @property
+    def is_shown(self) -> bool:
+        return any(
+            (self.lead, self.table, self.note, self.code, self.points, self.figures, self.facts, self.parts, self.aside)
+        )
+
+
+Made = Section | Iterable[Section] | None
+Make = TypeVar("Make", bound=Callable[[Any], Made])
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A function that makes a section of one kind of page, and where it stands."""
+
+    order: float
+    title: str
+    make: Callable[[Any], Made]
+
+
+SECTIONS: dict[str, list[Registered]] = {}
+"""kind of page -> its sections"""
+
+
+def section(*, order: float, title: str = "", of: str = "study") -> Callable[[Make], Make]:
+    """Register a function as a section of every page of a `study` or a `sweep`, or of the `index`.
+
+    order: place on the page, from top to bottom; the figures stand at 10.
+    title: heading of a section that names none of its own.
+    The function takes a StudyRead, SweepRead or Across and returns a Section, several, or None.
     """
-    read = study if isinstance(study, Read) else read_study(study, root, force_exploratory=force_exploratory)
-    page = build(read, draw(read), forced=force_exploratory)
-    numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read)}
-    return write_page(Path(out) / str(read.study["name"]), page, numbers)
+
+    def register(make: Make) -> Make:
+        SECTIONS.setdefault(of, []).append(Registered(order, title, make))
+        return make
+
+    return register
+
+
+def made_of(read: Any, kind: str) -> list[Section]:
+    """Every section of a page, in order. Figures that sections put in front are a section of their own."""
+    importlib.import_module("gpt2lab.report.sections").load()
+    found: list[tuple[float, Section]] = []
+    with drawing():
+        for entry in SECTIONS.get(kind, ()):
+            found += [(entry.order, one) for one in _made(entry, read)]
+    front = list(chain.from_iterable(one.front for _, one in sorted(found, key=lambda pair: pair[0])))
+    if front:
+        found.append((FIGURES, Section(title="Figures", figures=front)))
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+
+def _made(entry: Registered, read: Any) -> list[Section]:
+    try:
+        made = entry.make(read)
+        several = [] if made is None else [made] if isinstance(made, Section) else list(made)
+    except Exception as error:  # whatever it is, the other sections can be read
+        place = f"{entry.make.__module__}.{entry.make.__name__}"
+        why = text.clean(f"{type(error).__name__}: {error}")
+        print(f"report: {place} made no section: {why}", file=sys.stderr)
+        return [Section(title=entry.title or place, lead=[f"This section could not be made ({place}): {why}"])]
+    return [one if one.title else replace(one, title=entry.title) for one in several]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something the reader must know before reading on."""
+
+    head: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page in the order in which it is read."""
+
+    about: str
+    """beside `gpt2lab report`"""
+    heading: str
+    title: str
+    """of the browser's window"""
+    warnings: Sequence[Remark] = ()
+    answer: Sequence[str] = ()
+    basis: Sequence[str] = ()
+    caveat: str | None = None
+    sections: Sequence[Section] = ()
+    files: Sequence[str] = ()
+    """beside the page, its twin first"""
+    also: str = ""
+    """what else lies there"""
+    figures: str = "figures/"
+    """folder of the figures"""
+
+    @property
+    def shown(self) -> list[Section]:
+        return [one for one in self.sections if one.is_shown]
+
+    @property
+    def drawings(self) -> list[Picture]:
+        """Every figure, wherever it stands."""
+        return [figure for one in self.sections for part in (one, *one.parts) for figure in part.figures]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What sections have for the JSON file."""
+        return {key: value for one in self.sections for key, value in one.data.items()}
 
 
 def write_page(folder: Path, page: Page, numbers: Mapping[str, str]) -> Path:
     """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Figures that are no longer
-    drawn are removed."""
-    files: dict[str, str | bytes] = {f"figures/{figure.name}.svg": figure.alone for figure in page.drawings}
-    files |= {f"figures/{figure.name}.png": figure.png for figure in page.drawings}
-    files |= {"report.md": render_markdown(page), **numbers, "index.html": render_html(page)}
+    drawn are removed.
+
+    Everything is rendered before the first file is written, and every file replaces its old one in a single step, so a
+    page that cannot be made leaves the previous one as it was.
+    """
+    files: dict[str, str | bytes] = {f"{page.figures}{one.name}.svg": one.alone for one in page.drawings}
+    files |= {f"{page.figures}{one.name}.png": one.png for one in page.drawings if page.figures}
+    files |= {page.files[0]: render_markdown(page), **numbers, "index.html": render_html(page)}
     for file, content in files.items():
         write_atomically(folder / file, content)
-    for stale in set((folder / "figures").glob("*.*")) - {folder / file for file in files}:
+    old = set((folder / page.figures).glob("*.*")) if page.figures else set(folder.glob("*.svg"))
+    for stale in old - {folder / file for file in files}:
         stale.unlink()
     return folder / "index.html"
 
 
-def terminal_summary(read: Read, out: str | Path = "reports") -> Group:
-    """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
-    study, runs = read.study, read.runs
-    table = tables.verdict_table(study, read.arms, read.verdicts, read.evidence)
-    shown = RichTable(title=Text(study["question"]), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns:
-        shown.add_column(column.title, justify="right" if column.kind == "number" else "left")
-    for row in table.rows:
-        cells = [Text(" ".join(filter(None, (cell.text, cell.detail)))) for cell in row.cells[1:]]
-        shown.add_row(Text(row.cells[0].text, style="bold"), *cells)
-    missing = sum(run.value is None for run in runs)
-    lines = [Text(f"{text.plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
-    lines += [Text(told) for c in read.verdicts.contrasts if (told := tuned.summary(read, c))]
-    page = Path(out) / study["name"] / "index.html"
-    where = Text(f"report: {page}" if page.exists() else f"report: gpt2lab report {study['name']}")
-    return Group(shown, *lines, where)
-
-
 def render_html(page: Page) -> str:
     """The page as one file that loads nothing and runs nothing."""
-    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    css = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     environment = _environment(autoescape=True)
     environment.filters["drawing"] = Markup  # our own SVG, in which ElementTree has escaped every name
-    return environment.get_template("report.html.j2").render(page=page, css=Markup(css), policy=policy)
+    return environment.get_template("page.html.j2").render(page=page, css=Markup(css), policy=policy)
 
 
 def render_markdown(page: Page) -> str:
     """The same content in Markdown."""
     environment = _environment(autoescape=False)
     environment.filters |= {"md": text.markdown, "fenced": text.fenced}
-    return environment.get_template("report.md.j2").render(page=page)
+    return environment.get_template("page.md.j2").render(page=page)
 
 
 def _environment(*, autoescape: bool) -> Environment:
     return Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=autoescape, undefined=StrictUndefined, keep_trailing_newline=True
     )
-
-
-def _csv(runs: Sequence[StudyRun]) -> str:
-    """One line per declared run; `gpt2lab compare` reads it."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["arm", "seed", "value", "run", "status", "tokens", "tokens_per_second", "peak_memory_bytes"])
-    measured = ("tokens", "tokens_per_second", "peak_memory_bytes")
-    for run in runs:
-        writer.writerow(
-            [run.arm, run.seed, "" if run.value is None else run.value, run.id, run.status]
-            + [run.result.get(key, "") for key in measured]
-        )
-    return buffer.getvalue()
-
-
-def _json(read: Read) -> str:
-    """The verdicts for programs; numbers that are not finite are null."""
-    study = read.study
-    record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
-    record["metric"] = study["metric"]
-    if read.tuned.written:
-        record["as_written"] = read.tuned.written.to_json()["contrasts"]
-    record["missing"] = [
-        {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}
-        for run in read.runs
-        if run.value is None
-    ]
-    evidence = {key: {arm: asdict(reach) for arm, reach in getattr(read.evidence, key).items()} for key in REACHES}
-    record |= as_json(evidence | {"horizon": [asdict(one) for one in read.evidence.horizon]})
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"

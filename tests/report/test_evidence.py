@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpt2lab.evidence import gather, loss_at, tokens_to
+from gpt2lab.ladder import trends
 from made_up_study import STEPS, run_id, write, write_run
 from scipy import stats
 
-from gpt2lab.evidence import gather, loss_at, tokens_to
-from gpt2lab.ladder import trends
 from gpt2lab.report import page, write_report
 from gpt2lab.report.tables import p_cell
 from gpt2lab.results import collect, judge_runs

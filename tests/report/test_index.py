@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpt2lab.report.across import duration, gather
 from made_up_study import declare
 from many_studies import record
 from page_reader import Reader
 
 from gpt2lab.report import overview
-from gpt2lab.report.across import duration, gather
 from gpt2lab.report.index import write_index
 from gpt2lab.report.tables import difference_cell
 

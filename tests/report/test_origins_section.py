@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpt2lab.origins import Origins
 from made_up_study import IDENTITY, KEY, run_id, write
 from scipy import stats
 
 from gpt2lab.analysis.calibration import nominal_level
-from gpt2lab.origins import Origins
 from gpt2lab.report import marks, origin_figures, origins, page, read_study, svg, write_report
 from gpt2lab.results import load_results
 

@@ -10,14 +10,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from gpt2lab.report.sweep.axes import Axis, Fitted, Point, best_of, limits_of
+from gpt2lab.report.sweep.pictures import COORDINATES, SEARCHES, SIZES, draw
+from gpt2lab.report.sweep.read import ReadSweep, read_record
 from made_up_sweep import BATCH, LR, NORM, TOKENS, coordinates, hopeless, keep, ladder, search, sweep, variants, wide
 from matplotlib.figure import Figure
 
 from gpt2lab.report import marks, svg
 from gpt2lab.report.sweep import curves, figures, scales
-from gpt2lab.report.sweep.axes import Axis, Fitted, Point, best_of, limits_of
-from gpt2lab.report.sweep.pictures import COORDINATES, SEARCHES, SIZES, draw
-from gpt2lab.report.sweep.read import ReadSweep, read_record
 from gpt2lab.store import Store
 from gpt2lab.text import setting
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpt2lab.report.sweep.across import read_chosen
+from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
 from made_up_study import declare
 from made_up_sweep import (
     LR,
@@ -37,8 +39,6 @@ from gpt2lab import text
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.report.index import write_index
 from gpt2lab.report.sweep import writing as page
-from gpt2lab.report.sweep.across import read_chosen
-from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
 
