@@ -115,7 +115,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def duration(seconds: float) -> str:
+def time_taken(seconds: float) -> str:
     """`44 seconds`, `6.6 minutes`, `12.3 hours`."""
     for size, name in ((3600.0, "hours"), (60.0, "minutes")):
         if seconds >= size:

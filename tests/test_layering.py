@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"schema", "text"},
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training", "evidence", "ladder", "health", "origins", "published"},
+    {"model", "data", "optim", "training", "published"},
     {"costs", "generation", "peak", "trace"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
@@ -38,7 +38,7 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-SAME_LAYER_MAY = [{"reading", "clashes", "config"}, {"evidence", "ladder"}]  # one concern in files
+SAME_LAYER_MAY = [{"reading", "clashes", "config"}]  # one concern in files
 WITHIN: dict[str, list[set[str]]] = {
     "planning": [
         {"designs"},
@@ -63,7 +63,7 @@ WITHIN: dict[str, list[set[str]]] = {
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
-    "evidence", "ladder", "health", "origins", "published",
+    "published",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from gpt2lab.report.sweep import answer, counted
 from gpt2lab.report.tables import Cell, difference_cell, verdict_cell
 from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, noise_of, unit
 from gpt2lab.store import Store
-from gpt2lab.text import clean, duration, number, plural, quantity
+from gpt2lab.text import clean, number, plural, quantity, time_taken
 
 Found = TypeVar("Found")
 UNREADABLE = (Gpt2labError, KeyError, TypeError, ValueError, AttributeError)
@@ -58,7 +58,7 @@ def _summary(across: Across) -> str:
     studies = "1 study" if len(across.entries) == 1 else f"{len(across.entries)} studies"
     parts = [studies, plural(len(across.findings), "contrast"), plural(runs, "run")]
     parts += [quantity(flops, "FLOP")] if flops else []
-    parts += [f"{duration(seconds)} of training"] if seconds else []
+    parts += [f"{time_taken(seconds)} of training"] if seconds else []
     return ", ".join(parts) + "; runs that studies share are counted once."
 
 
@@ -297,7 +297,7 @@ def compute(runs: Sequence[StudyRun], study: Study) -> str:
     flops, seconds = spent(runs, study)
     parts = [plural(len({run.id for run in runs}), "run")]
     parts += [quantity(flops, "FLOP")] if flops else []
-    parts += [f"{duration(seconds)} of training"] if seconds else []
+    parts += [f"{time_taken(seconds)} of training"] if seconds else []
     return ", ".join(parts)
 
 

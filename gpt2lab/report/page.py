@@ -106,23 +106,28 @@ def made_of(read: Any, kind: str) -> list[Section]:
     found: list[tuple[float, Section]] = []
     with drawing():
         for entry in SECTIONS.get(kind, ()):
-            found += [(entry.order, one) for one in _made(entry, read)]
+            found += [(entry.order, one) for one in _made_or_told(entry, read)]
     front = list(chain.from_iterable(one.front for _, one in sorted(found, key=lambda pair: pair[0])))
     if front:
         found.append((FIGURES, Section(title="Figures", figures=front)))
     return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
-def _made(entry: Registered, read: Any) -> list[Section]:
+def made_by(entry: Registered, read: Any) -> list[Section]:
+    """What one function makes, with its title."""
+    made = entry.make(read)
+    several = [] if made is None else [made] if isinstance(made, Section) else list(made)
+    return [one if one.title else replace(one, title=entry.title) for one in several]
+
+
+def _made_or_told(entry: Registered, read: Any) -> list[Section]:
     try:
-        made = entry.make(read)
-        several = [] if made is None else [made] if isinstance(made, Section) else list(made)
+        return made_by(entry, read)
     except Exception as error:  # whatever it is, the other sections can be read
         place = f"{entry.make.__module__}.{entry.make.__name__}"
         why = text.clean(f"{type(error).__name__}: {error}")
         print(f"report: {place} made no section: {why}", file=sys.stderr)
         return [Section(title=entry.title or place, lead=[f"This section could not be made ({place}): {why}"])]
-    return [one if one.title else replace(one, title=entry.title) for one in several]
 
 
 @dataclass(frozen=True)

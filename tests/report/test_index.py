@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt2lab.report.across import duration, gather
 from made_up_study import declare
 from many_studies import record
 from page_reader import Reader
 
-from gpt2lab.report import overview
-from gpt2lab.report.index import write_index
+from gpt2lab.report.index import gather, write_index
+from gpt2lab.report.sections import studies as overview
 from gpt2lab.report.tables import difference_cell
+from gpt2lab.text import time_taken
 
 HOSTILE = "<script>alert(1)</script> | \"x\" onload='y' [a](javascript:b) `c` $x^2$"
 POSENC = {"learned": 2.2, "rotary": 2.15, "none": 2.2003}
@@ -148,9 +148,9 @@ def test_contrasts_stand_side_by_side_over_scales_from_small_to_large(tmp_path: 
     source, markdown, _ = made(tmp_path)
     head = "| Contrast | nano (842 k parameters) | micro (12.3 M parameters) | gpt2-124m (124 M parameters) |"
     assert head in markdown
-    [row] = [line for line in markdown.splitlines() if line.startswith("| posenc: rotary against learned |")]
+    [row] = [line for line in markdown.splitlines() if line.startswith("| rotary against learned; posenc |")]
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
-    assert [cell.split(" ")[0] for cell in cells] == ["**better**", "", "**better**"]
+    assert [cell.partition(";")[0] for cell in cells] == ["**better**", "", "**better**"]
     sizes = [float(re.findall(r"−(0\.\d+) nats", cell)[0]) for cell in (cells[0], cells[2])]
     assert sizes == [pytest.approx(0.2, abs=0.01), pytest.approx(0.05, abs=0.01)]
     anchors = {str(a["id"]) for tag, a in Reader(source).tags if tag == "section" and a.get("id")}
@@ -277,7 +277,7 @@ def test_the_same_store_gives_the_same_page(tmp_path: Path) -> None:
 
 
 def test_durations_are_in_units_that_fit() -> None:
-    assert [duration(s) for s in (44, 396, 44280)] == ["44 seconds", "6.6 minutes", "12.3 hours"]
+    assert [time_taken(s) for s in (44, 396, 44280)] == ["44 seconds", "6.6 minutes", "12.3 hours"]
 
 
 def test_the_page_needs_no_torch(tmp_path: Path) -> None:

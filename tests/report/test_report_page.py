@@ -22,17 +22,11 @@ from rich.console import Console
 from gpt2lab import text
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
-from gpt2lab.report import page, read_study, terminal_summary, write_report
+from gpt2lab.report import page, read_study, study, terminal_summary, write_report
 
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
 LOADS = {"href", "src", "srcset", "action", "formaction", "poster", "data", "xlink:href", "background", "ping"}
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second less for tests of everything else."""
-    monkeypatch.setattr(page, "draw", lambda *_: [])
 
 
 def report(root: Path, name: str = "posenc") -> tuple[str, str, Reader]:
@@ -269,10 +263,9 @@ def test_a_failing_render_leaves_the_old_report(
     def broken(*_: object) -> str:
         raise RuntimeError("template")
 
-    for step in ("render_html", "render_markdown", "_csv", "_json", "draw"):
+    for where, step in ((page, "render_html"), (page, "render_markdown"), (study, "_csv"), (study, "_json")):
         with monkeypatch.context() as patch:
-            patch.setattr(page, "draw", lambda *_: [])
-            patch.setattr(page, step, broken)
+            patch.setattr(where, step, broken)
             with pytest.raises(RuntimeError):
                 report(tmp_path)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before

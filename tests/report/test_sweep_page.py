@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt2lab.report.sweep.across import read_chosen
-from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
 from made_up_study import declare
 from made_up_sweep import (
     LR,
@@ -37,16 +35,10 @@ from rich.console import Console
 
 from gpt2lab import text
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.report.index import write_index
-from gpt2lab.report.sweep import writing as page
+from gpt2lab.report import terminal_sweep, write_index, write_sweep_report
+from gpt2lab.report.read import read_chosen
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second less for tests of everything else."""
-    monkeypatch.setattr(page, "draw", lambda *_: [])
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 """The sections of the pages, a file for each subject: it reads, tabulates and draws its own part, and registers its
-sections with `@section`; see docs/extending.md."""
+sections with `@section`; see docs/report.md."""
 
 import importlib
 import pkgutil

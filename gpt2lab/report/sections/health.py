@@ -26,7 +26,7 @@ from gpt2lab.report.style import Curve, Curves, Look, finite
 from gpt2lab.report.tables import Cell, Row, Table, columns
 from gpt2lab.results import StudyRun
 from gpt2lab.store import Row as JournalRow
-from gpt2lab.text import DASH, MINUS, clean, duration, number, plural, quantity
+from gpt2lab.text import DASH, MINUS, clean, number, plural, quantity, time_taken
 
 GRADIENT, SCORES, LOGITS = "train/grad_norm", "diag/attention_logit_max", "diag/logit_rms"
 ACTIVATIONS, MOVED = "diag/activation_rms", "diag/update_ratio"  # by block call, and by group of weights
@@ -276,7 +276,7 @@ def _time_table(read: StudyRead) -> Table:
     for name, arm in read.arms.items():
         times = [run.time for run in read.once(health)[name] if run.time and all(map(math.isfinite, run.time.values()))]
         totals = [sum(time.values()) for time in times]
-        cells = [Cell(duration(statistics.median(totals)))] if totals else [Cell(DASH)]
+        cells = [Cell(time_taken(statistics.median(totals)))] if totals else [Cell(DASH)]
         for phase in PHASES:
             share = sum(time[phase] for time in times) / sum(totals) if sum(totals) else None
             cells.append(Cell(DASH if share is None else f"{100 * share:.1f} %"))

@@ -8,7 +8,7 @@ from typing import Any
 from gpt2lab.report.page import Section, section
 from gpt2lab.report.read import Search, SweepRead
 from gpt2lab.results import RATE, scope_text
-from gpt2lab.text import duration, plural, quantity, setting
+from gpt2lab.text import plural, quantity, setting, time_taken
 
 SAMPLERS = {
     "tpe": "TPE (Bergstra et al. 2011), which learns from earlier trials",
@@ -52,7 +52,7 @@ def declared(read: SweepRead) -> Section:
             changed = ", ".join(f"{key} = {value}" for key, value in search.record["changes"].items())
             told.append(f"{search.label} changes the base: {changed}.")
     if record.get("time_budget"):
-        told.append(f"No trial was begun after {duration(record['time_budget'])}.")
+        told.append(f"No trial was begun after {time_taken(record['time_budget'])}.")
     if record.get("max_failures") is not None:
         told.append(f"It gives up after {plural(record['max_failures'], 'failed trial')}.")
     return Section(points=told)

@@ -111,7 +111,7 @@ def _shown(value: Any) -> str:
 
 
 def _note(read: StudyRead) -> str:
-    found = read.verdicts
+    found, small = read.verdicts, f"{read.verdicts.smallest_effect:g} {read.unit}"
     known = [c for c in found.contrasts if math.isfinite(c.low)]
     rescued = [c for c in known if (c.low, c.high) != (c.joint_low, c.joint_high)]
     together = "these intervals hold together"
@@ -124,7 +124,7 @@ def _note(read: StudyRead) -> str:
     return (
         f"Difference: arm minus baseline in final {read.metric}, {read.unit}; lower is better. Below it the "
         f"{tables.confidence(found)} interval (Welch), adjusted for the family of {plural(found.members, 'contrast')}, "
-        f"as p is by Holm's method: {together}. A difference below {found.smallest_effect:g} {read.unit} was declared too "
+        f"as p is by Holm's method: {together}. A difference below {small} was declared too "
         "small to matter. Cost: FLOPs of a whole run, and training speed, against the baseline's."
     )
 
