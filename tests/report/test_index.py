@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import subprocess
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 from made_up_study import declare
 from many_studies import record
-from page_reader import Reader
+from page_reader import Reader, assert_harmless
 
 from gpt2lab.report.index import gather, write_index
 from gpt2lab.report.sections import studies as overview
@@ -89,27 +87,10 @@ def test_nothing_in_a_name_or_question_can_run(tmp_path: Path) -> None:
     arms = {"rotary": {"expected": f"better {HOSTILE}"}}
     record(tmp_path / "runs", means=POSENC | {HOSTILE: 2.3}, arms=arms, question=HOSTILE, caveat=HOSTILE)
     source, markdown, _ = made(tmp_path)
-    read = Reader(source)
-    assert {tag for tag, _ in read.tags} & {
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "link",
-        "img",
-        "form",
-        "base",
-    } == set()
-    for tag, attributes in read.tags:
-        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src")], (tag, attributes)
-    assert all(re.match(r"#|https://(arxiv\.org|github\.com)/", link) for link in read.links())
-    assert "alert(1)" in read.text
+    assert_harmless(source, r"#|https://(arxiv\.org|github\.com)/")
+    assert "alert(1)" in Reader(source).text
     assert "<script" not in source and "<script" not in markdown
     assert not re.search(r"(?<!\\)\]\(javascript", markdown)  # escaped brackets make no link
-    css = source.partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policies = [a["content"] for _, a in read.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
 
 
 def test_every_table_of_the_markdown_is_whole(tmp_path: Path) -> None:
