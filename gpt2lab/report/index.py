@@ -260,7 +260,8 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
     yield "On", ", ".join(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))
     yield "Declared", str(study.get("created") or "")[:10]
     yield "Seeds", seeds(entry)
-    yield "Baseline", baseline(entry)
+    others = f"serve {entry.sharing} studies" if entry.sharing > 1 else "serve this study alone"
+    yield "Baseline", f"{study['baseline']}; its runs {others}"
     yield "Noise floor", noise_floor(study)
     yield "Compute", compute(entry.runs, study)
 
@@ -273,12 +274,6 @@ def seeds(entry: Entry) -> str:
     missing = sum(run.value is None for run in entry.runs)
     return ", ".join([text, *([plural(failed, "run") + " failed"] if failed else []),
                       *([plural(missing, "run") + " without a value"] if missing else [])])  # fmt: skip
-
-
-def baseline(entry: Entry) -> str:
-    """`learned; its runs serve this study alone`"""
-    others = f"serve {entry.sharing} studies" if entry.sharing > 1 else "serve this study alone"
-    return f"{entry.study['baseline']}; its runs {others}"
 
 
 def noise_floor(study: Study) -> str:
@@ -332,11 +327,8 @@ def as_json(entry: Entry) -> dict[str, Any]:
     own |= {"tokens": entry.study["scope"].get("tokens"), "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}
     own |= {"baseline": entry.study["baseline"], "baseline_serves": entry.sharing, "report": entry.link or None}
     own |= {"runs": len(entry.runs), "missing": sum(run.value is None for run in entry.runs)}
-    own |= {
-        "flops": flops,
-        "seconds": seconds,
-        "noise": entry.study.get("noise") if entry.study["metric"] == LOSS else None,
-    }
+    own |= {"flops": flops, "seconds": seconds}
+    own |= {"noise": entry.study.get("noise") if entry.study["metric"] == LOSS else None}
     return own | {"contrasts": [_contrast_json(finding) for finding in entry.findings]}
 
 
@@ -344,9 +336,7 @@ def _contrast_json(finding: Finding) -> dict[str, Any]:
     c = finding.contrast
     numbers = {key: getattr(c, key) for key in ("difference", "low", "high", "p_holm")}
     return {
-        "arm": c.arm,
-        "against": c.against,
-        "word": c.word,
+        "arm": c.arm, "against": c.against, "word": c.word,
         **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
         "expected": finding.expected or None,
         "agreement": finding.agreement and _agreement_json(finding.agreement),

@@ -286,22 +286,48 @@ def thousands(value: float, _position: float = 0) -> str:
     return f"{value:g}"
 
 
-def draw_interval(
-    axes: Axes, row: int, numbers: tuple[float, float, float], limits: tuple[float, float], colour: str, *,
-    marker: str = "o", width: float = 2.4, end: float = 7, size: float = 7.5,
+@dataclass(frozen=True)
+class Interval:
+    """A difference with its interval as one row shows it, and what stands beside it; NaN where there is no number."""
+
+    label: str
+    difference: float
+    low: float
+    high: float
+    words: str
+    colour: str
+    marker: str = "o"
+
+
+def draw_intervals(
+    axes: Axes, lines: Sequence[Interval | str], limits: tuple[float, float], sides: tuple[str, str], *,
+    width: float = 2.4, end: float = 7, size: float = 7.5,
 ) -> None:  # fmt: skip
-    """A difference, low and high in one row: hollow without an interval, with an arrow where it leaves the frame."""
-    difference, low, high = numbers
-    has_interval = math.isfinite(low) and math.isfinite(high)
-    if has_interval:
-        shown = [min(max(value, limits[0]), limits[1]) for value in (low, high)]
-        axes.plot(shown, [row, row], color=colour, linewidth=width, zorder=2)
-        for at, cut, arrow in ((shown[0], low < shown[0], "<"), (shown[1], high > shown[1], ">")):
-            axes.plot([at], [row], arrow if cut else "|", color=colour, markersize=end, clip_on=False)
-    if math.isfinite(difference):
-        fill = colour if has_interval else SURFACE
-        at = min(max(difference, limits[0]), limits[1])
-        axes.plot([at], [row], marker, color=colour, markerfacecolor=fill, markersize=size, zorder=3)
+    """A row for each: hollow without an interval, with an arrow where it leaves the frame; a text is a heading.
+
+    sides: what it means to lie left and right of the middle.
+    """
+    for row, line in enumerate(lines):
+        if isinstance(line, str):
+            continue
+        has_interval = math.isfinite(line.low) and math.isfinite(line.high)
+        if has_interval:
+            low, high = (min(max(value, limits[0]), limits[1]) for value in (line.low, line.high))
+            axes.plot([low, high], [row, row], color=line.colour, linewidth=width, zorder=2)
+            for at, cut, arrow in ((low, line.low < low, "<"), (high, line.high > high, ">")):
+                axes.plot([at], [row], arrow if cut else "|", color=line.colour, markersize=end, clip_on=False)
+        if math.isfinite(line.difference):
+            fill = line.colour if has_interval else SURFACE
+            at = min(max(line.difference, limits[0]), limits[1])
+            axes.plot([at], [row], line.marker, color=line.colour, markerfacecolor=fill, markersize=size, zorder=3)
+        note(axes, shorten(line.words, 44), (1, row), (10, 0), "fd", va="center", color=INK)
+    rows(axes, [line if isinstance(line, str) else line.label for line in lines])
+    for line, label in zip(lines, axes.get_yticklabels(), strict=True):
+        if isinstance(line, str):
+            label.set_fontweight("bold")
+    axes.set_xlim(*limits)
+    note(axes, f"◂ {sides[0]}", (0, 1), (0, 3), "ff", ha="left", va="bottom")
+    note(axes, f"{sides[1]} ▸", (1, 1), (0, 3), "ff", ha="right", va="bottom")
 
 
 def intervals_within(points: Sequence[float], ends: Sequence[float], widest: float) -> tuple[float, float]:

@@ -238,7 +238,7 @@ def test_the_figure_draws_differences_as_multiples_of_what_is_small(tmp_path: Pa
     assert "posenc@nano" in drawn and "posenc@gpt2-124m" in drawn
     assert "<svg" in source and "var(--arm-3)" in source
     entries = gather(tmp_path / "runs", tmp_path / "reports").entries
-    bars = {group.name: group.bars[0].difference for group in overview.groups(entries)}
+    bars = {name: bars[0].difference for name, bars in overview.groups(entries)}
     assert bars["posenc@nano"] == pytest.approx(-4, abs=0.1)
     assert bars["posenc@gpt2-124m"] == pytest.approx(-10, abs=0.5)
 
@@ -248,7 +248,7 @@ def test_the_figure_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> N
         record(tmp_path / "runs", f"study{number}", means=POSENC)
     across = gather(tmp_path / "runs", tmp_path / "reports")
     shown = overview.groups(across.entries)
-    assert sum(1 + len(group.bars) for group in shown) == overview.MOST_ROWS
+    assert sum(1 + len(bars) for _, bars in shown) == overview.MOST_ROWS
     assert "20 contrasts of older studies" in overview.caption(shown, len(across.findings))
 
 

@@ -49,14 +49,18 @@ def curve(*losses: float) -> style.Curve:
     return [1000.0 * i for i in range(len(losses))], list(losses)
 
 
+def effect(label: str, difference: float, low: float, high: float, words: str) -> style.Interval:
+    return style.Interval(label, difference, low, high, words, style.ARMS[0])
+
+
 def all_five(arms: list[str]) -> list[tuple[Callable[..., Figure], tuple[Any, ...]]]:
     """Every figure, with these arms in it."""
     shown = look(arms)
-    effects = [verdicts.Effect(arm, arm, -0.2, -0.3, -0.1, f"better {arm}") for arm in arms[1:]]
+    effects = [effect(arm, -0.2, -0.3, -0.1, f"better {arm}") for arm in arms[1:]]
     lines = [style.Curves(arm, [curve(5.5, 3.0, 2.2, 2.1, 2.0), curve(5.5, 3.1, 2.3, 2.1, 2.1)]) for arm in arms]
     lengths = {arm: {64.0: [2.1, 2.2], 128.0: [2.0, 2.1]} for arm in arms}
     return [
-        (verdicts.forest, (effects, shown, 0.05, arms[0])),
+        (verdicts.forest, (effects, 0.05, arms[0])),
         (curves.training, (lines, shown, FLOORS, "val/loss")),
         (curves.contexts, (lengths, shown, 128, "val/loss")),
         (curves.seeds, ({arm: [2.0, 2.1] for arm in arms}, shown, 3.28, "val/loss")),
@@ -136,9 +140,9 @@ def test_an_arm_that_learned_nothing_does_not_squeeze_the_others() -> None:
 
 def test_other_figures_survive_nothing_and_nan() -> None:
     one = look(["a"])
-    effects = [verdicts.Effect("a", "a", NAN, NAN, NAN, "exploratory"), verdicts.Effect("a", "a", 0.0, NAN, NAN, "x")]
-    drawn(verdicts.forest, effects, one, 0.05, "a")
-    drawn(verdicts.forest, [verdicts.Effect("a", "a", 0.1, -1e9, 1e9, "inconclusive")], one, 0.05, "a")
+    effects = [effect("a", NAN, NAN, NAN, "exploratory"), effect("a", 0.0, NAN, NAN, "x")]
+    drawn(verdicts.forest, effects, 0.05, "a")
+    drawn(verdicts.forest, [effect("a", 0.1, -1e9, 1e9, "inconclusive")], 0.05, "a")
     drawn(curves.seeds, {"a": []}, one, None, "val/loss")
     assert "× 2 failed" in texts(drawn(curves.seeds, {"a": [NAN, 3.3, 2.0]}, one, 3.28, "val/loss"))
     drawn(curves.contexts, {"a": {128.0: [2.0]}}, one, 128, "val/loss")
@@ -146,9 +150,9 @@ def test_other_figures_survive_nothing_and_nan() -> None:
 
 
 def test_forest_frame_holds_every_point_and_is_not_stretched_by_one_interval() -> None:
-    effects = [verdicts.Effect("a", "a", -0.3, -0.4, -0.2, ""), verdicts.Effect("b", "b", 0.1, -50, 50, "")]
+    effects = [effect("a", -0.3, -0.4, -0.2, ""), effect("b", 0.1, -50, 50, "")]
     with style.drawing():
-        axes = verdicts.forest(effects, look(["c", "a", "b"]), 0.05, "c").axes[0]
+        axes = verdicts.forest(effects, 0.05, "c").axes[0]
     low, high = axes.get_xlim()
     assert low < -0.4
     assert high > 0.1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_study import KEY, run_id, write
+from made_up_study import KEY, MEANS, run_id, write
 from page_reader import Reader, assert_harmless, assert_same_files, assert_twin
 from rich.console import Console
 
@@ -144,9 +144,11 @@ def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Pa
     assert [m["arm"] for m in record["missing"]] == ["rotary"]
 
 
-@pytest.mark.parametrize("kept", [[], ["learned"]])
-def test_no_verdict_before_two_arms_have_results(make_study: MakeStudy, tmp_path: Path, kept: list[str]) -> None:
-    study = make_study()
+@pytest.mark.parametrize(("kept", "arms"), [([], 3), (["learned"], 3), (["learned"], 1)])
+def test_no_verdict_before_two_arms_have_results(
+    make_study: MakeStudy, tmp_path: Path, kept: list[str], arms: int
+) -> None:
+    study = make_study(dict(list(MEANS.items())[:arms]))
     for arm, entry in study["arms"].items():
         for run in entry["runs"].values() if arm not in kept else ():
             shutil.rmtree(tmp_path / "runs" / run)
@@ -165,13 +167,6 @@ def test_single_points_and_single_seeds(make_study: MakeStudy, tmp_path: Path) -
     assert "exploratory" in read.text
     assert "fewer than 3 seeds" in read.text
     assert "too few to say how small a difference" in read.text
-
-
-def test_one_arm_alone(make_study: MakeStudy, tmp_path: Path) -> None:
-    make_study(means={"learned": 2.15})
-    source, _, read = report(tmp_path)
-    assert "No verdict yet." in read.text
-    assert_harmless(source)
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -202,14 +201,6 @@ def test_the_rate_is_drawn_where_the_store_has_the_run(tmp_path: Path) -> None:
     assert len(points[1].curve[0]) == len(record["searches"]["lr"]["trials"][1]["curve"])
     (run / "metrics.jsonl").write_text("not json\n" * 3)
     assert len(read(record, tmp_path).searches["lr"].points[0].curve[0]) == 10
-
-
-def test_many_trials_take_no_time() -> None:
-    points = [point(i, 10 ** (-4 + 3 * i / 400), 2 + i % 7) for i in range(400)]
-    with style.drawing():
-        started = time.process_time()
-        searches.against(RATE, points, None, "val/loss", 0.05, alone=True)
-        assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("found", [{}, {"a": 0.0}, {"a": 0.7, "b": 0.3, HOSTILE[0]: 0.0}])

@@ -190,7 +190,7 @@ def limits(read: StudyRead) -> Section:
     caveat = f" Caveat of this scale: {study['caveat']}." if study.get("caveat") else ""
     sentences = [
         f"It holds {scope_text(study)}; larger models, longer training or other data may order the arms differently."
-        + caveat,
+        + caveat
     ]
     if shares_rate(study):
         text = "All arms share one learning rate, which suits some better than others: each at its own best rate, a "
@@ -213,17 +213,22 @@ def _near_bigram(study: Study, baseline: float | None) -> list[str]:
 
 @section(order=190, title="How to reproduce")
 def reproduce(read: StudyRead) -> Section:
-    """Where and on what it ran."""
     study = read.study
-    stack: Mapping[str, Any] = study.get("stack") or {}
-    device = " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k))
     found = [
         ("Data", study["scope"].get("data")),
         ("Preset", study["scope"].get("preset")),
         ("Seeds", ", ".join(map(str, study["seeds"]))),
-        ("Code", f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under version control"),
-        ("Software", f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}"),
-        ("Device", device),
-        ("Declared", f"{study.get('created')}, record {study.get('hash')}"),
+        *where_it_ran(study),
     ]
     return Section(code=study["reproduce"], facts=[(key, str(value)) for key, value in found if value])
+
+
+def where_it_ran(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Code, software, device and time of a study's or sweep's declaration."""
+    stack: Mapping[str, Any] = record.get("stack") or {}
+    return [
+        ("Code", f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under version control"),
+        ("Software", f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}"),
+        ("Device", " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k))),
+        ("Declared", f"{record.get('created')}, record {record.get('hash')}"),
+    ]

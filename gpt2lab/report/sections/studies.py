@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -15,7 +14,7 @@ from gpt2lab.report.index import Across, Entry, Finding, facts
 from gpt2lab.report.page import Section, section
 from gpt2lab.report.published import AGAIN, AGAINST, OPEN, RULES, Agreement, Effect, found_direction
 from gpt2lab.report.tables import Cell, Column, Link, Row, Table, columns
-from gpt2lab.text import plural, quantity, shorten
+from gpt2lab.text import plural, quantity
 
 COMMAND = "gpt2lab run ablations/posenc.yaml --scale nano"
 """What makes a first study."""
@@ -149,24 +148,8 @@ def sweeps(read: Across) -> Section | None:
     return Section(parts=parts) if parts else None
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One line of the figure, in multiples of the smallest effect of interest; NaN where there is no number."""
-
-    label: str
-    words: str
-    direction: int | None
-    difference: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """The bars of one study."""
-
-    name: str
-    bars: Sequence[Bar]
+Group = tuple[str, list[style.Interval]]
+"""A study's name, and its differences as multiples of its smallest effect of interest."""
 
 
 def groups(entries: Sequence[Entry]) -> list[Group]:
@@ -175,63 +158,48 @@ def groups(entries: Sequence[Entry]) -> list[Group]:
     left = MOST_ROWS
     for entry in entries:
         bars = [_bar(f, entry) for f in entry.findings if math.isfinite(f.contrast.difference)]
+        if not bars:
+            continue
         left -= len(bars) + 1
-        if bars and left < 0 and found:
+        if left < 0 and found:
             break
-        if bars:
-            found.append(Group(entry.name, bars[: MOST_ROWS - 1]))
-        else:
-            left += 1
+        found.append((entry.name, bars[: MOST_ROWS - 1]))
     return found
 
 
-def _bar(finding: Finding, entry: Entry) -> Bar:
+def _bar(finding: Finding, entry: Entry) -> style.Interval:
     c, small = finding.contrast, entry.verdicts.smallest_effect
     label = c.arm if c.against == entry.study["baseline"] else f"{c.arm} − {c.against}"
     words = f"{finding.difference.text} {entry.unit}, {finding.verdict.text}"
-    return Bar(label, words, found_direction(c), c.difference / small, c.low / small, c.high / small)
+    colour = COLOURS[found_direction(c)]
+    return style.Interval(label, c.difference / small, c.low / small, c.high / small, words, colour)
 
 
 def caption(shown: Sequence[Group], all_bars: int) -> str:
     """What is drawn, and what is not."""
-    drawn = sum(len(group.bars) for group in shown)
-    left = all_bars - drawn
-    rest = (
-        f" {plural(left, 'contrast')} of older studies, or without a difference, are in the tables only."
-        if left
-        else ""
-    )
+    left = all_bars - sum(len(bars) for _, bars in shown)
+    rest = f" {plural(left, 'contrast')} of older studies, or without a difference, are in the tables only."
     return (
         "Differences and their family-adjusted intervals as multiples of the smallest effect of interest that each "
         "study declared (shaded: smaller than that), so that studies of different scales share one axis; it is linear "
         "within the shading and logarithmic beyond. The numbers at the side are not multiples. A hollow mark has no "
-        "interval; an arrow is an end outside the frame; grey: no verdict either way." + rest
+        "interval; an arrow is an end outside the frame; grey: no verdict either way." + (rest if left else "")
     )
 
 
 def overview(shown: Sequence[Group]) -> Figure:
     """Differences with their intervals, a row for each under the name of its study."""
-    lines: list[Group | Bar] = []
-    for group in shown:
-        lines += [group, *group.bars]
+    lines: list[style.Interval | str] = []
+    for name, bars in shown:
+        lines += [name, *bars]
     figure, axes = style.panel(WIDTH, 1.0 + ROW * max(3, len(lines)))
-    bars = [bar for group in shown for bar in group.bars]
-    points = [abs(bar.difference) for bar in bars]
-    ends = [abs(end) for bar in bars for end in (bar.low, bar.high)]
+    bars = [bar for _, bars in shown for bar in bars]
+    points, ends = [abs(bar.difference) for bar in bars], [abs(end) for bar in bars for end in (bar.low, bar.high)]
     limit = 1.15 * style.intervals_within([2.0, *points], ends, 4 * max(2.0, *points))[1]
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.6)
     axes.axvspan(-1, 1, color=style.BAND, linewidth=0, zorder=0)
     axes.axvline(0, color=style.MUTED, linewidth=1, zorder=1)
-    for row, line in enumerate(lines):
-        if isinstance(line, Bar):
-            numbers = (line.difference, line.low, line.high)
-            style.draw_interval(axes, row, numbers, (-limit, limit), COLOURS[line.direction], width=2.2, end=6, size=6)
-            style.note(axes, shorten(line.words, 44), (1, row), (10, 0), "fd", va="center", color=style.INK)
-    style.rows(axes, [line.label if isinstance(line, Bar) else line.name for line in lines])
-    for line, label in zip(lines, axes.get_yticklabels(), strict=True):
-        if isinstance(line, Group):
-            label.set_fontweight("bold")
-    axes.set_xlim(-limit, limit)
+    style.draw_intervals(axes, lines, (-limit, limit), ("better", "worse"), width=2.2, end=6, size=6)
     ticks = [tick for tick in TICKS if tick <= limit]
     every = -(-len(ticks) // 6)  # at most six on each side
     ticks = ticks[::every]
@@ -239,6 +207,4 @@ def overview(shown: Sequence[Group]) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     axes.set_xlabel("difference, in smallest effects of interest")
-    style.note(axes, "◂ better", (0, 1), (0, 3), "ff", ha="left", va="bottom")
-    style.note(axes, "worse ▸", (1, 1), (0, 3), "ff", ha="right", va="bottom")
     return figure

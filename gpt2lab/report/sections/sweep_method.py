@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt2lab.report.page import Section, section
 from gpt2lab.report.read import Search, SweepRead
+from gpt2lab.report.sections.method import where_it_ran
 from gpt2lab.results import RATE, scope_text
 from gpt2lab.text import plural, quantity, setting, time_taken
 
@@ -113,8 +114,6 @@ def limits(read: SweepRead) -> Section:
 def reproduce(read: SweepRead) -> Section:
     """Where and on what it ran."""
     record = read.record
-    stack: Mapping[str, Any] = record.get("stack") or {}
-    device = " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k))
     tokens = sum(trial.get("tokens") or 0 for _, trial in read.trials)
     flops = sum((trial.get("tokens") or 0) * (s.record.get("flops_per_token") or 0) for s, trial in read.trials)
     workers = {str(trial["worker"]) for _, trial in read.trials if trial.get("worker")}
@@ -124,10 +123,7 @@ def reproduce(read: SweepRead) -> Section:
         ("Trained", f"{quantity(tokens)} tokens" + (f", {quantity(flops, 'FLOP')}" if flops else "")),
         ("Workers", plural(len(workers), "process").replace("processs", "processes") if workers else ""),
         ("Storage", record.get("storage")),
-        ("Code", f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under version control"),
-        ("Software", f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}"),
-        ("Device", device),
-        ("Declared", f"{record.get('created')}, record {record.get('hash')}"),
+        *where_it_ran(record),
         ("Updated", record.get("updated")),
     ]
     facts = [(key, str(value)) for key, value in found if value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -129,16 +129,8 @@ def _note(read: StudyRead) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Effect:
-    """One contrast as the figure shows it, in the metric's unit; NaN where there is no number."""
-
-    label: str
-    arm: str
-    difference: float
-    low: float
-    high: float
-    words: str
+EFFECT = style.Look(style.ARMS[0], "D", "solid")
+"""How an effect is drawn that belongs to no single arm."""
 
 
 def _forest(read: StudyRead) -> list[style.Picture]:
@@ -149,7 +141,8 @@ def _forest(read: StudyRead) -> list[style.Picture]:
     for c in found.contrasts:
         label = c.arm if c.against == read.baseline or not is_pair(c) else f"{c.arm} − {c.against}"
         words = "   ".join((difference_cell(c.difference, c.low, c.high).text, verdict_cell(c).text))
-        effects.append(Effect(label, c.arm, c.difference, c.low, c.high, words))
+        look = read.looks.get(c.arm, EFFECT)
+        effects.append(style.Interval(label, c.difference, c.low, c.high, words, look.colour, look.marker))
     caption = (
         f"Bars: {tables.confidence(found)} intervals adjusted for the family of {members}; a hollow mark has no "
         "interval, an arrow an end outside the frame. Shaded: differences below "
@@ -161,20 +154,10 @@ def _forest(read: StudyRead) -> list[style.Picture]:
     of_factors = bool(read.study.get("factors"))
     to = "" if of_factors else f" to {shorten(read.baseline)}"
     title = "Effects of the factors" if of_factors else "Difference to the baseline"
-    return [style.picture("differences", title, caption, forest(effects, read.looks, found.smallest_effect, to, noise))]
+    return [style.picture("differences", title, caption, forest(effects, found.smallest_effect, to, noise))]
 
 
-EFFECT_LOOK = style.Look(style.ARMS[0], "D", "solid")
-"""How an effect is drawn that belongs to no single arm."""
-
-
-def forest(
-    effects: Sequence[Effect],
-    look: Mapping[str, style.Look],
-    smallest_effect: float,
-    to: str,
-    noise: float | None = None,
-) -> Figure:
+def forest(effects: Sequence[style.Interval], smallest_effect: float, to: str, noise: float | None = None) -> Figure:
     """Differences with their family-adjusted intervals, over the band of effects too small to matter; dotted lines one
     sd of the noise floor away from nothing. `to`: what the differences are to, as ` to learned`."""
     figure, axes = style.panel(style.WIDE, 1.1 + 0.4 * max(2, len(effects)))
@@ -183,19 +166,10 @@ def forest(
     widest = 3 * max(*(abs(p) for p in points), 2 * smallest_effect)
     low, high = style.intervals_within([*points, -1.6 * smallest_effect, 1.6 * smallest_effect], ends, widest)
     margin = 0.04 * (high - low) or 1.0
-    limits = (low - margin, high + margin)
     axes.axvspan(-smallest_effect, smallest_effect, color=style.BAND, linewidth=0, zorder=0)
     axes.axvline(0, color=style.MUTED, linewidth=1, zorder=1)
     for side in (-noise, noise) if noise else ():
         axes.axvline(side, color=style.MUTED, linewidth=1, dashes=(1, 2), zorder=1)
-    for row, effect in enumerate(effects):
-        line = look.get(effect.arm, EFFECT_LOOK)
-        numbers = (effect.difference, effect.low, effect.high)
-        style.draw_interval(axes, row, numbers, limits, line.colour, marker=line.marker)
-        style.note(axes, shorten(effect.words, 44), (1, row), (10, 0), "fd", va="center", color=style.INK)
-    style.rows(axes, [effect.label for effect in effects])
-    axes.set_xlim(*limits)
+    style.draw_intervals(axes, effects, (low - margin, high + margin), ("lower loss", "higher loss"))
     axes.set_xlabel(f"difference in final loss{to}, nats (shaded: ±{smallest_effect:g})")
-    style.note(axes, "◂ lower loss", (0, 1), (0, 3), "ff", ha="left", va="bottom")
-    style.note(axes, "higher loss ▸", (1, 1), (0, 3), "ff", ha="right", va="bottom")
     return figure
