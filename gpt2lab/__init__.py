@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from gpt2lab.display import show_progress
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
     from gpt2lab.events import Event, Message, Progress
-    from gpt2lab.evidence import tokens_to
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
-    from gpt2lab.results import load_results
+    from gpt2lab.results import load_results, tokens_to
 
 __version__ = "0.1.0"
 _MODULES = {
@@ -57,10 +56,9 @@ _MODULES = {
     "gpt2lab.display": ("show_progress",),
     "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
     "gpt2lab.events": ("Event", "Message", "Progress"),
-    "gpt2lab.evidence": ("tokens_to",),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
     "gpt2lab.pretrained": ("load_gpt2", "load_model", "save_gpt2", "save_model"),
-    "gpt2lab.results": ("load_results",),
+    "gpt2lab.results": ("load_results", "tokens_to"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [

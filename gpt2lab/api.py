@@ -278,9 +278,7 @@ def report(
     name: as `posenc`, or `posenc@nano` where it was run at several scales. force_exploratory: numbers where the page
     would refuse them, none of which is a finding. Raises ConfigError for an unknown name, DataFault.
     """
-    from gpt2lab.report import read_study, write_report
-    from gpt2lab.report.sweep.read import read_sweep
-    from gpt2lab.report.sweep.writing import write_sweep_report
+    from gpt2lab.reports import read_study, read_sweep, write_report, write_sweep_report
 
     if Store(runs).kind(name) == "sweep":
         return write_sweep_report(read_sweep(name, runs), out=Path(out))

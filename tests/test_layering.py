@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"schema", "text", "records", "events"},
     {"registry", "store", "analysis"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training", "evidence", "ladder", "health", "origins", "published"},
+    {"model", "data", "optim", "training", "published"},
     {"costs", "generation", "trace"},
     {"evaluation", "pretrained"},
     {"reading", "clashes", "config"},
@@ -33,12 +33,12 @@ LAYERS: list[set[str]] = [
     {"display"},
     {"sweep"},
     {"experiments"},
-    {"report"},
+    {"reports"},
     {"api"},
     {"cli"},
     {"__main__"},
 ]
-SAME_LAYER_MAY = [{"reading", "clashes", "config"}, {"evidence", "ladder"}]  # one concern in files
+SAME_LAYER_MAY = [{"reading", "clashes", "config"}]  # one concern in files
 WITHIN: dict[str, list[set[str]]] = {
     "planning": [
         {"designs"},
@@ -61,8 +61,8 @@ WITHIN: dict[str, list[set[str]]] = {
 }  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
-    "store", "analysis", "tracking", "report", "registry", "schema", "errors", "reading", "display", "results", "text",
-    "evidence", "ladder", "health", "origins", "published",
+    "store", "analysis", "tracking", "reports", "registry", "schema", "errors", "reading", "display", "results", "text",
+    "published",
 )  # fmt: skip
 
 

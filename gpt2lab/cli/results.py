@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json, Out, Runs
+from gpt2lab.cli.run import Json, Out, Plugin, Runs
 
 Name = Annotated[str, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")]
 
@@ -32,21 +32,29 @@ def report(
         bool, typer.Option("--force-exploratory", help="Numbers in the place of refusals; none of them is a finding.")
     ] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Make the copy that is committed.")] = False,
+    plugin: Plugin = None,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
     """Write the page of a study or sweep again. From the store alone: needs no torch, trains nothing."""
     from gpt2lab.display import console_for
-    from gpt2lab.report import read_study, terminal_summary, write_report
-    from gpt2lab.report.sweep.read import read_sweep
-    from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
+    from gpt2lab.registry import load_plugin
+    from gpt2lab.reports import (
+        read_study,
+        read_sweep,
+        terminal_summary,
+        terminal_sweep,
+        write_index,
+        write_report,
+        write_sweep_report,
+    )
     from gpt2lab.store import Store
 
     if all_ == (name is not None):
         raise typer.BadParameter("a study's name or --all is expected, and not both")
+    for file in plugin or ():
+        load_plugin(file)
     if name is None:
-        from gpt2lab.report.index import write_index
-
         print(f"report: {write_index(runs, out)}")
         return
     if Store(runs).kind(name) == "sweep":

@@ -165,7 +165,7 @@ def finish(
     result: StudyResult, out: Path, console: Any, *, tracking: bool, as_json: bool, force_exploratory: bool
 ) -> None:
     """Write a study's page, log it to the tracker, and show the verdicts."""
-    from gpt2lab.report import read_study, terminal_summary, write_report
+    from gpt2lab.reports import read_study, terminal_summary, write_report
 
     read = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
     write_report(read, out=out, force_exploratory=force_exploratory)
@@ -248,9 +248,9 @@ def check_sweep(file: str, scale: str | None, overrides: tuple[str, ...], plugin
 
 def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
-    from gpt2lab.evidence import next_steps
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
+    from gpt2lab.reports.sections.sensitivity import next_steps
 
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]

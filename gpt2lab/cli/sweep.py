@@ -237,7 +237,7 @@ def tell(
 ) -> int:
     """Write the page and say what was found; -> the exit code. Raises NumericsFault when everything diverged."""
     from gpt2lab.errors import NumericsFault
-    from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
+    from gpt2lab.reports import terminal_sweep, write_sweep_report
 
     page = write_sweep_report(record["name"], root=store.root, out=out)
     if as_json:

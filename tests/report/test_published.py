@@ -14,8 +14,17 @@ import gpt2lab.config
 from gpt2lab.errors import ConfigError
 from gpt2lab.reading.source import read_file
 from gpt2lab.registry import SLOTS, Choice
-from gpt2lab.report.agreement import agree, expected_direction, one_class, with_expected, with_published
-from gpt2lab.report.published import Effect, alike, matching, published
+from gpt2lab.reports.published import (
+    Effect,
+    agree,
+    alike,
+    expected_direction,
+    matching,
+    one_class,
+    published,
+    with_expected,
+    with_published,
+)
 
 COMPONENT = re.compile(r"(\w+)(?:\((.*)\))?")
 EFFECTS = published()

@@ -14,7 +14,8 @@ import pytest
 from made_up_study import declare, run_id, write, write_run
 from made_up_sweep import LR
 
-from gpt2lab.report import page, read_study, terminal_summary, write_report
+from gpt2lab.reports import read_study, terminal_summary, write_report
+from gpt2lab.reports.sections.tuned import tunings
 from gpt2lab.results import judge, scope_text
 from gpt2lab.store import Store
 
@@ -26,11 +27,6 @@ TUNE = {
     "sampler": {"name": "qmc", "seed": 0}, "pruner": {"name": "none"}, "seeds": 1, "centre": {},
     "tuning_seeds": [100],
 }  # fmt: skip
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "draw", lambda *_: [])
 
 
 def tuned_study(
@@ -82,7 +78,7 @@ def test_both_differences_stand_beside_each_other(make_study: MakeStudy, tmp_pat
     assert "**better**" in row and "| Contrast | At the shared rate | Each at its own rate |" in section
     assert "the shared rate flattered rotary by 0.1" in section  # by 0.15: more than X and the noise of both
     read = read_study("posenc@nano", tmp_path / "runs")
-    assert read.tuned.written is not None
+    assert read.once(tunings).written is not None
     [line] = [str(part) for part in terminal_summary(read, tmp_path).renderables if "shared rate" in str(part)]
     assert line.startswith("rotary against learned: −0.39") and "at its own rate (better)" in line
     verdicts = json.loads((tmp_path / "reports/posenc@nano/verdicts.json").read_text())
