@@ -108,11 +108,11 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return str(self.study["name"])
+        return str(self.study.name)
 
     @property
     def scale(self) -> str:
-        return str(self.study.get("scale") or self.study["scope"].get("preset") or self.name)
+        return str(self.study.scale or self.study.scope.preset or self.name)
 
     @property
     def unit(self) -> str:
@@ -120,7 +120,7 @@ class Entry:
 
     @property
     def created(self) -> str:
-        return str(self.study.get("created") or "")
+        return str(self.study.created or "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +191,9 @@ def _each(names: Iterable[str], read: Callable[[str], Found], damaged: list[Dama
 
 def _record(name: str, store: Store) -> Study:
     study: Study = cleaned(store.study(name))
-    if study["name"] != name:
+    if study.name != name:
         raise ValueError(f"the record calls itself '{study['name']}'")
-    _runs_of(study, study["baseline"])
+    _runs_of(study, study.baseline)
     return study
 
 
@@ -222,7 +222,7 @@ def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepE
 def _finding(study: Study, contrast: Contrast) -> Finding:
     pair = len(contrast.weights) == 2  # effects over more arms repeat nothing, whatever they are called
     effects = matching(study, contrast.arm, contrast.against) if pair else []
-    effects_expected = study.get("expected") or {}
+    effects_expected = study.expected or {}
     expected = expected_of(study, contrast) if pair else str(effects_expected.get(contrast.arm) or "")
     return Finding(
         contrast=contrast,
@@ -243,22 +243,22 @@ def link_to(name: str, out: Path) -> str:
 
 
 def _runs_of(study: Study, arm: str) -> set[str]:
-    return set(study["arms"][arm]["runs"].values())
+    return set(study.arms[arm].runs.values())
 
 
 def shared_by(study: Study, records: Mapping[str, Study]) -> int:
     """How many of the studies rest on runs of this one's baseline."""
-    pool = _runs_of(study, study["baseline"])
+    pool = _runs_of(study, study.baseline)
     return sum(any(pool & _runs_of(other, arm) for arm in other["arms"]) for other in records.values()) if pool else 1
 
 
 def facts(entry: Entry) -> Iterator[tuple[str, str]]:
     """What a study rests on, in words: (what, that)."""
-    study, scope = entry.study, entry.study["scope"]
+    study, scope = entry.study, entry.study.scope
     sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
     yield "Scale", ", ".join([f"{entry.scale}: {sizes}", *entry.verdicts.scope[1:]])
     yield "On", ", ".join(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))
-    yield "Declared", str(study.get("created") or "")[:10]
+    yield "Declared", str(study.created or "")[:10]
     yield "Seeds", seeds(entry)
     others = f"serve {entry.sharing} studies" if entry.sharing > 1 else "serve this study alone"
     yield "Baseline", f"{study['baseline']}; its runs {others}"
@@ -278,12 +278,11 @@ def seeds(entry: Entry) -> str:
 
 def noise_floor(study: Study) -> str:
     """The measured noise that the study was planned with; "" for none."""
-    noise, kept = noise_of(study), study.get("noise") or {}
-    if noise is None:
+    noise, kept = noise_of(study), study.noise
+    if noise is None or kept is None:
         return ""
-    low, high = kept.get("low"), kept.get("high")
-    bounds = "" if low is None or high is None else f" [{number(low, 4)}, {number(high, 4)}]"
-    when = f", measured {str(kept['created'])[:10]}" if kept.get("created") else ""
+    bounds = f" [{number(kept.low, 4)}, {number(kept.high, 4)}]"
+    when = f", measured {kept.created[:10]}" if kept.created else ""
     return f"sd {number(noise.sd, 4)}{bounds} over {plural(noise.runs, 'repeat')} at {noise.scale}, {noise.stack}{when}"
 
 
@@ -300,7 +299,7 @@ def spent(runs: Sequence[StudyRun], study: Study) -> tuple[float, float]:
     """(FLOPs, seconds) of the runs that have a result."""
     flops = seconds = 0.0
     for run in {run.id: run for run in runs}.values():
-        per_token = study["arms"][run.arm].get("flops_per_token")
+        per_token = study.arms[run.arm].flops_per_token
         flops += (per_token or 0.0) * (run.result.get("tokens") or 0)
         seconds += run.result.get("seconds") or 0.0
     return flops, seconds
@@ -322,13 +321,13 @@ def as_json(entry: Entry) -> dict[str, Any]:
     """A study for programs: plain data, without numbers that are not finite."""
     flops, seconds = spent(entry.runs, entry.study)
     own = {key: entry.study.get(key) for key in ("name", "hash", "ablation", "scale", "question", "created", "metric")}
-    own |= {"unit": entry.unit, "smallest_effect": entry.verdicts.smallest_effect, "caveat": entry.study.get("caveat")}
-    own |= {"scope": list(entry.verdicts.scope), "parameters": entry.study["scope"].get("parameters")}
-    own |= {"tokens": entry.study["scope"].get("tokens"), "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}
-    own |= {"baseline": entry.study["baseline"], "baseline_serves": entry.sharing, "report": entry.link or None}
+    own |= {"unit": entry.unit, "smallest_effect": entry.verdicts.smallest_effect, "caveat": entry.study.caveat}
+    own |= {"scope": list(entry.verdicts.scope), "parameters": entry.study.scope.parameters}
+    own |= {"tokens": entry.study.scope.tokens, "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}
+    own |= {"baseline": entry.study.baseline, "baseline_serves": entry.sharing, "report": entry.link or None}
     own |= {"runs": len(entry.runs), "missing": sum(run.value is None for run in entry.runs)}
     own |= {"flops": flops, "seconds": seconds}
-    own |= {"noise": entry.study.get("noise") if entry.study["metric"] == LOSS else None}
+    own |= {"noise": entry.study.noise.plain() if entry.study.noise and entry.study.metric == LOSS else None}
     return own | {"contrasts": [_contrast_json(finding) for finding in entry.findings]}
 
 

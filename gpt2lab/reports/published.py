@@ -17,9 +17,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from gpt2lab import records
 from gpt2lab.analysis import Contrast
 from gpt2lab.errors import ConfigError
 from gpt2lab.reading.source import read_file
+from gpt2lab.records import ArmRecord
 from gpt2lab.results import Study, smallest_effect, unit
 from gpt2lab.text import DASH
 
@@ -141,7 +143,7 @@ def alike() -> Mapping[str, Mapping[str, str]]:
 
 def matching(study: Study, arm: str, against: str, effects: Sequence[Effect] | None = None) -> list[Effect]:
     """The published effects that `arm` against `against` repeats, told in that direction."""
-    ours, theirs = study["arms"].get(arm), study["arms"].get(against)
+    ours, theirs = study.arms.get(arm), study.arms.get(against)
     if ours is None or theirs is None:  # an effect over several arms, by a name of its own
         return []
     differing = _differing(ours, theirs)
@@ -161,13 +163,13 @@ def matching(study: Study, arm: str, against: str, effects: Sequence[Effect] | N
     return found
 
 
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+def _differing(ours: ArmRecord, theirs: ArmRecord) -> dict[str, tuple[str | None, str | None]]:
     """Slots and settings in which two arms differ -> what each has; None where an arm leaves it to its scale."""
     one, other = _components(ours), _components(theirs)
     found: dict[str, tuple[str | None, str | None]] = {
         slot: (one.get(slot), other.get(slot)) for slot in sorted({*one, *other}) if one.get(slot) != other.get(slot)
     }
-    a, b = ours.get("changes") or {}, theirs.get("changes") or {}
+    a, b = ours.changes, theirs.changes
     for key in sorted({*a, *b}):
         section = key.split(".")
         if len(section) > 1 and section[1] in one:  # a slot: its component has been looked at
@@ -178,8 +180,8 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _components(arm: Mapping[str, Any]) -> dict[str, str]:
-    found = {slot: str(name) for slot, name in (arm.get("components") or {}).items()}
+def _components(arm: ArmRecord) -> dict[str, str]:
+    found = arm.components
     return {slot: alike().get(slot, {}).get(name, name) for slot, name in found.items()}
 
 
@@ -343,27 +345,26 @@ def expected_direction(expected: str) -> int | None:
 def expected_of(study: Study, contrast: Contrast) -> str:
     """What was expected of the contrast: it is said of an arm, and means it against the baseline, or against whatever
     the arm is compared with where it is not compared with the baseline."""
-    arms: Mapping[str, Mapping[str, str | None]] = study["arms"]
-    said = (arms.get(contrast.arm) or {}).get("expected") or ""
-    compared = [pair[1] for pair in study["contrasts"] if not isinstance(pair, Mapping) and pair[0] == contrast.arm]
-    baseline = study["baseline"]
-    return said if contrast.against == baseline or baseline not in compared else ""
+    expected = study.arms[contrast.arm].expected if contrast.arm in study.arms else None
+    compared = [pair[1] for pair in study.contrasts if not isinstance(pair, records.Effect) and pair[0] == contrast.arm]
+    baseline = study.baseline
+    return (expected or "") if contrast.against == baseline or baseline not in compared else ""
 
 
 def one_class(study: Study, parameters: float | None) -> bool:
     """Whether models of this size and the study's are of one scale class."""
-    own = study["scope"].get("parameters")
+    own = study.scope.parameters
     return bool(own and parameters and 1 / ONE_CLASS <= parameters / own <= ONE_CLASS)
 
 
 def sign_only(study: Study) -> bool:
     """Whether the study's scale allows to say which way a difference goes, and no more."""
-    return SIGN_ONLY in (study.get("caveat") or "")
+    return SIGN_ONLY in (study.caveat or "")
 
 
 def scale_of(study: Study) -> str:
     """The name of its scale."""
-    return str(study.get("scale") or study["scope"].get("preset") or DASH)
+    return str(study.scale or study.scope.preset or DASH)
 
 
 def _parameters(count: str, suffix: str) -> float:

@@ -68,15 +68,15 @@ class StudyRead(Once):
 
     @property
     def name(self) -> str:
-        return str(self.study["name"])
+        return str(self.study.name)
 
     @property
     def baseline(self) -> str:
-        return str(self.study["baseline"])
+        return str(self.study.baseline)
 
     @property
     def metric(self) -> str:
-        return str(self.study["metric"])
+        return str(self.study.metric)
 
     @property
     def unit(self) -> str:
@@ -85,7 +85,7 @@ class StudyRead(Once):
     @property
     def looks(self) -> dict[str, Look]:
         """How every arm is drawn."""
-        return looks(list(self.study["arms"]), self.baseline)
+        return looks(list(self.study.arms), self.baseline)
 
     @property
     def usable(self) -> list[StudyRun]:
@@ -98,7 +98,7 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
     """A study from the store. Raises ConfigError for an unknown study, DataFault for a damaged record."""
     store = Store(root)
     study = cleaned(store.study(name))
-    if study.get("name") not in store.studies():  # it becomes a folder's name
+    if study.name not in store.studies():  # it becomes a folder's name
         raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
     runs = collect(study, store)
     verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory)
@@ -109,7 +109,7 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
 def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dict[str, Summary]:
     """Every arm of the study, the baseline first."""
     judged = {arm.name: arm for arm in verdicts.arms}
-    names = [study["baseline"], *(arm for arm in study["arms"] if arm != study["baseline"])]
+    names = [study.baseline, *(arm for arm in study.arms if arm != study.baseline)]
     found = {}
     for place, name in enumerate(names):
         results = [run.result for run in runs if run.arm == name]

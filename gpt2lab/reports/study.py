@@ -47,16 +47,16 @@ def build(read: StudyRead) -> Page:
     told = in_words(replace(verdicts, caveat=None))  # the page sets the caveat apart
     answer, *basis = [line for line in told.splitlines() if line.strip()]
     judged = any(contrast.n_arm and contrast.n_against for contrast in verdicts.contrasts)
-    if study.get("design") == NOISE_DESIGN:
+    if study.design == NOISE_DESIGN:
         answer, judged = floor_sentence(study) or "Nothing is compared here, and no floor is known yet.", True
     return Page(
         about=read.name,
-        heading=study["question"],
+        heading=study.question,
         title=f"{study['question']} – {read.name}",
         warnings=_warnings(read, judged=judged),
         answer=[one for one in (answer, worth_sentence(read)) if one] if judged else [],
         basis=basis if judged else [f"Declared to hold {scope_text(study)}."],
-        caveat=study.get("caveat"),
+        caveat=study.caveat,
         sections=made_of(read, "study"),
         files=FILES,
     )
@@ -70,7 +70,7 @@ def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
     if not judged:
         text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
         found.append(Remark("No verdict yet.", tuned.progress(read) or text))
-    wrong = read.study.get("mistakes") or {}
+    wrong = read.study.mistakes or {}
     if wrong:
         text = "They show what a mistake does and how it is found; none of them is a choice for a model: "
         text += "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items()) + "."
@@ -98,7 +98,7 @@ def terminal_summary(read: StudyRead, out: str | Path = "reports") -> Group:
     """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
     study, runs = read.study, read.runs
     table = verdict_table(read)
-    shown = RichTable(title=Text(study["question"]), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    shown = RichTable(title=Text(study.question), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in table.columns:
         shown.add_column(column.title, justify="right" if column.kind == "number" else "left")
     for row in table.rows:
@@ -130,7 +130,7 @@ def _json(read: StudyRead, page: Page) -> str:
     """The verdicts for programs; numbers that are not finite are null."""
     study = read.study
     record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
-    record["metric"] = study["metric"]
+    record["metric"] = study.metric
     record["missing"] = [
         {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}
         for run in read.runs

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_study import STEPS, run_id, write, write_run
+from made_up_study import STEPS, run_id, typed, write, write_run
 from scipy import stats
 
 from gpt2lab.reports import read_study, write_report
@@ -245,7 +245,7 @@ def test_a_difference_over_three_sizes_has_a_trend_with_its_interval(make_study:
 
     # another length of training per parameter is no rung of this ladder
     other = store.study("posenc@size2")
-    write(tmp_path / "runs/studies/posenc@size2.json", other | {"tokens_per_parameter": 2.0})
+    write(tmp_path / "runs/studies/posenc@size2.json", other.plain() | {"tokens_per_parameter": 2.0})
     [trend] = trends(store.study("posenc@size1"), store)
     assert len(trend.sizes) == 2 and "2 sizes, the least that a line needs" in str(trend)
 
@@ -285,7 +285,7 @@ def test_what_an_interval_is_made_of_is_that_of_the_seeds_it_was_judged_by(
             "dropped": [["alibi", "learned"]], "smallest_effect": 0.05, "alpha": 0.05, "changed": []}  # fmt: skip
     study = make_study({"learned": 2.15, "rotary": 2.1}, seeds=5, history=past)
     said = told(tmp_path, study)
-    [contrast] = judge_runs(study, collect(study, Store(tmp_path / "runs"))).contrasts
+    [contrast] = judge_runs(typed(study), collect(typed(study), Store(tmp_path / "runs"))).contrasts
     assert contrast.n_arm == 3 and contrast.word.startswith("inconclusive")
     section = said.partition("## What the intervals are made of")[2].partition("\n## ")[0]
     [row] = [line for line in section.splitlines() if line.startswith("| rotary against learned")]

@@ -35,10 +35,10 @@ def _table(read: StudyRead) -> Table:
     titles = columns("Arm", "Parameters:number", "Non-embedding:number", "Active:number", "FLOPs per token:number",
                      "Tokens:number", "Tokens per second:number", "Peak memory:number",
                      *(["MFU:number"] if with_mfu else []))  # fmt: skip
-    base, reference = read.study["arms"][read.baseline], read.arms[read.baseline]
+    base, reference = read.study.arms[read.baseline], read.arms[read.baseline]
     rows = []
     for name, arm in read.arms.items():
-        entry, is_baseline = read.study["arms"][name], name == read.baseline
+        entry, is_baseline = read.study.arms[name], name == read.baseline
         speed, peak = arm.tokens_per_second, arm.peak_memory_bytes
         numbers = [(quantity(entry.get(key)), entry.get(key), base.get(key)) for key in DECLARED]
         numbers.append((quantity(speed), speed, reference.tokens_per_second))
@@ -75,7 +75,7 @@ def _loss_and_cost(read: StudyRead) -> list[style.Picture]:
     axis = "training speed, tokens per second"
     if not any(costs.values()):
         axis = "FLOPs per token"
-        costs = {name: read.study["arms"][name].get("flops_per_token") for name in read.arms}
+        costs = {name: read.study.arms[name].flops_per_token for name in read.arms}
     points = {
         name: (float(spent), arm.mean)
         for name, arm in read.arms.items()

@@ -64,7 +64,7 @@ def during_training(read: StudyRead) -> Section:
         drawn[run.arm][run.status not in ("finished", "unevaluated")].append(curve)
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
-    figure = training(by_arm, read.looks, read.study.get("floors") or {}, LOSS)
+    figure = training(by_arm, read.looks, read.study.floors or {}, LOSS)
     return Section(front=[style.picture("training", "Validation loss during training", caption, figure)])
 
 
@@ -137,7 +137,7 @@ def over_contexts(read: StudyRead) -> Section | None:
         if math.isfinite(loss):
             losses[arm].setdefault(float(length), []).append(float(loss))
     present = {arm: by_length for arm, by_length in losses.items() if by_length}
-    figure = contexts(present, read.looks, read.study["evaluation"]["block_size"], read.metric)
+    figure = contexts(present, read.looks, read.study.evaluation.block_size or 1, read.metric)
     return Section(front=[style.picture("contexts", "Loss against context length", CONTEXTS, figure)])
 
 

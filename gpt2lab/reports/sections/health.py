@@ -155,7 +155,7 @@ Health = Mapping[str, Sequence[RunHealth]]
 
 def health(read: StudyRead) -> dict[str, list[RunHealth]]:
     """Of every run that the study declares, by arm."""
-    found: dict[str, list[RunHealth]] = {arm: [] for arm in read.study["arms"]}
+    found: dict[str, list[RunHealth]] = {arm: [] for arm in read.study.arms}
     for run in read.runs:
         try:
             rows = read.store.run(run.id).rows() if run.status != "absent" else []

@@ -78,11 +78,11 @@ class Trend:
 def rungs(study: Study, store: Store) -> list[Rung]:
     """Every size at which the study's ablation was run with the same baseline and the same tokens per parameter, the
     smallest first; none unless it was declared so."""
-    if not study.get("tokens_per_parameter"):
+    if not study.tokens_per_parameter:
         return []
     found = []
     for name in store.studies():
-        if name.partition("@")[0] != study["name"].partition("@")[0]:
+        if name.partition("@")[0] != study.name.partition("@")[0]:
             continue
         try:
             other = cleaned(store.study(name))
@@ -97,23 +97,23 @@ def _rung(study: Study, store: Store) -> Rung:
     runs = collect(study, store)
     budgets = all_budgets(study, runs, store)
     return Rung(
-        parameters=float(study["scope"]["parameters"]),
-        losses={arm: usable_values(study, runs, arm) for arm in study["arms"]},
+        parameters=float(study.scope["parameters"]),
+        losses={arm: usable_values(study, runs, arm) for arm in study.arms},
         multipliers=multipliers(study, runs, budgets, lambda arm: flops_ratio(study, arm)),
     )
 
 
 def trends(study: Study, store: Store) -> list[Trend]:
     """One for every arm that at least two sizes have two usable runs of, as of the baseline."""
-    ladder, base = rungs(study, store), study["baseline"]
+    ladder, base = rungs(study, store), study.baseline
     found = []
-    for arm in study["arms"]:
+    for arm in study.arms:
         having = [r for r in ladder if min(len(r.losses.get(arm, ())), len(r.losses.get(base, ()))) > 1]
         if arm == base or len({r.parameters for r in having}) < 2:
             continue
         sizes = [rung.parameters for rung in having]
         pairs = [(rung.losses[arm], rung.losses[base]) for rung in having]
-        moved = difference_trend(sizes, pairs, alpha=study["alpha"])
+        moved = difference_trend(sizes, pairs, alpha=study.alpha)
         known = [(rung.parameters, rung.multipliers[arm]) for rung in having if arm in rung.multipliers]
         found.append(
             Trend(

@@ -28,7 +28,7 @@ def noise(read: StudyRead) -> Section:
     study = read.study
     known = floor_sentence(study)
     if not known:
-        command = study.get("noise_command") or f"gpt2lab noise {study['scale']}"
+        command = study.noise_command or f"gpt2lab noise {study.scale}"
         told = [
             f"No noise floor of this scale, data, length and software was at hand; `{command}` measures one, and plans "
             "then say what they can find."
@@ -36,7 +36,7 @@ def noise(read: StudyRead) -> Section:
         return Section(points=[*told, _power(read)])
     told = [f"{known} It serves planning, and verdicts on one or two seeds; it never defines which differences matter."]
     spreads = [arm.sd for arm in read.arms.values() if arm.sd]
-    if spreads and max(spreads) > 2 * study["noise"]["sd"]:
+    if spreads and study.noise and max(spreads) > 2 * study.noise.sd:
         told.append(
             "An arm of this study varies more than twice as much as the floor: what the plan said of power was too "
             "hopeful; the intervals above rest on the arms' own spread."
@@ -46,15 +46,15 @@ def noise(read: StudyRead) -> Section:
 
 def floor_sentence(study: Study) -> str:
     """The noise floor that the study was planned by, with its age; "" without one."""
-    kept = study.get("noise")
+    kept = study.noise
     if not kept:
         return ""
-    failed = f"; {kept['failed']} more failed" if kept.get("failed") else ""
+    failed = f"; {kept.failed} more failed" if kept.failed else ""
     return (
-        f"Noise floor: sd {number(kept['sd'], 3)} nats, 95 % interval [{number(kept['low'], 3)}, "
-        f"{number(kept['high'], 3)}], from {kept['runs']} repeats of the recipe at {kept['scale']} with only "
-        f"the seed changed{failed}; torch {kept['stack'].get('torch')} on {kept['stack'].get('device')}, measured "
-        f"{str(kept['created'])[:10]}, {_age(kept['created'], study.get('created'))}."
+        f"Noise floor: sd {number(kept.sd, 3)} nats, 95 % interval [{number(kept.low, 3)}, "
+        f"{number(kept.high, 3)}], from {kept.runs} repeats of the recipe at {kept.scale} with only "
+        f"the seed changed{failed}; torch {kept.stack.get('torch')} on {kept.stack.get('device')}, measured "
+        f"{kept.created[:10]}, {_age(kept.created, study.created)}."
     )
 
 
@@ -89,7 +89,7 @@ def _power(read: StudyRead) -> str:
 def declared(read: StudyRead) -> Section:
     """What was declared before the first run, in sentences."""
     study = read.study
-    tokens = quantity(study["evaluation"].get("tokens"))
+    tokens = quantity(study.evaluation.tokens)
     told = [
         f"Design: {study.get('design', 'one factor')}, {plural(len(study['arms']), 'arm')}, baseline "
         f"{study['baseline']}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
@@ -100,22 +100,20 @@ def declared(read: StudyRead) -> Section:
         f"±{read.verdicts.smallest_effect:g} {read.unit}.",
     ]
     told.append(_looks(read))
-    if study.get("lr_bracket"):
-        factors = ", ".join(f"{factor:g}" for factor in study["lr_bracket"])
+    if study.lr_bracket:
+        factors = ", ".join(f"{factor:g}" for factor in study.lr_bracket)
         told.append(
             f"Learning rates: {factors} times each arm's own, one seed each, then fresh seeds at the best. A curve "
             "through the trials bounds how far that rate may be from each arm's best; the intervals include it."
         )
     told += tuned.method(study)
-    axis = str(study.get("equalise", "tokens")).replace("_", " ")
+    axis = study.equalise.replace("_", " ")
     told.append(f"Arms are compared at equal {axis}; what that costs each of them on the other axes, the table shows.")
     told += [
-        f"{arm} was adjusted for that: {entry['adjustment']}."
-        for arm, entry in study["arms"].items()
-        if entry.get("adjustment")
+        f"{arm} was adjusted for that: {entry.adjustment}." for arm, entry in study.arms.items() if entry.adjustment
     ]
-    if study.get("tokens_per_parameter"):
-        told.append(f"Trained for {study['tokens_per_parameter']:g} tokens per parameter of the baseline.")
+    if study.tokens_per_parameter:
+        told.append(f"Trained for {study.tokens_per_parameter:g} tokens per parameter of the baseline.")
     return Section(points=told)
 
 
@@ -123,13 +121,11 @@ def declared(read: StudyRead) -> Section:
 def deviations(read: StudyRead) -> Section:
     """What is otherwise than declared, or was declared after something could be seen."""
     study, others = read.study, read.once(elsewhere)
-    told = [
-        f"{arm} is exploratory only: {e['exploratory']}." for arm, e in study["arms"].items() if e.get("exploratory")
-    ]
-    told += [f"{arm} is not comparable: {e['not_comparable']}." for arm, e in study["arms"].items()
-             if e.get("not_comparable")]  # fmt: skip
-    if study.get("left_out"):
-        told.append(f"Left out to fit the time budget: {'; '.join(study['left_out'])}.")
+    told = [f"{arm} is exploratory only: {e.exploratory}." for arm, e in study.arms.items() if e.exploratory]
+    told += [f"{arm} is not comparable: {e.not_comparable}." for arm, e in study.arms.items()
+             if e.not_comparable]  # fmt: skip
+    if study.left_out:
+        told.append(f"Left out to fit the time budget: {'; '.join(study.left_out)}.")
     told += _declared_before(study)
     missing = [run for run in read.runs if run.value is None]
     if missing:
@@ -156,8 +152,8 @@ def deviations(read: StudyRead) -> Section:
 
 def _looks(read: StudyRead) -> str:
     """At which seeds contrasts are judged, and at which levels."""
-    study, past = read.study, read.study.get("history") or {}
-    looks = past.get("looks", study.get("looks")) or [past.get("first_seeds") or len(study["seeds"])]
+    study, past = read.study, read.study.history
+    looks = (past.looks if past else study.looks) or [past.first_seeds if past else len(study.seeds)]
     if len(looks) > 1:
         told = f"Looks were declared at {listed(map(str, looks))} seeds per arm; arms that were decided stopped there. "
     else:
@@ -171,24 +167,24 @@ def _looks(read: StudyRead) -> str:
 
 def _declared_before(study: Study) -> list[str]:
     """What was declared under this name before, and what of the present declaration therefore counts otherwise."""
-    earlier, past = study.get("earlier") or [], study.get("history") or {}
+    earlier, past = study.earlier, study.history
     if not earlier:
         return []
     times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
-    told = [f"This study was declared differently {times} before, last by `{earlier[-1].get('reproduce')}`."]
-    told += [f"{sentence}." for sentence in past.get("changed") or ()]
-    late = past.get("late") or []
+    told = [f"This study was declared differently {times} before, last by `{earlier[-1].reproduce}`."]
+    told += [f"{sentence}." for sentence in (past.changed if past else ())]
+    late = past.late if past else []
     if late:
         pairs = listed(f"{arm} against {against}" for arm, against in late)
         told.append(f"Declared after the results were there, and exploratory for that: {pairs}.")
-    undeclared = past.get("undeclared") or study.get("undeclared_look")
+    undeclared = (past.undeclared if past else None) or study.undeclared_look
     return [*told, f"Nothing is claimed: {undeclared}."] if undeclared else told
 
 
 @section(order=180, title="What this shows, and what it does not")
 def limits(read: StudyRead) -> Section:
     study = read.study
-    caveat = f" Caveat of this scale: {study['caveat']}." if study.get("caveat") else ""
+    caveat = f" Caveat of this scale: {study['caveat']}." if study.caveat else ""
     sentences = [
         f"It holds {scope_text(study)}; larger models, longer training or other data may order the arms differently."
         + caveat
@@ -202,8 +198,8 @@ def limits(read: StudyRead) -> Section:
 
 
 def _near_bigram(study: Study, baseline: float | None) -> list[str]:
-    bigram = (study.get("floors") or {}).get("bigram")
-    if study["metric"] != LOSS or bigram is None or baseline is None or baseline < bigram - NEAR_BIGRAM:
+    bigram = (study.floors or {}).get("bigram")
+    if study.metric != LOSS or bigram is None or baseline is None or baseline < bigram - NEAR_BIGRAM:
         return []
     place = "above" if baseline > bigram + NEAR_BIGRAM else f"within {NEAR_BIGRAM:g} nats of"
     return [
@@ -216,12 +212,12 @@ def _near_bigram(study: Study, baseline: float | None) -> list[str]:
 def reproduce(read: StudyRead) -> Section:
     study = read.study
     found = [
-        ("Data", study["scope"].get("data")),
-        ("Preset", study["scope"].get("preset")),
-        ("Seeds", ", ".join(map(str, study["seeds"]))),
+        ("Data", study.scope.data),
+        ("Preset", study.scope.preset),
+        ("Seeds", ", ".join(map(str, study.seeds))),
         *where_it_ran(study),
     ]
-    return Section(code=study["reproduce"], facts=[(key, str(value)) for key, value in found if value])
+    return Section(code=study.reproduce, facts=[(key, str(value)) for key, value in found if value])
 
 
 def where_it_ran(record: StudyRecord | Mapping[str, Any]) -> list[tuple[str, str]]:

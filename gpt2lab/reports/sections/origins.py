@@ -104,7 +104,7 @@ class Origins:
 def origins(read: StudyRead) -> Origins:
     """Of every arm but those that cannot be compared with the baseline. Failed runs are left out, and so are arms of
     which some run kept nothing, for the others would not stand for it."""
-    baseline, alpha = read.baseline, read.study["alpha"]
+    baseline, alpha = read.baseline, read.study.alpha
     apart = [c.arm for c in read.verdicts.contrasts if c.word == "not comparable" and c.against == baseline]
     kept: dict[str, list[dict[str, Part]]] = {}
     lacking: dict[str, int] = {}
@@ -116,7 +116,7 @@ def origins(read: StudyRead) -> Origins:
             kept.setdefault(run.arm, []).append(found)
         else:
             lacking[run.arm] = lacking.get(run.arm, 0) + 1
-    whole = {arm: kept[arm] for arm in read.study["arms"] if arm in kept and arm not in lacking}
+    whole = {arm: kept[arm] for arm in read.study.arms if arm in kept and arm not in lacking}
     ours = {arm: found for arm, found in whole.items() if arm != baseline}
     if baseline not in whole or not ours:
         return Origins(lacking=lacking, apart=apart, level=1 - alpha)
@@ -130,7 +130,7 @@ def origins(read: StudyRead) -> Origins:
 def _kept_of(run: StudyRun, read: StudyRead) -> dict[str, Part]:
     """What a run kept of its final evaluation, by division; empty for older runs and for damaged files."""
     try:
-        return read_parts(read.store.run(run.id).parts(read.study["evaluation"]["key"]))
+        return read_parts(read.store.run(run.id).parts(read.study.evaluation.key))
     except DataFault:
         return {}
 

@@ -32,9 +32,9 @@ class Trial:
 def rates(read: StudyRead) -> Section | None:
     """Every learning rate that was tried, with one seed each, and what that does to the difference."""
     found = {
-        arm: [Trial(one["factor"], trial_loss(read.study, read.store, arm, one)) for one in bracket["trials"]]
-        for arm, entry in read.study["arms"].items()
-        if (bracket := entry.get("bracket")) and bracket.get("trials")
+        arm: [Trial(one.factor, trial_loss(read.study, read.store, arm, one)) for one in bracket.trials]
+        for arm, entry in read.study.arms.items()
+        if (bracket := entry.bracket) and bracket.trials
     }
     if not found:
         return None
@@ -46,13 +46,14 @@ def rates(read: StudyRead) -> Section | None:
     rows = []
     for name, tried in found.items():
         by_factor = {trial.factor: trial for trial in tried}
-        search, lr = read.study["arms"][name]["bracket"], read.study["arms"][name]["lr"]
-        best = "" if search["best"] is None else "at the edge" if search["at_edge"] else f"x{search['best']:g}"
+        bracket, lr = read.study.arms[name].bracket, read.study.arms[name].lr
+        assert bracket is not None
+        best = "" if bracket.best is None else "at the edge" if bracket.at_edge else f"x{bracket.best:g}"
         own, tuned = _at_shared(tried), judged.get(name)
         shared = "" if own is None or base is None or name == read.baseline else signed(own - base, 3)
         cells = (
             Cell(name),
-            *(_trial_cell(by_factor.get(factor), search["best"]) for factor in factors),
+            *(_trial_cell(by_factor.get(factor), bracket.best) for factor in factors),
             Cell(f"{lr:.3g}" if best else DASH, best),
             Cell(shared, "one seed" if shared else ""),
             difference_cell(tuned.difference, tuned.low, tuned.high) if tuned else Cell(),

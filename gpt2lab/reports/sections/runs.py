@@ -20,14 +20,14 @@ from gpt2lab.tracking.follower import links
 
 def elsewhere(read: StudyRead) -> dict[str, list[str]]:
     """Run -> the other studies that declare it as well."""
-    own = {run for entry in read.study["arms"].values() for run in entry["runs"].values()}
+    own = {run for entry in read.study.arms.values() for run in entry.runs.values()}
     found: dict[str, list[str]] = {}
     for name in read.store.studies():
         if name == read.name:
             continue
         try:
             other = read.store.study(name)
-            theirs = {run for entry in other["arms"].values() for run in entry["runs"].values()}
+            theirs = {run for entry in other["arms"].values() for run in entry.runs.values()}
         except (DataFault, KeyError, TypeError, AttributeError):
             continue
         for run in own & theirs:

@@ -83,8 +83,8 @@ def error_budgets(
 ) -> dict[tuple[str, str], ErrorBudget]:
     """For every contrast that was tested by its own noise, from the seeds that it was judged by."""
     arms, found = {arm.name: arm for arm in verdicts.arms}, searches(study, store)
-    seconds = {arm: _seconds(runs, arm) for arm in study["arms"]}
-    members = len(verdicts.contrasts) + len((study.get("history") or {}).get("dropped") or ())
+    seconds = {arm: _seconds(runs, arm) for arm in study.arms}
+    members = len(verdicts.contrasts) + (len(study.history.dropped) if study.history else 0)
     budgets = {}
     for c in verdicts.contrasts:
         few = min(c.n_arm, c.n_against)

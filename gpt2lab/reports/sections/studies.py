@@ -70,8 +70,8 @@ def scale_by_scale(read: Across) -> Section | None:
     sizes: dict[str, list[float]] = {}
     places: dict[tuple[str, str], dict[str, Cell]] = {}
     for number, entry in enumerate(read.entries, start=1):
-        sizes.setdefault(entry.scale, []).append(entry.study["scope"].get("parameters") or 0.0)
-        ablation = str(entry.study.get("ablation") or entry.name)
+        sizes.setdefault(entry.scale, []).append(entry.study.scope.parameters or 0.0)
+        ablation = str(entry.study.ablation or entry.name)
         for finding in entry.findings:
             verdict = finding.verdict
             difference = Link(finding.difference.text, f"#study-{number}", after=f" {entry.unit}")
@@ -104,7 +104,7 @@ def studies(read: Across) -> Section | None:
                          "Published:words")  # fmt: skip
         table = Table(titles, [_row(finding) for finding in entry.findings]) if entry.findings else None
         part = Section(
-            title=entry.name, link=entry.link, anchor=f"study-{number}", lead=[str(entry.study["question"])],
+            title=entry.name, link=entry.link, anchor=f"study-{number}", lead=[str(entry.study.question)],
             aside=_line(entry), table=table, note="" if table else "No contrast is declared.",
             facts=[(key, value) for key, value in facts(entry) if value], facts_title="What it rests on",
         )  # fmt: skip
@@ -128,9 +128,9 @@ def _source(effect: Effect) -> Link:
 
 def _line(entry: Entry) -> str:
     """A study in a line: `nano · 842 k parameters, 819 k tokens · 2026-11-23`."""
-    scope = entry.study["scope"]
+    scope = entry.study.scope
     sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
-    parts = [entry.scale, sizes, str(entry.study.get("created") or "")[:10], entry.study.get("caveat") or ""]
+    parts = [entry.scale, sizes, str(entry.study.created or "")[:10], entry.study.caveat or ""]
     return " · ".join(part for part in parts if part)
 
 
@@ -169,7 +169,7 @@ def groups(entries: Sequence[Entry]) -> list[Group]:
 
 def _bar(finding: Finding, entry: Entry) -> style.Interval:
     c, small = finding.contrast, entry.verdicts.smallest_effect
-    label = c.arm if c.against == entry.study["baseline"] else f"{c.arm} − {c.against}"
+    label = c.arm if c.against == entry.study.baseline else f"{c.arm} − {c.against}"
     words = f"{finding.difference.text} {entry.unit}, {finding.verdict.text}"
     colour = COLOURS[found_direction(c)]
     return style.Interval(label, c.difference / small, c.low / small, c.high / small, words, colour)

@@ -63,7 +63,7 @@ def tunings(read: StudyRead) -> Tunings:
     twin = as_written(study)
     runs = collect(twin, store)
     written = judge_runs(twin, runs, store, sensitivity=False) if any(run.value is not None for run in runs) else None
-    own = {run for entry in study["arms"].values() for run in entry["runs"].values()}
+    own = {run for entry in study.arms.values() for run in entry.runs.values()}
     others = [run for run in runs if run.id not in own]
     try:
         found = read_record(_of_this_study(read), store).searches
@@ -75,12 +75,12 @@ def tunings(read: StudyRead) -> Tunings:
 def _of_this_study(read: StudyRead) -> dict[str, Any]:
     """The record of the arms' searches, with those alone that the study's runs rest on: a later command, of other code
     or with other arms, may have written it anew. Raises ConfigError, DataFault."""
-    tuned = {arm: entry["tuned"] for arm, entry in read.study["arms"].items() if entry.get("tuned")}
-    record = read.store.sweep(next(iter(tuned.values()))["sweep"])
+    tuned = {arm: entry.tuned for arm, entry in read.study.arms.items() if entry.tuned}
+    record = read.store.sweep(next(iter(tuned.values())).sweep)
     kept = {
-        arm: record["searches"][one["label"]]
+        arm: record["searches"][one.label]
         for arm, one in tuned.items()
-        if record["searches"].get(one["label"], {}).get("study") == one["study"]
+        if record["searches"].get(one.label, {}).get("study") == one.study
     }
     return {**record, "searches": kept}
 
@@ -99,10 +99,9 @@ def tuned(read: StudyRead) -> list[Section]:
 
 def names_of(study: Study) -> tuple[str, str]:
     """What the two ways are called: at the settings as written, and at those that were found."""
-    entries = [entry.get("shared") or {} for entry in study["arms"].values()]
     if searched(study) != [RATE]:
         return "at the settings as written", "at its own best settings"
-    rates = {entry.get("lr") for entry in entries}
+    rates = {entry.shared.lr for entry in study.arms.values() if entry.shared}
     return ("at the shared rate" if len(rates) == 1 else "at the rates as written"), "at its own rate"
 
 
@@ -140,11 +139,11 @@ def _arm_table(read: StudyRead) -> Table | None:
                      "Sensitivity:number", "Edge:words", "Trials:number", "Tokens:number")  # fmt: skip
     rows = []
     for name, search in read.once(tunings).searches.items():
-        entry, best = read.study["arms"][name], search.best
+        entry, best = read.study.arms[name], search.best
         found = search.optima.get(RATE) or next(iter(search.optima.values()), None)
         lost = rate_sensitivity(search)
         ended = {outcome: count for outcome, count in search.counts.items() if outcome not in OPEN}
-        written = (entry.get("shared") or {}).get("settings") or {}
+        written = entry.shared.settings if entry.shared else {}
         several = len(searched(read.study)) > 1
         cells = (
             Cell(name),
@@ -175,16 +174,16 @@ def _tokens(tunings: Tunings, arm: str) -> int | None:
 
 
 def _in_runs(read: StudyRead, arm: str) -> str:
-    spent, one = _tokens(read.once(tunings), arm), read.study["arms"][arm]["tokens"]
+    spent, one = _tokens(read.once(tunings), arm), read.study.arms[arm].tokens
     return f"{spent / one:.1f} runs" if spent and one else ""
 
 
 def cost_points(read: StudyRead) -> list[str]:
     """What tuning cost beside the runs that are judged."""
-    spent = {arm: tokens for arm in read.study["arms"] if (tokens := _tokens(read.once(tunings), arm))}
+    spent = {arm: tokens for arm in read.study.arms if (tokens := _tokens(read.once(tunings), arm))}
     if not spent:
         return []
-    runs = {arm: len(entry["runs"]) * entry["tokens"] for arm, entry in read.study["arms"].items()}
+    runs = {arm: len(entry.runs) * entry.tokens for arm, entry in read.study.arms.items()}
     listed = ", ".join(f"{quantity(tokens)} of {arm}" for arm, tokens in spent.items())
     return [
         f"Tuning took {quantity(sum(spent.values()))} tokens ({listed}), beside the {quantity(sum(runs.values()))} of "
@@ -206,12 +205,12 @@ def _points(read: StudyRead) -> list[str]:
 
 def progress(read: StudyRead) -> str:
     """How far searches are that are still open; "" without any."""
-    entries = [one for entry in read.study["arms"].values() if (one := entry.get("tuned"))]
-    if all(one["over"] for one in entries):
+    entries = [one for entry in read.study.arms.values() if (one := entry.tuned)]
+    if all(one.over for one in entries):
         return ""
-    done = sum(one["trials"] for one in entries)
+    done, due = sum(one.trials for one in entries), len(entries) * int((read.study.tune or {})["trials"])
     return (
-        f"The settings of the arms are still being searched: {done} of {len(entries) * read.study['tune']['trials']} "
+        f"The settings of the arms are still being searched: {done} of {due} "
         "trials had ended when the study's record was written; the same command goes on."
     )
 
@@ -219,14 +218,14 @@ def progress(read: StudyRead) -> str:
 def refused(read: StudyRead) -> dict[str, str]:
     """Arm -> why its search bars it from every comparison, with what to do about an edge."""
     found = {}
-    for arm, entry in read.study["arms"].items():
-        if not entry.get("tuned") or not entry.get("not_comparable"):
+    for arm, entry in read.study.arms.items():
+        if not entry.tuned or not entry.not_comparable:
             continue
         search = read.once(tunings).searches.get(arm)
         widen = {name: o.widen for name, o in search.optima.items() if o.edge and o.widen} if search else {}
         hint = "; ".join(f"{name} from {setting(low, 2)} to {setting(high, 2)} would close it"
                          for name, (low, high) in widen.items())  # fmt: skip
-        found[arm] = entry["not_comparable"] + (f" ({hint})" if hint else "")
+        found[arm] = entry.not_comparable + (f" ({hint})" if hint else "")
     return found
 
 
@@ -312,7 +311,7 @@ def _drawn(read: StudyRead) -> list[style.Picture]:
 
 def method(study: Study) -> list[str]:
     """What was declared of the searches, in sentences."""
-    tune = study.get("tune")
+    tune = study.tune
     if not tune:
         return []
     space = ", ".join(f"{name} {_range(one)}" for name, one in tune["space"].items())

@@ -34,7 +34,7 @@ def verdict_table(read: StudyRead) -> Table:
     found = [_arm_row(read, read.baseline, Cell("baseline", chip="grey"))]
     found += [_contrast_row(read, contrast) for contrast in read.verdicts.contrasts]
     judged = {read.baseline, *(contrast.arm for contrast in read.verdicts.contrasts)}
-    chip = Cell("part of effects" if read.study.get("factors") else "not judged", chip="grey")
+    chip = Cell("part of effects" if read.study.factors else "not judged", chip="grey")
     found += [_arm_row(read, name, chip) for name in read.arms if name not in judged]
     kept = [
         i
@@ -56,18 +56,18 @@ def _contrast_row(read: StudyRead, contrast: Contrast) -> Row:
     if arm is None:
         counts = f"{contrast.n_arm} + {contrast.n_against}"
         name = Cell(contrast.arm, f"against {contrast.against}, over {len(contrast.weights)} cells")
-        expected = Cell((study.get("expected") or {}).get(contrast.arm) or "")
+        expected = Cell((study.expected or {}).get(contrast.arm) or "")
         return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), expected))
     to_baseline = contrast.against == read.baseline
     name = Cell(arm.arm, ("" if to_baseline else f"against {contrast.against}; ") + changes(study, arm.arm))
     cells = (name, *_statistics(arm, contrast.n_arm), *numbers,
              worth_cell(read.once(worth).multipliers.get(arm.arm)) if to_baseline else Cell(),
-             _cost_cell(read, arm.arm), Cell(study["arms"][arm.arm].get("expected") or ""))  # fmt: skip
+             _cost_cell(read, arm.arm), Cell(study.arms[arm.arm].expected or ""))  # fmt: skip
     return Row(cells, look=arm.look)
 
 
 def _arm_row(read: StudyRead, name: str, verdict: Cell) -> Row:
-    arm, expected = read.arms[name], Cell(read.study["arms"][name].get("expected") or "")
+    arm, expected = read.arms[name], Cell(read.study.arms[name].expected or "")
     cells = (Cell(name, changes(read.study, name)), *_statistics(arm), Cell(), Cell(), verdict, Cell())
     return Row((*cells, _cost_cell(read, name), expected), arm.look, name == read.baseline)
 
@@ -83,7 +83,7 @@ def _statistics(arm: Summary, judged: int | None = None) -> tuple[Cell, Cell]:
 
 def _cost_cell(read: StudyRead, name: str) -> Cell:
     """FLOPs of a run against the baseline's, and below it the speed."""
-    own, base = read.study["arms"][name], read.study["arms"][read.baseline]
+    own, base = read.study.arms[name], read.study.arms[read.baseline]
     speed, reference = read.arms[name].tokens_per_second, read.arms[read.baseline].tokens_per_second
     if name == read.baseline:
         return Cell(f"{quantity(own['flops_per_token'] * own['tokens'])}FLOP", f"{quantity(speed)} tokens/s")
@@ -94,10 +94,10 @@ def _cost_cell(read: StudyRead, name: str) -> Cell:
 
 def changes(study: Study, arm: str) -> str:
     """What sets an arm apart from the base, as `model.norm = rmsnorm`."""
-    entry = study["arms"][arm]
-    if not entry.get("changes"):
-        return "control: changes nothing" if entry.get("control") else "nothing changed"
-    return "; ".join(f"{key} = {_shown(value)}" for key, value in entry["changes"].items())
+    entry = study.arms[arm]
+    if not entry.changes:
+        return "control: changes nothing" if entry.control else "nothing changed"
+    return "; ".join(f"{key} = {_shown(value)}" for key, value in entry.changes.items())
 
 
 def _shown(value: Any) -> str:
@@ -148,10 +148,10 @@ def _forest(read: StudyRead) -> list[style.Picture]:
         "interval, an arrow an end outside the frame. Shaded: differences below "
         f"{found.smallest_effect:g} {read.unit}, declared too small to matter."
     )
-    noise = (read.study.get("noise") or {}).get("sd") if read.metric == LOSS else None
+    noise = read.study.noise.sd if read.study.noise and read.metric == LOSS else None
     if noise:
         caption += f" Dotted: one sd of the noise floor, {number(noise, 3)}, to either side."
-    of_factors = bool(read.study.get("factors"))
+    of_factors = bool(read.study.factors)
     to = "" if of_factors else f" to {shorten(read.baseline)}"
     title = "Effects of the factors" if of_factors else "Difference to the baseline"
     return [style.picture("differences", title, caption, forest(effects, found.smallest_effect, to, noise))]

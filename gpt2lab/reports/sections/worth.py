@@ -60,21 +60,21 @@ def worth(read: StudyRead) -> Worth:
     budgets = all_budgets(study, runs, read.store)
     finals = usable_values(study, runs, base)
     shares = {
-        arm: reach(_scaled(budgets[arm], 1 / study["arms"][base]["tokens"]), finals)
-        for arm in study["arms"]
+        arm: reach(_scaled(budgets[arm], 1 / study.arms[base].tokens), finals)
+        for arm in study.arms
         if finals and arm != base and arm in budgets
     }
     return Worth(
         budgets=budgets,
         multipliers=multipliers(study, runs, budgets, lambda arm: flops_ratio(study, arm)),
-        in_tokens=multipliers(study, runs, budgets, lambda arm: 1 / study["arms"][arm]["tokens"]),
+        in_tokens=multipliers(study, runs, budgets, lambda arm: 1 / study.arms[arm].tokens),
         shares=shares,
     )
 
 
 def all_budgets(study: Study, runs: Sequence[StudyRun], store: Store) -> dict[str, dict[float, list[float]]]:
     """Arm -> tokens -> final losses, for arms that were trained at other budgets too."""
-    return {arm: found for arm in study["arms"] if len(found := budget_losses(study, runs, store, arm)) > 1}
+    return {arm: found for arm in study.arms if len(found := budget_losses(study, runs, store, arm)) > 1}
 
 
 def multipliers(
@@ -84,16 +84,16 @@ def multipliers(
     scale: Callable[[str], float],
 ) -> dict[str, Reach]:
     """Arm -> what of the baseline's budget its final losses are worth; `scale` brings tokens to the arm's own unit."""
-    base = study["baseline"]
+    base = study.baseline
     if base not in budgets:
         return {}
-    finals = {arm: usable_values(study, runs, arm) for arm in study["arms"] if arm != base}
+    finals = {arm: usable_values(study, runs, arm) for arm in study.arms if arm != base}
     return {arm: reach(_scaled(budgets[base], scale(arm)), values) for arm, values in finals.items() if values}
 
 
 def flops_ratio(study: Study, arm: str) -> float:
     """What a token of the baseline costs in FLOPs, as a share of all that the arm's run costs."""
-    own, base = study["arms"][arm], study["arms"][study["baseline"]]
+    own, base = study.arms[arm], study.arms[study.baseline]
     return float(base["flops_per_token"] / (own["flops_per_token"] * own["tokens"]))
 
 
@@ -133,7 +133,7 @@ def _table(read: StudyRead, found: Worth) -> Table:
                      "Worth, tokens:number", "Tokens to baseline:number")  # fmt: skip
     rows = []
     for name, arm in read.arms.items():
-        own = float(read.study["arms"][name]["tokens"])
+        own = float(read.study.arms[name].tokens)
         curve = found.budgets.get(name, {own: ()})
         cells = [_losses_cell(curve.get(tokens, ())) for tokens in budgets]
         if not any(cell.text for cell in cells) and arm.mean is not None:
