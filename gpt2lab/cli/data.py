@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,15 +43,19 @@ def prepare(
     from gpt2lab.data.shards import prepare as make
 
     config = asked(what, tokenizer, set_ or (), plugin or ())
-    with rich_progress() as progress:
-        data = make(config, progress=progress, processes=processes)
+    try:
+        with rich_progress() as progress:
+            data = make(config, progress=progress, processes=processes)
+    except KeyboardInterrupt:
+        print("gpt2lab: interrupted; the same command continues", file=sys.stderr)
+        raise
     print(f"{len(data.train):,} training and {len(data.validation):,} validation tokens in {data.path}")
 
 
 def asked(what: str, tokenizer: str | None, overrides: Any, plugins: Any) -> DataConfig:
     """The data section that a command line means. Raises ConfigError."""
     from gpt2lab.config import ALIASES, fill_slots, load_config, preset_names
-    from gpt2lab.data.sources import corpus
+    from gpt2lab.data.corpora import corpus
     from gpt2lab.errors import ConfigError, nearest, unknown
 
     fill_slots(plugins)

@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.files import Progress, canonical_sha256
-from gpt2lab.data.hashes import known_sha256
-from gpt2lab.data.paths import matching
-from gpt2lab.data.sources import corpus
+from gpt2lab.data.corpora import corpus
+from gpt2lab.data.files import Progress, canonical_sha256, known_sha256, matching, unreadable
 from gpt2lab.data.split import SPLITS, SplitName
 from gpt2lab.data.tokenizers import GPT2_SIZE
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Problem
+from gpt2lab.errors import ConfigError, DataFault, Problem
 
 DTYPE = "<u2"
 HEADER_BYTES = 256 * 4
@@ -125,7 +123,7 @@ def token_file(path: Path) -> TokenFile:
         with open(path, "rb") as file:
             head: NDArray[np.int32] = np.frombuffer(file.read(HEADER_BYTES)[: size // 4 * 4], "<i4")
     except OSError as error:
-        raise EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=f"ls -l {path}") from error
+        raise unreadable(path, error) from error
     first = int(head[0]) if len(head) else 0
     if first in OTHER_MAGIC:
         raise DataFault(f"holds {OTHER_MAGIC[first]}, not of GPT-2", where=str(path), hint="shards made for GPT-2")

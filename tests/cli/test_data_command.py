@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt2lab import faults
-from gpt2lab.data import encoding
+from gpt2lab.data import encode as encoding
 from gpt2lab.data.shards import DataConfig, prepare
 
 Call = Callable[..., Any]

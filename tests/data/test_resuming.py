@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,13 +15,10 @@ from typing import Any
 import pytest
 
 from gpt2lab import faults
-from gpt2lab.data import encoding, shards
-from gpt2lab.data.encoding import Pool, batches
-from gpt2lab.data.passing import division
+from gpt2lab.data import encode as encoding
+from gpt2lab.data import shards
 from gpt2lab.data.prepared import Prepared, list_prepared
 from gpt2lab.data.shards import DataConfig, prepare, unfinished
-from gpt2lab.data.sources import corpus
-from gpt2lab.data.tokenizers import TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError, EnvironmentFault
 
 Play = Callable[..., str]
@@ -149,37 +145,9 @@ def test_a_disk_that_is_too_small_is_told_before_writing(
     assert not list((home / "prepared").glob(".*.partial"))
 
 
-def test_a_process_that_dies_is_named_and_the_next_attempt_continues(wanted: dict[str, DataConfig]) -> None:
-    config = wanted["documents"]
-    pool = Pool(tokenizer.read("gpt2"), Path(), 2)
-    try:
-        texts = division(corpus.build(config.corpus), 0.2).open(None)
-        here = tokenizer.build(tokenizer.read("gpt2"), TokenizerSite(Path()))
-        answers = pool.map(batches(texts))
-        batch, (ids, counts) = next(answers)
-        assert ids.tolist() == encoding.encode(here, batch.texts, batch.lasts)[0].tolist() and counts.sum() == len(ids)
-        for worker in pool._workers:
-            os.kill(worker._process.pid, signal.SIGKILL)
-        with pytest.raises(EnvironmentFault, match=r"a tokenizing process ended \(SIGKILL\)"):
-            for _ in answers:
-                pass
-    finally:
-        pool.close()
-
-
-def test_what_a_tokenizer_raises_in_a_process_is_raised_here(wanted: dict[str, DataConfig]) -> None:
-    pool = Pool(tokenizer.read("bpe"), Path("/nowhere"), 2)  # no tokenizer.json there
-    try:
-        texts = division(corpus.build(wanted["documents"].corpus), 0.2).open(None)
-        with pytest.raises(FileNotFoundError):
-            list(pool.map(batches(texts)))
-    finally:
-        pool.close()
-
-
 SCRIPT = """
 import json, sys
-from gpt2lab.data import encoding, shards
+from gpt2lab.data import encode as encoding, shards
 encoding.BATCH_CHARACTERS = 20_000
 shards.STATE_SECONDS = 0.05
 shards.POOL_BYTES = 0

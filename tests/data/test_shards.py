@@ -214,11 +214,11 @@ def test_files_are_on_disk_before_the_name_is_and_the_name_before_we_return(
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from gpt2lab.data import encoding
+from gpt2lab.data import encode as encoding
 from gpt2lab.data.corpora import Corpus, corpus
 from gpt2lab.data.prepared import list_prepared
 from gpt2lab.data.shards import DataConfig, prepare
-from gpt2lab.data.text import Document
+from gpt2lab.data.split import Document
 
 room, mode = Path(sys.argv[1]), sys.argv[2]
 encoding.BATCH_CHARACTERS = 1000

@@ -16,11 +16,11 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.data import encoding, rows
-from gpt2lab.data.passing import division
+from gpt2lab.data import corpora as rows
+from gpt2lab.data import encode as encoding
+from gpt2lab.data.corpora import Stream, corpus
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import DataConfig, prepare, prepared_key
-from gpt2lab.data.sources import Stream, corpus
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 
 Play = Callable[..., str]
@@ -110,27 +110,6 @@ def test_order_and_processes_and_the_way_of_the_file_change_nothing(
     assert {**one.manifest, "created": 0} == {**two.manifest, "created": 0}
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "third"))
     assert prepare(config(tables("arrow"))).fingerprint == one.fingerprint
-
-
-def test_copies_of_a_document_are_on_one_side_and_large_corpora_give_little_for_validation() -> None:
-    class Reading:
-        def __iter__(self) -> Any:
-            return iter([("same", None)] * 50 + [(f"text {i}", None) for i in range(4000)])
-
-        def place(self) -> Any:
-            return None
-
-    def parts(size: int) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {"train": [], "validation": []}
-        for split, _, chunks in division(Stream("s", "i", size, lambda place: Reading()), 0.2).open(None):
-            found[split].append("".join(chunks))
-        return found
-
-    small, large = parts(10**6), parts(10**10)
-    assert {small[split].count("same") for split in small} == {0, 50}
-    assert 650 < len(set(small["validation"])) < 950
-    assert 20 < len(set(large["validation"])) < 70  # a hundredth
-    assert set(large["validation"]) <= set(small["validation"])
 
 
 def test_own_validation_files_and_other_columns(tmp_path: Path, stories: list[str]) -> None:
