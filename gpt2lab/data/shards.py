@@ -33,7 +33,7 @@ from pydantic import Field, field_validator
 
 from gpt2lab.data.corpora import Corpus, Place, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
-from gpt2lab.data.encode import Batch, Division, Encoded, alone_because, batches, division, encoder, usable_cores
+from gpt2lab.data.encode import Batch, Division, Encoded, Piece, alone_because, batches, division, encoder, usable_cores
 from gpt2lab.data.files import (
     READ_BYTES,
     Progress,
@@ -331,50 +331,51 @@ def _sweep(home: Path, held: str) -> None:
 class SplitWriter:
     """Appends ids to shards of at most `size` tokens; each is fsynced when it is closed.
 
-    listed: whether documents are recorded one by one; otherwise each shard tells how many end in it.
+    listed: whether documents are recorded one by one; otherwise each shard counts those that end in it.
     """
 
     def __init__(self, folder: Path, split: SplitName, dtype: str, vocab_size: int, size: int, *, listed: bool) -> None:
         self.folder, self.split, self.dtype, self.vocab_size, self.size = folder, split, dtype, vocab_size, size
         self.listed = listed
-        self.tokens = self.bytes = self.count = self.whole = 0
+        self.tokens = self.bytes = self.count = 0
         self.documents: list[dict[str, Any]] = []
-        self.records: list[dict[str, Any]] = []
+        self.shards: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._begun = [0, 0]  # bytes and tokens of the present document
 
-    def add(self, ids: NDArray[np.int64]) -> None:
-        """Append ids, over as many shards as they need; raises DataFault for one outside the vocabulary."""
+    @property
+    def whole(self) -> int:
+        """Shards that are finished."""
+        return sum("sha256" in shard for shard in self.shards)
+
+    def add(self, piece: Piece, ids: NDArray[Any]) -> None:
+        """Append a piece's ids, over as many shards as they need; raises DataFault for one outside the vocabulary."""
+        self.bytes += piece.size
+        self.tokens += len(ids)
+        self._begun = [self._begun[0] + piece.size, self._begun[1] + len(ids)]
         while len(ids):
             if self._file is None:
-                name = f"{self.split}_{len(self.records):03d}.bin"
-                self.records.append({"file": name, "tokens": 0} | ({} if self.listed else {"documents": 0}))
-                self._file = open(self.folder / name, "wb")  # noqa: SIM115 (closed by _finish or close)
+                name = f"{self.split}_{len(self.shards):03d}.bin"
+                self.shards.append({"file": name, "tokens": 0} | ({} if self.listed else {"documents": 0}))
+                self._file = open(self.folder / name, "wb")  # noqa: SIM115 (closed by finish or close)
                 self._digest = hashlib.sha256()
-            record = self.records[-1]
-            now, ids = np.split(ids, [self.size - record["tokens"]])
-            check_ids(now, self.vocab_size, record["file"], record["tokens"])
+            shard = self.shards[-1]
+            now, ids = np.split(ids, [self.size - shard["tokens"]])
+            check_ids(now, self.vocab_size, shard["file"], shard["tokens"])
             raw = now.astype(self.dtype).tobytes()
             self._file.write(raw)
             self._digest.update(raw)
-            record["tokens"] += len(now)
-            self.tokens += len(now)
-            if record["tokens"] == self.size:
-                self._finish()
-
-    def passed(self, size: int, tokens: int, name: str | None, *, last: bool) -> None:
-        """Count a piece of `size` bytes and so many tokens, which `add` was given."""
-        self.bytes += size
-        self._begun[0] += size
-        self._begun[1] += tokens
-        if not last:
+            shard["tokens"] += len(now)
+            if shard["tokens"] == self.size:
+                self.finish()
+        if not piece.last:
             return
         if self.listed:
-            self.documents.append({"name": name, "bytes": self._begun[0], "tokens": self._begun[1]})
+            self.documents.append({"name": piece.name, "bytes": self._begun[0], "tokens": self._begun[1]})
         elif self._begun[1]:
             self.count += 1
-            self.records[-1]["documents"] += 1
+            self.shards[-1]["documents"] += 1
         self._begun = [0, 0]
 
     def flush(self) -> None:
@@ -383,21 +384,16 @@ class SplitWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def _finish(self) -> None:
-        assert self._file is not None
-        self.flush()
-        self.close()
-        self.records[-1]["sha256"] = self._digest.hexdigest()
-        self.whole += 1
-        point("data.shard")
-
     def finish(self) -> None:
-        """Close the last shard."""
+        """Close the present shard, if any."""
         if self._file is not None:
-            self._finish()
+            self.flush()
+            self.close()
+            self.shards[-1]["sha256"] = self._digest.hexdigest()
+            point("data.shard")
 
     def close(self) -> None:
-        """Let go of the file, whether or not the disk takes what is left."""
+        """Release the file, even when the disk does not take what is left."""
         file, self._file = self._file, None
         if file is not None:
             try:
@@ -409,17 +405,16 @@ class SplitWriter:
     def record(self) -> dict[str, Any]:
         """For the manifest."""
         counted = {} if self.listed else {"document_count": self.count}
-        records = [dict(record) for record in self.records]
-        return {"tokens": self.tokens, "bytes": self.bytes, "documents": self.documents, **counted, "shards": records}
+        shards = [dict(shard) for shard in self.shards]
+        return {"tokens": self.tokens, "bytes": self.bytes, "documents": self.documents, **counted, "shards": shards}
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Continue from what `record` returned earlier: cut files, which are no shorter, to it."""
+        """Continue from an earlier `record`: cut files, which are no shorter, to it."""
         self.tokens, self.bytes, self.count = record["tokens"], record["bytes"], record.get("document_count", 0)
-        self.documents, self.records = list(record["documents"]), [dict(shard) for shard in record["shards"]]
-        self.whole = sum("sha256" in shard for shard in self.records)
-        if self.records and "sha256" not in self.records[-1]:
-            self._file = open(self.folder / self.records[-1]["file"], "r+b")  # noqa: SIM115 (closed by _finish or close)
-            self._file.truncate(self.records[-1]["tokens"] * np.dtype(self.dtype).itemsize)
+        self.documents, self.shards = list(record["documents"]), [dict(shard) for shard in record["shards"]]
+        if self.shards and "sha256" not in self.shards[-1]:
+            self._file = open(self.folder / self.shards[-1]["file"], "r+b")  # noqa: SIM115 (closed by finish or close)
+            self._file.truncate(self.shards[-1]["tokens"] * np.dtype(self.dtype).itemsize)
             self._digest = hashlib.sha256()
             while block := self._file.read(READ_BYTES):
                 self._digest.update(block)
@@ -441,7 +436,7 @@ class Writers:
 
     @property
     def whole(self) -> int:
-        """Full shards."""
+        """Shards that are finished."""
         return sum(writer.whole for writer in self.splits.values())
 
     @property
@@ -452,10 +447,13 @@ class Writers:
     def add(self, batch: Batch, encoded: Encoded) -> None:
         """Append a batch and the ids of its pieces."""
         ids, counts = encoded
-        parts = np.split(ids, np.cumsum(counts)[:-1])
-        for piece, part in zip(batch.pieces, parts, strict=True):
-            self.splits[piece.split].add(part)
-            self.splits[piece.split].passed(piece.size, len(part), piece.name, last=piece.last)
+        for piece, part in zip(batch.pieces, np.split(ids, np.cumsum(counts)[:-1]), strict=True):
+            self.splits[piece.split].add(piece, part)
+
+    def flush(self) -> None:
+        """Bring all to disk."""
+        for writer in self.splits.values():
+            writer.flush()
 
     def finish(self) -> dict[SplitName, Any]:
         """Close the last shards; -> the manifest's record of each split."""
@@ -471,11 +469,6 @@ class Writers:
         """Continue from an earlier `record`."""
         for split, writer in self.splits.items():
             writer.restore(records[split])
-
-    def flush(self) -> None:
-        """Bring all to disk."""
-        for writer in self.splits.values():
-            writer.flush()
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:

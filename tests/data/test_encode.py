@@ -20,13 +20,13 @@ import pytest
 from gpt2lab.data import encode as module
 from gpt2lab.data.corpora import Stream
 from gpt2lab.data.encode import PENDING, Batch, Piece, batches, division, encode, encoder
-from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.data.tokenizers import ByteTable, TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.registry import load_plugin
 
 Make = Callable[..., DataConfig]
+Contents = Callable[[Path], dict[str, Any]]
 PLUGIN = '''
 import os
 import time
@@ -69,13 +69,6 @@ def plugin(tmp_path: Path) -> Path:
     return path
 
 
-def contents(made: Prepared) -> dict[str, Any]:
-    """Every byte of a folder, but for when it was made."""
-    manifest = json.loads((made.path / "manifest.json").read_text())
-    files = {path.name: path.read_bytes() for path in made.path.iterdir() if path.name != "manifest.json"}
-    return {**files, **manifest, "created": None, "sha256": None}
-
-
 def work(*texts: str) -> Iterator[Batch]:
     """One batch for each text."""
     return (Batch([Piece("train", None, text, len(text), True)]) for text in texts)
@@ -83,13 +76,13 @@ def work(*texts: str) -> Iterator[Batch]:
 
 @pytest.mark.parametrize("name", ["gpt2", "bpe"])
 def test_the_number_of_processes_changes_nothing(
-    config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+    config: Make, contents: Contents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     chosen = config({"name": "bpe", "vocab_size": 300} if name == "bpe" else name)
     made = []
     for processes in (1, 2, 3):
         monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / f"home{processes}"))
-        made.append(contents(prepare(chosen, shard_tokens=500, processes=processes)))
+        made.append(contents(prepare(chosen, shard_tokens=500, processes=processes).path))
     assert made[0] == made[1] == made[2]
 
 
@@ -159,7 +152,7 @@ def test_what_building_a_tokenizer_raises_in_a_process_is_raised_here() -> None:
 
 
 def test_a_process_that_dies_is_named_and_the_same_call_continues(
-    config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: Make, contents: Contents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = prepare(config(), shard_tokens=500)
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "again"))
@@ -176,7 +169,7 @@ def test_a_process_that_dies_is_named_and_the_same_call_continues(
     assert time.monotonic() - began < 30 and not multiprocessing.active_children()
     ((state,),) = [list((tmp_path / "again").rglob("state.json"))]
     assert json.loads(state.read_text())["done"] > 0
-    assert contents(prepare(config(), shard_tokens=500, processes=2)) == contents(made)
+    assert contents(prepare(config(), shard_tokens=500, processes=2).path) == contents(made.path)
 
 
 SCRIPT = """
