@@ -89,17 +89,17 @@ def list_(json_: Json = False) -> None:
     if json_:
         print(json.dumps(rows + begun))
         return
-    for one in rows:
-        told = "{corpus} ({tokenizer}): {train:,} + {validation:,} tokens" if one["usable"] else "unusable: {problem}"
-        print(f"{one['path']}  {told.format(**one)}")
-    for one in begun:
-        print(f"{one['path']}  {one['problem']}")
+    for facts in rows:
+        form = "{path}  {corpus} ({tokenizer}): {train:,} + {validation:,} tokens"
+        print((form if facts["usable"] else "{path}  unusable: {problem}").format(**facts))
+    for facts in begun:
+        print("{path}  {problem}".format(**facts))
     if not rows and not begun:
         print(NOTHING)
 
 
 def row(path: Any, data: Any) -> dict[str, Any]:
-    """One prepared folder in short, or why it is of no use."""
+    """Facts of a prepared folder, or why it cannot be used."""
     from gpt2lab.data.prepared import Prepared
 
     if not isinstance(data, Prepared):
@@ -130,7 +130,7 @@ def begun_row(path: Any, state: Any) -> dict[str, Any]:
 
 
 def written(choice: Any) -> str:
-    """A choice as `--set` takes it."""
+    """A choice in the form that `--set` takes."""
     return choice if isinstance(choice, str) else json.dumps(choice)
 
 

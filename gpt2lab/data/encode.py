@@ -199,6 +199,10 @@ def alone_because(choice: Choice) -> str | None:
         return f"tokenizer {choice.name} is defined in the main program: one process tokenizes (a plug-in allows more)"
     if multiprocessing.current_process().daemon:
         return "this process may not start others: one process tokenizes"
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (ImportError, OSError) as error:
+        return f"this system has no locks between processes ({error}): one process tokenizes"
     return None
 
 
@@ -242,6 +246,11 @@ def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) 
 
     try:
         yield in_order
+    except BaseException:  # the ids under way are not needed any more
+        for process in context.started:
+            if process.pid is not None:
+                process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -284,8 +293,8 @@ class _Process(SpawnProcess):
         try:
             super().start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sys.modules["__main__"] = main
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # last: Ctrl-C may be raised here
 
     def run(self) -> None:
         os.dup2(2, 1)

@@ -172,6 +172,32 @@ def test_a_process_that_dies_is_named_and_the_same_call_continues(
     assert contents(prepare(config(), shard_tokens=500, processes=2).path) == contents(made.path)
 
 
+def test_a_process_that_dies_with_full_pipes_is_noticed() -> None:
+    choice = tokenizer.read("gpt2")
+    here = tokenizer.build(choice, TokenizerSite(Path()))
+    began = time.monotonic()
+    with encoder(choice, Path(), here, 2) as encode_all:
+        answers = encode_all(work(*["many words of text " * 30_000] * 20))
+        next(answers)
+        multiprocessing.active_children()[0].kill()
+        with pytest.raises(EnvironmentFault, match=r"\(SIGKILL\)$"):
+            list(answers)
+    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
+
+
+def test_a_system_without_locks_between_processes_tokenizes_in_one(
+    config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock(self: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnContext, "Lock", lock)
+    said: list[str] = []
+    made = prepare(config(), processes=2, progress=lambda done, total, what: said.append(what))
+    assert len(made.train) > 100
+    assert any("no locks between processes ([Errno 38] Function not implemented): one process" in what for what in said)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
