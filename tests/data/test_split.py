@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gpt2lab.data.files import READ_BYTES
-from gpt2lab.data.split import Part, divide
-from gpt2lab.data.text import Document, between, blocks_of, decoded
+from gpt2lab.data.split import Document, Part, between, blocks_of, decoded, divide
 from gpt2lab.errors import ConfigError
 
 AWKWARD = "naïve 🙂\r\nline\0two\n字字字\n"
