@@ -36,8 +36,8 @@ from gpt2lab.runner.main import work
 from gpt2lab.store import RunFolder, Store, file_lock
 from gpt2lab.study import job_of
 from gpt2lab.text import memory, quantity
+from gpt2lab.tracking import Tracker as Mirror
 from gpt2lab.tracking.follower import Follower
-from gpt2lab.tracking.mirror import Mirror
 from gpt2lab.training.precision import choose_device
 
 STUDY = "train"

@@ -19,8 +19,8 @@ from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store
+from gpt2lab.tracking import Tracker as Mirror
 from gpt2lab.tracking.follower import Follower
-from gpt2lab.tracking.mirror import Mirror
 
 
 @dataclass(frozen=True)

@@ -145,4 +145,4 @@ def test_only_the_mirror_and_the_reader_of_experiments_import_mlflow() -> None:
         if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlflow")
         or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "mlflow" for alias in node.names))
     }
-    assert users == {"tracking/mlflow.py", "tracking/connection.py", "tracking/experiments.py"}
+    assert users == {"tracking/mlflow.py"}

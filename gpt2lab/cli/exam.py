@@ -55,19 +55,17 @@ def mirror(store: Store, run: str | None = None, study: str | None = None) -> No
     """Bring MLflow up to date for what is there already: `study`, or the studies and sweeps that hold `run`. A tracker
     that does not work costs one line."""
     from gpt2lab.errors import Gpt2labError
-    from gpt2lab.tracking.addresses import default_uri
-    from gpt2lab.tracking.follower import links, sync
-    from gpt2lab.tracking.mlflow import MlflowSink
-    from gpt2lab.tracking.trials import followed
+    from gpt2lab.tracking import Tracker, open_tracker
+    from gpt2lab.tracking.follower import links, sync, tracked_records
 
-    records = [store.study(study)] if study else [one for one in followed(store) if run in held(one)]
+    records = [store.study(study)] if study else [record for record in tracked_records(store) if run in held(record)]
     for record in records:
         name = record["name"]
         if not links(store, name, record.get("kind", "study")):
             continue
 
-        def sink(ablation: str = record["ablation"]) -> MlflowSink:
-            return MlflowSink(default_uri(store.root), ablation, store.root / "artifacts")
+        def sink(ablation: str = record["ablation"]) -> Tracker:
+            return open_tracker(store.root, ablation)
 
         try:
             sync(store, record, sink, lambda line: print(line, file=sys.stderr))

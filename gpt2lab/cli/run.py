@@ -145,11 +145,10 @@ def train(planned: Any, reproduce: str, store: Any, console: Any, *, tracking: b
 
 
 def sink(store: Any, ablation: str) -> Any:
-    """Where runs are mirrored to: MLflow at the address that the environment names, else beside the store."""
-    from gpt2lab.tracking.addresses import default_uri
-    from gpt2lab.tracking.mlflow import MlflowSink
+    """Where runs are mirrored to: the tracker that the environment names, else MLflow."""
+    from gpt2lab.tracking import open_tracker
 
-    return MlflowSink(default_uri(store.root), ablation, store.root / "artifacts")
+    return open_tracker(store.root, ablation)
 
 
 def keep_report(record: dict[str, Any], folder: Path, console: Any, store: Any) -> None:

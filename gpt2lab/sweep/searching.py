@@ -14,10 +14,8 @@ from gpt2lab.sweep.drive import Drive
 from gpt2lab.sweep.liveness import worker_id
 from gpt2lab.sweep.slots import Slots
 from gpt2lab.sweep.storage import default_address, open_storage
-from gpt2lab.tracking import masked
-from gpt2lab.tracking.follower import Follower
-from gpt2lab.tracking.mirror import Mirror
-from gpt2lab.tracking.trials import as_followed
+from gpt2lab.tracking import Tracker, masked
+from gpt2lab.tracking.follower import Follower, as_study
 
 
 def run_searches(
@@ -26,7 +24,7 @@ def run_searches(
     store: Store,
     *,
     display: Display,
-    mirror: Callable[[], Mirror] | None,
+    mirror: Callable[[], Tracker] | None,
     storage: str | None = None,
     nproc: int = 1,
     seconds: float | None = None,
@@ -53,7 +51,7 @@ def run_searches(
         for label, search in searches.items()
     }  # fmt: skip
     whole = {**head, "storage": masked(address)}
-    follower = Follower(store, as_followed({**whole, "searches": {}}), mirror, display.say)
+    follower = Follower(store, as_study({**whole, "searches": {}}), mirror, display.say)
     deadline = time.monotonic() + seconds if seconds else math.inf
     try:
         with display:
