@@ -186,7 +186,7 @@ def check(
 
 def is_sweep(file: str) -> bool:
     """Whether a file declares a sweep, by its key of that name."""
-    from gpt2lab.reading.source import read_file
+    from gpt2lab.config.source import read_file
 
     return "sweep" in read_file(file).tree
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2lab.analysis.searches import OPEN, RESULTS, Chosen, chosen
+from gpt2lab.config.fitting import Complaint
+from gpt2lab.config.source import Key
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.planning.arms import SHARED, Arm
@@ -18,8 +20,6 @@ from gpt2lab.planning.runs import Run
 from gpt2lab.planning.samplers import Tune
 from gpt2lab.planning.search import Search, check_search, make_search
 from gpt2lab.planning.space import value_at
-from gpt2lab.reading.fitting import Complaint
-from gpt2lab.reading.source import Key
 from gpt2lab.store import Store
 
 

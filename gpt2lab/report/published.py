@@ -14,8 +14,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.config.source import read_file
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading.source import read_file
 from gpt2lab.results import Study
 
 FILE = Path(__file__).with_name("published.yaml")

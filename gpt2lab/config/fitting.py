@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from gpt2lab.config.source import Key, Place, Source, dotted
 from gpt2lab.errors import ConfigError, Problem, nearest, unknown
-from gpt2lab.reading.source import Key, Place, Source, dotted
 from gpt2lab.schema import Settings, reason, shown, type_name
 
 S = TypeVar("S", bound=Settings)
