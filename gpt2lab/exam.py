@@ -24,11 +24,11 @@ from gpt2lab.evaluation.tasks.results import (
     result,
 )
 from gpt2lab.identity import choices, component_code, core_code, digest
+from gpt2lab.pretrained.load import Trained, open_trained
 from gpt2lab.registry import Choice
 from gpt2lab.reuse.measure import Measured, Progress, StudyMeasured, code_behind, ended, over_study, stack, threads
 from gpt2lab.runner.measured import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
 from gpt2lab.store import RunFolder, Store, now
-from gpt2lab.trained import Trained, open_trained
 
 HARNESS = tuple(("gpt2lab.evaluation.tasks.results", name) for name in ("pose", "answers", "result"))
 

@@ -18,8 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation.tasks.scoring import Encoded, log_likelihoods
+from gpt2lab.pretrained.load import open_trained
 from gpt2lab.store import Store
-from gpt2lab.trained import open_trained
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 

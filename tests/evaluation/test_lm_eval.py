@@ -23,8 +23,8 @@ from gpt2lab.evaluation.tasks.asking import Answer, Task, task
 from gpt2lab.evaluation.tasks.results import Posed, answers, documents_of, open_task, pose, result
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2
+from gpt2lab.pretrained.load import Trained, open_trained
 from gpt2lab.store import Store
-from gpt2lab.trained import Trained, open_trained
 
 pytestmark = [pytest.mark.service, pytest.mark.filterwarnings("ignore")]
 

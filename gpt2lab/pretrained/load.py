@@ -1,5 +1,5 @@
 """A model that can be used, from wherever it lies: a run of the store, a folder of weights, a checkpoint of another
-project. Layer: above `reuse`, whose way to a run's weights and data it takes."""
+project."""
 
 from __future__ import annotations
 
