@@ -21,7 +21,7 @@ from gpt2lab.data.files import Progress
 from gpt2lab.data.shards import prepare
 from gpt2lab.display import Display, RunView, duration
 from gpt2lab.errors import ConfigError, LockHeld, NumericsFault, Problem
-from gpt2lab.evaluation.tasks.results import fetch
+from gpt2lab.evaluation.tasks import fetch_documents as fetch
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor, error_of
 from gpt2lab.planning.ablation import LoadedAblation

@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"runner"},
     {"reuse"},
     {"pretrained", "doctor"},
-    {"executors", "display", "exam", "lm_eval"},
+    {"executors", "display", "evaluation.runs", "evaluation.lm_eval"},
     {"sweep"},
     {"study"},
     {"single"},
@@ -71,19 +71,22 @@ def files() -> list[Path]:
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
+def layered(parts: Sequence[str]) -> str:
+    """The module with a layer of its own, or else the package or module of the root that `parts` lie in."""
+    return next((name for name in (".".join(parts[:2]), parts[0]) if name in RANK), parts[0])
+
+
 def owner(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+    return layered(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imported(path: Path) -> Iterator[str]:
     """Names of our packages and modules that a file imports anywhere."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gpt2lab":
-            parts = node.module.split(".")
-            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            yield from (layered([*node.module.split(".")[1:], alias.name]) for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gpt2lab."))
+            yield from (layered(alias.name.split(".")[1:]) for alias in node.names if alias.name.startswith("gpt2lab."))
 
 
 def neighbours(path: Path, package: str) -> set[str]:

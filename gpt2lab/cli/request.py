@@ -53,12 +53,12 @@ class Request:
         seconds = seconds_of(self.budget) if self.budget else None
         from gpt2lab.data.progress import rich_progress
         from gpt2lab.data.shards import prepare
-        from gpt2lab.evaluation.tasks.results import fetch
+        from gpt2lab.evaluation.tasks import fetch_documents
         from gpt2lab.planning.plan import make_plan
 
         with rich_progress() as progress:
             data = prepare(ablation.arms[ablation.baseline].config.data, progress=progress)
-        fetch({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
+        fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
         first: list[Plan] = []
 
         def planned(due: Mapping[str, int] | None = None) -> Plan:
