@@ -119,10 +119,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def windows_by_document(
-    losses: Sequence[float],
-    targets: Sequence[int],
-    starts: Sequence[int],
-    documents: NDArray[np.int64] | None,
+    losses: Sequence[float], targets: Sequence[int], starts: Sequence[int], documents: NDArray[np.int64] | None
 ) -> WindowLosses:
     """Windows with the document that each starts in.
 
@@ -228,9 +225,7 @@ def by_position(longest: int, bands: int = BANDS) -> Division:
     borders = np.unique(np.geomspace(1, longest + 1, bands + 1).round().astype(np.int64))  # first of each, and the end
     names = [f"{first}-{end - 1}" for first, end in itertools.pairwise(borders)]
     return Division(
-        name="position",
-        groups=names,
-        index=lambda targets: np.searchsorted(borders, targets.seen, side="right") - 1,
+        name="position", groups=names, index=lambda targets: np.searchsorted(borders, targets.seen, side="right") - 1
     )
 
 

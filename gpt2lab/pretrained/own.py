@@ -51,11 +51,7 @@ class KeptTokenizer:
 
 
 def save_model(
-    model: GPT,
-    path: str | Path,
-    *,
-    tokenizer: KeptTokenizer | str | None = None,
-    precision: Precision = "fp32",
+    model: GPT, path: str | Path, *, tokenizer: KeptTokenizer | str | None = None, precision: Precision = "fp32"
 ) -> Path:
     """Write any assembly so that `load_model` reads it. An older folder of weights is replaced in one piece.
 

@@ -161,10 +161,7 @@ class Follower:
 
 
 def sync(
-    store: Store,
-    study: str | Record,
-    make_tracker: Callable[[], Tracker],
-    say: Callable[[str], None] = log.warning,
+    store: Store, study: str | Record, make_tracker: Callable[[], Tracker], say: Callable[[str], None] = log.warning
 ) -> int:
     """Bring the tracker's copy of a study (its name or record, or a sweep's record as `as_study` makes it) up to date;
     returns the number of rows sent.

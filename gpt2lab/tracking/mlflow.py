@@ -24,15 +24,7 @@ import yaml
 
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
 from gpt2lab.schema import flatten
-from gpt2lab.store import (
-    RunFolder,
-    Status,
-    file_lock,
-    fsync_folder,
-    make_folder,
-    sweep_leftovers,
-    temporary_beside,
-)
+from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, sweep_leftovers, temporary_beside
 from gpt2lab.tracking import Point, RunGone, TrackedRun, masked, milliseconds, started_ms, tracker
 from gpt2lab.tracking.addresses import DATABASES, check_uri, mlflow_name, reason, sqlite_path
 
