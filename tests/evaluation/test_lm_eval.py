@@ -252,12 +252,7 @@ def test_the_harnesss_command_line_takes_the_model(folder: Path, tmp_path: Path)
         "--include_path",
         str(tmp_path),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2lab.evaluation.lm_eval", *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    command = [sys.executable, "-m", "gpt2lab.evaluation.lm_eval", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\|own +\|.*\|acc +\|", done.stdout), done.stdout

@@ -216,18 +216,6 @@ def test_a_tail_survives_a_resumed_run(path: Path, kept: int, rewritten: int) ->
         assert [r["step"] for r in following.new_rows()] == [100]
 
 
-def test_a_tail_survives_an_emptied_file(path: Path) -> None:
-    following = Tail(path)
-    with Journal(path) as journal:
-        journal.append(row(1))
-        assert len(following.new_rows()) == 1
-        journal.truncate_after(0)
-        assert following.new_rows() == []
-        journal.append(row(1, seconds=7.0))
-        journal.append(row(2))
-        assert [r["step"] for r in following.new_rows()] == [2]
-
-
 def test_a_tail_names_damage(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps(row(1)) + "\nnonsense\n" + json.dumps(row(2)) + "\n")

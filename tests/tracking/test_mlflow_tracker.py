@@ -221,13 +221,6 @@ def test_an_evaluation_that_comes_later_is_sent_once(lab: Lab, sink_factory: Sin
     assert look.points(run, "val-final/context_2") == []
 
 
-def test_long_runs_go_in_batches_within_mlflows_limit(lab: Lab, sink_factory: Sinks, look: Look) -> None:
-    run = lab.begin(lab.run())
-    lab.write(run, [row(step) for step in range(700)])
-    assert once(lab, sink_factory) == 700
-    assert look.steps(run) == list(range(700))
-
-
 def test_a_config_cut_short_is_completed_and_long_values_fit(lab: Lab, sink_factory: Sinks, look: Look) -> None:
     run = lab.begin(lab.run())
     run.write_config("".join(f"key{index}: {index}\n" for index in range(250)) + f"long: {'x' * 7000}\nlist: [a, b]\n")
