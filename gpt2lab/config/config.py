@@ -313,10 +313,10 @@ def _sizes(config: Config) -> Iterator[Complaint]:
         what = f"tokenizer {tokenizer} has {size} ids and the model rows for {model.vocab_size}: write {size} or more"
         yield _complaint(what, "model.vocab_size data.tokenizer")
     for choice in dict.fromkeys(model.mask):
-        asked = choice.options.get("separator")
-        if size is not None and asked is not None and asked != separator(tokenizer):
+        marker = choice.options.get("separator")
+        if size is not None and marker is not None and marker != separator(tokenizer):
             ends = f"ends them with {separator(tokenizer)}" if separator(tokenizer) is not None else "has no separator"
-            what = f"mask {choice} tells documents apart by token {asked}, and tokenizer {tokenizer} {ends}"
+            what = f"mask {choice} tells documents apart by token {marker}, and tokenizer {tokenizer} {ends}"
             yield _complaint(what, "model.mask data.tokenizer")
 
 

@@ -26,14 +26,6 @@ class Complaint:
     keys: tuple[Key, ...]
 
 
-def validate(settings: type[S], source: Source) -> S:
-    """`source` as settings. Raises one ConfigError with every problem, in the order of the file."""
-    made, complaints = check(settings, source)
-    if complaints or made is None:
-        raise refusal(source, complaints)
-    return made
-
-
 def check(
     settings: type[S], source: Source, *, stand_ins: Mapping[str, Any] | None = None
 ) -> tuple[S | None, list[Complaint]]:

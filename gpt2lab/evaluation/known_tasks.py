@@ -87,11 +87,13 @@ def exams(field: str) -> Callable[[bytes], Rows]:
 
     def read(data: bytes) -> Rows:
         rows = []
-        for one in _requests(data):
-            question = one["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-            labels = list("ABCDE"[: len(one["choices"])])
-            choices = {"text": one["choices"], "label": labels}
-            rows.append({"id": one["id"], field: question, "choices": choices, "answerKey": labels[one["gold"]]})
+        for document in _requests(data):
+            question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+            labels = list("ABCDE"[: len(document["choices"])])
+            choices = {"text": document["choices"], "label": labels}
+            rows.append(
+                {"id": document["id"], field: question, "choices": choices, "answerKey": labels[document["gold"]]}
+            )
         return rows
 
     return read
@@ -99,7 +101,7 @@ def exams(field: str) -> Callable[[bytes], Rows]:
 
 def passages(data: bytes) -> Rows:
     """Whole passages from requests that ask for their last word."""
-    return [{"text": f"{one['query']} {one['choices'][0]}"} for one in _requests(data)]
+    return [{"text": f"{document['query']} {document['choices'][0]}"} for document in _requests(data)]
 
 
 def _requests(data: bytes) -> Iterable[dict[str, Any]]:

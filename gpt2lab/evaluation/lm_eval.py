@@ -73,14 +73,14 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
         encoded = [Encoded(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        found = log_likelihoods(
+        answers = log_likelihoods(
             self.trained.model, encoded, precision=self.trained.precision, tokens_at_once=self.tokens_at_once
         )
-        return [(one.log_likelihood, one.greedy) for one in found]
+        return [(answer.log_likelihood, answer.greedy) for answer in answers]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, window by window."""
-        found = []
+        totals = []
         for (text,) in (request.args for request in requests):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(text),
@@ -89,8 +89,8 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
                 context_len=1,
             )
             parts = [(("", ""), *make_disjoint_window(window)) for window in windows]
-            found.append(sum(likelihood for likelihood, _ in self._loglikelihood_tokens(parts)))
-        return found
+            totals.append(sum(likelihood for likelihood, _ in self._loglikelihood_tokens(parts)))
+        return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Refused: only likelihoods are offered."""

@@ -78,7 +78,7 @@ def evaluate_run_tasks(
                 found = _evaluated(trained, choice, limit, progress)
                 kept[choice] = _record(keys[choice], choice, found, limit, trained)
                 run.write_evaluation(kept[choice] or {})
-    results = tuple(from_record(one["result"]) for one in kept.values() if one)
+    results = tuple(from_record(record["result"]) for record in kept.values() if record)
     return TaskScores(name=run.id, run=run.id, results=results, reused=len(tasks) - len(new))
 
 
@@ -110,7 +110,7 @@ def task_key(choice: Choice, config: Config, limit: int | None) -> str:
         "documents": documents_of(choice, open_task(choice)).identity,
         "limit": limit,
         "block_size": config.model.block_size,
-        "code": [code_behind(task, choice, SCORING), core_code(), *(component_code(one) for one in choices(config))],
+        "code": [code_behind(task, choice, SCORING), core_code(), *(component_code(part) for part in choices(config))],
     }
     return f"task-{choice.name}-{digest(parts)[:16]}"
 

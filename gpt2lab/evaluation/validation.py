@@ -185,23 +185,6 @@ def context_losses(
     return losses
 
 
-def evaluate(
-    model: GPT,
-    tokens: TokenSequence,
-    config: EvaluationConfig,
-    *,
-    block_size: int,
-    batch_sequences: int,
-    byte_lengths: NDArray[np.int64] | None = None,
-    precision: Precision = "fp32",
-    world: World = ALONE,
-) -> dict[str, Any]:
-    """Everything that `config` asks for, as the record that the run store keeps under its key."""
-    sizes: dict[str, Any] = {"block_size": block_size, "batch_sequences": batch_sequences}
-    how: dict[str, Any] = {"byte_lengths": byte_lengths, "precision": precision, "world": world}
-    return evaluate_by_window(model, tokens, config, **sizes, **how)[0]
-
-
 def evaluate_by_window(
     model: GPT,
     tokens: TokenSequence,
@@ -215,7 +198,8 @@ def evaluate_by_window(
     precision: Precision = "fp32",
     world: World = ALONE,
 ) -> tuple[dict[str, Any], WindowLosses]:
-    """As `evaluate`, and the loss of each plain window with the document that it starts in.
+    """Everything that `config` asks for, as the record that the run store keeps under its key, and the loss of each
+    plain window with the document that it starts in.
 
     documents: first token of each document in `tokens` (`validation_documents`); None when there is one only.
     parts: see `validation_loss`.

@@ -138,7 +138,7 @@ def validation_documents(data: Prepared) -> NDArray[np.int64] | None:
 
     Documents are those of the prepared data's manifest, or, when that lists one only, what its separators divide.
     """
-    lengths = [int(one["tokens"]) for one in split_record(data, "validation")["documents"] if one["tokens"]]
+    lengths = [int(entry["tokens"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
     if len(lengths) > 1:
         return np.cumsum([0, *lengths[:-1]])
     separator = data.manifest["separator"]
@@ -269,7 +269,7 @@ def by_document(starts: Ids, names: Sequence[str], tokens: int, most: int = MOST
     slots[kept] = np.arange(len(kept))
     return Division(
         name="document",
-        groups=[*(names[one] for one in kept.tolist()), *([f"{others} others"] if others else [])],
+        groups=[*(names[index] for index in kept.tolist()), *([f"{others} others"] if others else [])],
         index=lambda targets: slots[np.searchsorted(starts, targets.places, side="right") - 1],
     )
 
@@ -308,7 +308,7 @@ def token_counts(tokens: TokenSequence, vocab_size: int, limit: int = COUNTED_TO
 def named_documents(data: Prepared) -> tuple[Ids, list[str]]:
     """First token of each document of the validation split (D,), and its name: as the manifest has it, else a number,
     as for what came as a stream. Names that several documents share are told apart by their place."""
-    listed = [clean(one["name"]) for one in split_record(data, "validation")["documents"] if one["tokens"]]
+    listed = [clean(entry["name"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
     starts = validation_documents(data)
     if starts is None:
         return np.zeros(1, np.int64), listed[:1] or ["all documents"]

@@ -139,8 +139,8 @@ def refuse_others_files(final: Path, path: str | Path, known: Collection[str]) -
         raise ConfigError("there is a file of that name", where=str(path), hint="another name")
     others = sorted(entry.name for entry in final.iterdir() if entry.name not in known) if final.is_dir() else []
     if others:
-        told = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise ConfigError(f"the folder holds other files ({told}): not replaced", where=str(path), hint="a new name")
+        names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ConfigError(f"the folder holds other files ({names}): not replaced", where=str(path), hint="a new name")
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

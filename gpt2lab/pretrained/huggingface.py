@@ -111,8 +111,8 @@ def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = Non
     if problems:
         raise ConfigError(problems, hint="gpt2lab.save_model, or gpt2lab export --layout gpt2lab: any assembly")
     settings = settings_of(config)
-    own = weights_of(model)
-    weights = to_hf(on_cpu({**own, **_absent_biases(model, own)}))
+    weights = weights_of(model)
+    weights = to_hf(on_cpu({**weights, **_absent_biases(model, weights)}))
     with_tokenizer = config.vocab_size in GPT2_VOCABULARIES if gpt2_tokenizer is None else gpt2_tokenizer
     if not with_tokenizer:
         settings |= {"bos_token_id": None, "eos_token_id": None}
@@ -296,42 +296,42 @@ def config_of(settings: Mapping[str, Any], where: str) -> ModelConfig:
     kind = settings.get("model_type", "gpt2")
     if kind != "gpt2":
         raise ConfigError(f"a model of type '{kind}', not gpt2", where=where, hint="a GPT-2 is expected")
-    said = {**DEFAULTS, **settings}
-    said.setdefault("n_positions", said.get("n_ctx", 1024))
+    given = {**DEFAULTS, **settings}
+    given.setdefault("n_positions", given.get("n_ctx", 1024))
     problems = [
-        Problem(where, f"{key} is {said[key]!r}: a whole number above 0 is expected")
+        Problem(where, f"{key} is {given[key]!r}: a whole number above 0 is expected")
         for key in ("vocab_size", "n_layer", "n_head", "n_embd", "n_positions")
-        if not isinstance(said[key], int) or isinstance(said[key], bool) or said[key] < 1
+        if not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1
     ]
-    if not problems and said["n_embd"] % said["n_head"]:
-        problems.append(Problem(where, f"n_embd {said['n_embd']} is no multiple of n_head {said['n_head']}"))
-    activation = said["activation_function"]
+    if not problems and given["n_embd"] % given["n_head"]:
+        problems.append(Problem(where, f"n_embd {given['n_embd']} is no multiple of n_head {given['n_head']}"))
+    activation = given["activation_function"]
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         problems.append(Problem(where, f"activation_function '{activation}': only {known} have a component here"))
-    if said["add_cross_attention"]:
+    if given["add_cross_attention"]:
         problems.append(Problem(where, "add_cross_attention: a decoder by itself is all that there is here"))
-    dropouts = [said[key] for key in DROPOUTS]
+    dropouts = [given[key] for key in DROPOUTS]
     if len(set(dropouts)) > 1:
-        told = ", ".join(f"{key} {value}" for key, value in zip(DROPOUTS, dropouts, strict=True))
+        unequal = ", ".join(f"{key} {value}" for key, value in zip(DROPOUTS, dropouts, strict=True))
         problems.append(
-            Problem(where, f"{told}: there is one dropout here. It matters in training only: make them equal")
+            Problem(where, f"{unequal}: there is one dropout here. It matters in training only: make them equal")
         )
     if problems:
         raise ConfigError(problems, hint="docs/weights.md")
-    norm: dict[str, Any] = {"name": "layernorm", "eps": float(said["layer_norm_epsilon"])}
+    norm: dict[str, Any] = {"name": "layernorm", "eps": float(given["layer_norm_epsilon"])}
     return ModelConfig(
-        n_layer=said["n_layer"],
-        n_head=said["n_head"],
-        n_embd=said["n_embd"],
-        block_size=said["n_positions"],
-        vocab_size=said["vocab_size"],
+        n_layer=given["n_layer"],
+        n_head=given["n_head"],
+        n_embd=given["n_embd"],
+        block_size=given["n_positions"],
+        vocab_size=given["vocab_size"],
         dropout=float(dropouts[0]),
-        mlp_ratio=(said["n_inner"] or 4 * said["n_embd"]) / said["n_embd"],
+        mlp_ratio=(given["n_inner"] or 4 * given["n_embd"]) / given["n_embd"],
         mlp=ACTIVATIONS[activation],
         norm=norm,
-        scores=_scores(said),
-        head="tied" if said["tie_word_embeddings"] else "untied",
+        scores=_scores(given),
+        head="tied" if given["tie_word_embeddings"] else "untied",
     )
 
 
@@ -373,8 +373,8 @@ def misfits(config: ModelConfig) -> list[Problem]:
         for choice in choices:
             problems += [Problem(path, what) for what in _unknown(choice, known)]
         if len(choices) > 1 and slot != "scores" and not any(problem.where == path for problem in problems):
-            told = ", ".join(map(str, choices))
-            problems.append(Problem(path, f"{told}: Hugging Face's GPT-2 is alike in all layers"))
+            several = ", ".join(map(str, choices))
+            problems.append(Problem(path, f"{several}: Hugging Face's GPT-2 is alike in all layers"))
     if not problems and scaling(config) is None:
         what = f"{', '.join(map(str, config.scores))}: Hugging Face's GPT-2 knows 1/sqrt(D), 1, and each over its layer"
         problems.append(Problem(SLOTS["scores"].path, what))
@@ -395,12 +395,12 @@ def scaling(config: ModelConfig) -> tuple[bool, bool] | None:
     return None
 
 
-def _scores(said: Mapping[str, Any]) -> Any:
+def _scores(given: Mapping[str, Any]) -> Any:
     """The factor on the scores of every layer."""
-    root = (said["n_embd"] / said["n_head"]) ** -0.5 if said["scale_attn_weights"] else 1.0
-    if said["scale_attn_by_inverse_layer_idx"]:
-        return [{"name": "plain", "scale": root / (layer + 1)} for layer in range(said["n_layer"])]
-    return "plain" if said["scale_attn_weights"] else {"name": "plain", "scale": root}
+    root = (given["n_embd"] / given["n_head"]) ** -0.5 if given["scale_attn_weights"] else 1.0
+    if given["scale_attn_by_inverse_layer_idx"]:
+        return [{"name": "plain", "scale": root / (layer + 1)} for layer in range(given["n_layer"])]
+    return "plain" if given["scale_attn_weights"] else {"name": "plain", "scale": root}
 
 
 def _unknown(choice: Choice, known: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -90,7 +90,7 @@ def _of_run(run: RunFolder, device: torch.device) -> Trained:
     if result is not None:
         step, name = int(result["steps"]), run.id
     else:
-        step = next((found for found, _ in checkpoints(run.checkpoints)), 0)
+        step = next((step for step, _ in checkpoints(run.checkpoints)), 0)
         name = f"{run.id} (not finished: step {step:,} of {config.training.steps:,})"
         if not step:
             raise ConfigError(f"{run.status()}, and without a checkpoint so far", where=run.id, hint="gpt2lab runs")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation import EvaluationConfig, evaluate, validation_documents
+from gpt2lab.evaluation import EvaluationConfig, validation_documents
 from gpt2lab.evaluation.validation import evaluate_by_window
 from gpt2lab.evaluation.windows import divided, windows_by_document
 from gpt2lab.model import GPT, ModelConfig, build_model
@@ -46,7 +46,7 @@ def test_every_window_has_the_mean_loss_of_its_targets_and_its_document(model: G
             expected = F.cross_entropy(model(ids[None, :-1])[0], ids[1:])
         assert loss == pytest.approx(expected.item(), abs=1e-5)
     assert np.average(windows.losses, weights=windows.targets) == pytest.approx(record["metrics"]["val/loss"], rel=1e-9)
-    assert record == evaluate(model, tokens, config, **sizes)
+    assert record == evaluate_by_window(model, tokens, config, **sizes)[0]
 
 
 def test_the_loss_keeps_the_bits_of_one_sum_over_each_batch(model: GPT) -> None:
@@ -59,7 +59,7 @@ def test_the_loss_keeps_the_bits_of_one_sum_over_each_batch(model: GPT) -> None:
         with torch.no_grad():
             logits = model(torch.from_numpy(ids[:, :-1].copy())).flatten(0, 1)
         total += F.cross_entropy(logits, torch.from_numpy(ids[:, 1:].flatten()), reduction="none").double().sum()
-    record = evaluate(model, tokens, EvaluationConfig(tokens=64), block_size=BLOCK, batch_sequences=3)
+    record, _ = evaluate_by_window(model, tokens, EvaluationConfig(tokens=64), block_size=BLOCK, batch_sequences=3)
     assert record["metrics"]["val/loss"] == total.item() / 64
 
 
