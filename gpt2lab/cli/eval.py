@@ -77,7 +77,7 @@ def evaluate(
 
 def run_id(store: Store, source: str) -> str | None:
     """The run that is meant, if one is."""
-    from gpt2lab.evaluation.runs import run_of
+    from gpt2lab.pretrained.load import run_of
 
     run = run_of(source, store)
     return run.id if run else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gpt2lab.config import Config
 from gpt2lab.data.corpora import corpus
@@ -24,7 +23,7 @@ from gpt2lab.evaluation.tasks import (
     task_result,
 )
 from gpt2lab.identity import choices, component_code, core_code, digest
-from gpt2lab.pretrained.load import Trained, open_trained
+from gpt2lab.pretrained.load import Trained, open_trained, run_of
 from gpt2lab.registry import Choice
 from gpt2lab.reuse.measure import Measured, Progress, StudyMeasured, code_behind, ended, over_study, stack, threads
 from gpt2lab.runner.measured import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
@@ -92,15 +91,6 @@ def evaluate_study_tasks(
         return Measured(id=run.id, values=found.values(), reused=found.reused)
 
     return over_study(name, store, each, asked=len(tasks))
-
-
-def run_of(source: str, store: Store) -> RunFolder | None:
-    """The run that `source` names, by path or by how its id begins; None for anything else."""
-    path = Path(source)
-    if (path / "run.json").is_file():
-        return RunFolder(path.absolute())
-    starts = [] if path.exists() or not source else [run for run in store.runs() if run.id.startswith(source)]
-    return starts[0] if len(starts) == 1 else None
 
 
 def task_key(choice: Choice, config: Config, limit: int | None) -> str:
