@@ -33,15 +33,15 @@ from gpt2lab.records import StudyRecord
 from gpt2lab.results import collect, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
 from gpt2lab.text import seconds_of
-from gpt2lab.tracking.addresses import default_uri
+from gpt2lab.tracking import open_tracker
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2lab.analysis import Verdicts
     from gpt2lab.data.files import Progress as DataProgress
+    from gpt2lab.pretrained.load import Trained
     from gpt2lab.results import StudyRun
-    from gpt2lab.trained import Trained
 
 Source = str | Path | Mapping[str, Any]
 """A YAML file, or the mapping that such a file would hold."""
@@ -110,7 +110,7 @@ class RunResult:
 
     def load(self) -> Trained:
         """The trained model, in evaluation mode, with its tokenizer."""
-        from gpt2lab.trained import open_trained
+        from gpt2lab.pretrained.load import open_trained
 
         return open_trained(str(self.path), Store(self.path.parent))
 
@@ -287,15 +287,9 @@ def report(
 
 
 def tracker_of(store: Store, experiment: str) -> TrackerFactory:
-    """Makes the tracker of a study or sweep: MLflow at the address that the environment names, else beside the
-    store."""
-
-    def make() -> Any:
-        from gpt2lab.tracking.mlflow import MlflowSink
-
-        return MlflowSink(default_uri(store.root), experiment, store.root / "artifacts")
-
-    return make
+    """Makes the tracker of a study or sweep: the one that GPT2LAB_TRACKER names, else MLflow at MLFLOW_TRACKING_URI or
+    beside the store."""
+    return lambda: open_tracker(store.root, experiment)
 
 
 def reproduce(

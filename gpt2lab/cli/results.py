@@ -77,11 +77,11 @@ def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
     """List the runs of the store. Each with the studies and sweeps that it is of."""
     from gpt2lab.store import Store
     from gpt2lab.text import plural
-    from gpt2lab.tracking.trials import followed
+    from gpt2lab.tracking.follower import tracked_records
 
     store = Store(runs)
     owners: dict[str, list[str]] = {}
-    for record in followed(store):
+    for record in tracked_records(store):
         for arm, one in record["arms"].items():
             for seed, run_id in one["runs"].items():
                 owners.setdefault(run_id, []).append(f"{record['name']} {arm} seed {seed}")
@@ -144,19 +144,22 @@ def sync(
     ] = None,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
+    plugin: Plugin = None,
 ) -> None:
     """Bring MLflow up to date with the store. Sends what a dead server or a kill kept from it."""
+    from gpt2lab.registry import load_plugin
     from gpt2lab.store import Store
-    from gpt2lab.tracking.addresses import default_uri
+    from gpt2lab.tracking import Tracker, open_tracker
     from gpt2lab.tracking.follower import sync as bring_up_to_date
-    from gpt2lab.tracking.mlflow import MlflowSink
-    from gpt2lab.tracking.trials import followed
+    from gpt2lab.tracking.follower import tracked_records
 
+    for file in plugin or ():
+        load_plugin(file)
     store = Store(runs)
-    for record in followed(store, name):
+    for record in tracked_records(store, name):
 
-        def sink(record: dict[str, Any] = record) -> MlflowSink:
-            return MlflowSink(default_uri(store.root), record["ablation"], store.root / "artifacts")
+        def sink(record: dict[str, Any] = record) -> Tracker:
+            return open_tracker(store.root, record["ablation"])
 
         sent = bring_up_to_date(store, record, sink, print)
         page = out / record["name"]
@@ -219,7 +222,7 @@ def dashboards(store: Any) -> list[str]:
     """How to open Optuna's own dashboard on what the sweeps are kept in; a storage that several share comes once."""
     import importlib.util
 
-    from gpt2lab.tracking.trials import dashboard_command
+    from gpt2lab.tracking.addresses import dashboard_command
 
     names: dict[str, list[str]] = {}
     for name in store.sweeps():

@@ -185,7 +185,7 @@ def keep_report(result: StudyResult, folder: Path, console: Any) -> None:
     from gpt2lab.tracking.addresses import reason
 
     try:
-        tracker: Any = api.tracker_of(result.store, result.record.ablation)()
+        tracker = api.tracker_of(result.store, result.record.ablation)()
         tracker.log_report(result.record.plain(), folder)
     except Exception as error:
         console.print(
@@ -230,7 +230,7 @@ def machine(
 
 def is_sweep(file: str) -> bool:
     """Whether a file declares a sweep, by its key of that name."""
-    from gpt2lab.reading.source import read_file
+    from gpt2lab.config.source import read_file
 
     return "sweep" in read_file(file).tree
 

@@ -119,7 +119,7 @@ def planned(
     """The searches on this machine, their data prepared, and the head of their record. Raises ConfigError."""
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare
-    from gpt2lab.evaluation.tasks.results import fetch
+    from gpt2lab.evaluation.tasks import fetch_documents
     from gpt2lab.planning.machine import probe
     from gpt2lab.planning.noise import find_floor
     from gpt2lab.planning.runs import known_costs
@@ -128,7 +128,7 @@ def planned(
     config = loaded.config_of_all
     with rich_progress() as progress:
         data = prepare(config.data, progress=progress)
-    fetch({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
+    fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
     costs = known_costs(config)
     machine = probe(store, config.training, costs.flops_per_token, jobs)
     searches = loaded.searches(data, machine)

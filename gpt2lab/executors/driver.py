@@ -18,10 +18,10 @@ from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.planning.machine import Machine
 from gpt2lab.records import StudyRecord
 from gpt2lab.store import Row, Store
+from gpt2lab.tracking import Tracker
 from gpt2lab.tracking.follower import Follower
-from gpt2lab.tracking.mirror import Mirror
 
-TrackerFactory = Callable[[], Mirror]
+TrackerFactory = Callable[[], Tracker]
 
 CLOSE_SECONDS = 30.0
 """How long the tracker may take to receive what is left."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
-from gpt2lab.evaluation.tasks.results import fetch
+from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.events import Listener, RunProgress, ignore
 from gpt2lab.executors import Ending, Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
@@ -72,7 +72,7 @@ class Study:
         ConfigError when the machine has no room for so many jobs, DataFault, EnvironmentFault."""
         baseline = ablation.arms[ablation.baseline].config
         data = prepare(baseline.data, progress=progress)
-        fetch({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
+        fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
         machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs)
         return cls(ablation, store, machine, data, seconds)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from gpt2lab import records
 from gpt2lab.analysis.searches import OPEN, RESULTS, Chosen, chosen
+from gpt2lab.config.fitting import Complaint
+from gpt2lab.config.source import Key
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.planning.arms import BRACKET_SEED, SHARED, Arm
@@ -22,8 +24,6 @@ from gpt2lab.planning.runs import Run, final_loss, make_run
 from gpt2lab.planning.samplers import Tune
 from gpt2lab.planning.search import Search, check_search, make_search
 from gpt2lab.planning.space import value_at
-from gpt2lab.reading.fitting import Complaint
-from gpt2lab.reading.source import Key
 from gpt2lab.store import Store
 
 EXTENSIONS = 3

@@ -19,8 +19,8 @@ from typing import Any
 
 from gpt2lab import records
 from gpt2lab.analysis import Contrast
+from gpt2lab.config.source import read_file
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading.source import read_file
 from gpt2lab.records import ArmRecord
 from gpt2lab.results import Study, smallest_effect, unit
 from gpt2lab.text import DASH

@@ -16,8 +16,7 @@ from gpt2lab.config import Config
 from gpt2lab.costs import peak_flops
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import EvaluationConfig, Parts, WindowLosses, evaluate_by_window
-from gpt2lab.evaluation.tasks.asking import read_tasks
-from gpt2lab.evaluation.tasks.results import Posed, answers, pose, result
+from gpt2lab.evaluation.tasks import EncodedTask, answer_task, encode_task, read_tasks, task_result
 from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT
 from gpt2lab.runner.job import Job
@@ -73,21 +72,21 @@ def point_of_curve(model: GPT, config: Config, data: Prepared, device: str, worl
     return {"val/loss": float(record["metrics"]["val/loss"])} | health(model, config, data)
 
 
-def posed(config: Config, data: Prepared) -> list[Posed]:
+def encoded_tasks(config: Config, data: Prepared) -> list[EncodedTask]:
     """The questions of the tasks that are asked while a run trains, as tokens of its data's tokenizer."""
     choices = read_tasks(config.evaluation.tasks, "evaluation.tasks")
     if not choices:
         return []
     limit = config.evaluation.task_documents
-    return [pose(choice, data.tokenizer, limit=limit, spread=True) for choice in choices]
+    return [encode_task(choice, data.tokenizer, limit=limit, spread=True) for choice in choices]
 
 
-def on_tasks(questions: Sequence[Posed], model: GPT, config: Config, world: World = ALONE) -> dict[str, float]:
+def on_tasks(tasks: Sequence[EncodedTask], model: GPT, config: Config, world: World = ALONE) -> dict[str, float]:
     """What the model reaches in them, by `task/<name>/<measure>`. Every rank must call it, and answers its share."""
     block, values = config.model.block_size, dict[str, float]()
-    for one in questions:
-        found = answers(one, model, precision=config.training.precision, world=world)
-        values |= {f"task/{name}": value for name, value in result(one, found, block).values().items()}
+    for task in tasks:
+        answers = answer_task(task, model, precision=config.training.precision, world=world)
+        values |= {f"task/{name}": value for name, value in task_result(task, answers, block).values().items()}
     return values
 
 

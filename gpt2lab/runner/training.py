@@ -26,7 +26,7 @@ from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.agreement import plan_of, start_of
 from gpt2lab.runner.job import REPLAYED, Job
-from gpt2lab.runner.measured import account, evaluated, health, is_due, on_tasks, point_of_curve, posed
+from gpt2lab.runner.measured import account, encoded_tasks, evaluated, health, is_due, on_tasks, point_of_curve
 from gpt2lab.runner.profiling import profiled
 from gpt2lab.runner.stop import StopRequest
 from gpt2lab.store import RunFolder, Store, now
@@ -130,7 +130,7 @@ class Training:
             config.training.batch_tokens // config.model.block_size,
             config.seed,
         )
-        self.questions = posed(config, data)
+        self.questions = encoded_tasks(config, data)
         self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
         follow(lambda: Position(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)

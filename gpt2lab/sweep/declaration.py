@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from gpt2lab.config import fill_slots, preset_name
+from gpt2lab.config.fitting import Located, check, error_of, located
+from gpt2lab.config.source import Place, Source, read_file
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.planning.ablation import base_of
@@ -19,8 +21,6 @@ from gpt2lab.planning.designs import Change, Written
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.search import Search, SearchSettings, check_search, make_search
-from gpt2lab.reading.fitting import Located, check, error_of, located
-from gpt2lab.reading.source import Place, Source, read_file
 from gpt2lab.schema import ABSENT
 from gpt2lab.text import seconds_of
 

@@ -30,9 +30,8 @@ from gpt2lab.sweep.record import search_entry, write_record
 from gpt2lab.sweep.slots import Slots, Turn
 from gpt2lab.sweep.trial import Trial
 from gpt2lab.text import number
-from gpt2lab.tracking.follower import Follower
+from gpt2lab.tracking.follower import Follower, as_study
 from gpt2lab.tracking.journal import Tail
-from gpt2lab.tracking.trials import as_followed
 
 LOOK_SECONDS = 2.0
 """Between looks at the storage for what others have done, and between records that are written."""
@@ -209,7 +208,7 @@ class Drive:
             EnvironmentFault
         ):  # a full disk is told by the run that meets it, and is no reason to end
             record = write_record(record, self.store)
-        self.follower.update(as_followed(record))
+        self.follower.update(as_study(record))
         self.follower.poll()
         return record
 

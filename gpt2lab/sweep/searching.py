@@ -16,8 +16,7 @@ from gpt2lab.sweep.liveness import worker_id
 from gpt2lab.sweep.slots import Slots
 from gpt2lab.sweep.storage import default_address, open_storage
 from gpt2lab.tracking import masked
-from gpt2lab.tracking.follower import Follower
-from gpt2lab.tracking.trials import as_followed
+from gpt2lab.tracking.follower import Follower, as_study
 
 
 def run_searches(
@@ -57,7 +56,7 @@ def run_searches(
         for label, search in searches.items()
     }  # fmt: skip
     whole = {**head, "storage": masked(address)}
-    follower = Follower(store, as_followed({**whole, "searches": {}}), tracker, say)
+    follower = Follower(store, as_study({**whole, "searches": {}}), tracker, say)
     deadline = time.monotonic() + seconds if seconds else math.inf
     try:
         return Drive(searches, slots, whole, store, on_event, follower, nproc, deadline, stays).run()

@@ -17,7 +17,7 @@ from gpt2lab.planning.record import study_record
 from gpt2lab.planning.scope import Scope, study_seconds
 from gpt2lab.planning.tuning import Searched
 from gpt2lab.store import Store
-from gpt2lab.tracking.delivery import runs_of
+from gpt2lab.tracking.follower import runs_of
 
 TUNE = "tune: {space: {optim.lr: {low: 0.25, high: 4, log: true, relative: true}}, trials: 4, sampler: qmc}\n"
 TUNED = ABLATION + TUNE

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import gpt2lab.config
+from gpt2lab.config.source import read_file
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading.source import read_file
 from gpt2lab.records import StudyRecord
 from gpt2lab.registry import SLOTS, Choice
 from gpt2lab.reports.published import (

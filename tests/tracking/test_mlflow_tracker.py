@@ -1,4 +1,4 @@
-"""The mirror in a real MLflow SQLite store: everything once, findable, honest about what is not finite or deleted."""
+"""The tracker in a real MLflow SQLite store: everything once, findable, honest about what is not finite or deleted."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import pytest
 from small_study import Lab, Look, row
 
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.tracking.delivery import Delivery
-from gpt2lab.tracking.follower import links, sync
-from gpt2lab.tracking.mlflow import MlflowSink
+from gpt2lab.tracking.follower import Delivery, links, sync
+from gpt2lab.tracking.mlflow import MlflowTracker
 
-Sinks = Callable[[], MlflowSink]
+Sinks = Callable[[], MlflowTracker]
 
 
 def once(lab: Lab, sinks: Sinks, over: bool = False) -> int:
     """A follower's life: a fresh sink, one pass, then forgotten as a crash would."""
-    return Delivery(lab.store, lab.record, sinks()).once(over)
+    return Delivery(lab.store, lab.record, sinks()).send_new(over)
 
 
 def test_a_study_is_one_parent_with_one_child_per_run(lab: Lab, sink_factory: Sinks, look: Look) -> None:
@@ -81,11 +80,11 @@ def test_a_pass_with_nothing_new_writes_nothing(lab: Lab, sink_factory: Sinks, m
     sink = sink_factory()
     with running.lock():
         delivery = Delivery(lab.store, lab.record, sink)
-        delivery.once()
+        delivery.send_new()
         calls: list[str] = []
         for name in ("log_batch", "update_run", "set_terminated", "search_runs", "get_run"):
             monkeypatch.setattr(sink._connect(), name, lambda *_, name=name, **__: calls.append(name))
-        assert delivery.once() == 0
+        assert delivery.send_new() == 0
     assert calls == []
 
 
@@ -105,14 +104,14 @@ def test_a_crash_between_storing_and_knowing_repeats_nothing(
     other `seconds`, as resumed runs do: MLflow's own comparison of points would not recognise them."""
     run = lab.begin(lab.run())
     lab.write(run, [row(step) for step in range(4)])
-    send = MlflowSink.send
+    log = MlflowTracker.log
 
-    def send_and_die(self: MlflowSink, copy: Any, rows: Any) -> None:
-        send(self, copy, rows[:2] if cut == "after the first batch" else rows)
+    def log_and_die(self: MlflowTracker, run: Any, points: Any) -> None:
+        log(self, run, points[:2] if cut == "after the first batch" else points)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowSink, "send", send_and_die)
+        patch.setattr(MlflowTracker, "log", log_and_die)
         with pytest.raises(KeyboardInterrupt):
             once(lab, sink_factory)
     assert look.steps(run) == ([0, 1] if cut == "after the first batch" else [0, 1, 2, 3])
@@ -129,9 +128,9 @@ def test_two_followers_at_once_store_each_point_once(lab: Lab, sink_factory: Sin
     lab.write(run, [row(0)])
     both = [Delivery(lab.store, lab.record, sink_factory()) for _ in range(2)]
     for delivery in both:
-        delivery.once()
+        delivery.send_new()
     lab.write(run, [row(step) for step in range(1, 4)])
-    assert [delivery.once() for delivery in both] == [3, 3]
+    assert [delivery.send_new() for delivery in both] == [3, 3]
     assert look.steps(run) == [0, 1, 2, 3]
     assert len(look.parents()) == 1
 
@@ -179,13 +178,13 @@ def test_a_run_deleted_in_the_ui_gets_a_new_copy_and_one_note(lab: Lab, sink_fac
     run = lab.begin(lab.run())
     lab.write(run, [row(0)])
     delivery = Delivery(lab.store, lab.record, sink_factory())
-    delivery.once()
+    delivery.send_new()
     (first,) = look.children(run)
     look.client.delete_run(first.info.run_id)
     lab.write(run, [row(1)])
-    delivery.once()
+    delivery.send_new()
     lab.write(run, [row(2)])
-    delivery.once()
+    delivery.send_new()
     assert [note for note in delivery.notes if "deleted" in note] == [
         "the MLflow run of learned seed 0 was deleted; its rows go to a new one"
     ]
@@ -198,12 +197,12 @@ def test_a_deleted_study_gets_a_new_parent_and_new_children(lab: Lab, sink_facto
     for arm in ("learned", "rotary"):
         lab.write(lab.begin(lab.run(arm)), [row(0)])
     delivery = Delivery(lab.store, lab.record, sink_factory())
-    delivery.once()
+    delivery.send_new()
     for run in look.runs():
         look.client.delete_run(run.info.run_id)
     lab.write(lab.run("rotary"), [row(1)])
-    delivery.once()
-    delivery.once()
+    delivery.send_new()
+    delivery.send_new()
     (parent,) = look.parents()
     assert {c.data.tags["mlflow.parentRunId"] for c in look.children()} == {parent.info.run_id}
     assert look.steps(lab.run("learned")) == [0]
@@ -213,20 +212,13 @@ def test_a_deleted_study_gets_a_new_parent_and_new_children(lab: Lab, sink_facto
 def test_an_evaluation_that_comes_later_is_sent_once(lab: Lab, sink_factory: Sinks, look: Look) -> None:
     run = lab.train(lab.run())
     delivery = Delivery(lab.store, lab.record, sink_factory())
-    delivery.once()
+    delivery.send_new()
     run.write_evaluation({"key": "val-1", "metrics": {"val/loss": 2.5}, "contexts": {"0.5": 2.75, "2": None}})
-    delivery.once()
-    delivery.once()
+    delivery.send_new()
+    delivery.send_new()
     assert [p.value for p in look.points(run, "val-final/loss")] == [2.5]
     assert [p.value for p in look.points(run, "val-final/context_0.5")] == [2.75]
     assert look.points(run, "val-final/context_2") == []
-
-
-def test_long_runs_go_in_batches_within_mlflows_limit(lab: Lab, sink_factory: Sinks, look: Look) -> None:
-    run = lab.begin(lab.run())
-    lab.write(run, [row(step) for step in range(700)])
-    assert once(lab, sink_factory) == 700
-    assert look.steps(run) == list(range(700))
 
 
 def test_a_config_cut_short_is_completed_and_long_values_fit(lab: Lab, sink_factory: Sinks, look: Look) -> None:
@@ -271,7 +263,7 @@ def test_artifacts_that_cannot_be_kept_do_not_hold_up_metrics(lab: Lab, sink_fac
     (lab.store.root / "mlartifacts").write_text("a file in the way")
     run = lab.train(lab.run())
     delivery = Delivery(lab.store, lab.record, sink_factory())
-    delivery.once()
+    delivery.send_new()
     assert len([note for note in delivery.notes if "takes no artifacts" in note]) == 1
     assert look.steps(run) == [0, 1, 2, 3, 4]
 
@@ -309,7 +301,7 @@ def test_what_was_measured_afterwards_follows_once_and_what_was_measured_anew_is
     run.write_evaluation({**later, "values": {"piqa/acc": 0.25}})
     delivery = Delivery(lab.store, lab.record, sink_factory())
     for _ in range(2):
-        delivery.once()
+        delivery.send_new()
     assert [one.value for one in look.points(run, "val-measured/piqa/acc")] == [0.5, 0.25]
     (child,) = look.children(run)
     assert child.data.metrics["val-measured/piqa/acc"] == 0.25

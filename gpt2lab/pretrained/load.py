@@ -1,5 +1,5 @@
 """A model that can be used, from wherever it lies: a run of the store, a folder of weights, a checkpoint of another
-project. Layer: above `reuse`, whose way to a run's weights and data it takes."""
+project."""
 
 from __future__ import annotations
 
@@ -61,22 +61,30 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
     path = Path(source)
     if not source:
         raise _nothing(source, store)
-    if (path / "run.json").is_file():
-        return _of_run(RunFolder(path.absolute()), device)
+    run = run_of(source, store)
+    if run is not None:
+        return _of_run(run, device)
     if path.is_file():
         model = load_nanogpt(path)
         return _made(source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device)
     if path.is_dir():
         return _of_own(path, device) if is_own(path) else _of_folder(path, source, device)
-    starts = [run for run in store.runs() if run.id.startswith(source)]
-    if len(starts) == 1:
-        return _of_run(starts[0], device)
+    starts = sum(run.id.startswith(source) for run in store.runs())
     if starts:
-        raise ConfigError(f"'{source}' begins {len(starts)} run ids", hint="gpt2lab runs")
+        raise ConfigError(f"'{source}' begins {starts} run ids", hint="gpt2lab runs")
     owner, _, name = source.partition("/")
     if source in OFFICIAL or (owner and name and "/" not in name and not Path(owner).exists()):
         return _of_folder(fetched(source), source, device)
     raise _nothing(source, store)
+
+
+def run_of(source: str, store: Store) -> RunFolder | None:
+    """The run that `source` names, by path or by how its id begins; None for anything else."""
+    path = Path(source)
+    if (path / "run.json").is_file():
+        return RunFolder(path.absolute())
+    starts = [] if path.exists() or not source else [run for run in store.runs() if run.id.startswith(source)]
+    return starts[0] if len(starts) == 1 else None
 
 
 def _of_run(run: RunFolder, device: torch.device) -> Trained:
@@ -90,7 +98,7 @@ def _of_run(run: RunFolder, device: torch.device) -> Trained:
     if result is not None:
         step, name = int(result["steps"]), run.id
     else:
-        step = next((found for found, _ in checkpoints(run.checkpoints)), 0)
+        step = next((step for step, _ in checkpoints(run.checkpoints)), 0)
         name = f"{run.id} (not finished: step {step:,} of {config.training.steps:,})"
         if not step:
             raise ConfigError(f"{run.status()}, and without a checkpoint so far", where=run.id, hint="gpt2lab runs")

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from gpt2lab.config.source import Key, Place, Source, dotted
 from gpt2lab.errors import ConfigError, Problem, nearest, unknown
-from gpt2lab.reading.source import Key, Place, Source, dotted
 from gpt2lab.schema import Settings, reason, shown, type_name
 
 S = TypeVar("S", bound=Settings)
@@ -24,14 +24,6 @@ class Complaint:
 
     what: str
     keys: tuple[Key, ...]
-
-
-def validate(settings: type[S], source: Source) -> S:
-    """`source` as settings. Raises one ConfigError with every problem, in the order of the file."""
-    made, complaints = check(settings, source)
-    if complaints or made is None:
-        raise refusal(source, complaints)
-    return made
 
 
 def check(

@@ -2,7 +2,8 @@
 
 Strict on purpose: a scalar is the text that the user wrote (so `off`, `1e-6` and `12:00` mean what they say), and what
 YAML offers beyond mappings, lists and scalars is refused: tags, anchors, aliases, merge keys, repeated keys, several
-documents. Only the parser's events are used, never a constructor, so nothing in a file can run.
+documents. Only the parser's events are used, never a constructor, so nothing in a file can run. `lay` puts one such
+tree over another.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import os.path
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 from yaml import events
 
 from gpt2lab.errors import ConfigError, nearest
+from gpt2lab.registry import SLOTS
 
 Key = tuple[str | int, ...]
 """The way to a value: names of mappings' keys, positions in lists."""
@@ -254,3 +256,88 @@ def _similar(path: Path) -> str:
         return ""
     guess = nearest(path.name, beside)
     return f"; did you mean '{path.with_name(guess)}'?" if guess else ""
+
+
+# --- one tree over another: a preset, a file, `--set`, the changes of an arm ---
+
+
+def lay(base: Source, changes: Iterable[tuple[str, Source]]) -> Source:
+    """`base` with changes by dotted key, each over what was there before.
+
+    A mapping for a section changes the keys that it holds. For a slot, `model.position` replaces the whole choice, and
+    `optim.schedule.final_fraction` changes one option of it and keeps the rest. Raises ConfigError for an option of a
+    list of several choices that does not say which one (`model.mask.0.window` does).
+    """
+    tree, places = copy.deepcopy(base.tree), dict(base.places)
+    layer = 1 + max((place.layer for place in base.places.values()), default=0)
+    for key, value in changes:
+        if isinstance(value.tree, dict):
+            places.setdefault(tuple(key.split(".")), replace(value.place(()), layer=layer))
+        for path, part in expand(key, value):
+            _put(tree, places, path, part, layer)
+    return Source(tree, places, base.file)
+
+
+def expand(key: str, value: Source) -> Iterator[tuple[str, Source]]:
+    """A change of a whole section as changes of its keys; slots and their options stay whole."""
+    in_slot = any(key == slot.path or key.startswith(f"{slot.path}.") for slot in SLOTS.values())
+    if in_slot or not isinstance(value.tree, dict) or not value.tree:
+        yield key, value
+        return
+    for name in value.tree:
+        yield from expand(f"{key}.{name}", value.part((name,)))
+
+
+def _put(tree: dict[str, Any], places: dict[Key, Place], key: str, value: Source, layer: int) -> None:
+    """Write `value` at a dotted key of a tree of our own."""
+    steps: list[str | int] = [*key.split(".")]
+    here = replace(value.place(()), layer=layer)
+    slot = next((slot for slot in SLOTS.values() if key.startswith(f"{slot.path}.")), None)
+    option = key[len(slot.path) + 1 :] if slot else ""
+    if slot and option == "name":  # another component: the options of the old one go
+        steps, value = [*slot.path.split(".")], Source({"name": value.tree}, {(): here})
+    if slot and option != "name":
+        *sections, name = slot.path.split(".")
+        holder = _section(tree, places, sections, here)
+        holder[name], inside = _opened(holder.get(name, slot.default), option, here.prefix + key)
+        holder, steps = holder[name], [*sections, name, *inside]
+        for step in inside[:-1]:
+            holder = holder[step]
+    else:
+        holder = _section(tree, places, steps[:-1], here)
+        if value.tree == {} and isinstance(holder.get(steps[-1]), dict):
+            return
+    holder[steps[-1]] = copy.deepcopy(value.tree)
+    for old in [old for old in places if old[: len(steps)] == tuple(steps)]:
+        del places[old]
+    for inner, place in value.places.items():
+        places[(*steps, *inner)] = replace(place, layer=layer)
+
+
+def _section(tree: Any, places: dict[Key, Place], steps: Sequence[str | int], here: Place) -> Any:
+    """The mapping at `steps`; what is none makes room for one, which was written `here`."""
+    for length, step in enumerate(steps, 1):
+        if not isinstance(tree.get(step), dict):
+            if step in tree:
+                places[tuple(steps[:length])] = here
+            tree[step] = {}
+        tree = tree[step]
+    return tree
+
+
+def _opened(written: Any, option: str, where: str) -> tuple[Any, list[str | int]]:
+    """A written choice in a form that takes one more option, and the way to that option from the slot."""
+    written = list(written) if isinstance(written, (list, tuple)) else written
+    if isinstance(written, list):
+        first, _, rest = option.partition(".")
+        if first.isdecimal() and int(first) < len(written) and rest:
+            index, option = int(first), rest
+        elif len(written) == 1:
+            index = 0
+        else:
+            raise ConfigError(
+                f"{len(written)} choices are there: say which one, as in ...0.{option}, or write them all", where=where
+            )
+        written[index], inside = _opened(written[index], option, where)
+        return written, [index, *inside]
+    return (dict(written) if isinstance(written, dict) else {"name": written}), [option]

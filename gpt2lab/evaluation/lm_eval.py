@@ -1,6 +1,6 @@
 """A gpt2lab model inside lm-evaluation-harness: any of its tasks that asks for likelihoods.
 
-    python -m gpt2lab.lm_eval --model gpt2lab --model_args source=RUN_OR_FOLDER --tasks arc_easy
+    python -m gpt2lab.evaluation.lm_eval --model gpt2lab --model_args source=RUN_OR_FOLDER --tasks arc_easy
 
 The harness knows no plug-ins, so this module registers the model and then hands over to its command line. Needs the
 extra `lm-eval`.
@@ -17,9 +17,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation.tasks.scoring import Encoded, log_likelihoods
+from gpt2lab.evaluation.tasks import Encoded, log_likelihoods
+from gpt2lab.pretrained.load import open_trained
 from gpt2lab.store import Store
-from gpt2lab.trained import open_trained
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 
@@ -73,14 +73,14 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[tuple[float, bool]]:
         encoded = [Encoded(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        found = log_likelihoods(
+        answers = log_likelihoods(
             self.trained.model, encoded, precision=self.trained.precision, tokens_at_once=self.tokens_at_once
         )
-        return [(one.log_likelihood, one.greedy) for one in found]
+        return [(answer.log_likelihood, answer.greedy) for answer in answers]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, window by window."""
-        found = []
+        totals = []
         for (text,) in (request.args for request in requests):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(text),
@@ -89,8 +89,8 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
                 context_len=1,
             )
             parts = [(("", ""), *make_disjoint_window(window)) for window in windows]
-            found.append(sum(likelihood for likelihood, _ in self._loglikelihood_tokens(parts)))
-        return found
+            totals.append(sum(likelihood for likelihood, _ in self._loglikelihood_tokens(parts)))
+        return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Refused: only likelihoods are offered."""
@@ -103,5 +103,5 @@ if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     # under this name the module was run as a script; the harness is to see the class of the module itself
-    sys.modules.setdefault("gpt2lab.lm_eval", sys.modules[__name__])
+    sys.modules.setdefault("gpt2lab.evaluation.lm_eval", sys.modules[__name__])
     cli_evaluate()

@@ -1,11 +1,10 @@
-"""Tasks put to whatever `open_trained` opens. What a finished run reaches is kept below it and computed once: its key
-names task, options, documents, limit and code. Layer: beside the executors."""
+"""Tasks and metrics of whatever `open_trained` opens. What a finished run reaches in a task is kept below it and
+computed once: its key names task, options, documents, limit and code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gpt2lab.config import Config
 from gpt2lab.data.corpora import corpus
@@ -13,30 +12,30 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation import EvaluationConfig, Subject, apply, task
-from gpt2lab.evaluation.tasks.results import (
+from gpt2lab.evaluation.tasks import (
     TaskResult,
-    answers,
+    answer_task,
     documents_of,
+    encode_task,
     from_record,
     open_task,
-    pose,
     record,
-    result,
+    task_result,
 )
 from gpt2lab.identity import choices, component_code, core_code, digest
+from gpt2lab.pretrained.load import Trained, open_trained, run_of
 from gpt2lab.registry import Choice
 from gpt2lab.reuse.measure import Measured, Progress, StudyMeasured, code_behind, ended, over_study, stack, threads
 from gpt2lab.runner.measured import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
 from gpt2lab.store import RunFolder, Store, now
-from gpt2lab.trained import Trained, open_trained
 
-HARNESS = tuple(("gpt2lab.evaluation.tasks.results", name) for name in ("pose", "answers", "result"))
+SCORING = tuple(("gpt2lab.evaluation.tasks", name) for name in ("encode_task", "answer_task", "task_result"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examined:
-    """What a model reaches. name: as shown. run: its id, where it is a finished run. reused: tasks that had been
-    computed before."""
+class TaskScores:
+    """What a model reaches in tasks. name: as shown. run: its id, where it is a finished run. reused: tasks that had
+    been computed before."""
 
     name: str
     run: str | None
@@ -45,104 +44,95 @@ class Examined:
 
     def values(self) -> dict[str, float]:
         """By `task/measure`."""
-        return {name: value for one in self.results for name, value in one.values().items()}
+        return {name: value for result in self.results for name, value in result.values().items()}
 
 
-def examine(
+def evaluate_tasks(
     source: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
-) -> Examined:
+) -> TaskScores:
     """Put tasks to what `source` names, of each the first `limit` documents.
 
     Raises what `open_trained` and fetching documents raise, and ConfigError for a model whose tokenizer is not known.
     """
     run = run_of(source, store)
     if run is not None and run.result() is not None:
-        return examine_run(run, tasks, limit=limit, progress=progress)
+        return evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
     trained = open_trained(source, store)
-    results = tuple(_examined(trained, choice, limit, progress) for choice in tasks)
-    return Examined(name=trained.name, run=None, results=results, reused=0)
+    results = tuple(_evaluated(trained, choice, limit, progress) for choice in tasks)
+    return TaskScores(name=trained.name, run=None, results=results, reused=0)
 
 
-def examine_run(
+def evaluate_run_tasks(
     run: RunFolder, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
-) -> Examined:
+) -> TaskScores:
     """The same for a finished run; what was computed before is read. Raises what `ended` raises as well."""
     config, ending = ended(run)
-    keys = {choice: exam_key(choice, config, limit) for choice in tasks}
+    keys = {choice: task_key(choice, config, limit) for choice in tasks}
     kept = {choice: run.evaluation(key) for choice, key in keys.items()}
     new = [choice for choice, found in kept.items() if found is None]
     if new:
         with threads(ending["stack"]["threads"]):
             trained = open_trained(str(run.path), Store(run.path.parent))
             for choice in new:
-                found = _examined(trained, choice, limit, progress)
+                found = _evaluated(trained, choice, limit, progress)
                 kept[choice] = _record(keys[choice], choice, found, limit, trained)
                 run.write_evaluation(kept[choice] or {})
-    results = tuple(from_record(one["result"]) for one in kept.values() if one)
-    return Examined(name=run.id, run=run.id, results=results, reused=len(tasks) - len(new))
+    results = tuple(from_record(record["result"]) for record in kept.values() if record)
+    return TaskScores(name=run.id, run=run.id, results=results, reused=len(tasks) - len(new))
 
 
-def examine_study(
+def evaluate_study_tasks(
     name: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
 ) -> StudyMeasured:
     """Tasks put to every finished run of a study, arms set against each other; see `over_study`."""
 
     def each(run: RunFolder) -> Measured:
-        found = examine_run(run, tasks, limit=limit, progress=progress)
+        found = evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
         return Measured(id=run.id, values=found.values(), reused=found.reused)
 
     return over_study(name, store, each, asked=len(tasks))
 
 
-def run_of(source: str, store: Store) -> RunFolder | None:
-    """The run that `source` names, by path or by how its id begins; None for anything else."""
-    path = Path(source)
-    if (path / "run.json").is_file():
-        return RunFolder(path.absolute())
-    starts = [] if path.exists() or not source else [run for run in store.runs() if run.id.startswith(source)]
-    return starts[0] if len(starts) == 1 else None
-
-
-def exam_key(choice: Choice, config: Config, limit: int | None) -> str:
+def task_key(choice: Choice, config: Config, limit: int | None) -> str:
     """Names the task; changes with options, documents, limit, context, and all code that its figures follow from."""
     parts = {
         "task": choice.full(),
         "documents": documents_of(choice, open_task(choice)).identity,
         "limit": limit,
         "block_size": config.model.block_size,
-        "code": [code_behind(task, choice, HARNESS), core_code(), *(component_code(one) for one in choices(config))],
+        "code": [code_behind(task, choice, SCORING), core_code(), *(component_code(part) for part in choices(config))],
     }
     return f"task-{choice.name}-{digest(parts)[:16]}"
 
 
-def _examined(trained: Trained, choice: Choice, limit: int | None, progress: Progress | None) -> TaskResult:
+def _evaluated(trained: Trained, choice: Choice, limit: int | None, progress: Progress | None) -> TaskResult:
     if trained.tokenizer is None:
         raise ConfigError("its tokenizer is not known, so no text can be put to it", where=trained.name)
     what = f"{choice} of {trained.name}"
     if progress:
         progress(0, 0, what)
-    posed = pose(choice, trained.tokenizer, limit=limit)
-    told = (lambda done, total: progress(done, total, what)) if progress else (lambda done, total: None)
-    found = answers(posed, trained.model, precision=trained.precision, tell=told)
-    return result(posed, found, trained.model.config.block_size)
+    encoded = encode_task(choice, trained.tokenizer, limit=limit)
+    tell = (lambda done, total: progress(done, total, what)) if progress else (lambda done, total: None)
+    answers = answer_task(encoded, trained.model, precision=trained.precision, tell=tell)
+    return task_result(encoded, answers, trained.model.config.block_size)
 
 
-def _record(key: str, choice: Choice, found: TaskResult, limit: int | None, trained: Trained) -> dict[str, object]:
+def _record(key: str, choice: Choice, result: TaskResult, limit: int | None, trained: Trained) -> dict[str, object]:
     """As the run store keeps it."""
-    errors = {f"{found.task}/{one.name}_stderr": one.stderr for one in found.figures if one.stderr is not None}
+    errors = {f"{result.task}/{f.name}_stderr": f.stderr for f in result.figures if f.stderr is not None}
     return {
         "key": key,
         "task": choice.name,
         "options": dict(choice.options),
         "spec": {"limit": limit, "block_size": trained.model.config.block_size},
-        "values": found.values() | errors,
-        "result": record(found),
+        "values": result.values() | errors,
+        "result": record(result),
         "stack": stack(next(trained.model.parameters()).device),
         "measured_at": now(),
     }
 
 
-def measure_on(
+def measure_on_text(
     source: str, store: Store, text: str, metrics: Sequence[Choice], *, progress: Progress | None = None
 ) -> dict[str, float]:
     """Metrics of what `source` names on the validation text of a corpus. text: a corpus by name, or files as a pattern.
@@ -165,7 +155,7 @@ def measure_on(
 def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Subject:
     """The model on as much of the validation split as an evaluation scores, or on all of it where that is less."""
     block, device = trained.model.config.block_size, next(trained.model.parameters()).device
-    told = (lambda done, total: progress(done, total, trained.name)) if progress else (lambda done, total: None)
+    tell = (lambda done, total: progress(done, total, trained.name)) if progress else (lambda done, total: None)
     at_once = EVALUATION_TOKENS_AT_ONCE.get(device.type, GPU_EVALUATION_TOKENS_AT_ONCE)
     return Subject(
         model=trained.model,
@@ -176,5 +166,5 @@ def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Sub
         byte_lengths=data.byte_lengths,
         data=data,
         precision=trained.precision,
-        tell=told,
+        tell=tell,
     )
