@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.analysis import Verdicts
-from gpt2lab.analysis.best_rate import WeightedArm
-from gpt2lab.analysis.error_budget import ErrorBudget, error_budget
-from gpt2lab.analysis.horizon import FRACTIONS, Agreement, agreement
-from gpt2lab.analysis.scaling import Reach, reach
+from gpt2lab.analysis.best_rate import ErrorBudget, WeightedArm, error_budget
+from gpt2lab.analysis.scaling import FRACTIONS, Agreement, Reach, agreement, reach
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.errors import DataFault
 from gpt2lab.results import (

@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2lab.analysis.verdicts import FEWEST
-from gpt2lab.analysis.words import listed, plural
+from gpt2lab.analysis.wording import listed
 from gpt2lab.store import Store
+from gpt2lab.text import plural
 
 Record = Mapping[str, Any]
 

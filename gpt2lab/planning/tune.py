@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpt2lab.analysis.searches import OPEN, RESULTS, Chosen, chosen
+from gpt2lab.analysis.tuning import OPEN, RESULTS, Chosen, chosen
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.planning.arms import SHARED, Arm

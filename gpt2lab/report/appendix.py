@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.scaling import Reach
-from gpt2lab.analysis.words import decimals
+from gpt2lab.analysis.wording import decimals
 from gpt2lab.evidence import Evidence, Trial
 from gpt2lab.report.tables import Cell, Column, Row, Summary, Table, difference_cell, p_cell, worth_cell
 from gpt2lab.results import Study, StudyRun, failure_ceiling

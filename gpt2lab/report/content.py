@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.analysis import in_words
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.wording import listed
 from gpt2lab.report import method, sections, tables, tuned
 from gpt2lab.report.pictures import Picture
 from gpt2lab.report.read import Read

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gpt2lab.analysis.looks import MULTIPLES
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.planning import MULTIPLES
+from gpt2lab.analysis.wording import listed
 from gpt2lab.report import health, tuned
 from gpt2lab.report.read import Read
 from gpt2lab.results import Study, unit

@@ -11,8 +11,8 @@ from typing import Any
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.scaling import Reach, bounds
-from gpt2lab.analysis.words import decimals
-from gpt2lab.analysis.words import probability as p_value
+from gpt2lab.analysis.wording import decimals
+from gpt2lab.analysis.wording import probability as p_value
 from gpt2lab.evidence import Evidence
 from gpt2lab.report.svg import ARMS
 from gpt2lab.results import Study, StudyRun

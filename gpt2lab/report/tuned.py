@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gpt2lab.analysis import Contrast
-from gpt2lab.analysis.searches import OPEN
-from gpt2lab.analysis.words import decimals
+from gpt2lab.analysis.tuning import OPEN
+from gpt2lab.analysis.wording import decimals
 from gpt2lab.report.health_figures import Parts
 from gpt2lab.report.marks import Look
 from gpt2lab.report.read import Read

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from gpt2lab.analysis.calibration import nominal_level, power, valid_p
-from gpt2lab.analysis.selftest import BANKS, noise
-from gpt2lab.analysis.selftest.claims import REFERENCES
+from gpt2lab.analysis.selftest import BANKS, REFERENCES, table
 from gpt2lab.analysis.statistics import linear, welch
 
 Array = NDArray[np.float64]
@@ -61,7 +60,7 @@ def judged_by_formula(x: Array) -> tuple[Array, NDArray[np.bool_], NDArray[np.bo
 @pytest.mark.parametrize("bank", BANKS)
 def test_the_references_come_from_an_independent_simulation(bank: str, n: int) -> None:
     rng, size = np.random.default_rng([9, n]), (STUDIES, 5, n)
-    repeats = np.array([float(row["val_loss"]) for row in noise.table("seed_noise_124m.csv")])
+    repeats = np.array([float(row["val_loss"]) for row in table("seed_noise_124m.csv")])
 
     def drawn() -> Array:
         if bank == "124M seeds":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpt2lab.analysis.best_rate import Search, WeightedArm
-from gpt2lab.analysis.error_budget import error_budget
+from gpt2lab.analysis.best_rate import Search, WeightedArm, error_budget
 from gpt2lab.analysis.statistics import welch
 from gpt2lab.analysis.verdicts import TextNoise
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpt2lab.analysis.sensitivity import blocked, paired, permutation, sensitivity
+from gpt2lab.analysis.statistics import blocked, paired, permutation, sensitivity
 
 RNG = np.random.default_rng(3)
 

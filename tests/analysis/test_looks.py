@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from gpt2lab.analysis import Verdicts, compare
-from gpt2lab.analysis.looks import extendable_looks, look_alpha
+from gpt2lab.analysis.planning import extendable_looks, look_alpha
 from gpt2lab.analysis.statistics import welch
 
 LOOKS = (3, 5, 8)

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt2lab.analysis.horizon import agreement
-from gpt2lab.analysis.scaling import difference_trend, reach, tell_multiplier, tell_share, trend
+from gpt2lab.analysis.scaling import agreement, difference_trend, reach, tell_multiplier, tell_share, trend
 
 BUDGETS = (0.5, 1.0, 2.0)
 

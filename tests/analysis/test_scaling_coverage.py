@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt2lab.analysis.horizon import agreement, tau_bounds
-from gpt2lab.analysis.scaling import possible, reach, trend
+from gpt2lab.analysis.scaling import agreement, possible, reach, tau_bounds, trend
 from gpt2lab.analysis.statistics import Array
 
 EXPONENTS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt2lab.analysis.searches import budgets_differ, chosen
+from gpt2lab.analysis.tuning import budgets_differ, chosen
 
 RATE = {"name": "optim.lr", "kind": "float", "low": 0.001, "high": 0.016, "log": True, "choices": None, "when": None}
 DECAY = {"name": "optim.weight_decay", "kind": "float", "low": 0.0, "high": 0.4, "log": False, "choices": None}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpt2lab.analysis.looks import declared_looks
+from gpt2lab.analysis.planning import declared_looks
 from gpt2lab.analysis.selftest import BANKS, PARTS, QUICK, Row, SelfTest, designs, noise, sameness, selftest
 from gpt2lab.analysis.selftest.claims import words
 from gpt2lab.analysis.selftest.noise import Draws

@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from gpt2lab.analysis import judging, verdicts
-from gpt2lab.analysis.looks import Look
-from gpt2lab.analysis.planning import seeds_for_power
+from gpt2lab.analysis.planning import Look, seeds_for_power
 from gpt2lab.analysis.selftest import claims, plans, sameness, selftest
 from gpt2lab.analysis.selftest.noise import table
 from gpt2lab.analysis.statistics import Comparison, Family, adjust, welch

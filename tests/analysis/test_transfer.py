@@ -9,7 +9,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from gpt2lab.analysis.transfer import transfer
+from gpt2lab.analysis.tuning import transfer
 
 SIZES = (1e6, 4e6, 1.6e7, 6.4e7, 2.56e8)
 

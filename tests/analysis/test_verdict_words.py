@@ -11,7 +11,7 @@ from scipy import stats
 
 from gpt2lab.analysis import Contrast, Noise, compare
 from gpt2lab.analysis.calibration import nominal_level, power
-from gpt2lab.analysis.verdicts import decide
+from gpt2lab.analysis.judging import decide
 
 SPREAD = (-0.012, 0.0, 0.012, -0.006, 0.006, -0.012, 0.012, 0.0)
 FLOOR = Noise(sd=0.012, df=11, runs=12, scale="nano", stack="torch 2.13.0, cpu")

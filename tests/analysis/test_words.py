@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gpt2lab.analysis.words import effect, interval, probability
+from gpt2lab.analysis.wording import effect, interval, probability
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2lab.analysis.searches import Chosen, chosen
-from gpt2lab.analysis.transfer import Transfer, transfer
-from gpt2lab.analysis.tuning import Optimum
+from gpt2lab.analysis.tuning import Chosen, Optimum, Transfer, chosen, transfer
 from gpt2lab.report.sweep.scales import Size, Trend
 from gpt2lab.report.tables import Cell, Column, Row, Table
 from gpt2lab.results import LOSS, unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.wording import listed
 from gpt2lab.report.content import Page, Remark
 from gpt2lab.report.pictures import Picture
 from gpt2lab.report.sweep import method, tables
