@@ -1,4 +1,4 @@
-"""The difference at each arm's own best rate: what it must be where that is known, and what it must never be."""
+"""The difference at each arm's best rate: what it must be where that is known; and what would narrow an interval."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import pytest
 from scipy import optimize
 
 from gpt2lab.analysis import compare
-from gpt2lab.analysis.best_rate import BestRateDifference, Search, WeightedArm, closer
+from gpt2lab.analysis.best_rate import BestRateDifference, Search, WeightedArm, closer, error_budget
+from gpt2lab.analysis.statistics import welch
+from gpt2lab.analysis.verdicts import TextNoise
 
 SEEDS = np.array([-0.001, 0.0, 0.001])
 
@@ -31,7 +33,9 @@ def test_without_searches_it_is_the_interval_of_the_means() -> None:
 
 
 def test_of_several_arms_weights_and_noise_add_up() -> None:
-    own = BestRateDifference([arm(None, w, bottom=b) for w, b in zip((0.5, -0.5, 0.5, -0.5), (2.0, 2.1, 2.2, 2.4), strict=True)])
+    own = BestRateDifference(
+        [arm(None, w, bottom=b) for w, b in zip((0.5, -0.5, 0.5, -0.5), (2.0, 2.1, 2.2, 2.4), strict=True)]
+    )
     se = float(np.sqrt(SEEDS.var(ddof=1) / 3))
     assert own.difference == pytest.approx(-0.15)
     assert own.interval(2.0) == pytest.approx((-0.15 - 2 * se, -0.15 + 2 * se), abs=0.03 * se)
@@ -108,8 +112,11 @@ def test_trials_beside_the_chosen_rate_would_narrow_it() -> None:
     finer = closer(arm(coarse))
     assert set(finer.tried) == {-1.0, -0.5, 0.0, 0.5, 1.0}
     assert finer.losses[3:] == pytest.approx([2.0 + 0.03 * 0.7**2, 2.0 + 0.03 * 0.3**2], abs=0.004)
-    before, after = (BestRateDifference([WeightedArm(weight=1.0, losses=arm(coarse).losses, search=s), quiet]).interval(3.0)
-                     for s in (coarse, finer))  # fmt: skip
+    losses = arm(coarse).losses
+    before, after = (
+        BestRateDifference([WeightedArm(weight=1.0, losses=losses, search=search), quiet]).interval(3.0)
+        for search in (coarse, finer)
+    )
     assert after[1] - after[0] < before[1] - before[0]
 
 
@@ -126,3 +133,40 @@ def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
     assert searched.word == "inconclusive: the search of rates leaves it open"
     assert plain.word.startswith("inconclusive: ") and "search" not in plain.verdict
     assert "search" not in plain.halfwidths and "search" in searched.halfwidths
+
+
+QUIET, LOUD = np.array([-0.0002, 0.0, 0.0002]), np.array([-0.02, 0.0, 0.02])
+COARSE = Search(tried=(-1.0, 0.0, 1.0), losses=(2.04, 2.0, 2.02), chosen=0.0)
+
+
+def pair(spread: np.ndarray, search: Search | None) -> list[WeightedArm]:
+    return [WeightedArm(weight=w, losses=2.0 + spread, search=search) for w in (1.0, -1.0)]
+
+
+def test_without_a_search_the_interval_is_that_of_the_seeds() -> None:
+    budget = error_budget(pair(LOUD, None), {"seeds": 0.1}, (60.0, 60.0), level=0.05)
+    test = welch(LOUD, LOUD)
+    assert budget.halfwidth == pytest.approx(float(test.high - test.low) / 2)
+    grown = welch(np.append(LOUD, (0.02, -0.02)), np.append(LOUD, (0.02, -0.02)))  # two more seeds, about as noisy
+    two = error_budget(pair(LOUD, None), {}, (60.0, 60.0), level=0.05, more=2)
+    assert two.steps[0].halfwidth == pytest.approx(float(grown.high - grown.low) / 2, rel=0.2)
+    assert two.steps[0].seconds == 240.0
+
+
+@pytest.mark.parametrize(("spread", "wins"), [(LOUD, "1 more seed per arm"), (QUIET, "rates between the best one")])
+def test_noisy_arms_want_seeds_and_quiet_ones_a_closer_search(spread: np.ndarray, wins: str) -> None:
+    budget = error_budget(pair(spread, COARSE), {}, (60.0, 60.0), level=0.05)
+    best = budget.best
+    assert best is not None and best.what.startswith(wins)
+    assert best.halfwidth < budget.halfwidth
+    assert budget.told().startswith(wins) and "% narrower for" in budget.told()
+
+
+def test_where_the_text_is_the_largest_part_more_of_it_is_the_advice() -> None:
+    budget = error_budget(pair(QUIET, None), {"text": 0.5}, (60.0, 60.0), level=0.05)
+    assert budget.told().startswith("more validation text")
+
+
+def test_the_interval_over_few_documents_is_students() -> None:
+    assert TextNoise(se=0.01, count=3, unit="documents").halfwidth == pytest.approx(0.043, abs=1e-4)
+    assert TextNoise(se=0.01, count=400, unit="windows").halfwidth == pytest.approx(0.0197, abs=1e-4)
