@@ -88,7 +88,7 @@ def compare(
     scope, at_shared_rate, caveat: what each sentence ends with.
     unit:            of the metric, where its name does not tell: see metrics.py.
     higher_is_better: which way the metric is better, where its name does not tell. The column `value` is a loss in
-                     nats, lower is better, unless told otherwise.
+                     nats, lower is better, unless stated otherwise.
     Raises ConfigError for a table or arguments that make no sense.
     """
     _check(locals())

@@ -29,7 +29,7 @@ from gpt2lab.analysis.statistics import (
     sensitivity,
     welch,
 )
-from gpt2lab.analysis.verdicts import FEWEST, FEWEST_LENT, Arm, Contrast, Declared, Terms
+from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, Arm, Contrast, Declared, Terms
 from gpt2lab.text import plural
 
 DECISIVE = ("better", "worse", "no difference")
@@ -99,8 +99,8 @@ def standing(sides: Sequence[Arm], terms: Terms) -> Standing:
     counts = [f"({side.failed} of {side.failed + side.n} failed)" for side in failed]
     others = [f"{count} in {side.name}" for count, side in zip(counts[1:], failed[1:], strict=True)]
     fewest = min(side.n for side in sides)
-    lent = terms.noise is not None and terms.noise.lends and len(sides) == 2
-    borrow = 0 < fewest < FEWEST and lent
+    available = terms.noise is not None and terms.noise.sufficient and len(sides) == 2
+    borrow = 0 < fewest < FEWEST and available
     constant = fewest >= FEWEST and all(bool(no_spread(side.array)) for side in sides)
     late = terms.late.get((sides[0].name, sides[-1].name), "") if len(sides) == 2 else ""
     return Standing(
@@ -127,9 +127,9 @@ def _exploratory(sides: Sequence[Arm], terms: Terms, *, borrow: bool, constant: 
     if waiting:
         return wording.listed(f"{plural(side.missing, 'run')} of {side.name} without a value" for side in waiting)
     if min(side.n for side in sides) < FEWEST and not borrow:
-        poor = terms.noise is not None and not terms.noise.lends
-        lent = f", and the noise floor rests on fewer than {FEWEST_LENT} repeats" if poor else ""
-        return f"fewer than {FEWEST} seeds{lent}"
+        poor = terms.noise is not None and not terms.noise.sufficient
+        floor = f", and the noise floor rests on fewer than {FEWEST_REPEATS} repeats" if poor else ""
+        return f"fewer than {FEWEST} seeds{floor}"
     return "no spread between seeds, hence no noise to judge by" if constant else ""
 
 
@@ -246,11 +246,11 @@ def judge(
     if not declared:
         return [], []
     sides = [tuple(arms[name] for name in contrast.weights) for contrast in declared]
-    standings = [standing(own, terms) for own in sides]
+    standings = [standing(members, terms) for members in sides]
     chosen = [_test(*each, terms) for each in zip(declared, sides, standings, strict=True)]
     tested = [
-        (settled or {}).get(i) or _with_search(contrast, own, test, terms)
-        for i, (contrast, own, test) in enumerate(zip(declared, sides, chosen, strict=True))
+        (settled or {}).get(i) or _with_search(*each, terms)
+        for i, each in enumerate(zip(declared, sides, chosen, strict=True))
     ]
     chosen = [(settled or {}).get(i) or test for i, test in enumerate(chosen)]
     family = as_chosen = adjust(tested, alpha=terms.alpha, dropped=terms.dropped)
@@ -259,9 +259,11 @@ def judge(
     runs = {name: arm.values for name, arm in arms.items()}
     level = terms.alpha / (len(declared) + terms.dropped)
     judged = []
-    for i, (contrast, own, s) in enumerate(zip(declared, sides, standings, strict=True)):
+    for i, (contrast, members, status) in enumerate(zip(declared, sides, standings, strict=True)):
         at, plain = ({f.name: float(getattr(g, f.name)[..., i]) for f in fields(Family)} for g in (family, as_chosen))
-        case = Case(declared=contrast, sides=own, standing=s, terms=terms, at=at, as_chosen=plain, level=level)
+        case = Case(
+            declared=contrast, sides=members, standing=status, terms=terms, at=at, as_chosen=plain, level=level
+        )  # fmt: skip
         compute = contrast.is_pair and terms.sensitivity
         others = sensitivity(runs, contrast.arm, contrast.against, alpha=terms.alpha) if compute else {}
         judged.append(_contrast(case, others))
@@ -300,16 +302,16 @@ def judge_looks(
     return [latest[i] for i in range(len(declared))]
 
 
-def _test(contrast: Declared, sides: Sequence[Arm], own: Standing, terms: Terms) -> Comparison:
+def _test(contrast: Declared, sides: Sequence[Arm], status: Standing, terms: Terms) -> Comparison:
     """The comparison; without p where it could claim nothing, so that it counts in the family as p = 1."""
     margin, alpha = terms.smallest_effect, terms.alpha
     values = [side.array for side in sides]
-    if own.borrow:
+    if status.borrow:
         assert terms.noise
         sd, df = terms.noise.sd, terms.noise.df
         return borrowed(values[0], values[1], sd=sd, df=df, margin=margin, alpha=alpha)
     result = linear(values, list(contrast.weights.values()), margin=margin, alpha=alpha)
-    if own.testable:
+    if status.testable:
         return result
     nothing = np.full_like(result.p, np.nan)
     return replace(result, p=nothing, p_equivalence=nothing)
@@ -327,19 +329,19 @@ def _with_search(contrast: Declared, sides: Sequence[Arm], test: Comparison, ter
 
 
 def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
-    own, at, plus, minus, noise = case.standing, case.at, case.plus, case.minus, case.terms.noise
-    decision = "" if own.exploratory else case.decision(at)
+    status, at, plus, minus, noise = case.standing, case.at, case.plus, case.minus, case.terms.noise
+    decision = "" if status.exploratory else case.decision(at)
     if decision == "inconclusive" and case.searched and case.decision(case.as_chosen) != "inconclusive":
         decision = SEARCH_OPEN
     claim = wording.claim(case, decision, _missing_seeds(case) if decision == "inconclusive" else 0)
     least, least_upper = _detectable(case)
     factor = _exaggeration(case, least)
-    word, survivors, reason = claim, None, own.exploratory or None
-    if own.not_comparable:
-        word, reason = "not comparable", own.not_comparable
-    elif own.unstable:
-        word, reason = own.unstable, f"failed runs in {own.where}"
-        survivors = claim if own.conditional else None
+    word, survivors, reason = claim, None, status.exploratory or None
+    if status.not_comparable:
+        word, reason = "not comparable", status.not_comparable
+    elif status.unstable:
+        word, reason = status.unstable, f"failed runs in {status.where}"
+        survivors = claim if status.conditional else None
     notes = wording.notes(case, decision, factor, others)
     return Contrast(
         arm=case.declared.arm, against=case.declared.against, n_arm=plus.n, n_against=minus.n,

@@ -212,12 +212,12 @@ def _step_column(rows: Sequence[Row], run: Sequence[str]) -> str | None:
 
 
 def _reasons(rows: Sequence[Row], arm: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for row in rows:
         for name in REASON_COLUMNS:
             if not blank(row.cells.get(name)):
-                found.setdefault(str(row.cells[arm]).strip(), str(row.cells[name]).strip())
-    return found
+                reasons.setdefault(str(row.cells[arm]).strip(), str(row.cells[name]).strip())
+    return reasons
 
 
 def _entries(rows: Iterable[Row], chosen: Columns) -> list[Entry]:
@@ -267,19 +267,19 @@ def _last(entries: Sequence[Entry], metric: str) -> tuple[list[Entry], dict[str,
         runs.setdefault((entry.arm, entry.seed), []).append(entry)
         if entry.metric == metric and entry.value is not None:
             ends[entry.arm] = max(ends.get(entry.arm, -1.0), entry.step)
-    found: list[Entry] = []
-    for (arm, seed), own in runs.items():
-        taken = [e for e in own if e.value is not None]
+    final_entries: list[Entry] = []
+    for (arm, seed), run_entries in runs.items():
+        taken = [e for e in run_entries if e.value is not None]
         values = [e for e in taken if e.metric == metric]
         end = max((e.step for e in values), default=None) if metric.startswith(FINAL) else ends.get(arm)
         last = max((e.step for e in taken), default=-1.0)
         losses = [e for e in taken if e.step == last and (e.metric == metric or "loss" in e.metric)]
         broken = any(not _finite(e.value) for e in losses)
         final = [e for e in values if e.step == end]
-        found += final or [Entry(own[-1].where, arm, seed, metric, last, math.nan if broken else None)]
+        final_entries += final or [Entry(run_entries[-1].where, arm, seed, metric, last, math.nan if broken else None)]
     compared = {} if metric.startswith(FINAL) else ends
-    judged = {entry.arm for entry in found if entry.value is not None and _finite(entry.value)}
-    return found, {arm: end for arm, end in compared.items() if arm in judged and end >= 0}
+    judged = {entry.arm for entry in final_entries if entry.value is not None and _finite(entry.value)}
+    return final_entries, {arm: end for arm, end in compared.items() if arm in judged and end >= 0}
 
 
 def _finite(value: Value) -> bool:
@@ -287,7 +287,7 @@ def _finite(value: Value) -> bool:
 
 
 def _refuse_repeated_seeds(rows: Sequence[Row], chosen: Columns) -> None:
-    """Runs of one arm and seed, told apart by nothing but the names of the runs."""
+    """Runs of one arm and seed that differ in their names alone."""
     columns = _columns(rows)
     if chosen.seed.casefold() not in RUN_COLUMNS:
         return
@@ -297,10 +297,10 @@ def _refuse_repeated_seeds(rows: Sequence[Row], chosen: Columns) -> None:
     for row in rows:
         if seed is None or any(blank(row.cells.get(name)) for name in (chosen.arm, chosen.seed, seed)):
             continue
-        arm, own = str(row.cells[chosen.arm]).strip(), spelled(row.cells[seed])
-        seen = first.setdefault((arm, own), row)
+        arm, label = str(row.cells[chosen.arm]).strip(), spelled(row.cells[seed])
+        seen = first.setdefault((arm, label), row)
         if spelled(seen.cells[chosen.seed]) != spelled(row.cells[chosen.seed]):
-            what = f"arm '{arm}' has seed {own} already, in {seen.where}: by '{seed}' they are one seed"
+            what = f"arm '{arm}' has seed {label} already, in {seen.where}: by '{seed}' they are one seed"
             problems.append(Problem(row.where, what))
     _refuse(problems, "keep one run of each arm and seed")
 

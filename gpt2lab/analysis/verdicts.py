@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FEWEST = 3
 """Seeds per arm from which on an arm is judged by its own noise."""
 
-FEWEST_LENT = 10
+FEWEST_REPEATS = 10
 """Baseline repeats that a borrowed noise floor must rest on."""
 
 
@@ -35,9 +35,9 @@ class Noise:
     stack: str
 
     @property
-    def lends(self) -> bool:
+    def sufficient(self) -> bool:
         """Whether it rests on enough repeats to replace an arm's own noise."""
-        return self.runs >= FEWEST_LENT and self.sd > 0 and self.df > 0
+        return self.runs >= FEWEST_REPEATS and self.sd > 0 and self.df > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,13 +228,6 @@ class Verdicts:
     def members(self) -> int:
         """Contrasts that the family is adjusted for."""
         return len(self.contrasts) + self.dropped
-
-    @property
-    def provided(self) -> str:
-        """What the error rates assume."""
-        if self.extendable:
-            return "with the seeds that may be added later"
-        return "provided that the table lists every run and that nobody looked at it before the last one"
 
     def __str__(self) -> str:
         if not self.contrasts:

@@ -122,14 +122,14 @@ def sentence(case: Case, word: str, claimed: str) -> str:
 
     claimed: the word of the runs that did not fail.
     """
-    own = case.standing
+    status = case.standing
     if word == "not comparable":
-        return f"{word}: {own.not_comparable}"
-    judged = (f"{claimed} ({own.exploratory})" if own.exploratory else claimed) + _numbers(case, claimed)
-    if not own.unstable:
+        return f"{word}: {status.not_comparable}"
+    judged = (f"{claimed} ({status.exploratory})" if status.exploratory else claimed) + _numbers(case, claimed)
+    if not status.unstable:
         return judged
-    failed = f"{word} in {own.where}"
-    return f"{failed}; conditional on not failing: {judged}" if own.conditional else failed
+    failed = f"{word} in {status.where}"
+    return f"{failed}; conditional on not failing: {judged}" if status.conditional else failed
 
 
 def _numbers(case: Case, claimed: str) -> str:
@@ -150,18 +150,18 @@ def notes(
     case: Case, decision: str, exaggeration: float | None, others: Mapping[str, Mapping[str, float]]
 ) -> tuple[str, ...]:
     """What a reader should know beside the verdict word. others: the sensitivity estimators."""
-    at, own, noise, x = case.at, case.standing, case.terms.noise, case.terms.smallest_effect
+    at, status, noise, x = case.at, case.standing, case.terms.noise, case.terms.smallest_effect
     texts = [case.terms.look]
     if decision == "no difference" and max(-at["low"], at["high"]) > x:
         texts.append(f"the interval that equivalence goes by is {interval(at['same_low'], at['same_high'])}")
     if decision == "search open":
         texts.append(_at_chosen_rates(case))
-    if own.borrow and noise:
+    if status.borrow and noise:
         texts.append(
             f"noise borrowed from {noise.runs} baseline repeats ({noise.scale}, {noise.stack}): sd {noise.sd:.2g}, "
             f"times {INFLATION}; whether an arm is noisier than that, a third seed would show"
         )
-    if own.testable and not own.exploratory:
+    if status.testable and not status.exploratory:
         if exaggeration is not None:
             texts.append(f"small effects that pass at this n are exaggerated about {exaggeration:.1f} times")
         texts.append(_disagreement(case, others))
@@ -288,10 +288,10 @@ def _certainty(verdicts: Verdicts) -> list[str]:
     """The error rates of the verdicts; nothing where no contrast could be tested."""
     tested = [c for c in verdicts.contrasts if math.isfinite(c.p_holm)]
     borrowed = [c for c in tested if "borrowed" in c.verdict]
-    own = [c for c in tested if c not in borrowed]
+    by_own_noise = [c for c in tested if c not in borrowed]
     sentences = []
-    if own:
-        counts = sorted({n for c in own for n in (c.n_arm, c.n_against)})
+    if by_own_noise:
+        counts = sorted({n for c in by_own_noise for n in (c.n_arm, c.n_against)})
         seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
         family = f", Holm-adjusted over {verdicts.members} contrasts" if verdicts.members > 1 else ""
         provided = "provided that the table lists every run and that nobody looked at it before the last one"
@@ -300,7 +300,7 @@ def _certainty(verdicts: Verdicts) -> list[str]:
             f'chance of any false "better" or "worse" is at most {100 * verdicts.alpha:g} %, and so is that of any '
             f'false "no difference", {"with the seeds that may be added later" if verdicts.extendable else provided}.'
         )
-    if any("search" in c.halfwidths for c in own):
+    if any("search" in c.halfwidths for c in by_own_noise):
         sentences.append("The intervals include how far each arm's rate may be from its best.")
     if borrowed:
         sentences.append(

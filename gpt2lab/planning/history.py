@@ -3,7 +3,7 @@
 A declaration counts as it was before the first results. So a study may be stopped, run again and extended, and its
 words keep their meaning:
 
-- Seeds that are added after a verdict are judged at the looks that every study has (analysis/looks.py).
+- Seeds that are added after a verdict are judged at the looks that every study has (analysis/planning.py).
 - Looks that are written down, changed or left out after results were there do not count; those declared first do.
 - Leaving out seeds that have results is a choice among results, and so is ending before the first look: exploratory.
 - Contrasts that are left out stay members of the family; a contrast whose results were there before it was declared is

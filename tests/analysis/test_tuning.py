@@ -391,3 +391,10 @@ def test_sizes_without_an_interval_are_left_out_or_all_count_the_same() -> None:
 def test_fewer_than_two_sizes_say_nothing(sizes: tuple[float, ...], optima: tuple[float | None, ...]) -> None:
     found = transfer(sizes, optima, [None] * len(sizes))
     assert found.exponent is None and "cannot be told: fewer than two sizes" in str(found)
+
+
+def test_sizes_may_come_in_any_order() -> None:
+    optima = [0.004, 0.0026, 0.0018]
+    there = transfer(SIZES[:3], optima, [around(o, 0.1) for o in optima])
+    back = transfer(SIZES[2::-1], optima[::-1], [around(o, 0.1) for o in optima[::-1]])
+    assert (back.exponent, back.target_interval) == (there.exponent, there.target_interval)
