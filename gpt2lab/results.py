@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from gpt2lab.analysis import Noise, Verdicts, compare
 from gpt2lab.analysis.best_rate import Search
 from gpt2lab.analysis.compare import MARGIN
-from gpt2lab.analysis.documents import document_error, effective_documents
 from gpt2lab.analysis.scaling import Reach, reach
+from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.records import Bracket, Effect, RateTrial, Record, Scope, StudyRecord, Tuned
 from gpt2lab.store import Store

@@ -318,7 +318,7 @@ def arms_table(name: str, verdicts: Verdicts) -> Any:
 
 def difference_line(contrast: Contrast) -> str:
     """`rotary - learned: +0.0123 [-0.0100, +0.0346] (n = 3, 3), exploratory`."""
-    from gpt2lab.analysis.words import effect
+    from gpt2lab.analysis.wording import effect
 
     head = f"{contrast.arm} - {contrast.against}:"
     record = contrast_record(contrast)

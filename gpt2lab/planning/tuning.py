@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2lab import records
-from gpt2lab.analysis.searches import OPEN, RESULTS, Chosen, chosen
+from gpt2lab.analysis.tuning import OPEN, RESULTS, Chosen, chosen
 from gpt2lab.config.fitting import Complaint
 from gpt2lab.config.source import Key
 from gpt2lab.data.prepared import Prepared

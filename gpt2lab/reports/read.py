@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from gpt2lab.analysis import Verdicts
-from gpt2lab.analysis.searches import Chosen, chosen
-from gpt2lab.analysis.tuning import Optimum
+from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.reports.style import ARMS, Curve, Look, looks
 from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, failure_ceiling, judge_runs, unit

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.analysis.verdicts import as_json
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.wording import listed
 from gpt2lab.reports.page import Page, Remark, made_of, write_page
 from gpt2lab.reports.read import (
     DIVERGED,

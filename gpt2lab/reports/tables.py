@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.scaling import Reach, bounds
-from gpt2lab.analysis.words import decimals
-from gpt2lab.analysis.words import probability as p_value
+from gpt2lab.analysis.wording import decimals
+from gpt2lab.analysis.wording import probability as p_value
 from gpt2lab.text import DASH, interval, signed
 
 KINDS = ("number", "words", "id")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gpt2lab.analysis import words
+from gpt2lab.analysis import wording
 from gpt2lab.analysis.scaling import Reach, difference_trend, trend
 from gpt2lab.errors import DataFault
 from gpt2lab.reports.page import Section, section
@@ -59,11 +59,11 @@ class Trend:
 
     def __str__(self) -> str:
         """`rotary: -0.250 at 842 k, -0.210 at 3.2 M parameters; with every tenfold ...`, and how surely."""
-        digits = words.decimals((self.high - self.low) / 2, self.change)
+        digits = wording.decimals((self.high - self.low) / 2, self.change)
         pairs = zip(self.differences, self.sizes, strict=True)
         steps = ", ".join(f"{d:+.{digits}f} at {quantity(size)}" for d, size in pairs)
         told = f"{self.arm}: {steps} parameters; with every tenfold of size the difference changes by "
-        told += words.effect(self.change, self.low, self.high, self.unit)
+        told += wording.effect(self.change, self.low, self.high, self.unit)
         open_ = self.low <= 0 <= self.high
         told += ", so whether it grows or shrinks is open" if open_ else ", so it does change with size"
         factor, low, high = self.multiplier

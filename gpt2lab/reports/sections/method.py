@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from gpt2lab.analysis.looks import MULTIPLES
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.planning import MULTIPLES
+from gpt2lab.analysis.wording import listed
 from gpt2lab.records import StudyRecord
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead

@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Sequence
 
 from gpt2lab.analysis import Verdicts
-from gpt2lab.analysis.best_rate import WeightedArm
-from gpt2lab.analysis.error_budget import ErrorBudget, error_budget
+from gpt2lab.analysis.best_rate import ErrorBudget, WeightedArm, error_budget
 from gpt2lab.analysis.verdicts import FEWEST
-from gpt2lab.analysis.words import decimals
+from gpt2lab.analysis.wording import decimals
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.tables import Cell, Row, Table, columns, difference_cell, p_cell

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2lab.analysis import Contrast, Verdicts
-from gpt2lab.analysis.searches import OPEN
-from gpt2lab.analysis.tuning import sensitivity
-from gpt2lab.analysis.words import decimals
+from gpt2lab.analysis.tuning import OPEN, sensitivity
+from gpt2lab.analysis.wording import decimals
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section

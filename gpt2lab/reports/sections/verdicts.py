@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gpt2lab.analysis import Contrast
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.wording import listed
 from gpt2lab.reports import style, tables
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from matplotlib.figure import Figure
 
-from gpt2lab.analysis.horizon import FRACTIONS, Agreement, agreement
-from gpt2lab.analysis.scaling import Reach, reach, tell_multiplier, tell_share
+from gpt2lab.analysis.scaling import FRACTIONS, Agreement, Reach, agreement, reach, tell_multiplier, tell_share
 from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section

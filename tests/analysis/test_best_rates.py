@@ -1,4 +1,4 @@
-"""The difference at each arm's own best rate: what it must be where that is known, and what it must never be."""
+"""The difference at each arm's best rate: what it must be where that is known; and what would narrow an interval."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 from scipy import optimize
 
 from gpt2lab.analysis import compare
-from gpt2lab.analysis.best_rate import OwnBest, Search, WeightedArm, closer
-from gpt2lab.analysis.judging import SEARCH_OPEN
+from gpt2lab.analysis.best_rate import BestRateDifference, Search, WeightedArm, closer, error_budget
+from gpt2lab.analysis.statistics import welch
+from gpt2lab.analysis.verdicts import TextNoise
 
 SEEDS = np.array([-0.001, 0.0, 0.001])
 
@@ -25,14 +26,16 @@ def arm(found: Search | None, weight: float = 1.0, bottom: float = 2.0) -> Weigh
 
 
 def test_without_searches_it_is_the_interval_of_the_means() -> None:
-    own = OwnBest([arm(None), arm(None, -1.0, bottom=2.1)])
+    own = BestRateDifference([arm(None), arm(None, -1.0, bottom=2.1)])
     se = float(np.sqrt(2 * SEEDS.var(ddof=1) / 3))
     assert own.interval(3.0) == pytest.approx((-0.1 - 3 * se, -0.1 + 3 * se), abs=0.02 * se)
     assert own.distance(0.0) == pytest.approx(0.1 / se, rel=1e-3)
 
 
 def test_of_several_arms_weights_and_noise_add_up() -> None:
-    own = OwnBest([arm(None, w, bottom=b) for w, b in zip((0.5, -0.5, 0.5, -0.5), (2.0, 2.1, 2.2, 2.4), strict=True)])
+    own = BestRateDifference(
+        [arm(None, w, bottom=b) for w, b in zip((0.5, -0.5, 0.5, -0.5), (2.0, 2.1, 2.2, 2.4), strict=True)]
+    )
     se = float(np.sqrt(SEEDS.var(ddof=1) / 3))
     assert own.difference == pytest.approx(-0.15)
     assert own.interval(2.0) == pytest.approx((-0.15 - 2 * se, -0.15 + 2 * se), abs=0.03 * se)
@@ -41,7 +44,7 @@ def test_of_several_arms_weights_and_noise_add_up() -> None:
 @pytest.mark.parametrize("best", [0.0, 0.2, 0.45])
 def test_the_true_difference_at_the_best_rates_is_inside_however_far_the_grid_missed_them(best: float) -> None:
     """Both arms reach 2.0 at their own best; the grid misses one of them by up to half an octave."""
-    own = OwnBest([arm(search(0.03, best)), arm(search(0.03, 0.0), -1.0)])
+    own = BestRateDifference([arm(search(0.03, best)), arm(search(0.03, 0.0), -1.0)])
     low, high = own.interval(3.0)
     assert own.difference == pytest.approx(0.03 * best**2)
     assert low <= 0.0 <= high
@@ -51,7 +54,7 @@ def test_a_curve_that_is_known_well_takes_the_misfit_off() -> None:
     """Nine quiet trials leave little open: the interval is around the difference at the best rates."""
     tried = tuple(np.linspace(-1, 1, 9))
     off = search(0.03, 0.125 + 1e-9, tried)
-    own = OwnBest([arm(off), arm(search(0.03, 0.0, tried), -1.0)])
+    own = BestRateDifference([arm(off), arm(search(0.03, 0.0, tried), -1.0)])
     low, high = own.interval(3.0)
     assert low <= 0.0 <= high and high - low < 0.004 + 2 * 3 * float(np.sqrt(2 * SEEDS.var(ddof=1) / 3))
 
@@ -73,7 +76,7 @@ def test_the_lowest_loss_of_one_arm_is_profiled_as_an_optimiser_would() -> None:
         return min(optimize.minimize(lack, s, args=(bottom,), method="Nelder-Mead").fun for s in starts)
 
     other = WeightedArm(weight=-1.0, losses=2.0 + 1e-9 * SEEDS, search=None)  # as good as known
-    own = OwnBest([arm(one), other])
+    own = BestRateDifference([arm(one), other])
     least = min(best(b) for b in np.linspace(mean - 0.003, mean + 0.0005, 15))
     for shift in (-0.012, -0.008, -0.004, 0.001):
         expected = np.sqrt(max(best(mean + shift) - least, 0))
@@ -109,8 +112,11 @@ def test_trials_beside_the_chosen_rate_would_narrow_it() -> None:
     finer = closer(arm(coarse))
     assert set(finer.tried) == {-1.0, -0.5, 0.0, 0.5, 1.0}
     assert finer.losses[3:] == pytest.approx([2.0 + 0.03 * 0.7**2, 2.0 + 0.03 * 0.3**2], abs=0.004)
-    before, after = (OwnBest([WeightedArm(weight=1.0, losses=arm(coarse).losses, search=s), quiet]).interval(3.0)
-                     for s in (coarse, finer))  # fmt: skip
+    losses = arm(coarse).losses
+    before, after = (
+        BestRateDifference([WeightedArm(weight=1.0, losses=losses, search=search), quiet]).interval(3.0)
+        for search in (coarse, finer)
+    )
     assert after[1] - after[0] < before[1] - before[0]
 
 
@@ -124,6 +130,43 @@ def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
     plain, searched = found
     alone = compare(rows[:6], baseline="base", smallest_effect=0.05).contrasts[0]
     assert alone.p_holm < 0.05 < plain.p_holm  # what the test is about
-    assert searched.word == SEARCH_OPEN
+    assert searched.word == "inconclusive: the search of rates leaves it open"
     assert plain.word.startswith("inconclusive: ") and "search" not in plain.verdict
     assert "search" not in plain.halfwidths and "search" in searched.halfwidths
+
+
+QUIET, LOUD = np.array([-0.0002, 0.0, 0.0002]), np.array([-0.02, 0.0, 0.02])
+COARSE = Search(tried=(-1.0, 0.0, 1.0), losses=(2.04, 2.0, 2.02), chosen=0.0)
+
+
+def pair(spread: np.ndarray, search: Search | None) -> list[WeightedArm]:
+    return [WeightedArm(weight=w, losses=2.0 + spread, search=search) for w in (1.0, -1.0)]
+
+
+def test_without_a_search_the_interval_is_that_of_the_seeds() -> None:
+    budget = error_budget(pair(LOUD, None), {"seeds": 0.1}, (60.0, 60.0), level=0.05)
+    test = welch(LOUD, LOUD)
+    assert budget.halfwidth == pytest.approx(float(test.high - test.low) / 2)
+    grown = welch(np.append(LOUD, (0.02, -0.02)), np.append(LOUD, (0.02, -0.02)))  # two more seeds, about as noisy
+    two = error_budget(pair(LOUD, None), {}, (60.0, 60.0), level=0.05, more=2)
+    assert two.steps[0].halfwidth == pytest.approx(float(grown.high - grown.low) / 2, rel=0.2)
+    assert two.steps[0].seconds == 240.0
+
+
+@pytest.mark.parametrize(("spread", "wins"), [(LOUD, "1 more seed per arm"), (QUIET, "rates between the best one")])
+def test_noisy_arms_want_seeds_and_quiet_ones_a_closer_search(spread: np.ndarray, wins: str) -> None:
+    budget = error_budget(pair(spread, COARSE), {}, (60.0, 60.0), level=0.05)
+    best = budget.best
+    assert best is not None and best.what.startswith(wins)
+    assert best.halfwidth < budget.halfwidth
+    assert budget.told().startswith(wins) and "% narrower for" in budget.told()
+
+
+def test_where_the_text_is_the_largest_part_more_of_it_is_the_advice() -> None:
+    budget = error_budget(pair(QUIET, None), {"text": 0.5}, (60.0, 60.0), level=0.05)
+    assert budget.told().startswith("more validation text")
+
+
+def test_the_interval_over_few_documents_is_students() -> None:
+    assert TextNoise(se=0.01, count=3, unit="documents").halfwidth == pytest.approx(0.043, abs=1e-4)
+    assert TextNoise(se=0.01, count=400, unit="windows").halfwidth == pytest.approx(0.0197, abs=1e-4)

@@ -1,17 +1,75 @@
-"""Declared looks: the error rate is kept, a decided contrast stays decided, and nothing is judged in between."""
+"""Planning against statsmodels and simulation, and interim looks: the error rate is kept, decisions stand."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.power import TTestIndPower
 
-from gpt2lab.analysis import Verdicts, compare
-from gpt2lab.analysis.looks import extendable_looks, look_alpha
-from gpt2lab.analysis.statistics import welch
+from gpt2lab.analysis import Verdicts, compare, planning
+from gpt2lab.analysis.calibration import nominal_level, power
+from gpt2lab.analysis.planning import extendable_looks, look_alpha
+
+
+@pytest.mark.parametrize(("contrasts", "sd", "seeds"), [(1, 3.0, 4), (4, 2.0, 8)])
+def test_the_planning_table(contrasts: int, sd: float, seeds: int) -> None:
+    """The whole table is a part of the self-test."""
+    assert planning.seeds_for_power(sd, alpha=0.05 / contrasts) == seeds
+    with pytest.raises(ValueError, match="cannot be resolved"):
+        planning.seeds_for_power(0.0)
+
+
+@pytest.mark.parametrize("n", [30, 60])
+def test_with_many_seeds_power_is_statsmodels_power(n: int) -> None:
+    """Where Welch's test needs no calibration but for skewed noise, it is the two-sample t-test at equal noise."""
+    assert power(0.6, (n, n), alpha=0.055) == pytest.approx(TTestIndPower().power(0.6, n, 0.05), abs=0.003)
+
+
+@pytest.mark.parametrize(("sizes", "alpha"), [((3, 3), 0.05), ((3, 8), 0.0125)])
+def test_the_detectable_effect_has_the_power_it_promises(sizes: tuple[int, int], alpha: float) -> None:
+    effect = planning.detectable(sizes, alpha=alpha)
+    assert power(effect, sizes, alpha=alpha) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_with_borrowed_noise_one_seed_has_the_power_of_the_t_test_that_it_is() -> None:
+    assert planning.detectable((1, 1)) == math.inf
+    effect, bar = planning.detectable((1, 1), df=9.0), stats.t.ppf(0.975, 9)
+    assert stats.nct.sf(bar, 9, effect / math.sqrt(2)) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_the_upper_limit_of_an_sd_covers_the_truth_four_times_in_five() -> None:
+    draws = np.random.default_rng(0).normal(0, 2, (20_000, 5)).std(-1, ddof=1)
+    assert (planning.sd_upper(draws, 4) >= 2).mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("sd", [0.01, 0.3, 1.0, 4.0, 200.0])
+@pytest.mark.parametrize("gain", [1.0, 1.4, 2.0])
+def test_the_seeds_for_a_halfwidth_are_enough_and_one_less_is_not(sd: float, gain: float) -> None:
+    def halfwidth(n: int) -> float:
+        level = float(nominal_level(0.0125, (min(n, 30), min(n, 30))))
+        return float(stats.t.ppf(1 - level / 2, gain * (n - 1)) * sd * math.sqrt(2 / n))
+
+    n = planning.seeds_for_halfwidth(sd, 0.5, alpha=0.0125, df_per_seed=gain)
+    assert halfwidth(n) <= 0.5
+    assert n == 2 or halfwidth(n - 1) > 0.5
+
+
+@pytest.mark.parametrize(("n", "inflation"), [(3, None), (5, None), (1, 1.5)])
+def test_exaggeration_is_what_simulation_shows(n: int, inflation: float | None) -> None:
+    rng, df = np.random.default_rng(1), 8.0
+    se = math.sqrt(2 / n)
+    estimates = rng.normal(1, se, 400_000)
+    errors = se * np.sqrt(rng.chisquare(df, 400_000) / df) * (inflation or 1)
+    level = 0.05 if inflation else float(nominal_level(0.05, (n, n)))
+    passed = np.abs(estimates) > stats.t.isf(level / 2, df) * errors
+    shown = planning.exaggeration(1.0, (n, n), df=df, inflation=inflation)
+    assert shown == pytest.approx(np.abs(estimates[passed]).mean(), rel=0.02)
+
 
 LOOKS = (3, 5, 8)
 
@@ -34,21 +92,9 @@ def test_the_level_of_three_looks_is_that_of_a_simulation() -> None:
     assert crossed.mean() == pytest.approx(0.05, abs=0.0015)
 
 
-def test_welch_at_these_looks_errs_no_more_often_than_declared() -> None:
-    rng = np.random.default_rng(5)
-    arms = rng.normal(size=(2, 20_000, 8))
-    found = np.any([welch(arms[0, :, :n], arms[1, :, :n]).p < look_alpha(LOOKS) for n in LOOKS], axis=0)
-    assert found.mean() <= 0.05
-    naive = np.any([welch(arms[0, :, :n], arms[1, :, :n]).p < 0.05 for n in LOOKS], axis=0)
-    assert naive.mean() > 0.06  # what the smaller level is for
-
-
-def test_one_look_is_no_look_at_all() -> None:
-    assert look_alpha((5,), 0.05) == 0.05
-
-
 def test_more_looks_cost_more_of_the_level() -> None:
     levels = [look_alpha(tuple(range(3, 3 + k))) for k in range(1, 6)]
+    assert levels[0] == 0.05
     assert all(a > b for a, b in itertools.pairwise(levels))
 
 
