@@ -198,7 +198,7 @@ def ui(
     print(f"MLflow: {address}  (Ctrl-C ends it)")
     for kind, name in [("study", one) for one in store.studies()] + [("sweep", one) for one in store.sweeps()]:
         found = links(store, name, kind)
-        if found and found["parent_run_id"]:
+        if found and found["parent_run_id"] and found["experiment_id"]:
             print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
     for line in dashboards(store):
         print(line)

@@ -67,7 +67,7 @@ class Follower:
         tracker. say: takes each message for the user, once, always from `poll` or `close`."""
         self._delivery = Delivery(store, study, make_tracker()) if make_tracker else None
         self._name, self._store, self._updating = str(study["name"]), store, threading.Lock()
-        self._tails = [(arm, seed, run, Tail(run.metrics)) for arm, seed, run in runs_of(store, study)]
+        self._tails = _tails(store, study)
         self._say, self._said = say, set[str]()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -77,10 +77,7 @@ class Follower:
     def update(self, study: Record) -> None:
         """Follow, from now on, also the runs that a newer record of the same study adds. For any thread."""
         with self._updating:
-            known = {(arm, seed, run.id) for arm, seed, run, _ in self._tails}
-            runs = runs_of(self._store, study)
-            new = [(arm, seed, run, Tail(run.metrics)) for arm, seed, run in runs if (arm, seed, run.id) not in known]
-            self._tails = [*self._tails, *new]  # never changed in place: `poll` may be at it
+            self._tails = _tails(self._store, study) | self._tails  # never changed in place: `poll` may be at it
             if self._delivery:
                 self._delivery.update(study)
         self._wake.set()
@@ -88,14 +85,14 @@ class Follower:
     def poll(self) -> list[News]:
         """New rows of every run since the last call; wakes the sender."""
         news = []
-        for arm, seed, run, tail in self._tails:
+        for (arm, seed, run_id), tail in self._tails.items():
             try:
                 rows = tail.new_rows()
             except (DataFault, OSError) as error:
                 self._messages.put(f"{arm} seed {seed} cannot be followed: {error}")
                 continue
             if rows:
-                news.append(News(arm, seed, run.id, rows))
+                news.append(News(arm, seed, run_id, rows))
         if self._delivery and self._sender is None and not self._closing.is_set():
             # A daemon: a call into a server that never answers must not keep the program from ending.
             self._sender = threading.Thread(
@@ -425,6 +422,10 @@ def _final_points(run: _Carried, result: Record, evaluation_key: str | None) -> 
             values = late["values"] if "values" in late and "measured_at" in late else {}
             numbers = {f"val-measured/{name}": value for name, value in values.items()}
             yield f"late:{key}", Point(step, milliseconds(late.get("measured_at")), _known(numbers))
+
+
+def _tails(store: Store, study: Record) -> dict[tuple[str, str, str], Tail]:
+    return {(arm, seed, run.id): Tail(run.metrics) for arm, seed, run in runs_of(store, study)}
 
 
 def _known(numbers: Mapping[str, Any]) -> dict[str, float]:
