@@ -304,9 +304,9 @@ def trials_told(plan: Plan) -> str:
     from gpt2lab.text import plural
 
     tunings = [arm.tuning for arm in plan.arms.values() if isinstance(arm.tuning, Tuned)]
-    all_, left = sum(one.search.slots for one in tunings), sum(one.left for one in tunings)
+    all_, left = sum(one.search.trials for one in tunings), sum(one.left for one in tunings)
     runs = {run.id for arm in plan.arms.values() for run in arm.runs}
-    each = f"{plural(tunings[0].search.slots, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
+    each = f"{plural(tunings[0].search.trials, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
     seeds = len(tunings[0].search.seeds)
     more = f" of {plural(seeds, 'seed')}" if seeds > 1 else ""
     return f"{each}{more}, then {len(runs)} to {2 * len(runs)} runs"
@@ -317,7 +317,7 @@ def search_row(tuned: Tuned) -> dict[str, Any]:
     search = tuned.search
     return {
         "space": [one.as_record() for one in search.space.dimensions],
-        "trials": search.slots,
+        "trials": search.trials,
         "seeds": list(search.seeds),
         "left": tuned.left,
         "settings": tuned.settings,

@@ -91,7 +91,7 @@ def search_entry(
         "changes": dict(search.arm.changes),
         "base": {one.name: _plain(value_at(config, one.name)) for one in space.dimensions},
         "seeds": list(search.seeds),
-        "slots": search.slots,
+        "slots": search.trials,
         "parameters": search.costs.parameters,
         "non_embedding_parameters": search.costs.non_embedding_parameters,
         "flops_per_token": search.costs.flops_per_token,
