@@ -15,7 +15,7 @@ import sqlite3
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,11 +25,12 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
-from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import BaseJournalFileLock
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, unknown
-from gpt2lab.store import disk_fault, file_lock, fsync_folder, make_folder, sweep_leftovers, temporary_beside
+from gpt2lab.store import disk_fault, file_lock, make_folder
 from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import reason, sqlite_path
 
@@ -48,10 +49,7 @@ CREATION_KEY = 0x67707432
 """Number of the PostgreSQL lock under which tables are made."""
 CONNECT_SECONDS = 10
 LONGEST_LINE_BYTES = 1 << 16
-LOCKED = ("database is locked", "database table is locked", "database schema is locked")
 DAMAGED = ("malformed", "not a database", "no such table", "no such column", "does not exist")
-# connection trouble, serialization and deadlock, too many connections, shutting down, a lock not available
-TRANSIENT_STATES = ("08", "40", "53300", "57P", "55P03")
 TRANSIENT_ERRNO = (errno.EAGAIN, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.EINTR)
 
 
@@ -99,7 +97,7 @@ class Patience:
         while True:
             try:
                 return function(*args, **options)
-            except (StorageInternalError, SQLAlchemyError, OSError) as error:
+            except (StorageInternalError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
                 if not is_transient(error):
                     raise storage_fault(error, self.address) from error
                 self.wait(error)
@@ -129,17 +127,14 @@ class Patience:
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether the same call may well succeed a little later."""
+    """Whether the same call may well succeed a little later: after a lock, a deadlock, a lost connection."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
             return True
-        if isinstance(error, sqlite3.OperationalError) and any(sign in str(error) for sign in LOCKED):
+        if isinstance(error, sqlite3.Error):
+            return "locked" in str(error)
+        if isinstance(error, (OperationalError, InterfaceError)) and not isinstance(error.orig, sqlite3.Error):
             return True
-        if isinstance(error, DBAPIError) and not isinstance(error.orig, sqlite3.Error):
-            state = getattr(error.orig, "sqlstate", None)
-            broken = state is None and type(error.orig).__name__ in ("OperationalError", "InterfaceError")
-            if error.connection_invalidated or broken or (state or "").startswith(TRANSIENT_STATES):
-                return True
         error = error.__cause__
     return False
 
@@ -151,7 +146,7 @@ def storage_fault(error: BaseException, address: str) -> Gpt2labError:
         fault = disk_fault(root, Path(address.partition(":")[2].removeprefix("//") or "."))
         return EnvironmentFault(fault.problems[0].what, where=address, hint=fault.hint)
     text = reason(root)
-    if any(sign in text for sign in DAMAGED):
+    if not isinstance(root, (SQLAlchemyError, sqlite3.Error)) or any(sign in text for sign in DAMAGED):
         what = f"the storage of the sweep is damaged, or none of Optuna's: {text}"
         return DataFault(what, where=address, hint=START_ANEW)
     return EnvironmentFault(f"the storage of the sweep cannot be used: {text}", where=address)
@@ -194,36 +189,15 @@ def _open_sqlite(address: str, patience: Patience) -> BaseStorage:
     if path is None or path.name == ":memory:":
         what = "a database in memory is lost with its process" if path else "not the address of a SQLite file"
         raise ConfigError(what, where=f"storage {patience.address}", hint=EXAMPLES)
-    try:
-        _create_sqlite(path)
-    except OSError as error:
-        raise disk_fault(error, path) from error
-    _refuse_others(path, patience)
-    storage = _database(f"sqlite:///{path.resolve()}", patience, {"connect_args": {"timeout": BUSY_SECONDS}})
+    make_folder(path.parent)
+    with file_lock(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):  # others would meet half of the tables
+        if path.exists():
+            _refuse_others(path, patience)
+        options = {"connect_args": {"timeout": BUSY_SECONDS}}
+        storage = _database(f"sqlite:///{path.resolve()}", patience, options)
     _begin_ourselves(storage.engine, patience)
     storage.engine.dispose()  # connections from before do not know of it
     return get_storage(storage)
-
-
-def _create_sqlite(path: Path) -> None:
-    """Make a complete database once, at a temporary name under a lock, then rename it: of several processes that open a
-    missing file together, some would meet half of the tables."""
-    if path.exists() and path.stat().st_size:
-        return
-    make_folder(path.parent)
-    with file_lock(path.with_name(f".{path.name}.lock")):
-        sweep_leftovers(path.parent)
-        if path.exists() and path.stat().st_size:
-            return
-        temporary = temporary_beside(path)
-        RDBStorage(f"sqlite:///{temporary.resolve()}").engine.dispose()
-        connection = sqlite3.connect(temporary)
-        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not keep one another out
-        connection.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
 
 
 def _refuse_others(path: Path, patience: Patience) -> None:
@@ -236,7 +210,7 @@ def _refuse_others(path: Path, patience: Patience) -> None:
             tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.Error as error:
         raise StorageInternalError(str(error)) from error
-    if "version_info" not in tables:
+    if tables and not tables & {"studies", "version_info"}:
         what = "MLflow's" if "experiments" in tables else "another program's"
         raise DataFault(f"this database is {what}: a sweep needs one of its own", where=where, hint=EXAMPLES)
 
@@ -249,6 +223,7 @@ def _begin_ourselves(engine: sqlalchemy.Engine, patience: Patience) -> None:
     @sqlalchemy.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
+        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not keep one another out
         connection.execute("pragma synchronous=normal")  # what a power cut takes with it are the last moments only
 
     @sqlalchemy.event.listens_for(engine, "begin")
@@ -266,90 +241,48 @@ def _begin_ourselves(engine: sqlalchemy.Engine, patience: Patience) -> None:
 # Journal
 
 
-class Journal(BaseJournalBackend):
-    """A file with an operation a line, as Optuna's JournalFileBackend writes it, that survives workers which are killed
-    while they write. There, a torn last line has the next one glued to it, and no reader ever gets past it; and a lock
-    file that a killed worker left keeps everybody waiting for half a minute.
+class JournalLock(BaseJournalFileLock):
+    """The lock under which a journal is written. Whoever takes it cuts off a torn last line, which a worker left that
+    was killed while it wrote: Optuna would glue the next line to it, and no reader would ever get past that.
 
-    Here the kernel's lock is held, on a file beside it, and what is behind the last whole line is cut off before
-    anything is written. Linux passes flock on to an NFS server (since 2.6.12), so it holds across machines there; a
-    file system that has none refuses it, and takes Optuna's symbolic link.
+    It is the kernel's lock, on a file beside the journal, and free as soon as its process ends; Optuna's are files
+    whose being there is the lock. Linux passes flock on to an NFS server (since 2.6.12), so it holds across machines;
+    a file system that has none refuses it, and takes Optuna's symbolic link.
     """
 
-    def __init__(self, path: Path, symlink: bool) -> None:
-        self._path = path
-        self._link = JournalFileSymlinkLock(str(path)) if symlink else None
-        self._offsets = {0: 0}  # operation -> where its line begins
-        with self._locked():
-            path.touch()
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._held = path, contextlib.ExitStack()
+        self._link = JournalFileSymlinkLock(str(path)) if kind == "symlink" else None
+
+    def acquire(self) -> bool:
+        """Wait for the lock. Raises LockHeld (too long), OSError."""
+        if self._link:
+            self._link.acquire()
+            self._held.callback(self._link.release)
+        else:
+            self._held.enter_context(file_lock(self._path.with_name(f".{self._path.name}.lock"), PATIENCE_SECONDS))
+        try:
             self._mend()
+        except BaseException:
+            self.release()
+            raise
+        return True
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write operations at the end, whole or not at all. Raises OSError, LockHeld."""
-        data = memoryview("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
-        with self._locked():
-            size = self._mend()
-            try:
-                with self._path.open("ab", buffering=0) as file:
-                    while data:  # a full disk takes what fits, and refuses the next
-                        data = data[file.write(data) :]
-                    os.fsync(file.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.truncate(self._path, size)
-                raise
+    def release(self) -> None:
+        """Free the lock."""
+        self._held.close()
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Operations from a number on. Raises DataFault for a damaged line."""
-        number = max(known for known in self._offsets if known <= log_number_from)
-        with self._path.open("rb") as file:
-            offset = file.seek(self._offsets[number])
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # it is being written, or its worker was killed
-                number, offset = number + 1, offset + len(line)
-                if number > log_number_from:
-                    self._offsets = {0: 0, number: offset}
-                    yield self._operation(line, number)
-
-    def _operation(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            found = json.loads(line)
-            if isinstance(found, dict):
-                return found
-            error: Any = "no operation"
-        except ValueError as damage:
-            error = damage
-        what = f"the journal is damaged at line {number}: {error}"
-        raise DataFault(what, where=f"journal:{self._path}", hint=START_ANEW) from None
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self._link is None:
-            with file_lock(self._path.with_name(f".{self._path.name}.lock"), PATIENCE_SECONDS):
-                yield
-            return
-        self._link.acquire()
-        try:
-            yield
-        finally:
-            self._link.release()
-
-    def _mend(self) -> int:
-        """Cut off what is behind the last whole line; -> the size of the file."""
+    def _mend(self) -> None:
         with self._path.open("rb+") as file:
             end = kept = file.seek(0, os.SEEK_END)
-            while kept:
+            newline = -1
+            while kept and newline < 0:
                 start = max(0, kept - LONGEST_LINE_BYTES)
                 file.seek(start)
                 newline = file.read(kept - start).rfind(b"\n")
                 kept = start + newline + 1
-                if newline >= 0:
-                    break
             if kept < end:
                 file.truncate(kept)
-                os.fsync(file.fileno())
-        return kept
 
 
 def _open_journal(address: str, patience: Patience) -> BaseStorage:
@@ -367,11 +300,12 @@ def _open_journal(address: str, patience: Patience) -> BaseStorage:
         make_folder(path.parent)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return JournalStorage(Journal(path, lock == "symlink"))
+            backend = JournalFileBackend(str(path), JournalLock(path, lock))
+            return JournalStorage(backend)
     except OSError as error:
         raise disk_fault(error, path) from error
-    except (AssertionError, AttributeError, KeyError, TypeError) as error:  # JSON that is no operation of Optuna's
-        raise DataFault(f"not a journal of Optuna's: {reason(error)}", where=where, hint=EXAMPLES) from error
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:  # not JSON, or no operation
+        raise storage_fault(error, patience.address) from error
 
 
 # PostgreSQL
