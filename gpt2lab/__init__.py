@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gpt2lab.api import (
         RunResult,
         StudyResult,
+        describe_machine,
         plan,
         report,
         run_ablation,
@@ -42,7 +43,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _MODULES = {
     "gpt2lab.analysis": ("compare",),
-    "gpt2lab.api": ("RunResult", "StudyResult", "plan", "report", "run_ablation", "scales_of", "train"),
+    "gpt2lab.api": (
+        "RunResult",
+        "StudyResult",
+        "describe_machine",
+        "plan",
+        "report",
+        "run_ablation",
+        "scales_of",
+        "train",
+    ),
     "gpt2lab.config": ("load_config",),
     "gpt2lab.display": ("show_progress",),
     "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
@@ -66,6 +76,7 @@ __all__ = [
     "choose",
     "compare",
     "complete",
+    "describe_machine",
     "fill",
     "load_config",
     "load_gpt2",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpt2lab.config import Config
+from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError
 from gpt2lab.events import Listener, ignore
 from gpt2lab.executors import Ending, Executor
@@ -26,8 +26,9 @@ from gpt2lab.executors.driver import TrackerFactory
 from gpt2lab.experiments.ablation import Study
 from gpt2lab.experiments.single import STUDY, Single, plan_single, refuse_divergence, train_single
 from gpt2lab.planning.ablation import ladder_of, load_ablation
-from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
+from gpt2lab.planning.runs import known_costs
 from gpt2lab.records import StudyRecord
 from gpt2lab.results import collect, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
@@ -159,6 +160,13 @@ def open_study(
     except ValueError as error:
         raise ConfigError(str(error), where="budget") from None
     return Study.prepare(ablation, Store(runs), jobs=jobs, machine=machine, seconds=seconds, progress=progress)
+
+
+def describe_machine(preset: str | Path = "nano", *, jobs: int | None = None, runs: str | Path = "runs") -> Machine:
+    """This machine, as far as plans depend on it, with the speed at which it trains models like the preset's. A plan
+    for it can be made elsewhere: `plan(..., machine=...)`. Raises ConfigError when it has no room for so many jobs."""
+    config = load_config(preset)
+    return probe(Store(runs), config.training, known_costs(config).flops_per_token, jobs)
 
 
 def plan(source: Source, **options: Any) -> Plan:

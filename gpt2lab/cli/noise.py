@@ -51,8 +51,8 @@ def noise(
     from gpt2lab.cli.run import print_plan, train
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.experiments.ablation import Study
+    from gpt2lab.experiments.noise import aa_study, measured
     from gpt2lab.planning.noise import write_floor
-    from gpt2lab.planning.repeats import aa_study, measured
     from gpt2lab.records import NoiseFloor
 
     ablation = aa_study(

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from gpt2lab.api import StudyResult
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.planning.plan import ArmPlan, Plan
-    from gpt2lab.planning.tune import Tuned
+    from gpt2lab.planning.search import Search
+    from gpt2lab.planning.tuning import Tuning
 
 
 def seeds_of(text: str) -> int | Literal["auto"]:
@@ -71,6 +72,7 @@ def add_to(app: typer.Typer) -> None:
     """Put this file's commands into the application."""
     app.command()(run)
     app.command()(check)
+    app.command()(machine)
 
 
 def run(
@@ -215,6 +217,17 @@ def check(
               f"{ablation.scale}: all well")  # fmt: skip
 
 
+def machine(
+    preset: Annotated[str, typer.Argument(help="Preset or file of the runs to come.", metavar="PRESET")] = "nano",
+    jobs: Jobs = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Describe this machine as JSON, for planning on another one. See `gpt2lab run --dry-run --machine`."""
+    from gpt2lab import api
+
+    print(api.describe_machine(preset, jobs=jobs, runs=runs).to_json())
+
+
 def is_sweep(file: str) -> bool:
     """Whether a file declares a sweep, by its key of that name."""
     from gpt2lab.reading.source import read_file
@@ -274,10 +287,7 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
 
 def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
     """One arm of the plan as plain data."""
-    from gpt2lab.planning.bracket import Bracket
-    from gpt2lab.planning.tune import Tuned
-
-    tried = arm.tuning.trials if isinstance(arm.tuning, Bracket) else {}
+    tried = arm.tuning.labels if arm.tuning else {}
     return {
         "arm": name,
         "changes": dict(arm.arm.changes),
@@ -288,8 +298,8 @@ def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
         "seconds_per_run": arm.seconds,
         "memory_bytes": arm.memory,
         "lr": arm.arm.config.optim.lr,
-        "bracket": {f"{f:g}": run.id for f, run in tried.items()},
-        "search": search_row(arm.tuning) if isinstance(arm.tuning, Tuned) else None,
+        "bracket": {label.removeprefix("lr x"): run_id for run_id, label in tried.items()},
+        "search": search_row(arm.tuning, arm.tuning.search) if arm.tuning and arm.tuning.search else None,
         "adjustment": str(arm.adjustment) if arm.adjustment else None,
         "runs": {str(run.seed): run.id for run in arm.runs},
         "shared": {str(run.seed): run.id for run in arm.shared},
@@ -300,28 +310,26 @@ def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
 
 def trials_told(plan: Plan) -> str:
     """What is due of a study whose arms are tuned first."""
-    from gpt2lab.planning.tune import Tuned
     from gpt2lab.text import plural
 
-    tunings = [arm.tuning for arm in plan.arms.values() if isinstance(arm.tuning, Tuned)]
-    all_, left = sum(one.search.trials for one in tunings), sum(one.left for one in tunings)
+    searches = list(plan.searches.values())
+    all_, left = sum(search.trials for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
     runs = {run.id for arm in plan.arms.values() for run in arm.runs}
-    each = f"{plural(tunings[0].search.trials, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
-    seeds = len(tunings[0].search.seeds)
+    each = f"{plural(searches[0].trials, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
+    seeds = len(searches[0].seeds)
     more = f" of {plural(seeds, 'seed')}" if seeds > 1 else ""
     return f"{each}{more}, then {len(runs)} to {2 * len(runs)} runs"
 
 
-def search_row(tuned: Tuned) -> dict[str, Any]:
+def search_row(tuning: Tuning, search: Search) -> dict[str, Any]:
     """An arm's search as plain data: what may be tried, how many trials there are and are left, what was found."""
-    search = tuned.search
     return {
-        "space": [one.as_record() for one in search.space.dimensions],
+        "space": [dimension.as_record() for dimension in search.space.dimensions],
         "trials": search.trials,
         "seeds": list(search.seeds),
-        "left": tuned.left,
-        "settings": tuned.settings,
-        "not_comparable": tuned.reason,
+        "left": tuning.left,
+        "settings": tuning.settings,
+        "not_comparable": tuning.reason,
     }
 
 

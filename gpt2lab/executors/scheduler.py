@@ -28,7 +28,7 @@ MOST_LOSSES = 3
 """How often a job may be lost before it counts as failed."""
 
 FORCED = 130
-"""Exit code after a second signal."""
+"""Exit code after a second Ctrl-C."""
 
 
 @dataclass
@@ -186,7 +186,7 @@ class Scheduler:
     def _cancel_all(self) -> None:
         """Ask all jobs to stop that were not asked yet."""
         if self._working.keys() - self._cancelled:
-            text = "stopping: every run finishes its step and saves; once more to end at once"
+            text = "stopping: every run finishes its step and saves; Ctrl-C once more ends them at once"
             print(f"\n{text}", file=sys.stderr, flush=True)
         for run_id in self._working:
             self._cancel(run_id)
@@ -205,8 +205,9 @@ class Scheduler:
                 signal.signal(number, handler)
 
     def _on_stop(self, number: int, frame: object) -> None:
-        """First signal: let the loop cancel every job. A second Ctrl-C ends them at once."""
-        if self._stop and number in (signal.SIGINT, signal.SIGTERM):
+        """Let the loop cancel every job. A second Ctrl-C ends them at once; clusters send other signals twice."""
+        if self._stop and number == signal.SIGINT:
+            os.write(2, b"\nended at once; every run continues from its last checkpoint\n")
             self.executor.kill()
             os._exit(FORCED)
         self._stop = True

@@ -14,11 +14,9 @@ from gpt2lab.executors import Ending, Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.planning.ablation import LoadedAblation
-from gpt2lab.planning.bracket import Bracket
-from gpt2lab.planning.history import with_history
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan, make_plan
-from gpt2lab.planning.record import study_record
+from gpt2lab.planning.record import study_record, with_history
 from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
 from gpt2lab.records import StudyRecord
 from gpt2lab.results import judge
@@ -214,9 +212,8 @@ def label(run: Run, plan: Plan) -> str:
     """What tells a run from the others of its arm: its seed, with the rate or budget that is tried, or that it has the
     settings as written."""
     arm = plan.arms[run.arm]
-    if plan.tuning and isinstance(arm.tuning, Bracket):
-        factor = next((f for f, trial in arm.tuning.trials.items() if trial.id == run.id), 1.0)
-        return f"{run.seed} lr x{factor:g}"
+    if plan.tuning and arm.tuning and run.id in arm.tuning.labels:
+        return f"{run.seed} {arm.tuning.labels[run.id]}"
     if run.id not in {other.id for other in arm.runs} and run.id in {other.id for other in arm.shared}:
         return f"{run.seed} as written"
     budget = next((b for b, runs in arm.curve.items() if run.id in {other.id for other in runs}), 1.0)

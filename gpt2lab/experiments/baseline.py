@@ -13,7 +13,7 @@ from gpt2lab.costs import Costs, costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.experiments.single import check_ranks
 from gpt2lab.planning.machine import Machine, probe
-from gpt2lab.planning.microbatch import MicroBatch, given, micro_batch
+from gpt2lab.planning.probes import MicroBatch, given, micro_batch
 from gpt2lab.published import BATCH_TOKENS, CURVE, FINAL, HELLASWAG, SOURCE, STEPS, departures, tolerance
 from gpt2lab.registry import Choice
 from gpt2lab.store import Store

@@ -331,6 +331,8 @@ def error_of(failure: Mapping[str, object], folder: RunFolder) -> Gpt2labError:
     reason, hint = str(failure.get("reason")), failure.get("hint")
     error = Gpt2labError([Problem("", line) for line in reason.split("\n")], hint=None if hint is None else str(hint))
     code, exit_code = failure.get("code"), failure.get("exit_code")
+    if failure.get("phase") == "worker":  # it could not say itself why it ended
+        return RankLost(reason, hint=HINT)
     if not isinstance(code, str) or not isinstance(exit_code, int):
         rank, step = failure.get("rank", 0), failure.get("step", 0)
         what = f"rank {rank} raised {reason} at step {step}; log: {folder.path / 'error.log'}"

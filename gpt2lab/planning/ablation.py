@@ -21,7 +21,7 @@ from gpt2lab.planning.arms import Arm, Base, between_arms, exploratory_reason, r
 from gpt2lab.planning.declaration import MAX_ARMS, NAME, SEEDS, Ablation, Axis, Evaluate, Knob, file_problems, seed_list
 from gpt2lab.planning.designs import Design
 from gpt2lab.planning.samplers import Tune
-from gpt2lab.planning.tune import tune_problems
+from gpt2lab.planning.tuning import tune_problems
 from gpt2lab.reading.fitting import check, error_of, located
 from gpt2lab.reading.layers import lay
 from gpt2lab.reading.source import Place, Source, read_file, read_mapping

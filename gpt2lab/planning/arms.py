@@ -1,7 +1,4 @@
-"""The arms of an ablation: each a few changes to what all share, checked against the others.
-
-Layer: plan.
-"""
+"""The arms of an ablation: each a few changes to what all share, checked against the others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What an ablation's file may say, and what is wrong with it whatever the scale.
-
-Layer: plan.
-"""
+"""What an ablation's file may say, and what is wrong with it whatever the scale."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Designs: which arms an ablation's file stands for, and which contrasts they are there for.
 
-    arms:           one factor at a time: every arm against the baseline
-    leave_one_out:  a baseline with all parts, and for each part an arm without it
-    factors:        every combination of levels, for main effects and two-way interactions
+arms:           one factor at a time: every arm against the baseline
+leave_one_out:  a baseline with all parts, and for each part an arm without it
+factors:        every combination of levels, for main effects and two-way interactions
 
-Layer: plan.
+
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a plan will be able to say, before anything runs: the smallest difference it sees, and what X would take.
-
-Layer: above the plan.
-"""
+"""What a plan will be able to say, before anything runs: the smallest difference it sees, and what X would take."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from gpt2lab.analysis import planning
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import is_finished, tokens_of
 from gpt2lab.planning.scope import Scope, family, level_of, makespan, needed, sizes, study_seconds
-from gpt2lab.planning.tune import Tuned
 from gpt2lab.store import Store
 
 INFINITY = float("inf")
@@ -68,8 +64,8 @@ def seconds_left(plan: Plan, store: Store) -> float:
         for waiting, runs in ((trials, [rates]), (others, [arm.runs, arm.shared, *arm.curve.values()])):
             for run in (run for some in runs for run in some if not is_finished(run, store)):
                 waiting[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
-        if isinstance(arm.tuning, Tuned) and arm.tuning.open:  # then `runs` are those at the settings as written
-            search = arm.tuning.search
+        search = arm.tuning.search if arm.tuning else None
+        if arm.tuning and search and arm.tuning.open:  # then `runs` are those at the settings as written
             trials |= {f"{name} {turn}": arm.seconds for turn in range(arm.tuning.left * search.settings.seeds)}
             others |= {f"{name} {run.seed} again": arm.seconds for run in arm.runs}
     jobs = plan.machine.jobs

@@ -1,10 +1,4 @@
-"""The noise floor: how far repeats of one recipe lie apart, per scale, data, stack and horizon.
-
-`gpt2lab noise PRESET` measures it; plans say by it what a study can find, verdicts on one or two seeds borrow it, and
-reports name it with its age. Another stack, other data or another length of training asks for a new one.
-
-Layer: plan.
-"""
+"""The noise floor: how far repeats of one recipe lie apart, measured by a study of repeats and kept in the store."""
 
 from __future__ import annotations
 

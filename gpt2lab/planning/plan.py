@@ -11,15 +11,13 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.planning.ablation import LoadedAblation
 from gpt2lab.planning.arms import Arm
-from gpt2lab.planning.bracket import Bracket, bracket
-from gpt2lab.planning.budgets import at_budget, equal_arms, with_tokens
-from gpt2lab.planning.equalise import Adjustment
+from gpt2lab.planning.equalise import Adjustment, at_budget, equal_arms, with_tokens
 from gpt2lab.planning.machine import Machine, estimate_memory
 from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
 from gpt2lab.planning.search import Search
-from gpt2lab.planning.tune import Tuned, searches_of
+from gpt2lab.planning.tuning import Tuning, rate_grid, searches_of
 from gpt2lab.store import Store
 
 
@@ -36,7 +34,7 @@ class ArmPlan:
     memory: int
     """estimated bytes of one run"""
     adjustment: Adjustment | None = None
-    tuning: Bracket | Tuned | None = None
+    tuning: Tuning | None = None
     """how its settings are looked for, and what was found"""
     shared: tuple[Run, ...] = ()
     """where a search was made for it: the same seeds at the arm's settings as written; `runs` where those are best"""
@@ -89,8 +87,8 @@ class Plan:
     @property
     def searches(self) -> dict[str, Search]:
         """Arm -> its search, of all arms as long as one of them is open: they share the machine."""
-        found = {name: arm.tuning for name, arm in self.arms.items() if isinstance(arm.tuning, Tuned)}
-        return {name: one.search for name, one in found.items()} if self.tuning else {}
+        found = {name: arm.tuning.search for name, arm in self.arms.items() if arm.tuning}
+        return {name: search for name, search in found.items() if search} if self.tuning else {}
 
     def runs(self) -> list[Run]:
         """Every run that is due now, each once; seed-major, so that all arms have their first seed early."""
@@ -143,12 +141,12 @@ def make_plan(
         own = scope.baseline_seeds if name == ablation.baseline else scope.seeds
         seeds = [arm.first_seed + seed for seed in (arm.seeds or own)[:count]]
         budgets = ablation.budgets if name in ablation.budget_arms else ()
-        if isinstance(tuning, Tuned) and not tuning.open and tuning.settings is None:
+        if tuning and tuning.found_nothing:
             seeds, budgets = [], ()  # nothing was found, so there is nothing to confirm
         arms[name] = ArmPlan(
             arm=arm,
             runs=make_runs(arm, seeds, data, machine),
-            shared=make_runs(made[name], seeds, data, machine) if isinstance(tuning, Tuned) else (),
+            shared=make_runs(made[name], seeds, data, machine) if tuning and tuning.search else (),
             costs=found[name] if arm is made[name] else known_costs(arm.config),
             seconds=cost[name],
             memory=estimate_memory(arm.config, found[name], machine.device),
@@ -170,12 +168,12 @@ def make_plan(
 
 def _tunings(
     ablation: LoadedAblation, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
-) -> Mapping[str, Bracket | Tuned]:
+) -> Mapping[str, Tuning]:
     """Arm -> how its settings are looked for, and how far that is; empty where none are."""
     if ablation.tune is not None:
         return searches_of(f"{ablation.name}@{ablation.scale}", ablation.tune, arms, data, machine, store)
     factors = ablation.lr_bracket
-    return {name: bracket(arm, factors, data, machine, store) for name, arm in arms.items()} if factors else {}
+    return {name: rate_grid(arm, factors, data, machine, store) for name, arm in arms.items()} if factors else {}
 
 
 def check_data(arm: Arm, data: Prepared) -> None:

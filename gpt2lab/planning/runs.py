@@ -1,7 +1,4 @@
-"""A run: one config with one seed, its identity, what it costs, and what the store knows of its end.
-
-Layer: plan.
-"""
+"""A run: one config with one seed, its identity, what it costs, and what the store knows of its end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How a search goes about: which points of its space are tried, how many, and when one is given up.
-
-Layer: plan. What files say; nothing here knows of Optuna or of runs.
-"""
+"""How a search goes about: which points of its space are tried, how many, and when one is given up."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How many seeds, and of which arms: as declared, as the noise floor asks for, or as a budget of time allows.
-
-Layer: plan.
-"""
+"""How many seeds, and of which arms: as declared, as the noise floor asks for, or as a budget of time allows."""
 
 from __future__ import annotations
 

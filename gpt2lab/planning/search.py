@@ -1,7 +1,4 @@
-"""A search: settings that are tried for one arm. What it declares, and which runs a trial of it stands for.
-
-Layer: plan.
-"""
+"""A search: settings that are tried for one arm. What it declares, and which runs a trial of it stands for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a search may try: the dimensions of its space, resolved at one arm's config.
-
-Layer: plan. Knows nothing of Optuna: a sampler draws parameters, and `Space.settings` says what is then trained.
-"""
+"""What a search may try: the dimensions of its space, resolved at one arm's config."""
 
 from __future__ import annotations
 

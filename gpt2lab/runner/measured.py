@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from gpt2lab.config import Config
+from gpt2lab.costs import peak_flops
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import EvaluationConfig, Parts, WindowLosses, evaluate_by_window
 from gpt2lab.evaluation.tasks.asking import read_tasks
 from gpt2lab.evaluation.tasks.results import Posed, answers, pose, result
 from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT
-from gpt2lab.peak import peak_flops
 from gpt2lab.runner.job import Job
 from gpt2lab.training.diagnostics import TOKENS, diagnose
 from gpt2lab.training.distributed import ALONE, World

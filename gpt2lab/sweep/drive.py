@@ -77,7 +77,9 @@ def run_searches(
 
 @dataclass
 class Active:
-    """A trial that is at work in this process: its runs one after another, the first of which pruning looks at."""
+    """A trial that is at work in this process: its runs one after another, the first of which pruning looks at. `at`:
+    the run at work, or next; `cut`: the step at which pruning ended it; `submitted`: whether the scheduler has its
+    run; `trained`: whether anything was trained for it here."""
 
     label: str
     search: Search
@@ -87,16 +89,12 @@ class Active:
     tail: Tail
     at: int = 0
     values: dict[str, float] = field(default_factory=dict)
-    trained: bool = False
-    """whether anything was trained for it here"""
     cut: int | None = None
-    """the step at which pruning ended it"""
     submitted: bool = False
-    """whether its present run was given to the scheduler"""
+    trained: bool = False
 
     @property
     def run(self) -> Run:
-        """The run at work, or next."""
         return self.runs[self.at]
 
 

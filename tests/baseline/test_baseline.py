@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
-import gpt2lab.baseline as reproduction
-from gpt2lab.baseline import (
+import gpt2lab.experiments.baseline as reproduction
+from gpt2lab.cli import answer
+from gpt2lab.config import load_config
+from gpt2lab.costs import costs
+from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.experiments.baseline import (
     TASK_DOCUMENTS,
     Baseline,
     expectation,
@@ -19,12 +23,8 @@ from gpt2lab.baseline import (
     refuse_hopeless,
     watch,
 )
-from gpt2lab.cli import answer
-from gpt2lab.config import load_config
-from gpt2lab.costs import costs
-from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.planning.machine import Machine
-from gpt2lab.planning.microbatch import MicroBatch
+from gpt2lab.planning.probes import MicroBatch
 from gpt2lab.published import CURVE
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
@@ -137,7 +137,7 @@ def test_torchrun_is_sent_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_stops_before_any_data_is_touched(
     tmp_path: Path, probed: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt2lab.single.prepare", lambda *args, **how: pytest.fail("data was prepared"))
+    monkeypatch.setattr("gpt2lab.experiments.single.prepare", lambda *args, **how: pytest.fail("data was prepared"))
     runs = str(tmp_path / "runs")
     assert answer(["baseline", "--runs", runs, "--nproc", "1"], debug=False) == 3
     printed = capsys.readouterr()

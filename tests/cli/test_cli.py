@@ -518,3 +518,21 @@ def test_the_user_interface_listens_to_this_machine_alone(
     assert words[words.index("--backend-store-uri") + 1].endswith(f"{store}/mlflow.db")
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert "warning: MLflow has no password" in gpt2lab("ui", "--host", "0.0.0.0", "--port", port).out
+
+
+def test_a_plan_for_another_machine_is_made_from_its_description(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:
+    described = json.loads(gpt2lab("machine", "preset.yaml").out)
+    there = {**described, "device": "cuda", "device_name": "a GPU", "torch": "9.9", "gpus": 4, "jobs": 4, "speed": 1e14}
+    (tmp_path / "node.json").write_text(json.dumps(there))
+    here, planned = (
+        json.loads(gpt2lab("run", ablation, "--dry-run", "--json", *more).out)
+        for more in ((), ("--machine", "node.json"))
+    )
+    assert planned["device"] == "cuda" and planned["jobs"] == 4 and planned["seconds"] < here["seconds"]
+    ids = [[run for arm in plan["arms"] for run in arm["runs"].values()] for plan in (here, planned)]
+    assert not set(ids[0]) & set(ids[1])  # another device and torch make other runs
+    refused = gpt2lab("run", ablation, "--machine", "node.json")
+    assert refused.code == 2 and "--dry-run" in refused.err
+    (tmp_path / "node.json").write_text("[]")
+    refused = gpt2lab("run", ablation, "--dry-run", "--machine", "node.json")
+    assert refused.code == 2 and "does not describe a machine" in refused.err

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.planning.history import history as history_of
-from gpt2lab.planning.history import seeds_finished, with_history
+from gpt2lab.planning.record import history as history_of
+from gpt2lab.planning.record import seeds_finished, with_history
 from gpt2lab.records import Earlier, StudyRecord
 from gpt2lab.store import Store
 

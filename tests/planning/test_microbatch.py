@@ -9,9 +9,9 @@ import pytest
 
 from gpt2lab.config import load_config
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.planning import microbatch
+from gpt2lab.planning import probes
 from gpt2lab.planning.machine import Machine
-from gpt2lab.planning.microbatch import MicroBatch, Reading, given, micro_batch, read, search
+from gpt2lab.planning.probes import MicroBatch, Reading, given, micro_batch, read, search
 
 HERE = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention")
 SMALL = ("model.n_layer=1", "model.n_embd=32", "training.batch_tokens=8192")
@@ -78,12 +78,12 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Invented(1000, 100)
-    monkeypatch.setattr(microbatch, "read", lambda config, machine, n: device(n))
-    monkeypatch.setattr(microbatch, "available_bytes", lambda kind, ranks: 10**6)
+    monkeypatch.setattr(probes, "read", lambda config, machine, n: device(n))
+    monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 10**6)
     config = load_config("nano", SMALL)
     first = micro_batch(config, HERE, 1, tmp_path)
     asked = len(device.asked)
-    monkeypatch.setattr(microbatch, "available_bytes", lambda kind, ranks: 1200)  # a busier hour: the same run
+    monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 1200)  # a busier hour: the same run
     assert micro_batch(config, HERE, 1, tmp_path) == first and len(device.asked) == asked
     longer = load_config("nano", [*SMALL, "training.steps=700", "training.micro_batch_sequences=2"])
     assert micro_batch(longer, HERE, 1, tmp_path) == first

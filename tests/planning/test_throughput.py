@@ -15,10 +15,10 @@ from tiny_plan import ABLATION, Planned
 
 from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.planning import throughput
+from gpt2lab.planning import probes as module
 from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.probes import measure, recorded, step_seconds
 from gpt2lab.planning.runs import tokens_of
-from gpt2lab.planning.throughput import measure, recorded, step_seconds
 
 HERE = Machine("cpu", "a processor", 1, 1, 1e9, "a test")
 CLOCK = ABLATION.replace("rotary: {", "again: {control: true}\n  rotary: {") + "equalise: wall_clock\n"
@@ -37,7 +37,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             probed.append(name)
         return found
 
-    monkeypatch.setattr(throughput, "measure", probe)
+    monkeypatch.setattr(module, "measure", probe)
     return probed
 
 
@@ -96,7 +96,7 @@ def test_another_stack_or_code_measures_anew(
     recorded(tmp_path, configs, HERE)
     here = dataclasses.replace(HERE, torch="9.9.9") if what == "torch" else HERE
     if what == "core_code":
-        monkeypatch.setattr("gpt2lab.planning.throughput.core_code", lambda: "edited")
+        monkeypatch.setattr("gpt2lab.planning.probes.core_code", lambda: "edited")
     assert recorded(tmp_path, configs, here) == {"a": 900.0} and len(probes) == 2
 
 
@@ -164,7 +164,7 @@ def test_other_budgets_and_tokens_per_parameter_follow_the_equalised_steps(plann
 
 
 def test_the_probe_measures_and_leaves_threads_and_random_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "SECONDS", 0.01)
+    monkeypatch.setattr(module, "SECONDS", 0.01)
     configs = {"a": load_config("nano", SMALL), "b": load_config("nano", [*SMALL, "optim.grad_clip=null"])}
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     found = measure(configs, dataclasses.replace(HERE, threads=threads + 1))
@@ -173,7 +173,7 @@ def test_the_probe_measures_and_leaves_threads_and_random_numbers_alone(monkeypa
 
 
 def test_a_deeper_model_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "SECONDS", 0.1)
+    monkeypatch.setattr(module, "SECONDS", 0.1)
     configs = {str(n): load_config("nano", [*SMALL, f"model.n_layer={n}"]) for n in (1, 6)}
     found = measure(configs, HERE)
     assert found["1"] > 2 * found["6"]
@@ -186,9 +186,9 @@ def test_a_step_is_its_micro_batches_and_one_update(monkeypatch: pytest.MonkeyPa
         rows.append(len(tokens))
         return 3.0 if len(rows) < 3 else 2.0
 
-    monkeypatch.setattr(throughput, "SECONDS", 0.0)
-    monkeypatch.setattr(throughput, "_timed_pass", one_pass)
-    monkeypatch.setattr(throughput, "_timed_update", lambda *_: 0.5)
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    monkeypatch.setattr(module, "_timed_pass", one_pass)
+    monkeypatch.setattr(module, "_timed_update", lambda *_: 0.5)
     config = load_config("nano", [*SMALL, "training.batch_tokens=256", "training.micro_batch_sequences=4"])
     assert step_seconds(config, torch.device("cpu")) == 4 * 2.0 + 0.5  # 16 sequences in fours
     assert rows == [4, 4, 4]
@@ -204,7 +204,7 @@ def test_a_long_pass_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(1)
         return 1.0
 
-    monkeypatch.setattr(throughput, "LONG_SECONDS", -1.0)
-    monkeypatch.setattr(throughput, "_timed_pass", one_pass)
+    monkeypatch.setattr(module, "LONG_SECONDS", -1.0)
+    monkeypatch.setattr(module, "_timed_pass", one_pass)
     assert step_seconds(load_config("nano", SMALL), torch.device("cpu")) > 1.0
     assert len(seen) == 1

@@ -15,7 +15,7 @@ from gpt2lab.planning import forecast
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.scope import Scope, study_seconds
-from gpt2lab.planning.tune import Tuned
+from gpt2lab.planning.tuning import Searched
 from gpt2lab.store import Store
 from gpt2lab.tracking.delivery import runs_of
 
@@ -26,9 +26,9 @@ POST = TUNED.replace("model.position: rotary", "model.residual: post").replace("
 Search = Callable[..., dict[str, Any]]
 
 
-def tuning(plan: Plan, arm: str) -> Tuned:
+def tuning(plan: Plan, arm: str) -> Searched:
     one = plan.arms[arm].tuning
-    assert isinstance(one, Tuned)
+    assert isinstance(one, Searched)
     return one
 
 

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from gpt2lab import api
-from gpt2lab.executors import Ending, Executor
+from gpt2lab.errors import ConfigError
+from gpt2lab.executors import Ending, Executor, worker_environment
+from gpt2lab.executors.driver import executor_for
 from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.experiments.ablation import job_of
+from gpt2lab.planning.machine import Machine
 from gpt2lab.runner import Job
 from gpt2lab.store import RunFolder, Store
 
@@ -189,3 +192,15 @@ def test_killing_ends_it_at_once_and_leaves_whole_files(executor: Executor, jobs
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert folder_of(job).status() in ("partial", "failed") and folder_of(job).rows()
+
+
+def test_a_worker_inherits_nothing_of_a_launchers_variables(
+    jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs()[0]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "4")
+    environment = worker_environment(job)
+    assert not [name for name in environment if "RANK" in name or name.startswith(("MASTER", "TORCHELASTIC", "WORLD"))]
+    with pytest.raises(ConfigError, match="4 processes were started"):
+        executor_for(Machine("cpu", "cpu", 1, 1, 1e9, "a test"))

@@ -70,7 +70,7 @@ def test_rates_are_bracketed_first_and_arms_are_judged_on_fresh_seeds(
 def test_a_best_rate_at_the_edge_makes_an_arm_not_comparable(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt2lab.planning.bracket.EXTENSIONS", 0)
+    monkeypatch.setattr("gpt2lab.planning.tuning.EXTENSIONS", 0)
     rewrite(learner, "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nlr_bracket: [0.1, 0.2, 1]\n")
     code, said = gpt2lab("run", str(learner), "--no-tracking")
     assert code == 0, said

@@ -1,8 +1,6 @@
-"""The A/A study behind a noise floor: one recipe, with nothing but the seed changed; and one seed, twice.
+"""The study of repeats behind a noise floor: one recipe, with nothing but the seed changed; and one seed, twice.
 
 Repeats of a seed tell whether the kernels here give the same bits again: where they do, one repeat says it all.
-
-Layer: above the plan.
 """
 
 from __future__ import annotations
