@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna import create_study
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from gpt2lab.store import now
@@ -118,9 +118,7 @@ def ended_as(attempt: FrozenTrial) -> Any:
         return said if said in ("failed", "stopped") else "lost" if "lost" in attempt.user_attrs else "failed"
     if attempt.state == TrialState.PRUNED:
         return "diverged" if said == "diverged" else "pruned"
-    return {TrialState.WAITING: "waiting", TrialState.RUNNING: "running", TrialState.COMPLETE: "finished"}[
-        attempt.state
-    ]
+    return "finished" if attempt.state == TrialState.COMPLETE else attempt.state.name.lower()  # waiting, running
 
 
 def by_index(stored: Iterable[FrozenTrial], count: int) -> dict[int, Trial]:
@@ -169,17 +167,9 @@ class Trials:
         self._fixed = [*points, *drawn]  # parameters of the first trials, which need no results of others
         self._held: dict[int, Attempt] = {}
         self._beat_at = -math.inf
-        self._id = self._open_study()
-
-    def _open_study(self) -> int:
-        try:
-            return self._storage.get_study_id_from_name(self._study)
-        except KeyError:
-            pass
-        try:
-            return self._storage.create_new_study([StudyDirection[self.settings.direction.upper()]], self._study)
-        except DuplicatedStudyError:  # another worker came first
-            return self._storage.get_study_id_from_name(self._study)
+        self._id = create_study(
+            storage=storage, study_name=study, direction=settings.direction, load_if_exists=True
+        )._study_id
 
     def _stored(self) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._id, deepcopy=False)
@@ -318,7 +308,7 @@ class Trials:
         beats = self._storage.get_study_user_attrs(self._id) if others else {}
         messages = []
         for attempt in others:
-            worker = attempt.user_attrs.get("worker")
+            worker, trial = attempt.user_attrs.get("worker"), trials.get(attempt.user_attrs[INDEX])
             if worker not in (None, self.worker) and not self._watch.gone(worker, beats.get(f"beat:{worker}")):
                 continue
             why = f"its worker {shown(worker)} is gone" if worker else "its worker is gone"
@@ -327,21 +317,21 @@ class Trials:
                 self._storage.set_trial_user_attr(attempt._trial_id, "lost", lost)
             except UpdateFinishedTrialError:  # another worker was first, or the one that was missed is back
                 continue
-            trial = trials.get(attempt.user_attrs[INDEX])
             if self._fail(attempt._trial_id) and trial is not None and attempt in trial.attempts:
                 again = "it is tried again" if trial.losses + 1 < MOST_LOSSES else "it has failed"
                 messages.append(f"trial {trial.index} was lost: {why}; {again}")
-        for attempt in stored:  # earlier versions enqueued trials; what has a later attempt waits no longer
-            trial = trials.get(attempt.user_attrs.get(INDEX, -1))
-            if attempt.state == TrialState.WAITING and trial is not None and trial.last is not attempt:
-                self._fail(attempt._trial_id)
+        for trial in trials.values():  # earlier versions enqueued attempts; what has a later one waits no longer
+            for attempt in trial.attempts[:-1]:
+                if attempt.state == TrialState.WAITING:
+                    self._fail(attempt._trial_id)
         return messages
 
     # What came of it all
 
     def _complete(self, params: Mapping[str, Any]) -> bool:
         """Whether every dimension that means something beside the others has its value."""
-        return all(one.name in params for one in self.space.dimensions if self.space.active(one, params))
+        space = self.space
+        return all(dimension.name in params for dimension in space.dimensions if space.active(dimension, params))
 
     def _known(self, trials: Mapping[int, Trial]) -> list[Known]:
         """What samplers and pruners may know."""
