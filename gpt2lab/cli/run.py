@@ -313,9 +313,9 @@ def trials_told(plan: Plan) -> str:
     from gpt2lab.text import plural
 
     searches = list(plan.searches.values())
-    all_, left = sum(search.slots for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
+    all_, left = sum(search.trials for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
     runs = {run.id for arm in plan.arms.values() for run in arm.runs}
-    each = f"{plural(searches[0].slots, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
+    each = f"{plural(searches[0].trials, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
     seeds = len(searches[0].seeds)
     more = f" of {plural(seeds, 'seed')}" if seeds > 1 else ""
     return f"{each}{more}, then {len(runs)} to {2 * len(runs)} runs"
@@ -325,7 +325,7 @@ def search_row(tuning: Tuning, search: Search) -> dict[str, Any]:
     """An arm's search as plain data: what may be tried, how many trials there are and are left, what was found."""
     return {
         "space": [dimension.as_record() for dimension in search.space.dimensions],
-        "trials": search.slots,
+        "trials": search.trials,
         "seeds": list(search.seeds),
         "left": tuning.left,
         "settings": tuning.settings,

@@ -166,7 +166,7 @@ def train(
     """Work on the sweep, with its progress on the console; -> its record."""
     from gpt2lab.api import tracker_of
     from gpt2lab.display import display
-    from gpt2lab.sweep.searching import run_searches
+    from gpt2lab.sweep.drive import run_searches
 
     title = f"{head['name']}: {head['question']}"
     console.print(title, markup=False, highlight=False)
@@ -187,13 +187,13 @@ def lines(searches: Mapping[str, Search], store: Any) -> list[str]:
     told = []
     seconds = 0.0
     for label, search in searches.items():
-        runs = search.slots * search.settings.seeds
+        runs = search.trials * search.settings.seeds
         cost = search.costs.flops_per_token * search.tokens * runs
         seconds += cost / search.machine.speed / search.machine.jobs
         named = f"{label}: " if len(searches) > 1 else ""
         each = f" of {search.settings.seeds} runs" if search.settings.seeds > 1 else ""
         told.append(
-            f"{named}{plural(search.slots, 'trial')}{each}, {quantity(search.tokens * runs)} tokens, "
+            f"{named}{plural(search.trials, 'trial')}{each}, {quantity(search.tokens * runs)} tokens, "
             f"{cost / 1e15:,.3g} PFLOP; " + ", ".join(told_dimension(one) for one in search.space.dimensions)
         )
     machine = next(iter(searches.values())).machine
@@ -217,10 +217,10 @@ def print_plan(loaded: LoadedSweep, searches: Mapping[str, Search], store: Any, 
     if as_json:
         record = {
             label: {
-                "trials": search.slots,
+                "trials": search.trials,
                 "seeds": list(search.seeds),
                 "tokens": search.tokens,
-                "flops": search.costs.flops_per_token * search.tokens * search.slots * search.settings.seeds,
+                "flops": search.costs.flops_per_token * search.tokens * search.trials * search.settings.seeds,
                 "space": [one.as_record() for one in search.space.dimensions],
             }
             for label, search in searches.items()

@@ -140,8 +140,8 @@ class Study:
 
     def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None, reproduce: str) -> None:
         """Drive the searches of all arms to their end, side by side."""
+        from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load, and few studies need it
         from gpt2lab.sweep.record import head
-        from gpt2lab.sweep.searching import run_searches  # Optuna takes a second to load, and few studies need it
 
         ablation, baseline = plan.ablation, plan.baseline
         assert ablation.tune is not None

@@ -107,7 +107,7 @@ def scales_of(path: str | Path) -> tuple[str, ...]:
     """The scales that a file is run at one after another, those of files by their path; none for one without them."""
     scales = read_file(path).tree.get("scales")
     named = map(str, scales) if isinstance(scales, list) else ()
-    return tuple(str(Path(path).parent / one) if one.endswith((".yaml", ".yml")) else one for one in named)
+    return tuple(str(Path(path).parent / name) if name.endswith((".yaml", ".yml")) else name for name in named)
 
 
 def load_sweep(

@@ -57,7 +57,7 @@ def test_every_arm_searches_the_same_space_around_its_own_settings(planned: Plan
     for search in plan.searches.values():
         [rate] = search.space.dimensions
         assert (rate.name, rate.low, rate.high, rate.log) == ("optim.lr", 0.0025, 0.04, True)
-        assert search.slots == 4 and search.settings.sampler.name == "qmc"
+        assert search.trials == 4 and search.settings.sampler.name == "qmc"
     assert plan.searches["learned"].seeds == (100,) and plan.searches["again"].seeds == (600,)
     assert len({search.study for search in plan.searches.values()}) == 3
     assert plan.runs() == []
