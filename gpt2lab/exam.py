@@ -91,7 +91,7 @@ def examine_study(
         found = examine_run(run, tasks, limit=limit, progress=progress)
         return Measured(id=run.id, values=found.values(), reused=found.reused)
 
-    return over_study(name, store, each, asked=len(tasks))
+    return over_study(name, store, each, count=len(tasks))
 
 
 def run_of(source: str, store: Store) -> RunFolder | None:

@@ -35,7 +35,7 @@ from typing import IO, NoReturn
 from gpt2lab import faults
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.runner import PARENT, Job, StopRequest, work
-from gpt2lab.runner.stop import STOP_SIGNALS, die_with_parent
+from gpt2lab.runner.job import STOP_SIGNALS, die_with_parent
 
 PRELOADED = ("numpy.random", "torch._dynamo")
 """What a run imports beyond the runner itself; the second, which every optimizer imports, takes a second."""

@@ -23,8 +23,7 @@ from gpt2lab.executors import Ending, worker_environment
 from gpt2lab.executors.local import start_process
 from gpt2lab.runner import NOTHING_LEFT, Job
 from gpt2lab.store import RunFolder, Store, now
-from gpt2lab.training.joining import AGENT_STORE
-from gpt2lab.training.monitor import HINT
+from gpt2lab.training.ranks import AGENT_STORE, HINT
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 2.0  # for the others to say why and end by themselves, once one has ended badly

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from gpt2lab.errors import Preempted
 from gpt2lab.executors import Ending, Executor
 from gpt2lab.runner import Job
-from gpt2lab.runner.stop import STOP_SIGNALS
+from gpt2lab.runner.job import STOP_SIGNALS
 from gpt2lab.store import Store, now
 
 TICK_SECONDS = 0.2

@@ -246,7 +246,9 @@ def test_without_a_server_that_works_runs_get_processes_from_scratch(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *warm*) echo broken >&2; exit 3;; esac\nexec {sys.executable} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *fork_server*) echo broken >&2; exit 3;; esac\nexec {sys.executable} "$@"\n'
+    )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     jobs = jobs_of(tiny)[:2]

@@ -34,8 +34,7 @@ from gpt2lab.experiments.single import error_of
 from gpt2lab.planning.arms import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import make_run
-from gpt2lab.runner import Job, StopRequest
-from gpt2lab.runner.main import work
+from gpt2lab.runner import Job, StopRequest, work
 from gpt2lab.store import RunFolder, Store
 
 TINY = """

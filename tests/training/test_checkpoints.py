@@ -22,10 +22,8 @@ from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.optim import OptimConfig
 from gpt2lab.store import sweep_leftovers
 from gpt2lab.training import TrainingConfig, TrainState, checkpoints, load_latest, prune, save, steps
-from gpt2lab.training.checkpoints import best_step
-from gpt2lab.training.manifest import write_manifest
+from gpt2lab.training.checkpoints import best_step, join_tree, split_tree, write_manifest
 from gpt2lab.training.precision import loss_scaler
-from gpt2lab.training.trees import join, split
 
 Fresh = Callable[..., TrainState]
 SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 4}
@@ -351,9 +349,9 @@ def test_any_nested_state_comes_back_as_it_was() -> None:
         "half": torch.ones(2, dtype=torch.bfloat16),
         "": shared,
     }
-    plain, tensors = split(tree)
+    plain, tensors = split_tree(tree)
     assert [name for name in tensors if tensors[name].equal(shared)] == ["state.7.m"]
-    back = join(json.loads(json.dumps(plain)), tensors)
+    back = join_tree(json.loads(json.dumps(plain)), tensors)
 
     def comparable(value: Any) -> Any:
         if isinstance(value, dict):
