@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -83,16 +83,15 @@ def make_job(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
 class Forked:
     """A rank's process, forked: what `python -m gpt2lab.runner` does once its imports are done."""
 
-    def __init__(self, job: Job, environment: dict[str, str], log: Path, fault: str) -> None:
+    def __init__(self, job: Job, environment: Mapping[str, str], log: IO[str], fault: str) -> None:
         self.code: int | None = None
         self.pid = os.fork()
         if self.pid:
             return
         code = 99
         try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
             os.environ.update(environment)
             faults.arm(fault)
@@ -114,12 +113,9 @@ class Forked:
         assert self.code is not None
         return self.code
 
-    def send_signal(self, sig: int) -> None:
+    def send_signal(self, sig: int, /) -> None:
         if self.poll() is None:
             os.kill(self.pid, sig)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 @dataclass
@@ -142,7 +138,7 @@ def train(job: Job, count: int = 2, fault: str = "", jobs: Mapping[str, Job] | N
     run is to be ended by now. environment: over that which the executor gives them."""
     started: list[Forked] = []
 
-    def launch(job: Job, given: dict[str, str], log: Path) -> Forked:
+    def start(job: Job, given: Mapping[str, str], log: IO[str]) -> Forked:
         own = (jobs or {}).get(given["RANK"], job)
         started.append(Forked(own, {**given, **(environment or {})}, log, fault))
         return started[-1]
@@ -158,7 +154,7 @@ def train(job: Job, count: int = 2, fault: str = "", jobs: Mapping[str, Job] | N
             scheduler.cancel(job.run_id)
 
     cancelled = set[str]()
-    executor = RanksExecutor(count, launch)
+    executor = RanksExecutor(count, start)
     scheduler = Scheduler(executor, tick)
     began, ending, error = time.monotonic(), "", None
     try:
