@@ -31,6 +31,8 @@ ENDLESS = "training.steps=100000"
 EXACT = ("status", "reason", "steps", "tokens", "flops_per_token", "metrics", "skipped_steps", "spikes")
 """The fields of a result that equal runs have in common: the others are about time and memory."""
 
+TIMED = ("state.json", "manifest.json")  # times, and sums over times
+
 # what a worker finds around itself when it builds its model
 WITNESS = """
 import json, os, pathlib, random, signal, stat, sys, threading
@@ -89,7 +91,7 @@ def everything(run: RunFolder) -> dict[str, Any]:
         if name == "result.json":
             result = json.loads(path.read_text())
             content[name] = {key: result[key] for key in EXACT}
-        elif path.name not in ("lock", "run.log", "run.json", "metrics.jsonl", "state.json", "manifest.json"):
+        elif path.name not in (*TIMED, "lock", "job.json", "run.log", "run.json", "metrics.jsonl"):
             content[name] = path.read_bytes()
     return content
 
