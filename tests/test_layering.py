@@ -55,7 +55,7 @@ WITHIN: dict[str, list[set[str]]] = {
         {"plan"},
         {"record", "forecast"},
     ],
-    "reuse": [{"why"}, {"replay", "measure"}, {"adopt"}],
+    "reuse": [{"why"}, {"adopt", "measure"}],
     "doctor": [{"run", "machine"}, {"checks"}],
     "config": [{"source"}, {"fitting"}, {"config"}],
 }  # the same within packages that have an order of their own

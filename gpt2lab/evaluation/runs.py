@@ -90,7 +90,7 @@ def evaluate_study_tasks(
         found = evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
         return Measured(id=run.id, values=found.values(), reused=found.reused)
 
-    return over_study(name, store, each, asked=len(tasks))
+    return over_study(name, store, each, count=len(tasks))
 
 
 def task_key(choice: Choice, config: Config, limit: int | None) -> str:

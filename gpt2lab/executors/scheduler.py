@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 
 from gpt2lab.errors import Preempted
 from gpt2lab.executors import Ending, Executor
-from gpt2lab.runner import Job
-from gpt2lab.runner.stop import STOP_SIGNALS
+from gpt2lab.runner import STOP_SIGNALS, Job
 from gpt2lab.store import Store, now
 
 TICK_SECONDS = 0.2
@@ -52,6 +51,7 @@ class Scheduler:
     on_tick: Callable[[], None] = lambda: None
     is_done: Callable[[str], bool] = lambda run_id: False
     _stop: bool = field(default=False, init=False)
+    _ready: list[str] = field(default_factory=list, init=False)
     _waiting: deque[Waiting] = field(default_factory=deque, init=False)
     _working: dict[str, Job] = field(default_factory=dict, init=False)
     _cancelled: set[str] = field(default_factory=set, init=False)
@@ -94,8 +94,6 @@ class Scheduler:
                 hint="the same command continues",
             )
         return self._endings
-
-    _ready: list[str] = field(default_factory=list, init=False)
 
     def stop(self) -> None:
         """Let every run finish its step and save, and begin no other; `run` then raises Preempted. For any thread."""

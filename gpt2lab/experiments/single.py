@@ -38,11 +38,11 @@ from gpt2lab.records import StudyRecord
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job, StopRequest
 from gpt2lab.runner.job import job_for
-from gpt2lab.runner.main import work
+from gpt2lab.runner.worker import work
 from gpt2lab.store import Row, RunFolder, Store, file_lock
 from gpt2lab.text import duration, memory, quantity
-from gpt2lab.training.monitor import HINT
 from gpt2lab.training.precision import choose_device
+from gpt2lab.training.ranks import HINT
 
 STUDY = "train"
 CUSTOM = "custom"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from gpt2lab.evaluation.tasks import EncodedTask, answer_task, encode_task, read
 from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT
 from gpt2lab.runner.job import Job
+from gpt2lab.training.allocator import high_water
 from gpt2lab.training.diagnostics import TOKENS, diagnose
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.precision import memory_guard, shortcomings
@@ -132,18 +131,12 @@ def account(
             "ranks": ranks,
             "compiled": bool(job.identity.get("compiled")),
         },
-        "notes": notes(precision, device),
+        "notes": shortcomings(precision, device),
     }
-
-
-def notes(precision: Any, device: torch.device) -> Sequence[str]:
-    """What the reader of a result should know about where it comes from."""
-    return shortcomings(precision, device)
 
 
 def peak_memory() -> int:
     """Bytes at the peak: of the GPU's allocator where there is one, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return high_water()
