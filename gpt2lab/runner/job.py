@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PARENT = "GPT2LAB_PARENT"
 """The environment variable with the id of the process whose end is a worker's end."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 NOTHING_LEFT = 76
 """A worker's exit code when another process had finished the run before it; no error has it."""
