@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from gpt2lab.testing import cases
 from gpt2lab.training import Diverged, TrainingConfig, TrainState, steps
 from gpt2lab.training.checkpoints import load_latest, save
 from gpt2lab.training.compiling import compiled
+from tests.training.trainings import Fresh, spoiled, weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),  # torch's compiler, of fp32
 ]
 
-Fresh = Callable[..., TrainState]
 NEAR_CPU = {"fp32": 2e-5, "tf32": 1e-3, "bf16": 1e-2, "fp16": 2e-3}
 """How far a loss of a few nats may be from that of the CPU in float32, over twelve steps."""
 
@@ -37,19 +35,6 @@ def config(**changes: Any) -> TrainingConfig:
 
 def losses(state: TrainState, batches: Any, optim: OptimConfig, **changes: Any) -> list[float]:
     return [r.metrics["train/loss"] for r in steps(state, batches, optim, config(**changes), seed=7)]
-
-
-def weights(state: TrainState) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in state.model.parameters()]).cpu()
-
-
-@contextmanager
-def spoiled(state: TrainState, *at_calls: int) -> Iterator[None]:
-    """One gradient of the model is infinite in the backward passes of those numbers."""
-    calls = iter(range(1000))
-    handle = next(state.model.parameters()).register_hook(lambda g: g * math.inf if next(calls) in at_calls else g)
-    yield
-    handle.remove()
 
 
 def test_a_model_starts_equal_on_every_device(fresh: Fresh, optim: OptimConfig) -> None:

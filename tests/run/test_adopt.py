@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from workers import replace_in
 
 from gpt2lab.data.prepared import list_prepared
 from gpt2lab.reuse import adopt as adopting
@@ -52,8 +53,8 @@ def mine(tiny: Path) -> Path:
     """The tiny ablation with an arm of a plug-in's; -> the plug-in."""
     plugin = tiny.parent / "mine.py"
     plugin.write_text(PART.replace("ACTIVATE", RELU))
-    tiny.write_text(tiny.read_text().replace("rotary: {model.position: rotary}", "mine: {model.mlp: mine}"))
-    (tiny.parent / "tiny.yaml").write_text((tiny.parent / "tiny.yaml").read_text().replace("steps: 24", "steps: 40"))
+    replace_in(tiny, ("rotary: {model.position: rotary}", "mine: {model.mlp: mine}"))
+    replace_in(tiny.parent / "tiny.yaml", ("steps: 24", "steps: 40"))
     return plugin
 
 
@@ -132,9 +133,8 @@ def recoded(tiny: Path, gpt2lab: Call, inline: list[str], monkeypatch: pytest.Mo
     """Train the tiny ablation in so many steps, then let the core's code have another hash; -> the store."""
 
     def train(steps: int = 40, *words: str) -> Store:
-        preset = tiny.parent / "tiny.yaml"
-        text = preset.read_text().replace("steps: 24", f"steps: {steps}")
-        preset.write_text(text.replace("checkpoint_every_steps: 6", "checkpoint_every_steps: 20"))
+        pairs = ("steps: 24", f"steps: {steps}"), ("checkpoint_every_steps: 6", "checkpoint_every_steps: 20")
+        replace_in(tiny.parent / "tiny.yaml", *pairs)
         code, said = gpt2lab("run", str(tiny), "--no-tracking", *words)
         assert code == 0, said
         monkeypatch.setattr("gpt2lab.identity.core_code", lambda: "c" * 64)
@@ -186,21 +186,12 @@ def edit_rows(run: RunFolder, step: int, metric: str) -> None:
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def edit_weights(run: RunFolder) -> None:
-    """The last bit of one weight."""
+def edit_tensor(run: RunFolder, file: str, name: str) -> None:
+    """The last bit of a weight, or of a number of the optimizer's state."""
     [folder] = run.checkpoints.iterdir()
-    weights = load_file(folder / MODEL)
-    next(iter(weights.values())).view(torch.int32).reshape(-1)[3] ^= 1
-    save_file(weights, folder / MODEL, metadata={"format": "pt"})
-    write_manifest(folder, 40)
-
-
-def edit_moment(run: RunFolder) -> None:
-    """The last bit of one number of the optimizer's state."""
-    [folder] = run.checkpoints.iterdir()
-    state = load_file(folder / OPTIMIZER)
-    state["optimizers.0.state.0.exp_avg"].view(torch.int32).reshape(-1)[0] ^= 1
-    save_file(state, folder / OPTIMIZER, metadata={"format": "pt"})
+    tensors = load_file(folder / file)
+    tensors[name].view(torch.int32).reshape(-1)[3] ^= 1
+    save_file(tensors, folder / file, metadata={"format": "pt"})
     write_manifest(folder, 40)
 
 
@@ -220,8 +211,11 @@ def edit_evaluation(run: RunFolder, windows: bool = False) -> None:
         (lambda run: edit_rows(run, 1, "train/loss"), "step 1: train/loss is"),
         (lambda run: edit_rows(run, 40, "train/grad_norm"), "step 40: train/grad_norm is"),
         (lambda run: edit_rows(run, 13, "train/lr"), "step 13: train/lr is"),  # a step that is not trained again
-        (edit_weights, "in 1 of"),
-        (edit_moment, "after step 40 optimizers.0.state.0.exp_avg differs in 1 of"),
+        (lambda run: edit_tensor(run, MODEL, "wte.weight"), "after step 40 model.wte.weight differs in 1 of"),
+        (
+            lambda run: edit_tensor(run, OPTIMIZER, "optimizers.0.state.0.exp_avg"),
+            "after step 40 optimizers.0.state.0.exp_avg differs in 1 of",
+        ),
         (edit_evaluation, "the final evaluation gives other metrics"),
         (lambda run: edit_evaluation(run, windows=True), "other losses of single windows"),
         (lambda run: shutil.rmtree(run.checkpoints), "its final weights are gone"),
@@ -301,14 +295,14 @@ def test_a_run_that_another_process_works_on_or_began_is_left_to_it(
 
     def meanwhile(plan: Any, inside: Store) -> Any:
         found = taken(plan, inside)
-        for kind in found:
-            for one in kind.candidates:
-                if one.new.arm == "learned":
-                    target = inside.run(one.new.id).path
+        for group in found:
+            for candidate in group.candidates:
+                if candidate.new.arm == "learned":
+                    target = inside.run(candidate.new.id).path
                     stack.append(file_lock(target / "lock"))
                     stack[-1].__enter__()
                 else:
-                    inside.run(one.new.id).write_config("begun")
+                    inside.run(candidate.new.id).write_config("begun")
         return found
 
     stack: list[Any] = []
@@ -323,12 +317,9 @@ def test_a_run_that_another_process_works_on_or_began_is_left_to_it(
 
 def test_arms_without_old_runs_are_told(tiny: Path, gpt2lab: Call, recoded: Callable[..., Store]) -> None:
     recoded(12)
-    tiny.write_text(tiny.read_text().replace("seeds: 2", "  plain: {model.norm: rmsnorm}\nseeds: 2"))
+    replace_in(tiny, ("seeds: 2", "  plain: {model.norm: rmsnorm}\nseeds: 2"))
     code, said = gpt2lab("adopt", str(tiny), "--dry-run")
     assert code == 0 and "plain: 2 due, no finished run differs in code alone" in said
-    code, said = gpt2lab("adopt", str(tiny))
-    assert code == 0 and "plain: 2 due, no finished run differs in code alone" in said
-    assert "tiny@tiny: 4 runs kept" in said
 
 
 @pytest.mark.slow
@@ -339,9 +330,7 @@ def test_studies_in_stages_are_adopted_stage_by_stage(
     head = tiny.read_text().partition("baseline:")[0]
     arms = "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\n"
     tiny.write_text(head + arms + "seeds: 4\nlooks: [3, 4]\nlr_bracket: [0.5, 1, 2]\n")
-    (tiny.parent / "tiny.yaml").write_text(
-        (tiny.parent / "tiny.yaml").read_text().replace("batch_tokens: 64", "batch_tokens: 256")
-    )
+    replace_in(tiny.parent / "tiny.yaml", ("batch_tokens: 64", "batch_tokens: 256"))
     store = recoded(100)
     trained = len(inline)
     assert max(len(arm["runs"]) for arm in store.study("tiny")["arms"].values()) == 4  # the second look was needed
@@ -389,19 +378,14 @@ def test_one_replay_speaks_for_other_seeds_and_rates_and_for_nothing_else() -> N
     assert _recipe({**identity, "seed": 3, "repeat": 1, "settings": faster}) == _recipe(identity)
     deeper = {**identity["settings"], "model": {"n_layer": 3}}
     others: list[dict[str, Any]] = [
-        {"torch": "3"},
-        {"threads": 2},
-        {"device": "cuda"},
-        {"data": "e"},
-        {"core": "b"},
-        {"settings": deeper},
-    ]
+        {"torch": "3"}, {"threads": 2}, {"device": "cuda"}, {"data": "e"}, {"core": "b"}, {"settings": deeper},
+    ]  # fmt: skip
     assert all(_recipe(identity | other) != _recipe(identity) for other in others)
 
 
 def test_bits_are_compared_not_values() -> None:
-    one = torch.tensor([0.0, 1.0])
-    assert same_bits(one, one.clone()) and same_bits({"lr": 0.1}["lr"], 0.1)
+    x = torch.tensor([0.0, 1.0])
+    assert same_bits(x, x.clone()) and same_bits({"lr": 0.1}["lr"], 0.1)
     assert same_bits(torch.tensor([math.nan]), torch.tensor([math.nan]))
-    assert not same_bits(one, torch.tensor([-0.0, 1.0]))
-    assert not same_bits(one, one.double()) and not same_bits(one, one.reshape(2, 1)) and not same_bits(1, 1.0)
+    assert not same_bits(x, torch.tensor([-0.0, 1.0]))
+    assert not same_bits(x, x.double()) and not same_bits(x, x.reshape(2, 1)) and not same_bits(1, 1.0)

@@ -37,12 +37,25 @@ def study(root: Path, name: str = "tiny") -> dict[str, Any]:
     return Store(root / "runs").study(name)
 
 
+def contrasts(root: Path) -> dict[str, Contrast]:
+    return {contrast.arm: contrast for contrast in judge(study(root), Store(root / "runs")).contrasts}
+
+
+def report(root: Path) -> str:
+    return (root / "reports/tiny@tiny/report.md").read_text()
+
+
+def run_study(gpt2lab: Call, file: Path, *more: str) -> str:
+    code, printed = gpt2lab("run", str(file), "--no-tracking", *more)
+    assert code == 0, printed
+    return printed
+
+
 def test_rates_are_bracketed_first_and_arms_are_judged_on_fresh_seeds(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
     rewrite(learner, "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nlr_bracket: [0.25, 0.5, 1]\n")
-    code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0, said
+    run_study(gpt2lab, learner)
     record = study(tmp_path)
     store = Store(tmp_path / "runs")
     for name, arm in record["arms"].items():
@@ -63,8 +76,8 @@ def test_rates_are_bracketed_first_and_arms_are_judged_on_fresh_seeds(
     verdict = judge(record, store).contrasts[0]
     assert verdict.word not in ("exploratory", "not comparable") and "at the shared rate" not in verdict.verdict
     trained = len(inline)
-    code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0 and len(inline) == trained, said
+    run_study(gpt2lab, learner)
+    assert len(inline) == trained
 
 
 def test_a_best_rate_at_the_edge_makes_an_arm_not_comparable(
@@ -72,8 +85,7 @@ def test_a_best_rate_at_the_edge_makes_an_arm_not_comparable(
 ) -> None:
     monkeypatch.setattr("gpt2lab.planning.tuning.EXTENSIONS", 0)
     rewrite(learner, "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nlr_bracket: [0.1, 0.2, 1]\n")
-    code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0, said
+    run_study(gpt2lab, learner)
     contrast = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
     assert contrast.word == "not comparable"
     assert "best learning rate lies at the edge of the bracket (x1)" in contrast.verdict
@@ -90,8 +102,7 @@ def test_arms_that_are_decided_stop_at_their_look(
         "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}, twin: {control: true}}\nlooks: [4, 5]\n"
         "smallest_effect: 0.0001\n",
     )
-    code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0, said
+    run_study(gpt2lab, learner)
     record = study(tmp_path)
     counts = {name: len(arm["runs"]) for name, arm in record["arms"].items()}
     assert counts == {"a": 5, "numb": 4, "twin": 5}
@@ -112,11 +123,10 @@ def test_seeds_added_after_a_verdict_count_at_the_looks_that_every_study_has(
         "baseline: a\narms: {a: {}, numb: {model.dropout: 0.6}, twin: {control: true}}\nseeds: 3\n"
         "smallest_effect: 0.0001\n",
     )
-    store, judged = Store(tmp_path / "runs"), {}
+    judged = {}
     for seeds in (3, 4, 6):
-        code, said = gpt2lab("run", str(learner), "--no-tracking", "--seeds", str(seeds))
-        assert code == 0, said
-        judged[seeds] = {contrast.arm: contrast for contrast in judge(study(tmp_path), store).contrasts}
+        run_study(gpt2lab, learner, "--seeds", str(seeds))
+        judged[seeds] = contrasts(tmp_path)
     numb, twin = ([judged[n][arm] for n in (3, 4, 6)] for arm in ("numb", "twin"))
     assert [contrast.n_arm for contrast in twin] == [3, 3, 6]
     assert (twin[0].difference, twin[0].low) == (twin[1].difference, twin[1].low)
@@ -125,7 +135,7 @@ def test_seeds_added_after_a_verdict_count_at_the_looks_that_every_study_has(
     assert all(contrast.word.startswith("inconclusive") for contrast in twin)
     assert all(contrast.word == "worse" for contrast in numb)
     assert len({(c.look, c.difference, c.low, c.high, c.p_holm) for c in numb}) == 1 and numb[0].look == 3
-    page = (tmp_path / "reports/tiny@tiny/report.md").read_text()
+    page = report(tmp_path)
     assert "Seeds were added after 3 had results." in page and "declared differently 2 times before" in page
     assert len(inline) == 18
 
@@ -135,14 +145,13 @@ def test_a_choice_among_seeds_with_results_claims_nothing_and_fresh_seeds_do(
 ) -> None:
     def judged(seeds: str) -> Contrast:
         rewrite(learner, f"baseline: a\narms: {{a: {{}}, numb: {{model.dropout: 0.45}}}}\nseeds: {seeds}\n")
-        code, said = gpt2lab("run", str(learner), "--no-tracking")
-        assert code == 0, said
+        run_study(gpt2lab, learner)
         return judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
 
     assert judged("3").word.startswith("worse")
     chosen, reason = judged("[0, 2, 3]"), "seed 1 has results and is left out"
     assert chosen.word == "exploratory" and reason in chosen.verdict
-    assert f"Nothing is claimed: {reason}." in (tmp_path / "reports/tiny@tiny/report.md").read_text()
+    assert f"Nothing is claimed: {reason}." in report(tmp_path)
     fresh = judged("[4, 5, 6]")
     assert fresh.word.startswith("worse") and fresh.alpha == pytest.approx(0.8 * 0.05)
 
@@ -153,19 +162,18 @@ def test_what_is_declared_after_results_does_not_change_what_was_declared_before
     """Looks, a larger X and fewer contrasts, written down once the results of three seeds were there."""
     arms = "a: {}, numb: {model.dropout: 0.45}, twin: {control: true}"
     rewrite(learner, f"baseline: a\narms: {{{arms}}}\nseeds: 3\nsmallest_effect: 0.0001\n")
-    assert gpt2lab("run", str(learner), "--no-tracking")[0] == 0
+    run_study(gpt2lab, learner)
     store = Store(tmp_path / "runs")
-    before = {c.arm: c for c in judge(study(tmp_path), store).contrasts}
+    before = contrasts(tmp_path)
     rewrite(
         learner,
         "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}}\nlooks: [3, 5]\nsmallest_effect: 9\nalpha: 0.2\n",
     )
-    code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0, said
+    run_study(gpt2lab, learner)
     [after] = judge(study(tmp_path), store).contrasts
     assert (after.word, after.alpha, after.n_arm) == (before["numb"].word, before["numb"].alpha, 3)
     assert after.p_holm == pytest.approx(2 * after.p) == before["numb"].p_holm  # the twin is still in the family
-    page = " ".join((tmp_path / "reports/tiny@tiny/report.md").read_text().replace("\\", "").split())
+    page = " ".join(report(tmp_path).replace("\\", "").split())
     for told in (
         "`looks` were written down after 3 seeds had results, and do not count as declared.",
         "The smallest effect of interest was changed to 9 after results were there; it counts as 0.0001.",
@@ -182,7 +190,7 @@ def test_other_budgets_are_runs_on_their_own_schedules(
         tiny,
         "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nbudget_curve: [0.5, 1, 2]\n",
     )
-    assert gpt2lab("run", str(tiny), "--no-tracking")[0] == 0
+    run_study(gpt2lab, tiny)
     record, store = study(tmp_path), Store(tmp_path / "runs")
     curve = {point["budget"]: point for point in record["arms"]["a"]["curve"]}
     assert curve.keys() == {0.5, 2} and record["arms"]["b"]["curve"] == []
@@ -203,8 +211,7 @@ def test_a_ladder_is_one_study_for_each_size(tiny: Path, gpt2lab: Call, tmp_path
         "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 1\ntokens_per_parameter: 1\n"
         f"scales: [{tmp_path / 'tiny.yaml'}, {large}]\n",
     )
-    code, said = gpt2lab("run", str(tiny), "--no-tracking")
-    assert code == 0, said
+    run_study(gpt2lab, tiny)
     store = Store(tmp_path / "runs")
     assert store.studies() == ["tiny@larger-1tpp", "tiny@tiny-1tpp"]
     for name in store.studies():
@@ -218,11 +225,10 @@ def test_a_factorial_is_judged_by_its_effects(learner: Path, gpt2lab: Call, tmp_
         learner,
         "factors:\n  rate:\n    usual: {}\n    slow: {optim.lr: 5e-3}\n  model.norm: [layernorm, rmsnorm]\nseeds: 3\n",
     )
-    code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0, said
-    contrasts = {c.arm: c for c in judge(study(tmp_path), Store(tmp_path / "runs")).contrasts}
-    assert contrasts.keys() == {"rate=slow", "norm=rmsnorm", "rate=slow with norm=rmsnorm"}
-    assert contrasts["rate=slow"].difference > 0.5
+    run_study(gpt2lab, learner)
+    effects = contrasts(tmp_path)
+    assert effects.keys() == {"rate=slow", "norm=rmsnorm", "rate=slow with norm=rmsnorm"}
+    assert effects["rate=slow"].difference > 0.5
     verdicts = json.loads((tmp_path / "reports/tiny@tiny/verdicts.json").read_text())
     assert len(verdicts["contrasts"]) == 3
 
@@ -247,11 +253,10 @@ def test_a_noise_floor_is_measured_stored_and_lent(
 
     # two seeds can now be judged, by the noise of the repeats
     rewrite(learner, "baseline: a\narms: {a: {}, numb: {model.dropout: 0.5}}\nseeds: 2\n")
-    code, said = gpt2lab("run", str(learner), "--no-tracking")
-    assert code == 0 and "noise floor: sd" in said, said
+    assert "noise floor: sd" in run_study(gpt2lab, learner)
     contrast = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
     assert contrast.word.startswith("likely worse"), contrast.verdict
-    assert "10 repeats of the recipe at tiny" in (tmp_path / "reports/tiny@tiny/report.md").read_text()
+    assert "10 repeats of the recipe at tiny" in report(tmp_path)
 
     # another software stack asks for a new one
     [file] = (tmp_path / "runs/noise").iterdir()

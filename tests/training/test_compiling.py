@@ -51,11 +51,7 @@ def test_names_and_evaluations_stay(model: GPT, tmp_path: Path) -> None:
         before = model.loss(tokens, targets)
         assert compiled(model, tmp_path) is model
         assert torch.equal(model.loss(tokens, targets), before)
-    assert (
-        list(model.state_dict())
-        == names
-        == [name for name, _ in testing.Case("norm", "layernorm").model().named_parameters()]
-    )
+    assert list(model.state_dict()) == names
     assert not list(tmp_path.iterdir())  # nothing was compiled
 
 

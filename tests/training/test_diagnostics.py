@@ -35,15 +35,8 @@ CASES = [case for slot in MODEL_SLOTS for case in testing.cases(SLOTS[slot])]
 def theirs() -> GPT2LMHeadModel:
     """A random GPT-2 with weights large enough to matter."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=3,
-        n_head=4,
-        n_embd=32,
-        n_positions=16,
-        vocab_size=97,
-        initializer_range=0.3,
-        attn_implementation="eager",
-    )
+    sizes = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 16, "vocab_size": 97}
+    config = GPT2Config(**sizes, initializer_range=0.3, attn_implementation="eager")
     return GPT2LMHeadModel(config).eval()
 
 

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from trainings import Fresh, config, spoiled, weights
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.optim import OptimConfig
-from gpt2lab.training import Diverged, StepRecord, TrainingConfig, TrainState, steps
+from gpt2lab.training import Diverged, StepRecord, TrainState, steps
 from gpt2lab.training.guard import FEWEST, SIGMAS, WINDOW, Guard
 from gpt2lab.training.precision import loss_scaler
 
-Fresh = Callable[..., TrainState]
 CPU = torch.device("cpu")
-
-
-def config(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(**({"steps": 6, "batch_tokens": 64, "device": "cpu"} | changes))
-
-
-def weights(state: TrainState) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
-
-
-@contextmanager
-def spoiled(state: TrainState, *at_calls: int) -> Iterator[None]:
-    """One gradient of the model is infinite in the backward passes of those numbers."""
-    calls = iter(range(1000))
-    handle = next(state.model.parameters()).register_hook(lambda g: g * math.inf if next(calls) in at_calls else g)
-    yield
-    handle.remove()
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from trainings import Fresh, config, spoiled, weights
 
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.optim import OptimConfig
-from gpt2lab.training import Diverged, StepRecord, TrainingConfig, TrainState, World, steps
+from gpt2lab.training import Diverged, StepRecord, TrainState, World, steps
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.loop import reseed
-
-Fresh = Callable[..., TrainState]
-
-
-def config(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(**({"steps": 6, "batch_tokens": 64, "device": "cpu"} | changes))
 
 
 def run(state: TrainState, batches: Any, optim: OptimConfig, seed: int = 7, **changes: Any) -> list[StepRecord]:
     return list(steps(state, batches, optim, config(**changes), seed=seed))
-
-
-def weights(state: TrainState) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in state.model.parameters()])
-
-
-@contextmanager
-def spoiled(state: TrainState, at_call: int, value: float) -> Iterator[None]:
-    """One gradient of the model becomes `value` in the backward pass of that number."""
-    calls = iter(range(1000))
-
-    def hook(gradient: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(gradient, value) if next(calls) == at_call else gradient
-
-    handle = next(state.model.parameters()).register_hook(hook)
-    yield
-    handle.remove()
 
 
 def test_records_count_steps_and_tokens(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
@@ -151,7 +127,7 @@ def test_a_gradient_that_is_not_finite_stops_in_its_step_with_clean_weights(
     run(reference, batches, optim, micro_batch_sequences=4)
     records: list[StepRecord] = []
     snapshot = weights(state)
-    with spoiled(state, at_call=5, value=value), pytest.raises(Diverged, match="step 3: loss") as caught:  # noqa: PT012
+    with spoiled(state, 5, value=value), pytest.raises(Diverged, match="step 3: loss") as caught:  # noqa: PT012
         for record in steps(state, batches, optim, config(micro_batch_sequences=4), seed=7):
             records.append(record)
             snapshot = weights(state)

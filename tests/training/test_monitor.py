@@ -50,19 +50,18 @@ def test_a_silent_rank_is_named_with_its_last_place() -> None:
     ranks = Ranks()
     ranks.at(7, 7, 6)
     assert ranks.verdict(9, beating=(0, 1)) is None
-    assert ranks.verdict(11, beating=(0, 1)) == "rank 2 has been silent for 11 s, last seen at step 6 in backward"
-    assert (
-        ranks.verdict(11, rank=1, beating=(0, 1)) == "rank 2 has been silent for 11 s, last seen at step 6 in backward"
-    )
+    for rank in (0, 1):
+        verdict = ranks.verdict(11, rank=rank, beating=(0, 1))
+        assert verdict == "rank 2 has been silent for 11 s, last seen at step 6 in backward"
 
 
 def test_a_rank_that_stands_still_while_others_wait_is_named() -> None:
     ranks = Ranks()
     ranks.at(7, 6, 7)
     assert ranks.verdict(9) is None
-    found = ranks.verdict(11)
-    assert found is not None
-    assert found.startswith("rank 1 has not moved for 11 s while others wait for it: at step 6 in backward")
+    assert str(ranks.verdict(11)).startswith(
+        "rank 1 has not moved for 11 s while others wait for it: at step 6 in backward"
+    )
 
 
 def test_saving_evaluating_and_the_first_step_may_take_longer() -> None:
@@ -80,10 +79,8 @@ def test_ranks_that_are_equally_far_and_all_stuck_are_all_told() -> None:
     ranks = Ranks()
     ranks.at(7, 7, 7)
     assert ranks.verdict(9) is None
-    found = ranks.verdict(11)
-    assert found is not None
-    assert found.startswith("no rank has moved for 10 s: rank 0 at step 7 in backward")
-    assert "rank 2 at step 7 in backward" in found
+    assert str(ranks.verdict(11)).startswith("no rank has moved for 10 s: rank 0 at step 7 in backward")
+    assert "rank 2 at step 7 in backward" in str(ranks.verdict(11))
     ranks.at(7, 7, 7, phase="evaluation")  # may take all of them for as long as it takes
     assert ranks.verdict(1000) is None
 
