@@ -156,7 +156,7 @@ def first_step(start: Start, job: Job) -> float:
         if len(rows) > 1:
             seconds = time.perf_counter() - began - float(rows[1]["seconds"])
         time.sleep(LOOK_SECONDS)
-    if process.returncode or seconds is None:
+    if process.wait() or seconds is None:
         raise failed(Store(job.root), job.run_id)
     return seconds
 

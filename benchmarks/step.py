@@ -15,8 +15,7 @@ from benchmarks import options as o
 from benchmarks.memory import peak_bytes
 from benchmarks.sides import Spec, Work, work_named
 from benchmarks.turns import Away, in_turns, ratio_of
-from gpt2lab.costs import costs
-from gpt2lab.peak import matmul_flops
+from gpt2lab.costs import costs, matmul_flops
 from gpt2lab.text import memory as in_units
 from gpt2lab.text import quantity
 

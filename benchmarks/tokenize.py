@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +16,9 @@ import typer
 from benchmarks import options as o
 from benchmarks.turns import ratio_of
 from gpt2lab.config import load_config
-from gpt2lab.data.encoding import Batch, Here, Pool, batches, usable_cores
-from gpt2lab.data.passing import division
-from gpt2lab.data.sources import Corpus, Stream
-from gpt2lab.data.sources import corpus as corpus_slot
+from gpt2lab.data.corpora import Corpus, Stream
+from gpt2lab.data.corpora import corpus as corpus_slot
+from gpt2lab.data.encode import Batch, batches, division, encoder, usable_cores
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, gpt2_encoding
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, NumericsFault
@@ -55,9 +53,8 @@ def measured(corpus: Choice, *, processes: int, blocks: int, block_bytes: int | 
     work, documents = _work(corpus, block_bytes or BLOCK_BYTES)
     total = sum(batch.size for batch in work)
     encoding, _ = gpt2_encoding()
-    pool: Pool | Here = Pool(choice, Path(), processes) if processes > 1 else Here(tokenizer)
-    with closing(pool):
-        mine = np.concatenate([ids for _, (ids, _) in pool.map(work)])
+    with encoder(choice, Path(), tokenizer, processes) as encode:
+        mine = np.concatenate([ids for _, (ids, _) in encode(work)])
         theirs = encoding.encode_ordinary_batch(documents, num_threads=processes)
         _compare(mine, theirs, tokenizer.separator)
         rates: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -65,7 +62,7 @@ def measured(corpus: Choice, *, processes: int, blocks: int, block_bytes: int | 
             for side in ("ours", "theirs") if block % 2 == 0 else ("theirs", "ours"):
                 began = time.perf_counter()
                 if side == "ours":
-                    for _ in pool.map(work):
+                    for _ in encode(work):
                         pass
                 else:
                     encoding.encode_ordinary_batch(documents, num_threads=processes)

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from gpt2lab.api import (
         RunResult,
         StudyResult,
+        SweepResult,
         describe_machine,
         plan,
         report,
         run_ablation,
+        run_sweep,
         scales_of,
         train,
     )
@@ -35,10 +37,9 @@ if TYPE_CHECKING:
     from gpt2lab.display import show_progress
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
     from gpt2lab.events import Event, Message, Progress
-    from gpt2lab.evidence import tokens_to
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
-    from gpt2lab.results import load_results
+    from gpt2lab.results import load_results, tokens_to
 
 __version__ = "0.1.0"
 _MODULES = {
@@ -46,10 +47,12 @@ _MODULES = {
     "gpt2lab.api": (
         "RunResult",
         "StudyResult",
+        "SweepResult",
         "describe_machine",
         "plan",
         "report",
         "run_ablation",
+        "run_sweep",
         "scales_of",
         "train",
     ),
@@ -57,10 +60,9 @@ _MODULES = {
     "gpt2lab.display": ("show_progress",),
     "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
     "gpt2lab.events": ("Event", "Message", "Progress"),
-    "gpt2lab.evidence": ("tokens_to",),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
     "gpt2lab.pretrained": ("load_gpt2", "load_model", "save_gpt2", "save_model"),
-    "gpt2lab.results": ("load_results",),
+    "gpt2lab.results": ("load_results", "tokens_to"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "Progress",
     "RunResult",
     "StudyResult",
+    "SweepResult",
     "Task",
     "build_model",
     "choose",
@@ -86,6 +89,7 @@ __all__ = [
     "plan",
     "report",
     "run_ablation",
+    "run_sweep",
     "save_gpt2",
     "save_model",
     "scales_of",

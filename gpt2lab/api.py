@@ -33,15 +33,15 @@ from gpt2lab.records import StudyRecord
 from gpt2lab.results import collect, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
 from gpt2lab.text import seconds_of
-from gpt2lab.tracking.addresses import default_uri
+from gpt2lab.tracking import open_tracker
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2lab.analysis import Verdicts
     from gpt2lab.data.files import Progress as DataProgress
+    from gpt2lab.pretrained.load import Trained
     from gpt2lab.results import StudyRun
-    from gpt2lab.trained import Trained
 
 Source = str | Path | Mapping[str, Any]
 """A YAML file, or the mapping that such a file would hold."""
@@ -87,6 +87,42 @@ class StudyResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A sweep that was worked on. `record`: what its page reads, with every trial of every search."""
+
+    name: str
+    record: Mapping[str, Any]
+    store: Store
+
+    @property
+    def best(self) -> dict[str, dict[str, Any]]:
+        """Search -> the settings of its best finished trial, by dotted key; without searches in which none finished."""
+        lower = self.record["direction"] == "minimize"
+        best = {}
+        for label, search in self.record["searches"].items():
+            finished = [trial for trial in search["trials"] if trial["outcome"] == "finished"]
+            if finished:
+                best[label] = min(finished, key=lambda t: t["value"] if lower else -t["value"])["settings"]
+        return best
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """Columns search, trial, outcome, value, and one for each setting; a row for every trial."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"search": label, "trial": trial["slot"], "outcome": trial["outcome"], "value": trial["value"]}
+            | trial["settings"]
+            for label, search in self.record["searches"].items()
+            for trial in search["trials"]
+        )
+
+    def report(self, out: str | Path = "reports") -> Path:
+        """Write the sweep's page below `out`; -> its index.html."""
+        return report(self.name, out=out, runs=self.store.root)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """One finished run."""
 
@@ -110,7 +146,7 @@ class RunResult:
 
     def load(self) -> Trained:
         """The trained model, in evaluation mode, with its tokenizer."""
-        from gpt2lab.trained import open_trained
+        from gpt2lab.pretrained.load import open_trained
 
         return open_trained(str(self.path), Store(self.path.parent))
 
@@ -155,10 +191,7 @@ def open_study(
     ablation = load_ablation(
         source, scale=scale or next(iter(scales), None), overrides=overrides, arms=arms, seeds=seeds, plugins=plugins
     )
-    try:
-        seconds = seconds_of(budget) if budget else None
-    except ValueError as error:
-        raise ConfigError(str(error), where="budget") from None
+    seconds = _seconds(budget) if budget else None
     return Study.prepare(ablation, Store(runs), jobs=jobs, machine=machine, seconds=seconds, progress=progress)
 
 
@@ -257,6 +290,58 @@ def train(
     return run_result(single, found=found)
 
 
+def run_sweep(
+    source: Source,
+    *,
+    scale: str | None = None,
+    trials: int | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    budget: str | None = None,
+    jobs: int | None = None,
+    ranks: int = 1,
+    storage: str | None = None,
+    runs: str | Path = "runs",
+    tracking: bool = True,
+    on_event: Listener = ignore,
+) -> SweepResult:
+    """Search for the best settings at one scale, until every trial has ended.
+
+    source: a YAML file, or the mapping that it would hold. trials: in all, in the place of the source's. budget: begin
+    no trial after that time, as "6h". ranks: of every run. storage: of Optuna, as sqlite:////abs/optuna.db,
+    journal:/shared/optuna.log or postgresql://user@host/db; beside the runs unless given. The others as for
+    `run_ablation`, and so are the errors.
+    """
+    from gpt2lab.experiments.sweep import SweepPlan
+    from gpt2lab.sweep.declaration import load_sweep
+    from gpt2lab.sweep.declaration import scales_of as sweep_scales
+
+    scales = () if scale else sweep_scales(source)
+    if len(scales) > 1:
+        raise ConfigError(f"several scales are declared: {', '.join(scales)}", where="scales", hint="name one: scale=")
+    replaced = {"trials": trials} if trials else {}
+    loaded = load_sweep(
+        source, scale=scale or next(iter(scales), None), overrides=overrides, replaced=replaced, plugins=plugins
+    )
+    limit = budget or loaded.declared.time_budget
+    given = f", scale={scale!r}" if scale else ""
+    call = f"gpt2lab.run_sweep({'{...}' if isinstance(source, Mapping) else repr(str(source))}{given})"
+    sweep = SweepPlan.prepare(
+        loaded, Store(runs), reproduce=call, jobs=jobs, seconds=_seconds(limit) if limit else None
+    )  # fmt: skip
+    tracker = tracker_of(sweep.store, loaded.declared.sweep) if tracking else None
+    record = sweep.train(on_event=on_event, tracker=tracker, storage=storage, nproc=ranks)
+    return SweepResult(name=str(record["name"]), record=record, store=sweep.store)
+
+
+def _seconds(budget: str) -> float:
+    """Of a time such as 6h or 45m. Raises ConfigError."""
+    try:
+        return seconds_of(budget)
+    except ValueError as error:
+        raise ConfigError(str(error), where="budget") from None
+
+
 def run_result(single: Single, *, found: bool = False) -> RunResult:
     """A finished run with its values."""
     evaluation = single.folder.evaluation(single.run.evaluation_key) or {}
@@ -278,9 +363,7 @@ def report(
     name: as `posenc`, or `posenc@nano` where it was run at several scales. force_exploratory: numbers where the page
     would refuse them, none of which is a finding. Raises ConfigError for an unknown name, DataFault.
     """
-    from gpt2lab.report import read_study, write_report
-    from gpt2lab.report.sweep.read import read_sweep
-    from gpt2lab.report.sweep.writing import write_sweep_report
+    from gpt2lab.reports import read_study, read_sweep, write_report, write_sweep_report
 
     if Store(runs).kind(name) == "sweep":
         return write_sweep_report(read_sweep(name, runs), out=Path(out))
@@ -289,15 +372,9 @@ def report(
 
 
 def tracker_of(store: Store, experiment: str) -> TrackerFactory:
-    """Makes the tracker of a study or sweep: MLflow at the address that the environment names, else beside the
-    store."""
-
-    def make() -> Any:
-        from gpt2lab.tracking.mlflow import MlflowSink
-
-        return MlflowSink(default_uri(store.root), experiment, store.root / "artifacts")
-
-    return make
+    """Makes the tracker of a study or sweep: the one that GPT2LAB_TRACKER names, else MLflow at MLFLOW_TRACKING_URI or
+    beside the store."""
+    return lambda: open_tracker(store.root, experiment)
 
 
 def reproduce(

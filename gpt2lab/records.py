@@ -261,7 +261,8 @@ class StudyRecord(Record):
     floors: dict[str, float] | None = None
     """losses of counting single tokens (`unigram`) and pairs (`bigram`) on this text"""
     noise: NoiseFloor | None = None
-    noise_command: str = "gpt2lab noise PRESET"
+    noise_command: str = ""
+    """measures the noise floor of its baseline's recipe"""
     left_out: list[str] = Field(default_factory=list)
     """what a time budget had no room for"""
     scope: Scope = Field(default_factory=Scope)

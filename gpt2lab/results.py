@@ -7,6 +7,7 @@ reason, never silently left out and never ranked.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from gpt2lab.analysis import Noise, Verdicts, compare
 from gpt2lab.analysis.best_rate import Search
 from gpt2lab.analysis.compare import MARGIN
-from gpt2lab.analysis.documents import document_error, effective_documents
+from gpt2lab.analysis.scaling import Reach, reach
+from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.records import Bracket, Effect, RateTrial, Record, Scope, StudyRecord, Tuned
 from gpt2lab.store import Store
@@ -466,3 +468,34 @@ def curve_of(store: Store, run: StudyRun, metric: str) -> tuple[list[float], lis
         return [], []
     points = [(row["tokens"], row["metrics"][metric]) for row in store.run(run.id).rows() if metric in row["metrics"]]
     return [float(tokens) for tokens, _ in points], [float(value) for _, value in points]
+
+
+def usable_values(study: Study, runs: Sequence[StudyRun], arm: str) -> list[float]:
+    """Final values of an arm's runs that did not fail."""
+    ceiling = failure_ceiling(study)
+    return [run.value for run in runs if run.arm == arm and run.value is not None and run.value < ceiling]
+
+
+def budget_losses(study: Study, runs: Sequence[StudyRun], store: Store, arm: str) -> dict[float, list[float]]:
+    """Tokens -> final losses of one arm, its own runs and those at other budgets; failed runs are left out."""
+    entry = study["arms"][arm]
+    found = {float(entry["tokens"]): usable_values(study, runs, arm)}
+    for point in entry.get("curve") or []:
+        others = []
+        for seed, run in point["runs"].items():
+            with contextlib.suppress(DataFault):
+                others.append(read_run(study, store, arm, int(seed), run))
+        found[float(point["tokens"])] = usable_values(study, others, arm)
+    return {tokens: values for tokens, values in found.items() if values}
+
+
+def tokens_to(name: str, loss: float, root: str | Path = "runs") -> dict[str, Reach]:
+    """Training tokens at which each arm of a study reaches `loss`, read off runs that finished their own schedules.
+
+    Needs final losses at two budgets or more (`budget_curve`); an arm without them has a reason in the place of a
+    value. Raises ConfigError for an unknown study.
+    """
+    store = Store(root)
+    study = cleaned(store.study(name))
+    runs = collect(study, store)
+    return {arm: reach(budget_losses(study, runs, store, arm), loss) for arm in study["arms"]}

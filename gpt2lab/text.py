@@ -115,6 +115,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def time_taken(seconds: float) -> str:
+    """`44 seconds`, `6.6 minutes`, `12.3 hours`."""
+    for size, name in ((3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
 _SPECIAL = re.compile(r"[\\`*_{}\[\]~|]|^[-+#=]|^\d+(?=[.)]\s)")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 

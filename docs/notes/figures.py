@@ -1,6 +1,6 @@
 """Draw the figures of the notes from measures.py:  python docs/notes/figures.py [NAME ...]
 
-Each function draws one file beside this one. The look is that of the reports (gpt2lab/report/svg.py).
+Each function draws one file beside this one. The look is that of the reports (gpt2lab/reports/style.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 
-from gpt2lab.report.svg import ARMS, BASELINE, INK, MUTED, drawing
+from gpt2lab.reports.style import ARMS, BASELINE, INK, MUTED, drawing
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent

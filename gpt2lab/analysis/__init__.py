@@ -1,7 +1,7 @@
-"""From final values to verdicts: statistics, the words they allow, and `compare`, which joins the two. No torch."""
+"""From final values to verdicts: `compare` reads a table, judges the contrasts of its arms and words the result."""
 
-from gpt2lab.analysis.compare import Verdicts, compare
-from gpt2lab.analysis.prose import in_words
-from gpt2lab.analysis.verdicts import Arm, Contrast, Noise
+from gpt2lab.analysis.compare import compare
+from gpt2lab.analysis.verdicts import Arm, Contrast, Noise, Verdicts
+from gpt2lab.analysis.wording import in_words
 
 __all__ = ["Arm", "Contrast", "Noise", "Verdicts", "compare", "in_words"]

@@ -1,49 +1,52 @@
-"""The difference between arms at each one's own best learning rate, judged from what a search of rates has seen.
+"""The difference between arms at their best learning rates, given the trials of a search; and what would narrow it.
 
-A search tries a few rates and picks the best of them: on a grid, and by noisy losses. So the arm is judged somewhat
-beside its best rate, by an amount that no number of further seeds at that rate reveals. Two arms that are equal at
-their own best would then differ: at octaves between rates and ten quiet seeds, in two thirds of studies.
+A search tries a few rates and picks the best: on a grid, and by noisy losses. So each arm is judged somewhat beside its
+best rate, by an amount that no number of further seeds at that rate reveals. Two arms that are equal at their best
+rates would then differ: at octaves between rates and ten quiet seeds, in two thirds of studies.
 
 Here each arm has a curve: two half parabolas over the rate's octaves that meet at the best rate, through the trials and
-the runs at the rate that was picked. The place of the best rate, the steepness and how lopsided the curve is are all
-unknown; every lowest loss counts as possible for which some such curve fits (a profile likelihood). The interval of the
-difference between two lowest losses is then at least as wide as that between the rates that were picked. Simulated in
-the self-test over steepness, noise, seeds and lopsidedness.
+the runs at the chosen rate. The best rate, the steepness and the lopsidedness are unknown; every lowest loss for which
+some such curve fits counts as possible (a profile likelihood). The interval of the difference between two lowest losses
+is at least as wide as that at the chosen rates. The self-test simulates it over steepness, noise, seeds and shapes.
 
-Shapes: P points of a curve, S places of its lowest point, L lowest losses.
+Shapes: P points of a curve, S candidate best rates, L candidate lowest losses.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from gpt2lab.analysis.calibration import degrees, nominal_level
+from gpt2lab.text import plural
 
 Array = NDArray[np.float64]
 
 PLACES = 61
-"""Places between the outermost trials at which the best rate may lie."""
+"""Candidate positions of the best rate between the outermost trials."""
 LOPSIDED = np.array([-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.98])
 """(right - left) / (right + left) steepness: from nine times as steep below the best rate to 99 times above."""
 EXPECTED = 0.6
-"""Standard deviation of that, where it is negative, before any trial is seen. Losses rise faster towards divergence, so
-any positive value is as good as another."""
+"""Prior standard deviation of that, where it is negative. Losses rise faster towards divergence, so any positive value
+is as good as another."""
 CONFUSED = 4.0
-"""Trials within so many standard deviations of the best one could be the best but for noise."""
+"""Trials within this many standard deviations of the best one could be the best but for noise."""
 BESIDE = 2
-"""Trials on either side of the picked rate that are used in any case; further ones tell of other parts of the curve."""
+"""Trials on either side of the chosen rate that are always used; further ones belong to other parts of the curve."""
 STEPS = 500
-"""Losses on either side of an arm's mean at which its curve is tried."""
+"""Candidate lowest losses on either side of an arm's mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One arm's search: `tried` settings with their final losses, and which one was `chosen`; in octaves for rates.
-    At `diverged` settings nothing was learned: they bound where the best one may lie."""
+    """One arm's search: `tried` settings with their final losses, and the `chosen` one; rates are in octaves. The best
+    setting does not lie beyond `diverged` ones."""
 
     tried: tuple[float, ...]
     losses: tuple[float, ...]
@@ -60,11 +63,11 @@ class WeightedArm:
     search: Search | None
 
 
-class OwnBest:
-    """A sum of weights x lowest losses, and how well each value of it agrees with all that was seen."""
+class BestRateDifference:
+    """A sum of weights x lowest losses of several arms, and its profile likelihood."""
 
     def __init__(self, arms: Sequence[WeightedArm], sizes: Sequence[int] = ()) -> None:
-        """sizes: seeds per arm in the place of those that there are, to see what more of them would bring."""
+        """sizes: seeds per arm to assume in place of the actual ones, to forecast the effect of more of them."""
         spreads = np.array([arm.losses.var(ddof=1) for arm in arms])
         variances = np.maximum(spreads, 1e-6 * spreads.max())  # equal values cannot be infinitely sure
         self._arms = list(zip(arms, variances, sizes or [len(arm.losses) for arm in arms], strict=True))
@@ -75,26 +78,21 @@ class OwnBest:
             abs(arm.weight) * float(np.ptp(_near(arm.search, math.sqrt(variance))[1]))
             for arm, variance, _ in self._arms
             if arm.search
-        )  # no lowest loss lies further below what was seen
-        self._known: dict[float, tuple[float, float]] = {}
+        )  # no lowest loss lies further below the trials
+        self._intervals: dict[float, tuple[float, float]] = {}
 
     def interval(self, critical: float) -> tuple[float, float]:
         """The values whose distance is at most `critical`."""
         if not math.isfinite(critical):
             return -math.inf, math.inf
-        if critical not in self._known:
-            self._known[critical] = self._interval(critical)
-        return self._known[critical]
+        if critical not in self._intervals:
+            self._intervals[critical] = self._interval(critical)
+        return self._intervals[critical]
 
     def _interval(self, critical: float) -> tuple[float, float]:
         at, distance = self._distances(1.5 * critical * self._se + self._reach)
         inside = at[distance <= critical]
         return (float(inside[0]), float(inside[-1])) if len(inside) else (self.difference, self.difference)
-
-    @property
-    def estimate(self) -> float:
-        """The value that agrees best with all that was seen."""
-        return sum(self.interval(0.05)) / 2
 
     def distance(self, value: float) -> float:
         """How far the data are from a true difference of `value`, in standard errors: a t statistic."""
@@ -110,19 +108,19 @@ class OwnBest:
 
 
 def _least_sum(a: Array, b: Array) -> Array:
-    """The least a + b over all ways to share a difference out between two arms.  (L,), (L,) -> (L,)"""
-    middle, found = len(a) // 2, np.full(len(a), np.inf)
-    for i, one in enumerate(a):  # a[i] takes i - middle steps of the difference, b the rest
+    """The least a + b over all ways to divide a difference between two arms.  (L,), (L,) -> (L,)"""
+    middle, least = len(a) // 2, np.full(len(a), np.inf)
+    for i, deviance in enumerate(a):  # a[i] takes i - middle steps of the difference, b the rest
         shift = i - middle
         low, high = max(0, shift), min(len(a), len(a) + shift)
-        found[low:high] = np.minimum(found[low:high], one + b[low - shift : high - shift])
-    return found
+        least[low:high] = np.minimum(least[low:high], deviance + b[low - shift : high - shift])
+    return least
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Curves:
-    """Every curve that is tried for one arm with each of some lowest losses. All fields but `places` (S,) are
-    (lopsidedness, S, L), or broadcast to that."""
+    """The candidate curves of one arm for each of several lowest losses. All fields but `places` (S,) have the shape
+    (lopsidedness, S, L), or broadcast to it."""
 
     places: Array
     lopsided: Array
@@ -144,7 +142,7 @@ def _curves(arm: WeightedArm, search: Search, variance: float, n: int, bottoms: 
     products = [(weights * side) @ above for side in sides]  # (S, L)
     left, right = (np.maximum(p, 0.0) / np.maximum(q, 1e-300) for p, q in zip(products, squares, strict=True))
     fitted = np.clip((right - left) / np.maximum(right + left, 1e-300), LOPSIDED[0], LOPSIDED[-1])
-    # each lopsidedness, and the one that the trials on both sides show: quiet trials leave no other
+    # each lopsidedness, and the one fitted to the trials on both sides, which quiet trials determine
     lopsided = np.concatenate([np.broadcast_to(LOPSIDED[:, None, None], (len(LOPSIDED), *fitted.shape)), fitted[None]])
     product = (1 - lopsided) * products[0] + (1 + lopsided) * products[1]
     square = (1 - lopsided) ** 2 * squares[0] + (1 + lopsided) ** 2 * squares[1]
@@ -163,8 +161,8 @@ def _deviance(arm: WeightedArm, variance: float, n: int, offsets: Array) -> Arra
 
 
 def closer(arm: WeightedArm) -> Search:
-    """The arm's search with one more trial halfway to each neighbour of the chosen setting, with the losses that the
-    best curve has there: what a closer search would see if the curve is as it looks now."""
+    """The arm's search with a further trial halfway to each neighbour of the chosen setting, whose losses are predicted
+    by the best fitting curve."""
     search = arm.search
     assert search is not None
     tried, highest = np.asarray(search.tried), max(*search.losses, float(arm.losses.mean()))
@@ -183,7 +181,7 @@ def closer(arm: WeightedArm) -> Search:
 
 
 def _near(search: Search, sd: float) -> tuple[Array, Array]:
-    """The trials that a curve is drawn through: those that noise could confuse with the best, and those beside it."""
+    """The trials that a curve is fitted to: those that noise could confuse with the best, and its neighbours."""
     order = np.argsort(search.tried)
     at, losses = np.asarray(search.tried)[order], np.asarray(search.losses)[order]
     confused = np.flatnonzero(losses <= losses.min() + CONFUSED * sd)
@@ -194,15 +192,15 @@ def _near(search: Search, sd: float) -> tuple[Array, Array]:
     return at[first : last + 1], losses[first : last + 1]
 
 
-def _ends(search: Search, at: Array) -> tuple[float, float]:
-    """Between which settings the best one may lie: those of the curve, or up to a diverged one where nothing finite was
-    tried between."""
-    low, high = float(at.min()), float(at.max())
+def _ends(search: Search, fitted: Array) -> tuple[float, float]:
+    """The range of the best setting: that of the fitted trials, or up to a diverged one where no finite trial lies
+    between."""
+    low, high = float(fitted.min()), float(fitted.max())
     below = max((d for d in search.diverged if d < low), default=low)
     above = min((d for d in search.diverged if d > high), default=high)
     return (
-        low if any(below < one < low for one in search.tried) else below,
-        high if any(high < one < above for one in search.tried) else above,
+        low if any(below < at < low for at in search.tried) else below,
+        high if any(high < at < above for at in search.tried) else above,
     )
 
 
@@ -212,3 +210,82 @@ def _last(values: ArrayLike) -> Array:
 
 def _first(values: ArrayLike) -> Array:
     return np.unique(values)[:BESIDE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A possible next step for a contrast. `seconds` of training over all its arms."""
+
+    what: str
+    halfwidth: float
+    """of the contrast's interval afterwards, if spreads and curves stay as estimated"""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorBudget:
+    """The half-width of a contrast's interval, by source (see Contrast.halfwidths), and the possible next steps.
+
+    Few seeds, a coarse search of the learning rate and the validation text each add to it, and more seeds do not help
+    against the other two.
+    """
+
+    halfwidth: float
+    sources: Mapping[str, float]
+    steps: Sequence[Step]
+
+    @property
+    def best(self) -> Step | None:
+        """The step that narrows the interval most per second; None where nothing does."""
+        gains = [((1 - s.halfwidth / self.halfwidth) / s.seconds, s) for s in self.steps if s.seconds > 0]
+        return max((pair for pair in gains if pair[0] > 0), key=lambda pair: pair[0], default=(0, None))[1]
+
+    def told(self) -> str:
+        """The best next step as a phrase; "" where none helps."""
+        if self.sources.get("text", 0.0) > self.halfwidth:
+            return "more validation text (`evaluation.tokens`): it is the largest part and costs no training"
+        step = self.best
+        if step is None:
+            return ""
+        return f"{step.what}: {100 * (1 - step.halfwidth / self.halfwidth):.0f} % narrower for {_time(step.seconds)}"
+
+
+def error_budget(
+    arms: Sequence[WeightedArm], sources: Mapping[str, float], seconds: Sequence[float], *, level: float,
+    more: int = 1, next_level: float | None = None,
+) -> ErrorBudget:  # fmt: skip
+    """The error budget of one contrast whose interval has the level 1 - level.
+
+    seconds: of one run of each arm. more: seeds that the next look, at `next_level`, adds to every arm; 0 if none.
+    """
+    now = _halfwidth(arms, [len(arm.losses) for arm in arms], level)
+    grown = [len(arm.losses) + more for arm in arms]
+    after = _halfwidth(arms, grown, next_level or level) if more else now
+    steps = [Step(what=f"{plural(more, 'more seed')} per arm", halfwidth=after, seconds=more * sum(seconds))]
+    searched = [(arm, each) for arm, each in zip(arms, seconds, strict=True) if arm.search]
+    if searched:
+        finer = [replace(arm, search=closer(arm)) if arm.search else arm for arm in arms]
+        after = _halfwidth(finer, [len(arm.losses) for arm in arms], level)
+        what = "rates between the best one and its neighbours"
+        steps.append(Step(what=what, halfwidth=after, seconds=2 * sum(each for _, each in searched)))
+    return ErrorBudget(halfwidth=now, sources=sources, steps=steps)
+
+
+def _halfwidth(arms: Sequence[WeightedArm], sizes: Sequence[int], level: float) -> float:
+    """Of the interval with this many seeds per arm, at the present spreads."""
+    parts = np.array([a.weight**2 * a.losses.var(ddof=1) / n for a, n in zip(arms, sizes, strict=True)])
+    if not parts.sum() > 0:
+        return math.nan
+    df = degrees(parts / parts.sum(), sizes)
+    critical = float(-special.stdtrit(df, nominal_level(level, sizes) / 2))
+    half = critical * math.sqrt(parts.sum())
+    if not any(arm.search for arm in arms):
+        return half
+    low, high = BestRateDifference(arms, sizes).interval(critical)
+    return max(half, (high - low) / 2)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s of training"
+    return f"{seconds / 60:.0f} minutes of training" if seconds < 5400 else f"{seconds / 3600:.1f} hours of training"

@@ -1,14 +1,13 @@
 """Critical values of Welch's test that hold whatever the arms' spreads are.
 
-Welch's test estimates its degrees of freedom from the spreads that it sees. Where few seeds of one arm happen to lie
-close together, it takes that arm for quiet and rejects too easily: three seeds against fifty, both equally noisy,
-"differ" at the level 0.005 in 2.6 % of cases. Here the exact chance of that is computed, for every share of the noise
-that either arm may have, and the worst of them, times SKEWED, is the p value that is reported. So p is valid at any
-number of seeds and any ratio of spreads; other noise than Gaussian is simulated in the self-test.
+Welch's test estimates its degrees of freedom from the observed spreads. Where few seeds of one arm happen to lie close
+together, it underestimates that arm's noise and rejects too easily: three seeds against fifty, both equally noisy,
+"differ" at the level 0.005 in 2.6 % of cases. Here the exact rejection probability is computed for every share of the
+noise that either arm may have, and the largest of them, times SKEWED, is the reported p value. So p is valid at any
+number of seeds and any ratio of spreads; noise other than Gaussian is simulated in the self-test.
 
-How the chance is computed: given which share of the observed noise each arm has, the statistic is a multiple of
-Student's t with all degrees of freedom together (Wang 1971, Journal of the American Statistical Association 66:605), so
-one integral over that share is left.
+Given each arm's share of the observed noise, the statistic is a multiple of Student's t with all degrees of freedom
+together (Wang 1971, Journal of the American Statistical Association 66:605), which leaves one integral over that share.
 
 Shapes: S shares of the true noise, K points of the integral, A arms, L levels.
 """
@@ -33,7 +32,7 @@ POINTS = 120
 DRAWN = 1024
 """Points for more arms (Sobol)."""
 LEVELS = np.exp(np.linspace(np.log(1e-12), 0.0, 70))
-"""Nominal levels at which the exact chance is computed; between them it is interpolated."""
+"""Nominal levels at which the exact probability is computed; between them it is interpolated."""
 LOGITS = np.linspace(-9.0, 9.0, 73)
 """Shares of the noise that the first of two arms may have, as log odds."""
 PARTS = (0.0, 0.01, 0.1, 1.0)
@@ -43,8 +42,8 @@ PARTS = (0.0, 0.01, 0.1, 1.0)
 def exponent(sizes: Sequence[int]) -> float:
     """How strongly the larger share of the noise decides the degrees of freedom.
 
-    2, Welch's own, unless one arm has more than twice the seeds of another; then less, because Welch's own would lose
-    more power by being calibrated: with 3 and 50 seeds it would find less than with 3 and 3.
+    2 as in Welch's test, unless one arm has more than twice the seeds of another; then less, because the calibrated
+    test would otherwise lose power: with 3 and 50 seeds it would find less than with 3 and 3.
     """
     return float(2.0 * min(1.0, 2.0 * min(sizes) / max(sizes)) ** 0.75)
 
@@ -59,7 +58,7 @@ def degrees(shares: ArrayLike, sizes: Sequence[int]) -> Array:
 
 
 def valid_p(nominal: ArrayLike, sizes: Sequence[int]) -> Array:
-    """The chance, at the worst ratio of spreads, of a nominal two-sided p as small as this.  (...) -> (...)"""
+    """The probability, at the worst ratio of spreads, of a nominal two-sided p this small.  (...) -> (...)"""
     levels, chances = _table(tuple(sizes))
     p = np.asarray(nominal, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -67,7 +66,7 @@ def valid_p(nominal: ArrayLike, sizes: Sequence[int]) -> Array:
 
 
 def nominal_level(level: ArrayLike, sizes: Sequence[int]) -> Array:
-    """The nominal level at which the test has this level at the worst ratio of spreads.  (...) -> (...)"""
+    """The nominal level at which the test has the level `level` at the worst ratio of spreads.  (...) -> (...)"""
     levels, chances = _table(tuple(sizes))
     wanted = np.asarray(level, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -75,23 +74,23 @@ def nominal_level(level: ArrayLike, sizes: Sequence[int]) -> Array:
 
 
 def power(effect: float, sizes: Sequence[int], weights: Sequence[float] = (1.0, -1.0), *, alpha: float = 0.05) -> float:
-    """Chance that a true sum of weights x means of `effect` sd is found with its right sign, all arms equally noisy."""
+    """Probability of finding a true sum of weights x means of `effect` sd with its sign, all arms equally noisy."""
     parts = np.asarray(weights, dtype=np.float64) ** 2 / np.asarray(sizes, dtype=np.float64)
     points, chance = _points(tuple(sizes))
     bar, freedom = _bars(parts / parts.sum(), points, sizes, nominal_level(alpha, sizes))
-    found = stats.nct.sf(bar, freedom, effect / np.sqrt(parts.sum()))
-    return float(np.nan_to_num(found, nan=0.0) @ chance)
+    rejected = stats.nct.sf(bar, freedom, effect / np.sqrt(parts.sum()))
+    return float(np.nan_to_num(rejected, nan=0.0) @ chance)
 
 
 def _interpolated(x: Array, at: Array, values: Array) -> Array:
-    """Linear, beyond the lowest point with the slope found there."""
+    """Linear, extrapolated below the lowest point."""
     slope = (values[1] - values[0]) / (at[1] - at[0])
     return np.asarray(np.where(x < at[0], values[0] + slope * (x - at[0]), np.interp(x, at, values)))
 
 
 @functools.lru_cache(maxsize=256)
 def _table(sizes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Nominal levels, and SKEWED x the chance of each at the worst ratio of spreads.  -> (L,), (L,)"""
+    """Nominal levels, and SKEWED x the actual level of each at the worst ratio of spreads.  -> (L,), (L,)"""
     if tuple(sorted(sizes)) != sizes:
         return _table(tuple(sorted(sizes)))
     points, chance = _points(sizes)
@@ -106,7 +105,7 @@ def _table(sizes: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _bars(shares: Array, points: Array, sizes: Sequence[int], level: Array) -> tuple[Array, int]:
-    """What Student's t must pass, given the observed shares, for the test to reject at a nominal `level`.
+    """The value that Student's t must exceed, given the observed shares, to reject at a nominal `level`.
 
     shares (A,) of the true noise, points (K, A), level () or (L, 1) -> (K,) or (L, K); and its degrees of freedom.
     """
@@ -119,7 +118,7 @@ def _bars(shares: Array, points: Array, sizes: Sequence[int], level: Array) -> t
 
 @functools.lru_cache(maxsize=64)
 def _points(sizes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Each arm's share of the sum of squares, were all equally noisy, with its chance.  -> (K, A), (K,)"""
+    """Each arm's share of the sum of squares if all were equally noisy, with its probability.  -> (K, A), (K,)"""
     if len(sizes) == 2:
         first, second = ((size - 1) / 2 for size in sizes)
         nodes, chance = special.roots_jacobi(POINTS, second - 1, first - 1)

@@ -1,100 +1,29 @@
-"""`compare`: a table of final values in, a verdict in words for every contrast out."""
+"""`compare`: a table of final values in, a judged contrast for every pair out; and the checks of its arguments."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
 
-from gpt2lab.analysis import arguments, metrics
+from gpt2lab.analysis import metrics
 from gpt2lab.analysis.best_rate import Search
-from gpt2lab.analysis.judging import judge
-from gpt2lab.analysis.looks import declared_looks, extendable_looks, judge_looks
+from gpt2lab.analysis.judging import judge, judge_looks
+from gpt2lab.analysis.planning import declared_looks, extendable_looks
 from gpt2lab.analysis.rows import Source, Value
 from gpt2lab.analysis.table import in_order, read, refuse_copies
-from gpt2lab.analysis.verdicts import Arm, Contrast, Declared, Noise, Terms, TextNoise, as_json
+from gpt2lab.analysis.verdicts import FEWEST, Arm, Declared, Noise, Terms, TextNoise, Verdicts
 from gpt2lab.errors import ConfigError, Problem, unknown
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MARGIN = 0.05
 """A run that ends less than this below the unigram cross-entropy, in nats, has learned nothing: it failed."""
 
 SHARED_RATE = "at the shared rate"
 
-Asked = Sequence[str] | Mapping[str, Any]
-"""A contrast as declared: two arms, or the weights of several."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdicts:
-    """The judged contrasts of one study; `str()` gives one line for each."""
-
-    contrasts: tuple[Contrast, ...]
-    arms: tuple[Arm, ...]
-    baseline: str
-    smallest_effect: float
-    alpha: float
-    unit: str
-    metric: str | None
-    """None for the column `value`"""
-    higher_is_better: bool
-    scope: tuple[str, ...]
-    """where it holds: size, tokens, data, optimizer; whether all arms shared one rate"""
-    caveat: str | None
-    extendable: bool = False
-    """whether the level includes seeds that may be added after a verdict"""
-    dropped: int = 0
-    """contrasts that were declared once and still count"""
-
-    @property
-    def members(self) -> int:
-        """Contrasts that the family is adjusted for."""
-        return len(self.contrasts) + self.dropped
-
-    @property
-    def provided(self) -> str:
-        """What the error rates take for granted."""
-        if self.extendable:
-            return "with the seeds that may be added later"
-        return "provided that the table lists every run and that nobody looked at it before the last one"
-
-    def __str__(self) -> str:
-        if not self.contrasts:
-            return f"no contrast: the table holds no arm beside '{self.baseline}'"
-        return "\n".join(f"{c.arm} against {c.against}: {c.verdict}" for c in self.contrasts)
-
-    @property
-    def read_as(self) -> str:
-        """`val/loss at the last step, lower is better, unit nats`: how the values were read."""
-        at = " at the last step" if any(arm.end is not None for arm in self.arms) else ""
-        better = "higher" if self.higher_is_better else "lower"
-        return f"{self.metric or 'value'}{at}, {better} is better, unit {self.unit}"
-
-    def table(self) -> pd.DataFrame:
-        """One row per contrast: every number, the word, and the p value of each sensitivity estimator."""
-        rows = []
-        for contrast in self.contrasts:
-            row = asdict(contrast)
-            others = row.pop("sensitivity")
-            row["notes"] = "; ".join(row["notes"])
-            rows.append(
-                row | {f"p_{n}": others.get(n, {}).get("p", math.nan) for n in ("paired", "blocked", "permutation")}
-            )
-        import pandas as pd  # here and not above: plans need words, not frames, and it takes a quarter of a second
-
-        return pd.DataFrame(rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps(..., allow_nan=False)`; numbers that are not finite are null."""
-        arms = [asdict(arm) | {"n": arm.n, "mean": arm.mean, "sd": arm.sd} for arm in self.arms]
-        own = ("baseline", "smallest_effect", "alpha", "unit", "metric", "higher_is_better", "scope", "caveat")
-        record = {name: getattr(self, name) for name in own}
-        plain: dict[str, Any] = as_json(record | {"arms": arms, "contrasts": [asdict(c) for c in self.contrasts]})
-        return plain
+DeclaredContrast = Sequence[str] | Mapping[str, Any]
+"""Two arms, or the weights of several."""
 
 
 def compare(
@@ -107,7 +36,7 @@ def compare(
     arm: str | None = None,
     seed: str | None = None,
     value: str | None = None,
-    contrasts: Sequence[Asked] | None = None,
+    contrasts: Sequence[DeclaredContrast] | None = None,
     unigram: float | None = None,
     noise: Noise | None = None,
     exploratory: Mapping[str, str] | None = None,
@@ -128,7 +57,7 @@ def compare(
     unit: str | None = None,
     higher_is_better: bool | None = None,
 ) -> Verdicts:
-    """Judge every arm against the baseline (or the declared `contrasts`), as one family.
+    """Judge every arm against the baseline (or the declared `contrasts`) as one family.
 
     frame:           DataFrame, CSV file or list of rows with the columns arm, seed (or run) and value (or `metric`);
                      a blank value is a run without a result, NaN or infinity a failed one. A column not_comparable
@@ -138,9 +67,9 @@ def compare(
                      there, and thus a failure. Or a table that Weights & Biases exports.
     arm, seed, value: the columns that hold them, where they have other names; those of MLflow with or without prefix.
     smallest_effect: X, the smallest difference that matters, in the metric's unit; declared before looking.
-    contrasts:       declared before looking; the family that Holm's adjustment covers. Pairs (arm, against), or
+    contrasts:       declared before looking; the family of Holm's adjustment. Pairs (arm, against), or
                      mappings {"arm", "against", "weights"} of a weighted sum of arms, such as a main effect.
-    unigram:         cross-entropy in nats that letter frequencies alone reach: a run not at least 0.05 below it failed.
+    unigram:         cross-entropy in nats of token frequencies alone: a run not at least 0.05 below it failed.
     noise:           repeats of the baseline, to borrow from when an arm has one or two seeds, and to plan by.
     exploratory, not_comparable: arm -> why its contrasts may claim nothing, or cannot be compared.
     screen:          the whole study is a screen; nothing in it is a finding.
@@ -152,17 +81,17 @@ def compare(
     late:            (arm, against) -> why that contrast alone may claim nothing.
     dropped:         contrasts that were declared before results were seen and are no longer compared: they stay members
                      of the family.
-    searches:        arm -> the search that its learning rate is from; differences are then at each arm's own best rate.
+    searches:        arm -> the search that its learning rate is from; differences are then at each arm's best rate.
     text:            (arm, against) -> the standard error of the difference over validation documents.
     force_exploratory: show numbers where arms are not comparable, and claim nothing.
-    sensitivity:     compute other estimators beside; they decide no word and take most of the time.
+    sensitivity:     compute other estimators as well; they decide no verdict and take most of the time.
     scope, at_shared_rate, caveat: what each sentence ends with.
     unit:            of the metric, where its name does not tell: see metrics.py.
     higher_is_better: which way the metric is better, where its name does not tell. The column `value` is a loss in
-                     nats, lower is better, unless told otherwise.
-    Raises ConfigError for a table or arguments that cannot mean anything.
+                     nats, lower is better, unless stated otherwise.
+    Raises ConfigError for a table or arguments that make no sense.
     """
-    arguments.check(locals())
+    _check(locals())
     given = read(frame, metric, arm=arm, seed=seed, value=value)
     table, named = in_order(given) if looks else given.runs, given.metric
     reading = metrics.reading(named, higher_is_better, unit)
@@ -173,9 +102,11 @@ def compare(
         raise ConfigError(what, where="unigram", hint="leave it out")
     if baseline not in table:
         raise ConfigError(unknown("baseline", baseline, table), hint=f"baseline={next(iter(table))!r}")
-    declared = [Declared.pair(a, baseline) for a in table if a != baseline] if contrasts is None else _asked(contrasts)
-    for name in [name for one in declared for name in one.weights if name not in table]:
-        table[name] = {}  # declared, but not one row yet
+    declared = (
+        [Declared.pair(a, baseline) for a in table if a != baseline] if contrasts is None else _declared(contrasts)
+    )
+    for name in [name for contrast in declared for name in contrast.weights if name not in table]:
+        table[name] = {}  # declared, but without a row yet
     reasons = {"exploratory": exploratory or {}, "not_comparable": not_comparable or {}}
     absent = [Problem(key, unknown("arm", arm, table)) for key, of in reasons.items() for arm in of if arm not in table]
     if absent:
@@ -239,16 +170,17 @@ def _arm(name: str, runs: Mapping[str, Value], unigram: float | None, end: float
     return Arm(name=name, values=good, failed=len(present) - len(good), missing=len(runs) - len(present), end=end)
 
 
-def _asked(contrasts: Sequence[Asked]) -> list[Declared]:
+def _declared(contrasts: Sequence[DeclaredContrast]) -> list[Declared]:
     if isinstance(contrasts, str) or not isinstance(contrasts, Sequence):
         raise ConfigError(f"a list of contrasts is expected, not {contrasts!r:.60}", where="contrasts")
-    found: list[Declared] = []
+    declared: list[Declared] = []
     for contrast in contrasts:
-        one = _effect(contrast) if isinstance(contrast, Mapping) else _pair(contrast)
-        if any(_same(one, other) for other in found):
-            raise ConfigError(f"{one.arm} and {one.against} are compared twice", where="contrasts")
-        found.append(one)
-    return found
+        new = _effect(contrast) if isinstance(contrast, Mapping) else _pair(contrast)
+        turned = {name: -weight for name, weight in new.weights.items()}
+        if any(dict(other.weights) in (dict(new.weights), turned) for other in declared):
+            raise ConfigError(f"{new.arm} and {new.against} are compared twice", where="contrasts")
+        declared.append(new)
+    return declared
 
 
 def _pair(contrast: Sequence[str]) -> Declared:
@@ -261,7 +193,7 @@ def _pair(contrast: Sequence[str]) -> Declared:
 def _effect(contrast: Mapping[str, Any]) -> Declared:
     arm, against, given = (contrast.get(key) for key in ("arm", "against", "weights"))
     named = isinstance(arm, str) and isinstance(against, str)
-    if not named or not isinstance(given, Mapping) or not all(map(arguments.number, given.values())):
+    if not named or not isinstance(given, Mapping) or not all(map(_number, given.values())):
         what = "a mapping has arm, against and weights, as {'rotary': 1.0, 'learned': -1.0}"
         raise ConfigError(f"{what}; not {dict(contrast)!r:.90}", where="contrasts")
     weights = {str(name): float(weight) for name, weight in given.items()}
@@ -271,6 +203,72 @@ def _effect(contrast: Mapping[str, Any]) -> Declared:
     return Declared(arm=str(arm), against=str(against), weights=weights)
 
 
-def _same(one: Declared, other: Declared) -> bool:
-    turned = {name: -weight for name, weight in other.weights.items()}
-    return dict(one.weights) in (dict(other.weights), turned)
+# Arguments.
+
+
+def _number(x: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _count(x: Any) -> bool:
+    return isinstance(x, Integral) and not isinstance(x, bool)
+
+
+def _optional(*types: type) -> Callable[[Any], bool]:
+    return lambda x: x is None or isinstance(x, types)
+
+
+def _looks(x: Any) -> bool:
+    if x is None:
+        return True
+    if not isinstance(x, Sequence) or not all(map(_count, x)):
+        return False
+    return all(n >= FEWEST for n in x) and all(n < later for n, later in itertools.pairwise(x))
+
+
+def _reasons(x: Any) -> bool:
+    reasons = isinstance(x, Mapping) and all(isinstance(k, str) and isinstance(v, str | None) for k, v in x.items())
+    return x is None or reasons
+
+
+_COLUMN = ("the name of a column is expected", _optional(str))
+_REASONS = ("a reason for each arm, as {'rotary': 'other data'}, is expected", _reasons)
+_BY_PAIR = ("a mapping from (arm, against) is expected", _optional(Mapping))
+_FLAG = ("True or False is expected", lambda x: isinstance(x, bool))
+KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "baseline": ("the name of an arm is expected", lambda x: isinstance(x, str)),
+    "smallest_effect": ("a positive difference is expected", lambda x: _number(x) and x > 0),
+    "alpha": ("a level between 0 and 0.5 is expected", lambda x: _number(x) and 0 < x < 0.5),
+    "metric": ("a name is expected", _optional(str)),
+    "arm": _COLUMN,
+    "seed": _COLUMN,
+    "value": _COLUMN,
+    "unigram": ("a loss in nats is expected", lambda x: x is None or _number(x)),
+    "noise": ("a Noise is expected", _optional(Noise)),
+    "exploratory": _REASONS,
+    "not_comparable": _REASONS,
+    "looks": (f"rising numbers of seeds are expected, from {FEWEST} on", _looks),
+    "extendable": _FLAG,
+    "baseline_seeds": ("a number of seeds is expected", lambda x: x is None or (_count(x) and x > 0)),
+    "dropped": ("a number of contrasts is expected", lambda x: _count(x) and x >= 0),
+    "late": _BY_PAIR,
+    "searches": ("a mapping from arms is expected", _optional(Mapping)),
+    "text": _BY_PAIR,
+    "screen": _FLAG,
+    "force_exploratory": _FLAG,
+    "sensitivity": _FLAG,
+    "at_shared_rate": _FLAG,
+    "higher_is_better": ("True or False is expected", _optional(bool)),
+    "scope": ("text is expected", lambda x: isinstance(x, str)),
+    "caveat": ("text is expected", _optional(str)),
+    "unit": ("text is expected", _optional(str)),
+}
+"""Argument -> what is expected of it, in words and as a test."""
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError with every argument that is not as expected."""
+    wrong = [(name, what) for name, (what, fits) in KINDS.items() if not fits(given[name])]
+    if wrong:
+        raise ConfigError([Problem(name, f"{what}, not {given[name]!r:.60}") for name, what in wrong])

@@ -1,4 +1,4 @@
-"""Which way a metric is better and what it is counted in, known by its name."""
+"""Direction and unit of a metric, known by its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Reading:
     higher_is_better: bool
     unit: str
     continuous: bool
-    """whether two runs agree in all digits only if they are one; a share of right answers is a count"""
+    """whether two runs agree in all digits only if they are copies; a share of right answers is a count"""
 
 
 LOWER = {
@@ -34,59 +34,43 @@ HIGHER = {
     **dict.fromkeys(("log_prob", "logprob", "log_probability", "log_likelihood", "loglikelihood"), "nats"),
     **dict.fromkeys(("exact_match", "em"), "exact match"),
     **dict.fromkeys(("tokens_per_second", "tokens_per_sec", "tok_per_sec"), "tokens per second"),
-    **{
-        name: name
-        for name in (
-            "f1",
-            "mcc",
-            "auc",
-            "auroc",
-            "bleu",
-            "chrf",
-            "rouge1",
-            "rouge2",
-            "rougel",
-            "pass@1",
-            "reward",
-            "win_rate",
-            "mfu",
-        )
-    },
+    **{name: name for name in ("f1", "mcc", "auc", "auroc", "bleu", "chrf", "rouge1", "rouge2", "rougel")},
+    **{name: name for name in ("pass@1", "reward", "win_rate", "mfu")},
 }
 """Metric -> unit; higher is better."""
 
 CONTINUOUS = ("nats", "bits per byte", "bits per character", "bits per token", "perplexity")
 
 PLAIN = Reading(higher_is_better=False, unit="nats", continuous=True)
-"""The column `value`: a loss, as `gpt2lab` measures it."""
+"""The column `value`: a loss in nats, as gpt2lab measures it."""
 
 PERCENT = re.compile(r"[_ (]*(%|pct|percent|percentage)\)?$")
 SPLIT = re.compile(r"(_(train|training|val|valid|validation|dev|eval|test|mean|avg|final|last|best|score))+$")
-"""Words after a metric that say where or how it was taken."""
+"""Suffixes that say where or how a metric was taken."""
 
 
 def known(name: str) -> Reading | None:
-    """`val/loss`, `eval_accuracy`, `acc,none` and `acc_pct` by the metric in them; None for an unknown one."""
+    """The reading of a metric such as `val/loss`, `eval_accuracy`, `acc,none` or `acc_pct`; None for an unknown one."""
     for part in reversed(re.split(r"[/,.:]", name.casefold().strip())):
         amount, percent = PERCENT.subn("", part)
-        words = SPLIT.sub("", re.sub(r"[\s-]+", "_", amount.strip()))
+        base = SPLIT.sub("", re.sub(r"[\s-]+", "_", amount.strip()))
         for names, higher in ((LOWER, False), (HIGHER, True)):
-            ends = [one for one in names if f"_{words}".endswith(f"_{one}")]
-            if ends:
-                unit = names[max(ends, key=len)]
-                own = "percentage points" if percent else unit
-                return Reading(higher_is_better=higher, unit=own, continuous=unit in CONTINUOUS)
+            matches = [metric for metric in names if f"_{base}".endswith(f"_{metric}")]
+            if matches:
+                unit = names[max(matches, key=len)]
+                shown = "percentage points" if percent else unit
+                return Reading(higher_is_better=higher, unit=shown, continuous=unit in CONTINUOUS)
     return None
 
 
 def reading(name: str | None, higher_is_better: bool | None, unit: str | None) -> Reading:
-    """How the metric is read: as asked for, else by its name. Raises ConfigError where neither tells the direction."""
+    """How the metric is read: as given, else by its name. Raises ConfigError where neither gives the direction."""
     called = name or "value"
-    found = PLAIN if called == "value" else known(called)
-    if higher_is_better is None and found is None:
+    by_name = PLAIN if called == "value" else known(called)
+    if higher_is_better is None and by_name is None:
         what = f"whether a higher or a lower '{called}' is better is not known"
         raise ConfigError(what, hint="higher_is_better=True or higher_is_better=False")
-    if found is None or (found is PLAIN and higher_is_better):
-        found = Reading(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
-    higher = found.higher_is_better if higher_is_better is None else higher_is_better
-    return replace(found, higher_is_better=higher, unit=unit or found.unit)
+    if by_name is None or (by_name is PLAIN and higher_is_better):
+        by_name = Reading(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
+    higher = by_name.higher_is_better if higher_is_better is None else higher_is_better
+    return replace(by_name, higher_is_better=higher, unit=unit or by_name.unit)

@@ -1,14 +1,14 @@
-"""A curve with one lowest point through noisy values, and the interval of that point.
+"""A curve with a single minimum through noisy values, and the confidence interval of the minimum's position.
 
-The curve is two half parabolas that meet where it is lowest: a loss over rates is steeper towards divergence than
-towards zero, and a single parabola then puts the optimum up to half an octave too low. Only points near the lowest
-value are fitted, since a loss is a parabola there alone. The steepnesses of both sides are drawn towards each other (by
-a penalty), so that few points decide the place and many decide the shape.
+The curve is two half parabolas that meet at the minimum: a loss over rates is steeper towards divergence than towards
+zero, and a single parabola then puts the optimum up to half an octave too low. Only points near the lowest value are
+fitted, since a loss is a parabola there alone. A penalty shrinks the steepnesses of both sides towards each other, so
+that a few points suffice for the position and many determine the shape.
 
-The interval trusts neither equal sides nor parabolas, since how steep each side is decides where the lowest point lies:
-its curves rise from the place by any steepness and by one of several powers of the distance, each side by its own. It
-is a profile: all places at which the best such curve fits about as well as the best of all, by an F test with one
-degree of freedom. Its coverage on curves like those of small models, and on worse ones, is simulated in the tests.
+The interval assumes neither equal sides nor parabolas, since the steepness of each side decides where the minimum lies:
+each side of its curves rises by any steepness and by one of several powers of the distance. It is a profile: all
+positions at which the best such curve fits about as well as the best of all, by an F test with one degree of freedom.
+Its coverage on curves like those of small models, and on worse ones, is simulated in the tests.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ from gpt2lab.analysis.statistics import Array
 NEAR = 3.0
 """Points within this many effects of the lowest value are fitted ..."""
 CLOSE = 2.0
-"""... or only those within this many, if they are still `MANY`: the closer, the more like a parabola."""
+"""... or only those within this many, if they are at least MANY: the closer, the more like a parabola."""
 MANY = 10
 ENOUGH = 5
-"""Fewer are joined by the next ones, up to half as far again."""
+"""Fewer are supplemented by the next ones, up to half as far again."""
 LEAST = 4
 """With fewer near the lowest, nothing is fitted."""
 LOPSIDED = 0.6
-"""Standard deviation of (right - left) / (right + left) steepness that is expected before any point is seen."""
+"""Prior standard deviation of (right - left) / (right + left) steepness."""
 POWERS = (1.0, 2.0, 3.0)
-"""Of the distance, by which a side may rise: a straight flank, a parabola, and one that ends in divergence."""
+"""Powers of the distance by which a side may rise: a straight flank, a parabola, and one that ends in divergence."""
 SPENT = 5
-"""Degrees of freedom that the curves of the interval use up: bottom, place, two steepnesses, and one for the powers."""
+"""Degrees of freedom of the interval's curves: bottom, position, two steepnesses, and one for the powers."""
 PLACES = 301
-"""Places between the outermost fitted points at which the optimum is tried."""
+"""Candidate positions of the minimum between the outermost fitted points."""
 ROUNDS = 4
-"""How often noise and penalty, which depend on each other, are computed in turn."""
+"""Iterations of noise and penalty, which depend on each other."""
 MISFIT = 0.01
-"""A curve whose points are this unlikely to lie around it gives no interval."""
+"""Level of the goodness-of-fit test; a curve that fails it gives no interval."""
 ALPHA = 0.05
 FREEDOM = 2.0
-"""Degrees of freedom that the noise must have to be estimated from the points themselves."""
+"""Least degrees of freedom to estimate the noise from the points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """`bottom + steepness * distance^2`, distance in octaves where `log`, else in units of x."""
+    """`bottom + steepness * distance^2`, with the distance in octaves where `log`, else in units of x."""
 
     at: float
-    """where it is lowest"""
+    """position of the minimum"""
     bottom: float
     left: float
     """steepness below `at`"""
     right: float
     """steepness above it"""
     within: tuple[float, float]
-    """the outermost points that were fitted"""
+    """the outermost fitted points"""
     sd: float
-    """of the points around it; NaN where there are too few"""
+    """residual standard deviation; NaN with too few points"""
     points: int
-    """that were fitted"""
+    """number of fitted points"""
     log: bool
 
     def __call__(self, x: Array) -> Array:
@@ -80,7 +80,7 @@ class Curve:
         return x, self(x)
 
     def within_loss(self, loss: float) -> tuple[float, float]:
-        """Between which x the curve lies less than `loss` above its bottom; it may lead beyond the fitted points."""
+        """The range of x in which the curve is less than `loss` above its bottom, also beyond the fitted points."""
         at = float(scaled(self.at, self.log))
         reach = [math.sqrt(loss / side) if side > 0 else math.inf for side in (self.left, self.right)]
         low, high = at - reach[0], at + reach[1]
@@ -89,7 +89,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What can be said of the lowest point; what is None has its `reason`."""
+    """The minimum; what is None has its `reason`."""
 
     curve: Curve | None = None
     interval: tuple[float, float] | None = None
@@ -116,10 +116,10 @@ def _octaves(t: float) -> float:
 
 
 def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd: float | None = None) -> Fit:
-    """The curve through finite values `y` at `x` (low is good), and the 95 % interval of where it is lowest.
+    """The curve through finite values `y` at `x` (low is good), and the 95 % interval of its minimum.
 
-    `effect` sets what is near the lowest value; without it, that is the better half. `noise_sd` is the standard
-    deviation of y where it is known; else the points must show it.  (n,), (n,)
+    `effect` defines which values are near the lowest one (the better half without it). `noise_sd` is the standard
+    deviation of y; it is estimated from the points unless given.  (n,), (n,)
     """
     chosen = _near(y, effect)
     x, y = x[chosen], y[chosen]
@@ -148,7 +148,7 @@ def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd:
 
 
 def _near(y: Array, effect: float | None) -> Array:
-    """Which points are near the lowest.  (n,) -> (n,) of bool"""
+    """Whether each point is near the lowest.  (n,) -> (n,) of bool"""
     excess = y - y.min()
     ordered = np.sort(excess)
     if effect is None:
@@ -159,12 +159,12 @@ def _near(y: Array, effect: float | None) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class _Profile:
-    """How well the best curve through each place fits."""
+    """The fit of the best curve with its minimum at each position."""
 
     places: Array
     best: int
     beta: Array
-    """(bottom, mean steepness, half their difference) at the best place"""
+    """(bottom, mean steepness, half their difference) at the best position"""
     rest: float
     """the lowest sum of squares"""
     df: float
@@ -173,10 +173,10 @@ class _Profile:
 
 
 def _profile(z: Array, y: Array, noise_sd: float | None) -> _Profile | None:
-    """Curves through points (z from -1 to 1) for every place of their lowest point; None where all bend down."""
+    """Curves through points (z from -1 to 1) for every position of the minimum; None where all are concave."""
     places = np.linspace(-1, 1, PLACES)
-    u = z - places[:, None]  # (place, point)
-    design = np.stack([np.ones_like(u), u * u, np.sign(u) * u * u], axis=-1)  # (place, point, 3)
+    u = z - places[:, None]  # (position, point)
+    design = np.stack([np.ones_like(u), u * u, np.sign(u) * u * u], axis=-1)  # (position, point, 3)
     squares, target = np.einsum("kni,knj->kij", design, design), np.einsum("kni,n->ki", design, y)
     start = _symmetric(squares, target, design, y)
     if start is None:
@@ -214,7 +214,7 @@ def _symmetric(squares: Array, target: Array, design: Array, y: Array) -> tuple[
 
 
 def _misfit(u: Array, y: Array) -> float:
-    """p value of two further powers beside the curve and its place.  (point,), (point,)"""
+    """p value of two further powers beside the curve and its position.  (point,), (point,)"""
     freedom = len(u) - 6
     if freedom < 2:
         return math.nan
@@ -229,16 +229,16 @@ def _misfit(u: Array, y: Array) -> float:
 
 
 def _lack(z: Array, y: Array) -> Array:
-    """The lowest sum of squares around curves that rise to both sides of each place, by any powers.  -> (place,)
+    """The lowest sum of squares around curves that rise on both sides of each position, by any powers.  -> (position,)
 
-    A side is steepness x distance^power, the steepness zero or more, so one that would bend down is flat.
+    A side is steepness x distance^power with a steepness of zero or more.
     """
     y = y - y.mean()
     u = z - np.linspace(-1, 1, PLACES)[:, None]
     below, above = _side(-u, y), _side(u, y)
     total = float(y @ y)
     lowest = np.full(PLACES, total)
-    for left, right in product((None, *below), (None, *above)):  # None: a side that is flat
+    for left, right in product((None, *below), (None, *above)):  # None: a flat side
         sides = [side for side in (left, right) if side is not None]
         weight = len(y) - sum((side.overlap**2 * side.inverse for side in sides), np.zeros(PLACES))
         bottom = -sum((side.overlap * side.pull * side.inverse for side in sides), np.zeros(PLACES)) / weight
@@ -250,29 +250,29 @@ def _lack(z: Array, y: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class _Side:
-    """Sums over the points on one side of each place, distances raised to one power; (place,) each."""
+    """Sums over the points on one side of each position, with distances raised to a power; (position,) each."""
 
     overlap: Array
     """of the powers"""
     pull: Array
     """of powers x values"""
     inverse: Array
-    """one over that of the powers' squares; zero where no point lies on this side"""
+    """reciprocal of the sum of squared powers; zero where no point lies on this side"""
 
 
 def _side(u: Array, y: Array) -> list[_Side]:
-    """One for each power, of the points at positive u.  (place, point), (point,)"""
-    found = []
+    """The sums for each power over the points at positive u.  (position, point), (point,)"""
+    sides = []
     for power in POWERS:
         raised = np.maximum(u, 0) ** power
         squares = (raised**2).sum(-1)
         inverse = np.divide(1, squares, out=np.zeros_like(squares), where=squares > 1e-12)
-        found.append(_Side(overlap=raised.sum(-1), pull=raised @ y, inverse=inverse))
-    return found
+        sides.append(_Side(overlap=raised.sum(-1), pull=raised @ y, inverse=inverse))
+    return sides
 
 
 def _interval(profile: _Profile, lack: Array, df: int, noise_sd: float | None) -> tuple[tuple[int, int] | None, str]:
-    """The places next to the first and the last that cannot be told from the best one, or why there are none."""
+    """The positions next to the first and the last that fit as well as the best, or why there is no interval."""
     rest = float(lack.min())
     if noise_sd:
         ratio = rest / df / noise_sd**2 if df >= FREEDOM else 1.0

@@ -1,14 +1,16 @@
-"""How many seeds, how small an effect, how exaggerated an estimate: arithmetic before and after a study.
+"""Planning: numbers of seeds, detectable effects, exaggeration, and the levels of interim looks.
 
-Effects here are in units of the sd between seeds unless said otherwise. Power is that of the very test that writes
-verdicts, see calibration.py, where all arms are equally noisy.
+Effects are in units of the sd between seeds unless stated otherwise. Power is that of the test that decides verdicts
+(see calibration.py) with equally noisy arms.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +26,16 @@ CALIBRATED = 30
 """Seeds per arm beyond which the calibration of Welch's test hardly changes."""
 
 PAIR = (1.0, -1.0)
+
+FIRST = 0.8
+"""Share of alpha for the declared seeds, or looks."""
+LATER = 0.08
+"""Share of alpha for each look after seeds were added. The rest stays unspent: t statistics of few seeds move more from
+look to look than the Gaussian ones from which levels are computed."""
+MULTIPLES = (2, 4)
+"""Multiples of the declared seeds at which added ones are judged."""
+NODES = 400
+"""Quadrature nodes per look."""
 
 
 def sd_upper(sd: ArrayLike, df: ArrayLike, *, confidence: float = UPPER) -> Array:
@@ -59,7 +71,7 @@ def seeds_for_power(effect: float, *, alpha: float = 0.05, wanted: float = POWER
 
 
 def _smallest(enough: Callable[[int], bool], least: int) -> int:
-    """The smallest n from `least` on that is enough, where all larger ones are too."""
+    """The smallest n >= `least` that is enough, given that all larger ones are too."""
     few, many = least - 1, least
     while not enough(many):
         few, many = many, 2 * many
@@ -74,15 +86,15 @@ def detectable(
     sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, alpha: float = 0.05, wanted: float = POWER,
     df: float | None = None,
 ) -> float:  # fmt: skip
-    """The true difference, in sd, that arms of so many seeds show with the power `wanted`; infinity if none is.
+    """The true difference, in sd, that arms of these sizes detect with the power `wanted`; infinity if none is.
 
-    df: degrees of freedom of a noise that is known from elsewhere; the arms' own unless given.
+    df: degrees of freedom of a noise estimated from other runs; from the arms unless given.
     """
     if df is None and min(sizes) < 2:
         return math.inf
     scale = math.sqrt(sum(w**2 / n for w, n in zip(weights, sizes, strict=True)))
     quantile = float(stats.t.isf(_nominal(alpha, sizes, df) / 2, df or min(sizes) - 1))
-    # a margin that power .8 or .9 never needs; the noncentral t loses its digits far beyond it
+    # power .8 or .9 never needs more, and the noncentral t loses precision far beyond it
     highest = scale * (2 * quantile + 5)
 
     def missing(effect: float) -> float:
@@ -97,10 +109,10 @@ def exaggeration(
     effect: float, sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, df: float, alpha: float = 0.05,
     inflation: float | None = None,
 ) -> float:  # fmt: skip
-    """How many times too large an estimate is on average, given that it was significant and `effect` sd is true.
+    """The mean factor by which a significant estimate is too large where the true effect is `effect` sd.
 
     The estimate is Gaussian, the squared standard error an independent chi-square with `df` degrees of freedom.
-    inflation: factor on a noise that is known from elsewhere; the arms' own noise unless given.
+    inflation: factor on a noise estimated from other runs; None for the arms' noise.
     Source: Gelman and Carlin 2014 (type M error), integrated here.
     """
     se = math.sqrt(sum(w**2 / n for w, n in zip(weights, sizes, strict=True)))
@@ -116,5 +128,84 @@ def exaggeration(
 
 
 def _nominal(alpha: float, sizes: tuple[int, ...], df: float | None) -> float:
-    """The level that the t quantile stands at; `df` of a noise that is known from elsewhere needs no calibration."""
+    """The level of the t quantile; with the `df` of a noise estimated from other runs it needs no calibration."""
     return alpha if df is not None else float(nominal_level(alpha, sizes))
+
+
+# Interim looks. Whoever tests after every seed and stops at the first "significant" result is wrong in one null study
+# out of seven. Here each look has a level of its own, so that all of them together keep alpha, and nothing is judged in
+# between. Looks are declared beforehand, or they are those of every study: after a verdict seeds may be added, and open
+# contrasts are judged again at twice and four times the seeds, for which a fifth of alpha is reserved.
+
+
+@dataclass(frozen=True)
+class Look:
+    """Seeds per arm, and the level at which contrasts are judged there."""
+
+    n: int
+    level: float
+    note: str = ""
+    """for the verdict: which of several looks it is"""
+    declared: bool = True
+    """whether it was declared; else it is reached by adding seeds"""
+
+
+def declared_looks(looks: Sequence[int], alpha: float) -> tuple[Look, ...]:
+    """Looks at these numbers of seeds, each at the same level (Pocock 1977)."""
+    level, count = look_alpha(tuple(looks), alpha), len(looks)
+    return tuple(
+        Look(n, level, f"look {i} of {count} (n = {n}), each at alpha {level:g}") for i, n in enumerate(looks, 1)
+    )
+
+
+def extendable_looks(looks: Sequence[int], alpha: float) -> tuple[Look, ...]:
+    """The declared looks (one, where seeds alone were declared), and those at which added seeds are judged."""
+    first = declared_looks(looks, FIRST * alpha)
+    seeds = [multiple * looks[-1] for multiple in MULTIPLES]
+    levels = _later_levels(tuple(looks), alpha)
+    return (
+        *(first if len(looks) > 1 else (Look(looks[0], first[0].level),)),
+        *(Look(n, a, f"judged again at {n} seeds, at alpha {a:g}", False) for n, a in zip(seeds, levels, strict=True)),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def look_alpha(looks: tuple[int, ...], alpha: float = 0.05) -> float:
+    """The level of each look at which all of them together err with probability `alpha`, rounded down to 4 places.
+
+    The same at every look (Pocock 1977), for Gaussian means of 3, 5, 8, ... seeds that share their first ones.
+    """
+    if len(looks) == 1:
+        return alpha
+    bound = optimize.brentq(lambda c: _crossing([c] * len(looks), looks) - alpha, 0.5, 8.0, xtol=1e-9)
+    return _level(bound)
+
+
+@functools.lru_cache(maxsize=256)
+def _later_levels(looks: tuple[int, ...], alpha: float) -> tuple[float, ...]:
+    """The levels of the looks after the declared ones: each adds LATER x alpha to the chance of any false claim."""
+    seeds, levels = list(looks), []
+    bounds = [float(stats.norm.isf(look_alpha(looks, FIRST * alpha) / 2))] * len(looks)
+    for i, multiple in enumerate(MULTIPLES, 1):
+        seeds.append(multiple * looks[-1])
+        spent = (FIRST + i * LATER) * alpha
+        bounds.append(optimize.brentq(lambda c, s=spent: _crossing([*bounds, c], seeds) - s, 0.5, 8.0, xtol=1e-9))
+        levels.append(_level(bounds[-1]))
+    return tuple(levels)
+
+
+def _level(bound: float) -> float:
+    return math.floor(2 * float(stats.norm.sf(bound)) * 1e4) / 1e4
+
+
+def _crossing(bounds: Sequence[float], looks: Sequence[int]) -> float:
+    """Probability that |z| exceeds its bound at any look, by quadrature over the running sum of seeds."""
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    half = bounds[0] * math.sqrt(looks[0])  # the sum of n standard normal seeds stays within +-bound sqrt(n)
+    at = nodes * half
+    density = stats.norm.pdf(at, scale=math.sqrt(looks[0])) * weights * half
+    for (before, now), bound in zip(itertools.pairwise(looks), bounds[1:], strict=True):
+        half = bound * math.sqrt(now)
+        step = stats.norm.pdf(nodes[:, None] * half, loc=at[None, :], scale=math.sqrt(now - before))
+        at, density = nodes * half, (step @ density) * weights * half
+    return 1.0 - float(density.sum())

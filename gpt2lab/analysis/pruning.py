@@ -1,9 +1,9 @@
 """What stopping bad trials early saved, and how often it would have cut the best one.
 
-Three answers of different strength. `savings`: tokens, of a search that was pruned; what its cut trials would have
-reached nobody knows. `audit`: a search whose trials all ran to their end, with the step at which each would have been
-cut; one order of trials, so the best was cut or it was not. `replay`: the same curves under many random orders, by the
-median rule itself, where cut trials do not count for later ones; a probability, given these curves.
+`savings`: tokens, of a search that was pruned; the results of its cut trials are unknown. `audit`: of a search whose
+trials all ran to their end, with the step at which each would have been cut, in the one order of its trials. `replay`:
+the probability, given these curves, that the median rule cuts the best in a random order, where cut trials do not count
+for later ones.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gpt2lab.analysis.statistics import Array
-from gpt2lab.analysis.words import plural
-from gpt2lab.text import quantity
+from gpt2lab.text import plural, quantity
 
 Trial = Mapping[str, Any]
 Flags = NDArray[np.bool_]
 BEST_PART = 4
-"""The best quarter is looked at beside the best one."""
+"""The best quarter is reported beside the best one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +32,17 @@ class Savings:
 
     trained: float
     full: float
-    """what the same trials would have trained to their end"""
+    """of the same trials without pruning"""
     pruned: int
     ended: int
     """trials that finished, were pruned or diverged"""
 
     @property
     def share(self) -> float | None:
-        """Of the tokens of a full search, what was saved; None before any trial ended."""
+        """Share of the tokens of a full search that was saved; None before any trial ended."""
         return 1 - self.trained / self.full if self.full > 0 else None
 
-    def told(self) -> str:
-        """One sentence."""
+    def __str__(self) -> str:
         if self.share is None:
             return "No trial has ended, so nothing was saved yet."
         if not self.pruned:
@@ -54,14 +52,12 @@ class Savings:
             f"trained where {quantity(self.full)} would have been, {100 * self.share:.0f} % less."
         )
 
-    __str__ = told
-
 
 def savings(trials: Iterable[Trial], tokens: float) -> Savings:
-    """Of the trials of a sweep record; `tokens` of one full trial, over all its seeds.
+    """Of the trials of a sweep record; `tokens` of a full trial over all its seeds.
 
-    A trial that finished counts in full on both sides, also one whose runs were there already, so that the share says
-    what pruning does and not what the store held. A diverged one ended by itself and counts with what it trained.
+    A finished trial counts in full on both sides, even if its runs were reused, so that the share measures pruning
+    alone. A diverged one counts with the tokens that it trained.
     """
     trained = full = 0.0
     counts = {"finished": 0, "pruned": 0, "diverged": 0}
@@ -70,9 +66,9 @@ def savings(trials: Iterable[Trial], tokens: float) -> Savings:
         if outcome not in counts:
             continue
         counts[outcome] += 1
-        own = tokens if outcome == "finished" else min(float(trial.get("tokens") or 0), tokens)
-        trained += own
-        full += tokens if outcome == "pruned" else own
+        used = tokens if outcome == "finished" else min(float(trial.get("tokens") or 0), tokens)
+        trained += used
+        full += tokens if outcome == "pruned" else used
     return Savings(trained=trained, full=full, pruned=counts["pruned"], ended=sum(counts.values()))
 
 
@@ -84,15 +80,14 @@ class Audit:
     cut: int
     best_cut: bool
     quarter: int
-    """how many the best quarter are"""
+    """number of trials in the best quarter"""
     quarter_cut: int
     interval: tuple[float, float]
     """95 % interval of the chance that one of the best quarter is cut (Clopper and Pearson)"""
     share: float
-    """of the tokens of these trials, what pruning would have saved"""
+    """of the tokens of these trials that pruning would have saved"""
 
-    def told(self) -> str:
-        """Two sentences."""
+    def __str__(self) -> str:
         fate = "would have been cut" if self.best_cut else "would not have been cut"
         low, high = (f"{100 * end:.0f}" for end in self.interval)
         return (
@@ -101,14 +96,10 @@ class Audit:
             f"the best {self.quarter} would have been (95 % interval of that chance {low} to {high} %)."
         )
 
-    __str__ = told
-
 
 def audit(trials: Iterable[Trial], steps: int, *, maximize: bool = False) -> Audit | None:
-    """Of the trials of an audited sweep, `steps` of one full run; None where none finished.
-
-    Trials that diverged ended by themselves: they are no loss when cut, and are left out.
-    """
+    """Of the trials of an audited sweep, `steps` of a full run; None where none finished. Diverged trials, which are no
+    loss when cut, are left out."""
     done = [t for t in trials if t["outcome"] == "finished" and t["value"] is not None]
     if not done:
         return None
@@ -125,18 +116,18 @@ def audit(trials: Iterable[Trial], steps: int, *, maximize: bool = False) -> Aud
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What the median rule does to the same curves when they come in another order."""
+    """The median rule on the same curves in random orders."""
 
     orders: int
     trials: int
     best_cut: float
-    """in which share of the orders the best trial is cut"""
+    """share of the orders in which the best trial is cut"""
     quarter_cut: float
-    """which share of the best quarter is cut, on average"""
+    """mean share of the best quarter that is cut"""
     share: float
-    """of the steps of all trials, what is saved, on average"""
+    """mean share of the steps of all trials that is saved"""
     regret: float
-    """how much worse the best trial that is left is than the best of all, on average over all orders"""
+    """mean difference between the best remaining trial and the best of all"""
 
     def told(self, unit: str = "nats") -> str:
         """One sentence."""
@@ -157,10 +148,10 @@ def replay(
 ) -> Replay | None:  # fmt: skip
     """The median (or another percentile) rule on full curves [(step, value), ...] and final values, in random orders.
 
-    A trial is cut at a step from `warmup` on if its best value so far is worse than that percentile of the values which
-    the trials completed before it had at this step, once `startup` trials are complete: Optuna's rule, which the tests
-    compare. Trials that were cut, or whose final value is not finite, complete nothing. One trial runs at a time, and
-    the order does not depend on the results, as it does with TPE. None where no trial has a finite final value.
+    Optuna's rule: a trial is cut at a step from `warmup` on if its best value so far is worse than that percentile of
+    the values at this step of the trials completed before it, once `startup` trials are complete. Trials that were cut,
+    or whose final value is not finite, do not complete. One trial runs at a time, and the order does not depend on the
+    results, as it does with TPE. None where no trial has a finite final value.
     """
     sign = -1.0 if maximize else 1.0
     final = sign * np.asarray(finals, dtype=np.float64)
@@ -189,9 +180,9 @@ def replay(
 
 
 def _replayed(
-    values: Array, finite: Flags, asked: Flags, order: NDArray[np.int64], startup: int, percentile: float
+    values: Array, finite: Flags, reported: Flags, order: NDArray[np.int64], startup: int, percentile: float
 ) -> NDArray[np.int64]:
-    """Index of the step at which each trial is cut in each order; the number of steps where it is not.
+    """Index of the step at which each trial is cut in each order; the number of steps if it is not.
 
     (trial, step), (trial,), (step,), (order, place) -> (order, trial)
     """
@@ -200,9 +191,9 @@ def _replayed(
     done = np.zeros((orders, trials), dtype=bool)
     stopped = np.full((orders, trials), values.shape[1])
     rows = np.arange(orders)
-    for trial in order.T:  # (order,): which one comes next
+    for trial in order.T:  # (order,)
         ready = done.sum(-1) >= max(startup, 1)
-        for step in np.flatnonzero(asked):
+        for step in np.flatnonzero(reported):
             line = _percentiles(np.where(done, values[:, step], np.nan), percentile)
             worse = ~np.isnan(values[trial, step]) & (reached[trial, step] > line)
             now = ready & worse & (stopped[rows, trial] == values.shape[1])

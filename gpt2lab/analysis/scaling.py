@@ -1,11 +1,14 @@
-"""What a difference is worth: read off the losses that other budgets reach, each at the end of its own schedule.
+"""Compute multipliers from losses at other budgets, their trend over model size, and rank agreement during training.
 
-A curve is the final losses of one recipe at several budgets (several seeds each). Of its shape one thing is taken for
-granted: that it falls ever more slowly with the logarithm of the budget, as every power law with a floor does. Then it
-lies below the chord between two neighbouring budgets, and above the lines through the next two on either side. An
-interval holds every budget whose loss between these bounds cannot be told from the target, with the noise of the curve
-and that of the target. Where the losses contradict that shape, it rests on their order alone. Beyond the budgets that
-were run nothing is said.
+A curve is the final losses of one recipe at several budgets, each on its own schedule (several seeds each). It is
+assumed to be convex: to fall ever more slowly with the logarithm of the budget, as every power law with a floor does.
+Then it lies below the chord between two neighbouring budgets, and above the lines through the next two on either side.
+An interval contains every budget whose loss between these bounds is consistent with the target, given the noise of
+curve and target. Where the losses contradict convexity, only their order counts. Budgets are never extrapolated.
+
+The rank agreement of losses during training with the final ones shows how short a screen may be: where the order of
+arms at a quarter of training is the final one, a screen of that length would have picked the same arms. (A screen on a
+shorter schedule is another thing; this is its upper bound.)
 """
 
 from __future__ import annotations
@@ -13,24 +16,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import special, stats
 
-from gpt2lab.analysis.statistics import Array, Comparison, linear
+from gpt2lab.analysis.statistics import Array, Comparison, linear, welch
 
 POINTS = 2001
 """Budgets at which the curve is compared with the target."""
 EXPONENTS = np.linspace(0, 4, 401)
-"""Of the laws that are fitted for the value; 0 is a straight line over the logarithm of the budget."""
+"""Of the fitted laws; 0 is a straight line over the logarithm of the budget."""
 CONCAVE = 0.01
-"""Losses this unlikely to fall ever more slowly are taken not to."""
+"""Level of the test against convexity."""
+FRACTIONS = (0.1, 0.25, 0.5, 0.75)
+"""Of training, at which the order of arms is compared with the final one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """The budget at which a curve comes to a loss; `low` is 0 and `high` infinity where the curve ends before that."""
+    """The budget at which a curve reaches a loss; `low` is 0 and `high` infinity where the curve ends before that."""
 
     value: float
     """by the fitted law; NaN when the loss lies beyond the curve"""
@@ -41,7 +47,7 @@ class Reach:
 
     @property
     def spans_one(self) -> bool:
-        """Whether it cannot be told from 1."""
+        """Whether the interval contains 1."""
         return not (self.low > 1 or self.high < 1)
 
 
@@ -66,7 +72,7 @@ def reach(curve: Mapping[float, ArrayLike], target: ArrayLike | float, *, alpha:
         return Reach(value=value, low=0.0, high=math.inf, reason=reason)
     x = np.union1d(np.linspace(logs[0], logs[-1], POINTS), logs)
     low, high = _ends(x, possible(x, logs, losses, target, alpha=alpha), above=bool(goal.mean() > means[0]))
-    if math.isfinite(value):  # the law may leave the bounds a little where means are noisy
+    if math.isfinite(value):  # the fitted law may lie slightly outside the bounds where means are noisy
         low, high = min(low, value), max(high, value)
     return Reach(value=value, low=low, high=high, reason=reason)
 
@@ -76,7 +82,7 @@ def _nothing(reason: str) -> Reach:
 
 
 def _by_law(logs: Array, means: Array, counts: Array, goal: float) -> float:
-    """Where the best of the laws E + A b^-beta comes to `goal`; with two budgets that is a straight line over log b.
+    """The budget at which the best law E + A b^-beta reaches `goal`; with two budgets, a straight line over log b.
 
     NaN beyond the budgets.  (budget,) each.
     """
@@ -97,16 +103,16 @@ def _by_law(logs: Array, means: Array, counts: Array, goal: float) -> float:
 def possible(
     x: Array, logs: Array, losses: Sequence[ArrayLike], target: ArrayLike, *, alpha: float = 0.05
 ) -> NDArray[np.bool_]:
-    """Whether the loss at the log budgets `x`, from the first to the last of `logs`, may be that of the target.
+    """Whether the loss at the log budgets `x`, from the first to the last of `logs`, may equal the target's.
 
-    losses: (..., seed) of each budget, two seeds or more; target: (..., seed), or one number that is known;
-    x: (point,); -> (..., point). A point is ruled out where the target lies surely above the chord (one-sided,
-    alpha / 2), or surely below one of two bounds from below (alpha / 4 each): lines through the next two budgets on
-    either side and, where those end, the last budget's loss. Where the curve is surely bent the other way, the target
-    must lie between the losses of the two budgets around the point.
+    losses: (..., seed) of each budget, two seeds or more; target: (..., seed), or a known number; x: (point,);
+    -> (..., point). A point is ruled out where the target is significantly above the chord (one-sided, alpha / 2), or
+    below one of two lower bounds (alpha / 4 each): lines through the next two budgets on either side and, where those
+    end, the last budget's loss. Where the curve is significantly concave, the target must lie between the losses of the
+    two budgets around the point.
     """
     goal = np.asarray(target, dtype=np.float64)
-    sides = [*(np.asarray(one, dtype=np.float64) for one in losses), goal if goal.ndim else goal[None]]
+    sides = [*(np.asarray(values, dtype=np.float64) for values in losses), goal if goal.ndim else goal[None]]
     means = _Means(
         mean=np.stack(np.broadcast_arrays(*(v.mean(-1) for v in sides)), axis=-1),
         variance=np.stack(np.broadcast_arrays(*(_variance(v) for v in sides)), axis=-1),
@@ -118,10 +124,10 @@ def possible(
     right = np.where((x <= logs[0])[:, None], unit[0], right)  # at a budget itself its loss is the bound
     left = np.where((at > 0)[:, None], _line(x, logs, np.maximum(at - 1, 0)), right)
     each = np.where(at > 0, alpha / 4, alpha / 2)  # below the second budget, both bounds are one
-    above = means.surely(-_line(x, logs, at), 1, alpha / 2)
-    convex = ~(above | means.surely(left, -1, each) | means.surely(right, -1, each))
-    bent = means.surely(_line(logs[2:], logs, np.arange(last)) - unit[2:], 0, CONCAVE / max(last, 1))
-    ordered = ~(means.surely(-unit[at], 1, alpha / 2) | means.surely(unit[at + 1], -1, alpha / 2))
+    too_high = means.positive(-_line(x, logs, at), 1, alpha / 2)
+    convex = ~(too_high | means.positive(left, -1, each) | means.positive(right, -1, each))
+    bent = means.positive(_line(logs[2:], logs, np.arange(last)) - unit[2:], 0, CONCAVE / max(last, 1))
+    ordered = ~(means.positive(-unit[at], 1, alpha / 2) | means.positive(unit[at + 1], -1, alpha / 2))
     return np.where(bent.any(-1, keepdims=True), ordered, convex)
 
 
@@ -136,9 +142,9 @@ class _Means:
     df: Array
     """(budget + 1,)"""
 
-    def surely(self, weights: Array, target: float, share: Array | float) -> NDArray[np.bool_]:
-        """Whether weights x means + `target` x that of the target is above zero: one-sided t test at level `share`,
-        degrees of freedom by Satterthwaite; never where nothing has any spread.  (point, budget) -> (..., point)"""
+    def positive(self, weights: Array, target: float, share: Array | float) -> NDArray[np.bool_]:
+        """Whether weights x means + `target` x the target's mean is significantly above zero: one-sided t test at level
+        `share`, degrees of freedom by Satterthwaite; never without any spread.  (point, budget) -> (..., point)"""
         full = np.concatenate([weights, np.full((len(weights), 1), target)], axis=-1)
         parts = full**2 * self.variance[..., None, :]
         total = parts.sum(-1)
@@ -148,7 +154,7 @@ class _Means:
 
 
 def _variance(values: Array) -> Array:
-    """Of the mean over seeds; none where there is one value, which is known.  (..., seed) -> (...)"""
+    """Of the mean over seeds; 0 for a single value, which is known.  (..., seed) -> (...)"""
     return np.asarray(
         values.var(-1, ddof=1) / values.shape[-1] if values.shape[-1] > 1 else np.zeros(values.shape[:-1])
     )
@@ -162,9 +168,9 @@ def _line(x: Array, logs: Array, first: NDArray[np.int64]) -> Array:
 
 
 def _ends(x: Array, near: NDArray[np.bool_], *, above: bool) -> tuple[float, float]:
-    """The smallest and the largest budget that are possible; open where the curve ends before.
+    """The smallest and the largest possible budget; open where the curve ends before.
 
-    Where none is, the target lies surely beyond one end: `above` the loss of the smallest budget, or below the last.
+    Where none is possible, the target lies beyond one end: `above` the loss of the smallest budget, or below the last.
     """
     inside = np.flatnonzero(near)
     if not len(inside):
@@ -175,11 +181,11 @@ def _ends(x: Array, near: NDArray[np.bool_], *, above: bool) -> tuple[float, flo
 
 
 def trend(sizes: Sequence[float], reaches: Sequence[Reach]) -> tuple[float, float, float]:
-    """(factor, low, high) by which a compute multiplier changes with every tenfold of size; NaN where it cannot be had.
+    """(factor, low, high) by which a compute multiplier changes with every tenfold of size; NaN where it is unknown.
 
-    The least-squares slope of its logarithm over log10 of the size. How far its ends lie from it is the root of the sum
-    of squares of how far those of each multiplier do, which need not lie evenly around it; a multiplier whose interval
-    is open is left out.  Source: Zou and Donner 2008, Statistics in Medicine 27(10), section 2.
+    The least-squares slope of its logarithm over log10 of the size. The distance of either end is the root of the sum
+    of squares of those of the multipliers, which need not be symmetric; a multiplier with an open interval is left out.
+    Source: Zou and Donner 2008, Statistics in Medicine 27(10), section 2.
     """
     usable = [
         (math.log10(s), r) for s, r in zip(sizes, reaches, strict=True) if 0 < r.low <= r.value <= r.high < math.inf
@@ -200,7 +206,7 @@ def difference_trend(
 ) -> Comparison:
     """How a difference (losses of an arm, of the baseline) changes with every tenfold of size: a weighted sum of arms.
 
-    A negative change means that the arm gains with scale.
+    A negative change means that the arm gains with size.
     """
     weights = slope_weights([math.log10(size) for size in sizes])
     values = [side for pair in pairs for side in pair]
@@ -217,7 +223,7 @@ def slope_weights(x: Sequence[float]) -> Array:
 
 
 def tell_multiplier(reach: Reach) -> str:
-    """`worth 1.18x compute [1.11, 1.26]`, in words where an end is open or nothing is known."""
+    """`worth 1.18x compute [1.11, 1.26]`, in words where an end is open or unknown."""
     if reach.reason and reach.low == 0 and math.isinf(reach.high):
         return f"compute multiplier unknown: {reach.reason}"
     if math.isinf(reach.high) and reach.low >= 1 and not math.isfinite(reach.value):
@@ -247,3 +253,61 @@ def bounds(reach: Reach) -> str:
     low = f"{reach.low:.2f}" if reach.low > 0 else "less"
     high = f"{reach.high:.2f}" if math.isfinite(reach.high) else "more"
     return f"[{low}, {high}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Kendall's tau between the order of arms at `fraction` of training and at its end: 1 the same, -1 reversed."""
+
+    fraction: float
+    tau: float
+    low: float
+    high: float
+    arms: int
+    seeds: int
+
+
+def agreement(
+    early: Mapping[str, Mapping[str, float]], final: Mapping[str, Mapping[str, float]], fraction: float,
+    *, alpha: float = 0.05,
+) -> Agreement | None:  # fmt: skip
+    """From arm -> seed -> loss at a fraction of training and at its end; None with fewer than three arms.
+
+    The interval is that of `tau_bounds`; NaN with one seed.
+    """
+    shared = {arm: sorted(early[arm].keys() & final.get(arm, {}).keys()) for arm in early}
+    pairs = [np.array([(early[arm][s], final[arm][s]) for s in seeds]) for arm, seeds in shared.items() if seeds]
+    pairs = [values for values in pairs if np.isfinite(values).all()]  # (seed, 2) of each arm
+    if len(pairs) < 3:
+        return None
+    means = np.array([values.mean(0) for values in pairs])  # (arm, 2)
+    tau = float(stats.kendalltau(means[:, 0], means[:, 1]).statistic)
+    seeds = min(map(len, pairs))
+    low = high = math.nan
+    if seeds >= 2 and math.isfinite(tau):
+        before, after = ([values[:, at] for values in pairs] for at in (0, 1))
+        low, high = (float(end) for end in tau_bounds(before, after, alpha=alpha))
+    return Agreement(fraction=fraction, tau=tau, low=low, high=high, arms=len(pairs), seeds=seeds)
+
+
+def tau_bounds(early: Sequence[ArrayLike], final: Sequence[ArrayLike], *, alpha: float = 0.05) -> tuple[Array, Array]:
+    """Bounds of Kendall's tau of the arms' true means, from the pairs of arms whose order is known.
+
+    One (..., seed) for each arm, two seeds or more; -> (...), (...). An order is known where Welch's interval of the
+    difference excludes zero. A pair agrees or disagrees where its order is known at both points, and otherwise counts
+    as either, as does a pair of equal arms.
+
+    With m pairs the intervals have level 1 - 2 alpha / m. A pair is misclassified only if one of its two differences
+    gets the wrong sign, through one end of its interval: with probability alpha / m at most. So all pairs are right
+    together with probability 1 - alpha (Bonferroni), provided that the early and final losses of a seed are not
+    negatively correlated.
+    """
+    level = 2 * alpha / math.comb(len(early), 2)
+    signs = _order(early, level) * _order(final, level)  # (..., pair): 1 the same, -1 reversed, 0 open
+    return np.asarray(np.where(signs > 0, 1, -1).mean(-1)), np.asarray(np.where(signs < 0, -1, 1).mean(-1))
+
+
+def _order(arms: Sequence[ArrayLike], level: float) -> Array:
+    """Of every pair of arms, 1 where the first is significantly above the second, -1 below, 0 open.  -> (..., pair)"""
+    tests = [welch(first, second, alpha=level) for first, second in combinations(arms, 2)]
+    return np.stack([(test.low > 0).astype(np.float64) - (test.high < 0) for test in tests], axis=-1)

@@ -1,22 +1,22 @@
-"""Differences between arms and what they are worth: Welch's test, equivalence, and the adjustment for a family.
+"""Tests of differences between arms: Welch's test, equivalence, the adjustment for a family; beside them, other
+estimators for the sensitivity table, and the standard error over validation documents.
 
-Every function takes arrays whose `axis` runs over seeds and keeps the leading dimensions, so that the code which judges
-one study is the code which the self-test runs on thousands of drawn studies at once.
-
-Shapes: (..., seed) values of one arm, (...) one comparison, (..., contrast) a family. A difference is arm minus
-against, in the unit of the metric.
+The functions up to `adjust` keep leading dimensions, so that the self-test runs the code that judges one study on
+thousands of simulated studies at once. Shapes: (..., seed) values of one arm, (...) one comparison, (..., contrast) a
+family. A difference is arm minus against, in the unit of the metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import special, stats
 
-from gpt2lab.analysis.best_rate import OwnBest
+from gpt2lab.analysis.best_rate import BestRateDifference
 from gpt2lab.analysis.calibration import degrees, nominal_level, valid_p
 
 Array = NDArray[np.float64]
@@ -25,7 +25,14 @@ ROUNDING = 16 * float(np.finfo(np.float64).eps)
 """Values of a size that differ by less than this share of it differ by rounding alone."""
 
 INFLATION = 1.5
-"""Borrowed noise is multiplied by this: an arm may be noisier than the baseline that lent it."""
+"""Borrowed noise is multiplied by this: an arm may be noisier than the baseline that the noise was measured on."""
+LEAST_TO_PERMUTE = 4
+MOST_PERMUTATIONS = 20_000
+RELABELLINGS = 9_999
+"""Drawn at random where all of them are more than MOST_PERMUTATIONS."""
+
+Runs = Mapping[str, float]
+"""seed -> final value of one arm, failed runs left out"""
 
 
 @dataclass(frozen=True)
@@ -43,22 +50,22 @@ class Comparison:
     p_equivalence: Array
     """of "the difference is at least as large as the margin", no adjustment; NaN without a margin"""
     sizes: tuple[int, ...] = ()
-    """seeds of each arm, which the calibration goes by; none where the noise is borrowed"""
-    own_best: OwnBest | None = None
-    """for arms whose rates were searched: the difference at each arm's own best rate, which p and intervals are of"""
+    """seeds of each arm, which the calibration depends on; empty where the noise is borrowed"""
+    best_rates: BestRateDifference | None = None
+    """for arms whose rates were searched: the difference at each arm's best rate, to which p and intervals refer"""
 
     def critical(self, level: ArrayLike) -> Array:
-        """Standard errors from the difference to the ends of its interval at 1 - level."""
+        """Standard errors from the difference to either end of its 1 - level interval."""
         nominal = nominal_level(level, self.sizes) if self.sizes else np.asarray(level, dtype=np.float64)
         return np.asarray(-special.stdtrit(self.df, nominal / 2))
 
     def interval(self, level: ArrayLike) -> tuple[Array, Array]:
-        """Between which two values the difference lies, at 1 - level."""
+        """The 1 - level confidence interval of the difference."""
         critical = self.critical(level)
         low, high = self.difference - critical * self.se, self.difference + critical * self.se
-        if self.own_best is None:
+        if self.best_rates is None:
             return low, high
-        ends = self.own_best.interval(float(critical))
+        ends = self.best_rates.interval(float(critical))
         return np.minimum(low, ends[0]), np.maximum(high, ends[1])
 
 
@@ -83,7 +90,7 @@ class Family:
     """interval at 1 - alpha / m: all of these hold together with 1 - alpha"""
     same_low: Array
     same_high: Array
-    """interval that equivalence goes by: inside +-margin exactly when p_equivalence_holm < alpha"""
+    """interval of the equivalence test: inside +-margin exactly when p_equivalence_holm < alpha"""
 
 
 def welch(
@@ -124,24 +131,23 @@ def linear(
         se = np.sqrt(variance)
         result = Comparison(difference, se, df, nothing, nothing, nothing, nothing, sizes)
         low, high = result.interval(alpha)
-        equivalent = nothing if margin is None else _inside(result, margin)
+        equivalent = nothing if margin is None else _equivalence(result, margin)
         p = _two_sided(difference / se, df, sizes)
     return replace(result, p=p, low=low, high=high, p_equivalence=equivalent)
 
 
-def at_own_best(comparison: Comparison, own_best: OwnBest, *, alpha: float, margin: float) -> Comparison:
-    """The comparison with what the search of rates leaves open in its p, interval and equivalence; scalars only.
+def at_best_rates(comparison: Comparison, best: BestRateDifference, *, alpha: float, margin: float) -> Comparison:
+    """The comparison with the uncertainty of the rate search in its p, interval and equivalence; scalars only.
 
-    The search makes nothing surer: each p is the larger, each interval the wider of the two.
+    Accounting for the search never makes a result more certain: each p is the larger, each interval the wider of both.
     """
-    found = replace(comparison, own_best=own_best)
-    bounds = {at: float(own_best.distance(at)) for at in (0.0, -margin, margin)}
-    p = np.maximum(comparison.p, _two_sided(np.asarray(bounds[0.0]), comparison.df, comparison.sizes))
-    inside = abs(own_best.difference) < margin
-    nearest = min(bounds[-margin], bounds[margin]) if inside else 0.0
+    widened = replace(comparison, best_rates=best)
+    distances = {value: float(best.distance(value)) for value in (0.0, -margin, margin)}
+    p = np.maximum(comparison.p, _two_sided(np.asarray(distances[0.0]), comparison.df, comparison.sizes))
+    nearest = min(distances[-margin], distances[margin]) if abs(best.difference) < margin else 0.0
     same = np.maximum(comparison.p_equivalence, _one_sided(np.asarray(nearest), comparison.df, comparison.sizes))
-    low, high = found.interval(alpha)
-    return replace(found, p=p, low=low, high=high, p_equivalence=same)
+    low, high = widened.interval(alpha)
+    return replace(widened, p=p, low=low, high=high, p_equivalence=same)
 
 
 def _two_sided(t: Array, df: Array, sizes: tuple[int, ...]) -> Array:
@@ -150,15 +156,15 @@ def _two_sided(t: Array, df: Array, sizes: tuple[int, ...]) -> Array:
 
 
 def _one_sided(t: Array, df: Array, sizes: tuple[int, ...]) -> Array:
-    """p of "not above": small for large t."""
+    """One-sided p, small for large t."""
     half = _two_sided(t, df, sizes) / 2
     return np.asarray(np.where(t >= 0, half, 1 - half))
 
 
-def _inside(found: Comparison, margin: float) -> Array:
-    """p of "the difference is at least as large as the margin": the larger of two one-sided p."""
-    ends = (margin + found.difference) / found.se, (margin - found.difference) / found.se
-    return np.maximum(*(_one_sided(np.asarray(t), found.df, found.sizes) for t in ends))
+def _equivalence(c: Comparison, margin: float) -> Array:
+    """p of "the difference is at least as large as the margin": the larger of two one-sided p (TOST)."""
+    ends = (margin + c.difference) / c.se, (margin - c.difference) / c.se
+    return np.maximum(*(_one_sided(np.asarray(t), c.df, c.sizes) for t in ends))
 
 
 def borrowed(
@@ -166,7 +172,7 @@ def borrowed(
 ) -> Comparison:
     """As `welch`, with the noise of other runs: `sd` of a baseline's repeats, times INFLATION, and its `df`.
 
-    The only way to judge one or two seeds, and only as good as the loan.  (..., seed) -> (...)
+    The only way to judge one or two seeds, valid as far as the arms are no noisier than that.  (..., seed) -> (...)
     """
     a, b = (np.moveaxis(np.asarray(x, dtype=np.float64), axis, -1) for x in (arm, against))
     difference = _mean(a) - _mean(b)
@@ -176,19 +182,19 @@ def borrowed(
     result = Comparison(difference, se, freedom, nothing, nothing, nothing, nothing)
     low, high = result.interval(alpha)
     return replace(result, p=_two_sided(difference / se, freedom, ()), low=low, high=high,
-                   p_equivalence=_inside(result, margin))  # fmt: skip
+                   p_equivalence=_equivalence(result, margin))  # fmt: skip
 
 
-def holm(p: ArrayLike) -> Array:
+def holm(p: ArrayLike, *, dropped: int = 0) -> Array:
     """Holm's step-down adjustment over the last axis.  (..., contrast) -> (..., contrast)
 
-    A comparison without a p (NaN) still counts as a member of the family, as if its p were 1, and stays NaN.
-    Written here because statsmodels' `multipletests` takes one family at a time; a test holds the two equal.
+    A comparison without a p (NaN) still counts as a member of the family, as if its p were 1, and stays NaN; so do
+    `dropped` further ones. Vectorised over families, unlike statsmodels' `multipletests`, to which a test compares it.
     """
     values = np.asarray(p, dtype=np.float64)
     known = np.where(np.isnan(values), 1.0, values)
     order = np.argsort(known, axis=-1, kind="stable")
-    left = known.shape[-1] - np.arange(known.shape[-1])
+    left = known.shape[-1] + dropped - np.arange(known.shape[-1])
     ascending = np.maximum.accumulate(np.take_along_axis(known, order, -1) * left, axis=-1)
     adjusted = np.empty_like(known)
     np.put_along_axis(adjusted, order, np.minimum(ascending, 1.0), -1)
@@ -198,10 +204,10 @@ def holm(p: ArrayLike) -> Array:
 def adjust(comparisons: Sequence[Comparison], *, alpha: float = 0.05, dropped: int = 0) -> Family:
     """Comparisons of the shape (...) as one family (..., contrast): Holm p values and intervals that agree with them.
 
-    Two intervals are given. The joint one stands at 1 - alpha / m for m contrasts (Bonferroni), so that all of them
-    hold together. Bonferroni is Holm's first step: wherever such an interval leaves out zero, Holm p < alpha. Holm's
-    later steps are finer and may find a difference whose joint interval still touches zero; the interval that stands
-    beside the word is then at the level of the step that found it. Each of those holds at 1 - alpha by itself.
+    Joint intervals have level 1 - alpha / m for m contrasts (Bonferroni), so that all of them hold together. Bonferroni
+    is Holm's first step: wherever such an interval excludes zero, Holm p < alpha. Holm's later steps are finer and may
+    find a difference whose joint interval still includes zero; the interval beside the verdict is then at the level of
+    the step that found it, and holds at 1 - alpha by itself.
 
     dropped: contrasts that were declared and are no longer compared; they count as members with p = 1.
     """
@@ -210,7 +216,7 @@ def adjust(comparisons: Sequence[Comparison], *, alpha: float = 0.05, dropped: i
         for name in ("difference", "se", "df", "p", "low", "high", "p_equivalence")
     )
     m = p.shape[-1] + dropped
-    p_holm, p_same = (_holm_among(values, dropped) for values in (p, p_equivalence))
+    p_holm, p_same = (holm(values, dropped=dropped) for values in (p, p_equivalence))
     with np.errstate(invalid="ignore", divide="ignore"):
         steps = np.where((p_holm < alpha) & (p * m >= alpha), p_holm / p, float(m))
         steps_same = np.where(p_same < alpha, p_same / p_equivalence, float(m))
@@ -227,11 +233,6 @@ def adjust(comparisons: Sequence[Comparison], *, alpha: float = 0.05, dropped: i
     )  # fmt: skip
 
 
-def _holm_among(p: Array, dropped: int) -> Array:
-    absent = np.full((*p.shape[:-1], dropped), np.nan)
-    return holm(np.concatenate([p, absent], axis=-1))[..., : p.shape[-1]]
-
-
 def no_spread(values: Array) -> NDArray[np.bool_]:
     """Whether the values along the last axis are all the same, but for rounding.  (..., seed) -> (...)"""
     return np.asarray(np.ptp(values, axis=-1) <= ROUNDING * np.abs(values).max(axis=-1))
@@ -240,3 +241,119 @@ def no_spread(values: Array) -> NDArray[np.bool_]:
 def _mean(values: Array) -> Array:
     """The mean over the last axis, NaN (and no warning) over nothing."""
     return np.asarray(values.mean(-1) if values.shape[-1] else np.full(values.shape[:-1], np.nan))
+
+
+def sensitivity(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float) -> dict[str, dict[str, float]]:
+    """name -> {p, n, ...} of every other estimator that these runs allow. None decides a verdict; where one disagrees
+    with Welch's test, the report says so."""
+    results = {
+        "paired": paired(runs[arm], runs[against], alpha=alpha),
+        "blocked": blocked(runs, arm, against, alpha=alpha),
+        "permutation": permutation(runs[arm], runs[against]),
+    }
+    return {name: result for name, result in results.items() if result}
+
+
+def paired(arm: Runs, against: Runs, *, alpha: float = 0.05) -> dict[str, float]:
+    """Paired t-test over the seeds that both arms have: difference, low, high, p, n. Empty when it cannot be done."""
+    first, second = _shared(arm, against)
+    if len(first) < 2 or bool(no_spread(first - second)):
+        return {}
+    test = stats.ttest_rel(first, second)
+    low, high = test.confidence_interval(1 - alpha)
+    return _result((first - second).mean(), low, high, test.pvalue, len(first))
+
+
+def blocked(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float = 0.05) -> dict[str, float]:
+    """Analysis of variance with arm and seed as factors, over all arms at the seeds that the two share (OLS)."""
+    seeds = sorted(runs[arm].keys() & runs[against].keys())
+    rows = [(name, seed, values[seed]) for name, values in runs.items() for seed in seeds if seed in values]
+    names = sorted({name for name, _, _ in rows} - {against})
+    values = np.array([value for _, _, value in rows])
+    design = np.array([[1.0, *(n == name for name in names), *(s == seed for seed in seeds[1:])] for n, s, _ in rows])
+    if len(seeds) < 2 or len(rows) <= design.shape[1]:
+        return {}
+    from statsmodels.regression.linear_model import OLS
+
+    # In units of the spread and around the mean, so that "no residual at all" is a question of rounding alone.
+    centre, unit = values.mean(), np.ptp(values)
+    if unit <= 1e-12 * abs(centre):
+        return {}
+    fit = OLS((values - centre) / unit, design).fit()
+    if fit.df_resid < 1 or fit.ssr < 1e-20:
+        return {}
+    contrast = np.array([0.0, *(name == arm for name in names), *(0.0 for _ in seeds[1:])])
+    test = fit.t_test(contrast)
+    low, high = test.conf_int(alpha)[0] * unit
+    return _result(test.effect[0] * unit, low, high, test.pvalue, len(seeds))
+
+
+def permutation(arm: Runs, against: Runs) -> dict[str, float]:
+    """Permutation test of the difference of means: p, n, and whether all relabellings were tried (exact 1) or drawn.
+
+    From 4 seeds per arm on: with 3 and 3 the smallest possible p is 0.10.
+    """
+    first, second = np.array(list(arm.values())), np.array(list(against.values()))
+    smaller = min(len(first), len(second))
+    if smaller < LEAST_TO_PERMUTE:
+        return {}
+    exact = math.comb(len(first) + len(second), len(first)) <= MOST_PERMUTATIONS
+    test = stats.permutation_test(
+        (first, second), _mean_difference, vectorized=True, rng=np.random.default_rng(0),
+        n_resamples=np.inf if exact else RELABELLINGS,
+    )  # fmt: skip
+    return {"p": float(test.pvalue), "n": float(smaller), "exact": float(exact)}
+
+
+def _mean_difference(first: Array, second: Array, axis: int) -> Array:
+    return np.asarray(first.mean(axis) - second.mean(axis))
+
+
+def _shared(arm: Runs, against: Runs) -> tuple[Array, Array]:
+    seeds = sorted(arm.keys() & against.keys())
+    return np.array([arm[s] for s in seeds]), np.array([against[s] for s in seeds])
+
+
+def _result(difference: float, low: float, high: float, p: float, n: int) -> dict[str, float]:
+    return {"difference": float(difference), "low": float(low), "high": float(high), "p": float(p), "n": float(n)}
+
+
+def document_error(
+    a: Sequence[ArrayLike], b: Sequence[ArrayLike], documents: ArrayLike, *, targets: ArrayLike | None = None
+) -> tuple[float, int]:
+    """Standard error, over validation documents, of arm a's mean loss minus arm b's; and the number of documents.
+
+    a, b:      one array (windows,) of mean losses per window for each seed of the arm, on the same windows.
+    documents: (windows,) the document that each window belongs to.
+    targets:   (windows,) how many targets each window's mean is over; equal unless given.
+    Seeds are averaged first, so this is the noise of the text alone. A ratio estimator: the documents are the sample,
+    and the size of each is random as well. NaN for fewer than two documents. Raises ValueError for arrays that differ
+    in length.  Source: Cochran, Sampling Techniques, 3rd edition, section 6.3; with equal weights it is the
+    cluster-robust standard error of a mean.
+    """
+    labels = np.asarray(documents)
+    weights = np.ones(labels.shape) if targets is None else np.asarray(targets, dtype=np.float64)
+    rows = [np.asarray(row, dtype=np.float64) for row in (*a, *b)]
+    if labels.ndim != 1 or any(row.shape != labels.shape for row in (weights, *rows)) or not a or not b:
+        raise ValueError("every seed of both arms needs one loss for each window, and every window its document")
+    difference = np.mean(rows[: len(a)], axis=0) - np.mean(rows[len(a) :], axis=0)  # (windows,)
+    names, index = np.unique(labels, return_inverse=True)
+    count = len(names)
+    if count < 2:
+        return math.nan, count
+    sums = np.bincount(index, weights * difference)  # (documents,)
+    sizes = np.bincount(index, weights)
+    residuals = sums - sums.sum() / sizes.sum() * sizes
+    variance = count / (count - 1) * np.square(residuals).sum() / sizes.sum() ** 2
+    return math.sqrt(variance), count
+
+
+def effective_documents(documents: ArrayLike, *, targets: ArrayLike | None = None) -> float:
+    """The number of equally large documents with the same information: (sum of sizes)^2 / sum of squared sizes.
+
+    One less is the degrees of freedom of `document_error`.
+    """
+    labels = np.asarray(documents)
+    weights = np.ones(labels.shape) if targets is None else np.asarray(targets, dtype=np.float64)
+    sizes = np.bincount(np.unique(labels, return_inverse=True)[1], weights)
+    return float(sizes.sum() ** 2 / np.square(sizes).sum())

@@ -1,8 +1,7 @@
-"""Read anyone's table of results: a DataFrame, a CSV file or a list of rows becomes seed -> value for each arm.
+"""Read a table of results: rows of any source (see rows.py) become seed -> value for each arm.
 
-A blank value is a run without a result yet; NaN or infinity is a run that failed. The two are never confused, and no
-row is dropped. One run counts once: copies of a run, and steps of a run, are never taken for seeds. Tables of trackers
-are known by their columns; see tracked.py and wide.py.
+A blank value is a run without a result yet; NaN or infinity is a run that failed. No row is dropped. Each run counts
+once: copies of a run, and its training steps, are never taken for seeds.
 """
 
 from __future__ import annotations
@@ -16,53 +15,55 @@ import numpy as np
 from gpt2lab.analysis.metrics import known
 from gpt2lab.analysis.rows import (
     PREFERRED,
+    PROGRESS,
+    SEED_COLUMNS,
+    STEPS,
     WHOLE,
-    Asked,
     Columns,
+    Named,
     Row,
     Source,
     Value,
-    blank,
-    name_of,
-    number,
-    rows_of,
-    spelled,
-)
-from gpt2lab.analysis.tracked import (
-    SEED_COLUMNS,
     begun_in_order,
+    blank,
     columns_of,
+    counts_training,
     ended,
     is_exported,
     is_tracked,
+    is_wide,
+    name_of,
+    number,
+    rows_of,
     runs_of_arms,
+    spelled,
+    unfolded,
 )
-from gpt2lab.analysis.wide import PROGRESS, STEPS, counts_training, is_wide, unfolded
-from gpt2lab.analysis.words import listed
+from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, Problem, unknown
 
 REASON_COLUMNS = ("not_comparable", "tags.not_comparable")
-"""Where a table says why an arm cannot be compared."""
+"""Columns that say why an arm cannot be compared."""
 
 RUN_COLUMNS = ("run", "run_id", "run_name", "name", "id", "tags.mlflow.runname")
-"""Columns that tell runs apart, but not whether they are runs of different seeds; in any case of letters."""
+"""Columns that identify runs, but not their seeds; case does not matter."""
 
 FINAL = "final/"
-"""How metrics begin that `load_results` writes for the end of a run, wherever that is."""
+"""Prefix of the metrics that `load_results` writes for the end of a run, whatever its step."""
 
 FULL_PRECISION = 7
-"""Significant digits from which on two runs of different seeds do not agree by chance."""
+"""Significant digits to which two runs of different seeds do not agree by chance."""
 
 SINGLE = 3e38
-"""Values from here on are no numbers in single precision."""
+"""Larger values do not fit single precision."""
 
 LEAST, MOST = 1e-50, 1e50
-"""Sizes of values that can be judged: the fourth power of a spread must be a number too."""
+"""Range of values that can be judged: the fourth power of a spread must be finite and not zero."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell that matters: the value of `metric` of one arm and seed, at a step."""
+    """The value of `metric` of one arm and seed at a step."""
 
     where: str
     arm: str
@@ -74,7 +75,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a table holds."""
+    """The content of a table."""
 
     runs: dict[str, dict[str, Value]]
     """arm -> seed -> value; None for a run without a value"""
@@ -86,7 +87,7 @@ class Table:
     copies: tuple[Problem, ...]
     """runs of one arm whose values agree digit for digit"""
     begun: bool
-    """whether the runs of an arm stand in the order in which they were begun"""
+    """whether the runs of an arm are in the order of their start"""
 
 
 def read(
@@ -102,12 +103,11 @@ def read(
     Columns, unless `arm`, `seed` and `value` name others: arm, seed (or run), and the value: the column `metric`, else
     `value`, else the one column that has the name of a known metric. A table with a column of steps counts at the last
     step of each run, also one with columns metric and value, as `load_results` makes it. In an MLflow table (columns
-    run_id, status, metrics.*, params.*, tags.*) the prefixes may be left out; tracked.py says where arm, seed and
-    metric are looked for.
-    Raises ConfigError with every bad cell: row, column, what stands there.
+    run_id, status, metrics.*, params.*, tags.*) the prefixes may be left out; rows.py lists the default columns.
+    Raises ConfigError with every bad cell: row, column, content.
     """
     rows, where = rows_of(source), name_of(source)
-    asked = Asked(metric=metric, arm=arm, seed=seed, value=value)
+    names = Named(metric=metric, arm=arm, seed=seed, value=value)
     if not rows:
         raise ConfigError("the table has no rows", where=where)
     if seed is not None and counts_training(seed):
@@ -115,13 +115,13 @@ def read(
         raise ConfigError(what, where=where, hint="seed=COLUMN")
     begun = False
     if is_tracked(_columns(rows)):
-        chosen = columns_of(_columns(rows), asked, where)
+        chosen = columns_of(_columns(rows), names, where)
         rows = runs_of_arms(rows, chosen, where)
         begun = begun_in_order(rows)
     else:
         if arm is None and is_wide(_columns(rows)):
             rows = unfolded(rows, _columns(rows), metric, where)
-        chosen = _plain_columns(rows, asked, where)
+        chosen = _plain_columns(rows, names, where)
         rows = ended(rows, chosen.value) if is_exported(_columns(rows)) else rows
     _refuse_repeated_seeds(rows, chosen)
     ends: dict[str, float] = {}
@@ -139,12 +139,12 @@ def read(
 
 
 def refuse_copies(table: Table) -> None:
-    """Raises ConfigError for runs that are certainly one, of a metric that is no count."""
+    """Raises ConfigError for runs that are copies of one; not for metrics that count."""
     _refuse(table.copies, "keep one of the two")
 
 
 def in_order(table: Table) -> dict[str, dict[str, Value]]:
-    """The runs in the order in which looks count them: as they were begun, else by the number that the seed is.
+    """The runs in the order in which looks count them: by their start, else by the number of the seed.
 
     Raises ConfigError for seeds without an order.
     """
@@ -163,13 +163,13 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.cells))
 
 
-def _plain_columns(rows: Sequence[Row], asked: Asked, where: str) -> Columns:
+def _plain_columns(rows: Sequence[Row], given: Named, where: str) -> Columns:
     columns = _columns(rows)
-    metric, value = asked.metric, asked.value
+    metric, value = given.metric, given.value
     direct = metric is not None and metric in columns
     if value is not None and direct and metric != value:
         raise ConfigError(f"'{metric}' and '{value}' are both columns: which one holds the values?", where=where)
-    arm, seed = asked.arm or "arm", asked.seed or ("seed" if "seed" in columns else "run")
+    arm, seed = given.arm or "arm", given.seed or ("seed" if "seed" in columns else "run")
     several = "metric" in columns and not direct
     if metric is not None and not direct and not several:
         raise ConfigError(unknown("column", metric, columns), where=where)
@@ -181,7 +181,7 @@ def _plain_columns(rows: Sequence[Row], asked: Asked, where: str) -> Columns:
         raise ConfigError(what, where=where, hint="seed=COLUMN")
     if lacking:
         hint = "the columns are arm, seed (or run) and value"
-        hint = f"{hint}, unless others are named" if asked.arm or asked.seed or value else hint
+        hint = f"{hint}, unless others are named" if given.arm or given.seed or value else hint
         several_lack = f"no columns {listed(map(repr, lacking))} (known: {', '.join(columns)})"
         what = unknown("column", lacking[0], columns) if len(lacking) == 1 else several_lack
         raise ConfigError(what, where=where, hint=hint)
@@ -200,10 +200,10 @@ def _value_column(columns: Sequence[str], where: str) -> str:
 
 
 def _step_column(rows: Sequence[Row], run: Sequence[str]) -> str | None:
-    """The column of steps; one that may be a property of whole runs counts only where a run has several rows."""
+    """The column of steps; PROGRESS columns only where a run has several rows."""
     columns = _columns(rows)
     if is_exported(columns):
-        return None  # one row for each run, and its state says whether that is its end
+        return None  # one row for each run
     names = {name.casefold(): name for name in columns}
     if any(name in names for name in STEPS):
         return next(names[name] for name in STEPS if name in names)
@@ -212,12 +212,12 @@ def _step_column(rows: Sequence[Row], run: Sequence[str]) -> str | None:
 
 
 def _reasons(rows: Sequence[Row], arm: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for row in rows:
         for name in REASON_COLUMNS:
             if not blank(row.cells.get(name)):
-                found.setdefault(str(row.cells[arm]).strip(), str(row.cells[name]).strip())
-    return found
+                reasons.setdefault(str(row.cells[arm]).strip(), str(row.cells[name]).strip())
+    return reasons
 
 
 def _entries(rows: Iterable[Row], chosen: Columns) -> list[Entry]:
@@ -267,19 +267,19 @@ def _last(entries: Sequence[Entry], metric: str) -> tuple[list[Entry], dict[str,
         runs.setdefault((entry.arm, entry.seed), []).append(entry)
         if entry.metric == metric and entry.value is not None:
             ends[entry.arm] = max(ends.get(entry.arm, -1.0), entry.step)
-    found: list[Entry] = []
-    for (arm, seed), own in runs.items():
-        taken = [e for e in own if e.value is not None]
+    final_entries: list[Entry] = []
+    for (arm, seed), run_entries in runs.items():
+        taken = [e for e in run_entries if e.value is not None]
         values = [e for e in taken if e.metric == metric]
         end = max((e.step for e in values), default=None) if metric.startswith(FINAL) else ends.get(arm)
         last = max((e.step for e in taken), default=-1.0)
         losses = [e for e in taken if e.step == last and (e.metric == metric or "loss" in e.metric)]
         broken = any(not _finite(e.value) for e in losses)
         final = [e for e in values if e.step == end]
-        found += final or [Entry(own[-1].where, arm, seed, metric, last, math.nan if broken else None)]
+        final_entries += final or [Entry(run_entries[-1].where, arm, seed, metric, last, math.nan if broken else None)]
     compared = {} if metric.startswith(FINAL) else ends
-    judged = {entry.arm for entry in found if entry.value is not None and _finite(entry.value)}
-    return found, {arm: end for arm, end in compared.items() if arm in judged and end >= 0}
+    judged = {entry.arm for entry in final_entries if entry.value is not None and _finite(entry.value)}
+    return final_entries, {arm: end for arm, end in compared.items() if arm in judged and end >= 0}
 
 
 def _finite(value: Value) -> bool:
@@ -287,7 +287,7 @@ def _finite(value: Value) -> bool:
 
 
 def _refuse_repeated_seeds(rows: Sequence[Row], chosen: Columns) -> None:
-    """Runs of one arm and seed, told apart by nothing but the names of the runs."""
+    """Runs of one arm and seed that differ in their names alone."""
     columns = _columns(rows)
     if chosen.seed.casefold() not in RUN_COLUMNS:
         return
@@ -297,10 +297,10 @@ def _refuse_repeated_seeds(rows: Sequence[Row], chosen: Columns) -> None:
     for row in rows:
         if seed is None or any(blank(row.cells.get(name)) for name in (chosen.arm, chosen.seed, seed)):
             continue
-        arm, own = str(row.cells[chosen.arm]).strip(), spelled(row.cells[seed])
-        seen = first.setdefault((arm, own), row)
+        arm, label = str(row.cells[chosen.arm]).strip(), spelled(row.cells[seed])
+        seen = first.setdefault((arm, label), row)
         if spelled(seen.cells[chosen.seed]) != spelled(row.cells[chosen.seed]):
-            what = f"arm '{arm}' has seed {own} already, in {seen.where}: by '{seed}' they are one seed"
+            what = f"arm '{arm}' has seed {label} already, in {seen.where}: by '{seed}' they are one seed"
             problems.append(Problem(row.where, what))
     _refuse(problems, "keep one run of each arm and seed")
 

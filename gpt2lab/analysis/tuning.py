@@ -1,31 +1,52 @@
-"""The answer of a search over one setting: its best value, how surely, how far one may be off, and where to look next.
+"""The result of a search over one setting, of a whole search in a sweep record, and of searches at several model sizes.
 
-Only final values are points of the curve. A pruned trial has none; it shows that somebody looked there, and closes an
-edge with that reservation. A diverged trial closes the side on which it lies.
+Only final values are points of the curve. A pruned trial has none: it closes an edge of the space with a reservation. A
+diverged trial closes the side on which it lies. A search, in a sweep record, has a `space` and `trials` with outcome,
+settings and value.
+
+The best value over model sizes is fitted by a power law: a straight line of its logarithm over that of the parameters,
+with each size weighted by its interval. Up to three sizes the interval assumes that law; from four on, the scatter of
+the sizes around the line counts too, with Student's t.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
-from gpt2lab.analysis.words import decimals, plural
+from gpt2lab.analysis.wording import decimals, listed
+from gpt2lab.text import plural, quantity
 
 WIDER = 4.0
-"""An edge is closed by a space that reaches this factor beyond the best trial (two octaves)."""
+"""A widened space reaches this factor beyond the best trial (two octaves)."""
 SPAN = 0.75
-"""Of the range over which a sensitivity is asked, what the trials must span on its logarithmic scale."""
+"""Share of the range of a sensitivity that the trials must span on its logarithmic scale."""
+RESULTS = ("finished", "pruned", "diverged")
+"""Outcomes that inform about the settings, in which a budget is counted."""
+OPEN = ("waiting", "running")
+NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
+"""Settings that have a name in prose; others go by their key."""
+SAME = 0.01
+"""Spaces whose widths differ by less than this share are equal: rates are rounded."""
+ALPHA = 0.05
+TESTED = 4
+"""Number of model sizes from which on their scatter around the power law is estimated."""
+COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+
 Pair = tuple[float, float]
+Search = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """What the trials say of the best value of one setting. What is not known is None, and `reason` says why."""
+    """The best value of one setting, from trials. What is unknown is None, and `reason` says why."""
 
     what: str
     unit: str
@@ -41,17 +62,17 @@ class Optimum:
     best: float | None = None
     """the setting of the best trial; None where none finished"""
     value: float | None = None
-    """what it reached"""
+    """its result"""
     curve: Curve | None = None
-    """through the trials near the best; of minus the value with `maximize` (`line` has it as it is)"""
+    """through the trials near the best; of minus the value with `maximize` (`line` undoes that)"""
     interval: Pair | None = None
     """95 % interval of the best setting"""
     flat: Pair | None = None
-    """between these one loses less than `effect`, by the curve, or by lines between trials where there is none"""
+    """range with a loss of less than `effect`, by the curve, or by lines between trials where there is none"""
     flat_open: tuple[bool, bool] = (False, False)
-    """whether `flat` ends on that side only because nothing was tried beyond"""
+    """whether `flat` ends on that side for lack of trials beyond"""
     edge: str | None = None
-    """`low` or `high`: the side on which nothing worse was seen, so that the optimum may lie beyond"""
+    """`low` or `high`: the side without a worse trial, beyond which the optimum may lie"""
     unfinished: str | None = None
     """`low` or `high`: the side that is closed by pruned trials alone"""
     widen: Pair | None = None
@@ -60,29 +81,34 @@ class Optimum:
 
     @property
     def vertex(self) -> float | None:
-        """Where the fitted curve is best."""
+        """The minimum of the fitted curve."""
         return self.curve.at if self.curve else None
 
     @property
     def factor(self) -> float | None:
-        """By which factor one may miss the best setting either way and lose less than `effect`; None without `log`."""
+        """The factor by which one may miss the best setting and lose less than `effect`; None without `log`."""
         at = self.vertex or self.best
         if not self.log or self.flat is None or at is None:
             return None
         return min(at / self.flat[0], self.flat[1] / at)
 
     def line(self, count: int = 101) -> tuple[Array, Array] | None:
-        """The fitted curve between the trials that it was fitted to, for figures.  -> (count,) settings, values"""
+        """The curve between the fitted trials, for figures.  -> (count,) settings, values"""
         if self.curve is None:
             return None
         x, y = self.curve.line(count)
         return x, -y if self.maximize else y
 
-    def told(self) -> str:
+    def __str__(self) -> str:
         """The sentences that a page opens with."""
         if self.best is None or self.value is None:
-            return self._told_nothing()
-        sentences = [self._told_edge() if self.edge else self._told_best(), self._told_trial()]
+            return self._nothing()
+        sd = self.curve.sd if self.curve else math.nan
+        reached = f"{self.value:.{decimals(sd, self.value)}f} {self.unit}"
+        sentences = [
+            self._at_edge() if self.edge else self._inside(),
+            f"The best trial took {figure(self.best)} and reached {reached}.",
+        ]
         if self.unfinished:
             side = "above" if self.unfinished == "high" else "below"
             sentences.append(
@@ -90,9 +116,7 @@ class Optimum:
             )
         return " ".join(sentences)
 
-    __str__ = told
-
-    def _told_nothing(self) -> str:
+    def _nothing(self) -> str:
         ended = [(self.diverged, "diverged"), (self.pruned, "stopped early")]
         counts = [f"{plural(count, 'trial')} {word}" for count, word in ended if count]
         if not counts:
@@ -100,7 +124,7 @@ class Optimum:
         lower = f": everything from {figure(self.low)} to {figure(self.high)} that was tried is too much"
         return f"No trial finished: {', '.join(counts)}" + (f"{lower}." if self.diverged and not self.pruned else ".")
 
-    def _told_edge(self) -> str:
+    def _at_edge(self) -> str:
         assert self.edge and self.best is not None
         side, beyond = ("upper", "above") if self.edge == "high" else ("lower", "below")
         text = f"The optimum lies at the {side} edge ({figure(self.best)}): "
@@ -108,8 +132,8 @@ class Optimum:
             return text + f"nothing was tried {beyond} it; add trials there."
         return text + f"widen to {figure(self.widen[1] if self.edge == 'high' else self.widen[0])}."
 
-    def _told_best(self) -> str:
-        flat = self._told_flat()
+    def _inside(self) -> str:
+        flat = self._flat_range()
         if self.vertex is None:
             return f"Best {self.what} {figure(self.best)}, of those that were tried{flat}. No curve: {self.reason}."
         if self.interval is None:
@@ -117,18 +141,12 @@ class Optimum:
         low, high = map(figure, self.interval)
         return f"Best {self.what} {figure(self.vertex)} (95 % interval {low} to {high}){flat}."
 
-    def _told_flat(self) -> str:
+    def _flat_range(self) -> str:
         if self.flat is None or self.effect is None:
             return ""
         low, high = map(figure, self.flat)
         far = " at least" if any(self.flat_open) else ""
         return f"; within {low} to {high}{far} one loses less than {self.effect:g} {self.unit}"
-
-    def _told_trial(self) -> str:
-        assert self.value is not None
-        sd = self.curve.sd if self.curve else math.nan
-        reached = f"{self.value:.{decimals(sd, self.value)}f} {self.unit}"
-        return f"The best trial took {figure(self.best)} and reached {reached}."
 
 
 def optimum(
@@ -140,8 +158,8 @@ def optimum(
 
     `points` are (setting, final value), not finite where the trial diverged; `pruned` the settings of trials that were
     stopped early. `effect` is the smallest difference that matters, `noise_sd` the standard deviation of a trial's
-    value over seeds where that is known; else the trials must show it. Where other settings vary too (not `alone`), no
-    curve is fitted, and edges go by the place of the best trial.
+    value over seeds, estimated from the trials unless given. Where other settings vary too (not `alone`), no curve is
+    fitted, and edges are judged by the best trial.
     """
     tried = np.array([*points], dtype=np.float64).reshape(-1, 2)
     fine = np.isfinite(tried[:, 1])
@@ -153,25 +171,25 @@ def optimum(
     )  # fmt: skip
     if not len(x):
         return answer
-    found = fit(x, y, log=log, effect=effect, noise_sd=noise_sd) if alone else Fit(reason="other settings vary too")
+    fitted = fit(x, y, log=log, effect=effect, noise_sd=noise_sd) if alone else Fit(reason="other settings vary too")
     best = float(x[np.argmin(y)])
     judged = np.concatenate([x, diverged])
-    edge, unfinished = _edge(best, found, judged, stopped, natural=low if low == 0 and not log else -math.inf)
-    flat, flat_open = _flat(x, y, diverged, found.curve, effect if alone else None, log)
+    edge, unfinished = _edge(best, fitted, judged, stopped, natural=low if low == 0 and not log else -math.inf)
+    flat, flat_open = _flat(x, y, diverged, fitted.curve, effect if alone else None, log)
     return replace(
-        answer, best=best, value=float(tried[fine, 1][np.argmin(y)]), curve=found.curve,
-        interval=None if edge else found.interval, flat=flat, flat_open=flat_open, edge=edge, unfinished=unfinished,
-        widen=_wider(edge, best, low, high, log), reason="it lies at an edge" if edge else found.reason,
+        answer, best=best, value=float(tried[fine, 1][np.argmin(y)]), curve=fitted.curve,
+        interval=None if edge else fitted.interval, flat=flat, flat_open=flat_open, edge=edge, unfinished=unfinished,
+        widen=_wider(edge, best, low, high, log), reason="it lies at an edge" if edge else fitted.reason,
     )  # fmt: skip
 
 
-def _edge(best: float, found: Fit, judged: Array, stopped: Array, *, natural: float) -> tuple[str | None, str | None]:
-    """(side on which nothing was seen beyond the best, side that is closed by trials that were stopped early alone).
+def _edge(best: float, fitted: Fit, judged: Array, stopped: Array, *, natural: float) -> tuple[str | None, str | None]:
+    """(side without a trial beyond the best, side closed by trials that were stopped early alone).
 
-    `judged`: settings that finished or diverged. Where one value alone was tried, the edge is `high`.
+    `judged`: settings that finished or diverged. Where only one value was tried, the edge is `high`.
     """
     unfinished = None
-    ends = {"low": best, "high": best} | ({found.falls: found.end} if found.falls and found.end is not None else {})
+    ends = {"low": best, "high": best} | ({fitted.falls: fitted.end} if fitted.falls and fitted.end is not None else {})
     for side in ("high", "low"):
         sign, end = (1, ends[side]) if side == "high" else (-1, ends[side])
         if (sign * judged > sign * end).any() or (side == "low" and end <= natural):
@@ -183,7 +201,7 @@ def _edge(best: float, found: Fit, judged: Array, stopped: Array, *, natural: fl
 
 
 def _wider(edge: str | None, best: float, low: float, high: float, log: bool) -> Pair | None:
-    """A space that reaches well beyond the best trial; None where the searched one does already."""
+    """A space that reaches well beyond the best trial; None where the searched one already does."""
     if edge is None:
         return None
     if edge == "high":
@@ -197,7 +215,7 @@ def _wider(edge: str | None, best: float, low: float, high: float, log: bool) ->
 def _flat(
     x: Array, y: Array, diverged: Array, curve: Curve | None, effect: float | None, log: bool
 ) -> tuple[Pair | None, tuple[bool, bool]]:
-    """Between which settings one loses less than `effect`, and whether it ends for want of trials; see `Optimum`."""
+    """The range with a loss of less than `effect`, and whether it ends for lack of trials; see `Optimum`."""
     best = float(x[np.argmin(y)])
     top = diverged[diverged > best].min(initial=math.inf)
     bottom = diverged[diverged < best].max(initial=-math.inf)
@@ -217,26 +235,25 @@ def _flat(
 def _crossings(t: Array, y: Array, effect: float) -> Pair:
     """Where lines through (t, y), t rising, first lie `effect` above their lowest; infinite where they never do."""
     best, limit = int(np.argmin(y)), float(y.min() + effect)
-    found = []
+    ends = []
     for side in (range(best, 0, -1), range(best, len(t) - 1)):
         step = side.step
         over = next((i + step for i in side if y[i + step] > limit), None)
         if over is None:
-            found.append(step * math.inf)
+            ends.append(step * math.inf)
         else:
-            found.append(float(np.interp(limit, (y[over - step], y[over]), (t[over - step], t[over]))))
-    return found[0], found[1]
+            ends.append(float(np.interp(limit, (y[over - step], y[over]), (t[over - step], t[over]))))
+    return ends[0], ends[1]
 
 
 def sensitivity(points: Iterable[Pair], low: float, high: float, init_loss: float) -> float | None:
-    """Learning-rate sensitivity: what is lost on average over rates from `low` to `high` against the best of them.
+    """Learning-rate sensitivity: the mean loss over rates from `low` to `high`, minus the lowest.
 
     The mean of min(loss, loss at init) over log-uniform rates, minus the lowest loss (Wortsman et al. 2023,
-    arXiv:2309.14322, who average over a grid of rates). For scattered trials, the losses are joined by straight lines
-    over the logarithm of the rate: those at one rate are averaged first, a diverged one counts as the loss at init, and
-    beyond the outermost trials their loss is held. None with fewer than three rates in the range, none of them finite,
-    or where they span less than three quarters of it. Pruned trials have no final loss: after pruning, bad rates are
-    missing, and the number is then too small or None.
+    arXiv:2309.14322, who average over a grid of rates). Losses are interpolated linearly over the logarithm of the
+    rate: those at one rate are averaged first, a diverged one counts as the loss at init, and beyond the outermost
+    trials the loss is constant. None with fewer than three rates in the range, without a finite one, or where they span
+    less than three quarters of it. After pruning bad rates are missing, and the number is too small or None.
     """
     tried = np.array([*points], dtype=np.float64).reshape(-1, 2)
     tried = tried[(tried[:, 0] >= low) & (tried[:, 0] <= high)]
@@ -253,6 +270,213 @@ def averaged(t: Array, y: Array) -> tuple[Array, Array]:
     """Distinct t, rising, with the mean of their y."""
     distinct, places = np.unique(t, return_inverse=True)
     return distinct, np.bincount(places, weights=y, minlength=len(distinct)) / np.maximum(np.bincount(places), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The best trial of a search, and its limitations."""
+
+    settings: Mapping[str, Any] | None
+    """of the best finished trial; None where none finished"""
+    value: float | None
+    slot: int | None
+    edge: Mapping[str, str]
+    """numeric setting -> `low` or `high`, where the best trial is the outermost one on that side"""
+    optima: Mapping[str, Optimum] = field(default_factory=dict)
+    """of each numeric setting; with a curve only where the search has a single setting"""
+    reason: str | None = None
+    """why this search cannot be compared with another, or None"""
+
+
+def chosen(
+    search: Search, *, maximize: bool = False, slots: int | None = None, effect: float | None = None,
+    noise_sd: float | None = None, unit: str = "nats",
+) -> Chosen:  # fmt: skip
+    """The settings of the best finished trial (of equals the lowest slot), and whether they may be compared.
+
+    `slots` is the number of trials that the sweep has in all; without it, those in the record.
+    """
+    trials = search["trials"]
+    done = [t for t in trials if t["outcome"] == "finished" and t["value"] is not None]
+    best = min(done, key=lambda t: ((-t["value"] if maximize else t["value"]), t["slot"]), default=None)
+    numeric = [d for d in search["space"] if d["kind"] != "categorical" and (not best or d["name"] in best["settings"])]
+    optima = {
+        d["name"]: _along(d, trials, maximize=maximize, effect=effect, noise_sd=noise_sd, unit=unit,
+                          alone=len(search["space"]) == 1)
+        for d in numeric
+    }  # fmt: skip
+    edges = {name: o.edge for name, o in optima.items() if o.edge}
+    return Chosen(
+        settings=best["settings"] if best else None, value=best["value"] if best else None,
+        slot=best["slot"] if best else None, edge=edges, optima=optima,
+        reason=_refusal(trials, slots or len(trials), bool(best), [o for o in optima.values() if o.edge]),
+    )  # fmt: skip
+
+
+def _along(
+    dimension: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], **terms: Any
+) -> Optimum:  # fmt: skip
+    """The best value of one numeric setting."""
+    name = dimension["name"]
+    at = {outcome: [t for t in trials if t["outcome"] == outcome and name in t["settings"]] for outcome in RESULTS}
+    points = [(t["settings"][name], t["value"]) for t in at["finished"] if t["value"] is not None]
+    return optimum(
+        [*points, *((t["settings"][name], math.inf) for t in at["diverged"])],
+        low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")),
+        pruned=[t["settings"][name] for t in at["pruned"]], what=NAMES.get(name, name), **terms,
+    )  # fmt: skip
+
+
+def _refusal(
+    trials: Sequence[Mapping[str, Any]], slots: int, any_finished: bool, edges: Sequence[Optimum]
+) -> str | None:
+    """The strongest reason against a comparison."""
+    ended = sum(t["outcome"] not in OPEN for t in trials)
+    if ended < slots:
+        return f"{slots - ended} of {plural(slots, 'trial')} of its search have not ended"
+    if not any_finished:
+        return "no trial of its search finished"
+    if not edges:
+        return None
+    ends = {"low": "lower", "high": "upper"}
+    parts = [f"its best {o.what} lies at the {ends[str(o.edge)]} edge ({figure(o.best)})" for o in edges]
+    return listed(parts)
+
+
+def budgets_differ(a: Search, b: Search, *, names: tuple[str, str] = ("one", "the other")) -> str | None:
+    """How two searches differ in budget: informative trials, and the width of their spaces; None if equal.
+
+    Spaces are compared relative to their location, since each arm is searched around its own prior.
+    """
+    trials = [sum(t["outcome"] in RESULTS for t in search["trials"]) for search in (a, b)]
+    if trials[0] != trials[1]:
+        counts = listed(f"{plural(n, 'trial')} of {name}" for n, name in zip(trials, names, strict=True))
+        return f"unequal budgets: {counts} told something"
+    spaces = [{d["name"]: d for d in search["space"]} for search in (a, b)]
+    only = sorted(spaces[0].keys() ^ spaces[1].keys())
+    if only:
+        return f"unequal spaces: {listed(only)} is searched in one of them only"
+    unlike = [name for name in spaces[0] if not _alike(spaces[0][name], spaces[1][name])]
+    return f"unequal spaces: {listed(unlike)} has another range" if unlike else None
+
+
+def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two dimensions have the same choices or the same range, absolutely or relative to its location."""
+    if any(a.get(key) != b.get(key) for key in ("kind", "choices", "when")) or bool(a.get("log")) != bool(b.get("log")):
+        return False
+    if a["kind"] == "categorical":
+        return True
+    ends = [(float(d["low"]), float(d["high"])) for d in (a, b)]
+    if all(math.isclose(x, y, rel_tol=SAME) for x, y in zip(*ends, strict=True)):
+        return True
+    return all(low > 0 for low, _ in ends) and math.isclose(*(high / low for low, high in ends), rel_tol=SAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A power law of the best value over parameters. What is unknown is None, and `reason` says why."""
+
+    what: str
+    sizes: tuple[float, ...]
+    """the sizes that were fitted, rising"""
+    target: float | None = None
+    """the size of the prediction"""
+    exponent: float | None = None
+    exponent_interval: Pair | None = None
+    at_target: float | None = None
+    target_interval: Pair | None = None
+    """95 % interval of the best value at `target`"""
+    scatter: float | None = None
+    """mean square of the sizes' distances from the line, in units of their uncertainty; about 1 for a power law"""
+    line: tuple[Array, Array] | None = None
+    """from the smallest size to `target`, for figures"""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """The sentences of a page."""
+        if self.exponent is None or self.target is None:
+            return f"How the best {self.what} moves with size cannot be told: {self.reason}."
+        count = COUNTS.get(len(self.sizes), str(len(self.sizes)))
+        verb = "falls" if self.exponent < 0 else "rises"
+        text = f"Over {count} sizes the best {self.what} {verb} as N^{self.exponent:.2f}"
+        goal = f"; for {quantity(self.target)} parameters it predicts {figure(self.at_target)}"
+        if self.exponent_interval is None or self.target_interval is None:
+            return f"{text}{goal}. No interval: {self.reason}."
+        low, high = self.exponent_interval
+        near, far = map(figure, self.target_interval)
+        text += f" ({low:.2f} to {high:.2f}){goal} ({near} to {far})."
+        if low < 0 < high:
+            text += " It may as well not move."
+        return text + self._assumption(count)
+
+    def _assumption(self, count: str) -> str:
+        if len(self.sizes) >= TESTED:
+            return ""
+        doubt = f" That takes a power law for granted, which {count} sizes "
+        if len(self.sizes) == 2:
+            return doubt + "cannot test; the intervals hold the uncertainty of each size alone."
+        wider = stats.t.ppf(1 - ALPHA / 2, len(self.sizes) - 2) / stats.norm.ppf(1 - ALPHA / 2)
+        return doubt + f"hardly test: an interval from their scatter would be {wider:.0f} times as wide."
+
+
+def transfer(
+    sizes: Sequence[float], optima: Sequence[float | None], intervals: Sequence[Pair | None], *,
+    target: float | None = None, what: str = "learning rate",
+) -> Transfer:  # fmt: skip
+    """The power law through the optima of models with `sizes` parameters, and its value at `target`.
+
+    The target defaults to the next size in geometric progression. Sizes without an optimum are left out, and so are
+    those without an interval if two others have one; otherwise all are weighted equally and no interval is given.
+    """
+    rows = sorted((s, o, i) for s, o, i in zip(sizes, optima, intervals, strict=True) if o is not None)
+    weighed = [row for row in rows if row[2] is not None and row[2][0] < row[2][1]]
+    known = len({row[0] for row in weighed}) >= 2
+    used = weighed if known else rows
+    fitted = tuple(float(size) for size, _, _ in used)
+    if len(set(fitted)) < 2:
+        return Transfer(what=what, sizes=fitted, reason="fewer than two sizes have an optimum that is not at an edge")
+    goal = target if target is not None else fitted[-1] * fitted[-1] / max(s for s in fitted if s < fitted[-1])
+    x, y = np.log(fitted), np.log([optimum for _, optimum, _ in used])
+    width = 2 * float(stats.norm.ppf(1 - ALPHA / 2))
+    se = np.array([math.log(i[1] / i[0]) / width if known and i else 1.0 for _, _, i in used])
+    line = _Line(x, y, se)
+    ends = np.geomspace(fitted[0], max(goal, fitted[-1]), 61)
+    value = math.exp(line.at(math.log(goal)))
+    drawn = (ends, np.exp(line.at(np.log(ends))))
+    if not known:
+        reason = "fewer than two sizes have an interval of their own"
+        return Transfer(what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
+                        reason=reason)  # fmt: skip
+    spread = max(1.0, line.scatter) ** 0.5
+    tested = len(fitted) >= TESTED
+    quantile = spread * float(stats.t.ppf(1 - ALPHA / 2, len(fitted) - 2) if tested else stats.norm.ppf(1 - ALPHA / 2))
+    half, far = quantile * line.slope_se, quantile * line.se_at(math.log(goal))
+    return Transfer(
+        what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
+        exponent_interval=(line.slope - half, line.slope + half),
+        target_interval=(value * math.exp(-far), value * math.exp(far)),
+        scatter=line.scatter if len(fitted) > 2 else None,
+    )  # fmt: skip
+
+
+class _Line:
+    """Least squares of y over x, weighted by known standard errors."""
+
+    def __init__(self, x: Array, y: Array, se: Array) -> None:
+        weights = se**-2.0
+        total = weights.sum()
+        self.middle, self.level = float((weights * x).sum() / total), float((weights * y).sum() / total)
+        squares = float((weights * (x - self.middle) ** 2).sum())
+        self.slope = float((weights * (x - self.middle) * (y - self.level)).sum() / squares)
+        self.slope_se, self.level_se = squares**-0.5, float(total) ** -0.5
+        self.scatter = float((weights * (y - self.at(x)) ** 2).sum()) / max(len(x) - 2, 1)
+
+    def at(self, x: Array | float) -> Array:
+        return np.asarray(self.level + self.slope * (np.asarray(x) - self.middle))
+
+    def se_at(self, x: float) -> float:
+        """Standard error of the line, without the scatter of a size around it."""
+        return math.hypot(self.level_se, self.slope_se * (x - self.middle))
 
 
 def figure(x: float | None) -> str:

@@ -46,9 +46,9 @@ def baseline(
     from gpt2lab.cli import train
     from gpt2lab.display import console_for
     from gpt2lab.store import Store
-    from gpt2lab.training.joining import Place
+    from gpt2lab.training.ranks import RankEnvironment
 
-    place, store = Place.of_environment(), Store(runs)
+    place, store = RankEnvironment.read(), Store(runs)
     console = console_for(to_stderr=json_)
     reproduction.refuse_torchrun(place.size)
     found = reproduction.plan_baseline(

@@ -90,7 +90,9 @@ def explain(
         print(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
     else:
         print(f"slot:    {slot.what}")
-        print(f"use:     gpt2lab eval --study NAME --{slot.name} {what.partition('=')[2]}")
+        name = what.partition("=")[2]
+        tracker = f"GPT2LAB_TRACKER={name} gpt2lab run FILE"
+        print(f"use:     {tracker if slot.name == 'tracker' else f'gpt2lab eval --study NAME --{slot.name} {name}'}")
     print(f"code:    {inspect.getsourcefile(component.factory)}")
 
 
@@ -128,7 +130,8 @@ def all_slots(plugin: list[str] | None) -> dict[str, Slot]:
     import gpt2lab.data.corpora
     import gpt2lab.data.tokenizers
     import gpt2lab.evaluation
-    import gpt2lab.optim  # noqa: F401
+    import gpt2lab.optim
+    import gpt2lab.tracking.mlflow  # noqa: F401
     from gpt2lab.registry import BESIDE_CONFIG, SLOTS, load_entry_points, load_plugin
 
     load_entry_points()

@@ -146,7 +146,7 @@ def rows_of(table: str, tracking_uri: str | None, runs: Path) -> Any:
     if not table.startswith(MLFLOW):
         return Path(table)
     from gpt2lab.tracking.addresses import default_uri
-    from gpt2lab.tracking.experiments import read_experiment
+    from gpt2lab.tracking.mlflow import read_experiment
 
     return read_experiment(table.removeprefix(MLFLOW), tracking_uri or default_uri(runs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,15 +45,19 @@ def prepare(
     from gpt2lab.data.shards import prepare as make
 
     config = asked(what, tokenizer, set_ or (), plugin or ())
-    with rich_progress() as progress:
-        data = make(config, progress=progress, processes=processes)
+    try:
+        with rich_progress() as progress:
+            data = make(config, progress=progress, processes=processes)
+    except KeyboardInterrupt:
+        print("gpt2lab: interrupted; the same command continues", file=sys.stderr)
+        raise
     print(f"{len(data.train):,} training and {len(data.validation):,} validation tokens in {data.path}")
 
 
 def asked(what: str, tokenizer: str | None, overrides: Any, plugins: Any) -> DataConfig:
     """The data section that a command line means. Raises ConfigError."""
     from gpt2lab.config import ALIASES, fill_slots, load_config, preset_names
-    from gpt2lab.data.sources import corpus
+    from gpt2lab.data.corpora import corpus
     from gpt2lab.errors import ConfigError, nearest, unknown
 
     fill_slots(plugins)
@@ -86,17 +91,17 @@ def list_(json_: Json = False) -> None:
     if json_:
         print(json.dumps(rows + begun))
         return
-    for one in rows:
-        told = "{corpus} ({tokenizer}): {train:,} + {validation:,} tokens" if one["usable"] else "unusable: {problem}"
-        print(f"{one['path']}  {told.format(**one)}")
-    for one in begun:
-        print(f"{one['path']}  {one['problem']}")
+    for facts in rows:
+        form = "{path}  {corpus} ({tokenizer}): {train:,} + {validation:,} tokens"
+        print((form if facts["usable"] else "{path}  unusable: {problem}").format(**facts))
+    for facts in begun:
+        print("{path}  {problem}".format(**facts))
     if not rows and not begun:
         print(NOTHING)
 
 
 def row(path: Any, data: Any) -> dict[str, Any]:
-    """One prepared folder in short, or why it is of no use."""
+    """Facts of a prepared folder, or why it cannot be used."""
     from gpt2lab.data.prepared import Prepared
 
     if not isinstance(data, Prepared):
@@ -127,7 +132,7 @@ def begun_row(path: Any, state: Any) -> dict[str, Any]:
 
 
 def written(choice: Any) -> str:
-    """A choice as `--set` takes it."""
+    """A choice in the form that `--set` takes."""
     return choice if isinstance(choice, str) else json.dumps(choice)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from gpt2lab.cli.run import Json, Plugin, Runs
 if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
     from gpt2lab.analysis.verdicts import Contrast
+    from gpt2lab.evaluation.runs import TaskScores
     from gpt2lab.reuse.measure import Measured, StudyMeasured
     from gpt2lab.store import Store
 
@@ -71,14 +72,12 @@ def evaluate(
     else:
         measure_metrics(store, source, study, metric or (), corpus, json_)
     if tracking:
-        from gpt2lab.cli.exam import mirror
-
         mirror(store, run_id(store, source) if source else None, study)
 
 
 def run_id(store: Store, source: str) -> str | None:
     """The run that is meant, if one is."""
-    from gpt2lab.exam import run_of
+    from gpt2lab.pretrained.load import run_of
 
     run = run_of(source, store)
     return run.id if run else None
@@ -88,23 +87,22 @@ def ask(
     store: Store, source: str | None, study: str | None, words: Sequence[str], limit: int | None, json_: bool
 ) -> None:
     """Put tasks to a model or to all runs of a study, and show what they reach."""
-    from gpt2lab.cli.exam import exam_record, print_exam
     from gpt2lab.display import console_for
-    from gpt2lab.evaluation.tasks.asking import read_tasks
-    from gpt2lab.exam import examine, examine_study
+    from gpt2lab.evaluation.runs import evaluate_study_tasks, evaluate_tasks
+    from gpt2lab.evaluation.tasks import read_tasks
 
     choices = read_tasks(words, "--tasks")
     with shown_progress() as progress:
         if study is not None:
-            compared = examine_study(study, store, choices, limit=limit, progress=progress)
+            compared = evaluate_study_tasks(study, store, choices, limit=limit, progress=progress)
         else:
-            found = examine(str(source), store, choices, limit=limit, progress=progress)
+            found = evaluate_tasks(str(source), store, choices, limit=limit, progress=progress)
     if json_:
-        print_json(study_record(compared) if study is not None else exam_record(found, limit))
+        print_json(study_record(compared) if study is not None else task_record(found, limit))
     elif study is not None:
         print_study(compared, console_for())
     else:
-        print_exam(found, console_for())
+        print_tasks(found, console_for())
 
 
 def measure_metrics(
@@ -112,7 +110,7 @@ def measure_metrics(
 ) -> None:
     """Metrics of a run, of all runs of a study, or of any model on the text of a corpus."""
     from gpt2lab.display import console_for
-    from gpt2lab.exam import measure_on
+    from gpt2lab.evaluation.runs import measure_on_text
     from gpt2lab.reuse.measure import measure, measure_study, read_metrics
 
     asked = read_metrics(words or (ON_TEXT if corpus else ()))
@@ -120,7 +118,7 @@ def measure_metrics(
         if study is not None:
             found = measure_study(study, store, asked, progress=progress)
         elif corpus is not None:
-            values = measure_on(str(source), store, corpus, asked, progress=progress)
+            values = measure_on_text(str(source), store, corpus, asked, progress=progress)
             record: dict[str, Any] = {"source": source, "corpus": corpus, "values": values}
         else:
             alone = measure(store.find(str(source)), asked, progress=progress)
@@ -132,6 +130,75 @@ def measure_metrics(
     else:
         for name, value in values.items():
             print(f"{name}: {value:.6g}")
+
+
+def task_record(scores: TaskScores, limit: int | None) -> dict[str, Any]:
+    """Everything for programs."""
+    from gpt2lab.evaluation.tasks import record
+
+    return {
+        "source": scores.name,
+        "run": scores.run,
+        "limit": limit,
+        "tasks": [record(result) for result in scores.results],
+        "reused": scores.reused,
+    }
+
+
+def print_tasks(scores: TaskScores, console: Any) -> None:
+    """A row for each figure with its standard error, then whose rules they follow."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(scores.name), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("task", "measure", "value", "± error", "questions"):
+        table.add_column(column, justify="left" if column in ("task", "measure") else "right", overflow="fold")
+    for result in scores.results:
+        for place, figure in enumerate(result.figures):
+            error = "" if figure.stderr is None else shown(figure.stderr)
+            head, questions = (result.task, f"{result.questions:,}") if place == 0 else ("", "")
+            table.add_row(Text(head), figure.name, shown(figure.value), error, questions)
+    console.print(table)
+    for result in scores.results:
+        rules = "; ".join(f"{figure.name}: {figure.how}" for figure in result.figures)
+        console.print(f"{result.task}: {result.protocol}. {rules}", markup=False, highlight=False)
+        if result.cut:
+            cut = f"  {result.cut:,} of {result.questions:,} questions are longer than the context"
+            console.print(f"{cut} and lose their beginning", markup=False, highlight=False)
+
+
+def shown(value: float) -> str:
+    """Four decimals for shares, fewer digits for what is large."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def mirror(store: Store, run: str | None = None, study: str | None = None) -> None:
+    """Bring MLflow up to date for what is there already: `study`, or the studies and sweeps that hold `run`. A tracker
+    that does not work costs one line."""
+    from gpt2lab.errors import Gpt2labError
+    from gpt2lab.tracking import Tracker, open_tracker
+    from gpt2lab.tracking.follower import links, sync, tracked_records
+
+    records = (
+        [store.study(study).plain()] if study else [record for record in tracked_records(store) if run in held(record)]
+    )
+    for record in records:
+        name = record["name"]
+        if not links(store, name, record.get("kind", "study")):
+            continue
+
+        def sink(ablation: str = record["ablation"]) -> Tracker:
+            return open_tracker(store.root, ablation)
+
+        try:
+            sync(store, record, sink, lambda line: print(line, file=sys.stderr))
+        except Gpt2labError as error:
+            print(f"not sent to MLflow: {error}; gpt2lab sync {name} does it later", file=sys.stderr)
+
+
+def held(record: Mapping[str, Any]) -> Collection[str]:
+    """Ids of the runs of a study's arms, or of a sweep's trials."""
+    return {run for arm in record["arms"].values() for run in arm["runs"].values()}
 
 
 def print_json(record: dict[str, Any]) -> None:
@@ -251,7 +318,7 @@ def arms_table(name: str, verdicts: Verdicts) -> Any:
 
 def difference_line(contrast: Contrast) -> str:
     """`rotary - learned: +0.0123 [-0.0100, +0.0346] (n = 3, 3), exploratory`."""
-    from gpt2lab.analysis.words import effect
+    from gpt2lab.analysis.wording import effect
 
     head = f"{contrast.arm} - {contrast.against}:"
     record = contrast_record(contrast)

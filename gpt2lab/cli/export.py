@@ -11,7 +11,7 @@ import typer
 from gpt2lab.cli.run import Json, Plugin, Runs
 
 if TYPE_CHECKING:
-    from gpt2lab.trained import Trained
+    from gpt2lab.pretrained.load import Trained
 
 Layout = Literal["auto", "huggingface", "gpt2lab"]
 
@@ -38,8 +38,8 @@ def export(
 
     from gpt2lab.config import fill_slots
     from gpt2lab.pretrained import save_gpt2, save_model
+    from gpt2lab.pretrained.load import open_trained
     from gpt2lab.store import Store
-    from gpt2lab.trained import open_trained
 
     fill_slots(plugin or ())
     found = open_trained(source, Store(runs), device=torch.device("cpu"))

@@ -64,7 +64,7 @@ def adopt(
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import console_for
     from gpt2lab.reuse.adopt import adopt as adopt_runs
-    from gpt2lab.reuse.adopt import kinds, without_old_runs
+    from gpt2lab.reuse.adopt import groups, without_old_runs
     from gpt2lab.store import Store
     from gpt2lab.text import plural
 
@@ -87,18 +87,17 @@ def adopt(
                 plan = study.plan(dict.fromkeys(plan.arms, plan.ablation.looks[-1]))
             lacking = without_old_runs(plan, store)
             if dry_run:
-                for kind in kinds(plan, store):
-                    for found in kind.candidates:
-                        say(f"{found.new.arm} seed {found.new.seed}: {found.old.id} differs in code alone")
-                    witness = f"{kind.witness.id} can be replayed" if kind.witness else "none of them can be replayed"
-                    say(f"{kind}: {witness}")
+                for group in groups(plan, store):
+                    for run in group.candidates:
+                        say(f"{run.new.arm} seed {run.new.seed}: {run.old.id} differs in code alone")
+                    say(f"{group}: {group.replayable.id if group.replayable else 'none of them'} can be replayed")
                 break
             outcomes = adopt_runs(plan, store, say)
             for outcome in outcomes:
                 refused |= bool(outcome.refused)
-                some = f"{plural(len(outcome.adopted), 'run')} kept" if outcome.adopted else ""
-                told = f"refused: {outcome.refused}" if outcome.refused else some or "another process was there first"
-                say(f"{outcome.kind}: {told}")
+                result = f"{plural(len(outcome.adopted), 'run')} kept" if outcome.adopted else ""
+                result = f"refused: {outcome.refused}" if outcome.refused else result
+                say(f"{outcome.group}: {result or 'another process was there first'}")
             kept += sum(len(outcome.adopted) for outcome in outcomes)
             if not plan.tuning or not outcomes or any(not outcome.adopted for outcome in outcomes):
                 break

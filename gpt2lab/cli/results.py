@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json, Out, Runs
+from gpt2lab.cli.run import Json, Out, Plugin, Runs
 
 Name = Annotated[str, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")]
 
@@ -34,21 +34,29 @@ def report(
         bool, typer.Option("--force-exploratory", help="Show numbers where verdicts are refused; claim nothing.")
     ] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Write the copy in published/, to be committed.")] = False,
+    plugin: Plugin = None,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
     from gpt2lab.display import console_for
-    from gpt2lab.report import read_study, terminal_summary, write_report
-    from gpt2lab.report.sweep.read import read_sweep
-    from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
+    from gpt2lab.registry import load_plugin
+    from gpt2lab.reports import (
+        read_study,
+        read_sweep,
+        terminal_summary,
+        terminal_sweep,
+        write_index,
+        write_report,
+        write_sweep_report,
+    )
     from gpt2lab.store import Store
 
     if all_ == (name is not None):
         raise typer.BadParameter("a study's name or --all is expected, and not both")
+    for file in plugin or ():
+        load_plugin(file)
     if name is None:
-        from gpt2lab.report.index import write_index
-
         print(f"report: {write_index(runs, out)}")
         return
     if Store(runs).kind(name) == "sweep":
@@ -71,11 +79,11 @@ def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
     """List the runs of the store. Shows the studies and sweeps that use them."""
     from gpt2lab.store import Store
     from gpt2lab.text import plural
-    from gpt2lab.tracking.trials import followed
+    from gpt2lab.tracking.follower import tracked_records
 
     store = Store(runs)
     owners: dict[str, list[str]] = {}
-    for record in followed(store):
+    for record in tracked_records(store):
         for arm, one in record["arms"].items():
             for seed, run_id in one["runs"].items():
                 owners.setdefault(run_id, []).append(f"{record['name']} {arm} seed {seed}")
@@ -136,19 +144,22 @@ def sync(
     name: Annotated[str | None, typer.Argument(help="A study or sweep; all by default.", metavar="[NAME]")] = None,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
+    plugin: Plugin = None,
 ) -> None:
     """Send to MLflow what is missing there."""
+    from gpt2lab.registry import load_plugin
     from gpt2lab.store import Store
-    from gpt2lab.tracking.addresses import default_uri
+    from gpt2lab.tracking import Tracker, open_tracker
     from gpt2lab.tracking.follower import sync as bring_up_to_date
-    from gpt2lab.tracking.mlflow import MlflowSink
-    from gpt2lab.tracking.trials import followed
+    from gpt2lab.tracking.follower import tracked_records
 
+    for file in plugin or ():
+        load_plugin(file)
     store = Store(runs)
-    for record in followed(store, name):
+    for record in tracked_records(store, name):
 
-        def sink(record: dict[str, Any] = record) -> MlflowSink:
-            return MlflowSink(default_uri(store.root), record["ablation"], store.root / "artifacts")
+        def sink(record: dict[str, Any] = record) -> Tracker:
+            return open_tracker(store.root, record["ablation"])
 
         sent = bring_up_to_date(store, record, sink, print)
         page = out / record["name"]
@@ -187,7 +198,7 @@ def ui(
     print(f"MLflow: {address}  (Ctrl-C ends it)")
     for kind, name in [("study", one) for one in store.studies()] + [("sweep", one) for one in store.sweeps()]:
         found = links(store, name, kind)
-        if found and found["parent_run_id"]:
+        if found and found["parent_run_id"] and found["experiment_id"]:
             print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
     for line in dashboards(store):
         print(line)
@@ -211,7 +222,7 @@ def dashboards(store: Any) -> list[str]:
     """How to open Optuna's own dashboard on what the sweeps are kept in; a storage that several share comes once."""
     import importlib.util
 
-    from gpt2lab.tracking.trials import dashboard_command
+    from gpt2lab.tracking.addresses import dashboard_command
 
     names: dict[str, list[str]] = {}
     for name in store.sweeps():

@@ -163,7 +163,7 @@ def finish(
     result: StudyResult, out: Path, console: Any, *, tracking: bool, as_json: bool, force_exploratory: bool
 ) -> None:
     """Write a study's page, log it to the tracker, and show the verdicts."""
-    from gpt2lab.report import read_study, terminal_summary, write_report
+    from gpt2lab.reports import read_study, terminal_summary, write_report
 
     read = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
     write_report(read, out=out, force_exploratory=force_exploratory)
@@ -183,7 +183,7 @@ def keep_report(result: StudyResult, folder: Path, console: Any) -> None:
     from gpt2lab.tracking.addresses import reason
 
     try:
-        tracker: Any = api.tracker_of(result.store, result.record.ablation)()
+        tracker = api.tracker_of(result.store, result.record.ablation)()
         tracker.log_report(result.record.plain(), folder)
     except Exception as error:
         console.print(
@@ -228,7 +228,7 @@ def machine(
 
 def is_sweep(file: str) -> bool:
     """Whether a file declares a sweep, by its key of that name."""
-    from gpt2lab.reading.source import read_file
+    from gpt2lab.config.source import read_file
 
     return "sweep" in read_file(file).tree
 
@@ -246,9 +246,9 @@ def check_sweep(file: str, scale: str | None, overrides: tuple[str, ...], plugin
 
 def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
-    from gpt2lab.evidence import next_steps
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
+    from gpt2lab.reports.sections.sensitivity import next_steps
 
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
@@ -311,9 +311,9 @@ def trials_told(plan: Plan) -> str:
     from gpt2lab.text import plural
 
     searches = list(plan.searches.values())
-    all_, left = sum(search.slots for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
+    all_, left = sum(search.trials for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
     runs = {run.id for arm in plan.arms.values() for run in arm.runs}
-    each = f"{plural(searches[0].slots, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
+    each = f"{plural(searches[0].trials, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
     seeds = len(searches[0].seeds)
     more = f" of {plural(seeds, 'seed')}" if seeds > 1 else ""
     return f"{each}{more}, then {len(runs)} to {2 * len(runs)} runs"
@@ -323,7 +323,7 @@ def search_row(tuning: Tuning, search: Search) -> dict[str, Any]:
     """An arm's search as plain data: what may be tried, how many trials there are and are left, what was found."""
     return {
         "space": [dimension.as_record() for dimension in search.space.dimensions],
-        "trials": search.slots,
+        "trials": search.trials,
         "seeds": list(search.seeds),
         "left": tuning.left,
         "settings": tuning.settings,

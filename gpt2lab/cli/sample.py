@@ -18,7 +18,7 @@ from gpt2lab.errors import ConfigError, Problem, unknown
 if TYPE_CHECKING:
     from gpt2lab.generation import Continuation, Sampling
     from gpt2lab.model import GPT
-    from gpt2lab.trained import Trained
+    from gpt2lab.pretrained.load import Trained
     from gpt2lab.training.precision import Precision
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -84,8 +84,8 @@ def sample(
         raise ConfigError(problems)
     assert settings is not None
     from gpt2lab.config import fill_slots
+    from gpt2lab.pretrained.load import open_trained
     from gpt2lab.store import Store
-    from gpt2lab.trained import open_trained
     from gpt2lab.training.precision import choose_device, set_threads
 
     set_threads(threads)

@@ -40,9 +40,9 @@ def train(
 ) -> None:
     """Train one run: one config, one seed. Under torchrun each process is one of its ranks."""
     from gpt2lab.errors import ConfigError, Gpt2labError
-    from gpt2lab.training.joining import Place
+    from gpt2lab.training.ranks import RankEnvironment
 
-    place = Place.of_environment()
+    place = RankEnvironment.read()
     if place.size > 1 and nproc is not None:
         raise ConfigError(f"torchrun has started {place.size} ranks already", where="--nproc", hint="leave --nproc out")
     try:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from gpt2lab.data.files import data_home, disk, file_sha256, locked, publish
-from gpt2lab.data.text import Document, blocks_of, decoded
+from gpt2lab.data.split import Document, blocks_of, decoded
 from gpt2lab.errors import DataFault, EnvironmentFault
 
 LARGEST_MEMBER = 64 << 20

@@ -1,4 +1,4 @@
-"""Small operations on files that several parts of the data layer share: locks, hashes, durable writes.
+"""Files: where data lies, globs as a config writes them, locks, hashes, and writes that survive a crash.
 
 Durable means: written under a temporary name, fsynced, renamed, and the folder fsynced; so a name that exists is whole.
 """
@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.errors import EnvironmentFault
+from gpt2lab.errors import ConfigError, EnvironmentFault
 
 READ_BYTES = 1 << 20
+FRESH_SECONDS = 2.0
+"""A file changed so lately may change again without a new modification time: its hash is not kept."""
 Progress = Callable[[int, int, str], None]
 """Called now and then with bytes done, bytes in all, and what is being done."""
 
@@ -65,7 +69,7 @@ def locked(path: Path, *, waiting: Callable[[], None] | None = None, wait: bool 
     """Hold the lock file `path` exclusively; yields False when `wait` is off and another process holds it.
 
     The kernel frees the lock when its holder dies, so there are no stale ones; the file stays, because removing it
-    would let two processes hold locks on two files of one name. `waiting` is called once if somebody else is ahead.
+    would let two processes hold locks on two files of one name. `waiting` is called once if another process has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
@@ -82,7 +86,7 @@ def locked(path: Path, *, waiting: Callable[[], None] | None = None, wait: bool 
 
 
 def file_sha256(path: Path, seen: Callable[[int], None] | None = None, *, skip: int = 0) -> str:
-    """The file's sha256 in hex, but for its first `skip` bytes; `seen` is told the bytes read, chunk by chunk."""
+    """sha256 of a file in hex, without its first `skip` bytes; `seen` is called with the length of each chunk read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         file.seek(skip)
@@ -112,3 +116,69 @@ def publish(temporary: Path, final: Path) -> None:
     sync_file(temporary)
     os.rename(temporary, final)
     sync_file(final.parent)
+
+
+def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | None = None) -> str:
+    """`file_sha256`, kept below `data_home()` for as long as the file's size and modification time stay the same.
+
+    Raises EnvironmentFault for a file that cannot be read.
+    """
+    try:
+        stat = os.stat(path)
+        facts = {"path": str(path), "skip": skip, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        note = data_home() / "hashes" / f"{canonical_sha256([str(path), skip])[:32]}.json"
+        kept = _read_note(note)
+        if {k: v for k, v in kept.items() if k != "sha256"} == facts:
+            return str(kept["sha256"])
+        sha256 = file_sha256(path, seen, skip=skip)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if time.time() - stat.st_mtime > FRESH_SECONDS:
+        with disk(note.parent):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            temporary = note.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps({**facts, "sha256": sha256}))
+            publish(temporary, note)
+    return sha256
+
+
+def _read_note(note: Path) -> dict[str, object]:
+    try:
+        kept = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) and "sha256" in kept else {}
+
+
+def unreadable(path: Path, error: OSError) -> EnvironmentFault:
+    """The error for a file that the operating system does not let us read."""
+    return EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=f"ls -l {path}")
+
+
+def matching(paths: Sequence[str], *, key: str = "paths", example: str = "*.txt") -> list[Path]:
+    """Files that `paths` (names and globs, `~` allowed) match, each once, sorted.
+
+    key: the corpus option that `paths` come from. Raises ConfigError for a pattern without a match.
+    """
+    files: set[Path] = set()
+    for written in paths:
+        pattern = os.path.expanduser(written)
+        hits = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
+        matches = {Path(hit).resolve() for hit in hits if os.path.isfile(hit)}
+        if not matches:
+            folder = os.path.isdir(pattern)
+            raise ConfigError(
+                f"'{written}' {'is a folder' if folder else 'matches no file'}",
+                where=f"data.corpus.{key}",
+                hint=f"{key}: ['{written.rstrip('/')}/{example}']" if folder else f"ls {written}",
+            )
+        files |= matches
+    return sorted(files)
+
+
+def named(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names below the deepest folder that holds all of them: the same wherever that folder lies."""
+    if not files:
+        raise ConfigError("no paths given", where="data.corpus.paths", hint="paths: ['folder/*.txt']")
+    root = os.path.commonpath([file.parent for file in files])
+    return {file.relative_to(root).as_posix(): file for file in files}

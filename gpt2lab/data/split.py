@@ -1,18 +1,104 @@
-"""Which text is for training and which for validation: fixed by the documents alone, whatever the seed or run."""
+"""Documents as bounded chunks of text, and which text is for training and which for validation.
+
+Chunks hold whatever bytes a document has: long lines, NULs, CRLF, byte order marks, bad UTF-8. The division depends on
+the documents alone, not on a seed or run.
+"""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt2lab.data.text import Document, between
+from gpt2lab.data.files import READ_BYTES
+from gpt2lab.errors import ConfigError
 
 WHOLE_DOCUMENTS_FROM = 10
+OnBadBytes = Literal["strict", "replace"]
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text that belongs together, such as a play or a file.
+
+    name:   unique within its corpus and the same on every machine: the split into training and validation rests on it.
+    size:   bytes, for progress and for the size of the split.
+    chunks: starts reading anew at each call; the chunks joined are the document, and each fits easily into memory.
+    """
+
+    name: str
+    size: int
+    chunks: Callable[[], Iterator[str]]
+
+
+def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadBytes = "strict") -> Iterator[str]:
+    """UTF-8 blocks as text, without the byte order mark; line ends and NULs stay as they are.
+
+    Raises ConfigError with `where`, line and byte at the first byte that is not UTF-8, unless `errors` is "replace".
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    done, lines, first = 0, 1, True  # bytes and lines before what the decoder still holds
+    for block, final in _with_end(blocks):
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final)
+        except UnicodeDecodeError as error:
+            before = bytes(error.object[: error.start])
+            raise ConfigError(
+                f"byte {done + error.start} (0x{error.object[error.start]:02x}) is not UTF-8",
+                where=f"{where}:{lines + before.count(10)}",
+                hint="convert it to UTF-8, or choose the corpus with `errors: replace`",
+            ) from None
+        done += len(block) + held - len(decoder.getstate()[0])
+        lines += text.count("\n")
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        if text:
+            yield text
+
+
+def blocks_of(data: bytes) -> Iterator[bytes]:
+    """Bytes in memory, block by block."""
+    return (data[i : i + READ_BYTES] for i in range(0, len(data), READ_BYTES))
+
+
+def between(chunks: Iterable[str], start: int, stop: int | None) -> Iterator[str]:
+    """The part of a text from byte `start` to byte `stop` of its UTF-8 form, both moved on to the next whole character.
+
+    Parts that share a border share no character and lose none.
+    """
+    position = 0
+    for chunk in chunks:
+        size = len(chunk) if chunk.isascii() else len(chunk.encode())
+        if stop is not None and position >= stop:
+            return
+        inside = stop is None or position + size <= stop
+        if position >= start and inside:
+            yield chunk
+        elif position + size > start:
+            raw = chunk.encode()
+            low = _whole(raw, max(0, start - position))
+            high = size if stop is None else _whole(raw, min(size, stop - position))
+            if low < high:
+                yield raw[low:high].decode()
+        position += size
+
+
+def _whole(raw: bytes, index: int) -> int:
+    while index < len(raw) and raw[index] & 0xC0 == 0x80:  # a continuation byte: still inside a character
+        index += 1
+    return index
+
+
+def _with_end(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    for block in blocks:
+        yield block, False
+    yield b"", True
 
 
 @dataclass(frozen=True)

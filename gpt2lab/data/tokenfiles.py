@@ -1,4 +1,4 @@
-"""Tokens that others made, read as they are: shards of llm.c and modded-nanogpt, `train.bin` of nanoGPT.
+"""Tokens made elsewhere, read as they are: shards of llm.c and modded-nanogpt, `train.bin` of nanoGPT.
 
 llm.c:   256 int32 (20240520, version 1, number of tokens, zeros), then uint16 tokens, all little-endian. The separator
          comes before each document.  Source: karpathy/llm.c, dev/data/data_common.py
@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.files import Progress, canonical_sha256
-from gpt2lab.data.hashes import known_sha256
-from gpt2lab.data.paths import matching
-from gpt2lab.data.sources import corpus
+from gpt2lab.data.corpora import corpus
+from gpt2lab.data.files import Progress, canonical_sha256, known_sha256, matching, unreadable
 from gpt2lab.data.split import SPLITS, SplitName
 from gpt2lab.data.tokenizers import GPT2_SIZE
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Problem
+from gpt2lab.errors import ConfigError, DataFault, Problem
 
 DTYPE = "<u2"
 HEADER_BYTES = 256 * 4
@@ -44,7 +42,7 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """Tokens of GPT-2 in files of others, by split. source: as of a Corpus."""
+    """Tokens of GPT-2 in files made elsewhere, by split. source: as of a Corpus."""
 
     source: str
     files: Mapping[SplitName, Sequence[TokenFile]]
@@ -107,7 +105,7 @@ def tokens(*, paths: list[str], validation_paths: list[str] | None = None) -> To
 
 
 def _split_of(path: Path) -> SplitName:
-    """By the words of a file's name. Raises ConfigError where they do not tell."""
+    """The split that a file's name names. Raises ConfigError where it names none, or both."""
     found = {WORDS[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in WORDS}
     if len(found) != 1:
         raise ConfigError(
@@ -125,7 +123,7 @@ def token_file(path: Path) -> TokenFile:
         with open(path, "rb") as file:
             head: NDArray[np.int32] = np.frombuffer(file.read(HEADER_BYTES)[: size // 4 * 4], "<i4")
     except OSError as error:
-        raise EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=f"ls -l {path}") from error
+        raise unreadable(path, error) from error
     first = int(head[0]) if len(head) else 0
     if first in OTHER_MAGIC:
         raise DataFault(f"holds {OTHER_MAGIC[first]}, not of GPT-2", where=str(path), hint="shards made for GPT-2")
@@ -156,9 +154,9 @@ _AGAIN = "fetch or make it again"
 def link(
     folder: Path, corpus: TokenFiles, byte_lengths: NDArray[np.int64], separator: int, say: Progress
 ) -> dict[SplitName, Any]:
-    """Links to the files in a prepared folder; -> the manifest's record of each split. Every token is looked at once.
+    """Links to the files in a prepared folder; -> the manifest's record of each split. Reads every token.
 
-    Raises DataFault for an id outside the vocabulary.
+    Raises DataFault for ids outside the vocabulary.
     """
     sums = corpus.sums(say)
     total = 2 * sum(file.tokens for split in SPLITS for file in corpus.files[split])
@@ -171,13 +169,18 @@ def link(
             name = f"{split}_{number:03d}.bin"
             (folder / name).symlink_to(file.path)
             here = np.zeros(1 << 16, np.int64)
+            wrong: Problem | None = None
             ids = np.memmap(file.path, DTYPE, "r", offset=file.skip) if file.tokens else np.empty(0, DTYPE)
-            for start in range(0, file.tokens, _STRETCH):
-                here += np.bincount(ids[start : start + _STRETCH], minlength=1 << 16)
-                done += 2 * len(ids[start : start + _STRETCH])
+            for start in range(0, file.tokens, 1 << 22):
+                stretch = ids[start : start + (1 << 22)]
+                here += np.bincount(stretch, minlength=1 << 16)
+                if wrong is None and here[GPT2_SIZE:].any():
+                    at = int(np.argmax(stretch >= GPT2_SIZE))
+                    what = f"token id {stretch[at]} at offset {start + at} is outside the vocabulary of {GPT2_SIZE}"
+                    wrong = Problem(str(file.path), what)
+                done += 2 * len(stretch)
                 say(done, total, "checking the tokens")
-            if here[GPT2_SIZE:].any():
-                problems.append(_foreign(file, ids))
+            problems += [wrong] if wrong else []
             counts += here
             shards.append({"file": name, "tokens": file.tokens, "skip": file.skip, "sha256": sums[file.path],
                            "documents": int(here[separator])})  # fmt: skip
@@ -191,16 +194,3 @@ def link(
     if problems:
         raise DataFault(problems, hint="tokens made with GPT-2's tokenizer")
     return records
-
-
-_STRETCH = 1 << 22
-
-
-def _foreign(file: TokenFile, ids: NDArray[Any]) -> Problem:
-    for start in range(0, file.tokens, _STRETCH):
-        wrong = np.flatnonzero(ids[start : start + _STRETCH] >= GPT2_SIZE)
-        if len(wrong):
-            at = start + int(wrong[0])
-            what = f"token id {ids[at]} at offset {at} is outside the vocabulary of {GPT2_SIZE}"
-            return Problem(str(file.path), what)
-    raise AssertionError(file)

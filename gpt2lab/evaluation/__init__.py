@@ -1,21 +1,18 @@
 """Measuring a trained model: validation loss, bits per byte, losses at other context lengths and per window, and
 metrics and tasks that anybody can add."""
 
-from gpt2lab.evaluation.metrics import Rows, Subject, apply, metric
-from gpt2lab.evaluation.part_metrics import document_loss, frequency_loss
-from gpt2lab.evaluation.parts import Parts, divisions
-from gpt2lab.evaluation.tasks import known  # noqa: F401  (fills the slot)
-from gpt2lab.evaluation.tasks.asking import Task, choose, complete, fill, task, written
+from gpt2lab.evaluation import known_tasks  # noqa: F401  (fills the slot)
+from gpt2lab.evaluation.metrics import Rows, Subject, apply, document_loss, frequency_loss, metric
+from gpt2lab.evaluation.tasks import Task, choose, complete, fill, task, written
 from gpt2lab.evaluation.validation import (
     EvaluationConfig,
     ValidationResult,
     context_losses,
-    evaluate,
     evaluate_by_window,
     evaluation_key,
     validation_loss,
 )
-from gpt2lab.evaluation.windows import WindowLosses, validation_documents
+from gpt2lab.evaluation.windows import Parts, WindowLosses, divisions, validation_documents
 
 __all__ = [
     "EvaluationConfig",
@@ -31,7 +28,6 @@ __all__ = [
     "context_losses",
     "divisions",
     "document_loss",
-    "evaluate",
     "evaluate_by_window",
     "evaluation_key",
     "fill",

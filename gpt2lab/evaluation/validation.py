@@ -5,13 +5,11 @@ Always plain next-token cross entropy. Shapes: n windows, L tokens in a window, 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +18,26 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt2lab.data.batches import TokenSequence
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.evaluation.parts import Parts
-from gpt2lab.evaluation.tasks.asking import read_tasks
-from gpt2lab.evaluation.windows import Window, WindowLosses, batches_of, by_document, targets_of
+from gpt2lab.evaluation.tasks import read_tasks
+from gpt2lab.evaluation.windows import (
+    Parts,
+    Window,
+    WindowLosses,
+    batches_of,
+    evaluating,
+    forward,
+    out_of_memory,
+    targets_of,
+    windows_by_document,
+)
 from gpt2lab.model import GPT
 from gpt2lab.schema import Settings
 from gpt2lab.training.distributed import ALONE, World
-from gpt2lab.training.precision import Precision, autocast, memory_guard
+from gpt2lab.training.precision import Precision
 
 ROWS_AT_ONCE = 4096  # rows of logits brought to float32 together: bounds memory where the vocabulary is large
 
@@ -178,23 +185,6 @@ def context_losses(
     return losses
 
 
-def evaluate(
-    model: GPT,
-    tokens: TokenSequence,
-    config: EvaluationConfig,
-    *,
-    block_size: int,
-    batch_sequences: int,
-    byte_lengths: NDArray[np.int64] | None = None,
-    precision: Precision = "fp32",
-    world: World = ALONE,
-) -> dict[str, Any]:
-    """Everything that `config` asks for, as the record that the run store keeps under its key."""
-    sizes: dict[str, Any] = {"block_size": block_size, "batch_sequences": batch_sequences}
-    how: dict[str, Any] = {"byte_lengths": byte_lengths, "precision": precision, "world": world}
-    return evaluate_by_window(model, tokens, config, **sizes, **how)[0]
-
-
 def evaluate_by_window(
     model: GPT,
     tokens: TokenSequence,
@@ -208,7 +198,8 @@ def evaluate_by_window(
     precision: Precision = "fp32",
     world: World = ALONE,
 ) -> tuple[dict[str, Any], WindowLosses]:
-    """As `evaluate`, and the loss of each plain window with the document that it starts in.
+    """Everything that `config` asks for, as the record that the run store keeps under its key, and the loss of each
+    plain window with the document that it starts in.
 
     documents: first token of each document in `tokens` (`validation_documents`); None when there is one only.
     parts: see `validation_loss`.
@@ -224,7 +215,7 @@ def evaluate_by_window(
     contexts = context_losses(model, tokens, config.contexts, **sizes, **how)
     record = {"key": evaluation_key(spec), "spec": spec, "metrics": metrics, "contexts": contexts}
     starts, scored = [w.start for w in result.windows], [w.scored for w in result.windows]
-    return {**record, "targets": result.targets}, by_document(result.window_losses, scored, starts, documents)
+    return {**record, "targets": result.targets}, windows_by_document(result.window_losses, scored, starts, documents)
 
 
 def _score(
@@ -259,27 +250,6 @@ def _score(
     return joined
 
 
-def forward(
-    model: GPT, tokens: TokenSequence, batch: Sequence[Window], precision: Precision
-) -> tuple[Tensor, NDArray[np.int64]]:
-    """Logits (n, scored, V) on the model's device and targets (n, scored) of windows of one length."""
-    device = next(model.parameters()).device
-    length, scored = batch[0].length, batch[0].scored
-    ids = np.stack([tokens[w.start : w.start + length + 1] for w in batch])  # (n, L + 1)
-    with autocast(precision, device):
-        logits: Tensor = model(torch.from_numpy(ids[:, :-1].copy()).to(device))[:, -scored:]
-    return logits, ids[:, -scored:]
-
-
-def out_of_memory(windows: Sequence[Window], batch_sequences: int) -> AbstractContextManager[None]:
-    """Says what to do when scoring `windows` takes more memory than there is."""
-    return memory_guard(
-        "evaluation",
-        f"{min(batch_sequences, len(windows))} sequences of {windows[0].length} tokens in one pass",
-        "--set training.micro_batch_sequences=N, with a smaller N",
-    )
-
-
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of rows (r, V), taken in float32.  -> (r,) in float64 on the CPU"""
     chunks = zip(logits.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
@@ -290,18 +260,6 @@ def _nats(logits: Tensor, targets: Tensor) -> Tensor:
 def _reducible(sums: Tensor, device: torch.device) -> Tensor:
     """NCCL joins only what lies on a GPU."""
     return sums.to(device) if device.type == "cuda" else sums
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def spread(count: int, size: int, room: int) -> list[int]:

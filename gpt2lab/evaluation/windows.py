@@ -1,24 +1,41 @@
-"""Windows of validation text: what is scored, the loss of each, and the document that it lies in, which text noise is
-computed from.
+"""Windows of validation text: passes over them, the loss of each with the document that it lies in, which text noise is
+computed from, and where the loss lies: by position in the context, by how frequent the token is, and by document.
 
-Shapes: n windows, r targets, D documents.
+One pass over the validation tokens fills the sums of all three divisions: that of a run's final evaluation does so
+beside what it measures anyway, and metrics of finished runs use the same sums.
+
+Shapes: n windows, L tokens in a window, r targets, G groups, V vocabulary, D documents.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from gpt2lab.data.batches import Ids, TokenSequence
 from gpt2lab.data.prepared import Prepared, split_record
+from gpt2lab.model import GPT
+from gpt2lab.text import clean
+from gpt2lab.training.precision import Precision, autocast, memory_guard
 
 READ_TOKENS = 1 << 22
 DIGITS = 7  # losses are float32 per target: more digits would be noise
+BANDS, GROUPS, MOST_DOCUMENTS = 10, 10, 8
+COUNTED_TOKENS, STRETCH = 1 << 24, 1 << 18
+"""How much training text is counted at most, and in pieces of what size: ranks need no more."""
+
+EXAMPLES = 3
+VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
 class Window(NamedTuple):
@@ -68,11 +85,41 @@ def targets_of(batch: Sequence[Window], wanted: NDArray[np.int64]) -> Targets:
     return Targets(ids=wanted.flatten(), seen=np.tile(seen, len(batch)), places=places.flatten())
 
 
-def by_document(
-    losses: Sequence[float],
-    targets: Sequence[int],
-    starts: Sequence[int],
-    documents: NDArray[np.int64] | None,
+def forward(
+    model: GPT, tokens: TokenSequence, batch: Sequence[Window], precision: Precision
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Logits (n, scored, V) on the model's device and targets (n, scored) of windows of one length."""
+    device = next(model.parameters()).device
+    length, scored = batch[0].length, batch[0].scored
+    ids = np.stack([tokens[w.start : w.start + length + 1] for w in batch])  # (n, L + 1)
+    with autocast(precision, device):
+        logits: Tensor = model(torch.from_numpy(ids[:, :-1].copy()).to(device))[:, -scored:]
+    return logits, ids[:, -scored:]
+
+
+def out_of_memory(windows: Sequence[Window], batch_sequences: int) -> AbstractContextManager[None]:
+    """Says what to do when scoring `windows` takes more memory than there is."""
+    return memory_guard(
+        "evaluation",
+        f"{min(batch_sequences, len(windows))} sequences of {windows[0].length} tokens in one pass",
+        "--set training.micro_batch_sequences=N, with a smaller N",
+    )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def windows_by_document(
+    losses: Sequence[float], targets: Sequence[int], starts: Sequence[int], documents: NDArray[np.int64] | None
 ) -> WindowLosses:
     """Windows with the document that each starts in.
 
@@ -91,7 +138,7 @@ def validation_documents(data: Prepared) -> NDArray[np.int64] | None:
 
     Documents are those of the prepared data's manifest, or, when that lists one only, what its separators divide.
     """
-    lengths = [int(one["tokens"]) for one in split_record(data, "validation")["documents"] if one["tokens"]]
+    lengths = [int(entry["tokens"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
     if len(lengths) > 1:
         return np.cumsum([0, *lengths[:-1]])
     separator = data.manifest["separator"]
@@ -107,3 +154,170 @@ def divided(tokens: TokenSequence, separator: int) -> NDArray[np.int64] | None:
     starts = np.concatenate([np.zeros(1, np.int64), *(end + 1 for end in ends)])
     starts = starts[starts < len(tokens)]
     return starts if len(starts) > 1 else None
+
+
+# --- where the loss lies ---
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Division:
+    """One way to divide targets. groups: their names, each once. index: the group of each target, (r,) -> (r,).
+    examples: what each group holds, in a few words; empty where the names say it."""
+
+    name: str
+    groups: Sequence[str]
+    index: Callable[[Targets], Ids]
+    examples: Sequence[str] = ()
+
+
+class Parts:
+    """Sums over the groups of some divisions, filled a few targets at a time."""
+
+    def __init__(self, divisions: Sequence[Division]) -> None:
+        self.divisions = {division.name: division for division in divisions}
+        self._ends = np.cumsum([0, *(len(division.groups) for division in divisions)]).tolist()
+        self._sums = torch.zeros(2, self._ends[-1], dtype=torch.float64)  # nats and targets of every group
+
+    def add(self, targets: Targets, nats: Tensor) -> None:
+        """nats: (r,) float64 on the CPU, the loss of each target."""
+        for (begin, end), division in zip(itertools.pairwise(self._ends), self.divisions.values(), strict=True):
+            index = torch.from_numpy(division.index(targets))
+            self._sums[0, begin:end] += torch.bincount(index, nats, minlength=end - begin)
+            self._sums[1, begin:end] += torch.bincount(index, minlength=end - begin)
+
+    def join(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace the sums of this rank by those of all; `total` adds up a tensor over the ranks."""
+        self._sums = total(self._sums).cpu()
+
+    def means(self, name: str) -> dict[str, tuple[float, int]]:
+        """Group of one division -> its mean loss in nats, and its targets; groups without any are left out."""
+        at = list(self.divisions).index(name)
+        nats, counts = self._sums[:, self._ends[at] : self._ends[at + 1]].tolist()
+        both = zip(self.divisions[name].groups, nats, counts, strict=True)
+        return {group: (nat / count, int(count)) for group, nat, count in both if count}
+
+    def record(self, key: str) -> dict[str, Any]:
+        """As the run store keeps it beside the evaluation `key`."""
+        parts: dict[str, Any] = {}
+        for name, division in self.divisions.items():
+            means = self.means(name)
+            parts[name] = {
+                "groups": list(means),
+                "losses": [round(loss, DIGITS) for loss, _ in means.values()],
+                "targets": [count for _, count in means.values()],
+            }
+            if division.examples:
+                shown = dict(zip(division.groups, division.examples, strict=True))
+                parts[name]["examples"] = [shown[group] for group in means]
+        return {"key": key, "parts": parts}
+
+
+def divisions(data: Prepared, longest: int) -> list[Division]:
+    """Those of a final evaluation: by position within `longest` tokens, by frequency, and, where the validation text
+    holds more than one, by document."""
+    starts, names = named_documents(data)
+    found = [by_position(longest), by_frequency(token_counts(data.train, data.vocab_size), text=text_of(data))]
+    return [*found, by_document(starts, names, len(data.validation))] if len(starts) > 1 else found
+
+
+def by_position(longest: int, bands: int = BANDS) -> Division:
+    """Bands of tokens seen, from 1 to `longest`, of lengths that grow by one factor; fewer where those are short."""
+    borders = np.unique(np.geomspace(1, longest + 1, bands + 1).round().astype(np.int64))  # first of each, and the end
+    names = [f"{first}-{end - 1}" for first, end in itertools.pairwise(borders)]
+    return Division(
+        name="position", groups=names, index=lambda targets: np.searchsorted(borders, targets.seen, side="right") - 1
+    )
+
+
+def by_frequency(counts: Ids, groups: int = GROUPS, text: Callable[[int], str] | None = None) -> Division:
+    """Tokens from the most to the least frequent, in groups that each hold about an equal share of the training text.
+
+    counts: (V,) occurrences. Names are ranks, first and last. Tokens of equal counts stay together, and those that
+    never occur join the rarest, so there are fewer groups where few tokens make up most of the text. text: a token as
+    text, for examples.
+    """
+    order = np.argsort(-counts, kind="stable")  # (V,) token of each rank
+    ranked = counts[order]
+    firsts = np.flatnonzero(np.concatenate([[True], (ranked[1:] != ranked[:-1]) & (ranked[1:] > 0)]))  # of each tie
+    ties = equal_shares(np.add.reduceat(ranked, firsts).tolist(), groups)
+    begins = firsts[ties]
+    ends = np.append(begins[1:], len(counts))
+    group_of = np.empty(len(counts), np.int64)  # (V,)
+    group_of[order] = np.repeat(np.arange(len(begins)), ends - begins)
+    examples = []
+    if text is not None:
+        tops = (order[begin : min(end, begin + EXAMPLES)].tolist() for begin, end in zip(begins, ends, strict=True))
+        examples = [" ".join(map(text, top)) for top in tops]
+    return Division(
+        name="frequency",
+        groups=[f"{begin + 1}-{end}" for begin, end in zip(begins, ends, strict=True)],
+        index=lambda targets: group_of[targets.ids],
+        examples=examples,
+    )
+
+
+def by_document(starts: Ids, names: Sequence[str], tokens: int, most: int = MOST_DOCUMENTS) -> Division:
+    """The longest documents, in their order, and the others together if there is more than one of them.
+
+    starts: (D,) first token of each document, rising from 0. names: theirs, each once. tokens: in all documents.
+    """
+    kept = np.arange(len(starts))
+    if len(starts) > most + 1:
+        kept = np.sort(np.argsort(-np.diff(np.append(starts, tokens)), kind="stable")[:most])
+    others = len(starts) - len(kept)
+    slots = np.full(len(starts), len(kept))  # (D,)
+    slots[kept] = np.arange(len(kept))
+    return Division(
+        name="document",
+        groups=[*(names[index] for index in kept.tolist()), *([f"{others} others"] if others else [])],
+        index=lambda targets: slots[np.searchsorted(starts, targets.places, side="right") - 1],
+    )
+
+
+def equal_shares(masses: Sequence[int], groups: int) -> list[int]:
+    """Where to cut a row of masses into at most `groups` parts of about equal mass; -> the first index of each.
+
+    Each part takes as many as bring it nearest to an equal share of what is left, one at least, and the last one all.
+    """
+    begins, left, at = [], sum(masses), 0
+    for parts in range(groups, 0, -1):
+        if at == len(masses):
+            break
+        begins.append(at)
+        share, held, at = left / parts, masses[at], at + 1
+        while at < len(masses) and (parts == 1 or abs(held + masses[at] - share) < abs(held - share)):
+            held, at = held + masses[at], at + 1
+        left -= held
+    return begins
+
+
+def token_counts(tokens: TokenSequence, vocab_size: int, limit: int = COUNTED_TOKENS) -> Ids:
+    """How often each token occurs in `tokens`; where they are more than `limit`, in stretches spread evenly over them.
+
+    -> (V,)
+    """
+    pieces = -(-len(tokens) // STRETCH)
+    read = min(pieces, max(1, limit // STRETCH))
+    counts = np.zeros(vocab_size, np.int64)
+    for index in range(read):
+        start = index * pieces // read * STRETCH
+        counts += np.bincount(tokens[start : min(start + STRETCH, len(tokens))], minlength=vocab_size)
+    return counts
+
+
+def named_documents(data: Prepared) -> tuple[Ids, list[str]]:
+    """First token of each document of the validation split (D,), and its name: as the manifest has it, else a number,
+    as for what came as a stream. Names that several documents share are told apart by their place."""
+    listed = [clean(entry["name"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
+    starts = validation_documents(data)
+    if starts is None:
+        return np.zeros(1, np.int64), listed[:1] or ["all documents"]
+    if len(listed) != len(starts):
+        return starts, [f"document {number}" for number in range(1, len(starts) + 1)]
+    times = Counter(listed)
+    return starts, [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(listed, start=1)]
+
+
+def text_of(data: Prepared) -> Callable[[int], str]:
+    """A token as text on one line, its white space visible."""
+    return lambda token: clean(data.tokenizer.decode([token]).translate(VISIBLE))

@@ -10,6 +10,7 @@ them lies one command, `worker_command`, executed anywhere that sees the folder 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import Literal, Protocol
@@ -68,10 +69,16 @@ def worker_command(job: Job) -> list[str]:
     return [sys.executable, "-m", "gpt2lab.runner", str(job.path)]
 
 
+LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
+"""Variables by which torchrun and its like tell a process its place among ranks."""
+
+
 def worker_environment(job: Job) -> dict[str, str]:
-    """The environment of a worker on this machine: its number of threads, and the process whose end is its own."""
+    """The environment of a worker on this machine: its number of threads, and the process whose end is its own. What a
+    launcher has set for this process is not meant for it."""
     threads = str(job.threads)
-    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, PARENT: str(os.getpid())}
+    inherited = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
+    return {**inherited, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, PARENT: str(os.getpid())}
 
 
 def ending_of(code: int, job: Job, *, cancelled: bool = False) -> Ending:

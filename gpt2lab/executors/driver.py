@@ -5,10 +5,12 @@ Studies, single runs and sweeps train through this one; they differ in which job
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpt2lab.errors import ConfigError
 from gpt2lab.events import Listener, Message, Progress, RunProgress
 from gpt2lab.executors import Executor
 from gpt2lab.executors.local import LocalExecutor
@@ -16,17 +18,24 @@ from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.planning.machine import Machine
 from gpt2lab.records import StudyRecord
 from gpt2lab.store import Row, Store
+from gpt2lab.tracking import Tracker
 from gpt2lab.tracking.follower import Follower
-from gpt2lab.tracking.mirror import Mirror
 
-TrackerFactory = Callable[[], Mirror]
+TrackerFactory = Callable[[], Tracker]
 
 CLOSE_SECONDS = 30.0
 """How long the tracker may take to receive what is left."""
 
 
 def executor_for(machine: Machine, ranks: int = 1) -> Executor:
-    """Where runs execute unless an executor is given: processes of this machine, with `ranks` ranks for each run."""
+    """Where runs execute unless an executor is given: processes of this machine, with `ranks` ranks for each run.
+
+    Raises ConfigError in a process that torchrun or the like has started as one of several: each would start them all.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1")) if os.environ.get("WORLD_SIZE", "1").isdecimal() else 1
+    if started > 1:
+        what = f"{started} processes were started by torchrun or the like, and each would train everything"
+        raise ConfigError(what, where="WORLD_SIZE", hint="without it; only `gpt2lab train` runs under it")
     return RanksExecutor(ranks) if ranks > 1 else LocalExecutor(machine.jobs, machine.gpus)
 
 

@@ -1,15 +1,15 @@
-"""Workers that start at once: a server process has imported torch, and every run is a fork of it.
+"""Workers that start at once: a server process has imported torch, and every worker is a fork of it.
 
 The server reads requests from a socket and forks. It has one thread, holds no lock and has never called CUDA, so its
-children start as clean as new processes. Plug-ins and whatever the environment says reach a child with its job; the
-server lives as long as one executor's work, so no code in it gets old.
+children start as clean as new processes. Plug-ins and the environment reach a child with its job; the server lives as
+long as its executor has work, so no code in it gets old.
 
-Who watches whom: the server ends with the executor (the kernel tells it, and so does the socket), and workers stop when
-the server is gone, as `StopRequest` has it. Exit codes come through a pipe whose other end only server and worker hold:
-its end without a code means that both are gone.
+The server ends with the executor (by a signal of the kernel, and by the end of the socket), and workers stop when the
+server is gone, as `StopRequest` has it. Exit codes come through a pipe whose other end only server and worker hold: if
+it ends without a code, both are gone.
 
-Not multiprocessing's fork server: that would import the caller's main module in every worker, and its children keep it
-alive when the caller is killed.
+multiprocessing's fork server would import the caller's main module in every worker, and lives on when the caller is
+killed as long as a worker of it does, so that workers would not notice.
 """
 
 from __future__ import annotations
@@ -22,20 +22,17 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
 from gpt2lab import faults
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.runner import PARENT, Job, StopRequest, work
-from gpt2lab.runner.stop import STOP_SIGNALS, die_with_parent
+from gpt2lab.runner import PARENT, STOP_SIGNALS, Job, StopRequest, die_with_parent, work
 
 PRELOADED = ("numpy.random", "torch._dynamo")
 """What a run imports beyond the runner itself; the second, which every optimizer imports, takes a second."""
@@ -44,37 +41,36 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 """For the server: a pool of threads would not survive the fork. A run sets its own number."""
 
 LOST = 1000
-"""A return code that no process has: a worker that ended after its server, so that nobody learned how."""
+"""A return code that no process has: of a worker whose server ended first, so that its own is not known."""
 
 CANNOT_FORK = 71  # EX_OSERR
-LENGTH = struct.Struct("!Q")
 
 
 # The executor's side
 
 
 class Forked:
-    """A worker that the server forks, as soon as it can; of subprocess.Popen's methods those that an executor needs."""
+    """A worker that the server forks as soon as it can, with those methods of subprocess.Popen that executors need."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
         self.pid: int | None = None
         self.returncode: int | None = None
-        self._said = b""
-        self._due: int | None = None
+        self._received = b""
+        self._pending_signal: int | None = None
 
     def poll(self) -> int | None:
         """The return code; None while it runs or is still to start."""
         while self.returncode is None and wait_readable([self.pipe], 0):
-            heard = os.read(self.pipe, 64)
-            self._said += heard
-            words = self._said.split(b"\n")[:-1]
-            if words and self.pid is None:
-                self.pid = int(words[0])
-                if self._due is not None:
-                    self.send_signal(self._due)
-            if len(words) == 2 or not heard:
-                self.returncode = int(words[1]) if len(words) == 2 else LOST
+            data = os.read(self.pipe, 64)
+            self._received += data
+            numbers = self._received.split(b"\n")[:-1]  # process id, exit code
+            if numbers and self.pid is None:
+                self.pid = int(numbers[0])
+                if self._pending_signal is not None:
+                    self.send_signal(self._pending_signal)
+            if len(numbers) == 2 or not data:
+                self.returncode = int(numbers[1]) if len(numbers) == 2 else LOST
                 os.close(self.pipe)
         return self.returncode
 
@@ -85,78 +81,75 @@ class Forked:
         return code
 
     def send_signal(self, sig: int, /) -> None:
-        """Signal the worker, or whichever process it will be."""
-        self._due = sig
+        """Signal the worker; one that is still to start gets the signal then."""
+        self._pending_signal = sig
         if self.pid and self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
 
 
 class ForkServer:
-    """The server process as the executor sees it; a killed one is replaced when the next worker is asked for."""
+    """The server process as the executor sees it; one that was killed is replaced when the next worker is needed."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.launched = 0
-        self._words = ""
         self._socket: socket.socket
-        self._said: IO[bytes]
+        self._output: IO[bytes]
+        self._ending = ""
 
     def start(self, job: Job, environment: Mapping[str, str], log: IO[str]) -> Forked:
-        """Ask for a worker in `environment` that prints into `log`. Returns before it runs."""
+        """Request a worker in `environment` that prints into `log`. Returns before it runs."""
         if self.process is None or self.process.poll() is not None:
             self.close()
             self._launch()
-        request = {"job": str(job.path), "environment": dict(environment), "folder": os.getcwd()}
-        data = json.dumps(request).encode()
         ours, theirs = os.pipe()
-        try:
-            socket.send_fds(self._socket, [LENGTH.pack(len(data))], [theirs, log.fileno()])
-            self._socket.sendall(data)
-        except OSError:
-            pass  # the server is gone, and the pipe's end will say so
-        finally:
-            os.close(theirs)
+        with tempfile.TemporaryFile("w+") as request:
+            json.dump({"job": str(job.path), "environment": dict(environment), "folder": os.getcwd()}, request)
+            request.seek(0)
+            with contextlib.suppress(OSError):  # the server is gone, which the end of the pipe will say
+                socket.send_fds(self._socket, [b"."], [request.fileno(), log.fileno(), theirs])
+        os.close(theirs)
         return Forked(ours)
 
     def _launch(self) -> None:
         self.launched += 1
         self._socket, theirs = socket.socketpair()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gpt2lab.executors.fork_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
+                stdout=self._output,
+                stderr=self._output,
                 env={**os.environ, **ONE_THREAD},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
 
-    def last_words(self) -> str:
-        """How the last server that ended did so, and the last line that it printed: it prints when it fails only."""
+    def ending(self) -> str:
+        """How the last server that ended did so, with the last line that it printed: it prints only when it fails."""
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):  # its pipes end a moment before itself
                 code = self.process.wait(1)
-                self._said.seek(0)
-                lines = self._said.read().decode(errors="replace").strip().splitlines()
+                self._output.seek(0)
+                lines = self._output.read().decode(errors="replace").strip().splitlines()
                 how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                self._words = f"{how}: {lines[-1]}" if lines else how
-        return self._words
+                self._ending = f"{how}: {lines[-1]}" if lines else how
+        return self._ending
 
     def kill(self) -> None:
-        """End the server at once, from a signal handler too."""
+        """End the server at once; may be called from a signal handler."""
         if self.process is not None:
             self.process.kill()
 
     def close(self) -> None:
-        """End the server; workers that still run are told so by the kernel."""
+        """End the server; the kernel then signals workers that still run."""
         if self.process is not None:
             self._socket.close()
             self.process.kill()
             self.process.wait()
-            self._said.close()
+            self._output.close()
             self.process = None
 
 
@@ -171,31 +164,20 @@ def wait_readable(descriptors: Iterable[int], seconds: float | None) -> list[int
 # The server's side
 
 
-@dataclass(frozen=True)
-class Request:
-    """A worker that is asked for; `pipe` takes its process id and its exit code, `log` what it prints."""
-
-    job: str
-    environment: dict[str, str]
-    folder: str
-    pipe: int
-    log: int
-
-
 def serve(connection: socket.socket) -> None:
-    """Fork a worker for every request, and say how each ended; until the executor is gone."""
+    """Fork a worker for every request and report its process id and exit code, until the executor is gone."""
     die_with_parent(signal.SIGKILL)
     for name in PRELOADED:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a worker's collector need not look at, and so copy, what was imported
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are for workers, which take them when they listen
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are for workers, which unblock them when they listen
     ended, wake = os.pipe()
     for descriptor in (ended, wake):
         os.set_blocking(descriptor, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    pipes: dict[int, int] = {}
+    pipes: dict[int, int] = {}  # by process id, of workers that run
     while True:
         ready = wait_readable([connection.fileno(), ended], None)
         if ended in ready:
@@ -203,71 +185,63 @@ def serve(connection: socket.socket) -> None:
         for pid in list(pipes):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                tell(pipes[pid], os.waitstatus_to_exitcode(status))
+                report(pipes[pid], os.waitstatus_to_exitcode(status))
                 os.close(pipes.pop(pid))
-        if connection.fileno() in ready:
-            request = receive(connection)
-            if request is None:
-                return
-            try:
-                pid = os.fork()
-            except OSError as error:
-                os.write(request.log, f"no worker can be started: {error.strerror}\n".encode())
-                tell(request.pipe, 0, CANNOT_FORK)
-                os.close(request.pipe)
-            else:
-                if pid == 0:
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    connection.close()
-                    for descriptor in (ended, wake, *pipes.values()):
-                        os.close(descriptor)
-                    become(request)
-                tell(request.pipe, pid)
-                pipes[pid] = request.pipe
-            os.close(request.log)
+        if connection.fileno() not in ready:
+            continue
+        try:
+            received, descriptors, _, _ = socket.recv_fds(connection, 1, 3, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return
+        if not received:
+            return
+        request, log, pipe = descriptors
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.write(log, f"no worker can be started: {error.strerror}\n".encode())
+            report(pipe, 0, CANNOT_FORK)
+            os.close(pipe)
+        else:
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                connection.close()
+                for descriptor in (ended, wake, *pipes.values()):
+                    os.close(descriptor)
+                become_worker(request, log)
+            report(pipe, pid)
+            pipes[pid] = pipe
+        os.close(request)
+        os.close(log)
 
 
-def tell(pipe: int, *numbers: int) -> None:
+def report(pipe: int, *numbers: int) -> None:
     """Write to an executor that may be gone."""
     with contextlib.suppress(OSError):
         os.write(pipe, "".join(f"{number}\n" for number in numbers).encode())
 
 
-def receive(connection: socket.socket) -> Request | None:
-    """The next request; None when the executor is gone."""
-    try:
-        head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 2, socket.MSG_CMSG_CLOEXEC)
-        if not head:
-            return None
-        left, data = LENGTH.unpack(head)[0], b""
-        while left > len(data):
-            part = connection.recv(left - len(data))
-            if not part:  # killed within a sentence
-                return None
-            data += part
-    except OSError:
-        return None
-    return Request(**json.loads(data), pipe=descriptors[0], log=descriptors[1])
-
-
-def become(request: Request) -> NoReturn:
-    """Be the worker. Ends without tidying up the interpreter, which takes longer than to start: what a run leaves is in
-    its files."""
+def become_worker(request: int, log: int) -> NoReturn:
+    """Execute the job of a request. Ends without tidying up the interpreter, which takes longer than to start: what a
+    run leaves is in its files."""
     code = 1
     try:
         os.setsid()
-        os.dup2(request.log, sys.stdout.fileno())
-        os.dup2(request.log, sys.stderr.fileno())
-        os.chdir(request.folder)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+        os.close(log)
+        with os.fdopen(request) as file:
+            fields = json.load(file)
+        os.chdir(fields["folder"])
         os.environ.clear()
-        os.environ.update(request.environment)
+        os.environ.update(fields["environment"])
         os.environ[PARENT] = str(os.getppid())
         stop = StopRequest()
         stop.listen()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         faults.arm_from_environment()
-        code = work(Job.read(Path(request.job)), stop)
+        code = work(Job.read(Path(fields["job"])), stop)
     except Gpt2labError as error:
         print(error.render(), file=sys.stderr)
         code = error.exit_code

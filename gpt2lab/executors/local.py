@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Protocol
 
 from gpt2lab.executors import Ending, ending_of, worker_command, worker_environment
 from gpt2lab.executors.fork_server import LOST, Forked, ForkServer, wait_readable
@@ -20,7 +20,15 @@ SERVERS = 2
 
 POLL_SECONDS = 0.01
 
-Process = Forked | subprocess.Popen[bytes]
+
+class Process(Protocol):
+    """A worker's process; `poll` and `wait` return its exit code, negative for a signal."""
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
 Start = Callable[[Job, Mapping[str, str], IO[str]], Process]
 
 
@@ -75,11 +83,12 @@ class LocalExecutor:
 
     def collect(self, run_id: str) -> Ending:
         worker = self._workers.pop(run_id)
-        if worker.process.returncode != LOST:
-            return ending_of(worker.process.wait(), worker.job, cancelled=worker.cancelled)
+        code = worker.process.wait()
+        if code != LOST:
+            return ending_of(code, worker.job, cancelled=worker.cancelled)
         again = "it is saved" if worker.cancelled else "it is started again"
         with (worker.job.folder / "run.log").open("a") as log:
-            log.write(f"the process that starts workers ended ({self._server.last_words()}); {again}\n")
+            log.write(f"the process that starts workers ended ({self._server.ending()}); {again}\n")
         self.fork = self.fork and self._server.launched < SERVERS
         return "lost"
 
@@ -98,7 +107,7 @@ class LocalExecutor:
 
 
 def started(start: Start, job: Job, **environment: str) -> Process:
-    """A worker for `job`, started in this way or that, with its environment and its log."""
+    """A worker for `job`, by `start`, with its environment and its log."""
     with (job.folder / "run.log").open("a") as log:
         return start(job, {**worker_environment(job), **environment}, log)
 

@@ -8,37 +8,24 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gpt2lab.errors import LockHeld, Preempted, RankLost
 from gpt2lab.executors import Ending, worker_environment
-from gpt2lab.executors.local import start_process
+from gpt2lab.executors.local import Process, Start, start_process
 from gpt2lab.runner import NOTHING_LEFT, Job
 from gpt2lab.store import RunFolder, Store, now
-from gpt2lab.training.joining import AGENT_STORE
-from gpt2lab.training.monitor import HINT
+from gpt2lab.training.ranks import AGENT_STORE, HINT
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 2.0  # for the others to say why and end by themselves, once one has ended badly
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
-PEACEFUL = (0, NOTHING_LEFT, Preempted.exit_code)
-
-
-class Process(Protocol):
-    """What is used of a rank's process, as of `subprocess.Popen`."""
-
-    def poll(self) -> int | None: ...
-    def wait(self) -> int: ...
-    def send_signal(self, sig: int) -> None: ...
-    def kill(self) -> None: ...
+IN_ORDER = (0, NOTHING_LEFT, Preempted.exit_code)
 
 
 @dataclass
@@ -52,19 +39,12 @@ class Rank:
 
     @property
     def ended_badly(self) -> bool:
-        return self.code is not None and self.code not in PEACEFUL
+        return self.code is not None and self.code not in IN_ORDER
 
     @property
     def killed_by(self) -> str | None:
         """The name of the signal that ended it, if one did."""
         return signal.Signals(-self.code).name if self.code is not None and self.code < 0 else None
-
-
-def launched(job: Job, environment: dict[str, str], log: Path) -> Process:
-    """A rank as a new Python."""
-    with log.open("a") as file:
-        process: subprocess.Popen[bytes] = start_process(job, environment, file)
-    return process
 
 
 def rendezvous() -> TCPStore:
@@ -77,10 +57,10 @@ def rendezvous() -> TCPStore:
 
 @dataclass
 class RanksExecutor:
-    """Trains each job with `count` ranks. launch: starts a process for a job, with its environment and its log."""
+    """Trains each job with `count` ranks, each a process that `start` starts."""
 
     count: int
-    launch: Callable[[Job, dict[str, str], Path], Process] = launched
+    start: Start = start_process
     capacity: int = field(default=1, init=False)
     _job: Job | None = field(default=None, init=False)
     _ranks: list[Rank] = field(default_factory=list, init=False)
@@ -95,7 +75,7 @@ class RanksExecutor:
     def submit(self, job: Job) -> None:
         self._job, self._store, self._cancelled, self._deadline = job, rendezvous(), False, float("inf")
         Store(job.root).run(job.run_id).clear_failure()
-        self._ranks = [self._start(job, number, self._store.port) for number in range(self.count)]
+        self._ranks = [self._start_rank(job, number, self._store.port) for number in range(self.count)]
 
     def poll(self, seconds: float) -> list[str]:
         end = time.monotonic() + seconds
@@ -131,11 +111,9 @@ class RanksExecutor:
         self._end()
 
     def kill(self) -> None:
-        for rank in self._ranks:
-            if rank.process.poll() is None:
-                rank.process.kill()
+        self._send(signal.SIGKILL)
 
-    def _start(self, job: Job, number: int, port: int) -> Rank:
+    def _start_rank(self, job: Job, number: int, port: int) -> Rank:
         environment = worker_environment(job) | {
             AGENT_STORE: "True",
             "RANK": str(number),
@@ -148,7 +126,8 @@ class RanksExecutor:
         if sys.platform in LOOPBACK:
             environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
         log = job.folder / ("run.log" if number == 0 else f"rank_{number}.log")
-        return Rank(number, self.launch(job, environment, log), log)
+        with log.open("a") as file:
+            return Rank(number, self.start(job, environment, file), log)
 
     def _end(self) -> None:
         """No rank outlives its job."""
@@ -160,13 +139,13 @@ class RanksExecutor:
     def _account(self, folder: RunFolder) -> Ending:
         """How the run ended, from how its ranks did; the first cause is recorded, once."""
         codes = [rank.code for rank in self._ranks]
-        if all(code in PEACEFUL for code in codes):
+        if all(code in IN_ORDER for code in codes):
             if Preempted.exit_code in codes:
                 return "preempted"
             return "found" if NOTHING_LEFT in codes else "done"
         killed = [rank for rank in self._ranks if rank.killed_by]
-        if self._cancelled and any(rank.code == -signal.SIGTERM for rank in killed):  # before it could listen
-            folder.clear_failure()  # what another rank recorded about the missing one
+        if self._cancelled and any(rank.code == -signal.SIGTERM for rank in killed):  # before it listened for signals
+            folder.clear_failure()  # which another rank recorded because of the missing one
             return "preempted"
         failure = folder.failure()
         if LockHeld.exit_code in codes and failure is None:

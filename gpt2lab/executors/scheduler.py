@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 
 from gpt2lab.errors import Preempted
 from gpt2lab.executors import Ending, Executor
-from gpt2lab.runner import Job
-from gpt2lab.runner.stop import STOP_SIGNALS
+from gpt2lab.runner import STOP_SIGNALS, Job
 from gpt2lab.store import Store, now
 
 TICK_SECONDS = 0.2
@@ -28,7 +27,7 @@ MOST_LOSSES = 3
 """How often a job may be lost before it counts as failed."""
 
 FORCED = 130
-"""Exit code after a second signal."""
+"""Exit code after a second Ctrl-C."""
 
 
 @dataclass
@@ -52,6 +51,7 @@ class Scheduler:
     on_tick: Callable[[], None] = lambda: None
     is_done: Callable[[str], bool] = lambda run_id: False
     _stop: bool = field(default=False, init=False)
+    _ready: list[str] = field(default_factory=list, init=False)
     _waiting: deque[Waiting] = field(default_factory=deque, init=False)
     _working: dict[str, Job] = field(default_factory=dict, init=False)
     _cancelled: set[str] = field(default_factory=set, init=False)
@@ -94,8 +94,6 @@ class Scheduler:
                 hint="the same command continues",
             )
         return self._endings
-
-    _ready: list[str] = field(default_factory=list, init=False)
 
     def stop(self) -> None:
         """Let every run finish its step and save, and begin no other; `run` then raises Preempted. For any thread."""
@@ -186,7 +184,7 @@ class Scheduler:
     def _cancel_all(self) -> None:
         """Ask all jobs to stop that were not asked yet."""
         if self._working.keys() - self._cancelled:
-            text = "stopping: every run finishes its step and saves; once more to end at once"
+            text = "stopping: every run finishes its step and saves; Ctrl-C once more ends them at once"
             print(f"\n{text}", file=sys.stderr, flush=True)
         for run_id in self._working:
             self._cancel(run_id)
@@ -205,8 +203,9 @@ class Scheduler:
                 signal.signal(number, handler)
 
     def _on_stop(self, number: int, frame: object) -> None:
-        """First signal: let the loop cancel every job. A second Ctrl-C ends them at once."""
-        if self._stop and number in (signal.SIGINT, signal.SIGTERM):
+        """Let the loop cancel every job. A second Ctrl-C ends them at once; clusters send other signals twice."""
+        if self._stop and number == signal.SIGINT:
+            os.write(2, b"\nended at once; every run continues from its last checkpoint\n")
             self.executor.kill()
             os._exit(FORCED)
         self._stop = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
-from gpt2lab.evaluation.tasks.results import fetch
+from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.events import Listener, RunProgress, ignore
 from gpt2lab.executors import Ending, Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
@@ -72,7 +72,7 @@ class Study:
         ConfigError when the machine has no room for so many jobs, DataFault, EnvironmentFault."""
         baseline = ablation.arms[ablation.baseline].config
         data = prepare(baseline.data, progress=progress)
-        fetch({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
+        fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
         machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs)
         return cls(ablation, store, machine, data, seconds)
 
@@ -140,8 +140,8 @@ class Study:
 
     def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None, reproduce: str) -> None:
         """Drive the searches of all arms to their end, side by side."""
+        from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load, and few studies need it
         from gpt2lab.sweep.record import head
-        from gpt2lab.sweep.searching import run_searches  # Optuna takes a second to load, and few studies need it
 
         ablation, baseline = plan.ablation, plan.baseline
         assert ablation.tune is not None

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
+from gpt2lab.config.source import Source as ConfigSource
+from gpt2lab.config.source import lay
 from gpt2lab.costs import Costs
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import ConfigError, Gpt2labError, LockHeld, NumericsFault, Preempted, Problem, RankLost
-from gpt2lab.evaluation.tasks.results import fetch
+from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.events import Listener, RunProgress, ignore
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
@@ -32,17 +34,15 @@ from gpt2lab.planning.machine import Machine, estimate_memory, probe
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import single_record
 from gpt2lab.planning.runs import Run, is_finished, known_costs, make_run, tokens_left, tokens_of
-from gpt2lab.reading.layers import lay
-from gpt2lab.reading.source import Source as ConfigSource
 from gpt2lab.records import StudyRecord
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job, StopRequest
 from gpt2lab.runner.job import job_for
-from gpt2lab.runner.main import work
+from gpt2lab.runner.worker import work
 from gpt2lab.store import Row, RunFolder, Store, file_lock
 from gpt2lab.text import duration, memory, quantity
-from gpt2lab.training.monitor import HINT
 from gpt2lab.training.precision import choose_device
+from gpt2lab.training.ranks import HINT
 
 STUDY = "train"
 CUSTOM = "custom"
@@ -136,7 +136,7 @@ def plan_single(
     check_ranks(config, ranks, local_ranks or ranks)
     arm = Arm(label, {}, config)
     data = prepare(config.data, progress=progress)
-    fetch(config.evaluation.tasks)
+    fetch_documents(config.evaluation.tasks)
     check_data(arm, data)
     costs = known_costs(config)
     machine = machine or probe(store, config.training, costs.flops_per_token, local_ranks or ranks)
@@ -331,6 +331,8 @@ def error_of(failure: Mapping[str, object], folder: RunFolder) -> Gpt2labError:
     reason, hint = str(failure.get("reason")), failure.get("hint")
     error = Gpt2labError([Problem("", line) for line in reason.split("\n")], hint=None if hint is None else str(hint))
     code, exit_code = failure.get("code"), failure.get("exit_code")
+    if failure.get("phase") == "worker":  # it could not say itself why it ended
+        return RankLost(reason, hint=HINT)
     if not isinstance(code, str) or not isinstance(exit_code, int):
         rank, step = failure.get("rank", 0), failure.get("step", 0)
         what = f"rank {rank} raised {reason} at step {step}; log: {folder.path / 'error.log'}"

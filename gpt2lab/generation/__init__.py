@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from gpt2lab.generation.decoding import generate, refuse_unless_it_fits
+from gpt2lab.generation.decoding import Sampling, generate, refuse_unless_it_fits
 from gpt2lab.generation.reader import Reader
-from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.text import Continuation, encoded
 
 __all__ = ["Continuation", "Reader", "Sampling", "encoded", "generate", "refuse_unless_it_fits"]

@@ -16,15 +16,14 @@ import yaml
 
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import fill_slots, preset_name, preset_names, preset_source, read_overrides
+from gpt2lab.config.fitting import check, error_of, located
+from gpt2lab.config.source import Place, Source, lay, read_file, read_mapping
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.planning.arms import Arm, Base, between_arms, exploratory_reason, resolve_arm
 from gpt2lab.planning.declaration import MAX_ARMS, NAME, SEEDS, Ablation, Axis, Evaluate, Knob, file_problems, seed_list
 from gpt2lab.planning.designs import Design
 from gpt2lab.planning.samplers import Tune
 from gpt2lab.planning.tuning import tune_problems
-from gpt2lab.reading.fitting import check, error_of, located
-from gpt2lab.reading.layers import lay
-from gpt2lab.reading.source import Place, Source, read_file, read_mapping
 from gpt2lab.schema import ABSENT
 
 RATE = "optim.lr"

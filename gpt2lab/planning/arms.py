@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.config import Config, examine
+from gpt2lab.config.fitting import Complaint, Located, located
+from gpt2lab.config.source import Key, Source, dotted, expand, lay
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.declaration import MAX_SEEDS
 from gpt2lab.planning.designs import CONTROL, Written
-from gpt2lab.reading.fitting import Complaint, Located, located
-from gpt2lab.reading.layers import expand, lay
-from gpt2lab.reading.source import Key, Source, dotted
 from gpt2lab.schema import convert
 
 # Who draws which seeds, so that no run is judged that was also used to choose or to plan: an ablation's own seeds are 0

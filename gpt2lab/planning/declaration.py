@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator
 
 from gpt2lab.config import preset_name, preset_names
+from gpt2lab.config.fitting import Complaint
+from gpt2lab.config.source import Source
 from gpt2lab.errors import unknown
 from gpt2lab.planning.designs import Design, design_problems, factorial, leave_one_out, one_factor
 from gpt2lab.planning.samplers import Tune
-from gpt2lab.reading.fitting import Complaint
-from gpt2lab.reading.source import Source
 from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2lab.analysis.verdicts import Declared
-from gpt2lab.reading.fitting import Complaint
-from gpt2lab.reading.source import Key
+from gpt2lab.config.fitting import Complaint
+from gpt2lab.config.source import Key
 from gpt2lab.schema import ABSENT
 
 CONTROL = "control"  # the one key of an arm that is no change

@@ -13,9 +13,8 @@ import torch
 
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
-from gpt2lab.costs import Costs
+from gpt2lab.costs import Costs, matmul_flops
 from gpt2lab.errors import ConfigError
-from gpt2lab.peak import matmul_flops
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
 from gpt2lab.training.settings import TrainingConfig

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2lab.analysis.verdicts import FEWEST, Declared
-from gpt2lab.analysis.words import listed, plural
+from gpt2lab.analysis.wording import listed
 from gpt2lab.config import Config
 from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
@@ -34,6 +34,7 @@ from gpt2lab.records import FORMAT, ArmRecord, BudgetPoint, Earlier, Effect, His
 from gpt2lab.registry import Choice, mistakes
 from gpt2lab.results import LOSS
 from gpt2lab.store import Store, now
+from gpt2lab.text import plural
 
 
 def git_commit() -> str | None:

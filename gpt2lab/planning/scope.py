@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.analysis import calibration, planning
-from gpt2lab.analysis.looks import extendable_looks
+from gpt2lab.analysis.planning import extendable_looks
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import LoadedAblation

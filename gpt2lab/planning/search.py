@@ -15,11 +15,9 @@ from gpt2lab.planning.designs import in_short
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import Run, known_costs, make_run, make_runs, tokens_of
 from gpt2lab.planning.samplers import Pruner, Sampler, SearchSettings
-from gpt2lab.planning.space import Dimension, Drawn, Space, resolve_space, rounded, value_at
+from gpt2lab.planning.space import Dimension, Space, resolve_space, rounded, value_at
 
-__all__ = [
-    "TUNING_SEED", "Pruner", "Sampler", "Search", "SearchSettings", "check_search", "make_search", "points_of",
-]  # fmt: skip
+__all__ = ["TUNING_SEED", "Pruner", "Sampler", "Search", "SearchSettings", "check_search", "make_search"]
 
 TUNING_SEED = BRACKET_SEED
 """The first seed of every trial: none of those that anything is judged by."""
@@ -63,7 +61,7 @@ class Search:
         return [_known_point(written, self.space, self.settings, self.arm) for written in self.settings.enqueue]
 
     @property
-    def slots(self) -> int:
+    def trials(self) -> int:
         """Trials in all: those that were asked for, or all points of a grid where those are fewer."""
         if self.settings.sampler.name != "grid":
             return self.settings.trials
@@ -106,17 +104,6 @@ def make_search(name: str, label: str, arm: Arm, settings: SearchSettings, data:
         label=label, arm=arm, space=space, settings=settings, data=data, machine=machine,
         costs=known_costs(arm.config), study=f"{name}/{label}/{digest(declared)[:12]}",
     )  # fmt: skip
-
-
-def points_of(search: Search, count: int) -> list[dict[str, Any]] | None:
-    """The parameters of the first `count` slots behind the known points, for samplers that need no results."""
-    name = search.settings.sampler.name
-    return None if name == "tpe" else search.space.points(_drawn(name), search.settings.sampler.seed, count)
-
-
-def _drawn(name: str) -> Drawn:
-    assert name != "tpe"
-    return name  # type: ignore[return-value]
 
 
 def _known_point(written: Mapping[str, Any], space: Space, settings: SearchSettings, arm: Arm) -> dict[str, Any]:

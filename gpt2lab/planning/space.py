@@ -191,7 +191,7 @@ class Space:
             power = max(1, math.ceil(math.log2(max(count, 2))))
             units = qmc.Sobol(d, scramble=True, rng=np.random.default_rng(seed)).random_base2(power)[:count]
         else:
-            units = np.stack([np.random.default_rng((seed, slot)).random(d) for slot in range(count)])
+            units = np.stack([np.random.default_rng((seed, index)).random(d) for index in range(count)])
         return [self.settings(self._at(row)) for row in units.tolist()]
 
     def _at(self, units: Sequence[float]) -> dict[str, Any]:

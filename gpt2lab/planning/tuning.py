@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2lab import records
-from gpt2lab.analysis.searches import OPEN, RESULTS, Chosen, chosen
+from gpt2lab.analysis.tuning import OPEN, RESULTS, Chosen, chosen
+from gpt2lab.config.fitting import Complaint
+from gpt2lab.config.source import Key
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.planning.arms import BRACKET_SEED, SHARED, Arm
@@ -22,8 +24,6 @@ from gpt2lab.planning.runs import Run, final_loss, make_run
 from gpt2lab.planning.samplers import Tune
 from gpt2lab.planning.search import Search, check_search, make_search
 from gpt2lab.planning.space import value_at
-from gpt2lab.reading.fitting import Complaint
-from gpt2lab.reading.source import Key
 from gpt2lab.store import Store
 
 EXTENSIONS = 3
@@ -190,7 +190,7 @@ class Searched(Tuning):
 
     @property
     def left(self) -> int:
-        return max(0, self.search.slots - sum(self.counts.values())) if self.open else 0
+        return max(0, self.search.trials - sum(self.counts.values())) if self.open else 0
 
     def arm(self) -> Arm:
         return self.search.arm_at(self.settings or {})
@@ -288,13 +288,13 @@ def searches_of(
 
 def _so_far(name: str, search: Search, kept: Mapping[str, Any], record: Mapping[str, Any]) -> Searched:
     """How far a search has come: `kept`, as its record has it, up to the trials that are asked for now."""
-    trials = [trial for trial in kept.get("trials", ()) if trial["slot"] < search.slots]
+    trials = [trial for trial in kept.get("trials", ()) if trial["slot"] < search.trials]
     counts: dict[str, int] = {}
     for trial in trials:
         if trial["outcome"] not in OPEN:
             counts[trial["outcome"]] = counts.get(trial["outcome"], 0) + 1
     gave_up = counts.get("failed", 0) > search.settings.max_failures
-    if sum(counts.values()) < search.slots and not gave_up:
+    if sum(counts.values()) < search.trials and not gave_up:
         return Searched(name=name, around=search.arm, over=search, open=True, counts=counts)
     found = chosen({**kept, "trials": trials}, slots=sum(counts.values()))
     return Searched(name=name, around=search.arm, over=search, open=False, counts=counts, found=found)

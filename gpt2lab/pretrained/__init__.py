@@ -1,12 +1,18 @@
-"""Weights in and out: Hugging Face's layout of GPT-2, nanoGPT's checkpoints, and a layout of our own for every other
-assembly."""
+"""Weights in and out: GPT-2 in Hugging Face's layout and nanoGPT's checkpoints (huggingface.py), a layout of our own
+for any assembly (own.py), and `open_trained` (load.py), which takes whatever names a model, runs included."""
 
-from gpt2lab.pretrained.hub import fetched
-from gpt2lab.pretrained.huggingface import has_gpt2_tokenizer, load_gpt2, save_gpt2
-from gpt2lab.pretrained.names import from_hf, to_hf
-from gpt2lab.pretrained.nanogpt import load_nanogpt
+from gpt2lab.pretrained.files import fetched
+from gpt2lab.pretrained.huggingface import (
+    GPT2_VOCABULARIES,
+    from_hf,
+    has_gpt2_tokenizer,
+    load_gpt2,
+    load_nanogpt,
+    misfits,
+    save_gpt2,
+    to_hf,
+)
 from gpt2lab.pretrained.own import KeptTokenizer, is_own, load_model, read_record, save_model, tokenizer_in
-from gpt2lab.pretrained.settings import GPT2_VOCABULARIES, misfits
 
 __all__ = [
     "GPT2_VOCABULARIES",

@@ -1,4 +1,5 @@
-"""Files of weights as others write them, read without running code, and folders that are replaced in one piece."""
+"""Files of weights as others write them, read without running code or fetched from the Hugging Face hub, and folders
+that are replaced in one piece."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt2lab.errors import ConfigError, DataFault, Problem
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Problem
 from gpt2lab.store import disk_fault, make_folder, publish_folder, temporary_beside
 from gpt2lab.training.checkpoints import os_error
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+TOKENIZER = ("vocab.json", "tokenizer.json")
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
 """Where a folder may keep its weights, in the order in which they are looked for."""
 
@@ -137,8 +139,8 @@ def refuse_others_files(final: Path, path: str | Path, known: Collection[str]) -
         raise ConfigError("there is a file of that name", where=str(path), hint="another name")
     others = sorted(entry.name for entry in final.iterdir() if entry.name not in known) if final.is_dir() else []
     if others:
-        told = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise ConfigError(f"the folder holds other files ({told}): not replaced", where=str(path), hint="a new name")
+        names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ConfigError(f"the folder holds other files ({names}): not replaced", where=str(path), hint="a new name")
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,3 +150,59 @@ def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
+
+
+def fetched(name: str) -> Path:
+    """The folder in the hub's cache with config and weights of `name`, fetched if need be.
+
+    Raises EnvironmentFault when the package is missing or the hub does not answer, ConfigError when it has no such
+    model.
+    """
+    where = f"'{name}' (no folder here, so a name on the Hugging Face hub)"
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    except ImportError:
+        raise EnvironmentFault(
+            "reading from the hub needs huggingface_hub", where=where, hint="pip install huggingface_hub"
+        ) from None
+    away, elsewhere = not hub_answers(), "download it where there is a network, and give the folder"
+
+    def file(wanted: str) -> Path | None:
+        """Where it lies now; None when the hub, or without a network its cache, has no such file."""
+        try:
+            return Path(hf_hub_download(name, wanted, local_files_only=away))
+        except EntryNotFoundError:
+            return None
+
+    try:
+        config = file("config.json")
+        weights = next(filter(None, map(file, WEIGHTS)), None) if config else None
+        if weights is not None and weights.name.endswith(".json"):
+            weights = weights if all(map(file, shard_names(weights))) else None
+        if config and weights:
+            for wanted in TOKENIZER:
+                file(wanted)
+            return config.parent
+    except RepositoryNotFoundError:
+        raise ConfigError("neither here nor on the hub", where=where, hint="the name of a folder") from None
+    except Exception as error:  # whatever a network does, through several libraries
+        raise EnvironmentFault(f"the hub cannot be read: {_line(error)}", where=where, hint=elsewhere) from error
+    if away:
+        raise EnvironmentFault(
+            "the hub cannot be read: it does not answer, and its cache does not hold this", where=where, hint=elsewhere
+        )
+    raise ConfigError(f"the hub has no config.json with weights ({', '.join(WEIGHTS)})", where=where)
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached; the package itself would try again and again for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever a network does
+        return False
+    return True

@@ -1,11 +1,18 @@
-"""GPT-2 in Hugging Face's layout: a folder, a `GPT2LMHeadModel`, or a name on the hub."""
+"""GPT-2 as others keep it: Hugging Face's layout (a folder, a `GPT2LMHeadModel`, or a name on the hub), read and
+written, and nanoGPT's checkpoints, read.
+
+Names of weights are the same on all sides. Hugging Face's linear layers in blocks store (in, out), ours and nanoGPT's
+(as torch's) (out, in); both others put the prefix `transformer.` before all but the head.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +20,56 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpt2lab.data.tokenizers import SEPARATOR_TEXT, gpt2_files
-from gpt2lab.errors import ConfigError
-from gpt2lab.model import GPT
-from gpt2lab.pretrained.files import PICKLED, SAFETENSORS, on_cpu, read_settings, read_weights, replacing
-from gpt2lab.pretrained.hub import fetched
-from gpt2lab.pretrained.names import HUGGING_FACE, fill, to_hf
-from gpt2lab.pretrained.nanogpt import load_nanogpt
-from gpt2lab.pretrained.settings import GPT2_VOCABULARIES, config_of, misfits, settings_of
-from gpt2lab.training.state import weights_of
+from gpt2lab.data.tokenizers import GPT2_SIZE, SEPARATOR_TEXT, gpt2_files
+from gpt2lab.errors import ConfigError, DataFault, Problem
+from gpt2lab.model import GPT, ModelConfig
+from gpt2lab.pretrained.files import (
+    PICKLED,
+    SAFETENSORS,
+    fetched,
+    on_cpu,
+    read_settings,
+    read_weights,
+    replacing,
+    unpickled,
+)
+from gpt2lab.registry import SLOTS, Choice
+from gpt2lab.training.state import canonical, weights_of
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
-WRITTEN = ("config.json", "generation_config.json", SAFETENSORS, *TOKENIZER_FILES)
-BESIDE = (
+OUR_FILES = ("config.json", "generation_config.json", SAFETENSORS, *TOKENIZER_FILES)
+OTHER_FILES = (
     "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "README.md", ".gitattributes", PICKLED,
 )  # fmt: skip
 """What others put into such a folder; one that holds these is still one that a save may replace."""
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files store among the weights
+PREFIX = "transformer."
+HEAD, TABLE = "lm_head.weight", "wte.weight"
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu",
+    "relu2": "relu2",
+}  # fmt: skip
+ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu2": "relu2"}
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+DEFAULTS: dict[str, Any] = {  # of transformers' GPT2Config, for what a file leaves out
+    "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True,
+    **dict.fromkeys(DROPOUTS, 0.1),
+}  # fmt: skip
+CAN: dict[str, dict[str, tuple[str, ...]]] = {
+    "position": {"learned": ()}, "norm": {"layernorm": ("eps", "bias")}, "residual": {"pre": ()},
+    "attention": {"mha": ()}, "mask": {"causal": ()}, "scores": {"plain": ("scale",)},
+    "mlp": dict.fromkeys(ACTIVATION_NAMES, ()), "embedding": {"plain": ()}, "stack": {},
+    "head": {"tied": (), "untied": ("zero_init",)}, "parametrization": {"standard": ()},
+}  # fmt: skip
+"""Slot -> component -> options, as far as Hugging Face's GPT-2 can express them. Other slots shape no output."""
+PADDED = 50304  # GPT-2's vocabulary, padded to a multiple of 128 as nanoGPT does
+GPT2_VOCABULARIES = (GPT2_SIZE, PADDED)
 
 
 def load_gpt2(source: Any) -> GPT:
@@ -71,12 +111,12 @@ def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = Non
     if problems:
         raise ConfigError(problems, hint="gpt2lab.save_model, or gpt2lab export --layout gpt2lab: any assembly")
     settings = settings_of(config)
-    own = weights_of(model)
-    weights = to_hf(on_cpu({**own, **_absent_biases(model, own)}))
+    weights = weights_of(model)
+    weights = to_hf(on_cpu({**weights, **_absent_biases(model, weights)}))
     with_tokenizer = config.vocab_size in GPT2_VOCABULARIES if gpt2_tokenizer is None else gpt2_tokenizer
     if not with_tokenizer:
         settings |= {"bos_token_id": None, "eos_token_id": None}
-    with replacing(path, (*WRITTEN, *BESIDE)) as folder:
+    with replacing(path, (*OUR_FILES, *OTHER_FILES)) as folder:
         save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
         _write(folder / "config.json", settings)
         ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id") if settings[key] is not None}
@@ -136,3 +176,241 @@ def _write_tokenizer(folder: Path, context: int) -> None:
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_nanogpt(path: str | Path) -> GPT:
+    """The model of a checkpoint that nanoGPT's train.py wrote (`ckpt.pt`), in evaluation mode. Optimizer and config
+    beside it are left alone. A padded vocabulary keeps its rows: its scores take part in nanoGPT's softmax as well.
+
+    Source: karpathy/nanoGPT, model.py and train.py; its MLP uses torch's GELU without approximation. Raises ConfigError
+    when it is something else or weights do not fit, DataFault when it cannot be read.
+    """
+    file = Path(path)
+    found = unpickled(file)
+    if not isinstance(found, Mapping) or not isinstance(found.get("model"), Mapping) or "model_args" not in found:
+        raise ConfigError(
+            "no checkpoint of nanoGPT: model and model_args are expected in it", where=str(path), hint="docs/weights.md"
+        )
+    args: Mapping[str, Any] = found["model_args"]
+    missing = [key for key in SIZES if not isinstance(args.get(key), int) or args[key] < 1]
+    if missing:
+        raise DataFault(f"model_args lacks {', '.join(missing)}", where=str(path))
+    config = ModelConfig(
+        **{key: args[key] for key in SIZES},
+        bias=bool(args.get("bias", True)),  # checkpoints from before it was an option have biases
+        dropout=float(args.get("dropout", 0.0)),
+        mlp="gelu",
+    )
+    weights: dict[str, Tensor] = canonical(found["model"])
+    model = GPT(config)
+    fill(model, weights, NANOGPT, str(path))
+    return model.eval()
+
+
+# --- weights ---
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file stores weights. transposed: linear layers in blocks as (in, out).  whose: for messages."""
+
+    whose: str
+    transposed: bool
+
+    def turned(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the file as ours is, or ours as the file's."""
+        return tensor.t() if self.transposed and name.endswith(TRANSPOSED) else tensor
+
+
+HUGGING_FACE = Layout("Hugging Face's GPT-2", transposed=True)
+NANOGPT = Layout("nanoGPT", transposed=False)
+
+
+def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix, and without masks stored among the weights."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if not name.endswith(NOT_WEIGHTS)}
+
+
+def from_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face names and shapes -> ours. A head tied to the embedding is dropped, as ours has none."""
+    return {
+        name: HUGGING_FACE.turned(name, tensor).contiguous()
+        for name, tensor in plain_names(weights).items()
+        if name != HEAD
+    }
+
+
+def to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours -> Hugging Face names and shapes, without a tied head, as their own files are."""
+    return {
+        name if name == HEAD else PREFIX + name: HUGGING_FACE.turned(name, tensor).contiguous()
+        for name, tensor in weights.items()
+    }
+
+
+def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) -> None:
+    """Copy `weights`, named and shaped as `layout` has them, into the model. Raises ConfigError with every name and
+    shape that does not fit, and then changes nothing."""
+    own, found = weights_of(model), plain_names(weights)
+    problems = []
+    if HEAD not in own and HEAD in found:
+        head = found.pop(HEAD)
+        if TABLE in found and not _same(head, found[TABLE]):
+            problems.append(Problem(HEAD, f"differs from {TABLE}, to which the settings tie it"))
+    wanted = {name: tuple(layout.turned(name, tensor).shape) for name, tensor in own.items()}
+    problems += differences(wanted, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    problems += [
+        Problem(name, f"{str(tensor.dtype).removeprefix('torch.')}: only floating-point weights are read")
+        for name, tensor in found.items()
+        if not tensor.is_floating_point()
+    ]
+    if problems:
+        what = f"the weights are not those that its settings describe ({len(problems)} differences)"
+        raise ConfigError([Problem(where, what), *problems], hint="the config.json that these weights came with")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(layout.turned(name, found[name]))
+
+
+def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[Problem]:
+    """Every name that is missing, unexpected, or there in another shape."""
+    missing = [Problem(name, f"missing: {shape} is wanted") for name, shape in wanted.items() if name not in found]
+    unexpected = [Problem(name, f"unexpected: {shape} found") for name, shape in found.items() if name not in wanted]
+    misshapen = [
+        Problem(name, f"{wanted[name]} is wanted, {shape} found")
+        for name, shape in found.items()
+        if name in wanted and wanted[name] != shape
+    ]
+    return [*missing, *unexpected, *misshapen]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and bool((a == b).all()))
+
+
+# --- settings ---
+
+
+def config_of(settings: Mapping[str, Any], where: str) -> ModelConfig:
+    """The assembly that a config.json describes. Raises ConfigError with all that we cannot express."""
+    kind = settings.get("model_type", "gpt2")
+    if kind != "gpt2":
+        raise ConfigError(f"a model of type '{kind}', not gpt2", where=where, hint="a GPT-2 is expected")
+    given = {**DEFAULTS, **settings}
+    given.setdefault("n_positions", given.get("n_ctx", 1024))
+    problems = [
+        Problem(where, f"{key} is {given[key]!r}: a whole number above 0 is expected")
+        for key in ("vocab_size", "n_layer", "n_head", "n_embd", "n_positions")
+        if not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1
+    ]
+    if not problems and given["n_embd"] % given["n_head"]:
+        problems.append(Problem(where, f"n_embd {given['n_embd']} is no multiple of n_head {given['n_head']}"))
+    activation = given["activation_function"]
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        problems.append(Problem(where, f"activation_function '{activation}': only {known} have a component here"))
+    if given["add_cross_attention"]:
+        problems.append(Problem(where, "add_cross_attention: a decoder by itself is all that there is here"))
+    dropouts = [given[key] for key in DROPOUTS]
+    if len(set(dropouts)) > 1:
+        unequal = ", ".join(f"{key} {value}" for key, value in zip(DROPOUTS, dropouts, strict=True))
+        problems.append(
+            Problem(where, f"{unequal}: there is one dropout here. It matters in training only: make them equal")
+        )
+    if problems:
+        raise ConfigError(problems, hint="docs/weights.md")
+    norm: dict[str, Any] = {"name": "layernorm", "eps": float(given["layer_norm_epsilon"])}
+    return ModelConfig(
+        n_layer=given["n_layer"],
+        n_head=given["n_head"],
+        n_embd=given["n_embd"],
+        block_size=given["n_positions"],
+        vocab_size=given["vocab_size"],
+        dropout=float(dropouts[0]),
+        mlp_ratio=(given["n_inner"] or 4 * given["n_embd"]) / given["n_embd"],
+        mlp=ACTIVATIONS[activation],
+        norm=norm,
+        scores=_scores(given),
+        head="tied" if given["tie_word_embeddings"] else "untied",
+    )
+
+
+def settings_of(config: ModelConfig) -> dict[str, Any]:
+    """config.json for an assembly without `misfits`."""
+    (norm,) = set(config.norm)
+    (mlp,) = set(config.mlp)
+    root, inverse = scaling(config) or (True, False)
+    inner = round(config.mlp_ratio * config.n_embd)
+    separator = GPT2_SIZE - 1 if config.vocab_size in GPT2_VOCABULARIES else None
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": ACTIVATION_NAMES[mlp.name],
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": None if inner == 4 * config.n_embd else inner,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "vocab_size": config.vocab_size,
+        "layer_norm_epsilon": norm.options["eps"],
+        "scale_attn_weights": root,
+        "scale_attn_by_inverse_layer_idx": inverse,
+        "tie_word_embeddings": config.head.name == "tied",
+        **dict.fromkeys(DROPOUTS, config.dropout),
+        "bos_token_id": separator,
+        "eos_token_id": separator,
+        "dtype": "float32",
+    }
+
+
+def misfits(config: ModelConfig) -> list[Problem]:
+    """Why Hugging Face's GPT-2 cannot hold this assembly, slot by slot; nothing where it can."""
+    problems = []
+    for slot, known in CAN.items():
+        path = SLOTS[slot].path
+        choices = list(dict.fromkeys(config.choices()[slot]))
+        for choice in choices:
+            problems += [Problem(path, what) for what in _unknown(choice, known)]
+        if len(choices) > 1 and slot != "scores" and not any(problem.where == path for problem in problems):
+            several = ", ".join(map(str, choices))
+            problems.append(Problem(path, f"{several}: Hugging Face's GPT-2 is alike in all layers"))
+    if not problems and scaling(config) is None:
+        what = f"{', '.join(map(str, config.scores))}: Hugging Face's GPT-2 knows 1/sqrt(D), 1, and each over its layer"
+        problems.append(Problem(SLOTS["scores"].path, what))
+    return problems
+
+
+def scaling(config: ModelConfig) -> tuple[bool, bool] | None:
+    """(whether scores are divided by sqrt(D), whether by the number of their layer); None when by something else."""
+    root = config.head_size**-0.5
+    pattern = [choice.options["scale"] for choice in config.scores]
+    found = [root if scale is None else scale for scale in pattern]
+    scales = [found[layer % len(found)] for layer in range(config.n_layer)]
+    for divided in (True, False):
+        for inverse in (False, True):
+            expected = [(root if divided else 1.0) / (layer + 1 if inverse else 1) for layer in range(config.n_layer)]
+            if all(map(math.isclose, scales, expected)):
+                return divided, inverse
+    return None
+
+
+def _scores(given: Mapping[str, Any]) -> Any:
+    """The factor on the scores of every layer."""
+    root = (given["n_embd"] / given["n_head"]) ** -0.5 if given["scale_attn_weights"] else 1.0
+    if given["scale_attn_by_inverse_layer_idx"]:
+        return [{"name": "plain", "scale": root / (layer + 1)} for layer in range(given["n_layer"])]
+    return "plain" if given["scale_attn_weights"] else {"name": "plain", "scale": root}
+
+
+def _unknown(choice: Choice, known: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """What a choice is that Hugging Face's GPT-2 is not."""
+    if choice.name not in known:
+        can = f"has {' or '.join(known)} only" if known else "has nothing of the kind"
+        return [f"{choice.name}: Hugging Face's GPT-2 {can}"]
+    defaults = SLOTS[choice.slot][choice.name].defaults()
+    return [
+        f"{choice.name} with {option} {value}: Hugging Face's GPT-2 has no such option"
+        for option, value in choice.options.items()
+        if option not in known[choice.name] and value != defaults[option]
+    ]

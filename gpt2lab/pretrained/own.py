@@ -51,11 +51,7 @@ class KeptTokenizer:
 
 
 def save_model(
-    model: GPT,
-    path: str | Path,
-    *,
-    tokenizer: KeptTokenizer | str | None = None,
-    precision: Precision = "fp32",
+    model: GPT, path: str | Path, *, tokenizer: KeptTokenizer | str | None = None, precision: Precision = "fp32"
 ) -> Path:
     """Write any assembly so that `load_model` reads it. An older folder of weights is replaced in one piece.
 
@@ -131,12 +127,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     if problems:
         raise DataFault(problems, hint="export it again")
     unknown = [
-        Problem(str(file), f"{one['slot']} {one['name']} comes from {one['from']}, which is not loaded")
-        for one in record["components"]
-        if one["slot"] not in SLOTS or one["name"] not in SLOTS[one["slot"]]
+        Problem(str(file), f"{part['slot']} {part['name']} comes from {part['from']}, which is not loaded")
+        for part in record["components"]
+        if part["slot"] not in SLOTS or part["name"] not in SLOTS[part["slot"]]
     ]
     if unknown:
-        plugins = {one["from"] for one in record["components"]}
+        plugins = {part["from"] for part in record["components"]}
         raise ConfigError(unknown, hint=" ".join(f"--plugin {name}" for name in sorted(plugins)))
     if record["precision"] not in get_args(Precision):
         raise DataFault(f"precision '{record['precision']}' is unknown", where=str(file))
@@ -171,9 +167,9 @@ def _read(tree: Mapping[str, Any], where: str) -> ModelConfig:
         return ModelConfig.model_validate(tree)
     except ValidationError as error:
         problems = [
-            Problem(where, f"model.{'.'.join(map(str, one['loc']))}: "
-                    + (str(one["ctx"]["what"]) if one["type"] == "misfit" else reason(one)))
-            for one in error.errors()
+            Problem(where, f"model.{'.'.join(map(str, wrong['loc']))}: "
+                    + (str(wrong["ctx"]["what"]) if wrong["type"] == "misfit" else reason(wrong)))
+            for wrong in error.errors()
         ]  # fmt: skip
         raise ConfigError(problems, hint="gpt2lab components, and the plug-ins of this model") from None
 

@@ -1,1 +1,1 @@
-"""What finished runs are still good for: why they differ, replaying and adopting them, measuring them again."""
+"""What finished runs are still good for: why they differ, adopting them for new code, measuring them again."""

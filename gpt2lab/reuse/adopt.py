@@ -1,39 +1,60 @@
 """Keep finished runs when only code changed, if it still trains the same bits.
 
 A run's id names its code, so every edit of what trains makes new ids, also an edit that changes no bit: a faster kernel
-call, a renamed variable. `adopt` puts that to the test: it replays one old run of each kind with the code that is there
-now. Only if all bits are equal, the old runs of that kind are kept under their new ids, with a note of where they are
-from. What happens between the first and the last steps is not replayed: the note says so by being there.
+call, a renamed variable. `adopt` puts that to the test: it replays one old run of each group with the code that is
+there now. Losses, gradient norms and rates of the first and last steps are compared with the journal, weights and
+optimizer state with the final checkpoint, and the final evaluation with its record. Only if all bits are equal, the old
+runs of that group are kept under their new ids, with a note of where they are from. The steps between are not replayed.
 
-Layer: beside the executors.
+Layer: above the runner.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from gpt2lab.errors import EnvironmentFault, LockHeld
+import torch
+from torch import Tensor
+
+from gpt2lab.config import Config, config_from_text
+from gpt2lab.data.batches import Batches
+from gpt2lab.data.files import data_home
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.errors import EnvironmentFault, Gpt2labError, LockHeld
+from gpt2lab.evaluation import validation_documents
 from gpt2lab.identity import digest
+from gpt2lab.model import GPT, build_model
+from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import Run, is_finished
-from gpt2lab.reuse.replay import can_be_replayed, replay
 from gpt2lab.reuse.why import CODE, without_code
+from gpt2lab.runner import REPLAYED, evaluated
 from gpt2lab.store import RunFolder, Store, now, publish_folder, temporary_beside, write_json
+from gpt2lab.training.checkpoints import checkpoints, load_latest
+from gpt2lab.training.compiling import compiled
+from gpt2lab.training.loop import steps
+from gpt2lab.training.precision import choose_device, loss_scaler, set_threads
+from gpt2lab.training.state import TrainState
 
-ONE_FOR_ALL = ("optim.lr", "optim.warmup_steps", "training.steps")
-"""Settings in which runs of one kind may differ, besides their seeds: they choose numbers, not code."""
+FIRST_STEPS = 5
+"""How many steps are trained again from the start: they hold initial weights, warm-up and the first batches."""
+
+ANY_VALUE = ("optim.lr", "optim.warmup_steps", "training.steps")
+"""Settings in which runs of one group may differ, besides their seeds: they choose numbers, not code."""
 
 COPIED = ("metrics.jsonl", "run.log", "error.log")
 """Files that are appended to; the others are replaced as a whole, so two runs can share them."""
 
-OF_ITS_OWN = ("run.json", "lock")
+NOT_ADOPTED = ("run.json", "lock")
 
 Say = Callable[[str], None]
+Logged = Mapping[int, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -45,22 +66,22 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Candidates that one replay speaks for, and the old run to be replayed; None when none can be."""
+class Group:
+    """Candidates whose runs one replay represents, and the old run to be replayed; None when none can be."""
 
     candidates: tuple[Candidate, ...]
-    witness: RunFolder | None
+    replayable: RunFolder | None
 
     def __str__(self) -> str:
         """The arms."""
-        return ", ".join(dict.fromkeys(one.new.arm for one in self.candidates))
+        return ", ".join(dict.fromkeys(candidate.new.arm for candidate in self.candidates))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one kind of runs came out: `adopted` new ids, or why none was."""
+    """The result for a group of runs: `adopted` new ids, or why none was."""
 
-    kind: str
+    group: str
     adopted: tuple[str, ...] = ()
     refused: str = ""
 
@@ -74,12 +95,12 @@ def candidates(plan: Plan, store: Store) -> list[Candidate]:
         if "identity" in record and folder.status() == "finished":
             key = digest(without_code(record["identity"]))
             known.setdefault(key, []).append((str(record.get("created", "")), folder))
-    found = []
+    pairs = []
     for run in wanted:
         olds = known.get(digest(without_code(run.identity)), [])
         if olds:
-            found.append(Candidate(run, max(olds, key=lambda item: item[0])[1]))
-    return found
+            pairs.append(Candidate(run, max(olds, key=lambda item: item[0])[1]))
+    return pairs
 
 
 def _is_absent(run: Run, store: Store) -> bool:
@@ -88,78 +109,78 @@ def _is_absent(run: Run, store: Store) -> bool:
 
 def without_old_runs(plan: Plan, store: Store) -> list[str]:
     """For each arm with runs that are due and for which nothing can be adopted: how many, and why."""
-    found = {one.new.id for one in candidates(plan, store)}
+    with_old_run = {candidate.new.id for candidate in candidates(plan, store)}
     reasons: dict[tuple[str, str], int] = {}
     for run in plan.runs():
-        if run.id not in found and not is_finished(run, store):
+        if run.id not in with_old_run and not is_finished(run, store):
             nothing = "no finished run differs in code alone"
             reason = nothing if _is_absent(run, store) else "already begun under its new id"
             reasons[run.arm, reason] = reasons.get((run.arm, reason), 0) + 1
     return [f"{arm}: {count} due, {reason}" for (arm, reason), count in reasons.items()]
 
 
-def kinds(plan: Plan, store: Store) -> list[Kind]:
-    """The candidates, put together where one replay speaks for all: same old code, same recipe, same new code."""
-    groups: dict[str, list[Candidate]] = {}
-    for one in candidates(plan, store):
-        key = digest([_kind(_identity(one.old)), {part: one.new.identity[part] for part in CODE}])
-        groups.setdefault(key, []).append(one)
-    return [Kind(tuple(group), _witness(group[0].old, [one.old for one in group], store)) for group in groups.values()]
+def groups(plan: Plan, store: Store) -> list[Group]:
+    """The candidates, grouped where one replay represents all: same old code, same recipe, same new code."""
+    by_key: dict[str, list[Candidate]] = {}
+    for candidate in candidates(plan, store):
+        key = digest([_recipe(_identity(candidate.old)), {part: candidate.new.identity[part] for part in CODE}])
+        by_key.setdefault(key, []).append(candidate)
+    return [Group(tuple(group), _replayable([run.old for run in group], store)) for group in by_key.values()]
 
 
-def _witness(first: RunFolder, group: list[RunFolder], store: Store) -> RunFolder | None:
-    """A run of the old code that can be replayed: one of the group, else any of its kind."""
-    kind = _kind(_identity(first))
-    others = (run for run in store.runs() if _identity(run) and _kind(_identity(run)) == kind)
+def _replayable(group: list[RunFolder], store: Store) -> RunFolder | None:
+    """A run of the old code that can be replayed: one of the group, else any of the same recipe."""
+    recipe = _recipe(_identity(group[0]))
+    others = (run for run in store.runs() if _identity(run) and _recipe(_identity(run)) == recipe)
     return next((run for runs in (group, others) for run in runs if can_be_replayed(run)), None)
 
 
 def _identity(run: RunFolder) -> dict[str, Any]:
-    found: dict[str, Any] = (run.identity() or {}).get("identity") or {}
-    return found
+    identity: dict[str, Any] = (run.identity() or {}).get("identity") or {}
+    return identity
 
 
-def _kind(identity: Mapping[str, Any]) -> str:
-    """Hash of all in an identity but the seed and what ONE_FOR_ALL names."""
+def _recipe(identity: Mapping[str, Any]) -> str:
+    """Hash of all in an identity but the seed and what ANY_VALUE names."""
     settings = {
-        section: {key: value for key, value in values.items() if f"{section}.{key}" not in ONE_FOR_ALL}
+        section: {key: value for key, value in values.items() if f"{section}.{key}" not in ANY_VALUE}
         for section, values in identity["settings"].items()
     }
     return digest({**identity, "settings": settings, "seed": None, "repeat": None})
 
 
 def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Outcome]:
-    """Replay one old run of every kind, and keep all of its kind if its bits come out the same."""
+    """Replay one old run of every group, and keep the whole group if its bits come out the same."""
     outcomes = []
-    for kind in kinds(plan, store):
-        if kind.witness is None:
-            outcomes.append(Outcome(str(kind), refused="no run of this kind kept a checkpoint to replay from"))
+    for group in groups(plan, store):
+        if group.replayable is None:
+            outcomes.append(Outcome(str(group), refused="no run of this kind kept a checkpoint to replay from"))
             continue
-        say(f"{kind}: replaying {kind.witness.id}")
-        replayed = replay(kind.witness, plan.data, plan.machine.threads)
-        if replayed.parted:
-            outcomes.append(Outcome(str(kind), refused=replayed.parted))
+        say(f"{group}: replaying {group.replayable.id}")
+        replayed = replay(group.replayable, plan.data, plan.machine.threads)
+        if replayed.difference:
+            outcomes.append(Outcome(str(group), refused=replayed.difference))
             continue
-        kept = [one.new.id for one in kind.candidates if keep(one, store, replayed.evaluation)]
-        outcomes.append(Outcome(str(kind), adopted=tuple(kept)))
+        kept = [candidate.new.id for candidate in group.candidates if keep(candidate, store, replayed.evaluation)]
+        outcomes.append(Outcome(str(group), adopted=tuple(kept)))
     return outcomes
 
 
-def keep(one: Candidate, store: Store, evaluation: str | None) -> bool:
+def keep(candidate: Candidate, store: Store, evaluation: str | None) -> bool:
     """Put the old run's files under the new id, all at once; False when another process was there before.
 
     evaluation: key of the only evaluation to be kept, since it alone was repeated.
     """
-    target = store.run(one.new.id)
+    target = store.run(candidate.new.id)
     try:
         with target.lock():
             if _names(target.path) != {"lock"}:
                 return False
-            for left in store.root.glob(f".{target.id}.*.partial"):  # of one who was killed here; we hold the lock
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in store.root.glob(f".{target.id}.*.partial"):  # of a process that was killed here
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary = temporary_beside(target.path)
             try:
-                _fill(temporary, one, evaluation)
+                _fill(temporary, candidate, evaluation)
                 return _put(temporary, target.path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -169,7 +190,7 @@ def keep(one: Candidate, store: Store, evaluation: str | None) -> bool:
 
 def _put(temporary: Path, final: Path) -> bool:
     """Let a complete folder take the place of one that holds nothing but the lock, which we have; False when another
-    process came in between. Whoever waits for that lock notices that it lost its name."""
+    process came in between. A process that waits for that lock notices that its file is gone."""
     (final / "lock").unlink()
     try:
         final.rmdir()
@@ -185,17 +206,20 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def _fill(folder: Path, one: Candidate, evaluation: str | None) -> None:
+def _fill(folder: Path, candidate: Candidate, evaluation: str | None) -> None:
     """The old run in a fresh folder: its files, and a run.json of its own that says where they are from."""
     folder.mkdir()
-    for path in _files(one.old.path, evaluation):
-        _share(path, folder / path.relative_to(one.old.path))
-    before = one.old.identity() or {}
-    note = {"created": now(), "adopted_from": one.old.id}
-    first = before.get("first_created", before.get("created"))
-    write_json(
-        folder / "run.json", {**before, **note, "first_created": first, "id": one.new.id, "identity": one.new.identity}
-    )
+    for path in _files(candidate.old.path, evaluation):
+        _share(path, folder / path.relative_to(candidate.old.path))
+    before = candidate.old.identity() or {}
+    new = {
+        "id": candidate.new.id,
+        "identity": candidate.new.identity,
+        "created": now(),
+        "first_created": before.get("first_created", before.get("created")),
+        "adopted_from": candidate.old.id,
+    }
+    write_json(folder / "run.json", {**before, **new})
 
 
 def _files(old: Path, evaluation: str | None) -> Iterator[Path]:
@@ -203,8 +227,8 @@ def _files(old: Path, evaluation: str | None) -> Iterator[Path]:
     for path in sorted(old.rglob("*")):
         inside = path.relative_to(old)
         hidden = any(part.startswith(".") for part in inside.parts)
-        own = str(inside) in OF_ITS_OWN or (inside.parts[0] == "evaluations" and path.stem != evaluation)
-        if path.is_file() and not (path.is_symlink() or hidden or own):
+        excluded = str(inside) in NOT_ADOPTED or (inside.parts[0] == "evaluations" and path.stem != evaluation)
+        if path.is_file() and not (path.is_symlink() or hidden or excluded):
             yield path
 
 
@@ -218,3 +242,162 @@ def _share(source: Path, target: Path) -> None:
         except OSError:  # some file systems have one name for each file
             pass
     shutil.copy2(source, target)
+
+
+# Replaying
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The result of a replay. `difference`: the first one from the old run, empty when every bit is the same.
+    `evaluation`: key of the evaluation that came out the same, None when the old run has none."""
+
+    difference: str = ""
+    evaluation: str | None = None
+
+
+def can_be_replayed(run: RunFolder) -> bool:
+    """Whether a finished run kept a checkpoint from shortly before its end, or is so short that none is needed."""
+    result = run.result() or {}
+    return result.get("status") == "finished" and (
+        0 < int(result.get("steps") or 0) <= REPLAYED or any(checkpoints(run.replay))
+    )
+
+
+def replay(old: RunFolder, data: Prepared, threads: int) -> Replayed:
+    """Replay a finished run on `threads` CPU threads, those that it had."""
+    set_threads(threads)
+    try:
+        return _replay(old, data)
+    except Gpt2labError as error:
+        return Replayed(str(error))
+    except Exception as error:  # the code under test may fail in any way; the other runs go on
+        return Replayed(f"it fails with {type(error).__name__}: {error}")
+
+
+def _replay(old: RunFolder, data: Prepared) -> Replayed:
+    text, identity = old.config(), (old.identity() or {}).get("identity", {})
+    if text is None:
+        return Replayed("its config is gone")
+    if identity.get("data") != data.fingerprint:
+        return Replayed("its data is not that of the plan")
+    config = config_from_text(text)
+    if config.branch:
+        return Replayed(f"it branches from {config.branch}, and its first steps are not replayed")
+    logged = {row["step"]: row["metrics"] for row in old.rows()}
+    difference = _different_rates(config, logged)
+    is_compiled = bool(identity.get("compiled"))
+    if config.training.steps > REPLAYED:
+        difference = difference or _retrained(_fresh(config, is_compiled), config, data, logged, until=FIRST_STEPS)
+    state = _fresh(config, is_compiled)
+    if not difference and config.training.steps > REPLAYED and load_latest(old.replay, state) is None:
+        return Replayed("it kept no checkpoint to replay from")
+    difference = difference or _retrained(state, config, data, logged, until=config.training.steps)
+    difference = difference or _different_checkpoint(state, config, old)
+    return Replayed(difference) if difference else _evaluated(state, config, data, old, str(identity.get("device")))
+
+
+def _fresh(config: Config, is_compiled: bool = False) -> TrainState:
+    device = choose_device(config.training.device)
+    model = build_model(config.model, seed=config.seed, device=device)
+    if is_compiled:
+        compiled(model, data_home() / "compiled")
+    scaler = loss_scaler(config.training.precision, device)
+    return TrainState(model, build_optimizers(config.optim, model.params()), scaler=scaler)
+
+
+def _different_rates(config: Config, logged: Logged) -> str:
+    """The first step whose learning rate would be another one now, over the whole of the training."""
+    multiplier = config.optim.multiplier(config.training.steps)
+    for step, metrics in logged.items():
+        now = {"train/lr": config.optim.lr * multiplier(step - 1)} if "train/lr" in metrics else {}
+        difference = _different_numbers(step, now, {name: metrics[name] for name in now})
+        if difference:
+            return difference
+    return ""
+
+
+def _retrained(state: TrainState, config: Config, data: Prepared, logged: Logged, *, until: int) -> str:
+    """Train `state` on to step `until` and hold every step that was logged against the journal."""
+    block, training = config.model.block_size, config.training
+    batches = Batches(data.train, block, training.batch_tokens // block, config.seed)
+    for record in steps(state, batches, config.optim, training, seed=config.seed, stop_at=until):
+        now, before = (
+            {k: v for k, v in metrics.items() if k.startswith("train/")}
+            for metrics in (record.metrics, logged.get(record.step, {}))
+        )
+        difference = _different_numbers(record.step, now, before) if now and before else ""
+        if difference:
+            return difference
+    return ""
+
+
+def _different_numbers(step: int, now: Mapping[str, float], before: Mapping[str, float]) -> str:
+    """The first number of a step that is not exactly what it was."""
+    for name in [*before, *(name for name in now if name not in before)]:
+        x, y = now.get(name), before.get(name)
+        if x != y:
+            apart = f" ({abs(x - y):.2g} apart)" if x is not None and y is not None else ""
+            return f"step {step}: {name} is {x!r}, was {y!r}{apart}"
+    return ""
+
+
+def _different_checkpoint(state: TrainState, config: Config, old: RunFolder) -> str:
+    """What differs from the final checkpoint, weights and optimizer state alike."""
+    kept = _fresh(config)
+    loaded = load_latest(old.checkpoints, kept)
+    if loaded is None or loaded.step != state.step:
+        return "its final weights are gone"
+    new, old_leaves = (dict(_leaves({k: s.state_dict()[k] for k in ("model", "optimizers")})) for s in (state, kept))
+    for name in [*old_leaves, *(name for name in new if name not in old_leaves)]:
+        if name not in new or name not in old_leaves:
+            return f"after step {state.step} {name} is {'gone' if name in old_leaves else 'new'}"
+        if not same_bits(new[name], old_leaves[name]):
+            return f"after step {state.step} {name} differs{_distance(new[name], old_leaves[name])}"
+    return ""
+
+
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a tree of mappings and lists, by dotted name."""
+    inner = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, (list, tuple)) else None
+    if inner is None:
+        yield name, tree
+    else:
+        for key, value in inner:
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two tensors have the same type, shape and bytes, so that 0 and -0 differ; other values, are equal."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return type(a) is type(b) and bool(a == b)
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _distance(a: Any, b: Any) -> str:
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
+        count = int((a != b).sum())
+        far = float((a.double() - b.double()).abs().max())
+        return f" in {count} of {a.numel()} numbers, by up to {far:.2g}"
+    return ""
+
+
+def _evaluated(state: TrainState, config: Config, data: Prepared, old: RunFolder, device: str) -> Replayed:
+    """What differs when the final weights are evaluated again: metrics, contexts, and the loss of each window."""
+    model = cast(GPT, state.model)
+    record, windows = evaluated(model, config, data, device, config.evaluation, validation_documents(data))
+    key = str(record["key"])
+    before, old_windows = old.evaluation(key), old.windows(key)
+    if before is None:
+        return Replayed()
+    now = json.loads(json.dumps({**record, "windows": windows.record(key)}))  # as it would be read back
+    for part in ("metrics", "contexts"):
+        if before.get(part) != now.get(part):
+            return Replayed(f"the final evaluation gives other {part}: {now.get(part)}, was {before.get(part)}")
+    if old_windows is not None and old_windows != now["windows"]:
+        return Replayed("the final evaluation gives other losses of single windows")
+    return Replayed(evaluation=key)

@@ -29,8 +29,7 @@ from gpt2lab.registry import Choice, Misfit, Slot
 from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
 from gpt2lab.runner import sequences_at_once
 from gpt2lab.store import RunFolder, Store, now
-from gpt2lab.training.checkpoints import FILES, MODEL, checkpoints
-from gpt2lab.training.manifest import damage
+from gpt2lab.training.checkpoints import FILES, MODEL, checkpoints, damage
 from gpt2lab.training.precision import choose_device, set_threads
 from gpt2lab.training.state import canonical, weight_problems, weights_of
 
@@ -71,29 +70,29 @@ def read_metrics(written: Sequence[str]) -> list[Choice]:
     Raises ConfigError.
     """
     if not written:
-        return [metric.read(one.name) for one in metric if one.parameters.keys() == one.defaults().keys()]
-    found: list[Choice] = []
+        return [metric.read(known.name) for known in metric if known.parameters.keys() == known.defaults().keys()]
+    read: list[Choice] = []
     for text in dict.fromkeys(written):
         name, *options = text.split(",")
         given = dict(option.partition("=")[::2] for option in options)
         try:
-            found.append(metric.read({**given, "name": name}))
+            read.append(metric.read({**given, "name": name}))
         except Misfit as misfit:
             raise ConfigError(str(misfit), where=f"--metric {text}", hint="gpt2lab eval --help") from None
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(read))
 
 
 def measure_study(
     name: str, store: Store, metrics: Sequence[Choice], *, progress: Progress | None = None
 ) -> StudyMeasured:
     """Metrics of every finished run of a study; see `over_study`."""
-    return over_study(name, store, lambda run: measure(run, metrics, progress=progress), asked=len(metrics))
+    return over_study(name, store, lambda run: measure(run, metrics, progress=progress), count=len(metrics))
 
 
-def over_study(name: str, store: Store, each: Callable[[RunFolder], Measured], *, asked: int) -> StudyMeasured:
+def over_study(name: str, store: Store, each: Callable[[RunFolder], Measured], *, count: int) -> StudyMeasured:
     """Measure every finished run of a study, and set arms against each other: descriptive numbers without a verdict.
 
-    each: measures `asked` things of a run. Runs without a value are listed with the reason. Raises ConfigError when no
+    each: measures `count` things of a run. Runs without a value are listed with the reason. Raises ConfigError when no
     run can be measured, and what `each` raises, but for a run that is damaged.
     """
     study = cleaned(store.study(name))
@@ -109,24 +108,24 @@ def over_study(name: str, store: Store, each: Callable[[RunFolder], Measured], *
             done = run if run.status == "diverged" else nothing
         elif run.status in ("finished", "unevaluated"):
             try:
-                found = each(store.run(run.id))
+                measured = each(store.run(run.id))
             except DataFault as fault:  # one damaged run must not cost the others
                 done = replace(run, status="unreadable", value=None, reason=str(fault))
             else:
-                values[run.id], reused = found.values, reused + found.reused
+                values[run.id], reused = measured.values, reused + measured.reused
                 done = replace(run, status="finished", reason=None)
         settled.append(done)
     if not values:
         reasons = "; ".join(dict.fromkeys(f"{run.arm} seed {run.seed}: {run.reason}" for run in settled))
         raise ConfigError(f"no run can be measured ({reasons})", where=study.name, hint=f"gpt2lab show {runs[0].id}"
                           if runs else "gpt2lab runs")  # fmt: skip
-    names = list(dict.fromkeys(name for own in values.values() for name in own))
+    names = list(dict.fromkeys(name for of_run in values.values() for name in of_run))
     return StudyMeasured(
         study=study.name,
         verdicts={name: described(study, settled, name, values) for name in names},
         missing=[run for run in settled if run.id not in values],
         reused=reused,
-        metrics=asked * len(values),
+        metrics=count * len(values),
     )
 
 
@@ -135,13 +134,13 @@ def described(
 ) -> Verdicts:
     """The study's contrasts in one measured value, all exploratory: the study declared another metric."""
     arms = {arm: entry.with_(exploratory=UNDECLARED) for arm, entry in study.arms.items()}
-    asked = study.with_(arms=arms, metric=name, looks=[], bracketed=False, history=None)
+    changed = study.with_(arms=arms, metric=name, looks=[], bracketed=False, history=None)
     measured = [replace(run, value=values[run.id].get(name) if run.id in values else run.value) for run in runs]
-    return judge_runs(asked, measured)
+    return judge_runs(changed, measured)
 
 
 def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | None = None) -> Measured:
-    """The metrics of one finished run, from its newest checkpoint; what was measured before is read, not computed.
+    """The metrics of a finished run, from its newest checkpoint; what was measured before is read, not computed.
 
     Raises what `ended` raises, and DataFault when weights or data are gone or damaged.
     """
@@ -181,13 +180,13 @@ def ended(run: RunFolder) -> tuple[Config, Mapping[str, Any]]:
 def measurement(choice: Choice, key: str, subject: Subject, run: str, progress: Progress | None) -> dict[str, Any]:
     """Measure now; -> the record that the store keeps."""
     if progress:
-        told = replace(subject, tell=lambda done, total: progress(done, total, f"{choice} of {run}"))
+        subject = replace(subject, tell=lambda done, total: progress(done, total, f"{choice} of {run}"))
     return {
         "key": key,
         "metric": choice.name,
         "options": dict(choice.options),
         "spec": {"tokens": subject.total, "block_size": subject.block_size},
-        "values": apply(choice, told if progress else subject),
+        "values": apply(choice, subject),
         "stack": stack(subject.device),
         "measured_at": now(),
     }
@@ -197,13 +196,13 @@ def without_parts(run: RunFolder, config: Config) -> list[str]:
     """Keys of the run's evaluations of these tokens that kept no losses by position, token frequency and work, as those
     of older runs."""
     wanted = {"tokens": config.evaluation.tokens, "block_size": config.model.block_size}
-    found = []
+    keys = []
     for key in run.evaluation_keys():
         record = run.evaluation(key) or {}
         spec = record.get("spec", {})
         if "metrics" in record and wanted.items() <= spec.items() and run.parts(key) is None:
-            found.append(key)
-    return found
+            keys.append(key)
+    return keys
 
 
 def parts_of(subject: Subject) -> Parts:
@@ -233,7 +232,11 @@ def measurement_key(choice: Choice, config: Config) -> str:
         "metric": choice.full(),
         "tokens": config.evaluation.tokens,
         "block_size": config.model.block_size,
-        "code": [code_behind(metric, choice, HARNESS), core_code(), *(component_code(one) for one in choices(config))],
+        "code": [
+            code_behind(metric, choice, HARNESS),
+            core_code(),
+            *(component_code(choice) for choice in choices(config)),
+        ],
     }
     return f"{choice.name}-{digest(parts)[:16]}"
 
@@ -243,9 +246,9 @@ def code_behind(slot: Slot, choice: Choice, harness: Sequence[tuple[str, str]]) 
     whole module where it has no definition there."""
     factory = slot[choice.name].factory
     names = parse(factory.__module__).definitions
-    own = [factory.__name__] if factory.__qualname__ in names else list(names)
-    found = reached([*harness, *((factory.__module__, name) for name in own)])
-    return digest({PLUGIN.sub("plugin", key): text for key, text in found.items()})
+    roots = [factory.__name__] if factory.__qualname__ in names else list(names)
+    texts = reached([*harness, *((factory.__module__, name) for name in roots)])
+    return digest({PLUGIN.sub("plugin", key): text for key, text in texts.items()})
 
 
 def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Subject:
@@ -269,8 +272,8 @@ def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Sub
 def data_of(run: RunFolder, config: Config) -> Prepared:
     """The prepared data that the run was trained on: as it lies there, or prepared again from the same text."""
     wanted = ((run.identity() or {}).get("identity") or {}).get("data")
-    found = (data for _, data in list_prepared() if isinstance(data, Prepared) and data.fingerprint == wanted)
-    data = next(found, None) or prepare(config.data)
+    fitting = (data for _, data in list_prepared() if isinstance(data, Prepared) and data.fingerprint == wanted)
+    data = next(fitting, None) or prepare(config.data)
     if data.fingerprint != wanted:
         what = f"its data is gone: the text gives fingerprint {data.fingerprint[:12]}, it had {str(wanted)[:12]}"
         raise DataFault(what, where=run.id, hint="gpt2lab data list")
@@ -282,10 +285,10 @@ def load_weights(model: GPT, run: RunFolder, step: int) -> None:
     newest = next(checkpoints(run.checkpoints), None)
     if newest is None:
         raise DataFault("no checkpoint: the final weights are gone", where=str(run.checkpoints), hint=f"ls {run.path}")
-    found, path = newest
-    reason = damage(path, found, FILES)
-    if reason is None and found != step:
-        reason = f"it holds step {found}, the run ended at step {step}"
+    saved_step, path = newest
+    reason = damage(path, saved_step, FILES)
+    if reason is None and saved_step != step:
+        reason = f"it holds step {saved_step}, the run ended at step {step}"
     if reason is None:
         try:
             saved = canonical(load_file(path / MODEL))

@@ -15,7 +15,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.identity import digest, sources
 from gpt2lab.store import RunFolder, Store, read_json, write_json
 
-SAYS = {
+NAMES = {
     "seed": "seed", "repeat": "repeat of the seed", "data": "prepared data (fingerprint)", "torch": "torch version",
     "device": "device", "threads": "CPU threads", "compiled": "compiled by torch.compile",
 }  # fmt: skip
@@ -46,24 +46,24 @@ def keep_sources(configs: Iterable[Config], store: Store) -> None:
 
 
 def why(a: RunFolder, b: RunFolder, store: Store) -> list[Difference]:
-    """All in which the identities of two runs differ; empty when they are the same. Raises ConfigError for a run
+    """Everything in which the identities of two runs differ; empty when they are the same. Raises ConfigError for a run
     without an identity."""
-    ours, theirs = _identity(a), _identity(b)
-    found = [
+    first, second = _identity(a), _identity(b)
+    differences = [
         Difference(key, x, y)
-        for key, x, y in _unlike(_flat(ours.get("settings", {})), _flat(theirs.get("settings", {})))
+        for key, x, y in _different(_flat(first.get("settings", {})), _flat(second.get("settings", {})))
     ]
-    for part, name in SAYS.items():
-        x, y = ours.get(part), theirs.get(part)
+    for part, name in NAMES.items():
+        x, y = first.get(part), second.get(part)
         if x != y:
-            found.append(Difference(name, _short(x), _short(y)))
-    if ours.get("core") != theirs.get("core"):
-        found += _code("core code", ours.get("core"), theirs.get("core"), store)
-    components, others = ours.get("components", {}), theirs.get("components", {})
+            differences.append(Difference(name, _short(x), _short(y)))
+    if first.get("core") != second.get("core"):
+        differences += _code("core code", first.get("core"), second.get("core"), store)
+    components, others = first.get("components", {}), second.get("components", {})
     for name in sorted(components.keys() & others.keys()):
         if components[name] != others[name]:
-            found += _code(f"code of {name}", components[name], others[name], store)
-    return found
+            differences += _code(f"code of {name}", components[name], others[name], store)
+    return differences
 
 
 def code_only(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -86,12 +86,12 @@ def _identity(run: RunFolder) -> dict[str, Any]:
 
 def _code(what: str, a: str | None, b: str | None, store: Store) -> Iterator[Difference]:
     """Each definition that differs; one sentence where the store does not know what a hash stands for."""
-    ours, theirs = (read_json(store.root / "code" / f"{str(code)[:32]}.json") for code in (a, b))
-    if ours is None or theirs is None:
+    first, second = (read_json(store.root / "code" / f"{str(code)[:32]}.json") for code in (a, b))
+    if first is None or second is None:
         yield Difference(f"{what}; in what, the store does not know", _short(a), _short(b))
         return
-    for name in sorted(ours.keys() | theirs.keys()):
-        x, y = ours.get(name), theirs.get(name)
+    for name in sorted(first.keys() | second.keys()):
+        x, y = first.get(name), second.get(name)
         if x == y:
             continue
         how = "added" if x is None else "gone" if y is None else "changed"
@@ -110,7 +110,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
     return {prefix.removesuffix("."): str(tree)}
 
 
-def _unlike(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def _different(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     for key in dict.fromkeys([*a, *b]):
         if a.get(key) != b.get(key):
             yield key, a.get(key, "(not there)"), b.get(key, "(not there)")

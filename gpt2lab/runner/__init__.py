@@ -1,19 +1,30 @@
 """One run, wired: the only package that knows all the parts of a training. It is what a worker process executes."""
 
-from gpt2lab.runner.job import NOTHING_LEFT, PARENT, REPLAYED, Job
-from gpt2lab.runner.main import main, record_failure, work
+from gpt2lab.runner.job import (
+    NOTHING_LEFT,
+    PARENT,
+    REPLAYED,
+    STOP_SIGNALS,
+    Job,
+    StopRequest,
+    die_with_parent,
+    job_for,
+)
 from gpt2lab.runner.measured import evaluated, sequences_at_once
-from gpt2lab.runner.stop import StopRequest
 from gpt2lab.runner.training import execute
+from gpt2lab.runner.worker import main, record_failure, work
 
 __all__ = [
     "NOTHING_LEFT",
     "PARENT",
     "REPLAYED",
+    "STOP_SIGNALS",
     "Job",
     "StopRequest",
+    "die_with_parent",
     "evaluated",
     "execute",
+    "job_for",
     "main",
     "record_failure",
     "sequences_at_once",

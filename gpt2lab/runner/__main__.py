@@ -2,7 +2,7 @@
 
 import sys
 
-from gpt2lab.runner.main import main
+from gpt2lab.runner.worker import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,12 +1,18 @@
-"""What a worker gets: job.json in the folder of its run."""
+"""What passes between a worker and the process that started it: job.json in the folder of the run, stop signals, and
+exit codes."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from gpt2lab.errors import ConfigError
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.registry import PLUGINS
 from gpt2lab.store import make_folder, read_json, write_json
 
@@ -16,13 +22,18 @@ if TYPE_CHECKING:
     from gpt2lab.store import Store
 
 PARENT = "GPT2LAB_PARENT"
-"""Names the process, by its id, whose end is a worker's end."""
+"""The environment variable with the id of the process whose end is a worker's end."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 NOTHING_LEFT = 76
 """A worker's exit code when another process had finished the run before it; no error has it."""
 
 REPLAYED = 20
 """Steps at the end that can be trained again from a checkpoint of their own."""
+
+
+WHERE = "the path of the job.json in a run's folder"
 
 
 @dataclass(frozen=True)
@@ -60,11 +71,17 @@ class Job:
 
     @staticmethod
     def read(path: Path) -> Job:
-        """Raises DataFault for a damaged file, ConfigError where there is none."""
-        fields = read_json(path)
+        """Raises DataFault for a damaged file or one that is no job, ConfigError where no file can be read."""
+        try:
+            fields = read_json(path)
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), hint=WHERE) from None
         if fields is None:
-            raise ConfigError("there is no such file", where=str(path))
-        return Job(**{**fields, "plugins": tuple(fields["plugins"])})
+            raise ConfigError("there is no such file", where=str(path), hint=WHERE)
+        try:
+            return Job(**{**fields, "plugins": tuple(fields["plugins"])})
+        except (KeyError, TypeError):
+            raise DataFault("this is not a job", where=str(path), hint=WHERE) from None
 
 
 def job_for(
@@ -82,3 +99,33 @@ def job_for(
         plugins=tuple(PLUGINS),
         replayable=replayable,
     )
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel for that signal when the parent dies, where it offers that."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+class StopRequest:
+    """Set by a signal, or when the parent is gone; the run then finishes its step, saves and ends with Preempted."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        # from the environment, because getppid would not tell of a parent that died before this line
+        self._parent = int(os.environ.get(PARENT, os.getppid()))
+
+    def listen(self) -> None:
+        """Take over the stop signals, and ask the kernel for one when the parent dies (where it offers that)."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
+        die_with_parent(signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        if self.reason is None and os.getppid() != self._parent:
+            self.reason = "the process that started it is gone"
+        return self.reason is not None

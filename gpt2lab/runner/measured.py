@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from gpt2lab.config import Config
+from gpt2lab.costs import peak_flops
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import EvaluationConfig, Parts, WindowLosses, evaluate_by_window
-from gpt2lab.evaluation.tasks.asking import read_tasks
-from gpt2lab.evaluation.tasks.results import Posed, answers, pose, result
+from gpt2lab.evaluation.tasks import EncodedTask, answer_task, encode_task, read_tasks, task_result
 from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT
-from gpt2lab.peak import peak_flops
 from gpt2lab.runner.job import Job
+from gpt2lab.training.allocator import high_water
 from gpt2lab.training.diagnostics import TOKENS, diagnose
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.precision import memory_guard, shortcomings
@@ -73,21 +71,21 @@ def point_of_curve(model: GPT, config: Config, data: Prepared, device: str, worl
     return {"val/loss": float(record["metrics"]["val/loss"])} | health(model, config, data)
 
 
-def posed(config: Config, data: Prepared) -> list[Posed]:
+def encoded_tasks(config: Config, data: Prepared) -> list[EncodedTask]:
     """The questions of the tasks that are asked while a run trains, as tokens of its data's tokenizer."""
     choices = read_tasks(config.evaluation.tasks, "evaluation.tasks")
     if not choices:
         return []
     limit = config.evaluation.task_documents
-    return [pose(choice, data.tokenizer, limit=limit, spread=True) for choice in choices]
+    return [encode_task(choice, data.tokenizer, limit=limit, spread=True) for choice in choices]
 
 
-def on_tasks(questions: Sequence[Posed], model: GPT, config: Config, world: World = ALONE) -> dict[str, float]:
+def on_tasks(tasks: Sequence[EncodedTask], model: GPT, config: Config, world: World = ALONE) -> dict[str, float]:
     """What the model reaches in them, by `task/<name>/<measure>`. Every rank must call it, and answers its share."""
     block, values = config.model.block_size, dict[str, float]()
-    for one in questions:
-        found = answers(one, model, precision=config.training.precision, world=world)
-        values |= {f"task/{name}": value for name, value in result(one, found, block).values().items()}
+    for task in tasks:
+        answers = answer_task(task, model, precision=config.training.precision, world=world)
+        values |= {f"task/{name}": value for name, value in task_result(task, answers, block).values().items()}
     return values
 
 
@@ -133,18 +131,12 @@ def account(
             "ranks": ranks,
             "compiled": bool(job.identity.get("compiled")),
         },
-        "notes": notes(precision, device),
+        "notes": shortcomings(precision, device),
     }
-
-
-def notes(precision: Any, device: torch.device) -> Sequence[str]:
-    """What the reader of a result should know about where it comes from."""
-    return shortcomings(precision, device)
 
 
 def peak_memory() -> int:
     """Bytes at the peak: of the GPU's allocator where there is one, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return high_water()

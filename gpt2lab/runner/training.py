@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
@@ -24,23 +26,23 @@ from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import load_plugin
-from gpt2lab.runner.agreement import plan_of, start_of
-from gpt2lab.runner.job import REPLAYED, Job
-from gpt2lab.runner.measured import account, evaluated, health, is_due, on_tasks, point_of_curve, posed
-from gpt2lab.runner.profiling import profiled
-from gpt2lab.runner.stop import StopRequest
-from gpt2lab.store import RunFolder, Store, now
+from gpt2lab.runner.job import REPLAYED, Job, StopRequest
+from gpt2lab.runner.measured import account, encoded_tasks, evaluated, health, is_due, on_tasks, point_of_curve
+from gpt2lab.schema import flatten
+from gpt2lab.store import RunFolder, Store, now, read_json
 from gpt2lab.tracking.journal import Journal
-from gpt2lab.training.checkpoints import best_step, load_latest, prune, save, start_from
+from gpt2lab.training.checkpoints import MANIFEST, Loaded, best_step, load_latest, prune, save, start_from
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.guard import Diverged
-from gpt2lab.training.joining import agree, follow
 from gpt2lab.training.loop import StepRecord, steps
-from gpt2lab.training.monitor import Position
 from gpt2lab.training.precision import choose_device, loss_scaler, set_arithmetic, set_threads
+from gpt2lab.training.ranks import RankPosition, report_position, require_equal
 from gpt2lab.training.state import TrainState
+
+TRACE = "trace.json"
+NOT_TRACED, WARM_UP, TRACED = 5, 2, 3  # steps: the first ones are not like the others
 
 
 def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
@@ -54,7 +56,7 @@ def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
     for plugin in job.plugins:
         load_plugin(plugin)
     config = config_from_text(job.config)
-    agree(world, plan_of(job, config))
+    require_equal(world, plan_of(job, config))
     run = Store(job.root).run(job.run_id)
     with held(run, world):
         key = evaluation_key(config.evaluation.spec(config.model.block_size))
@@ -79,6 +81,21 @@ def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
         return True
 
 
+def plan_of(job: Job, config: Config) -> dict[str, Any]:
+    """What all ranks must have alike, or gradients of different trainings would be averaged in silence: every setting
+    by its key, and what the run's identity holds beside them (data, code, torch)."""
+    identity = {key: value for key, value in job.identity.items() if key != "settings"}
+    return {**flatten(config.tree()), **flatten(identity), "torch here": torch.__version__, "run id": job.run_id}
+
+
+def start_of(run: RunFolder, loaded: Loaded | None) -> dict[str, Any]:
+    """The checkpoint that was loaded, with the sum of its manifest; all ranks must have that alike, too."""
+    if loaded is None:
+        return {"checkpoint": "none"}
+    manifest = read_json(run.checkpoints / f"step_{loaded.step:06d}" / MANIFEST) or {}
+    return {"checkpoint": f"step {loaded.step}, {str(manifest.get('sha256'))[:12]}"}
+
+
 def refuse_another_device(device: torch.device, job: Job) -> None:
     """Raises EnvironmentFault where this process finds another type of device than the run's identity says: it would
     train another run under that name."""
@@ -101,10 +118,25 @@ def held(run: RunFolder, world: World) -> Iterator[None]:
                 stack.enter_context(run.lock())
             except LockHeld as error:
                 refused = error
-        refusals = [one for one in world.gather(refused) if one is not None]
-        if refusals:
-            raise refusals[0]
+        for refusal in world.gather(refused):
+            if refusal is not None:
+                raise refusal
         yield
+
+
+@contextlib.contextmanager
+def profiled(folder: Path) -> Iterator[profile]:
+    """Trace steps 8 to 10 of what happens inside into `folder`/trace.json, for chrome://tracing or
+    https://ui.perfetto.dev."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+
+    def export(traced: profile) -> None:
+        traced.export_chrome_trace(str(folder / TRACE))
+        print(f"traced {TRACED} steps into {folder / TRACE}", flush=True)
+
+    plan = schedule(skip_first=NOT_TRACED, wait=0, warmup=WARM_UP, active=TRACED, repeat=1)
+    with profile(activities=activities, schedule=plan, on_trace_ready=export, record_shapes=True) as profiler:
+        yield profiler
 
 
 class Training:
@@ -130,15 +162,15 @@ class Training:
             config.training.batch_tokens // config.model.block_size,
             config.seed,
         )
-        self.questions = posed(config, data)
+        self.questions = encoded_tasks(config, data)
         self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
-        follow(lambda: Position(self.state.step, self.clock.phase, self.clock.entered))
+        report_position(lambda: RankPosition(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)
         if self.loaded is None and config.branch:
             trunk = Store(job.root).run(config.branch.partition("@")[0])
             start_from(trunk.checkpoints, config.first_step, self.state)
             self.say(f"branching from run {trunk.id} at step {config.first_step}")
-        agree(world, start_of(run, self.loaded))
+        require_equal(world, start_of(run, self.loaded))
         if self.loaded:
             self.clock.resume(self.loaded.extra.get("time", {}))
             self.say(str(self.loaded))
@@ -158,8 +190,8 @@ class Training:
 
     def finish(self) -> None:
         """Train to the end, evaluate, record the result."""
-        ended = self.run.result()
-        if ended is None:
+        before = self.run.result()
+        if before is None:
             try:
                 self.train()
             except Diverged as diverged:
@@ -172,8 +204,8 @@ class Training:
         self.run.write_windows(windows.record(evaluation["key"]))
         self.run.write_parts(parts.record(evaluation["key"]))
         self.run.write_evaluation(evaluation)
-        if ended is None:
-            self.prune(keep=1)  # before the result: after it, nobody comes by again
+        if before is None:
+            self.prune(keep=1)  # before the result: a finished run is not opened again
             point("result")
             self.run.finish(self.result("finished", None))
 
@@ -187,9 +219,10 @@ class Training:
                 first = self.curve()
                 if journal:
                     journal.append(self.row(first))
-            trace = stack.enter_context(profiled(self.run.path, on=self.job.profile and self.leads))
+            profiler = stack.enter_context(profiled(self.run.path)) if self.leads and self.job.profile else None
             for record in self.steps():
-                trace.step()
+                if profiler:
+                    profiler.step()
                 metrics = record.metrics | self.measured(record.step)
                 if journal and metrics:
                     journal.append(self.row(metrics))
@@ -231,7 +264,9 @@ class Training:
             return
         with self.clock("saving"):
             if self.job.replayable and step == training.steps - REPLAYED:
-                save(self.run.replay, self.state)  # first: who continues from this very step does not come by again
+                save(
+                    self.run.replay, self.state
+                )  # first: a run that continues from this very step does not save it again
             every = (training.checkpoint_every_steps, training.milestone_every_steps)
             if step == training.steps or record.stop or any(n and step % n == 0 for n in every):
                 journal.sync()
@@ -245,7 +280,7 @@ class Training:
         return {**origin, "ranks": self.world.size, "time": time}
 
     def prune(self, keep: int) -> None:
-        """Delete checkpoints that nobody will want."""
+        """Delete the checkpoints that the config does not keep."""
         training, best = self.config.training, None
         if training.keep_best:
             losses = {row["step"]: row["metrics"].get("val/loss") for row in self.run.rows()}
@@ -288,8 +323,8 @@ class Training:
         """What result.json says."""
         rows = self.run.rows()
         cost = account(self.state, self.config, self.job, self.device, self.clock.split(), self.world.size)
-        found = {"metrics": {name: value for row in rows for name, value in row["metrics"].items()}}
+        values = {"metrics": {name: value for row in rows for name, value in row["metrics"].items()}}
         if diverged is not None:
             where = {"step": diverged.step, "lr": diverged.lr, "loss": diverged.loss, "grad_norm": diverged.grad_norm}
-            found["divergence"] = {**where, "batch": self.batches.where(diverged.step - 1)}
-        return {"status": status, "reason": reason, **cost, **found, "finished_at": now()}
+            values["divergence"] = {**where, "batch": self.batches.where(diverged.step - 1)}
+        return {"status": status, "reason": reason, **cost, **values, "finished_at": now()}

@@ -134,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataFault(f"not readable as JSON: {error}", where=str(path)) from None
     if not isinstance(found, dict):
         raise DataFault("a JSON object is expected", where=str(path))

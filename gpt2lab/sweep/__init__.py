@@ -1,6 +1,3 @@
-"""Searches in progress: slots kept in an Optuna storage, drawn by samplers, stopped by pruners, worked on by any number
-of processes.
-
-storage.py opens what is shared, patience.py waits for it, slots.py gives out turns and takes results, turns.py says
-what the stored trials mean, sampling.py draws parameters and decides on stopping. None of them trains.
+"""Searches for settings: declaration.py reads a sweep's file, trials.py shares the trials of a search among workers in
+an Optuna storage (storage.py), sampling.py draws their settings and prunes them, drive.py trains them.
 """

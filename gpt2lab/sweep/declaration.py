@@ -10,17 +10,17 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from gpt2lab.config import fill_slots, preset_name
+from gpt2lab.config.fitting import Located, check, error_of, located
+from gpt2lab.config.source import Place, Source
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.planning.ablation import base_of
+from gpt2lab.planning.ablation import base_of, read_source
 from gpt2lab.planning.arms import Arm, resolve_arm
 from gpt2lab.planning.declaration import NAME, Effect, Evaluate
 from gpt2lab.planning.designs import Change, Written
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.search import Search, SearchSettings, check_search, make_search
-from gpt2lab.reading.fitting import Located, check, error_of, located
-from gpt2lab.reading.source import Place, Source, read_file
 from gpt2lab.schema import ABSENT
 from gpt2lab.text import seconds_of
 
@@ -103,22 +103,23 @@ class LoadedSweep:
         return {label: make_search(self.name, label, arm, settings, data, machine) for label, arm in self.arms.items()}
 
 
-def scales_of(path: str | Path) -> tuple[str, ...]:
-    """The scales that a file is run at one after another, those of files by their path; none for one without them."""
-    scales = read_file(path).tree.get("scales")
+def scales_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
+    """The scales that a sweep is run at one after another, those of files by their path; none for one without them."""
+    read, folder = read_source(source)
+    scales = read.tree.get("scales")
     named = map(str, scales) if isinstance(scales, list) else ()
-    return tuple(str(Path(path).parent / one) if one.endswith((".yaml", ".yml")) else one for one in named)
+    return tuple(str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in named)
 
 
 def load_sweep(
-    path: str | Path,
+    source: str | Path | Mapping[str, Any],
     *,
     scale: str | None = None,
     overrides: Sequence[str] = (),
     replaced: Mapping[str, Any] | None = None,
     plugins: Sequence[str | Path] = (),
 ) -> LoadedSweep:
-    """The sweep of a YAML file.
+    """The sweep of a YAML file, or of the mapping that one would hold.
 
     scale:     preset or file in the place of the file's `base`.
     overrides: `key=value` for every trial.
@@ -126,27 +127,27 @@ def load_sweep(
     Raises ConfigError with everything that is wrong in the file, in the overrides and in the space at any arm.
     """
     fill_slots(plugins)
-    source = read_file(path)
+    read, folder = read_source(source)
     declared, complaints = check(
-        Sweep, source, stand_ins={"sweep": "unnamed", "question": "?", "base": "nano", "space": {}}
+        Sweep, read, stand_ins={"sweep": "unnamed", "question": "?", "base": "nano", "space": {}}
     )
-    found = [located(source, complaint) for complaint in complaints]
+    found = [located(read, complaint) for complaint in complaints]
     if declared is None:
         raise error_of(found)
     declared = declared.model_copy(update=dict(replaced or {}))
     try:
-        base = base_of(declared.base, source, Path(path).parent, scale, overrides)
+        base = base_of(declared.base, read, folder, scale, overrides)
     except ConfigError as error:
         raise error_of(found, more=error.problems, hint=error.hint) from error
     found += [located(base.source, complaint) for complaint in base.complaints]
     arms: dict[str, Arm] = {}
     for label, written in _written(declared).items():
-        arm, problems = resolve_arm(written, source, base, is_baseline=True, expected=None)
+        arm, problems = resolve_arm(written, read, base, is_baseline=True, expected=None)
         found += problems
         if arm is not None and not problems and not base.complaints:
             arms[label] = arm
             if "space" not in {keys[0] for complaint in complaints for keys in complaint.keys}:
-                found += _misfits(source, declared, arm)
+                found += _misfits(read, declared, arm)
     kept = preset_name(scale or declared.base)
     if not NAME.fullmatch(kept):
         found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))

@@ -1,9 +1,9 @@
-"""Drives searches: claims what waits, trains it, tells what was found, until every slot has come to its end.
+"""Works on searches from start to end: claims trials, trains their runs, and writes down what was found.
 
-Any number of these may be at the same searches, in one process each; whoever claims a trial trains its runs. Optuna
-lives here alone, never in a process that trains, so all ranks of a run have the same settings and end at the same step
-when it is pruned. Journals are read in the order of their rows: what pruning decides never depends on how fast a run
-was looked at.
+Any number of processes may do this with the same searches; whichever claims a trial trains its runs. Optuna lives here
+alone, never in a process that trains, so all ranks of a run have the same settings and end at the same step when it is
+pruned. Journals are read in the order of their rows: what pruning decides never depends on how fast a run was looked
+at.
 """
 
 from __future__ import annotations
@@ -19,31 +19,90 @@ from typing import Any
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 from gpt2lab.events import Listener, Message, Progress, RunProgress
 from gpt2lab.executors import Ending
-from gpt2lab.executors.driver import executor_for
+from gpt2lab.executors.driver import CLOSE_SECONDS, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
-from gpt2lab.planning.runs import is_finished
+from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.planning.search import Search
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
-from gpt2lab.store import RunFolder, Store
+from gpt2lab.store import Store
 from gpt2lab.sweep.record import search_entry, write_record
-from gpt2lab.sweep.slots import Slots, Turn
-from gpt2lab.sweep.trial import Trial
+from gpt2lab.sweep.storage import default_address, open_storage
+from gpt2lab.sweep.trials import Attempt, End, Trials, worker_id
 from gpt2lab.text import number
-from gpt2lab.tracking.follower import Follower
+from gpt2lab.tracking import masked
+from gpt2lab.tracking.follower import Follower, as_study
 from gpt2lab.tracking.journal import Tail
-from gpt2lab.tracking.trials import as_followed
 
 LOOK_SECONDS = 2.0
 """Between looks at the storage for what others have done, and between records that are written."""
 
 
+def run_searches(
+    searches: Mapping[str, Search], head: Mapping[str, Any], store: Store, *, on_event: Listener,
+    tracker: TrackerFactory | None, storage: str | None = None, nproc: int = 1, seconds: float | None = None,
+    stays: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Work on all searches until every trial has come to its end; -> the record, which is also in the store.
+
+    head:    the record without its searches, of record.py.
+    storage: where the searches are kept; beside the runs unless given.
+    nproc:   ranks of every run.
+    seconds: no trial is begun after that time.
+    stays:   whether to wait while other workers are at the last trials, in case they die.
+    Raises Preempted when stopped, with everything saved; ConfigError, EnvironmentFault, DataFault of the storage.
+    """
+
+    def say(text: str) -> None:
+        on_event(Message(text))
+
+    address = storage or default_address(store.root)
+    opened, worker = open_storage(address, say), worker_id()
+    trials = {
+        label: Trials(
+            opened, search.study, space=search.space, settings=search.settings, count=search.trials,
+            tokens=search.tokens, points=search.known_points, worker=worker, say=say,
+        )
+        for label, search in searches.items()
+    }  # fmt: skip
+    whole = {**head, "storage": masked(address)}
+    follower = Follower(store, as_study({**whole, "searches": {}}), tracker, say)
+    deadline = time.monotonic() + seconds if seconds else math.inf
+    try:
+        return Drive(searches, trials, whole, store, on_event, follower, nproc, deadline, stays).run()
+    finally:
+        follower.close(timeout=CLOSE_SECONDS)
+
+
+@dataclass
+class Active:
+    """A trial that is at work in this process: its runs one after another, the first of which pruning looks at. `at`:
+    the run at work, or next; `cut`: the step at which pruning ended it; `submitted`: whether the scheduler has its
+    run; `trained`: whether anything was trained for it here."""
+
+    label: str
+    search: Search
+    attempt: Attempt
+    runs: tuple[Run, ...]
+    views: list[RunProgress]
+    tail: Tail
+    at: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    cut: int | None = None
+    submitted: bool = False
+    trained: bool = False
+
+    @property
+    def run(self) -> Run:
+        return self.runs[self.at]
+
+
 @dataclass
 class Drive:
-    """Searches and what they need: see `searching.run_searches`."""
+    """Searches and what they need: see `run_searches`."""
 
     searches: Mapping[str, Search]
-    slots: Mapping[str, Slots]
+    trials: Mapping[str, Trials]
     head: dict[str, Any]
     store: Store
     on_event: Listener
@@ -51,9 +110,7 @@ class Drive:
     ranks: int
     deadline: float
     stays: bool
-    scheduler: Scheduler = field(init=False)
-    trials: list[Trial] = field(default_factory=list, init=False)
-    """at work here"""
+    active: list[Active] = field(default_factory=list, init=False)
     views: dict[str, list[RunProgress]] = field(default_factory=dict, init=False)
     stopped: dict[str, str] = field(default_factory=dict, init=False)
     """label -> why no more of its trials are begun"""
@@ -76,81 +133,77 @@ class Drive:
             self.look()
             self.scheduler.run(self.jobs(), self.ended)
         finally:  # give back what is at work here, for whoever comes next: after a stop, or an error of ours
-            for trial in list(self.trials):
-                trial.slots.release(trial.turn)
-                self._over(trial, "stopped")
+            for trial in list(self.active):
+                self._end(trial, "stopped")
             record = self.write(importance=True)
         return record
 
     def _is_done(self, run_id: str) -> bool:
-        return any(one.run.id == run_id and is_finished(one.run, self.store) for one in self.trials)
+        return any(trial.run.id == run_id and is_finished(trial.run, self.store) for trial in self.active)
 
-    # --- what is to be done ---
+    # What is to be done
 
     def jobs(self) -> Iterator[Job | None]:
-        """One run after another, as places become free; None while there is nothing to do but wait."""
+        """One run after another, as there is room; None while there is nothing to do but wait."""
         while True:
             job = self._next()
-            if job is None and not self.trials and not (self.stays and self._anything_left()):
+            if job is None and not self.active and not (self.stays and self._anything_left()):
                 return
             yield job
 
     def _next(self) -> Job | None:
-        for under_way in [one for one in self.trials if not one.begun]:
-            job = self._start(under_way)
+        for trial in [trial for trial in self.active if not trial.submitted]:
+            job = self._start(trial)
             if job is not None:
                 return job
         if time.monotonic() < self.idle_until:
             return None
-        for label in self._in_turn():
-            while (turn := self._claim(label)) is not None:
-                trial = self._begin(label, turn)
-                job = self._start(trial) if trial else None
+        # searches with the fewest trials first, so that all of them come on alike
+        for label in sorted(self.searches, key=lambda label: len(self.views.get(label, ()))):
+            while (attempt := self._claim(label)) is not None:
+                begun = self._begin(label, attempt)
+                job = self._start(begun) if begun else None
                 if job is not None:
                     return job
-        self.idle_until = time.monotonic() + LOOK_SECONDS  # nothing waits, until a trial of somebody's is lost
+        self.idle_until = time.monotonic() + LOOK_SECONDS  # nothing waits, until a trial of another worker is lost
         return None
 
-    def _in_turn(self) -> list[str]:
-        """Searches, that with the fewest trials so far first, so that all of them come on alike."""
-        return sorted(self.searches, key=lambda label: len(self.views.get(label, ())))
-
-    def _claim(self, label: str) -> Turn | None:
+    def _claim(self, label: str) -> Attempt | None:
         if label in self.stopped:
             return None
         if time.monotonic() > self.deadline:
             self._stop(label, "the time budget is used up")
             return None
-        return self.slots[label].claim()
+        return self.trials[label].claim()
 
-    def _begin(self, label: str, turn: Turn) -> Trial | None:
+    def _begin(self, label: str, attempt: Attempt) -> Active | None:
         """A claimed trial; None when its settings make no config."""
-        search, slots = self.searches[label], self.slots[label]
-        settings = search.space.settings(turn.params)
+        search = self.searches[label]
+        settings = search.space.settings(attempt.params)
         self.changed = True
         try:
             runs = search.runs_at(settings)
         except ConfigError as error:
-            self._failed(label, turn, f"these settings cannot be combined: {error.problems[0].what}")
+            self._failed(label, attempt, f"these settings cannot be combined: {error.problems[0].what}")
             return None
-        slots.note(turn, settings=settings, runs={str(run.seed): run.id for run in runs})
-        told = ", ".join(f"{_short(key)} {value}" for key, value in settings.items())
-        name = f"{label} {turn.slot}" if len(self.searches) > 1 else f"trial {turn.slot}"
-        views = [RunProgress(f"{name}: {told}", str(run.seed), run.id, run.config.training.steps) for run in runs]
+        self.trials[label].note(attempt, settings=settings, runs={str(run.seed): run.id for run in runs})
+        chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
+        name = f"{label} {attempt.index}" if len(self.searches) > 1 else f"trial {attempt.index}"
+        views = [RunProgress(f"{name}: {chosen}", str(run.seed), run.id, run.config.training.steps) for run in runs]
         self.views.setdefault(label, []).extend(views)
-        trial = Trial(label, search, slots, turn, settings, runs, views, Tail(self.store.run(runs[0].id).metrics))
-        self.trials.append(trial)
+        trial = Active(label, search, attempt, runs, views, Tail(self.store.run(runs[0].id).metrics))
+        self.active.append(trial)
         return trial
 
-    def _start(self, trial: Trial) -> Job | None:
+    def _start(self, trial: Active) -> Job | None:
         """The job of the trial's next run that is not finished; None when all are, or while another trial is at it."""
         while is_finished(trial.run, self.store):
             self._read(trial)  # the others are compared with its curve; it has its result, whatever pruning says
             if not self._account(trial):
                 return None
-        if any(one.begun and one.run.id == trial.run.id for one in self.trials):
-            return None  # equal settings were drawn twice: what that one finds is found for this one as well
-        trial.begun = True
+        if any(other.submitted and other.run.id == trial.run.id for other in self.active):
+            return None  # equal settings were drawn twice: what that trial finds is found for this one as well
+        trial.submitted = True
         search = trial.search
         return job_for(
             trial.run, self.store, search.data,
@@ -158,22 +211,21 @@ class Drive:
         )  # fmt: skip
 
     def _anything_left(self) -> bool:
-        """Whether slots are open that may yet need us: those of others who may die."""
-        return any(label not in self.stopped and slots.unfinished() for label, slots in self.slots.items())
+        """Whether trials are open that may yet need this worker: those of others who may die."""
+        return any(label not in self.stopped and trials.unfinished() for label, trials in self.trials.items())
 
     def _stop(self, label: str, why: str) -> None:
         if label not in self.stopped:
             self.stopped[label] = why
-            named = f"{label}: " if len(self.searches) > 1 else ""
-            self.say(f"{named}{why}; no more trials are begun")
+            self.say(f"{f'{label}: ' if len(self.searches) > 1 else ''}{why}; no more trials are begun")
 
-    # --- while runs train ---
+    # While runs train
 
     def tick(self) -> None:
-        """Several times a second: read journals, prune, show, say that we live."""
-        for trial in [one for one in self.trials if one.begun]:
+        """Several times a second: read journals, prune, send events and heartbeats."""
+        for trial in [trial for trial in self.active if trial.submitted]:
             self._read(trial)
-            if trial.cut is not None or trial.lost:
+            if trial.cut is not None or trial.attempt.lost:
                 self.scheduler.cancel(trial.run.id)
             status = self.store.run(trial.run.id).status()
             trial.views[trial.at].status = "running" if status == "running" else "waiting"
@@ -186,95 +238,92 @@ class Drive:
     def look(self) -> None:
         """What others have done, and what became of them; the record anew if anything has changed."""
         self.looked = time.monotonic()
-        for slots in self.slots.values():
-            slots.beat()
-            for told in slots.repair():
-                self.say(told)
+        for trials in self.trials.values():
+            for message in trials.take_back():
+                self.say(message)
                 self.changed = True
         if self.changed:
             self.changed = False
             self.write()
 
     def write(self, *, importance: bool = False) -> dict[str, Any]:
-        """Make the record anew, as the storage has things now, write it, and have the mirror follow it. importance:
+        """Make the record anew, as the storage has things now, write it, and have the tracker follow it. importance:
         with what decides among several dimensions."""
         entries = {}
         for label, search in self.searches.items():
-            slots, several = self.slots[label], len(search.space.dimensions) > 1
-            found = slots.importance() if importance and several else None
-            entries[label] = search_entry(search, slots.trials(), found, slots.best(), str(self.head["scale"]))
+            trials, several = self.trials[label], len(search.space.dimensions) > 1
+            shares = trials.importance() if importance and several else None
+            entries[label] = search_entry(search, trials.rows(), shares, trials.best(), str(self.head["scale"]))
         stopped = "; ".join(dict.fromkeys(self.stopped.values())) or None
         record = {**self.head, "stopped": stopped, "searches": entries}
-        with contextlib.suppress(
-            EnvironmentFault
-        ):  # a full disk is told by the run that meets it, and is no reason to end
+        with contextlib.suppress(EnvironmentFault):  # the run that meets a full disk says so; it is no reason to end
             record = write_record(record, self.store)
-        self.follower.update(as_followed(record))
+        self.follower.update(as_study(record))
         self.follower.poll()
         return record
 
-    def _read(self, trial: Trial) -> None:
-        """New rows of the run at work; of the first run, what pruning is told."""
+    def _read(self, trial: Active) -> None:
+        """Read new rows of the run at work; those of the first run decide on pruning."""
         try:
             rows = trial.tail.new_rows()
         except (DataFault, OSError):
             return  # the run itself will meet it, and say so
         trial.views[trial.at].take(rows)
         metric, steps = trial.search.settings.metric, trial.run.config.training.steps
-        for row in rows:
+        for row in rows if trial.at == 0 and trial.cut is None else ():
             value = row["metrics"].get(metric)
-            if trial.at or trial.cut is not None or value is None or not 0 < row["step"] < steps:
-                continue
-            if not math.isfinite(value):
-                continue  # the numerics watch ends the run
-            if trial.slots.report(trial.turn, row["step"], row["tokens"], value):
-                trial.lost = trial.slots.lost(trial.turn)
-                if trial.lost:
-                    return
-                if not self.head.get("audit_pruning"):
-                    trial.cut = row["step"]
-                elif trial.would_cut is None:
-                    trial.would_cut = row["step"]
+            if value is None or not math.isfinite(value) or not 0 < row["step"] < steps:
+                continue  # where it is not finite, the numerics watch ends the run
+            stop = self.trials[trial.label].report(trial.attempt, row["step"], row["tokens"], value)
+            if trial.attempt.lost:
+                return
+            if stop and not self.head.get("audit_pruning"):
+                trial.cut = row["step"]
+                return
 
-    # --- when a run has ended ---
+    # When a run has ended
 
     def ended(self, run_id: str, ending: Ending) -> None:
-        """One run has ended: go on with its trial, or tell what it found."""
-        trial = next(one for one in self.trials if one.begun and one.run.id == run_id)
-        trial.begun, trial.trained = False, trial.trained or ending != "found"
+        """Go on with the trial of a run that has ended, or write down what it found."""
+        trial = next(trial for trial in self.active if trial.submitted and trial.run.id == run_id)
+        trial.submitted, trial.trained = False, trial.trained or ending != "found"
         self._read(trial)
-        folder = self.store.run(run_id)
-        if trial.lost:
-            self._over(trial, "lost")
+        if trial.attempt.lost:
+            self._end(trial, "stopped", "lost")
         elif trial.cut is not None and ending in ("preempted", "done"):
-            self._pruned(trial, folder)
+            self._pruned(trial)
         elif ending in ("done", "found"):
             self._account(trial)
         elif ending == "preempted":
-            trial.slots.release(trial.turn)
-            self._over(trial, "stopped")
+            self._end(trial, "stopped")
         else:
-            self._over(trial, "failed")
-            self._failed(trial.label, trial.turn, str((folder.failure() or {}).get("reason") or "its worker failed"))
+            failure = self.store.run(run_id).failure() or {}
+            self._failed(trial.label, trial.attempt, str(failure.get("reason") or "its worker failed"), trial)
 
-    def _over(self, trial: Trial, status: str) -> None:
-        """The trial is no longer at work here."""
-        trial.views[trial.at].status = status
-        self.trials.remove(trial)
+    def _end(
+        self, trial: Active, outcome: End, status: str | None = None, value: float | None = None, **more: Any
+    ) -> None:
+        """Write down how a trial ended; it is no longer at work here."""
+        trial.views[trial.at].status = status or outcome
+        self.active.remove(trial)
         self.changed = True
+        if outcome not in ("stopped", "failed"):
+            last = [self.store.run(run.id).rows()[-1:] for run in trial.runs[: trial.at + 1]]
+            tokens = sum(int(row["tokens"]) for rows in last for row in rows)
+            more |= {"values": dict(trial.values), "tokens": tokens, "found": not trial.trained}
+        self.trials[trial.label].end(trial.attempt, outcome, value, **more)
 
-    def _account(self, trial: Trial) -> bool:
+    def _account(self, trial: Active) -> bool:
         """Take the value of the present run, which is finished; -> whether the trial has another one."""
         run, metric = trial.run, trial.search.settings.metric
-        result = self.store.run(run.id).result() or {}
-        value = ((self.store.run(run.id).evaluation(run.evaluation_key) or {}).get("metrics") or {}).get(metric)
+        folder = self.store.run(run.id)
+        result = folder.result() or {}
+        value = ((folder.evaluation(run.evaluation_key) or {}).get("metrics") or {}).get(metric)
         if result.get("status") == "diverged" or (value is not None and not math.isfinite(value)):
-            trial.slots.diverge(trial.turn, str(result.get("reason") or "the loss is not finite"), **self._facts(trial))
-            self._over(trial, "diverged")
-            self._tell(trial, "diverged")
+            self._end(trial, "diverged", reason=str(result.get("reason") or "the loss is not finite"))
+            self._say(trial, "diverged")
         elif value is None:
-            self._over(trial, "failed")
-            self._failed(trial.label, trial.turn, f"its final evaluation has no {metric}")
+            self._failed(trial.label, trial.attempt, f"its final evaluation has no {metric}", trial)
         else:
             trial.values[str(run.seed)] = trial.views[trial.at].val_loss = float(value)
             if trial.at + 1 < len(trial.runs):
@@ -283,44 +332,33 @@ class Drive:
                 trial.tail = Tail(self.store.run(trial.run.id).metrics)
                 return True
             mean = sum(trial.values.values()) / len(trial.values)
-            trial.slots.finish(trial.turn, mean, **self._facts(trial))
-            self._over(trial, "finished")
-            self._tell(trial, number(mean), mean)
+            self._end(trial, "finished", value=mean)
+            self._say(trial, number(mean), mean)
         return False
 
-    def _pruned(self, trial: Trial, folder: RunFolder) -> None:
-        assert trial.cut is not None
+    def _pruned(self, trial: Active) -> None:
+        folder = self.store.run(trial.run.id)
         if not trial.search.settings.pruner.keep_checkpoints and folder.result() is None:
-            with contextlib.suppress(LockHeld, OSError), folder.lock():  # somebody else may want the run to its end
+            with contextlib.suppress(LockHeld, OSError), folder.lock():  # another process may want it to its end
                 shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        trial.slots.prune(trial.turn, trial.cut, **self._facts(trial))
-        self._over(trial, "pruned")
-        self._tell(trial, f"pruned at step {trial.cut}")
+        self._end(trial, "pruned", step=trial.cut)
+        self._say(trial, f"pruned at step {trial.cut}")
 
-    def _facts(self, trial: Trial) -> dict[str, Any]:
-        """What is kept with a trial's end: the value of each seed, and the tokens that its runs trained on."""
-        last = [self.store.run(run.id).rows()[-1:] for run in trial.runs[: trial.at + 1]]
-        tokens = sum(int(row["tokens"]) for rows in last for row in rows)
-        return {"values": dict(trial.values), "tokens": tokens, "found": not trial.trained}
+    def _failed(self, label: str, attempt: Attempt, reason: str, trial: Active | None = None) -> None:
+        trials, most = self.trials[label], self.searches[label].settings.max_failures
+        if trial:
+            self._end(trial, "failed", reason=reason)
+        else:
+            trials.end(attempt, "failed", reason=reason)
+        self.say(f"{label}: trial {attempt.index} failed: {reason}")
+        if (failures := trials.failures()) > most:
+            self._stop(label, f"{failures} trials failed, more than max_failures: {most}")
 
-    def _failed(self, label: str, turn: Turn, reason: str) -> None:
-        slots, search = self.slots[label], self.searches[label]
-        slots.fail(turn, reason)
-        self.say(f"{label}: trial {turn.slot} failed: {reason}")
-        if slots.failures() > search.settings.max_failures:
-            self._stop(
-                label, f"{slots.failures()} trials failed, more than max_failures: {search.settings.max_failures}"
-            )
-
-    def _tell(self, trial: Trial, what: str, value: float | None = None) -> None:
-        """One line that stays."""
+    def _say(self, trial: Active, what: str, value: float | None = None) -> None:
+        """A message on how a trial ended."""
         if value is not None:
             sign = 1.0 if trial.search.settings.direction == "minimize" else -1.0
             if sign * value < self.best.get(trial.label, math.inf):
                 self.best[trial.label] = sign * value
                 what += ", the best so far"
         self.say(f"{trial.views[0].arm}: {what}")
-
-
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]

@@ -26,22 +26,10 @@ LOCK_PATIENCE_SECONDS = 60.0
 
 
 def head(
-    *,
-    sweep: str,
-    scale: str,
-    question: str,
-    settings: SearchSettings,
-    config: Config,
-    costs: Costs,
-    data: Prepared,
-    machine: Machine,
-    floor: Floor | None,
-    smallest_effect: float,
-    reproduce: str,
-    part_of: str | None = None,
-    time_budget: float | None = None,
-    audit_pruning: bool = False,
-) -> dict[str, Any]:
+    *, sweep: str, scale: str, question: str, settings: SearchSettings, config: Config, costs: Costs, data: Prepared,
+    machine: Machine, floor: Floor | None, smallest_effect: float, reproduce: str, part_of: str | None = None,
+    time_budget: float | None = None, audit_pruning: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """All of a record but its searches. `config`: any of those that are searched, for what they share. `part_of`: the
     study whose arms are tuned. The hash is that of what was declared."""
     spec = config.evaluation.spec(config.model.block_size)
@@ -78,20 +66,17 @@ def head(
 
 
 def search_entry(
-    search: Search,
-    trials: list[dict[str, Any]],
-    importance: dict[str, Any] | None,
-    best: Mapping[str, Any] | None,
+    search: Search, trials: list[dict[str, Any]], importance: dict[str, Any] | None, best: Mapping[str, Any] | None,
     scale: str,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """One search with its trials. `best`: the one that won so far, whose config is kept ready to run."""
     config, space = search.arm.config, search.space
     return {
         "study": search.study,
         "changes": dict(search.arm.changes),
-        "base": {one.name: _plain(value_at(config, one.name)) for one in space.dimensions},
+        "base": {dimension.name: _plain(value_at(config, dimension.name)) for dimension in space.dimensions},
         "seeds": list(search.seeds),
-        "slots": search.slots,
+        "slots": search.trials,
         "parameters": search.costs.parameters,
         "non_embedding_parameters": search.costs.non_embedding_parameters,
         "flops_per_token": search.costs.flops_per_token,
@@ -99,7 +84,7 @@ def search_entry(
         "steps": config.training.steps,
         "components": components_of(config),
         "optimizer": config.optim.optimizer.name,
-        "space": [one.as_record() for one in space.dimensions],
+        "space": [dimension.as_record() for dimension in space.dimensions],
         "importance": importance,
         "best_config": search.arm_at(best["settings"]).config.over_preset(scale) if best else None,
         "trials": trials,

@@ -1,16 +1,18 @@
-"""Which parameters a slot gets, and whether a trial goes on: functions of what is stored, and of nothing else.
+"""Which settings a trial gets, and whether it goes on: functions of the trials that are stored, and of nothing else.
 
-So a search with one worker is the same search after any number of interruptions, and it does not matter which of many
-workers asks. Optuna's TPE is given a study in memory, in which trials are in the order of their slots; its own order,
-of creation, would depend on which slots had to be begun again.
+Optuna's samplers and pruners are given a study in memory, in which each trial stands once, at its index, however many
+attempts it took. So a search with one worker is the same search after any number of interruptions, and it does not
+matter which of many workers asks. A step of that study is a number of tokens: trials with other batches are compared
+at equal tokens.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +20,8 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.samplers import TPESampler
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 if TYPE_CHECKING:
@@ -27,25 +30,25 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 LEAST_FOR_IMPORTANCE = 8
-"""Finished trials, below which no importance is told."""
+"""Finished trials, below which no importance is given."""
 WELL_ABOVE = 5
 """Trials that PED-ANOVA compares with the others: Optuna's advice is five or more."""
 AT_THE_END = 0.99
 """Share of training from which on stopping would save nothing."""
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Past:
-    """What is known of one slot. `curve`: (tokens, value) of every report; `stop_tokens`: where pruning would have cut
-    it, although it went on."""
+class Known:
+    """What is known of a trial. `curve`: (tokens, value) of every report; `stop_tokens`: where pruning would have cut
+    it, although it went on; `kept`: what a pruner keeps with a trial."""
 
-    slot: int
+    index: int
     outcome: Literal["finished", "pruned", "diverged", "running"]
     params: Mapping[str, Any]
     value: float | None = None
-    curve: Sequence[tuple[int, float]] = field(default=())
+    curve: Sequence[tuple[int, float]] = ()
     stop_tokens: int | None = None
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
@@ -63,53 +66,57 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 def distributions(space: Space, params: Mapping[str, Any]) -> dict[str, BaseDistribution]:
     """Those of the dimensions that have a value."""
-    return {one.name: distribution(one) for one in space.dimensions if one.name in params}
+    return {dimension.name: distribution(dimension) for dimension in space.dimensions if dimension.name in params}
 
 
-def is_complete(space: Space, params: Mapping[str, Any]) -> bool:
-    """Whether every dimension that means something beside the others has its value."""
-    return all(one.name in params for one in space.dimensions if space.active(one, params))
-
-
-def startup_trials(sampler: Sampler, slots: int) -> int:
-    """Trials that TPE draws at random: a third of all, at most 10, unless told."""
-    return sampler.startup or max(1, min(10, math.ceil(slots / 3)))
+def trial_of(
+    space: Space, state: TrialState, params: Mapping[str, Any], *, value: float | None = None,
+    curve: Iterable[tuple[int, float]] = (), user: Mapping[str, Any] | None = None,
+    system: Mapping[str, Any] | None = None,
+) -> FrozenTrial:  # fmt: skip
+    """A trial to be put into a storage, which numbers it. Unlike Optuna's create_trial, it takes known points that lie
+    between two steps of their dimension."""
+    return FrozenTrial(
+        number=-1, trial_id=-1, state=state, value=value, datetime_complete=None, params=dict(params),
+        datetime_start=datetime.now() if state == TrialState.RUNNING else None,
+        distributions=distributions(space, params), user_attrs=dict(user or {}), system_attrs=dict(system or {}),
+        intermediate_values=dict(curve),
+    )  # fmt: skip
 
 
 def draw(
-    space: Space, sampler: Sampler, *, slot: int, slots: int, past: Sequence[Past], direction: Direction
+    space: Space, sampler: Sampler, *, index: int, trials: int, known: Sequence[Known], direction: Direction
 ) -> dict[str, Any]:
-    """Parameters by TPE, multivariate and with the constant liar (Bergstra et al. 2011; Falkner et al. 2018), from the
-    slots that are known."""
-    diverged = sum(one.outcome == "diverged" for one in past)
-    startup = max(1, startup_trials(sampler, slots) - diverged)  # they teach something too
-    seed = int(np.random.SeedSequence((sampler.seed, slot)).generate_state(1)[0])
+    """Parameters of a trial by TPE, multivariate and with the constant liar (Bergstra et al. 2011; Falkner et al.
+    2018). It learns after `startup` random trials: a third of all, at most 10, unless set; diverged ones count."""
+    startup = sampler.startup or max(1, min(10, math.ceil(trials / 3)))
+    seed = int(np.random.SeedSequence((sampler.seed, index)).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         tpe = TPESampler(
-            n_startup_trials=startup, seed=seed, multivariate=True, group=space.conditional, constant_liar=True
-        )
-    study = _in_memory(space, past, direction, tpe)
-    trial = study.ask()
+            n_startup_trials=max(1, startup - sum(trial.outcome == "diverged" for trial in known)),
+            seed=seed, multivariate=True, group=space.conditional, constant_liar=True,
+        )  # fmt: skip
+    trial = _study(space, known, direction, sampler=tpe).ask()
     params: dict[str, Any] = {}
-    for one in space.dimensions:
-        if space.active(one, params):
-            params[one.name] = _suggest(trial, one.name, distribution(one))
+    for dimension in space.dimensions:
+        if space.active(dimension, params):
+            params[dimension.name] = _suggest(trial, dimension.name, distribution(dimension))
     return params
 
 
-def _suggest(trial: optuna.Trial, name: str, one: BaseDistribution) -> Any:
-    if isinstance(one, CategoricalDistribution):
-        return trial.suggest_categorical(name, one.choices)
-    if isinstance(one, IntDistribution):
-        return trial.suggest_int(name, one.low, one.high, log=one.log, step=one.step)
-    assert isinstance(one, FloatDistribution)
-    return trial.suggest_float(name, one.low, one.high, log=one.log, step=one.step)
+def _suggest(trial: optuna.Trial, name: str, values: BaseDistribution) -> Any:
+    if isinstance(values, CategoricalDistribution):
+        return trial.suggest_categorical(name, values.choices)
+    if isinstance(values, IntDistribution):
+        return trial.suggest_int(name, values.low, values.high, log=values.log, step=values.step)
+    assert isinstance(values, FloatDistribution)
+    return trial.suggest_float(name, values.low, values.high, log=values.log, step=values.step)
 
 
-# What diverged is shown to TPE as still running: the constant liar takes those for bad, whatever they reported, and
-# never for good. As pruned they would be ranked by how far they came, and count as good where nothing better is known.
-_SHOWN_AS = {
+# TPE sees a diverged trial as still running: the constant liar takes those for bad, whatever they reported. As pruned
+# they would be ranked by how far they came, and count as good where nothing better is known.
+STATES = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "diverged": TrialState.RUNNING,
@@ -117,37 +124,38 @@ _SHOWN_AS = {
 }
 
 
-def _in_memory(
-    space: Space, past: Sequence[Past], direction: Direction, sampler: optuna.samplers.BaseSampler | None = None
+def _study(
+    space: Space, known: Sequence[Known], direction: Direction, *, sampler: BaseSampler | None = None, name: str = ""
 ) -> optuna.Study:
+    """A study in memory whose trial numbers are the indices; an index of which nothing is known is a failed trial."""
     storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(
-        storage=storage, direction=direction, sampler=sampler or optuna.samplers.RandomSampler()
-    )
-    for one in sorted(past, key=lambda one: one.slot):
-        state = _SHOWN_AS[one.outcome]
-        value = one.curve[-1][1] if state == TrialState.PRUNED and one.curve else one.value
-        trial = FrozenTrial(
-            number=-1, trial_id=-1, state=state, value=value if state.is_finished() else None, datetime_start=None,
-            datetime_complete=None, params=dict(one.params), distributions=distributions(space, one.params),
-            user_attrs={}, system_attrs={}, intermediate_values=dict(one.curve),
-        )  # fmt: skip
-        storage.create_new_trial(study._study_id, trial)
+    sampler = sampler or RandomSampler()
+    study = optuna.create_study(storage=storage, direction=direction, sampler=sampler, study_name=name or None)
+    by_index = {trial.index: trial for trial in known}
+    for index in range(max(by_index, default=-1) + 1):
+        made = trial_of(space, TrialState.FAIL, {})
+        if trial := by_index.get(index):
+            state = STATES[trial.outcome]
+            value = trial.curve[-1][1] if state == TrialState.PRUNED and trial.curve else trial.value
+            made = trial_of(
+                space, state, trial.params, value=value if state.is_finished() else None, curve=trial.curve,
+                system=trial.kept,
+            )  # fmt: skip
+        storage.create_new_trial(study._study_id, made)
     return study
 
 
-def importance(space: Space, past: Sequence[Past], direction: Direction) -> dict[str, Any] | None:
+def importance(space: Space, known: Sequence[Known], direction: Direction) -> dict[str, Any] | None:
     """How much each dimension decided whether a trial was among the best, as shares of one: PED-ANOVA (Watanabe et al.
     2023). None where too few trials were finished."""
-    finished = [one for one in past if one.outcome == "finished"]
+    finished = [trial for trial in known if trial.outcome == "finished"]
     if len(finished) < LEAST_FOR_IMPORTANCE:
         return None
-    study = _in_memory(space, finished, direction)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rare branches of a conditional space, which then count for little
         best = PedAnovaImportanceEvaluator(target_quantile=max(0.1, WELL_ABOVE / len(finished)))
-        values = get_param_importances(study, evaluator=best)
-    order = {one.name: index for index, one in enumerate(space.dimensions)}
+        values = get_param_importances(_study(space, finished, direction), evaluator=best)
+    order = {dimension.name: index for index, dimension in enumerate(space.dimensions)}
     ranked = sorted(values.items(), key=lambda item: (-item[1], order[item[0]]))
     return {"method": "ped-anova", "values": {name: float(value) for name, value in ranked}}
 
@@ -155,51 +163,45 @@ def importance(space: Space, past: Sequence[Past], direction: Direction) -> dict
 # Pruning
 
 
-def stops(
-    pruner: Pruner,
-    *,
-    slot: int,
-    curve: Sequence[tuple[int, float]],
-    others: Sequence[Past],
-    tokens: int,
-    direction: Direction,
-) -> bool:
-    """Whether a trial that has just reported the last point of `curve` should be stopped. `tokens`: of a whole run.
+def pruned(
+    pruner: Pruner, space: Space, *, index: int, known: Sequence[Known], tokens: int, direction: Direction, name: str
+) -> tuple[bool, dict[str, Any]]:
+    """Whether the trial at `index`, which is among `known` with all its reports, should be stopped now; and what the
+    pruner keeps with it. `tokens`: of a whole run. `name`: of the study, by which Hyperband spreads trials.
 
-    Trials are compared at equal tokens, so that batches of other sizes are no advantage. Nothing is stopped before
-    enough trials came to their end, nor at the end. Others count only as far as pruning would have let them come.
+    Nothing is stopped before enough trials came to their end, nor at the end. A trial that pruning would have cut, had
+    it not been audited, counts as cut.
     """
-    if pruner.name == "none" or not curve or curve[-1][0] >= AT_THE_END * tokens:
-        return False
-    sign = 1.0 if direction == "minimize" else -1.0
-    mine = [(at, sign * value) for at, value in curve]
-    rest = [(one, _as_far_as_let(one, sign)) for one in others if one.slot != slot]
-    finished = [points for one, points in rest if one.outcome == "finished" and one.stop_tokens is None]
-    if len(finished) < pruner.startup_trials:
-        return False
+    trial = next(other for other in known if other.index == index)
+    at = trial.curve[-1][0]
+    if pruner.name == "none" or at >= AT_THE_END * tokens:
+        return False, {}
+    seen = [trial if other is trial else _as_let(other, at) for other in known]
+    study = _study(space, seen, direction, name=name)
+    stop = _optuna_pruner(pruner, tokens).prune(study, study.trials[index])
+    enough = sum(other.outcome == "finished" for other in seen) >= pruner.startup_trials
+    return stop and enough, study.trials[index].system_attrs
+
+
+def _optuna_pruner(pruner: Pruner, tokens: int) -> BasePruner:
     if pruner.name == "median":
-        return _worse_than_median(mine, finished, pruner.startup_trials, pruner.warmup * tokens)
-    smallest = max(pruner.warmup * tokens, tokens / pruner.reduction**4, 1)
-    brackets = 1
+        return MedianPruner(
+            n_startup_trials=pruner.startup_trials, n_min_trials=pruner.startup_trials,
+            n_warmup_steps=math.ceil(pruner.warmup * tokens),
+        )  # fmt: skip
+    smallest = max(1, int(max(pruner.warmup * tokens, tokens / pruner.reduction**4)))
     if pruner.name == "hyperband":
-        brackets = math.floor(math.log(tokens / smallest, pruner.reduction) + 1e-9) + 1
-    bracket = bracket_of(slot, brackets, pruner.reduction)
-    same = [points for one, points in rest if bracket_of(one.slot, brackets, pruner.reduction) == bracket]
-    return _not_promoted(mine, same, smallest * pruner.reduction**bracket, pruner.reduction, tokens)
+        return HyperbandPruner(min_resource=smallest, max_resource=tokens, reduction_factor=pruner.reduction)
+    return SuccessiveHalvingPruner(min_resource=smallest, reduction_factor=pruner.reduction)
 
 
-def _as_far_as_let(one: Past, sign: float) -> list[tuple[int, float]]:
-    return [(at, sign * v) for at, v in one.curve if one.stop_tokens is None or at <= one.stop_tokens]
-
-
-def _worse_than_median(
-    mine: Sequence[tuple[int, float]], finished: Sequence[Sequence[tuple[int, float]]], least: int, warmup: float
-) -> bool:
-    """The median stopping rule (Golovin et al. 2017, as in Optuna): the best value so far is worse than the median of
-    what finished trials had at these tokens."""
-    at = mine[-1][0]
-    there = [value for points in finished if (value := value_at_tokens(points, at)) is not None]
-    return at >= warmup and len(there) >= least and min(v for _, v in mine) > float(np.median(there))
+def _as_let(trial: Known, at: int) -> Known:
+    """A trial as far as pruning would have let it come, with the value of its curve at some tokens."""
+    cut = trial.stop_tokens
+    curve = [point for point in trial.curve if cut is None or point[0] <= cut]
+    value = value_at_tokens(curve, at)
+    outcome = "pruned" if cut is not None and trial.outcome == "finished" else trial.outcome
+    return replace(trial, outcome=outcome, curve=curve if value is None else sorted({**dict(curve), at: value}.items()))
 
 
 def value_at_tokens(points: Sequence[tuple[int, float]], at: int) -> float | None:
@@ -207,40 +209,3 @@ def value_at_tokens(points: Sequence[tuple[int, float]], at: int) -> float | Non
     if not points or not points[0][0] <= at <= points[-1][0]:
         return None
     return float(np.interp(at, [x for x, _ in points], [y for _, y in points]))
-
-
-def _not_promoted(
-    mine: Sequence[tuple[int, float]],
-    others: Sequence[Sequence[tuple[int, float]]],
-    smallest: float,
-    reduction: int,
-    tokens: int,
-) -> bool:
-    """Asynchronous successive halving (Li et al. 2018): at each rung the best of every `reduction` go on."""
-    rung = smallest
-    while rung < AT_THE_END * tokens and rung <= mine[-1][0]:
-        if len(mine) == 1 or mine[-2][0] < rung:  # reached with this report
-            value = mine[-1][1]
-            there = sorted([value, *(v for points in others if (v := _at_rung(points, rung)) is not None)])
-            if value > there[max(len(there) // reduction - 1, 0)]:
-                return True
-        rung *= reduction
-    return False
-
-
-def _at_rung(points: Sequence[tuple[int, float]], rung: float) -> float | None:
-    return next((value for at, value in points if at >= rung), None)
-
-
-def bracket_of(slot: int, brackets: int, reduction: int) -> int:
-    """Which of Hyperband's brackets a slot is in; they get shares as in Li et al. 2017, evenly spread over the slots.
-
-    Bracket 0 has the earliest rung.
-    """
-    budgets = [math.ceil(brackets * reduction**s / (s + 1)) for s in range(brackets - 1, -1, -1)]
-    place = (slot * GOLDEN) % 1 * sum(budgets)
-    for bracket, budget in enumerate(budgets):
-        place -= budget
-        if place < 0:
-            return bracket
-    return brackets - 1

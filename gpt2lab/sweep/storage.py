@@ -1,114 +1,203 @@
-"""Where searches are kept while any number of workers is at them: SQLite, a journal file, or PostgreSQL."""
+"""Where searches are kept while any number of workers is at them: SQLite, a journal file, or PostgreSQL.
+
+Optuna's storages, whose single calls wait for other workers, and are tried again where that may help. The unit is one
+method of the storage, never a sequence of them: what went before was stored, and must not be done twice.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
+import random
 import sqlite3
+import time
 import warnings
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._file import BaseJournalFileLock
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, unknown
-from gpt2lab.store import disk_fault, file_lock, fsync_folder, make_folder, sweep_leftovers, temporary_beside
-from gpt2lab.sweep.journal import LOCKS, MendedJournal, journal_lock
-from gpt2lab.sweep.patience import PATIENCE_SECONDS, Patience, PatientStorage, is_transient, storage_fault
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, unknown
+from gpt2lab.store import disk_fault, file_lock, make_folder
 from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import reason, sqlite_path
 
 SCHEMES = ("journal", "postgresql", "sqlite")
+LOCKS = ("flock", "symlink")
 EXAMPLES = "sqlite:////absolute/path/optuna.db, journal:/shared/disk/optuna.log or postgresql://user:password@host/db"
 ADVICE = "PostgreSQL suits many workers better: --storage postgresql://user:password@host/db"
-BUSY_MILLISECONDS = 500
-"""How long SQLite itself waits for a lock; patience.py does the rest, and can say so."""
+START_ANEW = "move it away, and run the same command again: finished runs are found, not trained again"
+PATIENCE_SECONDS = 60.0
+"""How long one call waits for others."""
+TELL_AFTER_SECONDS = 4.0
+LONGEST_NAP_SECONDS = 1.0
+BUSY_SECONDS = 0.5
+"""How long SQLite itself waits for a lock; `Patience` does the rest, and can say so."""
 CREATION_KEY = 0x67707432
 """Number of the PostgreSQL lock under which tables are made."""
 CONNECT_SECONDS = 10
+LONGEST_LINE_BYTES = 1 << 16
+DAMAGED = ("malformed", "not a database", "no such table", "no such column", "does not exist")
+TRANSIENT_ERRNO = (errno.EAGAIN, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.EINTR)
 
 
 def default_address(root: Path) -> str:
-    """Where the searches of a run store are kept unless told. Never MLflow's file: both would make their tables in it,
-    and each find the other's version there."""
+    """Where the searches of a run store are kept unless an address is given. Never MLflow's file: both would make their
+    tables in it, and each find the other's version there."""
     return f"sqlite:///{root.resolve()}/sweeps/optuna.db"
 
 
 def open_storage(
     address: str, say: Callable[[str], None], *, patience_seconds: float = PATIENCE_SECONDS
-) -> PatientStorage:
+) -> BaseStorage:
     """The storage at an address, made if there is none, safely when several processes come at once.
 
-    say: takes the sentence that the storage is locked, told once. Raises ConfigError (an address that cannot mean
+    say: takes the message that the storage is locked, sent once. Raises ConfigError (an address that cannot mean
     anything), EnvironmentFault (driver, permission, connection), DataFault (damaged, or another program's).
     """
-    _keep_optuna_quiet()
-    shown = masked(address)
-    scheme = address.partition(":")[0].partition("+")[0]
-    patience = Patience(shown, say, advice="" if scheme == "postgresql" else ADVICE, seconds=patience_seconds)
-    where = f"storage {shown}"
-    if ":" not in address or scheme not in SCHEMES:
-        raise ConfigError(unknown("kind of storage", masked(scheme), SCHEMES), where=where, hint=EXAMPLES)
-    openers = {"sqlite": _open_sqlite, "journal": _open_journal, "postgresql": _open_postgresql}
-    with patience.call(writes=True):
-        while True:
-            try:
-                return openers[scheme](address, patience)
-            except (StorageInternalError, SQLAlchemyError, OSError) as error:
-                if not is_transient(error):
-                    raise storage_fault(error, shown) from error
-                patience.wait(error)
-
-
-def _keep_optuna_quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.logging.disable_default_handler()  # its warnings are for people who call it themselves
+    shown = masked(address)
+    scheme = address.partition(":")[0].partition("+")[0]
+    if ":" not in address or scheme not in SCHEMES:
+        raise ConfigError(unknown("kind of storage", masked(scheme), SCHEMES), where=f"storage {shown}", hint=EXAMPLES)
+    openers = {"sqlite": _open_sqlite, "journal": _open_journal, "postgresql": _open_postgresql}
+    patience = Patience(shown, say, advice="" if scheme == "postgresql" else ADVICE, seconds=patience_seconds)
+    opened = PatientStorage(patience.call(openers[scheme], address, patience), patience)
+    return cast(BaseStorage, opened)
+
+
+class Patience:
+    """How long the calls of one storage wait for others, and the message that is sent once while one does.
+
+    `address` is shown, so it must be masked; `advice` says which storage would suit more workers.
+    """
+
+    def __init__(self, address: str, say: Callable[[str], None], *, advice: str = "", seconds: float) -> None:
+        self.address, self.writes = address, True
+        self._say, self._advice, self._seconds = say, advice, seconds
+        self._said, self._since, self._naps = False, 0.0, 0
+
+    def call(self, function: Callable[..., Any], *args: Any, writes: bool = True, **options: Any) -> Any:
+        """Call a function, again while others are in its way. `writes`: whether it changes anything. Raises
+        EnvironmentFault after too long, and for what waiting does not heal; DataFault."""
+        self.writes, self._since, self._naps = writes, time.monotonic(), 0
+        while True:
+            try:
+                return function(*args, **options)
+            except (StorageInternalError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
+                if not is_transient(error):
+                    raise storage_fault(error, self.address) from error
+                self.wait(error)
+            except LockHeld as error:
+                raise self._fault(error.problems[0].what) from error
+
+    def wait(self, cause: BaseException) -> None:
+        """A short sleep before the next try. Raises EnvironmentFault when the call has waited long enough."""
+        waited = time.monotonic() - self._since
+        if waited >= self._seconds:
+            raise self._fault(reason(_root(cause))) from cause
+        if waited >= min(TELL_AFTER_SECONDS, self._seconds) and not self._said:
+            self._said = True
+            advice = f"; {self._advice}" if self._advice else ""
+            self._say(f"the storage {self.address} is locked by other workers or out of reach: waiting{advice}")
+        nap = min(LONGEST_NAP_SECONDS, 0.005 * 2**self._naps)
+        self._naps += 1
+        time.sleep(nap * random.uniform(0.5, 1))  # workers that were refused together must not come back together
+
+    def _fault(self, cause: str) -> EnvironmentFault:
+        waited = time.monotonic() - self._since
+        return EnvironmentFault(
+            f"the storage of the sweep stayed locked or out of reach for {waited:.0f} seconds: {cause}",
+            where=self.address,
+            hint="end what keeps it locked, or use another storage" + (f" ({self._advice})" if self._advice else ""),
+        )
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same call may well succeed a little later: after a lock, a deadlock, a lost connection."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
+            return True
+        if isinstance(error, sqlite3.Error):
+            return "locked" in str(error)
+        if isinstance(error, (OperationalError, InterfaceError)) and not isinstance(error.orig, sqlite3.Error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def storage_fault(error: BaseException, address: str) -> Gpt2labError:
+    """An error of a storage that waiting does not heal, in one line. `address`: masked."""
+    root = _root(error)
+    if isinstance(root, OSError):
+        fault = disk_fault(root, Path(address.partition(":")[2].removeprefix("//") or "."))
+        return EnvironmentFault(fault.problems[0].what, where=address, hint=fault.hint)
+    text = reason(root)
+    if not isinstance(root, (SQLAlchemyError, sqlite3.Error)) or any(sign in text for sign in DAMAGED):
+        what = f"the storage of the sweep is damaged, or none of Optuna's: {text}"
+        return DataFault(what, where=address, hint=START_ANEW)
+    return EnvironmentFault(f"the storage of the sweep cannot be used: {text}", where=address)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+class PatientStorage:
+    """Stands for `inner`; each of its calls waits for other workers.
+
+    A call whose answer was lost on the way is made again although it was carried out. Optuna's calls bear that, but for
+    creating a trial, of which there are two then, and changing a state, which is then refused; trials.py bears both.
+    """
+
+    def __init__(self, inner: BaseStorage, patience: Patience) -> None:
+        self.inner, self.patience = inner, patience
+        if isinstance(backend := getattr(inner, "_backend", None), RDBStorage):
+            weakref.finalize(self, _in_this_process, os.getpid(), backend.engine.dispose)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
+        return partial(self.patience.call, method, writes=name.startswith(("set_", "create_", "delete_")))
+
+
+def _in_this_process(pid: int, close: Callable[[], None]) -> None:
+    """What a forked child inherits is not its to close: it would end its parent's connection."""
+    if os.getpid() == pid:
+        close()
 
 
 # SQLite
 
 
-def _open_sqlite(address: str, patience: Patience) -> PatientStorage:
+def _open_sqlite(address: str, patience: Patience) -> BaseStorage:
     path = sqlite_path(address)
     if path is None or path.name == ":memory:":
         what = "a database in memory is lost with its process" if path else "not the address of a SQLite file"
         raise ConfigError(what, where=f"storage {patience.address}", hint=EXAMPLES)
-    try:
-        _create_sqlite(path)
-    except OSError as error:
-        raise disk_fault(error, path) from error
-    _refuse_others(path, patience)
-    storage = _database(f"sqlite:///{path.resolve()}", patience, {"connect_args": {"timeout": BUSY_MILLISECONDS / 1e3}})
-    _attend(storage.engine, patience)
-    storage.engine.dispose()  # connections from before do not know of it
-    return _cached(storage, patience)
-
-
-def _create_sqlite(path: Path) -> None:
-    """Make a complete database once, at a temporary name under a lock, then rename it: of several processes that open a
-    missing file together, some would meet half of the tables."""
-    if path.exists() and path.stat().st_size:
-        return
     make_folder(path.parent)
-    with file_lock(path.with_name(f".{path.name}.lock")):
-        sweep_leftovers(path.parent)
-        if path.exists() and path.stat().st_size:
-            return
-        temporary = temporary_beside(path)
-        RDBStorage(f"sqlite:///{temporary.resolve()}").engine.dispose()
-        connection = sqlite3.connect(temporary)
-        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not keep one another out
-        connection.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
+    with file_lock(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):  # others would meet half of the tables
+        if path.exists():
+            _refuse_others(path, patience)
+        options = {"connect_args": {"timeout": BUSY_SECONDS}}
+        storage = _database(f"sqlite:///{path.resolve()}", patience, options)
+    _begin_ourselves(storage.engine, patience)
+    storage.engine.dispose()  # connections from before do not know of it
+    return get_storage(storage)
 
 
 def _refuse_others(path: Path, patience: Patience) -> None:
@@ -117,29 +206,24 @@ def _refuse_others(path: Path, patience: Patience) -> None:
     if not os.access(path, os.R_OK | os.W_OK):
         raise EnvironmentFault("the database cannot be written", where=where, hint=f"ls -l {path}")
     try:
-        connection = sqlite3.connect(path, timeout=BUSY_MILLISECONDS / 1e3)
-        try:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
             tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-        finally:
-            connection.close()
     except sqlite3.Error as error:
         raise StorageInternalError(str(error)) from error
-    if "version_info" not in tables:
+    if tables and not tables & {"studies", "version_info"}:
         what = "MLflow's" if "experiments" in tables else "another program's"
         raise DataFault(f"this database is {what}: a sweep needs one of its own", where=where, hint=EXAMPLES)
 
 
-def _attend(engine: sqlalchemy.Engine, patience: Patience) -> None:
-    """Begin SQLite's transactions ourselves.
-
-    Python's sqlite3 begins one before the first change only, so what Optuna reads before it (is this trial still
-    waiting?) may be out of date when it writes, and two workers could both get a trial. `begin immediate` takes the
-    lock before anything is read. It is also the one place where a lock is met, hence where to wait for it.
-    """
+def _begin_ourselves(engine: sqlalchemy.Engine, patience: Patience) -> None:
+    """Python's sqlite3 begins a transaction before the first change only, so what Optuna reads before it (has this
+    trial ended?) may be out of date when it writes. `begin immediate` takes the lock before anything is read. It is
+    also the one place where a lock is met, hence where to wait for it."""
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
+        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not keep one another out
         connection.execute("pragma synchronous=normal")  # what a power cut takes with it are the last moments only
 
     @sqlalchemy.event.listens_for(engine, "begin")
@@ -157,7 +241,51 @@ def _attend(engine: sqlalchemy.Engine, patience: Patience) -> None:
 # Journal
 
 
-def _open_journal(address: str, patience: Patience) -> PatientStorage:
+class JournalLock(BaseJournalFileLock):
+    """The lock under which a journal is written. Whoever takes it cuts off a torn last line, which a worker left that
+    was killed while it wrote: Optuna would glue the next line to it, and no reader would ever get past that.
+
+    It is the kernel's lock, on a file beside the journal, and free as soon as its process ends; Optuna's are files
+    whose being there is the lock. Linux passes flock on to an NFS server (since 2.6.12), so it holds across machines;
+    a file system that has none refuses it, and takes Optuna's symbolic link.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._held = path, contextlib.ExitStack()
+        self._link = JournalFileSymlinkLock(str(path)) if kind == "symlink" else None
+
+    def acquire(self) -> bool:
+        """Wait for the lock. Raises LockHeld (too long), OSError."""
+        if self._link:
+            self._link.acquire()
+            self._held.callback(self._link.release)
+        else:
+            self._held.enter_context(file_lock(self._path.with_name(f".{self._path.name}.lock"), PATIENCE_SECONDS))
+        try:
+            self._mend()
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Free the lock."""
+        self._held.close()
+
+    def _mend(self) -> None:
+        with self._path.open("rb+") as file:
+            end = kept = file.seek(0, os.SEEK_END)
+            newline = -1
+            while kept and newline < 0:
+                start = max(0, kept - LONGEST_LINE_BYTES)
+                file.seek(start)
+                newline = file.read(kept - start).rfind(b"\n")
+                kept = start + newline + 1
+            if kept < end:
+                file.truncate(kept)
+
+
+def _open_journal(address: str, patience: Patience) -> BaseStorage:
     written, _, query = address.partition(":")[2].partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     lock, where = options.pop("lock", LOCKS[0]), f"storage {patience.address}"
@@ -172,18 +300,18 @@ def _open_journal(address: str, patience: Patience) -> PatientStorage:
         make_folder(path.parent)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = JournalStorage(MendedJournal(path, journal_lock(lock, path, patience)))
-        return PatientStorage(storage, patience)
+            backend = JournalFileBackend(str(path), JournalLock(path, lock))
+            return JournalStorage(backend)
     except OSError as error:
         raise disk_fault(error, path) from error
-    except (AssertionError, AttributeError, KeyError, TypeError) as error:  # JSON that is no operation of Optuna's
-        raise DataFault(f"not a journal of Optuna's: {reason(error)}", where=where, hint=EXAMPLES) from error
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:  # not JSON, or no operation
+        raise storage_fault(error, patience.address) from error
 
 
 # PostgreSQL
 
 
-def _open_postgresql(address: str, patience: Patience) -> PatientStorage:
+def _open_postgresql(address: str, patience: Patience) -> BaseStorage:
     where = f"storage {patience.address}"
     options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
     try:
@@ -198,21 +326,18 @@ def _open_postgresql(address: str, patience: Patience) -> PatientStorage:
         with engine.connect() as connection:
             # held until the connection is given back: of several that make the tables together, some would fail
             connection.execute(sqlalchemy.text(f"select pg_advisory_xact_lock({CREATION_KEY})"))
-            return _cached(_database(address, patience, options), patience)
+            return get_storage(_database(address, patience, options))
     except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
+        # psycopg's message has one line per address that it tried, each ending in what the server said
+        cause = reason(getattr(error, "orig", None) or error)
         raise EnvironmentFault(
-            f"the database cannot be reached: {_first_cause(cause)}",
+            "the database cannot be reached: "
+            + cause.removesuffix("Multiple connection attempts failed. All failures were:").strip(),
             where=where,
             hint="check host, port, user, password and database, and that the server runs (pg_isready)",
         ) from None
     finally:
         engine.dispose()
-
-
-def _first_cause(error: BaseException) -> str:
-    """psycopg's message tells one line per address that it tried, each ending in what the server said."""
-    return reason(error).removesuffix("Multiple connection attempts failed. All failures were:").strip()
 
 
 def _database(url: str, patience: Patience, options: dict[str, Any]) -> RDBStorage:
@@ -225,9 +350,3 @@ def _database(url: str, patience: Patience, options: dict[str, Any]) -> RDBStora
             where=patience.address,
             hint=f"optuna storage upgrade --storage {patience.address}",
         ) from None
-
-
-def _cached(storage: RDBStorage, patience: Patience) -> PatientStorage:
-    """Behind Optuna's cache, which reads again only what has not ended. It lies within what is tried again, since it
-    changes only after the database has."""
-    return PatientStorage(_CachedStorage(storage), patience, storage.engine.dispose)

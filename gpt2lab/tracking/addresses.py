@@ -1,11 +1,10 @@
-"""Where the mirror is: tracking URIs, checked before anything starts, and links into the MLflow UI."""
+"""Where results are kept: tracking URIs, checked before anything starts, and links into the MLflow UI."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -15,7 +14,7 @@ from gpt2lab.tracking import masked
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient", "pymysql": "pymysql"}
-IN_PLAIN_WORDS = (
+MEANINGS = (
     ("Read timed out", "the server accepts connections but does not answer"),
     ("Connection refused", "no server listens there"),
     ("NameResolutionError", "there is no host of this name"),
@@ -32,7 +31,7 @@ def mlflow_name(name: str) -> str:
 
 
 def default_uri(root: Path) -> str:
-    """Where a store is mirrored unless told: MLFLOW_TRACKING_URI, or `mlflow.db` in the store."""
+    """Where MLflow is: at MLFLOW_TRACKING_URI, else in the file `mlflow.db` in the store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
 
 
@@ -90,18 +89,18 @@ def runs_link(ui: str, experiment_id: str, parent_run_id: str, metric: str = "va
     return f"{ui.rstrip('/')}/#/experiments/{quote(experiment_id, safe='')}/runs?{query}"
 
 
-def curves_link(ui: str, experiment_id: str, run_ids: Sequence[str], metric: str = "val/loss") -> str:
-    """Address in the MLflow UI of one metric's curves against step, for chosen MLflow run ids."""
-    lists = {"runs": list(run_ids), "metric": metric, "experiments": [experiment_id], "plot_metric_keys": [metric]}
-    query = "&".join(f"{name}={quote(json.dumps(value), safe='')}" for name, value in lists.items())
-    return f"{ui.rstrip('/')}/#/metric?{query}&x_axis=step"
-
-
 def reason(error: BaseException) -> str:
     """An error for people, in one line: no password, no length to drown in."""
     text = str(error)
-    for sign, meaning in IN_PLAIN_WORDS:
+    for sign, meaning in MEANINGS:
         if sign in text:
             return meaning
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return masked(line)[:300]
+
+
+def dashboard_command(storage: str) -> str:
+    """The command that opens optuna-dashboard on a storage, which is addressed as a sweep's record has it."""
+    kind, _, rest = storage.partition(":")
+    journal = rest.partition("?")[0].removeprefix("//")  # it wants the file alone
+    return shlex.join(["optuna-dashboard", journal if kind == "journal" else storage])

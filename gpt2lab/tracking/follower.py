@@ -1,31 +1,46 @@
-"""The one process that follows every run of a study or sweep: feeds the live table and carries rows to the mirror.
+"""Follows the runs of a study or sweep: feeds the live table, and carries their rows to a tracker, each exactly once.
 
-Training never waits for the mirror: runs write to their journals only, `poll` reads those, and a thread of its own
-talks to MLflow, from the same journals. So it may lag, fail and catch up, and needs no queue that could overflow.
+Training never waits for the tracker: runs write to their journals only, `Follower.poll` reads those, and a thread sends
+from the same journals. So a tracker may lag, fail and catch up, and there is no queue that could overflow.
+
+How far a copy got is asked of the tracker itself when a run is opened, and again after every error; a batch is stored
+as a whole or not at all. Rows are sent in order, so the greatest `tokens` of a copy says it all. A run that resumes
+writes some steps again; they are equal, and the tracker keeps the first.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
+import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from gpt2lab.errors import DataFault, EnvironmentFault, Gpt2labError
-from gpt2lab.store import Row, Store, read_json
-from gpt2lab.tracking import masked
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
+from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, read_json, write_json
+from gpt2lab.tracking import Point, RunGone, TrackedRun, Tracker, masked, milliseconds, started_ms
 from gpt2lab.tracking.addresses import reason
-from gpt2lab.tracking.delivery import Delivery, kept_at, runs_of
 from gpt2lab.tracking.journal import Tail
-from gpt2lab.tracking.mirror import Mirror
 
 log = logging.getLogger("gpt2lab.tracking")
 
+Record = Mapping[str, Any]
+
 GATHER_SECONDS = 0.5  # a call costs the same for one row as for many
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
+HEARTBEAT_SECONDS, LOCK_PATIENCE_SECONDS = 30.0, 60.0
+METRICS_PER_BATCH = 1000
+OUTCOME = "gpt2lab.outcome"
+ENDED = ("finished", "pruned", "diverged", "failed")
+"""Outcomes after which nothing more is done about a trial."""
+OUTCOMES: dict[str, Status] = {"pruned": "partial", "diverged": "diverged", "failed": "failed"}
+"""What the tracker shows of a run whose trial has ended so, whatever the run is now."""
 
 
 @dataclass(frozen=True)
@@ -39,53 +54,50 @@ class News:
 
 
 class Follower:
-    """Follows a study while it runs. `poll` is quick and never raises, whatever the mirror does."""
+    """Follows a study while it runs. `poll` is quick and never raises, whatever the tracker does."""
 
     def __init__(
         self,
         store: Store,
-        study_record: Mapping[str, Any],
-        sink_factory: Callable[[], Mirror] | None,
+        study: Record,
+        make_tracker: Callable[[], Tracker] | None,
         say: Callable[[str], None] = log.warning,
     ) -> None:
-        """sink_factory: makes the mirror, without connecting; what it raises is raised here, before any training.
-        None follows without a mirror. say: takes each message for the user, once, always from `poll` or `close`."""
-        self._mirror = sink_factory() if sink_factory else None
-        self._delivery = Delivery(store, study_record, self._mirror) if self._mirror else None
-        self._name, self._root = str(study_record["name"]), store.root
-        self._store, self._updating = store, threading.Lock()
-        self._tails = [(arm, seed, run, Tail(run.metrics)) for arm, seed, run in runs_of(store, study_record)]
+        """make_tracker: must not connect; what it raises is raised here, before any training. None follows without a
+        tracker. say: takes each message for the user, once, always from `poll` or `close`."""
+        self._delivery = Delivery(store, study, make_tracker()) if make_tracker else None
+        self._name, self._store, self._updating = str(study["name"]), store, threading.Lock()
+        self._tails = _tails(store, study)
         self._say, self._said = say, set[str]()
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._failing = False
         self._sender: threading.Thread | None = None
 
-    def update(self, study_record: Mapping[str, Any]) -> None:
-        """Follow, from now on, also the runs that a newer record of the same study has more. For any thread."""
+    def update(self, study: Record) -> None:
+        """Follow, from now on, also the runs that a newer record of the same study adds. For any thread."""
         with self._updating:
-            known = {(arm, seed, run.id) for arm, seed, run, _ in self._tails}
-            found = runs_of(self._store, study_record)
-            new = [(arm, seed, run, Tail(run.metrics)) for arm, seed, run in found if (arm, seed, run.id) not in known]
-            self._tails = [*self._tails, *new]  # never changed in place: `poll` may be at it
+            self._tails = _tails(self._store, study) | self._tails  # never changed in place: `poll` may be at it
             if self._delivery:
-                self._delivery.update(study_record)
+                self._delivery.update(study)
         self._wake.set()
 
     def poll(self) -> list[News]:
         """New rows of every run since the last call; wakes the sender."""
         news = []
-        for arm, seed, run, tail in self._tails:
+        for (arm, seed, run_id), tail in self._tails.items():
             try:
                 rows = tail.new_rows()
             except (DataFault, OSError) as error:
                 self._messages.put(f"{arm} seed {seed} cannot be followed: {error}")
                 continue
             if rows:
-                news.append(News(arm, seed, run.id, rows))
+                news.append(News(arm, seed, run_id, rows))
         if self._delivery and self._sender is None and not self._closing.is_set():
             # A daemon: a call into a server that never answers must not keep the program from ending.
-            self._sender = threading.Thread(target=self._send, name="gpt2lab-tracking", daemon=True)
+            self._sender = threading.Thread(
+                target=self._send, args=(self._delivery,), name="gpt2lab-tracking", daemon=True
+            )
             self._sender.start()
         self._wake.set()
         self._pass_on()
@@ -99,11 +111,11 @@ class Follower:
         if self._sender:
             self._sender.join(timeout)
         left = self._delivery.undelivered() if self._delivery else 0
-        if self._mirror and (left or self._failing or (self._sender and self._sender.is_alive())):
+        if self._delivery and (left or self._failing or (self._sender and self._sender.is_alive())):
             rows = f"{left:,} rows of {self._name} are" if left else f"the last state of {self._name} is"
             self._messages.put(
-                f"{rows} not delivered to {self._mirror.shown_uri}; everything is kept in {self._root}, and "
-                f"`gpt2lab sync {self._name}` sends it later"
+                f"{rows} not delivered to {self._delivery.tracker.shown_uri}; everything is kept in {self._store.root},"
+                f" and `gpt2lab sync {self._name}` sends it later"
             )
         self._pass_on()
         return left
@@ -115,20 +127,25 @@ class Follower:
                 self._said.add(message)
                 self._say(message)
 
-    def _send(self) -> None:
-        assert self._delivery
-        pause = FIRST_PAUSE_SECONDS
+    def _send(self, delivery: Delivery) -> None:
+        """The sender's life."""
+        pause, reported = FIRST_PAUSE_SECONDS, False
         while True:
             last = self._closing.is_set()  # the last pass has to begin after `close` was called
             self._wake.clear()
             try:
-                self._delivery.once(over=last)
+                delivery.send_new(over=last)
             except Exception as error:
                 _log_trace(error)
-                self._report_failure(error)
+                if not reported:
+                    self._messages.put(
+                        f"tracking at {delivery.tracker.shown_uri} does not work at present: {reason(error)}; training "
+                        f"goes on, everything is kept in {self._store.root} and sent when it works again"
+                    )
+                self._failing = reported = True
             else:
                 self._failing, pause = False, FIRST_PAUSE_SECONDS
-            for note in self._delivery.notes:
+            for note in delivery.notes:
                 self._messages.put(note)
             if last:
                 return
@@ -139,40 +156,26 @@ class Follower:
                 self._wake.wait()
                 self._closing.wait(GATHER_SECONDS)
 
-    def _report_failure(self, error: Exception) -> None:
-        assert self._mirror
-        if not self._failing and "outage" not in self._said:
-            self._said.add("outage")
-            self._messages.put(
-                f"tracking at {self._mirror.shown_uri} does not work at present: {reason(error)}; training goes on, "
-                f"everything is kept in {self._root} and sent when it works again"
-            )
-        self._failing = True
-
 
 def sync(
-    store: Store,
-    study: str | Mapping[str, Any],
-    sink_factory: Callable[[], Mirror],
-    say: Callable[[str], None] = log.warning,
+    store: Store, study: str | Record, make_tracker: Callable[[], Tracker], say: Callable[[str], None] = log.warning
 ) -> int:
-    """Bring the mirror of a study (its name or record, or a sweep's as trials.py has it) up to date, once; returns the
-    number of rows sent.
+    """Bring the tracker's copy of a study (its name or record, or a sweep's record as `as_study` makes it) up to date;
+    returns the number of rows sent.
 
-    Runs that a kill left as running are closed. Raises EnvironmentFault when the mirror does not work.
+    Runs that a kill left as running are closed. Raises EnvironmentFault when the tracker does not work.
     """
     record = store.study(study).plain() if isinstance(study, str) else study
-    mirror = sink_factory()
-    delivery = Delivery(store, record, mirror)
+    delivery = Delivery(store, record, make_tracker())
     try:
-        return delivery.once(over=True)
+        return delivery.send_new(over=True)
     except Gpt2labError:
         raise
     except Exception as error:
         _log_trace(error)
         raise EnvironmentFault(
             f"tracking does not work: {reason(error)}",
-            where=mirror.shown_uri,
+            where=delivery.tracker.shown_uri,
             hint=f"gpt2lab sync {record['name']} when it does; nothing is lost",
         ) from None  # the cause may show a password
     finally:
@@ -180,11 +183,349 @@ def sync(
             say(note)
 
 
-def links(store: Store, name: str, kind: str = "study") -> dict[str, Any] | None:
-    """Where a study or `sweep` is in its mirror: {"uri", "experiment_id", "parent_run_id", "runs": {run id: copy's
-    id}}."""
-    return read_json(kept_at(store, {"name": name, "kind": kind}, "json"))
+class Delivery:
+    """Carries the journals of one study's runs to a tracker; may be slow and may raise."""
+
+    def __init__(self, store: Store, study: Record, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.notes: list[str] = []
+        self._store, self._study, self._newest = store, study, study
+        self._parent: TrackedRun | None = None
+        self._links: dict[str, Any] = {}
+        self._runs = [_Carried(arm, seed, run) for arm, seed, run in runs_of(store, study)]
+
+    def update(self, study: Record) -> None:
+        """Follow what a newer record of the same study says, from the next pass on. For any thread."""
+        self._newest = study
+
+    def send_new(self, over: bool = False) -> int:
+        """Carry everything that is new, and return the number of rows. Raises what the tracker raises.
+
+        over: nobody works on the study now, so what is unfinished was killed.
+
+        One run that the tracker refuses does not hold up the others: it goes last the next time. After two failures the
+        pass ends, since a tracker that does not answer takes its time over each.
+        """
+        failures: list[Exception] = []
+        sent = 0
+        if self._study is not self._newest:
+            self._study, known = self._newest, {run.key for run in self._runs}
+            new = [_Carried(arm, seed, run) for arm, seed, run in runs_of(self._store, self._study)]
+            self._runs += [run for run in new if run.key not in known]
+        try:
+            self._open_study()
+            for run in list(self._runs):
+                try:
+                    sent += self._carry(run)
+                except DataFault as damaged:
+                    run.status = "failed"
+                    self._note(f"{damaged}; this run's rows are not sent")
+                except Exception as error:
+                    run.copy = None
+                    self._runs.remove(run)
+                    self._runs.append(run)
+                    failures.append(error)
+                    if len(failures) == 2:
+                        break
+            if failures:
+                raise failures[0]
+            self._update_study(over)
+            self._write_links()
+        finally:
+            while self.tracker.notes:
+                self._note(self.tracker.notes.pop(0))
+        return sent
+
+    def undelivered(self) -> int:
+        """Rows on the disk beyond what the tracker is known to have."""
+        known = {run.key: run.tokens for run in list(self._runs)}
+        runs = runs_of(self._store, self._newest)
+        return sum(
+            row["tokens"] > known.get((arm, seed, run.id), -1.0)
+            for arm, seed, run in runs
+            for row in _readable_rows(run)
+        )
+
+    def _open_study(self) -> TrackedRun:
+        if self._parent is None:
+            with self._locked():
+                self._parent = self.tracker.open_study(self._study)
+        return self._parent
+
+    def _carry(self, run: _Carried) -> int:
+        try:
+            return self._send_run(run)
+        except RunGone:  # deleted in the user interface: new copies, below a new parent if that went too
+            before, self._parent, run.copy = self._open_study(), None, None
+            if self._open_study().id != before.id:
+                for other in self._runs:
+                    other.copy = None
+            return self._send_run(run)
+
+    def _send_run(self, run: _Carried) -> int:
+        run.status = run.folder.status()  # before the rows: a run that is over now writes no more of them
+        if run.status == "absent" or (run.status in ("partial", "running") and run.folder.config() is None):
+            return 0  # its worker is starting and has not written what the tracker is to say of it
+        if run.copy is None:
+            parent = self._open_study()
+            with self._locked():
+                copy = self.tracker.open_run(self._study, parent, run.arm, run.seed, run.folder)
+            run.begin(copy, started_ms(self._study, run.folder))
+        assert run.copy
+        new = [row for row in run.tail.new_rows() if row["tokens"] > run.tokens]
+        for batch in batches(new):
+            self.tracker.log(run.copy, [_point(row, run.started_ms) for row in batch])
+            run.tokens = batch[-1]["tokens"]
+        self._update_run(run, run.copy)
+        return len(new)
+
+    def _update_run(self, run: _Carried, copy: TrackedRun) -> None:
+        """Bring status, heartbeat, tags and final numbers in line with the run's folder; cheap when nothing changed."""
+        status = OUTCOMES.get(self._outcome(run), run.status)
+        result = run.folder.result() if status in ("finished", "diverged") else None
+        if result:
+            for name, point in _final_points(run, result, self._study.get("evaluation", {}).get("key")):
+                if point.values:
+                    self.tracker.log(copy, [point])
+                run.sent.add(name)
+        ending = result or run.folder.failure() or {}
+        tags = {"gpt2lab.status": status, **self._study["arms"][run.arm].get("tags", {})}
+        if ending.get("reason") is not None:
+            tags["gpt2lab.reason"] = str(ending["reason"])
+        changed = {key: tag for key, tag in tags.items() if copy.tags.get(key) != tag}
+        if status == "running" and time.monotonic() - run.beat > HEARTBEAT_SECONDS:
+            holder, run.beat = run.folder.holder(), time.monotonic()
+            changed["gpt2lab.heartbeat"] = datetime.now().astimezone().isoformat(timespec="seconds")
+            changed |= {f"gpt2lab.{key}": str(holder[key]) for key in ("host", "pid") if key in holder}
+        if changed:
+            self.tracker.update(copy, status, changed, ending.get("finished_at") or ending.get("at"))
+            copy.tags |= changed
+
+    def _update_study(self, over: bool) -> None:
+        """The study's status follows from its runs'. A sweep is over when all its trials are, however they ended."""
+        statuses: list[Status] = [run.status for run in self._runs]
+        if "open" in self._study:
+            at_work = any(run.status == "running" and not self._outcome(run) for run in self._runs)
+            statuses = ["running" if at_work else "absent" if self._study["open"] else "finished"]
+        parent, status = self._open_study(), study_status(statuses, over)
+        if parent.tags.get("gpt2lab.status") == status:
+            return
+        try:
+            self.tracker.update(parent, status, {"gpt2lab.status": status}, None)
+            parent.tags["gpt2lab.status"] = status
+        except RunGone:
+            self._parent = None
+            for run in self._runs:
+                run.copy = None
+
+    def _outcome(self, run: _Carried) -> str:
+        """How the run's trial has ended, as far as it is one and has."""
+        outcome = str(self._study["arms"][run.arm].get("tags", {}).get(OUTCOME, ""))
+        return outcome if outcome in ENDED else ""
+
+    def _locked(self) -> Any:
+        """Two commands that follow one study must not both make its runs in the tracker."""
+        return file_lock(_beside(self._store, self._study, "lock"), LOCK_PATIENCE_SECONDS)
+
+    def _write_links(self) -> None:
+        """Where things are in the tracker, for `gpt2lab ui` and reports; nothing here is read back."""
+        links = {
+            "uri": self.tracker.shown_uri,
+            "experiment_id": self.tracker.experiment_id,
+            "parent_run_id": self._parent.id if self._parent else None,
+            "runs": {run.folder.id: run.copy.id for run in self._runs if run.copy},
+        }
+        if links != self._links:
+            write_json(_beside(self._store, self._study, "json"), links)
+            self._links = links
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+@dataclass(eq=False)
+class _Carried:
+    """One run on its way to the tracker. copy: None until it is opened, and again after an error. tokens: how far the
+    tracker is known to be, kept when `copy` is dropped. sent: final numbers that need no second sending."""
+
+    arm: str
+    seed: str
+    folder: RunFolder
+    copy: TrackedRun | None = None
+    status: Status = "absent"
+    tokens: float = -1.0
+    started_ms: int = 0
+    beat: float = -math.inf
+    sent: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.key = (self.arm, self.seed, self.folder.id)
+        self.tail = Tail(self.folder.metrics)
+
+    def begin(self, copy: TrackedRun, started_ms: int) -> None:
+        """Start from what the tracker has."""
+        self.copy, self.tokens, self.started_ms = copy, copy.tokens, started_ms
+        self.tail, self.sent, self.beat = Tail(self.folder.metrics), set(), -math.inf
+
+
+def study_status(statuses: Sequence[Status], over: bool) -> Status:
+    """A study's status from its runs'; over: nobody works on it. An arm that diverged is an answer: no failure."""
+    unfinished = {"partial", "absent"} & set(statuses)
+    if "running" in statuses or (unfinished and not over):
+        return "running"
+    if unfinished:
+        return "partial"
+    return "failed" if "failed" in statuses else "finished"
+
+
+def batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Whole rows, in order, in groups of at most METRICS_PER_BATCH metrics (a row's `tokens` is one of them)."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        count = len(row["metrics"]) + 1
+        if batch and size + count > METRICS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += count
+    if batch:
+        yield batch
+
+
+def _point(row: Row, started: int) -> Point:
+    """A row's time is the run's start plus its training seconds, never the time of sending, so that sending it again
+    makes an equal point."""
+    values = {"tokens": float(row["tokens"]), **{name: float(value) for name, value in row["metrics"].items()}}
+    return Point(row["step"], started + round(row["seconds"] * 1000), values)
+
+
+def _final_points(run: _Carried, result: Record, evaluation_key: str | None) -> Iterator[tuple[str, Point]]:
+    """The numbers that belong to the whole run and were not sent yet, at its last step, by a name to remember: those of
+    its end, its final evaluation, and what was measured afterwards, at the time of measuring, so that what is measured
+    again after an edit is the newer point."""
+    step, ended = int(result.get("steps", 0)), milliseconds(result.get("finished_at"))
+    if "result" not in run.sent:
+        numbers = {name: result.get(name) for name in ("tokens_per_second", "mfu", "peak_memory_bytes", "seconds")}
+        yield "result", Point(step, ended, _known(numbers))
+    evaluation = run.folder.evaluation(evaluation_key) if evaluation_key and "evaluation" not in run.sent else None
+    if evaluation:
+        contexts = {f"context_{length}": loss for length, loss in evaluation.get("contexts", {}).items()}
+        numbers = {**evaluation.get("metrics", {}), **contexts}
+        # user interfaces sort sections by name: what has one point only comes after the curves
+        final = {f"val-final/{name.removeprefix('val/')}": value for name, value in numbers.items()}
+        yield "evaluation", Point(step, ended, _known(final))
+    for key in run.folder.evaluation_keys():
+        if f"late:{key}" not in run.sent:
+            late = run.folder.evaluation(key) or {}
+            values = late["values"] if "values" in late and "measured_at" in late else {}
+            numbers = {f"val-measured/{name}": value for name, value in values.items()}
+            yield f"late:{key}", Point(step, milliseconds(late.get("measured_at")), _known(numbers))
+
+
+def _tails(store: Store, study: Record) -> dict[tuple[str, str, str], Tail]:
+    return {(arm, seed, run.id): Tail(run.metrics) for arm, seed, run in runs_of(store, study)}
+
+
+def _known(numbers: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def _readable_rows(run: RunFolder) -> list[Row]:
+    try:
+        return run.rows()
+    except (DataFault, OSError):
+        return []
 
 
 def _log_trace(error: Exception) -> None:
     log.debug("delivery failed\n%s", masked("".join(traceback.format_exception(error))))
+
+
+# --- records ---
+
+
+def runs_of(store: Store, study: Record) -> list[tuple[str, str, RunFolder]]:
+    """(arm, seed, run) of every run of a study, seed-major as they are trained. The seed has, as text behind it, the
+    learning rate's or budget's multiple for runs that are there to find a rate or a curve, and `shared` for those at
+    the settings as written of an arm that was tuned."""
+    found = []
+    for arm, entry in study["arms"].items():
+        trials = (entry.get("bracket") or {}).get("trials", [])
+        found += [(-1.0, arm, f"{t['seed']} lr x{t['factor']:g}", t["run"]) for t in trials]
+        found += [(float(seed), arm, seed, run) for seed, run in entry["runs"].items()]
+        shared = (entry.get("shared") or {}).get("runs", {})
+        found += [(float(s), arm, f"{s} shared", run) for s, run in shared.items() if run != entry["runs"].get(s)]
+        for point in entry.get("curve", []):
+            found += [(float(s), arm, f"{s} {point['budget']:g}x", run) for s, run in point["runs"].items()]
+    return [(arm, seed, store.run(run)) for _, arm, seed, run in sorted(found, key=lambda item: item[0])]
+
+
+def as_study(sweep: Record) -> dict[str, Any]:
+    """A sweep's record as one of a study: arms are trials, `trial 007`, after the label of their search where there are
+    several. `open` counts the trials that have not ended, those included that were never begun; `seeds`, the runs of
+    each. Beside what a study says of it, an arm has `tags`, for the tracker to show, and `params`, its settings."""
+    searches = sweep["searches"]
+    arms: dict[str, dict[str, Any]] = {}
+    for label, search in searches.items():
+        for trial in search["trials"]:
+            name = f"trial {trial['slot']:03d}"
+            arms[f"{label} {name}" if len(searches) > 1 else name] = _arm(trial, label, search["components"])
+    slots = sum(search.get("slots", sweep["trials"]) for search in searches.values())
+    ended = sum(trial["outcome"] in ENDED for search in searches.values() for trial in search["trials"])
+    about = ("name", "scale", "question", "evaluation", "stack", "reproduce", "hash", "created", "metric")
+    return {
+        **{key: sweep[key] for key in about if key in sweep},
+        "kind": "sweep",
+        "ablation": sweep["sweep"],
+        "baseline": None,
+        "seeds": max((len(search.get("seeds") or sweep.get("seeds", ())) for search in searches.values()), default=0),
+        "open": max(0, slots - ended),
+        "arms": arms,
+    }
+
+
+def _arm(trial: Record, label: str, components: Mapping[str, str]) -> dict[str, Any]:
+    tags = {
+        OUTCOME: trial["outcome"],
+        "gpt2lab.slot": trial["slot"],
+        "gpt2lab.search": label,
+        "gpt2lab.stopped_at": trial.get("stopped_at"),
+        "gpt2lab.would_stop_at": trial.get("would_stop_at"),
+    }
+    chosen = {key.rpartition(".")[2]: str(value) for key, value in trial["settings"].items() if key.count(".") == 1}
+    return {
+        "components": {slot: chosen.get(slot, name) for slot, name in components.items()},
+        "runs": dict(trial["runs"]),
+        "tags": {key: str(value) for key, value in tags.items() if value is not None},
+        "params": dict(trial["settings"]),
+    }
+
+
+def tracked_records(store: Store, name: str | None = None) -> list[dict[str, Any]]:
+    """What a tracker is to show: the records of all studies and sweeps, or of those called `name`, at whichever scale.
+
+    Raises ConfigError when nothing is called so.
+    """
+
+    def named(known: Sequence[str]) -> list[str]:
+        return [full for full in known if name in (None, full, full.partition("@")[0])]
+
+    studies, sweeps = named(store.studies()), named(store.sweeps())
+    if name is not None and not studies and not sweeps:
+        known = dict.fromkeys([*store.studies(), *store.sweeps()])
+        raise ConfigError(unknown("study or sweep", name, list(known)), hint="gpt2lab runs")
+    return [store.study(full).plain() for full in studies] + [as_study(store.sweep(full)) for full in sweeps]
+
+
+def links(store: Store, name: str, kind: str = "study") -> dict[str, Any] | None:
+    """Where a study or `sweep` is in its tracker: {"uri", "experiment_id", "parent_run_id", "runs": {run id: copy's
+    id}}."""
+    return read_json(_beside(store, {"name": name, "kind": kind}, "json"))
+
+
+def _beside(store: Store, study: Record, ending: str) -> Path:
+    """A file about the copies of a study or sweep; those that share a name have one each."""
+    folder = store.root / "tracking"
+    return (folder / "sweeps" if study.get("kind") == "sweep" else folder) / f"{study['name']}.{ending}"

@@ -148,8 +148,3 @@ class Tail:
         if rows:
             self.last_step = rows[-1]["step"]
         return rows
-
-
-def tail(path: Path, after_step: int = -1) -> Tail:
-    """Follow `path`; steps up to `after_step` are taken as seen."""
-    return Tail(path, after_step)

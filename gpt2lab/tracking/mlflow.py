@@ -1,8 +1,9 @@
-"""The MLflow mirror of a study or sweep: one parent run for each, one child per gpt2lab run, found again by their tags.
+"""MLflow: the tracker of a study or sweep, with one parent run for each and one child per gpt2lab run, found again by
+their tags; and the runs of any experiment, our own or anybody's, as rows for `compare`.
 
 Only `MlflowClient` with explicit run ids is used: the fluent active run is per thread and leaves stray runs. Nothing is
-imported from mlflow and nothing connects before the first call, so that a wrong URI is refused in an instant and a dead
-server costs the caller nothing.
+imported from mlflow, which takes a second and more, and nothing connects before the first call, so that a wrong URI is
+refused in an instant and a dead server costs the caller nothing.
 """
 
 from __future__ import annotations
@@ -10,33 +11,30 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import logging
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
 from gpt2lab.schema import flatten
-from gpt2lab.store import (
-    Row,
-    RunFolder,
-    Status,
-    make_folder,
-)
-from gpt2lab.tracking import masked
-from gpt2lab.tracking.addresses import check_uri, mlflow_name, reason, sqlite_path
-from gpt2lab.tracking.connection import connect
-from gpt2lab.tracking.mirror import Copy, CopyGone
+from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, sweep_leftovers, temporary_beside
+from gpt2lab.tracking import Point, RunGone, TrackedRun, masked, milliseconds, started_ms, tracker
+from gpt2lab.tracking.addresses import DATABASES, check_uri, mlflow_name, reason, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Experiment, Metric, Run
 
 VALUE_LIMIT, TAG_LIMIT, PARAMS_PER_CALL = 6000, 5000, 100  # MLflow's own limits
-HEARTBEAT_SECONDS = 30.0
+RUNS_PER_PAGE = 1000
+STUDY, SWEEP = "tags.gpt2lab.study", "tags.gpt2lab.sweep"
 RUN_STATUS: dict[Status, str] = {
     "running": "RUNNING",
     "finished": "FINISHED",
@@ -47,23 +45,9 @@ RUN_STATUS: dict[Status, str] = {
 }
 
 
-def study_status(statuses: Sequence[Status], over: bool) -> str:
-    """MLflow's status of the parent. An arm that diverged is an answer: it does not fail the study."""
-    unfinished = {"partial", "absent"} & set(statuses)
-    if "running" in statuses or (unfinished and not over):
-        return "RUNNING"
-    if unfinished:
-        return "KILLED"
-    return "FAILED" if "failed" in statuses else "FINISHED"
-
-
-def kind_of(record: Mapping[str, Any]) -> str:
-    """`study` or `sweep`, which may share a name and an experiment."""
-    return str(record.get("kind", "study"))
-
-
-class MlflowSink:
-    """Writes one study or sweep at a time to MLflow. Not thread-safe: one thread, the follower's sender, uses it."""
+@tracker.register("mlflow", source="mlflow.org")
+class MlflowTracker:
+    """MLflow at MLFLOW_TRACKING_URI, or in a database beside the runs."""
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path) -> None:
         """uri: MLflow tracking URI; experiment: its name; artifact_root: folder for artifacts, unless a server keeps
@@ -73,7 +57,7 @@ class MlflowSink:
         self.shown_uri = masked(uri)
         self.notes: list[str] = []
         self.experiment_id = ""
-        self._parent_status = ""
+        self._statuses: dict[str, str] = {}
         self._artifact_root = artifact_root.resolve()
         self._client: MlflowClient | None = None
         database = sqlite_path(uri)
@@ -82,62 +66,56 @@ class MlflowSink:
 
     # --- finding or making the parent and its children ---
 
-    def open_study(self, record: Mapping[str, Any]) -> str:
-        """The id of the study's parent run, found by its tag or made. A deleted one is replaced, with a note."""
-        client, kind = self._connect(), kind_of(record)
+    def open_study(self, study: Mapping[str, Any]) -> TrackedRun:
+        """The study's parent run. A deleted one is replaced, with a note."""
+        client, kind, name = self._connect(), kind_of(study), study["name"]
         tags = {
-            f"gpt2lab.{kind}": record["name"],
-            f"gpt2lab.{kind}_hash": record.get("hash"),
-            "gpt2lab.scale": record.get("scale"),
-            "gpt2lab.baseline": record.get("baseline"),
-            "mlflow.note.content": f"{record.get('question', '')}\n\n`{record.get('reproduce', '')}`",
+            f"gpt2lab.{kind}": name,
+            f"gpt2lab.{kind}_hash": study.get("hash"),
+            "gpt2lab.scale": study.get("scale"),
+            "gpt2lab.baseline": study.get("baseline"),
+            "mlflow.note.content": f"{study.get('question', '')}\n\n`{study.get('reproduce', '')}`",
         }
-        found, deleted = self._find({f"gpt2lab.{kind}": record["name"]}, lambda run: "gpt2lab.arm" not in run.data.tags)
-        if found is None:
+        run, deleted = self._find({f"gpt2lab.{kind}": name}, lambda run: "gpt2lab.arm" not in run.data.tags)
+        if run is None:
             if deleted:
-                self.notes.append(f"the MLflow run of {kind} {record['name']} was deleted; a new one takes its place")
-            name = record["name"] if kind == "study" else f"{kind} {record['name']}"
-            tags |= {"mlflow.runName": name, "gpt2lab.replaces": deleted}
-            found = client.create_run(self.experiment_id, tags=self._tags(tags, record))
+                self.notes.append(f"the MLflow run of {kind} {name} was deleted; a new one takes its place")
+            tags |= {"mlflow.runName": name if kind == "study" else f"{kind} {name}", "gpt2lab.replaces": deleted}
+            run = client.create_run(self.experiment_id, tags=self._all_tags(tags, study))
         else:
-            client.log_batch(found.info.run_id, tags=_as_tags(tags))
-        self._parent_status = found.info.status
-        return str(found.info.run_id)
+            client.log_batch(run.info.run_id, tags=_as_tags(tags))
+        return self._tracked(run)
 
-    def open_run(self, record: Mapping[str, Any], parent: str, arm: str, seed: str, run: RunFolder) -> Copy:
-        """The child of `parent` that mirrors `run`, found by its tags or made; says how far it got."""
-        client, kind, one = self._connect(), kind_of(record), record["arms"][arm]
-        identity = run.identity() or {}
-        started_ms = _milliseconds(identity.get("created") or record.get("created"))
-        wanted = {"gpt2lab.run_id": run.id, "mlflow.parentRunId": parent}
-        found, deleted = self._find(wanted, lambda other: other.data.tags.get("gpt2lab.arm") == arm[:TAG_LIMIT])
-        if found is None:
+    def open_run(self, study: Mapping[str, Any], parent: TrackedRun, arm: str, seed: str, run: RunFolder) -> TrackedRun:
+        """The child of `parent` that mirrors `run`; says how far it got."""
+        client, kind, entry = self._connect(), kind_of(study), study["arms"][arm]
+        started = started_ms(study, run)
+        wanted = {"gpt2lab.run_id": run.id, "mlflow.parentRunId": parent.id}
+        child, deleted = self._find(wanted, lambda other: other.data.tags.get("gpt2lab.arm") == arm[:TAG_LIMIT])
+        if child is None:
             if deleted:
                 self.notes.append(f"the MLflow run of {arm} seed {seed} was deleted; its rows go to a new one")
             tags = {
                 **wanted,
-                "mlflow.runName": arm if record.get("seeds") == 1 and kind == "sweep" else f"{arm} seed {seed}",
-                f"gpt2lab.{kind}": record["name"],
+                "mlflow.runName": arm if study.get("seeds") == 1 and kind == "sweep" else f"{arm} seed {seed}",
+                f"gpt2lab.{kind}": study["name"],
                 "gpt2lab.arm": arm,
                 "gpt2lab.seed": seed,
-                "gpt2lab.repeat": identity.get("repeat", 0),
+                "gpt2lab.repeat": (run.identity() or {}).get("repeat", 0),
                 "gpt2lab.replaces": deleted,
+                **{f"component.{slot}": name for slot, name in entry.get("components", {}).items()},
+                **entry.get("tags", {}),
             }
-            tags |= {f"component.{slot}": name for slot, name in one.get("components", {}).items()}
-            tags |= one.get("tags", {})
-            found = client.create_run(self.experiment_id, start_time=started_ms, tags=self._tags(tags, record))
-        if "gpt2lab.described" not in found.data.tags:
-            self._describe(found, run, one.get("params", {}), started_ms)
-        return Copy(
-            id=found.info.run_id,
-            started_ms=started_ms,
-            tokens=found.data.metrics.get("tokens", -1.0),
-            status=found.info.status,
-            sent={key for key in found.data.tags if key.startswith("gpt2lab.nonfinite.")},
-            marks=dict(found.data.tags),
-        )
+            child = client.create_run(self.experiment_id, start_time=started, tags=self._all_tags(tags, study))
+        if "gpt2lab.described" not in child.data.tags:
+            self._describe(child, run, entry.get("params", {}), started)
+        return self._tracked(child)
 
-    def _find(self, tags: Mapping[str, str], fits: Any) -> tuple[Run | None, str | None]:
+    def _tracked(self, run: Run) -> TrackedRun:
+        self._statuses[run.info.run_id] = run.info.status
+        return TrackedRun(run.info.run_id, run.data.metrics.get("tokens", -1.0), dict(run.data.tags))
+
+    def _find(self, tags: Mapping[str, str], fits: Callable[[Run], bool]) -> tuple[Run | None, str | None]:
         """The living run with these tags, else None and the id of a deleted one."""
         from mlflow.entities import ViewType
 
@@ -149,26 +127,28 @@ class MlflowSink:
             return min(living, key=lambda run: run.info.start_time), None
         return None, fitting[0].info.run_id if fitting else None
 
-    def _describe(self, found: Run, run: RunFolder, settings: Mapping[str, Any], time_ms: int) -> None:
+    def _describe(self, child: Run, run: RunFolder, settings: Mapping[str, Any], time_ms: int) -> None:
         """Resolved config as parameters and artifact, and what a trial was tried with; can be repeated after a failure
         half-way. MLflow sorts by parameters as by text, so numbers that are tried are metrics, too."""
         from mlflow.entities import Metric, Param
 
-        client, run_id = self._connect(), found.info.run_id
+        client, run_id = self._connect(), child.info.run_id
         config = flatten(yaml.load(run.config() or "{}", Loader=yaml.BaseLoader))  # every scalar as it is written
         params = [
             Param(mlflow_name(name), (value if isinstance(value, str) else json.dumps(value))[:VALUE_LIMIT])
             for name, value in config.items()
-            if mlflow_name(name) not in found.data.params
+            if mlflow_name(name) not in child.data.params
         ]
         for at in range(0, len(params), PARAMS_PER_CALL):
             client.log_batch(run_id, params=params[at : at + PARAMS_PER_CALL])
-        numbers = {mlflow_name(f"trial/{key}"): one for key, one in settings.items() if isinstance(one, (int, float))}
+        numbers = {
+            mlflow_name(f"trial/{key}"): value for key, value in settings.items() if isinstance(value, (int, float))
+        }
         if numbers:
-            client.log_batch(run_id, [Metric(key, float(one), time_ms, 0) for key, one in numbers.items()])
-        words = {f"trial.{key}": one for key, one in settings.items() if isinstance(one, str)}
-        if words:
-            client.log_batch(run_id, tags=_as_tags(words))
+            client.log_batch(run_id, [Metric(key, float(value), time_ms, 0) for key, value in numbers.items()])
+        texts = {f"trial.{key}": value for key, value in settings.items() if isinstance(value, str)}
+        if texts:
+            client.log_batch(run_id, tags=_as_tags(texts))
         if config:
             self._artifact(run_id, run.path / "config.yaml")
             client.set_tag(run_id, "gpt2lab.described", "true")
@@ -185,119 +165,64 @@ class MlflowSink:
             if note not in self.notes:
                 self.notes.append(note)
 
-    def _tags(self, tags: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    def _all_tags(self, tags: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, str]:
         """`tags` and those that MLflow's own fluent client would add, as strings within its limits."""
-        own = {
+        usual = {
             "mlflow.user": _user(),
             "mlflow.source.name": "gpt2lab",
             "mlflow.source.type": "LOCAL",
-            "mlflow.source.git.commit": record.get("stack", {}).get("git_commit"),
+            "mlflow.source.git.commit": study.get("stack", {}).get("git_commit"),
         }
-        return {tag.key: tag.value for tag in _as_tags({**own, **tags})}
+        return {tag.key: tag.value for tag in _as_tags({**usual, **tags})}
 
     # --- sending ---
 
-    def send(self, copy: Copy, rows: Sequence[Row]) -> None:
-        """Rows in order of step, at most 1,000 metrics in all, as one transaction: all of them arrive, or none.
-
-        The time of a point is the run's start plus the row's training seconds, never the time of sending: MLflow stores
-        a point of equal name, step, time and value once, so that sending again is harmless. NaN stays NaN; MLflow turns
-        infinities into the largest float, and a tag tells. Raises CopyGone when the run was deleted.
-        """
+    def log(self, run: TrackedRun, points: Sequence[Point]) -> None:
+        """One transaction. MLflow stores a point of equal name, step, time and value once, so that sending again is
+        harmless. NaN stays NaN; MLflow turns infinities into the largest float, and a tag tells."""
         from mlflow.entities import Metric
 
         metrics: list[Metric] = []
-        odd: dict[str, str] = {}
-        for row in rows:
-            time_ms = copy.started_ms + round(row["seconds"] * 1000)
-            metrics.append(Metric("tokens", float(row["tokens"]), time_ms, row["step"]))
-            for name, value in row["metrics"].items():
-                metrics.append(Metric(mlflow_name(name), float(value), time_ms, row["step"]))
+        tags: dict[str, str] = {}
+        for point in points:
+            for name, value in point.values.items():
+                metrics.append(Metric(mlflow_name(name), value, point.time_ms, point.step))
                 tag = mlflow_name(f"gpt2lab.nonfinite.{name}")
-                if not math.isfinite(value) and tag not in copy.sent:
-                    odd.setdefault(tag, f"{value} first at step {row['step']}")
-        self._log(copy, metrics, odd)
-        copy.sent |= odd.keys()
-        copy.tokens = rows[-1]["tokens"] if rows else copy.tokens
-
-    def settle(self, copy: Copy, status: Status, run: RunFolder, evaluation_key: str | None) -> None:
-        """Bring status, heartbeat and final numbers in line with the run folder; cheap when nothing changed."""
-        wanted = RUN_STATUS[status]
-        if wanted == "RUNNING" and time.monotonic() - copy.beat > HEARTBEAT_SECONDS:
-            holder = run.holder()
-            beat = {"gpt2lab.heartbeat": datetime.now().astimezone().isoformat(timespec="seconds")}
-            self._log(copy, [], {**beat, "gpt2lab.host": holder.get("host"), "gpt2lab.pid": holder.get("pid")})
-            copy.beat = time.monotonic()
-        result = run.result() if status in ("finished", "diverged") else None
-        if result:
-            self._log_final(copy, result, run.evaluation(evaluation_key) if evaluation_key else None)
-            self._log_late(copy, result, run)
-        if copy.status == wanted:
-            return
-        record = result or run.failure() or {}
-        self._log(copy, [], {"gpt2lab.status": status, "gpt2lab.reason": record.get("reason")})
-        self._set_status(copy.id, wanted, record.get("finished_at") or record.get("at"))
-        copy.status = wanted
-
-    def mark(self, copy: Copy, tags: Mapping[str, str]) -> None:
-        """Let the copy have these tags; cheap when it has them."""
-        new = {key: tag for key, tag in tags.items() if copy.marks.get(key) != tag[:TAG_LIMIT]}
-        if new:
-            self._log(copy, [], new)
-            copy.marks |= {key: tag[:TAG_LIMIT] for key, tag in new.items()}
-
-    def _log_final(self, copy: Copy, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
-        """The numbers that belong to the whole run, each group once, at its last step and end time."""
-        from mlflow.entities import Metric
-
-        numbers_of_all = ("tokens_per_second", "mfu", "peak_memory_bytes", "seconds")
-        groups = {"result": {name: result.get(name) for name in numbers_of_all}}
-        if evaluation:
-            contexts = {f"context_{length}": loss for length, loss in evaluation.get("contexts", {}).items()}
-            named = {**evaluation.get("metrics", {}), **contexts}
-            # the UI sorts sections by name: what has one point only comes after the curves
-            groups["evaluation"] = {f"val-final/{name.removeprefix('val/')}": value for name, value in named.items()}
-        time_ms, step = _milliseconds(result.get("finished_at")), int(result.get("steps", 0))
-        for group, numbers in groups.items():
-            if group not in copy.sent:
-                known = {mlflow_name(name): float(value) for name, value in numbers.items() if value is not None}
-                self._log(copy, [Metric(name, value, time_ms, step) for name, value in known.items()], {})
-                copy.sent.add(group)
-
-    def _log_late(self, copy: Copy, result: Mapping[str, Any], run: RunFolder) -> None:
-        """What was measured of a finished run afterwards, at its last step and the time of measuring; so what was
-        measured again after an edit is the newer point, and sending again is harmless."""
-        from mlflow.entities import Metric
-
-        step = int(result.get("steps", 0))
-        for key in run.evaluation_keys():
-            if f"late:{key}" in copy.sent:
-                continue
-            found = run.evaluation(key) or {}
-            if "values" in found and "measured_at" in found:
-                time_ms = _milliseconds(found["measured_at"])
-                named = {mlflow_name(f"val-measured/{name}"): float(one) for name, one in found["values"].items()}
-                self._log(copy, [Metric(name, one, time_ms, step) for name, one in named.items()], {})
-            copy.sent.add(f"late:{key}")
-
-    def _log(self, copy: Copy, metrics: Sequence[Metric], tags: Mapping[str, Any]) -> None:
-        client = self._connect()
-        with self._telling_gone(copy.id):
+                if not math.isfinite(value) and tag not in run.tags:
+                    tags.setdefault(tag, f"{value} first at step {point.step}")
+        with self._telling_gone(run.id):
             if tags:
-                client.log_batch(copy.id, tags=_as_tags(tags))
+                self._connect().log_batch(run.id, tags=_as_tags(tags))
             if metrics:
-                client.log_batch(copy.id, metrics=metrics)
+                self._connect().log_batch(run.id, metrics=metrics)
+        run.tags |= tags
+
+    def update(self, run: TrackedRun, status: Status, tags: Mapping[str, str], ended: str | None) -> None:
+        """The status first: the tags say that it is set, also after a crash in between."""
+        client, wanted = self._connect(), RUN_STATUS[status]
+        with self._telling_gone(run.id):
+            if self._statuses.get(run.id) != wanted:
+                if wanted == "RUNNING":
+                    client.update_run(run.id, status=wanted)
+                else:
+                    client.set_terminated(run.id, wanted, end_time=milliseconds(ended))
+                self._statuses[run.id] = wanted
+            client.log_batch(run.id, tags=_as_tags(tags))
+
+    def log_report(self, study: Mapping[str, Any], folder: Path) -> None:
+        """Keep a finished report (a folder) with the parent run."""
+        self._artifact(self.open_study(study).id, folder, "report")
 
     @contextlib.contextmanager
     def _telling_gone(self, run_id: str) -> Iterator[None]:
-        """Turn MLflow's complaint into CopyGone where a deleted run is its cause."""
+        """Turn MLflow's complaint into RunGone where a deleted run is its cause."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
             if self._gone(run_id, error):
-                raise CopyGone(run_id) from error
+                raise RunGone(run_id) from error
             raise
 
     def _gone(self, run_id: str, error: Any) -> bool:
@@ -310,29 +235,15 @@ class MlflowSink:
         except MlflowException as second:
             return bool(second.error_code == "RESOURCE_DOES_NOT_EXIST")
 
-    def settle_study(self, parent: str, statuses: Sequence[Status], over: bool) -> None:
-        """Give the parent the status that follows from its runs, when it has another one."""
-        wanted = study_status(statuses, over)
-        if self._parent_status != wanted:
-            with self._telling_gone(parent):
-                self._set_status(parent, wanted, None)
-            self._parent_status = wanted
-
-    def log_report(self, record: Mapping[str, Any], folder: Path) -> None:
-        """Keep a finished report (a folder) with the parent run."""
-        self._artifact(self.open_study(record), folder, "report")
-
-    def _set_status(self, run_id: str, status: str, at: str | None) -> None:
-        client = self._connect()
-        if status == "RUNNING":
-            client.update_run(run_id, status="RUNNING")
-        else:
-            client.set_terminated(run_id, status, end_time=_milliseconds(at))
-
     def _connect(self) -> MlflowClient:
         if self._client is None:
             self._client, self.experiment_id = connect(self.uri, self.shown_uri, self.experiment, self._artifact_root)
         return self._client
+
+
+def kind_of(study: Mapping[str, Any]) -> str:
+    """`study` or `sweep`, which may share a name and an experiment."""
+    return str(study.get("kind", "study"))
 
 
 def _as_tags(tags: Mapping[str, Any]) -> list[Any]:
@@ -341,13 +252,169 @@ def _as_tags(tags: Mapping[str, Any]) -> list[Any]:
     return [RunTag(mlflow_name(key), str(value)[:TAG_LIMIT]) for key, value in tags.items() if value is not None]
 
 
-def _milliseconds(moment: str | None) -> int:
-    at = datetime.fromisoformat(moment) if moment else datetime.now().astimezone()
-    return round(at.timestamp() * 1000)
-
-
 def _user() -> str | None:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's numeric user has no name
         return None
+
+
+# --- opening ---
+
+
+def prepare_environment() -> None:
+    """Settings that mlflow reads from the environment; a user's own values win."""
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default, and read at import
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default keeps a call to a dead server waiting for minutes
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def create_database(path: Path, artifact_root: Path) -> None:
+    """Make a complete MLflow database, once: several processes that open a missing file at the same time break it, and
+    so does a kill half-way. Built at a temporary name under a lock, then renamed."""
+    if path.exists():
+        return
+    with file_lock(path.with_name(f".{path.name}.lock")):
+        sweep_leftovers(path.parent)
+        if path.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        temporary = temporary_beside(path)
+        SqlAlchemyStore(  # type: ignore[no-untyped-call]
+            f"sqlite:///{temporary.resolve()}", str(artifact_root)
+        ).engine.dispose()
+        connection = sqlite3.connect(temporary)
+        connection.execute("pragma journal_mode=WAL")
+        connection.close()  # the last to close folds the write-ahead log back in: one file is the whole database
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+
+
+def connect(uri: str, shown_uri: str, experiment: str, artifact_root: Path) -> tuple[MlflowClient, str]:
+    """A client of `uri`, and the id of the experiment of that name, made if there is none.
+
+    shown_uri: without what is secret in it. Raises EnvironmentFault for an experiment that was deleted, and what mlflow
+    raises.
+    """
+    prepare_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    database = sqlite_path(uri)
+    if database:
+        create_database(database, artifact_root)
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        # Without an absolute place, artifacts would follow the working directory; a server has its own.
+        keeps_artifacts = urlsplit(uri).scheme.partition("+")[0] in DATABASES
+        try:
+            place = artifact_root.as_uri() if keeps_artifacts else None
+            return client, client.create_experiment(experiment, artifact_location=place)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise EnvironmentFault(
+            f"the MLflow experiment '{experiment}' was deleted",
+            where=shown_uri,
+            hint=f"mlflow experiments restore --experiment-id {found.experiment_id}",
+        )
+    return client, found.experiment_id
+
+
+# --- reading ---
+
+
+def read_experiment(name: str, uri: str) -> list[dict[str, Any]]:
+    """One row for each run that is not deleted, with the column names of `mlflow.search_runs`.
+
+    Unlike in its table, a metric, parameter or tag that a run lacks is absent, so that a metric that was logged as NaN
+    differs from one that was never logged.
+
+    name: an experiment; or one of our studies, as posenc@nano, when no experiment is called so.
+    Raises ConfigError for an unknown name, an experiment without runs or one with several studies, EnvironmentFault
+    for a tracking server or database that cannot be read.
+    """
+    check_uri(uri)
+    where, database = masked(uri), sqlite_path(uri)
+    if database and not database.exists():
+        raise ConfigError("there is no such MLflow database", where=where, hint="--tracking-uri URI")
+    prepare_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client = MlflowClient(uri)
+        experiment, study = _find(client, name, where)
+        rows = [_row(run) for run in _runs(client, experiment.experiment_id)]
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise EnvironmentFault(f"MLflow cannot be read: {reason(error)}", where=where) from None
+    return _of_one_study(rows, study, f"MLflow experiment '{experiment.name}'")
+
+
+def _find(client: MlflowClient, name: str, where: str) -> tuple[Experiment, str | None]:
+    """(experiment, the study in it that is meant)."""
+    ablation = name.rpartition("@")[0]
+    for wanted, study in ((name, None), (ablation, name)):
+        found = client.get_experiment_by_name(wanted) if wanted else None
+        if found is None:
+            continue
+        if found.lifecycle_stage != "active":
+            hint = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            raise ConfigError(f"the MLflow experiment '{wanted}' was deleted", where=where, hint=hint)
+        return found, study
+    known = [experiment.name for experiment in client.search_experiments()]
+    raise ConfigError(unknown("MLflow experiment", name, known), where=where)
+
+
+def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=RUNS_PER_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _row(run: Run) -> dict[str, Any]:
+    info = run.info
+    return {
+        "run_id": info.run_id,
+        "status": info.status,
+        "start_time": info.start_time,
+        **{f"metrics.{key}": value for key, value in run.data.metrics.items()},
+        **{f"params.{key}": value for key, value in run.data.params.items()},
+        **{f"tags.{key}": value for key, value in run.data.tags.items()},
+    }
+
+
+def _of_one_study(rows: list[dict[str, Any]], study: str | None, where: str) -> list[dict[str, Any]]:
+    """The rows of the study that is meant; all of them where there is no study, or one alone. The trials of sweeps in
+    the same experiment are no arms of anything."""
+    trials, rows = len(rows), [row for row in rows if SWEEP not in row]
+    if trials and not rows:
+        raise ConfigError("it holds sweeps alone, whose trials are no arms", where=where, hint="gpt2lab report NAME")
+    studies = sorted({row[STUDY] for row in rows if STUDY in row})
+    if not rows:
+        raise ConfigError("there are no runs in it", where=where)
+    if study is None and len(studies) > 1:
+        raise ConfigError(f"it holds several studies: {', '.join(studies)}", where=where, hint=f"mlflow:{studies[0]}")
+    if study is not None and study not in studies:
+        raise ConfigError(unknown("study", study, studies), where=where)
+    return rows if study is None else [row for row in rows if row.get(STUDY) == study]

@@ -2,35 +2,38 @@
 
     checkpoints/step_000800/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
 
-There is no pointer to the newest one: the folders themselves say which there are. No file is a pickle, so reading one
-can never run code.
+There is no pointer to the newest one: the folders themselves say which there are. The manifest holds sizes and sha256
+sums, because neither torch nor safetensors notices a flipped bit. No file is a pickle, so reading one can never run
+code: the nested state of an optimizer is split into plain JSON and tensors by name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gpt2lab.errors import ConfigError, DataFault, Problem
 from gpt2lab.faults import point
 from gpt2lab.store import disk_fault, make_folder, publish_folder, temporary_beside
-from gpt2lab.training.manifest import damage, write_manifest
 from gpt2lab.training.state import TrainState
-from gpt2lab.training.trees import join, split
 
 STEP = re.compile(r"step_([0-9]{6,})")
 MODEL, OPTIMIZER, STATE = FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 FORMAT = 2
+MANIFEST = "manifest.json"
+MARKS = ("tensor", "tuple", "items")  # of what JSON has no form for
 BEFORE_FORMAT_2 = "optimizer.pt"
 RANDOM = "not stored: every micro-step seeds it from the run's seed, the step, the micro-step and the rank"
 
@@ -109,9 +112,9 @@ def start_from(folder: Path, step: int, state: TrainState) -> None:
     """Let `state` begin where the training in `folder` stood after `step`. Raises ConfigError when there is no such
     checkpoint or it does not fit, DataFault when it is damaged."""
     path = folder / f"step_{step:06d}"
-    there = sorted(found for found, _ in checkpoints(folder))
-    if step not in there:
-        kept = f"it keeps {', '.join(map(str, there))}" if there else "it keeps none"
+    steps = sorted(step for step, _ in checkpoints(folder))
+    if step not in steps:
+        kept = f"it keeps {', '.join(map(str, steps))}" if steps else "it keeps none"
         raise ConfigError(
             f"there is no checkpoint of step {step} to branch from: {kept}",
             where=str(folder),
@@ -134,15 +137,15 @@ def prune(
     The checkpoint of step `best` stays, and those whose step is a multiple of `milestone_every_steps`. Damaged ones do
     not count, so they never push a good one out.
     """
-    found = list(checkpoints(folder))
-    if len(found) <= keep:
+    newest_first = list(checkpoints(folder))
+    if len(newest_first) <= keep:
         return []
     good = 0
-    for index, (step, path) in enumerate(found):
+    for index, (step, path) in enumerate(newest_first):
         good += damage(path, step, FILES) is None
         if good == keep:
             every = milestone_every_steps or math.inf
-            old = [path for step, path in found[index + 1 :] if step != best and step % every]
+            old = [path for step, path in newest_first[index + 1 :] if step != best and step % every]
             for path in old:
                 point("prune")
                 _remove(path)
@@ -164,8 +167,8 @@ def best_step(folder: Path, losses: Mapping[int, float]) -> int | None:
 def checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint, damaged or not, newest first."""
     entries = folder.iterdir() if folder.is_dir() else ()
-    found = [(int(match[1]), path) for path in entries if (match := STEP.fullmatch(path.name))]
-    yield from sorted(found, reverse=True)
+    finished = [(int(match[1]), path) for path in entries if (match := STEP.fullmatch(path.name))]
+    yield from sorted(finished, reverse=True)
 
 
 def _write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
@@ -173,7 +176,7 @@ def _write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
     folder.mkdir()
     content = state.state_dict()
     weights = {name: tensor.contiguous() for name, tensor in content.pop("model").items()}
-    plain, tensors = split(content)
+    plain, tensors = split_tree(content)
     save_file(weights, folder / MODEL, metadata={"format": "pt"})
     point("save.weights")
     save_file(tensors, folder / OPTIMIZER, metadata={"format": "pt"})
@@ -199,7 +202,7 @@ def _read(folder: Path, step: int) -> dict[str, Any] | str:
         # Copies, because a mapped file is aligned otherwise than torch's memory, and matrix products can see that.
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / OPTIMIZER).items()}
         extra = content.pop("extra")
-        return {**join(content, tensors), "model": load_file(folder / MODEL), "extra": extra}
+        return {**join_tree(content, tensors), "model": load_file(folder / MODEL), "extra": extra}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         return f"damaged: cannot be read: {str(error).partition(chr(10))[0]}"
 
@@ -228,7 +231,7 @@ def _remove(path: Path) -> None:
 
 def _size(state: TrainState) -> int:
     """Bytes of the tensors in a checkpoint."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in split(state.state_dict())[1].values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in split_tree(state.state_dict())[1].values())
 
 
 def os_error(error: BaseException | None) -> OSError | None:
@@ -241,3 +244,100 @@ def os_error(error: BaseException | None) -> OSError | None:
             return OSError(int(quoted[1]), os.strerror(int(quoted[1])))
         error = error.__cause__ or error.__context__
     return None
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Describe every file in `folder` as it is now; the manifest carries a sum of itself."""
+    files = {file.name: _described(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    (folder / MANIFEST).write_bytes(_sealed({"format": 1, "step": step, "files": files}))
+
+
+def damage(folder: Path, step: int, names: Collection[str]) -> str | None:
+    """What is wrong with the files `names` in `folder`, against its manifest for `step`; None if every byte is right.
+
+    Finds accidents, not forgery: whoever can write the files can write the manifest.
+    """
+    try:
+        written = (folder / MANIFEST).read_bytes()
+        content = json.loads(written)
+        files = content.pop("files")
+        seal = content.pop("sha256")
+        if written != _sealed({**content, "files": files}):
+            return f"{MANIFEST} is not what was written (its sha256 is not {str(seal)[:12]}...)"
+        if content != {"format": 1, "step": step} or files.keys() != set(names):
+            return f"{MANIFEST} describes something else: {content}, {', '.join(files)}"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return f"{MANIFEST} is not a manifest"
+    for name, expected in files.items():
+        try:
+            actual = _described(folder / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if actual["bytes"] != expected["bytes"]:
+            return f"{name} has {actual['bytes']:,} bytes, not {expected['bytes']:,}"
+        if actual != expected:
+            return f"{name} is not what was written (its sha256 differs)"
+    return None
+
+
+def _described(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return {"bytes": opened.tell(), "sha256": digest}
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    """The one way in which this content can be written, with its own sum inside."""
+    body = json.dumps(content, sort_keys=True)
+    return json.dumps({**content, "sha256": hashlib.sha256(body.encode()).hexdigest()}, sort_keys=True).encode()
+
+
+def split_tree(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """What JSON can hold of `tree`, exactly, and its tensors by dotted name; a tensor in two places is there once.
+
+    Raises ConfigError for anything that is neither a tensor nor a number, text, list, tuple or mapping of such. A
+    tensor's place in the JSON says `{"tensor": its name}`; `tuple` and `items` keep what JSON has no form for.
+    """
+    tensors: dict[str, Tensor] = {}
+    names: dict[int, str] = {}
+
+    def plain(value: Any, name: str) -> Any:
+        inside = f"{name}." if name else ""
+        if isinstance(value, Tensor):
+            known = names.setdefault(id(value), name)
+            tensors.setdefault(known, value.detach().contiguous())
+            return {"tensor": known}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, list):
+            return [plain(v, f"{inside}{i}") for i, v in enumerate(value)]
+        if isinstance(value, tuple):
+            return {"tuple": [plain(v, f"{inside}{i}") for i, v in enumerate(value)]}
+        if isinstance(value, Mapping):
+            if all(isinstance(key, str) for key in value) and not set(MARKS) & set(value):
+                return {key: plain(v, inside + key) for key, v in value.items()}
+            return {"items": [[plain(key, name), plain(v, f"{inside}{key}")] for key, v in value.items()]}
+        raise ConfigError(
+            f"a checkpoint cannot hold {name}, a {type(value).__name__}, without code that runs when it is read",
+            where="optim.optimizer",
+            hint="keep tensors, numbers, text, lists and mappings in the optimizer's state",
+        )
+
+    return plain(tree, ""), tensors
+
+
+def join_tree(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The tree that `split_tree` took apart. Raises KeyError or TypeError for what `split_tree` did not write."""
+    if isinstance(plain, list):
+        return [join_tree(value, tensors) for value in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if "tensor" in plain:
+        return tensors[plain["tensor"]]
+    if "tuple" in plain:
+        return tuple(join_tree(value, tensors) for value in plain["tuple"])
+    if "items" in plain:
+        return {join_tree(key, tensors): join_tree(value, tensors) for key, value in plain["items"]}
+    return {key: join_tree(value, tensors) for key, value in plain.items()}

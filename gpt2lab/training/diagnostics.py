@@ -43,7 +43,7 @@ class Model(Protocol):
     def modules(self) -> Any: ...
 
 
-class Seen:
+class ActivationStatistics:
     """What was seen during one forward pass: by block call, scalars that stay on the device."""
 
     def __init__(self) -> None:
@@ -81,21 +81,21 @@ def diagnose(model: Model, tokens: Any, precision: Precision) -> dict[str, float
     """
     modes = [(module, module.training) for module in model.modules()]
     device = next(iter(model.parameters())).device
-    seen = Seen()
+    statistics = ActivationStatistics()
     try:
         for module, _ in modes:
             module.training = False
         step = model.step(torch.as_tensor(tokens, dtype=torch.int64).to(device))
-        step.watch = seen
+        step.watch = statistics
         with autocast(precision, device):
             found = {LOGITS: logit_rms(model, model.hidden(step).flatten(0, 1))}
     finally:
         for module, training in modes:
             module.training = training
-    found |= {f"{ACTIVATIONS}/{depth}": rms for depth, rms in seen.rms.items()}
-    if seen.largest:
-        found[SCORES] = torch.stack(list(seen.largest.values())).amax()
-        found |= {f"{SCORES}/{depth}": largest for depth, largest in seen.largest.items()}
+    found |= {f"{ACTIVATIONS}/{depth}": rms for depth, rms in statistics.rms.items()}
+    if statistics.largest:
+        found[SCORES] = torch.stack(list(statistics.largest.values())).amax()
+        found |= {f"{SCORES}/{depth}": largest for depth, largest in statistics.largest.items()}
     return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # the only wait for the device
 
 

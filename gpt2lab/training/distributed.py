@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all that train one model together; `joining.join_world` makes one of size > 1.
+    """This process among all that train one model together; `ranks.join_world` makes one of size > 1.
 
     local_rank: among the ranks of this machine. Every rank must make the same calls in the same order.
     """

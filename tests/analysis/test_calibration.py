@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from gpt2lab.analysis.calibration import nominal_level, power, valid_p
-from gpt2lab.analysis.selftest import BANKS, noise
-from gpt2lab.analysis.selftest.claims import REFERENCES
+from gpt2lab.analysis.selftest import BANKS, REFERENCES, table
 from gpt2lab.analysis.statistics import linear, welch
 
 Array = NDArray[np.float64]
@@ -57,11 +56,15 @@ def judged_by_formula(x: Array) -> tuple[Array, NDArray[np.bool_], NDArray[np.bo
     return d, significant, rejected(np.nan_to_num(2 * q, nan=2.0), n, 0.1)
 
 
-@pytest.mark.parametrize("n", [3, 5, 8])
-@pytest.mark.parametrize("bank", BANKS)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("bank", "n"), [
+    pytest.param(bank, n, marks=() if (bank, n) == ("t5", 3) else SLOW) for bank in BANKS for n in (3, 5, 8)
+])  # fmt: skip
 def test_the_references_come_from_an_independent_simulation(bank: str, n: int) -> None:
     rng, size = np.random.default_rng([9, n]), (STUDIES, 5, n)
-    repeats = np.array([float(row["val_loss"]) for row in noise.table("seed_noise_124m.csv")])
+    repeats = np.array([float(row["val_loss"]) for row in table("seed_noise_124m.csv")])
 
     def drawn() -> Array:
         if bank == "124M seeds":
@@ -78,8 +81,10 @@ def test_the_references_come_from_an_independent_simulation(bank: str, n: int) -
         assert rate == pytest.approx(reference, abs=0.003 + 4 * np.sqrt(reference * (1 - reference) / STUDIES))
 
 
-@pytest.mark.parametrize("sizes", [(3, 3), (3, 10), (5, 20), (8, 8)])
-@pytest.mark.parametrize("level", [0.05, 0.0125])
+@pytest.mark.parametrize(("sizes", "level"), [
+    pytest.param(sizes, level, marks=() if (sizes, level) == ((3, 10), 0.05) else SLOW)
+    for sizes in ((3, 3), (3, 10), (5, 20), (8, 8)) for level in (0.05, 0.0125)
+])  # fmt: skip
 def test_no_ratio_of_noise_exceeds_the_level_and_one_reaches_it(sizes: tuple[int, int], level: float) -> None:
     """By drawing studies, where calibration.py integrates."""
     rng, rates = np.random.default_rng([5, *sizes]), []

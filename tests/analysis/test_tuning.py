@@ -1,9 +1,10 @@
-"""The best value of a searched setting: against Fieller's interval, its edges and words, and what it refuses to say."""
+"""x"""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy import integrate, optimize, stats
 
 from gpt2lab.analysis.parabola import fit
 from gpt2lab.analysis.statistics import Array
-from gpt2lab.analysis.tuning import Optimum, optimum, sensitivity
+from gpt2lab.analysis.tuning import Optimum, budgets_differ, chosen, optimum, sensitivity, transfer
 
 RATES = np.geomspace(0.0005, 0.032, 13)
 
@@ -234,3 +235,166 @@ def test_sensitivity_by_hand() -> None:
 ])  # fmt: skip
 def test_sensitivity_of_too_little_is_unknown(points: list[tuple[float, float]]) -> None:
     assert sensitivity(points, 1, 8, 5.0) is None
+
+
+RATE = {"name": "optim.lr", "kind": "float", "low": 0.001, "high": 0.016, "log": True, "choices": None, "when": None}
+DECAY = {"name": "optim.weight_decay", "kind": "float", "low": 0.0, "high": 0.4, "log": False, "choices": None}
+NORM = {"name": "model.norm", "kind": "categorical", "low": None, "high": None, "choices": ["layernorm", "rmsnorm"]}
+
+
+def trial(slot: int, value: float | None, outcome: str = "finished", **settings: Any) -> dict[str, Any]:
+    named = {key.replace("__", "."): setting for key, setting in settings.items()}
+    return {"slot": slot, "outcome": outcome, "value": value, "settings": named}
+
+
+def search(trials: list[dict[str, Any]], *space: dict[str, Any]) -> dict[str, Any]:
+    return {"space": list(space or (RATE,)), "trials": trials}
+
+
+def rates(values: dict[float, float]) -> list[dict[str, Any]]:
+    return [trial(slot, value, optim__lr=rate) for slot, (rate, value) in enumerate(values.items())]
+
+
+VALLEY = {
+    rate: 2 + 0.02 * float(np.log2(rate / 0.0041)) ** 2 for rate in (0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.016)
+}
+
+
+def test_the_best_finished_trial_is_chosen() -> None:
+    found = chosen(search([*rates(VALLEY), trial(7, 1.0, "pruned", optim__lr=0.009)]), effect=0.05, noise_sd=0.01)
+    assert (found.settings, found.value, found.slot) == ({"optim.lr": 0.004}, VALLEY[0.004], 3)
+    assert found.reason is None and not found.edge
+    assert str(found.optima["optim.lr"]).startswith("Best learning rate 0.0041 (95 % interval 0.00")
+
+
+def test_of_equal_trials_the_first_is_chosen_and_maximize_turns_the_order() -> None:
+    trials = [trial(2, 1.0, optim__lr=0.004), trial(1, 1.0, optim__lr=0.003), trial(0, 3.0, optim__lr=0.002)]
+    assert chosen(search(trials)).slot == 1
+    assert chosen(search(trials), maximize=True).slot == 0
+
+
+def test_an_optimum_at_an_edge_is_not_comparable() -> None:
+    found = chosen(search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0})))
+    assert found.edge == {"optim.lr": "high"} and found.optima["optim.lr"].widen == pytest.approx((0.001, 0.064))
+    assert found.reason == "its best learning rate lies at the upper edge (0.016)"
+    up = chosen(search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0})), maximize=True)
+    assert up.edge == {"optim.lr": "low"}
+
+
+def test_a_search_that_is_not_over_or_found_nothing_is_not_comparable() -> None:
+    waiting = [*rates(VALLEY), trial(8, None, "waiting", optim__lr=0.01)]
+    assert chosen(search(waiting)).reason == "1 of 8 trials of its search have not ended"
+    assert chosen(search(rates(VALLEY)), slots=9).reason == "2 of 9 trials of its search have not ended"
+    nothing = chosen(search([trial(0, None, "diverged", optim__lr=0.01), trial(1, None, "failed")]))
+    assert (nothing.settings, nothing.value, nothing.slot) == (None, None, None)
+    assert nothing.reason == "no trial of its search finished"
+    assert "1 trial diverged" in str(nothing.optima["optim.lr"])
+
+
+def test_of_several_settings_edges_go_by_the_place_of_the_best_trial() -> None:
+    values = ((2.2, 0.002, 0.1, "layernorm"), (2.0, 0.004, 0.3, "rmsnorm"), (2.1, 0.008, 0.2, "rmsnorm"))
+    trials = [trial(k, value, optim__lr=rate, optim__weight_decay=decay, model__norm=norm)
+              for k, (value, rate, decay, norm) in enumerate(values)]  # fmt: skip
+    found = chosen(search(trials, RATE, DECAY, NORM), effect=0.05)
+    assert found.edge == {"optim.weight_decay": "high"}
+    assert found.reason == "its best weight decay lies at the upper edge (0.3)"
+    assert {name: optimum.curve for name, optimum in found.optima.items()} == {
+        "optim.lr": None, "optim.weight_decay": None,
+    }  # fmt: skip
+
+
+def test_a_setting_that_the_best_trial_does_not_have_is_left_out() -> None:
+    trials = [trial(0, 2.0, optim__lr=0.004), trial(1, 2.2, optim__lr=0.002, optim__weight_decay=0.1),
+              trial(2, 2.3, optim__lr=0.008)]  # fmt: skip
+    found = chosen(search(trials, RATE, DECAY))
+    assert found.optima.keys() == {"optim.lr"} and found.reason is None
+
+
+def test_equal_budgets_are_those_that_told_as_much_over_as_wide_a_space() -> None:
+    one = search(rates(VALLEY))
+    doubled = {**RATE, "low": 0.002, "high": 0.032}
+    assert budgets_differ(one, search(rates(VALLEY), doubled)) is None
+    assert budgets_differ(one, search(rates(VALLEY), {**RATE, "high": 0.032})) == (
+        "unequal spaces: optim.lr has another range"
+    )
+    failed = [*rates(VALLEY)[:-1], trial(6, None, "failed", optim__lr=0.016)]
+    assert budgets_differ(one, search(failed), names=("pre", "post")) == (
+        "unequal budgets: 7 trials of pre and 6 trials of post told something"
+    )
+    cut = [*rates(VALLEY)[:-1], trial(6, None, "pruned", optim__lr=0.016)]
+    assert budgets_differ(one, search(cut)) is None
+    assert budgets_differ(one, search(rates(VALLEY), RATE, DECAY)) == (
+        "unequal spaces: optim.weight_decay is searched in one of them only"
+    )
+    assert budgets_differ(search([], NORM), search([], {**NORM, "choices": ["layernorm"]})) is not None
+    assert budgets_differ(search([], DECAY), search([], {**DECAY, "high": 0.8})) is not None
+
+
+SIZES = (1e6, 4e6, 1.6e7, 6.4e7, 2.56e8)
+
+
+def around(optimum: float, se: float) -> tuple[float, float]:
+    """The 95 % interval of an optimum whose logarithm has this standard error."""
+    return optimum * math.exp(-1.959964 * se), optimum * math.exp(1.959964 * se)
+
+
+def test_it_is_weighted_least_squares_of_logarithms() -> None:
+    optima, se = np.array([0.004, 0.0025, 0.0019, 0.0012, 0.0009]), np.array([0.1, 0.3, 0.1, 0.2, 0.05])
+    ours = transfer(SIZES, [*optima], [around(o, s) for o, s in zip(optima, se, strict=True)], target=1e9)
+    wls = sm.WLS(np.log(optima), sm.add_constant(np.log(SIZES)), weights=se**-2.0)
+    fitted = wls.fit(cov_type="fixed scale")
+    assert ours.exponent == pytest.approx(fitted.params[1]) and ours.at_target is not None
+    assert math.log(ours.at_target) == pytest.approx(fitted.predict([[1, math.log(1e9)]])[0])
+    assert ours.scatter == pytest.approx(wls.fit().scale)
+    half = stats.t.ppf(0.975, 3) * fitted.bse[1] * max(1, wls.fit().scale) ** 0.5
+    assert ours.exponent_interval == pytest.approx((fitted.params[1] - half, fitted.params[1] + half), rel=1e-5)
+
+
+@pytest.mark.parametrize(("count", "departure", "least", "most"), [
+    (2, 0.0, 0.93, 0.97), (3, 0.0, 0.94, 0.985), (4, 0.0, 0.99, 1.0), (4, 0.2, 0.95, 1.0), (5, 0.2, 0.93, 1.0),
+])  # fmt: skip
+def test_the_prediction_covers(count: int, departure: float, least: float, most: float) -> None:
+    """`departure`: how far the logarithm of each optimum truly lies off the power law."""
+    rng, inside = np.random.default_rng(count), 0
+    for _ in range(600):
+        se = rng.uniform(0.1, 0.25, count)
+        truth = math.log(0.004) - 0.3 * np.log(np.array(SIZES[:count]) / 1e6) + rng.normal(0, departure, count)
+        optima = np.exp(truth + rng.normal(0, 1, count) * se)
+        intervals = [around(o, s) for o, s in zip(optima, se, strict=True)]
+        found = transfer(SIZES[:count], [*optima], intervals)
+        goal = 0.004 * (4.0**count) ** -0.3 * math.exp(rng.normal(0, departure))
+        assert found.target == pytest.approx(1e6 * 4.0**count) and found.target_interval is not None
+        inside += found.target_interval[0] <= goal <= found.target_interval[1]
+    assert least <= inside / 600 <= most
+
+
+def test_the_sentences() -> None:
+    three = transfer(SIZES[:3], [0.004, 0.0026, 0.0018], [around(o, 0.1) for o in (0.004, 0.0026, 0.0018)])
+    assert str(three).startswith("Over three sizes the best learning rate falls as N^-0.29 (-0.")
+    assert "for 64.0 M parameters it predicts 0.0012 (0.0" in str(three)
+    assert "hardly test" in str(three)
+    two = transfer(SIZES[:2], [0.002, 0.0022], [around(o, 0.2) for o in (0.002, 0.0022)])
+    assert "rises as N^0.07" in str(two) and "It may as well not move." in str(two) and "cannot test" in str(two)
+
+
+def test_sizes_without_an_interval_are_left_out_or_all_count_the_same() -> None:
+    intervals = [around(0.004, 0.1), None, around(0.002, 0.1)]
+    assert transfer(SIZES[:3], [0.004, 0.1, 0.002], intervals).sizes == (1e6, 1.6e7)
+    bare = transfer(SIZES[:3], [0.004, 0.0028, 0.002], [None, None, None])
+    assert bare.exponent == pytest.approx(-0.25) and bare.exponent_interval is None
+    assert "No interval: fewer than two sizes have an interval" in str(bare)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "optima"), [((), ()), ((1e6,), (0.01,)), ((1e6, 1e6), (0.1, 0.2)), ((1, 2), (None, 1))]
+)
+def test_fewer_than_two_sizes_say_nothing(sizes: tuple[float, ...], optima: tuple[float | None, ...]) -> None:
+    found = transfer(sizes, optima, [None] * len(sizes))
+    assert found.exponent is None and "cannot be told: fewer than two sizes" in str(found)
+
+
+def test_sizes_may_come_in_any_order() -> None:
+    optima = [0.004, 0.0026, 0.0018]
+    there = transfer(SIZES[:3], optima, [around(o, 0.1) for o in optima])
+    back = transfer(SIZES[2::-1], optima[::-1], [around(o, 0.1) for o in optima[::-1]])
+    assert (back.exponent, back.target_interval) == (there.exponent, there.target_interval)

@@ -107,20 +107,14 @@ def simulated(
 
 
 @pytest.mark.parametrize(("shape", "n", "known"), [
-    ("parabola", 8, True), ("parabola", 24, False), ("wall", 12, False), ("explosion", 12, True),
-    ("lopsided", 12, False), ("straight", 24, False),
+    ("parabola", 8, True), ("lopsided", 12, False),
+    *(pytest.param(shape, n, known, marks=pytest.mark.slow) for shape, n, known in (
+        ("parabola", 24, False), ("wall", 12, False), ("explosion", 12, True), ("straight", 24, False))),
 ])  # fmt: skip
 def test_the_interval_holds_the_truth_and_the_curve_beats_the_best_trial(shape: str, n: int, known: bool) -> None:
     found = simulated(shape, n, known=known, draws=20)
     assert found["coverage"] > 0.93
     assert abs(found["bias"]) < 0.35 and found["error"] < 0.75 * found["error of the best trial"]
-
-
-@pytest.mark.parametrize(("shape", "n", "known"), [
-    ("sixteenfold", 12, True), ("steep exponential", 12, True), ("kink", 24, False), ("corner", 12, False),
-])  # fmt: skip
-def test_the_interval_holds_the_truth_on_lopsided_curves(shape: str, n: int, known: bool) -> None:
-    assert simulated(shape, n, known=known, draws=30)["coverage"] > 0.93
 
 
 @pytest.mark.slow
@@ -151,10 +145,9 @@ def test_the_coverage_of_an_optimum_near_an_end(shape: str, known: bool) -> None
 
 def test_a_single_parabola_would_be_far_off_where_the_sides_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2lab.analysis.parabola.LOPSIDED", 1e-4)
-    assert simulated("lopsided", 12, known=False, draws=20)["bias"] < -0.4
+    assert simulated("lopsided", 12, known=False, draws=10)["bias"] < -0.4
 
 
 def test_half_parabolas_alone_would_not_cover(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2lab.analysis.parabola.POWERS", (2.0,))
-    assert simulated("steep exponential", 24, known=True, draws=20)["coverage"] < 0.9
-    assert simulated("kink", 24, known=True, draws=20)["coverage"] < 0.9
+    assert simulated("steep exponential", 24, known=True, draws=10)["coverage"] < 0.9

@@ -1,8 +1,9 @@
-"""Every word can be reached, none out of turn, and edge cases get an honest one without a warning."""
+"""Every verdict word can be reached, none out of turn; numbers in sentences."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from scipy import stats
 
 from gpt2lab.analysis import Contrast, Noise, compare
 from gpt2lab.analysis.calibration import nominal_level, power
-from gpt2lab.analysis.verdicts import decide
+from gpt2lab.analysis.judging import decide
+from gpt2lab.analysis.wording import effect, interval, probability
 
 SPREAD = (-0.012, 0.0, 0.012, -0.006, 0.006, -0.012, 0.012, 0.0)
 FLOOR = Noise(sd=0.012, df=11, runs=12, scale="nano", stack="torch 2.13.0, cpu")
@@ -108,17 +110,8 @@ def test_one_or_two_seeds_are_exploratory_or_likely_never_more(n: int) -> None:
     assert judged(rows(n, base=1.5, arm=2.15), noise=FLOOR).word == "likely worse (noise borrowed)"
     assert judged(table, noise=dataclasses.replace(FLOOR, runs=9)).word == "exploratory"
     assert "12 baseline repeats (nano, torch 2.13.0, cpu): sd 0.012, times 1.5" in judged(table, noise=FLOOR).verdict
-
-
-def test_two_seeds_on_one_side_are_two_seeds() -> None:
-    table = [row for row in rows(5, base=2.15, arm=1.5) if row["arm"] == "arm" or row["seed"] < 2]
-    assert judged(table).word == "exploratory"
-
-
-def test_three_seeds_are_judged_by_their_own_noise_even_if_a_floor_is_lent() -> None:
-    table = rows(3, spread=10, base=2.15, arm=2.05)
-    assert judged(table, noise=FLOOR).p == judged(table).p
-    assert judged(table, noise=FLOOR).word.startswith("inconclusive")
+    one_sided = [row for row in rows(5, base=2.15, arm=1.5) if row["arm"] == "arm" or row["seed"] < n]
+    assert judged(one_sided).word == "exploratory"
 
 
 def test_borrowed_noise_can_be_too_much_to_tell() -> None:
@@ -248,3 +241,36 @@ def test_an_interval_wider_than_x_beside_no_difference_is_explained() -> None:
     note = next(note for note in found.notes if "equivalence goes by" in note)
     low = float(note.split("[")[1].split(",")[0])
     assert -0.058 < low < 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((-0.257, -0.281, -0.233), "-0.257 nats [-0.281, -0.233]"),
+        ((5.0, 4.89, 5.11), "+5.00 nats [+4.89, +5.11]"),
+        ((-0.018, -0.0352, -0.0003), "-0.0180 nats [-0.0352, -0.0003]"),  # it leaves out zero, so no bound shows zero
+        ((0.018, 4e-09, 0.0352), "+0.0180000 nats [+4e-09, +0.0352000]"),
+        ((-0.0002, -0.0193, 0.0189), "+0.000 nats [-0.019, +0.019]"),
+        ((1e300, 0.8e300, 1.2e300), "+1.00e+300 nats [+8.00e+299, +1.20e+300]"),
+        ((2e-12, 1e-12, 3e-12), "+2.0e-12 nats [+1.0e-12, +3.0e-12]"),
+        ((0.2, math.nan, math.nan), "+0.200 nats"),
+        ((0.0, math.nan, math.nan), "0 nats"),
+        ((1e-200, math.nan, math.nan), "+1.00e-200 nats"),
+        ((0.0, 0.0, 0.0), "0 nats [0, 0]"),
+    ],
+)
+def test_differences_of_every_size(numbers: tuple[float, float, float], said: str) -> None:
+    assert effect(*numbers, "nats") == said
+
+
+def test_an_interval_alone() -> None:
+    assert interval(-0.281, -0.233) == "[-0.281, -0.233]"
+    assert interval(-1e9, 1e9) == "[-1.0e+09, +1.0e+09]"
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(0.036, "= 0.036"), (0.0499, "= 0.0499"), (0.04999, "= 0.04999"), (0.0, "< 1e-15"), (3e-16, "< 1e-15")],
+)
+def test_p_values(p: float, said: str) -> None:
+    assert probability(p, 0.05) == said

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import tokenize
 from benchmarks.tokenize import measured
-from gpt2lab.data.sources import corpus
+from gpt2lab.data.corpora import corpus
 from gpt2lab.errors import ConfigError, NumericsFault
 
 

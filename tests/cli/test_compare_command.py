@@ -15,7 +15,7 @@ from gpt2lab.analysis import compare
 from gpt2lab.results import final_values
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import sync
-from gpt2lab.tracking.mlflow import MlflowSink
+from gpt2lab.tracking.mlflow import MlflowTracker
 
 Call = Callable[..., Any]
 MEANS = {"learned": 2.15, "rotary": 1.89, "none": 2.152, "post": 2.95}
@@ -56,7 +56,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store, uri = Store(root / "runs"), f"sqlite:///{root}/runs/mlflow.db"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow's own, at its import
-        sync(store, store.study("posenc"), lambda: MlflowSink(uri, "posenc", root / "artifacts"))
+        sync(store, store.study("posenc"), lambda: MlflowTracker(uri, "posenc", root / "artifacts"))
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)

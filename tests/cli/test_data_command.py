@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from gpt2lab import faults
-from gpt2lab.data import encoding
+from gpt2lab.data import encode
+from gpt2lab.data.prepared import open_prepared
 from gpt2lab.data.shards import DataConfig, prepare
 
 Call = Callable[..., Any]
@@ -21,7 +23,7 @@ Call = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "home"))
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 2_000)
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 2_000)
     rng = random.Random(0)
     words = [f"word{i}" for i in range(40)]
     lines = [json.dumps({"body": " ".join(rng.choices(words, k=30))}) + "\n" for _ in range(200)]
@@ -34,10 +36,33 @@ def test_a_corpus_is_prepared_by_its_name(gpt2lab: Call, tmp_path: Path) -> None
     answer = gpt2lab("data", "prepare", "documents", "--tokenizer", "bytes", "--processes", "2",
                      "--set", "data.corpus.paths=[a.jsonl]", "--set", "data.corpus.field=body")  # fmt: skip
     assert answer.code == 0, answer.err
-    [one] = json.loads(gpt2lab("data", "list", "--json").out)
-    assert (one["corpus"], one["tokenizer"], one["usable"]) == ("documents", "bytes", True)
+    [row] = json.loads(gpt2lab("data", "list", "--json").out)
+    assert (row["corpus"], row["tokenizer"], row["usable"]) == ("documents", "bytes", True)
     whole = gpt2lab("data", "check")
     assert whole.code == 0 and ": whole" in whole.out
+
+
+@pytest.mark.usefixtures("no_plugins_after")
+def test_the_corpus_and_tokenizer_of_the_documentation_work_from_a_plugin(gpt2lab: Call, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    (block,) = re.findall(r"^```python\n(# poems.py\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "poems.py").write_text(block)
+    command = ["data", "prepare", "haiku", "--tokenizer", "letters", "--plugin", "poems.py"]
+    assert " ".join(["gpt2lab", *command]) in page
+    answer = gpt2lab(*command, "--processes", "2")
+    assert answer.code == 0, answer.err
+    [row] = json.loads(gpt2lab("data", "list", "--json").out)
+    made = open_prepared(row["path"])
+    assert (row["corpus"], row["tokenizer"], made.vocab_size) == ("haiku", "letters", 31)
+    text = made.tokenizer.decode(made.train[:])
+    assert text.startswith("the pond is silent\na frog jumps in, number ?\nthe sound of water\n<end>the pond")
+    record = made.manifest["splits"]["train"]
+    assert record["bytes"] == int(made.byte_lengths[made.train[:]].sum())
+    assert {document["name"] for document in record["documents"]} <= {f"poem {i}" for i in range(20)}
+    contract = gpt2lab("test-plugin", "poems.py")
+    assert contract.code == 0 and contract.out.count(", 0 failed") == 2
+    other = gpt2lab(*command, "--set", "data.corpus.count=12", "--set", "data.tokenizer.known=abc")
+    assert other.code == 0 and len(json.loads(gpt2lab("data", "list", "--json").out)) == 2
 
 
 @pytest.mark.parametrize(
@@ -75,5 +100,5 @@ def test_the_command_that_data_list_shows_continues(gpt2lab: Call, tmp_path: Pat
     assert words[:3] == ["gpt2lab", "data", "prepare"]
     answer = gpt2lab(*words[1:])
     assert answer.code == 0, answer.err
-    [one] = json.loads(gpt2lab("data", "list", "--json").out)
-    assert one["usable"] and f".{Path(one['path']).name}.partial" == Path(path).name
+    [row] = json.loads(gpt2lab("data", "list", "--json").out)
+    assert row["usable"] and f".{Path(row['path']).name}.partial" == Path(path).name

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gpt2lab.evaluation import task
-from gpt2lab.evaluation.tasks.scoring import TOKENS_AT_ONCE
+from gpt2lab.evaluation.tasks import TOKENS_AT_ONCE
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2
 from gpt2lab.store import Store
@@ -71,7 +71,7 @@ def test_a_runs_tasks_are_computed_once_and_kept_below_it(
     [kept] = (run.path / "evaluations").glob("task-letters-*.json")
     assert json.loads(kept.read_text())["values"]["letters/acc"] == 1.0
     with monkeypatch.context() as patch:
-        patch.setattr("gpt2lab.exam.answers", lambda *_, **__: pytest.fail("computed twice"))
+        patch.setattr("gpt2lab.evaluation.runs.answer_task", lambda *_, **__: pytest.fail("computed twice"))
         assert json.loads(gpt2lab(*words, "--json").out) == {**found, "reused": 1}
         shown = gpt2lab(*words)
     assert re.search(r"letters +acc +1\.0000 +0\.0000 +6 *\n +acc_norm +1\.0000 +0\.0000", shown.out)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gpt2lab import config as configs
 from gpt2lab import testing
+from gpt2lab.config import config
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
@@ -285,11 +285,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         (record / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 1.0\n")
         (record / "entry_points.txt").write_text("[gpt2lab.components]\nparts = their_parts\n")
         (tmp_path / "site" / "their_parts.py").write_text(text)
-        configs._load_installed.cache_clear()
+        config._load_installed.cache_clear()
 
     yield install
     sys.modules.pop("their_parts", None)
-    configs._load_installed.cache_clear()
+    config._load_installed.cache_clear()
 
 
 def test_an_installed_package_offers_components(

@@ -222,7 +222,7 @@ def test_control_c_saves_and_twice_ends_at_once(here: Path, count: str) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert "once more to end at once" in err
+    assert "once more ends them at once" in err
     assert "try: the same command continues" in err
     assert run.status() == "partial"
 

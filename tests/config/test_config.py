@@ -57,12 +57,8 @@ def test_e2_a_misfit_in_a_list_is_told_at_its_item(tmp_path: Path) -> None:
 
 def test_e3_the_schema_alone_converts() -> None:
     config = load_config("nano", ["optim.lr=1e-4", "training.steps=0200", "model.bias=no", "optim.grad_clip=null"])
-    assert (config.optim.lr, config.training.steps, config.model.bias, config.optim.grad_clip) == (
-        1e-4,
-        200,
-        False,
-        None,
-    )
+    optim = config.optim
+    assert (optim.lr, config.training.steps, config.model.bias, optim.grad_clip) == (1e-4, 200, False, None)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +220,8 @@ def test_files_extend_presets_and_files_beside_them(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("extends: nano\noptim: {lr: 1e-3}\n")
     (tmp_path / "top.yaml").write_text("extends: base.yaml\noptim: {warmup_steps: 5}\n")
     config = load_config(tmp_path / "top.yaml", ["optim.grad_clip=2"])
-    assert (config.model.n_embd, config.optim.lr, config.optim.warmup_steps, config.optim.grad_clip) == (
-        128,
-        1e-3,
-        5,
-        2,
-    )
+    optim = config.optim
+    assert (config.model.n_embd, optim.lr, optim.warmup_steps, optim.grad_clip) == (128, 1e-3, 5, 2)
 
 
 def test_problems_with_extending_are_told_at_their_line(tmp_path: Path) -> None:

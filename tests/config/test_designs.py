@@ -11,6 +11,7 @@ import pytest
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import LoadedAblation, load_ablation
 
+ARMS = "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\n"
 HEAD = "ablation: mine\nquestion: Which one?\nbase: nano\n"
 
 
@@ -115,45 +116,21 @@ WRONG = {
         "leave_one_out:\n  a: {model.nrom: rmsnorm}\n  b: {model.position: rotary}\n",
         "mine.yaml:5: leave_one_out.a.model.nrom",
     ),
-    "looks and other seeds": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nlooks: [3, 5]\nseeds: 4\n",
-        "last look",
-    ),
-    "looks that fall": ("arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nlooks: [5, 3]\n", "rising numbers"),
-    "a look too early": ("arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nlooks: [2, 3]\n", "rising numbers"),
-    "a bracket without one": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nlr_bracket: [0.5, 2, 4]\n",
-        "1 among them",
-    ),
+    "looks and other seeds": (ARMS + "looks: [3, 5]\nseeds: 4\n", "last look"),
+    "looks that fall": (ARMS + "looks: [5, 3]\n", "rising numbers"),
+    "a look too early": (ARMS + "looks: [2, 3]\n", "rising numbers"),
+    "a bracket without one": (ARMS + "lr_bracket: [0.5, 2, 4]\n", "1 among them"),
     "a rate beside a bracket": (
         "arms: {a: {}, b: {optim.lr: 1e-3}}\nbaseline: a\nlr_bracket: [0.5, 1, 2]\n",
         "which `lr_bracket` is to find",
     ),
-    "an unknown axis": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nequalise: time\n",
-        "wall_clock is expected",
-    ),
-    "a knob that cannot": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nequalise: {axis: parameters, by: tokens}\n",
-        "cannot make parameters equal",
-    ),
-    "a curve of one point": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nbudget_curve: [1]\n",
-        "at least two different multiples",
-    ),
-    "a curve of an unknown arm": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nbudget_curve: {budgets: [1, 2], arms: [bb]}\n",
-        "unknown arm 'bb'",
-    ),
-    "a ladder with an unknown rung": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nscales: [nano, mikro]\n",
-        "did you mean 'micro'?",
-    ),
-    "seeds reserved for other purposes": (
-        "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nseeds: [100]\n",
-        "those from 100 on serve other purposes",
-    ),
-    "a word for seeds": ("arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nseeds: many\n", "seeds"),
+    "an unknown axis": (ARMS + "equalise: time\n", "wall_clock is expected"),
+    "a knob that cannot": (ARMS + "equalise: {axis: parameters, by: tokens}\n", "cannot make parameters equal"),
+    "a curve of one point": (ARMS + "budget_curve: [1]\n", "at least two different multiples"),
+    "a curve of an unknown arm": (ARMS + "budget_curve: {budgets: [1, 2], arms: [bb]}\n", "unknown arm 'bb'"),
+    "a ladder with an unknown rung": (ARMS + "scales: [nano, mikro]\n", "did you mean 'micro'?"),
+    "seeds reserved for other purposes": (ARMS + "seeds: [100]\n", "those from 100 on serve other purposes"),
+    "a word for seeds": (ARMS + "seeds: many\n", "seeds"),
 }
 
 
@@ -169,7 +146,7 @@ def test_a_factorial_needs_all_its_arms(tmp_path: Path) -> None:
 
 
 def test_seeds_from_the_command_line_drop_the_looks(tmp_path: Path) -> None:
-    text = "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nlooks: [3, 5, 8]\n"
+    text = ARMS + "looks: [3, 5, 8]\n"
     assert loaded(tmp_path, text).looks == (3, 5, 8)
     assert loaded(tmp_path, text).seeds == tuple(range(8))
     assert loaded(tmp_path, text, seeds=4).looks == ()
@@ -177,7 +154,7 @@ def test_seeds_from_the_command_line_drop_the_looks(tmp_path: Path) -> None:
 
 
 def test_a_rung_of_a_ladder_names_its_tokens_per_parameter(tmp_path: Path) -> None:
-    text = "arms: {a: {}, b: {model.norm: rmsnorm}}\nbaseline: a\nscales: [nano, micro]\ntokens_per_parameter: 1\n"
+    text = ARMS + "scales: [nano, micro]\ntokens_per_parameter: 1\n"
     rung = loaded(tmp_path, text, scale="micro", overrides=["optim.lr=1e-3"])
     assert rung.scale == "micro-1tpp"
     assert rung.noise_command == "gpt2lab noise micro --tokens-per-parameter 1 --set optim.lr=1e-3"

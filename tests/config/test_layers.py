@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-import gpt2lab.config  # noqa: F401  (fills the slots)
+import gpt2lab.config.config  # noqa: F401  (fills the slots)
+from gpt2lab.config.source import Place, Source, lay, read_mapping, read_override
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading.layers import lay, merge
-from gpt2lab.reading.source import read_mapping, read_override
 
 
 @pytest.mark.parametrize(
@@ -73,9 +72,10 @@ from gpt2lab.reading.source import read_mapping, read_override
         ({"training": {"steps": "5"}}, {"training.steps": {}}, {"training": {"steps": {}}}),
     ],
 )
-def test_merge(tree: dict[str, Any], changes: dict[str, Any], result: dict[str, Any]) -> None:
+def test_changes_by_dotted_key(tree: dict[str, Any], changes: dict[str, Any], result: dict[str, Any]) -> None:
     before = repr(tree)
-    assert merge(tree, changes) == result
+    laid = lay(Source(tree, {}), [(key, Source(value, {(): Place("")})) for key, value in changes.items()])
+    assert laid.tree == result
     assert repr(tree) == before
 
 

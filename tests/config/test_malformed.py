@@ -17,26 +17,7 @@ FILES = 1_000
 ABLATIONS = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
 ODD = ["", "~", "[]", "{}", "[1, [2]]", "{a: {b: c}}", "yes", "-0", "0x1F", "1_000", "1e999", "nan", "9" * 400]
 ODD += ["!!python/object/apply:os.system ['touch ran']", "!!int 3", "&a x", "*a", "<<: {a: 1}", "? x", "---", "..."]
-ODD += [
-    "'",
-    '"',
-    "\t",
-    "\0",
-    "ü",
-    "\U0001f600",
-    "-",
-    ": ",
-    "#",
-    "|",
-    ">",
-    "%",
-    "@",
-    "`",
-    "\ufeff",
-    "\x85",
-    "²",
-    "\u2028",
-]
+ODD += [*"'\"\t\0ü\U0001f600-#|>%@`\ufeff\x85²\u2028", ": "]
 ODD += ["x" * 5000, "{name: rmsnorm, eps: x}"]
 
 

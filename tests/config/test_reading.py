@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2lab.config.source import MAX_BYTES, MAX_DEPTH, MAX_VALUES, Place, read_file, read_mapping, read_override
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading.source import MAX_BYTES, MAX_DEPTH, MAX_VALUES, Place, read_file, read_mapping, read_override
 
 
 def refused(text: str) -> str:
@@ -84,7 +84,7 @@ BOMBS = {
 MEASURE = """
 import resource, sys, time
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading.source import read_file
+from gpt2lab.config.source import read_file
 for file in sys.argv[1:]:
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     try:

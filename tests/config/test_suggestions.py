@@ -68,12 +68,8 @@ def test_messages_about_typos_name_the_right_key_or_component() -> None:
 
 
 def test_edits_counts_swaps_once() -> None:
-    assert [edits(a, b) for a, b in [("", "abc"), ("rmsnrom", "rmsnorm"), ("kitten", "sitting"), ("ca", "abc")]] == [
-        3,
-        1,
-        3,
-        3,
-    ]
+    pairs = [("", "abc"), ("rmsnrom", "rmsnorm"), ("kitten", "sitting"), ("ca", "abc")]
+    assert [edits(a, b) for a, b in pairs] == [3, 1, 3, 3]
 
 
 def test_what_is_far_from_everything_gets_no_suggestion() -> None:

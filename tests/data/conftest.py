@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,15 @@ def config(texts: Path) -> Callable[..., DataConfig]:
         return DataConfig.model_validate(settings)
 
     return make
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, Any]]:
+    """contents(folder): every byte of a prepared folder, but for when it was made."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        shards = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+        return {**shards, **manifest, "created": None, "sha256": None}
+
+    return read

@@ -1,29 +1,43 @@
-"""Preparing: what is written, once, and never by halves."""
+"""Preparing: what is written, once, and never by halves; what is interrupted continues to the same bytes."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from gpt2lab.data import files, shards
+from gpt2lab import faults
+from gpt2lab.data import encode, files, shards
 from gpt2lab.data.corpora import corpus
 from gpt2lab.data.floors import floors
-from gpt2lab.data.prepared import list_prepared
-from gpt2lab.data.shards import DataConfig, prepare, prepared_key
+from gpt2lab.data.prepared import Prepared, list_prepared
+from gpt2lab.data.shards import DataConfig, prepare, prepared_key, unfinished
 from gpt2lab.data.tokenizers import ByteTable, TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 
 Make = Callable[..., DataConfig]
+Play = Callable[..., str]
+Contents = Callable[[Path], dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """So that little text passes many places."""
+    monkeypatch.setattr(encode, "BATCH_CHARACTERS", 300)
+    yield
+    faults.arm("")
 
 
 def folders(home: Path) -> list[str]:
@@ -62,9 +76,13 @@ def test_shards_hold_the_text(config: Make, texts: Path, home: Path, name: str) 
     whole = floors(made.train[:], made.validation[:], made.vocab_size, 10**9)
     assert made.floors == pytest.approx(whole)
     assert set(made.manifest["files"]) == ({"tokenizer.json"} if name == "bpe" else set())
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    assert manifest["corpus"]["source"].startswith("12 text files, ") and manifest["fingerprint"] == made.fingerprint
+    assert str(texts.parent) not in json.dumps(manifest["corpus"])
 
 
-def test_little_endian_and_as_wide_as_needed(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_plugins_after")
+def test_little_endian_and_as_wide_as_needed(config: Make) -> None:
     made = prepare(config("gpt2"))
     raw = (made.path / "train_000.bin").read_bytes()
     first = int(made.train[:1][0])
@@ -74,17 +92,15 @@ def test_little_endian_and_as_wide_as_needed(config: Make, monkeypatch: pytest.M
         """Bytes, moved up by 70,000."""
         return ByteTable([b"x"] * 71_000, None, lambda text: np.frombuffer(text.encode(), np.uint8) + np.int64(70_000))
 
-    monkeypatch.setattr(tokenizer, "_components", dict(tokenizer._components))
     tokenizer.register("wide", source="test")(wide)
     made = prepare(config("wide"))
     assert (made.manifest["dtype"], int(made.train[:].min()) > 70_000) == ("<u4", True)
     assert (made.path / "train_000.bin").stat().st_size == 4 * len(made.train)
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 @pytest.mark.parametrize("bad", [100, 65_535, 65_536 + 7, -1])  # in 16 bits, the third would read as a good 7
-def test_an_id_outside_the_vocabulary_is_refused_while_preparing(
-    config: Make, home: Path, monkeypatch: pytest.MonkeyPatch, bad: int
-) -> None:
+def test_an_id_outside_the_vocabulary_is_refused_while_preparing(config: Make, home: Path, bad: int) -> None:
     def loose(site: TokenizerSite) -> ByteTable:
         """One good id per byte, and a bad one for the third."""
 
@@ -93,7 +109,6 @@ def test_an_id_outside_the_vocabulary_is_refused_while_preparing(
 
         return ByteTable([b"x"] * 100, None, encode)
 
-    monkeypatch.setattr(tokenizer, "_components", dict(tokenizer._components))
     tokenizer.register("loose", source="test")(loose)
     with pytest.raises(
         DataFault, match=rf"train_000\.bin: token id {bad} at offset 2 is outside the vocabulary of 100"
@@ -135,9 +150,8 @@ def test_the_fingerprint_is_of_the_tokens_and_their_split(config: Make, texts: P
     assert prepare(config()).fingerprint != first.fingerprint
 
 
-def test_few_files_are_split_by_position_and_the_tokenizer_sees_training_text_only(
-    config: Make, texts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_plugins_after")
+def test_few_files_are_split_by_position_and_the_tokenizer_sees_training_text_only(config: Make, texts: Path) -> None:
     seen: list[str] = []
 
     def spy(site: TokenizerSite) -> ByteTable:
@@ -148,7 +162,6 @@ def test_few_files_are_split_by_position_and_the_tokenizer_sees_training_text_on
         assert isinstance(built, ByteTable)
         return built
 
-    monkeypatch.setattr(tokenizer, "_components", dict(tokenizer._components))
     tokenizer.register("spy", source="test")(spy)
     for paths in ("play0[1-3].txt", "*.txt"):
         made = prepare(config("spy", paths))
@@ -164,13 +177,6 @@ def test_a_corpus_without_enough_text_is_refused(config: Make, texts: Path, home
     (texts / "tiny.txt").write_text(content)
     with pytest.raises(ConfigError, match=r"needs 2 tokens, has \d"):
         prepare(config(paths="tiny.txt"))
-    assert folders(home) == []
-
-
-def test_a_bad_file_leaves_nothing(config: Make, texts: Path, home: Path) -> None:
-    (texts / "play09.txt").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="is not UTF-8"):
-        prepare(config())
     assert folders(home) == []
 
 
@@ -212,24 +218,16 @@ def test_files_are_on_disk_before_the_name_is_and_the_name_before_we_return(
 
 
 SCRIPT = """
-import os, signal, sys, time
+import sys, time
 from pathlib import Path
-from gpt2lab.data import encoding
-from gpt2lab.data.corpora import Corpus, corpus
-from gpt2lab.data.prepared import list_prepared
+from gpt2lab.data.corpora import Corpus, Document, corpus
 from gpt2lab.data.shards import DataConfig, prepare
-from gpt2lab.data.text import Document
 
 room, mode = Path(sys.argv[1]), sys.argv[2]
-encoding.BATCH_CHARACTERS = 1000
 
 @corpus.register("plays", source="test")
 def plays() -> Corpus:
     "Twenty documents."
-    def chunks(i):
-        if mode == "kill" and i == 12:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield f"play {i} " * 500
     def documents():
         with open(room / "made", "a") as file:
             file.write("made\\n")
@@ -238,8 +236,9 @@ def plays() -> Corpus:
             if (room / "waiting").exists() or (room / "made").read_text().count("made") > 1:
                 break
             time.sleep(0.01)
-        return [Document(f"d{i}", len(f"play {i} " * 500), lambda i=i: chunks(i)) for i in range(20)]
-    return Corpus("test", "one", documents)
+        texts = [f"play {i} " * 500 for i in range(20)]
+        return [Document(f"d{i}", len(text), lambda text=text: iter([text])) for i, text in enumerate(texts)]
+    return Corpus("test", "plays 1", documents)
 
 def progress(done, total, what):
     if what.startswith("waiting"):
@@ -249,32 +248,30 @@ print(prepare(DataConfig(corpus="plays", tokenizer="bytes"), progress=progress, 
 """
 
 
-def start(room: Path, mode: str, home: Path) -> subprocess.Popen[str]:
+def start(room: Path, home: Path, mode: str = "", fault: str = "") -> subprocess.Popen[str]:
     room.mkdir(exist_ok=True)
-    environment = os.environ | {"GPT2LAB_DATA": str(home)}
+    environment = os.environ | {"GPT2LAB_DATA": str(home), "GPT2LAB_FAULT": fault}
     command = [sys.executable, "-c", SCRIPT, str(room), mode]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def test_a_kill_in_the_middle_leaves_nothing_usable_and_the_next_one_succeeds(home: Path, tmp_path: Path) -> None:
-    killed = start(tmp_path / "room", "kill", home)
+    killed = start(tmp_path / "room", home, fault="kill@data.shard:3")
     assert killed.communicate(timeout=60)[0] == ""
     assert killed.returncode == -signal.SIGKILL
-    left = folders(home)
-    assert [name.endswith(".partial") for name in left] == [True]
-    assert any((home / "prepared" / left[0]).glob("train_*.bin"))  # it had begun to write
+    (left,) = folders(home)
+    assert left.endswith(".partial") and any((home / "prepared" / left).glob("train_*.bin"))  # it had begun to write
     assert list_prepared() == []
-    again, clean = start(tmp_path / "room", "", home), start(tmp_path / "room", "", tmp_path / "clean")
-    said = [process.communicate(timeout=60)[0] for process in (again, clean)]
-    assert said[0] == said[1] != ""
-    assert folders(home) == folders(tmp_path / "clean")
-    assert len(folders(home)) == 1
+    both = start(tmp_path / "room", home), start(tmp_path / "room", tmp_path / "clean")
+    again, clean = (process.communicate(timeout=60)[0] for process in both)
+    assert again == clean != ""
+    assert folders(home) == folders(tmp_path / "clean") and len(folders(home)) == 1
 
 
 def test_two_at_once_end_with_one(home: Path, tmp_path: Path) -> None:
-    both = [start(tmp_path / "room", "race", home) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
-    assert said[0] == said[1] != ""
+    both = [start(tmp_path / "room", home, "race") for _ in range(2)]
+    first, second = (process.communicate(timeout=60)[0] for process in both)
+    assert first == second != ""
     assert (tmp_path / "room" / "made").read_text() == "made\n"
     assert len(folders(home)) == 1
 
@@ -323,9 +320,158 @@ def test_nothing_here_imports_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_manifest_is_plain_json(config: Make) -> None:
-    made = prepare(config())
-    manifest = json.loads((made.path / "manifest.json").read_text())
-    assert manifest["corpus"]["source"].startswith("12 text files, ")
-    assert manifest["fingerprint"] == made.fingerprint
-    assert str(made.path.parent) not in json.dumps(manifest["corpus"])
+@pytest.fixture
+def wanted(tmp_path: Path, play: Play) -> dict[str, DataConfig]:
+    """A stream of eighty documents in two files, and a listed corpus of twelve."""
+    lines = [json.dumps({"text": play(f"d{i}", lines=2 + i % 7)}) + "\n" for i in range(80)]
+    lines[11] = json.dumps({"text": play("long", lines=100)}) + "\n"  # over several shards
+    for i in range(2):
+        (tmp_path / f"{i}.jsonl").write_text("".join(lines[40 * i : 40 * i + 40]))
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text(play(f"work {i}", lines=60))
+    rest = {"validation_fraction": 0.2, "tokenizer": {"name": "bpe", "vocab_size": 300}}
+    chosen = {"documents": {"paths": [str(tmp_path / "*.jsonl")]}, "text": {"paths": [str(tmp_path / "*.txt")]}}
+    return {name: DataConfig.model_validate({"corpus": {"name": name, **options}, **rest})
+            for name, options in chosen.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["documents", "text"])
+@pytest.mark.parametrize("spec", ["raise@data.state:2", "raise@data.shard:5", "full@data.state:2"])
+def test_what_is_interrupted_continues_to_the_same_bytes(
+    wanted: dict[str, DataConfig],
+    name: str,
+    spec: str,
+    contents: Contents,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Interrupted at that point of each attempt, until it is done."""
+    made = prepare(wanted[name], shard_tokens=500)
+    monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "again"))
+    places: list[int] = []
+    hints: set[str | None] = set()
+    again: Prepared | None = None
+    while again is None:
+        faults.arm(spec)
+        try:
+            again = prepare(wanted[name], shard_tokens=500)
+        except faults.InjectedFault:
+            pass
+        except EnvironmentFault as full:
+            hints.add(full.hint)
+        else:
+            break
+        ((folder, state),) = unfinished()
+        assert folder.name == f".{made.path.name}.partial"
+        assert state["config"]["corpus"]["name"] == name and list_prepared() == []
+        places.append(state["done"])
+        assert 0 < state["done"] <= state["size"] and places == sorted(set(places))
+    assert len(places) > 2
+    assert hints == ({"free some space; the same command then continues"} if spec.startswith("full") else set())
+    assert contents(again.path) == contents(made.path)
+    assert [p.name for p in (tmp_path / "again" / "prepared").iterdir() if p.suffix != ".lock"] == [made.path.name]
+
+
+def interrupted(config: DataConfig) -> Path:
+    """The folder of an attempt that was interrupted at its third note."""
+    faults.arm("raise@data.state:3")
+    with pytest.raises(faults.InjectedFault):
+        prepare(config, shard_tokens=1500)
+    faults.arm("")
+    ((folder, _),) = unfinished()
+    return folder
+
+
+def test_what_lies_behind_the_note_is_cut_off_and_damage_begins_anew(
+    wanted: dict[str, DataConfig], contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepare(wanted["documents"], shard_tokens=1500)
+
+    def torn(folder: Path) -> None:
+        (folder / "train_900.bin").write_bytes(b"left")
+        (folder / "state.json.new").write_text("{")
+        with next(iter(sorted(folder.glob("validation_*.bin"), reverse=True))).open("ab") as file:
+            file.write(b"more than was noted")
+
+    def short(folder: Path) -> None:
+        (folder / "train_000.bin").write_bytes(b"ab")
+
+    def gone(folder: Path) -> None:
+        (folder / "train_000.bin").unlink()
+
+    def flipped(folder: Path) -> None:
+        text = (folder / "state.json").read_text()
+        (folder / "state.json").write_text(text.replace('"done": ', '"done": 1'))
+
+    for number, damage in enumerate((torn, short, gone, flipped)):
+        monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / f"home{number}"))
+        damage(interrupted(wanted["documents"]))
+        assert contents(prepare(wanted["documents"], shard_tokens=1500).path) == contents(made.path)
+
+
+def test_others_leave_what_can_be_continued_and_bad_text_leaves_nothing(
+    wanted: dict[str, DataConfig], tmp_path: Path
+) -> None:
+    folder = interrupted(wanted["documents"])
+    prepare(wanted["text"], shard_tokens=1500)
+    assert folder.exists()
+    (tmp_path / "0.txt").write_bytes((tmp_path / "0.txt").read_bytes() + b"\xff")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        prepare(wanted["text"], shard_tokens=1500)
+    assert [path for path, _ in unfinished()] == [folder]
+
+
+def test_a_disk_that_is_too_small_is_told_before_writing(
+    wanted: dict[str, DataConfig], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    usage = type("Usage", (), {"free": 3_000})
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(EnvironmentFault, match=r"the tokens need about 0\.0 GB, and 0\.0 GB are free"):
+        prepare(wanted["documents"], shard_tokens=1500)
+    assert not list((home / "prepared").glob(".*.partial"))
+
+
+KILLED = """
+import json, sys
+from gpt2lab.data import encode, shards
+encode.BATCH_CHARACTERS = 20_000
+shards.STATE_SECONDS = 0.05
+shards.POOL_BYTES = 0
+config = shards.DataConfig.model_validate(json.loads(sys.argv[1]))
+print(shards.prepare(config, shard_tokens=30_000, processes=2).path)
+"""
+
+
+@pytest.mark.slow
+def test_twelve_real_kills_end_in_the_same_bytes(tmp_path: Path, play: Play, contents: Contents) -> None:
+    for i in range(4):
+        rows = [json.dumps({"text": play(f"{i} {j}", lines=3 + j % 60)}) + "\n" for j in range(700)]
+        (tmp_path / f"{i}.jsonl").write_text("".join(rows))
+    config = {"corpus": {"name": "documents", "paths": [str(tmp_path / "*.jsonl")]}, "tokenizer": "gpt2"}
+
+    def begin(home: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"GPT2LAB_DATA": str(tmp_path / home)}
+        command = [sys.executable, "-c", KILLED, json.dumps(config)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    clean = begin("clean").communicate()[0].strip()
+    rng, kills, places = random.Random(0), 0, set()
+    while kills < 12:
+        process = begin("killed")
+        partial = tmp_path / "killed" / "prepared"
+        before = [p.read_bytes() for p in partial.glob(".*.partial/state.json")]
+        while process.poll() is None:  # at least one new note each time, so that it gets on
+            time.sleep(0.01)
+            now = [p.read_bytes() for p in partial.glob(".*.partial/state.json")]
+            if now != before and now:
+                time.sleep(rng.random() * 0.1)
+                break
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        places |= {json.loads(p.read_text())["done"] for p in partial.glob(".*.partial/state.json")}
+    killed = begin("killed").communicate()[0].strip()
+    assert kills >= 4 and len(places) > 3
+    assert contents(Path(clean)) == contents(Path(killed))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2lab.config import load_config
-from gpt2lab.data import hashes
+from gpt2lab.data import files as hashes
 from gpt2lab.data.batches import Batches
 from gpt2lab.data.prepared import list_prepared, open_prepared
 from gpt2lab.data.shards import DataConfig, prepare

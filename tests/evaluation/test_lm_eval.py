@@ -19,12 +19,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gpt2lab.evaluation.tasks.asking import Answer, Task, task
-from gpt2lab.evaluation.tasks.results import Posed, answers, documents_of, open_task, pose, result
+from gpt2lab.evaluation.tasks import (
+    Answer,
+    EncodedTask,
+    Task,
+    answer_task,
+    documents_of,
+    encode_task,
+    open_task,
+    task,
+    task_result,
+)
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2
+from gpt2lab.pretrained.load import Trained, open_trained
 from gpt2lab.store import Store
-from gpt2lab.trained import Trained, open_trained
 
 pytestmark = [pytest.mark.service, pytest.mark.filterwarnings("ignore")]
 
@@ -138,7 +147,7 @@ def through_adapter(folder: Path, local_documents: None) -> dict[str, Any]:
     """Their results with the model that we register with them."""
     from lm_eval import simple_evaluate
 
-    import gpt2lab.lm_eval  # noqa: F401
+    import gpt2lab.evaluation.lm_eval  # noqa: F401
 
     asked = ["hellaswag", "lambada_openai", "piqa"]
     return simple_evaluate(
@@ -147,12 +156,12 @@ def through_adapter(folder: Path, local_documents: None) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ours(trained: Trained) -> dict[str, tuple[Posed, list[list[Answer]]]]:
+def ours(trained: Trained) -> dict[str, tuple[EncodedTask, list[list[Answer]]]]:
     assert trained.tokenizer is not None
     found = {}
     for name in OURS:
-        posed = pose(task.read(name), trained.tokenizer, limit=DOCUMENTS)
-        found[name] = (posed, answers(posed, trained.model))
+        encoded = encode_task(task.read(name), trained.tokenizer, limit=DOCUMENTS)
+        found[name] = (encoded, answer_task(encoded, trained.model))
     return found
 
 
@@ -162,11 +171,11 @@ def samples(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", OURS)
 def test_requests_choices_likelihoods_and_figures_agree(name: str, theirs: Any, ours: Any) -> None:
-    posed, found = ours[name]
+    encoded, found = ours[name]
     seen = samples(theirs, name)
-    assert len(seen) == len(posed.questions) == min(DOCUMENTS, len(posed.documents.rows))
+    assert len(seen) == len(encoded.questions) == min(DOCUMENTS, len(encoded.documents.rows))
     gaps, choices = [], 0
-    for sample, question, said in zip(seen, posed.questions, found, strict=True):
+    for sample, question, said in zip(seen, encoded.questions, found, strict=True):
         asked = [tuple(one.values()) for one in sample["arguments"].values()] if isinstance(
             sample["arguments"], dict) else [tuple(one) for one in sample["arguments"]]  # fmt: skip
         assert asked == [tuple(request) for request in question.requests]
@@ -174,10 +183,10 @@ def test_requests_choices_likelihoods_and_figures_agree(name: str, theirs: Any, 
             float(sample["filtered_resps"][0][0])]  # fmt: skip
         gaps += [abs(a - b.log_likelihood) for a, b in zip(likelihoods, said, strict=True)]
         choices += int(np.argmax(likelihoods) == np.argmax([one.log_likelihood for one in said]))
-        for measure in posed.task.measures:
+        for measure in encoded.task.measures:
             if measure.joined == "mean":
                 assert measure.of(question, said) == sample[measure.name]
-    reached = result(posed, found, 256)
+    reached = task_result(encoded, found, 256)
     print(f"\n{name}: {len(seen)} documents, {reached.cut} cut, choices equal {choices}, largest gap {max(gaps):.2e}, "
           + ", ".join(f"{one.name} {one.value:.6g} ± {one.stderr:.3g}" for one in reached.figures))  # fmt: skip
     if name == "lambada":
@@ -207,7 +216,7 @@ def test_rolling_likelihoods_agree(folder: Path) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from gpt2lab.lm_eval import Gpt2labLM
+    from gpt2lab.evaluation.lm_eval import Gpt2labLM
 
     rows = documents_of(*_opened("lambada")).rows[:12]
     texts = [" ".join(row["text"] for row in rows[:6]), rows[7]["text"]]
@@ -243,8 +252,7 @@ def test_the_harnesss_command_line_takes_the_model(folder: Path, tmp_path: Path)
         "--include_path",
         str(tmp_path),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2lab.lm_eval", *words], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    command = [sys.executable, "-m", "gpt2lab.evaluation.lm_eval", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\|own +\|.*\|acc +\|", done.stdout), done.stdout

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation import EvaluationConfig, Parts, Subject, apply, divisions, evaluate_by_window, metric, parts
+from gpt2lab.evaluation import EvaluationConfig, Parts, Subject, apply, divisions, evaluate_by_window, metric
+from gpt2lab.evaluation import windows as parts
 from gpt2lab.evaluation.windows import Targets
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.store import Store

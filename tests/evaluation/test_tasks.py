@@ -17,26 +17,31 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2lab.config import load_config
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation.tasks.asking import (
+from gpt2lab.evaluation.known_tasks import plain
+from gpt2lab.evaluation.tasks import (
     ACC,
     ACC_NORM,
     ACC_NORM_TOKENS,
     GREEDY,
     PERPLEXITY,
     Answer,
+    Encoded,
     Question,
     Request,
     Task,
+    answer_task,
     choose,
     complete,
+    encode,
+    encode_task,
+    figure,
     fill,
+    log_likelihoods,
     read_tasks,
     task,
+    task_result,
     written,
 )
-from gpt2lab.evaluation.tasks.known import plain
-from gpt2lab.evaluation.tasks.results import answers, figure, pose, result
-from gpt2lab.evaluation.tasks.scoring import Encoded, encode, log_likelihoods
 from gpt2lab.model import GPT
 from gpt2lab.pretrained import load_gpt2
 from gpt2lab.training.distributed import World
@@ -199,7 +204,7 @@ ASKED: dict[str, tuple[dict[str, Any], Question]] = {
 
 
 def test_every_task_of_ours_is_asked_here() -> None:
-    own = [one.name for one in task if one.factory.__module__ == "gpt2lab.evaluation.tasks.known"]
+    own = [one.name for one in task if one.factory.__module__ == "gpt2lab.evaluation.known_tasks"]
     assert own == list(ASKED)
 
 
@@ -247,7 +252,7 @@ def test_means_and_perplexities_with_their_standard_errors() -> None:
     assert math.isfinite(figure(PERPLEXITY, [word], [said(-1e6)]).value)
 
 
-def posed_rows(count: int) -> Task:
+def numbered_rows(count: int) -> Task:
     rows = [{"place": place} for place in range(count)]
     return Task(
         protocol="a test",
@@ -270,24 +275,24 @@ def own() -> Iterator[Callable[[Callable[[], Any]], None]]:
 
 
 def test_a_limit_takes_the_first_documents_or_spreads_over_all(own: Any, ours: GPT) -> None:
-    own(lambda: posed_rows(10))
+    own(lambda: numbered_rows(10))
     choice = task.read("own")
-    numbers = [[q.requests[0].context.split()[3] for q in pose(choice, made("bytes"), limit=4, spread=s).questions]
-               for s in (False, True)]  # fmt: skip
+    several = [encode_task(choice, made("bytes"), limit=4, spread=spread).questions for spread in (False, True)]
+    numbers = [[question.requests[0].context.split()[3] for question in questions] for questions in several]
     assert numbers == [["0,", "1,", "2,", "3,"], ["0,", "2,", "5,", "7,"]]
-    assert len(pose(choice, made("bytes"), limit=99).questions) == 10
+    assert len(encode_task(choice, made("bytes"), limit=99).questions) == 10
 
 
 def test_questions_that_are_cut_are_counted(own: Any) -> None:
-    own(lambda: posed_rows(2))
+    own(lambda: numbered_rows(2))
     from gpt2lab.model import ModelConfig, build_model
 
     sizes = {"n_layer": 1, "n_head": 1, "n_embd": 8, "vocab_size": 256}
-    posed = pose(task.read("own"), made("bytes"))  # "This is number 0, or one more." has 30 bytes
+    encoded = encode_task(task.read("own"), made("bytes"))  # "This is number 0, or one more." has 30 bytes
     for block, cut in ((28, 2), (29, 0)):
         model = build_model(ModelConfig.model_validate(sizes | {"block_size": block}))
-        found = answers(posed, model)
-        reached = result(posed, found, block)
+        found = answer_task(encoded, model)
+        reached = task_result(encoded, found, block)
         assert (reached.cut, reached.questions) == (cut, 2)
         assert [one.tokens for one in found[0]] == [10, 4]
 
@@ -303,7 +308,7 @@ def test_questions_that_are_cut_are_counted(own: Any) -> None:
 def test_a_task_that_fails_is_named(own: Any, factory: Any, said: str) -> None:
     own(factory)
     with pytest.raises(ConfigError, match=said) as raised:
-        pose(task.read("own"), made("bytes"))
+        encode_task(task.read("own"), made("bytes"))
     assert raised.value.problems[0].where == "task own" and "test_tasks.py" in str(raised.value.hint)
 
 

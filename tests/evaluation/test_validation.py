@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.evaluation import EvaluationConfig, context_losses, evaluate, evaluation_key, validation_loss
+from gpt2lab.evaluation import EvaluationConfig, context_losses, evaluate_by_window, evaluation_key, validation_loss
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.training import World
 
@@ -211,13 +211,9 @@ def test_ranks_share_the_batches_without_overlap(model: GPT, tokens: Ids) -> Non
 def test_evaluate_makes_the_record_of_the_store(model: GPT, tokens: Ids) -> None:
     config = EvaluationConfig(every_steps=1, tokens=64, contexts=(0.5, 1, 4), context_tokens=64)
     lengths = np.ones(VOCABULARY, np.int64)
-    record = evaluate(model, tokens, config, block_size=BLOCK, batch_sequences=4, byte_lengths=lengths)
-    assert record["spec"] == {
-        "tokens": 64,
-        "contexts": [0.5, 1.0, 4.0],
-        "block_size": BLOCK,
-        "context_tokens": 64,
-    }
+    sizes: dict[str, Any] = {"block_size": BLOCK, "batch_sequences": 4}
+    record, _ = evaluate_by_window(model, tokens, config, byte_lengths=lengths, **sizes)
+    assert record["spec"] == {"tokens": 64, "contexts": [0.5, 1.0, 4.0], "block_size": BLOCK, "context_tokens": 64}
     assert record["key"] == evaluation_key(record["spec"])
     alone = validation_loss(model, tokens, block_size=BLOCK, total=64, batch_sequences=4, byte_lengths=lengths)
     assert record["metrics"] == {"val/loss": alone.loss, "val/bits_per_byte": alone.bits_per_byte}

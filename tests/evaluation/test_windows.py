@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation import EvaluationConfig, evaluate, validation_documents
+from gpt2lab.evaluation import EvaluationConfig, validation_documents
 from gpt2lab.evaluation.validation import evaluate_by_window
-from gpt2lab.evaluation.windows import by_document, divided
+from gpt2lab.evaluation.windows import divided, windows_by_document
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.store import Store
 
@@ -46,7 +46,7 @@ def test_every_window_has_the_mean_loss_of_its_targets_and_its_document(model: G
             expected = F.cross_entropy(model(ids[None, :-1])[0], ids[1:])
         assert loss == pytest.approx(expected.item(), abs=1e-5)
     assert np.average(windows.losses, weights=windows.targets) == pytest.approx(record["metrics"]["val/loss"], rel=1e-9)
-    assert record == evaluate(model, tokens, config, **sizes)
+    assert record == evaluate_by_window(model, tokens, config, **sizes)[0]
 
 
 def test_the_loss_keeps_the_bits_of_one_sum_over_each_batch(model: GPT) -> None:
@@ -59,13 +59,13 @@ def test_the_loss_keeps_the_bits_of_one_sum_over_each_batch(model: GPT) -> None:
         with torch.no_grad():
             logits = model(torch.from_numpy(ids[:, :-1].copy())).flatten(0, 1)
         total += F.cross_entropy(logits, torch.from_numpy(ids[:, 1:].flatten()), reduction="none").double().sum()
-    record = evaluate(model, tokens, EvaluationConfig(tokens=64), block_size=BLOCK, batch_sequences=3)
+    record, _ = evaluate_by_window(model, tokens, EvaluationConfig(tokens=64), block_size=BLOCK, batch_sequences=3)
     assert record["metrics"]["val/loss"] == total.item() / 64
 
 
 @pytest.mark.parametrize("documents", [None, np.array([0, 900])])
 def test_windows_of_one_document_are_units_themselves(documents: Any) -> None:
-    found = by_document([1.0, 2.0, 3.0], [8, 8, 4], [0, 8, 16], documents)
+    found = windows_by_document([1.0, 2.0, 3.0], [8, 8, 4], [0, 8, 16], documents)
     assert (found.unit, found.units) == ("window", (0, 1, 2))
 
 
@@ -103,7 +103,7 @@ def test_separators_are_found_across_what_is_read_at_once(monkeypatch: pytest.Mo
 def test_the_store_keeps_windows_apart_from_records(tmp_path: Path) -> None:
     run = Store(tmp_path).run("a" * 16)
     assert run.windows("key") is None
-    windows = by_document([1.00000004, 2.5], [8, 4], [0, 8], np.array([0, 5]))
+    windows = windows_by_document([1.00000004, 2.5], [8, 4], [0, 8], np.array([0, 5]))
     run.write_evaluation({"key": "key", "metrics": {}})
     run.write_windows(windows.record("key"))
     kept = {"key": "key", "unit": "document", "losses": [1.0, 2.5], "targets": [8, 4], "units": [0, 1]}

@@ -31,6 +31,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
+def logged_elsewhere(disk: Path) -> tuple[Path, Path]:
+    """A folder for runs on that disk, and its log, which lies beside the disk."""
+    root, log = disk / "runs", disk.parent / "log.txt"
+    root.mkdir()
+    (root / "log.txt").symlink_to(log)
+    return root, log
+
+
 def test_a_checkpoint_that_does_not_fit_leaves_the_older_one_and_no_debris(small_disk: Path) -> None:
     """The limit of file sizes, which stands for a full disk elsewhere, can be tested by anyone; this is one."""
     save(small_disk, saving.state(2))
@@ -49,10 +57,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_older_one_and_no_debris(small
 def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(lab: Lab, small_disk: Path) -> None:
     """Room for some checkpoints and not for all; then room again."""
     assert lab.train(lab.folder / "disk-undisturbed") == [0]
-    root = small_disk / "runs"
-    log = small_disk.parent / "log.txt"
-    root.mkdir()
-    (root / "log.txt").symlink_to(log)
+    root, log = logged_elsewhere(small_disk)
     assert lab.train(root, {"training.keep_checkpoints": 12, "training.checkpoint_every_steps": 1}) == [3]
     said = log.read_text()
     assert "error [ENVIRONMENT]" in said and "the disk is full" in said and "bytes needed" in said
@@ -83,18 +88,15 @@ def test_a_full_disk_at_any_point_costs_nothing_but_time(lab: Lab, tmp_path: Pat
 def test_a_place_that_cannot_be_written_is_said_before_the_first_step(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / RUN).write_text("a file in the way")
     assert lab.train(tmp_path) == [3]
-    said = (tmp_path / "log.txt").read_text()
-    assert "error [ENVIRONMENT]" in said and "cannot write" in said and "Traceback" not in said
+    log = (tmp_path / "log.txt").read_text()
+    assert "error [ENVIRONMENT]" in log and "cannot write" in log and "Traceback" not in log
 
 
 def test_a_file_system_that_is_read_only_is_said_before_the_first_step(lab: Lab, small_disk: Path) -> None:
-    root = small_disk / "runs"
-    root.mkdir()
-    (root / "log.txt").symlink_to(small_disk.parent / "log.txt")
+    root, log = logged_elsewhere(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert lab.train(root) == [3]
-    said = (small_disk.parent / "log.txt").read_text()
-    assert "cannot write: read-only file system" in said and "Traceback" not in said
+    assert "cannot write: read-only file system" in log.read_text() and "Traceback" not in log.read_text()
 
 
 def test_a_journal_that_is_damaged_is_named_in_the_failure(lab: Lab, tmp_path: Path) -> None:

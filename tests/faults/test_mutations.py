@@ -74,7 +74,7 @@ MUTATIONS = [
         "reason = None",
     ),
     without(
-        "a manifest has a sum of itself", "training/manifest.py",
+        "a manifest has a sum of itself", "training/checkpoints.py",
         'if written != _sealed({**content, "files": files}):', CHECKPOINTS + "test_300_flipped_bits_and_50_truncations",
         "if False:",
     ),
@@ -101,9 +101,10 @@ MUTATIONS = [
         "    shutil.rmtree(path, ignore_errors=True)",
     ),
     without(
-        "what would need code to be read back is refused", "training/trees.py",
-        "raise ConfigError(", CHECKPOINTS + "test_state_that_could_not_be_read_back_is_refused_when_saving",
-        "return str(",
+        "what would need code to be read back is refused", "training/checkpoints.py",
+        'raise ConfigError(\n            f"a checkpoint cannot',
+        CHECKPOINTS + "test_state_that_could_not_be_read_back_is_refused_when_saving",
+        'return str(\n            f"a checkpoint cannot',
     ),
     without(
         "a temporary of a failed save is removed", "training/checkpoints.py",

@@ -34,17 +34,12 @@ def naive(model: GPT, prompt: list[int], new_tokens: int, limit: int | None = No
     return tokens[len(prompt) :]
 
 
-def test_greedy_equals_transformers() -> None:
-    wanted = expected(PROMPTS, max_new_tokens=20)
-    assert continued(ours(), PROMPTS, GREEDY) == wanted
-    assert len({tuple(row) for row in wanted}) == 3 and len(set(wanted[0])) > 5, "the weights should say something"
-
-
-def test_greedy_with_a_repetition_penalty_equals_transformers() -> None:
-    settings = Sampling(temperature=0, max_new_tokens=20, repetition_penalty=1.4)
-    found = continued(ours(), PROMPTS, settings)
-    assert found == expected(PROMPTS, max_new_tokens=20, repetition_penalty=1.4)
-    assert found != continued(ours(), PROMPTS, GREEDY)
+@pytest.mark.parametrize("penalty", [1.0, 1.4])
+def test_greedy_equals_transformers(penalty: float) -> None:
+    found = continued(ours(), PROMPTS, GREEDY.model_copy(update={"repetition_penalty": penalty}))
+    assert found == expected(PROMPTS, max_new_tokens=20, repetition_penalty=penalty)
+    assert len({tuple(row) for row in found}) == 3 and len(set(found[0])) > 5, "the weights should say something"
+    assert (found == continued(ours(), PROMPTS, GREEDY)) == (penalty == 1)
 
 
 def test_stop_tokens_end_a_sample_as_in_transformers() -> None:

@@ -12,7 +12,7 @@ import torch
 from gpt2lab import testing
 from gpt2lab.components.step import Cache
 from gpt2lab.generation import Reader, reader
-from gpt2lab.generation.pages import HUGE_BYTES, in_huge_pages
+from gpt2lab.generation.reader import HUGE_BYTES, in_huge_pages
 from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing import Case

@@ -10,8 +10,8 @@ from scipy import stats
 from torch import Tensor
 from transformers.generation import logits_process as theirs
 
-from gpt2lab.generation import Sampling, sampling
-from gpt2lab.generation.sampling import Dice, choose, draw, filtered
+from gpt2lab.generation import Sampling, decoding
+from gpt2lab.generation.decoding import RandomStream, choose, draw, filtered
 
 TOKENS = torch.tensor([[3, 3, 10, 96], [0, 1, 2, 3], [50, 50, 50, 50]])
 
@@ -27,14 +27,14 @@ def scores(seed: int = 0) -> Tensor:
 def test_filters_equal_those_of_transformers(seed: int) -> None:
     x = scores(seed)
     for k in (1, 5, 97, 1000):
-        assert torch.equal(sampling.keep_top_k(x, k), theirs.TopKLogitsWarper(k)(TOKENS, x))
+        assert torch.equal(decoding.keep_top_k(x, k), theirs.TopKLogitsWarper(k)(TOKENS, x))
     for p in (0.001, 0.3, 0.9, 0.999):
-        assert torch.equal(sampling.keep_top_p(x, p), theirs.TopPLogitsWarper(p)(TOKENS, x))
+        assert torch.equal(decoding.keep_top_p(x, p), theirs.TopPLogitsWarper(p)(TOKENS, x))
     for p in (0.0, 0.02, 0.5, 1.0):
-        assert torch.equal(sampling.keep_min_p(x, p), theirs.MinPLogitsWarper(p)(TOKENS, x))
+        assert torch.equal(decoding.keep_min_p(x, p), theirs.MinPLogitsWarper(p)(TOKENS, x))
     for penalty in (0.5, 1.3):
         expected = theirs.RepetitionPenaltyLogitsProcessor(penalty)(TOKENS, x.clone())
-        assert torch.equal(sampling.penalise_repetition(x, TOKENS, penalty), expected)
+        assert torch.equal(decoding.penalise_repetition(x, TOKENS, penalty), expected)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,8 +77,8 @@ def test_a_draw_is_where_the_odds_add_up() -> None:
 
 def test_draws_follow_the_odds() -> None:
     odds, n = torch.tensor([0.5, 0.2, 0.0, 0.2, 0.1]), 4000
-    dice = Dice(0, 0)
-    uniform = torch.tensor([dice.roll() for _ in range(n)], dtype=torch.float64)
+    dice = RandomStream(0, 0)
+    uniform = torch.tensor([dice.uniform() for _ in range(n)], dtype=torch.float64)
     counts = draw(odds.log().expand(n, -1), uniform).bincount(minlength=5)
     assert counts[2] == 0
     kept = odds > 0
@@ -87,8 +87,8 @@ def test_draws_follow_the_odds() -> None:
 
 def test_dice_differ_by_seed_and_sample_and_stay_what_they_are() -> None:
     def rolls(seed: int, sample: int) -> list[float]:
-        dice = Dice(seed, sample)
-        return [dice.roll() for _ in range(3)]
+        dice = RandomStream(seed, sample)
+        return [dice.uniform() for _ in range(3)]
 
     assert rolls(0, 1) == rolls(0, 1)
     assert len({tuple(rolls(seed, sample)) for seed in range(3) for sample in range(3)}) == 9

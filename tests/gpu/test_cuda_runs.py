@@ -169,8 +169,8 @@ def test_ranks_are_joined_over_nccl(group: World) -> None:
 def test_a_worker_is_forked_before_anything_touches_the_gpu() -> None:
     """CUDA cannot be used in a fork of a process that has used it; what the server imports must not."""
     code = (
-        "import importlib, os, torch\nimport gpt2lab.executors.warm as warm\n"
-        "for name in warm.PRELOADED: importlib.import_module(name)\n"
+        "import importlib, os, torch\nimport gpt2lab.executors.fork_server as fork_server\n"
+        "for name in fork_server.PRELOADED: importlib.import_module(name)\n"
         "pid = os.fork()\n"
         "if pid == 0:\n    os._exit(0 if torch.zeros(2).cuda().sum().item() == 0 else 1)\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"

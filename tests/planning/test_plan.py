@@ -12,11 +12,11 @@ import pytest
 import torch
 from tiny_plan import ABLATION, Planned
 
+from gpt2lab.costs import matmul_flops
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import run_id, run_identity
-from gpt2lab.peak import matmul_flops
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning import record as declaring
 from gpt2lab.planning.machine import device_name, estimate_memory, estimate_speed, shares

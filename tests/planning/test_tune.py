@@ -17,7 +17,7 @@ from gpt2lab.planning.record import study_record
 from gpt2lab.planning.scope import Scope, study_seconds
 from gpt2lab.planning.tuning import Searched
 from gpt2lab.store import Store
-from gpt2lab.tracking.delivery import runs_of
+from gpt2lab.tracking.follower import runs_of
 
 TUNE = "tune: {space: {optim.lr: {low: 0.25, high: 4, log: true, relative: true}}, trials: 4, sampler: qmc}\n"
 TUNED = ABLATION + TUNE
@@ -57,7 +57,7 @@ def test_every_arm_searches_the_same_space_around_its_own_settings(planned: Plan
     for search in plan.searches.values():
         [rate] = search.space.dimensions
         assert (rate.name, rate.low, rate.high, rate.log) == ("optim.lr", 0.0025, 0.04, True)
-        assert search.slots == 4 and search.settings.sampler.name == "qmc"
+        assert search.trials == 4 and search.settings.sampler.name == "qmc"
     assert plan.searches["learned"].seeds == (100,) and plan.searches["again"].seeds == (600,)
     assert len({search.study for search in plan.searches.values()}) == 3
     assert plan.runs() == []

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from made_up_study import declare
 
+from gpt2lab.reports import page, style
+
 
 @pytest.fixture
 def make_study(tmp_path: Path) -> Callable[..., dict[str, Any]]:
@@ -20,9 +22,22 @@ def make_study(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/ and the report of one complete study; to be read only."""
-    from gpt2lab.report import write_report
+    from gpt2lab.reports import write_report
 
     folder = tmp_path_factory.mktemp("finished")
     declare(folder / "runs")
     write_report("posenc", root=folder / "runs", out=folder / "reports")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_section_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in a section is one of its test."""
+    monkeypatch.setattr(page, "_made_or_told", page.made_by)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn but not saved, which takes most of the time."""
+    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
+    monkeypatch.setattr(style, "png", lambda _: b"")

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.records import StudyRecord
+
 UNIGRAM, BIGRAM = 3.33, 2.53
 STEPS, BATCH_TOKENS, EVERY = 800, 1024, 40
 MEANS = {"learned": 2.15, "rotary": 1.89, "none": 2.20}
@@ -24,6 +26,11 @@ def run_id(arm: str, seed: int) -> str:
 def write(path: Path, record: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record))
+
+
+def typed(record: Mapping[str, Any]) -> StudyRecord:
+    """A record as the store reads it."""
+    return StudyRecord.read(record, "made up")
 
 
 def declare(

@@ -1,9 +1,16 @@
-"""What a page shows, for tests."""
+"""What a page shows, and checks that hold for every page."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+
+HARMFUL = {"script", "iframe", "object", "embed", "link", "img", "image", "form", "base"}
+LOADS = {"href", "src", "srcset", "action", "formaction", "poster", "data", "xlink:href", "background", "ping"}
 
 
 class Reader(HTMLParser):
@@ -24,3 +31,38 @@ class Reader(HTMLParser):
 
     def links(self) -> list[str]:
         return [str(a["href"]) for tag, a in self.tags if tag == "a"]
+
+
+def assert_harmless(source: str, links: str = r"#") -> None:
+    """Nothing runs, nothing is loaded, and the policy would stop both. links: pattern of the addresses allowed."""
+    tags = Reader(source).tags
+    assert not {tag for tag, _ in tags} & HARMFUL
+    for tag, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
+        for name in LOADS & attributes.keys():
+            assert re.match(links, str(attributes[name])), (tag, attributes)
+    css = source.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policies = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
+    assert "@import" not in css and "url(" not in css
+
+
+def assert_twin(folder: Path) -> list[str]:
+    """The Markdown says all that the page says, and shows the figures that lie in the folder -> their names."""
+    source, twin = (folder / "index.html").read_text(), (folder / "report.md").read_text()
+    bare = re.sub(r"<svg.*?</svg>|<style>.*?</style>|<head>.*?</head>|<footer.*?</footer>", "", source, flags=re.S)
+    plain = re.sub(r"\s+", " ", html.unescape(re.sub(r"\\(?=[^\w\s]|_)", "", twin)))
+    sentences = [s for s in (re.sub(r"\s+", " ", w).strip() for w in Reader(bare).words) if s]
+    assert len(sentences) > 100
+    assert [s for s in sentences if s not in plain] == []
+    figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
+    assert figures == sorted(re.findall(r"\(figures/([^)]+)\.svg\)", twin))
+    assert figures == sorted(path.stem for path in (folder / "figures").glob("*.png"))  # for slides and papers
+    return figures
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    files = [sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()) for folder in (one, other)]
+    assert files[0] == files[1]
+    assert [str(file) for file in files[0] if (one / file).read_bytes() != (other / file).read_bytes()] == []

@@ -16,10 +16,10 @@ import torch
 from made_up_study import BATCH_TOKENS, EVERY, STEPS, run_id, write
 from matplotlib.figure import Figure
 
-from gpt2lab import health as read_health
 from gpt2lab import text
 from gpt2lab.model import ModelConfig, build_model
-from gpt2lab.report import health, health_figures, marks, page, read_study, svg, write_report
+from gpt2lab.reports import read_study, style, write_report
+from gpt2lab.reports.sections import health
 from gpt2lab.results import StudyRun
 from gpt2lab.training import guard
 from gpt2lab.training.diagnostics import Updates, diagnose
@@ -66,12 +66,6 @@ def leave(runs: Path, arm: str, seed: int, scale: float = 1.0, **result: Any) ->
     write(folder / "result.json", json.loads((folder / "result.json").read_text()) | MEASURED | result)
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds less for tests of everything else."""
-    monkeypatch.setattr(page, "draw", lambda *_: [])
-
-
 def written(runs: Path) -> str:
     """The report's HTML, its entities read."""
     return html.unescape(write_report("posenc", root=runs, out=runs.parent / "reports").read_text())
@@ -94,8 +88,7 @@ def study(make_study: MakeStudy, tmp_path: Path) -> Path:
 
 
 def table_of(read: Any) -> dict[str, dict[str, tuple[str, str]]]:
-    table = health.table(read.health, read.arms)
-    assert table is not None
+    table = health.table(read)
     titles = [column.title for column in table.columns]
     return {
         row.cells[0].text: {t: (c.text, c.detail) for t, c in zip(titles, row.cells, strict=True)} for row in table.rows
@@ -165,7 +158,7 @@ def test_results_from_before_are_said_to_lack_it(make_study: MakeStudy, tmp_path
     assert health.NOTHING in source
     for absent in ("Where the time went", "MFU"):
         assert absent not in source
-    assert health_figures.draw(read_study("posenc", tmp_path / "runs").health, {}) == []
+    assert health.drawn(read_study("posenc", tmp_path / "runs").once(health.health), {}) == []
     leave(tmp_path / "runs", "rotary", 1)
     lacking = "learned (3 of 3 runs), rotary (2 of 3 runs), none (3 of 3 runs)"
     source = written(tmp_path / "runs")
@@ -192,14 +185,13 @@ def test_no_value_of_a_record_costs_the_page(make_study: MakeStudy, tmp_path: Pa
     rows = [row | {"metrics": {name: value for name in row["metrics"] if name != "val/loss"}} for row in journal()]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = read_study("posenc", tmp_path / "runs")
-    assert health.table(read.health, read.arms) is not None
-    look = marks.looks(["learned", "rotary"], "learned")
-    with svg.drawing():
-        assert health_figures.draw(read.health, look)
-    for told in (health.points(read.health), health.deviations(read.health), [health.time_note(read.health)]):
+    found = read.once(health.health)
+    with style.drawing():
+        assert health.drawn(found, read.looks)
+        assert health.training_health(read).table is not None
+        health.where_the_time_went(read)
+    for told in (health.points(found), health.deviations(found), [health.time_note(found)]):
         assert "nan" not in " ".join(told)
-    health.time_table(read.health, read.arms)
-    health.headline(read.health)
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -214,15 +206,15 @@ def test_words_of_a_record_cannot_become_markup(study: Path, tmp_path: Path) -> 
 def test_many_runs_with_something_to_tell_are_counted() -> None:
     spike = {"spikes": [{"step": 1, "loss": 2.0, "threshold": 1.0}]}
     runs = [StudyRun(arm="a", seed=i, id="0" * 16, status="finished", result=spike) for i in range(20)]
-    told = health.points({"a": [read_health.of_run(run, journal()) for run in runs]})
+    told = health.points({"a": [health.of_run(run, journal()) for run in runs]})
     assert len(told) == health.MOST_TOLD + 1
     assert told[-1].startswith("And 8 more")
 
 
 @pytest.mark.parametrize("count", [1, 59, 60, 61, 4_001])
 def test_a_long_curve_is_thinned_to_medians_and_keeps_its_end(count: int) -> None:
-    x, y = health_figures.thinned((list(map(float, range(count))), [float(i % 7) for i in range(count)]))
-    assert len(x) == len(y) == min(count, health_figures.MOST_POINTS)
+    x, y = health.thinned((list(map(float, range(count))), [float(i % 7) for i in range(count)]))
+    assert len(x) == len(y) == min(count, health.MOST_POINTS)
     assert x[-1] == count - 1
     if count == 4_001:
         assert y[0] == statistics.median(i % 7 for i in range(67))
@@ -230,22 +222,20 @@ def test_a_long_curve_is_thinned_to_medians_and_keeps_its_end(count: int) -> Non
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [1e-3, 1e3], [0.0, 50.0], [-1.0, 5.0], [1.0], [math.nan], [1e-9, 1e9]])
 def test_figures_can_be_drawn_from_anything(values: list[float]) -> None:
-    look = marks.looks(["a", HOSTILE], "a")
-    curves = [health_figures.Curves(arm, [(list(map(float, range(len(values)))), values)]) for arm in look]
-    with svg.drawing():
-        figure: Figure = health_figures.lines(curves, look, "block", "rms")
-        alone, _ = svg.render(figure, "name", "title", "words")
+    look = style.looks(["a", HOSTILE], "a")
+    curves = [health.Curves(arm, [(list(map(float, range(len(values)))), values)]) for arm in look]
+    with style.drawing():
+        figure: Figure = health.lines(curves, look, "block", "rms")
+        alone, _ = style.render(figure, "name", "title", "words")
     assert "<script" not in alone
     assert "mathdefault" not in alone  # matplotlib's own labels of a logarithmic axis are TeX
 
 
 def test_names_at_the_ends_of_a_logarithmic_axis_stand_at_their_values() -> None:
-    look = marks.looks(["a", "b", "c"], "a")
-    curves = [
-        health_figures.Curves(arm, [([0.0, 1.0], [1.0, end])]) for arm, end in (("a", 1.0), ("b", 31.6), ("c", 1e3))
-    ]
-    with svg.drawing():
-        axes = health_figures.lines(curves, look, "block", "rms").axes[0]
+    look = style.looks(["a", "b", "c"], "a")
+    curves = [health.Curves(arm, [([0.0, 1.0], [1.0, end])]) for arm, end in (("a", 1.0), ("b", 31.6), ("c", 1e3))]
+    with style.drawing():
+        axes = health.lines(curves, look, "block", "rms").axes[0]
         heights = {note.get_text(): note.xy[1] for note in axes.texts if note.get_text() in look}  # type: ignore[attr-defined]
     assert heights["b"] == pytest.approx((heights["a"] + heights["c"]) / 2, abs=0.01)
 
@@ -256,11 +246,11 @@ def test_the_page_reads_what_the_training_measures() -> None:
     updates.before()
     row = {"step": 1, "tokens": 8, "metrics": diagnose(model, torch.zeros(1, 8, dtype=torch.int64), "fp32")}
     row["metrics"] |= updates.after() | {"train/grad_norm": 1.0}
-    run = read_health.of_run(StudyRun(arm="a", seed=0, id="0" * 16, status="finished"), [row])
+    run = health.of_run(StudyRun(arm="a", seed=0, id="0" * 16, status="finished"), [row])
     names: Mapping[str, float] = row["metrics"]
     assert list(run.depth) == [names[f"diag/activation_rms/{i}"] for i in range(12)]  # by number, not by letter
     assert run.moved.keys() == {"", "embedding", "position", "attention", "mlp", "vector"}
-    assert all(run.last(metric) == names[metric] for metric in read_health.OVER_TIME)
+    assert all(run.last(metric) == names[metric] for metric in health.OVER_TIME)
 
 
 def test_the_note_says_when_a_spike_is_one() -> None:

@@ -11,23 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_study import STEPS, run_id, write, write_run
+from made_up_study import STEPS, run_id, typed, write, write_run
 from scipy import stats
 
-from gpt2lab.evidence import gather, loss_at, tokens_to
-from gpt2lab.ladder import trends
-from gpt2lab.report import page, write_report
-from gpt2lab.report.tables import p_cell
-from gpt2lab.results import collect, judge_runs
+from gpt2lab.reports import read_study, write_report
+from gpt2lab.reports.sections.curves import curves
+from gpt2lab.reports.sections.ladder import trends
+from gpt2lab.reports.sections.worth import horizon, loss_at, worth
+from gpt2lab.reports.tables import p_cell
+from gpt2lab.results import collect, judge_runs, tokens_to
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]
 TOKENS = STEPS * 1024
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "draw", lambda *_: [])
 
 
 def add_curve(root: Path, study: dict[str, Any], arm: str, means: dict[float, float], sd: float = 0.002) -> None:
@@ -56,8 +52,7 @@ def test_a_difference_is_worth_what_the_baselines_curve_says(make_study: MakeStu
     add_curve(tmp_path / "runs", study, "learned", {0.5: 2.41, 4: 1.63})
     add_curve(tmp_path / "runs", study, "rotary", {0.25: 2.41, 0.5: 2.15})
     said = told(tmp_path, study)
-    store = Store(tmp_path / "runs")
-    evidence = gather(study, runs := collect(study, store), judge_runs(study, runs, store), store)
+    evidence = read_study("posenc", tmp_path / "runs").once(worth)
     assert evidence.in_tokens["rotary"].value == pytest.approx(2, rel=0.06)
     ratio = evidence.in_tokens["rotary"].value / evidence.multipliers["rotary"].value
     assert ratio == pytest.approx(1.1, rel=1e-3)
@@ -199,16 +194,15 @@ def test_runs_are_linked_to_mlflow_and_to_nothing_else(make_study: MakeStudy, tm
 def test_the_order_of_arms_during_training_against_the_end(make_study: MakeStudy, tmp_path: Path) -> None:
     """All curves fall at one rate towards their ends, so the order shows early; tau is scipy's."""
     means = {"learned": 2.15, "rotary": 1.89, "none": 2.4, "alibi": 2.0}
-    study = make_study(means)
-    store = Store(tmp_path / "runs")
-    runs = collect(study, store)
-    evidence = gather(study, runs, judge_runs(study, runs, store), store)
-    assert [one.fraction for one in evidence.horizon] == [0.1, 0.25, 0.5, 0.75]
-    for one in evidence.horizon:
-        early = [np.mean([loss_at(evidence.curves[r.id], one.fraction) for r in runs if r.arm == arm]) for arm in means]
+    make_study(means)
+    read = read_study("posenc", tmp_path / "runs")
+    found, drawn, runs = horizon(read), read.once(curves).drawn, read.runs
+    assert [one.fraction for one in found] == [0.1, 0.25, 0.5, 0.75]
+    for one in found:
+        early = [np.mean([loss_at(drawn[r.id], one.fraction) for r in runs if r.arm == arm]) for arm in means]
         final = [np.mean([r.value for r in runs if r.arm == arm]) for arm in means]
         assert one.tau == pytest.approx(stats.kendalltau(early, final).statistic)
-    assert evidence.horizon[-1].tau == 1
+    assert found[-1].tau == 1
 
 
 def test_a_loss_counts_for_a_fraction_only_where_it_was_taken() -> None:
@@ -251,7 +245,7 @@ def test_a_difference_over_three_sizes_has_a_trend_with_its_interval(make_study:
 
     # another length of training per parameter is no rung of this ladder
     other = store.study("posenc@size2")
-    write(tmp_path / "runs/studies/posenc@size2.json", other | {"tokens_per_parameter": 2.0})
+    write(tmp_path / "runs/studies/posenc@size2.json", other.plain() | {"tokens_per_parameter": 2.0})
     [trend] = trends(store.study("posenc@size1"), store)
     assert len(trend.sizes) == 2 and "2 sizes, the least that a line needs" in str(trend)
 
@@ -291,7 +285,7 @@ def test_what_an_interval_is_made_of_is_that_of_the_seeds_it_was_judged_by(
             "dropped": [["alibi", "learned"]], "smallest_effect": 0.05, "alpha": 0.05, "changed": []}  # fmt: skip
     study = make_study({"learned": 2.15, "rotary": 2.1}, seeds=5, history=past)
     said = told(tmp_path, study)
-    [contrast] = judge_runs(study, collect(study, Store(tmp_path / "runs"))).contrasts
+    [contrast] = judge_runs(typed(study), collect(typed(study), Store(tmp_path / "runs"))).contrasts
     assert contrast.n_arm == 3 and contrast.word.startswith("inconclusive")
     section = said.partition("## What the intervals are made of")[2].partition("\n## ")[0]
     [row] = [line for line in section.splitlines() if line.startswith("| rotary against learned")]

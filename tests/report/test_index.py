@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import subprocess
@@ -15,12 +13,12 @@ from typing import Any
 import pytest
 from made_up_study import declare
 from many_studies import record
-from page_reader import Reader
+from page_reader import Reader, assert_harmless
 
-from gpt2lab.report import overview
-from gpt2lab.report.across import duration, gather
-from gpt2lab.report.index import write_index
-from gpt2lab.report.tables import difference_cell
+from gpt2lab.reports.index import gather, write_index
+from gpt2lab.reports.sections import studies as overview
+from gpt2lab.reports.tables import difference_cell
+from gpt2lab.text import time_taken
 
 HOSTILE = "<script>alert(1)</script> | \"x\" onload='y' [a](javascript:b) `c` $x^2$"
 POSENC = {"learned": 2.2, "rotary": 2.15, "none": 2.2003}
@@ -64,7 +62,7 @@ def test_a_study_is_told_with_its_verdicts_and_agreements(tmp_path: Path) -> Non
 
 
 def test_verdicts_are_those_of_the_studys_own_report(tmp_path: Path) -> None:
-    from gpt2lab.report import write_report
+    from gpt2lab.reports import write_report
 
     declare(tmp_path / "runs")
     own = json.loads(
@@ -89,27 +87,10 @@ def test_nothing_in_a_name_or_question_can_run(tmp_path: Path) -> None:
     arms = {"rotary": {"expected": f"better {HOSTILE}"}}
     record(tmp_path / "runs", means=POSENC | {HOSTILE: 2.3}, arms=arms, question=HOSTILE, caveat=HOSTILE)
     source, markdown, _ = made(tmp_path)
-    read = Reader(source)
-    assert {tag for tag, _ in read.tags} & {
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "link",
-        "img",
-        "form",
-        "base",
-    } == set()
-    for tag, attributes in read.tags:
-        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src")], (tag, attributes)
-    assert all(re.match(r"#|https://(arxiv\.org|github\.com)/", link) for link in read.links())
-    assert "alert(1)" in read.text
+    assert_harmless(source, r"#|https://(arxiv\.org|github\.com)/")
+    assert "alert(1)" in Reader(source).text
     assert "<script" not in source and "<script" not in markdown
     assert not re.search(r"(?<!\\)\]\(javascript", markdown)  # escaped brackets make no link
-    css = source.partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policies = [a["content"] for _, a in read.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
 
 
 def test_every_table_of_the_markdown_is_whole(tmp_path: Path) -> None:
@@ -148,9 +129,9 @@ def test_contrasts_stand_side_by_side_over_scales_from_small_to_large(tmp_path: 
     source, markdown, _ = made(tmp_path)
     head = "| Contrast | nano (842 k parameters) | micro (12.3 M parameters) | gpt2-124m (124 M parameters) |"
     assert head in markdown
-    [row] = [line for line in markdown.splitlines() if line.startswith("| posenc: rotary against learned |")]
+    [row] = [line for line in markdown.splitlines() if line.startswith("| rotary against learned; posenc |")]
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
-    assert [cell.split(" ")[0] for cell in cells] == ["**better**", "", "**better**"]
+    assert [cell.partition(";")[0] for cell in cells] == ["**better**", "", "**better**"]
     sizes = [float(re.findall(r"−(0\.\d+) nats", cell)[0]) for cell in (cells[0], cells[2])]
     assert sizes == [pytest.approx(0.2, abs=0.01), pytest.approx(0.05, abs=0.01)]
     anchors = {str(a["id"]) for tag, a in Reader(source).tags if tag == "section" and a.get("id")}
@@ -257,7 +238,7 @@ def test_the_figure_draws_differences_as_multiples_of_what_is_small(tmp_path: Pa
     assert "posenc@nano" in drawn and "posenc@gpt2-124m" in drawn
     assert "<svg" in source and "var(--arm-3)" in source
     entries = gather(tmp_path / "runs", tmp_path / "reports").entries
-    bars = {group.name: group.bars[0].difference for group in overview.groups(entries)}
+    bars = {name: bars[0].difference for name, bars in overview.groups(entries)}
     assert bars["posenc@nano"] == pytest.approx(-4, abs=0.1)
     assert bars["posenc@gpt2-124m"] == pytest.approx(-10, abs=0.5)
 
@@ -267,7 +248,7 @@ def test_the_figure_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> N
         record(tmp_path / "runs", f"study{number}", means=POSENC)
     across = gather(tmp_path / "runs", tmp_path / "reports")
     shown = overview.groups(across.entries)
-    assert sum(1 + len(group.bars) for group in shown) == overview.MOST_ROWS
+    assert sum(1 + len(bars) for _, bars in shown) == overview.MOST_ROWS
     assert "20 contrasts of older studies" in overview.caption(shown, len(across.findings))
 
 
@@ -277,13 +258,13 @@ def test_the_same_store_gives_the_same_page(tmp_path: Path) -> None:
 
 
 def test_durations_are_in_units_that_fit() -> None:
-    assert [duration(s) for s in (44, 396, 44280)] == ["44 seconds", "6.6 minutes", "12.3 hours"]
+    assert [time_taken(s) for s in (44, 396, 44280)] == ["44 seconds", "6.6 minutes", "12.3 hours"]
 
 
 def test_the_page_needs_no_torch(tmp_path: Path) -> None:
     record(tmp_path / "runs", means=POSENC)
     code = (
-        "import sys; from gpt2lab.report.index import write_index; "
+        "import sys; from gpt2lab.reports.index import write_index; "
         f"write_index({str(tmp_path / 'runs')!r}, {str(tmp_path / 'r')!r}); "
         "sys.exit(bool({'torch', 'mlflow'} & sys.modules.keys()))"
     )

@@ -16,8 +16,9 @@ from made_up_study import IDENTITY, KEY, run_id, write
 from scipy import stats
 
 from gpt2lab.analysis.calibration import nominal_level
-from gpt2lab.origins import Origins
-from gpt2lab.report import marks, origin_figures, origins, page, read_study, svg, write_report
+from gpt2lab.reports import read_study, style, write_report
+from gpt2lab.reports.sections import origins
+from gpt2lab.reports.sections.origins import Origins
 from gpt2lab.results import load_results
 
 MakeStudy = Callable[..., dict[str, Any]]
@@ -64,13 +65,8 @@ def study(make_study: MakeStudy, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "draw", lambda *_: [])
-
-
 def read(runs: Path) -> Origins:
-    return read_study("posenc", runs).origins
+    return read_study("posenc", runs).once(origins.origins)
 
 
 def section_of(runs: Path) -> str:
@@ -250,9 +246,9 @@ def test_figures_can_be_drawn_from_any_names_and_numbers(arms: int, make_study: 
             leave(tmp_path / "runs", arm, seed, same(0, 0, 0), groups=["1-1", "2-2", "3-128"])
     found = read(tmp_path / "runs")
     assert len(found.totals) == arms
-    with svg.drawing():
-        for name, title, caption, _, figure in origin_figures.draw(found, marks.looks(names, "learned"), "learned"):
-            assert "<script" not in svg.render(figure, name, title, caption)[0]
+    with style.drawing():
+        for picture in origins.drawn(found, style.looks(names, "learned"), "learned"):
+            assert "<script" not in picture.alone
 
 
 def test_without_works_the_figure_by_position_is_wide(study: Path) -> None:
@@ -261,15 +257,15 @@ def test_without_works_the_figure_by_position_is_wide(study: Path) -> None:
         del record["parts"]["document"]
         write(file, record)
     found = read(study)
-    with svg.drawing():
-        drawn = origin_figures.draw(found, marks.looks(["learned", "rotary", "none"], "learned"), "learned")
-    assert [(name, width) for name, _, _, width, _ in drawn] == [("by-position", "wide"), ("by-frequency", "wide")]
+    with style.drawing():
+        drawn = origins.drawn(found, style.looks(["learned", "rotary", "none"], "learned"), "learned")
+    assert [(one.name, one.width) for one in drawn] == [("by-position", "wide"), ("by-frequency", "wide")]
     assert "document" not in " ".join(origins.points(found, "learned"))
 
 
 def test_names_of_files_lose_a_common_ending() -> None:
-    assert origin_figures.without_ending(["a.txt", "b.c.txt", "7 others"]) == ["a", "b.c", "7 others"]
-    assert origin_figures.without_ending(["a.txt", "b.md", "c.txt"]) == ["a.txt", "b.md", "c.txt"]
+    assert origins.without_ending(["a.txt", "b.c.txt", "7 others"]) == ["a", "b.c", "7 others"]
+    assert origins.without_ending(["a.txt", "b.md", "c.txt"]) == ["a.txt", "b.md", "c.txt"]
 
 
 def test_results_have_the_losses_by_part_as_rows(study: Path) -> None:

@@ -11,11 +11,21 @@ from typing import Any
 import pytest
 
 import gpt2lab.config
+from gpt2lab.config.source import read_file
 from gpt2lab.errors import ConfigError
-from gpt2lab.reading.source import read_file
+from gpt2lab.records import StudyRecord
 from gpt2lab.registry import SLOTS, Choice
-from gpt2lab.report.agreement import agree, expected_direction, one_class, with_expected, with_published
-from gpt2lab.report.published import Effect, alike, matching, published
+from gpt2lab.reports.published import (
+    Effect,
+    agree,
+    alike,
+    expected_direction,
+    matching,
+    one_class,
+    published,
+    with_expected,
+    with_published,
+)
 
 COMPONENT = re.compile(r"(\w+)(?:\((.*)\))?")
 EFFECTS = published()
@@ -35,10 +45,14 @@ def arm(changes: dict[str, Any] | None = None, **components: str) -> dict[str, A
     return {"changes": changes or {}, "components": {"position": "learned", "residual": "pre", **components}}
 
 
-def study(parameters: float = 124e6, **more: Any) -> dict[str, Any]:
-    scope = {"parameters": parameters}
-    base = {"scale": "nano" if parameters < 1e6 else "gpt2-124m", "scope": scope, "smallest_effect": 0.005}
-    return {**base, "metric": "val/loss", "caveat": None, "baseline": "a", "contrasts": [["b", "a"]], **more}
+def study(parameters: float = 124e6, **more: Any) -> StudyRecord:
+    scale = "nano" if parameters < 1e6 else "gpt2-124m"
+    record = {
+        "name": f"made@{scale}", "ablation": "made", "scale": scale, "question": "?", "baseline": "a", "arms": {},
+        "contrasts": [["b", "a"]], "seeds": [0], "smallest_effect": 0.005, "alpha": 0.05, "evaluation": {"key": "k"},
+        "scope": {"parameters": parameters},
+    }  # fmt: skip
+    return StudyRecord.read(record | more, "made up")
 
 
 def found(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Effect]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
-import html
 import json
 import math
 import re
@@ -15,24 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_study import KEY, run_id, write
-from page_reader import Reader
+from made_up_study import KEY, MEANS, run_id, write
+from page_reader import Reader, assert_harmless, assert_same_files, assert_twin
 from rich.console import Console
 
 from gpt2lab import text
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
-from gpt2lab.report import page, read_study, terminal_summary, write_report
+from gpt2lab.reports import page, read_study, study, terminal_summary, write_report
 
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
-LOADS = {"href", "src", "srcset", "action", "formaction", "poster", "data", "xlink:href", "background", "ping"}
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second less for tests of everything else."""
-    monkeypatch.setattr(page, "draw", lambda *_: [])
 
 
 def report(root: Path, name: str = "posenc") -> tuple[str, str, Reader]:
@@ -40,32 +30,6 @@ def report(root: Path, name: str = "posenc") -> tuple[str, str, Reader]:
     index = write_report(name, root=root / "runs", out=root / "reports")
     source = index.read_text()
     return source, (index.parent / "report.md").read_text(), Reader(source)
-
-
-def assert_harmless(source: str) -> None:
-    """Nothing runs, nothing is loaded, and the policy would stop both."""
-    tags = Reader(source).tags
-    assert {tag for tag, _ in tags} & {
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "link",
-        "img",
-        "form",
-        "base",
-        "a",
-    } == set()
-    for tag, attributes in tags:
-        assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
-        for name in LOADS & attributes.keys():
-            assert str(attributes[name]).startswith("#"), (tag, attributes)
-    policies = [a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
-    css = source.partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
-    assert "@import" not in css
-    assert "url(" not in css
 
 
 def test_the_page_answers_in_order(finished: Path) -> None:
@@ -89,17 +53,8 @@ def test_the_page_answers_in_order(finished: Path) -> None:
 
 def test_a_clean_study_has_no_warning_and_no_bigram_remark(finished: Path) -> None:
     shown = Reader((finished / "reports/posenc@nano/index.html").read_text()).text
-    for unwanted in (
-        "No verdict yet",
-        "incomplete",
-        "failed.",
-        "attention switches on",
-        r"\bNaN\b",
-        r"\bnan\b",
-        "= None",
-        "Without a curve",
-    ):
-        assert not re.search(unwanted, shown), unwanted
+    unwanted = r"No verdict yet|incomplete|failed\.|attention switches on|\bNaN\b|\bnan\b|= None|Without a curve"
+    assert not re.search(unwanted, shown)
 
 
 def test_verdicts_json_and_results_csv_hold_the_numbers(finished: Path) -> None:
@@ -115,28 +70,14 @@ def test_verdicts_json_and_results_csv_hold_the_numbers(finished: Path) -> None:
 
 
 def test_the_twin_says_what_the_page_says(finished: Path) -> None:
-    folder = finished / "reports/posenc@nano"
-    source, twin = (folder / "index.html").read_text(), (folder / "report.md").read_text()
-    without_figures = re.sub(
-        r"<svg.*?</svg>|<style>.*?</style>|<head>.*?</head>|<footer.*?</footer>", "", source, flags=re.S
-    )
-    plain = html.unescape(re.sub(r"\\(?=[^\w\s]|_)", "", twin))
-    sentences = [s for s in (re.sub(r"\s+", " ", w).strip() for w in Reader(without_figures).words) if s]
-    assert len(sentences) > 100
-    assert [s for s in sentences if s not in plain] == []
-    figures = sorted(p.name for p in (folder / "figures").glob("*.svg"))
-    pictures = sorted(p.stem for p in (folder / "figures").glob("*.png"))
-    assert pictures == [name.removesuffix(".svg") for name in figures]  # for slides and papers
-    assert (folder / "figures" / f"{pictures[0]}.png").read_bytes().startswith(b"\x89PNG")
-    assert figures == sorted(re.findall(r"\(figures/([^)]+)\)", twin))
-    assert figures == ["contexts.svg", "cost.svg", "differences.svg", "seeds.svg", "training.svg"]
+    figures = assert_twin(finished / "reports/posenc@nano")
+    assert figures == ["contexts", "cost", "differences", "seeds", "training"]
 
 
+@pytest.mark.slow
 def test_writing_twice_gives_equal_files(finished: Path, tmp_path: Path) -> None:
     index = write_report("posenc@nano", root=finished / "runs", out=tmp_path)
-    for file in sorted(p for p in index.parent.rglob("*") if p.is_file()):
-        other = finished / "reports/posenc@nano" / file.relative_to(index.parent)
-        assert file.read_bytes() == other.read_bytes(), file.name
+    assert_same_files(index.parent, finished / "reports/posenc@nano")
 
 
 def test_hostile_names_are_shown_as_text(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -203,9 +144,11 @@ def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Pa
     assert [m["arm"] for m in record["missing"]] == ["rotary"]
 
 
-@pytest.mark.parametrize("kept", [[], ["learned"]])
-def test_no_verdict_before_two_arms_have_results(make_study: MakeStudy, tmp_path: Path, kept: list[str]) -> None:
-    study = make_study()
+@pytest.mark.parametrize(("kept", "arms"), [([], 3), (["learned"], 3), (["learned"], 1)])
+def test_no_verdict_before_two_arms_have_results(
+    make_study: MakeStudy, tmp_path: Path, kept: list[str], arms: int
+) -> None:
+    study = make_study(dict(list(MEANS.items())[:arms]))
     for arm, entry in study["arms"].items():
         for run in entry["runs"].values() if arm not in kept else ():
             shutil.rmtree(tmp_path / "runs" / run)
@@ -224,13 +167,6 @@ def test_single_points_and_single_seeds(make_study: MakeStudy, tmp_path: Path) -
     assert "exploratory" in read.text
     assert "fewer than 3 seeds" in read.text
     assert "too few to say how small a difference" in read.text
-
-
-def test_one_arm_alone(make_study: MakeStudy, tmp_path: Path) -> None:
-    make_study(means={"learned": 2.15})
-    source, _, read = report(tmp_path)
-    assert "No verdict yet." in read.text
-    assert_harmless(source)
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -269,10 +205,9 @@ def test_a_failing_render_leaves_the_old_report(
     def broken(*_: object) -> str:
         raise RuntimeError("template")
 
-    for step in ("render_html", "render_markdown", "_csv", "_json", "draw"):
+    for where, step in ((page, "render_html"), (page, "render_markdown"), (study, "_csv"), (study, "_json")):
         with monkeypatch.context() as patch:
-            patch.setattr(page, "draw", lambda *_: [])
-            patch.setattr(page, step, broken)
+            patch.setattr(where, step, broken)
             with pytest.raises(RuntimeError):
                 report(tmp_path)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before

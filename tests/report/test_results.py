@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_study import IDENTITY, KEY, UNIGRAM, run_id, write
+from made_up_study import IDENTITY, KEY, UNIGRAM, run_id, typed, write
 
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError
@@ -39,7 +39,7 @@ def test_final_values_come_from_the_evaluation_of_the_study(make_study: MakeStud
     set_final(run, 1.5)
     other = run / "evaluations" / f"{'0' * 16}.json"
     write(other, {"key": "0" * 16, "metrics": {"val/loss": 0.1}, "contexts": {}})
-    values = final_values(study, store).set_index(["arm", "seed"])["value"]
+    values = final_values(typed(study), store).set_index(["arm", "seed"])["value"]
     assert len(values) == 9
     assert values["rotary", 1] == 1.5
 
@@ -47,10 +47,10 @@ def test_final_values_come_from_the_evaluation_of_the_study(make_study: MakeStud
 def test_a_diverged_run_is_nan_and_stays_in_the_table(make_study: MakeStudy, store: Store) -> None:
     study = make_study()
     change(store.root / run_id("none", 0) / "result.json", status="diverged", reason="inf loss at step 12")
-    values = final_values(study, store).set_index(["arm", "seed"])["value"]
+    values = final_values(typed(study), store).set_index(["arm", "seed"])["value"]
     assert math.isnan(values["none", 0])
-    assert missing_runs(study, store).empty
-    verdict = next(c for c in judge(study, store).contrasts if c.arm == "none")
+    assert missing_runs(typed(study), store).empty
+    verdict = next(c for c in judge(typed(study), store).contrasts if c.arm == "none")
     assert (verdict.failed_arm, verdict.n_arm) == (1, 2)
     assert verdict.word.startswith("unstable")
 
@@ -58,16 +58,16 @@ def test_a_diverged_run_is_nan_and_stays_in_the_table(make_study: MakeStudy, sto
 def test_a_final_loss_that_is_not_finite_counts_as_diverged(make_study: MakeStudy, store: Store) -> None:
     study = make_study()
     set_final(store.root / run_id("none", 0), math.inf)
-    assert final_values(study, store)["value"].isna().sum() == 1
-    assert [run.status for run in collect(study, store)].count("diverged") == 1
+    assert final_values(typed(study), store)["value"].isna().sum() == 1
+    assert [run.status for run in collect(typed(study), store)].count("diverged") == 1
 
 
 def test_a_run_at_the_unigram_floor_failed(make_study: MakeStudy, store: Store) -> None:
     study = make_study()
     set_final(store.root / run_id("none", 0), UNIGRAM - 0.04)
-    assert next(c for c in judge(study, store).contrasts if c.arm == "none").failed_arm == 1
+    assert next(c for c in judge(typed(study), store).contrasts if c.arm == "none").failed_arm == 1
     set_final(store.root / run_id("none", 0), UNIGRAM - 0.06)
-    assert next(c for c in judge(study, store).contrasts if c.arm == "none").failed_arm == 0
+    assert next(c for c in judge(typed(study), store).contrasts if c.arm == "none").failed_arm == 0
 
 
 def test_runs_without_a_value_are_listed_with_their_reason(make_study: MakeStudy, store: Store) -> None:
@@ -79,7 +79,7 @@ def test_runs_without_a_value_are_listed_with_their_reason(make_study: MakeStudy
     write(failed / "failure.json", {"reason": "out of memory", "phase": "training", "step": 7})
     (store.root / run_id("none", 0) / "evaluations" / f"{KEY}.json").unlink()
     (store.root / run_id("none", 1) / "result.json").write_text("{")
-    missing = missing_runs(study, store).set_index(["arm", "seed"])
+    missing = missing_runs(typed(study), store).set_index(["arm", "seed"])
     statuses = {key: row["status"] for key, row in missing.iterrows()}
     assert statuses == {
         ("rotary", 0): "absent", ("rotary", 1): "partial", ("rotary", 2): "failed", ("none", 0): "unevaluated",
@@ -88,20 +88,20 @@ def test_runs_without_a_value_are_listed_with_their_reason(make_study: MakeStudy
     assert missing.loc[("rotary", 2), "reason"] == "training, step 7: out of memory"
     assert KEY in missing.loc[("none", 0), "reason"]
     assert "result.json" in missing.loc[("none", 1), "reason"]
-    assert set(final_values(study, store)["arm"]) == {"learned", "none"}
+    assert set(final_values(typed(study), store)["arm"]) == {"learned", "none"}
 
 
 def test_looking_before_every_seed_is_done_is_exploratory(make_study: MakeStudy, store: Store) -> None:
     study = make_study(seeds=4)
-    assert {c.arm: c.word for c in judge(study, store).contrasts}["rotary"] == "better"
+    assert {c.arm: c.word for c in judge(typed(study), store).contrasts}["rotary"] == "better"
     (store.root / run_id("rotary", 3) / "result.json").unlink()
-    assert {c.arm: c.word for c in judge(study, store).contrasts}["rotary"] == "exploratory"
+    assert {c.arm: c.word for c in judge(typed(study), store).contrasts}["rotary"] == "exploratory"
 
 
 def test_a_declared_reason_makes_an_arm_exploratory(make_study: MakeStudy, store: Store) -> None:
     study = make_study()
     study["arms"]["rotary"]["exploratory"] = "it touches the schedule"
-    contrast = next(c for c in judge(study, store).contrasts if c.arm == "rotary")
+    contrast = next(c for c in judge(typed(study), store).contrasts if c.arm == "rotary")
     assert (contrast.word, contrast.reason) == ("exploratory", "it touches the schedule")
 
 
@@ -109,17 +109,17 @@ def test_a_declared_reason_makes_an_arm_exploratory(make_study: MakeStudy, store
 def test_arms_on_another_basis_are_not_comparable(make_study: MakeStudy, store: Store, part: str) -> None:
     study = make_study()
     change(store.root / run_id("rotary", 2) / "run.json", identity=IDENTITY | {part: "another"})
-    found = {c.arm: c.word for c in judge(study, store).contrasts}
+    found = {c.arm: c.word for c in judge(typed(study), store).contrasts}
     assert found["rotary"] == "not comparable"
     assert found["none"] != "not comparable"
 
 
 def test_verdicts_carry_scope_rate_and_caveat(make_study: MakeStudy, store: Store) -> None:
     study = make_study()
-    text = str(judge(study, store))
+    text = str(judge(typed(study), store))
     for part in ("842 k parameters", "819 k tokens", "shakespeare (bytes)", "shared rate", "early training: sign only"):
         assert part in text
-    assert "shared rate" not in str(judge(study | {"bracketed": True}, store))
+    assert "shared rate" not in str(judge(typed(study).with_(bracketed=True), store))
 
 
 def test_load_results_has_curves_and_final_metrics(make_study: MakeStudy, store: Store) -> None:
@@ -142,7 +142,7 @@ def test_load_results_passes_divergence_on(make_study: MakeStudy, store: Store) 
 
 
 def test_contexts_leave_out_what_cannot_be_extended(make_study: MakeStudy, store: Store) -> None:
-    frame = contexts(make_study(), store)
+    frame = contexts(typed(make_study()), store)
     by_arm = {arm: sorted(set(own["length"])) for arm, own in frame.groupby("arm")}
     assert by_arm == {"learned": [64, 128], "rotary": [64, 128, 256, 512], "none": [64, 128, 256, 512]}
     assert frame.groupby(["arm", "length"]).size().eq(3).all()

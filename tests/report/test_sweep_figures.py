@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,18 +12,19 @@ import pytest
 from made_up_sweep import BATCH, LR, NORM, TOKENS, coordinates, hopeless, keep, ladder, search, sweep, variants, wide
 from matplotlib.figure import Figure
 
-from gpt2lab.report import marks, svg
-from gpt2lab.report.sweep import curves, figures, scales
-from gpt2lab.report.sweep.axes import Axis, Fitted, Point, best_of, limits_of
-from gpt2lab.report.sweep.pictures import COORDINATES, SEARCHES, SIZES, draw
-from gpt2lab.report.sweep.read import ReadSweep, read_record
+from gpt2lab.analysis.tuning import Optimum, transfer
+from gpt2lab.reports import style
+from gpt2lab.reports.page import made_of
+from gpt2lab.reports.read import Axis, Point, Search, SweepRead, best_of, read_chosen, read_record
+from gpt2lab.reports.sections import searches, sizes
+from gpt2lab.reports.sections.searches import limits_of
 from gpt2lab.store import Store
 from gpt2lab.text import setting
 
 HOSTILE = ["<script>alert(1)</script>", "$x^2$", '" onload="alert(1)', "名前", "n" * 90]
 RATE = Axis(name="optim.lr", low=1e-4, high=1e-1, log=True)
 NAMES = Axis(name=HOSTILE[0], choices=tuple(HOSTILE))
-CURVE: marks.Curve = ([1000.0, 2000.0, 3000.0], [3.0, 2.5, 2.2])
+CURVE: style.Curve = ([1000.0, 2000.0, 3000.0], [3.0, 2.5, 2.2])
 NAN = math.nan
 
 
@@ -49,40 +49,43 @@ GROUPS = {
 
 def every_figure(points: list[Point]) -> list[Figure]:
     """One of each kind, over a rate and over names."""
-    look = marks.looks(["a", HOSTILE[0]], "a")
-    fitted = Fitted(
-        line=([0.001, 0.01, 0.1], [3.0, 2.0, 3.0]), at=0.01, low=0.005, high=0.02, flat_low=0.002, flat_high=NAN
-    )
+    look = style.looks(["a", HOSTILE[0]], "a")
+    fitted = read_chosen(search(), sweep()).optima["optim.lr"]
+    assert fitted.line() is not None and fitted.interval and fitted.flat
+
+    def one(optima: dict[str, Optimum]) -> Search:
+        return Search(label="", record={}, axes={RATE.name: RATE}, points=points, optima=optima, maximize=False)
+
     return [
-        figures.against(RATE, points, fitted, "val/loss", 0.05, alone=True),
-        figures.against(NAMES, points, Fitted(), "val/loss", 0.05, alone=False),
-        figures.history(points, "val/loss"),
-        figures.searches(RATE, {"a": (points, fitted), HOSTILE[0]: (points, Fitted())}, look, "val/loss"),
-        curves.parallel([RATE, NAMES], points, "val/loss"),
-        curves.curves(RATE, points, {"unigram": 3.3}, "val/loss"),
-        curves.curves(NAMES, points, {}, "val/loss"),
+        searches.against(RATE, points, fitted, "val/loss", 0.05, alone=True),
+        searches.against(NAMES, points, None, "val/loss", 0.05, alone=False),
+        searches.history(points, "val/loss"),
+        searches.beside(RATE, {"a": one({RATE.name: fitted}), HOSTILE[0]: one({})}, look, "val/loss"),
+        searches.parallel([RATE, NAMES], points, "val/loss"),
+        searches.curves(RATE, points, {"unigram": 3.3}, "val/loss"),
+        searches.curves(NAMES, points, {}, "val/loss"),
     ]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_any_trials_can_be_drawn(group: str) -> None:
     allowed = {"svg", "title", "desc", "defs", "clipPath", "g", "path", "rect", "use", "text"}
-    with svg.drawing():
+    with style.drawing():
         for i, figure in enumerate(every_figure(GROUPS[group])):
-            alone, inline = svg.render(figure, f"f{i}", "A title", "A description")
+            alone, inline = style.render(figure, f"f{i}", "A title", "A description")
             ElementTree.fromstring(inline)
             found = list(ElementTree.fromstring(alone).iter())
-            assert {one.tag.removeprefix(f"{{{svg.SVG}}}") for one in found} <= allowed
+            assert {one.tag.removeprefix(f"{{{style.SVG}}}") for one in found} <= allowed
             assert not [n for one in found for n in one.attrib if n.startswith("on") or n == "style"]
 
 
 def test_every_look_of_a_trial_and_colour_of_the_ramp_is_a_variable_of_the_page() -> None:
-    with svg.drawing():
-        _, inline = svg.render(curves.curves(RATE, GROUPS["many"], {}, "val/loss"), "curves", "", "")
-    for i in range(len(svg.RAMP)):
+    with style.drawing():
+        _, inline = style.render(searches.curves(RATE, GROUPS["many"], {}, "val/loss"), "curves", "", "")
+    for i in range(len(style.RAMP)):
         assert f"var(--ramp-{i})" in inline
-    css = (Path(svg.__file__).parent / "templates/report.css").read_text()
-    assert all(css.count(f"--ramp-{i}:") == 2 for i in range(len(svg.RAMP)))  # light and dark
+    css = (Path(style.__file__).parent / "templates/page.css").read_text()
+    assert all(css.count(f"--ramp-{i}:") == 2 for i in range(len(style.RAMP)))  # light and dark
 
 
 def lightness(colour: str) -> float:
@@ -94,15 +97,15 @@ def lightness(colour: str) -> float:
 
 
 def test_the_ramp_reads_in_grey_in_both_schemes() -> None:
-    css = (Path(svg.__file__).parent / "templates/report.css").read_text()
+    css = (Path(style.__file__).parent / "templates/page.css").read_text()
     light, dark = (part for part in css.split("prefers-color-scheme: dark")[:2])
     for part, away in ((light, "#ffffff"), (dark, "#171d25")):
-        colours = [part.split(f"--ramp-{i}: ")[1][:7] for i in range(len(svg.RAMP))]
+        colours = [part.split(f"--ramp-{i}: ")[1][:7] for i in range(len(style.RAMP))]
         steps = [lightness(b) - lightness(a) for a, b in itertools.pairwise(colours)]
         assert min(steps) > 5
         assert max(steps) < 9
         assert min(abs(lightness(colour) - lightness(away)) for colour in colours) > 22
-    assert [light.split(f"--ramp-{i}: ")[1][:7] for i in range(len(svg.RAMP))] == list(svg.RAMP)
+    assert [light.split(f"--ramp-{i}: ")[1][:7] for i in range(len(style.RAMP))] == list(style.RAMP)
 
 
 def test_a_bad_trial_does_not_squeeze_the_others() -> None:
@@ -146,44 +149,38 @@ def test_settings_are_written_as_one_types_them() -> None:
     assert [float(setting(value)) for value in (0.00213, 2e-5, 1e6)] == [0.00213, 2e-5, 1e6]
 
 
-@pytest.fixture
-def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half the time: every figure is drawn, once."""
-    monkeypatch.setattr(svg, "png", lambda _: b"")
-
-
-def read(record: dict[str, Any], root: Path) -> ReadSweep:
+def read(record: dict[str, Any], root: Path) -> SweepRead:
     return read_record(record, Store(root))
 
 
-@pytest.mark.usefixtures("no_pixels")
+def figures_of(record: dict[str, Any], root: Path) -> dict[str, list[style.Picture]]:
+    """Title of a section -> its figures."""
+    return {one.title: list(one.figures) for one in made_of(read(record, root), "sweep") if one.figures}
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_which_figures_a_page_has(tmp_path: Path) -> None:
-    names = [(one.name, one.section) for one in draw(read(wide(), tmp_path))]
-    assert names == [(f"against-{i}", "") for i in range(4)] + [
-        (name, "") for name in ("parallel", "curves", "history", "importance")
-    ]
-    assert [one.name for one in draw(read(hopeless(), tmp_path))] == ["against-0", "curves", "history"]
+    found = figures_of(wide(), tmp_path)
+    assert [one.name for one in found.pop("Figures")] == [
+        *(f"against-{i}" for i in range(4)), "parallel", "curves", "history", "importance"
+    ]  # fmt: skip
+    assert found == {}
+    assert [one.name for one in figures_of(hopeless(), tmp_path)["Figures"]] == ["against-0", "curves", "history"]
 
 
-@pytest.mark.usefixtures("no_pixels")
 def test_searches_stand_in_one_figure_and_each_by_itself(tmp_path: Path) -> None:
-    found = draw(read(variants(), tmp_path))
-    assert [one.name for one in found if not one.section] == ["beside-0"]
-    each = [one for one in found if one.section == SEARCHES]
-    assert [one.title for one in each if "history" in one.name] == [
-        "The best so far (standard)",
-        "The best so far (mup)",
-    ]
-    assert ">standard<" in found[0].inline  # the name beside the data
+    found = figures_of(variants(), tmp_path)
+    assert [one.name for one in found["Figures"]] == ["beside-0"]
+    each = [one.title for one in found["Each search by itself"] if "history" in one.name]
+    assert each == ["The best so far (standard)", "The best so far (mup)"]
+    assert ">standard<" in found["Figures"][0].inline  # the name beside the data
 
 
-@pytest.mark.usefixtures("no_pixels")
 def test_sizes_and_coordinates(tmp_path: Path) -> None:
     ladder(tmp_path)
-    record = sweep({"lr": search(trials=2)}, name="lr@next", coordinates=coordinates())
-    by_part = {one.section: one for one in draw(read(record, tmp_path))}
-    assert "842 k" in by_part[SIZES].inline
-    assert all(f">{name}<" in by_part[COORDINATES].inline for name in ("64", "512", "block 0", "logits"))
+    found = figures_of(sweep({"lr": search(trials=2)}, name="lr@next", coordinates=coordinates()), tmp_path)
+    assert "842 k" in found["Across size"][0].inline
+    assert all(f">{name}<" in found["Coordinate check"][0].inline for name in ("64", "512", "block 0", "logits"))
 
 
 def test_the_rate_is_drawn_where_the_store_has_the_run(tmp_path: Path) -> None:
@@ -205,32 +202,27 @@ def test_the_rate_is_drawn_where_the_store_has_the_run(tmp_path: Path) -> None:
     assert len(read(record, tmp_path).searches["lr"].points[0].curve[0]) == 10
 
 
-def test_many_trials_take_no_time() -> None:
-    points = [point(i, 10 ** (-4 + 3 * i / 400), 2 + i % 7) for i in range(400)]
-    with svg.drawing():
-        started = time.process_time()
-        figures.against(RATE, points, Fitted(), "val/loss", 0.05, alone=True)
-        assert time.process_time() - started < 1
-
-
 @pytest.mark.parametrize("found", [{}, {"a": 0.0}, {"a": 0.7, "b": 0.3, HOSTILE[0]: 0.0}])
 def test_importance(found: dict[str, float]) -> None:
-    with svg.drawing():
-        alone, _ = svg.render(figures.importance(found), "importance", "", "")
+    with style.drawing():
+        alone, _ = style.render(searches.importance(found), "importance", "", "")
     assert ("70 %" in alone) == ("b" in found)
 
 
 def test_sizes_without_interval_or_law() -> None:
-    size = scales.Size(parameters=1e6, at=0.01)
-    look = marks.looks(["a", "b"], "a")
-    trends = {"a": scales.Trend(sizes=[size]), "b": scales.Trend(sizes=[])}
-    with svg.drawing():
-        for given in (trends, {"b": trends["b"]}):
-            svg.render(scales.across(given, look, HOSTILE[0]), "across", "", "")
+    optimum = Optimum(what="rate", unit="nats", low=1e-4, high=0.1, log=True, maximize=False, effect=None, finished=1,
+                      diverged=0, pruned=0, best=0.01)  # fmt: skip
+    size = sizes.AtScale(scale="nano", parameters=1e6, optimum=optimum)
+    law = transfer([1e6], [0.01], [None], what="rate")
+    look = style.looks(["a", "b"], "a")
+    found = {label: sizes.Across(name="lr", scales=one, transfer=law) for label, one in (("a", [size]), ("b", []))}
+    with style.drawing():
+        for given in (found, {"b": found["b"]}):
+            style.render(sizes.best_by_size(given, look, HOSTILE[0]), "across", "", "")
         empty: dict[str, Any] = {"a": ([64, 128], [0, 1], {})}
-        svg.render(scales.coordinates(empty, "rms"), "coordinates", "", "")
+        style.render(sizes.coordinates(empty, "rms"), "coordinates", "", "")
         gaps: dict[str, Any] = {"a": ([64, 128], [0, 1], {"block 0": [[None, None], [0.0, 1.0]]})}
-        svg.render(scales.coordinates(gaps, "rms"), "coordinates", "", "")
+        style.render(sizes.coordinates(gaps, "rms"), "coordinates", "", "")
 
 
 def test_what_is_searched_by_number_and_by_name(tmp_path: Path) -> None:

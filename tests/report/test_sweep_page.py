@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
-import html
 import json
 import re
 import time
@@ -30,23 +27,15 @@ from made_up_sweep import (
     variants,
     wide,
 )
-from page_reader import Reader
+from page_reader import Reader, assert_harmless, assert_same_files, assert_twin
 from rich.console import Console
 
 from gpt2lab import text
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.report.index import write_index
-from gpt2lab.report.sweep import writing as page
-from gpt2lab.report.sweep.across import read_chosen
-from gpt2lab.report.sweep.writing import terminal_sweep, write_sweep_report
+from gpt2lab.reports import terminal_sweep, write_index, write_sweep_report
+from gpt2lab.reports.read import read_chosen
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second less for tests of everything else."""
-    monkeypatch.setattr(page, "draw", lambda *_: [])
 
 
 @pytest.fixture(scope="session")
@@ -72,30 +61,6 @@ def said(record: dict[str, Any], label: str = "lr") -> str:
     return told.partition(";")[0]
 
 
-def assert_harmless(source: str) -> None:
-    """Nothing runs, nothing is loaded, and the policy would stop both."""
-    tags = Reader(source).tags
-    assert not {tag for tag, _ in tags} & {
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "link",
-        "img",
-        "image",
-        "form",
-        "base",
-    }
-    for tag, attributes in tags:
-        assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
-        for name in {"href", "src", "xlink:href", "data", "action"} & attributes.keys():
-            assert str(attributes[name]).startswith("#"), (tag, attributes)
-    css = source.partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policies = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
-
-
 def test_the_page_opens_with_the_answer_and_goes_on_in_order(lr_page: Path) -> None:
     source = (lr_page / "index.html").read_text()
     shown = Reader(source).text
@@ -118,20 +83,12 @@ def test_the_page_opens_with_the_answer_and_goes_on_in_order(lr_page: Path) -> N
 
 
 def test_the_twin_says_what_the_page_says(lr_page: Path) -> None:
-    source, twin = (lr_page / "index.html").read_text(), (lr_page / "report.md").read_text()
-    bare = re.sub(r"<svg.*?</svg>|<style>.*?</style>|<head>.*?</head>|<footer.*?</footer>", "", source, flags=re.S)
-    plain = re.sub(r"\s+", " ", html.unescape(re.sub(r"\\(?=[^\w\s]|_)", "", twin)))
-    sentences = [s for s in (re.sub(r"\s+", " ", w).strip() for w in Reader(bare).words) if s]
-    assert len(sentences) > 100
-    assert [s for s in sentences if s not in plain] == []
-    figures = sorted(p.name for p in (lr_page / "figures").glob("*.svg"))
-    assert figures == sorted(re.findall(r"\(figures/([^)]+)\)", twin)) == ["against-0.svg", "curves.svg", "history.svg"]
+    assert assert_twin(lr_page) == ["against-0", "curves", "history"]
 
 
+@pytest.mark.slow
 def test_writing_twice_gives_equal_files(lr_page: Path, tmp_path: Path) -> None:
-    again = write_sweep_report(sweep(), root=lr_page.parents[1] / "runs", out=tmp_path).parent
-    files = sorted(p.relative_to(lr_page) for p in lr_page.rglob("*") if p.is_file())
-    assert [str(file) for file in files if (again / file).read_bytes() != (lr_page / file).read_bytes()] == []
+    assert_same_files(write_sweep_report(sweep(), root=lr_page.parents[1] / "runs", out=tmp_path).parent, lr_page)
 
 
 def test_the_numbers_beside_the_page(lr_page: Path) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import made_up_sweep
 import pytest
-from made_up_study import declare, run_id, write, write_run
+from made_up_study import declare, run_id, typed, write, write_run
 from made_up_sweep import LR
 
-from gpt2lab.report import page, read_study, terminal_summary, write_report
+from gpt2lab.reports import read_study, terminal_summary, write_report
+from gpt2lab.reports.sections.tuned import tunings
 from gpt2lab.results import judge, scope_text
 from gpt2lab.store import Store
 
@@ -26,11 +27,6 @@ TUNE = {
     "sampler": {"name": "qmc", "seed": 0}, "pruner": {"name": "none"}, "seeds": 1, "centre": {},
     "tuning_seeds": [100],
 }  # fmt: skip
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "draw", lambda *_: [])
 
 
 def tuned_study(
@@ -82,14 +78,14 @@ def test_both_differences_stand_beside_each_other(make_study: MakeStudy, tmp_pat
     assert "**better**" in row and "| Contrast | At the shared rate | Each at its own rate |" in section
     assert "the shared rate flattered rotary by 0.1" in section  # by 0.15: more than X and the noise of both
     read = read_study("posenc@nano", tmp_path / "runs")
-    assert read.tuned.written is not None
+    assert read.once(tunings).written is not None
     [line] = [str(part) for part in terminal_summary(read, tmp_path).renderables if "shared rate" in str(part)]
     assert line.startswith("rotary against learned: −0.39") and "at its own rate (better)" in line
     verdicts = json.loads((tmp_path / "reports/posenc@nano/verdicts.json").read_text())
     assert verdicts["as_written"][0]["difference"] == pytest.approx(-0.41, abs=0.03)
     assert verdicts["contrasts"][0]["difference"] == pytest.approx(-0.26, abs=0.03)
-    assert scope_text(study).endswith("at each arm's own best learning rate")
-    [contrast] = judge(study, Store(tmp_path / "runs")).contrasts
+    assert scope_text(typed(study)).endswith("at each arm's own best learning rate")
+    [contrast] = judge(typed(study), Store(tmp_path / "runs")).contrasts
     assert "at the shared rate" not in contrast.verdict and "at each arm's own best learning rate" in contrast.verdict
     assert "All arms share one learning rate" not in said
 
@@ -132,7 +128,7 @@ def test_an_optimum_at_the_edge_is_told_first_and_nothing_is_claimed(make_study:
     assert "**1 arm cannot be compared.** rotary: its best learning rate lies at the upper edge (0.0019)" in head
     assert "optim.lr from " in head and "would close it" in head
     assert "**at the high edge**" in said
-    [contrast] = judge(study, Store(tmp_path / "runs")).contrasts
+    [contrast] = judge(typed(study), Store(tmp_path / "runs")).contrasts
     assert contrast.word == "not comparable" and "upper edge" in contrast.verdict
     forced = told(tmp_path, force_exploratory=True)
     assert "--force-exploratory: none of them is a finding" in forced and "**exploratory**" in forced
@@ -157,7 +153,7 @@ def test_a_search_without_a_finished_trial_costs_its_arm_and_not_the_page(
         write(root / "runs/studies/posenc@nano.json", study)
         said = told(root)
         assert f"{broken}: no trial of its search finished (24 diverged)" in said.partition("## Verdicts")[0]
-        [contrast] = judge(study, Store(root / "runs")).contrasts
+        [contrast] = judge(typed(study), Store(root / "runs")).contrasts
         assert contrast.word == "not comparable"
         assert "24 diverged" in said.partition("## What each arm's search found")[2]
 

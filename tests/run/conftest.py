@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from workers import write_text
 
 from gpt2lab.executors.inline import InlineExecutor
 
@@ -35,11 +35,7 @@ evaluate: {{contexts: [0.5, 1, 2]}}
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """The ablation's file, beside its preset and text."""
-    dice = random.Random(0)
-    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(dice.choice(words) for _ in range(2000)))
-    (tmp_path / "tiny.yaml").write_text(TINY.format(text=text))
+    (tmp_path / "tiny.yaml").write_text(TINY.format(text=write_text(tmp_path / "text.txt")))
     file = tmp_path / "ablation.yaml"
     file.write_text(ABLATION.format(base=tmp_path / "tiny.yaml"))
     return file

@@ -17,12 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from gpt2lab.data.prepared import list_prepared
 from gpt2lab.reuse import adopt as adopting
-from gpt2lab.reuse.adopt import _kind
-from gpt2lab.reuse.replay import same_bits
+from gpt2lab.reuse.adopt import _recipe, same_bits
 from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import RunFolder, Store, file_lock
-from gpt2lab.training.checkpoints import MODEL, OPTIMIZER, save
-from gpt2lab.training.manifest import write_manifest
+from gpt2lab.training.checkpoints import MODEL, OPTIMIZER, save, write_manifest
 
 Call = Callable[..., tuple[int, str]]
 
@@ -264,7 +262,7 @@ def test_code_that_fails_or_builds_another_model_is_refused_in_a_line(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("gpt2lab.reuse.replay.build_model", broken)
+    monkeypatch.setattr("gpt2lab.reuse.adopt.build_model", broken)
     code, said = gpt2lab("adopt", str(tiny), "--seeds", "1")
     assert code == 1 and "Traceback" not in said
     assert "learned: refused: it fails with RuntimeError: no such kernel" in said
@@ -299,7 +297,7 @@ def test_a_run_that_another_process_works_on_or_began_is_left_to_it(
     tiny: Path, gpt2lab: Call, recoded: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = recoded(12, "--seeds", "1")
-    taken = adopting.kinds
+    taken = adopting.groups
 
     def meanwhile(plan: Any, inside: Store) -> Any:
         found = taken(plan, inside)
@@ -314,7 +312,7 @@ def test_a_run_that_another_process_works_on_or_began_is_left_to_it(
         return found
 
     stack: list[Any] = []
-    monkeypatch.setattr("gpt2lab.reuse.adopt.kinds", meanwhile)
+    monkeypatch.setattr("gpt2lab.reuse.adopt.groups", meanwhile)
     code, said = gpt2lab("adopt", str(tiny), "--seeds", "1")
     for lock in stack:
         lock.__exit__(None, None, None)
@@ -388,7 +386,7 @@ def test_one_replay_speaks_for_other_seeds_and_rates_and_for_nothing_else() -> N
         "components": {"mlp=mine": "m"},
     }  # fmt: skip
     faster = {**identity["settings"], "optim": {"lr": 2e-2, "warmup_steps": 8}}
-    assert _kind({**identity, "seed": 3, "repeat": 1, "settings": faster}) == _kind(identity)
+    assert _recipe({**identity, "seed": 3, "repeat": 1, "settings": faster}) == _recipe(identity)
     deeper = {**identity["settings"], "model": {"n_layer": 3}}
     others: list[dict[str, Any]] = [
         {"torch": "3"},
@@ -398,7 +396,7 @@ def test_one_replay_speaks_for_other_seeds_and_rates_and_for_nothing_else() -> N
         {"core": "b"},
         {"settings": deeper},
     ]
-    assert all(_kind(identity | other) != _kind(identity) for other in others)
+    assert all(_recipe(identity | other) != _recipe(identity) for other in others)
 
 
 def test_bits_are_compared_not_values() -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workers import folder_of, jobs_of, wait_until
 
-from gpt2lab import api
-from gpt2lab.executors import Ending, Executor
+from gpt2lab.errors import ConfigError
+from gpt2lab.executors import Ending, Executor, worker_environment
+from gpt2lab.executors.driver import executor_for
 from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
-from gpt2lab.experiments.ablation import job_of
+from gpt2lab.planning.machine import Machine
 from gpt2lab.runner import Job
-from gpt2lab.store import RunFolder, Store
 
 SECONDS = 120.0  # after which a test gives up
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -48,30 +49,25 @@ def kinds(names: Any = KINDS) -> list[Any]:
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
-@pytest.fixture
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    made = KINDS[request.param]()
+@pytest.fixture(scope="module")
+def forks() -> Iterator[LocalExecutor]:
+    """One for all tests: its server takes seconds to start."""
+    made = LocalExecutor(2)
     yield made
     made.close()
 
 
 @pytest.fixture
-def jobs(tiny: Path) -> Callable[..., list[Job]]:
-    """Jobs of a tiny ablation, their files written."""
-
-    def make(*overrides: str) -> list[Job]:
-        store = Store(tiny.parent / "runs")
-        plan = api.plan(tiny, overrides=overrides, runs=store.root)
-        found = [job_of(run, store, plan) for run in plan.runs()]
-        for job in found:
-            job.write()
-        return found
-
-    return make
-
-
-def folder_of(job: Job) -> RunFolder:
-    return Store(job.root).run(job.run_id)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param == "forks":
+        made = request.getfixturevalue("forks")
+        yield made
+        if made._workers:
+            made.close()
+    else:
+        made = KINDS[request.param]()
+        yield made
+        made.close()
 
 
 def ended(executor: Executor, *jobs: Job) -> list[Ending]:
@@ -87,15 +83,16 @@ def ended(executor: Executor, *jobs: Job) -> list[Ending]:
 
 
 def under_way(executor: Executor, job: Job) -> None:
-    deadline = time.monotonic() + SECONDS
-    while len(folder_of(job).rows()) < 4:
-        assert time.monotonic() < deadline, (folder_of(job).path / "run.log").read_text()
-        assert executor.poll(0.05) == []
+    def has_rows() -> bool:
+        assert executor.poll(0.05) == [], (folder_of(job).path / "run.log").read_text()
+        return len(folder_of(job).rows()) > 3
+
+    wait_until(has_rows, SECONDS)
 
 
 @pytest.mark.parametrize("executor", kinds(), indirect=True)
-def test_jobs_are_executed_and_found_finished_afterwards(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
-    together = jobs()[: executor.capacity]
+def test_jobs_are_executed_and_found_finished_afterwards(executor: Executor, tiny: Path) -> None:
+    together = jobs_of(tiny)[: executor.capacity]
     assert executor.poll(0) == []
     for job in together:
         executor.submit(job)
@@ -107,14 +104,12 @@ def test_jobs_are_executed_and_found_finished_afterwards(executor: Executor, job
 
 
 @pytest.mark.parametrize("executor", kinds(), indirect=True)
-def test_a_failure_is_reported_and_recorded(
-    executor: Executor, jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_is_reported_and_recorded(executor: Executor, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpt2lab import faults
 
     monkeypatch.setenv("GPT2LAB_FAULT", "raise@step:3")
     faults.arm("raise@step:3")  # for the one that trains in this process
-    job = jobs()[0]
+    job = jobs_of(tiny)[0]
     executor.submit(job)
     assert ended(executor, job) == ["failed"]
     faults.arm("")
@@ -127,8 +122,8 @@ def test_a_failure_is_reported_and_recorded(
 
 
 @pytest.mark.parametrize("executor", kinds(), indirect=True)
-def test_a_run_that_another_process_holds_is_locked(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
-    job = jobs()[0]
+def test_a_run_that_another_process_holds_is_locked(executor: Executor, tiny: Path) -> None:
+    job = jobs_of(tiny)[0]
     with folder_of(job).lock():
         executor.submit(job)
         assert ended(executor, job) == ["locked"]
@@ -136,25 +131,23 @@ def test_a_run_that_another_process_holds_is_locked(executor: Executor, jobs: Ca
 
 
 @pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
-def test_a_cancelled_job_is_saved_and_goes_on_later(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
-    job = jobs("training.steps=1500")[0]
+def test_a_cancelled_job_is_saved_and_goes_on_later(executor: Executor, tiny: Path) -> None:
+    job = jobs_of(tiny, "training.steps=400")[0]
     executor.submit(job)
     under_way(executor, job)
     executor.cancel(job.run_id)
     executor.cancel(job.run_id)
     assert ended(executor, job) == ["preempted"]
     saved = folder_of(job).last_step()
-    assert folder_of(job).status() == "partial" and folder_of(job).failure() is None and 0 < saved < 1500
+    assert folder_of(job).status() == "partial" and folder_of(job).failure() is None and 0 < saved < 400
     executor.submit(job)
     assert ended(executor, job) == ["done"]
-    assert [row["step"] for row in folder_of(job).rows()] == list(range(1501))
+    assert [row["step"] for row in folder_of(job).rows()] == list(range(401))
 
 
 @pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
-def test_a_job_that_is_cancelled_before_it_could_begin_is_preempted(
-    executor: Executor, jobs: Callable[..., list[Job]]
-) -> None:
-    job = jobs("training.steps=100000")[0]
+def test_a_job_that_is_cancelled_before_it_could_begin_is_preempted(executor: Executor, tiny: Path) -> None:
+    job = jobs_of(tiny, "training.steps=100000")[0]
     executor.submit(job)
     executor.cancel(job.run_id)
     assert ended(executor, job) == ["preempted"]
@@ -162,30 +155,36 @@ def test_a_job_that_is_cancelled_before_it_could_begin_is_preempted(
 
 
 @pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
-def test_closing_saves_what_is_at_work_and_the_executor_can_be_used_again(
-    executor: Executor, jobs: Callable[..., list[Job]]
-) -> None:
-    job = jobs("training.steps=100000")[0]
+def test_closing_saves_what_is_at_work_and_the_executor_can_be_used_again(executor: Executor, tiny: Path) -> None:
+    job = jobs_of(tiny, "training.steps=100000")[0]
     executor.submit(job)
     under_way(executor, job)
     executor.close()
     assert folder_of(job).status() == "partial"
-    short = jobs()[1]
+    short = jobs_of(tiny)[1]
     executor.submit(short)
     assert ended(executor, short) == ["done"]
 
 
 @pytest.mark.parametrize("executor", kinds(INTERRUPTIBLE), indirect=True)
-def test_killing_ends_it_at_once_and_leaves_whole_files(executor: Executor, jobs: Callable[..., list[Job]]) -> None:
-    job = jobs("training.steps=100000")[0]
+def test_killing_ends_it_at_once_and_leaves_whole_files(executor: Executor, tiny: Path) -> None:
+    job = jobs_of(tiny, "training.steps=100000")[0]
     executor.submit(job)
     under_way(executor, job)
     executor.kill()
-    while not executor.poll(0.2):
-        pass
+    wait_until(lambda: executor.poll(0.2))
     executor.collect(job.run_id)
-    deadline = time.monotonic() + SECONDS
-    while folder_of(job).status() == "running":  # until the kernel has let go of its lock
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: folder_of(job).status() != "running")  # until the kernel has let go of its lock
     assert folder_of(job).status() in ("partial", "failed") and folder_of(job).rows()
+
+
+def test_a_worker_inherits_nothing_of_a_launchers_variables(
+    jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = jobs()[0]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "4")
+    environment = worker_environment(job)
+    assert not [name for name in environment if "RANK" in name or name.startswith(("MASTER", "TORCHELASTIC", "WORLD"))]
+    with pytest.raises(ConfigError, match="4 processes were started"):
+        executor_for(Machine("cpu", "cpu", 1, 1, 1e9, "a test"))

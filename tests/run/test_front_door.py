@@ -116,3 +116,18 @@ def test_a_users_script_prints_what_it_prints_and_nothing_else(tiny: Path) -> No
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert len(done.stdout.strip().splitlines()) == 1
+
+
+def test_a_sweep_is_run_from_a_mapping(tiny: Path, monkeypatch: pytest.MonkeyPatch, inline: list[str]) -> None:
+    monkeypatch.chdir(tiny.parent)
+    declared = {
+        "sweep": "rates", "question": "Which rate?", "base": "tiny.yaml", "trials": 3,
+        "space": {"optim.lr": {"low": 1e-3, "high": 1e-1, "log": True}}, "sampler": "random",
+    }  # fmt: skip
+    sweep = g.run_sweep(declared, tracking=False)
+    assert sweep.name == "rates@tiny" and len(inline) == 3
+    assert list(sweep.trials["outcome"]) == ["finished"] * 3
+    best = sweep.trials.sort_values("value").iloc[0]
+    assert sweep.best == {"rates": {"optim.lr": best["optim.lr"]}}
+    assert sweep.report("pages").is_file()
+    assert g.run_sweep(declared, tracking=False).best == sweep.best and len(inline) == 3

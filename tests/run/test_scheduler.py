@@ -3,22 +3,19 @@ says, and with real runs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from workers import folder_of, jobs_of
 
-from gpt2lab import api
 from gpt2lab.errors import Preempted
 from gpt2lab.executors import Ending
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.scheduler import MOST_LOSSES, Scheduler
-from gpt2lab.experiments.ablation import job_of
 from gpt2lab.runner import Job
-from gpt2lab.store import RunFolder, Store
+from gpt2lab.store import Store
 
 
 class Actor:
@@ -287,30 +284,18 @@ def test_what_the_source_of_jobs_raises_ends_the_workers(stage: Callable[..., St
     assert play.actors[0].cancelled == 1
 
 
-def folder_of(job: Job) -> RunFolder:
-    return Store(job.root).run(job.run_id)
-
-
-def saved(job: Job) -> int:
-    """The step of the newest checkpoint."""
-    return max(json.loads(state.read_text())["step"] for state in folder_of(job).checkpoints.glob("*/state.json"))
-
-
 @pytest.mark.slow
 def test_real_runs_come_one_by_one_end_one_by_one_and_go_on(tiny: Path) -> None:
-    plan = api.plan(tiny, runs=tiny.parent / "runs")
-    made = [job_of(run, Store(tiny.parent / "runs"), plan) for run in plan.runs()]
-    short, other = made[0], made[1]
-    text = made[2].config.replace("steps: 24", "steps: 100000")
-    endless, sudden = replace(made[2], config=text), replace(made[3], config=text)
-    told: list[tuple[str, Ending]] = []
+    short, other = jobs_of(tiny)[:2]
+    endless, sudden = jobs_of(tiny, "training.steps=100000")[2:]
+    ended: list[tuple[str, Ending]] = []
 
     def jobs() -> Iterator[Job | None]:
         yield endless
         yield short
         yield sudden
         scheduler.cancel(sudden.run_id)  # before it has started
-        while not any(run_id == endless.run_id for run_id, _ in told):
+        while not any(run_id == endless.run_id for run_id, _ in ended):
             yield None
         yield other
         yield short
@@ -320,10 +305,13 @@ def test_real_runs_come_one_by_one_end_one_by_one_and_go_on(tiny: Path) -> None:
             scheduler.cancel(endless.run_id)
 
     scheduler = Scheduler(LocalExecutor(3), tick, lambda run_id: Store(short.root).run(run_id).status() == "finished")
-    endings = scheduler.run(jobs(), lambda run_id, ending: told.append((run_id, ending)))
-    assert dict(told) == endings
-    assert sorted(ending for _, ending in told) == ["done", "done", "found", "preempted", "preempted"]
+    endings = scheduler.run(jobs(), lambda run_id, ending: ended.append((run_id, ending)))
+    assert dict(ended) == endings
+    assert sorted(ending for _, ending in ended) == ["done", "done", "found", "preempted", "preempted"]
     assert endings[sudden.run_id] == endings[endless.run_id] == "preempted"
-    assert told.index((endless.run_id, "preempted")) < told.index((other.run_id, "done"))
-    assert folder_of(endless).status() == "partial" and saved(endless) == folder_of(endless).rows()[-1]["step"]
+    assert ended.index((endless.run_id, "preempted")) < ended.index((other.run_id, "done"))
+    assert (
+        folder_of(endless).status() == "partial"
+        and max(folder_of(endless).checkpoints.iterdir()).name == f"step_{folder_of(endless).last_step():06}"
+    )
     assert folder_of(sudden).failure() is None

@@ -7,39 +7,26 @@ import json
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from workers import command, is_alive, replace_in, rows_of, wait_for_rows, wait_until
 
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
 
 
-def journals(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every run's rows without `seconds`, the only field in which equal runs may differ."""
-    return {
-        run.id: [{key: value for key, value in row.items() if key != "seconds"} for row in run.rows()]
-        for run in Store(root).runs()
-    }
-
-
-def finals(root: Path) -> dict[str, Any]:
-    return {
-        run.id: json.loads(next((run.path / "evaluations").glob("*.json")).read_text()) for run in Store(root).runs()
-    }
-
-
-def weights(root: Path) -> dict[str, str]:
-    """sha256 of every run's final weights, as its checkpoint's manifest states it."""
+def outcomes(root: Path) -> dict[str, list[Any]]:
+    """All that equal runs share: journal, final evaluation, and the sum of the final weights."""
     found = {}
     for run in Store(root).runs():
         [checkpoint] = run.checkpoints.iterdir()
-        found[run.id] = json.loads((checkpoint / "manifest.json").read_text())["files"]["model.safetensors"]
+        [evaluation] = (run.path / "evaluations").glob("*.json")
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        found[run.id] = [rows_of(run), json.loads(evaluation.read_text()), manifest["files"]["model.safetensors"]]
     return found
 
 
@@ -123,7 +110,7 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny: Path, gpt2l
         "        raise RuntimeError('it broke')\n"
         "    return torch.nn.Identity()\n"
     )
-    tiny.write_text(tiny.read_text().replace("{model.position: rotary}", "{model.norm: brittle}"))
+    replace_in(tiny, ("{model.position: rotary}", "{model.norm: brittle}"))
     switch.touch()
     words = ("run", str(tiny), "--seeds", "1", "--plugin", str(plugin), "--no-tracking")
     code, said = gpt2lab(*words)
@@ -148,34 +135,20 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny: Path, gpt2l
 def started(tiny: Path, folder: Path, jobs: int, *more: str) -> Iterator[subprocess.Popen[str]]:
     """The command as a process of its own, which is gone afterwards whatever happens."""
     words = ["run", str(tiny), "--no-tracking", "--runs", str(folder / "runs"), "--out", str(folder / "out"), *more]
-    command = [sys.executable, "-c", "from gpt2lab.cli import main; main()", *words, "--jobs", str(jobs)]
-    log = folder / "log.txt"
-    with log.open("a") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=folder, text=True) as process:
+    with command(folder, *words, "--jobs", str(jobs)) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def wait_for_rows(root: Path, count: int) -> None:
-    """Until the journals hold that many rows together."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if sum(len(run.rows()) for run in Store(root).runs()) >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError("no rows appeared")
-
-
 def test_killed_stopped_and_side_by_side_equal_undisturbed_to_the_bit(tiny: Path, tmp_path: Path) -> None:
-    tiny.write_text(tiny.read_text().replace("seeds: 2", "seeds: 1"))
-    (tmp_path / "tiny.yaml").write_text((tmp_path / "tiny.yaml").read_text().replace("steps: 24", "steps: 300"))
+    replace_in(tiny, ("seeds: 2", "seeds: 1"))
+    replace_in(tmp_path / "tiny.yaml", ("steps: 24", "steps: 200"))
     calm, wild = tmp_path / "calm", tmp_path / "wild"
-    calm.mkdir()
-    wild.mkdir()
     with started(tiny, calm, 1) as process:
         assert process.wait(180) == 0, (calm / "log.txt").read_text()
-    for rows, number in ((20, signal.SIGKILL), (150, signal.SIGTERM)):
+    for rows, number in ((20, signal.SIGKILL), (120, signal.SIGTERM)):
         with started(tiny, wild, 2) as process:
             wait_for_rows(wild / "runs", rows)
             process.send_signal(number)
@@ -184,9 +157,7 @@ def test_killed_stopped_and_side_by_side_equal_undisturbed_to_the_bit(tiny: Path
     with started(tiny, wild, 2) as process:
         assert process.wait(180) == 0, (wild / "log.txt").read_text()
     assert "Traceback" not in (wild / "log.txt").read_text()
-    assert journals(wild / "runs") == journals(calm / "runs")
-    assert finals(wild / "runs") == finals(calm / "runs")
-    assert weights(wild / "runs") == weights(calm / "runs")
+    assert outcomes(wild / "runs") == outcomes(calm / "runs")
 
 
 WITNESS = """
@@ -213,10 +184,7 @@ def watched(tiny: Path, tmp_path: Path) -> tuple[Path, str]:
     folder, plugin = tmp_path / "witnesses", tmp_path / "witness.py"
     folder.mkdir()
     plugin.write_text(WITNESS.format(folder=str(folder)))
-    preset = tmp_path / "tiny.yaml"
-    preset.write_text(
-        preset.read_text().replace("model: {", "model: {norm: witness, ").replace("steps: 24", "steps: 80")
-    )
+    replace_in(tmp_path / "tiny.yaml", ("model: {", "model: {norm: witness, "), ("steps: 24", "steps: 80"))
     return folder, str(plugin)
 
 
@@ -251,19 +219,10 @@ def test_when_either_of_two_starters_is_killed_the_other_finishes(
 
 
 def test_workers_end_with_a_killed_parent(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text((tmp_path / "tiny.yaml").read_text().replace("steps: 24", "steps: 100000"))
+    replace_in(tmp_path / "tiny.yaml", ("steps: 24", "steps: 100000"))
     with started(tiny, tmp_path, 2) as process:
         wait_for_rows(tmp_path / "runs", 4)
         holders = [run.holder()["pid"] for run in Store(tmp_path / "runs").runs() if run.holder()]
     assert process.returncode == -signal.SIGKILL
     assert holders
-    deadline = time.monotonic() + 10
-    while alive(holders) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(holders)
-
-
-def alive(pids: list[int]) -> list[int]:
-    """Those that still run; a zombie has ended."""
-    states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
-    return [pid for pid, stat in states.items() if stat.exists() and ") Z " not in stat.read_text()]
+    wait_until(lambda: not any(map(is_alive, holders)), 10)

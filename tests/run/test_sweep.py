@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from workers import command, replace_in, wait_for_rows
 
 from gpt2lab.store import Store
 
@@ -39,12 +38,8 @@ def lr(tiny: Path) -> Path:
 
 
 def changed(file: Path, *pairs: tuple[str, str]) -> str:
-    """The file with some of its text replaced; its name."""
-    text = file.read_text()
-    for old, new in pairs:
-        assert old in text
-        text = text.replace(old, new)
-    file.write_text(text)
+    """The file's name, some of its text replaced."""
+    replace_in(file, *pairs)
     return str(file)
 
 
@@ -59,21 +54,7 @@ def what_was_found(root: Path) -> list[tuple[Any, ...]]:
 
 
 def started(file: str | Path, folder: Path, *more: str) -> subprocess.Popen[str]:
-    words = ["sweep", str(file), "--no-tracking", "--runs", str(folder / "runs"), "--out", str(folder / "out"), *more]
-    command = [sys.executable, "-c", "from gpt2lab.cli import main; main()", *words]
-    folder.mkdir(exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, text=True)
-
-
-def wait_for_rows(root: Path, count: int) -> None:
-    """Until the journals hold that many rows together."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if sum(len(run.rows()) for run in Store(root / "runs").runs()) >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError("no rows appeared")
+    return command(folder, "sweep", str(file), "--no-tracking", "--runs", str(folder / "runs"), *more)
 
 
 def test_a_space_in_an_answer_out_and_nothing_trained_twice(lr: Path, gpt2lab: Call, tmp_path: Path) -> None:
@@ -111,16 +92,13 @@ def test_a_space_in_an_answer_out_and_nothing_trained_twice(lr: Path, gpt2lab: C
 
 @pytest.mark.slow
 def test_same_seed_and_one_worker_give_the_same_trials_even_when_stopped_and_killed(lr: Path, tmp_path: Path) -> None:
-    preset = tmp_path / "tiny.yaml"
-    preset.write_text(
-        preset.read_text().replace("steps: 24", "steps: 150").replace("every_steps: 8", "every_steps: 30")
-    )
+    replace_in(tmp_path / "tiny.yaml", ("steps: 24", "steps: 150"), ("every_steps: 8", "every_steps: 30"))
     changed(lr, ("enqueue", "pruner: {name: median, startup_trials: 2}\nenqueue"))
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     assert started(lr, calm, "--jobs", "1").wait(120) == 0, (calm / "log.txt").read_text()
     for rows, number in ((100, signal.SIGKILL), (350, signal.SIGTERM)):
         process = started(lr, wild, "--jobs", "1")
-        wait_for_rows(wild, rows)
+        wait_for_rows(wild / "runs", rows)
         process.send_signal(number)
         assert process.wait(60) == (-number if number == signal.SIGKILL else 75), (wild / "log.txt").read_text()
     assert started(lr, wild, "--jobs", "1").wait(120) == 0, (wild / "log.txt").read_text()
@@ -137,12 +115,11 @@ def test_same_seed_and_one_worker_give_the_same_trials_even_when_stopped_and_kil
 
 @pytest.mark.slow
 def test_workers_share_one_sweep_and_the_work_of_a_killed_one_is_done_once_more(lr: Path, tmp_path: Path) -> None:
-    preset = tmp_path / "tiny.yaml"
-    preset.write_text(preset.read_text().replace("steps: 24", "steps: 100"))
+    replace_in(tmp_path / "tiny.yaml", ("steps: 24", "steps: 100"))
     changed(lr, ("trials: 5", "trials: 8"))
     folder = tmp_path / "shared"
     one, two = (started(lr, folder, "--jobs", "1", *more) for more in ((), ("--worker",)))
-    wait_for_rows(folder, 150)
+    wait_for_rows(folder / "runs", 150)
     two.kill()
     two.wait()
     assert one.wait(120) == 0, (folder / "log.txt").read_text()
@@ -194,10 +171,7 @@ def test_several_seeds_of_a_trial_are_its_mean(lr: Path, gpt2lab: Call, tmp_path
 
 @pytest.mark.slow
 def test_two_ranks_are_pruned_at_the_same_step(lr: Path, tmp_path: Path) -> None:
-    preset = tmp_path / "tiny.yaml"
-    preset.write_text(
-        preset.read_text().replace("steps: 24", "steps: 400").replace("every_steps: 8", "every_steps: 20")
-    )
+    replace_in(tmp_path / "tiny.yaml", ("steps: 24", "steps: 400"), ("every_steps: 8", "every_steps: 20"))
     rates = "[{optim.lr: 0.03}, {optim.lr: 0.001}]"  # the second is far behind all the way
     pruner = "pruner: {name: median, startup_trials: 1, warmup: 0.1, keep_checkpoints: true}"
     changed(lr, ("trials: 5", f"trials: 2\n{pruner}"), ("[{}]", rates))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from workers import command, wait_until
 
 from gpt2lab.results import judge
 from gpt2lab.store import Store
@@ -96,23 +93,22 @@ def test_an_arm_that_diverges_everywhere_costs_nobody_else(
 
 @pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_with_the_same_command(learner: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gpt2lab", "run", str(learner), "--no-tracking", "--jobs", "1"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": ""}
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    record, patience = tmp_path / "runs/sweeps/tiny@tiny.json", time.monotonic() + 240
-    while time.monotonic() < patience and first.poll() is None:
+    record = tmp_path / "runs/sweeps/tiny@tiny.json"
+
+    def finished() -> int:
         searches = json.loads(record.read_text())["searches"].values() if record.exists() else ()
-        if sum(trial["outcome"] == "finished" for one in searches for trial in one["trials"]) >= 2:
-            break
-        time.sleep(0.1)
-    first.send_signal(signal.SIGINT)
-    said, _ = first.communicate(timeout=120)
-    assert first.returncode not in (0, 1), said.decode()
-    assert b"Traceback" not in said
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+        return sum(trial["outcome"] == "finished" for search in searches for trial in search["trials"])
+
+    words = ("run", str(learner), "--no-tracking", "--jobs", "1")
+    with command(tmp_path, *words) as first:
+        wait_until(lambda: finished() >= 2 or first.poll() is not None, 240)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(120) not in (0, 1)
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+    with command(tmp_path, *words) as second:
+        assert second.wait(300) == 0, (tmp_path / "log.txt").read_text()
     sweep = Store(tmp_path / "runs").sweep("tiny@tiny")
-    for one in sweep["searches"].values():
-        assert [trial["outcome"] for trial in one["trials"]] == ["finished"] * 4
-        assert all(trial["retries"] == 0 for trial in one["trials"])
+    for search in sweep["searches"].values():
+        assert [trial["outcome"] for trial in search["trials"]] == ["finished"] * 4
+        assert all(trial["retries"] == 0 for trial in search["trials"])
     assert all(len(arm["runs"]) == 3 for arm in study(tmp_path)["arms"].values())

@@ -19,7 +19,7 @@ import optuna
 import pytest
 
 from gpt2lab.sweep.storage import open_storage
-from gpt2lab.tracking.trials import dashboard_command
+from gpt2lab.tracking.addresses import dashboard_command
 
 pytest.importorskip("optuna_dashboard")
 SECONDS = 60.0

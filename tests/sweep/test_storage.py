@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,12 +17,11 @@ from typing import Any
 
 import optuna
 import pytest
-from small_search import check_whole, slots_of, work_all
+from small_search import check_whole, claimed, trials_of, work_all
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError
-from gpt2lab.sweep.journal import KernelLock, MendedJournal
-from gpt2lab.sweep.patience import Patience
-from gpt2lab.sweep.storage import default_address, open_storage
+from gpt2lab.sweep import storage as storages
+from gpt2lab.sweep.storage import JournalLock, default_address, open_storage
 
 
 def refused(address: str, kind: type[Gpt2labError]) -> Gpt2labError:
@@ -37,7 +37,7 @@ def test_every_kind_is_opened_twice_without_a_word(tmp_path: Path, capfd: pytest
         for count in (2, 3):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                work_all(slots_of(open_storage(address, print), count))
+                work_all(trials_of(open_storage(address, print), count))
     assert capfd.readouterr() == ("", "")
     assert (tmp_path / "sweeps" / "optuna.db").is_file() and not list(tmp_path.rglob("*.partial"))
 
@@ -92,48 +92,47 @@ def test_a_damaged_database_and_one_of_another_program(tmp_path: Path) -> None:
     assert "MLflow's" in str(refused(f"sqlite:///{others}", DataFault))
     good = tmp_path / "good.db"
     storage = open_storage(f"sqlite:///{good}", print)
-    slots_of(storage, 3)
+    trials_of(storage, 3)
     storage.inner._backend.engine.dispose()  # type: ignore[attr-defined]
     with good.open("r+b") as file:  # the pages behind the first, which holds the names of the tables
         file.seek(4096)
         file.write(os.urandom(good.stat().st_size - 4096))
     with pytest.raises(DataFault, match="damaged"):
-        slots_of(open_storage(f"sqlite:///{good}", print), 3)
+        trials_of(open_storage(f"sqlite:///{good}", print), 3)
 
 
 def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     (tmp_path / "optuna.db").touch()
-    work_all(slots_of(open_storage(f"sqlite:///{tmp_path}/optuna.db", print), 2))
+    work_all(trials_of(open_storage(f"sqlite:///{tmp_path}/optuna.db", print), 2))
 
 
 # Locks
 
 
-def test_a_locked_database_is_waited_for_and_explained_once(tmp_path: Path) -> None:
+def test_a_locked_database_is_waited_for_and_explained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     address = f"sqlite:///{tmp_path}/optuna.db"
-    storage = open_storage(address, said.append)
-    storage.patience._tell_after = 0.3
-    mine = slots_of(storage, 2)
+    monkeypatch.setattr(storages, "TELL_AFTER_SECONDS", 0.3)
+    mine = trials_of(open_storage(address, said.append), 2)
     other = sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)
     for _ in range(2):
         other.execute("begin immediate")
         release = threading.Timer(0.9, other.rollback)
         release.start()
         begun = time.monotonic()
-        turn = mine.claim()
-        assert turn is not None and time.monotonic() - begun > 0.5
-        mine.finish(turn, 1.0)
+        attempt = claimed(mine)
+        assert time.monotonic() - begun > 0.5
+        mine.end(attempt, "finished", 1.0)
         release.join()
     other.close()
     assert len(said) == 1
     assert "is locked by other workers" in said[0] and "PostgreSQL suits many workers better" in said[0]
-    assert [one["retries"] for one in mine.trials()] == [0, 0]
+    assert [row["retries"] for row in mine.rows()] == [0, 0]
 
 
 def test_a_database_that_stays_locked_is_told_in_one_line(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/optuna.db"
-    mine = slots_of(open_storage(address, print, patience_seconds=1.0), 1)
+    mine = trials_of(open_storage(address, print, patience_seconds=1.0), 1)
     other = sqlite3.connect(tmp_path / "optuna.db")
     other.execute("begin immediate")
     with pytest.raises(EnvironmentFault, match="stayed locked or out of reach for 1 seconds") as caught:
@@ -144,46 +143,57 @@ def test_a_database_that_stays_locked_is_told_in_one_line(tmp_path: Path) -> Non
     work_all(mine)  # and can go on afterwards
 
 
-def test_two_workers_never_get_one_trial_of_sqlite(tmp_path: Path) -> None:
+def end_all(address: str, ready: Any, accepted: Any) -> None:
+    storage = open_storage(address, print)
+    study = storage.get_study_id_from_name("s")
+    ready.wait()
+    for trial in storage.get_all_trials(study):
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            if storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL):
+                accepted.put(trial.number)
+
+
+def test_an_attempt_in_sqlite_is_never_ended_twice(tmp_path: Path) -> None:
     """What `begin immediate` is there for: Optuna reads the state of a trial before it changes it."""
-    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db", print)
-    slots_of(storage, 30)
-    ready, taken = threading.Barrier(3), []
-
-    def take() -> None:
-        ready.wait()
-        for trial in range(1, 31):
-            if storage.set_trial_state_values(trial, optuna.trial.TrialState.RUNNING):
-                taken.append(trial)
-
-    threads = [threading.Thread(target=take) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(taken) == list(range(1, 31))
+    address, context = f"sqlite:///{tmp_path}/optuna.db", get_context("fork")
+    mine = trials_of(open_storage(address, print), 20)
+    for _ in range(20):
+        claimed(mine)
+    del mine
+    ready, accepted = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=end_all, args=(address, ready, accepted)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    ended = [accepted.get(timeout=30) for _ in range(20)]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert sorted(ended) == list(range(20)) and accepted.empty()
 
 
 def holder(path: Path, held: Any) -> None:
-    KernelLock(path, Patience("journal", print)).acquire()
+    lock = JournalLock(path, "flock")
+    lock.acquire()
     held.set()
     time.sleep(60)
 
 
-def test_the_lock_of_a_killed_worker_is_free_at_once(tmp_path: Path) -> None:
-    context = get_context("fork")
+def test_the_lock_of_a_killed_worker_is_free_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, context = tmp_path / "optuna.log", get_context("fork")
+    storage = open_storage(f"journal:{path}", print)
     held = context.Event()
-    process = context.Process(target=holder, args=(tmp_path / "lock", held))
+    process = context.Process(target=holder, args=(path, held))
     process.start()
     assert held.wait(20)
-    lock = KernelLock(tmp_path / "lock", Patience("journal", print, seconds=0.2))
-    with pytest.raises(EnvironmentFault, match="stayed locked"):
-        lock.acquire()
+    with monkeypatch.context() as patched:
+        patched.setattr(storages, "PATIENCE_SECONDS", 0.2)
+        with pytest.raises(EnvironmentFault, match=f"stayed locked .*{process.pid}"):
+            trials_of(storage)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     begun = time.monotonic()
-    assert KernelLock(tmp_path / "lock", Patience("journal", print)).acquire()
+    work_all(trials_of(storage, 1))
     assert time.monotonic() - begun < 1
 
 
@@ -194,19 +204,17 @@ def test_the_lock_of_a_killed_worker_is_free_at_once(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_cut_off(torn: bytes, tmp_path: Path) -> None:
     path = tmp_path / "optuna.log"
     address = f"journal:{path}"
-    storage = open_storage(address, print)
-    mine = slots_of(storage, 3)
-    turn = mine.claim()
-    assert turn is not None
+    mine = trials_of(open_storage(address, print), 3)
+    attempt = claimed(mine)
     whole = path.read_bytes()
     with path.open("ab") as file:
         file.write(torn)  # another worker, killed in the middle of writing, while this one goes on
-    mine.finish(turn, 1.0)
+    mine.end(attempt, "finished", 1.0)
     assert path.read_bytes().startswith(whole + b'{"op_code":8,"worker_id":')
     with path.open("ab") as file:
         file.write(torn)
     again = open_storage(address, print)
-    later = slots_of(again, 3)
+    later = trials_of(again, 3)
     work_all(later)
     check_whole(again, later, 3)
     work_all(mine)  # who had it open all the while sees the same
@@ -215,7 +223,7 @@ def test_a_torn_last_line_is_cut_off(torn: bytes, tmp_path: Path) -> None:
 
 
 def test_optuna_itself_breaks_for_good_there(tmp_path: Path) -> None:
-    """Should this fail, MendedJournal is needed no more."""
+    """Should this fail, JournalLock need not mend any more."""
     path = str(tmp_path / "optuna.log")
     backend = optuna.storages.journal.JournalFileBackend(path)
     storage = optuna.storages.JournalStorage(backend)
@@ -232,28 +240,26 @@ def test_optuna_itself_breaks_for_good_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [b"not json\n", b'{"op_code": 4}\n', b"[1, 2]\n", b'{"op_code": 99}\n'])
 def test_a_damaged_line_within_is_told(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "optuna.log"
-    slots_of(open_storage(f"journal:{path}", print), 2)
+    claimed(trials_of(open_storage(f"journal:{path}", print), 2))
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:3], line, *lines[3:]]))
-    refused(f"journal:{path}", DataFault)
+    path.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
+    assert "damaged" in str(refused(f"journal:{path}", DataFault))
 
 
-def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "optuna.log"
-    storage = open_storage(f"journal:{path}", print)
-    mine = slots_of(storage, 1)
-    before = path.read_bytes()
+def test_a_full_disk_leaves_a_journal_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = trials_of(open_storage(f"journal:{tmp_path}/optuna.log", print), 1)
 
     def full(descriptor: int) -> None:
+        os.truncate(descriptor, os.fstat(descriptor).st_size - 5)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(EnvironmentFault, match="disk is full"):
             mine.claim()
-    assert path.read_bytes() == before
     work_all(mine)
-    assert MendedJournal(path, KernelLock(tmp_path / "l", Patience("j", print)))
+    again = open_storage(f"journal:{tmp_path}/optuna.log", print)
+    check_whole(again, trials_of(again, 1), 1)
 
 
 # PostgreSQL
@@ -272,15 +278,14 @@ def test_a_lost_connection_to_postgresql_is_made_again(postgres: str) -> None:
     import sqlalchemy
 
     storage = open_storage(postgres, print)
-    mine = slots_of(storage, 3)
+    mine = trials_of(storage, 3)
     for _ in range(3):
-        turn = mine.claim()
-        assert turn is not None
+        attempt = claimed(mine)
         engine = sqlalchemy.create_engine(postgres)
         with engine.connect() as connection:  # as a server that was started again
             connection.execute(
                 sqlalchemy.text("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
             )
         engine.dispose()
-        assert mine.finish(turn, 1.0)
+        assert mine.end(attempt, "finished", 1.0)
     check_whole(storage, mine, 3)

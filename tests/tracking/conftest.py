@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from small_study import Lab, Look
 
-from gpt2lab.tracking.connection import create_database
-from gpt2lab.tracking.mlflow import MlflowSink
+from gpt2lab.tracking.mlflow import MlflowTracker, create_database
 
 
 @pytest.fixture
@@ -35,13 +34,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def sink_factory(lab: Lab, template: Path) -> Callable[[], MlflowSink]:
+def sink_factory(lab: Lab, template: Path) -> Callable[[], MlflowTracker]:
     """Makes sinks on one real SQLite store of its own."""
     shutil.copy(template, lab.store.root / "mlflow.db")
     uri = f"sqlite:///{lab.store.root}/mlflow.db"
-    return lambda: MlflowSink(uri, "gpt2lab", lab.store.root / "mlartifacts")
+    return lambda: MlflowTracker(uri, "gpt2lab", lab.store.root / "mlartifacts")
 
 
 @pytest.fixture
-def look(sink_factory: Callable[[], MlflowSink]) -> Look:
+def look(sink_factory: Callable[[], MlflowTracker]) -> Look:
     return Look(sink_factory())

@@ -1,4 +1,4 @@
-"""A small study and a small sweep on disk, written as their workers would write them, and two looks at mirrors."""
+"""A small study and a small sweep on disk, written as their workers would write them, and two looks at trackers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.records import StudyRecord
-from gpt2lab.store import Row, RunFolder, Status, Store
-from gpt2lab.tracking.mirror import Copy
-from gpt2lab.tracking.mlflow import MlflowSink
+from gpt2lab.store import RunFolder, Status, Store
+from gpt2lab.tracking import Point, TrackedRun
+from gpt2lab.tracking.mlflow import MlflowTracker
 
 CREATED = "2026-01-02T03:04:05+00:00"
 
@@ -108,50 +108,46 @@ def sweep_record(*trials: dict[str, Any], slots: int = 4, **more: Any) -> dict[s
 
 
 class Recorder:
-    """A mirror in memory; `trouble` is called before each call and may raise or hang."""
+    """A tracker in memory; `trouble` is called before each call, and after storing, and may raise or hang."""
 
     shown_uri, experiment_id = "http://tracker", "1"
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.rows: dict[str, list[Row]] = {}
+        self.points: dict[str, list[Point]] = {}
         self.statuses: dict[str, Status] = {}
         self.trouble: Callable[[str], None] = lambda call: None
         self.tags: dict[str, dict[str, str]] = {}
-        self.study_over: list[bool] = []
 
-    def open_study(self, record: Mapping[str, Any]) -> str:
+    def open_study(self, study: Mapping[str, Any]) -> TrackedRun:
         self.trouble("open_study")
-        return "parent"
+        return TrackedRun("parent")
 
-    def open_run(self, record: Mapping[str, Any], parent: str, arm: str, seed: str, run: RunFolder) -> Copy:
+    def open_run(self, study: Mapping[str, Any], parent: TrackedRun, arm: str, seed: str, run: RunFolder) -> TrackedRun:
         self.trouble(f"open {arm} {seed}")
-        rows = self.rows.setdefault(run.id, [])
-        return Copy(run.id, 0, rows[-1]["tokens"] if rows else -1.0, "RUNNING")
+        tokens = [point.values["tokens"] for point in self.points.setdefault(run.id, []) if "tokens" in point.values]
+        return TrackedRun(run.id, max(tokens, default=-1.0), dict(self.tags.get(run.id, {})))
 
-    def send(self, copy: Copy, rows: Sequence[Row]) -> None:
-        self.trouble("send")
-        self.rows[copy.id] += rows
-        copy.tokens = rows[-1]["tokens"]
-        self.trouble("sent")
+    def log(self, run: TrackedRun, points: Sequence[Point]) -> None:
+        self.trouble("log")
+        self.points[run.id] += points
+        self.trouble("logged")
 
-    def settle(self, copy: Copy, status: Status, run: RunFolder, evaluation_key: str | None) -> None:
-        self.statuses[copy.id] = status
+    def update(self, run: TrackedRun, status: Status, tags: Mapping[str, str], ended: str | None) -> None:
+        self.statuses[run.id] = status
+        self.tags.setdefault(run.id, {}).update(tags)
 
-    def mark(self, copy: Copy, tags: Mapping[str, str]) -> None:
-        self.tags[copy.id] = dict(tags)
-
-    def settle_study(self, parent: str, statuses: Sequence[Status], over: bool) -> None:
-        self.study_over.append(over)
+    def log_report(self, study: Mapping[str, Any], folder: Path) -> None:
+        raise NotImplementedError
 
     def steps(self, run: RunFolder) -> list[int]:
-        return [one["step"] for one in self.rows.get(run.id, [])]
+        return [point.step for point in self.points.get(run.id, []) if "tokens" in point.values]
 
 
 class Look:
     """What is in MLflow, read with its own client."""
 
-    def __init__(self, sink: MlflowSink) -> None:
+    def __init__(self, sink: MlflowTracker) -> None:
         self.client: Any = sink._connect()
         self.experiment = sink.experiment_id
 

@@ -13,9 +13,9 @@ import pytest
 
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.tracking import masked
-from gpt2lab.tracking.addresses import check_uri, curves_link, default_uri, reason, runs_link, sqlite_path
-from gpt2lab.tracking.connection import create_database
-from gpt2lab.tracking.mlflow import MlflowSink, study_status
+from gpt2lab.tracking.addresses import check_uri, dashboard_command, default_uri, reason, runs_link, sqlite_path
+from gpt2lab.tracking.follower import study_status
+from gpt2lab.tracking.mlflow import MlflowTracker, create_database
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_uri_that_cannot_work_is_refused_in_one_line(uri: str, says: str) -> N
 def test_a_missing_driver_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg2", None)
     with pytest.raises(EnvironmentFault, match="driver psycopg2 is not installed") as caught:
-        MlflowSink("postgresql+psycopg2://user:hunter2@host/db", "gpt2lab", tmp_path)
+        MlflowTracker("postgresql+psycopg2://user:hunter2@host/db", "gpt2lab", tmp_path)
     assert caught.value.hint == "pip install psycopg2-binary"
     assert "hunter2" not in caught.value.render()
 
@@ -95,21 +95,17 @@ def test_links_open_the_curves_of_a_study() -> None:
         "&orderByKey=metrics.%60val%2Floss%60&orderByAsc=true"
         "&searchFilter=tags.%60mlflow.parentRunId%60%20%3D%20%27abc%27"
     )
-    assert curves_link("http://h", "1", ["a", "b"]) == (
-        "http://h/#/metric?runs=%5B%22a%22%2C%20%22b%22%5D&metric=%22val%2Floss%22&experiments=%5B%221%22%5D"
-        "&plot_metric_keys=%5B%22val%2Floss%22%5D&x_axis=step"
-    )
 
 
 @pytest.mark.parametrize(
     ("statuses", "over", "expected"),
     [
-        (["finished", "diverged"], True, "FINISHED"),
-        (["finished", "failed"], True, "FAILED"),
-        (["finished", "partial"], True, "KILLED"),
-        (["failed", "absent"], True, "KILLED"),
-        (["finished", "absent"], False, "RUNNING"),
-        (["running", "failed"], True, "RUNNING"),
+        (["finished", "diverged"], True, "finished"),
+        (["finished", "failed"], True, "failed"),
+        (["finished", "partial"], True, "partial"),
+        (["failed", "absent"], True, "partial"),
+        (["finished", "absent"], False, "running"),
+        (["running", "failed"], True, "running"),
     ],
 )
 def test_a_study_takes_its_status_from_its_runs(statuses: list[Any], over: bool, expected: str) -> None:
@@ -154,9 +150,22 @@ def test_a_database_is_built_once_whoever_asks(tmp_path: Path, monkeypatch: pyte
 def test_neither_torch_nor_mlflow_is_imported_before_it_is_needed(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nimport gpt2lab.store, gpt2lab.tracking.follower\n"
-        "from gpt2lab.tracking.mlflow import MlflowSink\n"
-        f"MlflowSink('http://127.0.0.1:1', 'x', Path({str(tmp_path)!r}))\n"
+        "from gpt2lab.tracking.mlflow import MlflowTracker\n"
+        f"MlflowTracker('http://127.0.0.1:1', 'x', Path({str(tmp_path)!r}))\n"
         "print(sorted({'torch', 'mlflow', 'sqlalchemy', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("storage", "command"),
+    [
+        ("sqlite:////data/my runs/optuna.db", "optuna-dashboard 'sqlite:////data/my runs/optuna.db'"),
+        ("journal:/shared/optuna.log", "optuna-dashboard /shared/optuna.log"),
+        ("journal:///shared/optuna.log?lock=symlink", "optuna-dashboard /shared/optuna.log"),
+        ("postgresql://me:***@host/db", "optuna-dashboard 'postgresql://me:***@host/db'"),
+    ],
+)
+def test_the_dashboards_command_names_what_it_opens(storage: str, command: str) -> None:
+    assert dashboard_command(storage) == command

@@ -15,10 +15,9 @@ from small_study import Lab, row
 
 from gpt2lab.analysis import Verdicts, compare
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.tracking import experiments
-from gpt2lab.tracking.experiments import read_experiment
+from gpt2lab.tracking import mlflow as mlflow_tracker
 from gpt2lab.tracking.follower import sync
-from gpt2lab.tracking.mlflow import MlflowSink
+from gpt2lab.tracking.mlflow import MlflowTracker, read_experiment
 
 LOSSES = {
     "learned": (2.151, 2.149, 2.162),
@@ -88,8 +87,8 @@ def mirror(lab: Lab, uri: str) -> None:
     sync(lab.store, lab.record, sinks(lab, uri))
 
 
-def sinks(lab: Lab, uri: str) -> Callable[[], MlflowSink]:
-    return lambda: MlflowSink(uri, "posenc", lab.store.root / "artifacts")
+def sinks(lab: Lab, uri: str) -> Callable[[], MlflowTracker]:
+    return lambda: MlflowTracker(uri, "posenc", lab.store.root / "artifacts")
 
 
 def log_users_runs(experiment: str, losses: dict[str, tuple[float | None, ...]] = LOSSES) -> None:
@@ -218,7 +217,7 @@ def test_one_study_of_several_is_asked_for_by_its_name(study: Lab, uri: str) -> 
 
 def test_every_page_is_read(study: Lab, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_experiment("posenc", uri)
-    monkeypatch.setattr(experiments, "RUNS_PER_PAGE", 4)
+    monkeypatch.setattr(mlflow_tracker, "RUNS_PER_PAGE", 4)
     assert read_experiment("posenc", uri) == whole
 
 

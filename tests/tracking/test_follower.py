@@ -1,4 +1,4 @@
-"""The follower is quick and quiet whatever the mirror does, and what it could not deliver is delivered later."""
+"""The follower is quick and quiet whatever the tracker does, and what it could not deliver is delivered later."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pytest
 from small_study import Lab, Recorder, row
 
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.tracking.delivery import Delivery, batches
-from gpt2lab.tracking.follower import Follower, sync
-from gpt2lab.tracking.mlflow import MlflowSink
+from gpt2lab.tracking.follower import Delivery, Follower, batches, sync
+from gpt2lab.tracking.mlflow import MlflowTracker
 
 
 @pytest.fixture
-def mirror() -> Recorder:
+def tracker() -> Recorder:
     return Recorder()
 
 
@@ -44,25 +43,25 @@ def slowest_poll(follower: Follower, seconds: float) -> float:
     return slowest
 
 
-def test_polling_gives_news_and_delivers(lab: Lab, mirror: Recorder, said: list[str]) -> None:
-    follower = Follower(lab.store, lab.record, lambda: mirror, said.append)
+def test_polling_gives_news_and_delivers(lab: Lab, tracker: Recorder, said: list[str]) -> None:
+    follower = Follower(lab.store, lab.record, lambda: tracker, said.append)
     assert follower.poll() == []
     run = lab.begin(lab.run("rotary", 1))
     lab.write(run, [row(0), row(1)])
     (news,) = follower.poll()
     assert (news.arm, news.seed, news.run_id) == ("rotary", "1", run.id)
     assert news.rows == [row(0), row(1)]
-    wait_for(lambda: mirror.steps(run) == [0, 1], follower)
+    wait_for(lambda: tracker.steps(run) == [0, 1], follower)
     lab.write(run, [row(2)])
     lab.finish(run)
     assert follower.close() == 0
-    assert mirror.steps(run) == [0, 1, 2]
-    assert mirror.statuses[run.id] == "finished"
-    assert mirror.study_over[-1] is True
+    assert tracker.steps(run) == [0, 1, 2]
+    assert tracker.statuses[run.id] == "finished"
+    assert tracker.statuses["parent"] == "partial"
     assert said == []
 
 
-def test_following_works_without_a_mirror(lab: Lab, said: list[str]) -> None:
+def test_following_works_without_a_tracker(lab: Lab, said: list[str]) -> None:
     lab.train_all()
     follower = Follower(lab.store, lab.record, None, said.append)
     news = follower.poll()
@@ -71,7 +70,7 @@ def test_following_works_without_a_mirror(lab: Lab, said: list[str]) -> None:
     assert said == []
 
 
-def test_a_wrong_mirror_is_refused_before_training(lab: Lab) -> None:
+def test_a_wrong_tracker_is_refused_before_training(lab: Lab) -> None:
     def factory() -> Recorder:
         raise EnvironmentFault("the database driver psycopg is not installed")
 
@@ -79,8 +78,8 @@ def test_a_wrong_mirror_is_refused_before_training(lab: Lab) -> None:
         Follower(lab.store, lab.record, factory)
 
 
-def test_a_mirror_that_fails_and_recovers_gets_every_row_once(
-    lab: Lab, mirror: Recorder, said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_tracker_that_fails_and_recovers_gets_every_row_once(
+    lab: Lab, tracker: Recorder, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpt2lab.tracking.follower.FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("gpt2lab.tracking.follower.GATHER_SECONDS", 0.01)
@@ -89,82 +88,82 @@ def test_a_mirror_that_fails_and_recovers_gets_every_row_once(
     failures: list[str] = []
 
     def fail_before_and_after(call: str) -> None:
-        if call in ("send", "sent") and len(failures) < 6:
+        if call in ("log", "logged") and len(failures) < 6:
             failures.append(call)
-            raise OSError(f"no route to http://me:secret@tracker ({call})")
+            raise OSError(f"no route to http://me:secret@host ({call})")
 
-    mirror.trouble = fail_before_and_after
-    follower = Follower(lab.store, lab.record, lambda: mirror, said.append)
+    tracker.trouble = fail_before_and_after
+    follower = Follower(lab.store, lab.record, lambda: tracker, said.append)
     for step in range(1, 30):
         lab.write(run, [row(step)])
         follower.poll()
         time.sleep(0.01)
-    wait_for(lambda: mirror.steps(run) == list(range(30)), follower)
+    wait_for(lambda: tracker.steps(run) == list(range(30)), follower)
     assert follower.close() == 0
-    assert mirror.steps(run) == list(range(30))
+    assert tracker.steps(run) == list(range(30))
     assert len(failures) == 6
     assert len(said) == 1, "one warning, however often it fails"
     assert "training goes on" in said[0]
     assert "secret" not in said[0]
 
 
-def test_a_store_that_was_written_but_did_not_say_so_repeats_nothing(lab: Lab, mirror: Recorder) -> None:
+def test_a_store_that_was_written_but_did_not_say_so_repeats_nothing(lab: Lab, tracker: Recorder) -> None:
     run = lab.begin(lab.run())
     lab.write(run, [row(step) for step in range(1200)])
 
     def cut(call: str) -> None:
-        if call == "sent":
+        if call == "logged":
             raise ConnectionError("cut off after storing")
 
-    mirror.trouble = cut
-    delivery = Delivery(lab.store, lab.record, mirror)
+    tracker.trouble = cut
+    delivery = Delivery(lab.store, lab.record, tracker)
     for stored in (333, 666, 999, 1200):
         with pytest.raises(ConnectionError):
-            delivery.once()
-        assert len(mirror.steps(run)) == stored
-    mirror.trouble = lambda call: None
-    assert delivery.once() == 0
-    assert mirror.steps(run) == list(range(1200))
+            delivery.send_new()
+        assert len(tracker.steps(run)) == stored
+    tracker.trouble = lambda call: None
+    assert delivery.send_new() == 0
+    assert tracker.steps(run) == list(range(1200))
 
 
-def test_one_refused_run_does_not_hold_up_the_others(lab: Lab, mirror: Recorder) -> None:
+def test_one_refused_run_does_not_hold_up_the_others(lab: Lab, tracker: Recorder) -> None:
     lab.train_all()
 
     def refuse(call: str) -> None:
         if call in ("open learned 0", "open rotary 0"):
             raise ValueError("refused")
 
-    mirror.trouble = refuse
-    delivery = Delivery(lab.store, lab.record, mirror)
+    tracker.trouble = refuse
+    delivery = Delivery(lab.store, lab.record, tracker)
     for _ in range(2):
         with pytest.raises(ValueError, match="refused"):
-            delivery.once()
-    assert mirror.steps(lab.run("learned", 1)) == mirror.steps(lab.run("rotary", 1)) == [0, 1, 2, 3, 4]
+            delivery.send_new()
+    assert tracker.steps(lab.run("learned", 1)) == tracker.steps(lab.run("rotary", 1)) == [0, 1, 2, 3, 4]
     assert delivery.undelivered() == 10
 
 
-def test_a_damaged_journal_is_said_and_the_rest_goes_on(lab: Lab, mirror: Recorder, said: list[str]) -> None:
+def test_a_damaged_journal_is_said_and_the_rest_goes_on(lab: Lab, tracker: Recorder, said: list[str]) -> None:
     lab.train_all()
     damaged = lab.run("learned", 0)
     damaged.metrics.write_text("nonsense\n" + damaged.metrics.read_text())
-    follower = Follower(lab.store, lab.record, lambda: mirror, said.append)
+    follower = Follower(lab.store, lab.record, lambda: tracker, said.append)
     assert len(follower.poll()) == 3
     follower.poll()
     follower.close()
-    assert mirror.steps(lab.run("rotary", 1)) == [0, 1, 2, 3, 4]
+    assert tracker.steps(lab.run("rotary", 1)) == [0, 1, 2, 3, 4]
     assert len([text for text in said if "cannot be followed" in text]) == 1
     assert all("damaged" in text for text in said)
 
 
-def test_a_mirror_that_hangs_never_slows_polling(lab: Lab, mirror: Recorder, said: list[str]) -> None:
+def test_a_tracker_that_hangs_never_slows_polling(lab: Lab, tracker: Recorder, said: list[str]) -> None:
     lab.train_all()
     release = threading.Event()
 
     def hang(call: str) -> None:
         release.wait(20)
 
-    mirror.trouble = hang
-    follower = Follower(lab.store, lab.record, lambda: mirror, said.append)
+    tracker.trouble = hang
+    follower = Follower(lab.store, lab.record, lambda: tracker, said.append)
     assert slowest_poll(follower, 0.3) < 1.0
     before = time.monotonic()
     assert follower.close(timeout=0.2) == 20
@@ -202,7 +201,7 @@ def test_training_does_not_notice_a_dead_server(
     kind: str,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    sink_factory: Callable[[], MlflowSink],
+    sink_factory: Callable[[], MlflowTracker],
 ) -> None:
     """The real client against a real socket; afterwards `sync` delivers to a store that works."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -210,7 +209,9 @@ def test_training_does_not_notice_a_dead_server(
     lab.train_all()
     uri = f"http://me:secret@127.0.0.1:{request.getfixturevalue(kind)}"
     before = time.monotonic()
-    follower = Follower(lab.store, lab.record, lambda: MlflowSink(uri, "gpt2lab", lab.store.root / "art"), said.append)
+    follower = Follower(
+        lab.store, lab.record, lambda: MlflowTracker(uri, "gpt2lab", lab.store.root / "art"), said.append
+    )
     assert time.monotonic() - before < 0.8
     assert slowest_poll(follower, 0.5) < 0.8
     wait_for(lambda: bool(said), follower, 6.0)
@@ -221,7 +222,7 @@ def test_training_does_not_notice_a_dead_server(
     assert "gpt2lab sync posenc@nano" in said[1]
     assert "secret" not in "".join(said)
     with pytest.raises(EnvironmentFault, match="tracking does not work") as caught:
-        sync(lab.store, "posenc@nano", lambda: MlflowSink(uri, "gpt2lab", lab.store.root / "art"))
+        sync(lab.store, "posenc@nano", lambda: MlflowTracker(uri, "gpt2lab", lab.store.root / "art"))
     assert "secret" not in caught.value.render()
     assert caught.value.__cause__ is None
     assert sync(lab.store, "posenc@nano", sink_factory) == 20

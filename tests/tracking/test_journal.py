@@ -18,7 +18,7 @@ import pytest
 
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.store import parse_rows
-from gpt2lab.tracking.journal import Journal, tail
+from gpt2lab.tracking.journal import Journal, Tail
 
 
 def row(step: int, seconds: float = 0.0, **metrics: float) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_rows_come_back_exactly(path: Path) -> None:
         journal.append(row(0, loss=third))
         journal.append(row(2, loss=math.inf, other=-math.inf))
         journal.append(row(3, loss=math.nan))
-    rows = tail(path).new_rows()
+    rows = Tail(path).new_rows()
     assert rows[:2] == [row(0, loss=third), row(2, loss=math.inf, other=-math.inf)]
     assert math.isnan(rows[2]["metrics"]["loss"])
     assert len(path.read_bytes().splitlines()) == 3
@@ -181,7 +181,7 @@ def test_other_write_errors_are_raised_at_once(path: Path, monkeypatch: pytest.M
 
 
 def test_a_tail_returns_whole_rows_once(path: Path) -> None:
-    following = tail(path)
+    following = Tail(path)
     assert following.new_rows() == []
     with Journal(path) as journal:
         journal.append(row(0))
@@ -195,14 +195,14 @@ def test_a_tail_returns_whole_rows_once(path: Path) -> None:
             assert following.new_rows() == []
             file.write(line[20:])
         assert following.new_rows() == [row(2)]
-    assert [r["step"] for r in tail(path, after_step=1).new_rows()] == [2]
+    assert [r["step"] for r in Tail(path, after_step=1).new_rows()] == [2]
 
 
 @pytest.mark.parametrize("kept", [4, 1, -1])
 @pytest.mark.parametrize("rewritten", [1, 3, 9, 30])
 def test_a_tail_survives_a_resumed_run(path: Path, kept: int, rewritten: int) -> None:
     """Whether the file is then shorter, as long or longer than it was, no step comes twice and none is missed."""
-    following = tail(path)
+    following = Tail(path)
     with Journal(path) as journal:
         for step in range(6):
             journal.append(row(step))
@@ -216,20 +216,8 @@ def test_a_tail_survives_a_resumed_run(path: Path, kept: int, rewritten: int) ->
         assert [r["step"] for r in following.new_rows()] == [100]
 
 
-def test_a_tail_survives_an_emptied_file(path: Path) -> None:
-    following = tail(path)
-    with Journal(path) as journal:
-        journal.append(row(1))
-        assert len(following.new_rows()) == 1
-        journal.truncate_after(0)
-        assert following.new_rows() == []
-        journal.append(row(1, seconds=7.0))
-        journal.append(row(2))
-        assert [r["step"] for r in following.new_rows()] == [2]
-
-
 def test_a_tail_names_damage(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps(row(1)) + "\nnonsense\n" + json.dumps(row(2)) + "\n")
     with pytest.raises(DataFault, match=r"metrics\.jsonl: line 2"):
-        tail(path).new_rows()
+        Tail(path).new_rows()

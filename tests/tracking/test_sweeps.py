@@ -1,4 +1,4 @@
-"""A sweep in the mirror: a child per trial and seed, that come over time and say how their trials ended."""
+"""A sweep in the tracker: a child per trial and seed, that come over time and say how their trials ended."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from small_study import Lab, Look, Recorder, row, sweep_record, trial
 from gpt2lab.cli import results
 from gpt2lab.errors import ConfigError
 from gpt2lab.store import RunFolder
-from gpt2lab.tracking.delivery import Delivery
-from gpt2lab.tracking.experiments import read_experiment
-from gpt2lab.tracking.follower import Follower, links, sync
-from gpt2lab.tracking.mlflow import MlflowSink
-from gpt2lab.tracking.trials import as_followed, dashboard_command, followed
+from gpt2lab.tracking.follower import Delivery, Follower, as_study, links, sync, tracked_records
+from gpt2lab.tracking.mlflow import MlflowTracker, read_experiment
 
-Sinks = Callable[[], MlflowSink]
+Sinks = Callable[[], MlflowTracker]
 
 
 def run_of(lab: Lab, one: Mapping[str, Any], seed: int = 100) -> RunFolder:
@@ -42,7 +39,7 @@ def begin(lab: Lab, one: Mapping[str, Any], steps: int, seed: int = 100) -> RunF
 
 def test_trials_are_arms() -> None:
     other = {"trials": [trial(11, "pruned", begun=False, **{"model.norm": "rmsnorm", "optim.optimizer": "lion"})]}
-    record = as_followed(sweep_record(trial(0, seeds=(100, 101)), trial(7, "running"), slots=3, rotary=other))
+    record = as_study(sweep_record(trial(0, seeds=(100, 101)), trial(7, "running"), slots=3, rotary=other))
     assert list(record["arms"]) == ["lr trial 000", "lr trial 007", "rotary trial 011"]
     first, _, last = record["arms"].values()
     assert first["runs"] == {"100": f"{0:08x}{100:08x}", "101": f"{0:08x}{101:08x}"} and last["runs"] == {}
@@ -52,7 +49,7 @@ def test_trials_are_arms() -> None:
     assert first["components"] == {"norm": "layernorm", "optimizer": "adamw"}
     assert last["components"] == {"norm": "rmsnorm", "optimizer": "lion"}  # what is tried, not what the base has
     assert record["open"] == 6 - 2  # a pruned trial has ended; one that runs has not, nor have four never begun
-    assert list(as_followed(sweep_record(trial(0)))["arms"]) == ["trial 000"]
+    assert list(as_study(sweep_record(trial(0)))["arms"]) == ["trial 000"]
 
 
 def test_each_trial_is_a_child_that_says_how_it_ended(lab: Lab, sink_factory: Sinks, look: Look) -> None:
@@ -62,7 +59,7 @@ def test_each_trial_is_a_child_that_says_how_it_ended(lab: Lab, sink_factory: Si
     lab.finish(run_of(lab, trials[0]))
     lab.finish(run_of(lab, trials[2]), "diverged", reason="loss is nan")
     run_of(lab, trials[3]).fail({"reason": "killed by SIGKILL", "at": "2026-01-02T04:00:00+00:00"})
-    assert sync(lab.store, as_followed(sweep_record(*trials)), sink_factory) == 12
+    assert sync(lab.store, as_study(sweep_record(*trials)), sink_factory) == 12
     (parent,) = look.parents()
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["mlflow.runName"] == "sweep lr@nano"
@@ -83,26 +80,20 @@ def test_what_is_tried_can_be_sorted_by(lab: Lab, sink_factory: Sinks, look: Loo
     """As numbers: MLflow's parameters are text, by which 9e-05 would be greater than 0.002."""
     rates = [0.002, 9e-5, 0.01]
     trials = [trial(slot, **{"optim.lr": rate, "model.norm": "rmsnorm"}) for slot, rate in enumerate(rates)]
-    for one in trials:
-        lab.train(run_of(lab, one))
-    sync(lab.store, as_followed(sweep_record(*trials)), sink_factory)
+    trials[2] = trial(2, seeds=(100, 101), **trials[2]["settings"])
+    for run in {run for one in trials for run in one["runs"].values()}:
+        lab.train(lab.store.run(run))
+    record = sweep_record(*trials)
+    record["searches"]["lr"]["seeds"] = [100, 101]
+    sync(lab.store, as_study(record), sink_factory)
     ordered = look.client.search_runs(
         [look.experiment], "metrics.`trial/optim.lr` > 0", order_by=["metrics.`trial/optim.lr` ASC"]
     )
-    assert [run.data.metrics["trial/optim.lr"] for run in ordered] == sorted(rates)
+    assert [run.data.metrics["trial/optim.lr"] for run in ordered] == sorted([*rates, 0.01])
+    names = {run.data.tags["mlflow.runName"] for run in ordered}
+    assert names >= {"trial 000 seed 100", "trial 002 seed 100", "trial 002 seed 101"}
     assert {run.data.tags["trial.model.norm"] for run in ordered} == {"rmsnorm"}
     assert {run.data.tags["component.norm"] for run in ordered} == {"rmsnorm"}
-
-
-def test_with_several_seeds_their_names_say_which(lab: Lab, sink_factory: Sinks, look: Look) -> None:
-    one = trial(5, seeds=(100, 101))
-    for seed in (100, 101):
-        lab.train(run_of(lab, one, seed))
-    record = sweep_record(one)
-    record["searches"]["lr"]["seeds"] = [100, 101]
-    sync(lab.store, as_followed(record), sink_factory)
-    names = {child.data.tags["mlflow.runName"] for child in look.children()}
-    assert names == {"trial 005 seed 100", "trial 005 seed 101"}
 
 
 def test_the_parent_runs_until_all_trials_have_ended(lab: Lab, sink_factory: Sinks, look: Look) -> None:
@@ -110,73 +101,27 @@ def test_the_parent_runs_until_all_trials_have_ended(lab: Lab, sink_factory: Sin
         (found,) = look.parents()
         return str(found.info.status)
 
-    delivery = Delivery(lab.store, as_followed(sweep_record(slots=2)), sink_factory())
-    delivery.once()
+    delivery = Delivery(lab.store, as_study(sweep_record(slots=2)), sink_factory())
+    delivery.send_new()
     assert parent() == "RUNNING"
     first, second = trial(0), trial(1, "running")
     lab.train(run_of(lab, first))
     with begin(lab, second, 2).lock():
-        delivery.update(as_followed(sweep_record(first, second, slots=2)))
-        delivery.once(over=True)  # another process is at it
+        delivery.update(as_study(sweep_record(first, second, slots=2)))
+        delivery.send_new(over=True)  # another process is at it
         assert parent() == "RUNNING" and child_of(look, run_of(lab, second)).info.status == "RUNNING"
-    delivery.once(over=True)
+    delivery.send_new(over=True)
     assert parent() == "KILLED"
-    delivery.update(as_followed(sweep_record(first, trial(1, "pruned"), slots=2)))
-    delivery.once(over=True)
+    delivery.update(as_study(sweep_record(first, trial(1, "pruned"), slots=2)))
+    delivery.send_new(over=True)
     assert parent() == "FINISHED"
     child = child_of(look, run_of(lab, second))
     assert (child.info.status, child.data.tags["gpt2lab.outcome"]) == ("KILLED", "pruned")
     with run_of(lab, second).lock():  # a study trains it to its end: the trial was pruned all the same
-        delivery.once(over=True)
+        delivery.send_new(over=True)
     lab.finish(run_of(lab, second))
-    delivery.once(over=True)
+    delivery.send_new(over=True)
     assert parent() == "FINISHED" and child_of(look, run_of(lab, second)).info.status == "KILLED"
-
-
-def test_a_pass_with_nothing_new_writes_nothing(lab: Lab, sink_factory: Sinks, monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = [trial(0), trial(1, "pruned")]
-    lab.train(run_of(lab, trials[0]))
-    begin(lab, trials[1], 2)
-    Delivery(lab.store, as_followed(sweep_record(*trials)), sink_factory()).once()
-    sink = sink_factory()
-    delivery = Delivery(lab.store, as_followed(sweep_record(*trials)), sink)
-    delivery.once()
-    calls: list[str] = []
-    for name in ("log_batch", "update_run", "set_terminated", "set_tag", "create_run"):
-        monkeypatch.setattr(sink._connect(), name, lambda *_, name=name, **__: calls.append(name))
-    delivery.update(as_followed(sweep_record(*trials)))
-    assert delivery.once() == 0
-    assert calls == []
-
-
-def test_a_follower_that_dies_repeats_nothing(
-    lab: Lab, sink_factory: Sinks, look: Look, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It dies in a pass that follows an update, between storing and knowing; the next one knows the sweep's end."""
-    first, second = trial(0), trial(1, "running")
-    lab.train(run_of(lab, first))
-    delivery = Delivery(lab.store, as_followed(sweep_record(first, slots=2)), sink_factory())
-    assert delivery.once() == 5
-    begin(lab, second, 3)
-    delivery.update(as_followed(sweep_record(first, second, slots=2)))
-    send = MlflowSink.send
-
-    def send_and_die(self: MlflowSink, copy: Any, rows: Any) -> None:
-        send(self, copy, rows[:2])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowSink, "send", send_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            delivery.once()
-    assert look.steps(run_of(lab, second)) == [0, 1]
-    lab.write(run_of(lab, second), [row(3)])
-    lab.finish(run_of(lab, second))
-    assert sync(lab.store, as_followed(sweep_record(first, trial(1), slots=2)), sink_factory) == 2
-    assert look.steps(run_of(lab, second)) == [0, 1, 2, 3] and len(look.children()) == 2
-    assert len(look.points(run_of(lab, second), "trial/optim.lr")) == 1
-    assert child_of(look, run_of(lab, second)).data.tags["gpt2lab.outcome"] == "finished"
-    assert [parent.info.status for parent in look.parents()] == ["FINISHED"]
 
 
 def test_a_run_of_two_trials_and_a_study_has_a_copy_in_each(lab: Lab, sink_factory: Sinks, look: Look) -> None:
@@ -185,7 +130,7 @@ def test_a_run_of_two_trials_and_a_study_has_a_copy_in_each(lab: Lab, sink_facto
     trials = [{**trial(slot), "runs": {"100": shared.id}} for slot in (0, 1)]
     sweep = {**sweep_record(*trials), "name": lab.record["name"]}  # an ablation that tunes its arms has such a sweep
     sync(lab.store, lab.record, sink_factory)
-    assert sync(lab.store, as_followed(sweep), sink_factory) == 10
+    assert sync(lab.store, as_study(sweep), sink_factory) == 10
     assert len(look.children(shared)) == 3 and len(look.parents()) == 2
     of_sweep = {
         child.data.tags["mlflow.runName"] for child in look.children(shared) if "gpt2lab.sweep" in child.data.tags
@@ -193,13 +138,13 @@ def test_a_run_of_two_trials_and_a_study_has_a_copy_in_each(lab: Lab, sink_facto
     assert of_sweep == {"trial 000", "trial 001"}
     ours = [links(lab.store, lab.record["name"], kind) for kind in ("study", "sweep")]
     assert all(ours) and ours[0] != ours[1]
-    assert sync(lab.store, lab.record, sink_factory) == sync(lab.store, as_followed(sweep), sink_factory) == 0
+    assert sync(lab.store, lab.record, sink_factory) == sync(lab.store, as_study(sweep), sink_factory) == 0
 
 
 def test_trials_are_no_arms_to_be_judged(lab: Lab, sink_factory: Sinks) -> None:
     one = trial(0)
     lab.train(run_of(lab, one))
-    sync(lab.store, as_followed(sweep_record(one)), sink_factory)
+    sync(lab.store, as_study(sweep_record(one)), sink_factory)
     uri = f"sqlite:///{lab.store.root}/mlflow.db"
     with pytest.raises(ConfigError, match="sweeps alone, whose trials are no arms"):
         read_experiment("gpt2lab", uri)
@@ -210,38 +155,38 @@ def test_trials_are_no_arms_to_be_judged(lab: Lab, sink_factory: Sinks) -> None:
 
 
 def test_trials_that_come_later_are_followed_by_the_same_sender(lab: Lab) -> None:
-    mirror, said, made = Recorder(), list[str](), list[Recorder]()
+    tracker, said, made = Recorder(), list[str](), list[Recorder]()
 
     def factory() -> Recorder:
-        made.append(mirror)
-        return mirror
+        made.append(tracker)
+        return tracker
 
     trials = [trial(slot, "running") for slot in range(3)]
-    follower = Follower(lab.store, as_followed(sweep_record(slots=3)), factory, said.append)
+    follower = Follower(lab.store, as_study(sweep_record(slots=3)), factory, said.append)
     assert follower.poll() == []
     sender = follower._sender
     for number, one in enumerate(trials):
         begin(lab, one, 2)
-        follower.update(as_followed(sweep_record(*trials[: number + 1], slots=3)))
+        follower.update(as_study(sweep_record(*trials[: number + 1], slots=3)))
         (news,) = follower.poll()
         assert (news.arm, news.seed, news.run_id) == (f"trial {number:03d}", "100", one["runs"]["100"])
         assert follower.poll() == []  # those from before are not told again
     assert follower.close() == 0
-    assert follower._sender is sender and made == [mirror] and said == []
-    assert [mirror.steps(run_of(lab, one)) for one in trials] == [[0, 1]] * 3
-    assert mirror.tags[trials[2]["runs"]["100"]]["gpt2lab.outcome"] == "running"
+    assert follower._sender is sender and made == [tracker] and said == []
+    assert [tracker.steps(run_of(lab, one)) for one in trials] == [[0, 1]] * 3
+    assert tracker.tags[trials[2]["runs"]["100"]]["gpt2lab.outcome"] == "running"
 
 
 def test_updates_from_another_thread_lose_no_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2lab.tracking.follower.GATHER_SECONDS", 0.001)
-    mirror, said = Recorder(), list[str]()
+    tracker, said = Recorder(), list[str]()
     trials = [trial(slot, "running") for slot in range(40)]
-    follower = Follower(lab.store, as_followed(sweep_record()), lambda: mirror, said.append)
+    follower = Follower(lab.store, as_study(sweep_record()), lambda: tracker, said.append)
 
     def claim() -> None:
         for number, one in enumerate(trials):
             begin(lab, one, 3)
-            follower.update(as_followed(sweep_record(*trials[: number + 1])))
+            follower.update(as_study(sweep_record(*trials[: number + 1])))
 
     worker = threading.Thread(target=claim)
     worker.start()
@@ -250,22 +195,22 @@ def test_updates_from_another_thread_lose_no_row(lab: Lab, monkeypatch: pytest.M
         rows += sum(len(news.rows) for news in follower.poll())
     rows += sum(len(news.rows) for news in follower.poll())
     assert rows == 120 and follower.close() == 0 and said == []
-    assert all(mirror.steps(run_of(lab, one)) == [0, 1, 2] for one in trials)
+    assert all(tracker.steps(run_of(lab, one)) == [0, 1, 2] for one in trials)
 
 
 def test_what_is_left_behind_counts_trials_that_the_sender_has_not_seen(lab: Lab) -> None:
-    mirror, said = Recorder(), list[str]()
+    tracker, said = Recorder(), list[str]()
     release = threading.Event()
 
     def hang(call: str) -> None:
         release.wait(20)
 
-    mirror.trouble = hang
-    follower = Follower(lab.store, as_followed(sweep_record()), lambda: mirror, said.append)
+    tracker.trouble = hang
+    follower = Follower(lab.store, as_study(sweep_record()), lambda: tracker, said.append)
     follower.poll()
     one = trial(0, "running")
     begin(lab, one, 3)
-    follower.update(as_followed(sweep_record(one)))
+    follower.update(as_study(sweep_record(one)))
     assert follower.close(timeout=0.1) == 3
     assert "`gpt2lab sync lr@nano` sends it later" in said[0]
     release.set()
@@ -279,11 +224,11 @@ def test_a_run_whose_worker_is_starting_waits_until_its_config_is_there(
     run = run_of(lab, one)
     run.path.mkdir(parents=True)
     (run.path / "run.log").touch()
-    delivery = Delivery(lab.store, as_followed(sweep_record(one)), sink_factory())
-    delivery.once()
+    delivery = Delivery(lab.store, as_study(sweep_record(one)), sink_factory())
+    delivery.send_new()
     assert look.children() == []
     begin(lab, one, 1)
-    delivery.once()
+    delivery.send_new()
     assert child_of(look, run).data.params["optim.lr"] == "4e-3"
 
 
@@ -293,14 +238,14 @@ def test_studies_and_sweeps_are_found_by_name_with_or_without_scale(lab: Lab) ->
     lab.store.write_sweep({**sweep_record(), "name": "posenc@nano"})
 
     def names(asked: str | None) -> list[tuple[str, str]]:
-        return [(one.get("kind", "study"), one["name"]) for one in followed(lab.store, asked)]
+        return [(one.get("kind", "study"), one["name"]) for one in tracked_records(lab.store, asked)]
 
     assert names("lr@nano") == [("sweep", "lr@nano")]
     assert names("lr") == [("sweep", "lr@micro"), ("sweep", "lr@nano")]
     assert names("posenc") == [("study", "posenc@nano"), ("sweep", "posenc@nano")]
     assert len(names(None)) == 4
     with pytest.raises(ConfigError, match="unknown study or sweep 'rl'"):
-        followed(lab.store, "rl")
+        tracked_records(lab.store, "rl")
 
 
 def test_sync_and_runs_know_sweeps(
@@ -316,7 +261,7 @@ def test_sync_and_runs_know_sweeps(
     for sent in (5, 0):
         results.sync("lr", lab.store.root, page.parent)
         assert capsys.readouterr().out == f"lr@nano: {sent} rows sent\n"
-    sink = MlflowSink(f"sqlite:///{lab.store.root}/mlflow.db", "lr", lab.store.root / "artifacts")
+    sink = MlflowTracker(f"sqlite:///{lab.store.root}/mlflow.db", "lr", lab.store.root / "artifacts")
     (parent,) = Look(sink).parents()
     assert [one.path for one in Look(sink).client.list_artifacts(parent.info.run_id, "report")] == ["report/sweep.json"]
     results.runs(lab.store.root)
@@ -333,7 +278,7 @@ def test_the_user_interface_links_to_a_sweep_and_says_how_to_open_optunas(
     for name, storage in (("lr", None), ("wd", None), ("pg", "postgresql://me:***@host/db")):
         record = {**sweep_record(one), "name": f"{name}@nano"}
         lab.store.write_sweep({**record, "storage": storage} if storage else record)
-    sync(lab.store, as_followed(lab.store.sweep("lr")), sink_factory)
+    sync(lab.store, as_study(lab.store.sweep("lr")), sink_factory)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -350,16 +295,3 @@ def test_the_user_interface_links_to_a_sweep_and_says_how_to_open_optunas(
     ]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert results.dashboards(lab.store)[-1].endswith("pip install 'gpt2lab[dashboard]'")
-
-
-@pytest.mark.parametrize(
-    ("storage", "command"),
-    [
-        ("sqlite:////data/my runs/optuna.db", "optuna-dashboard 'sqlite:////data/my runs/optuna.db'"),
-        ("journal:/shared/optuna.log", "optuna-dashboard /shared/optuna.log"),
-        ("journal:///shared/optuna.log?lock=symlink", "optuna-dashboard /shared/optuna.log"),
-        ("postgresql://me:***@host/db", "optuna-dashboard 'postgresql://me:***@host/db'"),
-    ],
-)
-def test_the_dashboards_command_names_what_it_opens(storage: str, command: str) -> None:
-    assert dashboard_command(storage) == command

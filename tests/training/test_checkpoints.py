@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.optim import OptimConfig
 from gpt2lab.store import sweep_leftovers
 from gpt2lab.training import TrainingConfig, TrainState, checkpoints, load_latest, prune, save, steps
-from gpt2lab.training.checkpoints import best_step
-from gpt2lab.training.manifest import write_manifest
+from gpt2lab.training.checkpoints import best_step, join_tree, split_tree, write_manifest
 from gpt2lab.training.precision import loss_scaler
-from gpt2lab.training.trees import join, split
 
 Fresh = Callable[..., TrainState]
+Small = Callable[..., TrainState]
 SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 4}
+FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
 
 def train(state: TrainState, batches: Any, optim: OptimConfig, to: int, micro: int | None = None) -> list[float]:
@@ -51,9 +52,15 @@ def everything(state: TrainState) -> dict[str, Any]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig) -> tuple[Path, TrainState]:
+def small(fresh: Fresh, optim: OptimConfig) -> Small:
+    """A new training state of a very small model."""
+    return lambda **changes: fresh(optim, **{**SMALL, **changes})
+
+
+@pytest.fixture
+def saved(tmp_path: Path, small: Small, batches: Any, optim: OptimConfig) -> tuple[Path, TrainState]:
     """A folder with checkpoints of steps 2, 4 and 6 of a very small model, and its state at step 6."""
-    state = fresh(optim, **SMALL)
+    state = small()
     for step in (2, 4, 6):
         train(state, batches, optim, to=step)
         save(tmp_path / "checkpoints", state, extra={"run": "abc", "at": step})
@@ -153,37 +160,32 @@ def test_what_a_checkpoint_holds(saved: tuple[Path, TrainState]) -> None:
     assert len(moments) == 3 * len(list(state.model.parameters()))  # step, exp_avg, exp_avg_sq
 
 
-def test_nothing_to_load(tmp_path: Path, fresh: Fresh, optim: OptimConfig) -> None:
+def test_nothing_to_load(tmp_path: Path, small: Small) -> None:
     (tmp_path / ".step_000009.0a1b2c3d.partial").mkdir()
     (tmp_path / "notes").mkdir()
-    assert load_latest(tmp_path, fresh(optim)) is None
-    assert load_latest(tmp_path / "missing", fresh(optim)) is None
+    assert load_latest(tmp_path, small()) is None
+    assert load_latest(tmp_path / "missing", small()) is None
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
-def test_damage_falls_back_and_says_what_was_lost(
-    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig, file: str
-) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_damage_falls_back_and_says_what_was_lost(saved: tuple[Path, TrainState], small: Small, file: str) -> None:
     folder, _ = saved
     target = folder / "step_000006" / file
     flip(target, bit=8 * (target.stat().st_size // 2))
     (folder / "step_000004" / file).unlink()
-    state = fresh(optim, **SMALL)
+    state = small()
     loaded = load_latest(folder, state)
-    assert loaded is not None
-    assert (loaded.step, state.step, loaded.lost_steps, loaded.extra["at"]) == (2, 2, 4, 2)
+    assert loaded is not None and (loaded.step, state.step, loaded.lost_steps, loaded.extra["at"]) == (2, 2, 4, 2)
     assert [Path(p.where).name for p in loaded.damaged] == ["step_000006", "step_000004"]
     assert all(file in p.what for p in loaded.damaged)
     assert str(loaded).endswith("Continuing from step 2: 4 steps are trained again")
 
 
-def test_all_damaged_is_never_a_silent_fresh_start(
-    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig
-) -> None:
+def test_all_damaged_is_never_a_silent_fresh_start(saved: tuple[Path, TrainState], small: Small) -> None:
     folder, _ = saved
     for path in folder.iterdir():
         os.truncate(path / "model.safetensors", 10)
-    state = fresh(optim, **SMALL)
+    state = small()
     before = everything(state)
     with pytest.raises(DataFault) as caught:
         load_latest(folder, state)
@@ -193,14 +195,12 @@ def test_all_damaged_is_never_a_silent_fresh_start(
     assert everything(state) == before
 
 
-def test_300_flipped_bits_and_50_truncations_are_all_detected(
-    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig
-) -> None:
+def test_300_flipped_bits_and_50_truncations_are_all_detected(saved: tuple[Path, TrainState], small: Small) -> None:
     folder, _ = saved
     for step in (2, 4):
         shutil.rmtree(folder / f"step_{step:06d}")
     files = sorted((folder / "step_000006").iterdir())
-    state = fresh(optim, **SMALL)
+    state = small()
     sizes = np.array([file.stat().st_size for file in files])
     draw = np.random.default_rng(0)
     for trial in range(350):
@@ -216,11 +216,9 @@ def test_300_flipped_bits_and_50_truncations_are_all_detected(
     assert load_latest(folder, state) is not None
 
 
-def test_another_architecture_shows_the_difference(
-    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig
-) -> None:
+def test_another_architecture_shows_the_difference(saved: tuple[Path, TrainState], small: Small) -> None:
     folder, _ = saved
-    state = fresh(optim, **{**SMALL, "n_embd": 8, "position": ["rotary"], "head": "untied"})
+    state = small(n_embd=8, position=["rotary"], head="untied")
     before = everything(state)
     with pytest.raises(ConfigError) as caught:
         load_latest(folder, state)
@@ -233,32 +231,28 @@ def test_another_architecture_shows_the_difference(
     assert everything(state) == before
 
 
-def test_another_optimizer_layout_is_refused(saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig) -> None:
+def test_another_optimizer_layout_is_refused(saved: tuple[Path, TrainState], small: Small) -> None:
     folder, _ = saved
-    state = fresh(optim, **SMALL)
+    state = small()
     state.optimizers = [torch.optim.SGD(state.model.parameters(), lr=1.0)]
     with pytest.raises(ConfigError, match=r"optim.optimizer: parameters in each group: \[\[.*\]\] in the checkpoint"):
         load_latest(folder, state)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrappers_load(
-    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig, prefix: str
-) -> None:
+def test_prefixes_of_wrappers_load(saved: tuple[Path, TrainState], small: Small, prefix: str) -> None:
     folder, trained = saved
     file = folder / "step_000006" / "model.safetensors"
     save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
-    (file.parent / "manifest.json").unlink()
     write_manifest(file.parent, 6)
-    state = fresh(optim, seed=5, **SMALL)
+    state = small(seed=5)
     loaded = load_latest(folder, state)
-    assert loaded is not None
-    assert loaded.step == 6
+    assert loaded is not None and loaded.step == 6
     assert everything(state) == everything(trained)
 
 
-def test_a_wrapped_model_saves_plain_names(tmp_path: Path, fresh: Fresh, optim: OptimConfig) -> None:
-    state = fresh(optim, **SMALL)
+def test_a_wrapped_model_saves_plain_names(tmp_path: Path, small: Small) -> None:
+    state = small()
     wrapped = TrainState(torch.nn.ModuleDict({"_orig_mod": state.model}), state.optimizers)
     path = save(tmp_path, wrapped)
     assert load_file(path / "model.safetensors").keys() == state.model.state_dict().keys()
@@ -289,12 +283,7 @@ class Bomb:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_pickle_that_would_run_code_is_refused(
-    saved: tuple[Path, TrainState],
-    fresh: Fresh,
-    optim: OptimConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    file: str,
+    saved: tuple[Path, TrainState], small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     """Also with a manifest that fits, and both as torch writes it and as a bare pickle."""
     folder, _ = saved
@@ -303,11 +292,9 @@ def test_a_pickle_that_would_run_code_is_refused(
     torch.save([Bomb()], folder / "step_000006" / file)
     (folder / "step_000004" / file).write_bytes(pickle.dumps(Bomb(), protocol=2))
     for step in (4, 6):
-        (folder / f"step_{step:06d}" / "manifest.json").unlink()
         write_manifest(folder / f"step_{step:06d}", step)
-    loaded = load_latest(folder, fresh(optim, **SMALL))
-    assert loaded is not None
-    assert loaded.step == 2
+    loaded = load_latest(folder, small())
+    assert loaded is not None and loaded.step == 2
     assert ["damaged: cannot be read" in p.what for p in loaded.damaged] == [True, True]
     assert not sign.exists()
     pickle.loads(pickle.dumps(Bomb(), protocol=2))  # the bomb is one
@@ -315,7 +302,7 @@ def test_a_pickle_that_would_run_code_is_refused(
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(
-    saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: tuple[Path, TrainState], small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had a pickle in it, which is not even opened."""
     folder, _ = saved
@@ -323,17 +310,14 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(
     for path in folder.iterdir():
         (path / "optimizer.safetensors").unlink()
         torch.save([Bomb()], path / "optimizer.pt")
-        (path / "manifest.json").unlink()
         write_manifest(path, int(path.name.removeprefix("step_")))
     with pytest.raises(DataFault, match=r"written by an earlier version, with optimizer\.pt, which is no longer read"):
-        load_latest(folder, fresh(optim, **SMALL))
+        load_latest(folder, small())
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_state_that_could_not_be_read_back_is_refused_when_saving(
-    tmp_path: Path, fresh: Fresh, optim: OptimConfig
-) -> None:
-    state = fresh(optim, **SMALL)
+def test_state_that_could_not_be_read_back_is_refused_when_saving(tmp_path: Path, small: Small) -> None:
+    state = small()
     state.optimizers[0].param_groups[0]["note"] = Path("x")
     with pytest.raises(ConfigError, match=r"optimizers\.0\.param_groups\.0\.note, a PosixPath, without code"):
         save(tmp_path, state)
@@ -351,9 +335,9 @@ def test_any_nested_state_comes_back_as_it_was() -> None:
         "half": torch.ones(2, dtype=torch.bfloat16),
         "": shared,
     }
-    plain, tensors = split(tree)
+    plain, tensors = split_tree(tree)
     assert [name for name in tensors if tensors[name].equal(shared)] == ["state.7.m"]
-    back = join(json.loads(json.dumps(plain)), tensors)
+    back = join_tree(json.loads(json.dumps(plain)), tensors)
 
     def comparable(value: Any) -> Any:
         if isinstance(value, dict):
@@ -378,7 +362,6 @@ def placeholders(folder: Path, steps: range) -> None:
         path = folder / f"step_{step:06d}"
         if not path.exists():
             shutil.copytree(folder / "step_000002", path)
-            (path / "manifest.json").unlink()
             write_manifest(path, step)
 
 
@@ -413,7 +396,7 @@ def test_damaged_checkpoints_never_push_out_good_ones(saved: tuple[Path, TrainSt
     assert prune(folder, keep=1) == []  # no good one at all: nothing is deleted
 
 
-def test_saving_a_step_again(saved: tuple[Path, TrainState], fresh: Fresh, optim: OptimConfig) -> None:
+def test_saving_a_step_again(saved: tuple[Path, TrainState], small: Small) -> None:
     """A damaged checkpoint of the same step is replaced; a good one stays as it is."""
     folder, state = saved
     model = folder / "step_000006" / "model.safetensors"
@@ -421,60 +404,55 @@ def test_saving_a_step_again(saved: tuple[Path, TrainState], fresh: Fresh, optim
     flip(model, bit=4000)
     save(folder, state, extra={"again": True})
     assert model.read_bytes() == good
-    loaded = load_latest(folder, fresh(optim, **SMALL))
-    assert loaded is not None
-    assert loaded.extra == {"again": True}
+    loaded = load_latest(folder, small())
+    assert loaded is not None and loaded.extra == {"again": True}
     before = model.stat().st_mtime_ns, model.stat().st_ino
     save(folder, state, extra={"again": False})
     assert (model.stat().st_mtime_ns, model.stat().st_ino) == before
     assert names(folder) == ["step_000002", "step_000004", "step_000006"]
 
 
-@pytest.fixture
-def file_limit() -> Iterator[Callable[[int], None]]:
-    """Lets files grow to a number of bytes only, as on a disk that is nearly full."""
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Files can grow to a number of bytes only, as on a disk that is nearly full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("file", FILES)
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
-    saved: tuple[Path, TrainState],
-    fresh: Fresh,
-    batches: Any,
-    optim: OptimConfig,
-    file: str,
-    file_limit: Callable[[int], None],
+    saved: tuple[Path, TrainState], small: Small, batches: Any, optim: OptimConfig, file: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     """Whichever of the files is the first that does not fit."""
     folder, state = saved
     train(state, batches, optim, to=7)
+    limit = file_limit((folder / "step_000006" / file).stat().st_size - 100)
     if file in ("state.json", "manifest.json"):  # they are the smallest: let the large ones through
-        written = "write_text" if file == "state.json" else "write_bytes"
-        real = getattr(Path, written)
+        name = "write_text" if file == "state.json" else "write_bytes"
+        real = getattr(Path, name)
 
         def limited(path: Path, *args: Any, **options: Any) -> Any:
-            if path.name == file:
-                file_limit(10)
-            return real(path, *args, **options)
+            with file_limit(10) if path.name == file else nullcontext():
+                return real(path, *args, **options)
 
-        monkeypatch.setattr(Path, written, limited)
-    else:
-        file_limit((folder / "step_000006" / file).stat().st_size - 100)
-    with pytest.raises(EnvironmentFault, match=r"[\d,]+ bytes needed, [\d,]+ free"):
+        monkeypatch.setattr(Path, name, limited)
+        limit = nullcontext()  # type: ignore[assignment]
+    with limit, pytest.raises(EnvironmentFault, match=r"[\d,]+ bytes needed, [\d,]+ free"):
         save(folder, state)
     assert names(folder) == ["step_000002", "step_000004", "step_000006"]
-    loaded = load_latest(folder, fresh(optim, **SMALL))
-    assert loaded is not None
-    assert (loaded.step, loaded.damaged) == (6, ())
+    loaded = load_latest(folder, small())
+    assert loaded is not None and (loaded.step, loaded.damaged) == (6, ())
 
 
-def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path, fresh: Fresh, optim: OptimConfig) -> None:
+def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path, small: Small) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault):
-        save(tmp_path / "file" / "checkpoints", fresh(optim, **SMALL))
+        save(tmp_path / "file" / "checkpoints", small())
 
 
 class Killed(BaseException):
@@ -483,13 +461,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("replaces_damaged", [False, True])
 def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
-    saved: tuple[Path, TrainState],
-    fresh: Fresh,
-    batches: Any,
-    optim: OptimConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    saved: tuple[Path, TrainState], small: Small, batches: Any, optim: OptimConfig, monkeypatch: pytest.MonkeyPatch,
     replaces_damaged: bool,
-) -> None:
+) -> None:  # fmt: skip
     folder, state = saved
     if replaces_damaged:
         flip(folder / "step_000006" / "model.safetensors", bit=999)
@@ -523,7 +497,7 @@ def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
                 save(trial, state)
             except Killed:
                 kills += 1
-        loaded = load_latest(trial, fresh(optim, **SMALL))
+        loaded = load_latest(trial, small())
         assert loaded is not None
         assert loaded.step >= (4 if replaces_damaged else 6)
         assert not loaded.damaged or replaces_damaged  # what a kill leaves is not taken for a checkpoint

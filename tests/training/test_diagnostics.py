@@ -24,7 +24,7 @@ from gpt2lab.pretrained import load_gpt2
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import CONTEXT, VOCABULARY, batch, disturbed
 from gpt2lab.training import TrainingConfig, TrainState, diagnostics, steps
-from gpt2lab.training.diagnostics import Seen, Updates, diagnose
+from gpt2lab.training.diagnostics import ActivationStatistics, Updates, diagnose
 from gpt2lab.training.loop import Batches
 
 B, H, T, D = 2, 4, 9, 8
@@ -108,7 +108,7 @@ def test_the_largest_score_is_that_of_pairs_that_may_see_each_other(
     q, k, v = torch.randn(B, H, T, D), torch.randn(B, 2, T, D), torch.randn(B, 2, T, D)
     config = ModelConfig(n_layer=1, n_head=H, n_embd=H * D, block_size=T, vocab_size=VOCABULARY, position=scheme)
     site = Site(config, config.choices(), layer=0)
-    step, seen = Step(torch.zeros(B, T, dtype=torch.int64)), Seen()
+    step, seen = Step(torch.zeros(B, T, dtype=torch.int64)), ActivationStatistics()
     step.watch = seen
     step.enter(0, site.make("position"))
     unwatched = Step(step.tokens)
@@ -131,7 +131,7 @@ def test_a_block_may_attend_more_than_once(larger: int) -> None:
     q = torch.ones(1, H, T, D)
     config = ModelConfig(n_layer=1, n_head=H, n_embd=H * D, block_size=T, vocab_size=VOCABULARY)
     site = Site(config, config.choices(), layer=0)
-    step, seen = Step(torch.zeros(1, T, dtype=torch.int64)), Seen()
+    step, seen = Step(torch.zeros(1, T, dtype=torch.int64)), ActivationStatistics()
     step.watch = seen
     step.enter(0, site.make("position"))
     for call in range(2):

@@ -21,7 +21,7 @@ from gpt2lab.evaluation import context_losses, validation_loss
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.optim import OptimConfig
 from gpt2lab.training import TrainingConfig, TrainState, World, steps
-from gpt2lab.training.joining import agree
+from gpt2lab.training.ranks import require_equal
 from gpt2lab.training.replica import Replica
 
 STEPS, SEQUENCES, BLOCK, VOCABULARY = 6, 8, 8, 29
@@ -125,10 +125,10 @@ def talk(world: World) -> list[Any]:
 
 def disagreement(world: World) -> str:
     """The refusal of ranks that differ in one of three facts, and in one that a rank has not."""
-    agree(world, {"model.n_layer": 2})
+    require_equal(world, {"model.n_layer": 2})
     facts = {"optim.lr": 0.1 * (1 + world.rank), "core": "abc", **({"extra": 1} if world.rank else {})}
     try:
-        agree(world, facts)
+        require_equal(world, facts)
     except ConfigError as error:
         return error.render()
     return ""
@@ -205,4 +205,4 @@ def test_one_process_needs_no_process_group() -> None:
     assert World().mean(values) is values
     assert (World().any(True), World().any(False), World().gather("here")) == (True, False, ["here"])
     World().barrier()
-    agree(World(), {"anything": 1})
+    require_equal(World(), {"anything": 1})

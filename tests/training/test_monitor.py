@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from gpt2lab.errors import RankLost
-from gpt2lab.training.monitor import Monitor, Position, within
+from gpt2lab.training.ranks import Monitor, RankPosition, call_within
 
 TIMEOUT = 10.0
 
@@ -30,19 +30,19 @@ class Ranks:
     def at(self, *entered: int, phase: str = "backward") -> None:
         """Ranks say that they have begun so many phases."""
         for rank, count in enumerate(entered):
-            self.monitors[rank].where = lambda count=count: Position(count, phase, count)  # type: ignore[misc]
-            self.monitors[rank].say()
+            self.monitors[rank].position = lambda count=count: RankPosition(count, phase, count)  # type: ignore[misc]
+            self.monitors[rank].publish()
         for monitor in self.monitors:
-            monitor.listen()
+            monitor.read_others()
 
     def verdict(self, seconds: float, rank: int = 0, beating: tuple[int, ...] = (0, 1, 2)) -> str | None:
         """What a rank says after so many seconds in which nobody moved and only some beat."""
         watch = self.monitors[rank]
         later = time.monotonic() + seconds
         for other in beating:
-            watch._seen[other].heard = later
+            watch._ranks[other].heard = later
         watch._answered = later
-        found = watch.judge(later)
+        found = watch.verdict(later)
         return None if found is None else str(found)
 
 
@@ -71,7 +71,7 @@ def test_saving_evaluating_and_the_first_step_may_take_longer() -> None:
     assert ranks.verdict(99) is None
     assert ranks.verdict(101) is not None
     ranks = Ranks()
-    ranks.monitors[0]._seen[1].first_step = 6
+    ranks.monitors[0]._ranks[1].first_step = 6
     ranks.at(7, 6, 7)
     assert ranks.verdict(99) is None
 
@@ -92,7 +92,7 @@ def test_a_rank_that_left_is_not_missed() -> None:
     ranks = Ranks()
     ranks.at(8, 8, 7)
     ranks.monitors[2].leave()
-    ranks.monitors[0].listen()
+    ranks.monitors[0].read_others()
     assert ranks.verdict(1000, beating=(0, 1)) is not None  # those two wait for each other
     assert "rank 2" not in str(ranks.verdict(1000, beating=(0, 1)))
 
@@ -102,7 +102,7 @@ def test_a_store_that_is_silent_is_rank_0_where_that_keeps_it_and_nobody_elsewhe
         ranks = Ranks(hosted)
         ranks.at(7, 7, 7)
         watch = ranks.monitors[1]
-        found = watch.judge(time.monotonic() + 11)
+        found = watch.verdict(time.monotonic() + 11)
         assert (found is not None) == hosted
         assert not hosted or str(found) == "rank 0 has been silent for 11 s, last seen at step 7 in backward"
 
@@ -111,27 +111,27 @@ def test_whoever_was_stopped_itself_blames_nobody() -> None:
     ranks = Ranks()
     ranks.at(7, 7, 7)
     watch = ranks.monitors[0]
-    watch.forgive(100)
-    assert watch.judge(time.monotonic() + 105) is None
+    watch.discount(100)
+    assert watch.verdict(time.monotonic() + 105) is None
 
 
 def test_the_first_to_speak_is_the_first_for_all() -> None:
     ranks = Ranks()
-    assert ranks.monitors[1].named() is None
-    assert ranks.monitors[1].is_first()
-    assert not ranks.monitors[0].is_first()
-    assert ranks.monitors[1].is_first()
-    assert ranks.monitors[2].named() == 1
+    assert ranks.monitors[1].first_to_fail() is None
+    assert ranks.monitors[1].is_first_to_fail()
+    assert not ranks.monitors[0].is_first_to_fail()
+    assert ranks.monitors[1].is_first_to_fail()
+    assert ranks.monitors[2].first_to_fail() == 1
 
 
 def test_what_takes_too_long_or_raises_is_none() -> None:
-    assert within(5, lambda: 3) == 3
-    assert within(0.05, lambda: time.sleep(1)) is None
+    assert call_within(5, lambda: 3) == 3
+    assert call_within(0.05, lambda: time.sleep(1)) is None
 
     def fail() -> int:
         raise ValueError
 
-    assert within(5, fail) is None
+    assert call_within(5, fail) is None
 
 
 def test_the_process_ends_though_its_main_thread_is_blocked(tmp_path: object) -> None:
@@ -142,7 +142,7 @@ def test_the_process_ends_though_its_main_thread_is_blocked(tmp_path: object) ->
         store = dist.HashStore()  # type: ignore[attr-defined]
         watch = Monitor(store, 0, 2, 0.5, told)
         watch.start()
-        Monitor(store, 1, 2, 0.5, told).say()  # once, and never again
+        Monitor(store, 1, 2, 0.5, told).publish()  # once, and never again
         time.sleep(60)
         os._exit(0)
     began = time.monotonic()
@@ -154,7 +154,7 @@ def test_the_process_ends_though_its_main_thread_is_blocked(tmp_path: object) ->
 
 
 def test_a_process_whose_starter_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2lab.training.monitor.ORPHAN_SECONDS", 0.3)
+    monkeypatch.setattr("gpt2lab.training.ranks.ORPHAN_SECONDS", 0.3)
     pid = os.fork()
     if pid == 0:
         Monitor(dist.HashStore(), 0, 1, 1.0, lambda error: None, parent=1).start()  # type: ignore[attr-defined]

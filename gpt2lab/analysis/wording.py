@@ -1,0 +1,315 @@
+"""Verdicts in words: numbers as readers see them, the sentence and the notes of a contrast, the summary of a study."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gpt2lab.analysis.statistics import INFLATION
+from gpt2lab.analysis.verdicts import FEWEST, Arm, Contrast, Verdicts
+from gpt2lab.text import plural
+
+if TYPE_CHECKING:
+    from gpt2lab.analysis.judging import Case
+
+HUGE = 1e7
+"""Numbers from here on are written with an exponent."""
+MOST_DECIMALS = 7
+"""Numbers that need more digits after the point are written with an exponent."""
+MOST_SIGNIFICANT = 12
+SMALLEST_P = 1e-15
+"""A smaller p is rounding error of the arithmetic."""
+MOST_MORE = 100
+"""Further seeds per arm beyond which a contrast is called not decidable here."""
+MOST_TIES = 0.1
+"""Share of pairs of equal values in an arm up to which they are not mentioned; rounding to a third of an sd gives as
+many."""
+
+
+def decimals(halfwidth: float, value: float) -> int:
+    """Digits after the point: two significant ones of the half-width, or three of the value where there is none."""
+    if math.isfinite(halfwidth) and halfwidth > 0:
+        return min(max(1 - math.floor(math.log10(halfwidth)), 1), 10)
+    if math.isfinite(value) and value:
+        return min(max(2 - math.floor(math.log10(abs(value))), 1), 10)
+    return 4
+
+
+def written(numbers: Sequence[float], low: float, high: float) -> list[str]:
+    """Each number with its sign, to the precision of the interval low to high; huge and tiny ones as 1.2e-09.
+
+    With more digits where rounding would turn a bound of an interval that excludes zero into zero.
+    """
+    halfwidth, largest = (high - low) / 2, max(map(abs, numbers))
+    if not largest:
+        return ["0" for _ in numbers]
+    known = math.isfinite(halfwidth) and halfwidth > 0
+    finest = -math.floor(math.log10(halfwidth / 10 if known else largest / 100))
+    if largest >= HUGE or finest > MOST_DECIMALS:
+        digits = min(max(math.floor(math.log10(largest)) + finest, 1), MOST_SIGNIFICANT)
+        return [f"{number:+.{digits}e}" if number else "0" for number in numbers]
+    digits = max(finest, 1)
+    if low > 0 or high < 0:
+        digits = max(digits, min(-math.floor(math.log10(min(abs(low), abs(high)))), MOST_DECIMALS))
+    small = 0.5 * 10**-digits if low > 0 or high < 0 else 0.0
+    return [f"{n:+.0e}" if abs(n) < small else f"{n:+z.{digits}f}" for n in numbers]
+
+
+def effect(difference: float, low: float, high: float, unit: str) -> str:
+    """`-0.257 nats [-0.281, -0.233]`, without brackets where there is no interval."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"{written([difference], math.nan, math.nan)[0]} {unit}"
+    middle, *bounds = written([difference, low, high], low, high)
+    return f"{middle} {unit} [{', '.join(bounds)}]"
+
+
+def interval(low: float, high: float) -> str:
+    """`[-0.281, -0.233]`"""
+    return f"[{', '.join(written([low, high], low, high))}]"
+
+
+def probability(p: float, alpha: float) -> str:
+    """`= 0.036`: two significant digits, more where rounding would move p across alpha; `< 1e-15` for smaller ones."""
+    if p < SMALLEST_P:
+        return f"< {SMALLEST_P:g}"
+    texts = [f"{p:.{digits}g}" for digits in range(2, 8)]
+    return f"= {next((text for text in texts if (float(text) < alpha) == (p < alpha)), texts[-1])}"
+
+
+def listed(items: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *rest, last = items
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+# One contrast.
+
+
+def claim(case: Case, decision: str, more: int) -> str:
+    """The verdict word of a decision (see `judging.decide`; "" claims nothing). `more`: seeds per arm that are missing
+    for a decision."""
+    x = f"{case.terms.smallest_effect:g}"
+    direction, _, smaller = decision.partition(" ")
+    if direction in ("better", "worse"):
+        if case.standing.borrow:
+            return f"likely {direction} (noise borrowed)"
+        return f"{direction} (smaller than {x})" if smaller else direction
+    if decision == "no difference":
+        return f"no difference larger than {x}"
+    if decision == "search open":
+        return "inconclusive: the search of rates leaves it open"
+    return f"inconclusive: {_next_seeds(case, more)}" if decision else "exploratory"
+
+
+def _next_seeds(case: Case, more: int) -> str:
+    coming, fewest = case.terms.coming, min(case.sizes)
+    if more > MOST_MORE:
+        return f"not decidable here, it would take more than {MOST_MORE} further seeds per arm"
+    if coming is None:
+        return f"need about {more} more seeds per arm"
+    if not coming:
+        return f"confirm on about {fewest + more} fresh seeds per arm"
+    at_look = next((n for n in coming if n >= fewest + more), None)
+    if at_look is None:
+        return f"start again with about {fewest + more} fresh seeds per arm"
+    return f"need about {at_look - fewest} more seeds per arm"
+
+
+def sentence(case: Case, word: str, claimed: str) -> str:
+    """The verdict without notes: `better, -0.257 nats [-0.281, -0.233], Holm p = 1.2e-05 (n = 3, 3)`.
+
+    claimed: the word of the runs that did not fail.
+    """
+    status = case.standing
+    if word == "not comparable":
+        return f"{word}: {status.not_comparable}"
+    judged = (f"{claimed} ({status.exploratory})" if status.exploratory else claimed) + _numbers(case, claimed)
+    if not status.unstable:
+        return judged
+    failed = f"{word} in {status.where}"
+    return f"{failed}; conditional on not failing: {judged}" if status.conditional else failed
+
+
+def _numbers(case: Case, claimed: str) -> str:
+    """The numbers of the sentence; no p beside a word that claims nothing."""
+    at, alpha = case.at, case.terms.alpha
+    if not math.isfinite(at["difference"]):
+        return ""
+    same = math.isclose(case.plus.mean, case.minus.mean, rel_tol=1e-14)  # equal values, added in another order
+    parts = [effect(0.0 if same else at["difference"], at["low"], at["high"], case.terms.unit)]
+    if claimed != "exploratory":
+        parts.append(f"Holm p {probability(at['p_holm'], alpha)}")
+    if claimed.startswith("no difference"):
+        parts.append(f"equivalence Holm p {probability(at['p_equivalence_holm'], alpha)}")
+    return f", {', '.join(parts)} (n = {case.plus.n}, {case.minus.n})"
+
+
+def notes(
+    case: Case, decision: str, exaggeration: float | None, others: Mapping[str, Mapping[str, float]]
+) -> tuple[str, ...]:
+    """What a reader should know beside the verdict word. others: the sensitivity estimators."""
+    at, status, noise, x = case.at, case.standing, case.terms.noise, case.terms.smallest_effect
+    texts = [case.terms.look]
+    if decision == "no difference" and max(-at["low"], at["high"]) > x:
+        texts.append(f"the interval that equivalence goes by is {interval(at['same_low'], at['same_high'])}")
+    if decision == "search open":
+        texts.append(_at_chosen_rates(case))
+    if status.borrow and noise:
+        texts.append(
+            f"noise borrowed from {noise.runs} baseline repeats ({noise.scale}, {noise.stack}): sd {noise.sd:.2g}, "
+            f"times {INFLATION}; whether an arm is noisier than that, a third seed would show"
+        )
+    if status.testable and not status.exploratory:
+        if exaggeration is not None:
+            texts.append(f"small effects that pass at this n are exaggerated about {exaggeration:.1f} times")
+        texts.append(_disagreement(case, others))
+    arm, against = case.sides[0], case.sides[-1]
+    if case.declared.is_pair and arm.values and arm.values == against.values:
+        texts.append(f"identical to {against.name} at every seed: did the change reach the model?")
+    texts += map(_ties, case.sides)
+    return tuple(filter(None, [*texts, _other_text(case, decision)]))
+
+
+def _at_chosen_rates(case: Case) -> str:
+    """The result at the chosen rates, where the search leaves open the one at the best rates."""
+    plain, x = case.as_chosen, case.terms.smallest_effect
+    decision = case.decision(plain).partition(" (")[0]
+    same = decision == "no difference"
+    ends = (plain["same_low"], plain["same_high"]) if same else (plain["low"], plain["high"])
+    word = f"no difference larger than {x:g}" if same else decision
+    by = f"{case.halfwidths['search']:.2g} {case.terms.unit}"
+    return f"at the rates that were chosen: {word}, {interval(*ends)}; the best ones may move that by up to {by}"
+
+
+def _disagreement(case: Case, others: Mapping[str, Mapping[str, float]]) -> str:
+    """Estimators that are significant where Welch's test is not, or the reverse; "" for none."""
+    alpha, p = case.terms.alpha, case.as_chosen["p"]
+    unlike = [
+        f"{name} p {probability(other['p'], alpha)}"
+        for name, other in others.items()
+        if (other["p"] < alpha) != (p < alpha)
+    ]
+    if not unlike or case.standing.borrow:
+        return ""
+    return f"unlike Welch (p {probability(p, alpha)}): {listed(unlike)}"
+
+
+def _other_text(case: Case, decision: str) -> str:
+    """How far the difference depends on the validation text, and the consequence for the verdict."""
+    text = case.terms.text.get((case.declared.arm, case.declared.against))
+    if text is None or not text.se > 0 or not decision:
+        return ""
+    size, x = abs(case.at["difference"]), case.terms.smallest_effect
+    note = f"on other text ±{text.halfwidth:.2g} (by {plural(text.count, text.unit.removesuffix('s'))})"
+    if decision.startswith(("better", "worse")) and size < text.halfwidth:
+        return f"{note}, so the sign may be that of this text alone"
+    if decision == "no difference" and size + text.halfwidth > x:
+        return f"{note}, so a difference of {x:g} is possible there"
+    return note
+
+
+def _ties(side: Arm) -> str:
+    """Equal values in an arm; "" where hardly any are equal."""
+    if side.n >= FEWEST and not side.sd:
+        return f"all {side.n} values of {side.name} are equal"
+    counts = Counter(side.values.values())
+    pairs = sum(math.comb(count, 2) for count in counts.values())
+    if pairs <= MOST_TIES * math.comb(side.n, 2):
+        return ""
+    equal = sum(count for count in counts.values() if count > 1)
+    return f"{equal} of {side.n} values of {side.name} occur more than once: rounded, or one run written down twice?"
+
+
+# A study.
+
+
+def in_words(verdicts: Verdicts) -> str:
+    """A study's verdicts as a summary: what was found, how sure it is, what is open, where it holds; one paragraph per
+    line."""
+    if not verdicts.contrasts:
+        return f"Nothing was compared: no arm beside {verdicts.baseline} has results."
+    sentences = []
+    if not any((c.survivors or c.word).startswith(("better", "worse", "likely")) for c in verdicts.contrasts):
+        sentences.append("No arm was found better or worse.")
+    for start in ("better", "worse", "likely", "no difference", *DETAILS):
+        group = [c for c in verdicts.contrasts if c.word.startswith(start)]
+        if group:
+            sentences.append(_group(start, group, verdicts))
+    closing = " ".join(_certainty(verdicts) + _scope(verdicts))
+    return "\n".join(filter(None, [" ".join(sentences), closing]))
+
+
+def _failures(c: Contrast) -> str:
+    rest = f"conditional on not failing: {c.survivors}" if c.survivors else "too many to judge the rest"
+    return f"{c.word.removeprefix('unstable ').strip('()')}; {rest}"
+
+
+DETAILS: Mapping[str, tuple[str, Callable[[Contrast], str | None]]] = {
+    "inconclusive": (
+        "Left open, which is not the same as no difference", lambda c: c.word.removeprefix("inconclusive: ")
+    ),
+    "unstable": ("Unstable", _failures),
+    "exploratory": ("Exploratory only, so nothing is claimed", lambda c: c.reason),
+    "not comparable": ("Not comparable", lambda c: c.reason),
+}  # fmt: skip
+"""Verdict word -> how the list of its contrasts is introduced, and what is said of each."""
+
+
+def _group(start: str, contrasts: Sequence[Contrast], verdicts: Verdicts) -> str:
+    """One sentence on the contrasts whose verdicts begin alike."""
+    if start in DETAILS:
+        title, detail = DETAILS[start]
+        pairs = (c.arm if c.against == verdicts.baseline else f"{c.arm} against {c.against}" for c in contrasts)
+        return f"{title}: {listed(f'{pair} ({detail(c)})' for pair, c in zip(pairs, contrasts, strict=True))}."
+    if start == "no difference":
+        first, *rest = (f"between {c.arm} and {c.against}" for c in contrasts)
+        places = ", ".join([f"B{first[1:]}", *rest[:-1]]) + (f", and {rest[-1]}" if rest else "")
+        return f"{places}, any difference is smaller than {verdicts.smallest_effect:g} {verdicts.unit}."
+    opening = "Judged by the noise of baseline repeats, on one or two seeds: " if start == "likely" else ""
+    return f"{opening}{listed(_size(c, verdicts) for c in contrasts)}."
+
+
+def _size(c: Contrast, verdicts: Verdicts) -> str:
+    """`rotary is better than learned by 0.257 nats (95 % interval 0.233 to 0.281)`"""
+    direction = "better" if "better" in c.word else "worse"
+    bounds = sorted((abs(c.low), abs(c.high)))
+    size, near, far = (text.lstrip("+-") for text in written([abs(c.difference), *bounds], *bounds))
+    size = f"{size} {verdicts.unit} ({100 * (1 - c.alpha):g} % interval {near} to {far})"
+    small = f", less than the {verdicts.smallest_effect:g} that was declared to matter" if "smaller" in c.word else ""
+    likely = "likely " if c.word.startswith("likely") else ""
+    times = c.exaggeration and f"{c.exaggeration:.1f} times"
+    doubt = f", probably an overestimate (small effects that pass are exaggerated about {times})" if times else ""
+    return f"{c.arm} is {likely}{direction} than {c.against} by {size}{small}{doubt}"
+
+
+def _certainty(verdicts: Verdicts) -> list[str]:
+    """The error rates of the verdicts; nothing where no contrast could be tested."""
+    tested = [c for c in verdicts.contrasts if math.isfinite(c.p_holm)]
+    borrowed = [c for c in tested if "borrowed" in c.verdict]
+    by_own_noise = [c for c in tested if c not in borrowed]
+    sentences = []
+    if by_own_noise:
+        counts = sorted({n for c in by_own_noise for n in (c.n_arm, c.n_against)})
+        seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        family = f", Holm-adjusted over {verdicts.members} contrasts" if verdicts.members > 1 else ""
+        provided = "provided that the table lists every run and that nobody looked at it before the last one"
+        sentences.append(
+            f"Tested with {seeds} seeds per arm (Welch's t-test, calibrated for arms of unequal noise{family}): the "
+            f'chance of any false "better" or "worse" is at most {100 * verdicts.alpha:g} %, and so is that of any '
+            f'false "no difference", {"with the seeds that may be added later" if verdicts.extendable else provided}.'
+        )
+    if any("search" in c.halfwidths for c in by_own_noise):
+        sentences.append("The intervals include how far each arm's rate may be from its best.")
+    if borrowed:
+        sentences.append(
+            "Words with borrowed noise are outside that limit: they hold if an arm is no noisier than the loan allows "
+            "for, which one or two seeds cannot show. A third seed per arm would."
+        )
+    return sentences
+
+
+def _scope(verdicts: Verdicts) -> list[str]:
+    holds = [f"This holds {', '.join(verdicts.scope)}."] if verdicts.scope else []
+    return holds + ([f"Caveat: {verdicts.caveat}."] if verdicts.caveat else [])

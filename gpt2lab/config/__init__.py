@@ -1,0 +1,49 @@
+"""From YAML to one frozen, typed `Config`: text with its lines and layers (source.py), conversion by the declared types
+(fitting.py), and the config, its presets and the combinations that cannot work (config.py).
+
+What is here is imported on first use: reading YAML must not import torch, which the sections of a config need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2lab.config.config import (
+        ALIASES,
+        PRESETS,
+        Config,
+        ScaleConfig,
+        config_from_text,
+        examine,
+        fill_slots,
+        load_config,
+        preset_name,
+        preset_names,
+        preset_source,
+        read_overrides,
+        resolve,
+    )
+
+__all__ = [
+    "ALIASES",
+    "PRESETS",
+    "Config",
+    "ScaleConfig",
+    "config_from_text",
+    "examine",
+    "fill_slots",
+    "load_config",
+    "preset_name",
+    "preset_names",
+    "preset_source",
+    "read_overrides",
+    "resolve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'gpt2lab.config' has no attribute {name!r}")
+    return getattr(importlib.import_module("gpt2lab.config.config"), name)

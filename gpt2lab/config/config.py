@@ -1,0 +1,397 @@
+"""YAML and overrides become one frozen, typed `Config`; everything that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator
+
+from gpt2lab.components.base import Dims
+from gpt2lab.config.fitting import Complaint, check, refusal
+from gpt2lab.config.source import MAX_VALUES, Place, Source, lay, read_file, read_mapping, read_override
+from gpt2lab.data.shards import DataConfig
+from gpt2lab.data.tokenizers import GPT2_SIZE
+from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
+from gpt2lab.evaluation.validation import EvaluationConfig
+from gpt2lab.model import ModelConfig
+from gpt2lab.optim.groups import OptimConfig
+from gpt2lab.registry import SLOTS, Choice, load_entry_points, load_plugin, unmet_needs
+from gpt2lab.schema import ABSENT, Settings, shown
+from gpt2lab.training.settings import TrainingConfig
+
+PRESETS = Path(__file__).parents[1] / "presets"
+BRANCH = re.compile(r"[0-9a-f]{16}@\d{1,12}")
+RUNS = Path("runs")
+"""Where runs to branch from are looked for, unless a path says otherwise."""
+ALIASES = {
+    "gpt2": "gpt2-124m",
+    "gpt2-small": "gpt2-124m",
+    "gpt2-medium": "gpt2-355m",
+    "gpt2-large": "gpt2-774m",
+    "gpt2-xl": "gpt2-1558m",
+}
+
+
+class ScaleConfig(Settings):
+    """What results at this scale may be used for."""
+
+    smallest_effect: float = Field(0.005, gt=0)
+    """Smallest difference in validation loss, in nats, that is of interest at this scale."""
+    caveat: str | None = None
+    """What every report at this scale must say; null says nothing."""
+
+    @field_validator("caveat", mode="before")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        return None if value in ABSENT else value
+
+
+class Config(Settings):
+    """Everything about one training; the defaults are the GPT-2 124M recipe."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+    seed: int = Field(0, ge=0)
+    """Sets initial weights, data order and dropout together."""
+    repeat: int = Field(0, ge=0)
+    """Tells repeats with one seed apart."""
+    branch: str | None = None
+    """The run and step whose checkpoint this training starts from, as 0123456789abcdef@1000; null starts afresh."""
+
+    @field_validator("branch", mode="before")
+    @classmethod
+    def _origin(cls, value: object) -> object:
+        if value is None or value in ABSENT:
+            return None
+        if not isinstance(value, str) or not BRANCH.fullmatch(value):
+            raise ValueError("RUN@STEP is expected, such as 0123456789abcdef@1000")
+        return value
+
+    @property
+    def first_step(self) -> int:
+        """The step that training starts from."""
+        return int(self.branch.partition("@")[2]) if self.branch else 0
+
+    def tree(self) -> dict[str, Any]:
+        """Plain mappings, lists and scalars, choices written short; reading it back gives an equal config."""
+        tree: dict[str, Any] = _written(self)
+        return tree
+
+    def to_yaml(self) -> str:
+        """`tree` as YAML."""
+        return yaml.dump(self.tree(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+    def over_preset(self, name: str) -> dict[str, Any]:
+        """A file's tree that stands for this config: what it has over the shipped preset of that name, or all of it
+        where there is none."""
+        if name not in preset_names():
+            return self.tree()
+        base = load_config(name)
+        theirs = _by_section(base.tree())
+        ours = {key: value for key, value in _by_section(self.tree()).items() if value != theirs.get(key)}
+        return {"extends": name, **ours} if base.with_changes(ours) == self else self.tree()
+
+    def with_changes(self, changes: Mapping[str, Any], source: str = "change") -> Config:
+        """This config with changes by dotted key; `source` says in errors where they came from."""
+        place = Place(f"{source} ")
+        written = [(key, Source(value, {(): place})) for key, value in changes.items()]
+        return resolve(lay(Source(self.tree(), {}), written))
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str | Path] = ()) -> Config:
+    """The preset `name`, or the YAML file there, with overrides (`model.n_layer=6`) over it.
+
+    plugins: Python files that register components. Raises ConfigError with everything that is wrong.
+    """
+    fill_slots(plugins)
+    return resolve(lay(preset_source(name), read_overrides(overrides)))
+
+
+def config_from_text(text: str, file: str = "config.yaml") -> Config:
+    """What `Config.to_yaml` wrote. Components of plug-ins must be loaded before."""
+    fill_slots()
+    return resolve(read_mapping(text, file, max_values=10 * MAX_VALUES))
+
+
+def resolve(source: Source) -> Config:
+    """A whole tree as a config. Raises one ConfigError with every value and every combination that does not fit."""
+    config, complaints = examine(source)
+    if config is None or complaints:
+        raise refusal(source, complaints)
+    return config
+
+
+def examine(source: Source) -> tuple[Config | None, list[Complaint]]:
+    """A config and all that is wrong with it; combinations that involve a value which is wrong itself are left out."""
+    config, complaints = check(Config, source)
+    if config is None:
+        return None, complaints
+    wrong = {key[:2] for complaint in complaints for key in complaint.keys}
+    together = [c for c in clashes(config) if not wrong & set(c.keys)]
+    return config, [*complaints, *together]
+
+
+def fill_slots(plugins: Sequence[str | Path] = ()) -> None:
+    """Register what installed packages and plug-in files offer; our own components came with the imports above."""
+    _load_installed()
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
+@cache
+def _load_installed() -> None:
+    """Once per process: looking through installed packages takes a while."""
+    load_entry_points()
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def preset_name(name: str | Path) -> str:
+    """The name by which results of this preset or file are kept: aliases resolved, a file's name without its folder."""
+    text = str(name)
+    return ALIASES.get(text, text if text in preset_names() else Path(text).stem)
+
+
+def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str, ...] = ()) -> Source:
+    """A preset's or file's tree over those that it extends. A file is looked for in the folder `beside`, if given.
+
+    Raises ConfigError.
+    """
+    text = str(name)
+    preset = ALIASES.get(text, text)
+    if preset in preset_names():
+        path, file = PRESETS / f"{preset}.yaml", f"gpt2lab/presets/{preset}.yaml"
+    elif _is_path(text):
+        path = (beside or Path()) / text
+        file = str(path)
+    else:
+        known = [*preset_names(), *ALIASES]
+        raise ConfigError(unknown("preset", text, known), hint="a name from this list, or a file such as ./mine.yaml")
+    identity = str(path.absolute())
+    if identity in seen:
+        raise ConfigError("extends itself", where=file)
+    source = read_file(path)
+    if file != str(path):
+        source = _named(source, file)
+    base = source.tree.pop("extends", None)
+    if isinstance(source.tree.get("branch"), dict):
+        return _branched(source, base)
+    if base is None:
+        return source
+    below = _extended(source, base, path.parent, (*seen, identity))
+    return lay(below, [(key, source.part((key,))) for key in source.tree])
+
+
+def _extended(source: Source, base: object, folder: Path, seen: tuple[str, ...]) -> Source:
+    """What `source` extends; problems with finding it are told at its line."""
+    where = source.place(("extends",)).prefix + "extends"
+    if not isinstance(base, str):
+        raise ConfigError("the name of a preset or file is expected", where=where)
+    try:
+        return preset_source(base, folder, seen)
+    except Gpt2labError as error:
+        if error.problems[0].where:
+            raise
+        raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
+
+
+def _branched(source: Source, base: object) -> Source:
+    """`branch: {from: RUN@STEP, set: {...}}`: the config of that run, with those changes, then with what else the file
+    says. RUN is an id in ./runs, or the path of a run's folder."""
+    written, place = source.part(("branch",)), source.place(("branch",))
+    here = place.prefix + "branch"
+    if base is not None:
+        raise ConfigError("a branch extends the run that it comes from, and nothing else", where=here)
+    changes = written.tree.get("set") or {}
+    if written.tree.keys() - {"from", "set"} or not isinstance(changes, dict):
+        raise ConfigError("{from: RUN@STEP, set: {key: value}} is expected", where=here)
+    run, _, step = str(written.tree.get("from", "")).rpartition("@")
+    folder = Path(run) if "/" in run else RUNS / run
+    origin, listed = f"{folder.name}@{step}", "gpt2lab runs lists what there is"
+    if not BRANCH.fullmatch(origin):
+        raise ConfigError(
+            f"{shown(written.tree.get('from', ''))} is not RUN@STEP, such as 0123456789abcdef@1000",
+            where=f"{here}.from",
+            hint=listed,
+        )
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"there is no run {folder.name} in {folder.parent}", where=f"{here}.from", hint=listed)
+    others = [(key, source.part((key,))) for key in source.tree if key != "branch"]
+    laid = [(key, written.part(("set", key))) for key in changes]
+    return lay(read_file(folder / "config.yaml"), [*laid, *others, ("branch", Source(origin, {(): place}))])
+
+
+def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Source]]:
+    """`key=value` strings as changes. Raises one ConfigError with all that cannot be read."""
+    changes: list[tuple[str, Source]] = []
+    problems: list[Problem] = []
+    for index, override in enumerate(overrides):
+        try:
+            changes.append(read_override(override, index))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return changes
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text or os.path.isfile(text)
+
+
+def _named(source: Source, file: str) -> Source:
+    """The same under another file name: a preset is not told by where Python keeps it."""
+    places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
+    return Source(source.tree, places, file)
+
+
+def _by_section(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` -> value; what is no section stays as it is."""
+    sections = {key: value for key, value in tree.items() if isinstance(value, dict)}
+    inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return inner | {key: value for key, value in tree.items() if key not in sections}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return {name: _written(inner) for name, inner in value}
+    if isinstance(value, Choice):
+        return value.written()
+    if isinstance(value, tuple):
+        items = [_written(item) for item in value]
+        return items[0] if len(items) == 1 and isinstance(value[0], Choice) else items
+    return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what our reader reads: no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+# --- what fits by itself and not together ---
+
+
+def clashes(config: Config) -> list[Complaint]:
+    """Every combination in `config` that cannot work, with the keys involved; each value fits by itself."""
+    return [*_sizes(config), *_patterns(config), *_limits(config), *_needs(config), *_lengths(config)]
+
+
+def vocabulary(choice: Choice) -> int | None:
+    """How many ids a tokenizer has, as far as its choice tells."""
+    known = {"bytes": 256, "gpt2": GPT2_SIZE}
+    size = choice.options.get("vocab_size")
+    return known.get(choice.name, size if isinstance(size, int) else None)
+
+
+def separator(choice: Choice) -> int | None:
+    """The id with which a tokenizer ends documents, as far as its choice tells: the last of all."""
+    size = vocabulary(choice)
+    return None if size is None or choice.name == "bytes" else size - 1
+
+
+def _sizes(config: Config) -> Iterator[Complaint]:
+    model, tokenizer = config.model, config.data.tokenizer
+    if model.n_embd % model.n_head:
+        yield _complaint(f"n_embd {model.n_embd} is no multiple of n_head {model.n_head}", "model.n_embd model.n_head")
+    size = vocabulary(tokenizer)
+    if size is not None and size > model.vocab_size:
+        what = f"tokenizer {tokenizer} has {size} ids and the model rows for {model.vocab_size}: write {size} or more"
+        yield _complaint(what, "model.vocab_size data.tokenizer")
+    for choice in dict.fromkeys(model.mask):
+        marker = choice.options.get("separator")
+        if size is not None and marker is not None and marker != separator(tokenizer):
+            ends = f"ends them with {separator(tokenizer)}" if separator(tokenizer) is not None else "has no separator"
+            what = f"mask {choice} tells documents apart by token {marker}, and tokenizer {tokenizer} {ends}"
+            yield _complaint(what, "model.mask data.tokenizer")
+
+
+def _patterns(config: Config) -> Iterator[Complaint]:
+    """Per-layer patterns must fill the layers; lists of parts have their own rules."""
+    model = config.model
+    for slot, choices in model.choices().items():
+        path = SLOTS[slot].path
+        if SLOTS[slot].arity == "per_layer" and not choices:
+            yield _complaint(f"an empty list: write at least one {slot}", path)
+        elif SLOTS[slot].arity == "per_layer" and model.n_layer % len(choices):
+            what = f"a pattern of {len(choices)} does not fill {model.n_layer} layers evenly (model.n_layer)"
+            yield _complaint(what, f"{path} model.n_layer")
+    if not model.objective:
+        yield _complaint("an empty list: there is nothing to train for", "model.objective")
+    tables = ["table" in SLOTS["embedding"][part.name].can for part in model.embedding]
+    if not tables or not tables[0] or any(tables[1:]):
+        able = ", ".join(c.name for c in SLOTS["embedding"] if "table" in c.can)
+        yield _complaint(f"its first part, and no other, must look tokens up in a table ({able})", "model.embedding")
+
+
+def _limits(config: Config) -> Iterator[Complaint]:
+    """What the chosen components themselves say about these sizes."""
+    for section in (config.model, config.data, config.optim):
+        around = tuple(f"model.{size}" for size in Dims.model_fields) if section is config.model else ()
+        for choice in dict.fromkeys(_choices(section)):
+            test = SLOTS[choice.slot][choice.name].check
+            for what in test(section, choice.options) if test else []:
+                yield _complaint(what, " ".join([SLOTS[choice.slot].path, *around]))
+
+
+def _needs(config: Config) -> Iterator[Complaint]:
+    """Components that need what a neighbour lacks."""
+    choices = [choice for section in (config.model, config.data, config.optim) for choice in _choices(section)]
+    for path, what in unmet_needs(choices):
+        needed = (
+            SLOTS[slot].path
+            for c in choices
+            for slot in SLOTS[c.slot][c.name].needs
+            if c.slot == path.rpartition(".")[2]
+        )
+        yield _complaint(what, " ".join(dict.fromkeys([path, *needed])))
+
+
+def _lengths(config: Config) -> Iterator[Complaint]:
+    """Steps, batches and contexts."""
+    training, evaluation, block_size = config.training, config.evaluation, config.model.block_size
+    yield from _problems(training.problems(block_size), "model.block_size")
+    yield from _problems(config.optim.problems(training.steps), "training.steps")
+    if config.branch and config.first_step >= training.steps:
+        what = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
+        yield _complaint(what, "training.steps branch")
+    yield from _problems(evaluation.problems(block_size), "evaluation.contexts model.block_size")
+    if evaluation.tokens < block_size:
+        what = f"{evaluation.tokens} are too few: the context has {block_size} (model.block_size)"
+        yield _complaint(what, "evaluation.tokens model.block_size")
+    sequences, micro = training.batch_tokens // block_size, training.micro_batch_sequences
+    if micro is not None and sequences and sequences % micro:
+        what = f"a step has {sequences} sequences (batch_tokens / block_size), which is no multiple of {micro}"
+        yield _complaint(what, "training.micro_batch_sequences training.batch_tokens model.block_size")
+
+
+def _problems(problems: Iterable[Problem], others: str) -> Iterator[Complaint]:
+    """What a section says about itself and a neighbour's value."""
+    for problem in problems:
+        yield _complaint(problem.what, f"{problem.where} {others}")
+
+
+def _choices(section: Any) -> Iterator[Choice]:
+    """Every component chosen in a section."""
+    for _, value in section:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Choice):
+                yield item
+
+
+def _complaint(what: str, keys: str) -> Complaint:
+    return Complaint(what, tuple(tuple(key.split(".")) for key in keys.split()))

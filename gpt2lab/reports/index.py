@@ -1,0 +1,351 @@
+"""The page across studies: what each found, whether it was expected and published, and how it goes with scale.
+
+Verdicts are judged from the runs that are there now, by the same code as in the study's own report; nothing is kept
+from one time to the next. A damaged record or run costs its own lines only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.errors import Gpt2labError
+from gpt2lab.reports.page import Page, Remark, made_of, write_page
+from gpt2lab.reports.published import Agreement, Effect, expected_of, matching, with_expected, with_published
+from gpt2lab.reports.read import Once, read_sweep
+from gpt2lab.reports.sweep import answer, counted
+from gpt2lab.reports.tables import Cell, difference_cell, verdict_cell
+from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, noise_of, unit
+from gpt2lab.store import Store
+from gpt2lab.text import clean, number, plural, quantity, time_taken
+
+Found = TypeVar("Found")
+UNREADABLE = (Gpt2labError, KeyError, TypeError, ValueError, AttributeError)
+"""What a damaged record raises."""
+
+
+def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
+    """Write `out`/index.html, index.md, index.json and index.svg over every study and sweep of the store below `root`;
+    returns index.html.
+
+    Raises EnvironmentFault when the folder cannot be written (the old page stays).
+    """
+    across = gather(root, out)
+    page = Page(
+        about="all studies",
+        heading="What the studies found",
+        title="All studies – gpt2lab",
+        warnings=[Remark(f"The record of {one.name} cannot be read.", one.why) for one in across.damaged],
+        answer=[_summary(across)],
+        sections=made_of(across, "index"),
+        files=("index.md", "index.json"),
+        also=", and a folder for each study whose report was written",
+        figures="",
+    )
+    return write_page(Path(out), page, {"index.json": _json(across, page)})
+
+
+def _summary(across: Across) -> str:
+    if not across.entries:
+        return "" if across.sweeps else "Nothing is recorded yet. This makes a first study:"
+    runs, flops, seconds = total(across.entries)
+    studies = "1 study" if len(across.entries) == 1 else f"{len(across.entries)} studies"
+    parts = [studies, plural(len(across.findings), "contrast"), plural(runs, "run")]
+    parts += [quantity(flops, "FLOP")] if flops else []
+    parts += [f"{time_taken(seconds)} of training"] if seconds else []
+    return ", ".join(parts) + "; runs that studies share are counted once."
+
+
+def _json(across: Across, page: Page) -> str:
+    """All of it for programs."""
+    record: dict[str, Any] = {"studies": [as_json(entry) for entry in across.entries]}
+    record["damaged"] = [{"name": one.name, "why": one.why} for one in across.damaged]
+    record["sweeps"] = [entry.to_json() for entry in across.sweeps]
+    return json.dumps(record | page.data, indent=1, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One contrast of a study."""
+
+    contrast: Contrast
+    verdict: Cell
+    difference: Cell
+    expected: str
+    """what the study's file says of it; "" for nothing"""
+    agreement: Agreement | None
+    """with what was expected; None where nothing was"""
+    published: Sequence[tuple[Effect, Agreement]]
+
+    @property
+    def label(self) -> str:
+        return f"{self.contrast.arm} against {self.contrast.against}"
+
+    @property
+    def agreements(self) -> list[Agreement]:
+        """With what was expected and with what was published."""
+        return [*([self.agreement] if self.agreement else []), *(agreement for _, agreement in self.published)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One study."""
+
+    study: Study
+    runs: Sequence[StudyRun]
+    verdicts: Verdicts
+    findings: Sequence[Finding]
+    sharing: int
+    """how many studies rest on runs of this one's baseline, itself among them"""
+    link: str
+    """its own report, relative to the page; "" where none was written"""
+
+    @property
+    def name(self) -> str:
+        return str(self.study.name)
+
+    @property
+    def scale(self) -> str:
+        return str(self.study.scale or self.study.scope.preset or self.name)
+
+    @property
+    def unit(self) -> str:
+        return unit(self.study)
+
+    @property
+    def created(self) -> str:
+        return str(self.study.created or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepEntry:
+    """One sweep on the page across studies."""
+
+    name: str
+    question: str
+    answer: Sequence[str]
+    line: str
+    """`nano · 842 k parameters · 11 finished, 9 pruned · 2026-11-23`"""
+    link: str
+    """its own page, relative to this one; "" where none was written"""
+    created: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"name": self.name, "question": self.question, "answer": list(self.answer), "created": self.created,
+                "report": self.link or None}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A record that cannot be read or judged, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Across(Once):
+    """All studies and sweeps of a store, the newest first."""
+
+    entries: Sequence[Entry]
+    sweeps: Sequence[SweepEntry] = ()
+    damaged: Sequence[Damaged] = ()
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for entry in self.entries for finding in entry.findings]
+
+
+def gather(root: str | Path, out: str | Path) -> Across:
+    """Read and judge every study and sweep of the store below `root`; `out` is where their own reports lie. Sweeps by
+    which an ablation tunes its arms are part of that study's page."""
+    store, out = Store(root), Path(out)
+    damaged: list[Damaged] = []
+    records = _each(store.studies(), lambda name: _record(name, store), damaged)
+    entries = _each(records, lambda name: _entry(records[name], records, store, link_to(name, out)), damaged)
+    sweeps = _each(store.sweeps(), lambda name: _sweep_entry(name, store, root, out), damaged)
+    newest = sorted(sorted(entries.values(), key=lambda e: e.name), key=lambda e: e.created, reverse=True)
+    searched = sorted((one for one in sweeps.values() if one), key=lambda entry: entry.created, reverse=True)
+    return Across(entries=newest, sweeps=searched, damaged=damaged)
+
+
+def _each(names: Iterable[str], read: Callable[[str], Found], damaged: list[Damaged]) -> dict[str, Found]:
+    """Name -> what `read` makes of it; what cannot be read goes to `damaged`."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = read(name)
+        except UNREADABLE as error:
+            why = clean(f"it lacks {error}" if isinstance(error, KeyError) else error)
+            damaged.append(Damaged(name, why))
+    return found
+
+
+def _record(name: str, store: Store) -> Study:
+    study: Study = cleaned(store.study(name))
+    if study.name != name:
+        raise ValueError(f"the record calls itself '{study['name']}'")
+    _runs_of(study, study.baseline)
+    return study
+
+
+def _entry(study: Study, records: Mapping[str, Study], store: Store, link: str) -> Entry:
+    runs = collect(study, store)
+    verdicts = judge_runs(study, runs, store, sensitivity=False)
+    findings = [_finding(study, contrast) for contrast in verdicts.contrasts]
+    sharing = shared_by(study, records)
+    return Entry(study=study, runs=runs, verdicts=verdicts, findings=findings, sharing=sharing, link=link)
+
+
+def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepEntry | None:
+    if store.sweep(name).get("part_of"):
+        return None
+    read = read_sweep(name, root)
+    record = read.record
+    created = str(record.get("created") or "")
+    parts = [str(record["scale"]), f"{quantity(record['scope'].get('parameters'))} parameters", counted(read.counts),
+             created[:10], record.get("caveat") or ""]  # fmt: skip
+    return SweepEntry(
+        name=name, question=str(record["question"]), answer=answer(read),
+        line=" · ".join(part for part in parts if part), link=link_to(name, out), created=created,
+    )  # fmt: skip
+
+
+def _finding(study: Study, contrast: Contrast) -> Finding:
+    pair = len(contrast.weights) == 2  # effects over more arms repeat nothing, whatever they are called
+    effects = matching(study, contrast.arm, contrast.against) if pair else []
+    effects_expected = study.expected or {}
+    expected = expected_of(study, contrast) if pair else str(effects_expected.get(contrast.arm) or "")
+    return Finding(
+        contrast=contrast,
+        verdict=verdict_cell(contrast),
+        difference=difference_cell(contrast.difference, contrast.low, contrast.high),
+        expected=expected,
+        agreement=with_expected(study, contrast, expected, effects) if expected else None,
+        published=[(effect, with_published(study, contrast, effect)) for effect in effects],
+    )
+
+
+def link_to(name: str, out: Path) -> str:
+    """The study's own report, or the copy of it that is published."""
+    for folder in (name, f"published/{name}"):
+        if (out / folder / "index.html").is_file():
+            return quote(f"{folder}/index.html")
+    return ""
+
+
+def _runs_of(study: Study, arm: str) -> set[str]:
+    return set(study.arms[arm].runs.values())
+
+
+def shared_by(study: Study, records: Mapping[str, Study]) -> int:
+    """How many of the studies rest on runs of this one's baseline."""
+    pool = _runs_of(study, study.baseline)
+    return sum(any(pool & _runs_of(other, arm) for arm in other["arms"]) for other in records.values()) if pool else 1
+
+
+def facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    """What a study rests on, in words: (what, that)."""
+    study, scope = entry.study, entry.study.scope
+    sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
+    yield "Scale", ", ".join([f"{entry.scale}: {sizes}", *entry.verdicts.scope[1:]])
+    yield "On", ", ".join(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))
+    yield "Declared", str(study.created or "")[:10]
+    yield "Seeds", seeds(entry)
+    others = f"serve {entry.sharing} studies" if entry.sharing > 1 else "serve this study alone"
+    yield "Baseline", f"{study['baseline']}; its runs {others}"
+    yield "Noise floor", noise_floor(study)
+    yield "Compute", compute(entry.runs, study)
+
+
+def seeds(entry: Entry) -> str:
+    """`3 per arm`, with what failed or is missing."""
+    counts = sorted({arm.n for arm in entry.verdicts.arms})
+    text = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) + " per arm" if counts else "none"
+    failed = sum(arm.failed for arm in entry.verdicts.arms)
+    missing = sum(run.value is None for run in entry.runs)
+    return ", ".join([text, *([plural(failed, "run") + " failed"] if failed else []),
+                      *([plural(missing, "run") + " without a value"] if missing else [])])  # fmt: skip
+
+
+def noise_floor(study: Study) -> str:
+    """The measured noise that the study was planned with; "" for none."""
+    noise, kept = noise_of(study), study.noise
+    if noise is None or kept is None:
+        return ""
+    bounds = f" [{number(kept.low, 4)}, {number(kept.high, 4)}]"
+    when = f", measured {kept.created[:10]}" if kept.created else ""
+    return f"sd {number(noise.sd, 4)}{bounds} over {plural(noise.runs, 'repeat')} at {noise.scale}, {noise.stack}{when}"
+
+
+def compute(runs: Sequence[StudyRun], study: Study) -> str:
+    """`9 runs, 38.3 TFLOP, 6.6 minutes of training`, shared runs among them."""
+    flops, seconds = spent(runs, study)
+    parts = [plural(len({run.id for run in runs}), "run")]
+    parts += [quantity(flops, "FLOP")] if flops else []
+    parts += [f"{time_taken(seconds)} of training"] if seconds else []
+    return ", ".join(parts)
+
+
+def spent(runs: Sequence[StudyRun], study: Study) -> tuple[float, float]:
+    """(FLOPs, seconds) of the runs that have a result."""
+    flops = seconds = 0.0
+    for run in {run.id: run for run in runs}.values():
+        per_token = study.arms[run.arm].flops_per_token
+        flops += (per_token or 0.0) * (run.result.get("tokens") or 0)
+        seconds += run.result.get("seconds") or 0.0
+    return flops, seconds
+
+
+def total(entries: Sequence[Entry]) -> tuple[int, float, float]:
+    """(runs, FLOPs, seconds) over all studies, a run that several share counted once."""
+    seen: set[str] = set()
+    flops = seconds = 0.0
+    for entry in entries:
+        fresh = [run for run in entry.runs if run.id not in seen]
+        seen.update(run.id for run in fresh)
+        more = spent(fresh, entry.study)
+        flops, seconds = flops + more[0], seconds + more[1]
+    return len(seen), flops, seconds
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
+    """A study for programs: plain data, without numbers that are not finite."""
+    flops, seconds = spent(entry.runs, entry.study)
+    own = {key: entry.study.get(key) for key in ("name", "hash", "ablation", "scale", "question", "created", "metric")}
+    own |= {"unit": entry.unit, "smallest_effect": entry.verdicts.smallest_effect, "caveat": entry.study.caveat}
+    own |= {"scope": list(entry.verdicts.scope), "parameters": entry.study.scope.parameters}
+    own |= {"tokens": entry.study.scope.tokens, "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}
+    own |= {"baseline": entry.study.baseline, "baseline_serves": entry.sharing, "report": entry.link or None}
+    own |= {"runs": len(entry.runs), "missing": sum(run.value is None for run in entry.runs)}
+    own |= {"flops": flops, "seconds": seconds}
+    own |= {"noise": entry.study.noise.plain() if entry.study.noise and entry.study.metric == LOSS else None}
+    return own | {"contrasts": [_contrast_json(finding) for finding in entry.findings]}
+
+
+def _contrast_json(finding: Finding) -> dict[str, Any]:
+    c = finding.contrast
+    numbers = {key: getattr(c, key) for key in ("difference", "low", "high", "p_holm")}
+    return {
+        "arm": c.arm, "against": c.against, "word": c.word,
+        **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
+        "expected": finding.expected or None,
+        "agreement": finding.agreement and _agreement_json(finding.agreement),
+        "published": [
+            {"effect": str(effect), "direction": effect.direction, "size": effect.size, "source": effect.source,
+             "address": effect.address or None, "parameters": effect.parameters, **_agreement_json(agreement)}
+            for effect, agreement in finding.published
+        ],
+    }  # fmt: skip
+
+
+def _agreement_json(agreement: Agreement) -> dict[str, str]:
+    return {"kind": agreement.kind, "word": agreement.word, "why": agreement.why}

@@ -1,0 +1,353 @@
+"""All that pages are made from: a study or a sweep, read of the run store once."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
+from gpt2lab.errors import DataFault, Gpt2labError
+from gpt2lab.reports.style import ARMS, Curve, Look, looks
+from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, failure_ceiling, judge_runs, unit
+from gpt2lab.store import Store
+
+Record = Mapping[str, Any]
+Found = TypeVar("Found")
+FINISHED, PRUNED, DIVERGED, FAILED = "finished", "pruned", "diverged", "failed"
+WAITING, RUNNING = "waiting", "running"
+OUTCOMES = (FINISHED, PRUNED, DIVERGED, FAILED, RUNNING, WAITING)
+
+
+class Once:
+    """Keeps what sections share, so that it is read or computed once for all of them."""
+
+    kept: dict[Any, Any]
+
+    def once(self, compute: Callable[[Any], Found]) -> Found:
+        """`compute(self)`, computed at the first call."""
+        if compute not in self.kept:
+            self.kept[compute] = compute(self)
+        return cast(Found, self.kept[compute])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One arm in numbers; `n`, `mean` and `sd` are over the runs that did not fail. look: its colour, by number."""
+
+    arm: str
+    look: int
+    n: int
+    failed: int
+    missing: int
+    mean: float | None
+    sd: float | None
+    tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRead(Once):
+    """A study, its runs and its verdicts. forced: refusals were turned into numbers."""
+
+    study: Study
+    runs: Sequence[StudyRun]
+    verdicts: Verdicts
+    store: Store
+    arms: Mapping[str, Summary]
+    """the baseline first"""
+    forced: bool = False
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.study.name)
+
+    @property
+    def baseline(self) -> str:
+        return str(self.study.baseline)
+
+    @property
+    def metric(self) -> str:
+        return str(self.study.metric)
+
+    @property
+    def unit(self) -> str:
+        return unit(self.study)
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """How every arm is drawn."""
+        return looks(list(self.study.arms), self.baseline)
+
+    @property
+    def usable(self) -> list[StudyRun]:
+        """The runs that have a final value and did not fail."""
+        ceiling = failure_ceiling(self.study)
+        return [run for run in self.runs if run.value is not None and run.value < ceiling]
+
+
+def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> StudyRead:
+    """A study from the store. Raises ConfigError for an unknown study, DataFault for a damaged record."""
+    store = Store(root)
+    study = cleaned(store.study(name))
+    if study.name not in store.studies():  # it becomes a folder's name
+        raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
+    runs = collect(study, store)
+    verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory)
+    arms = summaries(study, runs, verdicts)
+    return StudyRead(study=study, runs=runs, verdicts=verdicts, store=store, arms=arms, forced=force_exploratory)
+
+
+def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dict[str, Summary]:
+    """Every arm of the study, the baseline first."""
+    judged = {arm.name: arm for arm in verdicts.arms}
+    names = [study.baseline, *(arm for arm in study.arms if arm != study.baseline)]
+    found = {}
+    for place, name in enumerate(names):
+        results = [run.result for run in runs if run.arm == name]
+        speeds = [result["tokens_per_second"] for result in results if result.get("tokens_per_second")]
+        peaks = [result["peak_memory_bytes"] for result in results if result.get("peak_memory_bytes")]
+        shares = [share for result in results if isinstance(share := result.get("mfu"), float)]
+        arm = judged[name]
+        found[name] = Summary(
+            arm=name, look=look_of(place), n=arm.n, failed=arm.failed, missing=arm.missing,
+            mean=arm.mean if arm.n else None, sd=arm.sd if arm.n > 1 else None,
+            tokens_per_second=statistics.median(speeds) if speeds else None,
+            peak_memory_bytes=max(peaks) if peaks else None, mfu=statistics.median(shares) if shares else None,
+        )  # fmt: skip
+    return found
+
+
+def look_of(place: int) -> int:
+    """The colour of an arm or a search in the figures, by its place."""
+    return (place - 1) % len(ARMS) + 1 if place else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A dimension of the space as it is drawn. `choices`: names in the place of numbers."""
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    choices: Sequence[str] = ()
+
+    def number(self, value: Any) -> float:
+        """Where a setting lies on the axis, in its own unit; NaN for none."""
+        if self.choices:
+            return float(self.choices.index(value)) if value in self.choices else math.nan
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+    def share(self, value: Any) -> float:
+        """The same as a share of the way from low to high, 0 to 1."""
+        at = self.number(value)
+        if self.choices:
+            return at / max(1, len(self.choices) - 1)
+        if self.log and at > 0:
+            at, low, high = math.log(at), math.log(self.low), math.log(self.high)
+        else:
+            low, high = self.low, self.high
+        return min(max((at - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One trial. `value`: final, or the last one of a pruned trial; NaN where there is none."""
+
+    slot: int
+    settings: Mapping[str, Any]
+    outcome: str
+    value: float = math.nan
+    curve: Curve = ((), ())
+
+    @property
+    def finished(self) -> bool:
+        return self.outcome == FINISHED and math.isfinite(self.value)
+
+    @property
+    def has_value(self) -> bool:
+        return self.outcome in (FINISHED, PRUNED) and math.isfinite(self.value)
+
+
+def best_of(points: Iterable[Point], *, maximize: bool = False) -> Point | None:
+    """The finished trial with the best value; the earlier of two equal ones."""
+    done = [point for point in points if point.finished]
+    return min(done, key=lambda p: (-p.value if maximize else p.value, p.slot), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One search of a sweep. `optima`: what the trials say of each numeric setting."""
+
+    label: str
+    record: Record
+    axes: Mapping[str, Axis]
+    points: Sequence[Point]
+    optima: Mapping[str, Optimum]
+    maximize: bool
+
+    @property
+    def trials(self) -> Sequence[Record]:
+        trials: Sequence[Record] = self.record["trials"]
+        return trials
+
+    @property
+    def best(self) -> Record | None:
+        """The finished trial with the best value."""
+        best = best_of(self.points, maximize=self.maximize)
+        return None if best is None else next(trial for trial in self.trials if trial["slot"] == best.slot)
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Tuning seeds of every trial."""
+        seeds: Sequence[int] = self.record.get("seeds") or (100,)
+        return seeds
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Trials by outcome."""
+        return Counter(str(trial["outcome"]) for trial in self.trials)
+
+    @property
+    def alone(self) -> str | None:
+        """The only setting that was searched, if it is a number: a curve can be fitted to it."""
+        return next(iter(self.optima)) if len(self.axes) == 1 and self.optima else None
+
+    def fitted(self, name: str) -> Optimum | None:
+        """What is drawn of a setting's optimum: nothing where other settings differ between the trials."""
+        return self.optima.get(name) if name == self.alone else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRead(Once):
+    """A sweep at one scale."""
+
+    record: Record
+    searches: Mapping[str, Search]
+    store: Store
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.record["name"])
+
+    @property
+    def metric(self) -> str:
+        return str(self.record["metric"])
+
+    @property
+    def unit(self) -> str:
+        return unit(self.record)
+
+    @property
+    def single(self) -> Search | None:
+        """The search, where there is only one."""
+        return next(iter(self.searches.values())) if len(self.searches) == 1 else None
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Trials by outcome, over all searches."""
+        return sum((search.counts for search in self.searches.values()), Counter())
+
+    @property
+    def slots(self) -> int:
+        """Trials in all, as they were declared."""
+        return sum(int(search.record.get("slots") or self.record["trials"]) for search in self.searches.values())
+
+    @property
+    def open(self) -> int:
+        """Trials that were declared and have no outcome yet."""
+        return max(0, self.slots - sum(self.counts[outcome] for outcome in (FINISHED, PRUNED, DIVERGED, FAILED)))
+
+    @property
+    def trials(self) -> list[tuple[Search, Record]]:
+        """Every trial of every search."""
+        return [(search, trial) for search in self.searches.values() for trial in search.trials]
+
+    def titled(self, search: Search, title: str) -> str:
+        """A heading that names the search where there are several."""
+        return title if self.single else f"{title}: {search.label}"
+
+
+def read_sweep(name: str, root: str | Path) -> SweepRead:
+    """A sweep from the store. Raises ConfigError for an unknown name, DataFault for a damaged record."""
+    store = Store(root)
+    record = store.sweep(name)
+    if record.get("name") not in store.sweeps():  # it becomes a folder's name
+        raise DataFault(f"the record calls itself '{record.get('name')}', which is no recorded sweep", where=name)
+    return read_record(record, store)
+
+
+def read_record(record: Record, store: Store) -> SweepRead:
+    """A sweep from its record. Raises DataFault for a record that lacks what it must have."""
+    record = cleaned(record)
+    try:
+        searches = {label: _search(label, one, record, store) for label, one in record["searches"].items()}
+        return SweepRead(record=record, searches=searches, store=store)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise DataFault(f"the record of the sweep is damaged: {what}", where=str(record.get("name"))) from error
+
+
+def read_chosen(search: Record, record: Record) -> Chosen:
+    """What the analysis says of one search of a record."""
+    noise = (record.get("noise") or {}).get("sd") if record["metric"] == LOSS else None
+    return chosen(
+        search, maximize=record.get("direction") == "maximize", slots=search.get("slots"),
+        effect=record.get("smallest_effect"), noise_sd=noise, unit=unit(record),
+    )  # fmt: skip
+
+
+def _search(label: str, one: Record, record: Record, store: Store) -> Search:
+    return Search(
+        label=label,
+        record=one,
+        axes={axis.name: axis for axis in map(_axis, one["space"])},
+        points=[_point(trial, record, store) for trial in one["trials"]],
+        optima=read_chosen(one, record).optima,
+        maximize=record.get("direction") == "maximize",
+    )
+
+
+def _axis(dimension: Record) -> Axis:
+    if dimension.get("choices"):
+        return Axis(name=dimension["name"], choices=tuple(map(str, dimension["choices"])))
+    return Axis(name=dimension["name"], low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")))
+
+
+def _point(trial: Record, record: Record, store: Store) -> Point:
+    """A trial as it is drawn; a pruned one stands at its last value."""
+    seen = [(float(tokens), float(value)) for _, tokens, value in trial.get("curve") or () if value is not None]
+    value = trial.get("value")
+    if value is None:
+        value = seen[-1][1] if seen and trial["outcome"] == PRUNED else math.nan
+    curve = _journal(trial, record, store) or seen
+    drawn: Curve = ([tokens for tokens, _ in curve], [value for _, value in curve])
+    settings = {
+        name: str(one) if isinstance(one, bool) or not isinstance(one, (int, float)) else one
+        for name, one in trial["settings"].items()
+    }
+    return Point(slot=trial["slot"], settings=settings, outcome=trial["outcome"], value=float(value), curve=drawn)
+
+
+def _journal(trial: Record, record: Record, store: Store) -> list[tuple[float, float]]:
+    """(tokens, value) of the trial's first run up to where the trial ended; nothing if the run lies elsewhere."""
+    runs = trial.get("runs") or {}
+    if not runs:
+        return []
+    last = trial.get("stopped_at") or math.inf
+    try:
+        rows = store.run(str(next(iter(runs.values())))).rows()
+    except Gpt2labError:  # a damaged journal, or an id of another time: the record's own curve will do
+        return []
+    metric = record["metric"]
+    return [(float(r["tokens"]), float(r["metrics"][metric])) for r in rows
+            if metric in r["metrics"] and r["step"] <= last]  # fmt: skip

@@ -1,0 +1,158 @@
+"""Figures of the losses: during training, of every seed, and over lengths of context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gpt2lab.analysis.compare import MARGIN
+from gpt2lab.errors import DataFault
+from gpt2lab.reports import style
+from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.style import Curve, Curves, Look
+from gpt2lab.results import LOSS, contexts_of, curve_of, failure_ceiling
+from gpt2lab.text import clean, shorten
+
+TRAINING = (
+    "Mean over seeds; the band runs from the lowest seed to the highest. Dashed with a cross: a run that diverged or "
+    "has not finished, up to its last finite loss. Grey lines: what counting tokens (unigram) and pairs of tokens "
+    "(bigram) reach. These evaluations during training are not what the verdicts rest on."
+)
+CONTEXTS = (
+    "The same target tokens are scored at every length. Lines: mean over seeds; dots: seeds. An arm whose positions "
+    "cannot be extended ends at the training length. Failed runs are left out."
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Run -> its validation loss during training; run -> why that cannot be read."""
+
+    drawn: Mapping[str, Curve]
+    damaged: Mapping[str, str]
+
+
+def curves(read: StudyRead) -> Trained:
+    """Of every run."""
+    drawn: dict[str, Curve] = {}
+    damaged: dict[str, str] = {}
+    for run in read.runs:
+        try:
+            drawn[run.id] = curve_of(read.store, run, LOSS)
+        except DataFault as fault:  # one damaged file must not cost the others their curves
+            damaged[run.id] = str(fault)
+    return Trained(drawn, damaged)
+
+
+@section(order=20, title="Validation loss during training")
+def during_training(read: StudyRead) -> Section:
+    found = read.once(curves)
+    drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in read.looks}
+    without = []
+    for run in read.runs:
+        curve = found.drawn.get(run.id, ((), ()))
+        if run.id in found.damaged:
+            without.append(f"{run.arm} seed {run.seed} (damaged: {found.damaged[run.id]})")
+        elif run.value is not None and not curve[0]:
+            without.append(f"{run.arm} seed {run.seed} (no evaluations recorded)")
+        drawn[run.arm][run.status not in ("finished", "unevaluated")].append(curve)
+    by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
+    caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
+    figure = training(by_arm, read.looks, read.study.floors or {}, LOSS)
+    return Section(front=[style.picture("training", "Validation loss during training", caption, figure)])
+
+
+def training(by_arm: Sequence[Curves], look: Mapping[str, Look], floors: Mapping[str, float], metric: str) -> Figure:
+    """Loss against tokens: the whole of training on the left, its last 30 % on the right."""
+    last = max((float(x.max()) for c in by_arm for x, _ in c.points()), default=0.0)
+    ends = {c.arm: style.since(c.healthy, style.ZOOM_FROM * last) for c in by_arm if c.healthy}
+    zoom = _zoom_limits([y for _, y in ends.values()], floors) if any(len(x) > 1 for x, _ in ends.values()) else None
+
+    def draw(axes: Axes) -> None:
+        for c in by_arm:
+            style.draw_curves(axes, c, look[c.arm])
+
+    losses = [y for c in by_arm for _, y in c.points()]
+    figure, panels = style.over_training(draw, last, f"{metric}, nats per token", floors, losses, zoom)
+    style.label_ends(panels[-1], {arm: float(y[-1]) for arm, (_, y) in ends.items() if y.size}, look)
+    return figure
+
+
+def _zoom_limits(ends: Sequence[style.Array], floors: Mapping[str, float]) -> tuple[float, float]:
+    """The window's own range, without arms that learned next to nothing unless there is nothing else."""
+    present = [y for y in ends if y.size]
+    learned = [y for y in present if y[-1] < floors.get("unigram", math.inf) - MARGIN] or present
+    low, high = min(float(y.min()) for y in learned), max(float(y.max()) for y in learned)
+    margin = 0.08 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+@section(order=21, title="Every seed")
+def every_seed(read: StudyRead) -> Section | None:
+    finals = {arm: [r.value for r in read.runs if r.arm == arm and r.value is not None] for arm in read.looks}
+    if not any(math.isfinite(value) for values in finals.values() for value in values):
+        return None
+    figure = seeds(finals, read.looks, failure_ceiling(read.study), read.metric)
+    caption = "Final loss of each run; its height within the row means nothing."
+    return Section(front=[style.picture("seeds", "Every seed", caption, figure, "half")])
+
+
+def seeds(
+    finals: Mapping[str, Sequence[float]], look: Mapping[str, Look], ceiling: float | None, metric: str
+) -> Figure:
+    """Every seed's final loss, one row per arm; failed runs (NaN, or not below `ceiling`) are counted at the side."""
+    figure, axes = style.panel(style.HALF, style.half_height(len(finals)))
+    top = math.inf if ceiling is None else ceiling
+    for row, (arm, values) in enumerate(finals.items()):
+        healthy = [value for value in values if math.isfinite(value) and value < top]
+        for i, value in enumerate(healthy):
+            offset = 0.16 * (i % 3 - 1) if len(healthy) > 1 else 0.0  # equal losses must not hide each other
+            marker, colour = look[arm].marker, look[arm].colour
+            axes.plot([value], [row + offset], marker, color=colour, markersize=5.5, alpha=0.75, zorder=3)
+        if healthy:
+            axes.plot([np.mean(healthy)] * 2, [row - 0.32, row + 0.32], color=style.INK, linewidth=1.3, zorder=2)
+        failed = len(values) - len(healthy)
+        remark = f"× {failed} failed" if failed else "" if values else "no value"
+        style.note(axes, remark, (1, row), (4, 0), "fd", va="center")
+    style.rows(axes, list(finals))
+    axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(f"final {metric}, nats (bar: mean)")
+    return figure
+
+
+@section(order=75, title="Loss against context length")
+def over_contexts(read: StudyRead) -> Section | None:
+    frame = contexts_of(read.study, read.usable)
+    if frame["multiple"].nunique() < 2:
+        return None
+    losses: dict[str, dict[float, list[float]]] = {arm: {} for arm in read.looks}
+    for arm, length, loss in zip(frame["arm"], frame["length"], frame["loss"], strict=True):
+        if math.isfinite(loss):
+            losses[arm].setdefault(float(length), []).append(float(loss))
+    present = {arm: by_length for arm, by_length in losses.items() if by_length}
+    figure = contexts(present, read.looks, read.study.evaluation.block_size or 1, read.metric)
+    return Section(front=[style.picture("contexts", "Loss against context length", CONTEXTS, figure)])
+
+
+def contexts(losses: style.Measured, look: Mapping[str, Look], block_size: int, metric: str) -> Figure:
+    """Loss against evaluated context length in tokens."""
+    figure, axes = style.panel(style.WIDE, 3.5)
+    lengths = sorted({length for by_length in losses.values() for length in by_length} | {block_size})
+    style.draw_measured(axes, losses, look, {length: f"{length:g}" for length in lengths})
+    ends = {arm: (max(found), style.mean_of(found[max(found)])) for arm, found in losses.items() if found}
+    for arm, end in ends.items():
+        if end[0] != lengths[-1]:
+            style.note(axes, f"{shorten(arm)} ends here", end, (6, 5), "dd", va="bottom", color=style.INK)
+    axes.axvline(block_size, color=style.MUTED, linewidth=1, dashes=(3, 2), zorder=1)
+    style.note(axes, "training length", (block_size, 1), (3, -3), "df", va="top")
+    axes.set_xlabel("context length, tokens")
+    axes.set_ylabel(f"{metric}, nats per token")
+    style.label_ends(axes, {arm: loss for arm, (length, loss) in ends.items() if length == lengths[-1]}, look)
+    return figure

@@ -1,0 +1,285 @@
+"""A sweep across sizes of the model: how the best setting moves with the number of parameters, and how activations grow
+with width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from gpt2lab.analysis.tuning import Optimum, Transfer, transfer
+from gpt2lab.errors import DataFault, Gpt2labError
+from gpt2lab.reports import style
+from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.read import Record, SweepRead, read_chosen
+from gpt2lab.reports.style import HALF, INK, MUTED, SURFACE, WIDE, Look, finite, looks
+from gpt2lab.reports.tables import Cell, Column, Row, Table
+from gpt2lab.results import cleaned
+from gpt2lab.text import DASH, quantity, setting, shorten
+
+MOST_NAMES = 8
+"""Parts of a model that are drawn, evenly from the first to the last; more lines could not be told apart."""
+
+ACROSS = (
+    "The best value at each size with its 95 % interval. Line: the power law that was fitted; hollow: what it predicts "
+    "for the next size, with its interval."
+)
+COORDINATES = (
+    "How far each part has moved from where it started, in models of growing width after the same few steps. Flat "
+    "lines: every part moves as far at every width, so that one rate may serve all of them (Yang et al. 2022, "
+    "arXiv:2203.03466)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtScale:
+    """One search at one scale."""
+
+    scale: str
+    parameters: float
+    optimum: Optimum
+
+    @property
+    def at(self) -> float | None:
+        """The best value, unless it lies at an edge: then it is only a bound."""
+        return None if self.optimum.edge else self.optimum.vertex or self.optimum.best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Across:
+    """One search (a variant, or the sweep's only one) over all scales, the smallest model first."""
+
+    name: str
+    """of the setting"""
+    scales: Sequence[AtScale]
+    transfer: Transfer
+
+
+def across(read: SweepRead) -> dict[str, Across]:
+    """Label -> its search over all scales at which the store has this sweep; only searches over one number that were
+    made at two or more. Raises DataFault for a damaged record."""
+    try:
+        return over_scales([read.record, *_others(read)])
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise DataFault(f"the record of the sweep is damaged: {what}", where=read.name) from error
+
+
+def _others(read: SweepRead) -> list[Record]:
+    """The same sweep at other scales; records that cannot be read are left out."""
+    found: list[Record] = []
+    for name in read.store.sweeps():
+        if name == read.name:
+            continue
+        try:
+            other = cleaned(read.store.sweep(name))
+            same = other["sweep"] == read.record["sweep"]
+            if same and bool(other.get("part_of")) == bool(read.record.get("part_of")):
+                over_scales([other])
+                found.append(other)
+        except (Gpt2labError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def over_scales(records: Sequence[Record]) -> dict[str, Across]:
+    """Label -> its search over the scales; only searches over one number that were made at two or more."""
+    found: dict[str, list[AtScale]] = {}
+    names: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: (record.get("scope") or {}).get("parameters") or 0):
+        for label, search in record["searches"].items():
+            optima = read_chosen(search, record).optima
+            if len(search["space"]) == 1 and len(optima) == 1:
+                name, optimum = next(iter(optima.items()))
+                if names.setdefault(label, name) == name:
+                    one = AtScale(scale=record["scale"], parameters=search["parameters"], optimum=optimum)
+                    found.setdefault(label, []).append(one)
+    return {label: _across(names[label], scales) for label, scales in found.items() if len(scales) > 1}
+
+
+def _across(name: str, scales: Sequence[AtScale]) -> Across:
+    law = transfer(
+        [one.parameters for one in scales], [one.at for one in scales], [one.optimum.interval for one in scales],
+        what=scales[0].optimum.what,
+    )  # fmt: skip
+    return Across(name=name, scales=scales, transfer=law)
+
+
+@section(order=30, title="Across size", of="sweep")
+def across_size(read: SweepRead) -> Section | None:
+    found = read.once(across)
+    if not found:
+        return None
+    labels, name = list(found), next(iter(found.values())).name
+    figure = best_by_size(found, looks(labels, labels[0]), name)
+    return Section(
+        table=_table(found),
+        points=[f"{label + ': ' if len(found) > 1 else ''}{one.transfer}" for label, one in found.items()],
+        figures=[style.picture("across", f"The best {name} against the size of the model", ACROSS, figure)],
+    )
+
+
+def _table(found: Mapping[str, Across]) -> Table:
+    """One row per scale, the optimum of each search in a column."""
+    columns = [Column("Scale"), Column("Parameters", "number")]
+    columns += [Column(label if len(found) > 1 else f"Best {one.name}", "number") for label, one in found.items()]
+    sizes = {scale.scale: scale.parameters for one in found.values() for scale in one.scales}
+    rows = []
+    for scale, parameters in sorted(sizes.items(), key=lambda item: item[1]):
+        cells = [_cell(next((s for s in one.scales if s.scale == scale), None)) for one in found.values()]
+        rows.append(Row((Cell(scale), Cell(quantity(parameters)), *cells)))
+    laws = [one.transfer for one in found.values()]
+    if any(law.at_target is not None for law in laws):
+        target = next(law.target for law in laws if law.target is not None)
+        rows.append(Row((Cell("predicted"), Cell(quantity(target)), *map(_predicted, laws))))
+    return Table(columns, rows)
+
+
+def _cell(one: AtScale | None) -> Cell:
+    if one is None:
+        return Cell()
+    found = one.optimum
+    if found.best is None:
+        return Cell(DASH, "no trial finished")
+    if found.edge:
+        return Cell(setting(found.best, 3), f"at the {found.edge} edge: left out")
+    inside = f"[{setting(found.interval[0], 3)}, {setting(found.interval[1], 3)}]" if found.interval else found.reason
+    return Cell(setting(one.at, 3), inside)
+
+
+def _predicted(law: Transfer) -> Cell:
+    if law.at_target is None:
+        return Cell(DASH)
+    ends = law.target_interval
+    return Cell(setting(law.at_target, 3), f"[{setting(ends[0], 3)}, {setting(ends[1], 3)}]" if ends else "")
+
+
+def best_by_size(found: Mapping[str, Across], look: Mapping[str, Look], name: str) -> Figure:
+    """The best setting against the size of the model, both logarithmic; hollow: what the law predicts."""
+    figure, axes = style.panel(WIDE, 3.6)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ends: dict[str, float] = {}
+    sizes = set()
+    for label, one in found.items():
+        law, drawn = one.transfer, look[label]
+        known = [(s.parameters, s.at, s.optimum.interval) for s in one.scales if s.at is not None]
+        for parameters, at, interval in known:
+            _mark(axes, parameters, at, interval, drawn, fill=drawn.colour)
+        if law.line is not None:
+            x, y = finite((law.line[0].tolist(), law.line[1].tolist()))
+            axes.plot(x, y, color=drawn.colour, linestyle=drawn.dash, linewidth=1.4, zorder=2)
+        if law.target is not None and law.at_target is not None:
+            _mark(axes, law.target, law.at_target, law.target_interval, drawn, fill=SURFACE)
+            known.append((law.target, law.at_target, law.target_interval))
+        if known:
+            ends[label] = known[-1][1]
+        sizes |= {parameters for parameters, _, _ in known}
+    ticks = sorted(sizes)
+    if ticks:
+        axes.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
+    axes.set_xticks(ticks, [quantity(parameters) for parameters in ticks])
+    axes.set_xticks([], minor=True)
+    _ticks(axes)
+    axes.set_xlabel("parameters")
+    axes.set_ylabel(f"best {shorten(name)}")
+    if len(found) > 1:
+        style.label_ends(axes, ends, look)
+    return figure
+
+
+def _ticks(axes: Axes) -> None:
+    """Of a logarithmic vertical axis."""
+    axes.yaxis.set_major_locator(LogLocator(subs=style.log_ticks(*axes.get_ylim()), numticks=12))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: setting(value))
+
+
+def _mark(axes: Axes, size: float, at: float, interval: tuple[float, float] | None, look: Look, *, fill: str) -> None:
+    if interval:
+        axes.plot([size] * 2, interval, color=look.colour, linewidth=1.6, zorder=2)
+        axes.plot([size] * 2, interval, "_", color=look.colour, markersize=8, zorder=2)
+    axes.plot([size], [at], look.marker, color=look.colour, markerfacecolor=fill, markersize=7, zorder=3)
+
+
+@section(order=40, title="Coordinate check", of="sweep")
+def coordinate_check(read: SweepRead) -> Section | None:
+    found = read.record.get("coordinates")
+    if not found:
+        return None
+    changes = all("change" in one for one in found.values())
+    variants = {
+        label: (one["widths"], one["steps"], one["change" if changes else "rms"]) for label, one in found.items()
+    }
+    figure = coordinates(variants, "rms of the change" if changes else "rms of activations")
+    return Section(
+        points=[told for label, one in found.items() if (told := _steepest(label, one.get("slopes") or {}))],
+        figures=[style.picture("coordinates", "Change of activations against width", COORDINATES, figure)],
+    )
+
+
+def _steepest(label: str, slopes: Mapping[str, float | None]) -> str:
+    """Which part moves most with width."""
+    known = {name: slope for name, slope in slopes.items() if slope is not None}
+    if not known:
+        return ""
+    name = max(known, key=lambda one: abs(known[one]))
+    return (
+        f"{label}: what changes most with width is {name}, as width^{known[name]:+.2f}; a power of 0 means that it "
+        "moves as far at every width."
+    )
+
+
+Seen = Mapping[str, Sequence[Sequence[float | None]]]
+"""name -> one row per width, one number per step."""
+
+
+def coordinates(found: Mapping[str, tuple[Sequence[float], Sequence[int], Seen]], what: str) -> Figure:
+    """What the parts of a model do after the last step against its width; `found` is variant -> (widths, steps, seen),
+    `what` names the numbers."""
+    figure = Figure(figsize=(WIDE if len(found) > 1 else HALF + 1.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    names = _some(list(dict.fromkeys(name for _, _, seen in found.values() for name in seen)))
+    look = looks(names, names[0]) if names else {}
+    for axes, (variant, (widths, steps, seen)) in zip(panels, found.items(), strict=True):
+        ends = _against_width(axes, widths, {name: seen.get(name) or () for name in names}, look)
+        after = f", after {steps[-1]} steps" if steps else ""
+        axes.set_title(f"{shorten(variant)}{after}", fontsize=9.5, color=MUTED, loc="left")
+    if names:
+        panels[-1].autoscale_view()
+        _ticks(panels[0])
+        style.label_ends(panels[-1], ends, look)
+    else:
+        style.note(panels[0], "nothing was measured", (0.5, 0.5), (0, 0), "ff", ha="center", color=INK)
+    panels[0].set_ylabel(what)
+    return figure
+
+
+def _against_width(axes: Axes, widths: Sequence[float], seen: Seen, look: Mapping[str, Look]) -> dict[str, float]:
+    """One line per name -> where each ends."""
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ends: dict[str, float] = {}
+    for name, rows in seen.items():
+        last = [row[-1] if row else None for row in rows]
+        values = [math.nan if value is None or value <= 0 else float(value) for value in last]
+        x, y = finite((list(widths)[: len(values)], values))
+        line = look[name]
+        axes.plot(x, y, color=line.colour, linestyle=line.dash, marker=line.marker, markersize=5, zorder=3)
+        if y.size:
+            ends[name] = float(y[-1])
+    axes.set_xticks(list(widths), [f"{width:g}" for width in widths])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("width (n_embd)")
+    return ends
+
+
+def _some(names: list[str]) -> list[str]:
+    """At most MOST_NAMES of them, from the first to the last."""
+    if len(names) <= MOST_NAMES:
+        return names
+    return [names[round(i * (len(names) - 1) / (MOST_NAMES - 1))] for i in range(MOST_NAMES)]

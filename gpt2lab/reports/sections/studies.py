@@ -1,0 +1,210 @@
+"""The sections of the page across studies: agreement, scale by scale, every contrast, each study, the rules, sweeps."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from gpt2lab.reports import style
+from gpt2lab.reports.index import Across, Entry, Finding, facts
+from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES, Agreement, Effect, found_direction
+from gpt2lab.reports.tables import Cell, Column, Link, Row, Table, columns
+from gpt2lab.text import plural, quantity
+
+COMMAND = "gpt2lab run ablations/posenc.yaml --scale nano"
+"""What makes a first study."""
+
+COUNTED = ("found again", "same at another scale", "contradicted", "other sign at another scale", "inconclusive")
+TALLIES = (
+    "A contrast that several publications speak of is counted once for each. How agreement is decided stands at the "
+    "end of this page."
+)
+MATRIX = (
+    "Difference: arm minus what it is compared with, in the study's primary metric; lower is better. An empty cell was "
+    "not run."
+)
+
+MOST_ROWS = 60
+"""What a page can still be scrolled through; the newest studies come first."""
+
+WIDTH, ROW = 9.2, 0.29
+"""Inches."""
+
+COLOURS = {-1: style.ARMS[2], 0: style.ARMS[0], 1: style.ARMS[1], None: style.BASELINE}
+TICKS = [m * 10**e for e in range(6) for m in (1, 2, 5)]
+
+
+@section(order=0, of="index")
+def first_command(read: Across) -> Section | None:
+    return None if read.entries or read.sweeps else Section(code=COMMAND)
+
+
+@section(order=10, title="Agreement", of="index")
+def agreement(read: Across) -> Section | None:
+    expected = [finding.agreement for finding in read.findings if finding.agreement]
+    published = [agreement for finding in read.findings for _, agreement in finding.published]
+    pairs = (("what the study's file expects", expected), ("published results", published))
+    rows = [Row([Cell(what), *map(Cell, map(str, _count(agreements)))]) for what, agreements in pairs if agreements]
+    titles = columns("Contrasts compared with", *(f"{name}:number" for name in COUNTED))
+    return Section(table=Table(titles, rows), note=TALLIES) if rows else None
+
+
+def _count(agreements: Sequence[Agreement]) -> list[int]:
+    def how_many(kind: str, *, elsewhere: bool) -> int:
+        return sum(a.kind == kind and (a.word != a.kind) == elsewhere for a in agreements)
+
+    return [
+        *(how_many(kind, elsewhere=elsewhere) for kind in (AGAIN, AGAINST) for elsewhere in (False, True)),
+        sum(a.kind == OPEN for a in agreements),
+    ]
+
+
+@section(order=20, title="Scale by scale", of="index")
+def scale_by_scale(read: Across) -> Section | None:
+    """Every contrast of an ablation in one row, a scale in each column; those at most scales first."""
+    sizes: dict[str, list[float]] = {}
+    places: dict[tuple[str, str], dict[str, Cell]] = {}
+    for number, entry in enumerate(read.entries, start=1):
+        sizes.setdefault(entry.scale, []).append(entry.study.scope.parameters or 0.0)
+        ablation = str(entry.study.ablation or entry.name)
+        for finding in entry.findings:
+            verdict = finding.verdict
+            difference = Link(finding.difference.text, f"#study-{number}", after=f" {entry.unit}")
+            row = places.setdefault((ablation, finding.label), {})
+            row.setdefault(entry.scale, Cell(verdict.text, difference, verdict.chip))
+    if not read.entries:
+        return None
+    middle = {scale: statistics.median(found) for scale, found in sizes.items()}
+    scales = sorted(middle, key=lambda scale: (middle[scale], scale))
+    order = sorted(places, key=lambda key: (-len(places[key]), key[0]))
+    titles = [Column("Contrast"), *(Column(scale, "", f"{quantity(middle[scale])} parameters") for scale in scales)]
+    rows = [Row([Cell(key[1], key[0]), *(places[key].get(scale, Cell()) for scale in scales)]) for key in order]
+    return Section(table=Table(titles, rows), note=MATRIX)
+
+
+@section(order=30, title="Every contrast", of="index")
+def every_contrast(read: Across) -> Section | None:
+    shown = groups(read.entries)
+    if not shown:
+        return None
+    figure = overview(shown)
+    return Section(figures=[style.picture("index", "Every contrast", caption(shown, len(read.findings)), figure)])
+
+
+@section(order=40, title="Studies", of="index")
+def studies(read: Across) -> Section | None:
+    parts = []
+    for number, entry in enumerate(read.entries, start=1):
+        titles = columns("Contrast", f"Difference, {entry.unit}:number", "Verdict:words", "Expected:words",
+                         "Published:words")  # fmt: skip
+        table = Table(titles, [_row(finding) for finding in entry.findings]) if entry.findings else None
+        part = Section(
+            title=entry.name, link=entry.link, anchor=f"study-{number}", lead=[str(entry.study.question)],
+            aside=_line(entry), table=table, note="" if table else "No contrast is declared.",
+            facts=[(key, value) for key, value in facts(entry) if value], facts_title="What it rests on",
+        )  # fmt: skip
+        parts.append(part)
+    return Section(parts=parts) if parts else None
+
+
+def _row(finding: Finding) -> Row:
+    said = finding.agreement
+    expected = Cell(said.word, finding.expected, said.chip, remark=said.why) if said else Cell()
+    published = [
+        Cell(agreed.word, _source(effect), agreed.chip, remark=agreed.why) for effect, agreed in finding.published
+    ]
+    name = Cell(finding.contrast.arm, f"against {finding.contrast.against}")
+    return Row([name, finding.difference, finding.verdict, expected, Cell(parts=published)])
+
+
+def _source(effect: Effect) -> Link:
+    return Link(effect.source, effect.address, before=f"{effect}; ")
+
+
+def _line(entry: Entry) -> str:
+    """A study in a line: `nano · 842 k parameters, 819 k tokens · 2026-11-23`."""
+    scope = entry.study.scope
+    sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
+    parts = [entry.scale, sizes, str(entry.study.created or "")[:10], entry.study.caveat or ""]
+    return " · ".join(part for part in parts if part)
+
+
+@section(order=50, title="How agreement is decided", of="index")
+def rules(read: Across) -> Section | None:
+    return Section(points=RULES) if read.entries else None
+
+
+@section(order=60, title="Sweeps", of="index")
+def sweeps(read: Across) -> Section | None:
+    parts = [
+        Section(title=entry.name, link=entry.link, lead=[entry.question, *entry.answer], aside=entry.line)
+        for entry in read.sweeps
+    ]
+    return Section(parts=parts) if parts else None
+
+
+Group = tuple[str, list[style.Interval]]
+"""A study's name, and its differences as multiples of its smallest effect of interest."""
+
+
+def groups(entries: Sequence[Entry]) -> list[Group]:
+    """The newest studies that have differences, as many as the figure holds."""
+    found: list[Group] = []
+    left = MOST_ROWS
+    for entry in entries:
+        bars = [_bar(f, entry) for f in entry.findings if math.isfinite(f.contrast.difference)]
+        if not bars:
+            continue
+        left -= len(bars) + 1
+        if left < 0 and found:
+            break
+        found.append((entry.name, bars[: MOST_ROWS - 1]))
+    return found
+
+
+def _bar(finding: Finding, entry: Entry) -> style.Interval:
+    c, small = finding.contrast, entry.verdicts.smallest_effect
+    label = c.arm if c.against == entry.study.baseline else f"{c.arm} − {c.against}"
+    words = f"{finding.difference.text} {entry.unit}, {finding.verdict.text}"
+    colour = COLOURS[found_direction(c)]
+    return style.Interval(label, c.difference / small, c.low / small, c.high / small, words, colour)
+
+
+def caption(shown: Sequence[Group], all_bars: int) -> str:
+    """What is drawn, and what is not."""
+    left = all_bars - sum(len(bars) for _, bars in shown)
+    rest = f" {plural(left, 'contrast')} of older studies, or without a difference, are in the tables only."
+    return (
+        "Differences and their family-adjusted intervals as multiples of the smallest effect of interest that each "
+        "study declared (shaded: smaller than that), so that studies of different scales share one axis; it is linear "
+        "within the shading and logarithmic beyond. The numbers at the side are not multiples. A hollow mark has no "
+        "interval; an arrow is an end outside the frame; grey: no verdict either way." + (rest if left else "")
+    )
+
+
+def overview(shown: Sequence[Group]) -> Figure:
+    """Differences with their intervals, a row for each under the name of its study."""
+    lines: list[style.Interval | str] = []
+    for name, bars in shown:
+        lines += [name, *bars]
+    figure, axes = style.panel(WIDTH, 1.0 + ROW * max(3, len(lines)))
+    bars = [bar for _, bars in shown for bar in bars]
+    points, ends = [abs(bar.difference) for bar in bars], [abs(end) for bar in bars for end in (bar.low, bar.high)]
+    limit = 1.15 * style.intervals_within([2.0, *points], ends, 4 * max(2.0, *points))[1]
+    axes.set_xscale("symlog", linthresh=1.0, linscale=0.6)
+    axes.axvspan(-1, 1, color=style.BAND, linewidth=0, zorder=0)
+    axes.axvline(0, color=style.MUTED, linewidth=1, zorder=1)
+    style.draw_intervals(axes, lines, (-limit, limit), ("better", "worse"), width=2.2, end=6, size=6)
+    ticks = [tick for tick in TICKS if tick <= limit]
+    every = -(-len(ticks) // 6)  # at most six on each side
+    ticks = ticks[::every]
+    axes.xaxis.set_major_locator(FixedLocator([*(-t for t in reversed(ticks)), 0, *ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    axes.set_xlabel("difference, in smallest effects of interest")
+    return figure

@@ -1,0 +1,139 @@
+"""The page of a study: its head, the numbers beside it, and the summary that a terminal shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from gpt2lab.analysis import in_words
+from gpt2lab.reports.page import Page, Remark, made_of, write_page
+from gpt2lab.reports.read import StudyRead, read_study
+from gpt2lab.reports.sections import tuned
+from gpt2lab.reports.sections.method import floor_sentence
+from gpt2lab.reports.sections.verdicts import verdict_table
+from gpt2lab.reports.sections.worth import worth_sentence
+from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text
+from gpt2lab.text import plural
+
+FILES = ("report.md", "results.csv", "verdicts.json", "figures/")
+
+
+def write_report(
+    study: str | StudyRead, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
+) -> Path:
+    """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json; returns index.html.
+
+    study: its name in the store at `root`, or what `read_study` read of it.
+    force_exploratory: show numbers where a verdict is refused, under a banner that says so.
+    The study may be incomplete; the page then says what is missing. Raises ConfigError for an unknown study, DataFault
+    for a damaged record, EnvironmentFault when the folder cannot be written (the old report stays).
+    """
+    read = study if isinstance(study, StudyRead) else read_study(study, root, force_exploratory=force_exploratory)
+    page = build(read)
+    return write_page(Path(out) / read.name, page, {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page)})
+
+
+def build(read: StudyRead) -> Page:
+    """The page of a study from what was read of it."""
+    study, verdicts = read.study, read.verdicts
+    told = in_words(replace(verdicts, caveat=None))  # the page sets the caveat apart
+    answer, *basis = [line for line in told.splitlines() if line.strip()]
+    judged = any(contrast.n_arm and contrast.n_against for contrast in verdicts.contrasts)
+    if study.design == NOISE_DESIGN:
+        answer, judged = floor_sentence(study) or "Nothing is compared here, and no floor is known yet.", True
+    return Page(
+        about=read.name,
+        heading=study.question,
+        title=f"{study['question']} – {read.name}",
+        warnings=_warnings(read, judged=judged),
+        answer=[one for one in (answer, worth_sentence(read)) if one] if judged else [],
+        basis=basis if judged else [f"Declared to hold {scope_text(study)}."],
+        caveat=study.caveat,
+        sections=made_of(read, "study"),
+        files=FILES,
+    )
+
+
+def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
+    found = []
+    if read.forced:
+        text = "Refusals were turned into numbers by --force-exploratory: none of them is a finding."
+        found.append(Remark("Exploratory.", text))
+    if not judged:
+        text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
+        found.append(Remark("No verdict yet.", tuned.progress(read) or text))
+    wrong = read.study.mistakes or {}
+    if wrong:
+        text = "They show what a mistake does and how it is found; none of them is a choice for a model: "
+        text += "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items()) + "."
+        found.append(Remark(f"{plural(len(wrong), 'arm')} wrong on purpose.", text))
+    barred = tuned.refused(read)
+    if barred:
+        text = "; ".join(f"{arm}: {why}" for arm, why in barred.items()) + ". Contrasts with "
+        text += "it have" if len(barred) == 1 else "them have"
+        text += " no verdict; --force-exploratory shows numbers."
+        found.append(Remark(f"{plural(len(barred), 'arm')} cannot be compared.", text))
+    missing = [run for run in read.runs if run.value is None]
+    if missing:
+        counted = ", ".join(f"{sum(r.status == s for r in missing)} {s}" for s in sorted({r.status for r in missing}))
+        text = f"{len(missing)} of {plural(len(read.runs), 'declared run')} have no final value ({counted}); see Runs."
+        found.append(Remark("This study is incomplete.", text))
+    failed = {name: arm.failed for name, arm in read.arms.items() if arm.failed}
+    if failed:
+        text = "Diverged, or no better than guessing by token frequency; counted, never dropped: "
+        text += ", ".join(f"{count} of {name}" for name, count in failed.items()) + "."
+        found.append(Remark(f"{plural(sum(failed.values()), 'run')} failed.", text))
+    return found
+
+
+def terminal_summary(read: StudyRead, out: str | Path = "reports") -> Group:
+    """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
+    study, runs = read.study, read.runs
+    table = verdict_table(read)
+    shown = RichTable(title=Text(study.question), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in table.columns:
+        shown.add_column(column.title, justify="right" if column.kind == "number" else "left")
+    for row in table.rows:
+        cells = [Text(" ".join(filter(None, (cell.text, str(cell.detail))))) for cell in row.cells[1:]]
+        shown.add_row(Text(row.cells[0].text, style="bold"), *cells)
+    missing = sum(run.value is None for run in runs)
+    lines = [Text(f"{plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
+    lines += [Text(told) for c in read.verdicts.contrasts if (told := tuned.summary(read, c))]
+    page = Path(out) / read.name / "index.html"
+    where = Text(f"report: {page}" if page.exists() else f"report: gpt2lab report {read.name}")
+    return Group(shown, *lines, where)
+
+
+def _csv(runs: Sequence[StudyRun]) -> str:
+    """One line per declared run; `gpt2lab compare` reads it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["arm", "seed", "value", "run", "status", "tokens", "tokens_per_second", "peak_memory_bytes"])
+    measured = ("tokens", "tokens_per_second", "peak_memory_bytes")
+    for run in runs:
+        writer.writerow(
+            [run.arm, run.seed, "" if run.value is None else run.value, run.id, run.status]
+            + [run.result.get(key, "") for key in measured]
+        )
+    return buffer.getvalue()
+
+
+def _json(read: StudyRead, page: Page) -> str:
+    """The verdicts for programs; numbers that are not finite are null."""
+    study = read.study
+    record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
+    record["metric"] = study.metric
+    record["missing"] = [
+        {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}
+        for run in read.runs
+        if run.value is None
+    ]
+    return json.dumps(record | page.data, indent=1, allow_nan=False) + "\n"

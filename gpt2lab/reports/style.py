@@ -1,0 +1,435 @@
+"""The one style of all figures: colours, sizes, fonts and looks of arms, what figures share, and how they are saved.
+
+A figure is drawn with matplotlib's object-oriented API inside `drawing()`, which is set around every section, and
+becomes a `Picture`: SVG whose text stays text, without inline style, metadata or anything loaded from elsewhere, and
+PNG for slides and papers. Equal data gives equal bytes.
+
+matplotlib writes `style="..."` on every element, which a strict Content-Security-Policy blocks; presentation
+attributes (`fill="..."`) it does not. Ids get the figure's name in front, so that several figures share a page, and in
+a page the palette becomes CSS variables, so that they follow its light and dark scheme.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from gpt2lab.text import shorten
+
+Array = NDArray[np.float64]
+Curve = tuple[Sequence[float], Sequence[float]]
+"""(tokens, value), one entry per evaluation."""
+
+WIDE, HALF = 9.2, 4.5
+"""Widths in inches."""
+
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
+PNG_DPI = 200
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+INK, MUTED, GRID, SURFACE = "#1b2430", "#5f6b7a", "#e3e7ec", "#ffffff"
+BAND = "#eceff3"
+# The baseline is ink-grey; the arms take Okabe and Ito's colours, ordered so that neighbours differ most.
+BASELINE = "#4a5563"
+ARMS = ("#0072b2", "#d55e00", "#009e73", "#b5579b", "#e69f00", "#3fa3e0")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", BAND: "--band", BASELINE: "--arm-0"}
+VARIABLES |= {colour: f"--arm-{i}" for i, colour in enumerate(ARMS, start=1)}
+# From low to high: even steps of lightness, so that it reads in grey and without red or green (matplotlib's plasma,
+# without the end that white would swallow; the page has lighter ones for its dark scheme).
+RAMP = ("#130789", "#44039e", "#6f00a8", "#9613a1", "#b52f8c", "#cd4a76", "#e16462", "#f07f4f", "#fa9b3d")
+VARIABLES |= {colour: f"--ramp-{i}" for i, colour in enumerate(RAMP)}
+DRAWING: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gpt2lab",  # without it, every id is drawn from a random source
+    "font.family": "DejaVu Sans",  # ships with matplotlib; wider than what browsers put in its place, so labels fit
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "text.parse_math": False,  # an arm may be called $x^2$
+    "text.usetex": False,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "figure.facecolor": SURFACE,
+    "axes.facecolor": SURFACE,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Figures drawn and saved inside look the same on every machine, whatever its matplotlibrc says."""
+    defaults: dict[Any, Any] = {
+        k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(("backend", "interactive"))
+    }
+    with matplotlib.rc_context({**defaults, **DRAWING}), warnings.catch_warnings():
+        # The browser has glyphs that DejaVu lacks; only the width of such a label is a guess.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
+        yield
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn figure: `alone` is a file of its own, `inline` goes into the page and takes its colours from there.
+    `width`: wide, or half of the page."""
+
+    name: str
+    title: str
+    caption: str
+    width: str
+    alone: str
+    inline: str
+    png: bytes
+
+
+def picture(name: str, title: str, caption: str, figure: Figure, width: str = "wide") -> Picture:
+    """Save a figure; call inside `drawing()`. name: of its files."""
+    alone, inline = render(figure, name, title, caption)
+    return Picture(name, title, caption, width, alone, inline, png(figure))
+
+
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes; inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def render(figure: Figure, name: str, title: str, description: str) -> tuple[str, str]:
+    """`figure` as (a stand-alone file with its own colours, markup for a page that defines the palette's variables).
+
+    Call inside `drawing()`. The same figure gives the same text.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    for element in list(root.iter()):
+        for child in list(element):
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+                element.remove(child)
+        _to_attributes(element)
+        _prefix_ids(element, name)
+    _head(root, name, title, description)
+    ElementTree.register_namespace("", SVG)
+    alone = ElementTree.tostring(root, encoding="unicode")
+    for element in root.iter():
+        for key in ("fill", "stroke"):
+            if variable := VARIABLES.get(element.get(key, "")):
+                element.set(key, f"var({variable})")
+    root.attrib.pop("width")
+    root.attrib.pop("height")
+    return alone, ElementTree.tostring(root, encoding="unicode")
+
+
+def png(figure: Figure) -> bytes:
+    """`figure` as pixels, for slides and papers; call inside `drawing()`. The same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _head(root: ElementTree.Element, name: str, title: str, description: str) -> None:
+    """What a screen reader says, and the defaults that matplotlib keeps in a style element."""
+    root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-desc", "font-family": FONTS}
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
+    for tag, text in (("desc", description), ("title", title)):
+        element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{tag}"})
+        element.text = text
+        root.insert(0, element)
+
+
+def _to_attributes(element: ElementTree.Element) -> None:
+    for item in element.attrib.pop("style", "").split(";"):
+        key, _, value = (part.strip() for part in item.partition(":"))
+        if key == "font":
+            size = re.search(r"([\d.]+)px", value)
+            element.set("font-size", size.group(1) if size else "9.5")
+            if "bold" in value or re.search(r"\b[67]00\b", value):
+                element.set("font-weight", "600")
+        elif key == "font-size":
+            element.set(key, value.removesuffix("px"))
+        elif key and key not in ("font-family", "white-space"):
+            element.set(key, value)
+    if element.tag == f"{{{SVG}}}text":  # a halo, so that a label stays readable where a line runs behind it
+        element.attrib |= {"stroke": SURFACE, "stroke-width": "2.5", "paint-order": "stroke"}
+    if href := element.attrib.pop(f"{{{XLINK}}}href", None):
+        element.set("href", href)
+
+
+def _prefix_ids(element: ElementTree.Element, name: str) -> None:
+    if own := element.get("id"):
+        element.set("id", f"{name}-{own}")
+    if (href := element.get("href", "")).startswith("#"):
+        element.set("href", f"#{name}-{href[1:]}")
+    if clip := element.get("clip-path"):
+        element.set("clip-path", clip.replace("url(#", f"url(#{name}-"))
+
+
+MARKERS = "osD^vPX"
+DASHES: tuple[tuple[int, tuple[float, ...]] | str, ...] = ("solid", (0, (4, 1.6)), (0, (1.2, 1.4)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one arm is drawn, everywhere."""
+
+    colour: str
+    marker: str
+    dash: tuple[int, tuple[float, ...]] | str
+
+
+def looks(arms: Sequence[str], baseline: str) -> dict[str, Look]:
+    """One look per arm: the baseline in grey, the others by colour, then dashed, then dotted."""
+    found = {baseline: Look(BASELINE, MARKERS[0], DASHES[0])}
+    for i, arm in enumerate(arm for arm in arms if arm != baseline):
+        turn, colour = divmod(i, len(ARMS))
+        found[arm] = Look(ARMS[colour], MARKERS[(i + 1) % len(MARKERS)], DASHES[turn % len(DASHES)])
+    return found
+
+
+def note(
+    axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], coords: str, **style: Any
+) -> None:
+    """A small muted remark; `coords` says what each number of `at` is: `d` data, `f` fraction of the axes."""
+    names = {"d": "data", "f": "axes fraction"}
+    given: dict[str, Any] = {"color": MUTED, "fontsize": 8.5, "zorder": 5} | style
+    place = (names[coords[0]], names[coords[1]])
+    axes.annotate(text, at, offset, xycoords=place, textcoords="offset points", **given)
+
+
+def rows(axes: Axes, labels: Sequence[str]) -> None:
+    """One row per label, the first on top."""
+    axes.set_yticks(range(len(labels)), [shorten(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def label_ends(axes: Axes, values: Mapping[str, float], look: Mapping[str, Look], gap: float = 0.062) -> None:
+    """Names right of the axes at the height of their values, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    place_of = axes.yaxis.get_transform().transform  # an axis may be logarithmic
+    bottom, top = place_of(np.array([low, high]))
+    shown = {arm: float(place_of(np.array([y]))[0]) for arm, y in values.items() if math.isfinite(y)}
+    height = {arm: min(max((y - bottom) / (top - bottom), 0.0), 1.0) for arm, y in shown.items()}
+    for arm, at in spread(height, gap).items():
+        colour, marker, dash = look[arm].colour, look[arm].marker, look[arm].dash
+        place = axes.transAxes
+        axes.plot([1.005, 1.035], [height[arm], at], color=colour, ls=dash, lw=1.2, transform=place, clip_on=False)
+        axes.plot([1.045], [at], marker, color=colour, markersize=5, transform=place, clip_on=False)
+        outside = " ↑" if values[arm] > high else " ↓" if values[arm] < low else ""
+        note(axes, shorten(arm, 22) + outside, (1.045, at), (7, 0), "ff", va="center", color=INK)
+
+
+def spread(wanted: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Heights at least `gap` apart, in the order of the wanted ones and as near to them as they can be."""
+    order = sorted(wanted, key=lambda arm: wanted[arm])
+    if not order:
+        return {}
+    steps = gap * np.arange(len(order))
+    free = isotonic_regression([wanted[arm] for arm in order] - steps).x
+    placed = np.clip(free, 0, max(0.0, 1 - steps[-1])) + steps
+    return {arm: float(at) for arm, at in zip(order, placed, strict=True)}
+
+
+def finite(curve: Curve) -> tuple[Array, Array]:
+    """The points of a curve that can be drawn."""
+    x, y = np.asarray(curve[0], float), np.asarray(curve[1], float)
+    return x[np.isfinite(y)], y[np.isfinite(y)]
+
+
+def stack(curves: Sequence[Curve]) -> tuple[Array, Array]:
+    """The points that every seed has -> x (K,), losses (seed, K): a mean over changing seeds would draw false steps."""
+    by_seed = [dict(zip(*finite(curve), strict=True)) for curve in curves]
+    by_seed = [points for points in by_seed if points]
+    shared = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    return np.array(shared, float), np.array([[points[x] for x in shared] for points in by_seed], float)
+
+
+def since(curves: Sequence[Curve], start: float) -> tuple[Array, Array]:
+    """The mean curve from `start` on."""
+    x, losses = stack(curves)
+    return (x[x >= start], losses.mean(0)[x >= start]) if x.size else (x, x)
+
+
+def thousands(value: float, _position: float = 0) -> str:
+    """Tick labels such as 600k and 1.2M."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{suffix}"
+    return f"{value:g}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference with its interval as one row shows it, and what stands beside it; NaN where there is no number."""
+
+    label: str
+    difference: float
+    low: float
+    high: float
+    words: str
+    colour: str
+    marker: str = "o"
+
+
+def draw_intervals(
+    axes: Axes, lines: Sequence[Interval | str], limits: tuple[float, float], sides: tuple[str, str], *,
+    width: float = 2.4, end: float = 7, size: float = 7.5,
+) -> None:  # fmt: skip
+    """A row for each: hollow without an interval, with an arrow where it leaves the frame; a text is a heading.
+
+    sides: what it means to lie left and right of the middle.
+    """
+    for row, line in enumerate(lines):
+        if isinstance(line, str):
+            continue
+        has_interval = math.isfinite(line.low) and math.isfinite(line.high)
+        if has_interval:
+            low, high = (min(max(value, limits[0]), limits[1]) for value in (line.low, line.high))
+            axes.plot([low, high], [row, row], color=line.colour, linewidth=width, zorder=2)
+            for at, cut, arrow in ((low, line.low < low, "<"), (high, line.high > high, ">")):
+                axes.plot([at], [row], arrow if cut else "|", color=line.colour, markersize=end, clip_on=False)
+        if math.isfinite(line.difference):
+            fill = line.colour if has_interval else SURFACE
+            at = min(max(line.difference, limits[0]), limits[1])
+            axes.plot([at], [row], line.marker, color=line.colour, markerfacecolor=fill, markersize=size, zorder=3)
+        note(axes, shorten(line.words, 44), (1, row), (10, 0), "fd", va="center", color=INK)
+    rows(axes, [line if isinstance(line, str) else line.label for line in lines])
+    for line, label in zip(lines, axes.get_yticklabels(), strict=True):
+        if isinstance(line, str):
+            label.set_fontweight("bold")
+    axes.set_xlim(*limits)
+    note(axes, f"◂ {sides[0]}", (0, 1), (0, 3), "ff", ha="left", va="bottom")
+    note(axes, f"{sides[1]} ▸", (1, 1), (0, 3), "ff", ha="right", va="bottom")
+
+
+def intervals_within(points: Sequence[float], ends: Sequence[float], widest: float) -> tuple[float, float]:
+    """The frame of all points, and of the intervals' ends unless these would squeeze the points."""
+    low = min(*points, *(max(end, -widest) for end in ends if math.isfinite(end)))
+    high = max(*points, *(min(end, widest) for end in ends if math.isfinite(end)))
+    return low, high
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves of one arm, one per seed: those that stayed finite, and those that did not."""
+
+    arm: str
+    healthy: Sequence[Curve]
+    failed: Sequence[Curve] = ()
+
+    def points(self) -> list[tuple[Array, Array]]:
+        """Every curve that has something to draw."""
+        return [xy for xy in map(finite, (*self.healthy, *self.failed)) if xy[0].size]
+
+
+def draw_curves(axes: Axes, curves: Curves, look: Look) -> None:
+    """The mean of the healthy ones over a band from lowest to highest; each failed one dashed up to a cross."""
+    for curve in curves.failed:
+        x, y = finite(curve)
+        axes.plot(x, y, color=look.colour, linewidth=1, dashes=(2, 2), zorder=2)
+        axes.plot(x[-1:], y[-1:], "x", color=look.colour, markersize=7, markeredgewidth=2, zorder=4)
+    x, losses = stack(curves.healthy)
+    if x.size == 1:
+        axes.plot(np.repeat(x, len(losses)), losses[:, 0], look.marker, color=look.colour, markersize=6, zorder=3)
+    elif x.size:
+        if len(losses) > 1:
+            axes.fill_between(x, losses.min(0), losses.max(0), color=look.colour, alpha=0.18, linewidth=0, zorder=2)
+        axes.plot(x, losses.mean(0), color=look.colour, linestyle=look.dash, zorder=3)
+
+
+ZOOM_FROM = 0.7
+"""Share of training from which the second panel shows it."""
+
+
+def over_training(
+    draw: Callable[[Axes], None], last: float, name: str, floors: Mapping[str, float], whole: Sequence[Array],
+    zoom: tuple[float, float] | None, *, bar: bool = False,
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
+    """Losses against tokens up to `last`: the whole of training, and its last 30 % where `zoom` has limits for it.
+
+    draw: puts the curves into one of the panels. whole: every curve's losses. bar: a narrow panel at the right, the
+    last of those that are returned.
+    """
+    figure = Figure(figsize=(WIDE, 3.9), layout="constrained")
+    widths = ((1.0, 1.05) if zoom else (1.0,)) + ((0.035 if zoom else 0.02,) if bar else ())
+    every: list[Axes] = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
+    panels = every[:-1] if bar else every
+    for axes in panels:
+        draw(axes)
+        for value in floors.values():
+            axes.axhline(value, color=MUTED, linewidth=1, dashes=(3, 2), zorder=1)
+        axes.set_xlabel("training tokens")
+        axes.xaxis.set_major_formatter(thousands)
+    low = min([float(y.min()) for y in whole] + list(floors.values()), default=0.0)
+    high = max([float(y[0]) for y in whole] + list(floors.values()), default=1.0)  # not of a loss that blows up
+    margin = 0.05 * (high - low) or 0.5
+    panels[0].set_ylabel(name)
+    panels[0].set_ylim(low - margin, high + margin)
+    for floor, value in floors.items():
+        note(panels[0], f"{floor} {value:.2f}", (1, value), (-2, 2), "fd", ha="right", va="bottom")
+    if zoom:
+        panels[0].axvspan(ZOOM_FROM * last, last, color=BAND, linewidth=0, zorder=0)
+        panels[1].set_xlim(ZOOM_FROM * last, last * 1.005)
+        panels[1].set_ylim(*zoom)
+        panels[1].set_title("the last 30 %", fontsize=9.5, color=MUTED, loc="left")
+    return figure, every
+
+
+Measured = Mapping[str, Mapping[float, Sequence[float]]]
+"""arm -> a number on a logarithmic axis -> one finite loss per seed"""
+
+
+def draw_measured(axes: Axes, measured: Measured, look: Mapping[str, Look], ticks: Mapping[float, str]) -> None:
+    """A line through the means of every arm over a dot for each seed."""
+    axes.set_xscale("log", base=2)
+    for arm, losses in measured.items():
+        style, x = look[arm], sorted(losses)
+        means = [float(np.mean(losses[at])) for at in x]
+        axes.plot(x, means, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=5.5, zorder=3)
+        for at in x:
+            axes.plot([at] * len(losses[at]), losses[at], ".", color=style.colour, markersize=4, alpha=0.6, zorder=2)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xticks([], minor=True)
+
+
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Which multiples of powers of ten have a tick."""
+    decades = math.log10(high / low)
+    return (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 1.2 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def half_height(arms: int) -> float:
+    """Inches of figures that stand side by side, with a row for every arm."""
+    return max(2.9, 1.0 + 0.34 * arms)

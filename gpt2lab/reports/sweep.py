@@ -1,0 +1,290 @@
+"""The page of a sweep: its answer, the numbers and the winning config beside it, and what a terminal shows. From the
+run store alone: no torch, no Optuna, no tracker."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from gpt2lab.analysis.tuning import Optimum
+from gpt2lab.analysis.verdicts import as_json
+from gpt2lab.analysis.wording import listed
+from gpt2lab.reports.page import Page, Remark, made_of, write_page
+from gpt2lab.reports.read import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    OUTCOMES,
+    Point,
+    Record,
+    Search,
+    SweepRead,
+    read_record,
+    read_sweep,
+)
+from gpt2lab.reports.sections.searches import settings_text
+from gpt2lab.reports.sections.sizes import across
+from gpt2lab.reports.sections.trials import best_files, best_yaml
+from gpt2lab.results import LOSS, scope_text
+from gpt2lab.store import Store
+from gpt2lab.text import number, plural, setting
+
+TOP = 5
+"""Trials that a terminal shows."""
+
+Sweep = str | Record | SweepRead
+
+
+def write_sweep_report(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Path:
+    """Write `out`/<sweep>/ with index.html, report.md, figures/, trials.csv, sweep.json and, once a trial has finished,
+    best.yaml (best-<search>.yaml for each of several searches); returns index.html.
+
+    sweep: its name in the store at `root`, its record, or what `read_sweep` read of it.
+    Raises ConfigError for an unknown sweep, DataFault for a damaged record, EnvironmentFault when the folder cannot be
+    written (the old report stays).
+    """
+    read = _read(sweep, root)
+    page, folder = build(read), Path(out) / read.name
+    configs = {file: text for file, search in best_files(read).items() if (text := best_yaml(read, search))}
+    index = write_page(folder, page, {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs})
+    for stale in set(folder.glob("best*.yaml")) - {folder / file for file in configs}:
+        stale.unlink()
+    return index
+
+
+def _read(sweep: Sweep, root: str | Path) -> SweepRead:
+    if isinstance(sweep, SweepRead):
+        return sweep
+    return read_sweep(sweep, root) if isinstance(sweep, str) else read_record(sweep, Store(root))
+
+
+def build(read: SweepRead) -> Page:
+    """The page of a sweep from what was read of it."""
+    record = read.record
+    configs = [file for file, search in best_files(read).items() if best_yaml(read, search)]
+    return Page(
+        about=read.name,
+        heading=record["question"],
+        title=f"{record['question']} – {read.name}",
+        warnings=warnings(read),
+        answer=answer(read),
+        basis=[_basis(read), *([winners_caution(read)] if read.counts[FINISHED] else [])],
+        caveat=record.get("caveat"),
+        sections=made_of(read, "sweep"),
+        files=("report.md", "trials.csv", "sweep.json", *configs, "figures/"),
+    )
+
+
+def answer(read: SweepRead) -> list[str]:
+    """What was found, in a paragraph per search."""
+    if not read.counts[FINISHED]:
+        return [nothing_finished(read)]
+    if read.single:
+        return [_found(read, read.single), *(str(one.transfer) for one in read.once(across).values())]
+    told = [f"{label}: {_found(read, search)}" for label, search in read.searches.items()]
+    return [*told, _between(read)] if len(read.searches) > 1 else told
+
+
+def _found(read: SweepRead, search: Search) -> str:
+    best = search.best
+    if best is None:
+        return f"nothing finished ({counted(search.counts)})."
+    if search.alone:
+        return str(search.optima[search.alone])
+    told = [
+        f"The best of {plural(search.counts[FINISHED], 'finished trial')} reached {read.metric} "
+        f"{number(best['value'])} with {settings_text(best['settings'])}."
+    ]
+    edges = [(name, found) for name, found in search.optima.items() if found.edge]
+    for name, found in edges:
+        wider = f": widen it to {setting(found.widen[0], 2)} to {setting(found.widen[1], 2)}" if found.widen else ""
+        told.append(f"{name} is best at the {found.edge} edge of what was searched{wider}.")
+    if search.optima and not edges:
+        told.append(f"No best value lies at an edge of what was searched ({listed(search.optima)}).")
+    shares = {k: v for k, v in ((search.record.get("importance") or {}).get("values") or {}).items() if v is not None}
+    if len(shares) > 1:
+        first = max(shares, key=lambda name: shares[name])
+        told.append(f"{first} explains most of the variation between trials ({100 * shares[first]:.0f} %).")
+    return " ".join(told)
+
+
+def _between(read: SweepRead) -> str:
+    """The searches beside each other, at their best."""
+    bests = {label: search.best for label, search in read.searches.items()}
+    known = {label: best["value"] for label, best in bests.items() if best}
+    if len(known) < 2:
+        return "Fewer than two searches have a finished trial, so they cannot be set beside each other."
+    shown = ", ".join(f"{label} {number(value)}" for label, value in known.items())
+    return (
+        f"Best values: {shown}. Each is the best of its own trials on the same seed as all others: enough to choose a "
+        "setting, not to call one search better than another."
+    )
+
+
+def nothing_finished(read: SweepRead) -> str:
+    """That there is no answer, why, and what to try."""
+    told = [f"No trial finished, so nothing is known of the best setting: {counted(read.counts)}."]
+    for search in read.searches.values():
+        told += _too_high(search)
+    if read.counts[FAILED] and not read.counts[DIVERGED]:
+        told.append("The reasons stand in the table of failures.")
+    return " ".join(told)
+
+
+def _too_high(search: Search) -> list[str]:
+    """The lowest values that diverged, and a space below them."""
+    told = []
+    for name, axis in search.axes.items():
+        diverged = [axis.number(p.settings.get(name)) for p in search.points if p.outcome == DIVERGED]
+        known = sorted(x for x in diverged if math.isfinite(x))
+        if axis.choices or not axis.log or not known:
+            continue
+        low, high = setting(known[0] / 100, 2), setting(known[0], 2)
+        of = "" if search.label == name else f" ({search.label})"
+        lowest = f"Even the lowest {name} that was tried{of if len(search.axes) > 1 else ''}, {setting(known[0], 3)}, "
+        told.append(
+            f"{lowest}diverged: lower its low end, for example {name}: {{low: {low}, high: {high}, log: true}}."
+        )
+    return told
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`11 finished, 9 pruned, 4 diverged`"""
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts.get(outcome)) or "none was begun"
+
+
+def warnings(read: SweepRead) -> list[Remark]:
+    """What the reader must know first."""
+    record, found = read.record, []
+    if not read.counts[FINISHED]:
+        found.append(Remark("No answer.", f"None of {_trials(read)} has a final value."))
+    if record.get("stopped"):
+        found.append(Remark("It ended before all trials were done.", f"{record['stopped']}."))
+    if read.open:
+        text = f"{read.open} of {_trials(read)} are open; the same command goes on with them."
+        found.append(Remark("This sweep is incomplete.", text))
+    if read.counts[FAILED]:
+        text = "They raised an error or were lost twice, which says nothing of their settings; see the reasons below."
+        found.append(Remark(f"{plural(read.counts[FAILED], 'trial')} failed.", text))
+    return found
+
+
+def _seeds(read: SweepRead) -> int:
+    return max((len(search.seeds) for search in read.searches.values()), default=1)
+
+
+def _trials(read: SweepRead) -> str:
+    return plural(read.slots, "trial")
+
+
+def _basis(read: SweepRead) -> str:
+    searches = "" if read.single else f" in {len(read.searches)} searches"
+    seeds = plural(_seeds(read), "seed")
+    return f"{_trials(read)}{searches}, {seeds} each: {counted(read.counts)}. Holds {scope_text(read.record)}."
+
+
+def winners_caution(read: SweepRead) -> str:
+    """That the best of many is no estimate, and how many cannot be told from it."""
+    counts, seeds = sorted({search.counts[FINISHED] for search in read.searches.values()}), _seeds(read)
+    if counts[-1] < 2:
+        return "Only one trial finished, so nothing was chosen yet."
+    finished = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    told = [
+        f"The best of {finished} finished trials on {plural(seeds, 'seed')} is lucky as well as good: its "
+        f"{read.metric} is no estimate of what its settings reach. Fresh seeds "
+        f"tell: gpt2lab train {next(iter(best_files(read)))} --seed 0."
+    ]
+    noise = (read.record.get("noise") or {}).get("sd") if read.metric == LOSS else None
+    if noise:
+        reach = 2 * math.sqrt(2 / seeds) * noise
+        near = sum(within(search, reach) for search in read.searches.values())
+        of = "the best" if read.single else "the best of their search"
+        told.append(
+            f"{plural(near, 'other trial')} lie{'s' if near == 1 else ''} within noise of {of} (two standard errors of "
+            f"a difference, {number(reach, 3)} {read.unit}, by the noise floor of this scale)."
+        )
+    return " ".join(told)
+
+
+def within(search: Search, reach: float) -> int:
+    """Finished trials, besides the best, that are no further than `reach` from it."""
+    best = search.best
+    if best is None:
+        return 0
+    near = [p for p in search.points if p.finished and abs(p.value - best["value"]) <= reach]
+    return len(near) - 1
+
+
+def _csv(read: SweepRead) -> str:
+    """One line per trial of every search, with a column for each setting."""
+    names = list(dict.fromkeys(name for search in read.searches.values() for name in search.axes))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    kept = ("slot", "number", "outcome", "value")
+    rest = ("stopped_at", "would_stop_at", "tokens", "retries", "enqueued", "found", "reason")
+    writer.writerow(["search", *kept, *names, *rest, "runs"])
+    for label, search in read.searches.items():
+        for trial in search.trials:
+            settings = [trial["settings"].get(name) for name in names]
+            row = [label, *map(trial.get, kept), *settings, *map(trial.get, rest)]
+            row.append(" ".join(map(str, (trial.get("runs") or {}).values())))
+            writer.writerow(["" if value is None else value for value in row])
+    return buffer.getvalue()
+
+
+def _json(read: SweepRead, page: Page) -> str:
+    """What the page concludes, and the record that it rests on; numbers that are not finite are null."""
+    searches = {}
+    for label, search in read.searches.items():
+        found = {name: _optimum_json(optimum) for name, optimum in search.optima.items()}
+        best = search.best
+        searches[label] = {
+            "best": {key: best[key] for key in ("slot", "value", "settings")} if best else None,
+            "outcomes": dict(search.counts),
+            "optima": found if search.alone else {name: {"edge": one["edge"]} for name, one in found.items()},
+        }
+    concluded = {"answer": page.answer, "caveat": page.caveat, "searches": searches, "record": dict(read.record)}
+    return json.dumps(as_json(concluded | page.data), indent=1, allow_nan=False) + "\n"
+
+
+def _optimum_json(found: Optimum) -> dict[str, Any]:
+    kept = ("vertex", "interval", "flat", "effect", "edge", "widen", "reason")
+    return {key: getattr(found, key) for key in kept}
+
+
+def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Group:
+    """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies."""
+    read = _read(sweep, root)
+    shown: list[Text | RichTable] = [Text(f"{one.head} {one.text}", style="yellow") for one in warnings(read)]
+    shown += [Text(sentence, style="bold") for sentence in answer(read)]
+    for label, search in read.searches.items():
+        done = [point for point in search.points if point.finished]
+        best = sorted(done, key=lambda point: (-point.value if search.maximize else point.value, point.slot))[:TOP]
+        if best:
+            shown.append(_top(read, label, best, list(search.axes)))
+    folder = Path(out) / read.name
+    where = folder / "index.html"
+    shown.append(Text(f"report: {where}" if where.exists() else f"report: gpt2lab report {read.name}"))
+    files = [folder / file for file in best_files(read) if (folder / file).exists()]
+    shown += [Text(f"winning config: {file}") for file in files]
+    return Group(*shown)
+
+
+def _top(read: SweepRead, label: str, best: Sequence[Point], names: list[str]) -> RichTable:
+    title = None if read.single else Text(label)
+    table = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("trial", read.metric, *names):
+        table.add_column(Text(column), justify="right")
+    for point in best:
+        values = [setting(point.settings[name]) if name in point.settings else "" for name in names]
+        table.add_row(str(point.slot), number(point.value), *map(Text, values))
+    return table

@@ -1,0 +1,127 @@
+"""Tables of a page, as plain text in cells, and the cells that several sections have: HTML and Markdown are made from
+the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.analysis.scaling import Reach, bounds
+from gpt2lab.analysis.wording import decimals
+from gpt2lab.analysis.wording import probability as p_value
+from gpt2lab.text import DASH, interval, signed
+
+KINDS = ("number", "words", "id")
+CHIPS = {
+    "better": "better", "worse": "worse", "likely better": "better tentative", "likely worse": "worse tentative",
+    "no difference": "same", "inconclusive": "open", "unstable": "broken", "not comparable": "grey",
+    "exploratory": "tentative",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """`kind` is how it is set: "number" to the right, "words" in a wide column, "id" unbroken."""
+
+    title: str
+    kind: str = ""
+    detail: str = ""
+
+
+def columns(*titles: str) -> list[Column]:
+    """`"Mean:number"` is a column of numbers called Mean; kinds are those of `Column`."""
+    split = [title.rpartition(":") for title in titles]
+    return [
+        Column(start, kind) if kind in KINDS else Column(title)
+        for title, (start, _, kind) in zip(titles, split, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link within a quieter line; in Markdown without one that leads to a place on the page."""
+
+    text: str
+    address: str = ""
+    before: str = ""
+    after: str = ""
+
+    @property
+    def target(self) -> str:
+        return "" if self.address.startswith("#") else self.address
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`detail` is a second, quieter line and `remark` a third; `chip` a class that makes the text a coloured label;
+    `link` an address. `parts`: cells one below the other in this one."""
+
+    text: str = ""
+    detail: str | Link = ""
+    chip: str = ""
+    link: str = ""
+    remark: str = ""
+    parts: Sequence[Cell] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """`look` is the colour of the arm in the figures, by number; None for no mark."""
+
+    cells: Sequence[Cell]
+    look: int | None = None
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: Sequence[Column]
+    rows: Sequence[Row] = field(default_factory=tuple)
+
+
+def difference_cell(difference: float, low: float, high: float, p: str = "") -> Cell:
+    """A difference over its interval, with the digits that the interval supports, and its p where one is given."""
+    if not math.isfinite(difference):
+        return Cell(DASH)
+    digits = decimals((high - low) / 2, difference)
+    bounds = "" if math.isnan(low) or math.isnan(high) else interval(low, high, digits)
+    return Cell(signed(difference, digits) + (f" (p {p})" if p not in ("", DASH) else ""), bounds)
+
+
+def p_cell(value: float, alpha: float) -> str:
+    """`0.036`, `< 1e-15`: a p value in a column that is called so."""
+    return DASH if math.isnan(value) else p_value(value, alpha).removeprefix("= ")
+
+
+def verdict_cell(contrast: Contrast) -> Cell:
+    """The verdict's word as a label; what it adds, why, and what to beware of on the line below."""
+    start = max((known for known in CHIPS if contrast.word.startswith(known)), key=len)
+    label = contrast.word if start == "no difference" else start
+    details = [contrast.word.removeprefix(label).strip(" :()")]
+    if contrast.survivors:
+        details.append(f"conditional on not failing: {contrast.survivors}")
+    if contrast.reason and start in ("exploratory", "not comparable"):
+        details.append(contrast.reason)
+    return Cell(label, "; ".join(filter(None, (*details, *contrast.notes))), CHIPS[start])
+
+
+def worth_cell(reach: Reach | None) -> Cell:
+    """A compute multiplier over its interval."""
+    if reach is None:
+        return Cell()
+    shown = f"{reach.value:.2f}x" if math.isfinite(reach.value) else DASH
+    unbounded = reach.low == 0 and math.isinf(reach.high)
+    return Cell(shown, reach.reason if unbounded and reach.reason else bounds(reach))
+
+
+def confidence(verdicts: Verdicts) -> str:
+    """Of the contrasts' intervals: `96 %`, or `96 to 99.4 %` where some were judged at other levels."""
+    levels = sorted({contrast.alpha for contrast in verdicts.contrasts} or {verdicts.alpha}, reverse=True)
+    return " to ".join(f"{100 * (1 - level):.3g}" for level in dict.fromkeys((levels[0], levels[-1]))) + " %"
+
+
+def is_pair(contrast: Contrast) -> bool:
+    """Whether it compares two arms and nothing else."""
+    return dict(contrast.weights) == {contrast.arm: 1.0, contrast.against: -1.0}

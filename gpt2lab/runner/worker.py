@@ -1,0 +1,99 @@
+"""A worker process around one run: its job, its log, its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from gpt2lab.config import config_from_text
+from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Preempted, RankLost
+from gpt2lab.registry import load_plugin
+from gpt2lab.runner.job import NOTHING_LEFT, PARENT, WHERE, Job, StopRequest
+from gpt2lab.runner.training import execute
+from gpt2lab.store import Store, make_folder, now, write_atomically
+from gpt2lab.training.allocator import keep_memory
+from gpt2lab.training.distributed import ALONE, World
+from gpt2lab.training.precision import choose_device
+from gpt2lab.training.ranks import OtherRankFailed, RankEnvironment, join_world
+
+
+def main() -> int:
+    """Execute the job whose job.json is the only argument; -> the exit code. What it prints is the run's log."""
+    stop = StopRequest()
+    stop.listen()
+    try:
+        if len(sys.argv) != 2:
+            raise ConfigError("one argument is expected", where="python -m gpt2lab.runner", hint=WHERE)
+        job = Job.read(Path(sys.argv[1]))
+    except Gpt2labError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    code = work(job, stop)
+    if RankEnvironment.read().size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what is left of a failed collective would wait for the others, of a good one can still abort
+    return code
+
+
+def work(job: Job, stop: StopRequest) -> int:
+    """Execute `job`, as one of several ranks where the environment says so; -> the exit code. An error is printed and
+    recorded here, by one rank."""
+    keep_memory()
+    try:
+        make_folder(Path(job.root))
+        with world_of(job) as world:
+            return 0 if execute(job, stop, world) else NOTHING_LEFT
+    except OtherRankFailed as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except Preempted as error:
+        if RankEnvironment.read().rank == 0:
+            print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except Gpt2labError as error:
+        if error.code != "LOCK":
+            record_failure(job, error)
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        record_failure(job, error)
+        traceback.print_exc()
+        return 1
+
+
+def world_of(job: Job) -> AbstractContextManager[World]:
+    """The ranks that this process trains with, as the environment names them; or this process alone."""
+    if RankEnvironment.read().size == 1:
+        return contextlib.nullcontext(ALONE)
+    for plugin in job.plugins:
+        load_plugin(plugin)
+    training = config_from_text(job.config).training
+
+    def on_lost(error: RankLost) -> None:
+        record_failure(job, error)
+        print(error.render(), file=sys.stderr, flush=True)
+
+    parent = int(os.environ.get(PARENT, os.getppid()))
+    return join_world(choose_device(training.device).type, training.rank_timeout_seconds, on_lost, parent)
+
+
+def record_failure(job: Job, error: BaseException) -> None:
+    """Write failure.json in one sentence and error.log in full, so that the study can go on and its report can say
+    why."""
+    folder, step = Store(job.root).run(job.run_id), 0
+    with contextlib.suppress(Gpt2labError, OSError):  # a damaged journal may be the very failure
+        step = max((row["step"] for row in folder.rows()), default=0)
+    reason = str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}"
+    record: dict[str, object] = {"reason": reason, "phase": "training" if step else "start", "step": step, "at": now()}
+    if (environment := RankEnvironment.read()).size > 1:
+        record["rank"] = environment.rank
+    if isinstance(error, Gpt2labError):
+        record |= {"code": error.code, "exit_code": error.exit_code, "hint": error.hint}
+    with contextlib.suppress(EnvironmentFault):  # a full disk may be the failure: then the log alone has it
+        folder.fail(record)
+        write_atomically(folder.path / "error.log", "".join(traceback.format_exception(error)))

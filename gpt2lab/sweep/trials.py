@@ -1,0 +1,455 @@
+"""The trials of one search in an Optuna storage, and how any number of workers share them.
+
+A trial of a search is named by its index. Each attempt at it is one trial of Optuna, created as running by the worker
+that claims it, complete with parameters and worker in a single write. Where two workers claim the same attempt, the
+one with the lower number has it. An attempt whose worker is gone is marked as lost, and the next attempt has the same
+parameters. What has ended stays as it is, so of two workers with a result for one attempt the second is refused.
+Everything else is read from what is stored: a worker may die at any moment, and any other goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+from optuna import create_study
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from gpt2lab.store import now
+from gpt2lab.sweep.sampling import Known, draw, importance, pruned, trial_of
+
+if TYPE_CHECKING:
+    from gpt2lab.planning.search import SearchSettings
+    from gpt2lab.planning.space import Space
+
+Outcome = Literal["waiting", "running", "finished", "pruned", "diverged", "failed"]
+End = Literal["finished", "pruned", "diverged", "failed", "stopped"]
+STATES: dict[str, TrialState] = {
+    "finished": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "diverged": TrialState.PRUNED,  # never the best; an infinite value would be complete to Optuna
+    "failed": TrialState.FAIL,
+    "stopped": TrialState.FAIL,
+}
+INDEX, ATTEMPT = "slot", "turn"
+"""User attributes of an attempt, under the names that storages and records have had from the start."""
+TOKENS = "gpt2lab:tokens:{step}"
+"""System attribute with the tokens of a report: Optuna keeps its step and value only."""
+KEPT = "completed_rung_"
+"""System attributes in which Optuna's successive halving keeps what a trial had at each rung."""
+MOST_LOSSES = 4
+"""A trial that was lost so often has failed: whatever kills its workers would kill the next."""
+BEAT_SECONDS = 10.0
+"""Between two heartbeats of a worker; well below the grace period, of which a locked storage may take a minute."""
+GRACE_SECONDS = 120.0
+"""A worker elsewhere whose heartbeat has stood still for so long is taken to be gone."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as it is stored: its attempts so far, the first one first."""
+
+    index: int
+    attempts: tuple[FrozenTrial, ...] = ()
+
+    @property
+    def last(self) -> FrozenTrial | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.last.params if self.last else {}
+
+    @property
+    def outcome(self) -> Outcome:
+        ended: Any = ended_as(self.last) if self.last else "waiting"
+        if ended == "lost":
+            return "waiting" if self.losses < MOST_LOSSES else "failed"
+        return "waiting" if ended == "stopped" else ended
+
+    @property
+    def reason(self) -> str | None:
+        """Why it diverged, failed, or was lost."""
+        if self.last is None:
+            return None
+        ended = ended_as(self.last)
+        if ended == "lost":
+            why = str(self.last.user_attrs["lost"].get("why"))
+            return why if self.losses < MOST_LOSSES else f"lost {MOST_LOSSES} times, at last because {why}"
+        outside = "it was marked as failed from outside" if ended == "failed" else None
+        return (self.last.user_attrs.get("end") or {}).get("reason") or outside
+
+    @property
+    def losses(self) -> int:
+        return sum(ended_as(attempt) == "lost" for attempt in self.attempts)
+
+    @property
+    def next_attempt(self) -> int:
+        return int(self.last.user_attrs[ATTEMPT]) + 1 if self.last else 0
+
+    @property
+    def open(self) -> bool:
+        """Whether it has not come to its end."""
+        return self.outcome in ("waiting", "running")
+
+    @property
+    def curve(self) -> list[tuple[int, int, float]]:
+        """Its reports: (step, tokens, value)."""
+        values, attrs = (self.last.intermediate_values, self.last.system_attrs) if self.last else ({}, {})
+        tokens = {step: attrs.get(TOKENS.format(step=step)) for step in values}
+        return [(step, int(at), values[step]) for step, at in sorted(tokens.items()) if at is not None]
+
+
+def ended_as(attempt: FrozenTrial) -> Any:
+    """What became of an attempt: an Outcome, "stopped" or "lost". Optuna's state decides; the attributes say more."""
+    said = (attempt.user_attrs.get("end") or {}).get("outcome")
+    if attempt.state == TrialState.FAIL:
+        return said if said in ("failed", "stopped") else "lost" if "lost" in attempt.user_attrs else "failed"
+    if attempt.state == TrialState.PRUNED:
+        return "diverged" if said == "diverged" else "pruned"
+    return "finished" if attempt.state == TrialState.COMPLETE else attempt.state.name.lower()  # waiting, running
+
+
+def by_index(stored: Iterable[FrozenTrial], count: int) -> dict[int, Trial]:
+    """Every trial below `count`, and those above that were begun when there were more. Of an attempt that is there
+    twice the one with the lower number counts: whoever sees the second sees the first as well."""
+    found: dict[int, dict[int, FrozenTrial]] = {index: {} for index in range(count)}
+    for attempt in sorted(stored, key=lambda attempt: attempt.number):
+        index, number = attempt.user_attrs.get(INDEX), attempt.user_attrs.get(ATTEMPT)
+        if isinstance(index, int) and isinstance(number, int):  # others in the study are left alone
+            found.setdefault(index, {}).setdefault(number, attempt)
+    trials = {index: Trial(index, tuple(of[number] for number in sorted(of))) for index, of in sorted(found.items())}
+    return {index: trial for index, trial in trials.items() if index < count or trial.outcome != "waiting"}
+
+
+@dataclass
+class Attempt:
+    """An attempt at a trial that this worker has claimed. `steps`: those that were reported. `lost`: whether another
+    worker was given the trial, because this one was thought to be gone."""
+
+    index: int
+    number: int
+    trial_id: int
+    params: dict[str, Any]
+    steps: dict[int, float] = field(default_factory=dict)
+    stop_at: int | None = None
+    lost: bool = False
+
+
+class Trials:
+    """The trials of one search, for one worker. From one thread only, and one object per search and process.
+
+    count: how many there are in all. points: complete points that are tried first. tokens: of one whole run.
+    say: takes messages for the user. Raises what the storage does.
+    """
+
+    def __init__(
+        self, storage: BaseStorage, study: str, *, space: Space, settings: SearchSettings, count: int, tokens: int,
+        points: Sequence[Mapping[str, Any]] = (), worker: str | None = None,
+        say: Callable[[str], None] = lambda text: None, grace_seconds: float = GRACE_SECONDS,
+    ) -> None:  # fmt: skip
+        self.space, self.settings, self.count, self.worker = space, settings, count, worker or worker_id()
+        self._storage, self._study, self._tokens, self._say = storage, study, tokens, say
+        self._points, self._watch = len(points), Watch(grace_seconds)
+        sampler, rest = settings.sampler, max(0, count - len(points))
+        drawn = space.points(sampler.name, sampler.seed, rest) if sampler.name != "tpe" and rest else []
+        self._fixed = [*points, *drawn]  # parameters of the first trials, which need no results of others
+        self._held: dict[int, Attempt] = {}
+        self._beat_at = -math.inf
+        self._id = create_study(
+            storage=storage, study_name=study, direction=settings.direction, load_if_exists=True
+        )._study_id
+
+    def _stored(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._id, deepcopy=False)
+
+    def trials(self) -> dict[int, Trial]:
+        """Every trial, as it stands now. Not to be changed."""
+        return by_index(self._stored(), self.count)
+
+    def unfinished(self) -> int:
+        """Trials that have not come to their end: they wait, or a worker is at them."""
+        return sum(trial.open and trial.index < self.count for trial in self.trials().values())
+
+    def failures(self) -> int:
+        """Trials that failed."""
+        return sum(trial.outcome == "failed" for trial in self.trials().values())
+
+    # Claiming, and what comes of it
+
+    def claim(self) -> Attempt | None:
+        """An attempt at the first trial that waits; None if none does."""
+        while True:
+            trials = self.trials()
+            waiting = (trial for trial in trials.values() if trial.outcome == "waiting" and trial.index < self.count)
+            trial = next(waiting, None)
+            if trial is None:
+                return None
+            attempt = self._create(trial, self._params_of(trial, trials))
+            if attempt is not None:
+                self._held[attempt.number] = attempt
+                self.beat()
+                return attempt
+
+    def _params_of(self, trial: Trial, trials: Mapping[int, Trial]) -> dict[str, Any]:
+        if trial.params and self._complete(trial.params):
+            return dict(trial.params)
+        if trial.index < len(self._fixed):
+            return dict(self._fixed[trial.index])
+        return draw(
+            self.space, self.settings.sampler, index=trial.index, trials=self.count, direction=self.settings.direction,
+            known=self._known(trials),
+        )  # fmt: skip
+
+    def _create(self, trial: Trial, params: dict[str, Any]) -> Attempt | None:
+        """The next attempt at a trial; None where another worker was first."""
+        attrs = {INDEX: trial.index, ATTEMPT: trial.next_attempt, "worker": self.worker}
+        mine = self._storage.create_new_trial(self._id, trial_of(self.space, TrialState.RUNNING, params, user=attrs))
+        first = self.trials()[trial.index].attempts[-1]
+        if first.user_attrs[ATTEMPT] == trial.next_attempt and first.user_attrs.get("worker") == self.worker:
+            return Attempt(trial.index, first.number, first._trial_id, params)
+        self._fail(mine)
+        return None
+
+    def _fail(self, trial_id: int) -> bool:
+        try:
+            return bool(self._storage.set_trial_state_values(trial_id, TrialState.FAIL))
+        except UpdateFinishedTrialError:
+            return False
+
+    def note(self, attempt: Attempt, **facts: Any) -> None:
+        """Keep settings and runs of an attempt while it runs, as plain data."""
+        try:
+            for name, value in facts.items():
+                self._storage.set_trial_user_attr(attempt.trial_id, name, value)
+        except UpdateFinishedTrialError:
+            attempt.lost = True
+
+    def report(self, attempt: Attempt, step: int, tokens: int, value: float) -> bool:
+        """Keep an intermediate value, and say whether the trial should be stopped, now or since an earlier report.
+
+        A step that was reported is not asked again. True as well when the attempt is lost.
+        """
+        if not attempt.lost and step not in attempt.steps:
+            try:
+                self._storage.set_trial_system_attr(attempt.trial_id, TOKENS.format(step=step), tokens)
+                self._storage.set_trial_intermediate_value(attempt.trial_id, step, value)
+                attempt.steps[step] = value
+                if attempt.stop_at is None and self.settings.pruner.name != "none" and self._should_stop(attempt):
+                    attempt.stop_at = step
+                    self._storage.set_trial_user_attr(attempt.trial_id, "would_stop_at", step)
+            except UpdateFinishedTrialError:
+                attempt.lost = True
+            self.beat()
+        return attempt.lost or (attempt.stop_at is not None and step >= attempt.stop_at)
+
+    def _should_stop(self, attempt: Attempt) -> bool:
+        known = self._known(self.trials())
+        if all(trial.index != attempt.index for trial in known):  # it has just been given to another worker
+            return False
+        stop, kept = pruned(
+            self.settings.pruner, self.space, index=attempt.index, known=known, tokens=self._tokens,
+            direction=self.settings.direction, name=self._study,
+        )  # fmt: skip
+        before = next(trial.kept for trial in known if trial.index == attempt.index)
+        for name in kept.keys() - before.keys():
+            self._storage.set_trial_system_attr(attempt.trial_id, name, kept[name])
+        return stop
+
+    def end(
+        self, attempt: Attempt, outcome: End, value: float | None = None, *, reason: str | None = None,
+        step: int | None = None, **facts: Any,
+    ) -> bool:  # fmt: skip
+        """End an attempt; False if it was lost by then and does not count. A trial that is "stopped" waits to be
+        continued; a "failed" one is not tried again. `step`: at which it was pruned."""
+        if outcome == "pruned" and attempt.steps:
+            value = attempt.steps[max(attempt.steps)]
+        told = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}
+        try:
+            self._storage.set_trial_user_attr(attempt.trial_id, "end", told)
+            values = None if value is None else [value]
+            accepted = bool(self._storage.set_trial_state_values(attempt.trial_id, STATES[outcome], values))
+        except UpdateFinishedTrialError:  # or this worker did it, and the answer to it was lost on the way
+            accepted = ended_as(self._storage.get_trial(attempt.trial_id)) == outcome
+        del self._held[attempt.number]
+        if not accepted:
+            self._say(
+                f"trial {attempt.index} had been given to another worker, because this one was thought to be gone: its "
+                "result is not counted"
+            )
+        return accepted
+
+    # Workers that are gone
+
+    def beat(self) -> None:
+        """Send this worker's heartbeat, if that is due. Cheap: to be called often."""
+        if self._held and time.monotonic() - self._beat_at >= BEAT_SECONDS:
+            self._storage.set_study_user_attr(self._id, f"beat:{self.worker}", now())
+            self._beat_at = time.monotonic()
+
+    def take_back(self) -> list[str]:
+        """Mark as lost what workers hold that are gone; -> messages. Every worker calls it now and then."""
+        self.beat()
+        stored = self._stored()
+        trials = by_index(stored, self.count)
+        running = [attempt for attempt in stored if attempt.state == TrialState.RUNNING and INDEX in attempt.user_attrs]
+        others = [attempt for attempt in running if attempt.number not in self._held]
+        beats = self._storage.get_study_user_attrs(self._id) if others else {}
+        messages = []
+        for attempt in others:
+            worker, trial = attempt.user_attrs.get("worker"), trials.get(attempt.user_attrs[INDEX])
+            if worker not in (None, self.worker) and not self._watch.gone(worker, beats.get(f"beat:{worker}")):
+                continue
+            why = f"its worker {shown(worker)} is gone" if worker else "its worker is gone"
+            try:
+                lost = {"why": why, "by": self.worker, "at": now()}
+                self._storage.set_trial_user_attr(attempt._trial_id, "lost", lost)
+            except UpdateFinishedTrialError:  # another worker was first, or the one that was missed is back
+                continue
+            if self._fail(attempt._trial_id) and trial is not None and attempt in trial.attempts:
+                again = "it is tried again" if trial.losses + 1 < MOST_LOSSES else "it has failed"
+                messages.append(f"trial {trial.index} was lost: {why}; {again}")
+        for trial in trials.values():  # earlier versions enqueued attempts; what has a later one waits no longer
+            for attempt in trial.attempts[:-1]:
+                if attempt.state == TrialState.WAITING:
+                    self._fail(attempt._trial_id)
+        return messages
+
+    # What came of it all
+
+    def _complete(self, params: Mapping[str, Any]) -> bool:
+        """Whether every dimension that means something beside the others has its value."""
+        space = self.space
+        return all(dimension.name in params for dimension in space.dimensions if space.active(dimension, params))
+
+    def _known(self, trials: Mapping[int, Trial]) -> list[Known]:
+        """What samplers and pruners may know."""
+        known = []
+        for trial in trials.values():
+            if trial.last is None or trial.outcome in ("waiting", "failed") or not self._complete(trial.params):
+                continue
+            stop = trial.last.user_attrs.get("would_stop_at") if trial.outcome in ("finished", "running") else None
+            known.append(Known(
+                index=trial.index,
+                outcome=trial.outcome,  # type: ignore[arg-type]  # the others were left out above
+                params=trial.params,
+                value=trial.last.value if trial.outcome == "finished" else None,
+                curve=[(tokens, value) for _, tokens, value in trial.curve],
+                stop_tokens=next((tokens for step, tokens, _ in trial.curve if step == stop), None),
+                kept={name: at for name, at in trial.last.system_attrs.items() if name.startswith(KEPT)},
+            ))  # fmt: skip
+        return known
+
+    def importance(self) -> dict[str, Any] | None:
+        """How much each dimension mattered; None where too few trials were finished."""
+        return importance(self.space, self._known(self.trials()), self.settings.direction)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every trial, as the record of the sweep has it."""
+        return [self._row(trial) for trial in self.trials().values()]
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        last, outcome, index = trial.last, trial.outcome, trial.index
+        attrs = last.user_attrs if last else {}
+        end = attrs.get("end") or {}
+        noted = {"values": {}, "runs": {}, "tokens": 0, "found": False} | attrs | end.get("facts", {})
+        params = trial.params or (self._fixed[index] if index < len(self._fixed) else {})
+        return {
+            "slot": index,
+            "number": last.number if last else None,
+            "outcome": outcome,
+            "reason": trial.reason,
+            "settings": attrs.get("settings") or self.space.settings(params),
+            "value": last.value if last and outcome == "finished" else None,
+            **{name: noted[name] for name in ("values", "runs", "tokens", "found")},
+            "curve": [list(point) for point in trial.curve],
+            "stopped_at": end.get("step") if outcome == "pruned" else None,
+            "would_stop_at": None if outcome == "pruned" else attrs.get("would_stop_at"),
+            "enqueued": index < self._points,
+            "retries": sum(ended_as(attempt) == "lost" for attempt in trial.attempts[:-1]),
+            "worker": shown(attrs["worker"]) if "worker" in attrs else None,
+            "started": iso(last.datetime_start) if last else None,
+            "ended": iso(last.datetime_complete) if last and not trial.open else None,
+        }
+
+    def best(self) -> dict[str, Any] | None:
+        """The row of the finished trial with the best value; the first of several equal ones."""
+        sign = 1 if self.settings.direction == "minimize" else -1
+        finished = (row for row in self.rows() if row["outcome"] == "finished")
+        return min(finished, key=lambda row: sign * row["value"], default=None)
+
+
+def iso(when: datetime | None) -> str | None:
+    """A time of Optuna's, which is local and says nothing of its zone, as records hold it."""
+    return None if when is None else when.astimezone(UTC).isoformat(timespec="seconds")
+
+
+# Which workers live
+
+
+def this_host() -> str:
+    """Host, boot and space of process ids: where a process id means one process."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        space = os.readlink("/proc/self/ns/pid").strip("pid:[]")  # containers of one machine share its boot
+    except OSError:
+        boot, space = str(int(psutil.boot_time())), "0"
+    return f"{socket.gethostname().replace(':', '_')}:{boot}-{space}"
+
+
+def worker_id(pid: int | None = None) -> str:
+    """`host:boot:pid:start` of a process of this machine, of this one unless given."""
+    pid = os.getpid() if pid is None else pid
+    return f"{this_host()}:{pid}:{started(pid)}"
+
+
+def shown(worker: str) -> str:
+    """A worker as people read it: `host:pid`."""
+    parts = worker.split(":")
+    return f"{parts[0]}:{parts[2]}" if len(parts) == 4 else worker
+
+
+def started(pid: int) -> int | None:
+    """When a process started, in units of its system; None when it has ended. Ids are used again; with the start they
+    name one process."""
+    try:
+        if sys.platform == "linux":  # psutil's times move when the clock is set
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return None if fields[0] in "ZX" else int(fields[19])
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else round(100 * process.create_time())
+    except (OSError, psutil.NoSuchProcess):
+        return None
+
+
+class Watch:
+    """Which other workers are gone: known at once on this machine, by a silent heartbeat elsewhere. A heartbeat is
+    compared with what it was, by the clock of this machine: clocks of others may be wrong."""
+
+    def __init__(self, grace_seconds: float) -> None:
+        self.grace_seconds = grace_seconds
+        self._host = this_host()
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def gone(self, worker: str, beat: object) -> bool:
+        """Whether a worker is gone. `beat`: its heartbeat, anything that changes."""
+        host, _, process = worker.rpartition(":")
+        host, _, pid = host.rpartition(":")
+        if host == self._host and pid.isdigit():
+            return str(started(int(pid))) != process
+        before, since = self._seen.get(worker, (None, 0.0))
+        if worker not in self._seen or before != beat:
+            self._seen[worker] = (beat, time.monotonic())
+            return False
+        return time.monotonic() - since >= self.grace_seconds

@@ -1,0 +1,281 @@
+"""Whatever call to the storage is a worker's last, another worker brings every trial to its one end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+from small_search import (
+    BRANCHED,
+    DEAD,
+    SPACE,
+    TOKENS,
+    Counted,
+    Killed,
+    check_whole,
+    claimed,
+    in_memory,
+    kill,
+    objective,
+    trials_of,
+    work,
+    work_all,
+)
+
+from gpt2lab.planning.space import Dimension, Space
+from gpt2lab.sweep.sampling import trial_of
+from gpt2lab.sweep.trials import MOST_LOSSES, STATES, Trials
+
+COUNT = 6
+
+
+def every_ending(storage: Any) -> None:
+    """A worker that does everything that a worker can do: six trials, of which one is finished by a second attempt."""
+    mine = trials_of(storage, COUNT, space=BRANCHED, worker=DEAD, pruner="median", points=[{"lr": 0.01, "norm": "a"}])
+    mine.take_back()
+    for outcome in ("finished", "stopped", "finished", "pruned", "diverged", "finished", "failed"):
+        attempt = claimed(mine)
+        mine.note(attempt, settings={"lr": 0.1}, runs={"100": "0" * 16})
+        mine.report(attempt, 1, TOKENS // 2, objective(attempt.params))
+        value = objective(attempt.params) if outcome == "finished" else None
+        mine.end(attempt, outcome, value, reason="out of memory" if outcome == "failed" else None, tokens=5)
+    assert mine.unfinished() == 0
+
+
+def calls_of(scene: Callable[[Any], None]) -> int:
+    counted = Counted(in_memory())
+    scene(counted)
+    return counted.calls
+
+
+def test_a_worker_killed_between_any_two_calls_is_survived() -> None:
+    total = calls_of(every_ending)
+    assert total > 60
+    for at in range(total):
+        storage = in_memory()
+        with contextlib.suppress(Killed):
+            every_ending(Counted(storage, at, kill, after=True))
+        heir = trials_of(storage, COUNT, space=BRANCHED, points=[{"lr": 0.01, "norm": "a"}])
+        work_all(heir)
+        rows, failed = heir.rows(), heir.failures()
+        assert failed == sum("out of memory" in (row["reason"] or "") for row in rows), at
+        check_whole(storage, heir, COUNT - failed)
+        assert [row["slot"] for row in rows] == list(range(COUNT))
+        assert rows[0]["enqueued"] and rows[0]["settings"]["lr"] in (0.01, 0.1)
+
+
+def test_two_workers_that_take_back_at_the_same_time_lose_each_trial_once() -> None:
+    def left_behind() -> BaseStorage:
+        storage = in_memory()
+        mine = trials_of(storage, 2, worker=DEAD)
+        assert mine.claim() and mine.claim()
+        return storage
+
+    counted: Any = Counted(left_behind())
+    trials_of(counted, 2, worker="a").take_back()
+    for at in range(counted.calls + 1):
+        storage, messages = left_behind(), list[str]()
+        b = trials_of(storage, 2, worker="b")
+        counted = Counted(storage, at, lambda b=b, messages=messages: messages.extend(b.take_back()))
+        messages += trials_of(counted, 2, worker="a").take_back()
+        assert sum("is tried again" in line for line in messages) == 2, messages
+        work_all(b)
+        check_whole(storage, b, 2)
+        assert [row["retries"] for row in b.rows()] == [1, 1]
+
+
+def test_two_workers_that_claim_at_the_same_time_get_two_trials() -> None:
+    at, met = 0, True
+    while met:
+        storage, first = in_memory(), []
+        a = trials_of(storage, 3, worker="a")
+        counted: Any = Counted(storage)
+        b = trials_of(counted, 3, worker="b")
+        counted.at, counted.then = counted.calls + at, lambda a=a, first=first: first.append(a.claim())
+        second = claimed(b)
+        met = bool(first)
+        if met:
+            assert {first[0].index, second.index} == {0, 1}
+            assert [row["outcome"] for row in a.rows()] == ["running", "running", "waiting"]
+            states = [attempt.state for attempt in storage.get_all_trials(0)]
+            assert states.count(TrialState.RUNNING) == 2
+        at += 1
+    assert at >= 4
+
+
+def test_a_creation_whose_answer_was_lost_is_one_claim() -> None:
+    """A storage that is asked again, because a connection broke after it had done what it was asked for."""
+    storage = in_memory()
+    counted: Any = Counted(storage)
+    mine = trials_of(counted, 2)
+    template = trial_of(SPACE, TrialState.RUNNING, {"lr": 0.5}, user={"slot": 0, "turn": 0, "worker": mine.worker})
+    counted.at, counted.then = counted.calls + 1, lambda: storage.create_new_trial(0, template)
+    work(mine, claimed(mine))
+    work_all(mine)
+    check_whole(storage, mine, 2)
+
+
+def test_who_was_thought_dead_and_comes_back_has_no_second_result() -> None:
+    for at in range(5):
+        storage, said = in_memory(), list[str]()
+        counted: Any = Counted(storage)
+        slow = trials_of(counted, 1, worker=DEAD, say=said.append)
+        attempt, heir = claimed(slow), trials_of(storage, 1)
+
+        def take_over(heir: Trials = heir) -> None:
+            heir.take_back()
+            work_all(heir)
+
+        counted.at, counted.then = counted.calls + at, take_over
+        slow.report(attempt, 1, 250, 1.0)
+        accepted = slow.end(attempt, "finished", 0.5)
+        if counted.calls <= counted.at:  # it was through before
+            take_over()
+            assert accepted
+        check_whole(storage, heir, 1)
+        assert accepted == (heir.rows()[0]["value"] == 0.5)
+        assert bool(said) == (not accepted) and all("not counted" in line for line in said)
+
+
+def test_a_trial_that_is_lost_again_and_again_has_failed() -> None:
+    storage, params = in_memory(), []
+    for loss in range(1, MOST_LOSSES + 1):
+        params.append(claimed(trials_of(storage, 1, worker=DEAD)).params)
+        [message] = trials_of(storage, 1).take_back()
+        assert message.startswith("trial 0 was lost")
+        assert message.endswith("it is tried again" if loss < MOST_LOSSES else "it has failed")
+    mine = trials_of(storage, 1)
+    assert (mine.unfinished(), mine.failures(), mine.claim()) == (0, 1, None)
+    [row] = mine.rows()
+    assert row["reason"].startswith(f"lost {MOST_LOSSES} times, at last because its worker")
+    assert row["retries"] == MOST_LOSSES - 1 and all(one == params[0] for one in params)
+
+
+def test_stopping_in_good_order_is_no_loss() -> None:
+    storage, params = in_memory(), []
+    for _ in range(5):
+        mine = trials_of(storage, 1)
+        attempt = claimed(mine)
+        params.append(attempt.params)
+        mine.end(attempt, "stopped")
+        assert mine.unfinished() == 1
+    mine = trials_of(storage, 1)
+    work_all(mine)
+    assert all(one == params[0] for one in params)
+    assert mine.rows()[0]["retries"] == 0 and mine.rows()[0]["outcome"] == "finished"
+
+
+def test_a_living_worker_is_left_alone_and_a_silent_one_elsewhere_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, clock = in_memory(), [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    claimed(trials_of(storage, 2))
+    away = "other:boot:12:99"
+    claimed(trials_of(storage, 2, worker=away))
+    watcher = trials_of(storage, 2, worker="third:boot:5:5", grace_seconds=100)
+    for seconds, beat in ((0, None), (99, "moved"), (51, None)):
+        clock[0] += seconds
+        if beat:
+            storage.set_study_user_attr(0, f"beat:{away}", beat)
+        assert watcher.take_back() == []
+    clock[0] += 101
+    [message] = watcher.take_back()  # the other one is a living process of this machine
+    assert message.startswith("trial 1 was lost: its worker other:12 is gone")
+
+
+def test_points_that_need_no_results_are_known_from_the_start() -> None:
+    space = Space((Dimension(name="lr", kind="float", low=1e-4, high=1e-1, log=True, points=5, when={}),))
+    for name in ("random", "grid", "qmc"):
+        storage = in_memory()
+        rows = trials_of(storage, 3, space=space, sampler=name, points=[{"lr": 0.02}]).rows()
+        more = trials_of(storage, 5, space=space, sampler=name, points=[{"lr": 0.02}])
+        expected = [0.02, *(point["lr"] for point in space.points(name, 0, 4))]  # type: ignore[arg-type]
+        assert [row["settings"]["lr"] for row in more.rows()] == expected
+        assert [row["enqueued"] for row in rows] == [True, False, False]
+        assert [claimed(more).params["lr"] for _ in range(5)] == expected and more.claim() is None
+
+
+def test_a_storage_of_earlier_versions_goes_on() -> None:
+    """They enqueued every attempt as a waiting trial before it was claimed."""
+    storage = in_memory()
+    trials_of(storage)
+    enqueued = {"slot": 0, "turn": 0, "losses": 0}
+    ended = {"outcome": "finished", "value": 0.25, "facts": {"values": {"100": 0.25}, "tokens": 9, "found": False}}
+    for state, attrs in (
+        (TrialState.COMPLETE, {**enqueued, "worker": "host:boot:1:2", "end": ended, "runs": {"100": "ab"}}),
+        (TrialState.RUNNING, {**enqueued, "slot": 1}),
+        (TrialState.WAITING, {**enqueued, "slot": 2}),
+    ):
+        value = 0.25 if state == TrialState.COMPLETE else None
+        storage.create_new_trial(0, trial_of(SPACE, state, {"lr": 0.05}, value=value, user=attrs))
+    mine = trials_of(storage)
+    mine.take_back()
+    first = mine.rows()[0]
+    assert (first["value"], first["tokens"], first["runs"], first["worker"]) == (0.25, 9, {"100": "ab"}, "host:1")
+    work_all(mine)
+    check_whole(storage, mine, 4)
+    assert [row["settings"]["lr"] for row in mine.rows()[:3]] == [0.05] * 3
+    assert [row["retries"] for row in mine.rows()] == [0, 1, 0, 0]
+
+
+def test_what_diverged_is_never_the_best() -> None:
+    storage = in_memory()
+    mine = trials_of(storage, 3)
+    for outcome, value in (("diverged", None), ("diverged", None), ("finished", 2.0)):
+        mine.end(claimed(mine), outcome, value)  # type: ignore[arg-type]
+    best = mine.best()
+    assert best is not None and best["slot"] == 2
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert study.best_trial.number == 2 and study.trials[0].state == STATES["diverged"] == TrialState.PRUNED
+    assert mine.rows()[0]["value"] is None
+
+
+def test_reporting_is_idempotent_and_audit_goes_on() -> None:
+    mine = trials_of(in_memory(), 6, pruner={"name": "median", "startup_trials": 2, "warmup": 0.4})
+    for _ in range(2):
+        attempt = claimed(mine)
+        assert not mine.report(attempt, 1, 250, 1.0) and not mine.report(attempt, 2, 500, 1.0)
+        mine.end(attempt, "finished", 1.0)
+    attempt = claimed(mine)
+    assert not mine.report(attempt, 1, 250, 5.0)
+    assert mine.report(attempt, 2, 500, 9.0)
+    assert not mine.report(attempt, 1, 250, 99.0) and mine.report(attempt, 2, 500, 0.0)
+    assert mine.report(attempt, 3, 750, 0.1)
+    mine.end(attempt, "finished", 0.5)
+    row = mine.rows()[attempt.index]
+    assert row["curve"] == [[1, 250, 5.0], [2, 500, 9.0], [3, 750, 0.1]]
+    assert (row["outcome"], row["would_stop_at"], row["stopped_at"]) == ("finished", 2, None)
+
+
+@pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband"])
+def test_one_worker_finds_the_same_however_often_it_is_killed(pruner: str) -> None:
+    options = {
+        "space": BRANCHED, "sampler": {"name": "tpe", "seed": 3, "startup": 3},
+        "pruner": {"name": pruner, "warmup": 0.25, "startup_trials": 3},
+    }  # fmt: skip
+
+    def trials(every: int | None) -> list[tuple[Any, ...]]:
+        storage = in_memory()
+        for attempt in range(200):
+            counted: Any = Counted(storage, at=-1 if every is None else every, then=kill)
+            try:
+                mine = trials_of(counted, 12, worker=f"elsewhere:boot:{attempt}:1", grace_seconds=0.0, **options)
+                mine.take_back()
+                work_all(mine)
+            except Killed:
+                continue
+            return [(row["settings"], row["outcome"], row["value"], row["stopped_at"]) for row in mine.rows()]
+        raise AssertionError("no end")
+
+    undisturbed = trials(None)
+    assert len({repr(row[0]) for row in undisturbed}) == 12
+    assert {"finished", "pruned"} <= {row[1] for row in undisturbed}
+    assert trials(97) == undisturbed
+    assert trials(None) == undisturbed
+    assert math.isfinite(min(row[2] for row in undisturbed if row[1] == "finished"))

@@ -1,0 +1,307 @@
+"""The tracker in a real MLflow SQLite store: everything once, findable, honest about what is not finite or deleted."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_study import Lab, Look, row
+
+from gpt2lab.errors import EnvironmentFault
+from gpt2lab.tracking.follower import Delivery, links, sync
+from gpt2lab.tracking.mlflow import MlflowTracker
+
+Sinks = Callable[[], MlflowTracker]
+
+
+def once(lab: Lab, sinks: Sinks, over: bool = False) -> int:
+    """A follower's life: a fresh sink, one pass, then forgotten as a crash would."""
+    return Delivery(lab.store, lab.record, sinks()).send_new(over)
+
+
+def test_a_study_is_one_parent_with_one_child_per_run(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    lab.train_all()
+    assert sync(lab.store, "posenc", sink_factory) == 20
+    (parent,) = look.parents()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["gpt2lab.study"] == "posenc@nano"
+    assert "Which position encoding?" in parent.data.tags["mlflow.note.content"]
+    children = look.children()
+    assert {c.data.tags["gpt2lab.run_id"] for c in children} == {run.id for run in lab.store.runs()}
+    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
+    (child,) = look.children(lab.run("rotary", 1))
+    expected = {
+        "mlflow.runName": "rotary seed 1",
+        "gpt2lab.arm": "rotary",
+        "gpt2lab.seed": "1",
+        "component.position": "rotary",
+        "mlflow.source.git.commit": "c0ffee",
+        "gpt2lab.status": "finished",
+    }
+    assert expected.items() <= child.data.tags.items()
+    assert child.data.params == {"model.n_layer": "4", "model.norm": "layernorm", "optim.lr": "4e-3", "seed": "0"}
+    assert child.info.status == "FINISHED"
+    points = look.points(lab.run("rotary", 1))
+    assert [(p.step, p.value) for p in points] == [(step, 5.0 - step / 10) for step in range(5)]
+    assert [p.timestamp - child.info.start_time for p in points] == [0, 125, 250, 375, 500]
+    assert [p.value for p in look.points(lab.run("rotary", 1), "tokens")] == [0, 64, 128, 192, 256]
+    assert child.data.metrics["tokens_per_second"] == 900.0
+    assert child.data.metrics["mfu"] == 0.4
+    assert [a.path for a in look.client.list_artifacts(child.info.run_id)] == ["config.yaml"]
+    assert Path(child.info.artifact_uri.removeprefix("file://")).is_relative_to(lab.store.root / "mlartifacts")
+    known = links(lab.store, "posenc@nano")
+    assert known
+    assert known["parent_run_id"] == parent.info.run_id
+    assert known["runs"][lab.run("rotary", 1).id] == child.info.run_id
+
+
+def test_a_second_command_duplicates_nothing(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    lab.train_all()
+    assert sync(lab.store, lab.record, sink_factory) == 20
+    before = Counter(look.client.get_run(r.info.run_id).data.tags["mlflow.runName"] for r in look.runs())
+    assert sync(lab.store, lab.record, sink_factory) == 0
+    assert Counter(r.data.tags["mlflow.runName"] for r in look.runs()) == before
+    assert look.steps(lab.run()) == [0, 1, 2, 3, 4]
+    assert len(look.points(lab.run(), "tokens_per_second")) == 1
+
+
+def test_a_pass_with_nothing_new_writes_nothing(lab: Lab, sink_factory: Sinks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made at every poll, for every run."""
+    lab.train_all()
+    running = lab.begin(lab.store.run("f" * 16))
+    lab.record["arms"]["rotary"]["runs"]["2"] = running.id
+    lab.run().write_evaluation({"key": "val-1", "metrics": {"val/loss": 2.5}})
+    sink = sink_factory()
+    with running.lock():
+        delivery = Delivery(lab.store, lab.record, sink)
+        delivery.send_new()
+        calls: list[str] = []
+        for name in ("log_batch", "update_run", "set_terminated", "search_runs", "get_run"):
+            monkeypatch.setattr(sink._connect(), name, lambda *_, name=name, **__: calls.append(name))
+        assert delivery.send_new() == 0
+    assert calls == []
+
+
+def test_a_run_of_two_studies_has_a_child_in_each(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    lab.train_all()
+    sync(lab.store, lab.record, sink_factory)
+    other = {**lab.record, "name": "other@nano", "arms": {"base": {"runs": {"0": lab.run().id}, "components": {}}}}
+    assert sync(lab.store, other, sink_factory) == 5
+    assert {c.data.tags["gpt2lab.study"] for c in look.children(lab.run())} == {"posenc@nano", "other@nano"}
+
+
+@pytest.mark.parametrize("cut", ["after the first batch", "between the runs"])
+def test_a_crash_between_storing_and_knowing_repeats_nothing(
+    lab: Lab, sink_factory: Sinks, look: Look, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """The rows are in MLflow, the follower dies before it knows; meanwhile the run resumes and writes them again, with
+    other `seconds`, as resumed runs do: MLflow's own comparison of points would not recognise them."""
+    run = lab.begin(lab.run())
+    lab.write(run, [row(step) for step in range(4)])
+    log = MlflowTracker.log
+
+    def log_and_die(self: MlflowTracker, run: Any, points: Any) -> None:
+        log(self, run, points[:2] if cut == "after the first batch" else points)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowTracker, "log", log_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            once(lab, sink_factory)
+    assert look.steps(run) == ([0, 1] if cut == "after the first batch" else [0, 1, 2, 3])
+    run.metrics.unlink()
+    lab.write(run, [row(0)] + [row(step, seconds=step * 9.0) for step in range(1, 7)])
+    once(lab, sink_factory)
+    assert look.steps(run) == list(range(7))
+    assert look.steps(run, "tokens") == list(range(7))
+
+
+def test_two_followers_at_once_store_each_point_once(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    """Both ask how far the copy got before either sends: equal points at equal times are then one point."""
+    run = lab.begin(lab.run())
+    lab.write(run, [row(0)])
+    both = [Delivery(lab.store, lab.record, sink_factory()) for _ in range(2)]
+    for delivery in both:
+        delivery.send_new()
+    lab.write(run, [row(step) for step in range(1, 4)])
+    assert [delivery.send_new() for delivery in both] == [3, 3]
+    assert look.steps(run) == [0, 1, 2, 3]
+    assert len(look.parents()) == 1
+
+
+def test_a_killed_run_is_closed_and_opened_again(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    run = lab.begin(lab.run())
+    lab.write(run, [row(0)])
+    with run.lock():
+        once(lab, sink_factory)
+        (child,) = look.children(run)
+        assert child.info.status == "RUNNING"
+        assert {"gpt2lab.host", "gpt2lab.pid", "gpt2lab.heartbeat"} <= child.data.tags.keys()
+    sync(lab.store, lab.record, sink_factory)  # follower and run were killed, MLflow still says RUNNING
+    assert look.children(run)[0].info.status == "KILLED"
+    assert look.parents()[0].info.status == "KILLED"
+    with run.lock():
+        once(lab, sink_factory)
+        assert look.children(run)[0].info.status == "RUNNING"
+        assert look.parents()[0].info.status == "RUNNING"
+    run.fail({"reason": "out of memory", "phase": "training", "step": 0, "at": "2026-01-02T04:00:00+00:00"})
+    sync(lab.store, lab.record, sink_factory)
+    (child,) = look.children(run)
+    assert child.info.status == "FAILED"
+    assert child.data.tags["gpt2lab.reason"] == "out of memory"
+
+
+def test_what_is_not_finite_is_tagged(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    run = lab.begin(lab.run())
+    lab.write(run, [row(0), row(1, **{"train/loss": math.inf}), row(2, **{"train/loss": math.nan, "x y*": 1.0})])
+    lab.finish(run, "diverged", reason="loss is not finite at step 2")
+    once(lab, sink_factory)
+    (child,) = look.children(run)
+    assert child.data.tags["gpt2lab.nonfinite.train/loss"] == "inf first at step 1"
+    assert child.data.tags["gpt2lab.status"] == "diverged"
+    assert child.data.tags["gpt2lab.reason"] == "loss is not finite at step 2"
+    assert child.info.status == "FAILED"
+    assert math.isnan(look.points(run)[2].value)
+    assert child.data.metrics["x y_"] == 1.0
+    lab.write(run, [row(3, **{"train/loss": math.nan})])
+    once(lab, sink_factory)
+    assert look.children(run)[0].data.tags["gpt2lab.nonfinite.train/loss"] == "inf first at step 1"
+
+
+def test_a_run_deleted_in_the_ui_gets_a_new_copy_and_one_note(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    run = lab.begin(lab.run())
+    lab.write(run, [row(0)])
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    delivery.send_new()
+    (first,) = look.children(run)
+    look.client.delete_run(first.info.run_id)
+    lab.write(run, [row(1)])
+    delivery.send_new()
+    lab.write(run, [row(2)])
+    delivery.send_new()
+    assert [note for note in delivery.notes if "deleted" in note] == [
+        "the MLflow run of learned seed 0 was deleted; its rows go to a new one"
+    ]
+    (second,) = look.children(run)
+    assert second.data.tags["gpt2lab.replaces"] == first.info.run_id
+    assert look.steps(run) == [0, 1, 2]
+
+
+def test_a_deleted_study_gets_a_new_parent_and_new_children(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    for arm in ("learned", "rotary"):
+        lab.write(lab.begin(lab.run(arm)), [row(0)])
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    delivery.send_new()
+    for run in look.runs():
+        look.client.delete_run(run.info.run_id)
+    lab.write(lab.run("rotary"), [row(1)])
+    delivery.send_new()
+    delivery.send_new()
+    (parent,) = look.parents()
+    assert {c.data.tags["mlflow.parentRunId"] for c in look.children()} == {parent.info.run_id}
+    assert look.steps(lab.run("learned")) == [0]
+    assert look.steps(lab.run("rotary")) == [0, 1]
+
+
+def test_an_evaluation_that_comes_later_is_sent_once(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    run = lab.train(lab.run())
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    delivery.send_new()
+    run.write_evaluation({"key": "val-1", "metrics": {"val/loss": 2.5}, "contexts": {"0.5": 2.75, "2": None}})
+    delivery.send_new()
+    delivery.send_new()
+    assert [p.value for p in look.points(run, "val-final/loss")] == [2.5]
+    assert [p.value for p in look.points(run, "val-final/context_0.5")] == [2.75]
+    assert look.points(run, "val-final/context_2") == []
+
+
+def test_a_config_cut_short_is_completed_and_long_values_fit(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    run = lab.begin(lab.run())
+    run.write_config("".join(f"key{index}: {index}\n" for index in range(250)) + f"long: {'x' * 7000}\nlist: [a, b]\n")
+    sink = sink_factory()
+    parent = sink.open_study(lab.record)
+    log_batch = look.client.__class__.log_batch
+    calls: list[int] = []
+
+    def die_at_the_second(self: Any, *args: Any, **options: Any) -> None:
+        calls.append(1)
+        if options.get("params") and len(calls) > 1:
+            raise KeyboardInterrupt
+        log_batch(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(look.client.__class__, "log_batch", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            sink.open_run(lab.record, parent, "learned", "0", run)
+    assert len(look.children(run)[0].data.params) == 100
+    sink.open_run(lab.record, parent, "learned", "0", run)
+    (child,) = look.children(run)
+    assert len(child.data.params) == 252
+    assert child.data.params["long"] == "x" * 6000
+    assert child.data.params["list"] == '["a", "b"]'
+
+
+def test_a_report_is_kept_with_the_parent(lab: Lab, sink_factory: Sinks, look: Look, tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "report.html").write_text("<p>done</p>")
+    lab.train_all()
+    sync(lab.store, lab.record, sink_factory)
+    sink_factory().log_report(lab.record, tmp_path / "page")
+    (parent,) = look.parents()
+    assert [a.path for a in look.client.list_artifacts(parent.info.run_id, "report")] == ["report/report.html"]
+    assert parent.info.status == "FINISHED"
+
+
+def test_artifacts_that_cannot_be_kept_do_not_hold_up_metrics(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    shutil.rmtree(lab.store.root / "mlartifacts", ignore_errors=True)
+    (lab.store.root / "mlartifacts").write_text("a file in the way")
+    run = lab.train(lab.run())
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    delivery.send_new()
+    assert len([note for note in delivery.notes if "takes no artifacts" in note]) == 1
+    assert look.steps(run) == [0, 1, 2, 3, 4]
+
+
+def test_a_deleted_experiment_is_said_in_one_line(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    look.client.delete_experiment(look.experiment)
+    with pytest.raises(EnvironmentFault, match="experiment 'gpt2lab' was deleted") as caught:
+        sync(lab.store, lab.record, sink_factory)
+    assert "restore" in str(caught.value.hint)
+
+
+def test_a_new_database_is_whole_and_in_write_ahead_mode(template: Path) -> None:
+    connection = sqlite3.connect(template)
+    assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+    assert connection.execute("select count(*) from experiments").fetchone() == (1,)
+    connection.close()
+    names = {path.name for path in template.parent.iterdir()}
+    assert not [name for name in names if name.endswith((".partial", "-wal", "-shm"))]
+
+
+def test_what_was_measured_afterwards_follows_once_and_what_was_measured_anew_is_the_newer_point(
+    lab: Lab, sink_factory: Sinks, look: Look
+) -> None:
+    lab.train_all()
+    once(lab, sink_factory)
+    run = lab.run("rotary", 1)
+    record = {"key": "task-piqa-1", "task": "piqa", "measured_at": "2026-01-03T00:00:00+00:00"}
+    run.write_evaluation({**record, "values": {"piqa/acc": 0.5, "piqa/acc_stderr": 0.1}})
+    for _ in range(2):
+        once(lab, sink_factory)
+    [point] = look.points(run, "val-measured/piqa/acc")
+    assert (point.value, point.step) == (0.5, 4)
+    assert [one.value for one in look.points(run, "val-measured/piqa/acc_stderr")] == [0.1]
+    later = {**record, "key": "task-piqa-2", "measured_at": "2026-01-04T00:00:00+00:00"}
+    run.write_evaluation({**later, "values": {"piqa/acc": 0.25}})
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    for _ in range(2):
+        delivery.send_new()
+    assert [one.value for one in look.points(run, "val-measured/piqa/acc")] == [0.5, 0.25]
+    (child,) = look.children(run)
+    assert child.data.metrics["val-measured/piqa/acc"] == 0.25
