@@ -1,10 +1,10 @@
-# gpt2lab: every target makes the environment that it needs in .venv, once.
+# gpt2lab: every target first creates the environment that it needs in .venv.
 #
-#   make quickstart   install, fetch Shakespeare, run the posenc ablation at nano scale, write its report
-#   make baseline     say what GPT-2 124M by its published recipe takes on this machine, and train it
-#                     STEPS=20 BATCH_TOKENS=4096 CORPUS=shakespeare for a piece of it; MAX_DAYS=7 NPROC=8 RUNS=runs
+#   make quickstart   install, download Shakespeare, run the posenc ablation at nano scale, write its report
+#   make baseline     estimate what GPT-2 124M by its published recipe takes on this machine, and train it;
+#                     STEPS=20 BATCH_TOKENS=4096 CORPUS=shakespeare for a short run; MAX_DAYS=7 NPROC=8 RUNS=runs
 #   make test         the test suite (about 9 minutes on 2 cores)
-#   make bench ARGS="step --config a"    measure ours beside others (benchmarks/README.md)
+#   make bench ARGS="step --config a"    benchmarks against other implementations (benchmarks/README.md)
 #   make check        format, lint, types, every shipped YAML
 #   make clean        remove the environment and caches; runs, reports and data stay
 
@@ -13,14 +13,14 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 
-# $(call option,BATCH_TOKENS) is --batch-tokens with its value, or nothing where it has none
+# $(call option,BATCH_TOKENS) is --batch-tokens with its value, or nothing if it has none
 option = $(if $($(1)),--$(subst _,-,$(shell echo $(1) | tr A-Z a-z)) $($(1)))
 
 .PHONY: quickstart baseline test bench check clean
 
 quickstart: .venv/.installed
 	$(BIN)/gpt2lab run ablations/posenc.yaml --scale nano --arms learned,rotary,none
-	@echo "the page: reports/posenc@nano/index.html    the runs in MLflow: $(BIN)/gpt2lab ui"
+	@echo "report: reports/posenc@nano/index.html    curves in MLflow: $(BIN)/gpt2lab ui"
 
 baseline: .venv/.installed$(if $(filter shakespeare,$(CORPUS)),,-data)
 	$(BIN)/gpt2lab baseline $(foreach name,CORPUS STEPS BATCH_TOKENS MAX_DAYS NPROC RUNS,$(call option,$(name)))
@@ -51,11 +51,11 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/pip pyproject.toml constraints.txt
-	@echo "installing gpt2lab and what it needs into .venv (about 2 GB, some minutes)"
+	@echo "installing gpt2lab and its dependencies into .venv (about 2 GB, a few minutes)"
 	$(PIP) --editable .
 	@touch $@
 
-# what reads web corpora from the Hugging Face hub
+# needed to read web corpora from the Hugging Face hub
 .venv/.installed-data: .venv/.installed
 	$(PIP) --editable '.[data]'
 	@touch $@

@@ -35,8 +35,8 @@ from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
     name="gpt2lab",
-    help="Ablations of GPT-2 with verdicts one can trust: a question in YAML goes in, evidence comes out.",
-    epilog="With --debug anywhere on the line, an error shows its whole trace.",
+    help="Ablation studies of GPT-2: a question in YAML goes in, a report with verdicts comes out.",
+    epilog="With --debug anywhere on the line, errors show their traceback.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -20,27 +20,27 @@ def add_to(app: typer.Typer) -> None:
 
 
 def baseline(
-    corpus: Annotated[str, typer.Option("--corpus", help="The text: a corpus by its name.")] = "fineweb-10b",
+    corpus: Annotated[str, typer.Option("--corpus", help="Corpus to train on.")] = "fineweb-10b",
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Optimizer steps; of few, a tenth is warm-up.", min=1)
+        int | None, typer.Option("--steps", help="Optimizer steps; if few, a tenth is warm-up.", min=1)
     ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option("--batch-tokens", help="Tokens in each step, over all ranks.", min=1)
     ] = None,
     set_: Set = None,
     nproc: Annotated[
-        int | None, typer.Option("--nproc", help="Ranks; one for each GPU of this machine, unless given.", min=1)
+        int | None, typer.Option("--nproc", help="Ranks; by default one per GPU of this machine.", min=1)
     ] = None,
-    max_days: Annotated[float, typer.Option("--max-days", help="Start nothing that would take longer.")] = 7,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes here; train nothing.")] = False,
+    max_days: Annotated[float, typer.Option("--max-days", help="Do not start a longer training.")] = 7,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimate; train nothing.")] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
     """Reproduce GPT-2 124M by its published recipe.
 
-    Says what that takes on this machine, then trains it. While it trains, validation loss is compared with the
-    published curve, where text, batch and schedule are the recipe's.
+    Prints the time, memory and disk that it takes here, then trains it. Compares the validation loss with the published
+    curve, where text, batch and schedule are the recipe's.
     """
     import gpt2lab.experiments.baseline as reproduction
     from gpt2lab.cli import train

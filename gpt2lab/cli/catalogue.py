@@ -28,12 +28,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def components(
-    slot: Annotated[str | None, typer.Argument(help="Only this slot.", metavar="[SLOT]")] = None,
+    slot: Annotated[str | None, typer.Argument(help="List only this slot.", metavar="[SLOT]")] = None,
     plugin: Plugin = None,
     json_: Json = False,
 ) -> None:
-    """List every component by slot. A * marks what canonical GPT-2 has, or the default of data and training; a ! a
-    mistake on purpose."""
+    """List every component by slot. A * marks canonical GPT-2, or the default of data and training; a ! a
+    deliberate bug."""
     slots = all_slots(plugin)
     if slot is not None and slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
@@ -99,7 +99,7 @@ def explain(
 def test_plugin(
     file: Annotated[str, typer.Argument(help="A Python file that registers components.", metavar="FILE")],
 ) -> None:
-    """Run the contract tests on your own components. FILE is the Python file that registers them."""
+    """Run the contract tests on your own components."""
     from rich.progress import track
 
     from gpt2lab.display import console_for

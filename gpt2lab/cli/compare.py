@@ -55,7 +55,7 @@ def compare(
             metavar="CSV|mlflow:EXPERIMENT",
         ),
     ],
-    baseline: Annotated[str, typer.Option("--baseline", "-b", help="The arm that others are judged against.")],
+    baseline: Annotated[str, typer.Option("--baseline", "-b", help="The arm that others are compared with.")],
     smallest_effect: Annotated[
         float, typer.Option("--smallest-effect", "-x", help="Smallest difference that matters.")
     ],
@@ -63,17 +63,17 @@ def compare(
     higher_is_better: Annotated[
         bool | None,
         typer.Option(
-            "--higher-is-better/--lower-is-better", help="Which way it is better, where its name does not tell."
+            "--higher-is-better/--lower-is-better", help="Direction, if the metric's name does not determine it."
         ),
     ] = None,
     unit: Annotated[
-        str | None, typer.Option("--unit", help="What differences are counted in, where its name does not tell.")
+        str | None, typer.Option("--unit", help="Unit, if the metric's name does not determine it.")
     ] = None,
     arm: Annotated[
-        str | None, typer.Option("--arm", help="Column that names the arm, as params.model.", metavar="COLUMN")
+        str | None, typer.Option("--arm", help="Column with the arm, such as params.model.", metavar="COLUMN")
     ] = None,
     seed: Annotated[
-        str | None, typer.Option("--seed", help="Column that tells runs of one arm apart.", metavar="COLUMN")
+        str | None, typer.Option("--seed", help="Column that distinguishes runs of an arm.", metavar="COLUMN")
     ] = None,
     contrast: Annotated[
         list[Any] | None,
@@ -108,12 +108,12 @@ def compare(
     ] = False,
     tracking_uri: Annotated[
         str | None,
-        typer.Option("--tracking-uri", help="Where MLflow is; MLFLOW_TRACKING_URI or the store's own unless given."),
+        typer.Option("--tracking-uri", help="MLflow's address; by default MLFLOW_TRACKING_URI or the store's."),
     ] = None,
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Judge a table of results that were trained anywhere. One verdict per arm, then how the values were read."""
+    """Judge a table of results trained elsewhere. Prints a verdict per arm, and how the values were read."""
     from gpt2lab.analysis import compare as judge
     from gpt2lab.errors import ConfigError
 

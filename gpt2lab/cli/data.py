@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prepare, list and verify token data.", no_args_is_help=True)
 
 NOTHING = "nothing is prepared yet; try: gpt2lab data prepare nano"
-What = Annotated[str, typer.Argument(help="A preset or config file, or a corpus, as fineweb-edu-10b.", metavar="WHAT")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, as data.validation_fraction=0.01.")]
+What = Annotated[
+    str, typer.Argument(help="A preset or config file, or a corpus such as fineweb-edu-10b.", metavar="WHAT")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, such as data.validation_fraction=0.01.")]
 Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
 
 
@@ -26,18 +28,18 @@ Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file 
 def prepare(
     what: What,
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="As bytes, or '{name: bpe, vocab_size: 4096}'.")
+        str | None, typer.Option("--tokenizer", help="Such as bytes, or '{name: bpe, vocab_size: 4096}'.")
     ] = None,
     set_: Set = None,
     plugin: Plugin = None,
     processes: Annotated[
-        int | None, typer.Option("--processes", help="That tokenize; one for each core if not given.", min=1)
+        int | None, typer.Option("--processes", help="Tokenizing processes; one per core by default.", min=1)
     ] = None,
 ) -> None:
-    """Fetch and tokenize a corpus, or what a preset trains on. Ends at once when that is there already.
+    """Fetch and tokenize a corpus or a preset's data. Does nothing if it is prepared already.
 
-    What was interrupted continues where it stopped. A corpus by itself is tokenized with gpt2. Options of a corpus are
-    set like any other: --set 'data.corpus={name: documents, paths: [FOLDER/*.parquet]}'.
+    An interrupted preparation continues where it stopped. The default tokenizer for a corpus is gpt2. Options of a
+    corpus are set like any other: --set 'data.corpus={name: documents, paths: [FOLDER/*.parquet]}'.
     """
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare as make
@@ -80,7 +82,7 @@ def with_options(corpus: str, overrides: Any) -> str:
 
 @app.command("list")
 def list_(json_: Json = False) -> None:
-    """List what is prepared on this machine, and what was begun."""
+    """List prepared and partly prepared data."""
     from gpt2lab.data.prepared import list_prepared
     from gpt2lab.data.shards import unfinished
 
@@ -136,7 +138,7 @@ def written(choice: Any) -> str:
 
 @app.command()
 def check() -> None:
-    """Compare all that is prepared with its checksums. Reads every byte again."""
+    """Verify all prepared data against its checksums."""
     from gpt2lab.data.prepared import Prepared, list_prepared
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.errors import DataFault, Gpt2labError

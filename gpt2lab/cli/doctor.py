@@ -25,14 +25,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(
-    run: Annotated[
-        str | None, typer.Option("--run", help="Examine this run (an id, or how it begins) instead of the machine.")
-    ] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Examine this run (an id, or its first digits).")] = None,
     plugin: Plugin = None,
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Look for what is wrong with this machine or a run. In a run: leaks, wrong targets, gradients, rates and more.
+    """Check this machine, or a run for bugs. In a run: look-ahead, targets, gradients, learning rate and more.
 
     Exit code 0 when nothing is found, 3 for the machine and 5 for a run otherwise; always 0 with --json.
     """

@@ -33,27 +33,27 @@ def evaluate(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A run id or how it begins; with --tasks or --corpus a folder of weights too.", metavar="[SOURCE]"
+            help="A run id or its first digits; with --tasks or --corpus also a folder of weights.", metavar="[SOURCE]"
         ),
     ] = None,
-    study: Annotated[str | None, typer.Option("--study", help="All finished runs of this study instead.")] = None,
+    study: Annotated[str | None, typer.Option("--study", help="Evaluate all finished runs of this study.")] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", "-m", help="What to measure, as top1 or calibration,bins=10; all unless given."),
+        typer.Option("--metric", "-m", help="Metric, such as top1 or calibration,bins=10; all by default."),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Tasks to ask, as hellaswag,lambada,arc_easy:split=validation.")
+        str | None, typer.Option("--tasks", help="Tasks, such as hellaswag,lambada,arc_easy:split=validation.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Ask the first N documents of each task.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N documents of each task.", min=1)] = None,
     corpus: Annotated[
-        str | None, typer.Option("--corpus", help="Measure on this text: a corpus by name, or files as 'text/*.txt'.")
+        str | None, typer.Option("--corpus", help="Evaluate on this text: a corpus, or files such as 'text/*.txt'.")
     ] = None,
     plugin: Plugin = None,
     runs: Runs = Path("runs"),
-    tracking: Annotated[bool, typer.Option(help="Bring MLflow up to date where the study is there.")] = True,
+    tracking: Annotated[bool, typer.Option(help="Send results to MLflow if the study is there.")] = True,
     json_: Json = False,
 ) -> None:
-    """Measure trained models, by metrics or by tasks. Trains nothing; runs keep what was found."""
+    """Evaluate trained models with metrics or tasks. Results are stored with the runs."""
     from gpt2lab.config import fill_slots
     from gpt2lab.errors import ConfigError
     from gpt2lab.store import Store

@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="A run id or how it begins, a folder, a nanoGPT checkpoint, or a name on the hub.")
+        str, typer.Argument(help="A run id or its first digits, a folder, a nanoGPT checkpoint, or a name on the hub.")
     ],
     folder: Annotated[Path, typer.Argument(help="Where to write; an older folder of weights is replaced.")],
     layout: Annotated[
@@ -33,7 +33,7 @@ def export(
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Write weights for use elsewhere. In the layout that transformers reads, or in our own, which holds any model."""
+    """Write weights for use elsewhere. In the layout of transformers, or in gpt2lab's, which holds any model."""
     import torch
 
     from gpt2lab.config import fill_slots

@@ -11,7 +11,7 @@ import typer
 
 from gpt2lab.cli.run import Arms, File, Jobs, Json, Plugin, Runs, Scale, Seeds, Set, names_in, scales_of
 
-Run = Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")]
+Run = Annotated[str, typer.Argument(help="A run id, or its first digits.", metavar="RUN")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def why(run_a: Run, run_b: Run, runs: Runs = Path("runs"), json_: Json = False) -> None:
-    """Say why two runs are not the same run. Settings, data, software, and the definitions whose code differs."""
+    """Explain why two runs have different ids. Settings, data, software, and changed definitions."""
     from dataclasses import asdict
 
     from gpt2lab.display import console_for
@@ -56,10 +56,10 @@ def adopt(
     arms: Arms = None,
     set_: Set = None,
     plugin: Plugin = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs could be kept.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs that could be kept.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Keep finished runs although code changed. First it is put to the test: the code must train the same bits."""
+    """Keep finished runs after a code change. First tests that the new code trains the same bits."""
     from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import console_for

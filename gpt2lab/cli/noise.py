@@ -24,22 +24,24 @@ def add_to(app: typer.Typer) -> None:
 def noise(
     preset: Annotated[
         str | None,
-        typer.Argument(help="Preset or file; without it, the floors that the store holds.", metavar="PRESET"),
+        typer.Argument(help="Preset or file; without it, list the stored noise floors.", metavar="PRESET"),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", "-n", help="Runs that differ in the seed alone.", min=3)] = 10,
-    same_seed: Annotated[int, typer.Option("--same-seed", help="Runs of one seed, the first among them.", min=1)] = 2,
+    seeds: Annotated[int, typer.Option("--seeds", "-n", help="Runs with different seeds.", min=3)] = 10,
+    same_seed: Annotated[
+        int, typer.Option("--same-seed", help="Runs of the first seed, that one included.", min=1)
+    ] = 2,
     set_: Set = None,
     tokens_per_parameter: Annotated[
-        float | None, typer.Option("--tokens-per-parameter", help="Train for that many, as a ladder's rungs are.")
+        float | None, typer.Option("--tokens-per-parameter", help="Length of training, as in a ladder of scales.")
     ] = None,
     jobs: Jobs = None,
     plugin: Plugin = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it costs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Measure how far repeats of a recipe lie apart. Plans and verdicts on few seeds rest on it."""
+    """Measure the noise between repeats of a recipe. Used for planning and for verdicts on few seeds."""
     from gpt2lab.display import console_for
     from gpt2lab.planning.noise import floors
     from gpt2lab.store import Store

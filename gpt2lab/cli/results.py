@@ -26,17 +26,19 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(
-    name: Annotated[str | None, typer.Argument(help="A study or sweep, as posenc or lr@nano.", metavar="NAME")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="The page across all studies, in the place of one's.")] = False,
+    name: Annotated[
+        str | None, typer.Argument(help="A study or sweep, such as posenc or lr@nano.", metavar="NAME")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Write the index of all studies instead.")] = False,
     force_exploratory: Annotated[
-        bool, typer.Option("--force-exploratory", help="Numbers in the place of refusals; none of them is a finding.")
+        bool, typer.Option("--force-exploratory", help="Show numbers where verdicts are refused; claim nothing.")
     ] = False,
-    publish: Annotated[bool, typer.Option("--publish", help="Make the copy that is committed.")] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Write the copy in published/, to be committed.")] = False,
     plugin: Plugin = None,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
 ) -> None:
-    """Write the page of a study or sweep again. From the store alone: needs no torch, trains nothing."""
+    """Rewrite the report of a study or sweep. Reads the run store only."""
     from gpt2lab.display import console_for
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports import (
@@ -74,7 +76,7 @@ def report(
 
 
 def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
-    """List the runs of the store. Each with the studies and sweeps that it is of."""
+    """List the runs of the store. Shows the studies and sweeps that use them."""
     from gpt2lab.store import Store
     from gpt2lab.text import plural
     from gpt2lab.tracking.follower import tracked_records
@@ -119,11 +121,11 @@ def plain(value: Any) -> Any:
 
 
 def show(
-    run_id: Annotated[str, typer.Argument(help="A run id, or how it begins.", metavar="RUN")],
+    run_id: Annotated[str, typer.Argument(help="A run id, or its first digits.", metavar="RUN")],
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Show all that is known of one run. Identity, config, result or failure, evaluations."""
+    """Show everything about one run. Identity, config, result or failure, evaluations."""
     from gpt2lab.store import Store
 
     folder = Store(runs).find(run_id)
@@ -139,14 +141,12 @@ def show(
 
 
 def sync(
-    name: Annotated[
-        str | None, typer.Argument(help="A study or sweep; all of them unless given.", metavar="[NAME]")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="A study or sweep; all by default.", metavar="[NAME]")] = None,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
     plugin: Plugin = None,
 ) -> None:
-    """Bring MLflow up to date with the store. Sends what a dead server or a kill kept from it."""
+    """Send to MLflow what is missing there."""
     from gpt2lab.registry import load_plugin
     from gpt2lab.store import Store
     from gpt2lab.tracking import Tracker, open_tracker
@@ -171,11 +171,11 @@ def sync(
 def ui(
     port: Annotated[int, typer.Option("--port", "-p", help="Port of the MLflow UI.", min=1, max=65535)] = 5000,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; leave it unless you know why.")
+        str, typer.Option("--host", help="Address to listen on; other machines can connect if changed.")
     ] = "127.0.0.1",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Serve the MLflow UI on this machine. Prints the links that compare each study's runs, or a sweep's."""
+    """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
     import socket
 
     from gpt2lab.errors import EnvironmentFault

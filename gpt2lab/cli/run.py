@@ -43,8 +43,8 @@ def a_time(text: str | None) -> str | None:
     return text
 
 
-File = Annotated[str, typer.Argument(help="An ablation's YAML file, as ablations/posenc.yaml.", metavar="FILE")]
-Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, as nano or gpt2-124m.")]
+File = Annotated[str, typer.Argument(help="YAML file of an ablation, such as ablations/posenc.yaml.", metavar="FILE")]
+Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, such as nano or gpt2-124m.")]
 Seeds = Annotated[
     Any,
     typer.Option(
@@ -52,16 +52,16 @@ Seeds = Annotated[
         "-n",
         parser=seeds_of,
         metavar="N|auto",
-        help="Seeds per arm; auto: as many as the noise floor asks for.",
+        help="Seeds per arm; auto: as many as the noise floor requires.",
     ),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs side by side; jobs x threads <= cores.", min=1)]
-Arms = Annotated[str | None, typer.Option("--arms", help="Only these arms, separated by commas.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time; jobs x threads <= cores.", min=1)]
+Arms = Annotated[str | None, typer.Option("--arms", help="Run only these arms, separated by commas.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for every arm.")]
 Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", callback=a_time, help="Time to spend, as 6h or 45m: arms and seeds are chosen to fit."),
+    typer.Option("--budget", callback=a_time, help="Time to spend, such as 6h: arms and seeds are chosen to fit."),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
@@ -84,15 +84,13 @@ def run(
     set_: Set = None,
     plugin: Plugin = None,
     budget: Budget = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and what it costs; train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
     machine: Annotated[
         Path | None,
         typer.Option("--machine", help="With --dry-run: plan for that machine, as `gpt2lab machine` describes it."),
     ] = None,
     force_exploratory: Annotated[
-        bool, typer.Option("--force-exploratory", help="Show numbers where the page would refuse; no verdict counts.")
+        bool, typer.Option("--force-exploratory", help="Show numbers where verdicts are refused; claim nothing.")
     ] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
     runs: Runs = Path("runs"),
@@ -202,7 +200,7 @@ def check(
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
-    """Say all that is wrong with an ablation or a sweep. Reads its file alone, neither prepares data nor trains."""
+    """Report mistakes in an ablation or sweep file. Prepares no data and trains nothing."""
     from gpt2lab.planning.ablation import load_ablation
 
     if is_sweep(file):

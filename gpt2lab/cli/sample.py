@@ -32,33 +32,35 @@ def add_to(app: typer.Typer) -> None:
 
 def sample(
     source: Annotated[
-        str, typer.Argument(help="A run id or how it begins, a folder, a nanoGPT checkpoint, or a name on the hub.")
+        str, typer.Argument(help="A run id or its first digits, a folder, a nanoGPT checkpoint, or a name on the hub.")
     ],
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to go on from; empty: a new text.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Text to continue; empty: start a new one.")
+    ] = None,
     prompt_file: Annotated[
         str | None, typer.Option("--prompt-file", help="Read the prompt from a file, or - from standard input.")
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", "-n", help="How many, drawn at once.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens of each.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the best token always.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from the k best tokens alone.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="Number of samples, generated together.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens per sample.")] = 200,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: always take the best token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from the k best tokens only.")] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Draw from the fewest best that have these odds together.")
+        float | None, typer.Option("--top-p", help="Sample from the smallest set with this total probability.")
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option("--min-p", help="Draw from those with this share of the best one's odds.")
+        float | None, typer.Option("--min-p", help="Sample from tokens with this share of the best one's probability.")
     ] = None,
     repetition_penalty: Annotated[
         float, typer.Option("--repetition-penalty", help="Above 1: tokens that occurred become less likely.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the samples' random numbers.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the samples.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends a sample; may be repeated.")] = None,
-    past_end: Annotated[bool, typer.Option("--past-end", help="Go on after the end-of-text token.")] = False,
+    past_end: Annotated[bool, typer.Option("--past-end", help="Continue after the end-of-text token.")] = False,
     window: Annotated[
-        bool, typer.Option("--window", help="Past the context, forget the older half of the text and go on.")
+        bool, typer.Option("--window", help="Beyond the context, drop the older half of the text and continue.")
     ] = False,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, tf32, bf16 or fp16; as it was trained unless given.")
+        str | None, typer.Option("--precision", help="fp32, tf32, bf16 or fp16; by default as trained.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.", min=1)] = None,
@@ -66,7 +68,7 @@ def sample(
     runs: Runs = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Let a model go on with a text. Shows it as it grows, and the speed on standard error."""
+    """Generate text with a model. Streams the text; the speed goes to standard error."""
     problems: list[Problem] = []
     text = read_prompt(prompt, prompt_file, problems)
     settings = read_settings(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gpt2lab.analysis.selftest import Row
 
-group = typer.Typer(help="Test the instruments themselves. Trains nothing.", no_args_is_help=True)
+group = typer.Typer(help="Test gpt2lab's statistics. Trains nothing.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,12 +25,12 @@ def add_to(app: typer.Typer) -> None:
 @group.command()
 def statistics(
     draws: Annotated[
-        int | None, typer.Option("--draws", help="Simulated studies per rate, from 1000; 10000 unless given.")
+        int | None, typer.Option("--draws", help="Simulated studies per rate, at least 1000; 10000 by default.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="2000 draws, in about a minute.")] = False,
     json_: Json = False,
 ) -> None:
-    """Is the code that decides verdicts calibrated? It judges thousands of simulated studies whose answers are known.
+    """Check the error rates of verdicts. Judges thousands of simulated studies with known answers.
 
     Exit code 0 when every row is accepted and every wrong method flagged, else 1.
     """

@@ -27,17 +27,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 def sweep(
-    file: Annotated[str, typer.Argument(help="A sweep's YAML file, as sweeps/lr.yaml.", metavar="FILE")],
+    file: Annotated[str, typer.Argument(help="YAML file of a sweep, such as sweeps/lr.yaml.", metavar="FILE")],
     scale: Scale = None,
     trials: Annotated[
-        int | None, typer.Option("--trials", help="Trials in all, in the place of the file's.", min=1)
+        int | None, typer.Option("--trials", help="Total number of trials, instead of the file's.", min=1)
     ] = None,
     jobs: Jobs = None,
     nproc: Annotated[
-        int | None, typer.Option("--nproc", help="Ranks of every run; trials then go one after another.", min=1)
+        int | None, typer.Option("--nproc", help="Ranks per run; trials then run one at a time.", min=1)
     ] = None,
     worker: Annotated[
-        bool, typer.Option("--worker", help="Help with a sweep: end when nothing is left to begin, write no page.")
+        bool, typer.Option("--worker", help="Join a sweep: end when nothing is left to start, write no report.")
     ] = False,
     storage: Annotated[
         str | None,
@@ -48,25 +48,23 @@ def sweep(
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Begin no trial after that time, as 6h or 45m.", callback=a_time)
+        str | None, typer.Option("--budget", help="Start no trial after this time, such as 6h or 45m.", callback=a_time)
     ] = None,
     audit_pruning: Annotated[
-        bool, typer.Option("--audit-pruning", help="Let all trials end; tell what pruning would have cut.")
+        bool, typer.Option("--audit-pruning", help="Run all trials to the end; report what pruning would cut.")
     ] = False,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Write the best settings as a preset file into this folder.")
+        bool, typer.Option("--apply", help="Write the best settings as a preset into the current folder.")
     ] = False,
     set_: Set = None,
     plugin: Plugin = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what is searched and costs; train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; train nothing.")] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
     runs: Runs = Path("runs"),
     out: Out = Path("reports"),
     json_: Json = False,
 ) -> None:
-    """Search for the best settings. Trains what is not finished, says what was found and how sure it is."""
+    """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import console_for
     from gpt2lab.experiments.sweep import SweepPlan

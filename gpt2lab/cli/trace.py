@@ -39,7 +39,7 @@ def trace(
     plugin: Plugin = None,
     json_: Json = False,
 ) -> None:
-    """Walk through one pass of a model. Every tensor with its shape, meaning and cost, in the order of the pass."""
+    """Walk through one forward pass. Shows every tensor with its shape, meaning and cost."""
     from gpt2lab.config import load_config
     from gpt2lab.trace import folded
     from gpt2lab.trace import trace as traced

@@ -24,15 +24,15 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     preset: Annotated[
-        str, typer.Argument(help="Preset or YAML file, as nano or ./mine.yaml.", metavar="PRESET_OR_FILE")
+        str, typer.Argument(help="Preset or YAML file, such as nano or ./mine.yaml.", metavar="PRESET_OR_FILE")
     ],
     set_: Set = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="In the place of the config's.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed, instead of the config's.", min=0)] = None,
     nproc: Annotated[
-        int | None, typer.Option("--nproc", help="Ranks that share every batch: one per GPU, or of CPU cores.", min=1)
+        int | None, typer.Option("--nproc", help="Ranks that share every batch: one per GPU, or CPU cores.", min=1)
     ] = None,
     plugin: Plugin = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it is and costs; train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the run and its cost; train nothing.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into the run's trace.json.")] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
     runs: Runs = Path("runs"),

@@ -124,7 +124,7 @@ def disk_fault(error: OSError, path: Path, needed_bytes: int | None = None) -> E
     return EnvironmentFault(
         f"{cause}: {needs}{shutil.disk_usage(existing).free:,} free",
         where=str(path),
-        hint="gpt2lab clean (or free some space), then run the same command again",
+        hint="free some space, then run the same command again",
     )
 
 

@@ -68,7 +68,7 @@ def _acquire(path: Path, patience_seconds: float | None) -> int:
         except BlockingIOError:
             if deadline is not None and time.monotonic() >= deadline:
                 os.close(descriptor)
-                raise LockHeld(f"in use by {_named(path)}", where=str(path.parent), hint="gpt2lab status") from None
+                raise LockHeld(f"in use by {_named(path)}", where=str(path.parent), hint="wait for it to end") from None
         except BaseException:
             os.close(descriptor)
             raise

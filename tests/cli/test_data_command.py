@@ -44,8 +44,8 @@ def test_a_corpus_is_prepared_by_its_name(gpt2lab: Call, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("no_plugins_after")
 def test_the_corpus_and_tokenizer_of_the_documentation_work_from_a_plugin(gpt2lab: Call, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    (block,) = re.findall(r"^```python\n(# poems.py\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "poems.py").write_text(block)
     command = ["data", "prepare", "haiku", "--tokenizer", "letters", "--plugin", "poems.py"]
     assert " ".join(["gpt2lab", *command]) in page

@@ -1,7 +1,9 @@
-"""The documents keep their word: commands parse, links lead somewhere, code runs, every component is in the table."""
+"""The documents are right: commands and options exist, links lead somewhere, examples run, tables match the code."""
 
 from __future__ import annotations
 
+import ast
+import difflib
 import re
 import shlex
 import subprocess
@@ -33,7 +35,7 @@ WORKPLACE = re.compile(r"(?<![\w.])/(root|work|home|Users|mnt)/\w|localhost:\d|\
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """What stands between fences of these languages."""
+    """The fenced blocks of these languages."""
     return [text for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
 
 
@@ -42,7 +44,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for page in PAGES:
         for block in blocks(page, "bash", "sh", "console"):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True)
+                words = shlex.split(line.removeprefix("$ ").partition(" > ")[0], comments=True)
                 if words and words[0] == "gpt2lab":
                     yield page.name, words[1:]
                 elif words[:3] == ["python", "-m", "benchmarks"]:
@@ -68,7 +70,12 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def test_the_readme_has_commands() -> None:
-    assert len([words for page, words in COMMANDS if page == "README.md"]) > 20
+    assert len([words for page, words in COMMANDS if page == "README.md"]) > 5
+    assert len(COMMANDS) > 80
+
+
+def test_the_readme_is_a_page() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
 @pytest.mark.usefixtures("no_plugins_after")
@@ -96,6 +103,105 @@ def test_a_wrong_command_or_option_would_be_found() -> None:
     for words in (["runn", "x.yaml"], ["run", "x.yaml", "--sedes", "3"], ["run"], ["data"], ["ui", "--port", "x"]):
         with pytest.raises(Exception, match=r"."):
             parsed(words)
+
+
+MENTION = re.compile(r"\bgpt2lab ([a-z][a-z-]*)(?![\w=(])((?:(?!gpt2lab )[^\n`\"';|&])*)")
+OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*|-[a-zA-Z](?=\s))")
+CODE = re.compile(r"`[^`\n]+`")
+SOURCES = [
+    *(ROOT / "gpt2lab").rglob("*.py"),
+    *(ROOT / "benchmarks").rglob("*.py"),
+    *(ROOT / "ablations").rglob("*.py"),
+    *(ROOT / "docs").rglob("*.py"),
+]
+TEXTS = [
+    ROOT / "Makefile",
+    ROOT / ".ci" / "run",
+    *(ROOT / "ablations").rglob("*.yaml"),
+    *(ROOT / "sweeps").rglob("*.yaml"),
+    *(ROOT / "gpt2lab").rglob("*.yaml"),
+    *(ROOT / "gpt2lab").rglob("*.j2"),
+]
+
+
+def strings(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every string of a Python file; `{}` stands for what an f-string fills in."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            yield node.lineno, "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.lineno, node.value
+
+
+def mentioned_wrongly(text: str) -> list[str]:
+    """Each `gpt2lab COMMAND --option` of a text that the application does not have.
+
+    In a sentence, as in "gpt2lab measures", only what has options or resembles a command counts.
+    """
+    wrong = []
+    for found in MENTION.finditer(text):
+        command: Any = typer.main.get_command(app)
+        name, rest = found[1], found[2]
+        if name not in command.commands:
+            before = text[: found.start()].rstrip(" ")
+            resembles = difflib.get_close_matches(name, command.commands, cutoff=0.75)
+            if before[-1:] in ("", "`", "\n", ":", "(") or resembles or OPTION.search(rest):
+                wrong.append(found[0].strip())
+            continue
+        command = command.commands[name]
+        words = rest.split()
+        if hasattr(command, "commands") and words and re.fullmatch("[a-z-]+", words[0]):
+            if words[0] not in command.commands:
+                wrong.append(found[0].strip())
+                continue
+            command = command.commands[words[0]]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        known |= {"--help", "-h", "--debug"}
+        wrong += [f"gpt2lab {name} {option}" for option in OPTION.findall(rest) if option not in known]
+    return wrong
+
+
+def test_every_command_in_a_string_of_the_package_exists() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line}: {mention}"
+        for file in SOURCES
+        for line, text in strings(file)
+        for mention in mentioned_wrongly(text)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_command_in_pages_and_comments_exists() -> None:
+    texts = {file: file.read_text(encoding="utf-8") for file in TEXTS}
+    for page in PAGES:
+        outside = FENCE.sub("", page.read_text(encoding="utf-8"))
+        texts[page] = "\n".join([*CODE.findall(outside), *blocks(page, "bash", "sh", "console", "text", "")])
+    wrong = [
+        f"{file.relative_to(ROOT)}: {mention}" for file, text in texts.items() for mention in mentioned_wrongly(text)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("run `gpt2lab status`", ["gpt2lab status"]),
+        ("gpt2lab clean", ["gpt2lab clean"]),
+        ("gpt2lab run x.yaml --sedes 3", ["gpt2lab run --sedes"]),
+        ("try: gpt2lab data chekc", ["gpt2lab data chekc"]),
+        (
+            "measured by gpt2lab nosie nano, or gpt2lab measure --all",
+            ["gpt2lab nosie nano, or", "gpt2lab measure --all"],
+        ),
+        ("`gpt2lab noise nano` measures it; gpt2lab measures in nats", []),
+        ("gpt2lab data check, gpt2lab run {} -n 3 --debug", []),
+    ],
+)
+def test_a_wrong_mention_would_be_found(text: str, wrong: list[str]) -> None:
+    assert mentioned_wrongly(text) == wrong
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -149,8 +255,8 @@ def test_presets_in_the_tables_have_the_sizes_that_they_are_said_to_have() -> No
         assert flops == f"{found.flops_per_token / 1e6:,.1f}", preset
 
 
-def test_training_lengths_in_the_readme_are_those_of_the_presets() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_training_lengths_in_the_table_of_scales_are_those_of_the_presets() -> None:
+    text = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
     for preset, said in (("nano", "0.45M"), ("nano-long", "3.3M"), ("micro", "1.5M"), ("gpt2-124m", "10.3B")):
         training = load_config(preset).training
         tokens, unit = training.steps * training.batch_tokens, said[-1]
@@ -174,14 +280,15 @@ def test_every_component_has_its_row() -> None:
     assert found == wanted
 
 
-def readme_files(folder: Path) -> list[str]:
-    """Write the README's examples that begin with `# name`; -> their names."""
+def example_files(folder: Path) -> list[str]:
+    """Write the examples of all pages that begin with `# name`; -> their names."""
     written = []
-    for block in blocks(ROOT / "README.md", "yaml", "python"):
-        name = re.match(r"# ([\w.]+\.(?:yaml|py))\n", block)
-        if name:
-            (folder / name[1]).write_text(block, encoding="utf-8")
-            written.append(name[1])
+    for page in PAGES:
+        for block in blocks(page, "yaml", "python"):
+            name = re.match(r"# ([\w.]+\.(?:yaml|py))\n", block)
+            if name:
+                (folder / name[1]).write_text(block, encoding="utf-8")
+                written.append(name[1])
     return written
 
 
@@ -190,13 +297,16 @@ def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_readmes_own_files_are_all_well(tmp_path: Path) -> None:
-    assert sorted(readme_files(tmp_path)) == [
+def test_example_files_are_valid(tmp_path: Path) -> None:
+    assert sorted(example_files(tmp_path)) == [
         "decay.yaml",
         "my_metrics.py",
         "my_nano.yaml",
         "my_parts.py",
+        "my_tasks.py",
+        "my_tracker.py",
         "norms.yaml",
+        "poems.py",
         "sine.yaml",
     ]
     (tmp_path / "my_text").mkdir()
@@ -217,19 +327,25 @@ def test_the_readmes_own_files_are_all_well(tmp_path: Path) -> None:
     assert "did you mean 'surprises'?" in done.stderr
 
 
-def test_compare_says_what_the_readme_shows(tmp_path: Path) -> None:
-    (table,) = blocks(ROOT / "README.md", "csv")
+def test_the_example_task_is_found(tmp_path: Path) -> None:
+    example_files(tmp_path)
+    done = call(tmp_path, "eval", "--study", "none", "--tasks", "capitals", "--plugin", "my_tasks.py")
+    assert "unknown study 'none'" in done.stderr and "capitals" not in done.stderr
+
+
+def test_compare_prints_what_the_page_shows(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "results.md"
+    (table,), (shown,) = blocks(page, "csv"), blocks(page, "text")
     (tmp_path / "results.csv").write_text(table, encoding="utf-8")
-    (shown,) = blocks(ROOT / "README.md", "text")
     done = call(tmp_path, "compare", "results.csv", "--baseline", "learned", "--smallest-effect", "0.05")
     assert done.stdout == shown, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/components.md"])
+@pytest.mark.parametrize("page", ["docs/extending.md", "docs/components.md"])
 def test_example_components_pass_the_contract(page: str, tmp_path: Path) -> None:
-    if page == "README.md":
-        readme_files(tmp_path)
+    if page == "docs/extending.md":
+        example_files(tmp_path)
     else:
         _, _, examples = (ROOT / page).read_text(encoding="utf-8").partition("## Worked examples")
         code = [text for language, text in FENCE.findall(examples) if language == "python"]

@@ -16,13 +16,13 @@ from gpt2lab.tracking import RunGone, open_tracker, tracker
 from gpt2lab.tracking.follower import Delivery, Follower, sync
 from gpt2lab.tracking.mlflow import MlflowTracker
 
-DOCS = Path(__file__).parents[2] / "docs" / "components.md"
+DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 @pytest.fixture
 def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the documented tracker, which is registered and chosen."""
-    _, _, section = DOCS.read_text(encoding="utf-8").partition("## Another tracker")
+    _, _, section = DOCS.read_text(encoding="utf-8").partition("## Trackers")
     found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert found
     file = tmp_path / "my_tracker.py"
