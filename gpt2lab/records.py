@@ -9,7 +9,7 @@ between them. Fields that older records lack have defaults here; fields that a n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -44,25 +44,23 @@ class Record(BaseModel):
         """A copy with other values in some fields."""
         return self.model_copy(update=fields)
 
-    # what follows lets a record be read like the mapping that it was
-    def __getitem__(self, key: str) -> Any:
-        try:
-            return getattr(self, key)
-        except AttributeError:
-            raise KeyError(key) from None
+    if not TYPE_CHECKING:  # reading by key, for notebooks; the package itself uses fields, which mypy checks
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key, default)
+        def __getitem__(self, key: str) -> Any:
+            try:
+                return getattr(self, key)
+            except AttributeError:
+                raise KeyError(key) from None
 
-    def __contains__(self, key: object) -> bool:
-        return key in type(self).model_fields or key in (self.model_extra or {})
+        def get(self, key: str, default: Any = None) -> Any:
+            return getattr(self, key, default)
 
-    def keys(self) -> Iterator[str]:
-        yield from type(self).model_fields
-        yield from self.model_extra or {}
+        def __contains__(self, key: object) -> bool:
+            return key in type(self).model_fields or key in (self.model_extra or {})
 
-
-Mapping.register(Record)
+        def keys(self) -> Iterator[str]:
+            yield from type(self).model_fields
+            yield from self.model_extra or {}
 
 
 class RateTrial(Record):
@@ -140,7 +138,7 @@ class ArmRecord(Record):
     parameters: int | None = None
     non_embedding_parameters: int | None = None
     active_parameters: int | None = None
-    flops_per_token: float | None = None
+    flops_per_token: float = 0.0
     exploratory: str | None = None
     """why its contrasts may claim nothing"""
     not_comparable: str | None = None

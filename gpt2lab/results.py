@@ -95,9 +95,9 @@ def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str)
     elif status == "finished":
         value = evaluation.get("metrics", {}).get(study.metric)
         if value is None:
-            status, reason = "unevaluated", f"finished, but evaluation {study['evaluation']['key']} has not been done"
+            status, reason = "unevaluated", f"finished, but evaluation {study.evaluation.key} has not been done"
         elif not math.isfinite(value):
-            status, reason, value = "diverged", f"the final {study['metric']} is not finite", math.nan
+            status, reason, value = "diverged", f"the final {study.metric} is not finite", math.nan
     elif status == "failed":
         failure = folder.failure() or {}
         reason = clean(f"{failure.get('phase', 'training')}, step {failure.get('step', '?')}: {failure.get('reason')}")
@@ -377,12 +377,13 @@ def smallest_effect(study: StudyRecord) -> float:
 
 def unit(study: StudyRecord | Mapping[str, Any]) -> str:
     """Of the primary metric and of differences in it."""
-    return "bits per byte" if "bits_per_byte" in study["metric"] else "nats"
+    metric = study.metric if isinstance(study, StudyRecord) else study["metric"]
+    return "bits per byte" if "bits_per_byte" in metric else "nats"
 
 
 def scope_text(study: StudyRecord | Mapping[str, Any]) -> str:
     """What the results hold for: `at 842 k parameters, 819 k tokens, shakespeare (bytes), adamw, lr 0.004`."""
-    scope = study["scope"] if isinstance(study, StudyRecord) else Scope(**study["scope"])
+    scope = study.scope if isinstance(study, StudyRecord) else Scope(**study["scope"])
     sizes = f"at {quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
     parts = [sizes, *(part for part in (scope.data, scope.optimizer) if part)]
     if not isinstance(study, StudyRecord) or not (searched(study) or study.bracketed):
@@ -478,14 +479,14 @@ def usable_values(study: Study, runs: Sequence[StudyRun], arm: str) -> list[floa
 
 def budget_losses(study: Study, runs: Sequence[StudyRun], store: Store, arm: str) -> dict[float, list[float]]:
     """Tokens -> final losses of one arm, its own runs and those at other budgets; failed runs are left out."""
-    entry = study["arms"][arm]
-    found = {float(entry["tokens"]): usable_values(study, runs, arm)}
-    for point in entry.get("curve") or []:
+    entry = study.arms[arm]
+    found = {float(entry.tokens): usable_values(study, runs, arm)}
+    for point in entry.curve:
         others = []
-        for seed, run in point["runs"].items():
+        for seed, run in point.runs.items():
             with contextlib.suppress(DataFault):
                 others.append(read_run(study, store, arm, int(seed), run))
-        found[float(point["tokens"])] = usable_values(study, others, arm)
+        found[float(point.tokens)] = usable_values(study, others, arm)
     return {tokens: values for tokens, values in found.items() if values}
 
 

@@ -192,7 +192,7 @@ def _each(names: Iterable[str], read: Callable[[str], Found], damaged: list[Dama
 def _record(name: str, store: Store) -> Study:
     study: Study = cleaned(store.study(name))
     if study.name != name:
-        raise ValueError(f"the record calls itself '{study['name']}'")
+        raise ValueError(f"the record calls itself '{study.name}'")
     _runs_of(study, study.baseline)
     return study
 
@@ -249,19 +249,19 @@ def _runs_of(study: Study, arm: str) -> set[str]:
 def shared_by(study: Study, records: Mapping[str, Study]) -> int:
     """How many of the studies rest on runs of this one's baseline."""
     pool = _runs_of(study, study.baseline)
-    return sum(any(pool & _runs_of(other, arm) for arm in other["arms"]) for other in records.values()) if pool else 1
+    return sum(any(pool & _runs_of(other, arm) for arm in other.arms) for other in records.values()) if pool else 1
 
 
 def facts(entry: Entry) -> Iterator[tuple[str, str]]:
     """What a study rests on, in words: (what, that)."""
     study, scope = entry.study, entry.study.scope
-    sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
+    sizes = f"{quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
     yield "Scale", ", ".join([f"{entry.scale}: {sizes}", *entry.verdicts.scope[1:]])
-    yield "On", ", ".join(str(scope[key]) for key in ("data", "optimizer") if scope.get(key))
+    yield "On", ", ".join(part for part in (scope.data, scope.optimizer) if part)
     yield "Declared", str(study.created or "")[:10]
     yield "Seeds", seeds(entry)
     others = f"serve {entry.sharing} studies" if entry.sharing > 1 else "serve this study alone"
-    yield "Baseline", f"{study['baseline']}; its runs {others}"
+    yield "Baseline", f"{study.baseline}; its runs {others}"
     yield "Noise floor", noise_floor(study)
     yield "Compute", compute(entry.runs, study)
 
@@ -320,7 +320,9 @@ def total(entries: Sequence[Entry]) -> tuple[int, float, float]:
 def as_json(entry: Entry) -> dict[str, Any]:
     """A study for programs: plain data, without numbers that are not finite."""
     flops, seconds = spent(entry.runs, entry.study)
-    own = {key: entry.study.get(key) for key in ("name", "hash", "ablation", "scale", "question", "created", "metric")}
+    own = {
+        key: getattr(entry.study, key) for key in ("name", "hash", "ablation", "scale", "question", "created", "metric")
+    }
     own |= {"unit": entry.unit, "smallest_effect": entry.verdicts.smallest_effect, "caveat": entry.study.caveat}
     own |= {"scope": list(entry.verdicts.scope), "parameters": entry.study.scope.parameters}
     own |= {"tokens": entry.study.scope.tokens, "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}

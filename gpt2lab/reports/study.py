@@ -52,7 +52,7 @@ def build(read: StudyRead) -> Page:
     return Page(
         about=read.name,
         heading=study.question,
-        title=f"{study['question']} – {read.name}",
+        title=f"{study.question} – {read.name}",
         warnings=_warnings(read, judged=judged),
         answer=[one for one in (answer, worth_sentence(read)) if one] if judged else [],
         basis=basis if judged else [f"Declared to hold {scope_text(study)}."],
@@ -129,7 +129,7 @@ def _csv(runs: Sequence[StudyRun]) -> str:
 def _json(read: StudyRead, page: Page) -> str:
     """The verdicts for programs; numbers that are not finite are null."""
     study = read.study
-    record = {key: study.get(key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
+    record = {key: getattr(study, key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
     record["metric"] = study.metric
     record["missing"] = [
         {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
 import sys
 from dataclasses import asdict, dataclass
@@ -66,7 +67,10 @@ class Job:
     def write(self) -> Path:
         """Write its file into the run's folder."""
         make_folder(self.folder)
-        write_json(self.path, asdict(self))
+        # drafted beside the folder: another process that begins the run now clears leftovers out of it
+        draft = self.folder.with_name(f"{self.run_id}.{secrets.token_hex(4)}.job")
+        write_json(draft, asdict(self))
+        os.replace(draft, self.path)
         return self.path
 
     @staticmethod

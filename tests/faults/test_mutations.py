@@ -171,7 +171,7 @@ MUTATIONS = [
         "os.ftruncate(self._descriptor, end)", "tracking/test_journal.py::test_a_torn_last_line",
     ),
     without(
-        "an evaluation leaves the mode of the model alone", "evaluation/validation.py",
+        "an evaluation leaves the mode of the model alone", "evaluation/windows.py",
         "module.training = mode", "evaluation/test_validation.py::test_mode_and_random_numbers_are_left_alone",
     ),
 ]  # fmt: skip

@@ -56,7 +56,7 @@ def study(parameters: float = 124e6, **more: Any) -> StudyRecord:
 
 
 def found(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Effect]:
-    return matching({"arms": {"b": ours, "a": theirs}}, "b", "a")
+    return matching(study(arms={"b": ours, "a": theirs}), "b", "a")
 
 
 def contrast(word: str, reason: str | None = None) -> Any:

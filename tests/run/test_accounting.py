@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2lab import peak
+from gpt2lab import costs
 from gpt2lab.faults import arm
 from gpt2lab.store import RunFolder, Store
 from gpt2lab.training.precision import shortcomings
@@ -96,28 +96,28 @@ def test_a_trace_is_written_where_it_is_asked_for(tiny: Path, gpt2lab: Call, inl
 def test_a_slow_first_product_is_not_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of a process may last longer than the whole measurement; a peak from it made MFU 2,300 %."""
     clock = iter([0.0, 1.0, 10.0, 10.5, 20.0, 20.25])  # three products, each beyond SECONDS by itself
-    monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
-    assert peak.matmul_flops(CPU, "fp32", 1, size=8) == 2 * 8**3 / 0.25
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
+    assert costs.matmul_flops(CPU, "fp32", 1, size=8) == 2 * 8**3 / 0.25
 
 
 def test_the_peak_is_the_best_that_was_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path))
     speeds = iter([1e10, 3e10, 2e10])
-    monkeypatch.setattr(peak, "matmul_flops", lambda *_: next(speeds))
-    found = [peak.peak_flops(CPU, "fp32", 1)[0] for _ in range(3)]
+    monkeypatch.setattr(costs, "matmul_flops", lambda *_: next(speeds))
+    found = [costs.peak_flops(CPU, "fp32", 1)[0] for _ in range(3)]
     assert found == [1e10, 3e10, 3e10]
-    assert peak.peak_flops(CPU, "fp16", 1) == (None, "fp16 on CPU is emulated")
+    assert costs.peak_flops(CPU, "fp16", 1) == (None, "fp16 on CPU is emulated")
 
 
 def test_one_large_product_reaches_what_its_size_over_its_time_says() -> None:
-    assert 1e9 < peak.matmul_flops(CPU, "fp32", 1, size=256) < 1e13
+    assert 1e9 < costs.matmul_flops(CPU, "fp32", 1, size=256) < 1e13
 
 
 def test_a_known_gpu_is_held_against_its_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     cuda = torch.device("cuda")
-    assert peak.peak_flops(cuda, "bf16", 1) == (989.4e12, "H100 80GB HBM3's data sheet")
-    assert peak.peak_flops(cuda, "tf32", 1)[0] == 494.7e12
+    assert costs.peak_flops(cuda, "bf16", 1) == (989.4e12, "H100 80GB HBM3's data sheet")
+    assert costs.peak_flops(cuda, "tf32", 1)[0] == 494.7e12
 
 
 def test_a_device_that_lacks_a_precision_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,10 +178,8 @@ def test_killing_ends_it_at_once_and_leaves_whole_files(executor: Executor, tiny
     assert folder_of(job).status() in ("partial", "failed") and folder_of(job).rows()
 
 
-def test_a_worker_inherits_nothing_of_a_launchers_variables(
-    jobs: Callable[..., list[Job]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = jobs()[0]
+def test_a_worker_inherits_nothing_of_a_launchers_variables(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = jobs_of(tiny)[0]
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "4")
     environment = worker_environment(job)

@@ -3,6 +3,7 @@ says, and with real runs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,20 @@ def test_real_runs_come_one_by_one_end_one_by_one_and_go_on(tiny: Path) -> None:
         and max(folder_of(endless).checkpoints.iterdir()).name == f"step_{folder_of(endless).last_step():06}"
     )
     assert folder_of(sudden).failure() is None
+
+
+def test_a_job_is_written_while_another_process_clears_leftovers_out_of_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands at one study: the other one's worker takes the run's lock in the very moment."""
+    job = Job(str(tmp_path), "a" * 16, "", {}, "", 1.0, 1)
+    replace = os.replace
+
+    def late(source: Any, target: Any) -> None:
+        with Store(tmp_path).run(job.run_id).lock():
+            pass
+        replace(source, target)
+
+    (tmp_path / job.run_id).mkdir()
+    monkeypatch.setattr("os.replace", late)
+    assert Job.read(job.write()) == job

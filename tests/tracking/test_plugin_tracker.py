@@ -16,6 +16,7 @@ from gpt2lab.tracking import RunGone, open_tracker, tracker
 from gpt2lab.tracking.follower import Delivery, Follower, sync
 from gpt2lab.tracking.mlflow import MlflowTracker
 
+pytestmark = pytest.mark.usefixtures("no_plugins_after")
 DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
@@ -56,7 +57,8 @@ def test_the_documented_tracker_gets_every_row_once(lab: Lab, lines: Path) -> No
 
 
 def test_commands_use_it(lab: Lab, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lab.store.write_study({**lab.record, "ablation": "posenc"})
+    lab.record["ablation"] = "posenc"
+    lab.declare()
     lab.train_all()
     page = tmp_path / "reports" / "posenc@nano"
     page.mkdir(parents=True)

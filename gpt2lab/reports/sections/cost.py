@@ -40,7 +40,7 @@ def _table(read: StudyRead) -> Table:
     for name, arm in read.arms.items():
         entry, is_baseline = read.study.arms[name], name == read.baseline
         speed, peak = arm.tokens_per_second, arm.peak_memory_bytes
-        numbers = [(quantity(entry.get(key)), entry.get(key), base.get(key)) for key in DECLARED]
+        numbers = [(quantity(getattr(entry, key)), getattr(entry, key), getattr(base, key)) for key in DECLARED]
         numbers.append((quantity(speed), speed, reference.tokens_per_second))
         numbers.append((memory(peak), peak, reference.peak_memory_bytes))
         cells = [Cell(shown, "" if is_baseline else change(value, other)) for shown, value, other in numbers]

@@ -26,7 +26,7 @@ def over_size(read: StudyRead) -> Section | None:
     if not found:
         return None
     note = (
-        f"The same ablation at {len(found[0].sizes)} sizes, each trained for {read.study['tokens_per_parameter']:g} "
+        f"The same ablation at {len(found[0].sizes)} sizes, each trained for {read.study.tokens_per_parameter:g} "
         "tokens per parameter: the least-squares slope over the logarithm of the parameters, with the noise of every "
         "size (95 % interval, not adjusted for the number of arms). Sizes beyond those that were run may differ."
     )
@@ -86,7 +86,9 @@ def rungs(study: Study, store: Store) -> list[Rung]:
             continue
         try:
             other = cleaned(store.study(name))
-            if all(other.get(key) == study.get(key) for key in ("tokens_per_parameter", "baseline", "metric")):
+            if all(
+                getattr(other, key) == getattr(study, key) for key in ("tokens_per_parameter", "baseline", "metric")
+            ):
                 found.append(_rung(other, store))
         except (DataFault, KeyError, TypeError):
             continue
@@ -97,7 +99,7 @@ def _rung(study: Study, store: Store) -> Rung:
     runs = collect(study, store)
     budgets = all_budgets(study, runs, store)
     return Rung(
-        parameters=float(study.scope["parameters"]),
+        parameters=float(study.scope.parameters or 0),
         losses={arm: usable_values(study, runs, arm) for arm in study.arms},
         multipliers=multipliers(study, runs, budgets, lambda arm: flops_ratio(study, arm)),
     )

@@ -91,8 +91,8 @@ def declared(read: StudyRead) -> Section:
     study = read.study
     tokens = quantity(study.evaluation.tokens)
     told = [
-        f"Design: {study.get('design', 'one factor')}, {plural(len(study['arms']), 'arm')}, baseline "
-        f"{study['baseline']}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
+        f"Design: {study.design}, {plural(len(study.arms), 'arm')}, baseline "
+        f"{study.baseline}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
         f"Every run is scored at its end on the same {tokens} validation tokens. A seed sets initialisation, data "
         "order and dropout together; all arms share data order and, where shapes agree, initial weights.",
         f"Estimator: Welch's t with critical values that hold at every ratio of the arms' noise, Holm-adjusted, at "
@@ -184,7 +184,7 @@ def _declared_before(study: Study) -> list[str]:
 @section(order=180, title="What this shows, and what it does not")
 def limits(read: StudyRead) -> Section:
     study = read.study
-    caveat = f" Caveat of this scale: {study['caveat']}." if study.caveat else ""
+    caveat = f" Caveat of this scale: {study.caveat}." if study.caveat else ""
     sentences = [
         f"It holds {scope_text(study)}; larger models, longer training or other data may order the arms differently."
         + caveat
@@ -193,7 +193,7 @@ def limits(read: StudyRead) -> Section:
         text = "All arms share one learning rate, which suits some better than others: each at its own best rate, a "
         sentences.append(text + "difference can shrink or turn round.")
     sentences += _near_bigram(study, read.arms[read.baseline].mean)
-    sentences.append(f"Only the declared contrasts on {study['metric']} carry verdict words; the rest is description.")
+    sentences.append(f"Only the declared contrasts on {study.metric} carry verdict words; the rest is description.")
     return Section(points=sentences)
 
 
@@ -222,10 +222,11 @@ def reproduce(read: StudyRead) -> Section:
 
 def where_it_ran(record: StudyRecord | Mapping[str, Any]) -> list[tuple[str, str]]:
     """Code, software, device and time of a study's or sweep's declaration."""
-    stack: Mapping[str, Any] = record.get("stack") or {}
+    plain = record.plain() if isinstance(record, StudyRecord) else record
+    stack: Mapping[str, Any] = plain.get("stack") or {}
     return [
         ("Code", f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under version control"),
         ("Software", f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}"),
         ("Device", " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k))),
-        ("Declared", f"{record.get('created')}, record {record.get('hash')}"),
+        ("Declared", f"{plain.get('created')}, record {plain.get('hash')}"),
     ]

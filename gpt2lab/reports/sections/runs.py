@@ -27,7 +27,7 @@ def elsewhere(read: StudyRead) -> dict[str, list[str]]:
             continue
         try:
             other = read.store.study(name)
-            theirs = {run for entry in other["arms"].values() for run in entry.runs.values()}
+            theirs = {run for entry in other.arms.values() for run in entry.runs.values()}
         except (DataFault, KeyError, TypeError, AttributeError):
             continue
         for run in own & theirs:

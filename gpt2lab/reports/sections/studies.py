@@ -129,7 +129,7 @@ def _source(effect: Effect) -> Link:
 def _line(entry: Entry) -> str:
     """A study in a line: `nano · 842 k parameters, 819 k tokens · 2026-11-23`."""
     scope = entry.study.scope
-    sizes = f"{quantity(scope.get('parameters'))} parameters, {quantity(scope.get('tokens'))} tokens"
+    sizes = f"{quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
     parts = [entry.scale, sizes, str(entry.study.created or "")[:10], entry.study.caveat or ""]
     return " · ".join(part for part in parts if part)
 

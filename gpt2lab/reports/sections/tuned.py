@@ -320,7 +320,7 @@ def method(study: Study) -> list[str]:
         f"{tune['sampler']['name']} with seed {tune['sampler']['seed']} for all, "
         f"{'no pruning' if pruner == 'none' else f'pruner {pruner}'}; trained on "
         f"{'seed' if tune['seeds'] == 1 else 'seeds'} {_listed(tune['tuning_seeds'])}, by which nothing is judged. "
-        f"Verdicts rest on seeds {_listed(study['seeds'])} at each arm's best trial."
+        f"Verdicts rest on seeds {_listed(study.seeds)} at each arm's best trial."
     )
     centres = [f"{arm} around {multiple:g} times its {key}" for arm, own in (tune.get("centre") or {}).items()
                for key, multiple in own.items()]  # fmt: skip

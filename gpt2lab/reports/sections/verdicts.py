@@ -86,8 +86,8 @@ def _cost_cell(read: StudyRead, name: str) -> Cell:
     own, base = read.study.arms[name], read.study.arms[read.baseline]
     speed, reference = read.arms[name].tokens_per_second, read.arms[read.baseline].tokens_per_second
     if name == read.baseline:
-        return Cell(f"{quantity(own['flops_per_token'] * own['tokens'])}FLOP", f"{quantity(speed)} tokens/s")
-    ratio = change(own["flops_per_token"] * own["tokens"], base["flops_per_token"] * base["tokens"])
+        return Cell(f"{quantity(own.flops_per_token * own.tokens)}FLOP", f"{quantity(speed)} tokens/s")
+    ratio = change(own.flops_per_token * own.tokens, base.flops_per_token * base.tokens)
     faster = change(speed, reference)
     return Cell(f"{ratio} FLOPs" if ratio else DASH, f"{faster} speed" if faster else "")
 

@@ -93,7 +93,7 @@ def multipliers(
 def flops_ratio(study: Study, arm: str) -> float:
     """What a token of the baseline costs in FLOPs, as a share of all that the arm's run costs."""
     own, base = study.arms[arm], study.arms[study.baseline]
-    return float(base["flops_per_token"] / (own["flops_per_token"] * own["tokens"]))
+    return float(base.flops_per_token / (own.flops_per_token * own.tokens))
 
 
 def _scaled(curve: Mapping[float, Sequence[float]], factor: float) -> dict[float, Sequence[float]]:
