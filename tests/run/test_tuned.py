@@ -62,7 +62,7 @@ def test_every_arm_is_tuned_and_then_judged_on_fresh_seeds(
     assert rates[0] == rates[1]  # the same budget in the same places
     assert len(inline) == len(set(inline)) == 2 * (4 + 3 + 3)
     verdict = judge(record, store).contrasts[0]
-    assert "at each arm's own learning rate" in verdict.verdict
+    assert "at each arm's own best learning rate" in verdict.verdict
     report = (tmp_path / "reports/tiny@tiny/report.md").read_text()
     assert "## Each arm tuned" in report and "b against a: " in said and "at the shared rate" in said
 
