@@ -295,7 +295,7 @@ def test_a_folder_that_another_process_replaces_meanwhile_is_locked(
 ) -> None:
     real, replaced = os.open, list[str]()
 
-    def replacing(path: str | Path, *more: Any) -> int:
+    def replacing(path: str | Path, *more: int) -> int:
         if Path(path).name == "lock" and not replaced:
             replaced.append(str(path))
             Path(path).parent.rmdir()
