@@ -21,7 +21,7 @@ from gpt2lab.config import load_config
 from gpt2lab.coordinates import at_widths, coordinate_check
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import SLOTS
-from gpt2lab.training.diagnostics import Seen
+from gpt2lab.training.diagnostics import ActivationStatistics
 
 GPT2_VARIANCE = 768 * 0.02**2
 """What a matrix of GPT-2 124M makes of inputs of variance 1 at init. Narrow models are drawn with a larger sd, so that
@@ -114,7 +114,7 @@ def stream_rms(config: ModelConfig, seed: int = 0) -> list[float]:
     model = build_model(config, seed=seed).eval()
     tokens, _ = tokens_for(model)
     step = model.step(tokens)
-    seen = Seen()
+    seen = ActivationStatistics()
     step.watch = seen
     first: list[float] = []
     handle = model.h[0].register_forward_pre_hook(lambda _, args: first.append(args[0].square().mean().sqrt().item()))
@@ -297,7 +297,7 @@ def first_scores(config: ModelConfig) -> float:
     step = model.step(tokens_for(model)[0])
     kept: list[Tensor] = []
 
-    class Look(Seen):
+    class Look(ActivationStatistics):
         def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Any, scale: float) -> None:
             if depth == 0:
                 kept.append(score_map(q, k, bias, scores, scale))
