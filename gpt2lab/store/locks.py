@@ -60,7 +60,11 @@ def file_lock(path: Path, patience_seconds: float | None = None) -> Iterator[Non
 def _acquire(path: Path, patience_seconds: float | None) -> int:
     deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link may lead anywhere
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link may lead anywhere
+        except FileNotFoundError:  # another process is replacing the folder
+            make_folder(path.parent)
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _still_named(descriptor, path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from scipy import stats
+from workers import replace_in
 
 from gpt2lab.analysis import Contrast
 from gpt2lab.results import judge
@@ -28,8 +29,8 @@ def rewrite(file: Path, text: str) -> None:
 @pytest.fixture
 def learner(tiny: Path) -> Path:
     """The tiny ablation with a recipe that gets below the unigram floor, so that its runs do not count as failed."""
-    preset = tiny.parent / "tiny.yaml"
-    preset.write_text(preset.read_text().replace("steps: 24, batch_tokens: 64", "steps: 100, batch_tokens: 256"))
+    longer = ("steps: 24, batch_tokens: 64", "steps: 100, batch_tokens: 256")
+    replace_in(tiny.parent / "tiny.yaml", longer, ("every_steps: 8", "every_steps: 100"))
     return tiny
 
 
@@ -51,6 +52,7 @@ def run_study(gpt2lab: Call, file: Path, *more: str) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_rates_are_bracketed_first_and_arms_are_judged_on_fresh_seeds(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
@@ -113,6 +115,7 @@ def test_arms_that_are_decided_stop_at_their_look(
     assert len(inline) == 14
 
 
+@pytest.mark.slow
 def test_seeds_added_after_a_verdict_count_at_the_looks_that_every_study_has(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
@@ -156,6 +159,7 @@ def test_a_choice_among_seeds_with_results_claims_nothing_and_fresh_seeds_do(
     assert fresh.word.startswith("worse") and fresh.alpha == pytest.approx(0.8 * 0.05)
 
 
+@pytest.mark.slow
 def test_what_is_declared_after_results_does_not_change_what_was_declared_before(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
@@ -204,6 +208,7 @@ def test_other_budgets_are_runs_on_their_own_schedules(
 
 
 def test_a_ladder_is_one_study_for_each_size(tiny: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]) -> None:
+    replace_in(tmp_path / "tiny.yaml", ("every_steps: 8", "every_steps: 100"))
     large = tmp_path / "larger.yaml"
     large.write_text("extends: tiny.yaml\nmodel: {n_embd: 24}\n")
     rewrite(
@@ -233,6 +238,7 @@ def test_a_factorial_is_judged_by_its_effects(learner: Path, gpt2lab: Call, tmp_
     assert len(verdicts["contrasts"]) == 3
 
 
+@pytest.mark.slow
 def test_a_noise_floor_is_measured_stored_and_lent(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:

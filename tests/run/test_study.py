@@ -142,6 +142,7 @@ def started(tiny: Path, folder: Path, jobs: int, *more: str) -> Iterator[subproc
             process.kill()
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_side_by_side_equal_undisturbed_to_the_bit(tiny: Path, tmp_path: Path) -> None:
     replace_in(tiny, ("seeds: 2", "seeds: 1"))
     replace_in(tmp_path / "tiny.yaml", ("steps: 24", "steps: 200"))

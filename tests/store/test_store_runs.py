@@ -288,3 +288,19 @@ def test_studies_are_found_by_name(tmp_path: Path) -> None:
         store.study("norm")
     with pytest.raises(ConfigError, match="unknown study"):
         store.study("../studies/norm@nano")
+
+
+def test_a_folder_that_another_process_replaces_meanwhile_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, replaced = os.open, list[str]()
+
+    def replacing(path: str | Path, *more: int) -> int:
+        if Path(path).name == "lock" and not replaced:
+            replaced.append(str(path))
+            Path(path).parent.rmdir()
+        return real(path, *more)
+
+    monkeypatch.setattr(os, "open", replacing)
+    with file_lock(tmp_path / "run" / "lock"):
+        assert replaced and (tmp_path / "run" / "lock").exists()
