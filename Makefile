@@ -3,7 +3,8 @@
 #   make quickstart   install, download Shakespeare, run the posenc ablation at nano scale, write its report
 #   make baseline     estimate what GPT-2 124M by its published recipe takes on this machine, and train it;
 #                     STEPS=20 BATCH_TOKENS=4096 CORPUS=shakespeare for a short run; MAX_DAYS=7 NPROC=8 RUNS=runs
-#   make test         the test suite (about 9 minutes on 2 cores)
+#   make test         the fast tests
+#   make test-all     all tests but those that need a GPU or a service
 #   make bench ARGS="step --config a"    benchmarks against other implementations (benchmarks/README.md)
 #   make check        format, lint, types, every shipped YAML
 #   make clean        remove the environment and caches; runs, reports and data stay
@@ -16,7 +17,7 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if h
 # $(call option,BATCH_TOKENS) is --batch-tokens with its value, or nothing if it has none
 option = $(if $($(1)),--$(subst _,-,$(shell echo $(1) | tr A-Z a-z)) $($(1)))
 
-.PHONY: quickstart baseline test bench check clean
+.PHONY: quickstart baseline test test-all bench check clean
 
 quickstart: .venv/.installed
 	$(BIN)/gpt2lab run ablations/posenc.yaml --scale nano --arms learned,rotary,none
@@ -28,6 +29,9 @@ baseline: .venv/.installed$(if $(filter shakespeare,$(CORPUS)),,-data)
 # one thread per process: several on shared cores are ten times slower
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+test-all: .venv/.installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not service" $(TESTS)
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks $(ARGS)

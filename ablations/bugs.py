@@ -22,12 +22,12 @@ from torch.optim import AdamW, Optimizer
 
 from gpt2lab.components.attend import Mask, allowed_bias, position_bias, score_map
 from gpt2lab.components.attention import attention
-from gpt2lab.components.base import Param, Site
+from gpt2lab.components.base import Builder, Param
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.init import Draw, Std, gpt2, init, normal
 from gpt2lab.components.mask import mask
 from gpt2lab.components.objective import objective
 from gpt2lab.components.scores import Scores, scores
-from gpt2lab.components.step import Step
 from gpt2lab.optim import decay_groups, optimizer, schedule
 from gpt2lab.optim.schedules import Fraction, cosine
 
@@ -40,9 +40,9 @@ Count = Annotated[int, Field(ge=1)]
 class Peeking(Mask):
     """The causal mask with one diagonal too many."""
 
-    def allowed(self, step: Step) -> Tensor:
+    def allowed(self, ctx: ForwardContext) -> Tensor:
         """-> (T, S) bool, or (B, 1, T, S) when documents are told apart"""
-        return super().allowed(step) | (step.k_positions[None] == step.q_positions[:, None] + 1)
+        return super().allowed(ctx) | (ctx.k_positions[None] == ctx.q_positions[:, None] + 1)
 
 
 @mask.register(
@@ -50,7 +50,7 @@ class Peeking(Mask):
     source="transformers issue 48745: four decoders saw later tokens, and their loss fell to nothing",
     tags=["bug"],
 )
-def leaky(site: Site) -> Mask:
+def leaky(builder: Builder) -> Mask:
     """BUG: every token also sees the next one, which is the one that it has to predict.
 
     In real code: `torch.tril(ones, diagonal=1)`, or a mask that is dropped on the way to the kernel. The training loss
@@ -64,14 +64,14 @@ def leaky(site: Site) -> Mask:
 @scores.register(
     "unscaled", source="karpathy/ng-video-lecture pull request 6 (scaled by the wrong width)", tags=["bug"]
 )
-def unscaled(site: Site) -> nn.Module:
+def unscaled(builder: Builder) -> nn.Module:
     """BUG: softmax(q k^T) without 1/sqrt(D).  (B, H, T, S) scores
 
     In real code: the factor forgotten, or taken from n_embd in the place of the head size. Scores are sqrt(D) times too
     large, so that attention saturates earlier and its gradient vanishes.
     First seen in: diag/attention_logit_max. Caught by: doctor's attention_scale.
     """
-    return Scores(site, qk_norm=False, softcap=None, scale=1.0, gate=False, sink_logits=False)
+    return Scores(builder, qk_norm=False, softcap=None, scale=1.0, gate=False, sink_logits=False)
 
 
 @attention.register(
@@ -89,20 +89,20 @@ class SoftmaxOverQueries(nn.Module):
     softmax_rows and causality.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, builder: Builder) -> None:
         super().__init__()
-        C, self.H = site.dims.n_embd, site.dims.n_head
-        self.c_attn = site.linear(C, 3 * C, rows={"query": C, "key": C, "value": C})
-        self.c_proj = site.linear(C, C, "residual_out")
-        self.mask, self.scores = site.make("mask"), site.make("scores")
+        C, self.H = builder.dims.n_embd, builder.dims.n_head
+        self.c_attn = builder.linear(C, 3 * C, rows={"query": C, "key": C, "value": C})
+        self.c_proj = builder.linear(C, C, "residual_out")
+        self.mask, self.scores = builder.build("mask"), builder.build("scores")
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        assert step.position is not None
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        assert ctx.position is not None
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.H, C // self.H).transpose(1, 2) for part in self.c_attn(x).chunk(3, -1))
-        q, k = (step.position.rotate(part, step) for part in self.scores.prepare(q, k))
-        k, v = step.keep("k", k), step.keep("v", step.value(v))  # (B, H, S, D)
-        bias = allowed_bias(step, self.mask, position_bias(step, self.H), torch.float32)
+        q, k = (ctx.position.rotate(part, ctx) for part in self.scores.prepare(q, k))
+        k, v = ctx.cached("k", k), ctx.cached("v", ctx.mix_values(v))  # (B, H, S, D)
+        bias = allowed_bias(ctx, self.mask, position_bias(ctx, self.H), torch.float32)
         logits = score_map(q, k, bias, self.scores, (C // self.H) ** -0.5)  # (B, H, T, S)
         y = logits.softmax(-2).to(v.dtype) @ v  # the mistake: -1 is right
         out: Tensor = self.c_proj(self.scores.finish(y.transpose(1, 2).reshape(B, T, C), x))
@@ -120,9 +120,9 @@ class Unshifted(nn.Module):
     First seen in: train/objective far below val/loss. Caught by: doctor's targets.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, builder: Builder) -> None:
         super().__init__()
-        self.T = site.dims.block_size
+        self.T = builder.dims.block_size
 
     def rows(self, logits: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
         """logits (n, V) float32, targets (n,) -> (n,)"""
@@ -132,7 +132,7 @@ class Unshifted(nn.Module):
 
 
 @init.register("unscaled_residual", source="transformers pull request 13573 (added the scaling in 2021)", tags=["bug"])
-def unscaled_residual(site: Site, *, std: Std = 0.02) -> Draw:
+def unscaled_residual(builder: Builder, *, std: Std = 0.02) -> Draw:
     """BUG: matrices that write into the stream start as large as all others, without 1/sqrt(2 L).
 
     In real code: the line of the paper overlooked, or a rule on names (`c_proj`) that no longer matches. The stream's
@@ -158,7 +158,7 @@ def head_of_its_own(model: Any, options: dict[str, Any]) -> list[str]:
 @init.register(
     "tie_broken", source="accelerate pull request 1204: loading made new tensors", check=head_of_its_own, tags=["bug"]
 )
-def tie_broken(site: Site, *, std: Std = 0.02) -> Draw:
+def tie_broken(builder: Builder, *, std: Std = 0.02) -> Draw:
     """BUG: head and embedding start equal and are two tensors, as after loading a checkpoint that broke their tie.
 
     In real code: `load_state_dict(..., assign=True)`, a model built on the meta device, or `nn.Parameter(weight)` for
@@ -168,7 +168,7 @@ def tie_broken(site: Site, *, std: Std = 0.02) -> Draw:
 
     std: of the matrices, as in GPT-2's init.
     """
-    ordinary, table = gpt2(site, std=std), {}
+    ordinary, table = gpt2(builder, std=std), {}
 
     def draw(param: Param, generator: Generator) -> None:
         ordinary(param, generator)
@@ -234,7 +234,7 @@ class Undivided(nn.Module):
     micro_batches: in a step.
     """
 
-    def __init__(self, site: Site, *, micro_batches: Count = 4) -> None:
+    def __init__(self, builder: Builder, *, micro_batches: Count = 4) -> None:
         super().__init__()
         self.micro_batches = micro_batches
 

@@ -11,7 +11,7 @@
 
     verdicts = g.compare(table, baseline="learned", smallest_effect=0.05)
 
-Names are imported when they are first used, so that what needs no torch does not wait for it.
+Names are imported at their first use, because torch takes seconds to import.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
     from gpt2lab.results import load_results, tokens_to
+    from gpt2lab.training.diagnostics import Diagnostic, diagnostic
 
 __version__ = "0.1.0"
 _MODULES = {
@@ -63,10 +64,12 @@ _MODULES = {
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
     "gpt2lab.pretrained": ("load_gpt2", "load_model", "save_gpt2", "save_model"),
     "gpt2lab.results": ("load_results", "tokens_to"),
+    "gpt2lab.training.diagnostics": ("Diagnostic", "diagnostic"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "GPT",
+    "Diagnostic",
     "Event",
     "Message",
     "ModelConfig",
@@ -80,6 +83,7 @@ __all__ = [
     "compare",
     "complete",
     "describe_machine",
+    "diagnostic",
     "fill",
     "load_config",
     "load_gpt2",

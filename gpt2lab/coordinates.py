@@ -147,8 +147,8 @@ def advance(model: GPT, optimizers: Sequence[Any], batches: Batches, step: int, 
 @torch.no_grad()
 def inside(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
     """What one pass over `tokens` (B, T) shows, by name."""
-    step, look = model.step(tokens), Look()
-    step.watch = look
+    step, look = model.context(tokens), Look()
+    step.observer = look
     rows = model.hidden(step).flatten(0, 1)  # (n, C)
     return {**look.found, "logits": model.lm_head(rows, model.wte)}
 

@@ -1,4 +1,4 @@
-"""GPT: assembles the chosen components. With every default it is canonical GPT-2, down to the parameter names.
+"""GPT: assembles the chosen components. With all defaults it is canonical GPT-2, down to the parameter names.
 
 Shapes: B batch, T tokens, C channels, V vocabulary, n = B T rows.
 """
@@ -13,11 +13,11 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gpt2lab import components  # noqa: F401  (fills the slots)
-from gpt2lab.components.base import Dims, Param, Site, params
+from gpt2lab.components.base import Builder, Dims, Param, params
 from gpt2lab.components.chunked import loss_sums
+from gpt2lab.components.context import Cache, ForwardContext
 from gpt2lab.components.parametrization import Scaling
 from gpt2lab.components.position import Position
-from gpt2lab.components.step import Cache, Step
 from gpt2lab.errors import ConfigError
 from gpt2lab.registry import SLOTS, Choice, read_field
 
@@ -28,13 +28,13 @@ MODEL_SLOTS = (
 
 
 def default(slot: str) -> Any:
-    """A slot's canonical choice, as a config field."""
+    """The default choice of a slot, as a config field."""
     return Field(default_factory=lambda: read_field(slot, SLOTS[slot].default))
 
 
 class ModelConfig(Dims):
-    """Sizes and components of one model; the defaults are GPT-2 124M. A list in a per-layer slot is a pattern that
-    repeats over the layers; in `embedding`, `stack` and `objective` it is an ordered list of parts."""
+    """Sizes and components of one model; the defaults are GPT-2 124M. In a per-layer slot, a list is a pattern
+    that repeats over the layers; in `embedding`, `stack` and `objective` it is an ordered list of parts."""
 
     position: tuple[Choice, ...] = default("position")
     norm: tuple[Choice, ...] = default("norm")
@@ -56,9 +56,9 @@ class ModelConfig(Dims):
         return read_field(info.field_name, raw)
 
     def choices(self) -> dict[str, tuple[Choice, ...]]:
-        """Slot -> choices, those of arity one as a pattern of length 1."""
-        found = {slot: getattr(self, slot) for slot in MODEL_SLOTS}
-        return {slot: c if isinstance(c, tuple) else (c,) for slot, c in found.items()}
+        """Slot -> choices; a single choice is a pattern of length 1."""
+        fields = {slot: getattr(self, slot) for slot in MODEL_SLOTS}
+        return {slot: c if isinstance(c, tuple) else (c,) for slot, c in fields.items()}
 
 
 class GPT(nn.Module):
@@ -72,116 +72,116 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        site = Site(config, config.choices())
-        self.scaling: Scaling = site.make("parametrization")
-        self.wte, *others = site.make_all("embedding")
+        builder = Builder(config, config.choices())
+        self.scaling: Scaling = builder.build("parametrization")
+        self.wte, *others = builder.build_all("embedding")
         self.embedding = nn.ModuleList(others)
-        self.positions, self.wpe = build_positions(site)
+        self.positions, self.wpe = build_positions(builder)
         self.drop = nn.Dropout(config.dropout)
-        self.stack = nn.ModuleList(site.make_all("stack"))
+        self.stack = nn.ModuleList(builder.build_all("stack"))
         sources = [self._source(layer) for layer in range(config.n_layer)]
         built = sorted(set(sources))
         self.block_of = [built.index(source) for source in sources]
-        self.h = nn.ModuleList(site.at(layer=layer).make("residual") for layer in built)
-        self.ln_f = site.make("norm") if self.h[-1].final_norm else nn.Identity()
-        self.lm_head = site.make("head")
-        self.terms = nn.ModuleList(site.make_all("objective"))
+        self.h = nn.ModuleList(builder.at(layer=layer).build("residual") for layer in built)
+        self.ln_f = builder.build("norm") if self.h[-1].final_norm else nn.Identity()
+        self.lm_head = builder.build("head")
+        self.terms = nn.ModuleList(builder.build_all("objective"))
         self.roles = {param.name: param.role for param in params(self)}
         self.compiled_loss = False
 
     def _source(self, layer: int) -> int:
-        """Which layer's weights `layer` uses, after every part of the stack had its say."""
+        """The layer whose weights `layer` uses, according to the parts of the stack."""
         for part in self.stack:
-            layer = part.weights_of(layer)  # type: ignore[operator]
+            layer = part.weights_from(layer)  # type: ignore[operator]
         return layer
 
     @property
     def max_context(self) -> int | None:
-        """The longest context in tokens that the positions can express; None without limit."""
+        """The longest context in tokens that the positions support; None without limit."""
         limits = [p.max_context for p in self.positions if p.max_context is not None]
         return min(limits) if limits else None
 
     def params(self) -> list[Param]:
-        """Every parameter once, with its role and rate: what optimizers and inits receive."""
+        """Every parameter once, with its role and rate, for optimizers and inits."""
         named, rates = self.named_parameters(), self.scaling.rate
         return [Param(name, x, self.roles[name], rates.get(self.roles[name].kind, 1.0)) for name, x in named]
 
     def initialise(self, seed: int) -> None:
-        """Draw every matrix by the init slot, each from its own generator (seed, name): equal on every device."""
-        draw = SLOTS["init"].build(self.config.init, Site(self.config, self.config.choices()))
+        """Draw every matrix by the init slot, each from its own generator (seed, name); the same on every device."""
+        draw = SLOTS["init"].build(self.config.init, Builder(self.config, self.config.choices()))
         for param in self.params():
             if param.role.kind == "vector":
                 continue
             generator = torch.Generator().manual_seed(name_seed(seed, param.name))
-            fresh = Param(param.name, nn.Parameter(torch.empty(param.tensor.shape)), param.role)
-            draw(fresh, generator)
+            drawn = Param(param.name, nn.Parameter(torch.empty(param.tensor.shape)), param.role)
+            draw(drawn, generator)
             factor = self.scaling.std.get(param.role.kind, 1.0)
             with torch.no_grad():
-                param.tensor.copy_(fresh.tensor if factor == 1.0 else fresh.tensor * factor)
+                param.tensor.copy_(drawn.tensor if factor == 1.0 else drawn.tensor * factor)
 
-    def hidden(self, step: Step) -> Tensor:
-        """The normalised stream after the last block, as the head reads it.  -> (B, T, C)"""
-        x = self.wte(step.tokens, step)
+    def hidden(self, ctx: ForwardContext) -> Tensor:
+        """The normalised stream behind the last block, the input of the head.  -> (B, T, C)"""
+        x = self.wte(ctx.tokens, ctx)
         for part in self.embedding:
-            x = part(x, step)
+            x = part(x, ctx)
         for position in unique(self.positions):
-            x = position.add(x, step)
+            x = position.add(x, ctx)
         x = self.drop(x)
         x = self.h[0].open(x)  # type: ignore[operator]
         for depth, block in enumerate(self.block_of):
-            step.enter(depth, self.positions[depth])
+            ctx.enter(depth, self.positions[depth])
             for part in self.stack:
-                x = part.before(depth, x, step)  # type: ignore[operator]
-            x = self.h[block](x, step)
+                x = part.before(depth, x, ctx)  # type: ignore[operator]
+            x = self.h[block](x, ctx)
             for part in self.stack:
-                x = part.after(depth, x, step)  # type: ignore[operator]
-            if step.watch is not None:
-                step.watch.stream(depth, x)
+                x = part.after(depth, x, ctx)  # type: ignore[operator]
+            if ctx.observer is not None:
+                ctx.observer.stream(depth, x)
         x = self.h[-1].close(x)  # type: ignore[operator]
-        if step.cache is not None:
-            step.cache.seen += step.tokens.shape[1]
+        if ctx.cache is not None:
+            ctx.cache.length += ctx.tokens.shape[1]
         out: Tensor = self.ln_f(x)
         return out if self.scaling.output == 1.0 else out * self.scaling.output
 
-    def step(self, tokens: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Step:
-        """A fresh Step for `tokens` (B, T), refused when the positions cannot reach that far."""
-        end = tokens.shape[1] + (cache.seen if cache is not None else 0)
+    def context(self, tokens: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> ForwardContext:
+        """The context of a forward pass over `tokens` (B, T). Raises ConfigError beyond `max_context`."""
+        end = tokens.shape[1] + (cache.length if cache is not None else 0)
         if self.max_context is not None and end > self.max_context:
             raise ConfigError(
-                f"{end} tokens of context, but the positions end at {self.max_context}",
+                f"{end} tokens of context, but the positions are limited to {self.max_context}",
                 where="model.position",
                 hint="a scheme without a limit, such as rotary, or a larger model.block_size",
             )
         parts: Any = self.stack
-        return Step(tokens, cache=cache, documents=documents, stack=parts, score_factor=self.scaling.scores)
+        return ForwardContext(tokens, cache=cache, documents=documents, stack=parts, score_factor=self.scaling.scores)
 
     def trunk(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """All of the model below the head, and auxiliary losses by name: the part of a training step that can be
-        compiled.  (B, T) -> (B, T, C), {name: ()}"""
-        step = self.step(tokens, documents=documents)
-        return self.hidden(step), step.losses
+        """The model without its head, and auxiliary losses by name: the part of a forward pass that is compiled.
+        (B, T) -> (B, T, C), {name: ()}"""
+        ctx = self.context(tokens, documents=documents)
+        return self.hidden(ctx), ctx.losses
 
     def forward(self, tokens: Tensor, *, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
-        """Scores of every next token.  tokens (B, T) int64 -> (B, T, V).
+        """Logits of the next token at every position.  tokens (B, T) int64 -> (B, T, V).
 
-        With a cache, `tokens` continue what it has seen. With `documents` (B, T), attention stays within a document.
+        With a cache, `tokens` continue the cached sequence. With `documents` (B, T), attention stays within a document.
         Raises ConfigError beyond `max_context`.
         """
-        x = self.hidden(self.step(tokens, cache, documents))
+        x = self.hidden(self.context(tokens, cache, documents))
         logits: Tensor = self.lm_head(x.flatten(0, 1), self.wte)
         return logits.view(*tokens.shape, -1)
 
     def loss(self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None) -> Tensor:
         """Mean cross entropy of the next token in nats, whatever the objective.  (B, T), (B, T) -> ()
 
-        Targets of -100 do not count.
+        Targets of -100 are ignored.
         """
         return self._terms(tokens, targets, documents, with_objective=False)[1]["loss"]
 
     def objective(
         self, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What training minimises, and its parts: `loss` (plain cross entropy) and every auxiliary loss.
+        """The training objective, and its parts: `loss` (plain cross entropy) and every auxiliary loss.
 
         (B, T), (B, T) -> (), {name: ()}
         """
@@ -193,11 +193,11 @@ class GPT(nn.Module):
         x, auxiliary = self.trunk(tokens, documents)
         count = (targets != -100).sum()
         terms = list(self.terms) if with_objective else []
-        rows, wanted = x.flatten(0, 1), targets.flatten()
-        summed, nll = loss_sums(
-            rows, wanted, self.lm_head, self.wte, terms, self.config.vocab_size, fused=self.compiled_loss
+        rows, labels = x.flatten(0, 1), targets.flatten()
+        objective, nll = loss_sums(
+            rows, labels, self.lm_head, self.wte, terms, self.config.vocab_size, fused=self.compiled_loss
         )
-        total = summed / count
+        total = objective / count
         if not with_objective:
             return total, {"loss": total}
         parts = {"loss": nll / count}
@@ -208,23 +208,21 @@ class GPT(nn.Module):
         return total, parts
 
 
-def build_positions(site: Site) -> tuple[list[Position], nn.Module]:
-    """One scheme per layer, equal choices sharing one instance, and the module that owns their parameters.
+def build_positions(builder: Builder) -> tuple[list[Position], nn.Module]:
+    """The scheme of every layer, equal choices sharing one instance, and the module that holds their parameters.
 
-    One scheme is itself the model's `wpe`, so that learned positions are called wpe.weight as in GPT-2.
+    A single scheme is itself the model's `wpe`, so learned positions are called wpe.weight as in GPT-2.
     """
-    made: dict[str, Position] = {}
+    schemes: dict[str, Position] = {}
     layers: list[Position] = []
-    for layer in range(site.dims.n_layer):
-        here = site.at(layer=layer)
-        key = repr(here.choice("position").full())
-        if key not in made:
-            made[key] = here.at(layer=None, choices={**site.choices, "position": (here.choice("position"),)}).make(
-                "position"
-            )
-            made[key].key = str(len(made) - 1)
-        layers.append(made[key])
-    distinct = list(made.values())
+    for layer in range(builder.dims.n_layer):
+        choice = builder.at(layer=layer).choice("position")
+        name = repr(choice.full())
+        if name not in schemes:
+            schemes[name] = builder.at(choices={**builder.choices, "position": (choice,)}).build("position")
+            schemes[name].key = str(len(schemes) - 1)
+        layers.append(schemes[name])
+    distinct = list(schemes.values())
     return layers, distinct[0] if len(distinct) == 1 else nn.ModuleList(distinct)
 
 
@@ -239,7 +237,7 @@ def name_seed(seed: int, name: str) -> int:
 
 
 def build_model(config: ModelConfig, *, seed: int = 0, device: str | torch.device = "cpu") -> GPT:
-    """The model that `config` describes, with initial weights that depend on the seed and parameter names alone."""
+    """The model that `config` describes, with initial weights that depend only on the seed and parameter names."""
     model = GPT(config)
     model.initialise(seed)
     return model.to(device)

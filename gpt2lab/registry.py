@@ -252,9 +252,9 @@ PLUGINS: list[str] = []
 
 def read_field(slot: str, raw: object) -> Choice | tuple[Choice, ...]:
     """For pydantic validators: a config field's written value as the slot's choice or choices."""
-    found = SLOTS[slot]
+    field_slot = SLOTS.get(slot) or BESIDE_CONFIG[slot]
     try:
-        return found.read(raw) if found.arity == "one" else found.read_all(raw)
+        return field_slot.read(raw) if field_slot.arity == "one" else field_slot.read_all(raw)
     except Misfit as misfit:
         raise PydanticCustomError("misfit", "{what}", {"what": str(misfit), "problems": misfit.problems}) from None
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2lab.components.base import Param
-from gpt2lab.components.step import Step
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.registry import SLOTS, Choice, Slot
@@ -325,7 +325,7 @@ class Recorder(TorchFunctionMode):
         """The call of a module, of another method of a component, or of Step.once; None for other frames."""
         variables, method = frame.f_locals, frame.f_code.co_name
         part, is_module, once = variables.get("self"), method == "forward", False
-        step = next((x for x in variables.values() if isinstance(x, Step)), None)
+        step = next((x for x in variables.values() if isinstance(x, ForwardContext)), None)
         path = self.paths.get(id(part), "")
         if part is step and method == "once":  # made by the neighbour of that name, the position scheme or the caller
             name, once = re.split(r"\W", variables["key"])[0], True

@@ -14,14 +14,14 @@ from torch import Tensor
 
 import gpt2lab.optim  # noqa: F401  (fills the slot of schedules)
 from gpt2lab.components.attend import score_map
-from gpt2lab.components.base import Site
+from gpt2lab.components.base import Builder
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.position import Alibi, Rotary, Sinusoidal
-from gpt2lab.components.step import Step
 from gpt2lab.config import load_config
 from gpt2lab.coordinates import at_widths, coordinate_check
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import SLOTS
-from gpt2lab.training.diagnostics import ActivationStatistics
+from gpt2lab.training.diagnostics import ActivationRms, Diagnostic
 
 GPT2_VARIANCE = 768 * 0.02**2
 """What a matrix of GPT-2 124M makes of inputs of variance 1 at init. Narrow models are drawn with a larger sd, so that
@@ -60,7 +60,7 @@ def score_sizes(widths: Sequence[int], keys: int = 256) -> dict[str, list[float]
     for D in widths:
         q, k = (torch.randn(1, 1, keys, D, generator=generator(i)) for i in (0, 1))
         config = ModelConfig(n_head=1, n_embd=D)
-        plain = Site(config, config.choices()).make("scores")
+        plain = Builder(config, config.choices()).build("scores")
         for suffix, scale in (("", D**-0.5), (" unscaled", 1.0)):
             scores = score_map(q, k, torch.zeros(()), plain, scale)  # (1, 1, T, S)
             odds = scores.softmax(-1)
@@ -75,9 +75,9 @@ def score_sizes(widths: Sequence[int], keys: int = 256) -> dict[str, list[float]
 
 def rotary_scores(length: int, width: int = 64, theta: float = 10000.0) -> Tensor:
     """Score of a unit query with the same unit vector as key, by distance: what rotation alone does.  -> (length,)"""
-    rotary, step = Rotary(theta, 1.0), Step(torch.zeros(1, length, dtype=torch.int64))
+    rotary, ctx = Rotary(theta, 1.0), ForwardContext(torch.zeros(1, length, dtype=torch.int64))
     same = torch.full((1, 1, length, width), width**-0.5)
-    turned = rotary.rotate(same, step)[0, 0]
+    turned = rotary.rotate(same, ctx)[0, 0]
     return turned @ turned[0]
 
 
@@ -85,17 +85,17 @@ def rotary_shift_error(shift: int, width: int = 64) -> float:
     """Largest change of any score when all positions move by `shift`: zero but for rounding."""
     rotary, T = Rotary(10000.0, 1.0), 64
     q, k = (torch.randn(1, 1, T, width, generator=generator(i)) for i in (0, 1))
-    far = Step(torch.zeros(1, T, dtype=torch.int64))
+    far = ForwardContext(torch.zeros(1, T, dtype=torch.int64))
     far.q_positions = far.q_positions + shift
-    here = Step(torch.zeros(1, T, dtype=torch.int64))
+    here = ForwardContext(torch.zeros(1, T, dtype=torch.int64))
     scores = [rotary.rotate(q, s) @ rotary.rotate(k, s).mT for s in (here, far)]
     return (scores[0] - scores[1]).abs().max().item()
 
 
 def sinusoidal_products(length: int, n_embd: int = 64) -> Tensor:
     """Product of the wave vector of position 0 with that of each distance, made 1 at distance 0.  -> (length,)"""
-    step = Step(torch.zeros(1, length, dtype=torch.int64))
-    waves = Sinusoidal(n_embd, 10000.0, 1.0).add(torch.zeros(1, length, n_embd), step)[0]
+    ctx = ForwardContext(torch.zeros(1, length, dtype=torch.int64))
+    waves = Sinusoidal(n_embd, 10000.0, 1.0).add(torch.zeros(1, length, n_embd), ctx)[0]
     return waves @ waves[0] / (n_embd / 2)
 
 
@@ -113,14 +113,13 @@ def stream_rms(config: ModelConfig, seed: int = 0) -> list[float]:
     """rms of the residual stream: of the embedding, then behind each block, in a fresh model."""
     model = build_model(config, seed=seed).eval()
     tokens, _ = tokens_for(model)
-    step = model.step(tokens)
-    seen = ActivationStatistics()
-    step.watch = seen
+    ctx = model.context(tokens)
+    ctx.observer = stream = ActivationRms()
     first: list[float] = []
     handle = model.h[0].register_forward_pre_hook(lambda _, args: first.append(args[0].square().mean().sqrt().item()))
-    model.hidden(step)
+    model.hidden(ctx)
     handle.remove()
-    return [first[0], *(seen.rms[depth].item() for depth in range(config.n_layer))]
+    return [first[0], *(float(stream.values[str(depth)]) for depth in range(config.n_layer))]
 
 
 def mlp_variance() -> float:
@@ -294,16 +293,16 @@ def uneven_parts(counts: Sequence[int] = (128, 16)) -> dict[str, float]:
 def first_scores(config: ModelConfig) -> float:
     """sd of the attention scores of a fresh model's first block, among pairs that may see each other."""
     model = build_model(config).eval()
-    step = model.step(tokens_for(model)[0])
+    ctx = model.context(tokens_for(model)[0])
     kept: list[Tensor] = []
 
-    class Look(ActivationStatistics):
+    class Look(Diagnostic):
         def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Any, scale: float) -> None:
             if depth == 0:
                 kept.append(score_map(q, k, bias, scores, scale))
 
-    step.watch = Look()
-    model.hidden(step)
+    ctx.observer = Look()
+    model.hidden(ctx)
     return kept[0][kept[0].isfinite()].std().item()
 
 

@@ -54,7 +54,7 @@ FINAL = "final/"
 FULL_PRECISION = 7
 """Significant digits to which two runs of different seeds do not agree by chance."""
 
-SINGLE = 3e38
+ALONE = 3e38
 """Larger values do not fit single precision."""
 
 LEAST, MOST = 1e-50, 1e50
@@ -341,7 +341,7 @@ def _copies(entries: Sequence[Entry]) -> tuple[Problem, ...]:
 
 def _digits(value: float) -> int:
     """Significant digits that it takes to write it, in single precision where that holds it."""
-    single = abs(value) < SINGLE and float(np.float32(value)) == value
+    single = abs(value) < ALONE and float(np.float32(value)) == value
     mantissa = str(np.float32(value)) if single else f"{value:.12g}"  # 2.1431999999999998 has five
     return len(mantissa.partition("e")[0].replace(".", "").strip("-0"))
 

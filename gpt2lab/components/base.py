@@ -1,7 +1,7 @@
-"""What every component can rely on: the model's dimensions, the place where it is built, and roles for parameters.
+"""What components are built with: the model's sizes, a builder for the parts inside them, and roles of parameters.
 
-A factory receives a `Site` and returns a module; during a forward pass modules receive a `Step` (see step.py). No
-component asks for another by name: it asks the site to make whatever was chosen for a slot.
+A factory receives a `Builder` and returns a module; modules receive a `ForwardContext` (context.py) in a forward pass.
+No component names another one: it asks the builder for whatever was chosen for a slot.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Dims(Settings):
     bias: bool = True
     """Whether linear layers and LayerNorms have biases."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Probability of dropping, after the embedding, on attention weights, and at the end of each branch."""
+    """Dropout probability: after the embedding, on attention weights, and at the end of each branch."""
     mlp_ratio: float = Field(4.0, gt=0.0)
     """Hidden width of an MLP divided by n_embd."""
 
@@ -49,14 +49,14 @@ Kind = Literal["embedding", "position", "hidden", "residual_out", "head", "route
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is for. Init, weight decay, Muon and muP read this, never a name.
+    """What a parameter is for. Init, weight decay, Muon and muP use this instead of names.
 
     kind:   `embedding`, `position` (tables looked up), `hidden` (a matrix inside a block), `residual_out` (the last
             matrix of a branch, which writes into the stream), `head`, `router`, or `vector` (gains, biases, scalars).
-    layer:  the block it belongs to, if any.
+    layer:  index of its block, None outside blocks.
     gain:   factor on the standard deviation at init; None leaves it to the init (GPT-2: 1/sqrt(2 L) for residual_out).
-    rows:   names and heights of matrices stacked in one tensor, as query, key and value in c_attn.
-    active: fraction that works on one token (below 1 for experts).
+    rows:   names and heights of matrices stacked in one tensor, such as query, key and value in c_attn.
+    active: fraction used for one token (below 1 for experts).
     """
 
     kind: Kind
@@ -68,8 +68,10 @@ class Role:
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter with its dotted name and role, as optimizers and inits receive it. rate: factor on its learning rate,
-    which `decay_groups` and `build_optimizers` see to."""
+    """A parameter with its dotted name and role, as optimizers and inits receive it.
+
+    rate: factor on its learning rate, applied by `decay_groups` and `build_optimizers`.
+    """
 
     name: str
     tensor: nn.Parameter
@@ -77,45 +79,48 @@ class Param:
     rate: float = 1.0
 
 
-def mark(tensor: torch.Tensor, role: Role) -> nn.Parameter:
-    """`tensor` as a parameter that carries its role; unmarked ones with fewer than two dimensions count as vectors."""
-    parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
-    parameter.role = role  # type: ignore[attr-defined]
-    return parameter
+def parameter(tensor: torch.Tensor, role: Role) -> nn.Parameter:
+    """`tensor` as a parameter with a role. Parameters without one count as vectors if they have fewer than two
+    dimensions."""
+    made = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+    made.role = role  # type: ignore[attr-defined]
+    return made
 
 
 def params(model: nn.Module) -> list[Param]:
     """Every parameter of `model` once, in order of construction, with its role.
 
-    Raises ValueError for a matrix whose role nobody stated.
+    Raises ValueError for a matrix without a role.
     """
-    found = []
+    listed = []
     for name, tensor in model.named_parameters():
         role = getattr(tensor, "role", Role("vector") if tensor.ndim < 2 else None)
         if role is None:
-            raise ValueError(f"{name} {tuple(tensor.shape)} has no role: wrap it as mark(tensor, Role('hidden', ...))")
-        found.append(Param(name, tensor, role))
-    return found
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} has no role: wrap it as parameter(tensor, Role('hidden', ...))"
+            )
+        listed.append(Param(name, tensor, role))
+    return listed
 
 
 class Linear(nn.Linear):
-    """torch's Linear, left undrawn: the `init` slot fills weights, so building a large model costs nothing twice."""
+    """torch's Linear without initial weights: the `init` slot draws them, so they are not drawn twice."""
 
     def reset_parameters(self) -> None:
-        """Zero the bias; the weight stays as allocated until the model is initialised."""
+        """Zero the bias; the weight is uninitialised memory until the model is initialised."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where a component is being built.
+class Builder:
+    """Builds the parts of a model at one place in it.
 
     dims:    the model's sizes.
     choices: slot name -> the pattern of choices, repeated over the layers.
     layer:   index of the block, None outside blocks.
-    width:   channels of what is to be normalised; n_embd unless an inner part says otherwise.
-    gain:    init gain for the matrices built here (see Role), set by residual schemes that bring their own.
+    width:   channels of the input of a norm, where it is not n_embd.
+    gain:    init gain of the matrices built here (see Role), set by residual schemes that define one.
     """
 
     dims: Dims
@@ -124,37 +129,38 @@ class Site:
     width: int | None = None
     gain: float | None = None
 
-    def at(self, **changes: Any) -> Site:
-        """The same site with some fields changed."""
+    def at(self, **changes: Any) -> Builder:
+        """The same builder with some fields changed."""
         return replace(self, **changes)
 
     def choice(self, slot: str) -> Choice:
-        """What was chosen for `slot` in this layer."""
+        """The choice for `slot` in this layer."""
         pattern = self.choices[slot]
         return pattern[(self.layer or 0) % len(pattern)]
 
-    def make(self, slot: str) -> Any:
-        """Build what was chosen for a neighbouring slot in this layer."""
+    def build(self, slot: str) -> Any:
+        """Build the component chosen for `slot` in this layer."""
         return SLOTS[slot].build(self.choice(slot), self)
 
-    def make_all(self, slot: str) -> list[Any]:
-        """Build every part of an ordered list slot."""
+    def build_all(self, slot: str) -> list[Any]:
+        """Build every part of a slot that holds an ordered list."""
         return [SLOTS[slot].build(choice, self) for choice in self.choices[slot]]
 
     def linear(
         self, n_in: int, n_out: int, kind: Kind = "hidden", *, rows: Mapping[str, int] | None = None, bias: bool = True
     ) -> Linear:
-        """A linear map (..., n_in) -> (..., n_out) whose weight (n_out, n_in) has its role; biases as the model has."""
+        """A linear map (..., n_in) -> (..., n_out) whose weight (n_out, n_in) has a role; with a bias if the model has
+        biases."""
         layer = Linear(n_in, n_out, bias=bias and self.dims.bias)
-        mark(layer.weight, Role(kind, self.layer, self.gain, tuple((rows or {}).items())))
+        parameter(layer.weight, Role(kind, self.layer, self.gain, tuple((rows or {}).items())))
         return layer
 
     def table(self, n_rows: int, n_columns: int, kind: Kind) -> nn.Parameter:
-        """A looked-up matrix (n_rows, n_columns) with its role."""
-        return mark(torch.empty(n_rows, n_columns), Role(kind, self.layer, self.gain))
+        """A lookup table (n_rows, n_columns) with a role."""
+        return parameter(torch.empty(n_rows, n_columns), Role(kind, self.layer, self.gain))
 
 
-def short_cut(part: object, name: str) -> Any:
-    """The method `name` of a component if its very class defines it, else None. A short cut says what the component
-    computes; an heir that computes something else must not inherit that claim."""
+def own_method(part: object, name: str) -> Any:
+    """The method `name` of a component if its own class defines it, else None. Such a method is a shortcut for what
+    `forward` computes, and a subclass with another `forward` must not inherit it."""
     return getattr(part, name) if name in vars(type(part)) else None

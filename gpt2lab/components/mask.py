@@ -1,4 +1,4 @@
-"""Which earlier tokens each token may look at, chosen per layer."""
+"""Which earlier tokens each token may attend to, chosen per layer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from gpt2lab.components.attend import Mask
-from gpt2lab.components.base import Site
+from gpt2lab.components.base import Builder
 from gpt2lab.registry import Slot
 
-mask = Slot("model.mask", "which earlier tokens a token may look at", default="causal", arity="per_layer")
+mask = Slot("model.mask", "which earlier tokens a token may attend to", default="causal", arity="per_layer")
 
 
 @mask.register("causal", source="arXiv:1706.03762")
-def causal(site: Site) -> Mask:
-    """Every token sees itself and all earlier tokens; GPT-2's mask."""
+def causal(builder: Builder) -> Mask:
+    """Every token attends to itself and all earlier tokens; GPT-2's mask."""
     return Mask()
 
 
@@ -26,21 +26,21 @@ def causal(site: Site) -> Mask:
     examples=({"window": 4, "sinks": 1},),
 )
 def sliding_window(
-    site: Site, *, window: Annotated[int, Field(ge=1)] | None = None, sinks: Annotated[int, Field(ge=0)] = 0
+    builder: Builder, *, window: Annotated[int, Field(ge=1)] | None = None, sinks: Annotated[int, Field(ge=0)] = 0
 ) -> Mask:
-    """Every token sees itself, the `window` - 1 tokens before it, and the first `sinks` tokens of the context.
+    """Every token attends to itself, the `window` - 1 tokens before it, and the first `sinks` tokens of the context.
 
-    token i sees j where i - window < j <= i, or j < sinks.
-    window: in tokens; null is half the context. Mix it with full layers by a pattern: `mask: [sliding_window, causal]`.
-    sinks:  how many tokens at the start of the context stay visible for ever.
+    Token i attends to j if i - window < j <= i, or j < sinks.
+    window: in tokens; null is half the context. A pattern mixes it with full layers: `mask: [sliding_window, causal]`.
+    sinks:  number of tokens at the start of the context that are always visible.
     """
-    return Mask(window or max(1, site.dims.block_size // 2), sinks)
+    return Mask(window or max(1, builder.dims.block_size // 2), sinks)
 
 
 def _check_documents(section: Any, options: Mapping[str, Any]) -> list[str]:
     if options["separator"] < section.vocab_size:
         return []
-    return [f"mask documents waits for token {options['separator']} and vocab_size is {section.vocab_size}"]
+    return [f"mask documents has separator {options['separator']}, but vocab_size is {section.vocab_size}"]
 
 
 @mask.register(
@@ -50,13 +50,16 @@ def _check_documents(section: Any, options: Mapping[str, Any]) -> list[str]:
     examples=({"separator": 5}, {"separator": 5, "window": 4}),
 )
 def documents(
-    site: Site, *, separator: Annotated[int, Field(ge=0)] = 50256, window: Annotated[int, Field(ge=1)] | None = None
+    builder: Builder,
+    *,
+    separator: Annotated[int, Field(ge=0)] = 50256,
+    window: Annotated[int, Field(ge=1)] | None = None,
 ) -> Mask:
-    """Every token sees itself and the earlier tokens of its own document, which a separator begins.
+    """Every token attends to itself and the earlier tokens of its own document, which begins with a separator.
 
-    Whether data has its separators before documents or behind them: where two meet, the separator is the first token
-    of the later one, so that what follows is predicted from it alone.
-    separator: the token that tells documents apart: GPT-2's, or the last of a vocabulary of one's own.
-    window: see no further back than this many tokens, itself included; null sets no limit.
+    The separator between two documents counts as the first token of the second one, so the first token of a document
+    is predicted from the separator alone.
+    separator: the token between documents: by default GPT-2's end of text.
+    window: largest number of tokens to attend to, the token itself included; null sets no limit.
     """
     return Mask(window, separator=separator)

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2lab.components.base import Site
+from gpt2lab.components.base import Builder
 from gpt2lab.registry import Slot
 
 norm = Slot("model.norm", "how activations are normalised", default="layernorm", arity="per_layer")
 
 
 class LayerNorm(nn.Module):
-    """Mean and variance over channels to 0 and 1, then a gain and, if wanted, a bias."""
+    """Normalise to mean 0 and variance 1 over channels, then apply a gain and an optional bias."""
 
     def __init__(self, width: int, eps: float, bias: bool) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square over channels to 1, then a gain if wanted."""
+    """Normalise to a root mean square of 1 over channels, then apply an optional gain."""
 
     def __init__(self, width: int, eps: float, scale: bool) -> None:
         super().__init__()
@@ -38,22 +38,22 @@ class RMSNorm(nn.Module):
 
 
 @norm.register("layernorm", source="arXiv:1607.06450")
-def layernorm(site: Site, *, eps: float = 1e-5, bias: bool | None = None) -> nn.Module:
+def layernorm(builder: Builder, *, eps: float = 1e-5, bias: bool | None = None) -> nn.Module:
     """Subtract the mean over channels and divide by the standard deviation; GPT-2's norm.  (..., C) -> (..., C)
 
     y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias.
-    eps:  keeps the division finite.
-    bias: whether there is one; null follows `model.bias`.
+    eps:  prevents division by zero.
+    bias: whether there is a bias; null follows `model.bias`.
     """
-    return LayerNorm(site.width or site.dims.n_embd, eps, site.dims.bias if bias is None else bias)
+    return LayerNorm(builder.width or builder.dims.n_embd, eps, builder.dims.bias if bias is None else bias)
 
 
 @norm.register("rmsnorm", source="arXiv:1910.07467")
-def rmsnorm(site: Site, *, eps: float = 1e-5, scale: bool = True) -> nn.Module:
-    """Divide by the root mean square over channels; no mean is subtracted, no bias added.  (..., C) -> (..., C)
+def rmsnorm(builder: Builder, *, eps: float = 1e-5, scale: bool = True) -> nn.Module:
+    """Divide by the root mean square over channels, without mean or bias.  (..., C) -> (..., C)
 
     y = x / sqrt(mean(x^2) + eps) * weight.
-    eps:   keeps the division finite.
+    eps:   prevents division by zero.
     scale: whether there is a weight.
     """
-    return RMSNorm(site.width or site.dims.n_embd, eps, scale)
+    return RMSNorm(builder.width or builder.dims.n_embd, eps, scale)

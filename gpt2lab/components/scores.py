@@ -1,4 +1,4 @@
-"""What happens to attention scores between the dot product and the output.
+"""Attention scores, from queries and keys to the output before its projection.
 
 Shapes: B batch, H heads, T tokens, C channels, D channels per head.
 """
@@ -11,37 +11,41 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gpt2lab.components.base import Site
+from gpt2lab.components.base import Builder
 from gpt2lab.registry import Slot
 
-scores = Slot("model.scores", "how attention scores are formed", default="plain", arity="per_layer")
+scores = Slot("model.scores", "how attention scores are computed", default="plain", arity="per_layer")
 
 
 class Scores(nn.Module):
-    """The parts around softmax(q k^T * scale) v that variants change; neutral where an option is off.
-
-    n_score: how many score maps the attention has (its query heads).
-    """
+    """The operations around softmax(q k^T * scale) v that differ between variants; without effect by default."""
 
     def __init__(
-        self, site: Site, *, qk_norm: bool, softcap: float | None, scale: float | None, gate: bool, sink_logits: bool
+        self,
+        builder: Builder,
+        *,
+        qk_norm: bool,
+        softcap: float | None,
+        scale: float | None,
+        gate: bool,
+        sink_logits: bool,
     ) -> None:
         super().__init__()
         self.softcap, self.scale = softcap, scale
-        inner = site.at(width=site.dims.head_size)
-        self.q_norm: nn.Module | None = inner.make("norm") if qk_norm else None
-        self.k_norm: nn.Module | None = inner.make("norm") if qk_norm else None
-        self.c_gate = site.linear(site.dims.n_embd, site.dims.n_embd) if gate else None
-        self.sink = nn.Parameter(torch.zeros(site.dims.n_head)) if sink_logits else None
+        inner = builder.at(width=builder.dims.head_size)
+        self.q_norm: nn.Module | None = inner.build("norm") if qk_norm else None
+        self.k_norm: nn.Module | None = inner.build("norm") if qk_norm else None
+        self.c_gate = builder.linear(builder.dims.n_embd, builder.dims.n_embd) if gate else None
+        self.sink = nn.Parameter(torch.zeros(builder.dims.n_head)) if sink_logits else None
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys before positions rotate them.  (B, H, T, D) each"""
+        """Change queries and keys before positions rotate them.  (B, H, T, D) each"""
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k
 
     def finish(self, y: Tensor, x: Tensor) -> Tensor:
-        """Heads joined again, before the output projection; x is what attention was given.  (B, T, C) -> (B, T, C)"""
+        """Change the concatenated heads y before the output projection; x is the input of attention.  (B, T, C) each"""
         return y if self.c_gate is None else y * torch.sigmoid(self.c_gate(x))
 
 
@@ -51,7 +55,7 @@ class Scores(nn.Module):
     examples=({"softcap": 30.0}, {"scale": 0.125}),
 )
 def plain(
-    site: Site,
+    builder: Builder,
     *,
     qk_norm: bool = False,
     softcap: Annotated[float, Field(gt=0)] | None = None,
@@ -59,12 +63,12 @@ def plain(
     gate: bool = False,
     sink_logits: bool = False,
 ) -> nn.Module:
-    """Scaled dot product, softmax(q k^T * scale); every option off is GPT-2.  (B, H, T, S) scores
+    """Scaled dot product, softmax(q k^T * scale); GPT-2's by default.  (B, H, T, S) scores
 
-    qk_norm:     normalise each head's queries and keys (with the model's norm) before positions rotate them.
-    softcap:     s -> softcap * tanh(s / softcap), which bounds scores.
+    qk_norm:     normalise the queries and keys of each head (with the model's norm) before positions rotate them.
+    softcap:     bound scores by s -> softcap * tanh(s / softcap).
     scale:       factor on the dot product; null is 1/sqrt(D).
-    gate:        multiply the heads' output by sigmoid(W x), element by element, before the output projection.
-    sink_logits: one learned score per head that takes part in the softmax and attends to nothing.
+    gate:        multiply the output of the heads elementwise by sigmoid(W x), before the output projection.
+    sink_logits: one trained score per head in the softmax, without a value.
     """
-    return Scores(site, qk_norm=qk_norm, softcap=softcap, scale=scale, gate=gate, sink_logits=sink_logits)
+    return Scores(builder, qk_norm=qk_norm, softcap=softcap, scale=scale, gate=gate, sink_logits=sink_logits)

@@ -18,7 +18,7 @@ Ids = NDArray[np.int64]
 
 
 class TokenSequence(Protocol):
-    """What batches are cut from: `prepared.Tokens`, or an int64 array."""
+    """Tokens to cut batches from: `prepared.Tokens`, or an int64 array."""
 
     def __len__(self) -> int: ...
 
@@ -27,15 +27,15 @@ class TokenSequence(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Training batches: in each epoch all blocks of T tokens, none overlapping, once each, in an order of that epoch.
+    """Training batches: each epoch has all non-overlapping blocks of T tokens once, in its own order.
 
     tokens:          the training tokens.
     block_size:      T, tokens per sequence.
     batch_sequences: sequences per optimizer step, over all ranks.
     seed:            the data seed, at least 0.
 
-    Blocks of an epoch start at an offset of its own, so that borders between blocks move and no token is left out for
-    ever. Raises ConfigError if there is less than one block and the token after it.
+    Each epoch has its own offset, so that borders between blocks move and every token is used. Raises ConfigError if
+    there are fewer than T + 1 tokens.
     """
 
     tokens: TokenSequence
@@ -47,26 +47,26 @@ class Batches:
         assert self.block_size > 0 and self.batch_sequences > 0 and self.seed >= 0, self
         if len(self.tokens) < self.block_size + 1:
             raise ConfigError(
-                f"training needs {self.block_size + 1} tokens, has {len(self.tokens)}",
+                f"training needs at least {self.block_size + 1} tokens, and there are {len(self.tokens)}",
                 where="data.corpus",
                 hint="more text, or a smaller block_size",
             )
 
     @property
     def epoch_blocks(self) -> int:
-        """Blocks per epoch: one fewer than fit, which leaves every offset below T possible; at least one."""
+        """Blocks per epoch: one fewer than fit, so that every offset below T is possible; at least one."""
         return max(1, (len(self.tokens) - self.block_size) // self.block_size)
 
     def at(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Ids, Ids]:
         """Inputs and targets of one rank at `step`, counted from 0.  -> (n, T), (n, T) int64
 
-        Ranks hold neighbouring rows of one global batch. Raises ConfigError if they cannot share it evenly.
+        Ranks have neighbouring rows of one global batch. Raises ConfigError if it cannot be divided evenly.
         """
         assert step >= 0 and 0 <= rank < world, (step, rank, world)
-        n, rest = divmod(self.batch_sequences, world)
-        if rest:
+        n, remainder = divmod(self.batch_sequences, world)
+        if remainder:
             raise ConfigError(
-                f"{self.batch_sequences} sequences per step cannot be shared evenly by {world} ranks",
+                f"{self.batch_sequences} sequences per step cannot be divided evenly among {world} ranks",
                 where="training.batch_tokens",
                 hint=f"a batch of a multiple of {world * self.block_size} tokens",
             )
@@ -75,7 +75,7 @@ class Batches:
         return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
     def where(self, step: int) -> dict[str, Any]:
-        """Which text a step trains on: the epoch it begins in and the first token of each sequence, over all ranks."""
+        """The text of a step: its epoch and the first token of each sequence, over all ranks."""
         first = step * self.batch_sequences
         starts = [self._start(first + row) for row in range(self.batch_sequences)]
         return {"seed": self.seed, "epoch": first // self.epoch_blocks, "first_tokens": starts}
@@ -86,16 +86,16 @@ class Batches:
         return self.tokens[start : start + self.block_size + 1]
 
     def _start(self, index: int) -> int:
-        epoch, place = divmod(index, self.epoch_blocks)
+        epoch, position = divmod(index, self.epoch_blocks)
         slack = len(self.tokens) - 1 - self.epoch_blocks * self.block_size
         offset, order = epoch_order(self.seed, epoch, self.epoch_blocks, slack)
-        return offset + int(order[place]) * self.block_size
+        return offset + int(order[position]) * self.block_size
 
 
 @lru_cache(maxsize=2)  # a batch spans two epochs at a border
 def epoch_order(seed: int, epoch: int, blocks: int, largest_offset: int) -> tuple[int, Ids]:
     """An epoch's offset, from 0 to `largest_offset`, and the order of its blocks, a permutation.  -> (blocks,)"""
-    # Raw bits and a stable sort: numpy promises the same stream for ever for bit generators, not for `permutation`.
+    # Raw bits and a stable sort: numpy guarantees the stream of bit generators, but not that of `permutation`.
     raw = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(blocks + 1)
     order = np.argsort(raw[1:], kind="stable")
     order.flags.writeable = False

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gpt2lab.components.attend import score_map
 from gpt2lab.components.base import Param
 from gpt2lab.components.scores import Scores
-from gpt2lab.components.stack import Across
+from gpt2lab.components.stack import CrossLayer
 from gpt2lab.data.batches import Batches
 from gpt2lab.doctor.run import ExaminedRun, Finding, NotExamined, error, warning
 from gpt2lab.model import GPT
@@ -227,7 +227,7 @@ def repeated_steps(run: ExaminedRun, count: int) -> Iterator[tuple[int, float, f
     block = config.model.block_size
     batches = Batches(run.data.train, block, training.batch_tokens // block, config.seed)
     set_arithmetic(training.precision, run.device, training.deterministic)
-    trained: Any = steps(state, batches, config.optim, training, seed=config.seed, stop_at=count, ahead=False)
+    trained: Any = steps(state, batches, config.optim, training, seed=config.seed, stop_at=count, late=False)
     model.train()
     for step in range(count):
         inputs, targets = (torch.as_tensor(x, device=run.device) for x in batches.at(step))
@@ -323,14 +323,14 @@ def causality(run: ExaminedRun) -> Finding | None:
     )
 
 
-class Constant(Across):
+class Constant(CrossLayer):
     """Gives attention the same values at every token."""
 
     def __init__(self, value: float) -> None:
         nn.Module.__init__(self)
         self.constant = value
 
-    def value(self, depth: int, v: Tensor, step: object) -> Tensor:
+    def mix_values(self, depth: int, v: Tensor, step: object) -> Tensor:
         return torch.full_like(v, self.constant)
 
 
@@ -367,7 +367,7 @@ def read_by_attention(model: GPT, tokens: Tensor, value: float) -> list[Tensor]:
         for block in model.h
     ]
     try:
-        step = model.step(tokens)
+        step = model.context(tokens)
         step.stack = [*step.stack, Constant(value)]
         model.hidden(step)
     finally:
@@ -396,8 +396,8 @@ class Scale:
 def attention_scale(run: ExaminedRun) -> Finding | None:
     """Dot products of queries and keys are divided by sqrt(D), unless the config says otherwise."""
     watch, pattern = Scale(), run.config.model.scores
-    step = run.start.step(run.tokens[:, :-1])
-    step.watch = watch
+    step = run.start.context(run.tokens[:, :-1])
+    step.observer = watch
     run.start.hidden(step)
     if not watch.found:
         raise NotExamined("its attention does not show its scores")

@@ -427,7 +427,7 @@ def _score(
             wanted += targets
             counts.append((request, len(targets)))
     with autocast(precision, device):
-        hidden = model.hidden(model.step(torch.from_numpy(ids).to(device)))[rows, places]  # (r, C)
+        hidden = model.hidden(model.context(torch.from_numpy(ids).to(device)))[rows, places]  # (r, C)
         logs, greedy = _targets(model, hidden, torch.tensor(wanted, device=device))
     ends = itertools.accumulate((count for _, count in counts), initial=0)
     parts = [(request, slice(start, start + n), n) for (request, n), start in zip(counts, ends, strict=False)]

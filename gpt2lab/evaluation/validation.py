@@ -35,7 +35,9 @@ from gpt2lab.evaluation.windows import (
     windows_by_document,
 )
 from gpt2lab.model import GPT
+from gpt2lab.registry import Choice, read_field
 from gpt2lab.schema import Settings
+from gpt2lab.training.diagnostics import DEFAULT, diagnostic
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.precision import Precision
 
@@ -58,6 +60,14 @@ class EvaluationConfig(Settings):
     """Tasks asked at each of those evaluations, as hellaswag or arc_easy:split=validation; empty for none."""
     task_documents: int = Field(100, ge=1)
     """Documents of each task that are asked, the same ones at each evaluation, spread evenly over all."""
+
+    diagnostics: tuple[Choice, ...] = Field(default_factory=lambda: diagnostic.read_all(DEFAULT))
+    """Diagnostics measured at each of those evaluations."""
+
+    @field_validator("diagnostics", mode="before")
+    @classmethod
+    def _diagnostics(cls, raw: object) -> Choice | tuple[Choice, ...]:
+        return read_field("diagnostic", raw)
 
     @field_validator("contexts")
     @classmethod

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gpt2lab.components.step import Cache
+from gpt2lab.components.context import Cache
 from gpt2lab.errors import ConfigError
 from gpt2lab.generation.reader import Reader
 from gpt2lab.model import GPT
@@ -150,7 +150,7 @@ class Group:
 
     def advance(self) -> dict[int, int]:
         """The next token of every sample."""
-        if self.window is not None and self.cache.seen + self.unread.shape[1] > self.window:
+        if self.window is not None and self.cache.length + self.unread.shape[1] > self.window:
             self.cache, self.unread = Cache(), self.tokens[:, -max(1, self.window // 2) :]
         scores = self.scores(self.unread)
         new = choose(scores, self.tokens, self.settings, self.random)

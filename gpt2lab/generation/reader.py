@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2lab.components.base import short_cut
-from gpt2lab.components.step import Cache
+from gpt2lab.components.base import own_method
+from gpt2lab.components.context import Cache
 from gpt2lab.model import GPT
 from gpt2lab.training.precision import AUTOCAST, Precision, autocast
 
@@ -50,7 +50,7 @@ class Reader:
         for layer in self.model.modules():
             if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:  # heirs may compute more
                 layer.forward = product(layer.weight, layer.bias, rows, dtype)  # type: ignore[assignment, method-assign]
-        matrix_of = short_cut(self.model.lm_head, "matrix")
+        matrix_of = own_method(self.model.lm_head, "matrix")
         matrix = matrix_of(self.model.wte) if matrix_of else None
         self._head: Product = (
             partial(self.model.lm_head, embedding=self.model.wte)
@@ -61,7 +61,7 @@ class Reader:
     def scores(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Scores of the token after the last, the head having read no other.  (B, T) -> (B, V) float32"""
         with autocast(self.precision, self.device):
-            x = self.model.hidden(self.model.step(tokens, cache))  # (B, T, C)
+            x = self.model.hidden(self.model.context(tokens, cache))  # (B, T, C)
             return self._head(x[:, -1]).float()
 
 

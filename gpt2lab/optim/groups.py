@@ -22,11 +22,11 @@ class OptimConfig(Settings):
     lr: float = Field(6e-4, gt=0)
     """Peak learning rate, reached at the end of the warm-up."""
     warmup_steps: int = Field(700, ge=0)
-    """Steps over which the rate rises linearly to its peak."""
+    """Steps over which the rate increases linearly to its peak."""
     grad_clip: float | None = Field(1.0, gt=0)
-    """Largest 2-norm of the whole gradient; null does not clip."""
+    """Largest 2-norm of the whole gradient; null disables clipping."""
     optimizer: Choice = Field(default_factory=lambda: _default("optimizer"))
-    """What turns gradients into updates."""
+    """The optimizer."""
     schedule: Choice = Field(default_factory=lambda: _default("schedule"))
     """How the rate changes after the warm-up."""
 
@@ -36,41 +36,41 @@ class OptimConfig(Settings):
         return read_field(info.field_name, raw)
 
     def multiplier(self, steps: int) -> Callable[[int], float]:
-        """The factor in [0, 1] on every rate, as a function of the steps taken, for a training of `steps` steps."""
-        built: Callable[[int], float] = SLOTS["schedule"].build(self.schedule, steps, self.warmup_steps)
-        return built
+        """The factor in [0, 1] on all rates, as a function of the steps taken, in a training of `steps` steps."""
+        schedule: Callable[[int], float] = SLOTS["schedule"].build(self.schedule, steps, self.warmup_steps)
+        return schedule
 
     def problems(self, steps: int) -> list[Problem]:
-        """What cannot mean anything in a training of `steps` steps."""
+        """Problems in a training of `steps` steps."""
         if self.warmup_steps <= steps:
             return []
         return [Problem("optim.warmup_steps", f"{self.warmup_steps} steps of warm-up in a training of {steps} steps")]
 
 
 def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optimizer]:
-    """The chosen optimizer over `params`; each of its groups keeps its peak rate as `base_lr`, so that the rate of a
-    step is base_lr times the schedule's multiplier. Where parameters have a factor on the rate, it is in there.
+    """The chosen optimizer over `params`. Each group has its peak rate as `base_lr`, with the factor on the rate of its
+    parameters; the rate of a step is base_lr times the schedule's multiplier.
 
-    Raises ConfigError when the component leaves a parameter out, updates it twice, or puts parameters into one group
-    whose rates differ.
+    Raises ConfigError if the component omits a parameter, updates it twice, or puts parameters with different rates
+    into one group.
     """
     optimizers: list[Optimizer] = list(SLOTS["optimizer"].build(config.optimizer, params, config.lr))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    owners = Counter(id(tensor) for group in groups for tensor in group["params"])
-    wrong = {param.name: owners[id(param.tensor)] for param in params if owners[id(param.tensor)] != 1}
-    if wrong:
+    updates = Counter(id(tensor) for group in groups for tensor in group["params"])
+    not_once = {param.name: updates[id(param.tensor)] for param in params if updates[id(param.tensor)] != 1}
+    if not_once:
         raise ConfigError(
             [
-                Problem("optim.optimizer", f"{config.optimizer} updates {name} {count} times in a step, not once")
-                for name, count in wrong.items()
+                Problem("optim.optimizer", f"{config.optimizer} updates {name} {count} times per step, not once")
+                for name, count in not_once.items()
             ]
         )
     factors = {id(param.tensor): param.rate for param in params}
     for group in groups:
         rates = {factors[id(tensor)] for tensor in group["params"]} or {1.0}
         if len(rates) > 1:
-            what = f"{config.optimizer} puts parameters into one group that are to have rates of their own"
-            raise ConfigError(what, where="optim.optimizer", hint="groups made by gpt2lab.optim.decay_groups")
+            what = f"{config.optimizer} puts parameters with different rates into one group"
+            raise ConfigError(what, where="optim.optimizer", hint="make groups with gpt2lab.optim.decay_groups")
         group["lr"] *= rates.pop()
         group.setdefault("base_lr", float(group["lr"]))
     return optimizers
@@ -79,17 +79,17 @@ def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optim
 def decay_groups(params: Sequence[Param], weight_decay: float) -> list[dict[str, Any]]:
     """Torch parameter groups of the GPT-2 recipe: matrices and embeddings decay; gains, biases and scalars do not.
 
-    Parameters of one group share their factor on the rate, which `build_optimizers` applies. Decay is divided by it, so
-    that rate times decay, the share of a weight that a step takes away, is what it would be without
+    The parameters of a group have the same factor on the rate, which `build_optimizers` applies. Weight decay is
+    divided by it, so that rate times decay, the share by which a step decays a weight, does not depend on it
     (arXiv:2405.13698).
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for param in params:
-        spared = param.tensor.ndim < 2 or param.role.kind == "vector"
-        groups.setdefault((spared, param.rate), []).append(param.tensor)
+        undecayed = param.tensor.ndim < 2 or param.role.kind == "vector"
+        groups.setdefault((undecayed, param.rate), []).append(param.tensor)
     return [
-        {"params": groups[spared, rate], "weight_decay": 0.0 if spared else weight_decay / rate}
-        for spared, rate in sorted(groups, key=lambda key: key[0])
+        {"params": groups[undecayed, rate], "weight_decay": 0.0 if undecayed else weight_decay / rate}
+        for undecayed, rate in sorted(groups, key=lambda key: key[0])
     ]
 
 

@@ -1,7 +1,7 @@
-"""What turns gradients into updates.
+"""Optimizers.
 
 A component receives (params: Sequence[Param], lr: float) and returns a list of torch optimizers, because some recipes
-update matrices by one rule and everything else by another. It reads roles, never names.
+update matrices by one rule and everything else by another. It distinguishes parameters by role, never by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpt2lab.components.base import Param
 from gpt2lab.optim.groups import decay_groups
 from gpt2lab.registry import Slot
 
-optimizer = Slot("optim.optimizer", "what turns gradients into updates", default="adamw")
+optimizer = Slot("optim.optimizer", "how gradients become updates", default="adamw")
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 FUSED_DEVICES = ("cpu", "cuda", "mps")
@@ -32,14 +32,14 @@ def adamw(
     eps: Annotated[float, Field(gt=0)] = 1e-8,
     weight_decay: Annotated[float, Field(ge=0)] = 0.1,
 ) -> list[Optimizer]:
-    """Adam with decoupled weight decay on matrices and embeddings, as GPT-3 and most GPT-2 recipes since.
+    """Adam with decoupled weight decay on matrices and embeddings, as in GPT-3 and most GPT-2 recipes since.
 
     w -= rate (m / (sqrt(v) + eps) + weight_decay w), with bias-corrected averages m of g and v of g^2.
 
-    betas:        how much of the old averages of g and of g^2 a step keeps.
-    eps:          keeps the division finite.
-    weight_decay: the share of a decayed weight that a step at rate 1 would take away.
-    As in torch, the decay of one step is rate x weight_decay, so a schedule or a sweep of the rate moves both.
+    betas:        decay factors of the averages of g and g^2.
+    eps:          prevents division by zero.
+    weight_decay: the share by which a step at rate 1 would decay a weight.
+    As in torch, the decay of one step is rate x weight_decay, so a schedule or a sweep of the rate changes both.
     """
     fused = all(param.tensor.device.type in FUSED_DEVICES for param in params)
     groups = decay_groups(params, weight_decay)
@@ -47,7 +47,7 @@ def adamw(
 
 
 class Lion(Optimizer):
-    """w -= rate (sign(b1 m + (1 - b1) g) + weight_decay w), then m = b2 m + (1 - b2) g. torch has none.
+    """w -= rate (sign(b1 m + (1 - b1) g) + weight_decay w), then m = b2 m + (1 - b2) g. torch has no Lion.
 
     Source: arXiv:2302.06675, algorithm 2.
     """
@@ -57,7 +57,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; gradients stay as they are."""
+        """One update; gradients are not changed."""
         assert closure is None
         for group in self.param_groups:
             first, second = group["betas"]
@@ -81,10 +81,10 @@ def lion(
     betas: tuple[Decay, Decay] = (0.95, 0.98),
     weight_decay: Annotated[float, Field(ge=0)] = 1.0,
 ) -> list[Optimizer]:
-    """The sign of an average of gradients: every weight moves by the whole rate, of which it wants less than Adam.
+    """The sign of an average of gradients: every weight changes by the full rate, so rates are smaller than Adam's.
 
-    betas:        how much of the old average enters the update, and how much of it is kept (the paper's for language).
-    weight_decay: as adamw's; with a smaller rate it has to be as much larger to take away as much.
+    betas:        factors of the old average in the update and in the new average (the paper's values for language).
+    weight_decay: as in adamw; the smaller rate needs a proportionally larger value for the same decay.
     """
     return [Lion(decay_groups(params, weight_decay), lr, betas)]
 
@@ -98,20 +98,20 @@ def muon(
     betas: tuple[Decay, Decay] = (0.9, 0.95),
     weight_decay: Annotated[float, Field(ge=0)] = 0.1,
 ) -> list[Optimizer]:
-    """Momentum made orthogonal for the matrices inside blocks, with updates as large as Adam's; all else by adamw.
+    """Orthogonalised momentum for the matrices in blocks, with updates of Adam's size; adamw for everything else.
 
-    momentum:     of the matrices inside blocks (Nesterov's).
-    betas:        adamw's, for embeddings, head, gains and biases.
-    weight_decay: of matrices and embeddings, as adamw's.
-    Updates are scaled to the rms of Adam's, so that one rate means about the same for both (section 2.2). Stacked
-    matrices, as query, key and value, are made orthogonal as one.
+    momentum:     Nesterov momentum of the matrices in blocks.
+    betas:        those of adamw, for embeddings, head, gains and biases.
+    weight_decay: of matrices and embeddings, as in adamw.
+    Updates are scaled to the rms of Adam's, so that the same rate suits both (section 2.2). Stacked matrices, such as
+    query, key and value, are orthogonalised as one.
     """
-    inside = [p for p in params if p.role.kind in ("hidden", "residual_out") and p.tensor.ndim == 2]
-    chosen = {id(param.tensor) for param in inside}
+    in_blocks = [p for p in params if p.role.kind in ("hidden", "residual_out") and p.tensor.ndim == 2]
+    chosen = {id(param.tensor) for param in in_blocks}
     others = adamw([p for p in params if id(p.tensor) not in chosen], lr, betas=betas, weight_decay=weight_decay)
-    if not inside:
+    if not in_blocks:
         return others
-    matrices = [param.tensor for param in inside]
+    matrices = [param.tensor for param in in_blocks]
     return [
         torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         *others,

@@ -1,4 +1,4 @@
-"""How the learning rate changes over a training: pure functions of the step, so that resuming needs no state.
+"""Learning-rate schedules: pure functions of the step, so that resuming needs no state.
 
 A component receives (steps: int, warmup_steps: int) and returns multiplier(step) in [0, 1], where `step` counts the
 steps already taken: 0 for the first. The warm-up is the same for every schedule.
@@ -21,9 +21,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def after_warmup(steps: int, warmup_steps: int, decay: Callable[[float], float]) -> Multiplier:
-    """Linear warm-up, then `decay` of the progress through the rest, 0 at its start and 1 at step `steps`.
+    """Linear warm-up, then `decay(progress)`, where progress is 0 at the end of the warm-up and 1 at step `steps`.
 
-    The first step's rate is 1 / warmup_steps of the peak, not 0: an update by nothing is a step lost.
+    The first step has 1 / warmup_steps of the peak rate, not 0, because a step at rate 0 would be wasted.
     """
 
     def multiplier(step: int) -> float:
@@ -41,7 +41,7 @@ def cosine(steps: int, warmup_steps: int, *, final_fraction: Fraction = 0.1) -> 
 
     multiplier = f + (1 - f) (1 + cos(pi progress)) / 2
 
-    final_fraction: f, what is left of the peak at the end.
+    final_fraction: f, the final rate relative to the peak.
     """
 
     def decay(progress: float) -> float:
@@ -52,18 +52,18 @@ def cosine(steps: int, warmup_steps: int, *, final_fraction: Fraction = 0.1) -> 
 
 @schedule.register("linear", source="arXiv:2502.15938")
 def linear(steps: int, warmup_steps: int, *, final_fraction: Fraction = 0.0) -> Multiplier:
-    """A straight line from the peak to `final_fraction` of it; to zero unless told otherwise, as the source advises.
+    """A straight line from the peak to `final_fraction` of it; by default to zero, as the source recommends.
 
     multiplier = 1 - (1 - f) progress
 
-    final_fraction: f, what is left of the peak at the end.
+    final_fraction: f, the final rate relative to the peak.
     """
     return after_warmup(steps, warmup_steps, lambda progress: 1.0 - (1.0 - final_fraction) * progress)
 
 
 @schedule.register("constant", source="arXiv:2405.18392 (its baseline without cool-down)")
 def constant(steps: int, warmup_steps: int) -> Multiplier:
-    """The peak rate to the end.
+    """The peak rate until the end.
 
     multiplier = 1
     """

@@ -33,10 +33,9 @@ from gpt2lab.text import memory
 from gpt2lab.training.allocator import high_water, keep_memory
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.compiling import compiled
-from gpt2lab.training.distributed import ALONE
+from gpt2lab.training.distributed import ALONE, Replica
 from gpt2lab.training.loop import Batch, accumulate
 from gpt2lab.training.precision import loss_scaler, memory_guard, set_arithmetic, set_threads
-from gpt2lab.training.replica import Replica
 from gpt2lab.training.state import TrainState
 
 ROUNDS = 3

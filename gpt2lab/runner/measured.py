@@ -19,7 +19,7 @@ from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT
 from gpt2lab.runner.job import Job
 from gpt2lab.training.allocator import high_water
-from gpt2lab.training.diagnostics import TOKENS, diagnose
+from gpt2lab.training.diagnostics import TOKENS, build, diagnose
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.precision import memory_guard, shortcomings
 from gpt2lab.training.state import TrainState
@@ -98,7 +98,7 @@ def health(model: GPT, config: Config, data: Prepared) -> dict[str, float]:
         return {}
     tokens = np.stack([data.validation[start : start + block] for start in whole])
     with memory_guard("diagnostics", f"{len(whole)} sequences of {block} tokens in one pass", "a smaller model"):
-        return diagnose(model, tokens, config.training.precision)
+        return diagnose(model, tokens, config.training.precision, build(config.evaluation.diagnostics))
 
 
 def account(

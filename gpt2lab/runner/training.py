@@ -34,6 +34,8 @@ from gpt2lab.tracking.journal import Journal
 from gpt2lab.training.checkpoints import MANIFEST, Loaded, best_step, load_latest, prune, save, start_from
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.compiling import compiled
+from gpt2lab.training.diagnostics import Diagnostic, observes_updates
+from gpt2lab.training.diagnostics import build as build_diagnostics
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.guard import Diverged
 from gpt2lab.training.loop import StepRecord, steps
@@ -244,9 +246,14 @@ class Training:
             seed=self.config.seed,
             world=self.world,
             stop=lambda: bool(self.stop),
-            watched=lambda step: is_due(step, self.config),
+            diagnostics=self.update_diagnostics,
             clock=self.clock,
         )
+
+    def update_diagnostics(self, step: int) -> list[Diagnostic]:
+        """Those that observe the update of `step`: none between evaluations."""
+        built = build_diagnostics(self.config.evaluation.diagnostics) if is_due(step, self.config) else []
+        return [part for part in built if observes_updates(part)]
 
     def measured(self, step: int) -> dict[str, float]:
         """What is measured after `step`: nothing, a point of the curve, or the final evaluation."""

@@ -8,7 +8,7 @@ import warnings
 
 import torch
 
-from gpt2lab.components.step import Cache
+from gpt2lab.components.context import Cache
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch, distance, disturbed
 

@@ -1,7 +1,7 @@
-"""Memory that a training gives back in one step it needs again in the next.
+"""Keep freed memory in the process, because the next training step needs it again.
 
-glibc returns large blocks to the kernel at once, and the kernel hands out every page anew and zeroed: some hundred
-thousand page faults in a step with a large vocabulary. A process that only trains had better keep its memory.
+glibc returns large blocks to the kernel at once, and the kernel zeroes every page that it returns: about a hundred
+thousand page faults per step with a large vocabulary.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 NEVER = (1 << 31) - 1
-ROOM = 1 << 26  # bytes that the heap grows by at least
+TOP_PAD = 1 << 26  # smallest growth of the heap in bytes
 
 
 def keep_memory() -> bool:
-    """Let this process keep what it frees, up to what it ever held; -> whether its allocator can be told (glibc's can).
-    No number changes: torch aligns its tensors itself."""
+    """Make this process keep the memory that it frees. Returns whether its allocator supports this (glibc's does).
+    Results do not change: torch aligns its tensors itself."""
     if sys.platform != "linux":
         return False
-    tell = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tell is None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
         return False
-    return all([tell(M_MMAP_THRESHOLD, 1 << 30), tell(M_TRIM_THRESHOLD, NEVER), tell(M_TOP_PAD, ROOM)])
+    return all([mallopt(M_MMAP_THRESHOLD, 1 << 30), mallopt(M_TRIM_THRESHOLD, NEVER), mallopt(M_TOP_PAD, TOP_PAD)])
 
 
 def high_water() -> int:
-    """The most bytes that this process has held. Linux's ru_maxrss would include what its parent held at the fork."""
+    """Peak memory of this process in bytes. Linux's ru_maxrss would include that of its parent at the fork."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

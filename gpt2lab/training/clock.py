@@ -1,7 +1,6 @@
-"""Where a training's time goes, by phase.
+"""Time of a training by phase.
 
-A GPU computes behind the program's back, so there phases are marked by events on its stream and read later, when
-nobody has to wait for them.
+A GPU works asynchronously, so there phases are marked by events on its stream, which are read later without waiting.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 OF_A_STEP = ("data", "forward", "backward", "optimizer")
 PHASES = (*OF_A_STEP, "evaluation", "saving")
-MANY = 512  # marks that wait to be read
+PENDING_MARKS = 512
 
 
 class Clock:
@@ -24,15 +23,15 @@ class Clock:
     def __init__(self, device: torch.device | None = None) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.phase = "start"
-        """the last one that began"""
+        """The phase that began last."""
         self.entered = 0
-        """phases of a step begun so far, which tells who of several ranks is farthest"""
+        """Phases of steps begun so far, which shows which of several ranks is ahead."""
         self._on_stream = device is not None and device.type == "cuda"
         self._marks: list[tuple[str, Any, Any]] = []
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count what happens inside as `phase`."""
+        """Add the time inside the context to `phase`."""
         self.phase = phase
         self.entered += phase in OF_A_STEP
         if self._on_stream:
@@ -41,20 +40,20 @@ class Clock:
             yield
             end.record()
             self._marks.append((phase, start, end))
-            if len(self._marks) > MANY:
-                self._read(self._marks[: MANY // 2])  # these lie far enough back to be over
-                del self._marks[: MANY // 2]
+            if len(self._marks) > PENDING_MARKS:
+                self._read(self._marks[: PENDING_MARKS // 2])  # old enough to be complete
+                del self._marks[: PENDING_MARKS // 2]
             return
         began = time.perf_counter()
         yield
         self.seconds[phase] += time.perf_counter() - began
 
     def resume(self, seconds: Mapping[str, float]) -> None:
-        """Count on from what a checkpoint says."""
+        """Continue from the times in a checkpoint."""
         self.seconds |= {phase: float(seconds[phase]) for phase in PHASES if phase in seconds}
 
     def split(self) -> dict[str, float]:
-        """Seconds of every phase so far; on a GPU this waits for it."""
+        """Seconds of every phase so far; on a GPU this waits for its queue."""
         self._read(self._marks)
         self._marks.clear()
         return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}

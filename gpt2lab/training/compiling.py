@@ -1,7 +1,7 @@
 """Whether a training compiles its model, and how.
 
-torch.compile joins small operations into generated kernels. It changes the last bits of what is computed, so whether a
-run is compiled belongs to its identity: the rule reads the config and the type of device, never a clock.
+torch.compile fuses small operations into generated kernels. It changes the last bits of results, so whether a run is
+compiled is part of its identity: the rule depends on the config and the type of device, never on a measured time.
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ from torch import Tensor, nn
 Compile = Literal["auto", "on", "off"]
 
 PAYS_FROM_FLOPS = {"cuda": 5e16}
-"""Work of a whole training, in FLOP, from which `auto` compiles on a type of device; it compiles on no other."""
+"""Total work of a training, in FLOP, from which `auto` compiles, by type of device; never on other devices."""
 
 
 def decide(setting: Compile, device_type: str, total_flops: float) -> tuple[bool, str]:
-    """Whether to compile a training of `total_flops` FLOP in all, and why in words. The same on every machine."""
+    """Whether to compile a training of `total_flops` FLOP, and why. The same on every machine."""
     if setting != "auto":
         return setting == "on", f"training.compile is {setting}"
     least = PAYS_FROM_FLOPS.get(device_type)
     if least is None:
-        return False, f"on {device_type} compiling gains too little for what it takes to compile"
+        return False, f"on {device_type} compiling saves less time than it takes"
     work = f"the training takes {total_flops:.2g} FLOP, and compiling on {device_type} pays from {least:.2g}"
     return total_flops >= least, work
 
 
 def compiled(model: nn.Module, cache: Path) -> nn.Module:
-    """`model` itself, its forward pass up to the head compiled for training; the names in its state dict stay.
+    """`model` itself, with its forward pass below the head compiled for training; its state dict keeps its names.
 
-    The loss works chunk by chunk with gradients of its own, so it stays as it is but for what is done to a chunk's
-    scores on a GPU. Whatever runs without gradients stays eager: evaluations come in other shapes, each of which would
-    be compiled anew. Generated code is kept in the
-    folder `cache`, so that the next run with the same model starts within seconds (unless the user has set
-    TORCHINDUCTOR_CACHE_DIR already).
+    The loss computes its own gradients chunk by chunk, so only its operations on the logits of a chunk are compiled, on
+    a GPU. Passes without gradients stay eager: evaluations have other shapes, and each would be compiled separately.
+    Generated code is cached in the folder `cache` (unless TORCHINDUCTOR_CACHE_DIR is set), so the next run with the
+    same model starts within seconds.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     whole: Any = model
     eager = whole.trunk
-    # a kernel for any shape computes other bits than one for this shape, and which of them a step gets would depend on
-    # the shapes seen before, hence on whether the run was stopped in between
+    # kernels for dynamic shapes give other bits than those for a fixed shape, and which one a step gets would depend on
+    # earlier shapes, hence on whether the run was stopped in between
     fast = torch.compile(eager, dynamic=False)
 
     def trunk(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:

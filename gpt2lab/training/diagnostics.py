@@ -1,7 +1,15 @@
-"""Numbers that show whether a training is healthy: how large activations, scores and logits are, how far a step moves.
+"""Diagnostics: measurements of a model while it trains, such as the size of activations, scores, logits and updates.
 
-They are taken at evaluations, from one forward pass without gradient and from a copy of the weights around one
-optimizer step. Taking them draws no random number and changes no bit of the training.
+    @diagnostic.register("stream_max", source="...")
+    class StreamMax(Diagnostic):
+        "Largest absolute value of the residual stream behind every block."
+
+        def stream(self, depth: int, x: Tensor) -> None:
+            self.values[str(depth)] = x.abs().amax()
+
+They are made at evaluations, from one forward pass without gradients and from one optimizer step, and go into the run's
+journal as `diag/<name>` or `diag/<name>/<part>`. They do not change the training: random numbers are seeded before each
+micro-batch, and every module is put back into its mode.
 
 Shapes: B batch, H heads, T queries, S keys, C channels, V vocabulary, n = B T rows.
 """
@@ -9,7 +17,7 @@ Shapes: B batch, H heads, T queries, S keys, C channels, V vocabulary, n = B T r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,134 +26,215 @@ from torch.nn.utils import get_total_norm
 
 from gpt2lab.components.attend import score_map
 from gpt2lab.components.base import Param
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.scores import Scores
-from gpt2lab.components.step import Step
+from gpt2lab.registry import Choice, Slot
 from gpt2lab.training.precision import Precision, autocast
 
-ACTIVATIONS, SCORES, LOGITS, MOVED = (
-    f"diag/{name}" for name in ("activation_rms", "attention_logit_max", "logit_rms", "update_ratio")
+DEFAULT = ("activation_rms", "attention_logit_max", "logit_rms", "update_ratio")
+diagnostic = Slot(
+    "evaluation.diagnostic", "measurements while a run trains", default=DEFAULT, arity="list", in_config=False
 )
-TOKENS = 2_048
-"""As many tokens tell how large numbers are; more would cost time and say the same."""
 
+TOKENS = 2_048
+"""Tokens of the forward pass: enough for the size of numbers."""
 ELEMENTS_AT_ONCE = 1 << 22  # of attention scores or of logits: 16 MiB
 
 
+class Diagnostic:
+    """One measurement, made anew at every evaluation. Subclasses override the methods that they need, and put scalars
+    into `values`: under "" for the model, or under the number of a block or another name."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor | float] = {}
+        self.name = ""
+
+    def stream(self, depth: int, x: Tensor) -> None:
+        """The residual stream behind the block call `depth`, from 0.  (B, T, C), or several streams"""
+
+    def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
+        """The arguments of `score_map`, once per attention kernel; bias is -inf where attention is masked."""
+
+    def logits(self, parts: Callable[[], Iterable[Tensor]]) -> None:
+        """parts() yields all logits (m, V), some rows at a time."""
+
+    def before_update(self, params: Sequence[Param]) -> None:
+        """Right before the weights are updated; gradients are clipped."""
+
+    def after_update(self, params: Sequence[Param]) -> None:
+        """Right after the weights are updated."""
+
+    def metrics(self) -> dict[str, float]:
+        """The values by their names in the journal; waits for the device once."""
+        values, self.values = self.values, {}
+        tensors = {part: value for part, value in values.items() if isinstance(value, Tensor)}
+        numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
+        values |= dict(zip(tensors, numbers, strict=True))
+        return {f"diag/{self.name}" + (f"/{part}" if part else ""): float(value) for part, value in values.items()}
+
+
+class Observers:
+    """Passes the values of a forward pass to several diagnostics."""
+
+    def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
+        self.diagnostics = diagnostics
+
+    def stream(self, depth: int, x: Tensor) -> None:
+        """See Diagnostic."""
+        for part in self.diagnostics:
+            part.stream(depth, x)
+
+    def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
+        """See Diagnostic."""
+        for part in self.diagnostics:
+            part.attention(depth, q, k, bias, scores, scale)
+
+
 class Model(Protocol):
-    """What of a GPT is looked at."""
+    """The part of a GPT that diagnostics use."""
 
     wte: Any
     lm_head: Callable[..., Tensor]
 
-    def step(self, tokens: Tensor) -> Step: ...
-    def hidden(self, step: Step) -> Tensor: ...
+    def context(self, tokens: Tensor) -> ForwardContext: ...
+    def hidden(self, ctx: ForwardContext) -> Tensor: ...
     def parameters(self) -> Any: ...
     def modules(self) -> Any: ...
 
 
-class ActivationStatistics:
-    """What was seen during one forward pass: by block call, scalars that stay on the device."""
+def build(choices: Iterable[Choice] | None = None) -> list[Diagnostic]:
+    """New instances of the chosen diagnostics, by default of DEFAULT."""
+    built: list[Diagnostic] = []
+    for choice in diagnostic.read_all(DEFAULT) if choices is None else choices:
+        made: Diagnostic = diagnostic.build(choice)
+        made.name = choice.name
+        built.append(made)
+    return built
 
-    def __init__(self) -> None:
-        self.rms: dict[int, Tensor] = {}
-        self.largest: dict[int, Tensor] = {}
 
-    def stream(self, depth: int, x: Tensor) -> None:
-        """Root mean square of the stream, over all streams where there are several."""
-        self.rms[depth] = torch.linalg.vector_norm(x, dtype=torch.float32) / math.sqrt(x.numel())
-
-    def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
-        """The largest score, some queries at a time; a block may call more than one kernel."""
-        B, H, T, _ = q.shape
-        size = max(1, ELEMENTS_AT_ONCE // (B * H * k.shape[-2]))
-        with torch.autocast(q.device.type, enabled=False):  # fused kernels keep scores in float32, too
-            q, k = q.float(), k.float()
-            parts = [
-                score_map(q[..., start : start + size, :], k, bias[..., start : start + size, :], scores, scale).amax()
-                for start in range(0, T, size)
-            ]
-        self.largest[depth] = torch.stack([*parts, self.largest[depth]] if depth in self.largest else parts).amax()
+def observes_updates(part: Diagnostic) -> bool:
+    """Whether a diagnostic overrides a method that is called around updates."""
+    methods = ("before_update", "after_update")
+    return any(getattr(type(part), method) is not getattr(Diagnostic, method) for method in methods)
 
 
 @torch.no_grad()
-def diagnose(model: Model, tokens: Any, precision: Precision) -> dict[str, float]:
-    """One forward pass over `tokens` (B, T) int64, an array or a tensor: the metrics `diag/...` by name.
+def diagnose(
+    model: Model, tokens: Any, precision: Precision, diagnostics: Sequence[Diagnostic] | None = None
+) -> dict[str, float]:
+    """Run one forward pass over `tokens` (B, T) int64, an array or tensor, and return the metrics by name.
 
-    diag/activation_rms/<i>:      root mean square of the residual stream behind block call i, from 0.
-    diag/attention_logit_max/<i>: largest score before the softmax among pairs that may see each other, and over all
-                                  block calls without the number; not there where no attention calls `attend`.
-    diag/logit_rms:               root mean square of the scores over the vocabulary.
-
-    Every module is in the mode it was in afterwards. Where ranks train together, let all of them call it with the same
-    tokens: a component may speak to the other ranks in its forward pass.
+    If ranks train together, all must call it with the same tokens, because components may communicate in their forward
+    pass.
     """
+    diagnostics = build() if diagnostics is None else diagnostics
     modes = [(module, module.training) for module in model.modules()]
     device = next(iter(model.parameters())).device
-    statistics = ActivationStatistics()
     try:
         for module, _ in modes:
             module.training = False
-        step = model.step(torch.as_tensor(tokens, dtype=torch.int64).to(device))
-        step.watch = statistics
+        ctx = model.context(torch.as_tensor(tokens, dtype=torch.int64).to(device))
+        ctx.observer = Observers(diagnostics)
         with autocast(precision, device):
-            found = {LOGITS: logit_rms(model, model.hidden(step).flatten(0, 1))}
+            rows = model.hidden(ctx).flatten(0, 1)  # (n, C)
+            width = model.lm_head(rows[:1], model.wte).numel()
+            for part in diagnostics:
+                part.logits(lambda: logits_of(model, rows, width))
     finally:
         for module, training in modes:
             module.training = training
-    found |= {f"{ACTIVATIONS}/{depth}": rms for depth, rms in statistics.rms.items()}
-    if statistics.largest:
-        found[SCORES] = torch.stack(list(statistics.largest.values())).amax()
-        found |= {f"{SCORES}/{depth}": largest for depth, largest in statistics.largest.items()}
-    return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # the only wait for the device
+    return {name: value for part in diagnostics for name, value in part.metrics().items()}
 
 
-def logit_rms(model: Model, rows: Tensor) -> Tensor:
-    """Root mean square of the logits, some rows at a time.  (n, C) -> ()"""
-    width = model.lm_head(rows[:1], model.wte).numel()
-    parts = rows.split(max(1, ELEMENTS_AT_ONCE // width))
-    norms = [torch.linalg.vector_norm(model.lm_head(part, model.wte), dtype=torch.float32) for part in parts]
-    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return whole / math.sqrt(len(rows) * width)
+def logits_of(model: Model, rows: Tensor, width: int) -> Iterable[Tensor]:
+    """The logits of `rows` (n, C), a bounded number at a time.  -> parts of (m, V)"""
+    return (model.lm_head(part, model.wte) for part in rows.split(max(1, ELEMENTS_AT_ONCE // width)))
 
 
-class Updates:
-    """How far one optimizer step moves the weights, against their size.
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of all elements.  -> ()"""
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32)
+    return norm / math.sqrt(x.numel())
 
-    Call `before` right before the step and `after` right behind it. In between it holds a second copy of the weights,
-    at a time when activations are gone.
+
+@diagnostic.register("activation_rms", source="arXiv:2203.03466, appendix D.1 (coordinate check)")
+class ActivationRms(Diagnostic):
+    """Root mean square of the residual stream behind every block."""
+
+    def stream(self, depth: int, x: Tensor) -> None:
+        self.values[str(depth)] = rms(x)
+
+
+@diagnostic.register("attention_logit_max", source="arXiv:2302.05442, section 2")
+class AttentionLogitMax(Diagnostic):
+    """Largest attention score before the softmax, over all blocks and in each.
+
+    Masked scores do not count. A block without `attend` has no value.
     """
 
-    def __init__(self, params: Sequence[Param]) -> None:
+    def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
+        B, H, T, _ = q.shape
+        size = max(1, ELEMENTS_AT_ONCE // (B * H * k.shape[-2]))
+        with torch.autocast(q.device.type, enabled=False):  # fused kernels compute scores in float32, too
+            q, k = q.float(), k.float()
+            parts = [
+                score_map(q[..., start : start + size, :], k, bias[..., start : start + size, :], scores, scale).amax()
+                for start in range(0, T, size)  # some queries at a time
+            ]
+        for key in (str(depth), ""):
+            earlier = [self.values[key]] if key in self.values else []
+            self.values[key] = torch.stack([*parts, *(torch.as_tensor(value) for value in earlier)]).amax()
+
+
+@diagnostic.register("logit_rms", source="arXiv:2203.03466, appendix D.1 (coordinate check)")
+class LogitRms(Diagnostic):
+    """Root mean square of the output logits."""
+
+    def logits(self, parts: Callable[[], Iterable[Tensor]]) -> None:
+        norms, elements = [], 0
+        for part in parts():
+            norms.append(torch.linalg.vector_norm(part, dtype=torch.float32))
+            elements += part.numel()
+        self.values[""] = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(elements)
+
+
+@diagnostic.register("update_ratio", source="A. Karpathy, makemore part 3 (2022): update to data ratio")
+class UpdateRatio(Diagnostic):
+    """Size of one update relative to the weights before it, for all weights and for each group of them.
+
+    |after - before| / |before|, 2-norms. Groups with only zero weights have no value. During the update it holds a copy
+    of the weights, at a time when activations are freed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
         self.groups: dict[str, list[nn.Parameter]] = {}
-        for param in params:
-            self.groups.setdefault(group_of(param), []).append(param.tensor)
         self.copies: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
-    def before(self) -> None:
-        """Copy the weights."""
-        self.copies = {group: [tensor.detach().clone() for tensor in own] for group, own in self.groups.items()}
+    def before_update(self, params: Sequence[Param]) -> None:
+        for param in params:
+            self.groups.setdefault(group_of(param), []).append(param.tensor)
+        self.copies = {group: [x.detach().clone() for x in tensors] for group, tensors in self.groups.items()}
 
     @torch.no_grad()
-    def after(self) -> dict[str, float]:
-        """rms of the update / rms of the weights before it: `diag/update_ratio` over all weights, and with a group's
-        name behind a slash over that group. Groups whose weights were all zero have no ratio and are left out."""
-        sizes, moves = [], []
+    def after_update(self, params: Sequence[Param]) -> None:
+        sizes, changes = [], []
         for group, copies in self.copies.items():
             sizes.append(get_total_norm(copies))
             for tensor, copy in zip(self.groups[group], copies, strict=True):
                 copy.sub_(tensor)
-            moves.append(get_total_norm(copies))
-        names = [f"{MOVED}/{group}" for group in self.copies]
-        self.copies = {}
-        size, move = torch.stack([*sizes, *moves]).view(2, -1).cpu().double()  # the only wait for the device
-        found = {MOVED: float(move.norm() / size.norm())} if size.any() else {}
-        return found | {name: float(m / s) for name, s, m in zip(names, size, move, strict=True) if s > 0}
+            changes.append(get_total_norm(copies))
+        size, change = torch.stack([*sizes, *changes]).view(2, -1).cpu().double()
+        if size.any():
+            self.values[""] = float(change.norm() / size.norm())
+        self.values |= {g: float(c / s) for g, s, c in zip(self.copies, size, change, strict=True) if s > 0}
+        self.groups, self.copies = {}, {}
 
 
 def group_of(param: Param) -> str:
-    """What an update is reported under: for a matrix in a block, the branch that it belongs to, as `attention` or
-    `mlp`; else what it is for, as `embedding`, `position`, `head` or `vector`."""
+    """The group of a parameter in reports: for a matrix in a block its branch, such as `attention` or `mlp`, else the
+    kind of its role, such as `embedding`, `position`, `head` or `vector`."""
     kind, path = param.role.kind, param.name.split(".")
     if kind not in ("hidden", "residual_out", "router"):
         return kind

@@ -1,9 +1,9 @@
-"""Where a training computes and in which numbers.
+"""Device and precision of a training.
 
-Weights, gradients and optimizer state are float32 always; a precision is what matrix products are done in. tf32 rounds
-their factors to 10 bits on the GPU's tensor cores. bf16 and fp16 go through autocast; on CPU autocast leaves norms and
-softmax in whatever arrives, so the model itself brings logits to float32 before its loss. fp16 reaches down to 6e-8
-only: its losses are scaled up, so that small gradients do not vanish.
+Weights, gradients and optimizer state are always float32; the precision is that of matrix products. tf32 rounds their
+factors to 10 bits on the GPU's tensor cores. bf16 and fp16 use autocast; on CPU autocast runs norms and softmax in the
+precision of their input, so the model converts logits to float32 before its loss. The smallest fp16 number is 6e-8:
+losses are scaled up, so that small gradients do not become zero.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: DeviceName = "auto", local_rank: int = 0) -> torch.device:
-    """The device to compute on; `auto` takes cuda, else mps, else cpu; of several GPUs that of the local rank. Raises
-    EnvironmentFault if it is not there."""
+    """The device to compute on: `auto` is cuda, else mps, else cpu; of several GPUs that of the local rank. Raises
+    EnvironmentFault if it does not exist."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    chosen = next(device for device, there in present.items() if there) if name == "auto" else name
+    chosen = next(device for device, available in present.items() if available) if name == "auto" else name
     if not present[chosen]:
         raise EnvironmentFault(
             f"this torch ({torch.__version__}) finds no {chosen} device",
@@ -40,15 +40,15 @@ def choose_device(name: DeviceName = "auto", local_rank: int = 0) -> torch.devic
 
 
 def set_threads(threads: int | None) -> None:
-    """Compute with that many CPU threads; None leaves torch's choice. The count changes sums in their last bits."""
+    """Set the number of CPU threads; None keeps torch's choice. It affects the last bits of sums."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def set_arithmetic(precision: Precision, device: torch.device, deterministic: bool = False) -> None:
-    """Tell torch which matrix products and kernels a GPU may choose; on other devices there is nothing to tell.
+    """Set which matrix products and kernels torch may use on a GPU; no effect on other devices.
 
-    To be called before the first matrix product: what makes cuBLAS deterministic is read then.
+    Call it before the first matrix product, when cuBLAS reads its settings.
     """
     if device.type == "cuda":
         if deterministic:
@@ -59,7 +59,7 @@ def set_arithmetic(precision: Precision, device: torch.device, deterministic: bo
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """The context for forward passes in `precision` on `device`. Raises EnvironmentFault where bf16 is missing."""
+    """The context for forward passes in `precision` on `device`. Raises EnvironmentFault if bf16 is not supported."""
     if precision not in AUTOCAST:
         return contextlib.nullcontext()
     lacks_bf16 = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
@@ -73,25 +73,25 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def loss_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler | None:
-    """What keeps the small gradients of fp16 above zero; the other precisions have the range of fp32 and need none."""
+    """The loss scaler of fp16; the other precisions have the range of fp32 and need none."""
     return torch.amp.GradScaler(device.type) if precision == "fp16" else None
 
 
 def shortcomings(precision: Precision, device: torch.device) -> list[str]:
-    """What a reader of the result should know about this precision on this device, in sentences."""
+    """Notes for readers of the result about this precision on this device."""
     kind = device.type
     if precision == "tf32" and (kind != "cuda" or torch.cuda.get_device_capability(device) < AMPERE):
         return [f"tf32 exists on NVIDIA GPUs from Ampere on only: on this {kind} matrix products were fp32"]
     if precision == "fp16" and kind == "cpu":
-        return ["fp16 is emulated on CPU: right, but a hundred times slower"]
+        return ["fp16 is emulated on CPU: correct, but a hundred times slower"]
     if precision == "bf16" and kind == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        return ["this CPU has no bfloat16 instructions: bf16 is emulated, and slow"]
+        return ["this CPU has no bfloat16 instructions: bf16 is emulated and slow"]
     return []
 
 
 @contextlib.contextmanager
 def memory_guard(phase: str, doing: str, hint: str) -> Iterator[None]:
-    """Turn a failed allocation of any device into an EnvironmentFault that names phase, size and the way out."""
+    """Turn a failed allocation on any device into an EnvironmentFault with phase, size and hint."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -101,10 +101,12 @@ def memory_guard(phase: str, doing: str, hint: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own; the CPU allocator and mps are known by their sentences alone."""
-    sentences = (
+    """CUDA has its own exception; the CPU allocator and mps are recognised by their messages."""
+    messages = (
         "DefaultCPUAllocator: can't allocate memory",
         "DefaultCPUAllocator: not enough memory",
         "MPS backend out of memory",
     )
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(s in str(error) for s in sentences)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        message in str(error) for message in messages
+    )

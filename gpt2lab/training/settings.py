@@ -21,34 +21,34 @@ class TrainingConfig(Settings):
     micro_batch_sequences: int | None = Field(None, ge=1)
     """Sequences in one forward pass of one rank: fewer need less memory for the same step. Null: all of them."""
     precision: Precision = "fp32"
-    """Arithmetic of matrix products; weights and optimizer state are fp32 always."""
+    """Precision of matrix products; weights and optimizer state are always fp32."""
     compile: Compile = "auto"
-    """Whether torch.compile translates the blocks; auto decides by device and length of the training."""
+    """Whether to use torch.compile; auto decides by device and length of the training."""
     nonfinite: NonFinite = "stop"
-    """What a loss or gradient that is not finite does: stop the training, or skip its step and go on."""
+    """What to do if a loss or gradient is not finite: stop the training, or skip the step and continue."""
     max_skipped_steps: int = Field(20, ge=1)
     """Steps skipped in a row at which a training counts as diverged."""
     device: DeviceName = "auto"
-    """Where to compute; auto is cuda, else mps, else cpu."""
+    """Device; auto is cuda, else mps, else cpu."""
     deterministic: bool = False
-    """Choose kernels that give the same bits each time, at some cost in speed; on CPU they always do."""
+    """Use only kernels with reproducible bits, which costs some speed; on CPU they always are."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads; null leaves torch's choice."""
+    """CPU threads; null keeps torch's choice."""
     checkpoint_every_steps: int = Field(1_000, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """How many of the newest checkpoints stay while training; in the end the last one."""
+    """Number of newest checkpoints kept during training; at the end only the last one is kept."""
     keep_best: bool = False
-    """Whether the checkpoint of the lowest validation loss stays, too."""
+    """Whether to keep the checkpoint with the lowest validation loss as well."""
     milestone_every_steps: int | None = Field(None, ge=1)
-    """Steps between checkpoints that stay for good, to branch from; null keeps none."""
+    """Steps between checkpoints that are never deleted, to branch from; null keeps none."""
     rank_timeout_seconds: float = Field(120.0, gt=0)
-    """How long a rank may be silent before it is named and the training ends."""
+    """Time without a sign of life from a rank after which the training ends with its name."""
     log_every_steps: int = Field(1, ge=1)
-    """Steps between records that carry metrics."""
+    """Steps between rows of training metrics in the journal."""
 
     def problems(self, block_size: int, world_size: int = 1) -> list[Problem]:
-        """What cannot mean anything with sequences of `block_size` tokens on `world_size` ranks."""
+        """Problems with sequences of `block_size` tokens on `world_size` ranks."""
         unit = block_size * world_size
         if self.batch_tokens % unit == 0:
             return []

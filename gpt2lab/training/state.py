@@ -1,7 +1,7 @@
-"""What changes while a model trains, and therefore all that a checkpoint must hold.
+"""The state of a training: everything that a checkpoint must contain.
 
-Random numbers are not in it: every micro-step seeds the generator from (seed, step, micro-step, rank), batches are a
-function of the step, and so is the learning rate.
+It has no random state: the generator is seeded before every micro-batch from (seed, step, micro-batch, rank). Batches
+and the learning rate are functions of the step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gpt2lab.training.guard import Guard
 class TrainState:
     """A model in training.
 
-    step:    optimizer steps taken.  tokens: trained on so far, over all ranks.  seconds: spent in steps, nothing else.
-    scaler:  the loss scale of fp16 and how it grows; None in other precisions.  guard: what went wrong with numbers.
+    step:   optimizer steps taken.  tokens: trained on so far, over all ranks.  seconds: in steps only.
+    scaler: the loss scale of fp16; None in other precisions.  guard: non-finite steps and loss spikes.
     """
 
     model: nn.Module
@@ -35,7 +35,7 @@ class TrainState:
     guard: Guard = field(default_factory=Guard)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, with the tensors themselves rather than copies."""
+        """The whole state, with the tensors themselves, not copies."""
         return {
             "model": weights_of(self.model),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -47,9 +47,9 @@ class TrainState:
         }
 
     def start_from(self, saved: Mapping[str, Any]) -> None:
-        """Begin where another training stood: its weights, its optimizer's averages and its counters, under the
-        settings that this one's optimizers have (rates, decay, betas) and its own precision. Raises ConfigError."""
-        own = [
+        """Continue from the state of another training: its weights, optimizer averages and counters, with the optimizer
+        settings (rates, decay, betas) and the precision of this one. Raises ConfigError."""
+        settings_here = [
             [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             for optimizer in self.optimizers
         ]
@@ -57,22 +57,21 @@ class TrainState:
         if self.scaler is not None and scale is None:
             scale = self.scaler.state_dict()
         self.load_state_dict({**saved, "scaler": scale})
-        for optimizer, groups in zip(self.optimizers, own, strict=True):
+        for optimizer, groups in zip(self.optimizers, settings_here, strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group |= settings
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned. Raises ConfigError, before anything changes, when it does not fit."""
+        """Restore the result of `state_dict`. Raises ConfigError if it does not fit, and changes nothing then."""
         weights, optimizers = canonical(saved["model"]), saved["optimizers"]
         problems = weight_problems(self.model, weights) or _optimizer_problems(self.optimizers, optimizers)
         if (self.scaler is None) != (saved["scaler"] is None):
-            scales = ["has no loss scale, this training has", "has a loss scale, this training has none"]
+            scales = ["has no loss scale, but this training has", "has a loss scale, but this training has none"]
             problems.append(Problem("training.precision", f"the checkpoint {scales[self.scaler is None]}"))
         if problems:
             raise ConfigError(problems)
-        own = weights_of(self.model)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in weights_of(self.model).items():
                 tensor.copy_(weights[name])
         for optimizer, state in zip(self.optimizers, optimizers, strict=True):
             optimizer.load_state_dict(state)
@@ -91,37 +90,37 @@ def canonical(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by canonical name; a tensor with two names (tied weights) is there once."""
+    """Parameters and persistent buffers by canonical name; a tensor with two names (tied weights) is listed once."""
     names: dict[int, str] = {}
-    named = canonical(model.state_dict(keep_vars=True))  # the objects themselves: tied weights are one object
+    named = canonical(model.state_dict(keep_vars=True))  # not copies: tied weights are one object
     for name, tensor in named.items():
         names.setdefault(id(tensor), name)
     return {name: named[name].detach() for name in names.values()}
 
 
 def weight_problems(model: nn.Module, saved: Mapping[str, Tensor]) -> list[Problem]:
-    """How saved weights differ from what `model` expects: names and shapes."""
-    own = weights_of(model)
+    """Differences in names and shapes between saved weights and those of `model`."""
+    expected = weights_of(model)
     problems = [
-        Problem(name, f"the model has it {_shape(own[name])}, the checkpoint does not")
-        for name in own
+        Problem(name, f"{_shape(expected[name])} in the model, missing in the checkpoint")
+        for name in expected
         if name not in saved
     ]
     for name, tensor in saved.items():
-        if name not in own:
-            problems.append(Problem(name, f"the checkpoint has it {_shape(tensor)}, the model does not"))
-        elif tensor.shape != own[name].shape:
-            problems.append(Problem(name, f"{_shape(tensor)} in the checkpoint, {_shape(own[name])} in the model"))
+        if name not in expected:
+            problems.append(Problem(name, f"{_shape(tensor)} in the checkpoint, missing in the model"))
+        elif tensor.shape != expected[name].shape:
+            problems.append(Problem(name, f"{_shape(tensor)} in the checkpoint, {_shape(expected[name])} in the model"))
     return problems
 
 
 def _optimizer_problems(optimizers: Sequence[Optimizer], saved: Sequence[Mapping[str, Any]]) -> list[Problem]:
-    """How saved optimizer states differ from `optimizers`: their number, and the parameters in each group."""
-    own_sizes = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
+    """Differences between saved optimizer states and `optimizers`: their number, and the parameters in each group."""
+    expected = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
     sizes = [[len(group["params"]) for group in state["param_groups"]] for state in saved]
-    if own_sizes == sizes:
+    if expected == sizes:
         return []
-    return [Problem("optim.optimizer", f"parameters in each group: {sizes} in the checkpoint, {own_sizes} here")]
+    return [Problem("optim.optimizer", f"parameters in each group: {sizes} in the checkpoint, {expected} here")]
 
 
 def _shape(tensor: Tensor) -> str:

@@ -24,7 +24,7 @@ SINE = '''
 import torch
 from torch import nn
 
-from gpt2lab.components.mlp import Plain, mlp
+from gpt2lab.components.mlp import MLP, mlp
 
 
 class Sine(nn.Module):
@@ -43,7 +43,7 @@ def sine(site, *, frequency: float = 1.0) -> nn.Module:
     c_proj(sin(frequency c_fc(x)))
     frequency: of the sine, in radians per unit.
     """
-    return Plain(site, Sine(frequency))
+    return MLP(site, Sine(frequency))
 '''
 AHEAD = '''
 import torch
@@ -70,10 +70,10 @@ DEAF = '''
 import torch
 from torch import nn
 
-from gpt2lab.components.mlp import Plain, mlp
+from gpt2lab.components.mlp import MLP, mlp
 
 
-class Deaf(Plain):
+class Deaf(MLP):
     def __init__(self, site):
         super().__init__(site, torch.relu)
         self.unused = nn.Parameter(torch.ones(3))

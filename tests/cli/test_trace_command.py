@@ -47,7 +47,7 @@ def test_json_has_every_row_and_the_totals(gpt2lab: Call) -> None:
     [
         (("nanno",), "unknown preset 'nanno'; did you mean 'nano'?"),
         (("nano", "--layer", "4"), "--layer: there is no block 4: blocks are 0 to 3"),
-        (("nano", "--tokens", "999"), "999 tokens of context, but the positions end at 128"),
+        (("nano", "--tokens", "999"), "999 tokens of context, but the positions are limited to 128"),
         (("nano", "--set", "model.nrom=rmsnorm"), "did you mean 'norm'?"),
         (("nano", "--batch", "0"), "--batch"),
         (("nano", "--set", "model.position=rotary", "--tokens", "1000000000"), "too large to count"),

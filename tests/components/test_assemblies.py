@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt2lab import testing
-from gpt2lab.components.step import Cache
+from gpt2lab.components.context import Cache
 from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.registry import SLOTS, unmet_needs
 from gpt2lab.testing.cases import VOCABULARY, Case

@@ -59,7 +59,7 @@ def test_no_token_looks_ahead() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dropout", "length", "ours"), [(0.0, 64, True), (0.1, 64, False), (0.0, attend.SHORT + 1, False)]
+    ("dropout", "length", "ours"), [(0.0, 64, True), (0.1, 64, False), (0.0, attend.SHORT_KEYS + 1, False)]
 )
 def test_it_takes_the_place_of_torchs_where_it_is_faster(
     dropout: float, length: int, ours: bool, monkeypatch: pytest.MonkeyPatch
@@ -68,5 +68,5 @@ def test_it_takes_the_place_of_torchs_where_it_is_faster(
     monkeypatch.setattr(attend, "causal", lambda *inputs: taken.append(1) or causal(*inputs))
     q, k, v, _ = given(length, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        y = attend.fused(q, k, v, is_causal=True, dropout_p=dropout, scale=0.3)
+        y = attend.fused_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=0.3)
     assert bool(taken) == ours and y.dtype == torch.bfloat16

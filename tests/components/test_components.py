@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from gpt2lab.components.attend import Mask
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.position import alibi_slopes, t5_bucket
-from gpt2lab.components.step import Step
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT, ModelConfig, build_model
 
@@ -22,8 +22,8 @@ def tokens(rows: int = 2, length: int = 16) -> Tensor:
     return torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def step(length: int = 16) -> Step:
-    return Step(tokens(length=length))
+def step(length: int = 16) -> ForwardContext:
+    return ForwardContext(tokens(length=length))
 
 
 def test_rotary_is_a_complex_rotation_and_depends_on_distance_only() -> None:
@@ -176,7 +176,7 @@ def test_losses_are_plain_whatever_is_minimised() -> None:
 
 
 def test_learned_positions_end_and_say_so() -> None:
-    with pytest.raises(ConfigError, match="positions end at 16"):
+    with pytest.raises(ConfigError, match="positions are limited to 16"):
         build_model(ModelConfig(**SIZES))(tokens(length=17))
     assert build_model(ModelConfig(**SIZES, position="rotary"))(tokens(length=40)).shape == (2, 40, 50)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpt2lab.components.attend import Mask
-from gpt2lab.components.step import Cache, Step
+from gpt2lab.components.context import Cache, ForwardContext
 from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation.validation import validation_loss
@@ -32,7 +32,7 @@ def text(seed: int, length: int) -> Tensor:
 
 def test_who_sees_whom_by_hand() -> None:
     tokens = torch.tensor([[3, END, 4, 5, END, END, 6]])
-    allowed = Mask(separator=END).allowed(Step(tokens))[0, 0].int().tolist()
+    allowed = Mask(separator=END).allowed(ForwardContext(tokens))[0, 0].int().tolist()
     assert allowed == [
         [1, 0, 0, 0, 0, 0, 0],
         [0, 1, 0, 0, 0, 0, 0],
@@ -42,7 +42,7 @@ def test_who_sees_whom_by_hand() -> None:
         [0, 0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1, 1],
     ]
-    near = Mask(window=2, separator=END).allowed(Step(tokens))[0, 0].int().tolist()
+    near = Mask(window=2, separator=END).allowed(ForwardContext(tokens))[0, 0].int().tolist()
     assert near[3] == [0, 0, 1, 1, 0, 0, 0]
 
 
@@ -93,5 +93,5 @@ def test_the_separator_must_be_the_tokenizers() -> None:
         load_config("gpt2-124m", [*bpe, "model.mask={name: documents, separator: 7}"])
     with pytest.raises(ConfigError, match="tokenizer bytes has no separator"):
         load_config("nano", ["model.mask={name: documents, separator: 7}"])
-    with pytest.raises(ConfigError, match="waits for token 50256 and vocab_size is 4096"):
+    with pytest.raises(ConfigError, match="has separator 50256, but vocab_size is 4096"):
         load_config("gpt2-124m", [*bpe, "model.mask=documents"])

@@ -134,7 +134,7 @@ def test_logits_are_divided_by_the_ratio_of_widths(head: Any) -> None:
     ours.load_state_dict(plain.state_dict())
     tokens, targets = batch()
     with torch.no_grad():
-        rows = plain.hidden(plain.step(tokens)) / m
+        rows = plain.hidden(plain.context(tokens)) / m
         expected = plain.lm_head(rows.flatten(0, 1), plain.wte).view(*tokens.shape, -1)
         torch.testing.assert_close(ours(tokens), expected)
         loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), targets.flatten())
@@ -168,7 +168,7 @@ def test_an_optimizer_without_rates_of_its_own_is_refused(one_group: str) -> Non
         load_config("nano", ["model.parametrization=mup", "optim.optimizer=one_group"])
     load_config("nano", ["optim.optimizer=one_group"])
     config = OptimConfig.model_validate({"optimizer": one_group})
-    with pytest.raises(ConfigError, match=r"one_group puts parameters into one group that are to have rates"):
+    with pytest.raises(ConfigError, match=r"one_group puts parameters with different rates into one group"):
         build_optimizers(config, build_model(sizes(2 * BASE, parametrization=mup())).params())
     build_optimizers(config, build_model(sizes(BASE, parametrization=mup())).params())
 

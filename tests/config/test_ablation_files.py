@@ -176,7 +176,7 @@ def test_a_clash_with_what_others_wrote_is_told_at_the_arm(file: Path) -> None:
         HEAD + "arms:\n  a: {}\n  b: {model.position: rotary}\n",
         overrides=["model.n_embd=12", "model.norm=layernorm"],
     )
-    assert problem.startswith(":7: arms.b.model.position: rotary turns pairs of channels, and a head has 3")
+    assert problem.startswith(":7: arms.b.model.position: rotary rotates pairs of channels, and a head has 3")
 
 
 def test_an_arm_is_the_cause_even_where_the_complaint_names_what_others_wrote(file: Path) -> None:

@@ -293,13 +293,17 @@ def example_files(folder: Path) -> list[str]:
 
 
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    code = "from gpt2lab.cli import main; main()"
+    return python(folder, "from gpt2lab.cli import main; main()", *words)
+
+
+def python(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_example_files_are_valid(tmp_path: Path) -> None:
     assert sorted(example_files(tmp_path)) == [
         "decay.yaml",
+        "my_diagnostics.py",
         "my_metrics.py",
         "my_nano.yaml",
         "my_parts.py",
@@ -325,6 +329,27 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
     assert "unknown study 'none'" in done.stderr and "surprises" not in done.stderr
     done = call(tmp_path, "eval", "--study", "none", "--metric", "surprise", "--plugin", "my_metrics.py")
     assert "did you mean 'surprises'?" in done.stderr
+
+
+def test_the_example_diagnostic_is_measured(tmp_path: Path) -> None:
+    example_files(tmp_path)
+    code = (
+        "import torch\n"
+        "from gpt2lab.config import load_config\n"
+        "from gpt2lab.model import build_model\n"
+        "from gpt2lab.registry import load_plugin\n"
+        "from gpt2lab.training.diagnostics import build, observes_updates\n"
+        "load_plugin('my_diagnostics.py')\n"
+        "config = load_config('nano', ['evaluation.diagnostics=[activation_rms, gradient_norm]'])\n"
+        "_, norm = build(config.evaluation.diagnostics)\n"
+        "model = build_model(config.model)\n"
+        "model.loss(*torch.arange(8).view(2, 1, 4)).backward()\n"
+        "norm.before_update(model.params())\n"
+        "print(observes_updates(norm), norm.metrics()['diag/gradient_norm/h.0.mlp.c_fc.weight']\n"
+        "      == float(model.h[0].mlp.c_fc.weight.grad.norm()))\n"
+    )
+    done = python(tmp_path, code)
+    assert done.stdout == "True True\n", done.stderr
 
 
 def test_the_example_task_is_found(tmp_path: Path) -> None:

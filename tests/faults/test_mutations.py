@@ -42,13 +42,13 @@ MUTATIONS = [
         "lambda step, first=state.step: load(batches, step - first,",
     ),
     without(
-        "rates are a function of the step", "training/update.py",
+        "rates are a function of the step", "training/loop.py",
         "factor = self.multiplier(step)", CHECKPOINTS + "test_resume_is_exact",
         "self.calls = getattr(self, 'calls', -1) + 1; factor = self.multiplier(self.calls)",
     ),
     without(
-        "what is not finite reaches no weight", "training/update.py",
-        "elif numbers.read().finite:",
+        "what is not finite reaches no weight", "training/loop.py",
+        "elif metrics.read().finite:",
         "training/test_loop.py::test_a_gradient_that_is_not_finite_stops_in_its_step_with_clean_weights",
         "else:",
     ),

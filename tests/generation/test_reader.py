@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpt2lab import testing
-from gpt2lab.components.step import Cache
+from gpt2lab.components.context import Cache
 from gpt2lab.generation import Reader, reader
 from gpt2lab.generation.reader import HUGE_BYTES, in_huge_pages
 from gpt2lab.model import MODEL_SLOTS

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpt2lab import testing
 from gpt2lab.components import chunked
 from gpt2lab.components.attend import Mask, attend
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.position import Alibi, Position
-from gpt2lab.components.step import Step
 from gpt2lab.model import GPT, ModelConfig, build_model
 
 pytestmark = [
@@ -191,7 +191,7 @@ def test_every_way_of_attention_is_that_of_the_definition(mask: str, groups: int
         leaves = [
             x.to(dtype).requires_grad_() for x in (drawn(B, H, T, D), *(drawn(B, groups, T, D, seed=s) for s in (1, 2)))
         ]
-        step = Step(tokens)
+        step = ForwardContext(tokens)
         step.enter(0, position)
         weight = drawn(B, H, T, D, seed=3)
 

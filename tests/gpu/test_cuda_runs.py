@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.store import Store
 from gpt2lab.testing import batch
-from gpt2lab.training.distributed import World
-from gpt2lab.training.replica import Replica
+from gpt2lab.training.distributed import Replica, World
 
 pytestmark = [
     pytest.mark.gpu,

@@ -57,10 +57,10 @@ def test_losses_are_near_those_of_the_cpu(
 
 def test_looking_a_step_late_is_the_default_and_changes_no_bit(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
     seen = {}
-    for ahead in (None, True, False):
+    for late in (None, True, False):
         state = fresh(optim)
-        records = steps(state, batches, optim, config(deterministic=True), seed=7, ahead=ahead)
-        seen[ahead] = [(r.step, r.tokens, r.metrics, weights(state).tolist()) for r in records]
+        records = steps(state, batches, optim, config(deterministic=True), seed=7, late=late)
+        seen[late] = [(r.step, r.tokens, r.metrics, weights(state).tolist()) for r in records]
     assert seen[None] == seen[True] == seen[False]
 
 
@@ -174,8 +174,8 @@ def test_fused_adamw_equals_the_plain_one(fresh: Fresh, batches: Any, optim: Opt
     assert fused.optimizers[0].param_groups[0]["fused"]
     for group in plain.optimizers[0].param_groups:
         group["fused"] = False
-    for state, ahead in ((fused, True), (plain, False)):
-        list(steps(state, batches, optim, config(), seed=7, ahead=ahead))
+    for state, late in ((fused, True), (plain, False)):
+        list(steps(state, batches, optim, config(), seed=7, late=late))
     torch.testing.assert_close(weights(fused), weights(plain), rtol=0, atol=2e-5)
 
 

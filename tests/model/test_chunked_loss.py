@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 from gpt2lab import testing
 from gpt2lab.components import chunked
 from gpt2lab.components.chunked import loss_sums, rows_at_once
-from gpt2lab.components.embedding import Plain
+from gpt2lab.components.embedding import TokenEmbedding
 from gpt2lab.components.objective import CrossEntropy
 from gpt2lab.model import GPT
 from gpt2lab.registry import SLOTS
-from gpt2lab.training.replica import Objective
+from gpt2lab.training.distributed import Objective
 
 N, C, V, SIZE = 32, 32, 97, 7  # rows in a batch, channels, vocabulary, rows in a chunk (the last one has fewer)
 HEADS = testing.cases(SLOTS["head"])
@@ -31,7 +31,7 @@ SHORT = {"head=tied", "head=untied", "head=untied,zero_init=True"}  # scores are
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(chunked.SCORES_AT_ONCE, "cpu", SIZE * V)
+    monkeypatch.setitem(chunked.LOGITS_AT_ONCE, "cpu", SIZE * V)
 
 
 def targets_with_gaps() -> tuple[Tensor, Tensor]:
@@ -69,8 +69,8 @@ def test_loss_and_gradients_are_those_of_the_direct_way(
     expected = expected_loss + (len(objective) - 1) * 0.02 * logits.logsumexp(-1).square()[counted].mean()
     expected.backward()
     direct = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    monkeypatch.setitem(chunked.SCORES_AT_ONCE, "cpu", SIZE * V)
-    short = spied(monkeypatch, "of_matrix")
+    monkeypatch.setitem(chunked.LOGITS_AT_ONCE, "cpu", SIZE * V)
+    short = spied(monkeypatch, "matrix_sums")
     found, ours = gradients(model, tokens, targets)
     assert bool(short) == (str(head) in SHORT)
     assert found == pytest.approx(expected.item(), rel=1e-6)
@@ -99,7 +99,7 @@ class Smoothed(CrossEntropy):
         return nll - self.amount * logits.log_softmax(-1).mean(-1)
 
 
-class Factorized(Plain):
+class Factorized(TokenEmbedding):
     """An heir of a known embedding that scores in another way."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ def test_heirs_of_known_parts_are_asked_themselves(part: str) -> None:
         for module in (embedding, *terms):
             module.zero_grad()
             leaves |= dict(module.named_parameters())
-        chunked.SCORES_AT_ONCE["cpu"] = size * V
+        chunked.LOGITS_AT_ONCE["cpu"] = size * V
         objective, _ = loss_sums(leaves["rows"], wanted, model.lm_head, embedding, terms, V)
         (objective / N).backward()
         return {name: leaf.grad.clone() for name, leaf in leaves.items() if leaf.grad is not None}
@@ -143,7 +143,7 @@ def test_bf16_agrees_with_the_direct_way(head: Any, monkeypatch: pytest.MonkeyPa
     )
     with torch.autocast("cpu", torch.bfloat16):
         loss, direct = gradients(model, tokens, targets)
-        monkeypatch.setitem(chunked.SCORES_AT_ONCE, "cpu", SIZE * V)
+        monkeypatch.setitem(chunked.LOGITS_AT_ONCE, "cpu", SIZE * V)
         found, ours = gradients(model, tokens, targets)
     assert found == pytest.approx(loss, rel=1e-5)
     assert worst(ours, direct) < 0.02  # a bfloat16 number has 8 bits
@@ -180,9 +180,9 @@ def test_small_gradients_survive_fp16(softcap: float | None, scale: float) -> No
 
 
 def _site(model: GPT) -> Any:
-    from gpt2lab.components.base import Site
+    from gpt2lab.components.base import Builder
 
-    return Site(model.config, model.config.choices())
+    return Builder(model.config, model.config.choices())
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -244,7 +244,7 @@ def test_no_tensor_holds_the_scores_of_all_rows(
         return seen.elements
 
     assert largest() == rows * V
-    monkeypatch.setitem(chunked.SCORES_AT_ONCE, "cpu", SIZE * V)
+    monkeypatch.setitem(chunked.LOGITS_AT_ONCE, "cpu", SIZE * V)
     assert largest() == rows * C if training else SIZE * V  # rows x C: their gradient
 
 
@@ -259,7 +259,7 @@ def test_going_backward_twice_is_an_error() -> None:
 
 def test_chunks_are_equally_large_within_what_a_device_takes() -> None:
     assert rows_at_once(1024, 256, "cpu") == 1024  # a small vocabulary needs no chunks
-    most = chunked.SCORES_AT_ONCE["cpu"] // 50304
+    most = chunked.LOGITS_AT_ONCE["cpu"] // 50304
     for n in (most + 1, 2 * most, 2048, 10_000):
         size = rows_at_once(n, 50304, "cpu")
         assert size <= most

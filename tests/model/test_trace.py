@@ -74,7 +74,7 @@ def test_the_walk_through_a_block_of_gpt2(canonical: Trace) -> None:
 
 
 def test_meanings_come_from_components_and_roles(canonical: Trace) -> None:
-    assert "causal: Every token sees itself and all earlier tokens" in named(canonical.rows, "scores").meaning
+    assert "causal: Every token attends to itself and all earlier tokens" in named(canonical.rows, "scores").meaning
     assert named(canonical.rows, "ln_1").meaning.startswith("layernorm: Subtract the mean over channels")
     assert "query 768, key 768, value 768" in named(canonical.rows, "c_attn").meaning
     assert "writes into the stream" in named(canonical.rows, "c_proj").meaning
@@ -138,7 +138,7 @@ def test_batch_and_tokens() -> None:
     saved = one.per_token(one.forward) - more.per_token(more.forward)
     assert saved == 2 * 4 * 128 * 64  # L layers: 4 C operations for each token that can no longer be looked at
     assert trace(config, tokens=1).rows[0].shape == (1, 1)
-    with pytest.raises(ConfigError, match="129 tokens of context, but the positions end at 128"):
+    with pytest.raises(ConfigError, match="129 tokens of context, but the positions are limited to 128"):
         trace(config, tokens=129)
     far = ModelConfig(**{**NANO, "position": "rotary"})
     assert named(trace(far, tokens=200).rows, "scores").shape == (1, 4, 200, 200)

@@ -177,7 +177,7 @@ import torch
 from torch import nn
 
 import gpt2lab.components.attention
-from gpt2lab.components.mlp import Plain, mlp
+from gpt2lab.components.mlp import MLP, mlp
 
 FREQUENCY = 1.0
 TABLE = {"low": 1.0}
@@ -207,13 +207,13 @@ class Sine(nn.Module):
 @mlp.register("sine", source="a test")
 def sine(site):
     """One hidden layer with a sine."""
-    return Plain(site, Sine())
+    return MLP(site, Sine())
 
 
 @mlp.register("other", source="a test")
 def other(site):
     """Something else."""
-    return Plain(site, idle)
+    return MLP(site, idle)
 '''
 
 
@@ -263,13 +263,13 @@ SAME = {
     "layout": edited(("FREQUENCY * u +", "FREQUENCY\n        * u\n        +")),
     "source and examples": edited(('@mlp.register("sine", source="a test")',
                                    '@mlp.register("sine", source="a book", examples=({},))')),
-    "another component": edited(('"""Something else."""\n    return Plain(site, idle)',
-                                 '"""Something else."""\n    return Plain(site, torch.relu)')),
+    "another component": edited(('"""Something else."""\n    return MLP(site, idle)',
+                                 '"""Something else."""\n    return MLP(site, torch.relu)')),
     "a helper that only another reaches": edited(("    return u\n", "    return 2 * u\n")),
     "a third component": PARTS + '\n\n@mlp.register("third", source="x")\ndef third(site):\n    """A third."""\n',
 }  # fmt: skip
 DIFFERENT = {
-    "body": edited(("return Plain(site, Sine())", "return Plain(site.at(gain=2.0), Sine())")),
+    "body": edited(("return MLP(site, Sine())", "return MLP(site.at(gain=2.0), Sine())")),
     "method": edited(("self.amplitude * bend(u)", "self.amplitude + bend(u)")),
     "attribute": edited(("amplitude = 1.0", "amplitude = 2.0")),
     "helper": edited(("torch.sin(", "torch.cos(")),
@@ -330,12 +330,12 @@ def test_code_beside_a_plugin_counts(code_of: Callable[..., str]) -> None:
 def test_a_component_without_a_definition_of_its_own_counts_with_its_whole_file(code_of: Callable[..., str]) -> None:
     text = PARTS + (
         "\n\ndef made(gain):\n    def factory(site):\n        '''Made in a loop.'''\n"
-        "        return Plain(site, Sine())\n    return factory\n\n"
+        "        return MLP(site, Sine())\n    return factory\n\n"
         "for gain in (1, 2):\n    mlp.register(f'made{gain}', source='a test')(made(gain))\n"
     )
     plain = code_of(text, "made1")
     assert code_of(text, "made1") == plain
-    for old, new in (("Plain(site, Sine())\n    return factory", "0\n    return factory"), ("(1, 2)", "(2, 1)")):
+    for old, new in (("MLP(site, Sine())\n    return factory", "0\n    return factory"), ("(1, 2)", "(2, 1)")):
         assert code_of(text.replace(old, new), "made1") != plain
 
 
@@ -343,11 +343,11 @@ def test_a_chain_of_modules_is_followed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "chained.py").write_text(
         "import gpt2lab.components.attention\nfrom gpt2lab.components import mlp as mlps\n\n"
-        "def build(site):\n    return gpt2lab.components.attention.mha(site), mlps.Plain(site, None)\n"
+        "def build(site):\n    return gpt2lab.components.attention.mha(site), mlps.MLP(site, None)\n"
     )
     importlib.import_module("chained")
     found = reached([("chained", "build")])
-    assert {"gpt2lab.components.attention:GroupedAttention", "gpt2lab.components.mlp:Plain"} <= found.keys()
+    assert {"gpt2lab.components.attention:GroupedAttention", "gpt2lab.components.mlp:MLP"} <= found.keys()
 
 
 def test_the_package_of_an_installed_component_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from gpt2lab.reports import read_study, style, write_report
 from gpt2lab.reports.sections import health
 from gpt2lab.results import StudyRun
 from gpt2lab.training import guard
-from gpt2lab.training.diagnostics import Updates, diagnose
+from gpt2lab.training.diagnostics import build, diagnose
 
 MakeStudy = Callable[..., dict[str, Any]]
 LAYERS = 3
@@ -242,10 +242,12 @@ def test_names_at_the_ends_of_a_logarithmic_axis_stand_at_their_values() -> None
 
 def test_the_page_reads_what_the_training_measures() -> None:
     model = build_model(ModelConfig(n_layer=12, n_head=1, n_embd=8, block_size=8, vocab_size=9))
-    updates = Updates(model.params())
-    updates.before()
     row = {"step": 1, "tokens": 8, "metrics": diagnose(model, torch.zeros(1, 8, dtype=torch.int64), "fp32")}
-    row["metrics"] |= updates.after() | {"train/grad_norm": 1.0}
+    for diagnostic in build():
+        diagnostic.before_update(model.params())
+        diagnostic.after_update(model.params())
+        row["metrics"] |= diagnostic.metrics()
+    row["metrics"] |= {"train/grad_norm": 1.0}
     run = health.of_run(StudyRun(arm="a", seed=0, id="0" * 16, status="finished"), [row])
     names: Mapping[str, float] = row["metrics"]
     assert list(run.depth) == [names[f"diag/activation_rms/{i}"] for i in range(12)]  # by number, not by letter

@@ -110,11 +110,11 @@ def test_a_checkpoint_saved_while_the_next_step_is_under_way_resumes_exactly(
         return made
 
     whole, second = state(1), state(2)
-    for record in steps(whole, batches, optim, training, seed=3, ahead=True):
+    for record in steps(whole, batches, optim, training, seed=3, late=True):
         if record.step == 5:
             save(tmp_path, whole)
     assert load_latest(tmp_path, second) is not None
-    assert [r.step for r in steps(second, batches, optim, training, seed=3, ahead=True)] == list(range(6, 13))
+    assert [r.step for r in steps(second, batches, optim, training, seed=3, late=True)] == list(range(6, 13))
     assert everything(second) == everything(whole)
     assert second.state_dict()["scaler"] == whole.state_dict()["scaler"]
     assert second.guard.state_dict() == whole.guard.state_dict()
@@ -224,8 +224,8 @@ def test_another_architecture_shows_the_difference(saved: tuple[Path, TrainState
         load_latest(folder, state)
     text = caught.value.render()
     assert "step_000006: belongs to another architecture" in text
-    assert "lm_head.weight: the model has it (29, 8), the checkpoint does not" in text
-    assert "wpe.weight: the checkpoint has it (8, 4), the model does not" in text
+    assert "lm_head.weight: (29, 8) in the model, missing in the checkpoint" in text
+    assert "wpe.weight: (8, 4) in the checkpoint, missing in the model" in text
     assert "wte.weight: (29, 4) in the checkpoint, (29, 8) in the model" in text
     assert caught.value.exit_code == 2
     assert everything(state) == before
@@ -272,7 +272,7 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     load_latest(tmp_path, TrainState(second, []))
     assert torch.equal(second.lm_head.weight, first.wte.weight)
     second.lm_head.weight = torch.nn.Parameter(torch.zeros(5, 3))
-    with pytest.raises(ConfigError, match=r"lm_head\.weight: the model has it"):
+    with pytest.raises(ConfigError, match=r"lm_head\.weight: \(5, 3\) in the model"):
         load_latest(tmp_path, TrainState(second, []))
 
 

@@ -15,16 +15,23 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2lab import testing
 from gpt2lab.components.attend import Mask, attend
-from gpt2lab.components.base import Site
+from gpt2lab.components.base import Builder
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.scores import plain
-from gpt2lab.components.step import Step
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.optim import OptimConfig
 from gpt2lab.pretrained import load_gpt2
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import CONTEXT, VOCABULARY, batch, disturbed
 from gpt2lab.training import TrainingConfig, TrainState, diagnostics, steps
-from gpt2lab.training.diagnostics import ActivationStatistics, Updates, diagnose
+from gpt2lab.training.diagnostics import (
+    AttentionLogitMax,
+    UpdateRatio,
+    build,
+    diagnose,
+    diagnostic,
+    group_of,
+)
 from gpt2lab.training.loop import Batches
 
 B, H, T, D = 2, 4, 9, 8
@@ -100,11 +107,11 @@ def test_the_largest_score_is_that_of_pairs_that_may_see_each_other(
     torch.manual_seed(1)
     q, k, v = torch.randn(B, H, T, D), torch.randn(B, 2, T, D), torch.randn(B, 2, T, D)
     config = ModelConfig(n_layer=1, n_head=H, n_embd=H * D, block_size=T, vocab_size=VOCABULARY, position=scheme)
-    site = Site(config, config.choices(), layer=0)
-    step, seen = Step(torch.zeros(B, T, dtype=torch.int64)), ActivationStatistics()
-    step.watch = seen
-    step.enter(0, site.make("position"))
-    unwatched = Step(step.tokens)
+    site = Builder(config, config.choices(), layer=0)
+    step, seen = ForwardContext(torch.zeros(B, T, dtype=torch.int64)), AttentionLogitMax()
+    step.observer = seen
+    step.enter(0, site.build("position"))
+    unwatched = ForwardContext(step.tokens)
     unwatched.enter(0, step.position)
     arguments = Mask(window, sinks), plain(site, softcap=softcap, scale=0.7)
     assert torch.equal(attend(q, k, v, step, *arguments), attend(q, k, v, unwatched, *arguments))
@@ -116,20 +123,20 @@ def test_the_largest_score_is_that_of_pairs_that_may_see_each_other(
         score = 0.7 * float(q[b, h, i].double() @ k[b, h // 2, j].double())
         score = softcap * math.tanh(score / softcap) if softcap else score
         best = max(best, score - slopes[h] * (i - j))
-    assert float(seen.largest[0]) == pytest.approx(best, rel=1e-5)
+    assert float(seen.values["0"]) == pytest.approx(best, rel=1e-5)
 
 
 @pytest.mark.parametrize("larger", [0, 1])
 def test_a_block_may_attend_more_than_once(larger: int) -> None:
     q = torch.ones(1, H, T, D)
     config = ModelConfig(n_layer=1, n_head=H, n_embd=H * D, block_size=T, vocab_size=VOCABULARY)
-    site = Site(config, config.choices(), layer=0)
-    step, seen = Step(torch.zeros(1, T, dtype=torch.int64)), ActivationStatistics()
-    step.watch = seen
-    step.enter(0, site.make("position"))
+    site = Builder(config, config.choices(), layer=0)
+    step, seen = ForwardContext(torch.zeros(1, T, dtype=torch.int64)), AttentionLogitMax()
+    step.observer = seen
+    step.enter(0, site.build("position"))
     for call in range(2):
         attend(q * (3 if call == larger else 1), q, q, step, Mask(), plain(site, scale=1.0))
-    assert float(seen.largest[0]) == 3 * D
+    assert float(seen.values["0"]) == 3 * D
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -185,17 +192,18 @@ def test_update_ratios_of_adamw_by_hand(fresh: Callable[..., TrainState]) -> Non
     adamw = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], 1e-2,
                               betas=state.optimizers[0].param_groups[0]["betas"],
                               eps=state.optimizers[0].param_groups[0]["eps"])  # fmt: skip
-    updates = Updates(model.params())
+    (updates,) = build([diagnostic.read("update_ratio")])
     for one in (model, double):
         one.objective(tokens, targets)[0].backward()
     before = {name: tensor.detach().clone() for name, tensor in own.items()}
     adamw.step()
-    updates.before()
+    updates.before_update(model.params())
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = 1e-2
         optimizer.step()
-    found = updates.after()
+    updates.after_update(model.params())
+    found = updates.metrics()
 
     def ratio(*parts: str) -> float:
         named = [name for name in own if any(part in name for part in parts)]
@@ -212,7 +220,7 @@ def test_update_ratios_of_adamw_by_hand(fresh: Callable[..., TrainState]) -> Non
         "diag/update_ratio/vector": ratio("bias", "ln_"),
     }
     assert found == pytest.approx(expected, rel=2e-4)
-    assert updates.copies == {}
+    assert isinstance(updates, UpdateRatio) and updates.copies == {}
 
 
 def test_a_training_that_is_looked_at_has_the_bits_of_one_that_is_not(
@@ -221,7 +229,14 @@ def test_a_training_that_is_looked_at_has_the_bits_of_one_that_is_not(
     training, ends = TrainingConfig(steps=6, batch_tokens=64), []
     for watched in (True, False):
         state = fresh(optim, dropout=0.2)
-        records = steps(state, batches, optim, training, seed=1, watched=lambda step, on=watched: on and step % 2 == 0)
+        records = steps(
+            state,
+            batches,
+            optim,
+            training,
+            seed=1,
+            diagnostics=lambda step, on=watched: build() if on and step % 2 == 0 else (),
+        )
         for record in records:
             ratios = [name for name in record.metrics if name.startswith("diag/update_ratio")]
             assert bool(ratios) is (watched and record.step % 2 == 0)
@@ -235,9 +250,10 @@ def test_a_training_that_is_looked_at_has_the_bits_of_one_that_is_not(
 def test_weights_that_are_zero_have_no_ratio_and_no_step_is_a_ratio_of_zero() -> None:
     head = {"name": "untied", "zero_init": True}
     model = build_model(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=9, head=head))
-    updates = Updates(model.params())
-    updates.before()
-    found = updates.after()
+    (updates,) = build([diagnostic.read("update_ratio")])
+    updates.before_update(model.params())
+    updates.after_update(model.params())
+    found = updates.metrics()
     assert "diag/update_ratio/head" not in found
     assert set(found.values()) == {0.0}
     assert "diag/update_ratio/embedding" in found
@@ -245,7 +261,6 @@ def test_weights_that_are_zero_have_no_ratio_and_no_step_is_a_ratio_of_zero() ->
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_weight_has_a_group_with_a_plain_name(case: testing.Case) -> None:
-    groups = Updates(case.model().params()).groups
-    assert sum(len(own) for own in groups.values()) == len(list(case.model().parameters()))
-    assert {"embedding", "attention", "mlp"} <= groups.keys() | ({"mlp"} if "moe" in case.name else set())
+    groups = {group_of(param) for param in case.model().params()}
+    assert {"embedding", "attention", "mlp"} <= groups | ({"mlp"} if "moe" in case.name else set())
     assert all(name.isidentifier() for name in groups)

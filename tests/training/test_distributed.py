@@ -21,8 +21,8 @@ from gpt2lab.evaluation import context_losses, validation_loss
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.optim import OptimConfig
 from gpt2lab.training import TrainingConfig, TrainState, World, steps
+from gpt2lab.training.distributed import Replica
 from gpt2lab.training.ranks import require_equal
-from gpt2lab.training.replica import Replica
 
 STEPS, SEQUENCES, BLOCK, VOCABULARY = 6, 8, 8, 29
 

@@ -20,15 +20,15 @@ from gpt2lab.training.precision import loss_scaler
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("late", [False, True])
 def test_a_skipped_step_changes_nothing_but_the_count(
-    fresh: Fresh, batches: Any, optim: OptimConfig, ahead: bool
+    fresh: Fresh, batches: Any, optim: OptimConfig, late: bool
 ) -> None:
     """The step after it has its own batch and rate, so skipping step 3 equals a training whose step 3 did nothing."""
     state = fresh(optim)
     seen: list[tuple[StepRecord, torch.Tensor]] = []
     with spoiled(state, 2):
-        for record in steps(state, batches, optim, config(nonfinite="skip"), seed=7, ahead=ahead):
+        for record in steps(state, batches, optim, config(nonfinite="skip"), seed=7, late=late):
             seen.append((record, weights(state)))
     assert [r.step for r, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert torch.equal(seen[2][1], seen[1][1])
@@ -39,12 +39,12 @@ def test_a_skipped_step_changes_nothing_but_the_count(
     assert {float(s["step"]) for s in state.optimizers[0].state.values()} == {5.0}  # Adam's own count of updates
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_too_many_skips_in_a_row_are_a_divergence(fresh: Fresh, batches: Any, optim: OptimConfig, ahead: bool) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_too_many_skips_in_a_row_are_a_divergence(fresh: Fresh, batches: Any, optim: OptimConfig, late: bool) -> None:
     state = fresh(optim)
     training = config(nonfinite="skip", max_skipped_steps=2)
     with spoiled(state, 0, 2, 3), pytest.raises(Diverged, match=r"step 4: .* 2 steps in a row were skipped") as caught:
-        list(steps(state, batches, optim, training, seed=7, ahead=ahead))
+        list(steps(state, batches, optim, training, seed=7, late=late))
     assert (caught.value.step, state.step, state.guard.skipped) == (4, 3, 3)
     assert caught.value.lr == optim.lr * optim.multiplier(6)(3)
     assert weights(state).isfinite().all()
@@ -55,14 +55,14 @@ def test_looking_a_step_late_changes_no_bit(fresh: Fresh, batches: Any) -> None:
     """Weights at every record, records themselves, and the optimizer's state: as when every step is waited for."""
     optim = OptimConfig(lr=1e-2, warmup_steps=2, grad_clip=0.5)
     seen: dict[bool, list[Any]] = {}
-    for ahead in (False, True):
+    for late in (False, True):
         state = fresh(optim, dropout=0.1)
-        seen[ahead] = [
+        seen[late] = [
             (r.step, r.tokens, r.metrics, weights(state).tolist())
-            for r in steps(state, batches, optim, config(micro_batch_sequences=3), seed=7, ahead=ahead)
+            for r in steps(state, batches, optim, config(micro_batch_sequences=3), seed=7, late=late)
         ]
         moments = [v for s in state.optimizers[0].state.values() for v in s.values()]
-        seen[ahead].append([m.tolist() for m in moments])
+        seen[late].append([m.tolist() for m in moments])
     assert seen[True] == seen[False]
 
 
@@ -72,18 +72,18 @@ def test_a_step_late_a_divergence_is_seen_before_the_next_update(
     state = fresh(optim)
     last = weights(state)
     with spoiled(state, 2), pytest.raises(Diverged, match="step 3"):  # noqa: PT012
-        for _ in steps(state, batches, optim, config(), seed=7, ahead=True):
+        for _ in steps(state, batches, optim, config(), seed=7, late=True):
             last = weights(state)
     assert state.step == 2
     assert torch.equal(weights(state), last)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_a_stop_is_in_the_record_of_its_step(fresh: Fresh, batches: Any, optim: OptimConfig, ahead: bool) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stop_is_in_the_record_of_its_step(fresh: Fresh, batches: Any, optim: OptimConfig, late: bool) -> None:
     asked = iter([False, True, True, True, True, True])
     state = fresh(optim)
     records = []
-    for record in steps(state, batches, optim, config(), seed=7, stop=lambda: next(asked), ahead=ahead):
+    for record in steps(state, batches, optim, config(), seed=7, stop=lambda: next(asked), late=late):
         records.append(record)
         if record.stop:
             break
@@ -137,13 +137,13 @@ def test_a_loss_far_above_the_last_ones_is_a_spike() -> None:
     guard = Guard()
     losses = np.random.default_rng(0).normal(3.0, 0.1, 400).tolist()
     for step, loss in enumerate(losses):
-        assert guard.good(step, loss) is None, step
+        assert guard.accept(step, loss) is None, step
     mean, sd = float(np.mean(losses[-WINDOW:])), float(np.std(losses[-WINDOW:]))
-    assert guard.good(400, mean + (SIGMAS - 0.1) * sd) is None
+    assert guard.accept(400, mean + (SIGMAS - 0.1) * sd) is None
     guard.recent[-1] = losses[-1]
     window = guard.recent
     mean, sd = float(np.mean(window)), float(np.std(window))
-    assert guard.good(401, mean + 7 * sd) == pytest.approx(7.0)
+    assert guard.accept(401, mean + 7 * sd) == pytest.approx(7.0)
     (spike,) = guard.spikes
     assert spike == {"step": 401, "loss": mean + 7 * sd, "threshold": pytest.approx(mean + SIGMAS * sd)}
     assert len(guard.recent) == WINDOW
@@ -152,7 +152,7 @@ def test_a_loss_far_above_the_last_ones_is_a_spike() -> None:
 def test_the_first_losses_are_no_spikes() -> None:
     guard = Guard()
     for step in range(FEWEST):
-        assert guard.good(step, 100.0 if step == FEWEST - 1 else 3.0) is None
+        assert guard.accept(step, 100.0 if step == FEWEST - 1 else 3.0) is None
 
 
 def test_what_the_guard_knows_survives_a_checkpoint_exactly() -> None:
@@ -160,12 +160,12 @@ def test_what_the_guard_knows_survives_a_checkpoint_exactly() -> None:
     losses[[150, 190]] = 9.0
     whole, parts = Guard(), Guard()
     for step, loss in enumerate(losses.tolist()):
-        expected = whole.good(step, loss)
+        expected = whole.accept(step, loss)
         if step % 7 == 0:
             saved = json.loads(json.dumps(parts.state_dict()))
             parts = Guard()
             parts.load_state_dict(saved)
-        assert parts.good(step, loss) == expected
+        assert parts.accept(step, loss) == expected
     assert parts == whole
     assert [spike["step"] for spike in whole.spikes] == [150, 190]
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from gpt2lab.training.clock import PHASES, Clock
-from gpt2lab.training.prefetch import AHEAD, prefetched
+from gpt2lab.training.loop import PREFETCHED, prefetched
 
 
 def test_everything_comes_once_and_in_order() -> None:
@@ -22,15 +22,15 @@ def test_the_next_ones_are_made_while_one_is_used() -> None:
 
     def make(i: int) -> int:
         made.append(i)
-        if len(made) > AHEAD:
+        if len(made) > PREFETCHED:
             enough.set()
         return i
 
     source = prefetched(make, range(10))
     assert next(source) == 0
     assert enough.wait(5), "nothing was made ahead"
-    assert made[: AHEAD + 1] == list(range(AHEAD + 1))
-    assert len(made) == AHEAD + 1  # and no further: memory is bounded
+    assert made[: PREFETCHED + 1] == list(range(PREFETCHED + 1))
+    assert len(made) == PREFETCHED + 1  # and no further: memory is bounded
     source.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
