@@ -12,8 +12,7 @@ from gpt2lab.config import Config
 from gpt2lab.costs import Costs
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest, settings
-from gpt2lab.planning.ablation import LoadedAblation
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.probes import recorded
 from gpt2lab.planning.runs import tokens_of

@@ -92,7 +92,7 @@ def lines(plan: Plan) -> list[str]:
             f"({found.detectable_upper:.2g} if the noise is at its upper 80 % limit)"
         )
     told.append(_what_x_takes(plan, found))
-    if plan.ablation.lr_bracket or plan.ablation.tune:
+    if plan.ablation.tune:
         told.append("intervals will be wider by what the search of rates leaves open, known once its trials are there")
     return told
 

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field, replace
 from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.planning.ablation import LoadedAblation
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.equalise import Adjustment, at_budget, equal_arms, with_tokens
 from gpt2lab.planning.machine import Machine, estimate_memory
 from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
-from gpt2lab.planning.search import Search
-from gpt2lab.planning.tuning import Tuning, rate_grid, searches_of
+from gpt2lab.planning.tuning import Search, Tuning, tunings_of
 from gpt2lab.store import Store
 
 
@@ -131,11 +129,12 @@ def make_plan(
     floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
     cost = {n: found[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in made.items()}
     scope = fit(ablation, floor, cost, seconds=seconds, jobs=machine.jobs, why_no_floor=why_none)
-    tunings = _tunings(ablation, {name: made[name] for name in scope.arms}, data, machine, store)
+    in_scope = {name: made[name] for name in scope.arms}
+    tunings = tunings_of(f"{ablation.name}@{ablation.scale}", ablation.tune, in_scope, data, machine, store)
     arms = {}
     for name in scope.arms:
         tuning, count = tunings.get(name), None
-        arm = tuning.arm() if tuning else made[name]
+        arm = tuning.arm if tuning else made[name]
         if ablation.looks:
             count = (seeds_now or {}).get(name, ablation.looks[0])
         own = scope.baseline_seeds if name == ablation.baseline else scope.seeds
@@ -164,16 +163,6 @@ def make_plan(
         ablation=kept, arms=arms, machine=machine, data=data, seeds=scope.seeds, look=look, floor=floor,
         why_no_floor=why_none, left_out=scope.left_out,
     )  # fmt: skip
-
-
-def _tunings(
-    ablation: LoadedAblation, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
-) -> Mapping[str, Tuning]:
-    """Arm -> how its settings are looked for, and how far that is; empty where none are."""
-    if ablation.tune is not None:
-        return searches_of(f"{ablation.name}@{ablation.scale}", ablation.tune, arms, data, machine, store)
-    factors = ablation.lr_bracket
-    return {name: rate_grid(arm, factors, data, machine, store) for name, arm in arms.items()} if factors else {}
 
 
 def check_data(arm: Arm, data: Prepared) -> None:

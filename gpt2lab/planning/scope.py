@@ -73,13 +73,13 @@ def study_seconds(ablation: LoadedAblation, scope: Scope, run_seconds: Mapping[s
     trained at the settings as written."""
     trials, runs = [], []
     tune = ablation.tune
-    each = tune.trials * tune.seeds if tune else len(ablation.lr_bracket)
+    each = tune.runs_per_arm if tune else 0
     for name in scope.arms:
         own = ablation.arms[name].seeds or (scope.baseline_seeds if name == ablation.baseline else scope.seeds)
         budgets = {1.0, *(ablation.budgets if name in ablation.budget_arms else ())}
         trials += [run_seconds[name]] * each
         runs += [budget * run_seconds[name] for budget in budgets for _ in own]
-        runs += [run_seconds[name] for _ in own] if tune else []
+        runs += [run_seconds[name] for _ in own] if tune and tune.space else []
     return makespan(trials, jobs) + makespan(runs, jobs)
 
 
