@@ -33,7 +33,7 @@ class ArmPlan:
     """estimated bytes of one run"""
     adjustment: Adjustment | None = None
     tuning: Tuning | None = None
-    """how its settings are looked for, and what was found"""
+    """how its settings are looked for, and the result"""
     shared: tuple[Run, ...] = ()
     """where a search was made for it: the same seeds at the arm's settings as written; `runs` where those are best"""
     curve: Mapping[float, tuple[Run, ...]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class ArmPlan:
         return tokens_of(self.arm.config)
 
     def all_runs(self) -> Iterator[Run]:
-        """Every run that is due, those of the bracket first. A search drives its own."""
+        """Every run that is due, those of a grid of rates first. A search drives its own."""
         yield from self.tuning.runs if self.tuning else ()
         if self.tuning is None or not self.tuning.open:
             for pair in itertools.zip_longest(self.runs, self.shared):
@@ -58,9 +58,9 @@ class ArmPlan:
 class Plan:
     """What an ablation will do: its arms with their runs, on one machine, over one text.
 
-    A plan is a function of the ablation and of what is finished: while rates are being bracketed, `runs` holds the
-    trials, and the plan made after them holds the runs at the rates they found. While searches are open, it holds no
-    runs, but those searches.
+    A plan is a function of the ablation and of what is finished: while grids of rates are tried, `runs` holds the
+    trials, and the plan made after them holds the runs at the best rates. While searches are open, it has those
+    searches and no runs.
     """
 
     ablation: LoadedAblation
@@ -85,8 +85,8 @@ class Plan:
     @property
     def searches(self) -> dict[str, Search]:
         """Arm -> its search, of all arms as long as one of them is open: they share the machine."""
-        found = {name: arm.tuning.search for name, arm in self.arms.items() if arm.tuning}
-        return {name: search for name, search in found.items() if search} if self.tuning else {}
+        arms = self.arms.items() if self.tuning else ()
+        return {name: arm.tuning.search for name, arm in arms if arm.tuning and arm.tuning.search}
 
     def runs(self) -> list[Run]:
         """Every run that is due now, each once; seed-major, so that all arms have their first seed early."""
@@ -169,15 +169,11 @@ def check_data(arm: Arm, data: Prepared) -> None:
     """Raises ConfigError with all in which an arm's model or evaluation does not fit the prepared data."""
     model, evaluation = arm.config.model, arm.config.evaluation
     lengths = {"training": len(data.train), "validation": len(data.validation)}
-    wrong = [
-        (
-            "model.block_size",
-            min(lengths.values()) - 1,
-            f"the {split} split needs {model.block_size + 1} tokens, has {n}",
-        )
-        for split, n in lengths.items()
-        if n <= model.block_size
-    ]
+    wrong: list[tuple[str, int, str]] = []  # (key, a value that fits, why)
+    for split, n in lengths.items():
+        if n <= model.block_size:
+            what = f"the {split} split needs {model.block_size + 1} tokens, has {n}"
+            wrong.append(("model.block_size", min(lengths.values()) - 1, what))
     if data.vocab_size > model.vocab_size:
         what = f"the tokenizer has {data.vocab_size} tokens, the model rows for {model.vocab_size}"
         wrong.append(("model.vocab_size", data.vocab_size, what))
@@ -185,6 +181,5 @@ def check_data(arm: Arm, data: Prepared) -> None:
         what = f"the validation split needs {evaluation.tokens + 1} tokens, has {lengths['validation']}"
         wrong.append(("evaluation.tokens", lengths["validation"] - 1, what))
     if wrong:
-        settings = dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)
         problems = [Problem(f"arm {arm.name}: {key}", what) for key, _, what in wrong]
-        raise ConfigError(problems, hint=" ".join(settings))
+        raise ConfigError(problems, hint=" ".join(dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)))
