@@ -187,7 +187,8 @@ def load_ablation(
             made[name] = arm
     at = {name: written.at for name, written in design.arms.items()}
     beside = [*_between_arms(declared, design.baseline, made, at)]
-    if made and not base.complaints:
+    unread = any(key[:1] == ("tune",) for complaint in complaints for key in complaint.keys)
+    if made and not base.complaints and not (unread and declared.tune and not declared.tune.keys):
         beside += _tune_problems(declared, made, at)
     found += [located(read, complaint) for complaint in beside]
     kept, problem = scale_name(scale or declared.base)

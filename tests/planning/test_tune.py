@@ -261,7 +261,7 @@ BRACKET, GRID = "lr_bracket: [2, 1, 0.5]\n", "tune: {grid: {optim.lr: [0.5x, 1x,
 
 
 def test_a_grid_and_its_older_spelling_give_equal_plans_at_every_stage(planned: Planned, preset: Path) -> None:
-    """Rates, a grid that is widened, the runs at the best rate: ids, records and the time that is forecast."""
+    """Rates, a grid that is widened, the runs at the best rate: ids, records and labels."""
     store = Store(preset.parent / "runs")
 
     def stage(text: str) -> Any:
@@ -280,8 +280,8 @@ def test_a_grid_and_its_older_spelling_give_equal_plans_at_every_stage(planned: 
             store.run(run.id).finish({"status": "finished"})
             loss = 2 + abs(run.config.optim.lr - 0.02)  # the best is first at an edge: x2 of 0.01
             store.run(run.id).write_evaluation({"key": run.evaluation_key, "metrics": {"val/loss": loss}})
-    assert [len(found) for found in ids] == [6, 8, 4] and not plan.tuning
-    assert {run.config.optim.lr for run in plan.runs()} == {0.02}
+    assert [len(found) for found in ids] == [6, 8, 8 + 4] and not plan.tuning
+    assert {run.config.optim.lr for arm in plan.arms.values() for run in arm.runs} == {0.02}
     assert plan.ablation.exploratory_reason("post") is None
     with pytest.raises(ConfigError, match=r"sets optim\.lr, which `lr_bracket` is to find"):
         planned(ABLATION.replace("model.position: rotary", "optim.lr: 1e-3") + BRACKET)
