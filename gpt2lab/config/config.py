@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from gpt2lab.components.base import Dims
-from gpt2lab.config.fitting import Complaint, check, refusal
+from gpt2lab.config.fitting import Complaint, check, error_of, located
 from gpt2lab.config.source import MAX_VALUES, Place, Source, lay, read_file, read_mapping, read_override
 from gpt2lab.data.shards import DataConfig
 from gpt2lab.data.tokenizers import GPT2_SIZE
@@ -126,7 +126,7 @@ def resolve(source: Source) -> Config:
     """A whole tree as a config. Raises one ConfigError with every value and every combination that does not fit."""
     config, complaints = examine(source)
     if config is None or complaints:
-        raise refusal(source, complaints)
+        raise error_of(located(source, complaint) for complaint in complaints)
     return config
 
 
