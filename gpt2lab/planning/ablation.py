@@ -422,10 +422,10 @@ def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], at: Mapping[str,
                 misfits.setdefault(problem, []).append(name)
     for problem, names in misfits.items():
         of = "" if len(names) == len(arms) else f"at arm{'s' if len(names) > 1 else ''} {', '.join(names)}: "
-        key: Key = ("tune", "space", problem.where) if problem.where in tune.space else ("tune", "space")
+        where: Key = ("tune", "space", problem.where) if problem.where in tune.space else ("tune", "space")
         if problem.where.startswith("enqueue"):
-            key, of = ("tune", "enqueue"), of + problem.where.removeprefix("enqueue").lstrip(": ") + ": "
-        yield Complaint(f"{of}{problem.what}", (key,))
+            where, of = ("tune", "enqueue"), of + problem.where.removeprefix("enqueue").lstrip(": ") + ": "
+        yield Complaint(f"{of}{problem.what}", (where,))
 
 
 def _shared_keys(tune: Tune, axis: str) -> Iterator[tuple[str, str]]:
