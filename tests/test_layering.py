@@ -41,15 +41,11 @@ LAYERS: list[set[str]] = [
 SAME_LAYER_MAY: list[set[str]] = []
 WITHIN: dict[str, list[set[str]]] = {
     "planning": [
-        {"designs"},
         {"space", "machine"},
-        {"samplers"},
         {"declaration"},
-        {"arms"},
-        {"runs"},
-        {"search"},
-        {"tuning"},
         {"ablation"},
+        {"runs"},
+        {"tuning"},
         {"noise", "probes"},
         {"equalise", "scope"},
         {"plan"},

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from gpt2lab.api import StudyResult
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.planning.plan import ArmPlan, Plan
-    from gpt2lab.planning.search import Search
-    from gpt2lab.planning.tuning import Tuning
+    from gpt2lab.planning.tuning import Search, Tuning
 
 
 def seeds_of(text: str) -> int | Literal["auto"]:
@@ -336,7 +335,7 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from gpt2lab.planning.designs import in_short
+    from gpt2lab.planning.space import in_short
     from gpt2lab.text import duration
 
     shown = Table(title=Text(f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"), box=None,

@@ -1,7 +1,7 @@
 """From YAML to one frozen, typed `Config`: text with its lines and layers (source.py), conversion by the declared types
 (fitting.py), and the config, its presets and the combinations that cannot work (config.py).
 
-What is here is imported on first use: reading YAML must not import torch, which the sections of a config need.
+Names are imported on first use: reading YAML must not import torch, which the sections of a config need.
 """
 
 from __future__ import annotations
@@ -27,20 +27,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "ALIASES",
-    "PRESETS",
-    "Config",
-    "ScaleConfig",
-    "config_from_text",
-    "examine",
-    "fill_slots",
-    "load_config",
-    "preset_name",
-    "preset_names",
-    "preset_source",
-    "read_overrides",
-    "resolve",
-]
+    "ALIASES", "PRESETS", "Config", "ScaleConfig", "config_from_text", "examine", "fill_slots", "load_config",
+    "preset_name", "preset_names", "preset_source", "read_overrides", "resolve",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from gpt2lab.components.base import Dims
-from gpt2lab.config.fitting import Complaint, check, refusal
+from gpt2lab.config.fitting import Complaint, check, error_of, located
 from gpt2lab.config.source import MAX_VALUES, Place, Source, lay, read_file, read_mapping, read_override
 from gpt2lab.data.shards import DataConfig
 from gpt2lab.data.tokenizers import GPT2_SIZE
@@ -48,7 +48,7 @@ class ScaleConfig(Settings):
 
     @field_validator("caveat", mode="before")
     @classmethod
-    def _absent(cls, value: object) -> object:
+    def _null(cls, value: object) -> object:
         return None if value in ABSENT else value
 
 
@@ -84,8 +84,7 @@ class Config(Settings):
 
     def tree(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, choices written short; reading it back gives an equal config."""
-        tree: dict[str, Any] = _written(self)
-        return tree
+        return dict(_written(self))
 
     def to_yaml(self) -> str:
         """`tree` as YAML."""
@@ -127,7 +126,7 @@ def resolve(source: Source) -> Config:
     """A whole tree as a config. Raises one ConfigError with every value and every combination that does not fit."""
     config, complaints = examine(source)
     if config is None or complaints:
-        raise refusal(source, complaints)
+        raise error_of(located(source, complaint) for complaint in complaints)
     return config
 
 
@@ -148,10 +147,7 @@ def fill_slots(plugins: Sequence[str | Path] = ()) -> None:
         load_plugin(plugin)
 
 
-@cache
-def _load_installed() -> None:
-    """Once per process: looking through installed packages takes a while."""
-    load_entry_points()
+_load_installed = cache(load_entry_points)  # looking through installed packages takes a while
 
 
 def preset_names() -> list[str]:
@@ -174,7 +170,7 @@ def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str,
     preset = ALIASES.get(text, text)
     if preset in preset_names():
         path, file = PRESETS / f"{preset}.yaml", f"gpt2lab/presets/{preset}.yaml"
-    elif _is_path(text):
+    elif text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text or os.path.isfile(text):
         path = (beside or Path()) / text
         file = str(path)
     else:
@@ -184,28 +180,24 @@ def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str,
     if identity in seen:
         raise ConfigError("extends itself", where=file)
     source = read_file(path)
-    if file != str(path):
-        source = _named(source, file)
+    if file != str(path):  # a preset is not named by where Python has installed it
+        places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
+        source = Source(source.tree, places, file)
     base = source.tree.pop("extends", None)
     if isinstance(source.tree.get("branch"), dict):
         return _branched(source, base)
     if base is None:
         return source
-    below = _extended(source, base, path.parent, (*seen, identity))
-    return lay(below, [(key, source.part((key,))) for key in source.tree])
-
-
-def _extended(source: Source, base: object, folder: Path, seen: tuple[str, ...]) -> Source:
-    """What `source` extends; problems with finding it are told at its line."""
     where = source.place(("extends",)).prefix + "extends"
     if not isinstance(base, str):
         raise ConfigError("the name of a preset or file is expected", where=where)
     try:
-        return preset_source(base, folder, seen)
+        below = preset_source(base, path.parent, (*seen, identity))
     except Gpt2labError as error:
         if error.problems[0].where:
             raise
         raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
+    return lay(below, [(key, source.part((key,))) for key in source.tree])
 
 
 def _branched(source: Source, base: object) -> Source:
@@ -246,16 +238,6 @@ def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Source]]:
     if problems:
         raise ConfigError(problems)
     return changes
-
-
-def _is_path(text: str) -> bool:
-    return text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text or os.path.isfile(text)
-
-
-def _named(source: Source, file: str) -> Source:
-    """The same under another file name: a preset is not told by where Python keeps it."""
-    places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
-    return Source(source.tree, places, file)
 
 
 def _by_section(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,12 +334,8 @@ def _needs(config: Config) -> Iterator[Complaint]:
     """Components that need what a neighbour lacks."""
     choices = [choice for section in (config.model, config.data, config.optim) for choice in _choices(section)]
     for path, what in unmet_needs(choices):
-        needed = (
-            SLOTS[slot].path
-            for c in choices
-            for slot in SLOTS[c.slot][c.name].needs
-            if c.slot == path.rpartition(".")[2]
-        )
+        own = [SLOTS[c.slot][c.name] for c in choices if c.slot == path.rpartition(".")[2]]
+        needed = (SLOTS[slot].path for component in own for slot in component.needs)
         yield _complaint(what, " ".join(dict.fromkeys([path, *needed])))
 
 

@@ -45,11 +45,6 @@ def check(
         return None, complaints
 
 
-def refusal(source: Source, complaints: Iterable[Complaint]) -> ConfigError:
-    """The error that says all of them where they were written."""
-    return error_of(located(source, complaint) for complaint in complaints)
-
-
 Located = tuple[Place, Problem]
 
 

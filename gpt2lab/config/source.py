@@ -214,17 +214,11 @@ class _Reader:
 
     def accept(self, event: Any, key: Key) -> None:
         """Raise ConfigError for what is no plain mapping, list or scalar, or is too much."""
-        if isinstance(event, events.AliasEvent):
-            raise self.refuse(
-                event, f"aliases (*{event.anchor}) are not accepted; a value that starts with * needs quotes"
-            )
-        if event.anchor is not None:
-            raise self.refuse(
-                event, f"anchors (&{event.anchor}) are not accepted; a value that starts with & needs quotes"
-            )
-        if event.tag is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise self.refuse(event, f"tags ({tag}) are not accepted; a value that starts with ! needs quotes")
+        alias, tag = isinstance(event, events.AliasEvent), getattr(event, "tag", None)
+        if alias or event.anchor is not None or tag is not None:
+            kind, sign = ("aliases", "*") if alias else ("anchors", "&") if event.anchor is not None else ("tags", "!")
+            text = str(tag).replace("tag:yaml.org,2002:", "!!") if kind == "tags" else sign + event.anchor
+            raise self.refuse(event, f"{kind} ({text}) are not accepted; a value that starts with {sign} needs quotes")
         if len(key) > MAX_DEPTH:
             raise self.refuse(event, f"nested more than {MAX_DEPTH} levels deep")
         if len(self.places) > self.max_values:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from gpt2lab.config import load_config, preset_name
 from gpt2lab.errors import ConfigError
-from gpt2lab.planning.ablation import LoadedAblation
-from gpt2lab.planning.arms import NOISE_SEEDS, Arm
+from gpt2lab.planning.ablation import NOISE_SEEDS, Arm, LoadedAblation
 from gpt2lab.planning.declaration import MAX_SEEDS
 from gpt2lab.planning.noise import Floor, make_floor
 from gpt2lab.planning.plan import Plan

@@ -29,7 +29,7 @@ from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.identity import digest, settings
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine, estimate_memory, probe
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import single_record

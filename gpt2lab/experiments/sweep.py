@@ -16,7 +16,7 @@ from gpt2lab.identity import core_code, digest, settings
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs
-from gpt2lab.planning.search import Search
+from gpt2lab.planning.tuning import Search
 from gpt2lab.store import Store
 from gpt2lab.sweep.declaration import LoadedSweep
 from gpt2lab.sweep.record import head

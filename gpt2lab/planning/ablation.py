@@ -1,13 +1,13 @@
 """An ablation file becomes configs: a baseline, arms that each change something, and what is declared beforehand.
 
-Everything that is wrong with the file and with any of its arms is said in one error.
+All mistakes in the file and in any of its arms are reported in one error.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,25 +15,70 @@ from typing import Any, Literal
 import yaml
 
 from gpt2lab.analysis.verdicts import Declared
-from gpt2lab.config import fill_slots, preset_name, preset_names, preset_source, read_overrides
-from gpt2lab.config.fitting import check, error_of, located
-from gpt2lab.config.source import Place, Source, lay, read_file, read_mapping
+from gpt2lab.config import Config, examine, fill_slots, preset_name, preset_names, preset_source, read_overrides
+from gpt2lab.config.fitting import Complaint, Located, check, error_of, located
+from gpt2lab.config.source import Key, Place, Source, dotted, expand, lay, read_file, read_mapping
 from gpt2lab.errors import ConfigError, Problem, unknown
-from gpt2lab.planning.arms import Arm, Base, between_arms, exploratory_reason, resolve_arm
-from gpt2lab.planning.declaration import MAX_ARMS, NAME, SEEDS, Ablation, Axis, Evaluate, Knob, file_problems, seed_list
-from gpt2lab.planning.designs import Design
-from gpt2lab.planning.samplers import Tune
-from gpt2lab.planning.tuning import tune_problems
-from gpt2lab.schema import ABSENT
+from gpt2lab.identity import digest, settings
+from gpt2lab.planning.declaration import (
+    CONTROL,
+    MAX_ARMS,
+    MAX_SEEDS,
+    NAME,
+    SEEDS,
+    Ablation,
+    Axis,
+    Design,
+    Evaluate,
+    Knob,
+    Written,
+    file_problems,
+    seed_list,
+)
+from gpt2lab.planning.space import RATE, Tune, check_search
+from gpt2lab.schema import ABSENT, convert
 
-RATE = "optim.lr"
+# Seeds are reserved by purpose, so that no verdict uses a run that was also used to choose or to plan: an ablation's
+# own seeds are 0 to 99 (what a file may name), tuning uses those from 100 on, noise floors 200 to 299, control arms
+# those from 500 on.
+TUNING_SEED = 100
+NOISE_SEEDS = 200
+CONTROL_SEEDS = 500
+CONTROL_STRIDE = 2 * MAX_SEEDS  # a control arm is tuned on a seed of its own, too
 
-__all__ = ["Arm", "LoadedAblation", "exploratory_reason", "ladder_of", "load_ablation"]
+# What all arms share, because runs are compared on it, or because another key sets it.
+SHARED = {
+    "data": "all arms are trained and judged on the same tokens",
+    "evaluation": "all arms are judged alike: see `evaluate`",
+    "scale": "the scale is that of the whole ablation",
+    "seed": "see `seeds`",
+    "repeat": "see `seeds`",
+    "model.block_size": "all arms are judged at one context length: see `evaluate.contexts` for others",
+    "training.device": "all arms run on one kind of device: use --set",
+    "training.threads": "all arms run with as many threads: use --set",
+}
+# What moves the best learning rate: at a single shared rate such a contrast claims little (docs/statistics.md).
+MOVES_RATE = ("model.init", "model.parametrization", "model.residual", "training.batch_tokens")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison: `changes` as written, by dotted key, and the whole `config` with seed 0."""
+
+    name: str
+    changes: Mapping[str, Any]
+    config: Config
+    control: bool = False
+    expected: str | None = None
+    first_seed: int = 0
+    """What is added to the ablation's seeds: control arms draw seeds of their own, each apart from all others."""
+    seeds: tuple[int, ...] | None = None
+    """Its own seeds, instead of the ablation's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedAblation:
-    """An ablation at one scale, checked as a whole. What its fields mean, `Ablation` says."""
+    """An ablation at one scale, checked as a whole. For the meaning of its fields see `Ablation`."""
 
     name: str
     question: str
@@ -52,7 +97,6 @@ class LoadedAblation:
     """of effects that belong to no single arm"""
     baseline_seeds: int | None = None
     looks: tuple[int, ...] = ()
-    lr_bracket: tuple[float, ...] = ()
     tune: Tune | None = None
     axis: Axis = "tokens"
     knob: Knob | None = None
@@ -60,18 +104,29 @@ class LoadedAblation:
     budget_arms: tuple[str, ...] = ()
     tokens_per_parameter: float | None = None
     noise_command: str = "gpt2lab noise PRESET"
-    """what measures the noise floor of its baseline's recipe"""
+    """measures the noise floor of its baseline's recipe"""
+
+    @property
+    def tunes_rate(self) -> bool:
+        """Whether every arm looks for its own learning rate."""
+        return self.tune is not None and RATE in self.tune.keys
 
     def exploratory_reason(self, arm: str) -> str | None:
-        """Why contrasts of this arm may claim nothing, or None."""
-        trunk = next(
-            (self.arms[name].config.branch for name in (arm, self.baseline) if self.arms[name].config.branch), ""
-        )
+        """Why contrasts of this arm may claim nothing, as the end of a sentence, or None."""
+        ours, theirs = self.arms[arm].config, self.arms[self.baseline].config
+        trunk = ours.branch or theirs.branch
         if trunk:
             return f"it branches from {trunk}: its seeds differ only in what came after"
-        if self.lr_bracket or (self.tune is not None and RATE in self.tune.space):
+        if self.tunes_rate:
             return None
-        return exploratory_reason(self.arms[arm], self.arms[self.baseline])
+        moved = [f"optim.{name}" for name, value in ours.optim if value != getattr(theirs.optim, name)]
+        for key in MOVES_RATE:
+            section, name = key.split(".")
+            if getattr(getattr(ours, section), name) != getattr(getattr(theirs, section), name):
+                moved.append(key)
+        if not moved:
+            return None
+        return f"it changes {', '.join(moved)}, which moves the best learning rate, and rates were not bracketed"
 
 
 def ladder_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
@@ -81,7 +136,7 @@ def ladder_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_source(source: str | Path | Mapping[str, Any]) -> tuple[Source, Path]:
-    """A YAML file, or the mapping that one would hold, and the folder that files named in it are looked for in. Raises
+    """A YAML file, or the mapping that one would hold, and the folder that files named in it are relative to. Raises
     ConfigError."""
     if isinstance(source, Mapping):
         text = yaml.safe_dump(json.loads(json.dumps(source, default=str)), sort_keys=False)
@@ -100,10 +155,10 @@ def load_ablation(
 ) -> LoadedAblation:
     """The ablation of a YAML file, or of the mapping that one would hold.
 
-    scale:     preset or file in the place of the file's `base`.
+    scale:     preset or file instead of the file's `base`.
     overrides: `key=value`, for every arm, before the arm's own changes.
     arms:      only these; the baseline must be among them.
-    seeds:     in the place of the file's.
+    seeds:     instead of the file's.
     plugins:   Python files that register components.
     Raises ConfigError with everything that is wrong in the file, in the overrides and in any arm.
     """
@@ -124,68 +179,72 @@ def load_ablation(
     found += [located(base.source, complaint) for complaint in base.complaints]
     made: dict[str, Arm] = {}
     for name in chosen:
-        arm, problems = resolve_arm(
-            design.arms[name],
-            read,
-            base,
-            is_baseline=name == design.baseline or design.baseline not in design.arms,
-            expected=declared.expected.get(name),
-        )
+        is_baseline = name == design.baseline or design.baseline not in design.arms
+        expected = declared.expected.get(name)
+        arm, problems = resolve_arm(design.arms[name], read, base, is_baseline=is_baseline, expected=expected)
         found += problems
         if arm is not None and not problems:
             made[name] = arm
     at = {name: written.at for name, written in design.arms.items()}
-    equal_tokens = declared.equalise.axis in ("tokens", "parameters")
-    beside = between_arms(
-        design.baseline, made, at, equal_tokens=equal_tokens, bracketed=declared.lr_bracket is not None
-    )
+    beside = [*_between_arms(declared, design.baseline, made, at)]
+    unread = any(key[:1] == ("tune",) for complaint in complaints for key in complaint.keys)
+    if made and not base.complaints and not (unread and declared.tune and not declared.tune.keys):
+        beside += _tune_problems(declared, made, at)
     found += [located(read, complaint) for complaint in beside]
-    if declared.tune is not None and made and not base.complaints:
-        misfits = tune_problems(declared.tune, made, at, declared.equalise.axis)
-        found += [located(read, complaint) for complaint in misfits]
-    kept = preset_name(scale or declared.base)
-    if not NAME.fullmatch(kept):
-        found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))
+    kept, problem = scale_name(scale or declared.base)
+    found += problem
     if found:
         raise error_of(found)
-    own = made[design.baseline].config.scale.smallest_effect
-    curve = declared.budget_curve
+    curve, per_parameter = declared.budget_curve, declared.tokens_per_parameter
     return LoadedAblation(
         name=declared.ablation,
         question=declared.question,
-        scale=kept if declared.tokens_per_parameter is None else f"{kept}-{declared.tokens_per_parameter:g}tpp",
+        scale=kept if per_parameter is None else f"{kept}-{per_parameter:g}tpp",
         baseline=design.baseline,
         arms=made,
         seeds=listed,
         contrasts=_contrasts(declared, design, chosen),
-        smallest_effect=_smallest_effect(declared, kept, own),
+        smallest_effect=smallest_effect(declared.smallest_effect, kept, made[design.baseline].config),
         alpha=declared.alpha,
         screen=declared.screen,
         design=design.kind,
         factors=design.factors,
-        expected={name: said for name, said in declared.expected.items() if name not in design.arms},
+        expected={name: text for name, text in declared.expected.items() if name not in design.arms},
         baseline_seeds=declared.baseline_seeds,
         looks=looks,
-        lr_bracket=declared.lr_bracket or (),
-        tune=declared.tune,
+        tune=declared.tuning,
         axis=declared.equalise.axis,
         knob=declared.equalise.by,
         budgets=curve.budgets if curve else (),
         budget_arms=tuple(a for a in (design.baseline, *curve.arms) if a in chosen) if curve else (),
-        tokens_per_parameter=declared.tokens_per_parameter,
-        noise_command=_noise_command(scale or _beside(folder, declared.base), declared, overrides),
+        tokens_per_parameter=per_parameter,
+        noise_command=_noise_command(scale or _relative(folder, declared.base), per_parameter, overrides),
     )
 
 
-def _beside(folder: Path, base: str) -> str:
-    """A file's base as one would name it from here."""
+def scale_name(scale: str) -> tuple[str, list[Located]]:
+    """The name that results at a scale are kept under, and what is wrong with it."""
+    name = preset_name(scale)
+    if NAME.fullmatch(name):
+        return name, []
+    return name, [(Place(""), Problem(scale, "its file name must be of letters, digits, _ . + -"))]
+
+
+def smallest_effect(declared: float | Mapping[str, float] | None, scale: str, config: Config) -> float:
+    """In nats at `scale`; the config's own where none was declared for it."""
+    if isinstance(declared, Mapping):
+        declared = {preset_name(name): value for name, value in declared.items()}.get(scale)
+    return config.scale.smallest_effect if declared is None else declared
+
+
+def _relative(folder: Path, base: str) -> str:
+    """A file's base as one would name it from the working directory."""
     return base if preset_name(base) in preset_names() else str(folder / base)
 
 
-def _noise_command(preset: str, declared: Ablation, overrides: Sequence[str]) -> str:
-    per = declared.tokens_per_parameter
-    words = ["gpt2lab", "noise", preset, *(["--tokens-per-parameter", f"{per:g}"] if per else [])]
-    return shlex.join([*words, *(word for item in overrides for word in ("--set", item))])
+def _noise_command(preset: str, per_parameter: float | None, overrides: Sequence[str]) -> str:
+    tokens = ["--tokens-per-parameter", f"{per_parameter:g}"] if per_parameter else []
+    return shlex.join(["gpt2lab", "noise", preset, *tokens, *(word for item in overrides for word in ("--set", item))])
 
 
 def _chosen_arms(design: Design, wanted: Sequence[str] | None) -> list[str]:
@@ -209,18 +268,38 @@ def _chosen_seeds(
     declared: Ablation, wanted: int | Sequence[int] | Literal["auto"] | None
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """(seeds, None for automatic; looks). Asking for other seeds than the file's drops its looks."""
+    looks = declared.looks if wanted is None and declared.looks else ()
+    seeds = (declared.seeds or (looks[-1] if looks else SEEDS)) if wanted is None else wanted
     try:
-        if wanted is None:
-            looks = declared.looks or ()
-            seeds = declared.seeds or (looks[-1] if looks else SEEDS)
-            return (None if seeds == "auto" else seed_list(seeds)), looks
-        return (None if wanted == "auto" else seed_list(wanted)), ()
+        return None if isinstance(seeds, str) else seed_list(seeds), looks
     except ValueError as error:
         raise ConfigError(str(error), where="--seeds") from error
 
 
+def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tuple[Declared, ...]:
+    """What is compared among the chosen arms."""
+    pairs = tuple(Declared.pair(*pair) for pair in declared.contrasts or ()) or design.contrasts
+    return tuple(contrast for contrast in pairs if contrast.weights.keys() <= set(chosen))
+
+
+# --- the arms ---
+
+
+@dataclass(frozen=True)
+class Base:
+    """What every arm changes, with what is wrong with it already."""
+
+    source: Source
+    complaints: tuple[Complaint, ...]
+
+    @property
+    def layer(self) -> int:
+        """The layer of changes laid over it."""
+        return 1 + max((place.layer for place in self.source.places.values()), default=0)
+
+
 def base_of(name: str, source: Source, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
-    """What the arms change: the scale, then how it is judged, then overrides."""
+    """What the arms change: the scale, then `evaluate`, then overrides."""
     changes = read_overrides(overrides)
     try:
         base = preset_source(scale) if scale else preset_source(name, folder)
@@ -235,18 +314,140 @@ def base_of(name: str, source: Source, folder: Path, scale: str | None, override
         for key in Evaluate.model_fields
         if isinstance(given, dict) and key in given and given[key] not in ABSENT
     ]
-    return Base.of(lay(lay(base, judged), changes))
+    laid = lay(lay(base, judged), changes)
+    return Base(laid, tuple(examine(laid)[1]))
 
 
-def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tuple[Declared, ...]:
-    """What is compared among the chosen arms."""
-    asked = tuple(Declared.pair(*pair) for pair in declared.contrasts) if declared.contrasts else design.contrasts
-    return tuple(one for one in asked if one.weights.keys() <= set(chosen))
+def resolve_arm(
+    written: Written, file: Source, base: Base, *, is_baseline: bool, expected: str | None
+) -> tuple[Arm | None, list[Located]]:
+    """One arm of an ablation's `file` over `base`, or None; and what is wrong with it that is not so with the base."""
+    name = written.name
+    changes = [item for one in written.changes for item in expand(one.key, file.part(one.at).marked(one.prefix))]
+    control, found = _control(written, file, nothing=not changes, is_baseline=is_baseline)
+    own: list[tuple[str, Source]] = []
+    for key, value in changes:
+        if why := _why_shared(key):
+            place = value.place(())
+            found.append((place, Problem(place.prefix + key, f"an arm cannot change this: {why}")))
+        else:
+            own.append((key, value))
+    try:
+        laid = lay(base.source, own)
+    except ConfigError as error:
+        return None, [*found, *((file.place(written.at), problem) for problem in error.problems)]
+    config, complaints = examine(laid)
+    found += [_at_arm(written, file, laid, base, c) for c in complaints if c not in base.complaints]
+    if config is None:
+        return None, found
+    first = first_control_seed(name, file) if control else 0
+    return Arm(name, {key: value.tree for key, value in changes}, config, control, expected, first), found
 
 
-def _smallest_effect(declared: Ablation, scale: str, own: float) -> float:
-    """In nats at `scale`, whose own value is `own`."""
-    effect = declared.smallest_effect
-    if isinstance(effect, dict):
-        return {preset_name(name): value for name, value in effect.items()}.get(scale, own)
-    return own if effect is None else effect
+def _why_shared(key: str) -> str | None:
+    """Why no arm may change `key`, or None."""
+    return next((why for shared, why in SHARED.items() if f"{key}.".startswith(f"{shared}.")), None)
+
+
+def first_control_seed(name: str, file: Source) -> int:
+    """500 for the first control arm of the file, 700 for the second, ...; the same whichever arms are chosen."""
+    controls = [arm for arm, written in file.tree["arms"].items() if isinstance(written, dict) and CONTROL in written]
+    return CONTROL_SEEDS + CONTROL_STRIDE * controls.index(name)
+
+
+def _control(written: Written, file: Source, *, nothing: bool, is_baseline: bool) -> tuple[bool, list[Located]]:
+    """Whether the arm is a control, and what is wrong with that."""
+    complaints = []
+    own = file.tree.get("arms", {}).get(written.name) if written.at[:1] == ("arms",) else None
+    control = False
+    try:
+        control = bool(convert(own.get(CONTROL, "false"), bool)) if isinstance(own, dict) else False
+    except ValueError as error:
+        complaints.append(Complaint(str(error), ((*written.at, CONTROL),)))
+    if nothing and not control and not is_baseline:
+        complaints.append(Complaint("changes nothing; if that is meant, write `control: true`", (written.at,)))
+    return control, [located(file, complaint) for complaint in complaints]
+
+
+def _at_arm(written: Written, file: Source, laid: Source, base: Base, complaint: Complaint) -> Located:
+    """The complaint at the arm's own change; at the arm itself where what it clashes with was written elsewhere."""
+    place, problem = located(laid, complaint)
+    if place.layer == base.layer:
+        return place, problem
+    here = file.place(written.at)
+    return here, Problem(f"{here.prefix}{dotted(written.at)}: {dotted(complaint.keys[0])}", complaint.what)
+
+
+def _between_arms(
+    declared: Ablation, baseline: str, arms: Mapping[str, Arm], at: Mapping[str, Key]
+) -> Iterator[Complaint]:
+    """Arms that are the same, and those that train on unequal amounts. `at`: each arm's key in the file."""
+    if baseline not in arms:
+        return
+    tokens = {name: arm.config.training.steps * arm.config.training.batch_tokens for name, arm in arms.items()}
+    seen: dict[str, str] = {}
+    for name, arm in sorted(arms.items(), key=lambda item: item[0] != baseline):
+        if declared.equalise.axis in ("tokens", "parameters") and tokens[name] != tokens[baseline]:
+            unequal = f"trains on {tokens[name]} tokens, the baseline on {tokens[baseline]}"
+            yield Complaint(f"{unequal}: `equalise: tokens` wants them equal", (at[name],))
+        if not arm.control:
+            twin = seen.setdefault(digest(settings(arm.config)), name)
+            if twin != name and arm.changes:
+                what = f"is the same training as arm '{twin}'; if that is meant, write `control: true`"
+                yield Complaint(what, (at[name],))
+
+
+def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], at: Mapping[str, Key]) -> Iterator[Complaint]:
+    """What is wrong with the tuning at these arms, the controls among them. `at`: each arm's key in the file."""
+    tune = declared.tuning
+    if tune is None:
+        return
+    shared = dict(_shared_keys(tune, declared.equalise.axis))
+    if shared:
+        yield from (
+            Complaint(f"no arm may change this: {why}", (("tune", "space", key),)) for key, why in shared.items()
+        )
+        return
+    spelled = "tune" if declared.tune else "lr_bracket"
+    for name, arm in arms.items():
+        for key in () if arm.control else tune.keys:
+            if _sets(arm.changes, key):
+                yield Complaint(f"sets {key}, which `{spelled}` is to find; drop one of the two", (at[name],))
+    misfits: dict[Problem, list[str]] = {}
+    for name, arm in arms.items() if not tune.grid else ():
+        try:
+            check_search(tune.of(name), arm.config)
+        except ConfigError as error:
+            for problem in error.problems:
+                misfits.setdefault(problem, []).append(name)
+    for problem, names in misfits.items():
+        of = "" if len(names) == len(arms) else f"at arm{'s' if len(names) > 1 else ''} {', '.join(names)}: "
+        where: Key = ("tune", "space", problem.where) if problem.where in tune.space else ("tune", "space")
+        if problem.where.startswith("enqueue"):
+            where, of = ("tune", "enqueue"), of + problem.where.removeprefix("enqueue").lstrip(": ") + ": "
+        yield Complaint(f"{of}{problem.what}", (where,))
+
+
+def _shared_keys(tune: Tune, axis: str) -> Iterator[tuple[str, str]]:
+    """Dimensions that would make arms differ in what they have to share, and why."""
+    for key in tune.space:
+        why = _why_shared(key)
+        if key == "training.steps":
+            why = "arms train on as many tokens, whatever is tried"
+        elif axis != "tokens" and not key.startswith("optim."):
+            why = f"it could change what `equalise: {axis}` makes equal"
+        if why is not None:
+            yield key, why
+
+
+def _sets(changes: Mapping[str, Any], key: str) -> bool:
+    """Whether an arm's changes have a value for `key`."""
+    for changed, value in changes.items():
+        if f"{changed}.".startswith(f"{key}."):
+            return True
+        inner: Any = value if key.startswith(f"{changed}.") else None
+        for step in key.removeprefix(f"{changed}.").split("."):
+            inner = inner.get(step) if isinstance(inner, Mapping) else None
+        if inner is not None:
+            return True
+    return False

@@ -1,20 +1,28 @@
-"""What an ablation's file may say, and what is wrong with it whatever the scale."""
+"""What an ablation's file may declare, its arms and contrasts by design, and what is wrong with it at any scale.
+
+arms:           one factor at a time: every arm against the baseline
+leave_one_out:  a baseline with all parts, and for each part an arm without it
+factors:        every combination of levels, for main effects and two-way interactions
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
+from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import preset_name, preset_names
 from gpt2lab.config.fitting import Complaint
-from gpt2lab.config.source import Source
+from gpt2lab.config.source import Key, Source
 from gpt2lab.errors import unknown
-from gpt2lab.planning.designs import Design, design_problems, factorial, leave_one_out, one_factor
-from gpt2lab.planning.samplers import Tune
+from gpt2lab.planning.space import RATE, Tune, bracket, in_short
 from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
 
@@ -23,9 +31,129 @@ MAX_SEEDS = 100
 SEEDS = 3
 FEWEST_AT_A_LOOK = 3
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+CONTROL = "control"  # the one key of an arm that is no change
+ALL = "all"
+WITHOUT = "without "
+TOGETHER = "their effects added"
+
 Effect = Annotated[float, Field(gt=0)]
 Axis = Literal["tokens", "parameters", "flops", "wall_clock"]
 Knob = Literal["mlp_width", "depth", "tokens"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of an arm: a dotted key, where in the file its value is, and what errors put before the key."""
+
+    key: str
+    at: Key
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """An arm as its file declares it. `at`: the key of errors about the whole arm."""
+
+    name: str
+    changes: tuple[Change, ...]
+    at: Key
+
+
+@dataclass(frozen=True)
+class Design:
+    """The arms of an ablation, its baseline, and the contrasts that follow from it."""
+
+    kind: str
+    """one factor, leave one out, or factorial"""
+    baseline: str
+    arms: Mapping[str, Written]
+    contrasts: tuple[Declared, ...] = ()
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """of a factorial design: factor -> levels, the reference first"""
+
+
+def changes_at(at: Key, keys: Mapping[str, Any] | None) -> tuple[Change, ...]:
+    """The changes that a file has in the mapping at `at`."""
+    prefix = ".".join(map(str, at)) + "."
+    return tuple(Change(key, (*at, key), prefix) for key in keys or ())
+
+
+def one_factor(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> Design:
+    """Arms as they are written, each against the baseline."""
+    changes = {n: changes_at(("arms", n), {k: v for k, v in own.items() if k != CONTROL}) for n, own in arms.items()}
+    written = {n: Written(n, own, ("arms", n)) for n, own in changes.items()}
+    return Design("one factor", baseline, written, tuple(Declared.pair(n, baseline) for n in arms if n != baseline))
+
+
+def leave_one_out(parts: Mapping[str, Mapping[str, Any]]) -> Design:
+    """`all` with the changes of every part, and `without X` for each part X: worse means that X helps."""
+    at = {ALL: ("leave_one_out",), **{WITHOUT + part: ("leave_one_out", part) for part in parts}}
+    changes = {part: changes_at(("leave_one_out", part), keys) for part, keys in parts.items()}
+    arms = {
+        name: Written(name, tuple(c for part, own in changes.items() if name != WITHOUT + part for c in own), key)
+        for name, key in at.items()
+    }
+    return Design("leave one out", ALL, arms, tuple(Declared.pair(WITHOUT + part, ALL) for part in parts))
+
+
+def factorial(factors: Mapping[str, Sequence[Any] | Mapping[str, Any]]) -> Design:
+    """Every combination of levels; the first level of each factor is its reference.
+
+    A factor is a dotted key with a list of values, or a name with levels that are sets of changes as of an arm.
+    """
+    levels = {factor_name(key): _levels(key, values) for key, values in factors.items()}
+    cells = [dict(zip(levels, combination, strict=True)) for combination in itertools.product(*levels.values())]
+    arms = {}
+    for cell in cells:
+        changes = itertools.chain(*(levels[factor][level] for factor, level in cell.items()))
+        arms[_cell_name(cell)] = Written(_cell_name(cell), tuple(changes), ("factors",))
+    names = {factor: tuple(own) for factor, own in levels.items()}
+    return Design("factorial", _cell_name(cells[0]), arms, tuple(_effects(names)), names)
+
+
+def factor_name(key: str) -> str:
+    """`norm` for `model.norm`."""
+    return key.rsplit(".", 1)[-1]
+
+
+def _levels(key: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[str, tuple[Change, ...]]:
+    """Level -> its changes."""
+    if isinstance(values, Mapping):
+        return {
+            str(level): changes_at(("factors", key, level), {} if changes in ABSENT else changes)
+            for level, changes in values.items()
+        }
+    return {in_short(value): (Change(key, ("factors", key, i), "factors."),) for i, value in enumerate(values)}
+
+
+def _cell_name(cell: Mapping[str, str]) -> str:
+    return "+".join(cell.values()).replace(",", ";").replace("/", ":")
+
+
+def _effects(factors: Mapping[str, tuple[str, ...]]) -> Iterator[Declared]:
+    """Main effects of every level against its factor's reference, then every two-way interaction, each averaged over
+    the other factors."""
+    signs: dict[tuple[str, ...], float]
+    for factor, levels in factors.items():
+        for level in levels[1:]:
+            signs = {(level,): 1.0, (levels[0],): -1.0}
+            weights = _weights(factors, (factor,), signs)
+            yield Declared(arm=f"{factor}={level}", against=f"{factor}={levels[0]}", weights=weights)
+    for f, g in itertools.combinations(factors, 2):
+        for a, b in itertools.product(factors[f][1:], factors[g][1:]):
+            x, y = factors[f][0], factors[g][0]
+            signs = {(a, b): 1.0, (x, y): 1.0, (a, y): -1.0, (x, b): -1.0}
+            yield Declared(arm=f"{f}={a} with {g}={b}", against=TOGETHER, weights=_weights(factors, (f, g), signs))
+
+
+def _weights(
+    factors: Mapping[str, tuple[str, ...]], of: tuple[str, ...], signs: Mapping[tuple[str, ...], float]
+) -> dict[str, float]:
+    """Weight of every cell whose levels of the factors `of` have a sign, shared evenly over the other factors."""
+    others = math.prod(len(levels) for factor, levels in factors.items() if factor not in of)
+    cells = (dict(zip(factors, combination, strict=True)) for combination in itertools.product(*factors.values()))
+    weights = {_cell_name(c): signs.get(tuple(c[factor] for factor in of), 0.0) / others for c in cells}
+    return {cell: weight for cell, weight in sorted(weights.items(), key=lambda item: -item[1]) if weight}
 
 
 class Evaluate(Settings):
@@ -45,11 +173,11 @@ class Equalise(Settings):
     axis: Axis = "tokens"
     """tokens, parameters, flops (of a whole run) or wall_clock."""
     by: Knob | None = None
-    """What is turned to reach it: mlp_width, depth or tokens; null is mlp_width for parameters, else tokens."""
+    """What is adjusted: mlp_width, depth or tokens; null is mlp_width for parameters, else tokens."""
 
 
 class BudgetCurve(Settings):
-    """Runs of some arms at other budgets, to say what a difference is worth."""
+    """Runs of some arms at other budgets, to express a difference in compute."""
 
     budgets: tuple[Annotated[float, Field(gt=0)], ...]
     """Multiples of the training tokens; 1 is the study's own runs."""
@@ -64,20 +192,55 @@ class BudgetCurve(Settings):
         return tuple(sorted(budgets))
 
 
+def _file_name(name: str) -> str:
+    if not NAME.fullmatch(name) or name.endswith("."):
+        raise ValueError("a name of letters, digits, _ . + - is expected, at most 64, the first a letter or digit")
+    return name
+
+
+def _sentence(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a sentence is expected")
+    return text.strip()
+
+
+def _nothing_is_no_changes(arms: Any) -> Any:
+    """`learned:` means `learned: {}`."""
+    return {n: {} if own in ABSENT else own for n, own in arms.items()} if isinstance(arms, Mapping) else arms
+
+
+def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """`n` as the seeds 0 to n - 1, a list as it is. Raises ValueError for seeds that are reserved or repeated."""
+    if isinstance(seeds, int) and not 1 <= seeds <= MAX_SEEDS:
+        raise ValueError(f"from 1 to {MAX_SEEDS} seeds are expected")
+    listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not listed or len(set(listed)) != len(listed):
+        raise ValueError("at least one seed is expected, and each only once")
+    if not all(0 <= seed < MAX_SEEDS for seed in listed):
+        raise ValueError(f"seeds are numbers from 0 to {MAX_SEEDS - 1}; those from 100 on serve other purposes")
+    return listed
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+Sentence = Annotated[str, AfterValidator(_sentence)]
+Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_nothing_is_no_changes)]
+"""Name -> changes by dotted key."""
+
+
 class Ablation(Settings):
     """A question, as its file declares it."""
 
-    ablation: str
+    ablation: FileName
     """Its name, also that of files."""
-    question: str
+    question: Sentence
     """What it asks, in a sentence."""
     base: str
     """Preset or file that the arms change; `--scale` replaces it."""
     baseline: str | None = None
     """The arm that others are compared with; designs other than `arms` have one of their own."""
-    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    arms: Named = Field(default_factory=dict)
     """Name -> changes by dotted key. `control: true` marks an arm that is meant to change nothing."""
-    leave_one_out: dict[str, dict[str, Any]] | None = None
+    leave_one_out: Named | None = None
     """Part -> its changes: the baseline has all parts, every other arm lacks one."""
     factors: dict[str, Any] | None = None
     """Dotted key -> values, or name -> levels with their changes: every combination is an arm."""
@@ -88,9 +251,9 @@ class Ablation(Settings):
     looks: tuple[int, ...] | None = None
     """Seeds per arm at which results are looked at; arms that are decided stop there."""
     lr_bracket: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Multiples of each arm's learning rate that are tried with one seed; the best one is then used."""
+    """Older spelling of `tune: {grid: {optim.lr: ...}}`, as plain numbers."""
     tune: Tune | None = None
-    """A search that every arm makes first: the same space around its own settings, with the same budget."""
+    """How every arm looks for its own settings first: a grid of learning rates, or the same search for each."""
     equalise: Equalise = Field(default_factory=Equalise)
     """What is equal in all arms."""
     budget_curve: BudgetCurve | None = None
@@ -98,10 +261,10 @@ class Ablation(Settings):
     scales: tuple[str, ...] | None = None
     """A ladder: presets that the ablation is run at, one study each."""
     tokens_per_parameter: float | None = Field(None, gt=0)
-    """Training tokens for each parameter of the baseline, in the place of the preset's steps."""
+    """Training tokens for each parameter of the baseline, instead of the preset's steps."""
     evaluate: Evaluate = Field(default_factory=Evaluate)
     expected: dict[str, str] = Field(default_factory=dict)
-    """Arm, or effect of a factorial design such as `norm=rmsnorm`, -> what is expected of it, and who says so."""
+    """Arm, or effect of a factorial design such as `norm=rmsnorm`, -> what is expected of it, and by whom."""
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Smallest difference of interest in nats: one for all scales, or by scale; null is the scale's own."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
@@ -125,28 +288,6 @@ class Ablation(Settings):
         """`budget_curve: [0.5, 1]` means `{budgets: [0.5, 1]}`."""
         return {"budgets": value} if isinstance(value, list) else value
 
-    @field_validator("ablation")
-    @classmethod
-    def _file_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name) or name.endswith("."):
-            raise ValueError("a name of letters, digits, _ . + - is expected, at most 64, the first a letter or digit")
-        return name
-
-    @field_validator("question")
-    @classmethod
-    def _asks(cls, question: str) -> str:
-        if not question.strip():
-            raise ValueError("a sentence is expected")
-        return question.strip()
-
-    @field_validator("arms", "leave_one_out", mode="before")
-    @classmethod
-    def _nothing_is_no_changes(cls, arms: Any) -> Any:
-        """`learned:` means `learned: {}`."""
-        if not isinstance(arms, Mapping):
-            return arms
-        return {name: {} if changes in ABSENT else changes for name, changes in arms.items()}
-
     @field_validator("seeds")
     @classmethod
     def _usable_seeds(cls, seeds: int | list[int] | str | None) -> int | list[int] | str | None:
@@ -165,15 +306,16 @@ class Ablation(Settings):
 
     @field_validator("lr_bracket")
     @classmethod
-    def _around_one(cls, factors: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if factors is None or not factors:
-            return None
-        if len(factors) < 3 or len(set(factors)) < len(factors) or 1.0 not in factors:
-            raise ValueError("at least three different multiples are expected, 1 among them")
-        return tuple(sorted(factors))
+    def _around_one(cls, multiples: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return bracket(multiples) if multiples else None
+
+    @property
+    def tuning(self) -> Tune | None:
+        """`tune`, whichever way it is spelled."""
+        return self.tune or (Tune(grid={RATE: self.lr_bracket}) if self.lr_bracket else None)
 
     def design(self) -> Design:
-        """Its arms and their contrasts, as the design has them; none where the file says them wrongly."""
+        """Its arms and their contrasts, as the design has them; none where the file declares them wrongly."""
         if any(design_problems(self.arms, self.leave_one_out, self.factors)):
             return Design("none", "", {})
         if self.factors:
@@ -183,102 +325,143 @@ class Ablation(Settings):
         return one_factor(self.arms, self.baseline or next(iter(self.arms), ""))
 
 
-def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """`n` as the seeds 0 to n - 1, a list as it is. Raises ValueError for what cannot serve."""
-    if isinstance(seeds, int) and not 1 <= seeds <= MAX_SEEDS:
-        raise ValueError(f"from 1 to {MAX_SEEDS} seeds are expected")
-    listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not listed or len(set(listed)) != len(listed):
-        raise ValueError("at least one seed is expected, and each only once")
-    if not all(0 <= seed < MAX_SEEDS for seed in listed):
-        raise ValueError(f"seeds are numbers from 0 to {MAX_SEEDS - 1}; those from 100 on serve other purposes")
-    return listed
+def design_problems(
+    arms: Mapping[str, Any], parts: Mapping[str, Any] | None, factors: Mapping[str, Any] | None
+) -> Iterator[Complaint]:
+    """What is wrong with the way in which a file declares its arms."""
+    given = [n for n, v in (("arms", arms), ("leave_one_out", parts), ("factors", factors)) if v]
+    if len(given) != 1:
+        what = "one of `arms`, `leave_one_out` and `factors` is expected" + (f", not {len(given)}" if given else "")
+        yield Complaint(what, ((given[-1],) if given else (),))
+    if parts and len(parts) < 2:
+        yield Complaint("at least two parts are expected", (("leave_one_out",),))
+    seen: dict[str, str] = {}
+    for part, changes in (parts or {}).items():
+        if not changes:
+            yield Complaint("changes nothing, so there is nothing to leave out", (("leave_one_out", part),))
+        for key in changes:
+            twin = seen.setdefault(key, part)
+            if twin != part:
+                yield Complaint(f"'{key}' is changed by '{twin}' as well", (("leave_one_out", part, key),))
+    for key, values in (factors or {}).items():
+        at: tuple[Key, ...] = (("factors", key),)
+        if not isinstance(values, (list, Mapping)) or len(values) < 2:
+            yield Complaint("at least two levels are expected: a list of values, or names with their changes", at)
+        elif isinstance(values, Mapping) and not all(isinstance(v, Mapping) or v in ABSENT for v in values.values()):
+            yield Complaint("each level is a set of changes by dotted key, or {} for none", at)
+        elif isinstance(values, list) and len({in_short(value) for value in values}) < len(values):
+            yield Complaint("the same level twice", at)
+    if factors is not None and len({factor_name(key) for key in factors}) < len(factors):
+        yield Complaint("two factors end in the same name; give one of them a name of its own", (("factors",),))
+    if factors is not None and len(factors) < 2:
+        yield Complaint("at least two factors are expected; a single one is what `arms` is for", (("factors",),))
 
 
 def file_problems(declared: Ablation, source: Source) -> Iterator[Complaint]:
-    """What is wrong with names and references, whatever the scale."""
+    """What is wrong with names, references and combinations of keys, whatever the scale."""
     wrong = list(design_problems(declared.arms, declared.leave_one_out, declared.factors))
     yield from wrong
     if wrong:
         return
     design = declared.design()
-    names = list(design.arms)
-    at = {name: design.arms[name].at for name in names}
-    for name in names:
-        if not name.isprintable() or not 0 < len(name) <= 64 or name != name.strip(" .") or set(name) & set("/\\,"):
-            what = "an arm's name is printable text without / \\ and commas, at most 64, no dot or space at its ends"
-            yield Complaint(f"{what}: {name}" if at[name] == ("factors",) else what, (at[name],))
-    by_folded: dict[str, str] = {}
-    for name in names:
-        twin = by_folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
-        if twin != name:
-            line = source.place(at[twin]).line
-            yield Complaint(f"'{name}' and '{twin}' (line {line}) differ only in case", (at[name],))
-    if len(names) > MAX_ARMS:
-        yield Complaint(f"{len(names)} arms: an ablation compares at most {MAX_ARMS}", (at[names[-1]][:1],))
-    if len(names) < 2:
-        yield Complaint("at least one arm besides the baseline is expected", (("arms",),))
+    yield from _name_problems({name: written.at for name, written in design.arms.items()}, source)
     if design.kind == "one factor":
         if declared.baseline is None:
             yield Complaint("is missing, and has no default", (("baseline",),))
-        elif declared.baseline not in names:
-            yield Complaint(unknown("arm", declared.baseline, names), (("baseline",),))
-    elif declared.baseline is not None and declared.baseline != design.baseline:
+        else:
+            yield from _unknown("arm", {("baseline",): declared.baseline}, design.arms)
+    elif declared.baseline not in (None, design.baseline):
         yield Complaint(f"the baseline of this design is '{design.baseline}'; leave the key out", (("baseline",),))
-    yield from _references(declared, names)
-    yield from _settings(declared)
+    yield from _references(declared, design)
+    yield from _contrast_problems(declared.contrasts)
+    yield from _combinations(declared)
 
 
-def _references(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]:
-    effects = [contrast.arm for contrast in declared.design().contrasts if not contrast.is_pair]
-    for name in declared.expected:
-        if name not in (*names, *effects):
-            yield Complaint(unknown("arm", name, [*names, *effects]), (("expected", name),))
-    for index, name in enumerate(declared.budget_curve.arms if declared.budget_curve else ()):
-        if name not in names:
-            yield Complaint(unknown("arm", name, names), (("budget_curve", "arms", index),))
-    yield from _contrast_problems(declared, names)
-    yield from _centres(declared, names)
+def _name_problems(at: Mapping[str, Key], source: Source) -> Iterator[Complaint]:
+    by_folded: dict[str, str] = {}
+    for name, key in at.items():
+        if not name.isprintable() or not 0 < len(name) <= 64 or name != name.strip(" .") or set(name) & set("/\\,"):
+            what = "an arm's name is printable text without / \\ and commas, at most 64, no dot or space at its ends"
+            yield Complaint(f"{what}: {name}" if key == ("factors",) else what, (key,))
+        twin = by_folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if twin != name:
+            line = source.place(at[twin]).line
+            yield Complaint(f"'{name}' and '{twin}' (line {line}) differ only in case", (key,))
+    if len(at) > MAX_ARMS:
+        yield Complaint(f"{len(at)} arms: an ablation compares at most {MAX_ARMS}", ([*at.values()][-1][:1],))
+    if len(at) < 2:
+        yield Complaint("at least one arm besides the baseline is expected", (("arms",),))
+
+
+def _unknown(kind: str, names: Mapping[Key, str], known: Sequence[str] | Mapping[str, Any]) -> Iterator[Complaint]:
+    """A complaint for each name that does not exist. `names`: by the key that has it."""
+    yield from (Complaint(unknown(kind, name, known), (key,)) for key, name in names.items() if name not in known)
+
+
+def _references(declared: Ablation, design: Design) -> Iterator[Complaint]:
+    """Names of arms, dimensions and scales that do not exist."""
+    arms = design.arms
+    effects = [contrast.arm for contrast in design.contrasts if not contrast.is_pair]
+    curve = declared.budget_curve.arms if declared.budget_curve else ()
+    pairs = declared.contrasts or ()
+    yield from _unknown("arm", {("expected", name): name for name in declared.expected}, [*arms, *effects])
+    yield from _unknown("arm", {("budget_curve", "arms", i): name for i, name in enumerate(curve)}, arms)
+    yield from _unknown(
+        "arm", {("contrasts", i, side): pair[side] for i, pair in enumerate(pairs) for side in (0, 1)}, arms
+    )
+    if declared.tune is not None:
+        space, centres = declared.tune.space, declared.tune.centre
+        at: dict[Key, str] = {("tune", "centre", name, key): key for name, centre in centres.items() for key in centre}
+        yield from _unknown("arm", {("tune", "centre", name): name for name in centres}, arms)
+        yield from _unknown("dimension", at, space)
+        absolute = [where for where, key in at.items() if key in space and not space[key].relative]
+        yield from (Complaint("only a dimension with `relative: true` has a centre", (where,)) for where in absolute)
+    effect = declared.smallest_effect
+    scales: dict[Key, str] = {("smallest_effect", scale): scale for scale in effect} if isinstance(effect, dict) else {}
+    scales |= {("scales", index): scale for index, scale in enumerate(declared.scales or ())}
+    named = {key: scale for key, scale in scales.items() if not scale.endswith((".yaml", ".yml"))}
     known = preset_names()
-    if isinstance(declared.smallest_effect, dict):
-        for scale in declared.smallest_effect:
-            if preset_name(scale) not in known and not scale.endswith((".yaml", ".yml")):
-                yield Complaint(unknown("scale", scale, known), (("smallest_effect", scale),))
-    for index, scale in enumerate(declared.scales or ()):
-        if preset_name(scale) not in known and not scale.endswith((".yaml", ".yml")):
-            yield Complaint(unknown("scale", scale, known), (("scales", index),))
+    yield from (
+        Complaint(unknown("scale", scale, known), (key,))
+        for key, scale in named.items()
+        if preset_name(scale) not in known
+    )
 
 
-def _centres(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]:
-    """Centres of searches that belong to no arm or to no relative dimension."""
-    space = declared.tune.space if declared.tune else {}
-    for name, centre in (declared.tune.centre if declared.tune else {}).items():
-        if name not in names:
-            yield Complaint(unknown("arm", name, names), (("tune", "centre", name),))
-        for key in centre:
-            if key not in space:
-                yield Complaint(unknown("dimension", key, list(space)), (("tune", "centre", name, key),))
-            elif not space[key].relative:
-                what = "only a dimension with `relative: true` has a centre"
-                yield Complaint(what, (("tune", "centre", name, key),))
+def _contrast_problems(contrasts: Sequence[tuple[str, str]] | None) -> Iterator[Complaint]:
+    if contrasts == []:
+        what = "an empty list: nothing would be compared; leave it out for what the design asks for"
+        yield Complaint(what, (("contrasts",),))
+    seen: set[frozenset[str]] = set()
+    for index, pair in enumerate(contrasts or ()):
+        if pair[0] == pair[1]:
+            yield Complaint(f"'{pair[0]}' against itself", (("contrasts", index),))
+        elif frozenset(pair) in seen:
+            yield Complaint(f"'{pair[0]}' and '{pair[1]}' are compared twice", (("contrasts", index),))
+        seen.add(frozenset(pair))
 
 
-def _settings(declared: Ablation) -> Iterator[Complaint]:
-    """Settings that cannot stand together."""
-    if declared.looks is not None:
+def _combinations(declared: Ablation) -> Iterator[Complaint]:
+    """Settings that exclude each other."""
+    looks, tune = declared.looks, declared.tune
+    if looks is not None:
         if declared.seeds == "auto":
-            yield Complaint("`looks` says how many seeds there are; leave out `seeds: auto`", (("looks",), ("seeds",)))
-        elif declared.seeds is not None and len(seed_list(declared.seeds)) != declared.looks[-1]:
-            yield Complaint(f"the last look is at {declared.looks[-1]} seeds; `seeds` says otherwise", (("looks",),))
+            yield Complaint(
+                "`looks` determine how many seeds there are; leave out `seeds: auto`", (("looks",), ("seeds",))
+            )
+        elif declared.seeds is not None and len(seed_list(declared.seeds)) != looks[-1]:
+            yield Complaint(f"the last look is at {looks[-1]} seeds, `seeds` has another number", (("looks",),))
         if declared.baseline_seeds is not None:
             yield Complaint("looks give every arm as many seeds as the baseline", (("baseline_seeds",),))
-    tune = declared.tune
-    if tune is not None and declared.lr_bracket is not None:
-        what = "`tune` and `lr_bracket` both look for each arm's own settings; drop one of the two"
-        yield Complaint(what, (("tune",), ("lr_bracket",)))
-    if tune is not None and (tune.metric, tune.direction) != (LOSS, "minimize"):
-        key = "metric" if tune.metric != LOSS else "direction"
-        yield Complaint(f"arms are judged by a low {LOSS}, so they are tuned for it", (("tune", key),))
+    if tune is not None:
+        if declared.lr_bracket is not None:
+            what = "`tune` and `lr_bracket` both look for each arm's own settings; drop one of the two"
+            yield Complaint(what, (("tune",), ("lr_bracket",)))
+        for key in sorted(tune.model_fields_set - {"grid"}) if tune.grid else ():
+            yield Complaint("is no part of a grid, which trains one run for each multiple", (("tune", key),))
+        if (tune.metric, tune.direction) != (LOSS, "minimize"):
+            key = "metric" if tune.metric != LOSS else "direction"
+            yield Complaint(f"arms are judged by a low {LOSS}, so they are tuned for it", (("tune", key),))
     axis, knob = declared.equalise.axis, declared.equalise.by
     if knob is not None and (axis == "tokens" or (axis == "parameters" and knob == "tokens")):
         yield Complaint(f"`by: {knob}` cannot make {axis} equal", (("equalise", "by"),))
@@ -286,20 +469,3 @@ def _settings(declared: Ablation) -> Iterator[Complaint]:
         yield Complaint("wall clock can be made equal by tokens only", (("equalise", "by"),))
     if declared.scales is not None and len(set(map(preset_name, declared.scales))) < len(declared.scales):
         yield Complaint("the same scale twice", (("scales",),))
-
-
-def _contrast_problems(declared: Ablation, names: Sequence[str]) -> Iterator[Complaint]:
-    seen: set[frozenset[str]] = set()
-    for index, pair in enumerate(declared.contrasts or []):
-        key = ("contrasts", index)
-        for side, name in enumerate(pair):
-            if name not in names:
-                yield Complaint(unknown("arm", name, names), ((*key, side),))
-        if pair[0] == pair[1]:
-            yield Complaint(f"'{pair[0]}' against itself", (key,))
-        elif frozenset(pair) in seen:
-            yield Complaint(f"'{pair[0]}' and '{pair[1]}' are compared twice", (key,))
-        seen.add(frozenset(pair))
-    if declared.contrasts == []:
-        what = "an empty list: nothing would be compared; leave it out for what the design asks for"
-        yield Complaint(what, (("contrasts",),))

@@ -1,5 +1,5 @@
-"""How long arms are trained, and what makes them equal in more than tokens: one declared knob is turned in each until
-it has what the baseline has, to within one per cent."""
+"""How long arms are trained, and arms made equal in more than tokens: one declared knob of each is adjusted until it
+has what the baseline has, to within one per cent."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from gpt2lab.config import Config
 from gpt2lab.costs import Costs
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest, settings
-from gpt2lab.planning.ablation import LoadedAblation
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.probes import recorded
 from gpt2lab.planning.runs import tokens_of
@@ -22,10 +21,11 @@ from gpt2lab.store import Store
 
 WITHIN = 0.01
 KNOBS = {"parameters": ("mlp_width", "depth"), "flops": ("tokens", "mlp_width", "depth"), "wall_clock": ("tokens",)}
-"""Axis -> what may be turned to make it equal, the default first."""
+"""Axis -> what may be adjusted to make it equal, the default first."""
+NAMES = {"mlp_width": "MLP width (mlp_ratio x n_embd)", "depth": "n_layer", "tokens": "steps"}
 UNITS = {"parameters": "parameters", "flops": "FLOP", "wall_clock": "s"}
 MOST = {"mlp_width": 8, "depth": 4, "tokens": 64}
-"""How many times its value a knob may be turned up to."""
+"""The largest multiple of a knob's own value."""
 FINE_WIDTH = 8  # multiples of 8 suit tensor cores
 
 Measure = Callable[[Config], float]
@@ -45,18 +45,17 @@ class Adjustment:
     """the baseline's"""
 
     def __str__(self) -> str:
-        return (
-            f"{self.what}: {_amount(self.before)} -> {_amount(self.after)} {UNITS[self.axis]}, the baseline has "
-            f"{_amount(self.target)} ({_off(self.after, self.target)})"
-        )
+        return f"{self.what}: {_amount(self.before)} -> {_against(self.after, self.axis, self.target)}"
 
 
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if 1e3 <= value < 1e12 else f"{value:.4g}"
 
 
-def _off(value: float, target: float) -> str:
-    return f"{100 * (value / target - 1):+.2f} %"
+def _against(value: float, axis: str, target: float, at: str = "") -> str:
+    """`847,296 parameters, the baseline has 842,496 (+0.57 %)`."""
+    off = f"{100 * (value / target - 1):+.2f} %"
+    return f"{_amount(value)} {UNITS[axis]}{at}, the baseline has {_amount(target)} ({off})"
 
 
 def with_steps(config: Config, steps: int, source: str) -> Config:
@@ -76,12 +75,17 @@ def equalise(
     before = measure(config)
     if _equal(before, target):
         return config, None
-    found = _nearest(config, target, knob, measure)
-    after = measure(found)
-    if not _equal(after, target):
-        raise _out_of_reach(config, found, target, axis, knob, measure)
-    what = f"{_named(config, knob)} -> {_named(found, knob).rpartition(' ')[2]}"
-    return found, Adjustment(axis=axis, what=what, before=before, after=after, target=target)
+    adjusted = _nearest(config, target, knob, measure)
+    after = measure(adjusted)
+    if _equal(after, target):
+        what = f"{NAMES[knob]} {_value(config, knob)} -> {_value(adjusted, knob)}"
+        return adjusted, Adjustment(axis=axis, what=what, before=before, after=after, target=target)
+    reached = _against(after, axis, target, f" at {NAMES[knob]} {_value(adjusted, knob)}")
+    what = f"{knob} cannot make {axis} equal to within 1 %: the nearest is {reached}"
+    for other in KNOBS[axis]:
+        if other != knob and _equal(measure(_nearest(config, target, other, measure)), target):
+            raise ConfigError(f"{what}; `by: {other}` would do", hint=f"equalise: {{axis: {axis}, by: {other}}}")
+    raise ConfigError(f"{what}; no other knob would do")
 
 
 def _equal(value: float, target: float) -> bool:
@@ -94,7 +98,7 @@ def _nearest(config: Config, target: float, knob: str, measure: Measure) -> Conf
     for grid in _grids(config, knob):
         first = bisect.bisect_left(grid, target, key=lambda value: measure(_turned(config, knob, value)))
         beside = [_turned(config, knob, value) for value in grid[max(0, first - 1) : first + 1]]
-        best = min(beside, key=lambda one: abs(measure(one) - target))
+        best = min(beside, key=lambda candidate: abs(measure(candidate) - target))
         if _equal(measure(best), target):
             break
     return best
@@ -123,7 +127,7 @@ def _fits(config: Config, layers: int) -> bool:
 
 
 def _value(config: Config, knob: str) -> int:
-    """Where the knob stands: width before what a gated MLP takes off it, layers, or steps."""
+    """The knob's value: width before what a gated MLP takes off it, layers, or steps."""
     model = config.model
     if knob == "mlp_width":
         return max(1, round(model.mlp_ratio * model.n_embd))
@@ -133,31 +137,9 @@ def _value(config: Config, knob: str) -> int:
 def _turned(config: Config, knob: str, value: int) -> Config:
     if knob == "tokens":
         return with_steps(config, value, "equalise")
-    key, text = (
-        ("model.mlp_ratio", repr(value / config.model.n_embd)) if knob == "mlp_width" else ("model.n_layer", str(value))
-    )
-    return config.with_changes({key: text}, "equalise")
-
-
-def _named(config: Config, knob: str) -> str:
-    """`mlp_ratio x n_embd 512`, `n_layer 4`, `steps 440`."""
-    name = {"mlp_width": "MLP width (mlp_ratio x n_embd)", "depth": "n_layer", "tokens": "steps"}[knob]
-    return f"{name} {_value(config, knob)}"
-
-
-def _out_of_reach(
-    config: Config, nearest: Config, target: float, axis: str, knob: str, measure: Measure
-) -> ConfigError:
-    """How near the knob came, and which other one would do."""
-    reached = measure(nearest)
-    what = (
-        f"{knob} cannot make {axis} equal to within 1 %: the nearest is {_amount(reached)} {UNITS[axis]} at "
-        f"{_named(nearest, knob)}, the baseline has {_amount(target)} ({_off(reached, target)})"
-    )
-    for other in KNOBS[axis]:
-        if other != knob and _equal(measure(_nearest(config, target, other, measure)), target):
-            return ConfigError(f"{what}; `by: {other}` would do", hint=f"equalise: {{axis: {axis}, by: {other}}}")
-    return ConfigError(f"{what}; no other knob would do")
+    if knob == "depth":
+        return config.with_changes({"model.n_layer": str(value)}, "equalise")
+    return config.with_changes({"model.mlp_ratio": repr(value / config.model.n_embd)}, "equalise")
 
 
 CostsOf = Callable[[Config], Costs]
@@ -194,25 +176,27 @@ def equal_arms(
         return arms, {}
     knob, measures = ablation.knob or KNOBS[axis][0], _measures(ablation, costs_of, store, machine)
     target = measures[ablation.baseline](arms[ablation.baseline].config)
-    found: dict[str, Adjustment] = {}
+    adjusted: dict[str, Adjustment] = {}
     refused: dict[str, ConfigError] = {}
     for name, arm in arms.items():
-        if name == ablation.baseline:
-            continue
-        try:
-            config, adjustment = equalise(arm.config, target, axis=axis, knob=knob, measure=measures[name])
-        except ConfigError as error:
-            refused[name] = error
-            continue
-        if adjustment is not None:
-            arms[name], found[name] = replace(arm, config=config), adjustment
+        if name != ablation.baseline:
+            try:
+                config, adjustment = equalise(arm.config, target, axis=axis, knob=knob, measure=measures[name])
+                if adjustment is not None:
+                    arms[name], adjusted[name] = replace(arm, config=config), adjustment
+            except ConfigError as error:
+                refused[name] = error
     if refused:
         problems = [Problem(f"arm {name}", p.what) for name, error in refused.items() for p in error.problems]
-        raise ConfigError(problems, hint=_way_out(refused, ablation))
-    undone = [Problem(f"arm {name}", what) for name, what in _undone(arms, found, ablation.baseline)]
+        hints, rest = {error.hint for error in refused.values()}, [name for name in arms if name not in refused]
+        common = hints.pop() if len(hints) == 1 else None  # a knob that would do for all of them
+        raise ConfigError(
+            problems, hint=common or (f"--arms {','.join(rest)}" if len(rest) > 1 else "equalise: tokens")
+        )
+    undone = [Problem(f"arm {name}", what) for name, what in _undone(arms, adjusted, ablation.baseline)]
     if undone:
         raise ConfigError(undone, hint="another knob (`equalise: {axis: ..., by: ...}`), or leave the arm out")
-    return arms, found
+    return arms, adjusted
 
 
 def _measures(ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine: Machine) -> dict[str, Measure]:
@@ -233,21 +217,13 @@ def _measures(ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine
     return {name: seconds_at(speed) for name, speed in speeds.items()}
 
 
-def _way_out(refused: Mapping[str, ConfigError], ablation: LoadedAblation) -> str:
-    """A knob that would do for all that were refused, else the arms that can stay."""
-    hints = {error.hint for error in refused.values()}
-    rest = [name for name in ablation.arms if name not in refused]
-    common = hints.pop() if len(hints) == 1 else None
-    return common or (f"--arms {','.join(rest)}" if len(rest) > 1 else "equalise: tokens")
-
-
-def _undone(arms: Mapping[str, Arm], found: Mapping[str, Adjustment], baseline: str) -> Iterator[tuple[str, str]]:
-    """Adjusted arms that are now the same training as another: the knob turned back what they were to change."""
+def _undone(arms: Mapping[str, Arm], adjusted: Mapping[str, Adjustment], baseline: str) -> Iterator[tuple[str, str]]:
+    """Adjusted arms that are now the same training as another: the knob reverted their change."""
     seen = {digest(settings(arms[baseline].config)): baseline}
     for name, arm in arms.items():
         if name == baseline or arm.control:
             continue
         twin = seen.setdefault(digest(settings(arm.config)), name)
-        if twin != name and (name in found or twin in found):
-            adjustment = found.get(name) or found[twin]
+        adjustment = adjusted.get(name) or adjusted.get(twin)
+        if twin != name and adjustment:
             yield name, f"made equal ({adjustment.what}), it is the same training as arm '{twin}'"

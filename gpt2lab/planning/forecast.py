@@ -1,7 +1,8 @@
-"""What a plan will be able to say, before anything runs: the smallest difference it sees, and what X would take."""
+"""What a plan will be able to claim, before anything runs: the smallest difference that it detects, and its cost."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,12 @@ from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import is_finished, tokens_of
 from gpt2lab.planning.scope import Scope, family, level_of, makespan, needed, sizes, study_seconds
 from gpt2lab.store import Store
-
-INFINITY = float("inf")
+from gpt2lab.text import plural
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """By the noise floor of the scale, in nats, for the contrast that is known worst."""
+    """By the noise floor of the scale, in nats, for the contrast with the largest standard error."""
 
     seeds: int
     sd: float
@@ -37,36 +37,31 @@ def forecast(plan: Plan) -> Forecast | None:
     floor, ablation = plan.floor, plan.ablation
     if floor is None or not floor.sd > 0:
         return None
-    level, n = level_of(ablation), len(plan.seeds)
-    base = max(n, ablation.baseline_seeds or 0)
+    level, n, more = level_of(ablation), len(plan.seeds), ablation.baseline_seeds or 0
     least = max(
-        planning.detectable(sizes(c, n, base, ablation.baseline), tuple(c.weights.values()), alpha=level)
+        planning.detectable(sizes(c, n, max(n, more), ablation.baseline), tuple(c.weights.values()), alpha=level)
         for c in family(ablation)
     )
     upper, enough = float(planning.sd_upper(floor.sd, floor.df)), needed(ablation, floor)
-    return Forecast(n, floor.sd, least * floor.sd, least * upper, enough, _study_seconds(plan, enough), level)
-
-
-def _study_seconds(plan: Plan, n: int) -> float:
-    """What the plan's study would take here with n seeds per arm."""
-    seeds, more = tuple(range(n)), tuple(range(max(n, plan.ablation.baseline_seeds or 0)))
-    seconds = {name: arm.seconds for name, arm in plan.arms.items()}
-    return study_seconds(plan.ablation, Scope(tuple(plan.arms), seeds, more), seconds, plan.machine.jobs)
+    scope = Scope(tuple(plan.arms), tuple(range(enough)), tuple(range(max(enough, more))))
+    seconds = study_seconds(ablation, scope, {name: arm.seconds for name, arm in plan.arms.items()}, plan.machine.jobs)
+    return Forecast(n, floor.sd, least * floor.sd, least * upper, enough, seconds, level)
 
 
 def seconds_left(plan: Plan, store: Store) -> float:
-    """Estimated time until all is done that the plan knows of, on this machine; runs at other budgets count by theirs,
-    and where settings are still to be found, so do the runs that come after."""
+    """Estimated time of all unfinished runs on this machine: those at other budgets count by their tokens, and while
+    settings are still looked for, the runs that come after are included."""
     trials: dict[str, float] = {}
     others: dict[str, float] = {}
     for name, arm in plan.arms.items():
-        rates = arm.tuning.runs if arm.tuning else ()
-        for waiting, runs in ((trials, [rates]), (others, [arm.runs, arm.shared, *arm.curve.values()])):
-            for run in (run for some in runs for run in some if not is_finished(run, store)):
-                waiting[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
-        search = arm.tuning.search if arm.tuning else None
-        if arm.tuning and search and arm.tuning.open:  # then `runs` are those at the settings as written
-            trials |= {f"{name} {turn}": arm.seconds for turn in range(arm.tuning.left * search.settings.seeds)}
+        tuning = arm.tuning
+        judged = [*arm.runs, *arm.shared, *(run for runs in arm.curve.values() for run in runs)]
+        for waiting, runs in ((trials, tuning.runs if tuning else ()), (others, judged)):
+            for run in runs:
+                if not is_finished(run, store):
+                    waiting[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
+        if tuning and tuning.search and tuning.open:  # then `runs` are those at the settings as written
+            trials |= {f"{name} {i}": arm.seconds for i in range(tuning.left * tuning.search.settings.seeds)}
             others |= {f"{name} {run.seed} again": arm.seconds for run in arm.runs}
     jobs = plan.machine.jobs
     return makespan(trials.values(), jobs) + makespan(others.values(), jobs)
@@ -74,38 +69,33 @@ def seconds_left(plan: Plan, store: Store) -> float:
 
 def lines(plan: Plan) -> list[str]:
     """The forecast in sentences, for the plan and the start of a run."""
-    scale, found, floor = plan.ablation.scale, forecast(plan), plan.floor
-    told = [f"left out to fit the budget: {'; '.join(plan.left_out)}"] if plan.left_out else []
+    ablation, found, floor = plan.ablation, forecast(plan), plan.floor
+    sentences = [f"left out to fit the budget: {'; '.join(plan.left_out)}"] if plan.left_out else []
     if found is None or floor is None:
-        how = plan.why_no_floor or "its runs do not differ"
-        return [
-            *told,
-            f"no noise floor for {scale} ({how}), so power is unknown; `{plan.ablation.noise_command}` measures one",
-        ]
-    told.append(
+        why = plan.why_no_floor or "its runs do not differ"
+        unknown = f"no noise floor for {ablation.scale} ({why}), so power is unknown"
+        return [*sentences, f"{unknown}; `{ablation.noise_command}` measures one"]
+    sentences.append(
         f"noise floor: sd {floor.sd:.2g} nats [{floor.low:.2g}, {floor.high:.2g}] of {len(floor.values)} repeats, "
         f"{floor.age}"
     )
-    if found.detectable < INFINITY:
-        told.append(
-            f"with {_seeds(found.seeds)} a difference of {found.detectable:.2g} nats is found four times out of five "
+    seeds, enough = (f"{plural(n, 'seed')} per arm" for n in (found.seeds, found.needed))
+    if found.detectable < math.inf:
+        sentences.append(
+            f"with {seeds} a difference of {found.detectable:.2g} nats is found four times out of five "
             f"({found.detectable_upper:.2g} if the noise is at its upper 80 % limit)"
         )
-    told.append(_what_x_takes(plan, found))
-    if plan.ablation.lr_bracket or plan.ablation.tune:
-        told.append("intervals will be wider by what the search of rates leaves open, known once its trials are there")
-    return told
-
-
-def _what_x_takes(plan: Plan, found: Forecast) -> str:
-    effect = f"{plan.ablation.smallest_effect:g} nats, the smallest effect of interest"
-    if found.needed <= found.seeds:
-        return f"that is enough for {effect}: {_seeds(found.needed)} would do"
-    return f"for {effect}, it takes {_seeds(found.needed)}: about {clock(found.seconds_needed)}"
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' if n > 1 else ''} per arm"
+    effect = f"{ablation.smallest_effect:g} nats, the smallest effect of interest"
+    sentences.append(
+        f"that is enough for {effect}: {enough} would do"
+        if found.needed <= found.seeds
+        else f"for {effect}, it takes {enough}: about {clock(found.seconds_needed)}"
+    )
+    if ablation.tune:
+        sentences.append(
+            "intervals will be wider by what the search of rates leaves open, known once its trials are there"
+        )
+    return sentences
 
 
 def clock(seconds: float) -> str:
@@ -120,8 +110,8 @@ def as_record(plan: Plan) -> dict[str, Any] | None:
     found = forecast(plan)
     if found is None:
         return None
-    least = (found.detectable, found.detectable_upper) if found.detectable < INFINITY else (None, None)  # JSON has none
+    detected = (found.detectable, found.detectable_upper) if found.detectable < math.inf else (None, None)  # for JSON
     return {
-        "noise_sd": found.sd, "detectable": least[0], "detectable_upper": least[1],
+        "noise_sd": found.sd, "detectable": detected[0], "detectable_upper": detected[1],
         "seeds_for_smallest_effect": found.needed, "seconds_for_smallest_effect": found.seconds_needed,
     }  # fmt: skip

@@ -20,11 +20,19 @@ from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
 from gpt2lab.planning.machine import Machine
 from gpt2lab.store import Store, now, read_json, write_json
+from gpt2lab.text import plural
 
 SIZES_ALIKE = 0.05
 """Share by which the parameters of a baseline may differ from those of the recipe whose noise is used."""
 
 LEVEL = 0.95
+DIFFERENCES = {
+    "stack": "another software stack or device",
+    "tokens": "another length of training",
+    "data": "other data",
+    "evaluation": "other validation tokens",
+    "size": "another size",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +61,14 @@ class Floor:
     @property
     def age(self) -> str:
         """`measured today`, `measured 12 days ago`."""
-        days = (datetime.now(UTC) - _moment(self.created)).days
-        return "measured today" if days < 1 else f"measured {days} day{'s' if days > 1 else ''} ago"
+        created = datetime.fromisoformat(self.created)
+        days = (datetime.now(UTC) - (created if created.tzinfo else created.replace(tzinfo=UTC))).days
+        return "measured today" if days < 1 else f"measured {plural(days, 'day')} ago"
 
     def as_record(self) -> dict[str, Any]:
         """What a study's record keeps of it."""
         kept = ("scale", "sd", "low", "high", "df", "failed", "created", "tokens")
         return {key: getattr(self, key) for key in kept} | {"runs": len(self.values), "stack": dict(self.stack)}
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def make_floor(
@@ -125,17 +129,12 @@ def find_floor(
     here = _place(config, data, machine)
     others = []
     for floor in floors(store):
-        if floor.scale != scale:
-            continue
-        differing = [key for key, value in here.items() if getattr(floor, key) != value]
-        if abs(floor.parameters / costs.parameters - 1) > SIZES_ALIKE:
-            differing.append("size")
-        if not differing:
-            return floor, ""
-        others.append(differing)
+        if floor.scale == scale:
+            differing = [key for key, value in here.items() if getattr(floor, key) != value]
+            differing += ["size"] * (abs(floor.parameters / costs.parameters - 1) > SIZES_ALIKE)
+            if not differing:
+                return floor, ""
+            others.append(differing)
     if not others:
         return None, "none has been measured"
-    nearest = min(others, key=len)
-    names = {"stack": "another software stack or device", "tokens": "another length of training", "data": "other data",
-             "evaluation": "other validation tokens", "size": "another size"}  # fmt: skip
-    return None, "the one that was measured is for " + " and ".join(names[key] for key in nearest)
+    return None, "the one that was measured is for " + " and ".join(DIFFERENCES[key] for key in min(others, key=len))

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field, replace
 from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.planning.ablation import LoadedAblation
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.equalise import Adjustment, at_budget, equal_arms, with_tokens
 from gpt2lab.planning.machine import Machine, estimate_memory
 from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
-from gpt2lab.planning.search import Search
-from gpt2lab.planning.tuning import Tuning, rate_grid, searches_of
+from gpt2lab.planning.tuning import Search, Tuning, tunings_of
 from gpt2lab.store import Store
 
 
@@ -35,7 +33,7 @@ class ArmPlan:
     """estimated bytes of one run"""
     adjustment: Adjustment | None = None
     tuning: Tuning | None = None
-    """how its settings are looked for, and what was found"""
+    """how its settings are looked for, and the result"""
     shared: tuple[Run, ...] = ()
     """where a search was made for it: the same seeds at the arm's settings as written; `runs` where those are best"""
     curve: Mapping[float, tuple[Run, ...]] = field(default_factory=dict)
@@ -47,7 +45,7 @@ class ArmPlan:
         return tokens_of(self.arm.config)
 
     def all_runs(self) -> Iterator[Run]:
-        """Every run that is due, those of the bracket first. A search drives its own."""
+        """Every run that is due, those of a grid of rates first. A search drives its own."""
         yield from self.tuning.runs if self.tuning else ()
         if self.tuning is None or not self.tuning.open:
             for pair in itertools.zip_longest(self.runs, self.shared):
@@ -60,9 +58,9 @@ class ArmPlan:
 class Plan:
     """What an ablation will do: its arms with their runs, on one machine, over one text.
 
-    A plan is a function of the ablation and of what is finished: while rates are being bracketed, `runs` holds the
-    trials, and the plan made after them holds the runs at the rates they found. While searches are open, it holds no
-    runs, but those searches.
+    A plan is a function of the ablation and of what is finished: while grids of rates are tried, `runs` holds the
+    trials, and the plan made after them holds the runs at the best rates. While searches are open, it has those
+    searches and no runs.
     """
 
     ablation: LoadedAblation
@@ -87,8 +85,8 @@ class Plan:
     @property
     def searches(self) -> dict[str, Search]:
         """Arm -> its search, of all arms as long as one of them is open: they share the machine."""
-        found = {name: arm.tuning.search for name, arm in self.arms.items() if arm.tuning}
-        return {name: search for name, search in found.items() if search} if self.tuning else {}
+        arms = self.arms.items() if self.tuning else ()
+        return {name: arm.tuning.search for name, arm in arms if arm.tuning and arm.tuning.search}
 
     def runs(self) -> list[Run]:
         """Every run that is due now, each once; seed-major, so that all arms have their first seed early."""
@@ -131,11 +129,12 @@ def make_plan(
     floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
     cost = {n: found[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in made.items()}
     scope = fit(ablation, floor, cost, seconds=seconds, jobs=machine.jobs, why_no_floor=why_none)
-    tunings = _tunings(ablation, {name: made[name] for name in scope.arms}, data, machine, store)
+    in_scope = {name: made[name] for name in scope.arms}
+    tunings = tunings_of(f"{ablation.name}@{ablation.scale}", ablation.tune, in_scope, data, machine, store)
     arms = {}
     for name in scope.arms:
         tuning, count = tunings.get(name), None
-        arm = tuning.arm() if tuning else made[name]
+        arm = tuning.arm if tuning else made[name]
         if ablation.looks:
             count = (seeds_now or {}).get(name, ablation.looks[0])
         own = scope.baseline_seeds if name == ablation.baseline else scope.seeds
@@ -166,29 +165,15 @@ def make_plan(
     )  # fmt: skip
 
 
-def _tunings(
-    ablation: LoadedAblation, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
-) -> Mapping[str, Tuning]:
-    """Arm -> how its settings are looked for, and how far that is; empty where none are."""
-    if ablation.tune is not None:
-        return searches_of(f"{ablation.name}@{ablation.scale}", ablation.tune, arms, data, machine, store)
-    factors = ablation.lr_bracket
-    return {name: rate_grid(arm, factors, data, machine, store) for name, arm in arms.items()} if factors else {}
-
-
 def check_data(arm: Arm, data: Prepared) -> None:
     """Raises ConfigError with all in which an arm's model or evaluation does not fit the prepared data."""
     model, evaluation = arm.config.model, arm.config.evaluation
     lengths = {"training": len(data.train), "validation": len(data.validation)}
-    wrong = [
-        (
-            "model.block_size",
-            min(lengths.values()) - 1,
-            f"the {split} split needs {model.block_size + 1} tokens, has {n}",
-        )
-        for split, n in lengths.items()
-        if n <= model.block_size
-    ]
+    wrong: list[tuple[str, int, str]] = []  # (key, a value that fits, why)
+    for split, n in lengths.items():
+        if n <= model.block_size:
+            what = f"the {split} split needs {model.block_size + 1} tokens, has {n}"
+            wrong.append(("model.block_size", min(lengths.values()) - 1, what))
     if data.vocab_size > model.vocab_size:
         what = f"the tokenizer has {data.vocab_size} tokens, the model rows for {model.vocab_size}"
         wrong.append(("model.vocab_size", data.vocab_size, what))
@@ -196,6 +181,5 @@ def check_data(arm: Arm, data: Prepared) -> None:
         what = f"the validation split needs {evaluation.tokens + 1} tokens, has {lengths['validation']}"
         wrong.append(("evaluation.tokens", lengths["validation"] - 1, what))
     if wrong:
-        settings = dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)
         problems = [Problem(f"arm {arm.name}: {key}", what) for key, _, what in wrong]
-        raise ConfigError(problems, hint=" ".join(settings))
+        raise ConfigError(problems, hint=" ".join(dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)))

@@ -60,13 +60,13 @@ def recorded(root: Path, configs: Mapping[str, Config], machine: Machine) -> dic
             raise ConfigError(what, where="equalise", hint="plan once on that machine, with the same --runs")
         with file_lock(root / "throughput" / "lock"):  # two probes at once would slow each other down
             missing = {path: name for name, path in paths.items() if not path.exists()}
-            found = measure({name: configs[name] for name in missing.values()}, machine)
+            speeds = measure({name: configs[name] for name in missing.values()}, machine)
             for path, name in missing.items():
-                write_json(path, {"tokens_per_second": found[name], "measured": now(), **parts[name]})
-    return {name: _kept(path) for name, path in paths.items()}
+                write_json(path, {"tokens_per_second": speeds[name], "measured": now(), **parts[name]})
+    return {name: _read_speed(path) for name, path in paths.items()}
 
 
-def _kept(path: Path) -> float:
+def _read_speed(path: Path) -> float:
     speed = (read_json(path) or {}).get("tokens_per_second")
     if isinstance(speed, (int, float)) and math.isfinite(speed) and speed > 0:
         return float(speed)
@@ -75,17 +75,21 @@ def _kept(path: Path) -> float:
 
 def speed_parts(config: Config, machine: Machine) -> dict[str, Any]:
     """All that speed depends on, as plain data."""
+    parts = [choice for choice in choices(config) if choice.slot != "schedule"]
+    code = digest([core_code(), *map(component_code, parts)])
+    return {**_way_to_train(config, machine), "code": code, "torch": machine.torch}
+
+
+def _way_to_train(config: Config, machine: Machine) -> dict[str, Any]:
+    """The settings that speed and memory depend on, and where they apply."""
     tree = {
         section: {key: value for key, value in values.items() if key not in NOT_SPEED.get(section, ())}
         for section, values in settings(config).items()
     }
-    parts = [choice for choice in choices(config) if choice.slot != "schedule"]
     return {
         "settings": tree,
-        "code": digest([core_code(), *map(component_code, parts)]),
         "device": machine.device_name,
         "threads": machine.threads if machine.device == "cpu" else 0,
-        "torch": machine.torch,
         "compiled": is_compiled(config, machine.device),
     }
 
@@ -116,19 +120,18 @@ def step_seconds(config: Config, device: torch.device) -> float:
 def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float]:
     """Seconds of one micro-batch of `rows` sequences forward and backward, and of an update. Raises EnvironmentFault
     where memory does not hold them."""
-    config = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_sequences": rows})})
+    config = _with(config, micro_batch_sequences=rows)
     training, block_size = config.training, config.model.block_size
     hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
     with memory_guard("throughput probe", f"{rows} sequences of {block_size} tokens in one pass", hint):
         model = build_model(config.model, seed=0, device=device)
-        translated = is_compiled(config, device.type)
-        if translated:
+        if compiles := is_compiled(config, device.type):
             compiled(model, data_home() / "compiled")
         scaler = loss_scaler(training.precision, device)
         state = TrainState(model.train(), build_optimizers(config.optim, model.params()), scaler=scaler)
         set_arithmetic(training.precision, device, training.deterministic)
         tokens = torch.randint(config.model.vocab_size, (rows, block_size + 1))
-        if translated:
+        if compiles:
             _timed_pass(state, tokens, config, device)  # which compiles
         passes: list[float] = []
         updates: list[float] = []
@@ -141,14 +144,18 @@ def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float
     return min(passes), min(updates)
 
 
+def _with(config: Config, **training: Any) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
 def _timed_pass(state: TrainState, tokens: Tensor, config: Config, device: torch.device) -> float:
     """Seconds of one micro-batch forward and backward.  tokens: (n, T + 1)"""
-    _wait_for(device)
+    _synchronise(device)
     began = time.perf_counter()
     batch = Batch(tokens[:, :-1], tokens[:, 1:], [tokens.shape[1] - 1] * len(tokens))
     replica, clock = Replica(state.model, ALONE), Clock()
     accumulate(replica, state, batch, config.training, seed=0, step=0, world=ALONE, clock=clock)
-    _wait_for(device)
+    _synchronise(device)
     return time.perf_counter() - began
 
 
@@ -159,12 +166,12 @@ def _timed_update(state: TrainState, grad_clip: float | None, device: torch.devi
     for optimizer in state.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    _wait_for(device)
+    _synchronise(device)
     return time.perf_counter() - began
 
 
-def _wait_for(device: torch.device) -> None:
-    """A GPU computes behind the program's back."""
+def _synchronise(device: torch.device) -> None:
+    """Wait for a GPU, which works through a queue."""
     getattr(torch, device.type).synchronize()
 
 
@@ -211,7 +218,7 @@ def micro_batch(
     share = config.training.batch_tokens // config.model.block_size // ranks
     available = available_bytes(machine.device, ranks)
     say("trying how many sequences fit into memory")
-    line = config.model_copy(update={"training": config.training.model_copy(update={"compile": "off"})})
+    line = _with(config, compile="off")
     found = search(
         share,
         most(machine.device, config.model.block_size),
@@ -275,15 +282,12 @@ def available_bytes(device: str, ranks: int) -> int:
 
 
 def key(config: Config, machine: Machine, ranks: int) -> dict[str, Any]:
-    """All that the answer rests on, as plain data."""
-    tree = {
-        section: {name: value for name, value in values.items() if name not in NOT_SPEED.get(section, ())}
-        for section, values in settings(config).items()
-    }
-    tree["training"] = {name: value for name, value in tree["training"].items() if name != "micro_batch_sequences"}
-    place = {"device": machine.device_name, "threads": machine.threads if machine.device == "cpu" else 0}
-    translated = is_compiled(config, machine.device)
-    return {"settings": tree, "ranks": ranks, "torch": torch.__version__, "compiled": translated, **place}
+    """All that the micro-batch depends on, as plain data."""
+    parts = _way_to_train(config, machine)
+    training = {name: value for name, value in parts["settings"]["training"].items() if name != "micro_batch_sequences"}
+    return {
+        **parts, "settings": {**parts["settings"], "training": training}, "ranks": ranks, "torch": torch.__version__
+    }  # fmt: skip
 
 
 def read(config: Config, machine: Machine, sequences: int) -> Reading:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from gpt2lab.analysis.verdicts import FEWEST, Declared
@@ -25,8 +26,7 @@ from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import choices, digest, settings
-from gpt2lab.planning.ablation import RATE
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.runs import Run, tokens_of
@@ -39,39 +39,33 @@ from gpt2lab.text import plural
 
 def git_commit() -> str | None:
     """The commit of the folder that gpt2lab runs in, with a + when files differ from it; None outside git."""
-    if shutil.which("git") is None:
-        return None
 
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    head = git("rev-parse", "--short=12", "HEAD")
-    return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    if shutil.which("git") is None or not (head := git("rev-parse", "--short=12", "HEAD")):
+        return None
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
-    """The record of a study. Its hash is that of what was declared; which runs that means on this code and machine, and
-    what searches and looks found, is added as it becomes known."""
+    """The record of a study. Its hash is that of what was declared; the runs that this means on this code and machine,
+    and the results of searches and looks, are added as they become known."""
     ablation, config = plan.ablation, plan.baseline.arm.config
-    declared: dict[str, Any] = {
-        "format": FORMAT,
-        "name": f"{ablation.name}@{ablation.scale}",
-        "ablation": ablation.name,
-        "scale": ablation.scale,
+    declared = _declared(ablation.name, ablation.scale, config) | {
         "question": ablation.question,
         "design": ablation.design,
         "factors": {name: list(levels) for name, levels in ablation.factors.items()},
         "expected": dict(ablation.expected),
         "baseline": ablation.baseline,
-        "arms": {name: declared_arm(ablation.arms[name]) for name in plan.arms},
-        "contrasts": [declared_contrast(contrast) for contrast in ablation.contrasts],
+        "arms": {name: _declared_arm(ablation.arms[name]) for name in plan.arms},
+        "contrasts": [_declared_contrast(contrast) for contrast in ablation.contrasts],
         "seeds": list(plan.seeds),
         "baseline_seeds": ablation.baseline_seeds,
         "looks": list(ablation.looks),
-        "lr_bracket": list(ablation.lr_bracket),
         "budgets": list(ablation.budgets),
-        **declared_tune(plan),
+        **_declared_tune(plan),
         "metric": LOSS,
         "smallest_effect": ablation.smallest_effect,
         "alpha": ablation.alpha,
@@ -79,26 +73,25 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
         "equalise_by": ablation.knob,
         "tokens_per_parameter": ablation.tokens_per_parameter,
         "screen": ablation.screen,
-        "evaluation": evaluation_of(config),
     }
+    bracketed = bool(declared["lr_bracket"])
     scope = scope_of(config, ablation.scale, plan.baseline.costs)
-    if ablation.tune is not None and RATE in ablation.tune.space:  # every arm has a rate of its own
+    if ablation.tunes_rate and not bracketed:  # every arm has a rate of its own
         scope = scope.with_(optimizer=str(config.optim.optimizer))
-    arms = {name: ArmRecord(**arm, **arm_fields(plan.arms[name], plan)) for name, arm in declared["arms"].items()}
-    return StudyRecord(
-        **{**declared, "arms": arms},
-        hash=digest(declared),
-        bracketed=bool(ablation.lr_bracket),
+    on_purpose = {name: mistakes(choices(ablation.arms[name].config)) for name in plan.arms}
+    return _record(
+        declared,
+        {name: _arm_fields(arm, plan) for name, arm in plan.arms.items()},
+        bracketed=bracketed,
         floors=plan.data.floors,
         noise=plan.floor.as_record() if plan.floor else None,
         noise_command=ablation.noise_command,
         left_out=list(plan.left_out),
         scope=scope,
         caveat=config.scale.caveat,
-        mistakes=wrong_on_purpose(plan),
+        mistakes={arm: [f"{c.slot}={c.name}" for c in found] for arm, found in on_purpose.items() if found},
         reproduce=reproduce,
         stack=stack_of(plan.machine),
-        created=now(),
     )
 
 
@@ -107,11 +100,7 @@ def single_record(
 ) -> StudyRecord:  # fmt: skip
     """The record of one run by itself: a study of one arm that compares nothing."""
     config = run.config
-    declared: dict[str, Any] = {
-        "format": FORMAT,
-        "name": f"{study}@{scale}",
-        "ablation": study,
-        "scale": scale,
+    declared = _declared(study, scale, config) | {
         "question": f"What does {scale} reach?",
         "design": "one run",
         "baseline": label,
@@ -120,96 +109,87 @@ def single_record(
         "seeds": [run.seed],
         "smallest_effect": config.scale.smallest_effect,
         "alpha": 0.05,
-        "evaluation": evaluation_of(config),
     }
-    arm = ArmRecord(**declared["arms"][label], runs=_by_seed([run]), **costs_of(config, costs))
-    return StudyRecord(
-        **{**declared, "arms": {label: arm}},
-        hash=digest(declared),
+    return _record(
+        declared,
+        {label: {"runs": _by_seed([run]), **_costs_of(config, costs)}},
         floors=data.floors,
         scope=scope_of(config, scale, costs),
         caveat=config.scale.caveat,
         reproduce=reproduce,
         stack=stack_of(machine),
-        created=now(),
     )
 
 
-def evaluation_of(config: Config) -> dict[str, Any]:
-    """How final values are measured, with the key of that measurement."""
+def _declared(study: str, scale: str, config: Config) -> dict[str, Any]:
+    """What every record declares: its name, and how final values are measured, with the key of that measurement."""
     spec = config.evaluation.spec(config.model.block_size)
-    return {"key": evaluation_key(spec), **spec}
+    name = {"format": FORMAT, "name": f"{study}@{scale}", "ablation": study, "scale": scale}
+    return {**name, "evaluation": {"key": evaluation_key(spec), **spec}}
 
 
-def declared_tune(plan: Plan) -> dict[str, Any]:
-    """What every arm's search declares; nothing without one, so that records from before there were any keep their
-    hash."""
+def _record(declared: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], **known: Any) -> StudyRecord:
+    """What was declared, with its hash, and what is known; `arms`: what is known of each arm."""
+    whole = {name: ArmRecord(**arm, **arms[name]) for name, arm in declared["arms"].items()}
+    return StudyRecord(**{**declared, **known, "arms": whole, "hash": digest(declared), "created": now()})
+
+
+def _declared_tune(plan: Plan) -> dict[str, Any]:
+    """How settings are looked for: the multiples of a grid, and the search of every arm, if there is one: records from
+    before there were searches keep their hash."""
     tune = plan.ablation.tune
-    if tune is None:
-        return {}
-    searches = [arm.tuning.search for arm in plan.arms.values() if arm.tuning and arm.tuning.search]
-    seeds = searches[0].seeds if searches else ()
-    return {"tune": {**tune.model_dump(mode="json"), "tuning_seeds": list(seeds)}}
+    declared: dict[str, Any] = {"lr_bracket": list(tune.multiples) if tune else []}
+    if tune is not None and not tune.multiples:
+        searches = [arm.tuning.search for arm in plan.arms.values() if arm.tuning and arm.tuning.search]
+        seeds = searches[0].seeds if searches else ()
+        declared["tune"] = {**tune.model_dump(mode="json"), "tuning_seeds": list(seeds)}
+    return declared
 
 
-def wrong_on_purpose(plan: Plan) -> dict[str, list[str]]:
-    """Arm -> its components that are mistakes made on purpose; arms without any are left out."""
-    wrong = {name: mistakes(choices(plan.ablation.arms[name].config)) for name in plan.arms}
-    return {name: [f"{choice.slot}={choice.name}" for choice in found] for name, found in wrong.items() if found}
-
-
-def declared_arm(arm: Arm) -> dict[str, Any]:
+def _declared_arm(arm: Arm) -> dict[str, Any]:
     """An arm as its file declares it; `settings` is a hash of all that it trains with, whatever the code."""
     trained = digest(settings(arm.config))[:16]
     return {"changes": dict(arm.changes), "control": arm.control, "expected": arm.expected, "settings": trained}
 
 
-def declared_contrast(contrast: Declared) -> Any:
+def _declared_contrast(contrast: Declared) -> Any:
     """`[arm, against]`, or the weights of an effect by name."""
     if contrast.is_pair:
         return [contrast.arm, contrast.against]
     return {"arm": contrast.arm, "against": contrast.against, "weights": dict(contrast.weights)}
 
 
-def arm_fields(plan: ArmPlan, whole: Plan) -> dict[str, Any]:
-    """An arm's runs and costs, and how it was made comparable."""
+def _arm_fields(arm: ArmPlan, plan: Plan) -> dict[str, Any]:
+    """An arm's runs and costs, and how it was made comparable; runs are known once no settings are looked for."""
+
+    def by_seed(runs: Sequence[Run]) -> dict[str, str]:
+        return {} if plan.tuning else _by_seed(runs)
+
+    tuning, shared = arm.tuning, None
+    if tuning and tuning.search:
+        lr = tuning.search.arm.config.optim.lr
+        shared = Shared(settings=tuning.as_written(), lr=lr, runs=by_seed(arm.shared))
     return {
-        "runs": {} if whole.tuning else _by_seed(plan.runs),
-        "bracket": plan.tuning.bracket_record() if plan.tuning else None,
-        "tuned": plan.tuning.tuned_record() if plan.tuning else None,
-        "shared": shared_record(plan, whole),
+        "runs": by_seed(arm.runs),
+        "bracket": tuning.bracket if tuning else None,
+        "tuned": tuning.tuned if tuning else None,
+        "shared": shared,
         "curve": [
-            BudgetPoint(budget=budget, tokens=tokens_of(runs[0].config), runs=_by_seed(runs))
-            for budget, runs in plan.curve.items()
-            if not whole.tuning
+            BudgetPoint(budget=budget, tokens=tokens_of(runs[0].config), runs=by_seed(runs))
+            for budget, runs in arm.curve.items()
+            if not plan.tuning
         ],
-        "adjustment": str(plan.adjustment) if plan.adjustment else None,
-        "exploratory": whole.ablation.exploratory_reason(plan.arm.name),
-        "not_comparable": plan.tuning.reason if plan.tuning else None,
-        **costs_of(plan.arm.config, plan.costs),
+        "adjustment": str(arm.adjustment) if arm.adjustment else None,
+        "exploratory": plan.ablation.exploratory_reason(arm.arm.name),
+        "not_comparable": tuning.reason if tuning else None,
+        **_costs_of(arm.arm.config, arm.costs),
     }
 
 
-def costs_of(config: Config, costs: Costs) -> dict[str, Any]:
+def _costs_of(config: Config, costs: Costs) -> dict[str, Any]:
     """What one run of a config is made of and costs."""
-    return {
-        "components": components_of(config),
-        "lr": config.optim.lr,
-        "tokens": tokens_of(config),
-        "parameters": costs.parameters,
-        "non_embedding_parameters": costs.non_embedding_parameters,
-        "active_parameters": costs.active_parameters,
-        "flops_per_token": costs.flops_per_token,
-    }
-
-
-def shared_record(plan: ArmPlan, whole: Plan) -> Shared | None:
-    """The arm's settings as written, where a search may have found others, and its runs at them."""
-    tuning = plan.tuning
-    if tuning is None or tuning.search is None:
-        return None
-    runs = {} if whole.tuning else _by_seed(plan.shared)
-    return Shared(settings=tuning.as_written(), lr=tuning.around.config.optim.lr, runs=runs)
+    made_of = {"components": components_of(config), "lr": config.optim.lr, "tokens": tokens_of(config)}
+    return {**made_of, **asdict(costs)}
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[str, str]:
@@ -217,9 +197,14 @@ def _by_seed(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def components_of(config: Config) -> dict[str, str]:
-    """Slot -> what a config has in it, as people write it."""
-    chosen = {name: value for section in (config.model, config.optim) for name, value in section if _is_choice(value)}
-    return {name: _written(value) for name, value in chosen.items()}
+    """Slot -> its component as people write it."""
+    written = {}
+    for name, value in (*config.model, *config.optim):
+        if isinstance(value, Choice):
+            written[name] = str(value)
+        elif isinstance(value, tuple) and all(isinstance(choice, Choice) for choice in value):
+            written[name] = ", ".join(map(str, value)) or "none"
+    return written
 
 
 def stack_of(machine: Machine) -> dict[str, Any]:
@@ -238,120 +223,106 @@ def scope_of(config: Config, scale: str, costs: Costs) -> Scope:
     )
 
 
-def _is_choice(value: object) -> bool:
-    return isinstance(value, Choice) or (isinstance(value, tuple) and all(isinstance(v, Choice) for v in value))
-
-
-def _written(value: Choice | tuple[Choice, ...]) -> str:
-    return str(value) if isinstance(value, Choice) else ", ".join(map(str, value)) or "none"
-
-
-KEPT = ("hash", "created", "reproduce", "seeds", "baseline_seeds", "looks", "contrasts", "smallest_effect", "alpha")
-"""What is remembered of an earlier declaration, beside its arms and the seeds that had results."""
+REMEMBERED = (
+    "hash", "created", "reproduce", "seeds", "baseline_seeds", "looks", "contrasts", "smallest_effect", "alpha",
+)  # fmt: skip
+"""What is kept of an earlier declaration, beside its arms and the seeds that had results."""
 
 
 def with_history(record: StudyRecord, store: Store) -> StudyRecord:
     """The record, with what was declared under its name before. The same declaration again keeps its date."""
-    if record.name not in store.studies():
-        return record.with_(earlier=[], history=history(record, []))
-    before = store.study(record.name)
-    earlier = list(before.earlier)
-    if before.hash == record.hash:
-        return record.with_(created=before.created, earlier=earlier, history=history(record, earlier))
-    replaced = {key: getattr(before, key) for key in KEPT}
-    arms = {name: arm.settings for name, arm in before.arms.items()}
-    earlier.append(Earlier(**replaced, arms=arms, finished=seeds_finished(before, store)))
+    before = store.study(record.name) if record.name in store.studies() else None
+    earlier = list(before.earlier) if before else []
+    if before and before.hash == record.hash:
+        record = record.with_(created=before.created)
+    elif before:
+        past = {key: getattr(before, key) for key in REMEMBERED}
+        arms = {name: arm.settings for name, arm in before.arms.items()}
+        earlier.append(Earlier(**past, arms=arms, finished=seeds_finished(before, store)))
     return record.with_(earlier=earlier, history=history(record, earlier))
 
 
 def seeds_finished(record: StudyRecord, store: Store) -> list[int]:
-    """The seeds at which two arms of a record have results, so that somebody may have compared them. An arm with seeds
-    of its own has them in the place of the study's, one by one."""
+    """The seeds at which two arms of a record have results, so that somebody may have compared them. The seeds of an
+    arm that has its own correspond to the study's one by one."""
     arms = [{int(seed): run for seed, run in arm.runs.items()} for arm in record.arms.values()]
-    found = []
+    finished = []
     for position, seed in enumerate(record.seeds):
-        own = [runs.get(seed) or dict(enumerate(runs[s] for s in sorted(runs))).get(position) for runs in arms]
-        ids = {run for run in own if run}
-        if sum(store.run(run).result() is not None for run in ids) > 1:
-            found.append(seed)
-    return found
+        ids = {runs.get(seed) or dict(enumerate(runs[s] for s in sorted(runs))).get(position) for runs in arms}
+        if sum(store.run(run).result() is not None for run in ids if run) > 1:
+            finished.append(seed)
+    return finished
 
 
 def history(record: StudyRecord, earlier: Sequence[Earlier]) -> History:
     """What earlier declarations with results mean for this one: looks, first_seeds, first_baseline, smallest_effect and
     alpha are those that were declared when no result could be seen."""
-    seen = _gone_on_from(record, [past for past in earlier if past.finished and len(_alike(record, past)) > 1])
-    now, had = set(record.seeds), {seed for past in seen for seed in past.finished}
+    seen = _relevant(record, [past for past in earlier if past.finished and len(_same_arms(record, past)) > 1])
+    seeds, finished = set(record.seeds), {seed for past in seen for seed in past.finished}
     fresh = History(
-        looks=list(record.looks), first_seeds=len(now), first_baseline=record.baseline_seeds,
+        looks=list(record.looks), first_seeds=len(seeds), first_baseline=record.baseline_seeds,
         smallest_effect=record.smallest_effect, alpha=record.alpha,
     )  # fmt: skip
-    if not had & now:
+    if not finished & seeds:
         return fresh
-    declared = [_named(contrast) for contrast in record.contrasts]
-    before = [_named(contrast) for past in seen for contrast in past.contrasts or ()]
-    known = {arm for past in seen for arm in _alike(record, past)}
+    pairs = [_pair(contrast) for contrast in record.contrasts]
+    before = [_pair(contrast) for past in seen for contrast in past.contrasts or ()]
+    same = {arm for past in seen for arm in _same_arms(record, past)}
+    undeclared = _chosen_among(finished, seeds)
     counting = fresh.with_(
-        undeclared=_chosen_among(had, now),
-        late=[pair for pair in declared if before and pair not in before and set(pair) <= known],
-        dropped=[list(pair) for pair in dict.fromkeys(map(tuple, before)) if list(pair) not in declared],
+        late=[pair for pair in pairs if before and pair not in before and set(pair) <= same],
+        dropped=[list(pair) for pair in dict.fromkeys(map(tuple, before)) if list(pair) not in pairs],
         looks=list(seen[0].looks or ()),
         smallest_effect=seen[0].smallest_effect or record.smallest_effect,
         alpha=seen[0].alpha or record.alpha,
     )
-    first = next((past for past in seen if len(past.finished) >= FEWEST), None)  # fewer allow no word
+    first = next((past for past in seen if len(past.finished) >= FEWEST), None)  # fewer allow no verdict
     if first is not None:
         counting = counting.with_(first_seeds=len(first.seeds or ()), first_baseline=first.baseline_seeds)
-        counting = counting.with_(undeclared=counting.undeclared or _stopped_early(counting, now))
+        due = (counting.looks or [counting.first_seeds])[0]
+        if undeclared is None and len(seeds) < due:  # whoever may stop where results please has looked at every seed
+            undeclared = f"{due} seeds were declared before results were there, and only {len(seeds)} are now"
+    counting = counting.with_(undeclared=undeclared)
     return counting.with_(changed=_changed(record, counting, first or seen[0]))
 
 
-def _gone_on_from(record: StudyRecord, seen: Sequence[Earlier]) -> Sequence[Earlier]:
+def _relevant(record: StudyRecord, seen: Sequence[Earlier]) -> Sequence[Earlier]:
     """The earlier declarations from the last one on whose seeds were all fresh; all of them, where this one has seeds
     from before that again."""
-    began, had = 0, set[int]()
+    start, finished = 0, set[int]()
     for i, past in enumerate(seen):
-        if not had & set(past.seeds or ()):
-            began = i
-        had |= set(past.finished)
-    older = {seed for past in seen[:began] for seed in past.finished}
-    return seen if older & set(record.seeds) else seen[began:]
+        if not finished & set(past.seeds or ()):
+            start = i
+        finished |= set(past.finished)
+    older = {seed for past in seen[:start] for seed in past.finished}
+    return seen if older & set(record.seeds) else seen[start:]
 
 
-def _alike(record: StudyRecord, past: Earlier) -> list[str]:
+def _same_arms(record: StudyRecord, past: Earlier) -> list[str]:
     """The arms of an earlier declaration that this one trains in the same way."""
     if not isinstance(past.arms, Mapping):  # records from before settings were remembered have the names alone
         return [name for name in past.arms if name in record.arms]
     return [name for name, hashed in past.arms.items() if name in record.arms and record.arms[name].settings == hashed]
 
 
-def _named(contrast: list[str] | Effect) -> list[str]:
-    """(arm, against), whichever kind of contrast it is."""
+def _pair(contrast: list[str] | Effect) -> list[str]:
+    """[arm, against], whichever kind of contrast it is."""
     return [contrast.arm, contrast.against] if isinstance(contrast, Effect) else contrast
 
 
-def _chosen_among(had: set[int], now: set[int]) -> str | None:
+def _chosen_among(finished: set[int], seeds: set[int]) -> str | None:
     """Why the seeds are a choice among results, or None."""
-    left_out, added = sorted(had - now), now - had
+    left_out, added = sorted(finished - seeds), seeds - finished
     if left_out:
-        seeds = listed(map(str, left_out))
         verb = "has results and is" if len(left_out) == 1 else "have results and are"
-        return f"{'seed' if len(left_out) == 1 else 'seeds'} {seeds} {verb} left out"
-    if added and min(added) < max(had):
-        return f"added seeds must follow those that have results, up to {max(had)}"
+        return f"{'seed' if len(left_out) == 1 else 'seeds'} {listed(map(str, left_out))} {verb} left out"
+    if added and min(added) < max(finished):
+        return f"added seeds must follow those that have results, up to {max(finished)}"
     return None
 
 
-def _stopped_early(counting: History, now: set[int]) -> str | None:
-    """Why it ends before its first look, or None: whoever may stop where results please has looked after every seed."""
-    due = (counting.looks or [counting.first_seeds])[0]
-    if len(now) >= due:
-        return None
-    return f"{due} seeds were declared before results were there, and only {len(now)} are now"
-
-
 def _changed(record: StudyRecord, counting: History, first: Earlier) -> list[str]:
-    """What counts otherwise than the record now says, in sentences without a stop."""
+    """What counts otherwise than the record declares now, in sentences without a stop."""
     changes = []
     n = len(first.finished)
     if set(record.seeds) - set(first.seeds or ()) and not counting.undeclared:
@@ -366,9 +337,7 @@ def _changed(record: StudyRecord, counting: History, first: Earlier) -> list[str
         if new != old:
             changes.append(f"{name} was changed to {new:g} after results were there; it counts as {old:g}")
     if counting.dropped:
-        contrasts = listed(f"{arm} against {against}" for arm, against in counting.dropped)
-        changes.append(
-            f"{plural(len(counting.dropped), 'contrast')} with results left out, still counted in the family: "
-            f"{contrasts}"
-        )
+        dropped = listed(f"{arm} against {against}" for arm, against in counting.dropped)
+        count = plural(len(counting.dropped), "contrast")
+        changes.append(f"{count} with results left out, still counted in the family: {dropped}")
     return changes

@@ -17,7 +17,7 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import choices, component_code, core_code, digest, run_id, run_identity, settings
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.results import LOSS, failure_ceiling_of
 from gpt2lab.store import Store, read_json, write_json

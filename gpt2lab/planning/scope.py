@@ -15,6 +15,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import LoadedAblation
 from gpt2lab.planning.declaration import MAX_SEEDS
 from gpt2lab.planning.noise import Floor
+from gpt2lab.text import plural
 
 FEWEST = 3
 MOST_AUTOMATIC = 20
@@ -52,19 +53,19 @@ def fit(
     if wanted is None:
         wanted = tuple(range(_automatic(ablation, floor, why_no_floor)))
     whole = _scope(names, wanted, ablation.baseline_seeds)
-    if seconds is None or study_seconds(ablation, whole, run_seconds, jobs) <= seconds:
-        return whole
-    budget = seconds
 
     def fits(scope: Scope) -> bool:
-        return study_seconds(ablation, scope, run_seconds, jobs) <= budget
+        return seconds is None or study_seconds(ablation, scope, run_seconds, jobs) <= seconds
 
+    if fits(whole):
+        return whole
     choices = list(_choices(ablation, wanted, fits))
     if not choices:
         raise _nothing_fits(ablation, wanted, run_seconds, jobs)
     fewest = min(FEWEST, max(len(scope.seeds) for scope in choices))
     enough = [scope for scope in choices if len(scope.seeds) >= fewest]
-    return _told(max(enough, key=lambda scope: _worth(ablation, floor, scope)), whole)
+    best = max(enough, key=lambda scope: _worth(ablation, floor, scope))
+    return replace(best, left_out=tuple(_lacking(best, whole)))
 
 
 def study_seconds(ablation: LoadedAblation, scope: Scope, run_seconds: Mapping[str, float], jobs: int) -> float:
@@ -73,21 +74,21 @@ def study_seconds(ablation: LoadedAblation, scope: Scope, run_seconds: Mapping[s
     trained at the settings as written."""
     trials, runs = [], []
     tune = ablation.tune
-    each = tune.trials * tune.seeds if tune else len(ablation.lr_bracket)
+    each = tune.runs_per_arm if tune else 0
     for name in scope.arms:
         own = ablation.arms[name].seeds or (scope.baseline_seeds if name == ablation.baseline else scope.seeds)
         budgets = {1.0, *(ablation.budgets if name in ablation.budget_arms else ())}
         trials += [run_seconds[name]] * each
         runs += [budget * run_seconds[name] for budget in budgets for _ in own]
-        runs += [run_seconds[name] for _ in own] if tune else []
+        runs += [run_seconds[name] for _ in own] if tune and tune.space else []
     return makespan(trials, jobs) + makespan(runs, jobs)
 
 
 def makespan(seconds: Iterable[float], jobs: int) -> float:
     """When the last run ends if each starts, the longest first, as soon as one of `jobs` places is free."""
     ends = [0.0] * jobs
-    for one in sorted(seconds, reverse=True):
-        heapq.heapreplace(ends, ends[0] + one)
+    for run in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + run)
     return max(ends)
 
 
@@ -172,21 +173,20 @@ def _worth(ablation: LoadedAblation, floor: Floor | None, scope: Scope) -> tuple
     return found, len(scope.arms), n, base
 
 
-def _told(scope: Scope, whole: Scope) -> Scope:
-    """The scope with what it lacks of the whole, in words."""
-    told, n, all_seeds = [], len(scope.seeds), len(whole.seeds)
+def _lacking(scope: Scope, whole: Scope) -> Iterator[str]:
+    """What a scope lacks of the whole, in words."""
+    n, all_seeds, fewest = len(scope.seeds), len(whole.seeds), min(FEWEST, len(whole.seeds))
     dropped = [name for name in whole.arms if name not in scope.arms]
     if dropped:
-        told.append(f"arm{'s' if len(dropped) > 1 else ''} {', '.join(dropped)}")
+        yield f"arm{'s' if len(dropped) > 1 else ''} {', '.join(dropped)}"
     if n < all_seeds:
-        told.append(f"{all_seeds - n} of {all_seeds} seeds per arm")
-    if n < min(FEWEST, all_seeds):
-        fewest = min(FEWEST, all_seeds)
-        told[-1] += f" (not even {fewest} fit, and below {FEWEST} no contrast is called better or worse)"
-    fewer, planned = len(whole.baseline_seeds) - len(scope.baseline_seeds), len(whole.baseline_seeds)
-    if planned > all_seeds and fewer:
-        told.append(f"{fewer} of {planned} seeds of the baseline")
-    return replace(scope, left_out=tuple(told))
+        few = (
+            f" (not even {fewest} fit, and below {FEWEST} no contrast is called better or worse)" if n < fewest else ""
+        )
+        yield f"{all_seeds - n} of {all_seeds} seeds per arm{few}"
+    planned = len(whole.baseline_seeds)
+    if planned > max(all_seeds, len(scope.baseline_seeds)):
+        yield f"{planned - len(scope.baseline_seeds)} of {planned} seeds of the baseline"
 
 
 def _nothing_fits(
@@ -197,9 +197,6 @@ def _nothing_fits(
     n = len(wanted) if ablation.looks else 1
     least = study_seconds(ablation, _scope(smallest.arms, wanted[:n], None), run_seconds, jobs)
     minutes = math.ceil(MARGIN * least / 60)
-    return ConfigError(
-        f"not even {len(smallest.arms)} arms with {n} seed{'s' if n > 1 else ''} fit: they take about "
-        f"{minutes} minute{'s' if minutes > 1 else ''} here",
-        where="--budget",
-        hint=f"--budget {minutes}m",
-    )
+    study = f"{len(smallest.arms)} arms with {plural(n, 'seed')}"
+    what = f"not even {study} fit: they take about {plural(minutes, 'minute')} here"
+    return ConfigError(what, where="--budget", hint=f"--budget {minutes}m")

@@ -1,4 +1,4 @@
-"""What a search may try: the dimensions of its space, resolved at one arm's config."""
+"""What a search may try: how a file declares it, and its dimensions resolved at one config."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from scipy.stats import qmc
 
 from gpt2lab.config import Config
 from gpt2lab.errors import ConfigError, Problem, unknown
-from gpt2lab.planning.designs import in_short
 from gpt2lab.registry import Choice
+from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
 
 DIGITS = 4
-"""Significant digits of a real number that is tried: nobody can tell more apart, and 0.002135 can be read and typed."""
+"""Significant digits of a real number that is tried: 0.002135 can be read and typed."""
 MOST_OF_A_GRID = 10_000
+MOST_TRIALS = 10_000
+RATE = "optim.lr"
 
 Kind = Literal["float", "int", "categorical"]
 Drawn = Literal["random", "grid", "qmc"]
-"""Samplers that need no results: their points follow from space, seed and slot alone."""
+"""Samplers that need no results: their points follow from space, seed and index alone."""
 
 
 class DimensionSettings(Settings):
@@ -35,7 +37,7 @@ class DimensionSettings(Settings):
     high: float | None = None
     """Largest value."""
     log: bool = False
-    """Whether the logarithm is what is even: for rates, widths and the like."""
+    """Whether values are spread evenly over the logarithm: for rates, widths and the like."""
     relative: bool = False
     """Whether low and high are multiples of the config's own value."""
     step: float | None = Field(None, gt=0)
@@ -45,18 +47,17 @@ class DimensionSettings(Settings):
     choices: tuple[Any, ...] | None = None
     """What there is to choose from."""
     when: dict[str, str] = Field(default_factory=dict)
-    """Other dimension -> its value, without which this one means nothing."""
+    """Other dimension -> the value without which this one has no effect."""
 
     def problems(self) -> Iterator[str]:
         """What is wrong with it by itself."""
-        numbers = [name for name in ("low", "high", "step", "points") if getattr(self, name) is not None]
         if self.choices is not None:
-            if numbers or self.log or self.relative:
+            numbers = (self.low, self.high, self.step, self.points)
+            if numbers != (None,) * 4 or self.log or self.relative:
                 yield "either `choices`, or `low` and `high`"
             elif len(self.choices) < 2:
                 yield "at least two choices are expected"
-            return
-        if self.low is None or self.high is None:
+        elif self.low is None or self.high is None:
             yield "`low` and `high` are expected, or a list of choices"
         elif self.low >= self.high:
             yield f"low ({self.low:g}) must be less than high ({self.high:g})"
@@ -67,12 +68,59 @@ class DimensionSettings(Settings):
         elif self.relative and self.low <= 0:
             yield "multiples must be greater than 0"
 
+    def around(self, centre: float) -> DimensionSettings:
+        """The same range around another multiple."""
+        if self.low is None or self.high is None:
+            return self
+        return self.model_copy(update={"low": self.low * centre, "high": self.high * centre})
 
-class SpaceSettings(Settings):
-    """Anything with a space."""
+
+class Sampler(Settings):
+    """How points of the space are chosen."""
+
+    name: Literal["tpe", "random", "grid", "qmc"] = "tpe"
+    """tpe learns from earlier trials (Bergstra et al. 2011); random, grid and qmc (Sobol's points) do not."""
+    seed: int = Field(0, ge=0)
+    """Of what is drawn."""
+    startup: int | None = Field(None, ge=1)
+    """Trials that tpe draws at random before it learns; null is a third of all, at most 10."""
+
+
+class Pruner(Settings):
+    """When a trial is stopped before its end."""
+
+    name: Literal["none", "median", "successive_halving", "hyperband"] = "none"
+    """none; median stops what is worse than the median of earlier trials at the same point; the others keep the better
+    share at every rung (Li et al. 2018)."""
+    startup_trials: int = Field(4, ge=1)
+    """Finished trials before any is stopped (median)."""
+    warmup: float = Field(0.25, ge=0, lt=1)
+    """Share of training before which no trial is stopped (median); the smallest rung of the others."""
+    reduction: int = Field(3, ge=2)
+    """One in how many is kept at each rung (successive_halving, hyperband)."""
+    keep_checkpoints: bool = False
+    """Whether a stopped trial can be continued later."""
+
+
+class SearchSettings(Settings):
+    """A search as a file declares it; sweeps and the `tune:` of an ablation share it."""
 
     space: dict[str, DimensionSettings]
     """Dotted key -> what may be tried for it."""
+    trials: int = Field(16, ge=1, le=MOST_TRIALS)
+    """In all, however often it is started and whoever works on it."""
+    sampler: Sampler = Field(default_factory=Sampler)
+    pruner: Pruner = Field(default_factory=Pruner)
+    seeds: int = Field(1, ge=1, le=20)
+    """Runs per trial; its value is their mean. They are 100, 101, ..., which no verdict uses."""
+    metric: str = LOSS
+    """What counts, of the final evaluation: val/loss, val/bits_per_byte or another of its metrics."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    enqueue: tuple[dict[str, Any], ...] = ()
+    """Known good points that are tried first; what they leave out is the config's own. Multiples, where the dimension
+    is relative."""
+    max_failures: int = Field(5, ge=0)
+    """Trials that may fail (not: diverge) before the search gives up."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -80,12 +128,97 @@ class SpaceSettings(Settings):
         """`model.position: [learned, rotary]` means `{choices: [learned, rotary]}`."""
         if not isinstance(space, Mapping):
             return space
-        return {key: {"choices": one} if isinstance(one, list) else one for key, one in space.items()}
+        return {key: {"choices": value} if isinstance(value, list) else value for key, value in space.items()}
+
+    @field_validator("sampler", "pruner", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any, info: Any) -> Any:
+        """`sampler: tpe` means `{name: tpe}`."""
+        if value is None or (isinstance(value, str) and value in ABSENT):
+            return {}
+        if not isinstance(value, str):
+            return value
+        known = get_args((Sampler if info.field_name == "sampler" else Pruner).model_fields["name"].annotation)
+        if value not in known:
+            raise ValueError(unknown(str(info.field_name), value, known))
+        return {"name": value}
+
+
+def _multiple(value: Any) -> Any:
+    """`0.5x` is half of the config's own value."""
+    if isinstance(value, str) and not value.endswith("x"):
+        raise ValueError("a multiple of the arm's own value is expected, such as 0.5x")
+    return value.removesuffix("x") if isinstance(value, str) else value
+
+
+def bracket(multiples: tuple[float, ...]) -> tuple[float, ...]:
+    """Multiples of a rate, sorted. Raises ValueError where they cannot show that the best lies among them."""
+    if len(multiples) < 3 or len(set(multiples)) < len(multiples) or 1.0 not in multiples:
+        raise ValueError("at least three different multiples are expected, 1 among them")
+    return tuple(sorted(multiples))
+
+
+class Tune(SearchSettings):
+    """How every arm of an ablation looks for its own settings before it is judged on fresh seeds."""
+
+    space: dict[str, DimensionSettings] = Field(default_factory=dict)
+    """Dotted key -> what a search may try for it."""
+    grid: dict[str, tuple[Annotated[float, BeforeValidator(_multiple), Field(gt=0)], ...]] = Field(
+        default_factory=dict, exclude=True  # records declare it as `lr_bracket`
+    )  # fmt: skip
+    """Instead of `space`: multiples of each arm's learning rate, such as {optim.lr: [0.5x, 1x, 2x]}, one run each. The
+    grid is widened while the best lies at its edge."""
+    centre: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = Field(default_factory=dict)
+    """Arm -> dotted key -> the multiple of its own value around which its relative space lies; 1 unless given. For arms
+    that are known beforehand to need quite another rate."""
+
+    @field_validator("grid")
+    @classmethod
+    def _of_the_rate(cls, grid: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        if grid.keys() - {RATE}:
+            raise ValueError(f"a grid has multiples of {RATE} alone; search other settings by `space`")
+        return {key: bracket(multiples) for key, multiples in grid.items()}
+
+    @property
+    def multiples(self) -> tuple[float, ...]:
+        """Those of the grid; none where a space is searched."""
+        return self.grid.get(RATE, ())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The settings that are looked for, by dotted key."""
+        return (*self.grid, *self.space)
+
+    @property
+    def runs_per_arm(self) -> int:
+        """Runs to find the settings of one arm, as long as a grid need not be widened."""
+        return len(self.multiples) or self.trials * self.seeds
+
+    def of(self, arm: str) -> SearchSettings:
+        """The search of one arm: the space and the known points moved to its centre."""
+        centre = {key: multiple for key, multiple in self.centre.get(arm, {}).items() if key in self.space}
+        search = SearchSettings.model_construct(**{name: getattr(self, name) for name in SearchSettings.model_fields})
+        if not centre:
+            return search
+        space = {key: dimension.around(centre.get(key, 1.0)) for key, dimension in self.space.items()}
+        enqueue = tuple(
+            {**centre, **{key: _times(value, centre.get(key)) for key, value in point.items()}}
+            for point in self.enqueue
+        )
+        return search.model_copy(update={"space": space, "enqueue": enqueue})
+
+
+def _times(value: Any, multiple: float | None) -> Any:
+    """A known point's value at another centre; what is no number is refused later."""
+    try:
+        return value if multiple is None else float(value) * multiple
+    except (TypeError, ValueError):
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One dimension at one arm. `choices`: their names, in whose place `values` is what a config is given."""
+    """One dimension at one arm. `choices` are names; a config is given the element of `values` at the same index."""
 
     name: str
     kind: Kind
@@ -103,7 +236,7 @@ class Dimension:
         if self.kind == "categorical":
             return self.choices[int(u * len(self.choices))]
         if self.kind == "int":
-            if self.log:  # every whole number owns from half below to half above
+            if self.log:  # every whole number has the range from half below to half above
                 low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
                 return min(max(round(math.exp(low + u * (high - low))), int(self.low)), int(self.high))
             step = int(self.step or 1)
@@ -118,7 +251,7 @@ class Dimension:
             return self.choices
         if self.points is not None:
             ends = [self._between(i / (self.points - 1)) for i in range(self.points)]
-            return tuple(dict.fromkeys(round(one) if self.kind == "int" else one for one in ends))
+            return tuple(dict.fromkeys(round(value) if self.kind == "int" else value for value in ends))
         count = math.floor((self.high - self.low) / (self.step or 1) + 1e-9) + 1
         values = (self.low + (self.step or 1) * i for i in range(min(count, MOST_OF_A_GRID + 1)))
         return tuple(int(value) if self.kind == "int" else rounded(value) for value in values)
@@ -130,17 +263,11 @@ class Dimension:
 
     def as_record(self) -> dict[str, Any]:
         """As plain data."""
-        numeric = self.kind != "categorical"
+        low, high = (self.low, self.high) if self.kind != "categorical" else (None, None)
         return {
-            "name": self.name,
-            "kind": self.kind,
-            "low": self.low if numeric else None,
-            "high": self.high if numeric else None,
-            "log": self.log,
-            "step": self.step,
-            "choices": list(self.choices) or None,
-            "when": dict(self.when) or None,
-        }
+            "name": self.name, "kind": self.kind, "low": low, "high": high, "log": self.log, "step": self.step,
+            "choices": list(self.choices) or None, "when": dict(self.when) or None,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,7 +277,7 @@ class Space:
     dimensions: tuple[Dimension, ...]
 
     def active(self, dimension: Dimension, params: Mapping[str, Any]) -> bool:
-        """Whether a dimension means something beside these parameters."""
+        """Whether a dimension has an effect beside these parameters."""
         return all(str(params.get(other)) == value for other, value in dimension.when.items())
 
     @property
@@ -159,31 +286,31 @@ class Space:
         return any(dimension.when for dimension in self.dimensions)
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What is trained for parameters that were drawn: rounded, without what means nothing beside the others."""
-        kept: dict[str, Any] = {}
-        for one in self.dimensions:
-            if one.name in params and self.active(one, kept):
-                value = params[one.name]
-                kept[one.name] = rounded(value) if one.kind == "float" else value
-        return kept
+        """What is trained for parameters that were drawn: rounded, without inactive dimensions."""
+        settings: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if dimension.name in params and self.active(dimension, settings):
+                value = params[dimension.name]
+                settings[dimension.name] = rounded(value) if dimension.kind == "float" else value
+        return settings
 
     def changes(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings as changes to a config, by dotted key."""
-        known = {one.name: one for one in self.dimensions}
-        return {name: self._written(known[name], value) for name, value in settings.items()}
-
-    def _written(self, dimension: Dimension, value: Any) -> Any:
-        if dimension.kind == "categorical":
-            return dimension.values[dimension.choices.index(value)]
-        return repr(value)
+        return {
+            dimension.name: dimension.values[dimension.choices.index(settings[dimension.name])]
+            if dimension.kind == "categorical"
+            else repr(settings[dimension.name])
+            for dimension in self.dimensions
+            if dimension.name in settings
+        }
 
     def grid_size(self) -> int:
-        """How many points its grid has."""
+        """Number of points of its grid."""
         return len(self._grid())
 
     def points(self, sampler: Drawn, seed: int, count: int) -> list[dict[str, Any]]:
-        """The first `count` points of a sampler that needs no results; as many as there are, for a grid. More points
-        are always the same ones with others behind them."""
+        """The first `count` points of a sampler that needs no results; as many as there are, for a grid. The first ones
+        are the same for any count."""
         if sampler == "grid":
             return self._grid()[:count]
         d = len(self.dimensions)
@@ -192,19 +319,27 @@ class Space:
             units = qmc.Sobol(d, scramble=True, rng=np.random.default_rng(seed)).random_base2(power)[:count]
         else:
             units = np.stack([np.random.default_rng((seed, index)).random(d) for index in range(count)])
-        return [self.settings(self._at(row)) for row in units.tolist()]
-
-    def _at(self, units: Sequence[float]) -> dict[str, Any]:
-        return {one.name: one.at(u) for one, u in zip(self.dimensions, units, strict=True)}
+        return [
+            self.settings({dimension.name: dimension.at(u) for dimension, u in zip(self.dimensions, row, strict=True)})
+            for row in units.tolist()
+        ]
 
     def _grid(self) -> list[dict[str, Any]]:
-        """Every combination once; those that differ in a meaningless dimension only are one."""
-        sides = [one.grid() for one in self.dimensions]
+        """Every combination once; those that differ in an inactive dimension only are one."""
+        sides = [dimension.grid() for dimension in self.dimensions]
         if math.prod(map(len, sides)) > MOST_OF_A_GRID:
             raise ConfigError(f"a grid of {math.prod(map(len, sides)):,} points: at most {MOST_OF_A_GRID:,}")
-        names = [one.name for one in self.dimensions]
-        every = (self.settings(dict(zip(names, values, strict=True))) for values in itertools.product(*sides))
-        return list({repr(sorted(one.items())): one for one in every}.values())
+        names = [dimension.name for dimension in self.dimensions]
+        points = (self.settings(dict(zip(names, values, strict=True))) for values in itertools.product(*sides))
+        return list({repr(sorted(point.items())): point for point in points}.values())
+
+
+def in_short(value: Any) -> str:
+    """A written value in one line: `rotary`, `sliding_window(window=64)`, `rotary, none`."""
+    if isinstance(value, dict):
+        options = ", ".join(f"{key}={in_short(inner)}" for key, inner in value.items() if key != "name")
+        return f"{value['name']}({options})" if "name" in value else options
+    return ", ".join(map(in_short, value)) if isinstance(value, list) else str(value)
 
 
 def rounded(value: float) -> float:
@@ -213,7 +348,7 @@ def rounded(value: float) -> float:
 
 
 def value_at(config: Config, key: str) -> Any:
-    """What a config has at a dotted key: a setting, or a component's option. None where there is no such thing."""
+    """A config's value at a dotted key: a setting, or a component's option. None where there is none."""
     value: Any = config
     for step in key.split("."):
         if isinstance(value, tuple) and len(value) == 1:
@@ -226,24 +361,29 @@ def value_at(config: Config, key: str) -> Any:
 
 def resolve_space(written: Mapping[str, DimensionSettings], config: Config) -> Space:
     """The space at one config. Raises ConfigError with every dimension that cannot be; `where` is its key."""
-    problems = [Problem(key, what) for key, one in written.items() for what in one.problems()]
-    problems += [Problem(key, what) for key, one in written.items() for what in _condition_problems(one, key, written)]
     if not written:
-        problems = [Problem("", "nothing to try: at least one dimension is expected")]
+        raise ConfigError("nothing to try: at least one dimension is expected")
+    problems = [Problem(key, what) for key, dimension in written.items() for what in dimension.problems()]
+    problems += [Problem(key, what) for key in written for what in _condition_problems(key, written)]
     wrong = {problem.where for problem in problems}
-    made: list[Dimension] = []
+    dimensions: list[Dimension] = []
     for key in _in_order({key: one for key, one in written.items() if not wrong & {key, *one.when}}):
         try:
-            made.append(_dimension(key, written[key], _where_it_means_something(written, key, config)))
+            chosen = {
+                other: next(choice for choice in written[other].choices or () if in_short(choice) == value)
+                for other, value in written[key].when.items()
+            }
+            where_active = config.with_changes(chosen, "space") if chosen else config
+            dimensions.append(_dimension(key, written[key], where_active))
         except ConfigError as error:
             problems += [Problem(key, problem.what) for problem in error.problems]
     if problems:
         raise ConfigError(problems)
-    return Space(tuple(made))
+    return Space(tuple(dimensions))
 
 
-def _condition_problems(one: DimensionSettings, key: str, written: Mapping[str, DimensionSettings]) -> Iterator[str]:
-    for other, value in one.when.items():
+def _condition_problems(key: str, written: Mapping[str, DimensionSettings]) -> Iterator[str]:
+    for other, value in written[key].when.items():
         if other not in written or other == key:
             yield f"when: {unknown('dimension', other, [name for name in written if name != key])}"
         elif written[other].choices is None:
@@ -253,25 +393,14 @@ def _condition_problems(one: DimensionSettings, key: str, written: Mapping[str, 
 
 
 def _in_order(written: Mapping[str, DimensionSettings]) -> list[str]:
-    """Keys, each behind those that it depends on. Raises ConfigError for a circle."""
+    """Keys, each after those that it depends on. Raises ConfigError for a circle."""
     ordered: list[str] = []
-    left = list(written)
-    while left:
-        free = [key for key in left if set(written[key].when) <= set(ordered)]
+    while rest := [key for key in written if key not in ordered]:
+        free = [key for key in rest if set(written[key].when) <= set(ordered)]
         if not free:
-            raise ConfigError([Problem(key, "when: it depends on itself by way of others") for key in left])
+            raise ConfigError([Problem(key, "when: it depends on itself by way of others") for key in rest])
         ordered += free
-        left = [key for key in left if key not in free]
     return ordered
-
-
-def _where_it_means_something(written: Mapping[str, DimensionSettings], key: str, config: Config) -> Config:
-    """The config with the choices without which a dimension means nothing. Raises ConfigError."""
-    chosen: dict[str, Any] = {}
-    for other, value in written[key].when.items():
-        choices = written[other].choices or ()
-        chosen[other] = next(choice for choice in choices if in_short(choice) == value)
-    return config.with_changes(chosen, "space") if chosen else config
 
 
 def _dimension(key: str, written: DimensionSettings, config: Config) -> Dimension:
@@ -280,40 +409,108 @@ def _dimension(key: str, written: DimensionSettings, config: Config) -> Dimensio
         names = tuple(in_short(choice) for choice in written.choices)
         if len(set(names)) < len(names):
             raise ConfigError("the same choice twice")
-        made = Dimension(name=key, kind="categorical", choices=names, values=written.choices, when=written.when)
-        _try(config, key, made.values)
-        return made
+        _try(config, key, written.choices)
+        return Dimension(name=key, kind="categorical", choices=names, values=written.choices, when=written.when)
     assert written.low is not None and written.high is not None
-    own = value_at(config, key)
-    low, high = written.low, written.high
+    low, high, own = written.low, written.high, value_at(config, key)
     if written.relative:
         if isinstance(own, bool) or not isinstance(own, (int, float)) or not own > 0:
             raise ConfigError(f"`relative` needs a number of the config's own, which has {own if own else 'none'}")
         low, high = own * low, own * high
     whole = isinstance(own, int) and not isinstance(own, bool)
-    if whole:
-        low, high = round(low), round(high)
-        if written.step is not None and written.step != int(written.step):
-            raise ConfigError(f"a whole number is expected for the step, not {written.step:g}")
-    else:
-        low, high = rounded(low), rounded(high)
-    made = Dimension(
+    if whole and written.step is not None and written.step != int(written.step):
+        raise ConfigError(f"a whole number is expected for the step, not {written.step:g}")
+    low, high = (round(low), round(high)) if whole else (rounded(low), rounded(high))
+    _try(config, key, [repr(low), repr(high)])
+    return Dimension(
         name=key, kind="int" if whole else "float", low=low, high=high, log=written.log, step=written.step,
         points=written.points, when=written.when,
     )  # fmt: skip
-    _try(config, key, [repr(end) for end in (low, high)])
-    return made
 
 
 def _try(config: Config, key: str, values: Sequence[Any]) -> None:
     """Raises ConfigError with every value that does not fit at `key`, where everything else is the config's own."""
     problems: list[Problem] = []
     for value in values:
-        if value is None or (isinstance(value, str) and value in ABSENT):
-            continue
-        try:
-            config.with_changes({key: value}, "space")
-        except ConfigError as error:
-            problems += error.problems
+        if value is not None and not (isinstance(value, str) and value in ABSENT):
+            try:
+                config.with_changes({key: value}, "space")
+            except ConfigError as error:
+                problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def check_search(settings: SearchSettings, config: Config) -> Space:
+    """The space at a config. Raises ConfigError with all that is wrong with it and with the known points."""
+    space = resolve_space(settings.space, config)
+    if settings.sampler.name == "grid":
+        vague = [d.name for d in space.dimensions if d.kind == "float" and d.points is None and d.step is None]
+        if vague:
+            raise ConfigError([Problem(name, "a grid needs `points` or a `step`") for name in vague])
+        space.grid_size()
+    for point in known_points(settings, space, config):
+        config.with_changes(changes_of(space, config, space.settings(point)), "enqueue:")
+    return space
+
+
+def known_points(settings: SearchSettings, space: Space, config: Config) -> list[dict[str, Any]]:
+    """The points that are tried first, complete and as parameters. Raises ConfigError."""
+    return [_known_point(written, settings, space, config) for written in settings.enqueue]
+
+
+def _known_point(
+    written: Mapping[str, Any], settings: SearchSettings, space: Space, config: Config
+) -> dict[str, Any]:  # fmt: skip
+    problems = [
+        Problem(f"enqueue: {key}", "is no dimension of the space") for key in written if key not in settings.space
+    ]
+    point: dict[str, Any] = {}
+    for dimension in space.dimensions:
+        if space.active(dimension, point):
+            try:
+                relative, own = settings.space[dimension.name].relative, value_at(config, dimension.name)
+                point[dimension.name] = _known_value(dimension, written.get(dimension.name), relative, own)
+            except ValueError as error:
+                problems.append(Problem(f"enqueue: {dimension.name}", str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return point
+
+
+def _known_value(dimension: Dimension, given: Any, relative: bool, own: Any) -> Any:
+    """A dimension's value as a file writes it, or the config's own. Raises ValueError with a sentence."""
+    if dimension.kind == "categorical":
+        own = ", ".join(map(str, own)) if isinstance(own, tuple) else str(own)
+        choice = own if given is None else in_short(given)
+        if choice not in dimension.choices:
+            raise ValueError(f"'{choice}' is none of its choices: {', '.join(dimension.choices)}")
+        return choice
+    try:
+        number = 1.0 if given is None else float(given)
+    except (TypeError, ValueError):
+        raise ValueError(f"'{given}' is no number") from None
+    if given is None or relative:
+        number *= own or 0.0
+    value = round(number) if dimension.kind == "int" else rounded(number)
+    if not dimension.low <= value <= dimension.high:
+        raise ValueError(f"{value:g} lies outside {dimension.low:g} to {dimension.high:g}")
+    return value
+
+
+BATCH = "training.batch_tokens"
+WITH_BATCH = ("training.steps", "optim.warmup_steps", "evaluation.every_steps", "training.checkpoint_every_steps")
+"""Numbers of steps that change with the batch, so that every trial trains on as many tokens."""
+
+
+def changes_of(space: Space, config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a trial as changes to a config; with another batch, warm-up and evaluations stay at their tokens."""
+    changes = space.changes(settings)
+    if BATCH not in changes or "training.steps" in changes:
+        return changes
+    ratio = config.training.batch_tokens / int(changes[BATCH])
+    steps = {key: value_at(config, key) for key in WITH_BATCH if key not in changes}
+    scaled = {
+        key: max(1, round(value * ratio)) if value else value for key, value in steps.items() if value is not None
+    }
+    return {**{key: str(value) for key, value in scaled.items()}, **changes}

@@ -1,29 +1,37 @@
-"""Fair tuning: every arm searches its own settings in the same way, and is judged at the best of them on fresh seeds.
+"""Fair tuning: every arm looks for its own settings in the same way, and is judged at the best of them on fresh seeds.
 
 One shared rate can mislead by ten times: at nano, post-LN was 0.96 nats worse at pre-LN's rate and 0.10 at its own.
 
-Two ways: a grid of learning rates with one seed each, which the study trains beside its own runs (`lr_bracket`), and a
-search of any settings that Optuna drives (`tune`). Both say the same things about an arm, as a `Tuning`.
+`tune: {grid: ...}` tries multiples of each arm's learning rate with one seed each, as runs of the study; `tune: {space:
+...}` is a search that Optuna drives, recorded as a sweep. Both give a `Tuning`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2lab import records
-from gpt2lab.analysis.tuning import OPEN, RESULTS, Chosen, chosen
-from gpt2lab.config.fitting import Complaint
-from gpt2lab.config.source import Key
+from gpt2lab.analysis.tuning import OPEN, RESULTS, chosen
+from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.planning.arms import BRACKET_SEED, SHARED, Arm
+from gpt2lab.errors import DataFault
+from gpt2lab.identity import digest
+from gpt2lab.planning.ablation import TUNING_SEED, Arm
 from gpt2lab.planning.machine import Machine
-from gpt2lab.planning.runs import Run, final_loss, make_run
-from gpt2lab.planning.samplers import Tune
-from gpt2lab.planning.search import Search, check_search, make_search
-from gpt2lab.planning.space import value_at
+from gpt2lab.planning.runs import Run, final_loss, known_costs, make_run, make_runs, tokens_of
+from gpt2lab.planning.space import (
+    RATE,
+    SearchSettings,
+    Space,
+    Tune,
+    changes_of,
+    check_search,
+    known_points,
+    value_at,
+)
 from gpt2lab.store import Store
 
 EXTENSIONS = 3
@@ -31,116 +39,145 @@ EXTENSIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How one arm's settings are searched for, and what came of it so far. `around`: the arm as its file has it."""
+class Search:
+    """Settings that are tried for one arm, on this machine, over this data. `study`: the name under which its trials
+    are kept; it changes as soon as anything else would be tried or trained."""
 
-    around: Arm
-    open: bool
-    """whether trials are still to come"""
+    label: str
+    arm: Arm
+    space: Space
+    settings: SearchSettings
+    data: Prepared
+    machine: Machine
+    costs: Costs
+    study: str
 
-    @property
-    def search(self) -> Search | None:
-        """The search that Optuna drives, if one does."""
-        return None
+    def arm_at(self, settings: Mapping[str, Any]) -> Arm:
+        """The arm with the settings of a trial. Raises ConfigError for a combination that cannot be."""
+        if not settings:
+            return self.arm
+        written = ", ".join(f"{key}={value}" for key, value in settings.items())
+        changes = changes_of(self.space, self.arm.config, settings)
+        return replace(self.arm, config=self.arm.config.with_changes(changes, f"trial {written}:"))
 
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """Trials that the study trains beside its own runs."""
-        return ()
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """Run id of each of them -> what it tries."""
-        return {}
-
-    @property
-    def left(self) -> int:
-        """Trials of the search that are still to come."""
-        return 0
+    def runs_at(self, settings: Mapping[str, Any]) -> tuple[Run, ...]:
+        """The runs of a trial, one per tuning seed. Raises ConfigError."""
+        return make_runs(self.arm_at(settings), self.seeds, self.data, self.machine)
 
     @property
-    def settings(self) -> dict[str, Any] | None:
-        """The best settings by dotted key; None while they are not known."""
-        return None
+    def seeds(self) -> tuple[int, ...]:
+        """Tuning seeds."""
+        first = self.arm.first_seed + TUNING_SEED
+        return tuple(range(first, first + self.settings.seeds))
 
     @property
-    def found_nothing(self) -> bool:
-        """Whether it is over without a setting to judge the arm at."""
-        return False
+    def known_points(self) -> list[dict[str, Any]]:
+        """The points that are tried first, complete, as parameters."""
+        return known_points(self.settings, self.space, self.arm.config)
 
     @property
-    def reason(self) -> str | None:
-        """Why the arm cannot be compared, or None."""
-        raise NotImplementedError
+    def trials(self) -> int:
+        """Trials in all: those that were asked for, or all points of a grid where those are fewer."""
+        if self.settings.sampler.name != "grid":
+            return self.settings.trials
+        return min(self.settings.trials, len(self.known_points) + self.space.grid_size())
 
-    def arm(self) -> Arm:
-        """The arm at what was found; as it was where nothing was found so far."""
-        raise NotImplementedError
+    @property
+    def tokens(self) -> int:
+        """Training tokens of one run to its end."""
+        return tokens_of(self.arm.config)
 
-    def as_written(self) -> dict[str, Any]:
-        """What the arm as written has in the place of what is searched."""
-        return {}
 
-    def bracket_record(self) -> records.Bracket | None:
-        """The grid of rates as the study's record has it."""
-        return None
-
-    def tuned_record(self) -> records.Tuned | None:
-        """The search as the study's record has it."""
-        return None
+def make_search(name: str, label: str, arm: Arm, settings: SearchSettings, data: Prepared, machine: Machine) -> Search:
+    """The search of one arm. `name`: of the sweep or ablation, at its scale. Raises ConfigError with all that is wrong
+    with the space at this arm."""
+    space = check_search(settings, arm.config)
+    declared = {
+        "space": [dimension.as_record() | {"values": list(dimension.values)} for dimension in space.dimensions],
+        "sampler": settings.sampler.model_dump(),
+        "pruner": settings.pruner.model_dump(),
+        "seeds": settings.seeds,
+        "metric": [settings.metric, settings.direction],
+        "enqueue": [dict(point) for point in settings.enqueue],
+        "run": make_run(arm, arm.first_seed + TUNING_SEED, data, machine).identity,
+    }
+    return Search(
+        label=label, arm=arm, space=space, settings=settings, data=data, machine=machine,
+        costs=known_costs(arm.config), study=f"{name}/{label}/{digest(declared)[:12]}",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateGrid(Tuning):
-    """Multiples of an arm's own learning rate, one run each."""
+class Tuning:
+    """How the settings of one arm are looked for, and the result so far."""
 
-    trials: Mapping[float, Run]
-    best: float | None = None
-    """the multiple with the lowest loss, once all trials are done"""
-    at_edge: bool = False
-    """whether it is the first or last one although the grid was widened as far as it may be"""
+    open: bool
+    """whether trials are still to come"""
+    arm: Arm
+    """at the best settings; as written until they are known"""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """run id -> what it tries, of the trials that are runs of the study"""
+    runs: tuple[Run, ...] = ()
+    """those trials"""
+    search: Search | None = None
+    """the search that Optuna drives, if any"""
+    left: int = 0
+    """trials of that search that are still to come"""
+    settings: dict[str, Any] | None = None
+    """the best ones that it found, by dotted key"""
+    informative: int = 0
+    """its trials that did not fail, in which budgets are compared"""
+    reason: str | None = None
+    """why the arm cannot be compared"""
+    bracket: records.Bracket | None = None
+    tuned: records.Tuned | None = None
 
     @property
-    def runs(self) -> tuple[Run, ...]:
-        return tuple(self.trials.values())
+    def found_nothing(self) -> bool:
+        """Whether it ended without a setting to judge the arm at."""
+        return bool(self.search) and not self.open and self.settings is None
 
-    @property
-    def labels(self) -> Mapping[str, str]:
-        return {run.id: f"lr x{factor:g}" for factor, run in self.trials.items()}
-
-    @property
-    def reason(self) -> str | None:
-        if not self.at_edge:
-            return None
-        return f"its best learning rate lies at the edge of the bracket (x{self.best:g})"
-
-    def arm(self) -> Arm:
-        return self.around if self.best is None else at_rate(self.around, self.best)
-
-    def bracket_record(self) -> records.Bracket:
-        trials = [
-            records.RateTrial(factor=factor, lr=run.config.optim.lr, run=run.id, seed=run.seed)
-            for factor, run in self.trials.items()
-        ]
-        return records.Bracket(trials=trials, best=self.best, at_edge=self.at_edge)
+    def as_written(self) -> dict[str, Any]:
+        """The arm's own values of what is searched."""
+        if self.search is None:
+            return {}
+        return {key.name: value_at(self.search.arm.config, key.name) for key in self.search.space.dimensions}
 
 
-def rate_grid(arm: Arm, factors: Sequence[float], data: Prepared, machine: Machine, store: Store) -> RateGrid:
-    """How far the grid is, by what the store holds: the trials that are done or due, and the best rate once found."""
-    seed = arm.first_seed + BRACKET_SEED
-    factors = sorted(factors)
+def tunings_of(
+    name: str, tune: Tune | None, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
+) -> dict[str, Tuning]:
+    """Every arm's tuning, as far as the store shows it has come; none without `tune`. `name`: of the record of its
+    searches. Raises ConfigError."""
+    if tune is None:
+        return {}
+    if tune.multiples:
+        return {label: rate_grid(arm, tune.multiples, data, machine, store) for label, arm in arms.items()}
+    return searches_of(name, tune, arms, data, machine, store)
+
+
+def rate_grid(arm: Arm, multiples: tuple[float, ...], data: Prepared, machine: Machine, store: Store) -> Tuning:
+    """Multiples of an arm's learning rate with one run each, widened while the best lies at the edge."""
+    factors = sorted(multiples)
     for extension in range(EXTENSIONS + 1):
-        trials = {factor: make_run(at_rate(arm, factor), seed, data, machine) for factor in factors}
-        known = {factor: final_loss(run, store, data.floors) for factor, run in trials.items()}
-        losses = {factor: loss for factor, loss in known.items() if loss is not None}
-        if len(losses) < len(trials):
-            return RateGrid(around=arm, open=True, trials=trials)
-        best = min(factors, key=lambda factor: (losses[factor], abs(factor - 1)))
-        if factors[0] < best < factors[-1]:
-            return RateGrid(around=arm, open=False, trials=trials, best=best)
-        if extension < EXTENSIONS:
-            factors = sorted([*factors, best / 2 if best == factors[0] else best * 2])
-    return RateGrid(around=arm, open=False, trials=trials, best=best, at_edge=True)
+        tried = {x: make_run(at_rate(arm, x), arm.first_seed + TUNING_SEED, data, machine) for x in factors}
+        losses = {x: loss for x, run in tried.items() if (loss := final_loss(run, store, data.floors)) is not None}
+        best = min(losses, key=lambda x: (losses[x], abs(x - 1))) if len(losses) == len(tried) else None
+        if best is None or factors[0] < best < factors[-1] or extension == EXTENSIONS:
+            break
+        factors = sorted([*factors, best / 2 if best == factors[0] else best * 2])
+    at_edge = best in (factors[0], factors[-1])
+    trials = [
+        records.RateTrial(factor=x, lr=run.config.optim.lr, run=run.id, seed=run.seed) for x, run in tried.items()
+    ]
+    return Tuning(
+        open=best is None,
+        arm=arm if best is None else at_rate(arm, best),
+        labels={run.id: f"lr x{x:g}" for x, run in tried.items()},
+        runs=tuple(tried.values()),
+        reason=f"its best learning rate lies at the edge of the bracket (x{best:g})" if at_edge else None,
+        bracket=records.Bracket(trials=trials, best=best, at_edge=at_edge),
+    )
 
 
 def at_rate(arm: Arm, factor: float) -> Arm:
@@ -148,129 +185,14 @@ def at_rate(arm: Arm, factor: float) -> Arm:
     if factor == 1:
         return arm
     rate = arm.config.optim.lr * factor
-    return replace(arm, config=arm.config.with_changes({"optim.lr": repr(rate)}, f"arm {arm.name}, lr x{factor:g}"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Searched(Tuning):
-    """A search of one arm, as far as the store's record of it says. `name`: of the sweep record that it stands in."""
-
-    name: str
-    over: Search
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """outcome -> how many trials ended so"""
-    found: Chosen | None = None
-    """once it is over"""
-    refused: str | None = None
-    """why the arm cannot be compared although something was found: it had another budget than others"""
-
-    @property
-    def search(self) -> Search:
-        return self.over
-
-    @property
-    def settings(self) -> dict[str, Any] | None:
-        return dict(self.found.settings) if self.found and self.found.settings is not None else None
-
-    @property
-    def reason(self) -> str | None:
-        if self.found and self.found.settings is None:
-            ends = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items())
-            return f"no trial of its search finished ({ends})"
-        return (self.found.reason if self.found else None) or self.refused
-
-    @property
-    def ended(self) -> int:
-        """Trials that told something of their settings."""
-        return sum(self.counts.get(outcome, 0) for outcome in RESULTS)
-
-    @property
-    def found_nothing(self) -> bool:
-        return not self.open and self.settings is None
-
-    @property
-    def left(self) -> int:
-        return max(0, self.search.trials - sum(self.counts.values())) if self.open else 0
-
-    def arm(self) -> Arm:
-        return self.search.arm_at(self.settings or {})
-
-    def as_written(self) -> dict[str, Any]:
-        """What the arm as written has in the place of what is searched."""
-        return {dim.name: value_at(self.around.config, dim.name) for dim in self.over.space.dimensions}
-
-    def tuned_record(self) -> records.Tuned:
-        return records.Tuned(
-            sweep=self.name,
-            label=self.around.name,
-            study=self.over.study,
-            over=not self.open,
-            settings=self.settings,
-            value=self.found.value if self.found else None,
-            edge=dict(self.found.edge) if self.found else {},
-            trials=sum(self.counts.values()),
-            **{outcome: self.counts.get(outcome, 0) for outcome in ("finished", "pruned", "diverged", "failed")},
-        )
-
-
-def tune_problems(tune: Tune, arms: Mapping[str, Arm], at: Mapping[str, Key], axis: str) -> Iterator[Complaint]:
-    """What is wrong with a tuning at these arms, the controls among them. `at`: where each stands in the file."""
-    refused = dict(_shared_keys(tune, axis))
-    yield from refused.values()
-    if refused:
-        return
-    for name, arm in arms.items():
-        for key in () if arm.control else tune.space:
-            if _sets(arm.changes, key):
-                yield Complaint(f"sets {key}, which `tune` is to find; drop one of the two", (at[name],))
-    told: dict[tuple[str, str], list[str]] = {}
-    for name, arm in arms.items():
-        try:
-            check_search(tune.of(name), arm)
-        except ConfigError as error:
-            for problem in error.problems:
-                told.setdefault((problem.where, problem.what), []).append(name)
-    for (where, what), names in told.items():
-        alike = len(names) == len(arms)
-        of = "" if alike else f"at arm{'s' if len(names) > 1 else ''} {', '.join(names)}: "
-        within: Key = ("tune", "space", where) if where in tune.space else ("tune", "space")
-        if where.startswith("enqueue"):
-            within, of = ("tune", "enqueue"), of + where.removeprefix("enqueue").lstrip(": ") + ": "
-        yield Complaint(f"{of}{what}", (within,))
-
-
-def _shared_keys(tune: Tune, axis: str) -> Iterator[tuple[str, Complaint]]:
-    """Dimensions that would make arms differ in what they have to share."""
-    for key in tune.space:
-        why = next((why for shared, why in SHARED.items() if f"{key}.".startswith(f"{shared}.")), None)
-        if key == "training.steps":
-            why = "arms train on as many tokens, whatever is tried"
-        elif axis != "tokens" and not key.startswith("optim."):
-            why = f"it could change what `equalise: {axis}` makes equal"
-        if why is not None:
-            yield key, Complaint(f"no arm may change this: {why}", (("tune", "space", key),))
-
-
-def _sets(changes: Mapping[str, Any], key: str) -> bool:
-    """Whether an arm's changes say what `key` is."""
-    for changed, value in changes.items():
-        if f"{changed}.".startswith(f"{key}."):
-            return True
-        inner: Any = value
-        rest = key.removeprefix(f"{changed}.")
-        if rest == key:
-            continue
-        for step in rest.split("."):
-            inner = inner.get(step) if isinstance(inner, Mapping) else None
-        if inner is not None:
-            return True
-    return False
+    return replace(arm, config=arm.config.with_changes({RATE: repr(rate)}, f"arm {arm.name}, lr x{factor:g}"))
 
 
 def searches_of(
     name: str, tune: Tune, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
-) -> dict[str, Searched]:
-    """Every arm's search, and how far it has come by the record `name` of the store. Raises ConfigError.
+) -> dict[str, Tuning]:
+    """Every arm's search, as far as the store's sweep record `name` has come. Arms that had fewer trials than others
+    cannot be compared with them. Raises ConfigError.
 
     What was tried by other code, over other data or in another space does not count: such searches have other names.
     """
@@ -278,35 +200,44 @@ def searches_of(
         record: Mapping[str, Any] = store.sweep(name) if name in store.sweeps() else {}
     except DataFault:  # it is written anew from where the trials are kept
         record = {}
-    found = {}
+    tunings = {}
     for label, arm in arms.items():
         search = make_search(name, label, arm, tune.of(label), data, machine)
-        kept = (record.get("searches") or {}).get(label) or {}
-        found[label] = _so_far(name, search, kept if kept.get("study") == search.study else {}, record)
-    return _with_equal_budgets(found)
-
-
-def _so_far(name: str, search: Search, kept: Mapping[str, Any], record: Mapping[str, Any]) -> Searched:
-    """How far a search has come: `kept`, as its record has it, up to the trials that are asked for now."""
-    trials = [trial for trial in kept.get("trials", ()) if trial["slot"] < search.trials]
-    counts: dict[str, int] = {}
-    for trial in trials:
-        if trial["outcome"] not in OPEN:
-            counts[trial["outcome"]] = counts.get(trial["outcome"], 0) + 1
-    gave_up = counts.get("failed", 0) > search.settings.max_failures
-    if sum(counts.values()) < search.trials and not gave_up:
-        return Searched(name=name, around=search.arm, over=search, open=True, counts=counts)
-    found = chosen({**kept, "trials": trials}, slots=sum(counts.values()))
-    return Searched(name=name, around=search.arm, over=search, open=False, counts=counts, found=found)
-
-
-def _with_equal_budgets(found: Mapping[str, Searched]) -> dict[str, Searched]:
-    """Arms that had fewer trials than others cannot be compared with them."""
-    most = max((one.ended for one in found.values() if not one.open), default=0)
-    told = dict(found)
-    for label, one in found.items():
-        if not one.open and one.ended < most:
-            failed = one.counts.get("failed", 0)
+        entry = (record.get("searches") or {}).get(label) or {}
+        tunings[label] = _so_far(name, search, entry if entry.get("study") == search.study else {})
+    most = max((tuning.informative for tuning in tunings.values() if not tuning.open), default=0)
+    for label, tuning in tunings.items():
+        if not tuning.open and tuning.informative < most and tuning.reason is None and tuning.tuned:
+            failed = tuning.tuned.failed
             why = f", since {failed} of them failed" if failed else ""
-            told[label] = replace(one, refused=f"it was tuned by {one.ended} trials, others by {most}{why}")
-    return told
+            reason = f"it was tuned by {tuning.informative} trials, others by {most}{why}"
+            tunings[label] = replace(tuning, reason=reason)
+    return tunings
+
+
+def _so_far(name: str, search: Search, entry: Mapping[str, Any]) -> Tuning:
+    """The tuning of a search by its entry in the record, up to the trials that are asked for now."""
+    trials = [trial for trial in entry.get("trials", ()) if trial["slot"] < search.trials]
+    counts = Counter(trial["outcome"] for trial in trials if trial["outcome"] not in OPEN)
+    ended = counts.total()
+    open_ = ended < search.trials and counts["failed"] <= search.settings.max_failures
+    best = None if open_ else chosen({**entry, "trials": trials}, slots=ended)
+    settings = dict(best.settings) if best and best.settings is not None else None
+    reason = best.reason if best else None
+    if best and settings is None:
+        ends = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        reason = f"no trial of its search finished ({ends})"
+    return Tuning(
+        open=open_,
+        arm=search.arm_at(settings or {}),
+        search=search,
+        left=max(0, search.trials - ended) if open_ else 0,
+        settings=settings,
+        informative=sum(counts[outcome] for outcome in RESULTS),
+        reason=reason,
+        tuned=records.Tuned(
+            sweep=name, label=search.arm.name, study=search.study, over=not open_, settings=settings,
+            value=best.value if best else None, edge=dict(best.edge) if best else {}, trials=ended,
+            **{outcome: counts[outcome] for outcome in ("finished", "pruned", "diverged", "failed")},
+        ),
+    )  # fmt: skip

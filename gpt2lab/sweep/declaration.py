@@ -14,13 +14,12 @@ from gpt2lab.config.fitting import Located, check, error_of, located
 from gpt2lab.config.source import Place, Source
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.planning.ablation import base_of, read_source
-from gpt2lab.planning.arms import Arm, resolve_arm
-from gpt2lab.planning.declaration import NAME, Effect, Evaluate
-from gpt2lab.planning.designs import Change, Written
+from gpt2lab.planning.ablation import Arm, base_of, read_source, resolve_arm
+from gpt2lab.planning.declaration import NAME, Change, Effect, Evaluate, Written
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import check_data
-from gpt2lab.planning.search import Search, SearchSettings, check_search, make_search
+from gpt2lab.planning.space import SearchSettings, check_search
+from gpt2lab.planning.tuning import Search, make_search
 from gpt2lab.schema import ABSENT
 from gpt2lab.text import seconds_of
 
@@ -181,7 +180,7 @@ def _written(declared: Sweep) -> dict[str, Written]:
 def _misfits(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
     """What is wrong with the space at an arm, at the lines of the dimensions."""
     try:
-        check_search(declared, arm)
+        check_search(declared, arm.config)
     except ConfigError as error:
         for problem in error.problems:
             key = ("space", problem.where) if problem.where in declared.space else ("space",)

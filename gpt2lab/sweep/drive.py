@@ -22,7 +22,7 @@ from gpt2lab.executors import Ending
 from gpt2lab.executors.driver import CLOSE_SECONDS, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.planning.runs import Run, is_finished
-from gpt2lab.planning.search import Search
+from gpt2lab.planning.tuning import Search
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store

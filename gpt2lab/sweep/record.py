@@ -14,11 +14,12 @@ from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
+from gpt2lab.planning.ablation import TUNING_SEED
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.record import components_of, scope_of, stack_of
-from gpt2lab.planning.search import TUNING_SEED, Search, SearchSettings
-from gpt2lab.planning.space import value_at
+from gpt2lab.planning.space import SearchSettings, value_at
+from gpt2lab.planning.tuning import Search
 from gpt2lab.store import Store, file_lock, now
 
 FORMAT = 1

@@ -25,8 +25,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 if TYPE_CHECKING:
-    from gpt2lab.planning.search import Pruner, Sampler
-    from gpt2lab.planning.space import Dimension, Space
+    from gpt2lab.planning.space import Dimension, Pruner, Sampler, Space
 
 Direction = Literal["minimize", "maximize"]
 LEAST_FOR_IMPORTANCE = 8

@@ -30,8 +30,7 @@ from gpt2lab.store import now
 from gpt2lab.sweep.sampling import Known, draw, importance, pruned, trial_of
 
 if TYPE_CHECKING:
-    from gpt2lab.planning.search import SearchSettings
-    from gpt2lab.planning.space import Space
+    from gpt2lab.planning.space import SearchSettings, Space
 
 Outcome = Literal["waiting", "running", "finished", "pruned", "diverged", "failed"]
 End = Literal["finished", "pruned", "diverged", "failed", "stopped"]

@@ -129,8 +129,6 @@ WRONG = {
     "a curve of one point": (ARMS + "budget_curve: [1]\n", "at least two different multiples"),
     "a curve of an unknown arm": (ARMS + "budget_curve: {budgets: [1, 2], arms: [bb]}\n", "unknown arm 'bb'"),
     "a ladder with an unknown rung": (ARMS + "scales: [nano, mikro]\n", "did you mean 'micro'?"),
-    "seeds reserved for other purposes": (ARMS + "seeds: [100]\n", "those from 100 on serve other purposes"),
-    "a word for seeds": (ARMS + "seeds: many\n", "seeds"),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2lab.config import load_config
 from gpt2lab.data.shards import prepare
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import make_run
 from gpt2lab.runner import Job, StopRequest, execute

@@ -78,8 +78,10 @@ def test_rates_are_bracketed_and_budgets_curved_around_the_equal_arm(planned: Pl
     plan = planned(text + "parameters\n", overrides=LARGE)
     b = plan.arms["b"]
     assert b.tuning is not None and plan.tuning
-    assert {run.config.model.mlp_ratio for run in b.tuning.trials.values()} == {344 / 128}
-    assert {f: run.config.optim.lr for f, run in b.tuning.trials.items()} == {0.5: 0.005, 1: 0.01, 2: 0.02}
+    assert {run.config.model.mlp_ratio for run in b.tuning.runs} == {344 / 128}
+    assert [(b.tuning.labels[run.id], run.config.optim.lr) for run in b.tuning.runs] == [
+        ("lr x0.5", 0.005), ("lr x1", 0.01), ("lr x2", 0.02),
+    ]  # fmt: skip
     assert b.curve.keys() == plan.baseline.curve.keys() == {0.5, 2} and not plan.arms["c"].curve
     plan = planned(text + "flops\n", overrides=LARGE)
     b = plan.arms["b"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn import NOISE, is_smallest, power
+from drawn import NOISE, floor, is_smallest, power, upper
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 from tiny_plan import ABLATION, Planned
@@ -19,19 +19,11 @@ from gpt2lab.planning import machine
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.planning.forecast import as_record, clock, forecast, lines, seconds_left
-from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.plan import Plan
-from gpt2lab.store import Store, now
+from gpt2lab.store import Store
 
 Floored = Callable[..., Plan]
 THREE = ABLATION.replace("rotary: {", "rmsnorm: {model.norm: rmsnorm}\n  rotary: {").replace("seeds: 2", "seeds: 5")
-
-
-def floor(sd: float, df: int) -> Floor:
-    return Floor(
-        scale="tiny", sd=sd, low=0.7 * sd, high=1.8 * sd, df=df, values={str(s): 2.0 for s in range(df + 1)}, runs=(),
-        failed=0, same_seed={}, parameters=1, tokens=1, data="d", evaluation="e", stack={}, created=now(),
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -44,10 +36,6 @@ def floored(planned: Planned) -> Floored:
         return dataclasses.replace(found, floor=floor(sd, df), why_no_floor="", arms=arms)
 
     return plan
-
-
-def upper(sd: float, df: int) -> float:
-    return float(sd * math.sqrt(df / stats.chi2.ppf(0.2, df)))
 
 
 @pytest.mark.parametrize(("sd", "df"), [(0.012, 9), (0.03, 4)])

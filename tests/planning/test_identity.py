@@ -17,7 +17,6 @@ from gpt2lab.config import Config, load_config
 from gpt2lab.identity import component_code, core_code, digest, reached, run_id, run_identity, settings
 from gpt2lab.model import ModelConfig
 from gpt2lab.optim.groups import OptimConfig
-from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.registry import PLUGINS, SLOTS, Choice, Component, load_plugin
 from gpt2lab.schema import Settings
 from gpt2lab.training.settings import TrainingConfig
@@ -123,18 +122,6 @@ def test_the_id_is_sixteen_hexadecimal_digits_of_all_parts() -> None:
     assert int(run_id(parts), 16) >= 0
     ids = {run_id({**parts, name: "another"}) for name in parts}
     assert len(ids) == len(parts) and run_id(parts) not in ids
-
-
-def beside(file: Path) -> list[Path]:
-    """The plug-in that an ablation of ours needs: the one of its name."""
-    return [plugin] if (plugin := file.with_suffix(".py")).exists() else []
-
-
-@pytest.mark.usefixtures("no_plugins_after")
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "ablations").glob("*.yaml")), ids=lambda file: file.stem)
-def test_arms_of_shipped_ablations_have_ids_of_their_own(file: Path) -> None:
-    arms = load_ablation(file, scale="nano", plugins=beside(file)).arms
-    assert len({id_of(arm.config) for arm in arms.values()}) == len(arms)
 
 
 # The code's part.

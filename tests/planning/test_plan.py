@@ -16,13 +16,17 @@ from gpt2lab.costs import matmul_flops
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import evaluation_key
+from gpt2lab.executors import local
+from gpt2lab.executors.driver import executor_for
+from gpt2lab.experiments.ablation import job_of
 from gpt2lab.identity import run_id, run_identity
+from gpt2lab.planning import machine
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning import record as declaring
-from gpt2lab.planning.machine import device_name, estimate_memory, estimate_speed, shares
+from gpt2lab.planning.machine import Machine, device_name, estimate_memory, estimate_speed, shares
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import git_commit, study_record
-from gpt2lab.planning.runs import make_run
+from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import Store
 from gpt2lab.training import TrainingConfig
 
@@ -309,12 +313,6 @@ def test_the_hash_is_of_what_is_declared_and_of_nothing_else(planned: Planned, m
         assert record_of(planned(text.replace(old, new) if old else text))["hash"] != first["hash"]
 
 
-def test_an_arm_that_moves_the_best_rate_is_declared_exploratory(planned: Planned) -> None:
-    record = record_of(planned(ABLATION.replace("{model.position: rotary}", "{optim.lr: 1e-3}")))
-    assert "it changes optim.lr" in record["arms"]["rotary"]["exploratory"]
-    assert record["arms"]["learned"]["exploratory"] is None
-
-
 def test_what_is_said_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_name(torch.device("cpu"))
     monkeypatch.chdir(tmp_path)
@@ -343,9 +341,41 @@ def test_costs_are_remembered_and_a_damaged_memory_is_not_believed(
     assert len(list((tmp_path / "costs").iterdir())) == 2
 
 
-def test_runs_made_together_are_those_made_one_by_one(planned: Planned) -> None:
+# GPUs, as far as they can be tested without one.
+
+
+def test_more_runs_than_gpus_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs at once on two GPUs: the third is on the first GPU again, not on one that is not there."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen: list[str] = []
+    monkeypatch.setattr(
+        local, "started", lambda start, job, **environment: seen.append(environment["CUDA_VISIBLE_DEVICES"])
+    )
+    here = Machine("cuda", "a GPU", 1, 3, 1e12, "a test", gpus=2)
+    executor = executor_for(here)
+    for name in "abc":
+        executor.submit(Job(str(tmp_path), name * 16, "", {}, "", 1.0, 1))
+    assert seen == ["0", "1", "0"]
+
+
+def test_a_run_that_was_planned_for_a_gpu_is_refused_without(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name says cuda; on a CPU it would be another run."""
     plan = planned()
-    for arm in plan.arms.values():
-        alone = [make_run(arm.arm, run.seed, plan.data, plan.machine) for run in arm.runs]
-        assert [run.id for run in alone] == [run.id for run in arm.runs] and len(alone) == 2
-        assert [run.config for run in alone] == [run.config for run in arm.runs]
+    store = Store(tmp_path / "elsewhere")
+    job: Any = job_of(plan.runs()[0], store, plan)
+    moved = Job(**{**vars(job), "identity": {**job.identity, "device": "cuda"}})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EnvironmentFault, match="planned on cuda, but this process finds cpu alone"):
+        execute(moved, StopRequest())
+    assert not store.run(job.run_id).rows()
+
+
+def test_a_gpus_step_takes_at_least_as_long_as_asking_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "matmul_flops", lambda device, precision, threads, size: 8e14 if size > 4096 else 1e12)
+    store, cuda = Store(tmp_path), torch.device("cuda")
+    large = estimate_speed(store, cuda, 1, 1e9, TrainingConfig(batch_tokens=524_288))[0]
+    assert large == pytest.approx(4e14, rel=0.02)
+    small = estimate_speed(store, cuda, 1, 5e6, TrainingConfig(batch_tokens=1024))[0]
+    assert 5e6 * 1024 / small == pytest.approx(machine.GPU_STEP_SECONDS, rel=0.01)

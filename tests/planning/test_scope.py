@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn import is_smallest, power
-from scipy import stats
+from drawn import floor, is_smallest, power, upper
 from statsmodels.stats.power import TTestIndPower
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import LoadedAblation, load_ablation
-from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.scope import Scope, fit, makespan, needed, study_seconds
 
 HEAD = "ablation: mine\nquestion: Which one?\nbase: nano\n"
@@ -25,15 +23,6 @@ FACTORS = HEAD + "smallest_effect: 0.05\nfactors: {model.norm: [layernorm, rmsno
 MINUTE = 60.0
 FIRST = 0.8 * 0.05
 """Alpha at the first look, with the seeds that were declared; a fifth is kept back for those that may be added."""
-
-
-def floor(sd: float, df: int = 9) -> Floor:
-    """A floor of that sd from df + 1 repeats; what a scope does not read is made up."""
-    return Floor(
-        scale="nano", sd=sd, low=sd / 2, high=2 * sd, df=df, values={str(s): 2.0 for s in range(df + 1)}, runs=(),
-        failed=0, same_seed={}, parameters=1, tokens=1, data="d", evaluation="e", stack={},
-        created="2026-01-01T00:00:00+00:00",
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -51,11 +40,6 @@ def ablation(tmp_path: Path) -> Any:
 def minutes(one: LoadedAblation, **other: float) -> dict[str, float]:
     """A run of every arm takes a minute, or what is said."""
     return {name: MINUTE * other.get(name, 1.0) for name in one.arms}
-
-
-def upper(sd: float, df: int) -> float:
-    """The sd at its one-sided 80 % limit."""
-    return float(sd * math.sqrt(df / stats.chi2.ppf(0.2, df)))
 
 
 # As declared, and automatic.

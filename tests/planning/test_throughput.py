@@ -137,11 +137,6 @@ def test_wall_clock_becomes_a_fixed_number_of_whole_steps(planned: Planned, prob
     assert [run.id for run in again.runs()] == [run.id for run in plan.runs()] and len(probes) == 2
 
 
-def test_the_baselines_runs_are_those_of_any_other_study(planned: Planned, probes: list[str]) -> None:
-    long = {"overrides": ["training.steps=240"]}
-    assert [r.id for r in planned(CLOCK, **long).baseline.runs] == [r.id for r in planned(**long).baseline.runs]
-
-
 def test_few_steps_cannot_share_out_wall_clock(planned: Planned, probes: list[str]) -> None:
     """24 steps x 0.9 are 21.6: 22 are 1.9 % too many."""
     with pytest.raises(ConfigError, match=r"arm rotary: tokens cannot make wall_clock equal .* at steps 22") as caught:

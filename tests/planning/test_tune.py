@@ -15,7 +15,7 @@ from gpt2lab.planning import forecast
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.scope import Scope, study_seconds
-from gpt2lab.planning.tuning import Searched
+from gpt2lab.planning.tuning import Tuning
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import runs_of
 
@@ -26,10 +26,10 @@ POST = TUNED.replace("model.position: rotary", "model.residual: post").replace("
 Search = Callable[..., dict[str, Any]]
 
 
-def tuning(plan: Plan, arm: str) -> Searched:
-    one = plan.arms[arm].tuning
-    assert isinstance(one, Searched)
-    return one
+def tuning(plan: Plan, arm: str) -> Tuning:
+    found = plan.arms[arm].tuning
+    assert found is not None
+    return found
 
 
 def trial(slot: int, lr: float, value: float | None, outcome: str = "finished") -> dict[str, Any]:
@@ -41,6 +41,7 @@ def keep(plan: Plan, trials: Mapping[str, list[dict[str, Any]]], root: Path, **c
     searches = {}
     for name, done in trials.items():
         search = tuning(plan, name).search
+        assert search is not None
         space = [one.as_record() for one in search.space.dimensions]
         searches[name] = {"study": search.study, "space": space, "trials": done, **changed}
     Store(root / "runs").write_sweep({"name": "tiny@tiny", "searches": searches, "stopped": None})
@@ -90,7 +91,7 @@ def test_a_search_counts_only_if_it_is_of_this_space_and_over(planned: Planned, 
     assert planned(TUNED.replace("trials: 4", "trials: 5")).tuning  # one trial is left
     assert planned(TUNED, overrides=["training.steps=25"]).tuning  # another training
     fewer = planned(TUNED.replace("trials: 4", "trials: 2"))
-    assert not fewer.tuning and tuning(fewer, "rotary").ended == 2
+    assert not fewer.tuning and tuning(fewer, "rotary").informative == 2
     keep(first, {"learned": done(0.01), "rotary": done(0.02, outcome="running")}, preset.parent)
     assert planned(TUNED).tuning
 
@@ -207,6 +208,12 @@ def test_a_centre_moves_an_arms_space_and_nothing_else(planned: Planned) -> None
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
+        (TUNE, "tune: {grid: {optim.lr: [0.5, 1x, 2x]}}\n", "tune.grid.optim.lr.0: '0.5' does not fit: a multiple"),
+        (TUNE, "tune: {grid: {optim.lr: [0x, 1x, 2x]}}\n", "tune.grid.optim.lr.0: '0x' does not fit"),
+        (TUNE, "tune: {grid: {optim.lr: [0.5x, 2x, 4x]}}\n", "1 among them"),
+        (TUNE, "tune: {grid: {model.mlp_ratio: [0.5x, 1x, 2x]}}\n", "multiples of optim.lr alone"),
+        (TUNE, "tune: {grid: {optim.lr: [0.5x, 1x, 2x]}, trials: 4}\n", "tune.trials: is no part of a grid"),
+        (TUNE, "tune: {trials: 4}\n", "tune.space: nothing to try"),
         (TUNE, TUNE + "lr_bracket: [0.5, 1, 2]\n", "`tune` and `lr_bracket` both look for each arm's own settings"),
         ("model.position: rotary", "model.position: rotary, optim.lr: 1e-3",
          "arms.rotary: sets optim.lr, which `tune` is to find; drop one of the two"),
@@ -248,3 +255,35 @@ def test_equal_parameters_are_not_searched_away(planned: Planned) -> None:
     assert planned(text).tuning
     with pytest.raises(ConfigError, match=r"could change what `equalise: wall_clock` makes equal"):
         planned(text + "equalise: wall_clock\n")
+
+
+BRACKET, GRID = "lr_bracket: [2, 1, 0.5]\n", "tune: {grid: {optim.lr: [0.5x, 1x, 2x]}}\n"
+
+
+def test_a_grid_and_its_older_spelling_give_equal_plans_at_every_stage(planned: Planned, preset: Path) -> None:
+    """Rates, a grid that is widened, the runs at the best rate: ids, records and labels."""
+    store = Store(preset.parent / "runs")
+
+    def stage(text: str) -> Any:
+        plan = planned(POST.replace(TUNE, text))
+        record = study_record(plan, reproduce="").with_(created="")
+        labels = {name: arm.tuning.labels for name, arm in plan.arms.items() if arm.tuning}
+        return plan, [run.id for run in plan.runs()], record, labels
+
+    ids: list[list[str]] = []
+    for _ in range(3):
+        (plan, *old), (_, *new) = stage(BRACKET), stage(GRID)
+        assert old == new
+        assert old[1].lr_bracket == [0.5, 1, 2] and old[1].bracketed and old[1].tune is None
+        ids.append(old[0])
+        for run in plan.runs() if plan.tuning else ():
+            store.run(run.id).finish({"status": "finished"})
+            loss = 2 + abs(run.config.optim.lr - 0.02)  # the best is first at an edge: x2 of 0.01
+            store.run(run.id).write_evaluation({"key": run.evaluation_key, "metrics": {"val/loss": loss}})
+    assert [len(found) for found in ids] == [6, 8, 8 + 4] and not plan.tuning
+    assert {run.config.optim.lr for arm in plan.arms.values() for run in arm.runs} == {0.02}
+    assert plan.ablation.exploratory_reason("post") is None
+    with pytest.raises(ConfigError, match=r"sets optim\.lr, which `lr_bracket` is to find"):
+        planned(ABLATION.replace("model.position: rotary", "optim.lr: 1e-3") + BRACKET)
+    with pytest.raises(ConfigError, match=r"sets optim\.lr, which `tune` is to find"):
+        planned(ABLATION.replace("model.position: rotary", "optim.lr: 1e-3") + GRID)

@@ -30,7 +30,7 @@ from gpt2lab.evaluation.tasks import GREEDY, PERPLEXITY
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.experiments.single import error_of
-from gpt2lab.planning.arms import Arm
+from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import make_run
 from gpt2lab.runner import Job, StopRequest, work

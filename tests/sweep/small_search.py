@@ -16,8 +16,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from gpt2lab.planning.search import SearchSettings
-from gpt2lab.planning.space import Dimension, Space
+from gpt2lab.planning.space import Dimension, SearchSettings, Space
 from gpt2lab.sweep.storage import open_storage
 from gpt2lab.sweep.trials import INDEX, Attempt, Trials, this_host
 

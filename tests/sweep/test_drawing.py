@@ -11,8 +11,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from small_search import LR, SPACE, in_memory, objective
 
-from gpt2lab.planning.search import Pruner, Sampler
-from gpt2lab.planning.space import Dimension, Space
+from gpt2lab.planning.space import Dimension, Pruner, Sampler, Space
 from gpt2lab.sweep.sampling import Known, distribution, draw, importance, pruned, value_at_tokens
 
 Direction = Literal["minimize", "maximize"]
