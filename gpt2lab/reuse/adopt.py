@@ -36,6 +36,7 @@ from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.reuse.why import CODE, without_code
 from gpt2lab.runner import REPLAYED, evaluated
 from gpt2lab.store import RunFolder, Store, now, publish_folder, temporary_beside, write_json
+from gpt2lab.text import plural
 from gpt2lab.training.checkpoints import checkpoints, load_latest
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.loop import steps
@@ -84,6 +85,10 @@ class Outcome:
     group: str
     adopted: tuple[str, ...] = ()
     refused: str = ""
+
+    def __str__(self) -> str:
+        kept = plural(len(self.adopted), "run") + " kept" if self.adopted else "another process was there first"
+        return f"{self.group}: {f'refused: {self.refused}' if self.refused else kept}"
 
 
 def candidates(plan: Plan, store: Store) -> list[Candidate]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gpt2lab.cli.trace import show
+from gpt2lab.cli.catalogue import print_trace as show
 from gpt2lab.model import ModelConfig
 from gpt2lab.trace import folded, trace
 
