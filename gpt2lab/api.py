@@ -263,8 +263,9 @@ def open_run(
     **options: Any,
 ) -> Single:
     """A run read and its data prepared. Arguments as for `train`; options as for `Single.prepare`."""
-    in_python = isinstance(config, Config)
-    again = "gpt2lab.train(config)" if in_python else command("train", config, set=overrides, seed=seed, plugin=plugins)
+    again = "gpt2lab.train(config)"
+    if not isinstance(config, Config):
+        again = command("train", config, set=overrides, seed=seed, plugin=plugins)
     return Single.prepare(
         config, Store(runs), seed=seed, overrides=overrides, plugins=plugins, ranks=ranks, reproduce=again, **options
     )

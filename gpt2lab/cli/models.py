@@ -60,10 +60,13 @@ def eval_(
     json_: Json = False,
 ) -> None:
     """Evaluate trained models with metrics or tasks. Results are stored with the runs."""
+    from functools import partial
+
     from gpt2lab.config import fill_slots
     from gpt2lab.display import console_for
     from gpt2lab.store import Store
 
+    show: Callable[[Any], None]
     if (source is None) == (study is None):
         raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
     if tasks is not None and (metric or corpus):
@@ -76,17 +79,17 @@ def eval_(
     with progress_shown() as progress:
         if study is not None:
             measured = study_values(study, store, tasks, limit, metric or (), progress)
-            record, show = measured.as_record(), lambda: print_study(measured, console_for())
+            record, show = measured.as_record(), partial(print_study, measured)
         elif tasks is not None:
             scores = task_scores(str(source), store, tasks, limit, progress)
-            record, show = scores.as_record(limit), lambda: print_tasks(scores, console_for())
+            record, show = scores.as_record(limit), partial(print_tasks, scores)
         else:
             record = metric_values(str(source), store, metric or (), corpus, progress)
-            show = lambda: print("\n".join(f"{name}: {value:.6g}" for name, value in record["values"].items()))  # noqa: E731
+            show = partial(say_values, record["values"])
     if json_:
         print_json(record, indent=1)
     else:
-        show()
+        show(console_for())
     if tracking:
         mirror(store, source, study)
 
@@ -125,6 +128,11 @@ def metric_values(
         return {"source": source, "corpus": corpus, "values": values}
     measured = measure(store.find(source), choices, progress=progress)
     return {"run": measured.id, "values": dict(measured.values), "reused": measured.reused}
+
+
+def say_values(values: Mapping[str, float], console: Any) -> None:
+    """A line for each value."""
+    say(console, *(f"{name}: {value:.6g}" for name, value in values.items()))
 
 
 def print_tasks(scores: TaskScores, console: Any) -> None:

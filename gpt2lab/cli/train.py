@@ -65,6 +65,7 @@ def train_run(
     from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import PlainLines, console_for, display
+    from gpt2lab.experiments.single import STUDY
 
     many, leads = place.size > 1, place.rank == 0
     console = console_for(to_stderr=as_json)
@@ -85,7 +86,7 @@ def train_run(
         single.refuse_divergence()
         tell("finished already; nothing is trained", *single.result_lines())
     else:
-        tracker = api.tracker_of(single.store, api.STUDY) if tracking else None
+        tracker = api.tracker_of(single.store, STUDY) if tracking else None
         if many:
             code = single.train_as_rank(leads=leads, on_event=PlainLines(console), tracker=tracker, watch=watch)
             if code:
