@@ -126,9 +126,9 @@ def test_plugin(
 
 def all_slots(plugin: list[str] | None) -> dict[str, Slot]:
     """Every slot, filled with our components, those of installed packages, and those of plug-in files."""
-    import gpt2lab.tracking.mlflow  # noqa: F401  (registers its tracker)
     from gpt2lab.config import fill_slots
     from gpt2lab.registry import BESIDE_CONFIG, SLOTS
+    from gpt2lab.tracking import mlflow  # noqa: F401  (registers its tracker)
 
     fill_slots(plugin or ())
     return {**SLOTS, **BESIDE_CONFIG}
