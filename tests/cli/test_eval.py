@@ -1,4 +1,4 @@
-"""Metrics and tasks of finished runs, studies and folders of weights: what is computed, kept, read again and refused."""
+"""Metrics and tasks of finished runs, studies and folders of weights: what is computed, kept, read again, refused."""
 
 from __future__ import annotations
 
