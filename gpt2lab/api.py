@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError
 from gpt2lab.events import Listener, ignore
-from gpt2lab.executors import Ending, Executor
+from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
-from gpt2lab.experiments.ablation import Study
+from gpt2lab.experiments.ablation import Outcome, Study
 from gpt2lab.experiments.single import STUDY, Single
 from gpt2lab.planning.ablation import ladder_of, load_ablation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
-from gpt2lab.records import StudyRecord
 from gpt2lab.results import collect, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
 from gpt2lab.text import seconds_of
@@ -72,28 +71,18 @@ class StudyOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyResult:
+class StudyResult(Outcome):
     """A study that was trained: its record, its runs and its verdicts."""
 
-    record: StudyRecord
     verdicts: Verdicts
     runs: list[StudyRun]
-    """of every arm and seed, with what became of each"""
-    endings: Mapping[str, Ending]
-    """run id -> how it ended, of the runs that were trained now"""
-    found: int
-    """runs that were found finished"""
+    """of every arm and seed, with the outcome of each"""
     store: Store
 
     @property
     def name(self) -> str:
         """`<ablation>@<scale>`"""
         return self.record.name
-
-    @property
-    def failed(self) -> list[str]:
-        """Ids of runs that did not end as they should; the same call tries them again."""
-        return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
 
     @property
     def losses(self) -> pd.DataFrame:
@@ -242,14 +231,8 @@ def train_study(
     """Train an opened study to its end, and judge it. Raises what `run_ablation` does."""
     tracker = tracker_of(study.store, study.ablation.name) if tracking else None
     outcome = study.train(on_event=on_event, tracker=tracker, executor=executor)
-    return StudyResult(
-        record=outcome.record,
-        verdicts=judge(outcome.record, study.store),
-        runs=collect(outcome.record, study.store),
-        endings=outcome.endings,
-        found=outcome.found,
-        store=study.store,
-    )
+    record, store = outcome.record, study.store
+    return StudyResult(**vars(outcome), verdicts=judge(record, store), runs=collect(record, store), store=store)
 
 
 def open_run(

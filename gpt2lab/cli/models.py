@@ -163,9 +163,9 @@ def shown(value: float) -> str:
 def mirror(store: Store, source: str | None, study: str | None) -> None:
     """Bring MLflow up to date where it has `study` already, or the studies and sweeps that hold the run. A tracker that
     fails costs one line."""
+    from gpt2lab.api import tracker_of
     from gpt2lab.errors import Gpt2labError
     from gpt2lab.pretrained.load import run_of
-    from gpt2lab.tracking import open_tracker
     from gpt2lab.tracking.follower import links, sync, tracked_records
 
     run = run_of(source, store) if source else None
@@ -176,8 +176,7 @@ def mirror(store: Store, source: str | None, study: str | None) -> None:
         if not held or not links(store, name, record.get("kind", "study")):
             continue
         try:
-            sync(store, record, lambda: open_tracker(store.root, record["ablation"]),  # noqa: B023 - called at once
-                 lambda line: print(line, file=sys.stderr))  # fmt: skip
+            sync(store, record, tracker_of(store, record["ablation"]), lambda line: print(line, file=sys.stderr))
         except Gpt2labError as error:
             print(f"not sent to MLflow: {error}; gpt2lab sync {name} does it later", file=sys.stderr)
 

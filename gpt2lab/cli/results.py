@@ -148,9 +148,9 @@ def sync(
     plugin: Plugin = None,
 ) -> None:
     """Send to MLflow what is missing there."""
+    from gpt2lab import api
     from gpt2lab.registry import load_plugin
     from gpt2lab.store import Store
-    from gpt2lab.tracking import Tracker, open_tracker
     from gpt2lab.tracking.follower import sync as bring_up_to_date
     from gpt2lab.tracking.follower import tracked_records
 
@@ -158,14 +158,11 @@ def sync(
         load_plugin(file)
     store = Store(runs)
     for record in tracked_records(store, name):
-
-        def sink(record: dict[str, Any] = record) -> Tracker:
-            return open_tracker(store.root, record["ablation"])
-
-        sent = bring_up_to_date(store, record, sink, print)
+        tracker = api.tracker_of(store, record["ablation"])
+        sent = bring_up_to_date(store, record, tracker, print)
         page = out / record["name"]
         if page.is_dir() and (page / "sweep.json").is_file() == (record.get("kind") == "sweep"):
-            sink().log_report(record, page)
+            tracker().log_report(record, page)
         print(f"{record['name']}: {sent} rows sent")
 
 

@@ -28,17 +28,19 @@ from gpt2lab.store import Store
 from gpt2lab.text import plural
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The study's record, the runs that were trained now and how they ended, and how many were found finished."""
+    """A study that was trained as far as its runs allowed."""
 
     record: StudyRecord
-    endings: dict[str, Ending]
+    endings: Mapping[str, Ending]
+    """run id -> how it ended, of the runs that were trained now"""
     found: int
+    """runs that were found finished"""
 
     @property
     def failed(self) -> list[str]:
-        """Ids of runs that did not end as they should."""
+        """Ids of runs that did not end as they should; the same call tries them again."""
         return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
 
 
@@ -145,7 +147,7 @@ class Study:
             if due is None:
                 elsewhere = [run for run, ending in endings.items() if ending == "found"]
                 trained: dict[str, Ending] = {run: ending for run, ending in endings.items() if ending != "found"}
-                return Outcome(record, trained, len(found) + len(elsewhere))
+                return Outcome(record=record, endings=trained, found=len(found) + len(elsewhere))
 
     def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None) -> None:
         """Drive the searches of all arms to their end, side by side."""
