@@ -27,11 +27,15 @@ def rewrite(file: Path, text: str) -> None:
     file.write_text(head + text)
 
 
+RARELY = ("every_steps: 8", "every_steps: 100"), ("checkpoint_every_steps: 6", "checkpoint_every_steps: 100")
+"""Evaluations and checkpoints on the way cost more than the steps between them."""
+
+
 @pytest.fixture
 def learner(tiny: Path) -> Path:
     """The tiny ablation with a recipe that gets below the unigram floor, so that its runs do not count as failed."""
     longer = ("steps: 24, batch_tokens: 64", "steps: 100, batch_tokens: 256")
-    replace_in(tiny.parent / "tiny.yaml", longer, ("every_steps: 8", "every_steps: 100"))
+    replace_in(tiny.parent / "tiny.yaml", longer, ("n_layer: 2", "n_layer: 1"), *RARELY)
     return tiny
 
 
@@ -209,7 +213,7 @@ def test_other_budgets_are_runs_on_their_own_schedules(
 
 
 def test_a_ladder_is_one_study_for_each_size(tiny: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]) -> None:
-    replace_in(tmp_path / "tiny.yaml", ("every_steps: 8", "every_steps: 100"))
+    replace_in(tmp_path / "tiny.yaml", *RARELY)
     large = tmp_path / "larger.yaml"
     large.write_text("extends: tiny.yaml\nmodel: {n_embd: 24}\n")
     rewrite(
