@@ -93,7 +93,7 @@ def bench_ablation(
         half = len(jobs) // 2
         serial = sum(map(trained, jobs[:half]))
         began = time.perf_counter()
-        outcome = study.train(reproduce="", on_event=on_event)
+        outcome = study.train(on_event=on_event)
         packed = time.perf_counter() - began
         if outcome.failed:
             raise failed(store, outcome.failed[0])

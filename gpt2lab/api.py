@@ -1,4 +1,4 @@
-"""The Python front door: what the commands do, as functions that return typed results and print nothing.
+"""The Python interface: what the commands do, as functions that return typed results and print nothing.
 
     import gpt2lab as g
     study = g.run_ablation("ablations/posenc.yaml", scale="nano", seeds=3)
@@ -16,20 +16,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError
 from gpt2lab.events import Listener, ignore
-from gpt2lab.executors import Ending, Executor
+from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
-from gpt2lab.experiments.ablation import Study
-from gpt2lab.experiments.single import STUDY, Single, plan_single, refuse_divergence, train_single
+from gpt2lab.experiments.ablation import Outcome, Study
+from gpt2lab.experiments.single import STUDY, Single
 from gpt2lab.planning.ablation import ladder_of, load_ablation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
-from gpt2lab.records import StudyRecord
 from gpt2lab.results import collect, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
 from gpt2lab.text import seconds_of
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 
     from gpt2lab.analysis import Verdicts
     from gpt2lab.data.files import Progress as DataProgress
+    from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.pretrained.load import Trained
     from gpt2lab.results import StudyRun
 
@@ -47,29 +47,42 @@ Source = str | Path | Mapping[str, Any]
 """A YAML file, or the mapping that such a file would hold."""
 
 
+class StudyOptions(TypedDict, total=False):
+    """Options of `run_ablation`, `plan` and `open_study`."""
+
+    scale: str | None
+    """a preset, or the file of one, in place of the source's `base`"""
+    seeds: int | Sequence[int] | Literal["auto"] | None
+    """how many, or which ones; "auto" takes as many as the noise floor requires"""
+    arms: Sequence[str] | None
+    """only these, the baseline among them"""
+    overrides: Sequence[str]
+    """`key=value` on top of the preset, for every arm"""
+    plugins: Sequence[str | Path]
+    """Python files that register components"""
+    budget: str | None
+    """time to spend, as "6h" or "45m": arms and seeds are chosen to fit"""
+    jobs: int | None
+    """runs side by side; as many as the machine has room for unless given"""
+    machine: Machine | None
+    """where runs will execute, if not here"""
+    runs: str | Path
+    """folder of the run store"""
+
+
 @dataclass(frozen=True, kw_only=True)
-class StudyResult:
+class StudyResult(Outcome):
     """A study that was trained: its record, its runs and its verdicts."""
 
-    record: StudyRecord
     verdicts: Verdicts
     runs: list[StudyRun]
-    """of every arm and seed, with what became of each"""
-    endings: Mapping[str, Ending]
-    """run id -> how it ended, of the runs that were trained now"""
-    found: int
-    """runs that were found finished"""
+    """of every arm and seed, with the outcome of each"""
     store: Store
 
     @property
     def name(self) -> str:
         """`<ablation>@<scale>`"""
         return self.record.name
-
-    @property
-    def failed(self) -> list[str]:
-        """Ids of runs that did not end as they should; the same call tries them again."""
-        return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
 
     @property
     def losses(self) -> pd.DataFrame:
@@ -156,43 +169,28 @@ def scales_of(source: Source) -> tuple[str, ...]:
     return ladder_of(source)
 
 
-def open_study(
-    source: Source,
-    *,
-    scale: str | None = None,
-    seeds: int | Sequence[int] | Literal["auto"] | None = None,
-    arms: Sequence[str] | None = None,
-    overrides: Sequence[str] = (),
-    plugins: Sequence[str | Path] = (),
-    budget: str | None = None,
-    jobs: int | None = None,
-    machine: Machine | None = None,
-    runs: str | Path = "runs",
-    progress: DataProgress | None = None,
-) -> Study:
+def open_study(source: Source, *, progress: DataProgress | None = None, **options: Unpack[StudyOptions]) -> Study:
     """An ablation read, its data prepared and its machine described: what `plan` and `run_ablation` begin with.
 
-    source:    a YAML file, or the mapping that it would hold.
-    scale:     a preset, or the file of one, in the place of the source's `base`.
-    seeds:     how many, or which ones; "auto" takes as many as the noise floor asks for.
-    arms:      only these, the baseline among them.
-    overrides: `key=value` on top of the preset, for every arm.
-    plugins:   Python files that register components.
-    budget:    time to spend, as "6h" or "45m": arms and seeds are chosen to fit.
-    jobs:      runs side by side; as many as the machine has room for unless given.
-    machine:   where runs will execute, if not here.
-    runs:      folder of the run store.
-    progress:  takes the progress of preparing data.
+    source: a YAML file, or the mapping that it would hold. progress: takes the progress of preparing data.
     Raises ConfigError with everything that is wrong.
     """
-    scales = () if scale else scales_of(source)
-    if len(scales) > 1:
-        raise ConfigError(f"several scales are declared: {', '.join(scales)}", where="scales", hint="name one: scale=")
+    scale, overrides, plugins = options.get("scale"), options.get("overrides", ()), options.get("plugins", ())
+    seeds, arms, budget = options.get("seeds"), options.get("arms"), options.get("budget")
     ablation = load_ablation(
-        source, scale=scale or next(iter(scales), None), overrides=overrides, arms=arms, seeds=seeds, plugins=plugins
+        source, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds, plugins=plugins
     )
-    seconds = _seconds(budget) if budget else None
-    return Study.prepare(ablation, Store(runs), jobs=jobs, machine=machine, seconds=seconds, progress=progress)
+    if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
+        again = _call("run_ablation", source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins)
+    else:
+        again = command(
+            "run", source, scale=scale, seeds=seeds, arms=",".join(arms) if arms else None, budget=budget,
+            set=overrides, plugin=plugins,
+        )  # fmt: skip
+    return Study.prepare(
+        ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), machine=options.get("machine"),
+        seconds=_seconds(budget), progress=progress, reproduce=again,
+    )  # fmt: skip
 
 
 def describe_machine(preset: str | Path = "nano", *, jobs: int | None = None, runs: str | Path = "runs") -> Machine:
@@ -202,27 +200,20 @@ def describe_machine(preset: str | Path = "nano", *, jobs: int | None = None, ru
     return probe(Store(runs), config.training, known_costs(config).flops_per_token, jobs)
 
 
-def plan(source: Source, **options: Any) -> Plan:
-    """What an ablation would train by what is finished now, and what that costs. Options as for `open_study`."""
+def plan(source: Source, **options: Unpack[StudyOptions]) -> Plan:
+    """What an ablation would train by what is finished now, and what that costs. Raises ConfigError."""
     return open_study(source, **options).plan()
 
 
 def run_ablation(
     source: Source,
     *,
-    scale: str | None = None,
-    seeds: int | Sequence[int] | Literal["auto"] | None = None,
-    arms: Sequence[str] | None = None,
-    overrides: Sequence[str] = (),
-    plugins: Sequence[str | Path] = (),
-    budget: str | None = None,
-    jobs: int | None = None,
-    runs: str | Path = "runs",
     tracking: bool = True,
     on_event: Listener = ignore,
     executor: Executor | None = None,
+    **options: Unpack[StudyOptions],
 ) -> StudyResult:
-    """Train what an ablation has left to do, at one scale, and judge it. Arguments as for `open_study`, and
+    """Train what an ablation has left to do, at one scale, and judge it. Options: those of `StudyOptions`, and
 
     tracking: whether runs are logged to MLflow, at MLFLOW_TRACKING_URI or beside the store.
     on_event: takes messages and progress while runs train.
@@ -231,32 +222,35 @@ def run_ablation(
     A run that fails leaves the others alone (`failed`). Raises ConfigError, DataFault, EnvironmentFault; Preempted when
     stopped by a signal, with everything saved: the same call continues.
     """
-    study = open_study(
-        source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins, budget=budget, jobs=jobs,
-        runs=runs,
-    )  # fmt: skip
-    again = reproduce(source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins, budget=budget)
-    return train_study(study, reproduce=again, tracking=tracking, on_event=on_event, executor=executor)
+    return train_study(open_study(source, **options), tracking=tracking, on_event=on_event, executor=executor)
 
 
 def train_study(
-    study: Study,
-    *,
-    reproduce: str,
-    tracking: bool = True,
-    on_event: Listener = ignore,
-    executor: Executor | None = None,
+    study: Study, *, tracking: bool = True, on_event: Listener = ignore, executor: Executor | None = None
 ) -> StudyResult:
     """Train an opened study to its end, and judge it. Raises what `run_ablation` does."""
     tracker = tracker_of(study.store, study.ablation.name) if tracking else None
-    outcome = study.train(reproduce=reproduce, on_event=on_event, tracker=tracker, executor=executor)
-    return StudyResult(
-        record=outcome.record,
-        verdicts=judge(outcome.record, study.store),
-        runs=collect(outcome.record, study.store),
-        endings=outcome.endings,
-        found=outcome.found,
-        store=study.store,
+    outcome = study.train(on_event=on_event, tracker=tracker, executor=executor)
+    record, store = outcome.record, study.store
+    return StudyResult(**vars(outcome), verdicts=judge(record, store), runs=collect(record, store), store=store)
+
+
+def open_run(
+    config: str | Path | Config,
+    *,
+    seed: int | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    ranks: int = 1,
+    runs: str | Path = "runs",
+    **options: Any,
+) -> Single:
+    """A run read and its data prepared. Arguments as for `train`; options as for `Single.prepare`."""
+    again = "gpt2lab.train(config)"
+    if not isinstance(config, Config):
+        again = command("train", config, set=overrides, seed=seed, plugin=plugins)
+    return Single.prepare(
+        config, Store(runs), seed=seed, overrides=overrides, plugins=plugins, ranks=ranks, reproduce=again, **options
     )
 
 
@@ -274,20 +268,59 @@ def train(
 ) -> RunResult:
     """Train one run, unless it is finished.
 
-    config: a preset's name, a YAML file, or a config made in Python. seed: in the place of the config's. ranks:
-    processes that share every batch. The others as for `run_ablation`.
+    config: a preset's name, a YAML file, or a config made in Python. seed: in place of the config's. ranks: processes
+    that share every batch. The others as for `run_ablation`.
     Raises ConfigError; LockHeld; NumericsFault when it diverged; RankLost; Preempted when stopped, with everything
     saved.
     """
-    single = plan_single(config, Store(runs), seed=seed, overrides=overrides, plugins=plugins, ranks=ranks)
+    single = open_run(config, seed=seed, overrides=overrides, plugins=plugins, ranks=ranks, runs=runs)
     found = single.is_finished
     if found:
-        refuse_divergence(single)
+        single.refuse_divergence()
     else:
-        tracker = tracker_of(single.store, STUDY) if tracking else None
-        again = command_of_run(config, overrides=overrides, seed=seed, plugins=plugins)
-        train_single(single, reproduce=again, on_event=on_event, tracker=tracker, executor=executor)
-    return run_result(single, found=found)
+        single.train(
+            on_event=on_event, tracker=tracker_of(single.store, STUDY) if tracking else None, executor=executor
+        )
+    return RunResult(
+        id=single.run.id,
+        seed=single.run.seed,
+        folder=single.folder,
+        result=single.folder.result() or {},
+        metrics=single.metrics,
+        found=found,
+    )
+
+
+def open_sweep(
+    source: Source,
+    *,
+    scale: str | None = None,
+    trials: int | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    budget: str | None = None,
+    jobs: int | None = None,
+    audit_pruning: bool = False,
+    runs: str | Path = "runs",
+    progress: DataProgress | None = None,
+) -> SweepPlan:
+    """A sweep read, its data prepared and its machine described. audit_pruning: run all trials to the end, and report
+    what pruning would cut. The others as for `run_sweep`."""
+    from gpt2lab.experiments.sweep import SweepPlan
+    from gpt2lab.sweep.declaration import load_sweep
+    from gpt2lab.sweep.declaration import scales_of as sweep_scales
+
+    replaced = ({"trials": trials} if trials else {}) | ({"audit_pruning": True} if audit_pruning else {})
+    loaded = load_sweep(
+        source, scale=scale or _only(sweep_scales(source)), overrides=overrides, replaced=replaced, plugins=plugins
+    )
+    given: dict[str, Any] = {"scale": scale, "trials": trials, "audit_pruning": audit_pruning}
+    if isinstance(source, Mapping):
+        again = _call("run_sweep", source, **given, overrides=overrides, plugins=plugins)
+    else:
+        again = command("sweep", source, **given, set=overrides, plugin=plugins)
+    limit = _seconds(budget or loaded.declared.time_budget)
+    return SweepPlan.prepare(loaded, Store(runs), reproduce=again, jobs=jobs, seconds=limit, progress=progress)
 
 
 def run_sweep(
@@ -307,52 +340,17 @@ def run_sweep(
 ) -> SweepResult:
     """Search for the best settings at one scale, until every trial has ended.
 
-    source: a YAML file, or the mapping that it would hold. trials: in all, in the place of the source's. budget: begin
-    no trial after that time, as "6h". ranks: of every run. storage: of Optuna, as sqlite:////abs/optuna.db,
+    source: a YAML file, or the mapping that it would hold. trials: in all, in place of the source's. budget: begin no
+    trial after that time, as "6h". ranks: of every run. storage: of Optuna, as sqlite:////abs/optuna.db,
     journal:/shared/optuna.log or postgresql://user@host/db; beside the runs unless given. The others as for
     `run_ablation`, and so are the errors.
     """
-    from gpt2lab.experiments.sweep import SweepPlan
-    from gpt2lab.sweep.declaration import load_sweep
-    from gpt2lab.sweep.declaration import scales_of as sweep_scales
-
-    scales = () if scale else sweep_scales(source)
-    if len(scales) > 1:
-        raise ConfigError(f"several scales are declared: {', '.join(scales)}", where="scales", hint="name one: scale=")
-    replaced = {"trials": trials} if trials else {}
-    loaded = load_sweep(
-        source, scale=scale or next(iter(scales), None), overrides=overrides, replaced=replaced, plugins=plugins
+    sweep = open_sweep(
+        source, scale=scale, trials=trials, overrides=overrides, plugins=plugins, budget=budget, jobs=jobs, runs=runs
     )
-    limit = budget or loaded.declared.time_budget
-    given = f", scale={scale!r}" if scale else ""
-    call = f"gpt2lab.run_sweep({'{...}' if isinstance(source, Mapping) else repr(str(source))}{given})"
-    sweep = SweepPlan.prepare(
-        loaded, Store(runs), reproduce=call, jobs=jobs, seconds=_seconds(limit) if limit else None
-    )  # fmt: skip
-    tracker = tracker_of(sweep.store, loaded.declared.sweep) if tracking else None
+    tracker = tracker_of(sweep.store, sweep.loaded.declared.sweep) if tracking else None
     record = sweep.train(on_event=on_event, tracker=tracker, storage=storage, nproc=ranks)
     return SweepResult(name=str(record["name"]), record=record, store=sweep.store)
-
-
-def _seconds(budget: str) -> float:
-    """Of a time such as 6h or 45m. Raises ConfigError."""
-    try:
-        return seconds_of(budget)
-    except ValueError as error:
-        raise ConfigError(str(error), where="budget") from None
-
-
-def run_result(single: Single, *, found: bool = False) -> RunResult:
-    """A finished run with its values."""
-    evaluation = single.folder.evaluation(single.run.evaluation_key) or {}
-    return RunResult(
-        id=single.run.id,
-        seed=single.run.seed,
-        folder=single.folder,
-        result=single.folder.result() or {},
-        metrics=evaluation.get("metrics") or {},
-        found=found,
-    )
 
 
 def report(
@@ -377,40 +375,35 @@ def tracker_of(store: Store, experiment: str) -> TrackerFactory:
     return lambda: open_tracker(store.root, experiment)
 
 
-def reproduce(
-    source: Source,
-    *,
-    scale: str | None = None,
-    seeds: int | Sequence[int] | Literal["auto"] | None = None,
-    arms: Sequence[str] | None = None,
-    overrides: Sequence[str] = (),
-    plugins: Sequence[str | Path] = (),
-    budget: str | None = None,
-) -> str:
-    """The command that repeats a study, without what only concerns this machine; the call where no command does."""
-    if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
-        told = {"scale": scale, "seeds": seeds, "arms": arms, "overrides": overrides, "plugins": plugins}
-        given = "".join(f", {key}={value!r}" for key, value in told.items() if value)
-        what = "{...}" if isinstance(source, Mapping) else repr(str(source))
-        return f"gpt2lab.run_ablation({what}{given})"
-    words = ["gpt2lab", "run", str(source)]
-    for option, value in (("--scale", scale), ("--seeds", seeds), ("--arms", arms and ",".join(arms))):
-        words += [option, str(value)] if value else []
-    words += ["--budget", budget] if budget else []
-    return shlex.join([*words, *_options(overrides, plugins)])
+def command(verb: str, source: str | Path, **options: Any) -> str:
+    """A command with its options, as a shell takes it: those that are None, False or empty are left out, those with
+    several values repeated."""
+    words = ["gpt2lab", verb, str(source)]
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, (list, tuple)):
+            words += [word for item in value for word in (option, str(item))]
+        elif value is not None and value is not False:
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
 
 
-def command_of_run(
-    config: str | Path | Config, *, overrides: Sequence[str], seed: int | None, plugins: Sequence[str | Path]
-) -> str:
-    """The command that repeats a run, without what only concerns this machine; the call for a config made in Python."""
-    if isinstance(config, Config):
-        return "gpt2lab.train(config)"
-    words = ["gpt2lab", "train", str(config), *(word for item in overrides for word in ("--set", item))]
-    words += ["--seed", str(seed)] if seed is not None else []
-    return shlex.join([*words, *_options((), plugins)])
+def _call(function: str, source: Source, **options: Any) -> str:
+    """A call of this module, for what no command can express."""
+    given = "".join(f", {key}={value!r}" for key, value in options.items() if value)
+    return f"gpt2lab.{function}({'{...}' if isinstance(source, Mapping) else repr(str(source))}{given})"
 
 
-def _options(overrides: Sequence[str], plugins: Sequence[str | Path]) -> list[str]:
-    words = [word for item in overrides for word in ("--set", item)]
-    return words + [word for item in plugins for word in ("--plugin", str(item))]
+def _only(scales: Sequence[str]) -> str | None:
+    """The scale that a file declares, None where it declares none. Raises ConfigError for several."""
+    if len(scales) > 1:
+        raise ConfigError(f"several scales are declared: {', '.join(scales)}", where="scales", hint="name one: scale=")
+    return next(iter(scales), None)
+
+
+def _seconds(budget: str | None) -> float | None:
+    """Of a time such as 6h or 45m. Raises ConfigError."""
+    try:
+        return seconds_of(budget) if budget else None
+    except ValueError as error:
+        raise ConfigError(str(error), where="budget") from None

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,15 +25,20 @@ LOG_WIDTH = 140
 EVERY_ROW = 40  # runs up to which every one has a row; beyond it only those that are at work
 
 
-class Display(Protocol):
+class Display:
     """A listener that is open while runs train."""
 
-    def __enter__(self) -> Display: ...
-    def __exit__(self, *exception: Any) -> None: ...
-    def __call__(self, event: Event) -> None: ...
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return
+
+    def __call__(self, event: Event) -> None:
+        raise NotImplementedError
 
 
-class LiveTable:
+class LiveTable(Display):
     """A table on a terminal that redraws itself: every run with its bar, losses, speed and time left."""
 
     def __init__(self, console: Console) -> None:
@@ -54,19 +59,13 @@ class LiveTable:
             self.live.update(drawn(event))
 
 
-class PlainLines:
+class PlainLines(Display):
     """A line when a run starts, is evaluated or ends, and a summary now and then."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seen: dict[str, tuple[str, float]] = {}
         self.last = time.monotonic()
-
-    def __enter__(self) -> PlainLines:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        return
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):
@@ -86,7 +85,7 @@ class PlainLines:
             self(Message(summary(event.runs, event.jobs)))
 
 
-class NotebookTable:
+class NotebookTable(Display):
     """The same table as the output of a notebook's cell, with messages below it."""
 
     def __init__(self) -> None:
@@ -95,12 +94,6 @@ class NotebookTable:
 
         self.html, self.messages, self.last = HTML, list[str](), -math.inf
         self.handle = show(HTML(""), display_id=True)
-
-    def __enter__(self) -> NotebookTable:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        return
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):

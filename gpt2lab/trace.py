@@ -13,7 +13,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from types import FrameType
 from typing import Any
@@ -91,6 +91,19 @@ class Trace:
     def letters(self) -> dict[str, int]:
         """What the letters of shapes stand for."""
         return {"B": self.batch, "T": self.tokens, "n": self.batch * self.tokens, **size_letters(self.config)}
+
+    def as_record(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "batch": self.batch,
+            "tokens": self.tokens,
+            "letters": self.letters,
+            "rows": [asdict(row) for row in self.rows],
+            "parameters": self.parameters,
+            "flops_forward": self.forward,
+            "flops_backward": self.backward,
+            "flops_per_token": self.per_token(self.forward + self.backward),
+        }
 
 
 def trace(config: ModelConfig, *, batch: int = 1, tokens: int | None = None) -> Trace:

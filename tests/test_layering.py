@@ -52,7 +52,7 @@ WITHIN: dict[str, list[set[str]]] = {
         {"record", "forecast"},
     ],
     "reuse": [{"why"}, {"adopt", "measure"}],
-    "doctor": [{"run", "machine"}, {"checks"}],
+    "doctor": [{"machine", "checks"}],
     "config": [{"source"}, {"fitting"}, {"config"}],
 }  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

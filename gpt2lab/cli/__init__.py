@@ -1,6 +1,6 @@
-"""The command line. Thin: it reads arguments, calls one thing, prints what comes back.
+"""The command line. Thin: each command reads its arguments, makes one call, and prints the result.
 
-Heavy modules are imported inside commands only, so that `gpt2lab --help` answers at once.
+Heavy modules are imported only inside commands, so that `gpt2lab --help` is fast.
 """
 
 from __future__ import annotations
@@ -13,24 +13,7 @@ from typing import Any
 
 import typer
 
-from gpt2lab.cli import (
-    baseline,
-    catalogue,
-    compare,
-    data,
-    doctor,
-    eval,
-    export,
-    identity,
-    noise,
-    results,
-    run,
-    sample,
-    selftest,
-    sweep,
-    trace,
-    train,
-)
+from gpt2lab.cli import catalogue, compare, data, models, results, run, selftest, train
 from gpt2lab.errors import Gpt2labError, Problem, printable
 
 app = typer.Typer(
@@ -43,22 +26,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-run.add_to(app)
-sweep.add_to(app)
-train.add_to(app)
-baseline.add_to(app)
-results.add_to(app)
-compare.add_to(app)
-catalogue.add_to(app)
-selftest.add_to(app)
-noise.add_to(app)
-identity.add_to(app)
-eval.add_to(app)
-export.add_to(app)
-doctor.add_to(app)
-trace.add_to(app)
-sample.add_to(app)
-app.add_typer(data.app, name="data")
+COMMANDS = (
+    run.run, run.check, run.machine, run.sweep, train.train, train.baseline, results.report, results.runs, results.show,
+    results.sync, results.ui, compare.compare, catalogue.components, catalogue.explain, catalogue.test_plugin,
+    selftest.group, run.noise, results.why, run.adopt, models.eval_, models.export, models.doctor, catalogue.trace,
+    models.sample, data.group,
+)  # fmt: skip
+"""In the order of the help text."""
+for command in COMMANDS:
+    if isinstance(command, typer.Typer):
+        app.add_typer(command)
+    else:
+        app.command(command.__name__.strip("_").replace("_", "-"))(command)
 
 INTERRUPTED = 130
 READER_GONE = 141
@@ -67,8 +46,8 @@ USAGE: type[Any] = typer.BadParameter.__bases__[0]
 
 
 def main(app: typer.Typer = app) -> None:
-    """Run one command. Whatever goes wrong, the user sees where, what and what next, never a traceback; `--debug`
-    anywhere on the line shows it all."""
+    """Run one command. An error shows where, what and what to do next, never a traceback, except with `--debug`
+    anywhere on the line."""
     debug = "--debug" in sys.argv
     try:
         code = answer([word for word in sys.argv[1:] if word != "--debug"], debug, app)
@@ -80,14 +59,15 @@ def main(app: typer.Typer = app) -> None:
 
 
 def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
-    """Run one command; -> its exit code, everything that is to be said about an error having been said."""
+    """Run one command, with errors printed to standard error; -> its exit code."""
     name = str(app.info.name)
     try:
         code = app(args=arguments, standalone_mode=False, prog_name=name)
     except Gpt2labError as error:
         if debug:
             traceback.print_exc()
-        error.hint = error.hint or help_of(name, arguments)
+        words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+        error.hint = error.hint or " ".join([name, *words, "--help"])
         return complain(error.render(), error.exit_code)
     except USAGE as error:
         return misused(error)
@@ -106,14 +86,8 @@ def complain(text: str, code: int) -> int:
     return code
 
 
-def help_of(name: str, arguments: list[str]) -> str:
-    """The command that shows what the command line offers here."""
-    words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
-    return " ".join([name, *words, "--help"])
-
-
 def misused(error: Any) -> int:
-    """Say what is wrong with the command line itself; a group of commands without a command shows its help."""
+    """Print what is wrong with the command line itself; for a group of commands without a command, its help."""
     what = error.format_message()
     if what.startswith("Usage:"):
         print(what)

@@ -1,30 +1,31 @@
-"""Commands about components: components, explain, test-plugin."""
+"""Commands about components and models: components, explain, test-plugin, trace."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json, Plugin
+from gpt2lab.cli.options import Json, Plugin, print_json, say, table_of
 from gpt2lab.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.costs import Costs
     from gpt2lab.registry import Choice, Component, Slot
+    from gpt2lab.trace import Row, Trace
 
 FLAGSHIP = "gpt2-124m"
-
-
-def add_to(app: typer.Typer) -> None:
-    """Put this file's commands into the application."""
-    app.command()(components)
-    app.command()(explain)
-    app.command("test-plugin")(test_plugin)
+ARITY = {"per_layer": "one for all layers, or a list that repeats over them", "list": "an ordered list of parts"}
+COLUMNS = ("tensor", "shape", "sizes", "parameters", "forward", "training", "what it is")
+NUMBERS = ("parameters", "forward", "training")
+LETTERS = {"B": "sequences", "T": "tokens", "C": "channels", "H": "heads", "D": "channels per head",
+           "F": "hidden width", "V": "vocabulary"}  # fmt: skip
+SPARE, ROOM = ("sizes", "training"), 34  # columns that a narrow terminal goes without, and room left for the last
 
 
 def components(
@@ -39,23 +40,22 @@ def components(
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     shown = {slot: slots[slot]} if slot else slots
     if json_:
-        print(json.dumps({name: [as_json(component) for component in one] for name, one in shown.items()}))
+        print_json({name: [as_json(component) for component in slot_] for name, slot_ in shown.items()})
         return
-    from rich.table import Table
     from rich.text import Text
 
     from gpt2lab.display import console_for
     from gpt2lab.registry import BUG
 
     console = console_for()
-    for one in shown.values():
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for component in one:
-            mark = "*" if component.name in defaults(one) else "!" if BUG in component.tags else " "
+    for each in shown.values():
+        table = table_of("", "", "", header=False)
+        for component in each:
+            mark = "*" if component.name in defaults(each) else "!" if BUG in component.tags else " "
             table.add_row(
                 Text(f"{mark} {component.name}"), Text(component.summary), Text(component.source, style="dim")
             )
-        console.print(Text(f"{one.path}: {one.what}", style="bold"))
+        console.print(Text(f"{each.path}: {each.what}", style="bold"))
         console.print(table)
 
 
@@ -66,7 +66,6 @@ def explain(
     """Explain one component. Formula, shapes, options, cost at 124M, source."""
     slots = all_slots(plugin)
     slot, component, choice = chosen(what, slots)
-    kind = {"per_layer": "one for all layers, or a list that repeats over them", "list": "an ordered list of parts"}
     print(f"{slot.path} = {component.name}\n\n{component.doc}\n")
     if component.parameters:
         from gpt2lab.schema import type_name
@@ -86,7 +85,9 @@ def explain(
     if component.tags:
         print(f"tags:    {', '.join(sorted(component.tags))}")
     if slot.in_config:
-        print(f"slot:    {slot.what} ({kind.get(slot.arity, 'one')}); {default_line(slot)}")
+        default = "canonical GPT-2" if slot.path.startswith("model.") else "default"
+        names = ", ".join(defaults(slot)) or "none"
+        print(f"slot:    {slot.what} ({ARITY.get(slot.arity, 'one')}); {default}: {names}")
         print(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
     else:
         print(f"slot:    {slot.what}")
@@ -117,26 +118,19 @@ def test_plugin(
         wrong = [outcome for outcome in outcomes if outcome.problem]
         failed += bool(wrong)
         count = f"{len(outcomes)} checks on {len(variants(component))} variants"
-        console.print(f"{component.slot}={component.name}: {count}, {len(wrong)} failed", markup=False, highlight=False)
-        for outcome in wrong:
-            console.print(f"  {outcome.case} {outcome.check}: {outcome.problem}", markup=False, highlight=False)
+        say(console, f"{component.slot}={component.name}: {count}, {len(wrong)} failed")
+        say(console, *(f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in wrong))
     if failed:
         raise SystemExit(2)
 
 
 def all_slots(plugin: list[str] | None) -> dict[str, Slot]:
     """Every slot, filled with our components, those of installed packages, and those of plug-in files."""
-    import gpt2lab.components
-    import gpt2lab.data.corpora
-    import gpt2lab.data.tokenizers
-    import gpt2lab.evaluation
-    import gpt2lab.optim
-    import gpt2lab.tracking.mlflow  # noqa: F401
-    from gpt2lab.registry import BESIDE_CONFIG, SLOTS, load_entry_points, load_plugin
+    from gpt2lab.config import fill_slots
+    from gpt2lab.registry import BESIDE_CONFIG, SLOTS
+    from gpt2lab.tracking import mlflow  # noqa: F401  (registers its tracker)
 
-    load_entry_points()
-    for file in plugin or ():
-        load_plugin(file)
+    fill_slots(plugin or ())
     return {**SLOTS, **BESIDE_CONFIG}
 
 
@@ -151,18 +145,14 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     name, *options = rest.split(",")
     given = dict(option.partition("=")[::2] for option in options)
-    one = slots[slot]
+    known = slots[slot]
+    # a value for the option without a default, so that a corpus of files can be explained before it is used
+    needed = {"paths": ["my_text/*.txt"]} if name in known and "paths" in known[name].parameters else {}
     try:
-        needed = _needed(one[name]) if name in one else {}
-        choice = one.read({"name": name, **needed, **given})
+        choice = known.read({"name": name, **needed, **given})
     except Misfit as misfit:
         raise ConfigError(str(misfit), where=what, hint=f"gpt2lab components {slot}") from None
-    return one, one[name], choice
-
-
-def _needed(component: Component) -> dict[str, Any]:
-    """A stand-in for options without a default, so that a component can be explained before it is used."""
-    return {"paths": ["my_text/*.txt"]} if "paths" in component.parameters else {}
+    return known, known[name], choice
 
 
 @functools.cache
@@ -200,12 +190,6 @@ def defaults(slot: Slot) -> tuple[str, ...]:
     return (slot.default,) if isinstance(slot.default, str) else tuple(slot.default)
 
 
-def default_line(slot: Slot) -> str:
-    """`defaults` in words."""
-    kind = "canonical GPT-2" if slot.path.startswith("model.") else "default"
-    return f"{kind}: {', '.join(defaults(slot)) or 'none'}"
-
-
 def as_json(component: Component) -> dict[str, Any]:
     """One component for programs."""
     from gpt2lab.schema import type_name
@@ -226,3 +210,72 @@ def as_json(component: Component) -> dict[str, Any]:
         "needs": dict(component.needs),
         "file": Path(inspect.getsourcefile(component.factory) or "").name,
     }
+
+
+def trace(
+    what: Annotated[
+        str, typer.Argument(help="A preset, or a YAML file with a config.", metavar="[PRESET|FILE]")
+    ] = "gpt2-124m",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of it.")] = None,
+    layer: Annotated[int | None, typer.Option("--layer", help="Show this block in detail, from 0.", min=0)] = None,
+    all_layers: Annotated[bool, typer.Option("--all-layers", help="Show every block in detail.")] = False,
+    batch: Annotated[int, typer.Option("--batch", help="Sequences.", min=1)] = 1,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens in each; the whole context.", min=1)] = None,
+    plugin: Plugin = None,
+    json_: Json = False,
+) -> None:
+    """Walk through one forward pass. Shows every tensor with its shape, meaning and cost."""
+    from gpt2lab.config import load_config
+    from gpt2lab.trace import folded
+    from gpt2lab.trace import trace as traced
+
+    config = load_config(what, set_ or (), plugins=plugin or ())
+    layers = config.model.n_layer
+    if layer is not None and layer >= layers:
+        raise ConfigError(f"there is no block {layer}: blocks are 0 to {layers - 1}", where="--layer")
+    seen = traced(config.model, batch=batch, tokens=tokens)
+    if json_:
+        print_json(seen.as_record())
+    else:
+        print_trace(what, seen, folded(seen.rows, layer=layer, all_layers=all_layers))
+
+
+def print_trace(what: str, seen: Trace, rows: Sequence[Row]) -> None:
+    """A table with totals, as wide as the terminal; elsewhere lines are as long as they need to be."""
+    from gpt2lab.display import console_for
+    from gpt2lab.text import shorten
+
+    console = console_for()
+    table = [list(COLUMNS), *(cells(seen, row) for row in rows)]
+    widths = {name: max(map(len, column)) for name, column in zip(COLUMNS, zip(*table, strict=True), strict=True)}
+    for name in SPARE if console.is_terminal else ():
+        if sum(widths.values()) - widths[COLUMNS[-1]] + 2 * len(widths) + ROOM > console.width:
+            del widths[name]
+
+    def write(line: str, style: str = "") -> None:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+    write(f"{what}: one pass over {seen.batch:,} x {seen.tokens:,} tokens")
+    write(", ".join(f"{letter} {name} = {seen.letters[letter]:,}" for letter, name in LETTERS.items()) + ", n = B T\n")
+    for line, heading in zip(table, [True, *(row.shape is None for row in rows)], strict=True):
+        named = zip(COLUMNS, line, strict=True)
+        padded = [f"{text:{'>' if name in NUMBERS else '<'}{widths[name]}}" for name, text in named if name in widths]
+        text = "  ".join(padded).rstrip()
+        write(shorten(text, console.width) if console.is_terminal else text, "bold" if heading else "")
+    forward, training = (seen.per_token(n) / 1e6 for n in (seen.forward, seen.forward + seen.backward))
+    write(
+        f"\n{seen.parameters:,} parameters; {forward:,.1f} MFLOP per token forward, {training:,.1f} MFLOP in training"
+    )
+    write("FLOP are those of matrix products as they are written: scores count as a whole, masked or not; norms, "
+          "softmax and activations are not counted.")  # fmt: skip
+
+
+def cells(seen: Trace, row: Row) -> list[str]:
+    """One row of the table as text, FLOPs per token."""
+    from gpt2lab.text import quantity
+
+    forward, training = seen.per_token(row.forward), seen.per_token(row.forward + row.backward)
+    sizes = [f"{size:,}" for size in row.shape or ()]
+    shapes = [f"({', '.join(shape)})" if row.shape is not None else "" for shape in (row.letters or sizes, sizes)]
+    costs = [f"{row.parameters:,}" if row.parameters else "", *(quantity(n) if n else "" for n in (forward, training))]
+    return ["  " * row.level + row.name, *shapes, *costs, row.meaning]

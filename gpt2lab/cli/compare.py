@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json, Runs
+from gpt2lab.cli.options import Json, Runs
 
 if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
@@ -22,11 +22,6 @@ OPTIONS = {
     r"^(\w+)=": r"--\1 ",
 }
 """Hints for Python, as baseline='learned', and the options that they mean here."""
-
-
-def add_to(app: typer.Typer) -> None:
-    """Put this file's command into the application."""
-    app.command()(compare)
 
 
 def looks_of(text: str) -> tuple[int, ...]:

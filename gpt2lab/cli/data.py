@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json
+from gpt2lab.cli.options import Json, Plugin, print_json
 
 if TYPE_CHECKING:
     from gpt2lab.data.shards import DataConfig
 
-app = typer.Typer(help="Prepare, list and verify token data.", no_args_is_help=True)
+group = typer.Typer(name="data", help="Prepare, list and verify token data.", no_args_is_help=True)
 
 NOTHING = "nothing is prepared yet; try: gpt2lab data prepare nano"
 What = Annotated[
     str, typer.Argument(help="A preset or config file, or a corpus such as fineweb-edu-10b.", metavar="WHAT")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, such as data.validation_fraction=0.01.")]
-Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
 
 
-@app.command()
+@group.command()
 def prepare(
     what: What,
     tokenizer: Annotated[
@@ -80,7 +79,7 @@ def with_options(corpus: str, overrides: Any) -> str:
     return "{" + ", ".join([f"name: {corpus}", *(f"{key}: {value}" for key, _, value in pairs)]) + "}"
 
 
-@app.command("list")
+@group.command("list")
 def list_(json_: Json = False) -> None:
     """List prepared and partly prepared data."""
     from gpt2lab.data.prepared import list_prepared
@@ -89,7 +88,7 @@ def list_(json_: Json = False) -> None:
     rows = [row(path, data) for path, data in list_prepared()]
     begun = [begun_row(path, state) for path, state in unfinished()]
     if json_:
-        print(json.dumps(rows + begun))
+        print_json(rows + begun)
         return
     for facts in rows:
         form = "{path}  {corpus} ({tokenizer}): {train:,} + {validation:,} tokens"
@@ -136,7 +135,7 @@ def written(choice: Any) -> str:
     return choice if isinstance(choice, str) else json.dumps(choice)
 
 
-@app.command()
+@group.command()
 def check() -> None:
     """Verify all prepared data against its checksums."""
     from gpt2lab.data.prepared import Prepared, list_prepared

@@ -1,28 +1,18 @@
-"""Commands that read what runs left: report, runs, show, sync, ui."""
+"""Commands that read what runs left: report, runs, show, why, sync, ui."""
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shutil
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json, Out, Plugin, Runs
-
-Name = Annotated[str, typer.Argument(help="A study, as posenc or posenc@nano.", metavar="NAME")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Put this file's commands into the application."""
-    for command in (report, runs, show, sync, ui):
-        app.command()(command)
+from gpt2lab.cli.options import OUT, RUNS, Exploratory, Json, Out, Plugin, Run, Runs, print_json, say
 
 
 def report(
@@ -30,13 +20,11 @@ def report(
         str | None, typer.Argument(help="A study or sweep, such as posenc or lr@nano.", metavar="NAME")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Write the index of all studies instead.")] = False,
-    force_exploratory: Annotated[
-        bool, typer.Option("--force-exploratory", help="Show numbers where verdicts are refused; claim nothing.")
-    ] = False,
+    force_exploratory: Exploratory = False,
     publish: Annotated[bool, typer.Option("--publish", help="Write the copy in published/, to be committed.")] = False,
     plugin: Plugin = None,
-    runs: Runs = Path("runs"),
-    out: Out = Path("reports"),
+    runs: Runs = RUNS,
+    out: Out = OUT,
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
     from gpt2lab.display import console_for
@@ -75,7 +63,7 @@ def report(
     console_for().print(shown())
 
 
-def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
+def runs(runs: Runs = RUNS, json_: Json = False) -> None:
     """List the runs of the store. Shows the studies and sweeps that use them."""
     from gpt2lab.store import Store
     from gpt2lab.text import plural
@@ -84,12 +72,12 @@ def runs(runs: Runs = Path("runs"), json_: Json = False) -> None:
     store = Store(runs)
     owners: dict[str, list[str]] = {}
     for record in tracked_records(store):
-        for arm, one in record["arms"].items():
-            for seed, run_id in one["runs"].items():
+        for arm, entry in record["arms"].items():
+            for seed, run_id in entry["runs"].items():
                 owners.setdefault(run_id, []).append(f"{record['name']} {arm} seed {seed}")
     rows = [run_row(folder, owners.get(folder.id, [])) for folder in store.runs()]
     if json_:
-        print(json.dumps(plain(rows)))
+        print_json(rows)
         return
     for row in rows:
         loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
@@ -111,45 +99,58 @@ def run_row(folder: Any, studies: list[str]) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """Numbers that are not finite as null: JSON has no others."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def show(
-    run_id: Annotated[str, typer.Argument(help="A run id, or its first digits.", metavar="RUN")],
-    runs: Runs = Path("runs"),
-    json_: Json = False,
-) -> None:
+def show(run: Run, runs: Runs = RUNS, json_: Json = False) -> None:
     """Show everything about one run. Identity, config, result or failure, evaluations."""
     from gpt2lab.store import Store
 
-    folder = Store(runs).find(run_id)
+    folder = Store(runs).find(run)
     evaluations = sorted((folder.path / "evaluations").glob("*.json"))
     record: dict[str, Any] = {"run": folder.identity(), "result": folder.result(), "failure": folder.failure()}
     record["evaluations"] = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
     if json_:
         about = {"id": folder.id, "status": folder.status(), "config": folder.config()}
-        print(json.dumps(plain({**about, **record}), indent=1))
+        print_json({**about, **record}, indent=1)
         return
     print(f"# {folder.path}: {folder.status()}\n{folder.config() or ''}")
     print(json.dumps(record, indent=1))
 
 
+def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
+    """Explain why two runs have different ids. Settings, data, software, and changed definitions."""
+    from dataclasses import asdict
+
+    from gpt2lab.display import console_for
+    from gpt2lab.reuse.why import why as differences
+    from gpt2lab.store import Store
+
+    store, console = Store(runs), console_for()
+    a, b = store.find(run_a), store.find(run_b)
+    found = differences(a, b, store)
+    if json_:
+        print_json({"a": a.id, "b": b.id, "differences": [asdict(difference) for difference in found]})
+    elif not found:
+        same = "one and the same run" if a.id == b.id else "nothing differs that could change a weight"
+        say(console, f"{a.id} and {b.id}: {same}")
+    else:
+        for difference in found:
+            say(console, str(difference))
+            for line in difference.code:
+                console.print(f"    {line}", markup=False, highlight=False, style=STYLES.get(line[:1], ""))
+
+
+STYLES = {"+": "green", "-": "red", "@": "dim"}
+
+
 def sync(
     name: Annotated[str | None, typer.Argument(help="A study or sweep; all by default.", metavar="[NAME]")] = None,
-    runs: Runs = Path("runs"),
-    out: Out = Path("reports"),
+    runs: Runs = RUNS,
+    out: Out = OUT,
     plugin: Plugin = None,
 ) -> None:
     """Send to MLflow what is missing there."""
+    from gpt2lab import api
     from gpt2lab.registry import load_plugin
     from gpt2lab.store import Store
-    from gpt2lab.tracking import Tracker, open_tracker
     from gpt2lab.tracking.follower import sync as bring_up_to_date
     from gpt2lab.tracking.follower import tracked_records
 
@@ -157,14 +158,11 @@ def sync(
         load_plugin(file)
     store = Store(runs)
     for record in tracked_records(store, name):
-
-        def sink(record: dict[str, Any] = record) -> Tracker:
-            return open_tracker(store.root, record["ablation"])
-
-        sent = bring_up_to_date(store, record, sink, print)
+        tracker = api.tracker_of(store, record["ablation"])
+        sent = bring_up_to_date(store, record, tracker, print)
         page = out / record["name"]
         if page.is_dir() and (page / "sweep.json").is_file() == (record.get("kind") == "sweep"):
-            sink().log_report(record, page)
+            tracker().log_report(record, page)
         print(f"{record['name']}: {sent} rows sent")
 
 
@@ -173,7 +171,7 @@ def ui(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; other machines can connect if changed.")
     ] = "127.0.0.1",
-    runs: Runs = Path("runs"),
+    runs: Runs = RUNS,
 ) -> None:
     """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
     import socket
@@ -193,10 +191,10 @@ def ui(
             hint = f"gpt2lab ui{other.get(error.errno or 0, ' --host 127.0.0.1')}"
             raise EnvironmentFault(str(error.strerror), where=f"{host}:{port}", hint=hint) from None
     if host != "127.0.0.1":
-        print(f"warning: MLflow has no password; everybody who reaches {host}:{port} can read and delete runs")
+        print(f"warning: MLflow has no password; anyone who reaches {host}:{port} can read and delete runs")
     address = f"http://{host}:{port}"
     print(f"MLflow: {address}  (Ctrl-C ends it)")
-    for kind, name in [("study", one) for one in store.studies()] + [("sweep", one) for one in store.sweeps()]:
+    for kind, name in [("study", name) for name in store.studies()] + [("sweep", name) for name in store.sweeps()]:
         found = links(store, name, kind)
         if found and found["parent_run_id"] and found["experiment_id"]:
             print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
@@ -208,13 +206,11 @@ def ui(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven workers that nothing here needs
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    where = [
-        "--backend-store-uri",
-        default_uri(store.root),
-        "--artifacts-destination",
-        str(store.root.resolve() / "artifacts"),
-    ]
-    command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(store.root),
+        "--artifacts-destination", str(store.root.resolve() / "artifacts"), "--host", host, "--port", str(port),
+        "--workers", "1",
+    ]  # fmt: skip
     os.execve(command[0], command, environment)
 
 

@@ -1,77 +1,45 @@
-"""Commands that plan and train: run, check."""
+"""Commands that plan and train many runs: run, check, machine, sweep, noise, adopt."""
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gpt2lab.cli.options import (
+    OUT,
+    RUNS,
+    Arms,
+    DryRun,
+    Exploratory,
+    File,
+    Jobs,
+    Json,
+    NoTracking,
+    Out,
+    Plugin,
+    Runs,
+    Scale,
+    Seeds,
+    Set,
+    checked_time,
+    names_in,
+    print_json,
+    say,
+    table_of,
+)
 
 if TYPE_CHECKING:
     from gpt2lab.api import StudyResult
     from gpt2lab.experiments.ablation import Study
+    from gpt2lab.experiments.sweep import SweepPlan
+    from gpt2lab.planning.noise import Floor
     from gpt2lab.planning.plan import ArmPlan, Plan
-    from gpt2lab.planning.tuning import Search, Tuning
 
-
-def seeds_of(text: str) -> int | Literal["auto"]:
-    """A number of seeds, or `auto`. Raises typer.BadParameter."""
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or not int(text):
-        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto")
-    return int(text)
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of a time written as 6h, 45m, 90s or 2d. Raises typer.BadParameter."""
-    from gpt2lab import text as text_module
-
-    try:
-        return text_module.seconds_of(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def a_time(text: str | None) -> str | None:
-    """An option's value as it is, if it is a time."""
-    if text is not None:
-        seconds_of(text)
-    return text
-
-
-File = Annotated[str, typer.Argument(help="YAML file of an ablation, such as ablations/posenc.yaml.", metavar="FILE")]
-Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, such as nano or gpt2-124m.")]
-Seeds = Annotated[
-    Any,
-    typer.Option(
-        "--seeds",
-        "-n",
-        parser=seeds_of,
-        metavar="N|auto",
-        help="Seeds per arm; auto: as many as the noise floor requires.",
-    ),
-]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time; jobs x threads <= cores.", min=1)]
-Arms = Annotated[str | None, typer.Option("--arms", help="Run only these arms, separated by commas.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for every arm.")]
-Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
-Budget = Annotated[
-    str | None,
-    typer.Option("--budget", callback=a_time, help="Time to spend, such as 6h: arms and seeds are chosen to fit."),
-]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Put this file's commands into the application."""
-    app.command()(run)
-    app.command()(check)
-    app.command()(machine)
+NOTHING_FOUND = 1
+"""Exit code of a sweep in which no trial was finished, for other reasons than divergence."""
 
 
 def run(
@@ -82,64 +50,65 @@ def run(
     arms: Arms = None,
     set_: Set = None,
     plugin: Plugin = None,
-    budget: Budget = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", callback=checked_time, help="Time to spend, such as 6h: arms and seeds are chosen to "
+                     "fit."),
+    ] = None,
+    dry_run: DryRun = False,
     machine: Annotated[
         Path | None,
         typer.Option("--machine", help="With --dry-run: plan for that machine, as `gpt2lab machine` describes it."),
     ] = None,
-    force_exploratory: Annotated[
-        bool, typer.Option("--force-exploratory", help="Show numbers where verdicts are refused; claim nothing.")
-    ] = False,
-    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
-    runs: Runs = Path("runs"),
-    out: Out = Path("reports"),
+    force_exploratory: Exploratory = False,
+    no_tracking: NoTracking = False,
+    runs: Runs = RUNS,
+    out: Out = OUT,
     json_: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
-    from gpt2lab import api
-    from gpt2lab.data.progress import rich_progress
     from gpt2lab.display import console_for
     from gpt2lab.planning.machine import machine_of
 
     if machine and not dry_run:
         raise typer.BadParameter("a plan for another machine needs --dry-run", param_hint="--machine")
     console = console_for(to_stderr=json_)
-    options: Any = {
-        "seeds": seeds, "arms": names_in(arms), "overrides": tuple(set_ or ()), "plugins": tuple(plugin or ()),
-        "budget": budget,
-    }  # fmt: skip
-    failed = 0
-    for each in scales_of(file, scale):
-        with rich_progress() as progress:
-            there = machine_of(machine) if machine else None
-            study = api.open_study(
-                file, scale=each, **options, jobs=jobs, machine=there, runs=runs, progress=progress
-            )  # fmt: skip
+    there = machine_of(machine) if machine else None
+    failed = False
+    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, budget=budget, machine=there):
         if dry_run:
-            print_plan(study.plan(), study.store, console, json_)
-        else:
-            again = api.reproduce(file, scale=each, **options)
-            result = train(study, again, console, tracking=not no_tracking)
-            finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
-            failed += len(result.failed)
+            print_plan(study, console, json_)
+            continue
+        result = train(study, console, tracking=not no_tracking)
+        finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
+        failed |= bool(result.failed)
     if failed:
         raise SystemExit(1)
 
 
-def scales_of(file: str, scale: str | None) -> list[str | None]:
-    """The scales to run at: the one that was asked for, else those of the file's `scales`, else that of its `base`."""
-    from gpt2lab.planning.ablation import ladder_of
+def studies(
+    file: str, scale: str | None, seeds: Any, jobs: int | None, arms: str | None, overrides: list[str] | None,
+    plugins: list[str] | None, runs: Path, **more: Any,
+) -> Iterable[Study]:  # fmt: skip
+    """The study at each scale: the one given, else those of the file's `scales`, else that of its `base`."""
+    from gpt2lab import api
+    from gpt2lab.data.progress import rich_progress
 
-    return [scale] if scale else list(ladder_of(file)) or [None]
+    for each in scales(scale, api.scales_of(file)):
+        with rich_progress() as progress:
+            study = api.open_study(
+                file, scale=each, seeds=seeds, arms=names_in(arms), overrides=tuple(overrides or ()),
+                plugins=tuple(plugins or ()), jobs=jobs, runs=runs, progress=progress, **more,
+            )  # fmt: skip
+        yield study
 
 
-def names_in(text: str | None) -> list[str] | None:
-    """Names separated by commas; None where none were given."""
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def scales(given: str | None, declared: Iterable[str]) -> list[str | None]:
+    """The scales to run at; None is that of the file's `base`."""
+    return [given] if given else list(declared) or [None]
 
 
-def train(study: Study, reproduce: str, console: Any, *, tracking: bool) -> StudyResult:
+def train(study: Study, console: Any, *, tracking: bool) -> StudyResult:
     """Train what a study has left to do, with its progress on the console."""
     from gpt2lab import api
     from gpt2lab.display import display
@@ -147,48 +116,37 @@ def train(study: Study, reproduce: str, console: Any, *, tracking: bool) -> Stud
     from gpt2lab.text import plural
 
     plan = study.plan()
-    for line in (f"{study.name}: {plan.ablation.question}", *lines(plan)):
-        console.print(line, markup=False, highlight=False)
+    say(console, f"{study.name}: {plan.ablation.question}", *lines(plan))
     with display(console) as listener:
-        result = api.train_study(study, reproduce=reproduce, tracking=tracking, on_event=listener)
+        result = api.train_study(study, tracking=tracking, on_event=listener)
     trained = len(result.endings) - len(result.failed)
     failed = f", {len(result.failed)} failed (tried again by the same command)" if result.failed else ""
-    line = f"{plural(result.found, 'run')} found finished, {trained} trained now{failed}"
-    console.print(line, markup=False, highlight=False)
+    say(console, f"{plural(result.found, 'run')} found finished, {trained} trained now{failed}")
     return result
 
 
 def finish(
     result: StudyResult, out: Path, console: Any, *, tracking: bool, as_json: bool, force_exploratory: bool
 ) -> None:
-    """Write a study's page, log it to the tracker, and show the verdicts."""
+    """Write a study's page, log it to the tracker, and show the verdicts. A tracker that fails costs one line."""
+    from gpt2lab import api
     from gpt2lab.reports import read_study, terminal_summary, write_report
+    from gpt2lab.tracking.addresses import reason
 
     read = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
     write_report(read, out=out, force_exploratory=force_exploratory)
     if tracking:
-        keep_report(result, out / result.name, console)
+        try:
+            tracker = api.tracker_of(result.store, result.record.ablation)()
+            tracker.log_report(result.record.plain(), out / result.name)
+        except Exception as error:
+            later = f"`gpt2lab sync {result.name}` sends it later"
+            say(console, f"the report is not in MLflow ({reason(error)}); {later}")
     if as_json:
         print((out / result.name / "verdicts.json").read_text(encoding="utf-8"))
     else:
         console.print(terminal_summary(read, out))
-        if tracking:
-            console.print("MLflow: gpt2lab ui", markup=False, highlight=False)
-
-
-def keep_report(result: StudyResult, folder: Path, console: Any) -> None:
-    """Log the report with the study's parent run; a tracker that does not work costs one line, not the study."""
-    from gpt2lab import api
-    from gpt2lab.tracking.addresses import reason
-
-    try:
-        tracker = api.tracker_of(result.store, result.record.ablation)()
-        tracker.log_report(result.record.plain(), folder)
-    except Exception as error:
-        console.print(
-            f"the report is not in MLflow ({reason(error)}); `gpt2lab sync {result.name}` sends it later",
-            markup=False,
-        )
+        say(console, *(["MLflow: gpt2lab ui"] if tracking else []))
 
 
 def check(
@@ -200,16 +158,23 @@ def check(
     plugin: Plugin = None,
 ) -> None:
     """Report mistakes in an ablation or sweep file. Prepares no data and trains nothing."""
-    from gpt2lab.planning.ablation import load_ablation
+    from gpt2lab.config.source import read_file
+    from gpt2lab.planning.ablation import ladder_of, load_ablation
+    from gpt2lab.sweep.declaration import load_sweep, scales_of
 
-    if is_sweep(file):
-        check_sweep(file, scale, tuple(set_ or ()), tuple(plugin or ()))
+    overrides, plugins = tuple(set_ or ()), tuple(plugin or ())
+    if "sweep" in read_file(file).tree:
+        for each in scales(scale, scales_of(file)):
+            sweep = load_sweep(file, scale=each, overrides=overrides, plugins=plugins)
+            several = f"{len(sweep.arms)} searches ({', '.join(sweep.arms)})"
+            count = several if sweep.declared.variants else "1 search"
+            print(f"{file}: {count} of {sweep.declared.trials} trials at {sweep.scale}: all well")
         return
-    for each in scales_of(file, scale):
+    for each in scales(scale, ladder_of(file)):
         ablation = load_ablation(
-            file, scale=each, overrides=tuple(set_ or ()), arms=names_in(arms), seeds=seeds, plugins=plugin or ()
+            file, scale=each, overrides=overrides, arms=names_in(arms), seeds=seeds, plugins=plugins
         )
-        count = "automatic" if ablation.seeds is None else len(ablation.seeds)
+        count = "automatic" if ablation.seeds is None else str(len(ablation.seeds))
         print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {count} seeds at "
               f"{ablation.scale}: all well")  # fmt: skip
 
@@ -217,7 +182,7 @@ def check(
 def machine(
     preset: Annotated[str, typer.Argument(help="Preset or file of the runs to come.", metavar="PRESET")] = "nano",
     jobs: Jobs = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = RUNS,
 ) -> None:
     """Describe this machine as JSON, for planning on another one. See `gpt2lab run --dry-run --machine`."""
     from gpt2lab import api
@@ -225,66 +190,44 @@ def machine(
     print(api.describe_machine(preset, jobs=jobs, runs=runs).to_json())
 
 
-def is_sweep(file: str) -> bool:
-    """Whether a file declares a sweep, by its key of that name."""
-    from gpt2lab.config.source import read_file
-
-    return "sweep" in read_file(file).tree
-
-
-def check_sweep(file: str, scale: str | None, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> None:
-    """`check` of a sweep's file, at every scale that it names."""
-    from gpt2lab.sweep.declaration import load_sweep, scales_of
-
-    scales: tuple[str | None, ...] = (scale,) if scale else scales_of(file) or (None,)
-    for one in scales:
-        loaded = load_sweep(file, scale=one, overrides=overrides, plugins=plugins)
-        count = f"{len(loaded.arms)} searches ({', '.join(loaded.arms)})" if loaded.declared.variants else "1 search"
-        print(f"{file}: {count} of {loaded.declared.trials} trials at {loaded.scale}: all well")
-
-
-def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
-    """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
+def print_plan(study: Study, console: Any, as_json: bool) -> None:
+    """Print what would be done: runs, costs per arm, time on this machine, and the power to find differences."""
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
     from gpt2lab.reports.sections.sensitivity import next_steps
+    from gpt2lab.text import duration
 
+    plan, store = study.plan(), study.store
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
     left, machine = forecast.seconds_left(plan, store), plan.machine
     if as_json:
-        record = {"study": f"{plan.ablation.name}@{plan.ablation.scale}", "arms": rows, "seconds": left}
+        record = {"study": study.name, "arms": rows, "seconds": left}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
-        json.dump({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device}, sys.stdout)
-        print()
+        print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
         return
-    from gpt2lab.text import duration
-
-    console.print(plan_table(plan, rows))
-    due = trials_told(plan) if plan.searches else f"{len({run.id for run in plan.runs()})} runs, {len(done)} finished"
-    told = [
-        f"{due}; about {duration(left)} on {machine.device_name} "
-        f"({machine.device}), {machine.jobs} at a time, threads each: {machine.threads}; speed from "
-        f"{machine.speed_from}"
+    console.print(plan_table(f"{study.name}: {plan.ablation.question}", rows))
+    due = trials_due(plan) if plan.searches else f"{len({run.id for run in plan.runs()})} runs, {len(done)} finished"
+    lines = [
+        f"{due}; about {duration(left)} on {machine.device_name} ({machine.device}), {machine.jobs} at a time, "
+        f"threads each: {machine.threads}; speed from {machine.speed_from}"
     ]
     if plan.searches:
-        told.append(
+        lines.append(
             "trials first, the same for every arm; then the seeds above at the best settings of each, and once more at "
             "its settings as written where those are others"
         )
     elif plan.tuning:
-        told.append("rates first: each arm tries its own with one seed; the seeds above follow at the best of them")
+        lines.append("rates first: each arm tries its own with one seed; the seeds above follow at the best of them")
     if plan.ablation.looks:
-        told.append(f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there")
-    told += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
-    steps = next_steps(f"{plan.ablation.name}@{plan.ablation.scale}", store)
-    for line in [*told, *forecast.lines(plan), *steps]:
-        console.print(line, markup=False, highlight=False)
+        lines.append(f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there")
+    lines += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
+    say(console, *lines, *forecast.lines(plan), *next_steps(study.name, store))
 
 
 def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
     """One arm of the plan as plain data."""
-    tried = arm.tuning.labels if arm.tuning else {}
+    labels, search = (arm.tuning.labels, arm.tuning.search) if arm.tuning else ({}, None)
     return {
         "arm": name,
         "changes": dict(arm.arm.changes),
@@ -295,55 +238,44 @@ def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
         "seconds_per_run": arm.seconds,
         "memory_bytes": arm.memory,
         "lr": arm.arm.config.optim.lr,
-        "bracket": {label.removeprefix("lr x"): run_id for run_id, label in tried.items()},
-        "search": search_row(arm.tuning, arm.tuning.search) if arm.tuning and arm.tuning.search else None,
+        "bracket": {label.removeprefix("lr x"): run_id for run_id, label in labels.items()},
+        "search": arm.tuning and search and {
+            "space": [dimension.as_record() for dimension in search.space.dimensions],
+            "trials": search.trials,
+            "seeds": list(search.seeds),
+            "left": arm.tuning.left,
+            "settings": arm.tuning.settings,
+            "not_comparable": arm.tuning.reason,
+        },
         "adjustment": str(arm.adjustment) if arm.adjustment else None,
         "runs": {str(run.seed): run.id for run in arm.runs},
         "shared": {str(run.seed): run.id for run in arm.shared},
         "curve": {f"{b:g}": {str(run.seed): run.id for run in runs} for b, runs in arm.curve.items()},
         "finished": [str(run.seed) for run in arm.runs if run.id in done],
-    }
+    }  # fmt: skip
 
 
-def trials_told(plan: Plan) -> str:
-    """What is due of a study whose arms are tuned first."""
+def trials_due(plan: Plan) -> str:
+    """Trials and runs of a study whose arms are tuned first."""
     from gpt2lab.text import plural
 
-    searches = list(plan.searches.values())
-    all_, left = sum(search.trials for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
-    runs = {run.id for arm in plan.arms.values() for run in arm.runs}
-    each = f"{plural(searches[0].trials, 'trial')} each first" + (f", {all_ - left} done" if left < all_ else "")
-    seeds = len(searches[0].seeds)
-    more = f" of {plural(seeds, 'seed')}" if seeds > 1 else ""
-    return f"{each}{more}, then {len(runs)} to {2 * len(runs)} runs"
+    first, *_ = searches = list(plan.searches.values())
+    total, left = sum(search.trials for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
+    runs = len({run.id for arm in plan.arms.values() for run in arm.runs})
+    done = f", {total - left} done" if left < total else ""
+    seeds = f" of {plural(len(first.seeds), 'seed')}" if len(first.seeds) > 1 else ""
+    return f"{plural(first.trials, 'trial')} each first{done}{seeds}, then {runs} to {2 * runs} runs"
 
 
-def search_row(tuning: Tuning, search: Search) -> dict[str, Any]:
-    """An arm's search as plain data: what may be tried, how many trials there are and are left, what was found."""
-    return {
-        "space": [dimension.as_record() for dimension in search.space.dimensions],
-        "trials": search.trials,
-        "seeds": list(search.seeds),
-        "left": tuning.left,
-        "settings": tuning.settings,
-        "not_comparable": tuning.reason,
-    }
-
-
-def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
+def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
     """The arms with their costs, for a terminal."""
-    from rich.table import Table
     from rich.text import Text
 
     from gpt2lab.planning.space import in_short
     from gpt2lab.text import duration
 
-    shown = Table(title=Text(f"{plan.ablation.name}@{plan.ablation.scale}: {plan.ablation.question}"), box=None,
-                  title_justify="left", padding=(0, 2, 0, 0))  # fmt: skip
-    for name in ("arm", "what changes"):
-        shown.add_column(name, overflow="fold")
-    for name in ("parameters", "MFLOP/token", "tokens", "PFLOP", "time a run", "memory", "runs"):
-        shown.add_column(name, justify="right")
+    numbers = ("parameters", "MFLOP/token", "tokens", "PFLOP", "time a run", "memory", "runs")
+    table = table_of("arm", "what changes", *numbers, right=numbers, title=title)
     for row in rows:
         finished = f" ({len(row['finished'])} finished)" if row["finished"] else ""
         trials = f"{len(row['bracket'])} rates, " if row["bracket"] else ""
@@ -351,7 +283,7 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
             known = set() if row["search"]["left"] else set(row["runs"].values())
             again = len(set(row["shared"].values()) - known)
             trials = f"{row['search']['trials']} trials, " + (f"{again} as written, " if again else "")
-        shown.add_row(
+        table.add_row(
             Text(str(row["arm"])),
             Text(", ".join(f"{key} = {in_short(value)}" for key, value in row["changes"].items()) or "baseline"),
             f"{row['parameters']:,}",
@@ -362,4 +294,203 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> Any:
             f"{row['memory_bytes'] / 2**30:.1f} GiB",
             f"{trials}{len(row['runs'])}{finished}",
         )
-    return shown
+    return table
+
+
+def sweep(
+    file: Annotated[str, typer.Argument(help="YAML file of a sweep, such as sweeps/lr.yaml.", metavar="FILE")],
+    scale: Scale = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="Total number of trials, instead of the file's.", min=1)
+    ] = None,
+    jobs: Jobs = None,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", help="Ranks per run; trials then run one at a time.", min=1)
+    ] = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Join a sweep: end when nothing is left to start, write no report.")
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="sqlite:////abs/optuna.db, journal:/shared/optuna.log, "
+                     "postgresql://user@host/db.", envvar="GPT2LAB_STORAGE"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Start no trial after this time, such as 6h or 45m.", callback=checked_time),
+    ] = None,
+    audit_pruning: Annotated[
+        bool, typer.Option("--audit-pruning", help="Run all trials to the end; report what pruning would cut.")
+    ] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write the best settings as a preset into the current folder.")
+    ] = False,
+    set_: Set = None,
+    plugin: Plugin = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; train nothing.")] = False,
+    no_tracking: NoTracking = False,
+    runs: Runs = RUNS,
+    out: Out = OUT,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
+    from gpt2lab import api
+    from gpt2lab.data.progress import rich_progress
+    from gpt2lab.display import console_for, display
+    from gpt2lab.sweep.declaration import scales_of
+
+    console, code = console_for(to_stderr=json_), 0
+    for each in scales(scale, scales_of(file)):
+        with rich_progress() as progress:
+            plan = api.open_sweep(
+                file, scale=each, trials=trials, overrides=tuple(set_ or ()), plugins=tuple(plugin or ()),
+                budget=budget, jobs=jobs, audit_pruning=audit_pruning, runs=runs, progress=progress,
+            )  # fmt: skip
+        if dry_run and json_:
+            print_json({"sweep": plan.loaded.name, "searches": plan.as_record()})
+            continue
+        say(console, f"{plan.head['name']}: {plan.head['question']}", *plan.lines())
+        if dry_run:
+            continue
+        tracker = None if no_tracking else api.tracker_of(plan.store, plan.loaded.declared.sweep)
+        with display(console) as listener:
+            record = plan.train(
+                on_event=listener, tracker=tracker, storage=storage, nproc=nproc or 1, stays=not worker
+            )  # fmt: skip
+        if not worker:
+            code = max(code, show_sweep(record, plan, out, console, apply=apply, as_json=json_))
+    if code:
+        raise SystemExit(code)
+
+
+def show_sweep(
+    record: Mapping[str, Any], plan: SweepPlan, out: Path, console: Any, *, apply: bool, as_json: bool
+) -> int:
+    """Write the page and print the result; -> the exit code. Raises NumericsFault when everything diverged."""
+    from gpt2lab.errors import NumericsFault
+    from gpt2lab.reports import terminal_sweep, write_sweep_report
+
+    root, loaded = plan.store.root, plan.loaded
+    page = write_sweep_report(record["name"], root=root, out=out)
+    if as_json:
+        print((page.parent / "sweep.json").read_text(encoding="utf-8"))
+    else:
+        console.print(terminal_sweep(record, root=root, out=out))
+    for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
+        path = Path(f"{loaded.scale}-{loaded.declared.sweep}{best.stem.removeprefix('best')}.yaml")
+        path.write_text(best.read_text(encoding="utf-8"), encoding="utf-8")
+        say(console, f"written: {path}; try: gpt2lab train {path}")
+    outcomes = {trial["outcome"] for search in record["searches"].values() for trial in search["trials"]}
+    if outcomes <= {"diverged", "pruned"} and "diverged" in outcomes:
+        what = "no trial was finished: all of them diverged"
+        raise NumericsFault(what, where=str(page), hint="lower rates: see the page for which ones to try")
+    return 0 if "finished" in outcomes or outcomes <= {"waiting", "running"} else NOTHING_FOUND
+
+
+def noise(
+    preset: Annotated[
+        str | None,
+        typer.Argument(help="Preset or file; without it, list the stored noise floors.", metavar="PRESET"),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", "-n", help="Runs with different seeds.", min=3)] = 10,
+    same_seed: Annotated[
+        int, typer.Option("--same-seed", help="Runs of the first seed, that one included.", min=1)
+    ] = 2,
+    set_: Set = None,
+    tokens_per_parameter: Annotated[
+        float | None, typer.Option("--tokens-per-parameter", help="Length of training, as in a ladder of scales.")
+    ] = None,
+    jobs: Jobs = None,
+    plugin: Plugin = None,
+    dry_run: DryRun = False,
+    no_tracking: NoTracking = False,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:
+    """Measure the noise between repeats of a recipe. Used for planning and for verdicts on few seeds."""
+    from gpt2lab.display import console_for
+    from gpt2lab.planning.noise import floors
+    from gpt2lab.store import Store
+
+    console, store = console_for(to_stderr=json_), Store(runs)
+    if preset is None:
+        show_floors(list(floors(store)), console, as_json=json_)
+        return
+    from gpt2lab.api import command
+    from gpt2lab.data.progress import rich_progress
+    from gpt2lab.experiments.ablation import Study
+    from gpt2lab.experiments.noise import aa_study, keep_floor
+
+    overrides, plugins = tuple(set_ or ()), tuple(plugin or ())
+    ablation = aa_study(
+        preset, seeds=seeds, same_seed=same_seed, overrides=overrides, tokens_per_parameter=tokens_per_parameter,
+        plugins=plugins,
+    )  # fmt: skip
+    again = command(
+        "noise", preset, seeds=seeds, set=overrides, tokens_per_parameter=tokens_per_parameter, plugin=plugins
+    )  # fmt: skip
+    with rich_progress() as progress:
+        study = Study.prepare(ablation, store, jobs=jobs, progress=progress, reproduce=again)
+    if dry_run:
+        print_plan(study, console, json_)
+        return
+    result = train(study, console, tracking=not no_tracking)
+    if result.failed:
+        raise SystemExit(1)
+    show_floors([keep_floor(study.plan(), result.record, store)], console, as_json=json_)
+
+
+def show_floors(floors: list[Floor], console: Any, *, as_json: bool) -> None:
+    """Floors with their intervals, as a table or as JSON."""
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from gpt2lab.text import quantity
+
+    if as_json:
+        print_json([asdict(floor) for floor in floors])
+        return
+    if not floors:
+        say(console, "no noise floor has been measured; `gpt2lab noise nano` measures one")
+        return
+    numbers = ("tokens", "runs", "sd")
+    table = table_of("scale", *numbers, "95 % interval", "same seed", "on", "measured", right=numbers)
+    for floor in floors:
+        again = floor.same_seed
+        same = "-" if not again else "same bits" if again["identical"] else f"sd {again['sd']:.2g}"
+        failed = f", {floor.failed} failed" if floor.failed else ""
+        cells = (
+            floor.scale, quantity(floor.tokens), f"{len(floor.values)}{failed}", f"{floor.sd:.3g} nats",
+            f"[{floor.low:.3g}, {floor.high:.3g}]", same,
+            f"torch {floor.stack['torch']}, {floor.stack['device']}", floor.age.removeprefix("measured "),
+        )  # fmt: skip
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def adopt(
+    file: File,
+    scale: Scale = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    arms: Arms = None,
+    set_: Set = None,
+    plugin: Plugin = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs that could be kept.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Keep finished runs after a code change. First tests that the new code trains the same bits."""
+    from functools import partial
+
+    from gpt2lab.display import console_for
+    from gpt2lab.experiments.ablation import adopt_runs, list_adoptable
+
+    tell, refused = partial(say, console_for()), False
+    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs):
+        if dry_run:
+            list_adoptable(study, tell)
+        else:
+            refused |= adopt_runs(study, tell)
+    if refused:
+        raise SystemExit(1)

@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2lab.cli.run import Json
+from gpt2lab.cli.options import Json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from gpt2lab.analysis.selftest import Row
 
-group = typer.Typer(help="Test gpt2lab's statistics. Trains nothing.", no_args_is_help=True)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add this file's commands to the application."""
-    app.add_typer(group, name="selftest")
+group = typer.Typer(name="selftest", help="Test gpt2lab's statistics. Trains nothing.", no_args_is_help=True)
 
 
 @group.command()

@@ -1,9 +1,8 @@
-"""Train one run."""
+"""Commands that train one run: train, baseline."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,15 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.run import Json, Plugin, Runs, Set
+from gpt2lab.cli.options import RUNS, Json, NoTracking, Plugin, Runs, Set, print_json, say
 
 if TYPE_CHECKING:
     from gpt2lab.experiments.single import Watch
-
-
-def add_to(app: typer.Typer) -> None:
-    """Put this file's command into the application."""
-    app.command()(train)
 
 
 def train(
@@ -34,8 +28,8 @@ def train(
     plugin: Plugin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the run and its cost; train nothing.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into the run's trace.json.")] = False,
-    no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")] = False,
-    runs: Runs = Path("runs"),
+    no_tracking: NoTracking = False,
+    runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
     """Train one run: one config, one seed. Under torchrun each process is one of its ranks."""
@@ -46,73 +40,115 @@ def train(
     if place.size > 1 and nproc is not None:
         raise ConfigError(f"torchrun has started {place.size} ranks already", where="--nproc", hint="leave --nproc out")
     try:
-        code = run(
+        code = train_run(
             preset, place, overrides=tuple(set_ or ()), seed=seed, nproc=nproc or 1, plugins=tuple(plugin or ()),
             dry_run=dry_run, profile=profile, tracking=not no_tracking, runs=runs, as_json=json_,
         )  # fmt: skip
     except Gpt2labError as error:
         if place.local_rank == 0:
             raise
-        code = error.exit_code  # the first rank of this machine says it
-    if code:
-        leave(code, place.size > 1)
-
-
-def run(
-    preset: str, place: Any, *, overrides: tuple[str, ...], seed: int | None, nproc: int, plugins: tuple[str, ...],
-    dry_run: bool, profile: bool, tracking: bool, runs: Path, as_json: bool, watch: Watch | None = None,
-) -> int:  # fmt: skip
-    """Plan the run, train it, say what became of it; -> the exit code. Raises what planning and training raise."""
-    from gpt2lab.api import command_of_run, tracker_of
-    from gpt2lab.cli.results import plain
-    from gpt2lab.data.progress import rich_progress
-    from gpt2lab.display import PlainLines, console_for, display
-    from gpt2lab.experiments import single as s
-    from gpt2lab.store import Store
-
-    many, leads = place.size > 1, place.rank == 0
-    console, store = console_for(to_stderr=as_json), Store(runs)
-
-    def say(text: list[str]) -> None:
-        for line in text if leads else ():
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    with rich_progress() if place.local_rank == 0 else contextlib.nullcontext() as progress:
-        single = s.plan_single(
-            preset, store, seed=seed, overrides=overrides, plugins=plugins, ranks=place.size if many else nproc,
-            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", place.size)) if many else None, progress=progress,
-            profile=profile,
-        )  # fmt: skip
-    say(s.lines(single))
-    if dry_run:
-        say(["finished already"] if single.is_finished else [])
-    elif single.is_finished:
-        s.refuse_divergence(single)
-        say(["finished already; nothing is trained", *s.result_lines(single)])
-    else:
-        again = command_of_run(preset, overrides=overrides, seed=seed, plugins=plugins)
-        tracker = tracker_of(store, s.STUDY) if tracking else None
-        if many:
-            listener = PlainLines(console)
-            code = s.train_as_rank(
-                single, leads=leads, reproduce=again, on_event=listener, tracker=tracker, watch=watch
-            )  # fmt: skip
-            if code:
-                return code
-            s.refuse_divergence(single)
-        else:
-            with display(console) as shown:
-                s.train_single(single, reproduce=again, on_event=shown, tracker=tracker, watch=watch)
-        say([*s.result_lines(single), *(["MLflow: gpt2lab ui"] if tracking else [])])
-    if as_json and leads:
-        print(json.dumps(plain(s.as_record(single))))
-    return 0
-
-
-def leave(code: int, one_of_many: bool) -> None:
-    """End with that code; as one of many at once, because what is left of a collective would wait for the others."""
-    if one_of_many:
+        code = error.exit_code  # the first rank of this machine prints it
+    if code and place.size > 1:  # at once: what is left of a collective would wait for the others
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    raise SystemExit(code)
+    if code:
+        raise SystemExit(code)
+
+
+def train_run(
+    preset: str, place: Any, *, overrides: tuple[str, ...], nproc: int, runs: Path, tracking: bool, as_json: bool,
+    seed: int | None = None, plugins: tuple[str, ...] = (), dry_run: bool = False, profile: bool = False,
+    watch: Watch | None = None,
+) -> int:  # fmt: skip
+    """Plan the run, train it and print the result; -> the exit code. Raises what planning and training raise."""
+    from gpt2lab import api
+    from gpt2lab.data.progress import rich_progress
+    from gpt2lab.display import PlainLines, console_for, display
+    from gpt2lab.experiments.single import STUDY
+
+    many, leads = place.size > 1, place.rank == 0
+    console = console_for(to_stderr=as_json)
+
+    def tell(*lines: str) -> None:
+        say(console, *(lines if leads else ()), wrap=False)
+
+    with rich_progress() if place.local_rank == 0 else contextlib.nullcontext() as progress:
+        single = api.open_run(
+            preset, seed=seed, overrides=overrides, plugins=plugins, runs=runs, ranks=place.size if many else nproc,
+            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", place.size)) if many else None, progress=progress,
+            profile=profile,
+        )  # fmt: skip
+    tell(*single.lines())
+    if dry_run:
+        tell(*(["finished already"] if single.is_finished else []))
+    elif single.is_finished:
+        single.refuse_divergence()
+        tell("finished already; nothing is trained", *single.result_lines())
+    else:
+        tracker = api.tracker_of(single.store, STUDY) if tracking else None
+        if many:
+            code = single.train_as_rank(leads=leads, on_event=PlainLines(console), tracker=tracker, watch=watch)
+            if code:
+                return code
+            single.refuse_divergence()
+        else:
+            with display(console) as listener:
+                single.train(on_event=listener, tracker=tracker, watch=watch)
+        tell(*single.result_lines(), *(["MLflow: gpt2lab ui"] if tracking else []))
+    if as_json and leads:
+        print_json(single.as_record())
+    return 0
+
+
+def baseline(
+    corpus: Annotated[str, typer.Option("--corpus", help="Corpus to train on.")] = "fineweb-10b",
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimizer steps; if few, a tenth is warm-up.", min=1)
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", help="Tokens in each step, over all ranks.", min=1)
+    ] = None,
+    set_: Set = None,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", help="Ranks; by default one per GPU of this machine.", min=1)
+    ] = None,
+    max_days: Annotated[float, typer.Option("--max-days", help="Do not start a longer training.")] = 7,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimate; train nothing.")] = False,
+    no_tracking: NoTracking = False,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:
+    """Reproduce GPT-2 124M by its published recipe.
+
+    Prints the time, memory and disk that it takes here, then trains it. Compares the validation loss with the published
+    curve, where text, batch and schedule are the recipe's.
+    """
+    from functools import partial
+
+    import torch
+
+    from gpt2lab.display import console_for
+    from gpt2lab.experiments.baseline import PRESET, Baseline, refuse_torchrun
+    from gpt2lab.store import Store
+    from gpt2lab.training.ranks import RankEnvironment
+
+    place, store = RankEnvironment.read(), Store(runs)
+    console = console_for(to_stderr=json_)
+    refuse_torchrun(place.size)
+    plan = Baseline.prepare(
+        store, ranks=nproc or max(1, torch.cuda.device_count()), corpus=corpus, steps=steps, batch_tokens=batch_tokens,
+        overrides=tuple(set_ or ()), say=partial(say, console),
+    )  # fmt: skip
+    say(console, *plan.lines(), wrap=False)
+    if dry_run:
+        if json_:
+            print_json(plan.as_record())
+        return
+    plan.refuse_hopeless(store, max_days)
+    code = train_run(
+        PRESET, place, overrides=plan.overrides, nproc=plan.ranks, tracking=not no_tracking, runs=runs, as_json=json_,
+        watch=plan.watch(),
+    )  # fmt: skip
+    if code:
+        raise SystemExit(code)

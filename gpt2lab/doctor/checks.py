@@ -1,6 +1,6 @@
-"""What a sound training shows, asked of a run: by its journal, by doing its first steps again, by probes of its model.
+"""Checks of a run: of its journal, of its first steps, which are trained again, and of its model under probes.
 
-A check never asks what a component is called.
+No check depends on the name of a component.
 
 Shapes: n sequences of a batch, B batch, H heads, T tokens, S keys, D channels per head, C channels, V vocabulary.
 """
@@ -12,9 +12,10 @@ import itertools
 import lzma
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,14 +26,159 @@ from gpt2lab.components.attend import score_map
 from gpt2lab.components.base import Param
 from gpt2lab.components.scores import Scores
 from gpt2lab.components.stack import CrossLayer
+from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
-from gpt2lab.doctor.run import ExaminedRun, Finding, NotExamined, error, warning
-from gpt2lab.model import GPT
+from gpt2lab.data.prepared import Prepared
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
+from gpt2lab.evaluation.validation import plain_windows
+from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import SLOTS
+from gpt2lab.reuse.measure import data_of, load_weights
+from gpt2lab.store import Row, RunFolder
+from gpt2lab.training.checkpoints import checkpoints
 from gpt2lab.training.loop import reseed, steps
-from gpt2lab.training.precision import autocast, set_arithmetic
+from gpt2lab.training.precision import autocast, choose_device, set_arithmetic
 from gpt2lab.training.state import TrainState
+
+# the run under examination --------------------------------------------------------------------------------------------
+
+SEQUENCES, LONGEST = 4, 512
+"""Of the validation windows that probes look at: as few as show what is to be shown."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a sound training does not show.
+
+    severity: `error` where the run's result cannot be trusted, `warning` where it is probably not what was meant.
+    evidence: a sentence with the numbers.  causes: what usually lies behind it, the commonest first.
+    """
+
+    name: str
+    severity: Literal["error", "warning"]
+    evidence: str
+    causes: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**asdict(self), "causes": list(self.causes)}
+
+
+def error(name: str, evidence: str, *causes: str) -> Finding:
+    """A finding because of which the run's result cannot be trusted."""
+    return Finding(name, "error", evidence, causes)
+
+
+def warning(name: str, evidence: str, *causes: str) -> Finding:
+    """A finding that is probably not what was meant."""
+    return Finding(name, "warning", evidence, causes)
+
+
+class NotExamined(Exception):
+    """Why a check does not apply to this run: neither a finding nor a clean bill."""
+
+
+@dataclass(frozen=True)
+class ExaminedRun:
+    """One run under examination. What is not available raises NotExamined when it is used."""
+
+    folder: RunFolder
+    config: Config
+    rows: Sequence[Row]
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> ExaminedRun:
+        """Read what the run has written. Raises ConfigError when there is no such run, DataFault when it is damaged."""
+        text, path = folder.config(), folder.path
+        if folder.status() == "absent":
+            raise ConfigError("there is no such run", where=str(path), hint="gpt2lab runs")
+        if text is None:
+            raise DataFault("no config.yaml: what it trains is not known", where=str(path), hint=f"ls {path}")
+        return cls(folder, config_from_text(text, str(path / "config.yaml")), folder.rows())
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """result.json, empty while the run goes on."""
+        return self.folder.result() or {}
+
+    @cached_property
+    def stack(self) -> dict[str, Any]:
+        """Which software and devices it ran on, as far as it is known."""
+        return self.result.get("stack") or {}
+
+    @cached_property
+    def device(self) -> torch.device:
+        """On which it is examined."""
+        return choose_device(self.config.training.device)
+
+    @cached_property
+    def step(self) -> int:
+        """Steps that the newest weights have seen."""
+        if self.result.get("status") == "finished":
+            return int(self.result["steps"])
+        return next((step for step, _ in checkpoints(self.folder.checkpoints)), 0)
+
+    def series(self, metric: str) -> dict[int, float]:
+        """A metric of the journal by step, finite values only."""
+        values = {row["step"]: row["metrics"].get(metric) for row in self.rows}
+        return {step: float(value) for step, value in values.items() if value is not None and math.isfinite(value)}
+
+    def last(self, metric: str) -> tuple[int, float]:
+        """Step and value of its last entry."""
+        series = self.series(metric)
+        if not series:
+            raise NotExamined(f"no {metric} in its journal")
+        return max(series.items())
+
+    @cached_property
+    def data(self) -> Prepared:
+        """What it was trained on."""
+        try:
+            return data_of(self.folder, self.config)
+        except Gpt2labError as reason:
+            raise NotExamined(f"its data: {reason}") from reason
+
+    def build(self) -> GPT:
+        """Its model with the initial weights, in evaluation mode."""
+        return build_model(self.config.model, seed=self.config.seed, device=self.device).eval()
+
+    @cached_property
+    def start(self) -> GPT:
+        """The model before its first step, in evaluation mode."""
+        if self.config.branch:
+            raise NotExamined(f"it branches from {self.config.branch}")
+        return self.build()
+
+    @cached_property
+    def now(self) -> GPT:
+        """The model with its newest weights, in evaluation mode."""
+        if not self.step:
+            raise NotExamined("no checkpoint yet")
+        model = self.build()
+        try:
+            load_weights(model, self.folder, self.step)
+        except DataFault as reason:
+            raise NotExamined(str(reason)) from reason
+        return model
+
+    @property
+    def newest(self) -> GPT:
+        """The model with its newest weights, or at the start where there are none."""
+        return self.now if self.step else self.start
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Some validation windows, each with the token after it.  -> (B, T + 1) int64"""
+        block = self.config.model.block_size
+        try:
+            windows = plain_windows(self.data.validation, block_size=block, total=SEQUENCES * block)
+        except ConfigError as reason:
+            raise NotExamined(f"its validation text is too short: {reason}") from reason
+        starts = [window.start for window in windows if window.length == block]
+        rows = np.stack([self.data.validation[start : start + min(block, LONGEST) + 1] for start in starts])
+        return torch.as_tensor(rows, device=self.device)
+
 
 # the journal: losses, rates, sizes of steps ---------------------------------------------------------------------------
 
@@ -534,3 +680,43 @@ CHECKS: tuple[Check, ...] = (
     gradient,
     causality, softmax_rows, attention_scale, targets, tie, decay, residual_scaling,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """Findings about one run. sound: checks that found nothing. unknown: check -> why it does not apply."""
+
+    run: str
+    status: str
+    step: int
+    findings: Sequence[Finding]
+    sound: Sequence[str]
+    unknown: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {**vars(self), "findings": [finding.to_json() for finding in self.findings]}
+
+
+def examine(folder: RunFolder, *, progress: Callable[[str], None] | None = None) -> Examination:
+    """Run every check on a run; the plug-ins of its components must be loaded before.
+
+    Raises ConfigError when there is no such run, DataFault when what it wrote is damaged.
+    """
+    run = ExaminedRun.load(folder)
+    findings, sound, unknown = [], [], {}
+    for check in CHECKS:
+        if progress:
+            progress(check.__name__)
+        try:
+            finding = check(run)
+        except NotExamined as reason:
+            unknown[check.__name__] = str(reason)
+            continue
+        if finding is None:
+            sound.append(check.__name__)
+        else:
+            findings.append(finding)
+    return Examination(
+        run=folder.id, status=folder.status(), step=run.step, findings=findings, sound=sound, unknown=unknown
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import socket
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 
+from gpt2lab.data.encode import usable_cores
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.planning.machine import device_name
@@ -49,8 +49,7 @@ def check_machine(store: Store) -> Iterator[MachineCheck]:
     device = choose_device()
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
     yield MachineCheck("device", f"{device.type}, {device_name(device)}{'' if bf16 else ', without bf16'}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield MachineCheck("threads", f"{torch.get_num_threads()} of torch, on {cores} cores")
+    yield MachineCheck("threads", f"{torch.get_num_threads()} of torch, on {usable_cores()} cores")
     memory = psutil.virtual_memory()
     yield MachineCheck("memory", f"{quantity(memory.available, 'B')} free of {quantity(memory.total, 'B')}")
     yield _folder("run store", store.root.absolute())
@@ -77,26 +76,21 @@ def _folder(name: str, folder: Path) -> MachineCheck:
 
 
 def _mlflow(store: Store) -> MachineCheck:
-    """Where runs are mirrored to, and whether anybody is there."""
-    uri = default_uri(store.root)
+    """Where runs are mirrored to, and why that fails: the folder of a file cannot be written, no server answers."""
+    uri, problem = default_uri(store.root), None
     try:
         check_uri(uri)
+        file, address = sqlite_path(uri), urlsplit(uri)
+        port = address.port or {"https": 443, "http": 80}.get(address.scheme)
+        if file is not None:
+            nearest = next(path for path in (file.parent, *file.parent.parents) if path.exists())
+            problem = _refused(lambda: tempfile.TemporaryFile(dir=nearest).close())
+        elif address.hostname is not None and port is not None:
+            place = (address.hostname, port)
+            problem = _refused(lambda: socket.create_connection(place, SERVER_SECONDS).close())
     except Gpt2labError as error:
-        return MachineCheck("MLflow", masked(uri), str(error))
-    file = sqlite_path(uri)
-    if file is not None:
-        nearest = next(path for path in (file.parent, *file.parent.parents) if path.exists())
-        return MachineCheck("MLflow", masked(uri), _refused(lambda: tempfile.TemporaryFile(dir=nearest).close()))
-    address = urlsplit(uri)
-    if address.hostname is None:
-        return MachineCheck("MLflow", masked(uri))
-    port = address.port or {"https": 443, "http": 80}.get(address.scheme)
-    if port is None:
-        return MachineCheck("MLflow", masked(uri))
-    place = (address.hostname, port)
-    return MachineCheck(
-        "MLflow", masked(uri), _refused(lambda: socket.create_connection(place, SERVER_SECONDS).close())
-    )
+        problem = str(error)
+    return MachineCheck("MLflow", masked(uri), problem)
 
 
 def _refused(work: Callable[[], object]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2lab.config import Config
 from gpt2lab.data.corpora import corpus
@@ -45,6 +46,11 @@ class TaskScores:
     def values(self) -> dict[str, float]:
         """By `task/measure`."""
         return {name: value for result in self.results for name, value in result.values().items()}
+
+    def as_record(self, limit: int | None) -> dict[str, Any]:
+        """For programs. limit: of documents, as it was given."""
+        tasks = [record(result) for result in self.results]
+        return {"source": self.name, "run": self.run, "limit": limit, "tasks": tasks, "reused": self.reused}
 
 
 def evaluate_tasks(

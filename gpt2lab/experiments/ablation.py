@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpt2lab.data.files import Progress as DataProgress
@@ -20,23 +20,27 @@ from gpt2lab.planning.record import study_record, with_history
 from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
 from gpt2lab.records import StudyRecord
 from gpt2lab.results import judge
+from gpt2lab.reuse.adopt import adopt, groups, without_old_runs
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store
+from gpt2lab.text import plural
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The study's record, the runs that were trained now and how they ended, and how many were found finished."""
+    """A study that was trained as far as its runs allowed."""
 
     record: StudyRecord
-    endings: dict[str, Ending]
+    endings: Mapping[str, Ending]
+    """run id -> how it ended, of the runs that were trained now"""
     found: int
+    """runs that were found finished"""
 
     @property
     def failed(self) -> list[str]:
-        """Ids of runs that did not end as they should."""
+        """Ids of runs that did not end as they should; the same call tries them again."""
         return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
 
 
@@ -48,6 +52,7 @@ class Study:
     at those that were found, then the seeds of the next look. Each stage's plan follows from what is finished.
 
     seconds: a budget; the arms and seeds that the first plan chooses to fit it stay chosen, however long runs take.
+    reproduce: the command or call that repeats the study, for its record.
     """
 
     ablation: LoadedAblation
@@ -55,6 +60,7 @@ class Study:
     machine: Machine
     data: Prepared
     seconds: float | None = None
+    reproduce: str = ""
     _first: Plan | None = field(default=None, init=False)
 
     @classmethod
@@ -67,6 +73,7 @@ class Study:
         machine: Machine | None = None,
         seconds: float | None = None,
         progress: DataProgress | None = None,
+        reproduce: str = "",
     ) -> Study:
         """Prepare the data, once for all arms, and describe this machine unless another `machine` is given. Raises
         ConfigError when the machine has no room for so many jobs, DataFault, EnvironmentFault."""
@@ -74,7 +81,7 @@ class Study:
         data = prepare(baseline.data, progress=progress)
         fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
         machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs)
-        return cls(ablation, store, machine, data, seconds)
+        return cls(ablation, store, machine, data, seconds, reproduce)
 
     @property
     def name(self) -> str:
@@ -95,22 +102,26 @@ class Study:
         )
         return replace(self._made(chosen, due, None), left_out=self._first.left_out)
 
+    def plan_of_all(self) -> Plan:
+        """The plan up to the last declared look."""
+        plan = self.plan()
+        return self.plan(dict.fromkeys(plan.arms, plan.ablation.looks[-1])) if plan.ablation.looks else plan
+
     def _made(self, ablation: LoadedAblation, due: Mapping[str, int] | None, seconds: float | None) -> Plan:
         return make_plan(ablation, self.data, self.store, self.machine, seeds_now=due, seconds=seconds)
 
     def train(
         self,
         *,
-        reproduce: str,
         on_event: Listener = ignore,
         tracker: TrackerFactory | None = None,
         executor: Executor | None = None,
     ) -> Outcome:
         """Write the study's record, train what is not finished, and follow it, stage by stage.
 
-        reproduce: the command or call that repeats the study, for its record. executor: where runs execute; processes
-        of this machine unless given. A failed run leaves the others alone; it is in the record of its folder and is
-        tried again the next time. Raises Preempted when stopped, with everything saved.
+        executor: where runs execute; processes of this machine unless given. A failed run leaves the others alone; it
+        is in the record of its folder and is tried again the next time. Raises Preempted when stopped, with everything
+        saved.
         """
         due: dict[str, int] | None = None
         endings: dict[str, Ending] = {}
@@ -118,11 +129,11 @@ class Study:
         searched = False
         while True:
             plan = self.plan(due)
-            record = with_history(study_record(plan, reproduce=reproduce), self.store)
+            record = with_history(study_record(plan, reproduce=self.reproduce), self.store)
             self.store.write_study(record)
             keep_sources((arm.arm.config for arm in plan.arms.values()), self.store)
             if plan.searches and not searched:  # once: what then is open still has been given up
-                self._search(plan, on_event, tracker, reproduce)
+                self._search(plan, on_event, tracker)
                 searched = True
                 continue
             runs = plan.runs()
@@ -136,9 +147,9 @@ class Study:
             if due is None:
                 elsewhere = [run for run, ending in endings.items() if ending == "found"]
                 trained: dict[str, Ending] = {run: ending for run, ending in endings.items() if ending != "found"}
-                return Outcome(record, trained, len(found) + len(elsewhere))
+                return Outcome(record=record, endings=trained, found=len(found) + len(elsewhere))
 
-    def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None, reproduce: str) -> None:
+    def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None) -> None:
         """Drive the searches of all arms to their end, side by side."""
         from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load, and few studies need it
         from gpt2lab.sweep.record import head
@@ -149,7 +160,7 @@ class Study:
             sweep=ablation.name, scale=ablation.scale, part_of=self.name,
             question=f"Which settings suit each arm best? {ablation.question}", settings=ablation.tune,
             config=baseline.arm.config, costs=baseline.costs, data=plan.data, machine=plan.machine, floor=plan.floor,
-            smallest_effect=ablation.smallest_effect, reproduce=reproduce,
+            smallest_effect=ablation.smallest_effect, reproduce=self.reproduce,
         )  # fmt: skip
         run_searches(plan.searches, shared, self.store, on_event=on_event, tracker=tracker)
 
@@ -167,6 +178,37 @@ class Study:
             endings = scheduler.run([job_of(run, self.store, plan) for run in longest_first(todo, plan)])
             driver.tick()
             return endings
+
+
+def adopt_runs(study: Study, say: Callable[[str], None]) -> bool:
+    """Keep what was trained by older code and still trains the same bits; -> whether any runs were refused. Searched
+    rates are adopted first; the runs at the best of them are known only then."""
+    count, refused = 0, False
+    while True:
+        plan = study.plan_of_all()
+        lacking = without_old_runs(plan, study.store)
+        outcomes = adopt(plan, study.store, say)
+        for outcome in outcomes:
+            say(str(outcome))
+        count += sum(len(outcome.adopted) for outcome in outcomes)
+        refused |= any(outcome.refused for outcome in outcomes)
+        if not plan.tuning or not outcomes or not all(outcome.adopted for outcome in outcomes):
+            break
+    for line in lacking:
+        say(line)
+    say(f"{study.name}: {plural(count, 'run')} kept" if count else f"{study.name}: nothing to keep")
+    return refused
+
+
+def list_adoptable(study: Study, say: Callable[[str], None]) -> None:
+    """Report which runs could be adopted, and from which run each group would be replayed."""
+    plan = study.plan_of_all()
+    for group in groups(plan, study.store):
+        for run in group.candidates:
+            say(f"{run.new.arm} seed {run.new.seed}: {run.old.id} differs in code alone")
+        say(f"{group}: {group.replayable.id if group.replayable else 'none of them'} can be replayed")
+    for line in without_old_runs(plan, study.store):
+        say(line)
 
 
 def job_of(run: Run, store: Store, plan: Plan) -> Job:

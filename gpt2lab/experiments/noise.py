@@ -12,9 +12,10 @@ from gpt2lab.config import load_config, preset_name
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import NOISE_SEEDS, Arm, LoadedAblation
 from gpt2lab.planning.declaration import MAX_SEEDS
-from gpt2lab.planning.noise import Floor, make_floor
+from gpt2lab.planning.noise import Floor, make_floor, write_floor
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import final_loss
+from gpt2lab.records import NoiseFloor, StudyRecord
 from gpt2lab.results import NOISE_DESIGN
 from gpt2lab.store import Store
 
@@ -57,8 +58,17 @@ def aa_study(
     )
 
 
+def keep_floor(plan: Plan, record: StudyRecord, store: Store) -> Floor:
+    """Store the noise floor of a finished study of repeats, and put it into the study's record. Raises ConfigError when
+    too few runs learned anything."""
+    floor = measured(plan, store)
+    write_floor(floor, store)
+    store.write_study(record.with_(noise=NoiseFloor(**floor.as_record())))
+    return floor
+
+
 def measured(plan: Plan, store: Store) -> Floor:
-    """The noise floor that the finished runs of an A/A study give. Raises ConfigError when too few learned anything."""
+    """The noise floor by the finished runs of a study of repeats. Raises ConfigError when too few learned anything."""
     losses = {run.seed: final_loss(run, store, plan.data.floors) for run in plan.arms[REPEATS].runs}
     good = {str(seed): loss for seed, loss in losses.items() if loss is not None and loss < float("inf")}
     if len(good) < FEWEST:

@@ -79,6 +79,19 @@ class SweepPlan:
             seconds=self.head["time_budget"], stays=stays,
         )  # fmt: skip
 
+    def as_record(self) -> dict[str, Any]:
+        """Search -> its size and cost as plain data."""
+        return {
+            label: {
+                "trials": search.trials,
+                "seeds": list(search.seeds),
+                "tokens": search.tokens,
+                "flops": search.costs.flops_per_token * search.tokens * search.trials * search.settings.seeds,
+                "space": [dimension.as_record() for dimension in search.space.dimensions],
+            }
+            for label, search in self.searches.items()
+        }
+
     def lines(self) -> list[str]:
         """What is searched, and what that takes at most, in sentences."""
         lines = []

@@ -36,6 +36,7 @@ from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.reuse.why import CODE, without_code
 from gpt2lab.runner import REPLAYED, evaluated
 from gpt2lab.store import RunFolder, Store, now, publish_folder, temporary_beside, write_json
+from gpt2lab.text import plural
 from gpt2lab.training.checkpoints import checkpoints, load_latest
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.loop import steps
@@ -84,6 +85,10 @@ class Outcome:
     group: str
     adopted: tuple[str, ...] = ()
     refused: str = ""
+
+    def __str__(self) -> str:
+        kept = plural(len(self.adopted), "run") + " kept" if self.adopted else "another process was there first"
+        return f"{self.group}: {f'refused: {self.refused}' if self.refused else kept}"
 
 
 def candidates(plan: Plan, store: Store) -> list[Candidate]:
@@ -157,12 +162,13 @@ def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Outcom
             outcomes.append(Outcome(str(group), refused="no run of this kind kept a checkpoint to replay from"))
             continue
         say(f"{group}: replaying {group.replayable.id}")
-        replayed = replay(group.replayable, plan.data, plan.machine.threads)
-        if replayed.difference:
-            outcomes.append(Outcome(str(group), refused=replayed.difference))
-            continue
-        kept = [candidate.new.id for candidate in group.candidates if keep(candidate, store, replayed.evaluation)]
-        outcomes.append(Outcome(str(group), adopted=tuple(kept)))
+        try:
+            evaluation = replay(group.replayable, plan.data, plan.machine.threads)
+        except Refused as reason:
+            outcomes.append(Outcome(str(group), refused=str(reason)))
+        else:
+            kept = [candidate.new.id for candidate in group.candidates if keep(candidate, store, evaluation)]
+            outcomes.append(Outcome(str(group), adopted=tuple(kept)))
     return outcomes
 
 
@@ -247,13 +253,8 @@ def _share(source: Path, target: Path) -> None:
 # Replaying
 
 
-@dataclass(frozen=True)
-class Replayed:
-    """The result of a replay. `difference`: the first one from the old run, empty when every bit is the same.
-    `evaluation`: key of the evaluation that came out the same, None when the old run has none."""
-
-    difference: str = ""
-    evaluation: str | None = None
+class Refused(Exception):
+    """Why a replay does not stand for the old run: the first difference, or what is missing."""
 
 
 def can_be_replayed(run: RunFolder) -> bool:
@@ -264,37 +265,44 @@ def can_be_replayed(run: RunFolder) -> bool:
     )
 
 
-def replay(old: RunFolder, data: Prepared, threads: int) -> Replayed:
-    """Replay a finished run on `threads` CPU threads, those that it had."""
+def replay(old: RunFolder, data: Prepared, threads: int) -> str | None:
+    """Replay a finished run on `threads` CPU threads, those that it had; -> key of the evaluation that came out the
+    same, None when the old run has none. Raises Refused."""
     set_threads(threads)
     try:
         return _replay(old, data)
+    except Refused:
+        raise
     except Gpt2labError as error:
-        return Replayed(str(error))
+        raise Refused(str(error)) from error
     except Exception as error:  # the code under test may fail in any way; the other runs go on
-        return Replayed(f"it fails with {type(error).__name__}: {error}")
+        raise Refused(f"it fails with {type(error).__name__}: {error}") from error
 
 
-def _replay(old: RunFolder, data: Prepared) -> Replayed:
+def _replay(old: RunFolder, data: Prepared) -> str | None:
     text, identity = old.config(), (old.identity() or {}).get("identity", {})
     if text is None:
-        return Replayed("its config is gone")
+        raise Refused("its config is gone")
     if identity.get("data") != data.fingerprint:
-        return Replayed("its data is not that of the plan")
+        raise Refused("its data is not that of the plan")
     config = config_from_text(text)
     if config.branch:
-        return Replayed(f"it branches from {config.branch}, and its first steps are not replayed")
+        raise Refused(f"it branches from {config.branch}, and its first steps are not replayed")
     logged = {row["step"]: row["metrics"] for row in old.rows()}
-    difference = _different_rates(config, logged)
+    multiplier = config.optim.multiplier(config.training.steps)
+    for step, metrics in logged.items():
+        if "train/lr" in metrics:
+            rate = {"train/lr": config.optim.lr * multiplier(step - 1)}
+            _compare_numbers(step, rate, {"train/lr": metrics["train/lr"]})
     is_compiled = bool(identity.get("compiled"))
-    if config.training.steps > REPLAYED:
-        difference = difference or _retrained(_fresh(config, is_compiled), config, data, logged, until=FIRST_STEPS)
     state = _fresh(config, is_compiled)
-    if not difference and config.training.steps > REPLAYED and load_latest(old.replay, state) is None:
-        return Replayed("it kept no checkpoint to replay from")
-    difference = difference or _retrained(state, config, data, logged, until=config.training.steps)
-    difference = difference or _different_checkpoint(state, config, old)
-    return Replayed(difference) if difference else _evaluated(state, config, data, old, str(identity.get("device")))
+    if config.training.steps > REPLAYED:
+        _retrain(_fresh(config, is_compiled), config, data, logged, until=FIRST_STEPS)
+        if load_latest(old.replay, state) is None:
+            raise Refused("it kept no checkpoint to replay from")
+    _retrain(state, config, data, logged, until=config.training.steps)
+    _compare_checkpoint(state, config, old)
+    return _evaluate_again(state, config, data, old, str(identity.get("device")))
 
 
 def _fresh(config: Config, is_compiled: bool = False) -> TrainState:
@@ -306,19 +314,8 @@ def _fresh(config: Config, is_compiled: bool = False) -> TrainState:
     return TrainState(model, build_optimizers(config.optim, model.params()), scaler=scaler)
 
 
-def _different_rates(config: Config, logged: Logged) -> str:
-    """The first step whose learning rate would be another one now, over the whole of the training."""
-    multiplier = config.optim.multiplier(config.training.steps)
-    for step, metrics in logged.items():
-        now = {"train/lr": config.optim.lr * multiplier(step - 1)} if "train/lr" in metrics else {}
-        difference = _different_numbers(step, now, {name: metrics[name] for name in now})
-        if difference:
-            return difference
-    return ""
-
-
-def _retrained(state: TrainState, config: Config, data: Prepared, logged: Logged, *, until: int) -> str:
-    """Train `state` on to step `until` and hold every step that was logged against the journal."""
+def _retrain(state: TrainState, config: Config, data: Prepared, logged: Logged, *, until: int) -> None:
+    """Train `state` on to step `until`, and compare every step that was logged with the journal."""
     block, training = config.model.block_size, config.training
     batches = Batches(data.train, block, training.batch_tokens // block, config.seed)
     for record in steps(state, batches, config.optim, training, seed=config.seed, stop_at=until):
@@ -326,35 +323,30 @@ def _retrained(state: TrainState, config: Config, data: Prepared, logged: Logged
             {k: v for k, v in metrics.items() if k.startswith("train/")}
             for metrics in (record.metrics, logged.get(record.step, {}))
         )
-        difference = _different_numbers(record.step, now, before) if now and before else ""
-        if difference:
-            return difference
-    return ""
+        if now and before:
+            _compare_numbers(record.step, now, before)
 
 
-def _different_numbers(step: int, now: Mapping[str, float], before: Mapping[str, float]) -> str:
-    """The first number of a step that is not exactly what it was."""
-    for name in [*before, *(name for name in now if name not in before)]:
+def _compare_numbers(step: int, now: Mapping[str, float], before: Mapping[str, float]) -> None:
+    for name in dict.fromkeys([*before, *now]):
         x, y = now.get(name), before.get(name)
         if x != y:
             apart = f" ({abs(x - y):.2g} apart)" if x is not None and y is not None else ""
-            return f"step {step}: {name} is {x!r}, was {y!r}{apart}"
-    return ""
+            raise Refused(f"step {step}: {name} is {x!r}, was {y!r}{apart}")
 
 
-def _different_checkpoint(state: TrainState, config: Config, old: RunFolder) -> str:
-    """What differs from the final checkpoint, weights and optimizer state alike."""
-    kept = _fresh(config)
-    loaded = load_latest(old.checkpoints, kept)
+def _compare_checkpoint(state: TrainState, config: Config, old: RunFolder) -> None:
+    """Compare weights and optimizer state with the final checkpoint."""
+    final = _fresh(config)
+    loaded = load_latest(old.checkpoints, final)
     if loaded is None or loaded.step != state.step:
-        return "its final weights are gone"
-    new, old_leaves = (dict(_leaves({k: s.state_dict()[k] for k in ("model", "optimizers")})) for s in (state, kept))
-    for name in [*old_leaves, *(name for name in new if name not in old_leaves)]:
-        if name not in new or name not in old_leaves:
-            return f"after step {state.step} {name} is {'gone' if name in old_leaves else 'new'}"
-        if not same_bits(new[name], old_leaves[name]):
-            return f"after step {state.step} {name} differs{_distance(new[name], old_leaves[name])}"
-    return ""
+        raise Refused("its final weights are gone")
+    new, before = (dict(_leaves({k: s.state_dict()[k] for k in ("model", "optimizers")})) for s in (state, final))
+    for name in dict.fromkeys([*before, *new]):
+        if name not in new or name not in before:
+            raise Refused(f"after step {state.step} {name} is {'gone' if name in before else 'new'}")
+        if not same_bits(new[name], before[name]):
+            raise Refused(f"after step {state.step} {name} differs{_distance(new[name], before[name])}")
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -386,18 +378,18 @@ def _distance(a: Any, b: Any) -> str:
     return ""
 
 
-def _evaluated(state: TrainState, config: Config, data: Prepared, old: RunFolder, device: str) -> Replayed:
-    """What differs when the final weights are evaluated again: metrics, contexts, and the loss of each window."""
+def _evaluate_again(state: TrainState, config: Config, data: Prepared, old: RunFolder, device: str) -> str | None:
+    """Evaluate the final weights again and compare metrics, contexts, and the loss of each window."""
     model = cast(GPT, state.model)
     record, windows = evaluated(model, config, data, device, config.evaluation, validation_documents(data))
     key = str(record["key"])
     before, old_windows = old.evaluation(key), old.windows(key)
     if before is None:
-        return Replayed()
+        return None
     now = json.loads(json.dumps({**record, "windows": windows.record(key)}))  # as it would be read back
     for part in ("metrics", "contexts"):
         if before.get(part) != now.get(part):
-            return Replayed(f"the final evaluation gives other {part}: {now.get(part)}, was {before.get(part)}")
+            raise Refused(f"the final evaluation gives other {part}: {now.get(part)}, was {before.get(part)}")
     if old_windows is not None and old_windows != now["windows"]:
-        return Replayed("the final evaluation gives other losses of single windows")
-    return Replayed(evaluation=key)
+        raise Refused("the final evaluation gives other losses of single windows")
+    return key

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.verdicts import Contrast
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.prepared import Prepared, list_prepared
 from gpt2lab.data.shards import prepare
@@ -62,6 +63,37 @@ class StudyMeasured:
     missing: Sequence[StudyRun] = field(default=())
     reused: int = 0
     metrics: int = 0
+
+    def as_record(self) -> dict[str, Any]:
+        """Values and differences as plain data. Intervals are not adjusted for the family: nothing is claimed."""
+        missing = [{"arm": r.arm, "seed": r.seed, "run": r.id, "status": r.status, "reason": r.reason}
+                   for r in self.missing]  # fmt: skip
+        metrics = {
+            name: {"arms": [_arm_record(arm) for arm in found.arms],
+                   "contrasts": [_contrast_record(contrast) for contrast in found.contrasts]}
+            for name, found in self.verdicts.items()
+        }  # fmt: skip
+        return {"study": self.study, "metrics": metrics, "missing": missing, "reused": self.reused}
+
+
+def _arm_record(arm: Any) -> dict[str, Any]:
+    counts = {"n": arm.n, "failed": arm.failed, "missing": arm.missing}
+    return {"arm": arm.name, "mean": arm.mean, "sd": arm.sd, **counts, "values": dict(arm.values)}
+
+
+def _contrast_record(contrast: Contrast) -> dict[str, Any]:
+    comparable = contrast.word != "not comparable"
+    return {
+        "arm": contrast.arm,
+        "against": contrast.against,
+        "difference": contrast.difference if comparable else None,
+        "low": contrast.raw_low if comparable else None,
+        "high": contrast.raw_high if comparable else None,
+        "n": [contrast.n_arm, contrast.n_against],
+        "failed": [contrast.failed_arm, contrast.failed_against],
+        "word": "exploratory" if comparable else "not comparable",
+        "reason": contrast.reason,
+    }
 
 
 def read_metrics(written: Sequence[str]) -> list[Choice]:

@@ -139,7 +139,7 @@ MUTATIONS = [
     ),
     without(
         "a run is locked", "store/locks.py",
-        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "faults/test_locks.py::test_sixteen_starters",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "faults/test_broken_runs.py::test_sixteen_starters",
     ),
     without(
         "a lock on a file that was removed is not trusted", "store/locks.py",
@@ -164,7 +164,7 @@ MUTATIONS = [
     ),
     without(
         "data that changed is refused", "runner/training.py",
-        'if data.fingerprint != job.identity["data"]:', "faults/test_damage.py::test_data_that_changed", "if False:",
+        'if data.fingerprint != job.identity["data"]:', "faults/test_broken_runs.py::test_data_that", "if False:",
     ),
     without(
         "a torn last row does not swallow the next", "tracking/journal.py",

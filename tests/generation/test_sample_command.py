@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2lab.cli.sample import Screen, harmless
+from gpt2lab.cli.models import Screen, harmless
 from gpt2lab.data.tokenizers import TokenizerSite, bytes_
 from gpt2lab.errors import ConfigError
 from gpt2lab.generation import Continuation, encoded

@@ -1,0 +1,587 @@
+"""Commands about trained models: eval, sample, export, doctor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+
+import typer
+
+from gpt2lab.cli.options import RUNS, Json, Model, Plugin, Runs, print_json, say, table_of
+from gpt2lab.errors import ConfigError, EnvironmentFault, NumericsFault, Problem, unknown
+
+if TYPE_CHECKING:
+    from gpt2lab.analysis.verdicts import Contrast
+    from gpt2lab.doctor import Examination
+    from gpt2lab.evaluation.runs import TaskScores
+    from gpt2lab.generation import Continuation, Sampling
+    from gpt2lab.pretrained.load import Trained
+    from gpt2lab.reuse.measure import StudyMeasured
+    from gpt2lab.store import Store
+
+ON_TEXT = ("loss", "perplexity", "bits_per_byte")
+"""Metrics of a corpus unless others are named."""
+SECONDS_BETWEEN_LINES = 10.0
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+Layout = Literal["auto", "huggingface", "gpt2lab"]
+
+# eval -----------------------------------------------------------------------------------------------------------------
+
+
+def eval_(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run id or its first digits; with --tasks or --corpus also a folder of weights.", metavar="[SOURCE]"
+        ),
+    ] = None,
+    study: Annotated[str | None, typer.Option("--study", help="Evaluate all finished runs of this study.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", help="Metric, such as top1 or calibration,bins=10; all by default."),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Tasks, such as hellaswag,lambada,arc_easy:split=validation.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use the first N documents of each task.", min=1)] = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="Evaluate on this text: a corpus, or files such as 'text/*.txt'.")
+    ] = None,
+    plugin: Plugin = None,
+    runs: Runs = RUNS,
+    tracking: Annotated[bool, typer.Option(help="Send results to MLflow if the study is there.")] = True,
+    json_: Json = False,
+) -> None:
+    """Evaluate trained models with metrics or tasks. Results are stored with the runs."""
+    from functools import partial
+
+    from gpt2lab.config import fill_slots
+    from gpt2lab.display import console_for
+    from gpt2lab.store import Store
+
+    show: Callable[[Any], None]
+    if (source is None) == (study is None):
+        raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
+    if tasks is not None and (metric or corpus):
+        raise ConfigError("--tasks stands by itself, without --metric and --corpus", hint="gpt2lab eval --help")
+    if (study is not None and corpus) or (tasks is None and limit):
+        wrong = "--limit is about --tasks" if limit else "--corpus is about one model, not about a study"
+        raise ConfigError(wrong, hint="gpt2lab eval --help")
+    fill_slots(plugin or ())
+    store = Store(runs)
+    with progress_shown() as progress:
+        if study is not None:
+            measured = study_values(study, store, tasks, limit, metric or (), progress)
+            record, show = measured.as_record(), partial(print_study, measured)
+        elif tasks is not None:
+            scores = task_scores(str(source), store, tasks, limit, progress)
+            record, show = scores.as_record(limit), partial(print_tasks, scores)
+        else:
+            record = metric_values(str(source), store, metric or (), corpus, progress)
+            show = partial(say_values, record["values"])
+    if json_:
+        print_json(record, indent=1)
+    else:
+        show(console_for())
+    if tracking:
+        mirror(store, source, study)
+
+
+def study_values(
+    study: str, store: Store, tasks: str | None, limit: int | None, metrics: Sequence[str], progress: Any
+) -> StudyMeasured:
+    """Tasks or metrics of all runs of a study."""
+    from gpt2lab.evaluation.runs import evaluate_study_tasks
+    from gpt2lab.evaluation.tasks import read_tasks
+    from gpt2lab.reuse.measure import measure_study, read_metrics
+
+    if tasks is None:
+        return measure_study(study, store, read_metrics(metrics), progress=progress)
+    return evaluate_study_tasks(study, store, read_tasks(tasks.split(","), "--tasks"), limit=limit, progress=progress)
+
+
+def task_scores(source: str, store: Store, tasks: str, limit: int | None, progress: Any) -> TaskScores:
+    """Tasks of one model."""
+    from gpt2lab.evaluation.runs import evaluate_tasks
+    from gpt2lab.evaluation.tasks import read_tasks
+
+    return evaluate_tasks(source, store, read_tasks(tasks.split(","), "--tasks"), limit=limit, progress=progress)
+
+
+def metric_values(
+    source: str, store: Store, metrics: Sequence[str], corpus: str | None, progress: Any
+) -> dict[str, Any]:
+    """Metrics of a run, or of any model on the text of a corpus, as plain data."""
+    from gpt2lab.evaluation.runs import measure_on_text
+    from gpt2lab.reuse.measure import measure, read_metrics
+
+    choices = read_metrics(metrics or (ON_TEXT if corpus else ()))
+    if corpus is not None:
+        values = measure_on_text(source, store, corpus, choices, progress=progress)
+        return {"source": source, "corpus": corpus, "values": values}
+    measured = measure(store.find(source), choices, progress=progress)
+    return {"run": measured.id, "values": dict(measured.values), "reused": measured.reused}
+
+
+def say_values(values: Mapping[str, float], console: Any) -> None:
+    """A line for each value."""
+    say(console, *(f"{name}: {value:.6g}" for name, value in values.items()))
+
+
+def print_tasks(scores: TaskScores, console: Any) -> None:
+    """A row for each figure with its standard error, then whose rules they follow."""
+    from rich.text import Text
+
+    numbers = ("value", "± error", "questions")
+    table = table_of("task", "measure", *numbers, right=numbers, title=scores.name)
+    for result in scores.results:
+        for place, figure in enumerate(result.figures):
+            error = "" if figure.stderr is None else shown(figure.stderr)
+            head, questions = (result.task, f"{result.questions:,}") if place == 0 else ("", "")
+            table.add_row(Text(head), figure.name, shown(figure.value), error, questions)
+    console.print(table)
+    for result in scores.results:
+        rules = "; ".join(f"{figure.name}: {figure.how}" for figure in result.figures)
+        say(console, f"{result.task}: {result.protocol}. {rules}")
+        if result.cut:
+            cut = f"  {result.cut:,} of {result.questions:,} questions are longer than the context"
+            say(console, f"{cut} and lose their beginning")
+
+
+def shown(value: float) -> str:
+    """Four decimals for shares, fewer digits for what is large."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def mirror(store: Store, source: str | None, study: str | None) -> None:
+    """Bring MLflow up to date where it has `study` already, or the studies and sweeps that hold the run. A tracker that
+    fails costs one line."""
+    from gpt2lab.api import tracker_of
+    from gpt2lab.errors import Gpt2labError
+    from gpt2lab.pretrained.load import run_of
+    from gpt2lab.tracking.follower import links, sync, tracked_records
+
+    run = run_of(source, store) if source else None
+    records = [store.study(study).plain()] if study else tracked_records(store)
+    for record in records:
+        name = record["name"]
+        held = study or (run and run.id in runs_in(record))
+        if not held or not links(store, name, record.get("kind", "study")):
+            continue
+        try:
+            sync(store, record, tracker_of(store, record["ablation"]), lambda line: print(line, file=sys.stderr))
+        except Gpt2labError as error:
+            print(f"not sent to MLflow: {error}; gpt2lab sync {name} does it later", file=sys.stderr)
+
+
+def runs_in(record: Mapping[str, Any]) -> Collection[str]:
+    """Ids of the runs of a study's arms, or of a sweep's trials."""
+    return {run for arm in record["arms"].values() for run in arm["runs"].values()}
+
+
+def progress_shown() -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
+    """Progress on standard error: a bar on a terminal; elsewhere a line for each metric or task and run, and one more
+    every now and then."""
+    return progress_bar() if sys.stderr.isatty() else progress_lines()
+
+
+@contextlib.contextmanager
+def progress_lines() -> Iterator[Callable[[int, int, str], None]]:
+    last, since = "", 0.0
+
+    def update(done: int, total: int, what: str) -> None:
+        nonlocal last, since
+        if what != last or time.monotonic() - since >= SECONDS_BETWEEN_LINES:
+            amount = f": {done:,} of {total:,}" if what == last else ""
+            print(f"{what}{amount}", file=sys.stderr, flush=True)
+            last, since = what, time.monotonic()
+
+    yield update
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def print_study(measured: StudyMeasured, console: Any) -> None:
+    """Every value as a table of arms, then the differences."""
+    from rich.text import Text
+
+    from gpt2lab.text import number
+
+    for name, verdicts in measured.verdicts.items():
+        numbers = ("mean", "sd", "n")
+        table = table_of("arm", *numbers, "values", right=numbers, title=name)
+        for arm in verdicts.arms:
+            values = [number(value) for value in arm.values.values()]
+            values += [f"{arm.failed} failed"] * bool(arm.failed) + [f"{arm.missing} missing"] * bool(arm.missing)
+            mean, sd = number(arm.mean if arm.n else None), number(arm.sd if arm.n > 1 else None)
+            table.add_row(Text(arm.name), mean, sd, str(arm.n), ", ".join(values))
+        console.print(table)
+        say(console, *(f"  {difference_line(contrast)}" for contrast in verdicts.contrasts), "")
+    say(console, *(f"{run.arm} seed {run.seed}: {run.status}: {run.reason}" for run in measured.missing))
+    count = f"{measured.metrics - measured.reused} values measured now, {measured.reused} read from the store"
+    say(console, f"{count}. Not declared before running: exploratory, descriptive numbers.")
+
+
+def difference_line(contrast: Contrast) -> str:
+    """`rotary - learned: +0.0123 [-0.0100, +0.0346] (n = 3, 3), exploratory`."""
+    from gpt2lab.analysis.wording import effect
+
+    head = f"{contrast.arm} - {contrast.against}:"
+    if contrast.word == "not comparable":
+        return f"{head} not comparable: {contrast.reason}"
+    numbers = effect(contrast.difference, contrast.raw_low, contrast.raw_high, "").replace("  ", " ").strip()
+    return f"{head} {numbers} (n = {contrast.n_arm}, {contrast.n_against}), exploratory"
+
+
+# sample ---------------------------------------------------------------------------------------------------------------
+
+
+def sample(
+    source: Model,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Text to continue; empty: start a new one.")
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option("--prompt-file", help="Read the prompt from a file, or - from standard input.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="Number of samples, generated together.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens per sample.")] = 200,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: always take the best token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from the k best tokens only.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Sample from the smallest set with this total probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", help="Sample from tokens with this share of the best one's probability.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1: tokens that occurred become less likely.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the samples.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends a sample; may be repeated.")] = None,
+    past_end: Annotated[bool, typer.Option("--past-end", help="Continue after the end-of-text token.")] = False,
+    window: Annotated[
+        bool, typer.Option("--window", help="Beyond the context, drop the older half of the text and continue.")
+    ] = False,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, tf32, bf16 or fp16; by default as trained.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.", min=1)] = None,
+    plugin: Plugin = None,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:
+    """Generate text with a model. Streams the text; the speed goes to standard error."""
+    problems: list[Problem] = []
+    text = read_prompt(prompt, prompt_file, problems)
+    settings = read_settings(
+        problems, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
+    )  # fmt: skip
+    for option, value, known in (("precision", precision, PRECISIONS), ("device", device, DEVICES)):
+        if value is not None and value not in known:
+            problems.append(Problem(f"--{option}", unknown(option, value, known)))
+    if samples < 1:
+        problems.append(Problem("--samples", f"{samples} does not fit: it must be at least 1"))
+    if problems:
+        raise ConfigError(problems)
+    assert settings is not None
+    from gpt2lab.config import fill_slots
+    from gpt2lab.pretrained.load import open_trained
+    from gpt2lab.store import Store
+    from gpt2lab.training.precision import choose_device, set_threads
+
+    set_threads(threads)
+    place = choose_device(device)  # type: ignore[arg-type]
+    fill_slots(plugin or ())
+    trained = open_trained(source, Store(runs), device=place)
+    continue_text(trained, text, samples, settings, precision, past_end=past_end, window=window, as_json=json_)
+
+
+def read_prompt(prompt: str | None, file: str | None, problems: list[Problem]) -> str:
+    """The prompt's text, from whichever option has it."""
+    if prompt is not None and file is not None:
+        problems.append(Problem("--prompt-file", "the prompt is in --prompt already"))
+    if file is None:
+        return prompt or ""
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return data.decode()
+    except OSError as error:
+        problems.append(Problem(f"--prompt-file {file}", f"it cannot be read: {error.strerror}"))
+    except UnicodeDecodeError as error:
+        problems.append(Problem(f"--prompt-file {file}", f"it is not UTF-8: byte {error.start}"))
+    return ""
+
+
+def read_settings(problems: list[Problem], **options: Any) -> Sampling | None:
+    """How to sample; what does not fit goes to `problems`."""
+    from pydantic import ValidationError
+
+    from gpt2lab.generation import Sampling
+    from gpt2lab.schema import reason, shown
+
+    try:
+        return Sampling(**options)
+    except ValidationError as error:
+        for misfit in error.errors():
+            option = "--" + str(misfit["loc"][0]).replace("_", "-")
+            problems.append(Problem(option, f"{shown(misfit['input'])} does not fit: {reason(misfit)}"))
+        return None
+
+
+def continue_text(
+    trained: Trained, prompt: str, samples: int, settings: Sampling, precision: str | None, *, past_end: bool,
+    window: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Generate and show. Raises ConfigError when prompt, tokenizer or context do not allow it."""
+    from gpt2lab.generation import Continuation, Reader, encoded, generate, refuse_unless_it_fits
+    from gpt2lab.training.precision import memory_guard, set_arithmetic
+
+    model, tokenizer = trained.model, trained.tokenizer
+    if tokenizer is None:
+        raise ConfigError("its tokenizer is not known, so it can neither read nor write text", where=trained.name)
+    tokens = encoded(prompt, tokenizer)
+    if not window:
+        refuse_unless_it_fits(model, len(tokens), settings.max_new_tokens)
+        total, trained_at = len(tokens) + settings.max_new_tokens, model.config.block_size
+        if total > trained_at:
+            warning = (
+                f"up to {total:,} tokens: the model's positions go on past the {trained_at:,} that it was trained at"
+            )
+            print(f"{warning}, but it may not know how; --window keeps to them", file=sys.stderr)
+    if tokenizer.separator is not None and not past_end:
+        settings = settings.model_copy(update={"stop_tokens": (tokenizer.separator,)})
+    place = next(model.parameters()).device
+    numbers: Any = precision or trained.precision
+    if place.type == "cpu" and numbers in ("tf32", "fp16"):  # which it does not have
+        numbers = "fp32"
+    set_arithmetic(numbers, place)
+    texts = [Continuation(tokenizer, settings.stop) for _ in range(samples)]
+    screen = None if as_json else Screen(prompt, texts, sys.stdout)
+    began, count = time.perf_counter(), 0
+
+    def ended(sample: int, token: int) -> bool:
+        last = token in settings.stop_tokens
+        text = "" if last else texts[sample].add(token)
+        if screen is not None:
+            screen.more(sample, text, last=last or texts[sample].stopped)
+        return texts[sample].stopped
+
+    with memory_guard("sampling", f"{samples} samples", "fewer --samples, or --precision bf16"):
+        reader = Reader(model, rows=samples, precision=numbers)
+        prompts = [tokens] * samples
+        for new in generate(reader, prompts, settings, slide=window, vocab_size=tokenizer.vocab_size, ended=ended):
+            count += len(new)
+    if screen is not None:
+        screen.close()
+    seconds = time.perf_counter() - began
+    if as_json:
+        for text in texts:
+            text.finish()
+        record = {
+            "source": trained.name, "precision": numbers, "prompt": prompt, "prompt_tokens": len(tokens),
+            "settings": settings.model_dump(mode="json"),
+            "samples": [{"text": text.text, "tokens": text.tokens} for text in texts], "seconds": seconds,
+            "tokens_per_second": count / seconds,
+        }  # fmt: skip
+        print(json.dumps(record))
+    else:
+        print(f"{count:,} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+class Screen:
+    """Samples on a terminal or in a pipe: the first that has not ended is shown as it grows, the next after it.
+
+    alive: samples that have not ended.
+    """
+
+    def __init__(self, prompt: str, texts: Sequence[Continuation], out: TextIO) -> None:
+        self.prompt, self.texts, self.out = prompt, texts, out
+        self.alive = set(range(len(texts)))
+        self.current = 0
+        self._begin()
+
+    def more(self, sample: int, text: str, *, last: bool) -> None:
+        """A sample goes on, or ends with this text."""
+        if sample == self.current:
+            self._write(text)
+        if last:
+            self._end(sample)
+
+    def close(self) -> None:
+        """All samples end here."""
+        for sample in sorted(self.alive):
+            self._end(sample)
+
+    def _end(self, sample: int) -> None:
+        self.alive.discard(sample)
+        rest = self.texts[sample].finish()  # what was held back is certain now
+        if sample == self.current:
+            self._write(rest)
+        while self.current < len(self.texts) and self.current not in self.alive:
+            self._write("\n")
+            self.current += 1
+            if self.current < len(self.texts):
+                self._begin()
+
+    def _begin(self) -> None:
+        head = f"--- {self.current + 1} of {len(self.texts)} ---\n" if len(self.texts) > 1 else ""
+        self._write(head + self.prompt + self.texts[self.current].text)
+
+    def _write(self, text: str) -> None:
+        self.out.write(harmless(text) if self.out.isatty() else text)
+        self.out.flush()
+
+
+def harmless(text: str) -> str:
+    """Without the control characters by which a model could move a terminal's cursor or change its colours."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
+                   for c in text)  # fmt: skip
+
+
+# export ---------------------------------------------------------------------------------------------------------------
+
+
+def export(
+    source: Model,
+    folder: Annotated[Path, typer.Argument(help="Where to write; an older folder of weights is replaced.")],
+    layout: Annotated[
+        Layout, typer.Option("--layout", help="auto takes Hugging Face's where it holds model and tokenizer.")
+    ] = "auto",
+    plugin: Plugin = None,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:
+    """Write weights for use elsewhere. In the layout of transformers, or in gpt2lab's, which holds any model."""
+    import torch
+
+    from gpt2lab.config import fill_slots
+    from gpt2lab.pretrained import save_gpt2, save_model
+    from gpt2lab.pretrained.load import open_trained
+    from gpt2lab.store import Store
+
+    fill_slots(plugin or ())
+    found = open_trained(source, Store(runs), device=torch.device("cpu"))
+    tokenizer = found.kept.choice.name if found.kept else None
+    chosen, reason = settled(layout, found)
+    if chosen == "huggingface":
+        save_gpt2(found.model, folder, gpt2_tokenizer=tokenizer == "gpt2")
+        tokenizer = tokenizer if tokenizer == "gpt2" else None
+    else:
+        save_model(found.model, folder, tokenizer=found.kept, precision=found.precision)
+    parameters = sum(parameter.numel() for parameter in found.model.parameters())
+    if json_:
+        record = {"source": found.name, "folder": str(folder), "layout": chosen, "reason": reason}
+        print_json({**record, "parameters": parameters, "tokenizer": tokenizer})
+        return
+    print(f"{found.name}: {parameters:,} parameters, {f'tokenizer {tokenizer}' if tokenizer else 'no tokenizer'}")
+    print(f"written to {folder} in {'Hugging Face' if chosen == 'huggingface' else 'our own'} layout ({reason})")
+
+
+def settled(layout: Layout, found: Trained) -> tuple[str, str]:
+    """(layout, why it)."""
+    from gpt2lab.pretrained import misfits
+
+    if layout != "auto":
+        return layout, "as asked"
+    problems = misfits(found.model.config)
+    if problems:
+        return "gpt2lab", f"Hugging Face's does not hold it: {'; '.join(map(str, problems))}"
+    if found.kept is not None and found.kept.choice.name != "gpt2":
+        return "gpt2lab", f"Hugging Face's does not hold the tokenizer {found.kept.choice}"
+    return "huggingface", "transformers reads it"
+
+
+# doctor ---------------------------------------------------------------------------------------------------------------
+
+
+def doctor(
+    run: Annotated[str | None, typer.Option("--run", help="Examine this run (an id, or its first digits).")] = None,
+    plugin: Plugin = None,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:
+    """Check this machine, or a run for bugs. In a run: look-ahead, targets, gradients, learning rate and more.
+
+    Exit code 0 when nothing is found, 3 for the machine and 5 for a run otherwise; always 0 with --json.
+    """
+    from gpt2lab.store import Store
+
+    if run is None:
+        examine_machine(Store(runs), as_json=json_)
+    else:
+        examine_run(run, Store(runs), plugin or [], as_json=json_)
+
+
+def examine_machine(store: Store, *, as_json: bool) -> None:
+    """One line for each part of the machine."""
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from gpt2lab.display import console_for
+    from gpt2lab.doctor.machine import check_machine
+
+    parts = list(check_machine(store))
+    if as_json:
+        print_json([asdict(part) for part in parts], indent=1)
+        return
+    table = table_of("", "", "", header=False)
+    for part in parts:
+        verdict = Text(part.problem, style="red") if part.problem else Text("ok", style="green")
+        table.add_row(Text(part.name), verdict, Text(part.found))
+    console_for().print(table)
+    if any(part.problem for part in parts):
+        raise SystemExit(EnvironmentFault.exit_code)
+
+
+def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -> None:
+    """Examine one run and print the findings."""
+    from gpt2lab.config import fill_slots
+    from gpt2lab.display import console_for
+    from gpt2lab.doctor import examine
+    from gpt2lab.reuse.measure import threads
+
+    def tell(check: str) -> None:  # the line goes when the next one comes
+        print(f"\r\x1b[K{check}", end="\r", file=sys.stderr, flush=True)
+
+    fill_slots(plugins)
+    folder = store.find(name)
+    with threads(((folder.result() or {}).get("stack") or {}).get("threads") or 1):
+        found = examine(folder, progress=tell if sys.stderr.isatty() else None)
+    if as_json:
+        print_json(found.to_json(), indent=1)
+        return
+    say(console_for(), *examination_lines(found))
+    if found.findings:
+        raise SystemExit(NumericsFault.exit_code)
+
+
+def examination_lines(found: Examination) -> list[str]:
+    """An examination as people read it."""
+    from gpt2lab.text import plural
+
+    count = plural(len(found.findings), "finding") if found.findings else "nothing found"
+    lines = [f"run {found.run}, {found.status}, step {found.step:,}: {count}"]
+    for finding in found.findings:
+        lines += ["", f"{finding.severity} [{finding.name}] {finding.evidence}"]
+        lines += [f"  usual causes: {'; '.join(finding.causes)}"]
+    lines += ["", f"sound: {', '.join(found.sound) or 'nothing'}"]
+    return lines + [f"not examined: {check}: {why}" for check, why in found.unknown.items()]

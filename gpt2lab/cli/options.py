@@ -1,0 +1,95 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def seeds_of(text: str) -> int | Literal["auto"]:
+    """A number of seeds, or `auto`. Raises typer.BadParameter."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or not int(text):
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor auto")
+    return int(text)
+
+
+def checked_time(text: str | None) -> str | None:
+    """An option's value as it is, if it is a time such as 6h. Raises typer.BadParameter."""
+    from gpt2lab.text import seconds_of
+
+    try:
+        seconds_of(text or "1s")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+File = Annotated[str, typer.Argument(help="YAML file of an ablation, such as ablations/posenc.yaml.", metavar="FILE")]
+Run = Annotated[str, typer.Argument(help="A run id, or its first digits.", metavar="RUN")]
+Model = Annotated[
+    str, typer.Argument(help="A run id or its first digits, a folder, a nanoGPT checkpoint, or a name on the hub.")
+]
+Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, such as nano or gpt2-124m.")]
+Seeds = Annotated[
+    Any,
+    typer.Option(
+        "--seeds",
+        "-n",
+        parser=seeds_of,
+        metavar="N|auto",
+        help="Seeds per arm; auto: as many as the noise floor requires.",
+    ),
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time; jobs x threads <= cores.", min=1)]
+Arms = Annotated[str | None, typer.Option("--arms", help="Run only these arms, separated by commas.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for every arm.")]
+Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")]
+Exploratory = Annotated[
+    bool, typer.Option("--force-exploratory", help="Show numbers where verdicts are refused; claim nothing.")
+]
+NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Do not log to MLflow.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RUNS, OUT = Path("runs"), Path("reports")
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """Names separated by commas; None where none were given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def say(console: Console, *lines: str, wrap: bool = True) -> None:
+    """Print lines as they are written; wrap: at the width of the console."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=not wrap)
+
+
+def print_json(record: Any, indent: int | None = None) -> None:
+    """Print plain data as JSON, numbers that are not finite as null."""
+    from gpt2lab.analysis.verdicts import as_json
+
+    print(json.dumps(as_json(record), indent=indent, allow_nan=False))
+
+
+def table_of(*columns: str, right: Iterable[str] = (), header: bool = True, title: str | None = None) -> Table:
+    """An empty table without lines. right: columns of numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title) if title else None, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.show_header = header
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
