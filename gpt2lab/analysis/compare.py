@@ -12,8 +12,7 @@ from gpt2lab.analysis import metrics
 from gpt2lab.analysis.best_rate import Search
 from gpt2lab.analysis.judging import judge, judge_looks
 from gpt2lab.analysis.planning import declared_looks, extendable_looks
-from gpt2lab.analysis.rows import Source, Value
-from gpt2lab.analysis.table import in_order, read, refuse_copies
+from gpt2lab.analysis.table import Source, Value, in_order, read, refuse_copies
 from gpt2lab.analysis.verdicts import FEWEST, Arm, Declared, Noise, Terms, TextNoise, Verdicts
 from gpt2lab.errors import ConfigError, Problem, unknown
 

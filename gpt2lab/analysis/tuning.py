@@ -1,12 +1,8 @@
-"""The result of a search over one setting, of a whole search in a sweep record, and of searches at several model sizes.
+"""The best value of one setting from the trials of a search, and the result of a whole search in a sweep record.
 
 Only final values are points of the curve. A pruned trial has none: it closes an edge of the space with a reservation. A
 diverged trial closes the side on which it lies. A search, in a sweep record, has a `space` and `trials` with outcome,
 settings and value.
-
-The best value over model sizes is fitted by a power law: a straight line of its logarithm over that of the parameters,
-with each size weighted by its interval. Up to three sizes the interval assumes that law; from four on, the scatter of
-the sizes around the line counts too, with Student's t.
 """
 
 from __future__ import annotations
@@ -17,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
-from gpt2lab.analysis.wording import decimals, listed
-from gpt2lab.text import plural, quantity
+from gpt2lab.analysis.wording import decimals, figure, listed
+from gpt2lab.text import plural
 
 WIDER = 4.0
 """A widened space reaches this factor beyond the best trial (two octaves)."""
@@ -33,12 +28,6 @@ RESULTS = ("finished", "pruned", "diverged")
 OPEN = ("waiting", "running")
 NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
 """Settings that have a name in prose; others go by their key."""
-SAME = 0.01
-"""Spaces whose widths differ by less than this share are equal: rates are rounded."""
-ALPHA = 0.05
-TESTED = 4
-"""Number of model sizes from which on their scatter around the power law is estimated."""
-COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 Pair = tuple[float, float]
 Search = Mapping[str, Any]
@@ -341,145 +330,3 @@ def _refusal(
     ends = {"low": "lower", "high": "upper"}
     parts = [f"its best {o.what} lies at the {ends[str(o.edge)]} edge ({figure(o.best)})" for o in edges]
     return listed(parts)
-
-
-def budgets_differ(a: Search, b: Search, *, names: tuple[str, str] = ("one", "the other")) -> str | None:
-    """How two searches differ in budget: informative trials, and the width of their spaces; None if equal.
-
-    Spaces are compared relative to their location, since each arm is searched around its own prior.
-    """
-    trials = [sum(t["outcome"] in RESULTS for t in search["trials"]) for search in (a, b)]
-    if trials[0] != trials[1]:
-        counts = listed(f"{plural(n, 'trial')} of {name}" for n, name in zip(trials, names, strict=True))
-        return f"unequal budgets: {counts} told something"
-    spaces = [{d["name"]: d for d in search["space"]} for search in (a, b)]
-    only = sorted(spaces[0].keys() ^ spaces[1].keys())
-    if only:
-        return f"unequal spaces: {listed(only)} is searched in one of them only"
-    unlike = [name for name in spaces[0] if not _alike(spaces[0][name], spaces[1][name])]
-    return f"unequal spaces: {listed(unlike)} has another range" if unlike else None
-
-
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two dimensions have the same choices or the same range, absolutely or relative to its location."""
-    if any(a.get(key) != b.get(key) for key in ("kind", "choices", "when")) or bool(a.get("log")) != bool(b.get("log")):
-        return False
-    if a["kind"] == "categorical":
-        return True
-    ends = [(float(d["low"]), float(d["high"])) for d in (a, b)]
-    if all(math.isclose(x, y, rel_tol=SAME) for x, y in zip(*ends, strict=True)):
-        return True
-    return all(low > 0 for low, _ in ends) and math.isclose(*(high / low for low, high in ends), rel_tol=SAME)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """A power law of the best value over parameters. What is unknown is None, and `reason` says why."""
-
-    what: str
-    sizes: tuple[float, ...]
-    """the sizes that were fitted, rising"""
-    target: float | None = None
-    """the size of the prediction"""
-    exponent: float | None = None
-    exponent_interval: Pair | None = None
-    at_target: float | None = None
-    target_interval: Pair | None = None
-    """95 % interval of the best value at `target`"""
-    scatter: float | None = None
-    """mean square of the sizes' distances from the line, in units of their uncertainty; about 1 for a power law"""
-    line: tuple[Array, Array] | None = None
-    """from the smallest size to `target`, for figures"""
-    reason: str = ""
-
-    def __str__(self) -> str:
-        """The sentences of a page."""
-        if self.exponent is None or self.target is None:
-            return f"How the best {self.what} moves with size cannot be told: {self.reason}."
-        count = COUNTS.get(len(self.sizes), str(len(self.sizes)))
-        verb = "falls" if self.exponent < 0 else "rises"
-        text = f"Over {count} sizes the best {self.what} {verb} as N^{self.exponent:.2f}"
-        goal = f"; for {quantity(self.target)} parameters it predicts {figure(self.at_target)}"
-        if self.exponent_interval is None or self.target_interval is None:
-            return f"{text}{goal}. No interval: {self.reason}."
-        low, high = self.exponent_interval
-        near, far = map(figure, self.target_interval)
-        text += f" ({low:.2f} to {high:.2f}){goal} ({near} to {far})."
-        if low < 0 < high:
-            text += " It may as well not move."
-        return text + self._assumption(count)
-
-    def _assumption(self, count: str) -> str:
-        if len(self.sizes) >= TESTED:
-            return ""
-        doubt = f" That takes a power law for granted, which {count} sizes "
-        if len(self.sizes) == 2:
-            return doubt + "cannot test; the intervals hold the uncertainty of each size alone."
-        wider = stats.t.ppf(1 - ALPHA / 2, len(self.sizes) - 2) / stats.norm.ppf(1 - ALPHA / 2)
-        return doubt + f"hardly test: an interval from their scatter would be {wider:.0f} times as wide."
-
-
-def transfer(
-    sizes: Sequence[float], optima: Sequence[float | None], intervals: Sequence[Pair | None], *,
-    target: float | None = None, what: str = "learning rate",
-) -> Transfer:  # fmt: skip
-    """The power law through the optima of models with `sizes` parameters, and its value at `target`.
-
-    The target defaults to the next size in geometric progression. Sizes without an optimum are left out, and so are
-    those without an interval if two others have one; otherwise all are weighted equally and no interval is given.
-    """
-    rows = sorted((s, o, i) for s, o, i in zip(sizes, optima, intervals, strict=True) if o is not None)
-    weighed = [row for row in rows if row[2] is not None and row[2][0] < row[2][1]]
-    known = len({row[0] for row in weighed}) >= 2
-    used = weighed if known else rows
-    fitted = tuple(float(size) for size, _, _ in used)
-    if len(set(fitted)) < 2:
-        return Transfer(what=what, sizes=fitted, reason="fewer than two sizes have an optimum that is not at an edge")
-    goal = target if target is not None else fitted[-1] * fitted[-1] / max(s for s in fitted if s < fitted[-1])
-    x, y = np.log(fitted), np.log([optimum for _, optimum, _ in used])
-    width = 2 * float(stats.norm.ppf(1 - ALPHA / 2))
-    se = np.array([math.log(i[1] / i[0]) / width if known and i else 1.0 for _, _, i in used])
-    line = _Line(x, y, se)
-    ends = np.geomspace(fitted[0], max(goal, fitted[-1]), 61)
-    value = math.exp(line.at(math.log(goal)))
-    drawn = (ends, np.exp(line.at(np.log(ends))))
-    if not known:
-        reason = "fewer than two sizes have an interval of their own"
-        return Transfer(what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
-                        reason=reason)  # fmt: skip
-    spread = max(1.0, line.scatter) ** 0.5
-    tested = len(fitted) >= TESTED
-    quantile = spread * float(stats.t.ppf(1 - ALPHA / 2, len(fitted) - 2) if tested else stats.norm.ppf(1 - ALPHA / 2))
-    half, far = quantile * line.slope_se, quantile * line.se_at(math.log(goal))
-    return Transfer(
-        what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
-        exponent_interval=(line.slope - half, line.slope + half),
-        target_interval=(value * math.exp(-far), value * math.exp(far)),
-        scatter=line.scatter if len(fitted) > 2 else None,
-    )  # fmt: skip
-
-
-class _Line:
-    """Least squares of y over x, weighted by known standard errors."""
-
-    def __init__(self, x: Array, y: Array, se: Array) -> None:
-        weights = se**-2.0
-        total = weights.sum()
-        self.middle, self.level = float((weights * x).sum() / total), float((weights * y).sum() / total)
-        squares = float((weights * (x - self.middle) ** 2).sum())
-        self.slope = float((weights * (x - self.middle) * (y - self.level)).sum() / squares)
-        self.slope_se, self.level_se = squares**-0.5, float(total) ** -0.5
-        self.scatter = float((weights * (y - self.at(x)) ** 2).sum()) / max(len(x) - 2, 1)
-
-    def at(self, x: Array | float) -> Array:
-        return np.asarray(self.level + self.slope * (np.asarray(x) - self.middle))
-
-    def se_at(self, x: float) -> float:
-        """Standard error of the line, without the scatter of a size around it."""
-        return math.hypot(self.level_se, self.slope_se * (x - self.middle))
-
-
-def figure(x: float | None) -> str:
-    """A setting as people write it: two significant digits, three from 100 on."""
-    assert x is not None
-    return np.format_float_positional(x, precision=3 if abs(x) >= 100 else 2, fractional=False, trim="-")

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gpt2lab.analysis.statistics import INFLATION
 from gpt2lab.analysis.verdicts import FEWEST, Arm, Contrast, Verdicts
 from gpt2lab.text import plural
@@ -82,6 +84,12 @@ def listed(items: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *rest, last = items
     return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def figure(x: float | None) -> str:
+    """A setting as people write it: two significant digits, three from 100 on."""
+    assert x is not None
+    return np.format_float_positional(x, precision=3 if abs(x) >= 100 else 2, fractional=False, trim="-")
 
 
 # One contrast.
