@@ -340,7 +340,7 @@ class _Line:
         return math.hypot(self.level_se, self.slope_se * (x - self.middle))
 
 
-def tell_multiplier(reach: Reach) -> str:
+def multiplier_text(reach: Reach) -> str:
     """`worth 1.18x compute [1.11, 1.26]`, in words where an end is open or unknown."""
     if reach.reason and reach.low == 0 and math.isinf(reach.high):
         return f"compute multiplier unknown: {reach.reason}"
@@ -353,17 +353,17 @@ def tell_multiplier(reach: Reach) -> str:
     return f"{value}{bounds(reach)}{doubt}"
 
 
-def tell_share(reach: Reach, whose: str) -> str:
+def share_text(reach: Reach, whose: str) -> str:
     """`reaches learned's loss in 84 % of the tokens [80, 89]`."""
-    if not math.isfinite(reach.value) and reach.low == 0 and math.isfinite(reach.high):
-        return f"reaches {whose}'s loss in less than {100 * reach.high:.0f} % of the tokens"
-    if not math.isfinite(reach.value) and reach.low > 0 and math.isinf(reach.high):
-        return f"needs more than {100 * reach.low:.0f} % of the tokens to {whose}'s loss"
-    if not math.isfinite(reach.value):
-        return f"share of tokens to {whose}'s loss unknown: {reach.reason}"
     low = f"{100 * reach.low:.0f}" if reach.low > 0 else "less"
     high = f"{100 * reach.high:.0f}" if math.isfinite(reach.high) else "more"
-    return f"reaches {whose}'s loss in {100 * reach.value:.0f} % of the tokens [{low}, {high}]"
+    if math.isfinite(reach.value):
+        return f"reaches {whose}'s loss in {100 * reach.value:.0f} % of the tokens [{low}, {high}]"
+    if low == "less" and high != "more":
+        return f"reaches {whose}'s loss in less than {high} % of the tokens"
+    if low != "less" and high == "more":
+        return f"needs more than {low} % of the tokens to {whose}'s loss"
+    return f"share of tokens to {whose}'s loss unknown: {reach.reason}"
 
 
 def bounds(reach: Reach) -> str:

@@ -164,7 +164,8 @@ def read(
             held = chosen.value
             rows = [Row(w, {**c, held: _value_by_status(c.get("State"), c.get(held))}) for w, c in rows]
     _refuse_repeated_seeds(rows, chosen)
-    entries, ends, named = _entries(rows, chosen), {}, chosen.metric
+    ends: dict[str, float] = {}
+    entries, named = _entries(rows, chosen), chosen.metric
     if chosen.several:
         names = list(dict.fromkeys(entry.metric for entry in entries))
         if metric is not None and metric not in names:
@@ -300,10 +301,10 @@ def _counts_training(name: str) -> bool:
 def _which(names: Iterable[str], preferred: Iterable[str], where: str) -> str | None:
     """The first of `preferred` among the names of metrics, else the only name; None where there is none."""
     names = list(names)
-    found = next((name for name in preferred if name in names), None)
-    if found is None and len(names) > 1:
+    best = next((name for name in preferred if name in names), None)
+    if best is None and len(names) > 1:
         raise ConfigError(f"which metric? The table holds {', '.join(sorted(names))}", where=where, hint="metric=NAME")
-    return found or (names[0] if names else None)
+    return best or (names[0] if names else None)
 
 
 # Plain tables, and wide ones.
@@ -393,21 +394,21 @@ def _mlflow_columns(
 
     def column(kind: str, name: str | None, prefixes: Sequence[str], preferred: Sequence[str]) -> str | None:
         wanted = [f"{prefix}{name}" for prefix in ("", *prefixes)] if name else preferred
-        found = next((name for name in wanted if name in columns), None)
-        if name and found is None:
+        first = next((name for name in wanted if name in columns), None)
+        if name and first is None:
             raise ConfigError(unknown("column", name, columns), where=where, hint=f"{kind}=COLUMN")
-        return found
+        return first
 
     if metric is not None and value is not None:
         raise ConfigError("metric and value both name what is compared: give one of them", where=where)
-    found = column("arm", arm, PREFIXES[1:], ARM_COLUMNS)
-    if found is None:
+    arms = column("arm", arm, PREFIXES[1:], ARM_COLUMNS)
+    if arms is None:
         what = f"no column tells the arm of a run: none of {', '.join(ARM_COLUMNS)} is there (columns: "
         raise ConfigError(f"{what}{', '.join(sorted(columns))})", where=where, hint="arm=COLUMN")
     seeds = column("seed", seed, PREFIXES[1:], SEED_COLUMNS) or MLFLOW[0]
     held = column("value", value, PREFIXES, METRIC_COLUMNS if metric is None else ())
     held = held or _metric_column(columns, metric, where)
-    return Columns(found, seeds, held, None if held == "value" else held.removeprefix("metrics."))
+    return Columns(arms, seeds, held, None if held == "value" else held.removeprefix("metrics."))
 
 
 def _metric_column(columns: Sequence[str], metric: str | None, where: str) -> str:
@@ -419,10 +420,10 @@ def _metric_column(columns: Sequence[str], metric: str | None, where: str) -> st
             raise ConfigError("no run has any metric", where=where)
         return f"metrics.{only}"
     bare = metric.removeprefix("metrics.")
-    found = next((name for name in (bare, bare.replace("final/val/", "val-final/", 1)) if name in names), None)
-    if found is None and metric not in columns:
+    logged = next((name for name in (bare, bare.replace("final/val/", "val-final/", 1)) if name in names), None)
+    if logged is None and metric not in columns:
         raise ConfigError(unknown("metric", bare, names), where=where, hint="metric=NAME")
-    return f"metrics.{found}" if found else metric
+    return f"metrics.{logged}" if logged else metric
 
 
 def _runs_of_arms(rows: Sequence[Row], chosen: Columns, where: str) -> list[Row]:

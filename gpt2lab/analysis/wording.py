@@ -145,13 +145,14 @@ def _numbers(case: Case, claimed: str) -> str:
     at, alpha = case.at, case.terms.alpha
     if not math.isfinite(at["difference"]):
         return ""
-    same = math.isclose(case.plus.mean, case.minus.mean, rel_tol=1e-14)  # equal values, added in another order
+    plus, minus = case.side(1), case.side(-1)
+    same = math.isclose(plus.mean, minus.mean, rel_tol=1e-14)  # equal values, added in another order
     parts = [effect(0.0 if same else at["difference"], at["low"], at["high"], case.terms.unit)]
     if claimed != "exploratory":
         parts.append(f"Holm p {probability(at['p_holm'], alpha)}")
     if claimed.startswith("no difference"):
         parts.append(f"equivalence Holm p {probability(at['p_equivalence_holm'], alpha)}")
-    return f", {', '.join(parts)} (n = {case.plus.n}, {case.minus.n})"
+    return f", {', '.join(parts)} (n = {plus.n}, {minus.n})"
 
 
 def notes(
