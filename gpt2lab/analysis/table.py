@@ -290,7 +290,7 @@ def _spelled(cell: Any) -> str:
     """One spelling for 0, 0.0, "0" and "0.0": pandas turns a column of integers with a gap into floats."""
     text = f"{cell:.0f}" if isinstance(cell, (float, np.floating)) and cell % 1 == 0 else str(cell).strip()
     whole = WHOLE.fullmatch(text)
-    return str(int(whole[1])) if whole else text
+    return str(int(whole[1])) if whole else str(cell).strip()
 
 
 def _counts_training(name: str) -> bool:
