@@ -6,7 +6,8 @@ tags.*) and Weights & Biases (runs with columns Name and State, or charts with a
 their columns. The status of a run counts, and runs that only group others, or belong to a sweep, belong to no arm.
 
 A blank value is a run without a result yet; NaN or infinity is a run that failed. No row is dropped. Each run counts
-once: copies of a run, and its training steps, are never taken for seeds.
+once: copies of a run, and its training steps, are never taken for seeds. A metric tells direction and unit by its
+name.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from gpt2lab.analysis.metrics import known
 from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, Problem, unknown
 
@@ -601,3 +601,74 @@ def _refuse(problems: Sequence[Problem], hint: str) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more such rows)" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0].what}{more}", where=problems[0].where, hint=hint)
+
+
+# Direction and unit of a metric, known by its name.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How values are read."""
+
+    higher_is_better: bool
+    unit: str
+    continuous: bool
+    """whether two runs agree in all digits only if they are copies; a share of right answers is a count"""
+
+
+LOWER = {
+    **dict.fromkeys(("loss", "nll", "ce", "cross_entropy", "xent", "negative_log_likelihood"), "nats"),
+    **dict.fromkeys(("bits_per_byte", "bpb"), "bits per byte"),
+    **dict.fromkeys(("bits_per_character", "bits_per_char", "bpc"), "bits per character"),
+    **dict.fromkeys(("bits_per_token", "bits_per_word"), "bits per token"),
+    **dict.fromkeys(("perplexity", "ppl"), "perplexity"),
+    **dict.fromkeys(("error", "error_rate", "err"), "error rate"),
+    **{name: name for name in ("mse", "rmse", "mae", "wer", "cer", "ece", "brier")},
+}
+"""Metric -> unit; lower is better."""
+
+HIGHER = {
+    **dict.fromkeys(("accuracy", "acc", "acc_norm", "acc_top1", "acc_top5", "top1", "top5"), "accuracy"),
+    **dict.fromkeys(("log_prob", "logprob", "log_probability", "log_likelihood", "loglikelihood"), "nats"),
+    **dict.fromkeys(("exact_match", "em"), "exact match"),
+    **dict.fromkeys(("tokens_per_second", "tokens_per_sec", "tok_per_sec"), "tokens per second"),
+    **{name: name for name in ("f1", "mcc", "auc", "auroc", "bleu", "chrf", "rouge1", "rouge2", "rougel")},
+    **{name: name for name in ("pass@1", "reward", "win_rate", "mfu")},
+}
+"""Metric -> unit; higher is better."""
+
+CONTINUOUS = ("nats", "bits per byte", "bits per character", "bits per token", "perplexity")
+
+PLAIN = Reading(higher_is_better=False, unit="nats", continuous=True)
+"""The column `value`: a loss in nats, as gpt2lab measures it."""
+
+PERCENT = re.compile(r"[_ (]*(%|pct|percent|percentage)\)?$")
+SPLIT = re.compile(r"(_(train|training|val|valid|validation|dev|eval|test|mean|avg|final|last|best|score))+$")
+"""Suffixes that say where or how a metric was taken."""
+
+
+def known(name: str) -> Reading | None:
+    """The reading of a metric such as `val/loss`, `eval_accuracy`, `acc,none` or `acc_pct`; None for an unknown one."""
+    for part in reversed(re.split(r"[/,.:]", name.casefold().strip())):
+        amount, percent = PERCENT.subn("", part)
+        base = SPLIT.sub("", re.sub(r"[\s-]+", "_", amount.strip()))
+        for names, higher in ((LOWER, False), (HIGHER, True)):
+            matches = [metric for metric in names if f"_{base}".endswith(f"_{metric}")]
+            if matches:
+                unit = names[max(matches, key=len)]
+                shown = "percentage points" if percent else unit
+                return Reading(higher_is_better=higher, unit=shown, continuous=unit in CONTINUOUS)
+    return None
+
+
+def reading_of(name: str | None, higher_is_better: bool | None, unit: str | None) -> Reading:
+    """How the metric is read: as given, else by its name. Raises ConfigError where neither gives the direction."""
+    called = name or "value"
+    by_name = PLAIN if called == "value" else known(called)
+    if higher_is_better is None and by_name is None:
+        what = f"whether a higher or a lower '{called}' is better is not known"
+        raise ConfigError(what, hint="higher_is_better=True or higher_is_better=False")
+    if by_name is None or (by_name is PLAIN and higher_is_better):
+        by_name = Reading(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
+    higher = by_name.higher_is_better if higher_is_better is None else higher_is_better
+    return replace(by_name, higher_is_better=higher, unit=unit or by_name.unit)
