@@ -35,7 +35,8 @@ NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
 """Settings that have a name in prose; others go by their key."""
 
 Pair = tuple[float, float]
-Search = Trial = Mapping[str, Any]
+Search = Mapping[str, Any]
+Trial = Mapping[str, Any]
 Flags = NDArray[np.bool_]
 
 
