@@ -174,12 +174,12 @@ def test_few_trials_need_the_noise_to_be_known() -> None:
     assert sure.interval is not None and sure.interval[0] < 0.004 < sure.interval[1]
 
 
-def test_more_noise_and_less_curvature_widen_the_interval_until_there_is_none() -> None:
+def test_more_noise_widens_the_interval_until_there_is_none() -> None:
     ends = [found(RATES, losses(sd=0.001), noise_sd=sd).interval for sd in (0.002, 0.004, 0.008)]
     widths = [math.log2(high / low) for low, high in filter(None, ends)]
     assert len(widths) == 3 and all(a < b for a, b in pairwise(widths))
-    assert found(RATES, losses(), noise_sd=0.2).interval is None
-    assert "too noisy" in found(RATES, losses(), noise_sd=0.2).reason
+    hopeless = found(RATES, losses(), noise_sd=0.2)
+    assert hopeless.interval is None and "too noisy" in hopeless.reason
 
 
 @pytest.mark.parametrize("noise_sd", [None, 0.002])
@@ -210,13 +210,9 @@ def test_sensitivity_by_hand() -> None:
     assert sensitivity([(1, 3.0), (2, 2.0), (4, 2.0), (8, math.inf)], 1, 8, 5.0) == pytest.approx(2 / 3)
     assert sensitivity([(8, 7.0), (2, 1.9), (2, 2.1), (4, 2.0), (1, 3.0)], 1, 8, 5.0) == pytest.approx(2 / 3)
     assert sensitivity([(1, 2.0), (2, 2.0), (8, 2.0), (64, 9.0)], 1, 8, 5.0) == 0
-
-
-@pytest.mark.parametrize("points", [
-    [], [(1, 2.0), (8, 3.0)], [(1, math.inf), (2, math.inf), (8, math.inf)], [(1, 2.0), (1.5, 2.1), (2, 2.2)],
-])  # fmt: skip
-def test_sensitivity_of_too_little_is_unknown(points: list[tuple[float, float]]) -> None:
-    assert sensitivity(points, 1, 8, 5.0) is None
+    bad, narrow = [(1, math.inf), (2, math.inf), (8, math.inf)], [(1, 2.0), (1.5, 2.1), (2, 2.2)]
+    for too_little in ([], [(1, 2.0), (8, 3.0)], bad, narrow):
+        assert sensitivity(too_little, 1, 8, 5.0) is None
 
 
 RATE = {"name": "optim.lr", "kind": "float", "low": 0.001, "high": 0.016, "log": True, "choices": None, "when": None}
@@ -251,15 +247,12 @@ def test_the_best_finished_trial_is_chosen_and_of_equals_the_first() -> None:
     assert (chosen(search(trials)).slot, chosen(search(trials), maximize=True).slot) == (1, 0)
 
 
-def test_an_optimum_at_an_edge_is_not_comparable() -> None:
-    found = chosen(search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0})))
-    assert found.edge == {"optim.lr": "high"} and found.optima["optim.lr"].widen == pytest.approx((0.001, 0.064))
-    assert found.reason == "its best learning rate lies at the upper edge (0.016)"
-    up = chosen(search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0})), maximize=True)
-    assert up.edge == {"optim.lr": "low"}
-
-
-def test_a_search_that_is_not_over_or_found_nothing_is_not_comparable() -> None:
+def test_a_search_at_an_edge_or_not_over_or_without_a_result_is_not_comparable() -> None:
+    rising = search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0}))
+    edge = chosen(rising)
+    assert edge.edge == {"optim.lr": "high"} and edge.optima["optim.lr"].widen == pytest.approx((0.001, 0.064))
+    assert edge.reason == "its best learning rate lies at the upper edge (0.016)"
+    assert chosen(rising, maximize=True).edge == {"optim.lr": "low"}
     waiting = [*rates(VALLEY), trial(8, None, "waiting", optim__lr=0.01)]
     assert chosen(search(waiting)).reason == "1 of 8 trials of its search have not ended"
     assert chosen(search(rates(VALLEY)), slots=9).reason == "2 of 9 trials of its search have not ended"
@@ -279,12 +272,9 @@ def test_of_several_settings_edges_go_by_the_place_of_the_best_trial() -> None:
     assert {name: optimum.curve for name, optimum in found.optima.items()} == {
         "optim.lr": None, "optim.weight_decay": None,
     }  # fmt: skip
-
-
-def test_a_setting_that_the_best_trial_does_not_have_is_left_out() -> None:
-    trials = [trial(0, 2.0, optim__lr=0.004), trial(1, 2.2, optim__lr=0.002, optim__weight_decay=0.1),
-              trial(2, 2.3, optim__lr=0.008)]  # fmt: skip
-    found = chosen(search(trials, RATE, DECAY))
+    without = [trial(0, 2.0, optim__lr=0.004), trial(1, 2.2, optim__lr=0.002, optim__weight_decay=0.1),
+               trial(2, 2.3, optim__lr=0.008)]  # fmt: skip
+    found = chosen(search(without, RATE, DECAY))  # a setting that the best trial does not have is left out
     assert found.optima.keys() == {"optim.lr"} and found.reason is None
 
 
