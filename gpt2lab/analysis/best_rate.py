@@ -240,7 +240,7 @@ class ErrorBudget:
         gains = [((1 - s.halfwidth / self.halfwidth) / s.seconds, s) for s in self.steps if s.seconds > 0]
         return max((pair for pair in gains if pair[0] > 0), key=lambda pair: pair[0], default=(0, None))[1]
 
-    def told(self) -> str:
+    def advice(self) -> str:
         """The best next step as a phrase; "" where none helps."""
         if self.sources.get("text", 0.0) > self.halfwidth:
             return "more validation text (`evaluation.tokens`): it is the largest part and costs no training"

@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from gpt2lab.analysis import metrics
 from gpt2lab.analysis.best_rate import Search
 from gpt2lab.analysis.judging import judge, judge_looks
 from gpt2lab.analysis.planning import declared_looks, extendable_looks
-from gpt2lab.analysis.rows import Source, Value
-from gpt2lab.analysis.table import in_order, read, refuse_copies
+from gpt2lab.analysis.table import Source, Value, in_order, read, reading_of, refuse_copies
 from gpt2lab.analysis.verdicts import FEWEST, Arm, Declared, Noise, Terms, TextNoise, Verdicts
 from gpt2lab.errors import ConfigError, Problem, unknown
 
@@ -86,7 +84,7 @@ def compare(
     force_exploratory: show numbers where arms are not comparable, and claim nothing.
     sensitivity:     compute other estimators as well; they decide no verdict and take most of the time.
     scope, at_shared_rate, caveat: what each sentence ends with.
-    unit:            of the metric, where its name does not tell: see metrics.py.
+    unit:            of the metric, where its name does not tell: see table.py.
     higher_is_better: which way the metric is better, where its name does not tell. The column `value` is a loss in
                      nats, lower is better, unless stated otherwise.
     Raises ConfigError for a table or arguments that make no sense.
@@ -94,7 +92,7 @@ def compare(
     _check(locals())
     given = read(frame, metric, arm=arm, seed=seed, value=value)
     table, named = in_order(given) if looks else given.runs, given.metric
-    reading = metrics.reading(named, higher_is_better, unit)
+    reading = reading_of(named, higher_is_better, unit)
     if reading.continuous:
         refuse_copies(given)
     if unigram is not None and (reading.higher_is_better or not reading.unit.startswith("nats")):

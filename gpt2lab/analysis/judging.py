@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +41,10 @@ MOST_FAILED = 0.25
 
 SEARCH_OPEN = "search open"
 """The decision on a contrast that is decided at the chosen rates, but not at each arm's best."""
+
+NUMBERS = ("difference", "low", "high", "raw_low", "raw_high", "joint_low", "joint_high", "p", "p_holm",
+           "p_equivalence_holm")  # fmt: skip
+"""Of the family, as they are part of a contrast."""
 
 WORTH_A_NOTE = 1.1
 """A smaller factor of exaggeration is not mentioned."""
@@ -169,7 +174,7 @@ class Side:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """Everything known about one contrast when its verdict is written."""
 
@@ -189,15 +194,9 @@ class Case:
     def weights(self) -> tuple[float, ...]:
         return tuple(self.declared.weights.values())
 
-    @property
-    def plus(self) -> Side:
-        """The arms of positive weight."""
-        return Side.of([(w, arm) for w, arm in zip(self.weights, self.sides, strict=True) if w > 0])
-
-    @property
-    def minus(self) -> Side:
-        """The arms of negative weight."""
-        return Side.of([(-w, arm) for w, arm in zip(self.weights, self.sides, strict=True) if w < 0])
+    def side(self, sign: int) -> Side:
+        """The arms whose weight has this sign."""
+        return Side.of([(sign * w, arm) for w, arm in zip(self.weights, self.sides, strict=True) if sign * w > 0])
 
     @property
     def searched(self) -> bool:
@@ -247,12 +246,12 @@ def judge(
         return [], []
     sides = [tuple(arms[name] for name in contrast.weights) for contrast in declared]
     standings = [standing(members, terms) for members in sides]
-    chosen = [_test(*each, terms) for each in zip(declared, sides, standings, strict=True)]
-    tested = [
-        (settled or {}).get(i) or _with_search(*each, terms)
-        for i, each in enumerate(zip(declared, sides, chosen, strict=True))
-    ]
-    chosen = [(settled or {}).get(i) or test for i, test in enumerate(chosen)]
+    chosen: list[Comparison] = []
+    tested: list[Comparison] = []
+    for i, (contrast, members, status) in enumerate(zip(declared, sides, standings, strict=True)):
+        earlier = (settled or {}).get(i)
+        chosen.append(earlier or _test(contrast, members, status, terms))
+        tested.append(earlier or _with_search(contrast, members, chosen[i], terms))
     family = as_chosen = adjust(tested, alpha=terms.alpha, dropped=terms.dropped)
     if any(test.best_rates is not None for test in tested):
         as_chosen = adjust(chosen, alpha=terms.alpha, dropped=terms.dropped)
@@ -261,9 +260,7 @@ def judge(
     judged = []
     for i, (contrast, members, status) in enumerate(zip(declared, sides, standings, strict=True)):
         at, plain = ({f.name: float(getattr(g, f.name)[..., i]) for f in fields(Family)} for g in (family, as_chosen))
-        case = Case(
-            declared=contrast, sides=members, standing=status, terms=terms, at=at, as_chosen=plain, level=level
-        )  # fmt: skip
+        case = Case(contrast, members, status, terms, at, plain, level)
         compute = contrast.is_pair and terms.sensitivity
         others = sensitivity(runs, contrast.arm, contrast.against, alpha=terms.alpha) if compute else {}
         judged.append(_contrast(case, others))
@@ -329,7 +326,7 @@ def _with_search(contrast: Declared, sides: Sequence[Arm], test: Comparison, ter
 
 
 def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
-    status, at, plus, minus, noise = case.standing, case.at, case.plus, case.minus, case.terms.noise
+    status, at, plus, minus, noise = case.standing, case.at, case.side(1), case.side(-1), case.terms.noise
     decision = "" if status.exploratory else case.decision(at)
     if decision == "inconclusive" and case.searched and case.decision(case.as_chosen) != "inconclusive":
         decision = SEARCH_OPEN
@@ -343,13 +340,12 @@ def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
         word, reason = status.unstable, f"failed runs in {status.where}"
         survivors = claim if status.conditional else None
     notes = wording.notes(case, decision, factor, others)
+    numbers: dict[str, Any] = {name: at[name] for name in NUMBERS}
     return Contrast(
         arm=case.declared.arm, against=case.declared.against, n_arm=plus.n, n_against=minus.n,
         mean_arm=plus.mean, mean_against=minus.mean, sd_arm=plus.sd, sd_against=minus.sd,
         failed_arm=plus.failed, failed_against=minus.failed,
-        difference=at["difference"], low=at["low"], high=at["high"], raw_low=at["raw_low"], raw_high=at["raw_high"],
-        joint_low=at["joint_low"], joint_high=at["joint_high"],
-        p=at["p"], p_holm=at["p_holm"], p_equivalence_holm=at["p_equivalence_holm"],
+        **numbers,
         in_noise_sd=at["difference"] / noise.sd if noise is not None and noise.sd > 0 else math.nan,
         detectable=least, detectable_upper=least_upper, exaggeration=factor,
         word=word, survivors=survivors, reason=reason,
@@ -378,10 +374,8 @@ def _missing_seeds(case: Case) -> int:
     """Further seeds per arm until the family's interval is no wider than +- half the smallest effect; at least one,
     since an interval as narrow as that decides either way."""
     sd, df, gain = _planning_noise(case)
-    enough = planning.seeds_for_halfwidth(
-        float(planning.sd_upper(sd, df)), case.terms.smallest_effect / 2,
-        alpha=case.level, df_per_seed=gain, weight=case.weight,
-    )  # fmt: skip
+    upper, half = float(planning.sd_upper(sd, df)), case.terms.smallest_effect / 2
+    enough = planning.seeds_for_halfwidth(upper, half, alpha=case.level, df_per_seed=gain, weight=case.weight)
     return max(enough - min(case.sizes), 1)
 
 
@@ -402,7 +396,5 @@ def _exaggeration(case: Case, least: float) -> float | None:
     if not (at["p_holm"] < case.terms.alpha and abs(at["difference"]) < least):
         return None
     inflation = INFLATION if case.standing.borrow else None
-    factor = planning.exaggeration(
-        1.0, case.sizes, case.weights, df=at["df"], alpha=case.level, inflation=inflation
-    )  # fmt: skip
+    factor = planning.exaggeration(1.0, case.sizes, case.weights, df=at["df"], alpha=case.level, inflation=inflation)
     return factor if factor >= WORTH_A_NOTE else None

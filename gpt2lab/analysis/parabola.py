@@ -17,6 +17,7 @@ import math
 import sys
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -235,11 +236,10 @@ def _lack(z: Array, y: Array) -> Array:
     """
     y = y - y.mean()
     u = z - np.linspace(-1, 1, PLACES)[:, None]
-    below, above = _side(-u, y), _side(u, y)
     total = float(y @ y)
     lowest = np.full(PLACES, total)
-    for left, right in product((None, *below), (None, *above)):  # None: a flat side
-        sides = [side for side in (left, right) if side is not None]
+    for chosen in product((None, *_sides(-u, y)), (None, *_sides(u, y))):  # None: a flat side
+        sides = [side for side in chosen if side is not None]
         weight = len(y) - sum((side.overlap**2 * side.inverse for side in sides), np.zeros(PLACES))
         bottom = -sum((side.overlap * side.pull * side.inverse for side in sides), np.zeros(PLACES)) / weight
         explained = bottom**2 * weight + sum((side.pull**2 * side.inverse for side in sides), np.zeros(PLACES))
@@ -248,26 +248,23 @@ def _lack(z: Array, y: Array) -> Array:
     return np.asarray(np.maximum(lowest, 0))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Side:
-    """Sums over the points on one side of each position, with distances raised to a power; (position,) each."""
+class _Side(NamedTuple):
+    """Sums over the points on one side of each position, with distances raised to a power, (position,) each: of the
+    powers; of powers x values; and the reciprocal of that of squared powers, zero without a point on this side."""
 
     overlap: Array
-    """of the powers"""
     pull: Array
-    """of powers x values"""
     inverse: Array
-    """reciprocal of the sum of squared powers; zero where no point lies on this side"""
 
 
-def _side(u: Array, y: Array) -> list[_Side]:
+def _sides(u: Array, y: Array) -> list[_Side]:
     """The sums for each power over the points at positive u.  (position, point), (point,)"""
     sides = []
     for power in POWERS:
         raised = np.maximum(u, 0) ** power
         squares = (raised**2).sum(-1)
         inverse = np.divide(1, squares, out=np.zeros_like(squares), where=squares > 1e-12)
-        sides.append(_Side(overlap=raised.sum(-1), pull=raised @ y, inverse=inverse))
+        sides.append(_Side(raised.sum(-1), raised @ y, inverse))
     return sides
 
 

@@ -256,7 +256,8 @@ def sensitivity(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: floa
 
 def paired(arm: Runs, against: Runs, *, alpha: float = 0.05) -> dict[str, float]:
     """Paired t-test over the seeds that both arms have: difference, low, high, p, n. Empty when it cannot be done."""
-    first, second = _shared(arm, against)
+    seeds = sorted(arm.keys() & against.keys())
+    first, second = (np.array([runs[seed] for seed in seeds]) for runs in (arm, against))
     if len(first) < 2 or bool(no_spread(first - second)):
         return {}
     test = stats.ttest_rel(first, second)
@@ -299,19 +300,10 @@ def permutation(arm: Runs, against: Runs) -> dict[str, float]:
         return {}
     exact = math.comb(len(first) + len(second), len(first)) <= MOST_PERMUTATIONS
     test = stats.permutation_test(
-        (first, second), _mean_difference, vectorized=True, rng=np.random.default_rng(0),
-        n_resamples=np.inf if exact else RELABELLINGS,
+        (first, second), lambda a, b, axis: a.mean(axis) - b.mean(axis), vectorized=True,
+        rng=np.random.default_rng(0), n_resamples=np.inf if exact else RELABELLINGS,
     )  # fmt: skip
     return {"p": float(test.pvalue), "n": float(smaller), "exact": float(exact)}
-
-
-def _mean_difference(first: Array, second: Array, axis: int) -> Array:
-    return np.asarray(first.mean(axis) - second.mean(axis))
-
-
-def _shared(arm: Runs, against: Runs) -> tuple[Array, Array]:
-    seeds = sorted(arm.keys() & against.keys())
-    return np.array([arm[s] for s in seeds]), np.array([against[s] for s in seeds])
 
 
 def _result(difference: float, low: float, high: float, p: float, n: int) -> dict[str, float]:
@@ -353,7 +345,6 @@ def effective_documents(documents: ArrayLike, *, targets: ArrayLike | None = Non
 
     One less is the degrees of freedom of `document_error`.
     """
-    labels = np.asarray(documents)
-    weights = np.ones(labels.shape) if targets is None else np.asarray(targets, dtype=np.float64)
-    sizes = np.bincount(np.unique(labels, return_inverse=True)[1], weights)
+    index = np.unique(np.asarray(documents), return_inverse=True)[1]
+    sizes = np.bincount(index, np.ones(index.shape) if targets is None else np.asarray(targets, dtype=np.float64))
     return float(sizes.sum() ** 2 / np.square(sizes).sum())

@@ -1,68 +1,106 @@
-"""Read a table of results: rows of any source (see rows.py) become seed -> value for each arm.
+"""Read a table of results: a DataFrame, a CSV file, a list of rows or a tracker's export becomes seed -> value per arm.
+
+A CSV file may be separated by commas, semicolons (then with decimal commas too) or tabs; blank lines and lines that
+begin with # are skipped. Tables of MLflow (`mlflow.search_runs`, with columns run_id, status, metrics.*, params.* and
+tags.*) and Weights & Biases (runs with columns Name and State, or charts with a column for each run) are recognised by
+their columns. The status of a run counts, and runs that only group others, or belong to a sweep, belong to no arm.
 
 A blank value is a run without a result yet; NaN or infinity is a run that failed. No row is dropped. Each run counts
-once: copies of a run, and its training steps, are never taken for seeds.
+once: copies of a run, and its training steps, are never taken for seeds. A metric tells direction and unit by its
+name.
 """
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from gpt2lab.analysis.metrics import known
-from gpt2lab.analysis.rows import (
-    PREFERRED,
-    PROGRESS,
-    SEED_COLUMNS,
-    STEPS,
-    WHOLE,
-    Columns,
-    Named,
-    Row,
-    Source,
-    Value,
-    begun_in_order,
-    blank,
-    columns_of,
-    counts_training,
-    ended,
-    is_exported,
-    is_tracked,
-    is_wide,
-    name_of,
-    number,
-    rows_of,
-    runs_of_arms,
-    spelled,
-    unfolded,
-)
 from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, Problem, unknown
 
-REASON_COLUMNS = ("not_comparable", "tags.not_comparable")
-"""Columns that say why an arm cannot be compared."""
+if TYPE_CHECKING:
+    import pandas as pd
 
-RUN_COLUMNS = ("run", "run_id", "run_name", "name", "id", "tags.mlflow.runname")
-"""Columns that identify runs, but not their seeds; case does not matter."""
+Source: TypeAlias = "pd.DataFrame | str | Path | Sequence[Mapping[str, Any]]"
+Value = float | None
+T = TypeVar("T")
+
+NO_VALUE = ("na", "n/a", "#n/a", "<na>", "-", "--", "null", "none")
+FAILED = ("crashed", "failed", "diverged")
+"""Cells of a run without a value yet, and of a failed one, beside what Python reads as NaN or infinity."""
+WHOLE = re.compile(r"([+-]?\d{1,18})(\.0*)?")
+DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+([eE][+-]?\d+)?)")
 
 FINAL = "final/"
 """Prefix of the metrics that `load_results` writes for the end of a run, whatever its step."""
+PREFERRED = ("final/val/loss", "val/loss")
+"""Metrics that are the result of a run, the best first, in a table of several."""
+REASON_COLUMNS = ("not_comparable", "tags.not_comparable")
+"""Columns that say why an arm cannot be compared."""
+RUN_COLUMNS = ("run", "run_id", "run_name", "name", "id", "tags.mlflow.runname")
+"""Columns that identify runs, but not their seeds; case does not matter."""
+STEPS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter")
+PROGRESS = ("steps", "epoch", "tokens")
+"""Columns of training progress; these may also be a property of a whole run."""
+
+ARM_COLUMNS = ("arm", "tags.gpt2lab.arm", "params.arm", "tags.arm")
+SEED_COLUMNS = ("seed", "tags.gpt2lab.seed", "params.seed", "tags.seed", "run_id")
+METRIC_COLUMNS = ("value", "metrics.val-final/loss", *(f"metrics.{name}" for name in PREFERRED))
+"""Columns of an MLflow table, the best first, where the caller names none."""
+PREFIXES = ("metrics.", "params.", "tags.")
+
+MLFLOW, WANDB = ("run_id", "status"), ("Name", "State")
+"""Columns by which tables of runs are recognised."""
+UNFINISHED = ("running", "scheduled", "pending", "queued", "preempting", "preempted")
+BROKEN = ("failed", "killed", "crashed")
+"""Status of a run that is not over, and of one that failed, in either tracker."""
+MIRROR_OPEN = ("running", "failed", "partial", "absent")
+"""Status tags of our mirror for runs that the same command resumes; a run that diverged is FAILED alone."""
+
+BETWEEN = " - "
+"""Separates run and metric in the head of a W&B column."""
+RUN = re.compile(r"(?P<arm>.+?)(?:[-_/., ]+(?:seed|run|s)?|seed)[-_= ]?(?P<seed>\d+)")
+"""`base-seed0`, `base_s0`, `base-0`"""
+NOT_MEASURED = re.compile(r"_.*|.*__(MIN|MAX)")
+"""Metrics of the export itself: `_step`, and the range of a smoothed curve."""
 
 FULL_PRECISION = 7
 """Significant digits to which two runs of different seeds do not agree by chance."""
-
-ALONE = 3e38
+SINGLE = 3e38
 """Larger values do not fit single precision."""
-
 LEAST, MOST = 1e-50, 1e50
 """Range of values that can be judged: the fourth power of a spread must be finite and not zero."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Row(NamedTuple):
+    """Cells by column; `where` is their place for error messages."""
+
+    where: str
+    cells: Mapping[Any, Any]
+
+
+class Columns(NamedTuple):
+    """Which column holds what. `metric` names the value, where the table says so; with `several`, a column `metric`
+    does. `step` where the table holds several steps of a run."""
+
+    arm: str
+    seed: str
+    value: str
+    metric: str | None
+    several: bool = False
+    step: str | None = None
+
+
+class Entry(NamedTuple):
     """The value of `metric` of one arm and seed at a step."""
 
     where: str
@@ -102,40 +140,50 @@ def read(
 
     Columns, unless `arm`, `seed` and `value` name others: arm, seed (or run), and the value: the column `metric`, else
     `value`, else the one column that has the name of a known metric. A table with a column of steps counts at the last
-    step of each run, also one with columns metric and value, as `load_results` makes it. In an MLflow table (columns
-    run_id, status, metrics.*, params.*, tags.*) the prefixes may be left out; rows.py lists the default columns.
+    step of each run, also one with columns metric and value, as `load_results` makes it. In an MLflow table the
+    prefixes may be left out; its default columns are ARM_COLUMNS, SEED_COLUMNS and METRIC_COLUMNS.
     Raises ConfigError with every bad cell: row, column, content.
     """
-    rows, where = rows_of(source), name_of(source)
-    names = Named(metric=metric, arm=arm, seed=seed, value=value)
+    rows, where = _rows(source), str(source) if isinstance(source, (str, Path)) else "table"
     if not rows:
         raise ConfigError("the table has no rows", where=where)
-    if seed is not None and counts_training(seed):
+    if seed is not None and _counts_training(seed):
         what = f"the steps of a run are no seeds: '{seed}' tells no runs apart"
         raise ConfigError(what, where=where, hint="seed=COLUMN")
-    begun = False
-    if is_tracked(_columns(rows)):
-        chosen = columns_of(_columns(rows), names, where)
-        rows = runs_of_arms(rows, chosen, where)
-        begun = begun_in_order(rows)
+    begun, columns = False, _names(rows)
+    if {*MLFLOW} <= {*columns} and any(name.startswith(PREFIXES) for name in columns):
+        chosen = _mlflow_columns(columns, where, metric, arm, seed, value)
+        rows = _runs_of_arms(rows, chosen, where)
+        times = [row.cells.get("start_time") for row in rows]
+        begun = not any(map(_blank, times)) and len(set(map(type, times))) == 1
     else:
-        if arm is None and is_wide(_columns(rows)):
-            rows = unfolded(rows, _columns(rows), metric, where)
-        chosen = _plain_columns(rows, names, where)
-        rows = ended(rows, chosen.value) if is_exported(_columns(rows)) else rows
+        if arm is None and _is_wide(columns):
+            rows = _unfolded(rows, columns, metric, where)
+        chosen = _plain_columns(rows, where, metric, arm, seed, value)
+        if {*WANDB} <= {*_names(rows)}:
+            held = chosen.value
+            rows = [Row(w, {**c, held: _value_by_status(c.get("State"), c.get(held))}) for w, c in rows]
     _refuse_repeated_seeds(rows, chosen)
     ends: dict[str, float] = {}
-    entries = _entries(rows, chosen)
-    named = _metric(entries, metric, where) if chosen.several else chosen.metric
+    entries, named = _entries(rows, chosen), chosen.metric
+    if chosen.several:
+        names = list(dict.fromkeys(entry.metric for entry in entries))
+        if metric is not None and metric not in names:
+            raise ConfigError(unknown("metric", metric, names), where=where)
+        named = metric or _which(names, PREFERRED, where)
     if chosen.several or chosen.step:
         entries, ends = _last(entries, named if chosen.several and named else chosen.value)
     _refuse_duplicates(entries, chosen)
     _refuse_sizes(entries)
-    runs: dict[str, dict[str, Value]] = {}
+    runs: dict[str, dict[str, Value]] = defaultdict(dict)
     for entry in entries:
-        runs.setdefault(entry.arm, {})[entry.seed] = entry.value
-    reasons = _reasons(rows, chosen.arm)
-    return Table(runs=runs, metric=named, not_comparable=reasons, ends=ends, copies=_copies(entries), begun=begun)
+        runs[entry.arm][entry.seed] = entry.value
+    reasons: dict[str, str] = {}
+    for row, column in ((row, column) for row in rows for column in REASON_COLUMNS):
+        if not _blank(row.cells.get(column)):
+            reasons.setdefault(str(row.cells[chosen.arm]).strip(), str(row.cells[column]).strip())
+    copies = tuple(_copies(entries))
+    return Table(runs={**runs}, metric=named, not_comparable=reasons, ends=ends, copies=copies, begun=begun)
 
 
 def refuse_copies(table: Table) -> None:
@@ -150,109 +198,310 @@ def in_order(table: Table) -> dict[str, dict[str, Value]]:
     """
     if table.begun:
         return table.runs
-    for arm, runs in table.runs.items():
-        for seed in runs:
-            if not WHOLE.fullmatch(seed):
-                what = f"which seeds came first is not known: seed '{seed}' of arm '{arm}' is no whole number"
-                hint = "number the seeds of each arm 0, 1, 2, ... as they were run, or leave out the looks"
-                raise ConfigError(what, where="looks", hint=hint)
+    for arm, seed in ((arm, seed) for arm, runs in table.runs.items() for seed in runs):
+        if not WHOLE.fullmatch(seed):
+            what = f"which seeds came first is not known: seed '{seed}' of arm '{arm}' is no whole number"
+            hint = "number the seeds of each arm 0, 1, 2, ... as they were run, or leave out the looks"
+            raise ConfigError(what, where="looks", hint=hint)
     return {arm: dict(sorted(runs.items(), key=lambda run: int(run[0]))) for arm, runs in table.runs.items()}
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
+# Rows and cells.
+
+
+def _rows(source: Source) -> list[Row]:
+    """Every row of any source. Raises ConfigError for anything that is not a table."""
+    if isinstance(source, (str, Path)):
+        return _csv(Path(source))
+    pandas = sys.modules.get("pandas")  # imported by the caller if the source is a frame; others need not wait
+    records: Sequence[Any] | None = source if isinstance(source, Sequence) else None
+    labels: Iterable[Any] = range(len(records or ()))
+    if pandas is not None and isinstance(source, pandas.DataFrame):
+        _refuse_repeated_columns(map(str, source.columns), "table")
+        records, labels = source.to_dict("records"), source.index
+    if records is None or not all(isinstance(row, Mapping) for row in records):
+        raise ConfigError(f"a table is expected (DataFrame, CSV file or list of rows), not {type(source).__name__}")
+    return [
+        Row(f"row {label}", {str(k): v for k, v in row.items()}) for label, row in zip(labels, records, strict=True)
+    ]
+
+
+def _csv(path: Path) -> list[Row]:
+    """By the csv module, not pandas: it distinguishes `nan` from an empty cell, and gives the number of the line."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = ["\n" if line.lstrip().startswith("#") else line for line in file]  # keeps line numbers
+        mark = max(",;\t", key=next(filter(str.strip, lines), "").count)
+        reader = csv.reader(lines, delimiter=mark, skipinitialspace=True, strict=True)
+        filled = [(f"{path}:{reader.line_num}", cells) for cells in reader if any(map(str.strip, cells))]
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"not a CSV file in UTF-8: {error}", where=str(path)) from None
+    names = [name.strip() for name in filled[0][1]] if filled else []
+    _refuse_repeated_columns(names, str(path))
+    longer = [(where, cells[len(names) :]) for where, cells in filled[1:] if len(cells) > len(names)]
+    if longer:  # a decimal comma, most likely
+        problems = [Problem(where, f"more cells than columns: {more}") for where, more in longer]
+        raise ConfigError(problems, hint="write 2.15, not 2,15")
+    rows = []
+    for where, cells in filled[1:]:
+        texts = cells if mark == "," else [DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]
+        rows.append(Row(where, dict.fromkeys(names, "") | dict(zip(names, texts, strict=False))))
+    return rows
+
+
+def _refuse_repeated_columns(names: Iterable[str], where: str) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    if repeated:
+        what = f"{len(repeated)} column names occur twice: {', '.join(repeated)}"
+        what = f"two columns are called '{repeated[0]}'" if len(repeated) == 1 else what
+        raise ConfigError(what, where=where, hint="rename or drop one of them")
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.cells))
 
 
-def _plain_columns(rows: Sequence[Row], given: Named, where: str) -> Columns:
-    columns = _columns(rows)
-    metric, value = given.metric, given.value
+def _number(cell: Any) -> Value:
+    """A cell as a number, None when it is blank. Raises ValueError that shows the cell."""
+    if isinstance(cell, (bool, np.bool_)):
+        raise ValueError(f"a number is expected, not {cell}")
+    if isinstance(cell, (float, np.floating)):
+        return float(cell)  # NaN included: a run that failed
+    text = cell.strip().casefold() if isinstance(cell, str) else ""
+    if _blank(cell) or text in NO_VALUE:
+        return None
+    if text in FAILED:
+        return math.nan
+    try:
+        return float(cell)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"a number is expected, not {cell!r:.60}") from None
+
+
+def _blank(cell: Any) -> bool:
+    """Whether a cell is empty, which pandas writes as NaN in a column of text."""
+    missing = getattr(sys.modules.get("pandas"), "NA", None)
+    return cell is None or cell is missing or (isinstance(cell, str) and not cell.strip()) or cell != cell
+
+
+def _spelled(cell: Any) -> str:
+    """One spelling for 0, 0.0, "0" and "0.0": pandas turns a column of integers with a gap into floats."""
+    text = f"{cell:.0f}" if isinstance(cell, (float, np.floating)) and cell % 1 == 0 else str(cell).strip()
+    whole = WHOLE.fullmatch(text)
+    return str(int(whole[1])) if whole else str(cell).strip()
+
+
+def _counts_training(name: str) -> bool:
+    """Whether a column of this name holds training progress, which does not identify runs."""
+    return name.casefold().removeprefix("metrics.") in (*STEPS, *PROGRESS)
+
+
+def _which(names: Iterable[str], preferred: Iterable[str], where: str) -> str | None:
+    """The first of `preferred` among the names of metrics, else the only name; None where there is none."""
+    names = list(names)
+    best = next((name for name in preferred if name in names), None)
+    if best is None and len(names) > 1:
+        raise ConfigError(f"which metric? The table holds {', '.join(sorted(names))}", where=where, hint="metric=NAME")
+    return best or (names[0] if names else None)
+
+
+# Plain tables, and wide ones.
+
+
+def _plain_columns(
+    rows: Sequence[Row], where: str, metric: str | None, arm: str | None, seed: str | None, value: str | None
+) -> Columns:
+    columns = _names(rows)
     direct = metric is not None and metric in columns
     if value is not None and direct and metric != value:
         raise ConfigError(f"'{metric}' and '{value}' are both columns: which one holds the values?", where=where)
-    arm, seed = given.arm or "arm", given.seed or ("seed" if "seed" in columns else "run")
+    hint = "the columns are arm, seed (or run) and value"
+    hint += ", unless others are named" if arm or seed or value else ""
+    arm, seed = arm or "arm", seed or ("seed" if "seed" in columns else "run")
     several = "metric" in columns and not direct
     if metric is not None and not direct and not several:
         raise ConfigError(unknown("column", metric, columns), where=where)
-    held = value or (metric if metric is not None and direct else _value_column(columns, where))
+    default = next((name for name in ("value", *PREFERRED) if name in columns), None)
+    held = value or (metric if direct and metric else default or _which(filter(known, columns), (), where) or "value")
     lacking = [name for name in (arm, seed, held) if name not in columns]
-    training = next(filter(counts_training, columns), None)
+    training = next(filter(_counts_training, columns), None)
     if lacking == ["run"] and training:
         what = f"no column tells the runs of an arm apart; the steps of a run ('{training}') are no seeds"
         raise ConfigError(what, where=where, hint="seed=COLUMN")
     if lacking:
-        hint = "the columns are arm, seed (or run) and value"
-        hint = f"{hint}, unless others are named" if given.arm or given.seed or value else hint
-        several_lack = f"no columns {listed(map(repr, lacking))} (known: {', '.join(columns)})"
-        what = unknown("column", lacking[0], columns) if len(lacking) == 1 else several_lack
+        what = f"no columns {listed(map(repr, lacking))} (known: {', '.join(columns)})"
+        what = unknown("column", lacking[0], columns) if len(lacking) == 1 else what
         raise ConfigError(what, where=where, hint=hint)
     named = metric or (held if held != "value" or value else None)
-    step = _step_column(rows, (arm, seed, "metric") if several else (arm, seed))
-    return Columns(arm=arm, seed=seed, value=held, metric=named, several=several, step=step)
+    step = _step_column(rows, columns, (arm, seed, "metric") if several else (arm, seed))
+    return Columns(arm, seed, held, named, several, step)
 
 
-def _value_column(columns: Sequence[str], where: str) -> str:
-    """`value`, else the one column that has the name of a known metric."""
-    preferred = next((name for name in ("value", *PREFERRED) if name in columns), None)
-    metrics = [name for name in columns if known(name)]
-    if preferred is None and len(metrics) > 1:
-        raise ConfigError(f"which metric? The table holds {', '.join(metrics)}", where=where, hint="metric=NAME")
-    return preferred or (metrics[0] if metrics else "value")
-
-
-def _step_column(rows: Sequence[Row], run: Sequence[str]) -> str | None:
+def _step_column(rows: Sequence[Row], columns: Sequence[str], run: Sequence[str]) -> str | None:
     """The column of steps; PROGRESS columns only where a run has several rows."""
-    columns = _columns(rows)
-    if is_exported(columns):
+    if {*WANDB} <= {*columns}:
         return None  # one row for each run
-    names = {name.casefold(): name for name in columns}
-    if any(name in names for name in STEPS):
-        return next(names[name] for name in STEPS if name in names)
     several = len({tuple(str(row.cells.get(name)) for name in run) for row in rows}) < len(rows)
-    return next((names[name] for name in PROGRESS if name in names and several), None)
+    names = {name.casefold(): name for name in columns}
+    return next((names[name] for name in (*STEPS, *(PROGRESS if several else ())) if name in names), None)
 
 
-def _reasons(rows: Sequence[Row], arm: str) -> dict[str, str]:
-    reasons: dict[str, str] = {}
-    for row in rows:
-        for name in REASON_COLUMNS:
-            if not blank(row.cells.get(name)):
-                reasons.setdefault(str(row.cells[arm]).strip(), str(row.cells[name]).strip())
-    return reasons
+def _is_wide(columns: Sequence[str]) -> bool:
+    """Whether every run has a column, and every step a row."""
+    if "arm" in columns or not columns:
+        return False
+    first, *others = columns
+    runs = _counts_training(first) and all(RUN.fullmatch(name) for name in others)
+    return bool(others) and (runs or any(BETWEEN in name for name in others))
+
+
+def _unfolded(rows: Sequence[Row], columns: Sequence[str], metric: str | None, where: str) -> list[Row]:
+    """The same values with the columns arm, seed, step, value and, where it has a name, metric.
+
+    metric: of the values where columns are named after runs alone.
+    Raises ConfigError for a run whose name does not end in its seed.
+    """
+    exported = any(BETWEEN in name for name in columns)
+    beside = [name for name in columns if BETWEEN not in name] if exported else list(columns[:1])
+    step = next(filter(_counts_training, beside), beside[0] if beside else None)
+    if step is None:
+        raise ConfigError("no column holds the steps", where=where)
+    long: list[Row] = []
+    for name in columns:
+        run, _, measured = name.rpartition(BETWEEN) if exported else (name, "", metric or "")
+        if name in beside or NOT_MEASURED.fullmatch(measured):
+            continue
+        parts = RUN.fullmatch(run.strip())
+        if parts is None:
+            hint = "name runs as base-seed0, or give a table with the columns arm, seed, step and value"
+            raise ConfigError(f"column '{name}': the name of the run does not end in its seed", where=where, hint=hint)
+        base = parts.groupdict() | ({"metric": measured} if measured else {})
+        for row in [row for row in rows if not _blank(row.cells.get(name))] or rows[-1:]:
+            cells = base | {"step": row.cells.get(step), "value": row.cells.get(name)}
+            long.append(Row(f"{row.where}, column '{name}'", cells))
+    return long
+
+
+# Tables of MLflow, and the status of runs.
+
+
+def _mlflow_columns(
+    columns: Sequence[str], where: str, metric: str | None, arm: str | None, seed: str | None, value: str | None
+) -> Columns:
+    """The columns that the caller named, with or without prefix, else the preferred ones of the table."""
+
+    def column(kind: str, name: str | None, prefixes: Sequence[str], preferred: Sequence[str]) -> str | None:
+        wanted = [f"{prefix}{name}" for prefix in ("", *prefixes)] if name else preferred
+        first = next((name for name in wanted if name in columns), None)
+        if name and first is None:
+            raise ConfigError(unknown("column", name, columns), where=where, hint=f"{kind}=COLUMN")
+        return first
+
+    if metric is not None and value is not None:
+        raise ConfigError("metric and value both name what is compared: give one of them", where=where)
+    arms = column("arm", arm, PREFIXES[1:], ARM_COLUMNS)
+    if arms is None:
+        what = f"no column tells the arm of a run: none of {', '.join(ARM_COLUMNS)} is there (columns: "
+        raise ConfigError(f"{what}{', '.join(sorted(columns))})", where=where, hint="arm=COLUMN")
+    seeds = column("seed", seed, PREFIXES[1:], SEED_COLUMNS) or MLFLOW[0]
+    held = column("value", value, PREFIXES, METRIC_COLUMNS if metric is None else ())
+    held = held or _metric_column(columns, metric, where)
+    return Columns(arms, seeds, held, None if held == "value" else held.removeprefix("metrics."))
+
+
+def _metric_column(columns: Sequence[str], metric: str | None, where: str) -> str:
+    """The column of a metric; the final evaluation by its name in `load_results` or in our mirror."""
+    names = [name.removeprefix("metrics.") for name in columns if name.startswith("metrics.")]
+    if metric is None:
+        only = _which(names, (), where)
+        if only is None:
+            raise ConfigError("no run has any metric", where=where)
+        return f"metrics.{only}"
+    bare = metric.removeprefix("metrics.")
+    logged = next((name for name in (bare, bare.replace("final/val/", "val-final/", 1)) if name in names), None)
+    if logged is None and metric not in columns:
+        raise ConfigError(unknown("metric", bare, names), where=where, hint="metric=NAME")
+    return f"metrics.{logged}" if logged else metric
+
+
+def _runs_of_arms(rows: Sequence[Row], chosen: Columns, where: str) -> list[Row]:
+    """The rows that are runs of an arm, in the order of their start (MLflow lists the newest first), with the values of
+    unfinished and failed runs replaced."""
+    parents = {row.cells.get("tags.mlflow.parentRunId") for row in rows}
+    runs, studies = [], set()
+    for _, cells in rows:
+        if not _blank(cells.get("tags.gpt2lab.sweep")):
+            continue  # trials are no arms
+        study = cells.get("tags.gpt2lab.study")
+        if not _blank(study):
+            if _blank(cells.get("tags.gpt2lab.arm")) or _mirror_seed(cells) is None:
+                continue  # the study itself; a trial of a rate, or a run of another budget: "0 lr x2", "0 0.5x"
+            studies.add(str(study))
+        elif cells["run_id"] in parents and _blank(cells.get(chosen.arm)):
+            continue  # it only groups others
+        mirror = cells.get("tags.gpt2lab.status")
+        value = _value_by_status(cells.get("status"), _mlflow_value(cells.get(chosen.value), mirror))
+        value = None if mirror in MIRROR_OPEN else value
+        runs.append(Row(f"run {cells['run_id']}", {**cells, chosen.value: value}))
+    if not runs:
+        raise ConfigError("no run of an arm is among the runs", where=where)
+    if len(studies) > 1:
+        hint = f"keep one: frame[frame['tags.gpt2lab.study'] == '{min(studies)}']"
+        raise ConfigError(f"runs of several studies: {', '.join(sorted(studies))}", where=where, hint=hint)
+    try:
+        return sorted(runs, key=lambda row: (_mirror_seed(row.cells) or 0, row.cells.get("start_time") or 0))
+    except TypeError:  # times of several kinds
+        return runs
+
+
+def _mirror_seed(cells: Mapping[Any, Any]) -> int | None:
+    """The seed of a run of our mirror; None where the tag is absent or holds more than a seed."""
+    cell = cells.get("tags.gpt2lab.seed")
+    seed = "" if _blank(cell) else _spelled(cell)
+    return int(seed) if seed.isdecimal() else None
+
+
+def _mlflow_value(cell: Any, mirror: Any) -> Any:
+    """The value of a finished run; a run of our mirror has its end before its final evaluation."""
+    try:
+        number = _number(cell)
+    except ValueError:
+        return cell  # refused with all other bad cells
+    if number is None or (mirror == "finished" and math.isnan(number)):
+        return None
+    return math.inf if abs(number) >= sys.float_info.max else number  # MLflow's spelling of infinity
+
+
+def _value_by_status(status: Any, value: Any) -> Any:
+    """None before the end of a run, NaN for a failure, else its value."""
+    state = str(status).strip().casefold()
+    return None if state in UNFINISHED else math.nan if state in BROKEN else value
+
+
+# Entries.
 
 
 def _entries(rows: Iterable[Row], chosen: Columns) -> list[Entry]:
     entries, problems = [], []
-    value, step = chosen.value, chosen.step
-    for row in rows:
-        bad = [name for name in (chosen.arm, chosen.seed) if blank(row.cells.get(name))]
-        problems += [Problem(row.where, f"column '{name}' is empty") for name in bad]
-        numbers: dict[str, Value] = {}
-        for name in (value, step) if step else (value,):
+    for where, cells in rows:
+        bad = [Problem(where, f"column '{n}' is empty") for n in (chosen.arm, chosen.seed) if _blank(cells.get(n))]
+        numbers: dict[str | None, Value] = {None: None}
+        for name in filter(None, (chosen.value, chosen.step)):
             try:
-                numbers[name] = number(row.cells.get(name))
+                numbers[name] = _number(cells.get(name))
             except ValueError as error:
-                bad.append(name)
-                problems.append(Problem(row.where, f"column '{name}': {error}"))
+                bad.append(Problem(where, f"column '{name}': {error}"))
+        problems += bad
         if not bad:
-            measured = str(row.cells.get("metric")) if chosen.several else value
-            arm, at = str(row.cells[chosen.arm]).strip(), numbers.get(step) if step else None
-            at = -1.0 if at is None else at
-            entries.append(Entry(row.where, arm, spelled(row.cells[chosen.seed]), measured, at, numbers[value]))
+            metric = str(cells.get("metric")) if chosen.several else chosen.value
+            step = numbers[chosen.step]
+            arm, seed = str(cells[chosen.arm]).strip(), _spelled(cells[chosen.seed])
+            entries.append(Entry(where, arm, seed, metric, -1.0 if step is None else step, numbers[chosen.value]))
     if problems:
         raise ConfigError(problems)
     return entries
-
-
-def _metric(entries: Sequence[Entry], wanted: str | None, where: str) -> str:
-    names = list(dict.fromkeys(entry.metric for entry in entries))
-    if wanted is not None:
-        if wanted not in names:
-            raise ConfigError(unknown("metric", wanted, names), where=where)
-        return wanted
-    chosen = next((name for name in PREFERRED if name in names), names[0] if len(names) == 1 else None)
-    if chosen is None:
-        raise ConfigError(f"which metric? The table holds {', '.join(sorted(names))}", where=where, hint="metric=NAME")
-    return chosen
 
 
 def _last(entries: Sequence[Entry], metric: str) -> tuple[list[Entry], dict[str, float]]:
@@ -262,58 +511,67 @@ def _last(entries: Sequence[Entry], metric: str) -> tuple[list[Entry], dict[str,
     finite, and else has no value yet. Where a metric is final by its name, each run has an end of its own.
     """
     ends: dict[str, float] = {}
-    runs: dict[tuple[str, str], list[Entry]] = {}
+    runs: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in entries:
-        runs.setdefault((entry.arm, entry.seed), []).append(entry)
+        runs[entry.arm, entry.seed].append(entry)
         if entry.metric == metric and entry.value is not None:
             ends[entry.arm] = max(ends.get(entry.arm, -1.0), entry.step)
     final_entries: list[Entry] = []
-    for (arm, seed), run_entries in runs.items():
-        taken = [e for e in run_entries if e.value is not None]
+    for (arm, seed), run in runs.items():
+        taken = [e for e in run if e.value is not None]
         values = [e for e in taken if e.metric == metric]
         end = max((e.step for e in values), default=None) if metric.startswith(FINAL) else ends.get(arm)
         last = max((e.step for e in taken), default=-1.0)
         losses = [e for e in taken if e.step == last and (e.metric == metric or "loss" in e.metric)]
-        broken = any(not _finite(e.value) for e in losses)
+        missing = None if all(map(_finite, losses)) else math.nan
         final = [e for e in values if e.step == end]
-        final_entries += final or [Entry(run_entries[-1].where, arm, seed, metric, last, math.nan if broken else None)]
+        final_entries += final or [Entry(run[-1].where, arm, seed, metric, last, missing)]
+    judged = {entry.arm for entry in final_entries if entry.value is not None and _finite(entry)}
     compared = {} if metric.startswith(FINAL) else ends
-    judged = {entry.arm for entry in final_entries if entry.value is not None and _finite(entry.value)}
     return final_entries, {arm: end for arm, end in compared.items() if arm in judged and end >= 0}
 
 
-def _finite(value: Value) -> bool:
-    return value is None or math.isfinite(value)
+def _finite(entry: Entry) -> bool:
+    return entry.value is None or math.isfinite(entry.value)
+
+
+# What is refused.
+
+
+def _repeats(items: Iterable[T], key: Callable[[T], Hashable]) -> Iterator[tuple[T, T]]:
+    """Every item whose key, unless None, an earlier one had, with that one. Joined frames have two rows of one name."""
+    first: dict[Hashable, T] = {None: None}  # type: ignore[dict-item]
+    for item in items:
+        seen = first.setdefault(key(item), item)
+        if seen is not None and seen is not item:
+            yield item, seen
 
 
 def _refuse_repeated_seeds(rows: Sequence[Row], chosen: Columns) -> None:
     """Runs of one arm and seed that differ in their names alone."""
-    columns = _columns(rows)
-    if chosen.seed.casefold() not in RUN_COLUMNS:
+    others = [name for name in SEED_COLUMNS if name in _names(rows) and name not in RUN_COLUMNS]
+    if chosen.seed.casefold() not in RUN_COLUMNS or not others:
         return
-    seed = next((name for name in SEED_COLUMNS if name in columns and name.casefold() not in RUN_COLUMNS), None)
-    first: dict[tuple[str, str], Row] = {}
+    seed = others[0]
+
+    def arm_and_seed(row: Row) -> Hashable:
+        cells = [row.cells.get(name) for name in (chosen.arm, seed, chosen.seed)]
+        return None if any(map(_blank, cells)) else (str(cells[0]).strip(), _spelled(cells[1]))
+
     problems = []
-    for row in rows:
-        if seed is None or any(blank(row.cells.get(name)) for name in (chosen.arm, chosen.seed, seed)):
-            continue
-        arm, label = str(row.cells[chosen.arm]).strip(), spelled(row.cells[seed])
-        seen = first.setdefault((arm, label), row)
-        if spelled(seen.cells[chosen.seed]) != spelled(row.cells[chosen.seed]):
-            what = f"arm '{arm}' has seed {label} already, in {seen.where}: by '{seed}' they are one seed"
-            problems.append(Problem(row.where, what))
+    for row, seen in _repeats(rows, arm_and_seed):
+        if _spelled(seen.cells[chosen.seed]) != _spelled(row.cells[chosen.seed]):
+            what = f"arm '{str(row.cells[chosen.arm]).strip()}' has seed {_spelled(row.cells[seed])} already"
+            problems.append(Problem(row.where, f"{what}, in {seen.where}: by '{seed}' they are one seed"))
     _refuse(problems, "keep one run of each arm and seed")
 
 
 def _refuse_duplicates(entries: Sequence[Entry], chosen: Columns) -> None:
-    first: dict[tuple[str, str], Entry] = {}
-    problems = []
-    for entry in entries:
-        seen = first.setdefault((entry.arm, entry.seed), entry)
-        if seen is not entry:  # not by the place: joined frames have two rows 0
-            what = f"arm '{entry.arm}' has seed {entry.seed} already, in {seen.where}: "
-            what += f"columns '{chosen.arm}' and '{chosen.seed}' name one run"
-            problems.append(Problem(entry.where, what))
+    names = f"columns '{chosen.arm}' and '{chosen.seed}' name one run"
+    problems = [
+        Problem(entry.where, f"arm '{entry.arm}' has seed {entry.seed} already, in {seen.where}: {names}")
+        for entry, seen in _repeats(entries, lambda entry: (entry.arm, entry.seed))
+    ]
     _refuse(problems, "keep one run of each arm and seed")
 
 
@@ -324,19 +582,11 @@ def _refuse_sizes(entries: Sequence[Entry]) -> None:
     _refuse(problems, "write inf for a run that failed, or give all values in another unit")
 
 
-def _copies(entries: Sequence[Entry]) -> tuple[Problem, ...]:
-    first: dict[tuple[str, float], Entry] = {}
-    problems = []
-    for entry in entries:
-        if entry.value is None or not math.isfinite(entry.value) or _digits(entry.value) < FULL_PRECISION:
-            continue
-        seen = first.setdefault((entry.arm, entry.value), entry)
-        if seen is not entry:
-            what = (
-                f"seed {entry.seed} of arm '{entry.arm}' has the value of seed {seen.seed} in {seen.where}, digit for "
-            )
-            problems.append(Problem(entry.where, f"{what}digit ({entry.value:.15g}): they are one run"))
-    return tuple(problems)
+def _copies(entries: Sequence[Entry]) -> Iterator[Problem]:
+    precise = [e for e in entries if e.value is not None and _finite(e) and _digits(e.value) >= FULL_PRECISION]
+    for entry, seen in _repeats(precise, lambda entry: (entry.arm, entry.value)):
+        what = f"seed {entry.seed} of arm '{entry.arm}' has the value of seed {seen.seed} in {seen.where}, digit for "
+        yield Problem(entry.where, f"{what}digit ({entry.value:.15g}): they are one run")
 
 
 def _digits(value: float) -> int:
@@ -351,3 +601,74 @@ def _refuse(problems: Sequence[Problem], hint: str) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more such rows)" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0].what}{more}", where=problems[0].where, hint=hint)
+
+
+# Direction and unit of a metric, known by its name.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How values are read."""
+
+    higher_is_better: bool
+    unit: str
+    continuous: bool
+    """whether two runs agree in all digits only if they are copies; a share of right answers is a count"""
+
+
+LOWER = {
+    **dict.fromkeys(("loss", "nll", "ce", "cross_entropy", "xent", "negative_log_likelihood"), "nats"),
+    **dict.fromkeys(("bits_per_byte", "bpb"), "bits per byte"),
+    **dict.fromkeys(("bits_per_character", "bits_per_char", "bpc"), "bits per character"),
+    **dict.fromkeys(("bits_per_token", "bits_per_word"), "bits per token"),
+    **dict.fromkeys(("perplexity", "ppl"), "perplexity"),
+    **dict.fromkeys(("error", "error_rate", "err"), "error rate"),
+    **{name: name for name in ("mse", "rmse", "mae", "wer", "cer", "ece", "brier")},
+}
+"""Metric -> unit; lower is better."""
+
+HIGHER = {
+    **dict.fromkeys(("accuracy", "acc", "acc_norm", "acc_top1", "acc_top5", "top1", "top5"), "accuracy"),
+    **dict.fromkeys(("log_prob", "logprob", "log_probability", "log_likelihood", "loglikelihood"), "nats"),
+    **dict.fromkeys(("exact_match", "em"), "exact match"),
+    **dict.fromkeys(("tokens_per_second", "tokens_per_sec", "tok_per_sec"), "tokens per second"),
+    **{name: name for name in ("f1", "mcc", "auc", "auroc", "bleu", "chrf", "rouge1", "rouge2", "rougel")},
+    **{name: name for name in ("pass@1", "reward", "win_rate", "mfu")},
+}
+"""Metric -> unit; higher is better."""
+
+CONTINUOUS = ("nats", "bits per byte", "bits per character", "bits per token", "perplexity")
+
+PLAIN = Reading(higher_is_better=False, unit="nats", continuous=True)
+"""The column `value`: a loss in nats, as gpt2lab measures it."""
+
+PERCENT = re.compile(r"[_ (]*(%|pct|percent|percentage)\)?$")
+SPLIT = re.compile(r"(_(train|training|val|valid|validation|dev|eval|test|mean|avg|final|last|best|score))+$")
+"""Suffixes that say where or how a metric was taken."""
+
+
+def known(name: str) -> Reading | None:
+    """The reading of a metric such as `val/loss`, `eval_accuracy`, `acc,none` or `acc_pct`; None for an unknown one."""
+    for part in reversed(re.split(r"[/,.:]", name.casefold().strip())):
+        amount, percent = PERCENT.subn("", part)
+        base = SPLIT.sub("", re.sub(r"[\s-]+", "_", amount.strip()))
+        for names, higher in ((LOWER, False), (HIGHER, True)):
+            matches = [metric for metric in names if f"_{base}".endswith(f"_{metric}")]
+            if matches:
+                unit = names[max(matches, key=len)]
+                shown = "percentage points" if percent else unit
+                return Reading(higher_is_better=higher, unit=shown, continuous=unit in CONTINUOUS)
+    return None
+
+
+def reading_of(name: str | None, higher_is_better: bool | None, unit: str | None) -> Reading:
+    """How the metric is read: as given, else by its name. Raises ConfigError where neither gives the direction."""
+    called = name or "value"
+    by_name = PLAIN if called == "value" else known(called)
+    if higher_is_better is None and by_name is None:
+        what = f"whether a higher or a lower '{called}' is better is not known"
+        raise ConfigError(what, hint="higher_is_better=True or higher_is_better=False")
+    if by_name is None or (by_name is PLAIN and higher_is_better):
+        by_name = Reading(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
+    higher = by_name.higher_is_better if higher_is_better is None else higher_is_better
+    return replace(by_name, higher_is_better=higher, unit=unit or by_name.unit)

@@ -1,12 +1,8 @@
-"""The result of a search over one setting, of a whole search in a sweep record, and of searches at several model sizes.
+"""What the trials of a search tell: the best value of each setting, what may be compared, what pruning saved and risks.
 
 Only final values are points of the curve. A pruned trial has none: it closes an edge of the space with a reservation. A
 diverged trial closes the side on which it lies. A search, in a sweep record, has a `space` and `trials` with outcome,
 settings and value.
-
-The best value over model sizes is fitted by a power law: a straight line of its logarithm over that of the parameters,
-with each size weighted by its interval. Up to three sizes the interval assumes that law; from four on, the scatter of
-the sizes around the line counts too, with Student's t.
 """
 
 from __future__ import annotations
@@ -17,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
-from gpt2lab.analysis.wording import decimals, listed
+from gpt2lab.analysis.wording import decimals, figure, listed
 from gpt2lab.text import plural, quantity
 
 WIDER = 4.0
@@ -31,17 +28,16 @@ SPAN = 0.75
 RESULTS = ("finished", "pruned", "diverged")
 """Outcomes that inform about the settings, in which a budget is counted."""
 OPEN = ("waiting", "running")
+ENDS = {"low": ("lower", "below"), "high": ("upper", "above")}
+BEST_PART = 4
+"""The best quarter is reported beside the best one."""
 NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
 """Settings that have a name in prose; others go by their key."""
-SAME = 0.01
-"""Spaces whose widths differ by less than this share are equal: rates are rounded."""
-ALPHA = 0.05
-TESTED = 4
-"""Number of model sizes from which on their scatter around the power law is estimated."""
-COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 Pair = tuple[float, float]
 Search = Mapping[str, Any]
+Trial = Mapping[str, Any]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +106,8 @@ class Optimum:
             f"The best trial took {figure(self.best)} and reached {reached}.",
         ]
         if self.unfinished:
-            side = "above" if self.unfinished == "high" else "below"
-            sentences.append(
-                f"{side.capitalize()} it, trials were stopped early, so what they would have reached is open."
-            )
+            side = ENDS[self.unfinished][1].capitalize()
+            sentences.append(f"{side} it, trials were stopped early, so what they would have reached is open.")
         return " ".join(sentences)
 
     def _nothing(self) -> str:
@@ -126,7 +120,7 @@ class Optimum:
 
     def _at_edge(self) -> str:
         assert self.edge and self.best is not None
-        side, beyond = ("upper", "above") if self.edge == "high" else ("lower", "below")
+        side, beyond = ENDS[self.edge]
         text = f"The optimum lies at the {side} edge ({figure(self.best)}): "
         if self.widen is None:
             return text + f"nothing was tried {beyond} it; add trials there."
@@ -202,14 +196,12 @@ def _edge(best: float, fitted: Fit, judged: Array, stopped: Array, *, natural: f
 
 def _wider(edge: str | None, best: float, low: float, high: float, log: bool) -> Pair | None:
     """A space that reaches well beyond the best trial; None where the searched one already does."""
-    if edge is None:
-        return None
     if edge == "high":
         top = best * WIDER if log else best + (high - low) / 2
         return (low, top) if top > high else None
     bottom = best / WIDER if log else best - (high - low) / 2
     bottom = max(bottom, 0.0) if low >= 0 else bottom
-    return (bottom, high) if bottom < low else None
+    return (bottom, high) if edge == "low" and bottom < low else None
 
 
 def _flat(
@@ -235,15 +227,14 @@ def _flat(
 def _crossings(t: Array, y: Array, effect: float) -> Pair:
     """Where lines through (t, y), t rising, first lie `effect` above their lowest; infinite where they never do."""
     best, limit = int(np.argmin(y)), float(y.min() + effect)
-    ends = []
-    for side in (range(best, 0, -1), range(best, len(t) - 1)):
-        step = side.step
-        over = next((i + step for i in side if y[i + step] > limit), None)
+
+    def crossing(step: int, last: int) -> float:
+        over = next((i for i in range(best + step, last, step) if y[i] > limit), None)
         if over is None:
-            ends.append(step * math.inf)
-        else:
-            ends.append(float(np.interp(limit, (y[over - step], y[over]), (t[over - step], t[over]))))
-    return ends[0], ends[1]
+            return step * math.inf
+        return float(np.interp(limit, (y[over - step], y[over]), (t[over - step], t[over])))
+
+    return crossing(-1, -1), crossing(1, len(t))
 
 
 def sensitivity(points: Iterable[Pair], low: float, high: float, init_loss: float) -> float | None:
@@ -288,6 +279,12 @@ class Chosen:
     """why this search cannot be compared with another, or None"""
 
 
+def ranked(trials: Iterable[Trial], *, maximize: bool = False) -> list[Trial]:
+    """The finished trials with a value, the best first; of equals the lowest slot."""
+    done = [trial for trial in trials if trial["outcome"] == "finished" and trial["value"] is not None]
+    return sorted(done, key=lambda trial: (-trial["value"] if maximize else trial["value"], trial["slot"]))
+
+
 def chosen(
     search: Search, *, maximize: bool = False, slots: int | None = None, effect: float | None = None,
     noise_sd: float | None = None, unit: str = "nats",
@@ -297,14 +294,21 @@ def chosen(
     `slots` is the number of trials that the sweep has in all; without it, those in the record.
     """
     trials = search["trials"]
-    done = [t for t in trials if t["outcome"] == "finished" and t["value"] is not None]
-    best = min(done, key=lambda t: ((-t["value"] if maximize else t["value"]), t["slot"]), default=None)
-    numeric = [d for d in search["space"] if d["kind"] != "categorical" and (not best or d["name"] in best["settings"])]
-    optima = {
-        d["name"]: _along(d, trials, maximize=maximize, effect=effect, noise_sd=noise_sd, unit=unit,
-                          alone=len(search["space"]) == 1)
-        for d in numeric
-    }  # fmt: skip
+    best = next(iter(ranked(trials, maximize=maximize)), None)
+    optima = {}
+    for dimension in search["space"]:
+        name = dimension["name"]
+        if dimension["kind"] == "categorical" or (best and name not in best["settings"]):
+            continue
+        with_it = [t for t in trials if name in t["settings"]]
+        at = {outcome: [t for t in with_it if t["outcome"] == outcome] for outcome in RESULTS}
+        points = [(t["settings"][name], t["value"]) for t in at["finished"] if t["value"] is not None]
+        optima[name] = optimum(
+            [*points, *((t["settings"][name], math.inf) for t in at["diverged"])],
+            low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")), effect=effect,
+            noise_sd=noise_sd, pruned=[t["settings"][name] for t in at["pruned"]], maximize=maximize,
+            alone=len(search["space"]) == 1, what=NAMES.get(name, name), unit=unit,
+        )  # fmt: skip
     edges = {name: o.edge for name, o in optima.items() if o.edge}
     return Chosen(
         settings=best["settings"] if best else None, value=best["value"] if best else None,
@@ -313,173 +317,155 @@ def chosen(
     )  # fmt: skip
 
 
-def _along(
-    dimension: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], **terms: Any
-) -> Optimum:  # fmt: skip
-    """The best value of one numeric setting."""
-    name = dimension["name"]
-    at = {outcome: [t for t in trials if t["outcome"] == outcome and name in t["settings"]] for outcome in RESULTS}
-    points = [(t["settings"][name], t["value"]) for t in at["finished"] if t["value"] is not None]
-    return optimum(
-        [*points, *((t["settings"][name], math.inf) for t in at["diverged"])],
-        low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")),
-        pruned=[t["settings"][name] for t in at["pruned"]], what=NAMES.get(name, name), **terms,
-    )  # fmt: skip
-
-
-def _refusal(
-    trials: Sequence[Mapping[str, Any]], slots: int, any_finished: bool, edges: Sequence[Optimum]
-) -> str | None:
+def _refusal(trials: Sequence[Trial], slots: int, any_finished: bool, edges: Sequence[Optimum]) -> str | None:
     """The strongest reason against a comparison."""
     ended = sum(t["outcome"] not in OPEN for t in trials)
     if ended < slots:
         return f"{slots - ended} of {plural(slots, 'trial')} of its search have not ended"
     if not any_finished:
         return "no trial of its search finished"
-    if not edges:
-        return None
-    ends = {"low": "lower", "high": "upper"}
-    parts = [f"its best {o.what} lies at the {ends[str(o.edge)]} edge ({figure(o.best)})" for o in edges]
-    return listed(parts)
+    parts = [f"its best {o.what} lies at the {ENDS[str(o.edge)][0]} edge ({figure(o.best)})" for o in edges]
+    return listed(parts) if parts else None
 
 
-def budgets_differ(a: Search, b: Search, *, names: tuple[str, str] = ("one", "the other")) -> str | None:
-    """How two searches differ in budget: informative trials, and the width of their spaces; None if equal.
+# Pruning: what stopping bad trials early saved, and how often it would have cut the best one.
 
-    Spaces are compared relative to their location, since each arm is searched around its own prior.
+
+def savings(trials: Iterable[Trial], tokens: float) -> str:
+    """What was saved in a search whose bad trials were stopped early, from the trials of a sweep record; `tokens` of a
+    full trial over all its seeds.
+
+    A finished trial counts in full on both sides, even if its runs were reused, so that the share measures pruning
+    alone. A diverged one counts with the tokens that it trained.
     """
-    trials = [sum(t["outcome"] in RESULTS for t in search["trials"]) for search in (a, b)]
-    if trials[0] != trials[1]:
-        counts = listed(f"{plural(n, 'trial')} of {name}" for n, name in zip(trials, names, strict=True))
-        return f"unequal budgets: {counts} told something"
-    spaces = [{d["name"]: d for d in search["space"]} for search in (a, b)]
-    only = sorted(spaces[0].keys() ^ spaces[1].keys())
-    if only:
-        return f"unequal spaces: {listed(only)} is searched in one of them only"
-    unlike = [name for name in spaces[0] if not _alike(spaces[0][name], spaces[1][name])]
-    return f"unequal spaces: {listed(unlike)} has another range" if unlike else None
+    ended = [trial for trial in trials if trial["outcome"] in RESULTS]
+    pruned = [trial["outcome"] == "pruned" for trial in ended]
+    trained = [
+        tokens if trial["outcome"] == "finished" else min(float(trial.get("tokens") or 0), tokens) for trial in ended
+    ]
+    full = sum(tokens if cut else used for cut, used in zip(pruned, trained, strict=True))
+    if not full > 0:
+        return "No trial has ended, so nothing was saved yet."
+    if not any(pruned):
+        return f"None of {plural(len(ended), 'trial')} was stopped early."
+    return (
+        f"{sum(pruned)} of {plural(len(ended), 'trial')} were stopped early: {quantity(sum(trained))} tokens were "
+        f"trained where {quantity(full)} would have been, {100 * (1 - sum(trained) / full):.0f} % less."
+    )
 
 
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two dimensions have the same choices or the same range, absolutely or relative to its location."""
-    if any(a.get(key) != b.get(key) for key in ("kind", "choices", "when")) or bool(a.get("log")) != bool(b.get("log")):
-        return False
-    if a["kind"] == "categorical":
-        return True
-    ends = [(float(d["low"]), float(d["high"])) for d in (a, b)]
-    if all(math.isclose(x, y, rel_tol=SAME) for x, y in zip(*ends, strict=True)):
-        return True
-    return all(low > 0 for low, _ in ends) and math.isclose(*(high / low for low, high in ends), rel_tol=SAME)
+def audit(trials: Iterable[Trial], steps: int, *, maximize: bool = False) -> str | None:
+    """Where pruning would have cut trials that all ran to their end, `steps` each; None where none finished. Diverged
+    trials, which are no loss when cut, are left out. The interval is that of Clopper and Pearson."""
+    done = ranked(trials, maximize=maximize)
+    if not done:
+        return None
+    stops = [trial.get("would_stop_at") for trial in done]
+    cut = [stop is not None for stop in stops]
+    quarter = math.ceil(len(done) / BEST_PART)
+    among_best = sum(cut[:quarter])
+    ends = stats.binomtest(among_best, quarter).proportion_ci(method="exact")
+    share = sum(max(0.0, 1 - stop / steps) for stop in stops if stop is not None) / len(done)
+    fate = "would have been cut" if cut[0] else "would not have been cut"
+    return (
+        f"All trials ran to their end. Pruning would have cut {sum(cut)} of {len(done)} and saved {100 * share:.0f} % "
+        f"of the tokens; the eventual best {fate}, and {among_best or 'none'} of the best {quarter} would have been "
+        f"(95 % interval of that chance {100 * ends.low:.0f} to {100 * ends.high:.0f} %)."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """A power law of the best value over parameters. What is unknown is None, and `reason` says why."""
+class Replay:
+    """The median rule on the same curves in random orders."""
 
-    what: str
-    sizes: tuple[float, ...]
-    """the sizes that were fitted, rising"""
-    target: float | None = None
-    """the size of the prediction"""
-    exponent: float | None = None
-    exponent_interval: Pair | None = None
-    at_target: float | None = None
-    target_interval: Pair | None = None
-    """95 % interval of the best value at `target`"""
-    scatter: float | None = None
-    """mean square of the sizes' distances from the line, in units of their uncertainty; about 1 for a power law"""
-    line: tuple[Array, Array] | None = None
-    """from the smallest size to `target`, for figures"""
-    reason: str = ""
+    orders: int
+    trials: int
+    best_cut: float
+    """share of the orders in which the best trial is cut"""
+    quarter_cut: float
+    """mean share of the best quarter that is cut"""
+    share: float
+    """mean share of the steps of all trials that is saved"""
+    regret: float
+    """mean difference between the best remaining trial and the best of all"""
 
-    def __str__(self) -> str:
-        """The sentences of a page."""
-        if self.exponent is None or self.target is None:
-            return f"How the best {self.what} moves with size cannot be told: {self.reason}."
-        count = COUNTS.get(len(self.sizes), str(len(self.sizes)))
-        verb = "falls" if self.exponent < 0 else "rises"
-        text = f"Over {count} sizes the best {self.what} {verb} as N^{self.exponent:.2f}"
-        goal = f"; for {quantity(self.target)} parameters it predicts {figure(self.at_target)}"
-        if self.exponent_interval is None or self.target_interval is None:
-            return f"{text}{goal}. No interval: {self.reason}."
-        low, high = self.exponent_interval
-        near, far = map(figure, self.target_interval)
-        text += f" ({low:.2f} to {high:.2f}){goal} ({near} to {far})."
-        if low < 0 < high:
-            text += " It may as well not move."
-        return text + self._assumption(count)
-
-    def _assumption(self, count: str) -> str:
-        if len(self.sizes) >= TESTED:
-            return ""
-        doubt = f" That takes a power law for granted, which {count} sizes "
-        if len(self.sizes) == 2:
-            return doubt + "cannot test; the intervals hold the uncertainty of each size alone."
-        wider = stats.t.ppf(1 - ALPHA / 2, len(self.sizes) - 2) / stats.norm.ppf(1 - ALPHA / 2)
-        return doubt + f"hardly test: an interval from their scatter would be {wider:.0f} times as wide."
+    def sentence(self, unit: str = "nats") -> str:
+        """One sentence."""
+        text = f"Replayed with these {self.trials} curves in {self.orders:,} random orders, pruning saves "
+        text += f"{100 * self.share:.0f} % of the steps and "
+        if self.best_cut == 0:
+            return text + "never cuts the eventual best."
+        often = f"{100 * self.best_cut:.0f} %" if self.best_cut >= 0.01 else "less than 1 %"
+        cost = f"; the best trial that is left is then worse by {self.regret / self.best_cut:.2g} {unit} on average"
+        return text + f"cuts the eventual best in {often} of them{cost}."
 
 
-def transfer(
-    sizes: Sequence[float], optima: Sequence[float | None], intervals: Sequence[Pair | None], *,
-    target: float | None = None, what: str = "learning rate",
-) -> Transfer:  # fmt: skip
-    """The power law through the optima of models with `sizes` parameters, and its value at `target`.
+def replay(
+    curves: Sequence[Sequence[tuple[float, float]]], finals: Sequence[float], *, startup: int, warmup: float = 0,
+    percentile: float = 50.0, maximize: bool = False, orders: int = 1000, seed: int = 0,
+) -> Replay | None:  # fmt: skip
+    """The median (or another percentile) rule on full curves [(step, value), ...] and final values, in random orders.
 
-    The target defaults to the next size in geometric progression. Sizes without an optimum are left out, and so are
-    those without an interval if two others have one; otherwise all are weighted equally and no interval is given.
+    Optuna's rule: a trial is cut at a step from `warmup` on if its best value so far is worse than that percentile of
+    the values at this step of the trials completed before it, once `startup` trials are complete. Trials that were cut,
+    or whose final value is not finite, do not complete. One trial runs at a time, and the order does not depend on the
+    results, as it does with TPE. None where no trial has a finite final value.
     """
-    rows = sorted((s, o, i) for s, o, i in zip(sizes, optima, intervals, strict=True) if o is not None)
-    weighed = [row for row in rows if row[2] is not None and row[2][0] < row[2][1]]
-    known = len({row[0] for row in weighed}) >= 2
-    used = weighed if known else rows
-    fitted = tuple(float(size) for size, _, _ in used)
-    if len(set(fitted)) < 2:
-        return Transfer(what=what, sizes=fitted, reason="fewer than two sizes have an optimum that is not at an edge")
-    goal = target if target is not None else fitted[-1] * fitted[-1] / max(s for s in fitted if s < fitted[-1])
-    x, y = np.log(fitted), np.log([optimum for _, optimum, _ in used])
-    width = 2 * float(stats.norm.ppf(1 - ALPHA / 2))
-    se = np.array([math.log(i[1] / i[0]) / width if known and i else 1.0 for _, _, i in used])
-    line = _Line(x, y, se)
-    ends = np.geomspace(fitted[0], max(goal, fitted[-1]), 61)
-    value = math.exp(line.at(math.log(goal)))
-    drawn = (ends, np.exp(line.at(np.log(ends))))
-    if not known:
-        reason = "fewer than two sizes have an interval of their own"
-        return Transfer(what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
-                        reason=reason)  # fmt: skip
-    spread = max(1.0, line.scatter) ** 0.5
-    tested = len(fitted) >= TESTED
-    quantile = spread * float(stats.t.ppf(1 - ALPHA / 2, len(fitted) - 2) if tested else stats.norm.ppf(1 - ALPHA / 2))
-    half, far = quantile * line.slope_se, quantile * line.se_at(math.log(goal))
-    return Transfer(
-        what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
-        exponent_interval=(line.slope - half, line.slope + half),
-        target_interval=(value * math.exp(-far), value * math.exp(far)),
-        scatter=line.scatter if len(fitted) > 2 else None,
+    sign = -1.0 if maximize else 1.0
+    final = sign * np.asarray(finals, dtype=np.float64)
+    if not np.isfinite(final).any():
+        return None
+    steps = np.unique([step for curve in curves for step, _ in curve])
+    values = np.full((len(curves), len(steps)), np.nan)  # (trial, step)
+    for row, curve in enumerate(curves):
+        for step, value in curve:
+            values[row, np.searchsorted(steps, step)] = sign * value
+    rng = np.random.default_rng(seed)
+    order = rng.permuted(np.tile(np.arange(len(curves)), (orders, 1)), axis=1)  # (order, place)
+    stopped = _replayed(values, np.isfinite(final), steps >= warmup, order, startup, percentile)
+    cut = stopped < len(steps)
+    lasts = np.array([max((step for step, _ in curve), default=0.0) for curve in curves])
+    at = np.append(steps, np.inf)[stopped]  # (order, trial)
+    saved = np.maximum(0.0, lasts - at).sum(-1) / max(lasts.sum(), 1e-300)
+    order_of = np.argsort(np.where(np.isfinite(final), final, np.inf), kind="stable")
+    quarter = order_of[: math.ceil(np.isfinite(final).sum() / BEST_PART)]
+    left = np.where(cut, np.inf, np.where(np.isfinite(final), final, np.inf)).min(-1)
+    return Replay(
+        orders=orders, trials=len(curves), best_cut=float(cut[:, order_of[0]].mean()),
+        quarter_cut=float(cut[:, quarter].mean()), share=float(saved.mean()),
+        regret=float((left - final[order_of[0]]).mean()),
     )  # fmt: skip
 
 
-class _Line:
-    """Least squares of y over x, weighted by known standard errors."""
+def _replayed(
+    values: Array, finite: Flags, reported: Flags, order: NDArray[np.int64], startup: int, percentile: float
+) -> NDArray[np.int64]:
+    """Index of the step at which each trial is cut in each order; the number of steps if it is not.
 
-    def __init__(self, x: Array, y: Array, se: Array) -> None:
-        weights = se**-2.0
-        total = weights.sum()
-        self.middle, self.level = float((weights * x).sum() / total), float((weights * y).sum() / total)
-        squares = float((weights * (x - self.middle) ** 2).sum())
-        self.slope = float((weights * (x - self.middle) * (y - self.level)).sum() / squares)
-        self.slope_se, self.level_se = squares**-0.5, float(total) ** -0.5
-        self.scatter = float((weights * (y - self.at(x)) ** 2).sum()) / max(len(x) - 2, 1)
+    (trial, step), (trial,), (step,), (order, place) -> (order, trial)
+    """
+    orders, trials = order.shape
+    reached = np.fmin.accumulate(values, axis=1)  # best so far
+    done = np.zeros((orders, trials), dtype=bool)
+    stopped = np.full((orders, trials), values.shape[1])
+    rows = np.arange(orders)
+    for trial in order.T:  # (order,)
+        ready = done.sum(-1) >= max(startup, 1)
+        for step in np.flatnonzero(reported):
+            line = _percentiles(np.where(done, values[:, step], np.nan), percentile)
+            worse = ~np.isnan(values[trial, step]) & (reached[trial, step] > line)
+            now = ready & worse & (stopped[rows, trial] == values.shape[1])
+            stopped[rows[now], trial[now]] = step
+        done[rows, trial] = finite[trial] & (stopped[rows, trial] == values.shape[1])
+    return stopped
 
-    def at(self, x: Array | float) -> Array:
-        return np.asarray(self.level + self.slope * (np.asarray(x) - self.middle))
 
-    def se_at(self, x: float) -> float:
-        """Standard error of the line, without the scatter of a size around it."""
-        return math.hypot(self.level_se, self.slope_se * (x - self.middle))
-
-
-def figure(x: float | None) -> str:
-    """A setting as people write it: two significant digits, three from 100 on."""
-    assert x is not None
-    return np.format_float_positional(x, precision=3 if abs(x) >= 100 else 2, fractional=False, trim="-")
+def _percentiles(values: Array, percentile: float) -> Array:
+    """Percentile of each row without its NaN, linear between neighbours; NaN where there is none.  (n, k) -> (n,)"""
+    ordered = np.sort(values, axis=-1)  # NaN last
+    count = (~np.isnan(values)).sum(-1)
+    place = np.maximum(count - 1, 0) * percentile / 100
+    below = np.floor(place).astype(int)
+    rows = np.arange(len(values))
+    low, high = ordered[rows, below], ordered[rows, np.minimum(below + 1, np.maximum(count - 1, 0))]
+    return np.asarray(low + (place - below) * (high - low))

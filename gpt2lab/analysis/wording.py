@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gpt2lab.analysis.statistics import INFLATION
 from gpt2lab.analysis.verdicts import FEWEST, Arm, Contrast, Verdicts
 from gpt2lab.text import plural
@@ -84,6 +86,12 @@ def listed(items: Iterable[str]) -> str:
     return f"{', '.join(rest)} and {last}" if rest else last
 
 
+def figure(x: float | None) -> str:
+    """A setting as people write it: two significant digits, three from 100 on."""
+    assert x is not None
+    return np.format_float_positional(x, precision=3 if abs(x) >= 100 else 2, fractional=False, trim="-")
+
+
 # One contrast.
 
 
@@ -137,13 +145,14 @@ def _numbers(case: Case, claimed: str) -> str:
     at, alpha = case.at, case.terms.alpha
     if not math.isfinite(at["difference"]):
         return ""
-    same = math.isclose(case.plus.mean, case.minus.mean, rel_tol=1e-14)  # equal values, added in another order
+    plus, minus = case.side(1), case.side(-1)
+    same = math.isclose(plus.mean, minus.mean, rel_tol=1e-14)  # equal values, added in another order
     parts = [effect(0.0 if same else at["difference"], at["low"], at["high"], case.terms.unit)]
     if claimed != "exploratory":
         parts.append(f"Holm p {probability(at['p_holm'], alpha)}")
     if claimed.startswith("no difference"):
         parts.append(f"equivalence Holm p {probability(at['p_equivalence_holm'], alpha)}")
-    return f", {', '.join(parts)} (n = {case.plus.n}, {case.minus.n})"
+    return f", {', '.join(parts)} (n = {plus.n}, {minus.n})"
 
 
 def notes(

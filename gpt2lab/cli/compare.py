@@ -26,18 +26,18 @@ OPTIONS = {
 
 def looks_of(text: str) -> tuple[int, ...]:
     """Numbers of seeds, written as 3,5,8. Raises typer.BadParameter."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words):
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 3,5,8")
-    return tuple(map(int, words))
+    return tuple(map(int, numbers))
 
 
 def pair_of(text: str) -> tuple[str, str]:
     """Two arms, written as A,B. Raises typer.BadParameter."""
-    words = [word.strip() for word in text.split(",")]
-    if len(words) != 2 or not all(words) or words[0] == words[1]:
+    arm, _, against = map(str.strip, text.partition(","))
+    if not arm or not against or arm == against or "," in against:
         raise typer.BadParameter(f"{text!r} is not two arms such as rotary,learned")
-    return words[0], words[1]
+    return arm, against
 
 
 def compare(
@@ -150,7 +150,7 @@ def refuse_unknown_arms(verdicts: Verdicts) -> None:
     """In Python an arm may be declared before its first row; on a command line it is a typo. Raises ConfigError."""
     from gpt2lab.errors import ConfigError, Problem, unknown
 
-    there = [arm.name for arm in verdicts.arms if arm.declared]
+    present = [arm.name for arm in verdicts.arms if arm.declared]
     absent = [arm.name for arm in verdicts.arms if not arm.declared]
     if absent:
-        raise ConfigError([Problem("--contrast", unknown("arm", name, there)) for name in absent])
+        raise ConfigError([Problem("--contrast", unknown("arm", name, present)) for name in absent])

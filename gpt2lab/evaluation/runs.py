@@ -15,6 +15,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation import EvaluationConfig, Subject, apply, task
 from gpt2lab.evaluation.tasks import (
     TaskResult,
+    Tell,
     answer_task,
     documents_of,
     encode_task,
@@ -74,16 +75,16 @@ def evaluate_run_tasks(
     """The same for a finished run; what was computed before is read. Raises what `ended` raises as well."""
     config, ending = ended(run)
     keys = {choice: task_key(choice, config, limit) for choice in tasks}
-    kept = {choice: run.evaluation(key) for choice, key in keys.items()}
-    new = [choice for choice, found in kept.items() if found is None]
+    records = {choice: run.evaluation(key) for choice, key in keys.items()}
+    new = [choice for choice, stored in records.items() if stored is None]
     if new:
         with threads(ending["stack"]["threads"]):
             trained = open_trained(str(run.path), Store(run.path.parent))
             for choice in new:
-                found = _evaluated(trained, choice, limit, progress)
-                kept[choice] = _record(keys[choice], choice, found, limit, trained)
-                run.write_evaluation(kept[choice] or {})
-    results = tuple(from_record(record["result"]) for record in kept.values() if record)
+                result = _evaluated(trained, choice, limit, progress)
+                records[choice] = _record(keys[choice], choice, result, limit, trained)
+                run.write_evaluation(records[choice] or {})
+    results = tuple(from_record(stored["result"]) for stored in records.values() if stored)
     return TaskScores(name=run.id, run=run.id, results=results, reused=len(tasks) - len(new))
 
 
@@ -93,8 +94,8 @@ def evaluate_study_tasks(
     """Tasks put to every finished run of a study, arms set against each other; see `over_study`."""
 
     def each(run: RunFolder) -> Measured:
-        found = evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
-        return Measured(id=run.id, values=found.values(), reused=found.reused)
+        scores = evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
+        return Measured(id=run.id, values=scores.values(), reused=scores.reused)
 
     return over_study(name, store, each, count=len(tasks))
 
@@ -114,13 +115,15 @@ def task_key(choice: Choice, config: Config, limit: int | None) -> str:
 def _evaluated(trained: Trained, choice: Choice, limit: int | None, progress: Progress | None) -> TaskResult:
     if trained.tokenizer is None:
         raise ConfigError("its tokenizer is not known, so no text can be put to it", where=trained.name)
-    what = f"{choice} of {trained.name}"
-    if progress:
-        progress(0, 0, what)
+    tell = _reporter(progress, f"{choice} of {trained.name}")
+    tell(0, 0)
     encoded = encode_task(choice, trained.tokenizer, limit=limit)
-    tell = (lambda done, total: progress(done, total, what)) if progress else (lambda done, total: None)
     answers = answer_task(encoded, trained.model, precision=trained.precision, tell=tell)
     return task_result(encoded, answers, trained.model.config.block_size)
+
+
+def _reporter(progress: Progress | None, what: str) -> Tell:
+    return (lambda done, total: progress(done, total, what)) if progress else (lambda done, total: None)
 
 
 def _record(key: str, choice: Choice, result: TaskResult, limit: int | None, trained: Trained) -> dict[str, object]:
@@ -161,7 +164,6 @@ def measure_on_text(
 def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Subject:
     """The model on as much of the validation split as an evaluation scores, or on all of it where that is less."""
     block, device = trained.model.config.block_size, next(trained.model.parameters()).device
-    tell = (lambda done, total: progress(done, total, trained.name)) if progress else (lambda done, total: None)
     at_once = EVALUATION_TOKENS_AT_ONCE.get(device.type, GPU_EVALUATION_TOKENS_AT_ONCE)
     return Subject(
         model=trained.model,
@@ -172,5 +174,5 @@ def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Sub
         byte_lengths=data.byte_lengths,
         data=data,
         precision=trained.precision,
-        tell=tell,
+        tell=_reporter(progress, trained.name),
     )

@@ -10,11 +10,11 @@ import pytest
 from gpt2lab.analysis.scaling import (
     agreement,
     difference_trend,
+    multiplier_text,
     possible,
     reach,
+    share_text,
     tau_bounds,
-    tell_multiplier,
-    tell_share,
     trend,
 )
 from gpt2lab.analysis.statistics import Array
@@ -34,35 +34,28 @@ def test_a_loss_on_the_curve_is_found_where_it_was_put() -> None:
     assert reach(exact, 2.0).value == pytest.approx(1.0, rel=1e-3)
 
 
-def test_an_arm_like_the_baseline_is_not_told_from_one() -> None:
-    found = reach(curve(), curve(seed=9)[1.0])
-    assert found.spans_one and found.low > 0.8 and found.high < 1.2
-    assert tell_multiplier(found).endswith("not to be told from 1")
-
-
-def test_a_better_arm_is_worth_more_compute() -> None:
-    found = reach(curve(), 1.95 + np.random.default_rng(1).normal(0, 0.005, 5))
-    assert found.low > 1.1 and found.high < 1.3
-    assert tell_multiplier(found).startswith("worth 1.1") or tell_multiplier(found).startswith("worth 1.2")
-
-
-def test_beyond_the_curve_only_a_bound_is_claimed() -> None:
-    better = reach(curve(), 1.5 + np.random.default_rng(1).normal(0, 0.005, 5))
-    worse = reach(curve(), 2.6 + np.random.default_rng(1).normal(0, 0.005, 5))
-    assert math.isnan(better.value) and tell_multiplier(better) == "worth more than 2.00x compute"
-    assert math.isnan(worse.value) and tell_multiplier(worse) == "worth less than 0.50x compute"
-
-
-def test_a_curve_that_does_not_fall_says_nothing() -> None:
+def test_multipliers_in_words() -> None:
+    noise = np.random.default_rng(1).normal(0, 0.005, 5)
+    alike, better = reach(curve(), curve(seed=9)[1.0]), reach(curve(), 1.95 + noise)
+    assert alike.spans_one and alike.low > 0.8 and alike.high < 1.2
+    assert multiplier_text(alike).endswith("not to be told from 1")
+    assert 1.1 < better.low < better.high < 1.3 and multiplier_text(better).startswith(("worth 1.1", "worth 1.2"))
+    for target, said in ((1.5, "worth more than 2.00x compute"), (2.6, "worth less than 0.50x compute")):
+        beyond = reach(curve(), target + noise)
+        assert math.isnan(beyond.value) and multiplier_text(beyond) == said
     rising = {0.5: [1.9, 1.91], 1.0: [2.0, 2.01], 2.0: [1.8, 1.81]}
-    assert "does not fall" in tell_multiplier(reach(rising, [1.95, 1.96]))
+    assert "does not fall" in multiplier_text(reach(rising, [1.95, 1.96]))
     assert "no curve" in reach({1.0: [2.0, 2.1]}, 2.0).reason
 
 
 def test_share_of_the_tokens_in_words() -> None:
     arm = {b: values - 0.05 for b, values in curve(seed=3).items()}
-    told = tell_share(reach(arm, curve()[1.0]), "learned")
+    told = share_text(reach(arm, curve()[1.0]), "learned")
     assert told.startswith("reaches learned's loss in 8") and told.endswith("]")
+    short = {0.5: [2.13, 2.14, 2.13], 1.0: [1.97, 1.96, 1.98]}
+    for target, said in (([2.42, 2.43, 2.41], "reaches learned's loss in less than 50 % of the tokens"),
+                         ([1.5, 1.51, 1.49], "needs more than 100 % of the tokens to learned's loss")):  # fmt: skip
+        assert share_text(reach(short, target), "learned") == said
 
 
 def test_a_constant_multiplier_has_no_trend_and_a_growing_one_has() -> None:
@@ -90,33 +83,24 @@ def losses(means: dict[str, float], sd: float, seed: int) -> dict[str, dict[str,
     return {arm: {str(s): mean + rng.normal(0, sd) for s in range(4)} for arm, mean in means.items()}
 
 
-def test_an_order_that_stands_early_is_seen_to_stand() -> None:
-    means = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    found = agreement(losses(means, 0.01, 0), losses(means, 0.01, 1), 0.25)
-    assert found and (found.tau, found.low, found.high) == (1.0, 1.0, 1.0)
-
-
-def test_an_order_that_is_noise_has_a_wide_interval() -> None:
-    means = dict.fromkeys("abcd", 2.0)
-    found = agreement(losses(means, 0.1, 0), losses(means, 0.1, 1), 0.25)
-    assert found and found.high - found.low > 1.0
-
-
-def test_a_reversed_order_is_minus_one_and_two_arms_are_too_few() -> None:
-    up, down = {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 3.0, "b": 2.0, "c": 1.0}
-    found = agreement(losses(up, 0.01, 0), losses(down, 0.01, 1), 0.1)
-    assert found and found.tau == -1.0
-    assert agreement(losses({"a": 1, "b": 2}, 0.01, 0), losses({"a": 1, "b": 2}, 0.01, 1), 0.1) is None
-
-
-def test_a_loss_beyond_the_curve_still_bounds_the_share() -> None:
-    curve = {0.5: [2.13, 2.14, 2.13], 1.0: [1.97, 1.96, 1.98]}
-    assert tell_share(reach(curve, [2.42, 2.43, 2.41]), "learned") == (
-        "reaches learned's loss in less than 50 % of the tokens"
-    )
-    assert tell_share(reach(curve, [1.5, 1.51, 1.49]), "learned") == (
-        "needs more than 100 % of the tokens to learned's loss"
-    )
+@pytest.mark.parametrize(("early", "final", "sd", "tau"), [
+    ((1.0, 2.0, 3.0, 4.0), (1.0, 2.0, 3.0, 4.0), 0.01, 1.0),
+    ((1.0, 2.0, 3.0), (3.0, 2.0, 1.0), 0.01, -1.0),
+    ((2.0,) * 4, (2.0,) * 4, 0.1, None),  # an order that is noise
+])  # fmt: skip
+def test_agreement_of_orders(early: tuple[float, ...], final: tuple[float, ...], sd: float, tau: float | None) -> None:
+    first, last = (losses(dict(zip("abcd", m, strict=False)), sd, seed) for seed, m in enumerate((early, final)))
+    found = agreement(first, last, 0.25)
+    assert found is not None
+    if tau is None:
+        assert found.high - found.low > 1.0
+    else:
+        assert (found.tau, found.low, found.high) == (tau, tau, tau)
+    once = {arm: {"0": float(k)} for k, arm in enumerate("abc")}
+    single = agreement(once, once, 0.5)
+    assert single is not None and single.tau == 1 and math.isnan(single.low) and math.isnan(single.high)
+    two = {arm: first[arm] for arm in "ab"}
+    assert agreement(two, two, 0.1) is None
 
 
 EXPONENTS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
@@ -156,24 +140,15 @@ def test_a_multiplier_is_covered_whatever_the_curve(budgets: tuple[float, ...], 
 @pytest.mark.parametrize("beta", EXPONENTS)
 @pytest.mark.parametrize("budgets", BUDGETS)
 def test_the_coverage_of_multipliers_over_the_whole_table(budgets: tuple[float, ...], beta: float) -> None:
-    table = {
-        (n, noise, place): covered(budgets, beta, n, noise, place, draws=10_000)
-        for n in (3, 5, 8) for noise in (0.01, 0.1, 0.3) for place in PLACES
-    }  # fmt: skip
-    print(budgets, beta, "lowest", min(table.values()), "median", float(np.median([*table.values()])))
-    assert min(table.values()) > 0.94
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spread", [0.25, 4.0])
-def test_a_target_that_is_noisier_than_the_curve_or_less_so_is_covered(spread: float) -> None:
-    """A little less often than at equal noise: Satterthwaite's degrees of freedom are an approximation."""
-    shares = [
-        covered(budgets, beta, n, 0.1, place, draws=10_000, spread=spread)
-        for budgets in BUDGETS for beta in (0.0, 0.3, 2.0) for n in (3, 5) for place in PLACES
-    ]  # fmt: skip
-    print(spread, "lowest", min(shares))
-    assert min(shares) > 0.93
+    """A target noisier than the curve, or less so, is covered a little less often: the degrees of freedom are
+    approximate."""
+    for spread, noises, least in ((1.0, (0.01, 0.1, 0.3), 0.94), (0.25, (0.1,), 0.93), (4.0, (0.1,), 0.93)):
+        table = {
+            (n, noise, place): covered(budgets, beta, n, noise, place, draws=10_000, spread=spread)
+            for n in (3, 5, 8) for noise in noises for place in PLACES
+        }  # fmt: skip
+        print(budgets, beta, spread, "lowest", min(table.values()), "median", float(np.median([*table.values()])))
+        assert min(table.values()) > least
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
@@ -191,24 +166,18 @@ def test_an_interval_is_all_that_is_possible(beta: float) -> None:
             assert found.low <= truth <= found.high or not possible(at, logs, losses, target)[0]
 
 
-def test_losses_without_noise_leave_what_a_convex_curve_may_do() -> None:
-    """At 0.5, 1, 2 a curve 1 / b; its loss at sqrt 2 lies between the chord and the line through the two before."""
+@pytest.mark.parametrize(("means", "target", "ends"), [
+    # at 0.5, 1, 2 a curve 1 / b: its loss at sqrt 2 lies between the chord and the line through the two before
+    ({0.5: 2.0, 1.0: 1.0, 2.0: 0.5}, 2**-0.5, (2 ** (1 - 2**-0.5), 2 ** (2 - 2**0.5))),
+    ({0.5: 2.0, 1.0: 1.0}, 1.5, (0.5, 0.5**0.5)),  # two budgets leave the shape open
+    ({0.25: 3.0, 0.5: 2.9, 1.0: 2.0, 2.0: 1.9}, 2.5, (0.5, 1.0)),  # bent the other way: by its order alone
+])  # fmt: skip
+def test_losses_without_noise_leave_what_a_convex_curve_may_do(
+    means: dict[float, float], target: float, ends: tuple[float, float]
+) -> None:
     jitter = 1e-7 * np.array([-1.0, 1.0])
-    found = reach({b: 1 / b + jitter for b in (0.5, 1.0, 2.0)}, 2**-0.5 + jitter)
-    assert found.value == pytest.approx(2**0.5, rel=1e-3)
-    assert (found.low, found.high) == pytest.approx((2 ** (1 - 2**-0.5), 2 ** (2 - 2**0.5)), rel=3e-3)
-
-
-def test_two_budgets_leave_the_shape_open() -> None:
-    jitter = 1e-7 * np.array([-1.0, 1.0])
-    found = reach({0.5: 2 + jitter, 1.0: 1 + jitter}, 1.5 + jitter)
-    assert (found.low, found.high) == pytest.approx((0.5, 0.5**0.5), rel=3e-3)
-
-
-def test_a_curve_that_is_bent_the_other_way_is_read_by_its_order_alone() -> None:
-    jitter = 1e-4 * np.array([-1.0, 0.0, 1.0])
-    found = reach({0.25: 3 + jitter, 0.5: 2.9 + jitter, 1.0: 2 + jitter, 2.0: 1.9 + jitter}, 2.5 + jitter)
-    assert (found.low, found.high) == pytest.approx((0.5, 1.0), rel=3e-3)
+    found = reach({b: mean + jitter for b, mean in means.items()}, target + jitter)
+    assert (found.low, found.high) == pytest.approx(ends, rel=3e-3)
 
 
 @pytest.mark.slow
@@ -270,9 +239,3 @@ def test_bounds_of_tau_count_pairs() -> None:
     wide = np.array([-5.0, 0.0, 5.0])
     low, high = tau_bounds([*early, 2.0 + wide], [*final, 2.5 + wide])
     assert (float(low), float(high)) == pytest.approx(((2 - 1 - 3) / 6, (2 - 1 + 3) / 6))
-
-
-def test_one_seed_gives_no_interval() -> None:
-    once = {arm: {"0": float(k)} for k, arm in enumerate("abc")}
-    found = agreement(once, once, 0.5)
-    assert found is not None and found.tau == 1 and math.isnan(found.low) and math.isnan(found.high)

@@ -66,13 +66,6 @@ def patched_welch(monkeypatch: pytest.MonkeyPatch, change: Callable[[Comparison,
     monkeypatch.setattr(judging, "welch", estimator)
 
 
-def bootstrap(right: Comparison, arm: Array, against: Array) -> Comparison:
-    means = [x[..., np.random.default_rng(i).integers(0, x.shape[-1], (200, x.shape[-1]))].mean(-1)
-             for i, x in enumerate((arm, against))]  # fmt: skip
-    above = (means[0] > means[1]).mean(-1)
-    return replace(right, p=2 * np.minimum(above, 1 - above))
-
-
 def pooled(right: Comparison, arm: Array, against: Array) -> Comparison:
     """The variance of four quiet arms for the noisy one too, as in a pooled analysis of variance."""
     n = arm.shape[-1]
@@ -82,7 +75,7 @@ def pooled(right: Comparison, arm: Array, against: Array) -> Comparison:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("change", "checks"), [
-    (bootstrap, {"all null: any better/worse", "one arm at 2 sd: better/worse"}),
+    (lambda right, *_: replace(right, p=right.p / 10), {"all null: any better/worse", "one arm at 2 sd: better/worse"}),
     (pooled, {"one arm at 4 sd: better/worse", "one of 4 arms at 4 sd: any better/worse"}),
     (lambda right, *_: replace(right, p_equivalence=right.p_equivalence / 4),
      {"true difference X: called smaller", "all null: no difference larger than X"}),

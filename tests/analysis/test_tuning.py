@@ -1,4 +1,4 @@
-"""x"""
+"""The best value of a setting from trials, the result of a search, and its transfer over model sizes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import statsmodels.api as sm
 from scipy import integrate, optimize, stats
 
 from gpt2lab.analysis.parabola import fit
+from gpt2lab.analysis.scaling import transfer
 from gpt2lab.analysis.statistics import Array
-from gpt2lab.analysis.tuning import Optimum, budgets_differ, chosen, optimum, sensitivity, transfer
+from gpt2lab.analysis.tuning import Optimum, chosen, optimum, sensitivity
 
 RATES = np.geomspace(0.0005, 0.032, 13)
 
@@ -91,6 +92,9 @@ def test_the_answer_of_an_ordinary_search() -> None:
     answer = found(RATES, losses())
     assert answer.interval is not None and answer.vertex is not None and answer.flat is not None
     assert answer.interval[0] < 0.004 < answer.interval[1] < 6 * answer.interval[0]
+    thrice = found(np.repeat(RATES[::2], 3), losses(np.repeat(RATES[::2], 3), seed=1))  # each trial counts
+    assert thrice.interval is not None and thrice.interval[0] < 0.004 < thrice.interval[1]
+    assert thrice.curve is not None and thrice.curve.points > 10
     assert answer.flat == pytest.approx((0.004 / 2**1.58, 0.004 * 2**1.58), rel=0.25)  # sqrt(0.05 / 0.02) octaves
     assert answer.factor == pytest.approx(3, rel=0.25)
     assert answer.edge is None and answer.widen is None and answer.reason == ""
@@ -101,17 +105,14 @@ def test_the_answer_of_an_ordinary_search() -> None:
     assert line is not None and line[0][np.argmin(line[1])] == pytest.approx(answer.vertex, rel=0.03)
 
 
-def test_maximising_minus_the_loss_is_the_same_search() -> None:
+def test_another_sign_or_unit_moves_everything_along() -> None:
     down, up = found(RATES, losses()), found(RATES, -losses(), maximize=True)
     assert (up.best, up.interval, up.flat) == (down.best, down.interval, down.flat)
     assert down.value is not None and up.value == -down.value
     line, mirrored = up.line(), down.line()
     assert line is not None and mirrored is not None and np.array_equal(line[1], -mirrored[1])
-
-
-def test_another_unit_of_the_setting_moves_everything_along() -> None:
-    one, other = found(RATES, losses()), found(RATES * 1024, losses(), low=0.512, high=32.768)
-    assert one.interval is not None and other.interval == pytest.approx([1024 * end for end in one.interval])
+    other = found(RATES * 1024, losses(), low=0.512, high=32.768)
+    assert down.interval is not None and other.interval == pytest.approx([1024 * end for end in down.interval])
 
 
 @pytest.mark.parametrize(
@@ -127,31 +128,19 @@ def test_a_curve_that_still_falls_at_the_end_of_the_space_is_an_edge(
     assert str(answer).startswith(f"The optimum lies at the {end}.")
 
 
-def test_a_lucky_trial_next_to_the_end_hides_no_edge() -> None:
-    values = losses(best=0.1, sd=0)
-    values[-2] = values[-1] - 0.001
-    assert found(RATES, values).edge == "high"
-
-
-def test_a_side_is_closed_by_what_diverged_there() -> None:
+def test_a_side_is_closed_by_what_diverged_or_was_stopped_there_and_not_by_a_lucky_trial() -> None:
     values = losses(best=0.1, sd=0)
     open_side, closed = found(RATES[:10], values[:10]), found(RATES, np.where(np.arange(13) < 10, values, np.inf))
     assert open_side.edge == "high" and "nothing was tried above it" not in str(found(RATES, values))
     assert closed.edge is None and closed.diverged == 3 and closed.interval is None
     assert closed.flat is not None and closed.flat[1] == pytest.approx(RATES[9]) and closed.flat_open == (False, False)
-
-
-def test_where_the_space_reaches_further_than_the_trials_more_trials_are_asked_for() -> None:
-    answer = found(RATES[:6], losses(best=0.1)[:6])
-    assert answer.edge == "high" and answer.widen is None
-    assert "add trials there" in str(answer)
-
-
-def test_a_side_that_only_pruned_trials_close_is_told() -> None:
-    values = losses(best=0.1, sd=0)
-    answer = found(RATES[:10], values[:10], pruned=(0.02, 0.03))
-    assert (answer.edge, answer.unfinished) == (None, "high")
-    assert str(answer).endswith("Above it, trials were stopped early, so what they would have reached is open.")
+    stopped = found(RATES[:10], values[:10], pruned=(0.02, 0.03))
+    assert (stopped.edge, stopped.unfinished) == (None, "high")
+    assert str(stopped).endswith("Above it, trials were stopped early, so what they would have reached is open.")
+    beyond = found(RATES[:6], values[:6])  # the space reaches further than the trials
+    assert beyond.edge == "high" and beyond.widen is None and "add trials there" in str(beyond)
+    values[-2] = values[-1] - 0.001
+    assert found(RATES, values).edge == "high"
 
 
 def test_nothing_lies_below_zero() -> None:
@@ -176,13 +165,6 @@ def test_too_little_is_said_in_words(points: list[tuple[float, float]], text: st
     assert answer.interval is None and answer.curve is None and answer.reason
 
 
-def test_trials_at_one_setting_count_each() -> None:
-    rates = np.repeat(RATES[::2], 3)
-    answer = found(rates, losses(rates, seed=1))
-    assert answer.interval is not None and answer.interval[0] < 0.004 < answer.interval[1]
-    assert answer.curve is not None and answer.curve.points > 10
-
-
 def test_few_trials_need_the_noise_to_be_known() -> None:
     rates = np.geomspace(0.001, 0.016, 5)
     values = losses(rates, sd=0.005)
@@ -192,12 +174,12 @@ def test_few_trials_need_the_noise_to_be_known() -> None:
     assert sure.interval is not None and sure.interval[0] < 0.004 < sure.interval[1]
 
 
-def test_more_noise_and_less_curvature_widen_the_interval_until_there_is_none() -> None:
+def test_more_noise_widens_the_interval_until_there_is_none() -> None:
     ends = [found(RATES, losses(sd=0.001), noise_sd=sd).interval for sd in (0.002, 0.004, 0.008)]
     widths = [math.log2(high / low) for low, high in filter(None, ends)]
     assert len(widths) == 3 and all(a < b for a, b in pairwise(widths))
-    assert found(RATES, losses(), noise_sd=0.2).interval is None
-    assert "too noisy" in found(RATES, losses(), noise_sd=0.2).reason
+    hopeless = found(RATES, losses(), noise_sd=0.2)
+    assert hopeless.interval is None and "too noisy" in hopeless.reason
 
 
 @pytest.mark.parametrize("noise_sd", [None, 0.002])
@@ -228,13 +210,9 @@ def test_sensitivity_by_hand() -> None:
     assert sensitivity([(1, 3.0), (2, 2.0), (4, 2.0), (8, math.inf)], 1, 8, 5.0) == pytest.approx(2 / 3)
     assert sensitivity([(8, 7.0), (2, 1.9), (2, 2.1), (4, 2.0), (1, 3.0)], 1, 8, 5.0) == pytest.approx(2 / 3)
     assert sensitivity([(1, 2.0), (2, 2.0), (8, 2.0), (64, 9.0)], 1, 8, 5.0) == 0
-
-
-@pytest.mark.parametrize("points", [
-    [], [(1, 2.0), (8, 3.0)], [(1, math.inf), (2, math.inf), (8, math.inf)], [(1, 2.0), (1.5, 2.1), (2, 2.2)],
-])  # fmt: skip
-def test_sensitivity_of_too_little_is_unknown(points: list[tuple[float, float]]) -> None:
-    assert sensitivity(points, 1, 8, 5.0) is None
+    bad, narrow = [(1, math.inf), (2, math.inf), (8, math.inf)], [(1, 2.0), (1.5, 2.1), (2, 2.2)]
+    for too_little in ([], [(1, 2.0), (8, 3.0)], bad, narrow):
+        assert sensitivity(too_little, 1, 8, 5.0) is None
 
 
 RATE = {"name": "optim.lr", "kind": "float", "low": 0.001, "high": 0.016, "log": True, "choices": None, "when": None}
@@ -260,28 +238,21 @@ VALLEY = {
 }
 
 
-def test_the_best_finished_trial_is_chosen() -> None:
+def test_the_best_finished_trial_is_chosen_and_of_equals_the_first() -> None:
     found = chosen(search([*rates(VALLEY), trial(7, 1.0, "pruned", optim__lr=0.009)]), effect=0.05, noise_sd=0.01)
     assert (found.settings, found.value, found.slot) == ({"optim.lr": 0.004}, VALLEY[0.004], 3)
     assert found.reason is None and not found.edge
     assert str(found.optima["optim.lr"]).startswith("Best learning rate 0.0041 (95 % interval 0.00")
-
-
-def test_of_equal_trials_the_first_is_chosen_and_maximize_turns_the_order() -> None:
     trials = [trial(2, 1.0, optim__lr=0.004), trial(1, 1.0, optim__lr=0.003), trial(0, 3.0, optim__lr=0.002)]
-    assert chosen(search(trials)).slot == 1
-    assert chosen(search(trials), maximize=True).slot == 0
+    assert (chosen(search(trials)).slot, chosen(search(trials), maximize=True).slot) == (1, 0)
 
 
-def test_an_optimum_at_an_edge_is_not_comparable() -> None:
-    found = chosen(search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0})))
-    assert found.edge == {"optim.lr": "high"} and found.optima["optim.lr"].widen == pytest.approx((0.001, 0.064))
-    assert found.reason == "its best learning rate lies at the upper edge (0.016)"
-    up = chosen(search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0})), maximize=True)
-    assert up.edge == {"optim.lr": "low"}
-
-
-def test_a_search_that_is_not_over_or_found_nothing_is_not_comparable() -> None:
+def test_a_search_at_an_edge_or_not_over_or_without_a_result_is_not_comparable() -> None:
+    rising = search(rates({0.004: 2.3, 0.008: 2.2, 0.016: 2.0}))
+    edge = chosen(rising)
+    assert edge.edge == {"optim.lr": "high"} and edge.optima["optim.lr"].widen == pytest.approx((0.001, 0.064))
+    assert edge.reason == "its best learning rate lies at the upper edge (0.016)"
+    assert chosen(rising, maximize=True).edge == {"optim.lr": "low"}
     waiting = [*rates(VALLEY), trial(8, None, "waiting", optim__lr=0.01)]
     assert chosen(search(waiting)).reason == "1 of 8 trials of its search have not ended"
     assert chosen(search(rates(VALLEY)), slots=9).reason == "2 of 9 trials of its search have not ended"
@@ -301,33 +272,10 @@ def test_of_several_settings_edges_go_by_the_place_of_the_best_trial() -> None:
     assert {name: optimum.curve for name, optimum in found.optima.items()} == {
         "optim.lr": None, "optim.weight_decay": None,
     }  # fmt: skip
-
-
-def test_a_setting_that_the_best_trial_does_not_have_is_left_out() -> None:
-    trials = [trial(0, 2.0, optim__lr=0.004), trial(1, 2.2, optim__lr=0.002, optim__weight_decay=0.1),
-              trial(2, 2.3, optim__lr=0.008)]  # fmt: skip
-    found = chosen(search(trials, RATE, DECAY))
+    without = [trial(0, 2.0, optim__lr=0.004), trial(1, 2.2, optim__lr=0.002, optim__weight_decay=0.1),
+               trial(2, 2.3, optim__lr=0.008)]  # fmt: skip
+    found = chosen(search(without, RATE, DECAY))  # a setting that the best trial does not have is left out
     assert found.optima.keys() == {"optim.lr"} and found.reason is None
-
-
-def test_equal_budgets_are_those_that_told_as_much_over_as_wide_a_space() -> None:
-    one = search(rates(VALLEY))
-    doubled = {**RATE, "low": 0.002, "high": 0.032}
-    assert budgets_differ(one, search(rates(VALLEY), doubled)) is None
-    assert budgets_differ(one, search(rates(VALLEY), {**RATE, "high": 0.032})) == (
-        "unequal spaces: optim.lr has another range"
-    )
-    failed = [*rates(VALLEY)[:-1], trial(6, None, "failed", optim__lr=0.016)]
-    assert budgets_differ(one, search(failed), names=("pre", "post")) == (
-        "unequal budgets: 7 trials of pre and 6 trials of post told something"
-    )
-    cut = [*rates(VALLEY)[:-1], trial(6, None, "pruned", optim__lr=0.016)]
-    assert budgets_differ(one, search(cut)) is None
-    assert budgets_differ(one, search(rates(VALLEY), RATE, DECAY)) == (
-        "unequal spaces: optim.weight_decay is searched in one of them only"
-    )
-    assert budgets_differ(search([], NORM), search([], {**NORM, "choices": ["layernorm"]})) is not None
-    assert budgets_differ(search([], DECAY), search([], {**DECAY, "high": 0.8})) is not None
 
 
 SIZES = (1e6, 4e6, 1.6e7, 6.4e7, 2.56e8)
@@ -383,6 +331,10 @@ def test_sizes_without_an_interval_are_left_out_or_all_count_the_same() -> None:
     bare = transfer(SIZES[:3], [0.004, 0.0028, 0.002], [None, None, None])
     assert bare.exponent == pytest.approx(-0.25) and bare.exponent_interval is None
     assert "No interval: fewer than two sizes have an interval" in str(bare)
+    optima = [0.004, 0.0026, 0.0018]
+    there = transfer(SIZES[:3], optima, [around(o, 0.1) for o in optima])
+    back = transfer(SIZES[2::-1], optima[::-1], [around(o, 0.1) for o in optima[::-1]])  # in any order
+    assert (back.exponent, back.target_interval) == (there.exponent, there.target_interval)
 
 
 @pytest.mark.parametrize(
@@ -391,10 +343,3 @@ def test_sizes_without_an_interval_are_left_out_or_all_count_the_same() -> None:
 def test_fewer_than_two_sizes_say_nothing(sizes: tuple[float, ...], optima: tuple[float | None, ...]) -> None:
     found = transfer(sizes, optima, [None] * len(sizes))
     assert found.exponent is None and "cannot be told: fewer than two sizes" in str(found)
-
-
-def test_sizes_may_come_in_any_order() -> None:
-    optima = [0.004, 0.0026, 0.0018]
-    there = transfer(SIZES[:3], optima, [around(o, 0.1) for o in optima])
-    back = transfer(SIZES[2::-1], optima[::-1], [around(o, 0.1) for o in optima[::-1]])
-    assert (back.exponent, back.target_interval) == (there.exponent, there.target_interval)

@@ -79,6 +79,8 @@ def scored(model: GPT, data: Prepared, **how: Any) -> tuple[dict[str, Any], dict
 
 def test_one_pass_gives_the_mean_loss_of_every_group(model: GPT, data: Prepared) -> None:
     record, found, _ = scored(model, data)
+    config = EvaluationConfig(tokens=TOTAL)  # the evaluation keeps its bits
+    assert record == evaluate_by_window(model, data.validation, config, block_size=BLOCK, batch_sequences=3)[0]
     all_of = every_target(model, data)
     counts = np.bincount(data.train[0 : len(data.train)], minlength=VOCABULARY)
     rank = {token: place for place, token in enumerate(sorted(range(VOCABULARY), key=lambda t: -counts[t]), start=1)}
@@ -106,13 +108,6 @@ def test_one_pass_gives_the_mean_loss_of_every_group(model: GPT, data: Prepared)
 def _between(values: NDArray[Any], group: str) -> NDArray[np.bool_]:
     first, last = map(int, group.split("-"))
     return (values >= first) & (values <= last)
-
-
-def test_the_evaluation_keeps_its_bits(model: GPT, data: Prepared) -> None:
-    sizes: dict[str, Any] = {"block_size": BLOCK, "batch_sequences": 3}
-    plain = evaluate_by_window(model, data.validation, EvaluationConfig(tokens=TOTAL), **sizes)
-    filled = Parts(divisions(data, BLOCK))
-    assert plain == evaluate_by_window(model, data.validation, EvaluationConfig(tokens=TOTAL), parts=filled, **sizes)
 
 
 def test_ranks_add_up_to_one_process(model: GPT, data: Prepared) -> None:
@@ -196,25 +191,19 @@ def test_counts_of_long_text_come_from_stretches_over_all_of_it(monkeypatch: pyt
     assert parts.token_counts(tokens, 10, limit=20).tolist() == [4, 0] * 5
 
 
-def test_one_document_is_no_division(data: Prepared, tmp_path: Path) -> None:
-    alone = {**data.manifest, "splits": {"validation": {"documents": [{"name": "a", "bytes": 300, "tokens": 300}]}}}
-    assert [one.name for one in divisions(Prepared(tmp_path, alone, data.train, data.validation), BLOCK)] == [
-        "position",
-        "frequency",
-    ]
-    separator = int(data.validation[9:10][0])
-    starts, names = parts.named_documents(
-        Prepared(tmp_path, {**alone, "separator": separator}, data.train, data.validation)
-    )
+def test_one_document_is_no_division_and_a_stream_lists_none(model: GPT, data: Prepared, tmp_path: Path) -> None:
+    def prepared(validation: dict[str, Any], **more: Any) -> Prepared:
+        manifest = {**data.manifest, "splits": {"validation": validation}, **more}
+        return Prepared(tmp_path, manifest, data.train, data.validation)
+
+    alone, separator = {"documents": [{"name": "a", "bytes": 300, "tokens": 300}]}, int(data.validation[9:10][0])
+    stream = prepared({"documents": [], "document_count": 7})
+    for one in (prepared(alone), stream):
+        assert [division.name for division in divisions(one, BLOCK)] == ["position", "frequency"]
+    starts, names = parts.named_documents(prepared(alone, separator=separator))
     ends = np.flatnonzero(data.validation[0:299] == separator)
     assert starts.tolist() == [0, *(ends + 1)]
     assert names == [f"document {number}" for number in range(1, len(ends) + 2)]
-
-
-def test_a_stream_lists_no_documents(model: GPT, data: Prepared, tmp_path: Path) -> None:
-    manifest = {**data.manifest, "splits": {"validation": {"documents": [], "document_count": 7}}}
-    stream = Prepared(tmp_path, manifest, data.train, data.validation)
-    assert [one.name for one in divisions(stream, BLOCK)] == ["position", "frequency"]
     subject = Subject(
         model=model, tokens=data.validation, block_size=BLOCK, total=TOTAL, batch_sequences=3, data=stream
     )

@@ -17,7 +17,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2lab.config import load_config
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation.known_tasks import plain
 from gpt2lab.evaluation.tasks import (
     ACC,
     ACC_NORM,
@@ -35,7 +34,6 @@ from gpt2lab.evaluation.tasks import (
     encode,
     encode_task,
     figure,
-    fill,
     log_likelihoods,
     read_tasks,
     task,
@@ -203,21 +201,15 @@ ASKED: dict[str, tuple[dict[str, Any], Question]] = {
 }
 
 
-def test_every_task_of_ours_is_asked_here() -> None:
-    own = [one.name for one in task if one.factory.__module__ == "gpt2lab.evaluation.known_tasks"]
-    assert own == list(ASKED)
+OURS = [one.name for one in task if one.factory.__module__ == "gpt2lab.evaluation.known_tasks"]
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", OURS)
 def test_a_document_becomes_the_requests_of_its_protocol(name: str) -> None:
     row, wanted = ASKED[name]
     asked: Task = task.build(task.read(name))
     assert asked.ask(row) == wanted
     assert all(one.name and one.how for one in asked.measures)
-
-
-def test_wikihows_brackets_go() -> None:
-    assert plain(" Wash [title] dry. [step] Then  rest. ") == "Wash. dry. Then rest."
 
 
 def said(*log_likelihoods: float, tokens: tuple[int, ...] = (), greedy: bool = False) -> list[Answer]:
@@ -315,20 +307,10 @@ def test_a_task_that_fails_is_named(own: Any, factory: Any, said: str) -> None:
 def test_tasks_are_written_with_their_options() -> None:
     found = read_tasks(["arc_easy:split=validation", " piqa", "piqa"], "--tasks")
     assert list(map(str, found)) == ["arc_easy(split=validation)", "piqa"]
-    for words, what in (
-        ("hellaswga", "did you mean 'hellaswag'"),
-        ("arc_easy:split=dev", "'dev'"),
-        ("piqa:x=1", "'x'"),
-    ):
+    wrong = {"hellaswga": "did you mean 'hellaswag'", "arc_easy:split=dev": "'dev'", "piqa:x=1": "'x'"}
+    for words, what in wrong.items():
         with pytest.raises(ConfigError, match=what):
             read_tasks([words], "--tasks")
-
-
-def test_a_config_refuses_tasks_that_are_not_there() -> None:
     assert load_config("nano", ["evaluation.tasks=[piqa]"]).evaluation.tasks == ("piqa",)
     with pytest.raises(ConfigError, match="did you mean 'piqa'"):
         load_config("nano", ["evaluation.tasks=[pica]"])
-
-
-def test_the_same_sentence_after_each_of_several_beginnings() -> None:
-    assert fill(["A is", "B is"], "red", 0).requests == (Request("A is", " red"), Request("B is", " red"))

@@ -12,7 +12,8 @@ import pytest
 from made_up_sweep import BATCH, LR, NORM, TOKENS, coordinates, hopeless, keep, ladder, search, sweep, variants, wide
 from matplotlib.figure import Figure
 
-from gpt2lab.analysis.tuning import Optimum, transfer
+from gpt2lab.analysis.scaling import transfer
+from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.reports import style
 from gpt2lab.reports.page import made_of
 from gpt2lab.reports.read import Axis, Point, Search, SweepRead, best_of, read_chosen, read_record

@@ -66,7 +66,9 @@ def errors(read: StudyRead) -> Section | None:
     for (arm, against), budget in budgets.items():
         parts = [budget.sources.get(name) for name in ("seeds", "search", "text")]
         cells = (Cell(DASH if part is None else _give(max(part, 0.0))) for part in parts)
-        rows.append(Row((Cell(f"{arm} against {against}"), Cell(_give(budget.halfwidth)), *cells, Cell(budget.told()))))
+        rows.append(
+            Row((Cell(f"{arm} against {against}"), Cell(_give(budget.halfwidth)), *cells, Cell(budget.advice())))
+        )
     titles = columns("Contrast", "Interval:number", "Seeds:number", "Search of rates:number",
                      "Validation text:number", "Cheapest way to narrow it:words")  # fmt: skip
     return Section(table=Table(titles, rows), note=ERRORS) if rows else None
@@ -118,7 +120,7 @@ def next_steps(name: str, store: Store) -> list[str]:
     verdicts = judge_runs(study, runs, store, sensitivity=False)
     budgets = error_budgets(study, runs, verdicts, store)
     steps = {
-        f"{c.arm} against {c.against}": budgets[c.arm, c.against].told()
+        f"{c.arm} against {c.against}": budgets[c.arm, c.against].advice()
         for c in verdicts.contrasts
         if c.word.startswith("inconclusive") and (c.arm, c.against) in budgets
     }

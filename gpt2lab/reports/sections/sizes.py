@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from gpt2lab.analysis.tuning import Optimum, Transfer, transfer
+from gpt2lab.analysis.scaling import Transfer, transfer
+from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section

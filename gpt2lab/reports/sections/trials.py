@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gpt2lab.analysis.pruning import audit, replay, savings
+from gpt2lab.analysis.tuning import audit, replay, savings
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import DIVERGED, FAILED, FINISHED, PRUNED, RUNNING, WAITING, Record, Search, SweepRead
 from gpt2lab.reports.tables import Cell, Row, Table, columns
@@ -97,7 +97,7 @@ def _saved(read: SweepRead, search: Search) -> list[str]:
     label, record = "" if read.single else f"{search.label}: ", read.record
     steps = int(search.record["steps"])
     if not record.get("audit_pruning"):
-        told = [str(savings(search.trials, search.record["tokens"] * len(search.seeds)))]
+        told = [savings(search.trials, search.record["tokens"] * len(search.seeds))]
         if search.counts[PRUNED]:
             told.append(
                 "What those trials would have reached is not known; with --audit-pruning all are trained to their end, "
@@ -105,7 +105,7 @@ def _saved(read: SweepRead, search: Search) -> list[str]:
             )
         return [label + " ".join(told)]
     found = audit(search.trials, steps, maximize=search.maximize)
-    told = [str(found) if found else "No trial finished, so the audit tells nothing of the pruner."]
+    told = [found or "No trial finished, so the audit tells nothing of the pruner."]
     return [label + told[0], *(f"{label}{one}" for one in _replayed(read, search, steps))]
 
 
@@ -121,7 +121,7 @@ def _replayed(read: SweepRead, search: Search, steps: int) -> list[str]:
         curves, finals, startup=int(pruner.get("startup_trials") or 0), warmup=steps * (pruner.get("warmup") or 0.0),
         maximize=search.maximize,
     )  # fmt: skip
-    return [found.told(read.unit)] if found else []
+    return [found.sentence(read.unit)] if found else []
 
 
 def reasons_table(read: SweepRead) -> Table | None:

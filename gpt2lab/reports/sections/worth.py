@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from matplotlib.figure import Figure
 
-from gpt2lab.analysis.scaling import FRACTIONS, Agreement, Reach, agreement, reach, tell_multiplier, tell_share
+from gpt2lab.analysis.scaling import FRACTIONS, Agreement, Reach, agreement, multiplier_text, reach, share_text
 from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
@@ -103,7 +103,7 @@ def _scaled(curve: Mapping[float, Sequence[float]], factor: float) -> dict[float
 def worth_sentence(read: StudyRead) -> str:
     """What the judged differences are worth, for the head of the page; "" where no curve tells."""
     told = [
-        f"{c.arm}: {tell_multiplier(reach)}"
+        f"{c.arm}: {multiplier_text(reach)}"
         for c in read.verdicts.contrasts
         if c.word.startswith(("better", "worse", "likely")) and (reach := read.once(worth).multipliers.get(c.arm))
     ]
@@ -117,8 +117,8 @@ def differences_worth(read: StudyRead) -> Section:
     data = as_json({key: {arm: asdict(one) for arm, one in reach.items()} for key, reach in reaches.items()})
     if not found.budgets:
         return Section(data=data)
-    points = [f"{arm}: {tell_multiplier(reach)}." for arm, reach in found.multipliers.items()]
-    points += [f"{arm} {tell_share(reach, read.baseline)}." for arm, reach in found.shares.items()]
+    points = [f"{arm}: {multiplier_text(reach)}." for arm, reach in found.multipliers.items()]
+    points += [f"{arm} {share_text(reach, read.baseline)}." for arm, reach in found.shares.items()]
     figure = style.picture(
         "budgets", "Final loss against training tokens", CAPTION, _drawn(found.budgets, read.looks, read.metric)
     )
