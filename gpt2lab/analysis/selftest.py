@@ -81,7 +81,7 @@ SHAPES: Mapping[str, Shape] = {
     "diverging 0.3 octaves above": lambda curvature, away: curvature * away**2 if away < 0.3 else math.inf,
 }
 """Loss by curvature and octaves from the best rate."""
-ALONE = 300
+SINGLE = 300
 """Studies that `compare` judges one at a time, at most; with looks, a tenth of that."""
 GOLDEN = {"mudd_skips": ("better", -0.0084), "fp8_mlp_down": ("no difference larger than 0.005", 0.0001)}
 """contrast -> the word, and the difference in nats to four places"""
@@ -435,7 +435,7 @@ def controls(draws: Draws) -> Iterator[Row]:
 def agreement(draws: Draws) -> Iterator[Row]:
     """`compare`, one study at a time, against the code for many at once; and two public ablations at 124M."""
     numbers = ("difference", "p", "p_holm", "p_equivalence_holm", "low", "high", "joint_low", "joint_high")
-    for at, most, names in (((), ALONE, numbers), (SEEDS, ALONE // 10, ())):
+    for at, most, names in (((), SINGLE, numbers), (SEEDS, SINGLE // 10, ())):
         sample = Draws(count=min(most, draws.count // 10), seed=draws.seed)
         arms, unlike = sample.studies("agreement", T5, SEEDS[-1], MIXED, (0.5, 2.0, 0.2, 1.0)), 0
         family, decisions = judged(arms)

@@ -591,7 +591,7 @@ def _copies(entries: Sequence[Entry]) -> Iterator[Problem]:
 
 def _digits(value: float) -> int:
     """Significant digits that it takes to write it, in single precision where that holds it."""
-    single = abs(value) < ALONE and float(np.float32(value)) == value
+    single = abs(value) < SINGLE and float(np.float32(value)) == value
     mantissa = str(np.float32(value)) if single else f"{value:.12g}"  # 2.1431999999999998 has five
     return len(mantissa.partition("e")[0].replace(".", "").strip("-0"))
 

@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """One noise bank, three seeds, few studies of a kind: the faults below show in any of them."""
     for name, value in (
         ("BANKS", BANKS[:1]), ("SEEDS", (3,)), ("TIMES", 4), ("UNEQUAL", ((4, 3, 10),)),
-        ("CURVATURES", ((0.005, 0.005),)), ("SEARCHED", (10,)), ("ALONE", 20), ("FORECASTS", ((5, 5),)),
+        ("CURVATURES", ((0.005, 0.005),)), ("SEARCHED", (10,)), ("SINGLE", 20), ("FORECASTS", ((5, 5),)),
         ("SEEDS_NEEDED", ((1, 2.0, 6), (4, 3.0, 5))),
         ("SHAPES", {"a parabola": selftest.SHAPES["a parabola"]}),
     ):  # fmt: skip
