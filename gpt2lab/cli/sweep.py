@@ -12,9 +12,8 @@ import typer
 from gpt2lab.cli.run import Jobs, Json, Out, Plugin, Runs, Scale, Set, a_time, seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gpt2lab.experiments.sweep import SweepPlan
+    from gpt2lab.records import SweepRecord
     from gpt2lab.sweep.declaration import LoadedSweep
 
 NOTHING_FOUND = 1
@@ -116,12 +115,12 @@ def reproduce(
 
 def train(
     plan: SweepPlan, console: Any, *, storage: str | None, nproc: int, stays: bool, tracking: bool
-) -> dict[str, Any]:
+) -> SweepRecord:
     """Work on the sweep, with its progress on the console; -> its record."""
     from gpt2lab.api import tracker_of
     from gpt2lab.display import display
 
-    for line in (f"{plan.head['name']}: {plan.head['question']}", *plan.lines()):
+    for line in (f"{plan.record.name}: {plan.record.question}", *plan.lines()):
         console.print(line, markup=False, highlight=False)
     tracker = tracker_of(plan.store, plan.loaded.declared.sweep) if tracking else None
     with display(console) as listener:
@@ -148,22 +147,22 @@ def print_plan(plan: SweepPlan, console: Any, as_json: bool) -> None:
 
 
 def tell(
-    record: Mapping[str, Any], loaded: LoadedSweep, store: Any, out: Path, console: Any, *, apply: bool, as_json: bool
+    record: SweepRecord, loaded: LoadedSweep, store: Any, out: Path, console: Any, *, apply: bool, as_json: bool
 ) -> int:
     """Write the page and say what was found; -> the exit code. Raises NumericsFault when everything diverged."""
     from gpt2lab.errors import NumericsFault
     from gpt2lab.reports import terminal_sweep, write_sweep_report
 
-    page = write_sweep_report(record["name"], root=store.root, out=out)
+    page = write_sweep_report(record.name, root=store.root, out=out)
     if as_json:
         print((page.parent / "sweep.json").read_text(encoding="utf-8"))
     else:
-        console.print(terminal_sweep(record, root=store.root, out=out))
+        console.print(terminal_sweep(record.plain(), root=store.root, out=out))
     for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
         path = Path(f"{loaded.scale}-{loaded.declared.sweep}{best.stem.removeprefix('best')}.yaml")
         path.write_text(best.read_text(encoding="utf-8"), encoding="utf-8")
         console.print(f"written: {path}; try: gpt2lab train {path}", markup=False, highlight=False)
-    outcomes = {trial["outcome"] for search in record["searches"].values() for trial in search["trials"]}
+    outcomes = {trial.outcome for search in record.searches.values() for trial in search.trials}
     if "finished" in outcomes:
         return 0
     if outcomes <= {"diverged", "pruned"} and "diverged" in outcomes:

@@ -8,6 +8,7 @@ search of any settings that Optuna drives (`tune`). Both say the same things abo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -275,28 +276,25 @@ def searches_of(
     What was tried by other code, over other data or in another space does not count: such searches have other names.
     """
     try:
-        record: Mapping[str, Any] = store.sweep(name) if name in store.sweeps() else {}
+        record = store.sweep(name) if name in store.sweeps() else None
     except DataFault:  # it is written anew from where the trials are kept
-        record = {}
+        record = None
     found = {}
     for label, arm in arms.items():
         search = make_search(name, label, arm, tune.of(label), data, machine)
-        kept = (record.get("searches") or {}).get(label) or {}
-        found[label] = _so_far(name, search, kept if kept.get("study") == search.study else {}, record)
+        kept = record.searches.get(label) if record else None
+        found[label] = _so_far(name, search, kept if kept and kept.study == search.study else None)
     return _with_equal_budgets(found)
 
 
-def _so_far(name: str, search: Search, kept: Mapping[str, Any], record: Mapping[str, Any]) -> Searched:
+def _so_far(name: str, search: Search, kept: records.SearchRecord | None) -> Searched:
     """How far a search has come: `kept`, as its record has it, up to the trials that are asked for now."""
-    trials = [trial for trial in kept.get("trials", ()) if trial["slot"] < search.trials]
-    counts: dict[str, int] = {}
-    for trial in trials:
-        if trial["outcome"] not in OPEN:
-            counts[trial["outcome"]] = counts.get(trial["outcome"], 0) + 1
+    trials = [trial for trial in kept.trials if trial.index < search.trials] if kept else []
+    counts = Counter[str](trial.outcome for trial in trials if trial.outcome not in OPEN)
     gave_up = counts.get("failed", 0) > search.settings.max_failures
-    if sum(counts.values()) < search.trials and not gave_up:
+    if kept is None or (sum(counts.values()) < search.trials and not gave_up):
         return Searched(name=name, around=search.arm, over=search, open=True, counts=counts)
-    found = chosen({**kept, "trials": trials}, slots=sum(counts.values()))
+    found = chosen(kept.with_(trials=trials).plain(), slots=sum(counts.values()))
     return Searched(name=name, around=search.arm, over=search, open=False, counts=counts, found=found)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2lab.errors import ConfigError, DataFault, unknown
-from gpt2lab.records import StudyRecord
+from gpt2lab.records import StudyRecord, SweepRecord
 from gpt2lab.store.files import (
     DISK_FULL,
     disk_fault,
@@ -271,9 +271,10 @@ class Store:
         """Names of the recorded sweeps, `<sweep>@<scale>`, those that belong to an ablation among them."""
         return _names(self._sweeps)
 
-    def sweep(self, name: str) -> dict[str, Any]:
-        """The record of a sweep, as `study`. Raises ConfigError."""
-        return _record(self._sweeps, name, "sweep")[0]
+    def sweep(self, name: str) -> SweepRecord:
+        """The record of a sweep, as `study`. Raises ConfigError, DataFault."""
+        data, path = _record(self._sweeps, name, "sweep")
+        return SweepRecord.read(data, str(path))
 
     def kind(self, name: str) -> str:
         """Whether a name, with or without its scale, is that of a `study` or of a `sweep`; of both, a study, which
@@ -284,9 +285,9 @@ class Store:
                 return kind
         raise ConfigError(unknown("study or sweep", name, [*known["study"], *known["sweep"]]), hint="gpt2lab runs")
 
-    def write_sweep(self, record: Mapping[str, Any]) -> Path:
+    def write_sweep(self, record: SweepRecord) -> Path:
         """Record a sweep under its name; returns the file."""
-        return _keep(self._sweeps, record, "sweep name")
+        return _keep(self._sweeps, record.plain(), "sweep name")
 
 
 def _names(folder: Path) -> list[str]:

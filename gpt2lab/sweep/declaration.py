@@ -1,4 +1,4 @@
-"""A sweep's file: what is searched, over which configs, and how it is judged."""
+"""What a sweep declares: its file, and the part of its record that is known before the first trial."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from gpt2lab.config import fill_slots, preset_name
+from gpt2lab.config import Config, fill_slots, preset_name
 from gpt2lab.config.fitting import Located, check, error_of, located
 from gpt2lab.config.source import Place, Source
+from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.evaluation import evaluation_key
+from gpt2lab.identity import digest
 from gpt2lab.planning.ablation import base_of, read_source
 from gpt2lab.planning.arms import Arm, resolve_arm
 from gpt2lab.planning.declaration import NAME, Effect, Evaluate
 from gpt2lab.planning.designs import Change, Written
 from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.plan import check_data
-from gpt2lab.planning.search import Search, SearchSettings, check_search, make_search
+from gpt2lab.planning.record import scope_of, stack_of
+from gpt2lab.planning.search import TUNING_SEED, Search, SearchSettings, check_search, make_search
+from gpt2lab.records import SWEEP_FORMAT, SweepRecord
 from gpt2lab.schema import ABSENT
 from gpt2lab.text import seconds_of
 
@@ -189,3 +195,42 @@ def _misfits(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
             place = source.place(key)
             named = ".".join(key) if key[0] == "space" else problem.where
             yield place, Problem(place.prefix + named, problem.what)
+
+
+def sweep_record(
+    *, sweep: str, scale: str, question: str, settings: SearchSettings, config: Config, costs: Costs, data: Prepared,
+    machine: Machine, floor: Floor | None, smallest_effect: float, reproduce: str, part_of: str | None = None,
+    time_budget: float | None = None, audit_pruning: bool = False,
+) -> SweepRecord:  # fmt: skip
+    """The record of a sweep without its searches. `config`: any of those that are searched, for what they share.
+    `part_of`: the study whose arms are tuned."""
+    spec = config.evaluation.spec(config.model.block_size)
+    declared: dict[str, Any] = {
+        "format": SWEEP_FORMAT,
+        "name": f"{sweep}@{scale}",
+        "sweep": sweep,
+        "scale": scale,
+        "question": question,
+        "part_of": part_of,
+        "metric": settings.metric,
+        "direction": settings.direction,
+        "trials": 0,
+        "seeds": list(range(TUNING_SEED, TUNING_SEED + settings.seeds)),
+        "sampler": settings.sampler.model_dump(),
+        "pruner": None if settings.pruner.name == "none" else settings.pruner.model_dump(),
+        "audit_pruning": audit_pruning,
+        "max_failures": settings.max_failures,
+        "time_budget": time_budget,
+        "smallest_effect": smallest_effect,
+        "evaluation": {"key": evaluation_key(spec), **spec},
+    }
+    known: dict[str, Any] = {
+        "floors": data.floors,
+        "noise": floor.as_record() if floor else None,
+        "scope": scope_of(config, scale, costs),
+        "caveat": config.scale.caveat,
+        "reproduce": reproduce,
+        "stack": stack_of(machine),
+        "searches": {},
+    }
+    return SweepRecord(**declared | known | {"trials": settings.trials, "hash": digest(declared)})

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
+from gpt2lab.records import SweepRecord, TrialRecord
 from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, read_json, write_json
 from gpt2lab.tracking import Point, RunGone, TrackedRun, Tracker, masked, milliseconds, started_ms
 from gpt2lab.tracking.addresses import reason
@@ -462,44 +463,46 @@ def runs_of(store: Store, study: Record) -> list[tuple[str, str, RunFolder]]:
     return [(arm, seed, store.run(run)) for _, arm, seed, run in sorted(found, key=lambda item: item[0])]
 
 
-def as_study(sweep: Record) -> dict[str, Any]:
+def as_study(sweep: SweepRecord) -> dict[str, Any]:
     """A sweep's record as one of a study: arms are trials, `trial 007`, after the label of their search where there are
     several. `open` counts the trials that have not ended, those included that were never begun; `seeds`, the runs of
     each. Beside what a study says of it, an arm has `tags`, for the tracker to show, and `params`, its settings."""
-    searches = sweep["searches"]
-    arms: dict[str, dict[str, Any]] = {}
-    for label, search in searches.items():
-        for trial in search["trials"]:
-            name = f"trial {trial['slot']:03d}"
-            arms[f"{label} {name}" if len(searches) > 1 else name] = _arm(trial, label, search["components"])
-    slots = sum(search.get("slots", sweep["trials"]) for search in searches.values())
-    ended = sum(trial["outcome"] in ENDED for search in searches.values() for trial in search["trials"])
-    about = ("name", "scale", "question", "evaluation", "stack", "reproduce", "hash", "created", "metric")
+    searches = sweep.searches
+    arms = {
+        f"{label} trial {trial.index:03d}" if len(searches) > 1 else f"trial {trial.index:03d}": _arm(
+            trial, label, search.components
+        )
+        for label, search in searches.items()
+        for trial in search.trials
+    }
+    count = sum(search.count or sweep.trials for search in searches.values())
+    ended = sum(trial.outcome in ENDED for search in searches.values() for trial in search.trials)
+    about = {"name", "scale", "question", "evaluation", "stack", "reproduce", "hash", "created", "metric"}
     return {
-        **{key: sweep[key] for key in about if key in sweep},
+        **sweep.model_dump(include=about),
         "kind": "sweep",
-        "ablation": sweep["sweep"],
+        "ablation": sweep.sweep,
         "baseline": None,
-        "seeds": max((len(search.get("seeds") or sweep.get("seeds", ())) for search in searches.values()), default=0),
-        "open": max(0, slots - ended),
+        "seeds": max((len(search.seeds or sweep.seeds) for search in searches.values()), default=0),
+        "open": max(0, count - ended),
         "arms": arms,
     }
 
 
-def _arm(trial: Record, label: str, components: Mapping[str, str]) -> dict[str, Any]:
+def _arm(trial: TrialRecord, label: str, components: Mapping[str, str]) -> dict[str, Any]:
     tags = {
-        OUTCOME: trial["outcome"],
-        "gpt2lab.slot": trial["slot"],
+        OUTCOME: trial.outcome,
+        "gpt2lab.slot": trial.index,
         "gpt2lab.search": label,
-        "gpt2lab.stopped_at": trial.get("stopped_at"),
-        "gpt2lab.would_stop_at": trial.get("would_stop_at"),
+        "gpt2lab.stopped_at": trial.stopped_at,
+        "gpt2lab.would_stop_at": trial.would_stop_at,
     }
-    chosen = {key.rpartition(".")[2]: str(value) for key, value in trial["settings"].items() if key.count(".") == 1}
+    chosen = {key.rpartition(".")[2]: str(value) for key, value in trial.settings.items() if key.count(".") == 1}
     return {
         "components": {slot: chosen.get(slot, name) for slot, name in components.items()},
-        "runs": dict(trial["runs"]),
+        "runs": dict(trial.runs),
         "tags": {key: str(value) for key, value in tags.items() if value is not None},
-        "params": dict(trial["settings"]),
+        "params": dict(trial.settings),
     }
 
 

@@ -112,7 +112,7 @@ def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
 def test_a_locked_database_is_waited_for_and_explained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     address = f"sqlite:///{tmp_path}/optuna.db"
-    monkeypatch.setattr(storages, "TELL_AFTER_SECONDS", 0.3)
+    monkeypatch.setattr(storages, "WARN_AFTER_SECONDS", 0.3)
     mine = trials_of(open_storage(address, said.append), 2)
     other = sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_a_locked_database_is_waited_for_and_explained_once(tmp_path: Path, monk
     other.close()
     assert len(said) == 1
     assert "is locked by other workers" in said[0] and "PostgreSQL suits many workers better" in said[0]
-    assert [row["retries"] for row in mine.rows()] == [0, 0]
+    assert [row["retries"] for row in mine.records()] == [0, 0]
 
 
 def test_a_database_that_stays_locked_is_told_in_one_line(tmp_path: Path) -> None:

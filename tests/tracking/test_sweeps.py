@@ -83,8 +83,7 @@ def test_what_is_tried_can_be_sorted_by(lab: Lab, sink_factory: Sinks, look: Loo
     trials[2] = trial(2, seeds=(100, 101), **trials[2]["settings"])
     for run in {run for one in trials for run in one["runs"].values()}:
         lab.train(lab.store.run(run))
-    record = sweep_record(*trials)
-    record["searches"]["lr"]["seeds"] = [100, 101]
+    record = sweep_record(lr={"seeds": [100, 101], "trials": trials})
     sync(lab.store, as_study(record), sink_factory)
     ordered = look.client.search_runs(
         [look.experiment], "metrics.`trial/optim.lr` > 0", order_by=["metrics.`trial/optim.lr` ASC"]
@@ -128,7 +127,7 @@ def test_a_run_of_two_trials_and_a_study_has_a_copy_in_each(lab: Lab, sink_facto
     lab.train_all()
     shared = lab.run()
     trials = [{**trial(slot), "runs": {"100": shared.id}} for slot in (0, 1)]
-    sweep = {**sweep_record(*trials), "name": lab.record["name"]}  # an ablation that tunes its arms has such a sweep
+    sweep = sweep_record(*trials, name=lab.record["name"])  # an ablation that tunes its arms has such a sweep
     sync(lab.store, lab.record, sink_factory)
     assert sync(lab.store, as_study(sweep), sink_factory) == 10
     assert len(look.children(shared)) == 3 and len(look.parents()) == 2
@@ -234,8 +233,8 @@ def test_a_run_whose_worker_is_starting_waits_until_its_config_is_there(
 
 def test_studies_and_sweeps_are_found_by_name_with_or_without_scale(lab: Lab) -> None:
     lab.store.write_sweep(sweep_record())
-    lab.store.write_sweep({**sweep_record(), "name": "lr@micro"})
-    lab.store.write_sweep({**sweep_record(), "name": "posenc@nano"})
+    lab.store.write_sweep(sweep_record(name="lr@micro"))
+    lab.store.write_sweep(sweep_record(name="posenc@nano"))
 
     def names(asked: str | None) -> list[tuple[str, str]]:
         return [(one.get("kind", "study"), one["name"]) for one in tracked_records(lab.store, asked)]
@@ -276,8 +275,7 @@ def test_the_user_interface_links_to_a_sweep_and_says_how_to_open_optunas(
     one = trial(0)
     lab.train(run_of(lab, one))
     for name, storage in (("lr", None), ("wd", None), ("pg", "postgresql://me:***@host/db")):
-        record = {**sweep_record(one), "name": f"{name}@nano"}
-        lab.store.write_sweep({**record, "storage": storage} if storage else record)
+        lab.store.write_sweep(sweep_record(one, name=f"{name}@nano", storage=storage))
     sync(lab.store, as_study(lab.store.sweep("lr")), sink_factory)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
