@@ -56,7 +56,7 @@ class Scheduler:
     _working: dict[str, Job] = field(default_factory=dict, init=False)
     _cancelled: set[str] = field(default_factory=set, init=False)
     _losses: dict[str, tuple[int, int]] = field(default_factory=dict, init=False)
-    """run id -> (how often it was lost without progress, its furthest step)"""
+    """run id -> (how often it was lost without progress, its furthest checkpoint)"""
     _endings: dict[str, Ending] = field(default_factory=dict, init=False)
     _ended: Callable[[str, Ending], None] | None = field(default=None, init=False)
 
@@ -133,7 +133,7 @@ class Scheduler:
         """Submit a lost job again, unless it was cancelled, had finished, or was lost too often without progress."""
         folder = Store(job.root).run(job.run_id)
         losses, furthest = self._losses.get(job.run_id, (0, 0))
-        step = folder.last_step()
+        step = folder.saved_step()
         losses = 1 if step > furthest else losses + 1
         self._losses[job.run_id] = losses, max(step, furthest)
         if self.is_done(job.run_id):

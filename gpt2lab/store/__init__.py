@@ -166,6 +166,13 @@ class RunFolder:
         rows = self.rows()
         return int(rows[-1]["step"]) if rows else 0
 
+    def saved_step(self) -> int:
+        """The step from which a worker would go on: of the newest checkpoint, or the last one of a run that ended."""
+        if self.result() is not None:
+            return self.last_step()
+        names = (path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def result(self) -> dict[str, Any] | None:
         return read_json(self.path / "result.json")
 

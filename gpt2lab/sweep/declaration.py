@@ -35,7 +35,7 @@ class Sweep(SearchSettings):
     """A search for settings, as its file declares it."""
 
     sweep: str
-    """Its name, also that of files."""
+    """Its name, also of its files."""
     question: str
     """What it asks, in a sentence."""
     base: str
@@ -98,7 +98,7 @@ class LoadedSweep:
 
     @property
     def config_of_all(self) -> Any:
-        """A config in which everything stands that searches share: data, evaluation, device."""
+        """A config with everything that the searches share: data, evaluation, device."""
         return next(iter(self.arms.values())).config
 
     def searches(self, data: Prepared, machine: Machine) -> dict[str, Search]:
@@ -111,10 +111,10 @@ class LoadedSweep:
 
 def scales_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
     """The scales that a sweep is run at one after another, those of files by their path; none for one without them."""
-    read, folder = read_source(source)
-    scales = read.tree.get("scales")
-    named = map(str, scales) if isinstance(scales, list) else ()
-    return tuple(str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in named)
+    file, folder = read_source(source)
+    scales = file.tree.get("scales")
+    names = map(str, scales) if isinstance(scales, list) else ()
+    return tuple(str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in names)
 
 
 def load_sweep(
@@ -133,39 +133,39 @@ def load_sweep(
     Raises ConfigError with everything that is wrong in the file, in the overrides and in the space at any arm.
     """
     fill_slots(plugins)
-    read, folder = read_source(source)
+    file, folder = read_source(source)
     declared, complaints = check(
-        Sweep, read, stand_ins={"sweep": "unnamed", "question": "?", "base": "nano", "space": {}}
+        Sweep, file, stand_ins={"sweep": "unnamed", "question": "?", "base": "nano", "space": {}}
     )
-    found = [located(read, complaint) for complaint in complaints]
+    problems = [located(file, complaint) for complaint in complaints]
     if declared is None:
-        raise error_of(found)
+        raise error_of(problems)
     declared = declared.model_copy(update=dict(replaced or {}))
     try:
-        base = base_of(declared.base, read, folder, scale, overrides)
+        base = base_of(declared.base, file, folder, scale, overrides)
     except ConfigError as error:
-        raise error_of(found, more=error.problems, hint=error.hint) from error
-    found += [located(base.source, complaint) for complaint in base.complaints]
+        raise error_of(problems, more=error.problems, hint=error.hint) from error
+    problems += [located(base.source, complaint) for complaint in base.complaints]
+    space_is_sound = "space" not in {keys[0] for complaint in complaints for keys in complaint.keys}
     arms: dict[str, Arm] = {}
     for label, written in _written(declared).items():
-        arm, problems = resolve_arm(written, read, base, is_baseline=True, expected=None)
-        found += problems
-        if arm is not None and not problems and not base.complaints:
+        arm, arm_problems = resolve_arm(written, file, base, is_baseline=True, expected=None)
+        problems += arm_problems
+        if arm is not None and not arm_problems and not base.complaints:
             arms[label] = arm
-            if "space" not in {keys[0] for complaint in complaints for keys in complaint.keys}:
-                found += _misfits(read, declared, arm)
-    kept = preset_name(scale or declared.base)
-    if not NAME.fullmatch(kept):
-        found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))
-    if found:
-        raise error_of(found)
-    effect = declared.smallest_effect
-    own = next(iter(arms.values())).config.scale.smallest_effect
+            problems += _space_problems(file, declared, arm) if space_is_sound else ()
+    scale_name = preset_name(scale or declared.base)
+    if not NAME.fullmatch(scale_name):
+        what = "its file name must be of letters, digits, _ . + -"
+        problems.append((Place(""), Problem(scale or declared.base, what)))
+    if problems:
+        raise error_of(problems)
+    effect, default = declared.smallest_effect, next(iter(arms.values())).config.scale.smallest_effect
     if isinstance(effect, dict):
-        effect = {preset_name(name): value for name, value in effect.items()}.get(kept, own)
+        effect = {preset_name(name): value for name, value in effect.items()}.get(scale_name)
     return LoadedSweep(
-        declared=declared, name=f"{declared.sweep}@{kept}", scale=kept, arms=arms,
-        smallest_effect=own if effect is None else effect,
+        declared=declared, name=f"{declared.sweep}@{scale_name}", scale=scale_name, arms=arms,
+        smallest_effect=default if effect is None else effect,
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _written(declared: Sweep) -> dict[str, Written]:
     }
 
 
-def _misfits(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
+def _space_problems(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
     """What is wrong with the space at an arm, at the lines of the dimensions."""
     try:
         check_search(declared, arm)

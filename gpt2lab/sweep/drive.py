@@ -191,7 +191,7 @@ class Drive:
             self.trials[label].end(attempt, "failed", reason=reason)
             self._failed(label, attempt, reason)
             return None
-        done = sum(self.store.run(run.id).last_step() for run in runs)
+        done = sum(self.store.run(run.id).saved_step() for run in runs)
         self.trials[label].note(attempt, settings=settings, runs={str(run.seed): run.id for run in runs}, done=done)
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
         name = f"{label} {attempt.index}" if len(self.searches) > 1 else f"trial {attempt.index}"

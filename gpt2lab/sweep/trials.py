@@ -46,7 +46,7 @@ STATES: dict[End, TrialState] = {
 INDEX, ATTEMPT = "slot", "turn"
 """User attributes of an attempt, under the names that storages and records have had from the start."""
 DONE = "done"
-"""User attribute: the steps that its runs had behind them when the attempt began."""
+"""User attribute: the steps of its runs that were saved when the attempt began."""
 TOKENS = "gpt2lab:tokens:{step}"
 """System attribute with the tokens of a report: Optuna keeps its step and value only."""
 RUNG = "completed_rung_"
@@ -276,8 +276,8 @@ class Trials:
         for its next attempt; a "failed" one gets none. `step`: at which it was pruned."""
         if outcome == "pruned" and attempt.steps:
             value = attempt.steps[max(attempt.steps)]
-        told = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}
-        name, attr = ("lost", self._loss(str(reason))) if outcome == "lost" else ("end", told)
+        ending = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}
+        name, attr = ("lost", self._loss(str(reason))) if outcome == "lost" else ("end", ending)
         try:
             self._storage.set_trial_user_attr(attempt.trial_id, name, attr)
             values = None if value is None else [value]

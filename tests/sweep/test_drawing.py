@@ -24,7 +24,7 @@ def drawn(known: list[Trial], index: int) -> float:
     return float(params["lr"])
 
 
-def finished(index: int, lr: float) -> Known:
+def finished(index: int, lr: float) -> Trial:
     return Trial(index=index, outcome="finished", params={"lr": lr}, value=objective({"lr": lr}))
 
 

@@ -222,21 +222,6 @@ def test_a_torn_last_line_is_cut_off(torn: bytes, tmp_path: Path) -> None:
         json.loads(line)
 
 
-def test_optuna_itself_breaks_for_good_there(tmp_path: Path) -> None:
-    """Should this fail, JournalLock need not mend any more."""
-    path = str(tmp_path / "optuna.log")
-    backend = optuna.storages.journal.JournalFileBackend(path)
-    storage = optuna.storages.JournalStorage(backend)
-    storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "s")
-    with open(path, "ab") as file:
-        file.write(b'{"op_code":5,"wor')
-    storage.set_study_user_attr(0, "key", "value")
-    assert storage.get_study_user_attrs(0) == {}  # lost without a word
-    for _ in range(2):
-        with pytest.raises(ValueError):
-            storage.set_study_user_attr(0, "key", "value")
-
-
 @pytest.mark.parametrize("line", [b"not json\n", b'{"op_code": 4}\n', b"[1, 2]\n", b'{"op_code": 99}\n'])
 def test_a_damaged_line_within_is_told(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "optuna.log"

@@ -145,18 +145,24 @@ def test_who_was_thought_dead_and_comes_back_has_no_second_result() -> None:
         assert bool(said) == (not accepted) and all("not counted" in line for line in said)
 
 
-def test_a_trial_that_is_lost_again_and_again_has_failed() -> None:
+def test_a_trial_that_is_lost_again_and_again_without_progress_has_failed() -> None:
     storage, params = in_memory(), []
-    for loss in range(1, MOST_LOSSES + 1):
-        params.append(claimed(trials_of(storage, 1, worker=DEAD)).params)
-        [message] = trials_of(storage, 1).take_back()
-        assert message.startswith("trial 0 was lost")
-        assert message.endswith("it is tried again" if loss < MOST_LOSSES else "it has failed")
+    for loss, done in enumerate((0, 5, 10, 15, 15, 12, 14), 1):
+        mine = trials_of(storage, 1, worker=DEAD)
+        attempt = claimed(mine)
+        mine.note(attempt, done=done)
+        params.append(attempt.params)
+        fate = "it is tried again" if loss < 7 else "it has failed"
+        if loss % 2:
+            [message] = trials_of(storage, 1).take_back()
+            assert message.startswith("trial 0 was lost: its worker") and message.endswith(fate)
+        else:  # the worker lives, and the process that trained is gone
+            assert mine.end(attempt, "lost", reason="killed by SIGKILL") and mine.fate(0) == fate
     mine = trials_of(storage, 1)
     assert (mine.unfinished(), mine.failures(), mine.claim()) == (0, 1, None)
     [row] = mine.records()
-    assert row["reason"].startswith(f"lost {MOST_LOSSES} times, at last because its worker")
-    assert row["retries"] == MOST_LOSSES - 1 and all(one == params[0] for one in params)
+    assert row.reason and row.reason.startswith(f"lost {MOST_LOSSES} times, at last because its worker")
+    assert row.retries == 6 and all(one == params[0] for one in params)
 
 
 def test_stopping_in_good_order_is_no_loss() -> None:
