@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sqlite3
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,15 +58,8 @@ def test_a_study_is_one_parent_with_one_child_per_run(lab: Lab, sink_factory: Si
     assert known
     assert known["parent_run_id"] == parent.info.run_id
     assert known["runs"][lab.run("rotary", 1).id] == child.info.run_id
-
-
-def test_a_second_command_duplicates_nothing(lab: Lab, sink_factory: Sinks, look: Look) -> None:
-    lab.train_all()
-    assert sync(lab.store, lab.record, sink_factory) == 20
-    before = Counter(look.client.get_run(r.info.run_id).data.tags["mlflow.runName"] for r in look.runs())
-    assert sync(lab.store, lab.record, sink_factory) == 0
-    assert Counter(r.data.tags["mlflow.runName"] for r in look.runs()) == before
-    assert look.steps(lab.run()) == [0, 1, 2, 3, 4]
+    assert sync(lab.store, lab.record, sink_factory) == 0  # another command: nothing is there twice
+    assert len(look.runs()) == 5 and look.steps(lab.run()) == [0, 1, 2, 3, 4]
     assert len(look.points(lab.run(), "tokens_per_second")) == 1
 
 
@@ -86,14 +78,6 @@ def test_a_pass_with_nothing_new_writes_nothing(lab: Lab, sink_factory: Sinks, m
             monkeypatch.setattr(sink._connect(), name, lambda *_, name=name, **__: calls.append(name))
         assert delivery.send_new() == 0
     assert calls == []
-
-
-def test_a_run_of_two_studies_has_a_child_in_each(lab: Lab, sink_factory: Sinks, look: Look) -> None:
-    lab.train_all()
-    sync(lab.store, lab.record, sink_factory)
-    other = {**lab.record, "name": "other@nano", "arms": {"base": {"runs": {"0": lab.run().id}, "components": {}}}}
-    assert sync(lab.store, other, sink_factory) == 5
-    assert {c.data.tags["gpt2lab.study"] for c in look.children(lab.run())} == {"posenc@nano", "other@nano"}
 
 
 @pytest.mark.parametrize("cut", ["after the first batch", "between the runs"])
