@@ -106,5 +106,5 @@ def record_loss(folder: RunFolder, reason: str) -> None:
 
 
 def is_loss(failure: Mapping[str, Any]) -> bool:
-    """Whether a recorded failure is the end of a process, which says nothing about the run itself."""
+    """Whether a recorded failure is the end of a process, which is no result of the run."""
     return failure.get("phase") == "worker" or failure.get("code") == RankLost.code

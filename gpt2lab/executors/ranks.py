@@ -23,7 +23,7 @@ from gpt2lab.store import RunFolder, Store
 from gpt2lab.training.ranks import AGENT_STORE
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 2.0  # for the others to say why and end by themselves, once one has ended badly
+GRACE_SECONDS = 2.0  # for the others to report the cause and end by themselves, once one has failed
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 IN_ORDER = (0, NOTHING_LEFT, Preempted.exit_code)
 

@@ -43,8 +43,8 @@ class Waiting:
 class Scheduler:
     """Runs jobs on an executor, as a rule in the order in which they come.
 
-    on_tick: called several times a second while jobs run. is_done: whether a run is finished by now, asked before its
-    job is submitted, because another process may be at the same study.
+    on_tick: called several times a second while jobs run. is_done: whether a run is finished by now, called before its
+    job is submitted, because another process may work on the same study.
     """
 
     executor: Executor
@@ -61,11 +61,11 @@ class Scheduler:
     _ended: Callable[[str, Ending], None] | None = field(default=None, init=False)
 
     def run(self, jobs: Iterable[Job | None], ended: Callable[[str, Ending], None] | None = None) -> dict[str, Ending]:
-        """Execute all jobs; run id -> how it ended. A run that another process or job is at is waited for.
+        """Execute all jobs; run id -> how it ended. A run that another process or job works on is waited for.
 
-        jobs: a sequence; or an iterator, which is asked for a job when there is room that no waiting job will take. It
-        may answer None: there is none at this moment, and it is asked again at the next tick. ended: called with each
-        job that has ended, before another is asked for; not for jobs that never began because of a stop.
+        jobs: a sequence; or an iterator, from which a job is taken when there is room that no waiting job will take.
+        None from it means that there is none now, and the next is taken at the next tick. ended: called with each job
+        that has ended, before another is taken; not for jobs that never began because of a stop.
 
         Raises Preempted after a stop signal, when every job has saved and ended.
         """
@@ -147,7 +147,7 @@ class Scheduler:
             self._over(job, "failed")
 
     def _pull(self, source: Iterator[Job | None]) -> bool:
-        """Ask for jobs while there is room that no waiting one will take; -> whether there may be more."""
+        """Take jobs while there is room that no waiting one will take; -> whether there may be more."""
         while not self._stop and len(self._working) + len(self._waiting) < self.executor.capacity:
             try:
                 job = next(source)
@@ -185,7 +185,7 @@ class Scheduler:
             self.executor.cancel(run_id)
 
     def _cancel_all(self) -> None:
-        """Ask all jobs to stop that were not asked yet."""
+        """Cancel all jobs that are not cancelled yet."""
         if self._working.keys() - self._cancelled:
             text = "stopping: every run finishes its step and saves; Ctrl-C once more ends them at once"
             print(f"\n{text}", file=sys.stderr, flush=True)

@@ -126,7 +126,7 @@ class RunFolder:
         respected where the file system carries kernel locks between hosts, and only there.
         """
         self._refuse_links()
-        # `status` of another process takes the lock for a moment; a short patience tells that from a real holder.
+        # a short patience: `status` of another process takes the lock for a moment, too
         with file_lock(self.path / "lock", LOCK_PATIENCE_SECONDS):
             for folder in self._folders:
                 sweep_leftovers(folder)

@@ -52,7 +52,7 @@ class Sweep(SearchSettings):
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Difference in nats below which two settings are as good; null is the scale's own."""
     audit_pruning: bool = False
-    """Let every trial run to its end, and tell how often pruning would have stopped the eventual best."""
+    """Let every trial run to its end, and report how often pruning would have stopped the eventual best."""
     coordinates: bool = False
     """Whether the page shows how activations grow with width in every variant (the coordinate check)."""
 
@@ -110,7 +110,7 @@ class LoadedSweep:
 
 
 def scales_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
-    """The scales that a sweep is run at one after another, those of files by their path; none for one without them."""
+    """The scales that a sweep is run at one after another, those of files by their path; none where it names none."""
     file, folder = read_source(source)
     scales = file.tree.get("scales")
     names = map(str, scales) if isinstance(scales, list) else ()

@@ -204,7 +204,7 @@ class Drive:
     def _start(self, trial: Active) -> Job | None:
         """The job of the trial's next run that is not finished; None when all are, or while another trial is at it."""
         while is_finished(trial.run, self.store):
-            self._read(trial)  # the others are compared with its curve; it has its result, whatever pruning says
+            self._read(trial)  # other trials are compared with its curve, whether or not it would be pruned
             if not self._account(trial):
                 return None
         if any(other.submitted and other.run.id == trial.run.id for other in self.active):
@@ -261,7 +261,7 @@ class Drive:
             searches[label] = entry.with_(importance=self.trials[label].importance() if several else None)
         stopped = "; ".join(dict.fromkeys(self.stopped.values())) or None
         record = self.record.with_(stopped=stopped, searches=searches)
-        with contextlib.suppress(EnvironmentFault):  # the run that meets a full disk says so; it is no reason to end
+        with contextlib.suppress(EnvironmentFault):  # a full disk is reported by the run that meets it
             record = write_record(record, self.store)
         self.follower.update(as_study(record))
         self.follower.poll()
@@ -272,7 +272,7 @@ class Drive:
         try:
             rows = trial.tail.new_rows()
         except (DataFault, OSError):
-            return  # the run itself will meet it, and say so
+            return  # the run itself will meet it, and report it
         trial.view.take(rows)
         metric, steps = trial.search.settings.metric, trial.run.config.training.steps
         for row in rows if trial.at == 0 and trial.cut is None else ():

@@ -107,7 +107,7 @@ def draw(
 
 
 def usable(trials: Iterable[Trial]) -> list[Trial]:
-    """Those that say something about their parameters."""
+    """Those whose outcome depends on their parameters."""
     return [trial for trial in trials if trial.outcome not in ("waiting", "failed")]
 
 

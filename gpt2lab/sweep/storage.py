@@ -189,7 +189,7 @@ def _open_sqlite(address: str, storage: PatientStorage) -> BaseStorage:
         options = {"connect_args": {"timeout": BUSY_SECONDS}}
         database = _database(f"sqlite:///{path.resolve()}", storage.address, options)
     _begin_ourselves(database.engine, storage)
-    database.engine.dispose()  # connections from before do not know of it
+    database.engine.dispose()  # connections that were opened before lack it
     return get_storage(database)
 
 
@@ -216,8 +216,8 @@ def _begin_ourselves(engine: sqlalchemy.Engine, storage: PatientStorage) -> None
     @sqlalchemy.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
-        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not keep one another out
-        connection.execute("pragma synchronous=normal")  # what a power cut takes with it are the last moments only
+        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not block each other
+        connection.execute("pragma synchronous=normal")  # a power cut loses the last moments only
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
@@ -267,15 +267,15 @@ class JournalLock(BaseJournalFileLock):
 
     def _mend(self) -> None:
         with self._path.open("rb+") as file:
-            end = kept = file.seek(0, os.SEEK_END)
+            size = whole = file.seek(0, os.SEEK_END)
             newline = -1
-            while kept and newline < 0:
-                start = max(0, kept - LONGEST_LINE_BYTES)
+            while whole and newline < 0:
+                start = max(0, whole - LONGEST_LINE_BYTES)
                 file.seek(start)
-                newline = file.read(kept - start).rfind(b"\n")
-                kept = start + newline + 1
-            if kept < end:
-                file.truncate(kept)
+                newline = file.read(whole - start).rfind(b"\n")
+                whole = start + newline + 1
+            if whole < size:
+                file.truncate(whole)
 
 
 def _open_journal(address: str, storage: PatientStorage) -> BaseStorage:

@@ -104,7 +104,7 @@ class StoredTrial(Trial):
 
 
 def ended_as(attempt: FrozenTrial) -> Any:
-    """What became of an attempt: an Outcome, "stopped" or "lost". Optuna's state decides; the attributes say more."""
+    """What became of an attempt: an Outcome, "stopped" or "lost". Optuna's state decides; attributes refine it."""
     outcome = (attempt.user_attrs.get("end") or {}).get("outcome")
     if attempt.state == TrialState.FAIL:
         return outcome if outcome in ("failed", "stopped") else "lost" if "lost" in attempt.user_attrs else "failed"

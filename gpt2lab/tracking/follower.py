@@ -352,7 +352,7 @@ class _Copied:
 
 
 def study_status(statuses: Sequence[Status], over: bool) -> Status:
-    """A study's status from its runs'; over: nobody works on it. An arm that diverged is an answer: no failure."""
+    """A study's status from its runs'; over: no process works on it. A diverged arm is no failure."""
     unfinished = {"partial", "absent"} & set(statuses)
     if "running" in statuses or (unfinished and not over):
         return "running"
@@ -440,7 +440,7 @@ def runs_of(store: Store, study: Record) -> list[tuple[str, str, RunFolder]]:
 def as_study(sweep: SweepRecord) -> dict[str, Any]:
     """A sweep's record as one of a study: arms are trials, `trial 007`, after the label of their search where there are
     several. `open` counts the trials that have not ended, those included that were never begun; `seeds`, the runs of
-    each. Beside what a study says of it, an arm has `tags`, for the tracker to show, and `params`, its settings."""
+    each. An arm has two entries more than a study's: `tags`, which the tracker shows, and `params`, its settings."""
     searches = sweep.searches
     arms = {
         f"{label} trial {trial.index:03d}" if len(searches) > 1 else f"trial {trial.index:03d}": _arm(

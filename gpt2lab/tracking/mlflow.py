@@ -1,5 +1,5 @@
 """MLflow: the tracker of a study or sweep, with one parent run for each and one child per gpt2lab run, found again by
-their tags; and the runs of any experiment, our own or anybody's, as rows for `compare`.
+their tags; and the runs of any experiment as rows for `compare`.
 
 Only `MlflowClient` with explicit run ids is used: the fluent active run is per thread and leaves stray runs. Nothing is
 imported from mlflow, which takes a second and more, and nothing connects before the first call, so that a wrong URI is
@@ -87,7 +87,7 @@ class MlflowTracker:
         return self._tracked(run)
 
     def open_run(self, study: Mapping[str, Any], parent: TrackedRun, arm: str, seed: str, run: RunFolder) -> TrackedRun:
-        """The child of `parent` that mirrors `run`; says how far it got."""
+        """The child of `parent` that mirrors `run`, with how far it is."""
         client, kind, entry = self._connect(), kind_of(study), study["arms"][arm]
         started = started_ms(study, run)
         wanted = {"gpt2lab.run_id": run.id, "mlflow.parentRunId": parent.id}
@@ -177,7 +177,7 @@ class MlflowTracker:
 
     def log(self, run: TrackedRun, points: Sequence[Point]) -> None:
         """One transaction. MLflow stores a point of equal name, step, time and value once, so that sending again is
-        harmless. NaN stays NaN; MLflow turns infinities into the largest float, and a tag tells."""
+        harmless. NaN stays NaN; MLflow turns infinities into the largest float, so a tag records them."""
         from mlflow.entities import Metric
 
         metrics: list[Metric] = []
@@ -193,7 +193,7 @@ class MlflowTracker:
         run.tags |= tags
 
     def update(self, run: TrackedRun, status: Status, tags: Mapping[str, str], ended: str | None) -> None:
-        """The status first: the tags say that it is set, also after a crash in between."""
+        """The status first: the tags are the sign that it is set, also after a crash in between."""
         client, wanted = self._connect(), RUN_STATUS[status]
         with self._raising_gone(run.id):
             if self._statuses.get(run.id) != wanted:

@@ -195,7 +195,7 @@ def test_what_pruning_would_have_cut_counts_only_up_to_there() -> None:
     assert not stopped(2)
 
 
-def test_importance_tells_which_dimension_matters() -> None:
+def test_the_dimension_that_matters_has_the_greatest_importance() -> None:
     space = Space((LR, Dimension(name="wd", kind="float", low=0.0, high=1.0, when={})))
     chance = random.Random(0)
     known = []

@@ -130,7 +130,7 @@ def test_a_locked_database_is_waited_for_and_explained_once(tmp_path: Path, monk
     assert [row["retries"] for row in mine.records()] == [0, 0]
 
 
-def test_a_database_that_stays_locked_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_database_that_stays_locked_is_an_error_of_one_line(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/optuna.db"
     mine = trials_of(open_storage(address, print, patience_seconds=1.0), 1)
     other = sqlite3.connect(tmp_path / "optuna.db")
@@ -223,7 +223,7 @@ def test_a_torn_last_line_is_cut_off(torn: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"not json\n", b'{"op_code": 4}\n', b"[1, 2]\n", b'{"op_code": 99}\n'])
-def test_a_damaged_line_within_is_told(line: bytes, tmp_path: Path) -> None:
+def test_a_damaged_line_in_the_middle_is_an_error(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "optuna.log"
     claimed(trials_of(open_storage(f"journal:{path}", print), 2))
     lines = path.read_bytes().splitlines(keepends=True)
@@ -251,7 +251,7 @@ def test_a_full_disk_leaves_a_journal_that_goes_on(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.service
-def test_postgresql_tells_what_is_wrong_in_one_line(postgres: str) -> None:
+def test_errors_of_postgresql_are_one_line(postgres: str) -> None:
     error = refused(postgres.replace(":s3cret@", ":s3cret-wrong@"), EnvironmentFault)
     assert "password authentication failed" in str(error) and error.exit_code == 3
     error = refused(postgres + "_nowhere", EnvironmentFault)

@@ -123,7 +123,7 @@ def test_a_creation_whose_answer_was_lost_is_one_claim() -> None:
     check_whole(storage, mine, 2)
 
 
-def test_who_was_thought_dead_and_comes_back_has_no_second_result() -> None:
+def test_a_worker_that_returns_after_being_declared_gone_has_no_second_result() -> None:
     for at in range(5):
         storage, said = in_memory(), list[str]()
         counted: Any = Counted(storage)
