@@ -383,8 +383,9 @@ def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
 
 def _row(run: Run) -> dict[str, Any]:
     info = {name: getattr(run.info, name) for name in ("run_id", "status", "start_time")}
-    kinds = {"metrics": run.data.metrics, "params": run.data.params, "tags": run.data.tags}
-    return info | {f"{kind}.{key}": value for kind, values in kinds.items() for key, value in values.items()}
+    for kind in ("metrics", "params", "tags"):
+        info |= {f"{kind}.{key}": value for key, value in getattr(run.data, kind).items()}
+    return info
 
 
 def _of_one_study(rows: list[dict[str, Any]], study: str | None, where: str) -> list[dict[str, Any]]:
