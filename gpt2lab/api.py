@@ -29,6 +29,7 @@ from gpt2lab.planning.ablation import ladder_of, load_ablation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
+from gpt2lab.records import SweepRecord, best_trial
 from gpt2lab.results import collect, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
 from gpt2lab.text import seconds_of
@@ -104,19 +105,16 @@ class SweepResult:
     """A sweep that was worked on. `record`: what its page reads, with every trial of every search."""
 
     name: str
-    record: Mapping[str, Any]
+    record: SweepRecord
     store: Store
 
     @property
     def best(self) -> dict[str, dict[str, Any]]:
         """Search -> the settings of its best finished trial, by dotted key; without searches in which none finished."""
-        lower = self.record["direction"] == "minimize"
-        best = {}
-        for label, search in self.record["searches"].items():
-            finished = [trial for trial in search["trials"] if trial["outcome"] == "finished"]
-            if finished:
-                best[label] = min(finished, key=lambda t: t["value"] if lower else -t["value"])["settings"]
-        return best
+        best = {
+            label: best_trial(search.trials, self.record.direction) for label, search in self.record.searches.items()
+        }
+        return {label: trial.settings for label, trial in best.items() if trial}
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -124,10 +122,9 @@ class SweepResult:
         import pandas as pd
 
         return pd.DataFrame(
-            {"search": label, "trial": trial["slot"], "outcome": trial["outcome"], "value": trial["value"]}
-            | trial["settings"]
-            for label, search in self.record["searches"].items()
-            for trial in search["trials"]
+            {"search": label, "trial": trial.index, "outcome": trial.outcome, "value": trial.value} | trial.settings
+            for label, search in self.record.searches.items()
+            for trial in search.trials
         )
 
     def report(self, out: str | Path = "reports") -> Path:
@@ -350,7 +347,7 @@ def run_sweep(
     )
     tracker = tracker_of(sweep.store, sweep.loaded.declared.sweep) if tracking else None
     record = sweep.train(on_event=on_event, tracker=tracker, storage=storage, nproc=ranks)
-    return SweepResult(name=str(record["name"]), record=record, store=sweep.store)
+    return SweepResult(name=record.name, record=record, store=sweep.store)
 
 
 def report(

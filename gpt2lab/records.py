@@ -1,15 +1,17 @@
-"""What is written down about studies: typed, frozen, read and written here alone.
+"""What is recorded about studies and sweeps: typed and frozen; gpt2lab.store reads and writes the files.
 
     runs/studies/<ablation>@<scale>.json    StudyRecord
+    runs/sweeps/<sweep>@<scale>.json        SweepRecord
 
-A record is declared before the first run and read by reports, trackers and later plans, so its fields are the contract
-between them. Fields that older records lack have defaults here; fields that a newer version added are kept.
+Records are read by reports, trackers and later plans, so their fields are the contract between them. Fields that older
+records lack have defaults here; fields that a newer version added are kept. A field with an alias has that name in the
+file, and by key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +19,11 @@ from gpt2lab.errors import DataFault
 
 FORMAT = 2
 """Of study records. 1: before arms had settings and records a history."""
+SWEEP_FORMAT = 1
+"""Of sweep records."""
+
+Outcome = Literal["waiting", "running", "finished", "pruned", "diverged", "failed"]
+"""Of a trial. Those after the first two are final."""
 
 R = TypeVar("R", bound="Record")
 
@@ -24,7 +31,10 @@ R = TypeVar("R", bound="Record")
 class Record(BaseModel):
     """Plain data with named fields. Reading checks types, so that a damaged file is found where it is read."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="allow", protected_namespaces=(), validate_by_name=True, validate_by_alias=True,
+        ser_json_inf_nan="constants",
+    )  # fmt: skip
 
     @classmethod
     def read(cls: type[R], data: Mapping[str, Any], where: str) -> R:
@@ -38,7 +48,7 @@ class Record(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """As JSON's data."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     def with_(self: R, **fields: Any) -> R:
         """A copy with other values in some fields."""
@@ -46,20 +56,28 @@ class Record(BaseModel):
 
     if not TYPE_CHECKING:  # reading by key, for notebooks; the package itself uses fields, which mypy checks
 
+        @classmethod
+        def _fields(cls) -> dict[str, str]:
+            """Key -> attribute."""
+            return {field.alias or name: name for name, field in cls.model_fields.items()}
+
         def __getitem__(self, key: str) -> Any:
             try:
-                return getattr(self, key)
+                return getattr(self, self._fields().get(key, key))
             except AttributeError:
                 raise KeyError(key) from None
 
         def get(self, key: str, default: Any = None) -> Any:
-            return getattr(self, key, default)
+            try:
+                return self[key]
+            except KeyError:
+                return default
 
         def __contains__(self, key: object) -> bool:
-            return key in type(self).model_fields or key in (self.model_extra or {})
+            return key in self._fields() or key in (self.model_extra or {})
 
         def keys(self) -> Iterator[str]:
-            yield from type(self).model_fields
+            yield from self._fields()
             yield from self.model_extra or {}
 
 
@@ -274,3 +292,132 @@ class StudyRecord(Record):
     earlier: list[Earlier] = Field(default_factory=list)
     history: History | None = None
     undeclared_look: str | None = None
+
+
+class Dimension(Record):
+    """One setting that is searched for. Numbers from `low` to `high`, or one of `choices`; `when`: the values of other
+    settings without which it means nothing."""
+
+    name: str
+    kind: Literal["float", "int", "categorical"]
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    step: int | float | None = None
+    choices: list[Any] | None = None
+    when: dict[str, Any] | None = None
+
+
+class TrialRecord(Record):
+    """One trial of a search, as its latest attempt left it."""
+
+    index: int = Field(alias="slot")
+    number: int | None = None
+    """of the attempt, in Optuna's storage"""
+    outcome: Outcome
+    reason: str | None = None
+    """why it diverged, failed or was lost"""
+    settings: dict[str, Any]
+    value: float | None = None
+    """mean over its seeds, once it is finished"""
+    values: dict[str, float] = Field(default_factory=dict)
+    """seed -> value"""
+    runs: dict[str, str] = Field(default_factory=dict)
+    """seed -> run id"""
+    tokens: int = 0
+    found: bool = False
+    """whether all its runs were finished before"""
+    curve: list[tuple[int, int, float | None]] = Field(default_factory=list)
+    """(step, tokens, value) of the first run, as the pruner saw them"""
+    stopped_at: int | None = None
+    """step at which it was pruned"""
+    would_stop_at: int | None = None
+    """step at which pruning would have stopped it, in an audit"""
+    enqueued: bool = False
+    """whether its settings were given by the file"""
+    retries: int = 0
+    worker: str | None = None
+    started: str | None = None
+    ended: str | None = None
+
+
+def best_trial(trials: Iterable[TrialRecord], direction: str) -> TrialRecord | None:
+    """The finished trial with the best value; the first of several equal ones."""
+    sign = -1.0 if direction == "maximize" else 1.0
+    finished = [(sign * trial.value, trial.index, trial) for trial in trials if trial.value is not None]
+    return min(finished, key=lambda item: item[:2], default=(0.0, 0, None))[2]
+
+
+class Importance(Record):
+    """How much each setting decided; shares of one."""
+
+    method: str
+    values: dict[str, float | None]
+
+
+class SearchRecord(Record):
+    """One search of a sweep. `study`: its name in Optuna's storage; `count`: the number of trials in all."""
+
+    study: str = ""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    base: dict[str, Any] = Field(default_factory=dict)
+    """what the config itself has where settings are searched"""
+    seeds: list[int] = Field(default_factory=list)
+    count: int | None = Field(default=None, alias="slots")
+    parameters: int | None = None
+    non_embedding_parameters: int | None = None
+    flops_per_token: float | None = None
+    tokens: int = 0
+    """of one run"""
+    steps: int = 0
+    components: dict[str, str] = Field(default_factory=dict)
+    optimizer: str | None = None
+    space: list[Dimension] = Field(default_factory=list)
+    importance: Importance | None = None
+    best_config: dict[str, Any] | None = None
+    """the best trial's config, over the preset"""
+    trials: list[TrialRecord]
+
+
+class SweepRecord(Record):
+    """A sweep at one scale: what was declared, and every trial as far as it has come. `hash` is that of what was
+    declared, whatever the number of trials."""
+
+    format: int = 1
+    name: str
+    """`<sweep>@<scale>`"""
+    sweep: str
+    scale: str
+    question: str = ""
+    part_of: str | None = None
+    """the study whose arms are tuned"""
+    metric: str = "val/loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    trials: int
+    """of each search, at most"""
+    seeds: list[int] = Field(default_factory=list)
+    sampler: dict[str, Any] = Field(default_factory=dict)
+    pruner: dict[str, Any] | None = None
+    audit_pruning: bool = False
+    max_failures: int | None = None
+    time_budget: float | None = None
+    smallest_effect: float | None = None
+    evaluation: Evaluation
+    floors: dict[str, float] | None = None
+    noise: NoiseFloor | None = None
+    scope: Scope = Field(default_factory=Scope)
+    caveat: str | None = None
+    reproduce: str = ""
+    stack: dict[str, Any] = Field(default_factory=dict)
+    stopped: str | None = None
+    """why no more trials are started"""
+    coordinates: dict[str, Any] | None = None
+    """the coordinate check of each search"""
+    coordinates_of: str | None = None
+    """hash of the code and configs that were checked"""
+    storage: str | None = None
+    """address of Optuna's storage, without a password"""
+    searches: dict[str, SearchRecord]
+    created: str = ""
+    updated: str = ""
+    hash: str = ""

@@ -233,21 +233,21 @@ def _tuned(tuned: Tuned | None, store: Store) -> Search | None:
         return None
     settings = tuned.settings
     try:
-        record = store.sweep(tuned.sweep)["searches"][tuned.label]
+        record = store.sweep(tuned.sweep).searches[tuned.label]
     except (DataFault, ConfigError, KeyError):
         return None
-    [dimension, *others] = record["space"]
-    if others or dimension["kind"] == "categorical" or record.get("study") != tuned.study:
+    [dimension, *others] = record.space
+    if others or dimension.kind == "categorical" or record.study != tuned.study:
         return None
 
     def scaled(value: Any) -> float:
-        return math.log2(value) if dimension.get("log") else float(value)
+        return math.log2(value) if dimension.log else float(value)
 
-    name = dimension["name"]
+    name = dimension.name
     losses = {
-        scaled(trial["settings"][name]): math.inf if trial["outcome"] == "diverged" else trial["value"]
-        for trial in record["trials"]
-        if trial["outcome"] in ("finished", "diverged")
+        scaled(trial.settings[name]): math.inf if trial.outcome == "diverged" else trial.value
+        for trial in record.trials
+        if trial.outcome in ("finished", "diverged")
     }
     return _search(losses, scaled(settings[name]))
 

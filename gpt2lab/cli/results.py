@@ -222,7 +222,7 @@ def dashboards(store: Any) -> list[str]:
 
     names: dict[str, list[str]] = {}
     for name in store.sweeps():
-        if storage := store.sweep(name).get("storage"):
+        if storage := store.sweep(name).storage:
             names.setdefault(dashboard_command(storage), []).append(name)
     lines = [f"{', '.join(sweeps)}: {command}" for command, sweeps in names.items()]
     if any("***" in command for command in names):

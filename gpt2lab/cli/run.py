@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.planning.noise import Floor
     from gpt2lab.planning.plan import ArmPlan, Plan
+    from gpt2lab.records import SweepRecord
 
 NOTHING_FOUND = 1
 """Exit code of a sweep in which no trial was finished, for other reasons than divergence."""
@@ -349,7 +350,7 @@ def sweep(
         if dry_run and json_:
             print_json({"sweep": plan.loaded.name, "searches": plan.as_record()})
             continue
-        say(console, f"{plan.head['name']}: {plan.head['question']}", *plan.lines())
+        say(console, f"{plan.record.name}: {plan.record.question}", *plan.lines())
         if dry_run:
             continue
         tracker = None if no_tracking else api.tracker_of(plan.store, plan.loaded.declared.sweep)
@@ -363,24 +364,22 @@ def sweep(
         raise SystemExit(code)
 
 
-def show_sweep(
-    record: Mapping[str, Any], plan: SweepPlan, out: Path, console: Any, *, apply: bool, as_json: bool
-) -> int:
+def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *, apply: bool, as_json: bool) -> int:
     """Write the page and print the result; -> the exit code. Raises NumericsFault when everything diverged."""
     from gpt2lab.errors import NumericsFault
     from gpt2lab.reports import terminal_sweep, write_sweep_report
 
     root, loaded = plan.store.root, plan.loaded
-    page = write_sweep_report(record["name"], root=root, out=out)
+    page = write_sweep_report(record.name, root=root, out=out)
     if as_json:
         print((page.parent / "sweep.json").read_text(encoding="utf-8"))
     else:
-        console.print(terminal_sweep(record, root=root, out=out))
+        console.print(terminal_sweep(record.plain(), root=root, out=out))
     for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
         path = Path(f"{loaded.scale}-{loaded.declared.sweep}{best.stem.removeprefix('best')}.yaml")
         path.write_text(best.read_text(encoding="utf-8"), encoding="utf-8")
         say(console, f"written: {path}; try: gpt2lab train {path}")
-    outcomes = {trial["outcome"] for search in record["searches"].values() for trial in search["trials"]}
+    outcomes = {trial.outcome for search in record.searches.values() for trial in search.trials}
     if outcomes <= {"diverged", "pruned"} and "diverged" in outcomes:
         what = "no trial was finished: all of them diverged"
         raise NumericsFault(what, where=str(page), hint="lower rates: see the page for which ones to try")

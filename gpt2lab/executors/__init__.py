@@ -1,8 +1,8 @@
-"""Where runs execute. An executor takes jobs and says how each of them ended; `Scheduler` hands them out.
+"""Where runs execute. An executor takes jobs from the `Scheduler` and reports how each of them ended.
 
-The contract is small, so that a cluster's queue fits it as well as processes of this machine. What a worker gets is
-`job.json` in the run's folder; what it leaves is that folder, which says all that is to be known about the run. Between
-them lies one command, `worker_command`, executed anywhere that sees the folder and the data.
+The contract is small, so that a cluster's queue fits it as well as processes of this machine: a worker reads `job.json`
+in the run's folder and writes its results there. Between them lies one command, `worker_command`, executed anywhere
+that sees the folder and the data.
 
 `tests/run/test_executor_contract.py` holds every executor to the contract; docs/extending.md shows how to write one.
 """
@@ -13,16 +13,17 @@ import os
 import re
 import signal
 import sys
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
-from gpt2lab.errors import LockHeld, Preempted
+from gpt2lab.errors import LockHeld, Preempted, RankLost
 from gpt2lab.runner import NOTHING_LEFT, PARENT, Job
-from gpt2lab.store import Store, now
+from gpt2lab.store import RunFolder, Store, now
 
 Ending = Literal["done", "found", "failed", "preempted", "locked", "lost"]
 """How a job ended: trained now; finished by another process meanwhile; failed; stopped with everything saved; not
-begun, because another process is at the run; or lost through no fault of its own, as with a node that was taken away.
-The scheduler tries locked and lost jobs again, so its callers see neither."""
+begun, because another process holds the run; or lost through no fault of its own, as with a node that was taken away.
+The scheduler retries locked and lost jobs, so its callers see neither."""
 
 ENDINGS: dict[int, Ending] = {
     0: "done",
@@ -41,7 +42,7 @@ class Executor(Protocol):
 
     @property
     def label(self) -> str:
-        """Where jobs execute, for people, as "2 processes on this machine"."""
+        """Where jobs execute, as "2 processes on this machine"."""
 
     def submit(self, job: Job) -> None:
         """Start work on a job whose job.json is written. At most `capacity` jobs are submitted and not collected; the
@@ -51,11 +52,11 @@ class Executor(Protocol):
         """Ids of the runs whose jobs have ended and are not collected; waits at most so long for the first."""
 
     def cancel(self, run_id: str) -> None:
-        """Ask a job to finish its step, save and end. Returns at once; a job that is over by then ends as it would
-        have, any other as "preempted"."""
+        """Ask a job to finish its step, save and end. Returns at once; a job that has ended by then keeps its ending,
+        any other ends as "preempted"."""
 
     def collect(self, run_id: str) -> Ending:
-        """How a job ended that `poll` named; the executor forgets it."""
+        """How a job ended that `poll` returned; the executor forgets it."""
 
     def close(self) -> None:
         """Cancel what is still at work and wait until it has saved and ended. Nothing outlives the executor."""
@@ -70,12 +71,12 @@ def worker_command(job: Job) -> list[str]:
 
 
 LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
-"""Variables by which torchrun and its like tell a process its place among ranks."""
+"""Variables by which torchrun and its like give a process its place among ranks."""
 
 
 def worker_environment(job: Job) -> dict[str, str]:
-    """The environment of a worker on this machine: its number of threads, and the process whose end is its own. What a
-    launcher has set for this process is not meant for it."""
+    """The environment of a worker on this machine: its number of threads, and the process that it ends with; without
+    what a launcher has set for this process."""
     threads = str(job.threads)
     inherited = {name: value for name, value in os.environ.items() if not LAUNCHER.fullmatch(name)}
     return {**inherited, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, PARENT: str(os.getpid())}
@@ -90,8 +91,20 @@ def ending_of(code: int, job: Job, *, cancelled: bool = False) -> Ending:
     folder = Store(job.root).run(job.run_id)
     if ending == "failed" and folder.failure() is None and folder.result() is None:
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        memory = " (out of memory?)" if code == -signal.SIGKILL else ""
-        step = folder.last_step()
-        reason = f"{cause}{memory}; see {folder.path / 'run.log'}"
-        folder.fail({"reason": reason, "phase": "worker", "step": step, "at": now()})
+        record_loss(folder, f"{cause}{out_of_memory(code)}; see {folder.path / 'run.log'}")
     return ending
+
+
+def out_of_memory(code: int | None) -> str:
+    """A note on a process that ended with this exit code: the kernel sends SIGKILL when memory runs out."""
+    return " (out of memory?)" if code == -signal.SIGKILL else ""
+
+
+def record_loss(folder: RunFolder, reason: str) -> None:
+    """Record a failure of a run whose worker ended without recording one."""
+    folder.fail({"reason": reason, "phase": "worker", "step": folder.last_step(), "at": now()})
+
+
+def is_loss(failure: Mapping[str, Any]) -> bool:
+    """Whether a recorded failure is the end of a process, which is no result of the run."""
+    return failure.get("phase") == "worker" or failure.get("code") == RankLost.code

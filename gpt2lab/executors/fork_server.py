@@ -107,7 +107,7 @@ class ForkServer:
         with tempfile.TemporaryFile("w+") as request:
             json.dump({"job": str(job.path), "environment": dict(environment), "folder": os.getcwd()}, request)
             request.seek(0)
-            with contextlib.suppress(OSError):  # the server is gone, which the end of the pipe will say
+            with contextlib.suppress(OSError):  # the server is gone, and so the pipe will end
                 socket.send_fds(self._socket, [b"."], [request.fileno(), log.fileno(), theirs])
         os.close(theirs)
         return Forked(ours)

@@ -1,6 +1,6 @@
-"""One job at a time, trained by several ranks on this machine: started together, watched, and ended together.
+"""One job at a time, trained by several ranks on this machine, which start and end together.
 
-If a rank dies, raises, or stops answering, the others are ended within seconds and the cause is recorded once. All
+If a rank dies, raises or stops responding, the others are ended within seconds and the cause is recorded once. All
 ranks of a job that is cancelled save at the same step. Over several machines torchrun does this instead.
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gpt2lab.errors import LockHeld, Preempted, RankLost
-from gpt2lab.executors import Ending, worker_environment
+from gpt2lab.executors import Ending, out_of_memory, record_loss, worker_environment
 from gpt2lab.executors.local import Process, Start, start_process
 from gpt2lab.runner import NOTHING_LEFT, Job
-from gpt2lab.store import RunFolder, Store, now
-from gpt2lab.training.ranks import AGENT_STORE, HINT
+from gpt2lab.store import RunFolder, Store
+from gpt2lab.training.ranks import AGENT_STORE
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 2.0  # for the others to say why and end by themselves, once one has ended badly
+GRACE_SECONDS = 2.0  # for the others to report the cause and end by themselves, once one has failed
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 IN_ORDER = (0, NOTHING_LEFT, Preempted.exit_code)
 
@@ -156,12 +156,9 @@ class RanksExecutor:
 
     def _record(self, rank: Rank, folder: RunFolder) -> None:
         """Record the end of a rank that could not do so itself as the run's failure."""
-        step = folder.last_step()
         how = f"died ({rank.killed_by})" if rank.killed_by else f"ended with exit code {rank.code}"
-        memory = " (out of memory?)" if rank.code == -signal.SIGKILL else ""
-        what = f"rank {rank.number} {how} at step {step}{memory}; log: {rank.log}"
-        folder.fail({"reason": what, "phase": "training", "step": step, "at": now(), "code": RankLost.code,
-                     "exit_code": RankLost.exit_code, "hint": HINT})  # fmt: skip
+        at = f"at step {folder.last_step()}{out_of_memory(rank.code)}"
+        record_loss(folder, f"rank {rank.number} {how} {at}; log: {rank.log}")
 
     def _send(self, number: int) -> None:
         for rank in self._ranks:

@@ -1,7 +1,7 @@
-"""Hands jobs to an executor as it has room, and passes on what stops them.
+"""Submits jobs to an executor as it has room, and stops them.
 
-A job that fails leaves the others alone. When this process gets a stop signal, every job finishes its step, saves and
-ends.
+A job that fails does not affect the others. When this process gets a stop signal, every job finishes its step, saves
+and ends.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gpt2lab.errors import Preempted
-from gpt2lab.executors import Ending, Executor
+from gpt2lab.executors import Ending, Executor, record_loss
 from gpt2lab.runner import STOP_SIGNALS, Job
-from gpt2lab.store import Store, now
+from gpt2lab.store import Store
 
 TICK_SECONDS = 0.2
 LOCKED_PAUSE_SECONDS = 2.0
 MOST_LOSSES = 3
-"""How often a job may be lost before it counts as failed."""
+"""How often in a row a job may be lost without progress before it counts as failed."""
 
 FORCED = 130
 """Exit code after a second Ctrl-C."""
@@ -43,8 +43,8 @@ class Waiting:
 class Scheduler:
     """Runs jobs on an executor, as a rule in the order in which they come.
 
-    on_tick: called several times a second while jobs run. is_done: whether a run is finished by now, asked before its
-    job is submitted, because another process may be at the same study.
+    on_tick: called several times a second while jobs run. is_done: whether a run is finished by now, called before its
+    job is submitted, because another process may work on the same study.
     """
 
     executor: Executor
@@ -55,16 +55,17 @@ class Scheduler:
     _waiting: deque[Waiting] = field(default_factory=deque, init=False)
     _working: dict[str, Job] = field(default_factory=dict, init=False)
     _cancelled: set[str] = field(default_factory=set, init=False)
-    _losses: Counter[str] = field(default_factory=Counter, init=False)
+    _losses: dict[str, tuple[int, int]] = field(default_factory=dict, init=False)
+    """run id -> (how often it was lost without progress, its furthest checkpoint)"""
     _endings: dict[str, Ending] = field(default_factory=dict, init=False)
     _ended: Callable[[str, Ending], None] | None = field(default=None, init=False)
 
     def run(self, jobs: Iterable[Job | None], ended: Callable[[str, Ending], None] | None = None) -> dict[str, Ending]:
-        """Execute all jobs; run id -> how it ended. A run that another process or job is at is waited for.
+        """Execute all jobs; run id -> how it ended. A run that another process or job works on is waited for.
 
-        jobs: a sequence; or an iterator, which is asked for a job when there is room that no waiting job will take. It
-        may answer None: there is none at this moment, and it is asked again at the next tick. ended: called with each
-        job that has ended, before another is asked for; not for jobs that never began because of a stop.
+        jobs: a sequence; or an iterator, from which a job is taken when there is room that no waiting job will take.
+        None from it means that there is none now, and the next is taken at the next tick. ended: called with each job
+        that has ended, before another is taken; not for jobs that never began because of a stop.
 
         Raises Preempted after a stop signal, when every job has saved and ended.
         """
@@ -129,22 +130,24 @@ class Scheduler:
         self._ready = []
 
     def _lost(self, job: Job, cancelled: bool) -> None:
-        """Submit a job again that was lost, unless it was not wanted, had finished, or is lost again and again."""
-        self._losses[job.run_id] += 1
+        """Submit a lost job again, unless it was cancelled, had finished, or was lost too often without progress."""
+        folder = Store(job.root).run(job.run_id)
+        losses, furthest = self._losses.get(job.run_id, (0, 0))
+        step = folder.saved_step()
+        losses = 1 if step > furthest else losses + 1
+        self._losses[job.run_id] = losses, max(step, furthest)
         if self.is_done(job.run_id):
             self._over(job, "done")
         elif cancelled:
             self._over(job, "preempted")
-        elif self._losses[job.run_id] <= MOST_LOSSES:
+        elif losses <= MOST_LOSSES:
             self._waiting.appendleft(Waiting(job))
         else:
-            folder = Store(job.root).run(job.run_id)
-            reason = f"its worker was lost {self._losses[job.run_id]} times; see {folder.path / 'run.log'}"
-            folder.fail({"reason": reason, "phase": "worker", "step": folder.last_step(), "at": now()})
+            record_loss(folder, f"its worker was lost {losses} times; see {folder.path / 'run.log'}")
             self._over(job, "failed")
 
     def _pull(self, source: Iterator[Job | None]) -> bool:
-        """Ask for jobs while there is room that no waiting one will take; -> whether there may be more."""
+        """Take jobs while there is room that no waiting one will take; -> whether there may be more."""
         while not self._stop and len(self._working) + len(self._waiting) < self.executor.capacity:
             try:
                 job = next(source)
@@ -182,7 +185,7 @@ class Scheduler:
             self.executor.cancel(run_id)
 
     def _cancel_all(self) -> None:
-        """Ask all jobs to stop that were not asked yet."""
+        """Cancel all jobs that are not cancelled yet."""
         if self._working.keys() - self._cancelled:
             text = "stopping: every run finishes its step and saves; Ctrl-C once more ends them at once"
             print(f"\n{text}", file=sys.stderr, flush=True)

@@ -151,18 +151,18 @@ class Study:
 
     def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None) -> None:
         """Drive the searches of all arms to their end, side by side."""
+        from gpt2lab.sweep.declaration import sweep_record
         from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load, and few studies need it
-        from gpt2lab.sweep.record import head
 
         ablation, baseline = plan.ablation, plan.baseline
         assert ablation.tune is not None
-        shared = head(
+        record = sweep_record(
             sweep=ablation.name, scale=ablation.scale, part_of=self.name,
             question=f"Which settings suit each arm best? {ablation.question}", settings=ablation.tune,
             config=baseline.arm.config, costs=baseline.costs, data=plan.data, machine=plan.machine, floor=plan.floor,
             smallest_effect=ablation.smallest_effect, reproduce=self.reproduce,
         )  # fmt: skip
-        run_searches(plan.searches, shared, self.store, on_event=on_event, tracker=tracker)
+        run_searches(plan.searches, record, self.store, on_event=on_event, tracker=tracker)
 
     def _train(
         self, plan: Plan, runs: Sequence[Run], todo: Sequence[Run], record: StudyRecord, on_event: Listener,

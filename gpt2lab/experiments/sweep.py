@@ -17,21 +17,21 @@ from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs
 from gpt2lab.planning.tuning import Search
+from gpt2lab.records import SweepRecord
 from gpt2lab.store import Store
-from gpt2lab.sweep.declaration import LoadedSweep
-from gpt2lab.sweep.record import head
+from gpt2lab.sweep.declaration import LoadedSweep, sweep_record
 from gpt2lab.text import duration, plural, quantity
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that is ready to run. `head`: its record without its searches."""
+    """A sweep that is ready to run. `record`: without its searches."""
 
     loaded: LoadedSweep
     store: Store
     machine: Machine
     searches: Mapping[str, Search]
-    head: Mapping[str, Any]
+    record: SweepRecord
 
     @classmethod
     def prepare(
@@ -51,7 +51,7 @@ class SweepPlan:
         fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
         costs = known_costs(config)
         machine = probe(store, config.training, costs.flops_per_token, jobs)
-        shared = head(
+        record = sweep_record(
             sweep=declared.sweep, scale=loaded.scale, question=declared.question, settings=declared, config=config,
             costs=costs, data=data, machine=machine,
             floor=find_floor(store, loaded.scale, config, data, machine, costs)[0],
@@ -59,7 +59,7 @@ class SweepPlan:
             audit_pruning=declared.audit_pruning,
         )  # fmt: skip
         extra = coordinates(loaded, store) if declared.coordinates else {}
-        return cls(loaded, store, machine, loaded.searches(data, machine), shared | extra)
+        return cls(loaded, store, machine, loaded.searches(data, machine), record.with_(**extra))
 
     def train(
         self,
@@ -69,14 +69,14 @@ class SweepPlan:
         storage: str | None = None,
         nproc: int = 1,
         stays: bool = True,
-    ) -> dict[str, Any]:
+    ) -> SweepRecord:
         """Work on all searches until every trial has ended; -> the record, which is also in the store. Arguments
         and errors as for `sweep.drive.run_searches`."""
         from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load
 
         return run_searches(
-            self.searches, self.head, self.store, on_event=on_event, tracker=tracker, storage=storage, nproc=nproc,
-            seconds=self.head["time_budget"], stays=stays,
+            self.searches, self.record, self.store, on_event=on_event, tracker=tracker, storage=storage, nproc=nproc,
+            seconds=self.record.time_budget, stays=stays,
         )  # fmt: skip
 
     def as_record(self) -> dict[str, Any]:
@@ -122,8 +122,8 @@ def dimension_text(dimension: Any) -> str:
 def coordinates(loaded: LoadedSweep, store: Store) -> dict[str, Any]:
     """The coordinate check of every variant, as the record holds it; what an earlier start has found is kept."""
     key = digest({"code": core_code(), **{label: settings(arm.config) for label, arm in loaded.arms.items()}})
-    before = store.sweep(loaded.name) if loaded.name in store.sweeps() else {}
-    found = before.get("coordinates") if before.get("coordinates_of") == key else None
+    before = store.sweep(loaded.name) if loaded.name in store.sweeps() else None
+    found = before.coordinates if before and before.coordinates_of == key else None
     if not found:
         model = loaded.config_of_all.model
         widths = [w for w in (model.n_embd // 2, model.n_embd, 2 * model.n_embd) if w % model.head_size == 0]

@@ -197,14 +197,14 @@ def searches_of(
     What was tried by other code, over other data or in another space does not count: such searches have other names.
     """
     try:
-        record: Mapping[str, Any] = store.sweep(name) if name in store.sweeps() else {}
+        record = store.sweep(name) if name in store.sweeps() else None
     except DataFault:  # it is written anew from where the trials are kept
-        record = {}
+        record = None
     tunings = {}
     for label, arm in arms.items():
         search = make_search(name, label, arm, tune.of(label), data, machine)
-        entry = (record.get("searches") or {}).get(label) or {}
-        tunings[label] = _so_far(name, search, entry if entry.get("study") == search.study else {})
+        entry = record.searches.get(label) if record else None
+        tunings[label] = _so_far(name, search, entry if entry and entry.study == search.study else None)
     most = max((tuning.informative for tuning in tunings.values() if not tuning.open), default=0)
     for label, tuning in tunings.items():
         if not tuning.open and tuning.informative < most and tuning.reason is None and tuning.tuned:
@@ -215,13 +215,13 @@ def searches_of(
     return tunings
 
 
-def _so_far(name: str, search: Search, entry: Mapping[str, Any]) -> Tuning:
+def _so_far(name: str, search: Search, entry: records.SearchRecord | None) -> Tuning:
     """The tuning of a search by its entry in the record, up to the trials that are asked for now."""
-    trials = [trial for trial in entry.get("trials", ()) if trial["slot"] < search.trials]
-    counts = Counter(trial["outcome"] for trial in trials if trial["outcome"] not in OPEN)
+    trials = [trial for trial in entry.trials if trial.index < search.trials] if entry else []
+    counts = Counter[str](trial.outcome for trial in trials if trial.outcome not in OPEN)
     ended = counts.total()
     open_ = ended < search.trials and counts["failed"] <= search.settings.max_failures
-    best = None if open_ else chosen({**entry, "trials": trials}, slots=ended)
+    best = None if open_ or entry is None else chosen(entry.with_(trials=trials).plain(), slots=ended)
     settings = dict(best.settings) if best and best.settings is not None else None
     reason = best.reason if best else None
     if best and settings is None:

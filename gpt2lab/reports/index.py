@@ -206,7 +206,7 @@ def _entry(study: Study, records: Mapping[str, Study], store: Store, link: str) 
 
 
 def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepEntry | None:
-    if store.sweep(name).get("part_of"):
+    if store.sweep(name).part_of:
         return None
     read = read_sweep(name, root)
     record = read.record

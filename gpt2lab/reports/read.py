@@ -280,7 +280,7 @@ class SweepRead(Once):
 def read_sweep(name: str, root: str | Path) -> SweepRead:
     """A sweep from the store. Raises ConfigError for an unknown name, DataFault for a damaged record."""
     store = Store(root)
-    record = store.sweep(name)
+    record = store.sweep(name).plain()
     if record.get("name") not in store.sweeps():  # it becomes a folder's name
         raise DataFault(f"the record calls itself '{record.get('name')}', which is no recorded sweep", where=name)
     return read_record(record, store)

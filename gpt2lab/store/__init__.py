@@ -1,5 +1,5 @@
-"""The run store: runs and studies as plain files, written so that a kill or a power cut at any moment leaves either
-the old state or the new one. Knows no config class and imports neither torch nor mlflow.
+"""The run store: runs, studies and sweeps as plain files. A kill or a power cut at any moment leaves either the old
+state or the new one. Imports no config class, torch or mlflow.
 
     runs/<run id>/{config.yaml, run.json, metrics.jsonl, result.json, failure.json, evaluations/, checkpoints/, replay/,
                    lock}
@@ -14,11 +14,12 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 from gpt2lab.errors import ConfigError, DataFault, unknown
-from gpt2lab.records import StudyRecord
+from gpt2lab.records import R, StudyRecord, SweepRecord
 from gpt2lab.store.files import (
     DISK_FULL,
     disk_fault,
@@ -125,7 +126,7 @@ class RunFolder:
         respected where the file system carries kernel locks between hosts, and only there.
         """
         self._refuse_links()
-        # `status` of another process takes the lock for a moment; a short patience tells that from a real holder.
+        # a short patience: `status` of another process takes the lock for a moment, too
         with file_lock(self.path / "lock", LOCK_PATIENCE_SECONDS):
             for folder in self._folders:
                 sweep_leftovers(folder)
@@ -166,6 +167,13 @@ class RunFolder:
         rows = self.rows()
         return int(rows[-1]["step"]) if rows else 0
 
+    def saved_step(self) -> int:
+        """The step from which a worker would go on: of the newest checkpoint, or the last one of a run that ended."""
+        if self.result() is not None:
+            return self.last_step()
+        names = (path.name.removeprefix("step_") for path in self.checkpoints.glob("step_*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def result(self) -> dict[str, Any] | None:
         return read_json(self.path / "result.json")
 
@@ -187,33 +195,33 @@ class RunFolder:
         (self.path / "failure.json").unlink(missing_ok=True)
 
     def evaluation(self, key: str) -> dict[str, Any] | None:
-        return read_json(self.path / "evaluations" / f"{_checked(key, 'evaluation key')}.json")
+        return read_json(_file(self._evaluations, key))
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        self._write(f"evaluations/{_checked(str(evaluation['key']), 'evaluation key')}.json", evaluation)
-
-    def windows(self, key: str) -> dict[str, Any] | None:
-        """The losses per window of the evaluation `key`; a folder of their own keeps them out of what lists records."""
-        return read_json(self._windows / f"{_checked(key, 'evaluation key')}.json")
-
-    def write_windows(self, windows: Mapping[str, Any]) -> None:
-        self._write_beside(self._windows, windows)
-
-    def parts(self, key: str) -> dict[str, Any] | None:
-        """The losses of the evaluation `key` by position, token frequency and work."""
-        return read_json(self._parts / f"{_checked(key, 'evaluation key')}.json")
-
-    def write_parts(self, parts: Mapping[str, Any]) -> None:
-        self._write_beside(self._parts, parts)
+        self._refuse_links()
+        write_json(_file(self._evaluations, str(evaluation["key"])), evaluation)
 
     def evaluation_keys(self) -> list[str]:
         """Keys of all that was measured of the run at its end."""
-        return sorted(file.stem for file in self._evaluations.glob("*.json") if NAME.fullmatch(file.stem))
+        return _names(self._evaluations)
 
-    def _write_beside(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def windows(self, key: str) -> dict[str, Any] | None:
+        """The losses per window of the evaluation `key`; in a folder of their own, so that they are not listed."""
+        return read_json(_file(self._windows, key))
+
+    def write_windows(self, windows: Mapping[str, Any]) -> None:
+        self._write_compact(self._windows, windows)
+
+    def parts(self, key: str) -> dict[str, Any] | None:
+        """The losses of the evaluation `key` by position, token frequency and work."""
+        return read_json(_file(self._parts, key))
+
+    def write_parts(self, parts: Mapping[str, Any]) -> None:
+        self._write_compact(self._parts, parts)
+
+    def _write_compact(self, folder: Path, record: Mapping[str, Any]) -> None:
         self._refuse_links()
-        path = folder / f"{_checked(str(record['key']), 'evaluation key')}.json"
-        write_atomically(path, json.dumps(record, separators=(",", ":")) + "\n")
+        write_atomically(_file(folder, str(record["key"])), json.dumps(record, separators=(",", ":")) + "\n")
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         self._refuse_links()
@@ -225,12 +233,41 @@ class RunFolder:
                 raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder))
 
 
+@dataclass(frozen=True)
+class _Records(Generic[R]):
+    """Records of one kind, `study` or `sweep`, each a file in `folder` under its name."""
+
+    folder: Path
+    kind: str
+    type: type[R]
+
+    def names(self) -> list[str]:
+        return _names(self.folder)
+
+    def read(self, name: str) -> R:
+        known = self.names()
+        matches = [name] if name in known else [full for full in known if full.partition("@")[0] == name]
+        if len(matches) > 1:
+            raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
+        path = self.folder / f"{matches[0] if matches else name}.json"
+        data = read_json(path) if matches else None
+        if data is None:
+            raise ConfigError(unknown(self.kind, name, known), hint="gpt2lab runs")
+        return self.type.read(data, str(path))
+
+    def write(self, name: str, record: R) -> Path:
+        path = _file(self.folder, name, f"{self.kind} name")
+        write_json(path, record.plain())
+        return path
+
+
 class Store:
-    """All runs and study records below one folder, usually `runs`."""
+    """All runs, and all records of studies and sweeps, below one folder, usually `runs`."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._studies, self._sweeps = self.root / "studies", self.root / "sweeps"
+        self._studies = _Records(self.root / "studies", "study", StudyRecord)
+        self._sweeps = _Records(self.root / "sweeps", "sweep", SweepRecord)
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of a run, whether it exists or not. Raises ConfigError for what cannot be a run id."""
@@ -255,64 +292,46 @@ class Store:
 
     def studies(self) -> list[str]:
         """Names of the recorded studies, `<ablation>@<scale>`."""
-        return _names(self._studies)
+        return self._studies.names()
 
     def study(self, name: str) -> StudyRecord:
         """The record of a study; `posenc` alone will do while it has one scale only. Raises ConfigError for an unknown
         name, DataFault for a damaged record."""
-        data, path = _record(self._studies, name, "study")
-        return StudyRecord.read(data, str(path))
+        return self._studies.read(name)
 
     def write_study(self, record: StudyRecord) -> Path:
         """Record a study under its name; returns the file."""
-        return _keep(self._studies, record.plain(), "study name")
+        return self._studies.write(record.name, record)
 
     def sweeps(self) -> list[str]:
         """Names of the recorded sweeps, `<sweep>@<scale>`, those that belong to an ablation among them."""
-        return _names(self._sweeps)
+        return self._sweeps.names()
 
-    def sweep(self, name: str) -> dict[str, Any]:
-        """The record of a sweep, as `study`. Raises ConfigError."""
-        return _record(self._sweeps, name, "sweep")[0]
+    def sweep(self, name: str) -> SweepRecord:
+        """The record of a sweep, as `study`. Raises ConfigError, DataFault."""
+        return self._sweeps.read(name)
+
+    def write_sweep(self, record: SweepRecord) -> Path:
+        """Record a sweep under its name; returns the file."""
+        return self._sweeps.write(record.name, record)
 
     def kind(self, name: str) -> str:
         """Whether a name, with or without its scale, is that of a `study` or of a `sweep`; of both, a study, which
         shows the sweep that it rests on. Raises ConfigError for one that is neither."""
         known = {"study": self.studies(), "sweep": self.sweeps()}
         for kind, names in known.items():
-            if any(name in (one, one.partition("@")[0]) for one in names):
+            if any(name in (full, full.partition("@")[0]) for full in names):
                 return kind
         raise ConfigError(unknown("study or sweep", name, [*known["study"], *known["sweep"]]), hint="gpt2lab runs")
 
-    def write_sweep(self, record: Mapping[str, Any]) -> Path:
-        """Record a sweep under its name; returns the file."""
-        return _keep(self._sweeps, record, "sweep name")
-
 
 def _names(folder: Path) -> list[str]:
-    files = folder.glob("*.json") if folder.is_dir() else ()
-    return sorted(file.stem for file in files if NAME.fullmatch(file.stem))
+    """Names of the JSON files in a folder, which need not exist."""
+    return sorted(path.stem for path in folder.glob("*.json") if NAME.fullmatch(path.stem))
 
 
-def _record(folder: Path, name: str, kind: str) -> tuple[dict[str, Any], Path]:
-    known = _names(folder)
-    matches = [name] if name in known else [k for k in known if k.partition("@")[0] == name]
-    if len(matches) > 1:
-        raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
-    path = folder / f"{matches[0] if matches else name}.json"
-    record = read_json(path) if matches else None
-    if record is None:
-        raise ConfigError(unknown(kind, name, known), hint="gpt2lab runs")
-    return record, path
-
-
-def _keep(folder: Path, record: Mapping[str, Any], kind: str) -> Path:
-    path = folder / f"{_checked(str(record['name']), kind)}.json"
-    write_json(path, record)
-    return path
-
-
-def _checked(name: str, kind: str) -> str:
+def _file(folder: Path, name: str, kind: str = "evaluation key") -> Path:
+    """The file of a record. Raises ConfigError for what cannot be its name."""
     if not NAME.fullmatch(name):
         raise ConfigError(f"'{name}' cannot be a {kind}: letters, digits and _ . @ + - only")
-    return name
+    return folder / f"{name}.json"

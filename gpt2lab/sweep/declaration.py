@@ -1,4 +1,4 @@
-"""A sweep's file: what is searched, over which configs, and how it is judged."""
+"""What a sweep declares: its file, and the part of its record that is known before the first trial."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from gpt2lab.config import fill_slots, preset_name
+from gpt2lab.config import Config, fill_slots, preset_name
 from gpt2lab.config.fitting import Located, check, error_of, located
 from gpt2lab.config.source import Place, Source
+from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.planning.ablation import Arm, base_of, read_source, resolve_arm
+from gpt2lab.evaluation import evaluation_key
+from gpt2lab.identity import digest
+from gpt2lab.planning.ablation import TUNING_SEED, Arm, base_of, read_source, resolve_arm
 from gpt2lab.planning.declaration import NAME, Change, Effect, Evaluate, Written
 from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.plan import check_data
+from gpt2lab.planning.record import scope_of, stack_of
 from gpt2lab.planning.space import SearchSettings, check_search
 from gpt2lab.planning.tuning import Search, make_search
+from gpt2lab.records import SWEEP_FORMAT, SweepRecord
 from gpt2lab.schema import ABSENT
 from gpt2lab.text import seconds_of
 
@@ -28,7 +34,7 @@ class Sweep(SearchSettings):
     """A search for settings, as its file declares it."""
 
     sweep: str
-    """Its name, also that of files."""
+    """Its name, also of its files."""
     question: str
     """What it asks, in a sentence."""
     base: str
@@ -45,7 +51,7 @@ class Sweep(SearchSettings):
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Difference in nats below which two settings are as good; null is the scale's own."""
     audit_pruning: bool = False
-    """Let every trial run to its end, and tell how often pruning would have stopped the eventual best."""
+    """Let every trial run to its end, and report how often pruning would have stopped the eventual best."""
     coordinates: bool = False
     """Whether the page shows how activations grow with width in every variant (the coordinate check)."""
 
@@ -91,7 +97,7 @@ class LoadedSweep:
 
     @property
     def config_of_all(self) -> Any:
-        """A config in which everything stands that searches share: data, evaluation, device."""
+        """A config with everything that the searches share: data, evaluation, device."""
         return next(iter(self.arms.values())).config
 
     def searches(self, data: Prepared, machine: Machine) -> dict[str, Search]:
@@ -103,11 +109,11 @@ class LoadedSweep:
 
 
 def scales_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
-    """The scales that a sweep is run at one after another, those of files by their path; none for one without them."""
-    read, folder = read_source(source)
-    scales = read.tree.get("scales")
-    named = map(str, scales) if isinstance(scales, list) else ()
-    return tuple(str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in named)
+    """The scales that a sweep is run at one after another, those of files by their path; none where it names none."""
+    file, folder = read_source(source)
+    scales = file.tree.get("scales")
+    names = map(str, scales) if isinstance(scales, list) else ()
+    return tuple(str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in names)
 
 
 def load_sweep(
@@ -126,39 +132,39 @@ def load_sweep(
     Raises ConfigError with everything that is wrong in the file, in the overrides and in the space at any arm.
     """
     fill_slots(plugins)
-    read, folder = read_source(source)
+    file, folder = read_source(source)
     declared, complaints = check(
-        Sweep, read, stand_ins={"sweep": "unnamed", "question": "?", "base": "nano", "space": {}}
+        Sweep, file, stand_ins={"sweep": "unnamed", "question": "?", "base": "nano", "space": {}}
     )
-    found = [located(read, complaint) for complaint in complaints]
+    problems = [located(file, complaint) for complaint in complaints]
     if declared is None:
-        raise error_of(found)
+        raise error_of(problems)
     declared = declared.model_copy(update=dict(replaced or {}))
     try:
-        base = base_of(declared.base, read, folder, scale, overrides)
+        base = base_of(declared.base, file, folder, scale, overrides)
     except ConfigError as error:
-        raise error_of(found, more=error.problems, hint=error.hint) from error
-    found += [located(base.source, complaint) for complaint in base.complaints]
+        raise error_of(problems, more=error.problems, hint=error.hint) from error
+    problems += [located(base.source, complaint) for complaint in base.complaints]
+    space_is_sound = "space" not in {keys[0] for complaint in complaints for keys in complaint.keys}
     arms: dict[str, Arm] = {}
     for label, written in _written(declared).items():
-        arm, problems = resolve_arm(written, read, base, is_baseline=True, expected=None)
-        found += problems
-        if arm is not None and not problems and not base.complaints:
+        arm, arm_problems = resolve_arm(written, file, base, is_baseline=True, expected=None)
+        problems += arm_problems
+        if arm is not None and not arm_problems and not base.complaints:
             arms[label] = arm
-            if "space" not in {keys[0] for complaint in complaints for keys in complaint.keys}:
-                found += _misfits(read, declared, arm)
-    kept = preset_name(scale or declared.base)
-    if not NAME.fullmatch(kept):
-        found.append((Place(""), Problem(scale or declared.base, "its file name must be of letters, digits, _ . + -")))
-    if found:
-        raise error_of(found)
-    effect = declared.smallest_effect
-    own = next(iter(arms.values())).config.scale.smallest_effect
+            problems += _space_problems(file, declared, arm) if space_is_sound else ()
+    scale_name = preset_name(scale or declared.base)
+    if not NAME.fullmatch(scale_name):
+        what = "its file name must be of letters, digits, _ . + -"
+        problems.append((Place(""), Problem(scale or declared.base, what)))
+    if problems:
+        raise error_of(problems)
+    effect, default = declared.smallest_effect, next(iter(arms.values())).config.scale.smallest_effect
     if isinstance(effect, dict):
-        effect = {preset_name(name): value for name, value in effect.items()}.get(kept, own)
+        effect = {preset_name(name): value for name, value in effect.items()}.get(scale_name)
     return LoadedSweep(
-        declared=declared, name=f"{declared.sweep}@{kept}", scale=kept, arms=arms,
-        smallest_effect=own if effect is None else effect,
+        declared=declared, name=f"{declared.sweep}@{scale_name}", scale=scale_name, arms=arms,
+        smallest_effect=default if effect is None else effect,
     )  # fmt: skip
 
 
@@ -177,7 +183,7 @@ def _written(declared: Sweep) -> dict[str, Written]:
     }
 
 
-def _misfits(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
+def _space_problems(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
     """What is wrong with the space at an arm, at the lines of the dimensions."""
     try:
         check_search(declared, arm.config)
@@ -188,3 +194,42 @@ def _misfits(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
             place = source.place(key)
             named = ".".join(key) if key[0] == "space" else problem.where
             yield place, Problem(place.prefix + named, problem.what)
+
+
+def sweep_record(
+    *, sweep: str, scale: str, question: str, settings: SearchSettings, config: Config, costs: Costs, data: Prepared,
+    machine: Machine, floor: Floor | None, smallest_effect: float, reproduce: str, part_of: str | None = None,
+    time_budget: float | None = None, audit_pruning: bool = False,
+) -> SweepRecord:  # fmt: skip
+    """The record of a sweep without its searches. `config`: any of those that are searched, for what they share.
+    `part_of`: the study whose arms are tuned."""
+    spec = config.evaluation.spec(config.model.block_size)
+    declared: dict[str, Any] = {
+        "format": SWEEP_FORMAT,
+        "name": f"{sweep}@{scale}",
+        "sweep": sweep,
+        "scale": scale,
+        "question": question,
+        "part_of": part_of,
+        "metric": settings.metric,
+        "direction": settings.direction,
+        "trials": 0,
+        "seeds": list(range(TUNING_SEED, TUNING_SEED + settings.seeds)),
+        "sampler": settings.sampler.model_dump(),
+        "pruner": None if settings.pruner.name == "none" else settings.pruner.model_dump(),
+        "audit_pruning": audit_pruning,
+        "max_failures": settings.max_failures,
+        "time_budget": time_budget,
+        "smallest_effect": smallest_effect,
+        "evaluation": {"key": evaluation_key(spec), **spec},
+    }
+    known: dict[str, Any] = {
+        "floors": data.floors,
+        "noise": floor.as_record() if floor else None,
+        "scope": scope_of(config, scale, costs),
+        "caveat": config.scale.caveat,
+        "reproduce": reproduce,
+        "stack": stack_of(machine),
+        "searches": {},
+    }
+    return SweepRecord(**declared | known | {"trials": settings.trials, "hash": digest(declared)})

@@ -1,9 +1,8 @@
-"""Works on searches from start to end: claims trials, trains their runs, and writes down what was found.
+"""Works on searches from start to end: claims trials, trains their runs, and records what was found.
 
-Any number of processes may do this with the same searches; whichever claims a trial trains its runs. Optuna lives here
-alone, never in a process that trains, so all ranks of a run have the same settings and end at the same step when it is
-pruned. Journals are read in the order of their rows: what pruning decides never depends on how fast a run was looked
-at.
+Any number of processes may do this with the same searches; whichever claims a trial trains its runs. Only these
+processes use Optuna, never one that trains, so all ranks of a run have the same settings and end at the same step when
+it is pruned. Journals are read in the order of their rows: pruning never depends on how soon a row was read.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ from typing import Any
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 from gpt2lab.events import Listener, Message, Progress, RunProgress
-from gpt2lab.executors import Ending
+from gpt2lab.executors import Ending, is_loss
 from gpt2lab.executors.driver import CLOSE_SECONDS, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.planning.record import components_of
 from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.planning.space import value_at
 from gpt2lab.planning.tuning import Search
+from gpt2lab.records import Dimension, SearchRecord, SweepRecord, best_trial
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
-from gpt2lab.store import Store
-from gpt2lab.sweep.record import search_entry, write_record
+from gpt2lab.store import Store, file_lock, now
 from gpt2lab.sweep.storage import default_address, open_storage
 from gpt2lab.sweep.trials import Attempt, End, Trials, worker_id
 from gpt2lab.text import number
@@ -36,17 +37,18 @@ from gpt2lab.tracking.journal import Tail
 
 LOOK_SECONDS = 2.0
 """Between looks at the storage for what others have done, and between records that are written."""
+LOCK_PATIENCE_SECONDS = 60.0
 
 
 def run_searches(
-    searches: Mapping[str, Search], head: Mapping[str, Any], store: Store, *, on_event: Listener,
+    searches: Mapping[str, Search], record: SweepRecord, store: Store, *, on_event: Listener,
     tracker: TrackerFactory | None, storage: str | None = None, nproc: int = 1, seconds: float | None = None,
     stays: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> SweepRecord:  # fmt: skip
     """Work on all searches until every trial has come to its end; -> the record, which is also in the store.
 
-    head:    the record without its searches, of record.py.
-    storage: where the searches are kept; beside the runs unless given.
+    record:  what was declared, without its searches.
+    storage: where the trials are kept; beside the runs unless given.
     nproc:   ranks of every run.
     seconds: no trial is begun after that time.
     stays:   whether to wait while other workers are at the last trials, in case they die.
@@ -65,20 +67,18 @@ def run_searches(
         )
         for label, search in searches.items()
     }  # fmt: skip
-    whole = {**head, "storage": masked(address)}
-    follower = Follower(store, as_study({**whole, "searches": {}}), tracker, say)
+    record = record.with_(storage=masked(address))
+    follower = Follower(store, as_study(record), tracker, say)
     deadline = time.monotonic() + seconds if seconds else math.inf
     try:
-        return Drive(searches, trials, whole, store, on_event, follower, nproc, deadline, stays).run()
+        return Drive(searches, trials, record, store, on_event, follower, nproc, deadline, stays).run()
     finally:
         follower.close(timeout=CLOSE_SECONDS)
 
 
 @dataclass
 class Active:
-    """A trial that is at work in this process: its runs one after another, the first of which pruning looks at. `at`:
-    the run at work, or next; `cut`: the step at which pruning ended it; `submitted`: whether the scheduler has its
-    run; `trained`: whether anything was trained for it here."""
+    """A trial that is at work in this process: its runs one after another. Pruning looks at the first."""
 
     label: str
     search: Search
@@ -87,14 +87,22 @@ class Active:
     views: list[RunProgress]
     tail: Tail
     at: int = 0
+    """index of the run at work, or next"""
     values: dict[str, float] = field(default_factory=dict)
     cut: int | None = None
+    """step at which pruning ended it"""
     submitted: bool = False
+    """whether the scheduler has its run"""
     trained: bool = False
+    """whether anything was trained for it here"""
 
     @property
     def run(self) -> Run:
         return self.runs[self.at]
+
+    @property
+    def view(self) -> RunProgress:
+        return self.views[self.at]
 
 
 @dataclass
@@ -103,7 +111,7 @@ class Drive:
 
     searches: Mapping[str, Search]
     trials: Mapping[str, Trials]
-    head: dict[str, Any]
+    record: SweepRecord
     store: Store
     on_event: Listener
     follower: Follower
@@ -121,13 +129,13 @@ class Drive:
 
     def __post_init__(self) -> None:
         self.machine = next(iter(self.searches.values())).machine
-        self.title = f"{self.head['name']}: {self.head['question']}"
+        self.title = f"{self.record.name}: {self.record.question}"
         self.scheduler = Scheduler(executor_for(self.machine, self.ranks), self.tick, self._is_done)
 
     def say(self, text: str) -> None:
         self.on_event(Message(text))
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> SweepRecord:
         """Work until nothing is left; -> the last record."""
         try:
             self.look()
@@ -153,28 +161,23 @@ class Drive:
 
     def _next(self) -> Job | None:
         for trial in [trial for trial in self.active if not trial.submitted]:
-            job = self._start(trial)
-            if job is not None:
+            if job := self._start(trial):
                 return job
         if time.monotonic() < self.idle_until:
             return None
         # searches with the fewest trials first, so that all of them come on alike
         for label in sorted(self.searches, key=lambda label: len(self.views.get(label, ()))):
-            while (attempt := self._claim(label)) is not None:
+            while attempt := self._claim(label):
                 begun = self._begin(label, attempt)
-                job = self._start(begun) if begun else None
-                if job is not None:
+                if begun and (job := self._start(begun)):
                     return job
         self.idle_until = time.monotonic() + LOOK_SECONDS  # nothing waits, until a trial of another worker is lost
         return None
 
     def _claim(self, label: str) -> Attempt | None:
-        if label in self.stopped:
-            return None
-        if time.monotonic() > self.deadline:
+        if label not in self.stopped and time.monotonic() > self.deadline:
             self._stop(label, "the time budget is used up")
-            return None
-        return self.trials[label].claim()
+        return None if label in self.stopped else self.trials[label].claim()
 
     def _begin(self, label: str, attempt: Attempt) -> Active | None:
         """A claimed trial; None when its settings make no config."""
@@ -184,9 +187,12 @@ class Drive:
         try:
             runs = search.runs_at(settings)
         except ConfigError as error:
-            self._failed(label, attempt, f"these settings cannot be combined: {error.problems[0].what}")
+            reason = f"these settings cannot be combined: {error.problems[0].what}"
+            self.trials[label].end(attempt, "failed", reason=reason)
+            self._failed(label, attempt, reason)
             return None
-        self.trials[label].note(attempt, settings=settings, runs={str(run.seed): run.id for run in runs})
+        done = sum(self.store.run(run.id).saved_step() for run in runs)
+        self.trials[label].note(attempt, settings=settings, runs={str(run.seed): run.id for run in runs}, done=done)
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
         name = f"{label} {attempt.index}" if len(self.searches) > 1 else f"trial {attempt.index}"
         views = [RunProgress(f"{name}: {chosen}", str(run.seed), run.id, run.config.training.steps) for run in runs]
@@ -198,7 +204,7 @@ class Drive:
     def _start(self, trial: Active) -> Job | None:
         """The job of the trial's next run that is not finished; None when all are, or while another trial is at it."""
         while is_finished(trial.run, self.store):
-            self._read(trial)  # the others are compared with its curve; it has its result, whatever pruning says
+            self._read(trial)  # other trials are compared with its curve, whether or not it would be pruned
             if not self._account(trial):
                 return None
         if any(other.submitted and other.run.id == trial.run.id for other in self.active):
@@ -227,8 +233,7 @@ class Drive:
             self._read(trial)
             if trial.cut is not None or trial.attempt.lost:
                 self.scheduler.cancel(trial.run.id)
-            status = self.store.run(trial.run.id).status()
-            trial.views[trial.at].status = "running" if status == "running" else "waiting"
+            trial.view.status = "running" if self.store.run(trial.run.id).status() == "running" else "waiting"
         self.follower.poll()
         runs = [view for views in self.views.values() for view in views]
         self.on_event(Progress.of(self.title, runs, self.machine.jobs))
@@ -246,17 +251,17 @@ class Drive:
             self.changed = False
             self.write()
 
-    def write(self, *, importance: bool = False) -> dict[str, Any]:
+    def write(self, *, importance: bool = False) -> SweepRecord:
         """Make the record anew, as the storage has things now, write it, and have the tracker follow it. importance:
         with what decides among several dimensions."""
-        entries = {}
+        searches = {}
         for label, search in self.searches.items():
-            trials, several = self.trials[label], len(search.space.dimensions) > 1
-            shares = trials.importance() if importance and several else None
-            entries[label] = search_entry(search, trials.rows(), shares, trials.best(), str(self.head["scale"]))
+            entry = search_record(search, self.trials[label], self.record.scale)
+            several = importance and len(entry.space) > 1
+            searches[label] = entry.with_(importance=self.trials[label].importance() if several else None)
         stopped = "; ".join(dict.fromkeys(self.stopped.values())) or None
-        record = {**self.head, "stopped": stopped, "searches": entries}
-        with contextlib.suppress(EnvironmentFault):  # the run that meets a full disk says so; it is no reason to end
+        record = self.record.with_(stopped=stopped, searches=searches)
+        with contextlib.suppress(EnvironmentFault):  # a full disk is reported by the run that meets it
             record = write_record(record, self.store)
         self.follower.update(as_study(record))
         self.follower.poll()
@@ -267,8 +272,8 @@ class Drive:
         try:
             rows = trial.tail.new_rows()
         except (DataFault, OSError):
-            return  # the run itself will meet it, and say so
-        trial.views[trial.at].take(rows)
+            return  # the run itself will meet it, and report it
+        trial.view.take(rows)
         metric, steps = trial.search.settings.metric, trial.run.config.training.steps
         for row in rows if trial.at == 0 and trial.cut is None else ():
             value = row["metrics"].get(metric)
@@ -277,14 +282,14 @@ class Drive:
             stop = self.trials[trial.label].report(trial.attempt, row["step"], row["tokens"], value)
             if trial.attempt.lost:
                 return
-            if stop and not self.head.get("audit_pruning"):
+            if stop and not self.record.audit_pruning:
                 trial.cut = row["step"]
                 return
 
     # When a run has ended
 
     def ended(self, run_id: str, ending: Ending) -> None:
-        """Go on with the trial of a run that has ended, or write down what it found."""
+        """Go on with the trial of a run that has ended, or record what it found."""
         trial = next(trial for trial in self.active if trial.submitted and trial.run.id == run_id)
         trial.submitted, trial.trained = False, trial.trained or ending != "found"
         self._read(trial)
@@ -298,16 +303,18 @@ class Drive:
             self._end(trial, "stopped")
         else:
             failure = self.store.run(run_id).failure() or {}
-            self._failed(trial.label, trial.attempt, str(failure.get("reason") or "its worker failed"), trial)
+            reason = str(failure.get("reason") or "its worker failed")
+            self._end(trial, "lost" if is_loss(failure) else "failed", reason=reason)
+            self._failed(trial.label, trial.attempt, reason)
 
     def _end(
         self, trial: Active, outcome: End, status: str | None = None, value: float | None = None, **more: Any
     ) -> None:
-        """Write down how a trial ended; it is no longer at work here."""
-        trial.views[trial.at].status = status or outcome
+        """Record how a trial ended; it is no longer at work here."""
+        trial.view.status = status or outcome
         self.active.remove(trial)
         self.changed = True
-        if outcome not in ("stopped", "failed"):
+        if outcome in ("finished", "pruned", "diverged"):
             last = [self.store.run(run.id).rows()[-1:] for run in trial.runs[: trial.at + 1]]
             tokens = sum(int(row["tokens"]) for rows in last for row in rows)
             more |= {"values": dict(trial.values), "tokens": tokens, "found": not trial.trained}
@@ -323,11 +330,13 @@ class Drive:
             self._end(trial, "diverged", reason=str(result.get("reason") or "the loss is not finite"))
             self._say(trial, "diverged")
         elif value is None:
-            self._failed(trial.label, trial.attempt, f"its final evaluation has no {metric}", trial)
+            reason = f"its final evaluation has no {metric}"
+            self._end(trial, "failed", reason=reason)
+            self._failed(trial.label, trial.attempt, reason)
         else:
-            trial.values[str(run.seed)] = trial.views[trial.at].val_loss = float(value)
+            trial.values[str(run.seed)] = trial.view.val_loss = float(value)
             if trial.at + 1 < len(trial.runs):
-                trial.views[trial.at].status = "finished"
+                trial.view.status = "finished"
                 trial.at += 1
                 trial.tail = Tail(self.store.run(trial.run.id).metrics)
                 return True
@@ -344,12 +353,12 @@ class Drive:
         self._end(trial, "pruned", step=trial.cut)
         self._say(trial, f"pruned at step {trial.cut}")
 
-    def _failed(self, label: str, attempt: Attempt, reason: str, trial: Active | None = None) -> None:
+    def _failed(self, label: str, attempt: Attempt, reason: str) -> None:
+        """A message on a trial that failed or was lost; no more are begun when too many have failed."""
         trials, most = self.trials[label], self.searches[label].settings.max_failures
-        if trial:
-            self._end(trial, "failed", reason=reason)
-        else:
-            trials.end(attempt, "failed", reason=reason)
+        if trials.trials()[attempt.index].open:
+            self.say(f"{label}: trial {attempt.index} was lost: {reason}; it is tried again")
+            return
         self.say(f"{label}: trial {attempt.index} failed: {reason}")
         if (failures := trials.failures()) > most:
             self._stop(label, f"{failures} trials failed, more than max_failures: {most}")
@@ -362,3 +371,46 @@ class Drive:
                 self.best[trial.label] = sign * value
                 what += ", the best so far"
         self.say(f"{trial.views[0].arm}: {what}")
+
+
+# The record
+
+
+def search_record(search: Search, trials: Trials, scale: str) -> SearchRecord:
+    """One search with its trials, and the best one's config, ready to run."""
+    config, records = search.arm.config, trials.records()
+    best = best_trial(records, search.settings.direction)
+    return SearchRecord(
+        study=search.study,
+        changes=dict(search.arm.changes),
+        base={dimension.name: _plain(value_at(config, dimension.name)) for dimension in search.space.dimensions},
+        seeds=list(search.seeds),
+        count=search.trials,
+        parameters=search.costs.parameters,
+        non_embedding_parameters=search.costs.non_embedding_parameters,
+        flops_per_token=search.costs.flops_per_token,
+        tokens=search.tokens,
+        steps=config.training.steps,
+        components=components_of(config),
+        optimizer=config.optim.optimizer.name,
+        space=[Dimension(**dimension.as_record()) for dimension in search.space.dimensions],
+        best_config=search.arm_at(best.settings).config.over_preset(scale) if best else None,
+        trials=records,
+    )
+
+
+def write_record(record: SweepRecord, store: Store) -> SweepRecord:
+    """Write it as the sweep's record; a sweep keeps the date on which it was declared first."""
+    with file_lock(store.root / "sweeps" / f".{record.name}.lock", LOCK_PATIENCE_SECONDS):
+        before = store.sweep(record.name) if record.name in store.sweeps() else None
+        created = before.created if before and before.hash == record.hash else ""
+        record = record.with_(created=created or now(), updated=now())
+        store.write_sweep(record)
+    return record
+
+
+def _plain(value: Any) -> Any:
+    """A config's value as JSON has it."""
+    if isinstance(value, (int, float, str)) or value is None:
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,9 +1,8 @@
 """Which settings a trial gets, and whether it goes on: functions of the trials that are stored, and of nothing else.
 
-Optuna's samplers and pruners are given a study in memory, in which each trial stands once, at its index, however many
-attempts it took. So a search with one worker is the same search after any number of interruptions, and it does not
-matter which of many workers asks. A step of that study is a number of tokens: trials with other batches are compared
-at equal tokens.
+Optuna's samplers and pruners work on a study in memory that has each trial once, at its index, however many attempts it
+took. So a search with one worker is the same search after any number of interruptions, and any of several workers draws
+the same. A step of that study is a number of tokens: trials with other batches are compared at equal tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, Successive
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from gpt2lab.records import Importance, Outcome
+
 if TYPE_CHECKING:
     from gpt2lab.planning.space import Dimension, Pruner, Sampler, Space
 
@@ -37,17 +38,20 @@ AT_THE_END = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """What is known of a trial. `curve`: (tokens, value) of every report; `stop_tokens`: where pruning would have cut
-    it, although it went on; `kept`: what a pruner keeps with a trial."""
+class Trial:
+    """A trial, as far as samplers and pruners need it."""
 
     index: int
-    outcome: Literal["finished", "pruned", "diverged", "running"]
-    params: Mapping[str, Any]
+    outcome: Outcome
+    params: Mapping[str, Any] = field(default_factory=dict)
     value: float | None = None
-    curve: Sequence[tuple[int, float]] = ()
-    stop_tokens: int | None = None
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    """of a finished trial"""
+    curve: Sequence[tuple[int, int, float]] = ()
+    """(step, tokens, value) of every report"""
+    would_stop_at: int | None = None
+    """step at which pruning would have stopped it"""
+    rungs: Mapping[str, Any] = field(default_factory=dict)
+    """what Optuna's successive halving keeps with a trial"""
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
@@ -63,31 +67,28 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(low, high, log=dimension.log, step=step)
 
 
-def distributions(space: Space, params: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """Those of the dimensions that have a value."""
-    return {dimension.name: distribution(dimension) for dimension in space.dimensions if dimension.name in params}
-
-
 def trial_of(
     space: Space, state: TrialState, params: Mapping[str, Any], *, value: float | None = None,
     curve: Iterable[tuple[int, float]] = (), user: Mapping[str, Any] | None = None,
     system: Mapping[str, Any] | None = None,
 ) -> FrozenTrial:  # fmt: skip
-    """A trial to be put into a storage, which numbers it. Unlike Optuna's create_trial, it takes known points that lie
-    between two steps of their dimension."""
+    """A trial for a storage, which numbers it. Unlike Optuna's create_trial, it accepts known points that lie between
+    two steps of their dimension."""
     return FrozenTrial(
         number=-1, trial_id=-1, state=state, value=value, datetime_complete=None, params=dict(params),
         datetime_start=datetime.now() if state == TrialState.RUNNING else None,
-        distributions=distributions(space, params), user_attrs=dict(user or {}), system_attrs=dict(system or {}),
-        intermediate_values=dict(curve),
+        distributions={d.name: distribution(d) for d in space.dimensions if d.name in params},
+        user_attrs=dict(user or {}), system_attrs=dict(system or {}), intermediate_values=dict(curve),
     )  # fmt: skip
 
 
 def draw(
-    space: Space, sampler: Sampler, *, index: int, trials: int, known: Sequence[Known], direction: Direction
+    space: Space, sampler: Sampler, *, index: int, trials: int, known: Iterable[Trial], direction: Direction
 ) -> dict[str, Any]:
-    """Parameters of a trial by TPE, multivariate and with the constant liar (Bergstra et al. 2011; Falkner et al.
-    2018). It learns after `startup` random trials: a third of all, at most 10, unless set; diverged ones count."""
+    """Parameters of the trial at `index` by TPE, multivariate and with the constant liar (Bergstra et al. 2011; Falkner
+    et al. 2018). It learns after `startup` random trials: a third of all, at most 10, unless set; diverged ones
+    count."""
+    known = usable(known)
     startup = sampler.startup or max(1, min(10, math.ceil(trials / 3)))
     seed = int(np.random.SeedSequence((sampler.seed, index)).generate_state(1)[0])
     with warnings.catch_warnings():
@@ -100,22 +101,18 @@ def draw(
     params: dict[str, Any] = {}
     for dimension in space.dimensions:
         if space.active(dimension, params):
-            params[dimension.name] = _suggest(trial, dimension.name, distribution(dimension))
+            params[dimension.name] = trial._suggest(dimension.name, distribution(dimension))
     return params
 
 
-def _suggest(trial: optuna.Trial, name: str, values: BaseDistribution) -> Any:
-    if isinstance(values, CategoricalDistribution):
-        return trial.suggest_categorical(name, values.choices)
-    if isinstance(values, IntDistribution):
-        return trial.suggest_int(name, values.low, values.high, log=values.log, step=values.step)
-    assert isinstance(values, FloatDistribution)
-    return trial.suggest_float(name, values.low, values.high, log=values.log, step=values.step)
+def usable(trials: Iterable[Trial]) -> list[Trial]:
+    """Those whose outcome depends on their parameters."""
+    return [trial for trial in trials if trial.outcome not in ("waiting", "failed")]
 
 
-# TPE sees a diverged trial as still running: the constant liar takes those for bad, whatever they reported. As pruned
+# TPE gets a diverged trial as a running one: the constant liar takes those for bad, whatever they reported. As pruned
 # they would be ranked by how far they came, and count as good where nothing better is known.
-STATES = {
+IN_MEMORY = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "diverged": TrialState.RUNNING,
@@ -124,30 +121,30 @@ STATES = {
 
 
 def _study(
-    space: Space, known: Sequence[Known], direction: Direction, *, sampler: BaseSampler | None = None, name: str = ""
+    space: Space, trials: Iterable[Trial], direction: Direction, *, sampler: BaseSampler | None = None, name: str = ""
 ) -> optuna.Study:
-    """A study in memory whose trial numbers are the indices; an index of which nothing is known is a failed trial."""
+    """A study in memory whose trial numbers are the indices; the others up to the last are failed trials."""
     storage = optuna.storages.InMemoryStorage()
     sampler = sampler or RandomSampler()
     study = optuna.create_study(storage=storage, direction=direction, sampler=sampler, study_name=name or None)
-    by_index = {trial.index: trial for trial in known}
+    by_index = {trial.index: trial for trial in trials}
     for index in range(max(by_index, default=-1) + 1):
         made = trial_of(space, TrialState.FAIL, {})
         if trial := by_index.get(index):
-            state = STATES[trial.outcome]
-            value = trial.curve[-1][1] if state == TrialState.PRUNED and trial.curve else trial.value
+            state, curve = IN_MEMORY[trial.outcome], [(tokens, value) for _, tokens, value in trial.curve]
+            value = curve[-1][1] if state == TrialState.PRUNED and curve else trial.value
             made = trial_of(
-                space, state, trial.params, value=value if state.is_finished() else None, curve=trial.curve,
-                system=trial.kept,
+                space, state, trial.params, value=value if state.is_finished() else None, curve=curve,
+                system=trial.rungs,
             )  # fmt: skip
         storage.create_new_trial(study._study_id, made)
     return study
 
 
-def importance(space: Space, known: Sequence[Known], direction: Direction) -> dict[str, Any] | None:
+def importance(space: Space, trials: Iterable[Trial], direction: Direction) -> Importance | None:
     """How much each dimension decided whether a trial was among the best, as shares of one: PED-ANOVA (Watanabe et al.
     2023). None where too few trials were finished."""
-    finished = [trial for trial in known if trial.outcome == "finished"]
+    finished = [trial for trial in trials if trial.outcome == "finished"]
     if len(finished) < LEAST_FOR_IMPORTANCE:
         return None
     with warnings.catch_warnings():
@@ -156,26 +153,26 @@ def importance(space: Space, known: Sequence[Known], direction: Direction) -> di
         values = get_param_importances(_study(space, finished, direction), evaluator=best)
     order = {dimension.name: index for index, dimension in enumerate(space.dimensions)}
     ranked = sorted(values.items(), key=lambda item: (-item[1], order[item[0]]))
-    return {"method": "ped-anova", "values": {name: float(value) for name, value in ranked}}
+    return Importance(method="ped-anova", values={name: float(value) for name, value in ranked})
 
 
 # Pruning
 
 
 def pruned(
-    pruner: Pruner, space: Space, *, index: int, known: Sequence[Known], tokens: int, direction: Direction, name: str
+    pruner: Pruner, space: Space, *, index: int, known: Iterable[Trial], tokens: int, direction: Direction, name: str
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether the trial at `index`, which is among `known` with all its reports, should be stopped now; and what the
-    pruner keeps with it. `tokens`: of a whole run. `name`: of the study, by which Hyperband spreads trials.
+    """Whether the trial at `index`, which is among `known` with all its reports, should be stopped now; and its rungs.
+    `tokens`: of a whole run. `name`: of the study, by which Hyperband spreads trials.
 
-    Nothing is stopped before enough trials came to their end, nor at the end. A trial that pruning would have cut, had
-    it not been audited, counts as cut.
+    Nothing is stopped before enough trials came to their end, nor at the end. A trial that pruning would have stopped,
+    had it not been audited, counts as stopped.
     """
-    trial = next(other for other in known if other.index == index)
-    at = trial.curve[-1][0]
+    trials = {trial.index: trial for trial in usable(known)}
+    at = trials[index].curve[-1][1]
     if pruner.name == "none" or at >= AT_THE_END * tokens:
         return False, {}
-    seen = [trial if other is trial else _as_let(other, at) for other in known]
+    seen = [trial if trial.index == index else _as_pruned(trial, at) for trial in trials.values()]
     study = _study(space, seen, direction, name=name)
     stop = _optuna_pruner(pruner, tokens).prune(study, study.trials[index])
     enough = sum(other.outcome == "finished" for other in seen) >= pruner.startup_trials
@@ -194,17 +191,19 @@ def _optuna_pruner(pruner: Pruner, tokens: int) -> BasePruner:
     return SuccessiveHalvingPruner(min_resource=smallest, reduction_factor=pruner.reduction)
 
 
-def _as_let(trial: Known, at: int) -> Known:
-    """A trial as far as pruning would have let it come, with the value of its curve at some tokens."""
-    cut = trial.stop_tokens
+def _as_pruned(trial: Trial, at: int) -> Trial:
+    """A trial as far as pruning would have let it come, with the value of its curve at `at` tokens."""
+    cut = trial.would_stop_at if trial.outcome in ("finished", "running") else None
     curve = [point for point in trial.curve if cut is None or point[0] <= cut]
     value = value_at_tokens(curve, at)
+    if value is not None and all(tokens != at for _, tokens, _ in curve):
+        curve = sorted([*curve, (-1, at, value)], key=lambda point: point[1])
     outcome = "pruned" if cut is not None and trial.outcome == "finished" else trial.outcome
-    return replace(trial, outcome=outcome, curve=curve if value is None else sorted({**dict(curve), at: value}.items()))
+    return replace(trial, outcome=outcome, curve=curve)
 
 
-def value_at_tokens(points: Sequence[tuple[int, float]], at: int) -> float | None:
-    """A curve's value at some tokens, on the line between its neighbours; None outside of what it covers."""
-    if not points or not points[0][0] <= at <= points[-1][0]:
+def value_at_tokens(curve: Sequence[tuple[int, int, float]], at: int) -> float | None:
+    """A curve's value at a number of tokens, on the line between its neighbours; None outside of what it covers."""
+    if not curve or not curve[0][1] <= at <= curve[-1][1]:
         return None
-    return float(np.interp(at, [x for x, _ in points], [y for _, y in points]))
+    return float(np.interp(at, [tokens for _, tokens, _ in curve], [value for *_, value in curve]))

@@ -1,7 +1,6 @@
 """Where searches are kept while any number of workers is at them: SQLite, a journal file, or PostgreSQL.
 
-Optuna's storages, whose single calls wait for other workers, and are tried again where that may help. The unit is one
-method of the storage, never a sequence of them: what went before was stored, and must not be done twice.
+They are Optuna's storages, whose calls wait for other workers, and are tried again where that may help.
 """
 
 from __future__ import annotations
@@ -34,17 +33,16 @@ from gpt2lab.store import disk_fault, file_lock, make_folder
 from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import reason, sqlite_path
 
-SCHEMES = ("journal", "postgresql", "sqlite")
 LOCKS = ("flock", "symlink")
 EXAMPLES = "sqlite:////absolute/path/optuna.db, journal:/shared/disk/optuna.log or postgresql://user:password@host/db"
 ADVICE = "PostgreSQL suits many workers better: --storage postgresql://user:password@host/db"
 START_ANEW = "move it away, and run the same command again: finished runs are found, not trained again"
 PATIENCE_SECONDS = 60.0
 """How long one call waits for others."""
-TELL_AFTER_SECONDS = 4.0
+WARN_AFTER_SECONDS = 4.0
 LONGEST_NAP_SECONDS = 1.0
 BUSY_SECONDS = 0.5
-"""How long SQLite itself waits for a lock; `Patience` does the rest, and can say so."""
+"""How long SQLite itself waits for a lock; `PatientStorage` does the rest, with a message."""
 CREATION_KEY = 0x67707432
 """Number of the PostgreSQL lock under which tables are made."""
 CONNECT_SECONDS = 10
@@ -71,24 +69,36 @@ def open_storage(
     optuna.logging.disable_default_handler()  # its warnings are for people who call it themselves
     shown = masked(address)
     scheme = address.partition(":")[0].partition("+")[0]
-    if ":" not in address or scheme not in SCHEMES:
-        raise ConfigError(unknown("kind of storage", masked(scheme), SCHEMES), where=f"storage {shown}", hint=EXAMPLES)
-    openers = {"sqlite": _open_sqlite, "journal": _open_journal, "postgresql": _open_postgresql}
-    patience = Patience(shown, say, advice="" if scheme == "postgresql" else ADVICE, seconds=patience_seconds)
-    opened = PatientStorage(patience.call(openers[scheme], address, patience), patience)
-    return cast(BaseStorage, opened)
+    openers = {"journal": _open_journal, "postgresql": _open_postgresql, "sqlite": _open_sqlite}
+    if ":" not in address or scheme not in openers:
+        what = unknown("kind of storage", masked(scheme), list(openers))
+        raise ConfigError(what, where=f"storage {shown}", hint=EXAMPLES)
+    storage = PatientStorage(shown, say, advice="" if scheme == "postgresql" else ADVICE, seconds=patience_seconds)
+    storage.inner = storage.call(openers[scheme], address, storage)
+    if isinstance(backend := getattr(storage.inner, "_backend", None), RDBStorage):
+        weakref.finalize(storage, _in_this_process, os.getpid(), backend.engine.dispose)
+    return cast(BaseStorage, storage)
 
 
-class Patience:
-    """How long the calls of one storage wait for others, and the message that is sent once while one does.
+class PatientStorage:
+    """A storage, `inner`, whose calls wait for other workers; one message is sent while one does. The unit is one
+    method, never a sequence of them: what went before was stored, and must not be done twice.
 
-    `address` is shown, so it must be masked; `advice` says which storage would suit more workers.
+    A call whose answer was lost on the way is made again although it was carried out. Optuna's calls bear that, but for
+    creating a trial, of which there are two then, and changing a state, which is then refused; trials.py bears both.
     """
 
-    def __init__(self, address: str, say: Callable[[str], None], *, advice: str = "", seconds: float) -> None:
+    inner: BaseStorage
+
+    def __init__(self, address: str, say: Callable[[str], None], *, advice: str, seconds: float) -> None:
+        """address: masked. advice: which storage would suit more workers. seconds: how long one call waits."""
         self.address, self.writes = address, True
         self._say, self._advice, self._seconds = say, advice, seconds
-        self._said, self._since, self._naps = False, 0.0, 0
+        self._warned, self._since, self._naps = False, 0.0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
+        return partial(self.call, method, writes=name.startswith(("set_", "create_", "delete_")))
 
     def call(self, function: Callable[..., Any], *args: Any, writes: bool = True, **options: Any) -> Any:
         """Call a function, again while others are in its way. `writes`: whether it changes anything. Raises
@@ -109,8 +119,8 @@ class Patience:
         waited = time.monotonic() - self._since
         if waited >= self._seconds:
             raise self._fault(reason(_root(cause))) from cause
-        if waited >= min(TELL_AFTER_SECONDS, self._seconds) and not self._said:
-            self._said = True
+        if waited >= min(WARN_AFTER_SECONDS, self._seconds) and not self._warned:
+            self._warned = True
             advice = f"; {self._advice}" if self._advice else ""
             self._say(f"the storage {self.address} is locked by other workers or out of reach: waiting{advice}")
         nap = min(LONGEST_NAP_SECONDS, 0.005 * 2**self._naps)
@@ -124,6 +134,12 @@ class Patience:
             where=self.address,
             hint="end what keeps it locked, or use another storage" + (f" ({self._advice})" if self._advice else ""),
         )
+
+
+def _in_this_process(pid: int, close: Callable[[], None]) -> None:
+    """A forked child must not close the connections of its parent, which it inherits."""
+    if os.getpid() == pid:
+        close()
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -158,51 +174,27 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-class PatientStorage:
-    """Stands for `inner`; each of its calls waits for other workers.
-
-    A call whose answer was lost on the way is made again although it was carried out. Optuna's calls bear that, but for
-    creating a trial, of which there are two then, and changing a state, which is then refused; trials.py bears both.
-    """
-
-    def __init__(self, inner: BaseStorage, patience: Patience) -> None:
-        self.inner, self.patience = inner, patience
-        if isinstance(backend := getattr(inner, "_backend", None), RDBStorage):
-            weakref.finalize(self, _in_this_process, os.getpid(), backend.engine.dispose)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.inner, name)
-        return partial(self.patience.call, method, writes=name.startswith(("set_", "create_", "delete_")))
-
-
-def _in_this_process(pid: int, close: Callable[[], None]) -> None:
-    """What a forked child inherits is not its to close: it would end its parent's connection."""
-    if os.getpid() == pid:
-        close()
-
-
 # SQLite
 
 
-def _open_sqlite(address: str, patience: Patience) -> BaseStorage:
-    path = sqlite_path(address)
+def _open_sqlite(address: str, storage: PatientStorage) -> BaseStorage:
+    path, where = sqlite_path(address), f"storage {storage.address}"
     if path is None or path.name == ":memory:":
         what = "a database in memory is lost with its process" if path else "not the address of a SQLite file"
-        raise ConfigError(what, where=f"storage {patience.address}", hint=EXAMPLES)
+        raise ConfigError(what, where=where, hint=EXAMPLES)
     make_folder(path.parent)
     with file_lock(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):  # others would meet half of the tables
         if path.exists():
-            _refuse_others(path, patience)
+            _refuse_others(path, storage.address)
         options = {"connect_args": {"timeout": BUSY_SECONDS}}
-        storage = _database(f"sqlite:///{path.resolve()}", patience, options)
-    _begin_ourselves(storage.engine, patience)
-    storage.engine.dispose()  # connections from before do not know of it
-    return get_storage(storage)
+        database = _database(f"sqlite:///{path.resolve()}", storage.address, options)
+    _begin_ourselves(database.engine, storage)
+    database.engine.dispose()  # connections that were opened before lack it
+    return get_storage(database)
 
 
-def _refuse_others(path: Path, patience: Patience) -> None:
+def _refuse_others(path: Path, where: str) -> None:
     """Raises DataFault for a file that is no database, or not Optuna's; EnvironmentFault where it cannot be written."""
-    where = patience.address
     if not os.access(path, os.R_OK | os.W_OK):
         raise EnvironmentFault("the database cannot be written", where=where, hint=f"ls -l {path}")
     try:
@@ -215,27 +207,28 @@ def _refuse_others(path: Path, patience: Patience) -> None:
         raise DataFault(f"this database is {what}: a sweep needs one of its own", where=where, hint=EXAMPLES)
 
 
-def _begin_ourselves(engine: sqlalchemy.Engine, patience: Patience) -> None:
+def _begin_ourselves(engine: sqlalchemy.Engine, storage: PatientStorage) -> None:
     """Python's sqlite3 begins a transaction before the first change only, so what Optuna reads before it (has this
     trial ended?) may be out of date when it writes. `begin immediate` takes the lock before anything is read. It is
     also the one place where a lock is met, hence where to wait for it."""
+    storage = weakref.proxy(storage)  # or the engine would keep it alive
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
-        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not keep one another out
-        connection.execute("pragma synchronous=normal")  # what a power cut takes with it are the last moments only
+        connection.execute("pragma journal_mode=WAL")  # readers and a writer do not block each other
+        connection.execute("pragma synchronous=normal")  # a power cut loses the last moments only
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
         while True:
             try:
-                connection.exec_driver_sql("begin immediate" if patience.writes else "begin")
+                connection.exec_driver_sql("begin immediate" if storage.writes else "begin")
                 return
             except OperationalError as error:
                 if "locked" not in str(error.orig):
                     raise
-                patience.wait(error)
+                storage.wait(error)
 
 
 # Journal
@@ -274,21 +267,21 @@ class JournalLock(BaseJournalFileLock):
 
     def _mend(self) -> None:
         with self._path.open("rb+") as file:
-            end = kept = file.seek(0, os.SEEK_END)
+            size = whole = file.seek(0, os.SEEK_END)
             newline = -1
-            while kept and newline < 0:
-                start = max(0, kept - LONGEST_LINE_BYTES)
+            while whole and newline < 0:
+                start = max(0, whole - LONGEST_LINE_BYTES)
                 file.seek(start)
-                newline = file.read(kept - start).rfind(b"\n")
-                kept = start + newline + 1
-            if kept < end:
-                file.truncate(kept)
+                newline = file.read(whole - start).rfind(b"\n")
+                whole = start + newline + 1
+            if whole < size:
+                file.truncate(whole)
 
 
-def _open_journal(address: str, patience: Patience) -> BaseStorage:
+def _open_journal(address: str, storage: PatientStorage) -> BaseStorage:
     written, _, query = address.partition(":")[2].partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    lock, where = options.pop("lock", LOCKS[0]), f"storage {patience.address}"
+    lock, where = options.pop("lock", LOCKS[0]), f"storage {storage.address}"
     path = Path(written.removeprefix("//")).absolute()
     if options:
         raise ConfigError(unknown("option", next(iter(options)), ["lock"]), where=where, hint=f"journal:{path}")
@@ -305,14 +298,14 @@ def _open_journal(address: str, patience: Patience) -> BaseStorage:
     except OSError as error:
         raise disk_fault(error, path) from error
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:  # not JSON, or no operation
-        raise storage_fault(error, patience.address) from error
+        raise storage_fault(error, storage.address) from error
 
 
 # PostgreSQL
 
 
-def _open_postgresql(address: str, patience: Patience) -> BaseStorage:
-    where = f"storage {patience.address}"
+def _open_postgresql(address: str, storage: PatientStorage) -> BaseStorage:
+    where = f"storage {storage.address}"
     options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
     try:
         engine = sqlalchemy.create_engine(address, **options)
@@ -326,7 +319,7 @@ def _open_postgresql(address: str, patience: Patience) -> BaseStorage:
         with engine.connect() as connection:
             # held until the connection is given back: of several that make the tables together, some would fail
             connection.execute(sqlalchemy.text(f"select pg_advisory_xact_lock({CREATION_KEY})"))
-            return get_storage(_database(address, patience, options))
+            return get_storage(_database(address, storage.address, options))
     except SQLAlchemyError as error:
         # psycopg's message has one line per address that it tried, each ending in what the server said
         cause = reason(getattr(error, "orig", None) or error)
@@ -340,13 +333,13 @@ def _open_postgresql(address: str, patience: Patience) -> BaseStorage:
         engine.dispose()
 
 
-def _database(url: str, patience: Patience, options: dict[str, Any]) -> RDBStorage:
+def _database(url: str, where: str, options: dict[str, Any]) -> RDBStorage:
     """Optuna's storage in a database. Raises EnvironmentFault for one of another version, and what the driver does."""
     try:
         return RDBStorage(url, engine_kwargs=options)
     except RuntimeError as error:
         raise EnvironmentFault(
             f"the storage belongs to another version of Optuna: {reason(error)}",
-            where=patience.address,
-            hint=f"optuna storage upgrade --storage {patience.address}",
+            where=where,
+            hint=f"optuna storage upgrade --storage {where}",
         ) from None

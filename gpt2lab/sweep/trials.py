@@ -1,10 +1,10 @@
 """The trials of one search in an Optuna storage, and how any number of workers share them.
 
 A trial of a search is named by its index. Each attempt at it is one trial of Optuna, created as running by the worker
-that claims it, complete with parameters and worker in a single write. Where two workers claim the same attempt, the
-one with the lower number has it. An attempt whose worker is gone is marked as lost, and the next attempt has the same
-parameters. What has ended stays as it is, so of two workers with a result for one attempt the second is refused.
-Everything else is read from what is stored: a worker may die at any moment, and any other goes on from there.
+that claims it, complete with parameters and worker in a single write. Where two workers claim the same attempt, the one
+with the lower number has it. An attempt whose worker or process is gone is marked as lost, and the next attempt has the
+same parameters. What has ended stays as it is, so of two workers with a result for one attempt the second is refused.
+Everything else is read from what is stored: a worker may die at any moment, and any other continues from there.
 """
 
 from __future__ import annotations
@@ -26,124 +26,128 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from gpt2lab.records import Importance, TrialRecord
 from gpt2lab.store import now
-from gpt2lab.sweep.sampling import Known, draw, importance, pruned, trial_of
+from gpt2lab.sweep.sampling import Trial, draw, importance, pruned, trial_of
 
 if TYPE_CHECKING:
     from gpt2lab.planning.space import SearchSettings, Space
 
-Outcome = Literal["waiting", "running", "finished", "pruned", "diverged", "failed"]
-End = Literal["finished", "pruned", "diverged", "failed", "stopped"]
-STATES: dict[str, TrialState] = {
+End = Literal["finished", "pruned", "diverged", "failed", "stopped", "lost"]
+STATES: dict[End, TrialState] = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "diverged": TrialState.PRUNED,  # never the best; an infinite value would be complete to Optuna
     "failed": TrialState.FAIL,
     "stopped": TrialState.FAIL,
+    "lost": TrialState.FAIL,
 }
 INDEX, ATTEMPT = "slot", "turn"
 """User attributes of an attempt, under the names that storages and records have had from the start."""
+DONE = "done"
+"""User attribute: the steps of its runs that were saved when the attempt began."""
 TOKENS = "gpt2lab:tokens:{step}"
 """System attribute with the tokens of a report: Optuna keeps its step and value only."""
-KEPT = "completed_rung_"
+RUNG = "completed_rung_"
 """System attributes in which Optuna's successive halving keeps what a trial had at each rung."""
 MOST_LOSSES = 4
-"""A trial that was lost so often has failed: whatever kills its workers would kill the next."""
+"""A trial that was lost so often without progress has failed: what kills its processes would kill the next."""
 BEAT_SECONDS = 10.0
 """Between two heartbeats of a worker; well below the grace period, of which a locked storage may take a minute."""
 GRACE_SECONDS = 120.0
 """A worker elsewhere whose heartbeat has stood still for so long is taken to be gone."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A trial as it is stored: its attempts so far, the first one first."""
+@dataclass(frozen=True, kw_only=True)
+class StoredTrial(Trial):
+    """A trial with its attempts so far, the first one first."""
 
-    index: int
     attempts: tuple[FrozenTrial, ...] = ()
+    reason: str | None = None
+    """why it diverged, failed, or was lost"""
 
-    @property
-    def last(self) -> FrozenTrial | None:
-        return self.attempts[-1] if self.attempts else None
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return self.last.params if self.last else {}
-
-    @property
-    def outcome(self) -> Outcome:
-        ended: Any = ended_as(self.last) if self.last else "waiting"
-        if ended == "lost":
-            return "waiting" if self.losses < MOST_LOSSES else "failed"
-        return "waiting" if ended == "stopped" else ended
-
-    @property
-    def reason(self) -> str | None:
-        """Why it diverged, failed, or was lost."""
-        if self.last is None:
-            return None
-        ended = ended_as(self.last)
-        if ended == "lost":
-            why = str(self.last.user_attrs["lost"].get("why"))
-            return why if self.losses < MOST_LOSSES else f"lost {MOST_LOSSES} times, at last because {why}"
-        outside = "it was marked as failed from outside" if ended == "failed" else None
-        return (self.last.user_attrs.get("end") or {}).get("reason") or outside
-
-    @property
-    def losses(self) -> int:
-        return sum(ended_as(attempt) == "lost" for attempt in self.attempts)
-
-    @property
-    def next_attempt(self) -> int:
-        return int(self.last.user_attrs[ATTEMPT]) + 1 if self.last else 0
+    @classmethod
+    def of(cls, index: int, attempts: Sequence[FrozenTrial]) -> StoredTrial:
+        """From its attempts, in order."""
+        if not attempts:
+            return cls(index=index, outcome="waiting")
+        last, ending = attempts[-1], ended_as(attempts[-1])
+        attrs, losses = last.user_attrs, losses_of(attempts)
+        reason = (attrs.get("end") or {}).get("reason")
+        if ending == "lost":
+            ending, reason = "waiting", str(attrs["lost"].get("why"))
+            if losses >= MOST_LOSSES:
+                ending, reason = "failed", f"lost {MOST_LOSSES} times, at last because {reason}"
+        elif ending == "failed":
+            reason = reason or "it was marked as failed from outside"
+        tokens = {step: last.system_attrs.get(TOKENS.format(step=step)) for step in sorted(last.intermediate_values)}
+        return cls(
+            index=index,
+            outcome="waiting" if ending == "stopped" else ending,
+            params=last.params,
+            value=last.value if ending == "finished" else None,
+            curve=[(step, int(at), last.intermediate_values[step]) for step, at in tokens.items() if at is not None],
+            would_stop_at=attrs.get("would_stop_at"),
+            rungs={name: value for name, value in last.system_attrs.items() if name.startswith(RUNG)},
+            attempts=tuple(attempts),
+            reason=reason,
+        )
 
     @property
     def open(self) -> bool:
-        """Whether it has not come to its end."""
         return self.outcome in ("waiting", "running")
 
     @property
-    def curve(self) -> list[tuple[int, int, float]]:
-        """Its reports: (step, tokens, value)."""
-        values, attrs = (self.last.intermediate_values, self.last.system_attrs) if self.last else ({}, {})
-        tokens = {step: attrs.get(TOKENS.format(step=step)) for step in values}
-        return [(step, int(at), values[step]) for step, at in sorted(tokens.items()) if at is not None]
+    def next_attempt(self) -> int:
+        return int(self.attempts[-1].user_attrs[ATTEMPT]) + 1 if self.attempts else 0
 
 
 def ended_as(attempt: FrozenTrial) -> Any:
-    """What became of an attempt: an Outcome, "stopped" or "lost". Optuna's state decides; the attributes say more."""
-    said = (attempt.user_attrs.get("end") or {}).get("outcome")
+    """What became of an attempt: an Outcome, "stopped" or "lost". Optuna's state decides; attributes refine it."""
+    outcome = (attempt.user_attrs.get("end") or {}).get("outcome")
     if attempt.state == TrialState.FAIL:
-        return said if said in ("failed", "stopped") else "lost" if "lost" in attempt.user_attrs else "failed"
+        return outcome if outcome in ("failed", "stopped") else "lost" if "lost" in attempt.user_attrs else "failed"
     if attempt.state == TrialState.PRUNED:
-        return "diverged" if said == "diverged" else "pruned"
+        return "diverged" if outcome == "diverged" else "pruned"
     return "finished" if attempt.state == TrialState.COMPLETE else attempt.state.name.lower()  # waiting, running
 
 
-def by_index(stored: Iterable[FrozenTrial], count: int) -> dict[int, Trial]:
+def losses_of(attempts: Iterable[FrozenTrial]) -> int:
+    """How often a trial was lost since it last made progress: began an attempt further than every one before."""
+    losses = furthest = 0
+    for attempt in attempts:
+        done = attempt.user_attrs.get(DONE, 0)
+        if done > furthest:
+            losses, furthest = 0, done
+        losses += ended_as(attempt) == "lost"
+    return losses
+
+
+def by_index(stored: Iterable[FrozenTrial], count: int) -> dict[int, StoredTrial]:
     """Every trial below `count`, and those above that were begun when there were more. Of an attempt that is there
     twice the one with the lower number counts: whoever sees the second sees the first as well."""
-    found: dict[int, dict[int, FrozenTrial]] = {index: {} for index in range(count)}
+    attempts: dict[int, dict[int, FrozenTrial]] = {index: {} for index in range(count)}
     for attempt in sorted(stored, key=lambda attempt: attempt.number):
         index, number = attempt.user_attrs.get(INDEX), attempt.user_attrs.get(ATTEMPT)
         if isinstance(index, int) and isinstance(number, int):  # others in the study are left alone
-            found.setdefault(index, {}).setdefault(number, attempt)
-    trials = {index: Trial(index, tuple(of[number] for number in sorted(of))) for index, of in sorted(found.items())}
+            attempts.setdefault(index, {}).setdefault(number, attempt)
+    trials = {index: StoredTrial.of(index, [of[n] for n in sorted(of)]) for index, of in sorted(attempts.items())}
     return {index: trial for index, trial in trials.items() if index < count or trial.outcome != "waiting"}
 
 
 @dataclass
 class Attempt:
-    """An attempt at a trial that this worker has claimed. `steps`: those that were reported. `lost`: whether another
-    worker was given the trial, because this one was thought to be gone."""
+    """An attempt at a trial that this worker has claimed."""
 
     index: int
     number: int
     trial_id: int
     params: dict[str, Any]
     steps: dict[int, float] = field(default_factory=dict)
+    """reported values"""
     stop_at: int | None = None
     lost: bool = False
+    """whether another worker was given the trial, because this one was thought to be gone"""
 
 
 class Trials:
@@ -170,15 +174,12 @@ class Trials:
             storage=storage, study_name=study, direction=settings.direction, load_if_exists=True
         )._study_id
 
-    def _stored(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._id, deepcopy=False)
-
-    def trials(self) -> dict[int, Trial]:
-        """Every trial, as it stands now. Not to be changed."""
-        return by_index(self._stored(), self.count)
+    def trials(self) -> dict[int, StoredTrial]:
+        """Every trial, as it is stored now."""
+        return by_index(self._storage.get_all_trials(self._id, deepcopy=False), self.count)
 
     def unfinished(self) -> int:
-        """Trials that have not come to their end: they wait, or a worker is at them."""
+        """Trials that have not ended: they wait, or a worker is at them."""
         return sum(trial.open and trial.index < self.count for trial in self.trials().values())
 
     def failures(self) -> int:
@@ -195,30 +196,32 @@ class Trials:
             trial = next(waiting, None)
             if trial is None:
                 return None
-            attempt = self._create(trial, self._params_of(trial, trials))
+            attempt = self._create(trial, self._params_of(trial, trials.values()))
             if attempt is not None:
                 self._held[attempt.number] = attempt
                 self.beat()
                 return attempt
 
-    def _params_of(self, trial: Trial, trials: Mapping[int, Trial]) -> dict[str, Any]:
-        if trial.params and self._complete(trial.params):
+    def _params_of(self, trial: Trial, trials: Iterable[Trial]) -> dict[str, Any]:
+        # an attempt that an earlier version enqueued may lack some
+        if trial.params and all(d.name in trial.params or not self.space.active(d, trial.params)
+                                for d in self.space.dimensions):  # fmt: skip
             return dict(trial.params)
         if trial.index < len(self._fixed):
             return dict(self._fixed[trial.index])
         return draw(
-            self.space, self.settings.sampler, index=trial.index, trials=self.count, direction=self.settings.direction,
-            known=self._known(trials),
+            self.space, self.settings.sampler, index=trial.index, trials=self.count, known=trials,
+            direction=self.settings.direction,
         )  # fmt: skip
 
-    def _create(self, trial: Trial, params: dict[str, Any]) -> Attempt | None:
+    def _create(self, trial: StoredTrial, params: dict[str, Any]) -> Attempt | None:
         """The next attempt at a trial; None where another worker was first."""
         attrs = {INDEX: trial.index, ATTEMPT: trial.next_attempt, "worker": self.worker}
-        mine = self._storage.create_new_trial(self._id, trial_of(self.space, TrialState.RUNNING, params, user=attrs))
+        created = self._storage.create_new_trial(self._id, trial_of(self.space, TrialState.RUNNING, params, user=attrs))
         first = self.trials()[trial.index].attempts[-1]
         if first.user_attrs[ATTEMPT] == trial.next_attempt and first.user_attrs.get("worker") == self.worker:
             return Attempt(trial.index, first.number, first._trial_id, params)
-        self._fail(mine)
+        self._fail(created)
         return None
 
     def _fail(self, trial_id: int) -> bool:
@@ -228,7 +231,7 @@ class Trials:
             return False
 
     def note(self, attempt: Attempt, **facts: Any) -> None:
-        """Keep settings and runs of an attempt while it runs, as plain data."""
+        """Keep facts about an attempt while it runs, as plain data: settings, runs, and the steps that are done."""
         try:
             for name, value in facts.items():
                 self._storage.set_trial_user_attr(attempt.trial_id, name, value)
@@ -236,10 +239,8 @@ class Trials:
             attempt.lost = True
 
     def report(self, attempt: Attempt, step: int, tokens: int, value: float) -> bool:
-        """Keep an intermediate value, and say whether the trial should be stopped, now or since an earlier report.
-
-        A step that was reported is not asked again. True as well when the attempt is lost.
-        """
+        """Keep an intermediate value; -> whether the trial should be stopped, by this report or an earlier one, or
+        because the attempt is lost. A step counts once."""
         if not attempt.lost and step not in attempt.steps:
             try:
                 self._storage.set_trial_system_attr(attempt.trial_id, TOKENS.format(step=step), tokens)
@@ -254,29 +255,30 @@ class Trials:
         return attempt.lost or (attempt.stop_at is not None and step >= attempt.stop_at)
 
     def _should_stop(self, attempt: Attempt) -> bool:
-        known = self._known(self.trials())
-        if all(trial.index != attempt.index for trial in known):  # it has just been given to another worker
+        trials = self.trials()
+        before = trials[attempt.index]
+        if before.outcome in ("waiting", "failed") or not before.curve:  # it was just given to another worker
             return False
-        stop, kept = pruned(
-            self.settings.pruner, self.space, index=attempt.index, known=known, tokens=self._tokens,
+        stop, rungs = pruned(
+            self.settings.pruner, self.space, index=attempt.index, known=trials.values(), tokens=self._tokens,
             direction=self.settings.direction, name=self._study,
         )  # fmt: skip
-        before = next(trial.kept for trial in known if trial.index == attempt.index)
-        for name in kept.keys() - before.keys():
-            self._storage.set_trial_system_attr(attempt.trial_id, name, kept[name])
+        for name in rungs.keys() - before.rungs.keys():
+            self._storage.set_trial_system_attr(attempt.trial_id, name, rungs[name])
         return stop
 
     def end(
         self, attempt: Attempt, outcome: End, value: float | None = None, *, reason: str | None = None,
         step: int | None = None, **facts: Any,
     ) -> bool:  # fmt: skip
-        """End an attempt; False if it was lost by then and does not count. A trial that is "stopped" waits to be
-        continued; a "failed" one is not tried again. `step`: at which it was pruned."""
+        """End an attempt; False if it was lost by then and does not count. A trial that is "stopped" or "lost" waits
+        for its next attempt; a "failed" one gets none. `step`: at which it was pruned."""
         if outcome == "pruned" and attempt.steps:
             value = attempt.steps[max(attempt.steps)]
-        told = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}
+        ending = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}
+        name, attr = ("lost", self._loss(str(reason))) if outcome == "lost" else ("end", ending)
         try:
-            self._storage.set_trial_user_attr(attempt.trial_id, "end", told)
+            self._storage.set_trial_user_attr(attempt.trial_id, name, attr)
             values = None if value is None else [value]
             accepted = bool(self._storage.set_trial_state_values(attempt.trial_id, STATES[outcome], values))
         except UpdateFinishedTrialError:  # or this worker did it, and the answer to it was lost on the way
@@ -298,9 +300,9 @@ class Trials:
             self._beat_at = time.monotonic()
 
     def take_back(self) -> list[str]:
-        """Mark as lost what workers hold that are gone; -> messages. Every worker calls it now and then."""
+        """Mark as lost the attempts of workers that are gone; -> messages. Every worker calls it now and then."""
         self.beat()
-        stored = self._stored()
+        stored = self._storage.get_all_trials(self._id, deepcopy=False)
         trials = by_index(stored, self.count)
         running = [attempt for attempt in stored if attempt.state == TrialState.RUNNING and INDEX in attempt.user_attrs]
         others = [attempt for attempt in running if attempt.number not in self._held]
@@ -312,85 +314,61 @@ class Trials:
                 continue
             why = f"its worker {shown(worker)} is gone" if worker else "its worker is gone"
             try:
-                lost = {"why": why, "by": self.worker, "at": now()}
-                self._storage.set_trial_user_attr(attempt._trial_id, "lost", lost)
+                self._storage.set_trial_user_attr(attempt._trial_id, "lost", self._loss(why))
             except UpdateFinishedTrialError:  # another worker was first, or the one that was missed is back
                 continue
             if self._fail(attempt._trial_id) and trial is not None and attempt in trial.attempts:
-                again = "it is tried again" if trial.losses + 1 < MOST_LOSSES else "it has failed"
-                messages.append(f"trial {trial.index} was lost: {why}; {again}")
+                messages.append(f"trial {trial.index} was lost: {why}; {self.fate(trial.index)}")
         for trial in trials.values():  # earlier versions enqueued attempts; what has a later one waits no longer
             for attempt in trial.attempts[:-1]:
                 if attempt.state == TrialState.WAITING:
                     self._fail(attempt._trial_id)
         return messages
 
+    def _loss(self, why: str) -> dict[str, str]:
+        return {"why": why, "by": self.worker, "at": now()}
+
+    def fate(self, index: int) -> str:
+        """What becomes of a trial whose attempt was lost, in words."""
+        return "it has failed" if self.trials()[index].outcome == "failed" else "it is tried again"
+
     # What came of it all
 
-    def _complete(self, params: Mapping[str, Any]) -> bool:
-        """Whether every dimension that means something beside the others has its value."""
-        space = self.space
-        return all(dimension.name in params for dimension in space.dimensions if space.active(dimension, params))
-
-    def _known(self, trials: Mapping[int, Trial]) -> list[Known]:
-        """What samplers and pruners may know."""
-        known = []
-        for trial in trials.values():
-            if trial.last is None or trial.outcome in ("waiting", "failed") or not self._complete(trial.params):
-                continue
-            stop = trial.last.user_attrs.get("would_stop_at") if trial.outcome in ("finished", "running") else None
-            known.append(Known(
-                index=trial.index,
-                outcome=trial.outcome,  # type: ignore[arg-type]  # the others were left out above
-                params=trial.params,
-                value=trial.last.value if trial.outcome == "finished" else None,
-                curve=[(tokens, value) for _, tokens, value in trial.curve],
-                stop_tokens=next((tokens for step, tokens, _ in trial.curve if step == stop), None),
-                kept={name: at for name, at in trial.last.system_attrs.items() if name.startswith(KEPT)},
-            ))  # fmt: skip
-        return known
-
-    def importance(self) -> dict[str, Any] | None:
+    def importance(self) -> Importance | None:
         """How much each dimension mattered; None where too few trials were finished."""
-        return importance(self.space, self._known(self.trials()), self.settings.direction)
+        return importance(self.space, self.trials().values(), self.settings.direction)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def records(self) -> list[TrialRecord]:
         """Every trial, as the record of the sweep has it."""
-        return [self._row(trial) for trial in self.trials().values()]
+        return [self._record(trial) for trial in self.trials().values()]
 
-    def _row(self, trial: Trial) -> dict[str, Any]:
-        last, outcome, index = trial.last, trial.outcome, trial.index
+    def _record(self, trial: StoredTrial) -> TrialRecord:
+        last, index = trial.attempts[-1] if trial.attempts else None, trial.index
         attrs = last.user_attrs if last else {}
         end = attrs.get("end") or {}
-        noted = {"values": {}, "runs": {}, "tokens": 0, "found": False} | attrs | end.get("facts", {})
+        facts = attrs | end.get("facts", {})
         params = trial.params or (self._fixed[index] if index < len(self._fixed) else {})
-        return {
-            "slot": index,
-            "number": last.number if last else None,
-            "outcome": outcome,
-            "reason": trial.reason,
-            "settings": attrs.get("settings") or self.space.settings(params),
-            "value": last.value if last and outcome == "finished" else None,
-            **{name: noted[name] for name in ("values", "runs", "tokens", "found")},
-            "curve": [list(point) for point in trial.curve],
-            "stopped_at": end.get("step") if outcome == "pruned" else None,
-            "would_stop_at": None if outcome == "pruned" else attrs.get("would_stop_at"),
-            "enqueued": index < self._points,
-            "retries": sum(ended_as(attempt) == "lost" for attempt in trial.attempts[:-1]),
-            "worker": shown(attrs["worker"]) if "worker" in attrs else None,
-            "started": iso(last.datetime_start) if last else None,
-            "ended": iso(last.datetime_complete) if last and not trial.open else None,
-        }
-
-    def best(self) -> dict[str, Any] | None:
-        """The row of the finished trial with the best value; the first of several equal ones."""
-        sign = 1 if self.settings.direction == "minimize" else -1
-        finished = (row for row in self.rows() if row["outcome"] == "finished")
-        return min(finished, key=lambda row: sign * row["value"], default=None)
+        return TrialRecord(
+            index=index,
+            number=last.number if last else None,
+            outcome=trial.outcome,
+            reason=trial.reason,
+            settings=attrs.get("settings") or self.space.settings(params),
+            value=trial.value,
+            **{name: facts[name] for name in ("values", "runs", "tokens", "found") if name in facts},
+            curve=list(trial.curve),
+            stopped_at=end.get("step") if trial.outcome == "pruned" else None,
+            would_stop_at=None if trial.outcome == "pruned" else trial.would_stop_at,
+            enqueued=index < self._points,
+            retries=sum(ended_as(attempt) == "lost" for attempt in trial.attempts[:-1]),
+            worker=shown(attrs["worker"]) if "worker" in attrs else None,
+            started=iso(last.datetime_start) if last else None,
+            ended=iso(last.datetime_complete) if last and not trial.open else None,
+        )
 
 
 def iso(when: datetime | None) -> str | None:
-    """A time of Optuna's, which is local and says nothing of its zone, as records hold it."""
+    """A time of Optuna's, which is local without a zone, as records hold it."""
     return None if when is None else when.astimezone(UTC).isoformat(timespec="seconds")
 
 
@@ -447,8 +425,8 @@ class Watch:
         host, _, pid = host.rpartition(":")
         if host == self._host and pid.isdigit():
             return str(started(int(pid))) != process
-        before, since = self._seen.get(worker, (None, 0.0))
-        if worker not in self._seen or before != beat:
+        before, since = self._seen.setdefault(worker, (beat, time.monotonic()))
+        if before != beat:
             self._seen[worker] = (beat, time.monotonic())
             return False
         return time.monotonic() - since >= self.grace_seconds

@@ -1,7 +1,7 @@
 """Tracking: the journal on disk is the truth; a tracker mirrors it, may lag, may fail and then catches up.
 
-journal.py writes and reads metrics.jsonl; follower.py carries the rows of a study or sweep to a tracker; mlflow.py is
-the tracker that is used unless GPT2LAB_TRACKER names another, and reads anybody's experiments; no other file imports
+journal.py writes and reads metrics.jsonl; follower.py sends the rows of a study or sweep to a tracker; mlflow.py is the
+tracker that is used unless GPT2LAB_TRACKER names another, and reads any MLflow experiment; no other file imports
 mlflow. Another tracker is one class in a plug-in:
 
     @tracker.register("table", source="my own")
@@ -70,7 +70,7 @@ class Tracker(Protocol):
     experiment_id: str
     """For links into its user interface; empty where it has none."""
     notes: list[str]
-    """Messages for the user; the follower takes them out."""
+    """Messages for the user; the follower empties the list."""
 
     def open_study(self, study: Mapping[str, Any]) -> TrackedRun:
         """Find or make the entry of a study or sweep (its record)."""

@@ -1,15 +1,16 @@
-"""Follows the runs of a study or sweep: feeds the live table, and carries their rows to a tracker, each exactly once.
+"""Follows the runs of a study or sweep: feeds the live table, and sends their rows to a tracker, each exactly once.
 
 Training never waits for the tracker: runs write to their journals only, `Follower.poll` reads those, and a thread sends
 from the same journals. So a tracker may lag, fail and catch up, and there is no queue that could overflow.
 
-How far a copy got is asked of the tracker itself when a run is opened, and again after every error; a batch is stored
-as a whole or not at all. Rows are sent in order, so the greatest `tokens` of a copy says it all. A run that resumes
-writes some steps again; they are equal, and the tracker keeps the first.
+The tracker itself reports how far its copy of a run is, when the run is opened and again after every error; a batch is
+stored as a whole or not at all. Rows are sent in order, so the greatest `tokens` of a copy is all that is needed. A run
+that resumes writes some steps again; they are equal, and the tracker keeps the first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
@@ -18,12 +19,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
-from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, read_json, write_json
+from gpt2lab.records import SweepRecord, TrialRecord
+from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_json, write_json
 from gpt2lab.tracking import Point, RunGone, TrackedRun, Tracker, masked, milliseconds, started_ms
 from gpt2lab.tracking.addresses import reason
 from gpt2lab.tracking.journal import Tail
@@ -31,6 +32,7 @@ from gpt2lab.tracking.journal import Tail
 log = logging.getLogger("gpt2lab.tracking")
 
 Record = Mapping[str, Any]
+Say = Callable[[str], None]
 
 GATHER_SECONDS = 0.5  # a call costs the same for one row as for many
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
@@ -38,9 +40,9 @@ HEARTBEAT_SECONDS, LOCK_PATIENCE_SECONDS = 30.0, 60.0
 METRICS_PER_BATCH = 1000
 OUTCOME = "gpt2lab.outcome"
 ENDED = ("finished", "pruned", "diverged", "failed")
-"""Outcomes after which nothing more is done about a trial."""
+"""Final outcomes of a trial."""
 OUTCOMES: dict[str, Status] = {"pruned": "partial", "diverged": "diverged", "failed": "failed"}
-"""What the tracker shows of a run whose trial has ended so, whatever the run is now."""
+"""Outcome -> what the tracker shows of the trial's runs, whatever they are now."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +56,27 @@ class News:
 
 
 class Follower:
-    """Follows a study while it runs. `poll` is quick and never raises, whatever the tracker does."""
+    """Follows a study while it runs. `poll` is quick and never raises, whatever the tracker does. For one thread."""
 
     def __init__(
-        self,
-        store: Store,
-        study: Record,
-        make_tracker: Callable[[], Tracker] | None,
-        say: Callable[[str], None] = log.warning,
+        self, store: Store, study: Record, make_tracker: Callable[[], Tracker] | None, say: Say = log.warning
     ) -> None:
         """make_tracker: must not connect; what it raises is raised here, before any training. None follows without a
         tracker. say: takes each message for the user, once, always from `poll` or `close`."""
-        self._delivery = Delivery(store, study, make_tracker()) if make_tracker else None
-        self._name, self._store, self._updating = str(study["name"]), store, threading.Lock()
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._delivery = Delivery(store, study, make_tracker(), self._messages.put) if make_tracker else None
+        self._name, self._store = str(study["name"]), store
         self._tails = _tails(store, study)
         self._say, self._said = say, set[str]()
-        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._failing = False
         self._sender: threading.Thread | None = None
 
     def update(self, study: Record) -> None:
-        """Follow, from now on, also the runs that a newer record of the same study adds. For any thread."""
-        with self._updating:
-            self._tails = _tails(self._store, study) | self._tails  # never changed in place: `poll` may be at it
-            if self._delivery:
-                self._delivery.update(study)
+        """Follow, from now on, also the runs that a newer record of the same study adds."""
+        self._tails = _tails(self._store, study) | self._tails
+        if self._delivery:
+            self._delivery.update(study)
         self._wake.set()
 
     def poll(self) -> list[News]:
@@ -87,12 +84,10 @@ class Follower:
         news = []
         for (arm, seed, run_id), tail in self._tails.items():
             try:
-                rows = tail.new_rows()
+                if rows := tail.new_rows():
+                    news.append(News(arm, seed, run_id, rows))
             except (DataFault, OSError) as error:
                 self._messages.put(f"{arm} seed {seed} cannot be followed: {error}")
-                continue
-            if rows:
-                news.append(News(arm, seed, run_id, rows))
         if self._delivery and self._sender is None and not self._closing.is_set():
             # A daemon: a call into a server that never answers must not keep the program from ending.
             self._sender = threading.Thread(
@@ -104,7 +99,7 @@ class Follower:
         return news
 
     def close(self, timeout: float = 10.0) -> int:
-        """Send what is left, within `timeout` seconds; returns, and says, how many rows are not delivered."""
+        """Send what is left, within `timeout` seconds; returns, with a message, how many rows are not delivered."""
         self.poll()
         self._closing.set()
         self._wake.set()
@@ -128,13 +123,14 @@ class Follower:
                 self._say(message)
 
     def _send(self, delivery: Delivery) -> None:
-        """The sender's life."""
+        """What the sender's thread executes."""
         pause, reported = FIRST_PAUSE_SECONDS, False
         while True:
             last = self._closing.is_set()  # the last pass has to begin after `close` was called
             self._wake.clear()
             try:
                 delivery.send_new(over=last)
+                self._failing, pause = False, FIRST_PAUSE_SECONDS
             except Exception as error:
                 _log_trace(error)
                 if not reported:
@@ -143,10 +139,6 @@ class Follower:
                         f"goes on, everything is kept in {self._store.root} and sent when it works again"
                     )
                 self._failing = reported = True
-            else:
-                self._failing, pause = False, FIRST_PAUSE_SECONDS
-            for note in delivery.notes:
-                self._messages.put(note)
             if last:
                 return
             if self._failing:
@@ -157,16 +149,14 @@ class Follower:
                 self._closing.wait(GATHER_SECONDS)
 
 
-def sync(
-    store: Store, study: str | Record, make_tracker: Callable[[], Tracker], say: Callable[[str], None] = log.warning
-) -> int:
+def sync(store: Store, study: str | Record, make_tracker: Callable[[], Tracker], say: Say = log.warning) -> int:
     """Bring the tracker's copy of a study (its name or record, or a sweep's record as `as_study` makes it) up to date;
     returns the number of rows sent.
 
     Runs that a kill left as running are closed. Raises EnvironmentFault when the tracker does not work.
     """
     record = store.study(study).plain() if isinstance(study, str) else study
-    delivery = Delivery(store, record, make_tracker())
+    delivery = Delivery(store, record, make_tracker(), say)
     try:
         return delivery.send_new(over=True)
     except Gpt2labError:
@@ -178,30 +168,26 @@ def sync(
             where=delivery.tracker.shown_uri,
             hint=f"gpt2lab sync {record['name']} when it does; nothing is lost",
         ) from None  # the cause may show a password
-    finally:
-        for note in delivery.notes:
-            say(note)
 
 
 class Delivery:
-    """Carries the journals of one study's runs to a tracker; may be slow and may raise."""
+    """Sends the journals of one study's runs to a tracker; may be slow and may raise."""
 
-    def __init__(self, store: Store, study: Record, tracker: Tracker) -> None:
+    def __init__(self, store: Store, study: Record, tracker: Tracker, say: Say = log.warning) -> None:
         self.tracker = tracker
-        self.notes: list[str] = []
-        self._store, self._study, self._newest = store, study, study
+        self._store, self._study, self._newest, self._say = store, study, study, say
         self._parent: TrackedRun | None = None
         self._links: dict[str, Any] = {}
-        self._runs = [_Carried(arm, seed, run) for arm, seed, run in runs_of(store, study)]
+        self._runs = [_Copied(arm, seed, run) for arm, seed, run in runs_of(store, study)]
 
     def update(self, study: Record) -> None:
-        """Follow what a newer record of the same study says, from the next pass on. For any thread."""
+        """Follow a newer record of the same study, from the next pass on. For any thread."""
         self._newest = study
 
     def send_new(self, over: bool = False) -> int:
-        """Carry everything that is new, and return the number of rows. Raises what the tracker raises.
+        """Send everything that is new, and return the number of rows. Raises what the tracker raises.
 
-        over: nobody works on the study now, so what is unfinished was killed.
+        over: no process works on the study now, so what is unfinished was killed.
 
         One run that the tracker refuses does not hold up the others: it goes last the next time. After two failures the
         pass ends, since a tracker that does not answer takes its time over each.
@@ -210,16 +196,16 @@ class Delivery:
         sent = 0
         if self._study is not self._newest:
             self._study, known = self._newest, {run.key for run in self._runs}
-            new = [_Carried(arm, seed, run) for arm, seed, run in runs_of(self._store, self._study)]
+            new = [_Copied(arm, seed, run) for arm, seed, run in runs_of(self._store, self._study)]
             self._runs += [run for run in new if run.key not in known]
         try:
             self._open_study()
             for run in list(self._runs):
                 try:
-                    sent += self._carry(run)
+                    sent += self._send_or_reopen(run)
                 except DataFault as damaged:
                     run.status = "failed"
-                    self._note(f"{damaged}; this run's rows are not sent")
+                    self.tracker.notes.append(f"{damaged}; this run's rows are not sent")
                 except Exception as error:
                     run.copy = None
                     self._runs.remove(run)
@@ -232,19 +218,19 @@ class Delivery:
             self._update_study(over)
             self._write_links()
         finally:
-            while self.tracker.notes:
-                self._note(self.tracker.notes.pop(0))
+            notes, self.tracker.notes[:] = dict.fromkeys(self.tracker.notes), []
+            for note in notes:
+                self._say(note)
         return sent
 
     def undelivered(self) -> int:
         """Rows on the disk beyond what the tracker is known to have."""
         known = {run.key: run.tokens for run in list(self._runs)}
-        runs = runs_of(self._store, self._newest)
-        return sum(
-            row["tokens"] > known.get((arm, seed, run.id), -1.0)
-            for arm, seed, run in runs
-            for row in _readable_rows(run)
-        )
+        left = 0
+        for arm, seed, run in runs_of(self._store, self._newest):
+            with contextlib.suppress(DataFault, OSError):
+                left += sum(row["tokens"] > known.get((arm, seed, run.id), -1.0) for row in run.rows())
+        return left
 
     def _open_study(self) -> TrackedRun:
         if self._parent is None:
@@ -252,7 +238,7 @@ class Delivery:
                 self._parent = self.tracker.open_study(self._study)
         return self._parent
 
-    def _carry(self, run: _Carried) -> int:
+    def _send_or_reopen(self, run: _Copied) -> int:
         try:
             return self._send_run(run)
         except RunGone:  # deleted in the user interface: new copies, below a new parent if that went too
@@ -262,10 +248,10 @@ class Delivery:
                     other.copy = None
             return self._send_run(run)
 
-    def _send_run(self, run: _Carried) -> int:
+    def _send_run(self, run: _Copied) -> int:
         run.status = run.folder.status()  # before the rows: a run that is over now writes no more of them
         if run.status == "absent" or (run.status in ("partial", "running") and run.folder.config() is None):
-            return 0  # its worker is starting and has not written what the tracker is to say of it
+            return 0  # its worker is starting and has not written the config, which is sent with the copy
         if run.copy is None:
             parent = self._open_study()
             with self._locked():
@@ -279,7 +265,7 @@ class Delivery:
         self._update_run(run, run.copy)
         return len(new)
 
-    def _update_run(self, run: _Carried, copy: TrackedRun) -> None:
+    def _update_run(self, run: _Copied, copy: TrackedRun) -> None:
         """Bring status, heartbeat, tags and final numbers in line with the run's folder; cheap when nothing changed."""
         status = OUTCOMES.get(self._outcome(run), run.status)
         result = run.folder.result() if status in ("finished", "diverged") else None
@@ -295,7 +281,7 @@ class Delivery:
         changed = {key: tag for key, tag in tags.items() if copy.tags.get(key) != tag}
         if status == "running" and time.monotonic() - run.beat > HEARTBEAT_SECONDS:
             holder, run.beat = run.folder.holder(), time.monotonic()
-            changed["gpt2lab.heartbeat"] = datetime.now().astimezone().isoformat(timespec="seconds")
+            changed["gpt2lab.heartbeat"] = now()
             changed |= {f"gpt2lab.{key}": str(holder[key]) for key in ("host", "pid") if key in holder}
         if changed:
             self.tracker.update(copy, status, changed, ending.get("finished_at") or ending.get("at"))
@@ -318,7 +304,7 @@ class Delivery:
             for run in self._runs:
                 run.copy = None
 
-    def _outcome(self, run: _Carried) -> str:
+    def _outcome(self, run: _Copied) -> str:
         """How the run's trial has ended, as far as it is one and has."""
         outcome = str(self._study["arms"][run.arm].get("tags", {}).get(OUTCOME, ""))
         return outcome if outcome in ENDED else ""
@@ -339,14 +325,10 @@ class Delivery:
             write_json(_beside(self._store, self._study, "json"), links)
             self._links = links
 
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-
 
 @dataclass(eq=False)
-class _Carried:
-    """One run on its way to the tracker. copy: None until it is opened, and again after an error. tokens: how far the
+class _Copied:
+    """One run and its copy in the tracker, None until it is opened, and again after an error. tokens: how far the
     tracker is known to be, kept when `copy` is dropped. sent: final numbers that need no second sending."""
 
     arm: str
@@ -370,7 +352,7 @@ class _Carried:
 
 
 def study_status(statuses: Sequence[Status], over: bool) -> Status:
-    """A study's status from its runs'; over: nobody works on it. An arm that diverged is an answer: no failure."""
+    """A study's status from its runs'; over: no process works on it. A diverged arm is no failure."""
     unfinished = {"partial", "absent"} & set(statuses)
     if "running" in statuses or (unfinished and not over):
         return "running"
@@ -401,7 +383,7 @@ def _point(row: Row, started: int) -> Point:
     return Point(row["step"], started + round(row["seconds"] * 1000), values)
 
 
-def _final_points(run: _Carried, result: Record, evaluation_key: str | None) -> Iterator[tuple[str, Point]]:
+def _final_points(run: _Copied, result: Record, evaluation_key: str | None) -> Iterator[tuple[str, Point]]:
     """The numbers that belong to the whole run and were not sent yet, at its last step, by a name to remember: those of
     its end, its final evaluation, and what was measured afterwards, at the time of measuring, so that what is measured
     again after an edit is the newer point."""
@@ -432,13 +414,6 @@ def _known(numbers: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
-def _readable_rows(run: RunFolder) -> list[Row]:
-    try:
-        return run.rows()
-    except (DataFault, OSError):
-        return []
-
-
 def _log_trace(error: Exception) -> None:
     log.debug("delivery failed\n%s", masked("".join(traceback.format_exception(error))))
 
@@ -462,44 +437,46 @@ def runs_of(store: Store, study: Record) -> list[tuple[str, str, RunFolder]]:
     return [(arm, seed, store.run(run)) for _, arm, seed, run in sorted(found, key=lambda item: item[0])]
 
 
-def as_study(sweep: Record) -> dict[str, Any]:
+def as_study(sweep: SweepRecord) -> dict[str, Any]:
     """A sweep's record as one of a study: arms are trials, `trial 007`, after the label of their search where there are
     several. `open` counts the trials that have not ended, those included that were never begun; `seeds`, the runs of
-    each. Beside what a study says of it, an arm has `tags`, for the tracker to show, and `params`, its settings."""
-    searches = sweep["searches"]
-    arms: dict[str, dict[str, Any]] = {}
-    for label, search in searches.items():
-        for trial in search["trials"]:
-            name = f"trial {trial['slot']:03d}"
-            arms[f"{label} {name}" if len(searches) > 1 else name] = _arm(trial, label, search["components"])
-    slots = sum(search.get("slots", sweep["trials"]) for search in searches.values())
-    ended = sum(trial["outcome"] in ENDED for search in searches.values() for trial in search["trials"])
-    about = ("name", "scale", "question", "evaluation", "stack", "reproduce", "hash", "created", "metric")
+    each. An arm has two entries more than a study's: `tags`, which the tracker shows, and `params`, its settings."""
+    searches = sweep.searches
+    arms = {
+        f"{label} trial {trial.index:03d}" if len(searches) > 1 else f"trial {trial.index:03d}": _arm(
+            trial, label, search.components
+        )
+        for label, search in searches.items()
+        for trial in search.trials
+    }
+    count = sum(search.count or sweep.trials for search in searches.values())
+    ended = sum(trial.outcome in ENDED for search in searches.values() for trial in search.trials)
+    about = {"name", "scale", "question", "evaluation", "stack", "reproduce", "hash", "created", "metric"}
     return {
-        **{key: sweep[key] for key in about if key in sweep},
+        **sweep.model_dump(include=about),
         "kind": "sweep",
-        "ablation": sweep["sweep"],
+        "ablation": sweep.sweep,
         "baseline": None,
-        "seeds": max((len(search.get("seeds") or sweep.get("seeds", ())) for search in searches.values()), default=0),
-        "open": max(0, slots - ended),
+        "seeds": max((len(search.seeds or sweep.seeds) for search in searches.values()), default=0),
+        "open": max(0, count - ended),
         "arms": arms,
     }
 
 
-def _arm(trial: Record, label: str, components: Mapping[str, str]) -> dict[str, Any]:
+def _arm(trial: TrialRecord, label: str, components: Mapping[str, str]) -> dict[str, Any]:
     tags = {
-        OUTCOME: trial["outcome"],
-        "gpt2lab.slot": trial["slot"],
+        OUTCOME: trial.outcome,
+        "gpt2lab.slot": trial.index,
         "gpt2lab.search": label,
-        "gpt2lab.stopped_at": trial.get("stopped_at"),
-        "gpt2lab.would_stop_at": trial.get("would_stop_at"),
+        "gpt2lab.stopped_at": trial.stopped_at,
+        "gpt2lab.would_stop_at": trial.would_stop_at,
     }
-    chosen = {key.rpartition(".")[2]: str(value) for key, value in trial["settings"].items() if key.count(".") == 1}
+    chosen = {key.rpartition(".")[2]: str(value) for key, value in trial.settings.items() if key.count(".") == 1}
     return {
         "components": {slot: chosen.get(slot, name) for slot, name in components.items()},
-        "runs": dict(trial["runs"]),
+        "runs": dict(trial.runs),
         "tags": {key: str(value) for key, value in tags.items() if value is not None},
-        "params": dict(trial["settings"]),
+        "params": dict(trial.settings),
     }
 
 

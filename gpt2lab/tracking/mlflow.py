@@ -1,5 +1,5 @@
 """MLflow: the tracker of a study or sweep, with one parent run for each and one child per gpt2lab run, found again by
-their tags; and the runs of any experiment, our own or anybody's, as rows for `compare`.
+their tags; and the runs of any experiment as rows for `compare`.
 
 Only `MlflowClient` with explicit run ids is used: the fluent active run is per thread and leaves stray runs. Nothing is
 imported from mlflow, which takes a second and more, and nothing connects before the first call, so that a wrong URI is
@@ -87,7 +87,7 @@ class MlflowTracker:
         return self._tracked(run)
 
     def open_run(self, study: Mapping[str, Any], parent: TrackedRun, arm: str, seed: str, run: RunFolder) -> TrackedRun:
-        """The child of `parent` that mirrors `run`; says how far it got."""
+        """The child of `parent` that mirrors `run`, with how far it is."""
         client, kind, entry = self._connect(), kind_of(study), study["arms"][arm]
         started = started_ms(study, run)
         wanted = {"gpt2lab.run_id": run.id, "mlflow.parentRunId": parent.id}
@@ -141,14 +141,14 @@ class MlflowTracker:
         ]
         for at in range(0, len(params), PARAMS_PER_CALL):
             client.log_batch(run_id, params=params[at : at + PARAMS_PER_CALL])
-        numbers = {
-            mlflow_name(f"trial/{key}"): value for key, value in settings.items() if isinstance(value, (int, float))
-        }
-        if numbers:
-            client.log_batch(run_id, [Metric(key, float(value), time_ms, 0) for key, value in numbers.items()])
-        texts = {f"trial.{key}": value for key, value in settings.items() if isinstance(value, str)}
-        if texts:
-            client.log_batch(run_id, tags=_as_tags(texts))
+        numbers = [
+            Metric(mlflow_name(f"trial/{key}"), float(value), time_ms, 0)
+            for key, value in settings.items()
+            if isinstance(value, (int, float))
+        ]
+        texts = _as_tags({f"trial.{key}": value for key, value in settings.items() if isinstance(value, str)})
+        if numbers or texts:
+            client.log_batch(run_id, metrics=numbers, tags=texts)
         if config:
             self._artifact(run_id, run.path / "config.yaml")
             client.set_tag(run_id, "gpt2lab.described", "true")
@@ -161,9 +161,7 @@ class MlflowTracker:
             log = self._connect().log_artifacts if path.is_dir() else self._connect().log_artifact
             log(run_id, str(path), folder)
         except (MlflowException, OSError) as error:
-            note = f"MLflow at {self.shown_uri} takes no artifacts: {reason(error)}"
-            if note not in self.notes:
-                self.notes.append(note)
+            self.notes.append(f"MLflow at {self.shown_uri} takes no artifacts: {reason(error)}")
 
     def _all_tags(self, tags: Mapping[str, Any], study: Mapping[str, Any]) -> dict[str, str]:
         """`tags` and those that MLflow's own fluent client would add, as strings within its limits."""
@@ -179,7 +177,7 @@ class MlflowTracker:
 
     def log(self, run: TrackedRun, points: Sequence[Point]) -> None:
         """One transaction. MLflow stores a point of equal name, step, time and value once, so that sending again is
-        harmless. NaN stays NaN; MLflow turns infinities into the largest float, and a tag tells."""
+        harmless. NaN stays NaN; MLflow turns infinities into the largest float, so a tag records them."""
         from mlflow.entities import Metric
 
         metrics: list[Metric] = []
@@ -190,17 +188,14 @@ class MlflowTracker:
                 tag = mlflow_name(f"gpt2lab.nonfinite.{name}")
                 if not math.isfinite(value) and tag not in run.tags:
                     tags.setdefault(tag, f"{value} first at step {point.step}")
-        with self._telling_gone(run.id):
-            if tags:
-                self._connect().log_batch(run.id, tags=_as_tags(tags))
-            if metrics:
-                self._connect().log_batch(run.id, metrics=metrics)
+        with self._raising_gone(run.id):
+            self._connect().log_batch(run.id, metrics=metrics, tags=_as_tags(tags))
         run.tags |= tags
 
     def update(self, run: TrackedRun, status: Status, tags: Mapping[str, str], ended: str | None) -> None:
-        """The status first: the tags say that it is set, also after a crash in between."""
+        """The status first: the tags are the sign that it is set, also after a crash in between."""
         client, wanted = self._connect(), RUN_STATUS[status]
-        with self._telling_gone(run.id):
+        with self._raising_gone(run.id):
             if self._statuses.get(run.id) != wanted:
                 if wanted == "RUNNING":
                     client.update_run(run.id, status=wanted)
@@ -214,26 +209,25 @@ class MlflowTracker:
         self._artifact(self.open_study(study).id, folder, "report")
 
     @contextlib.contextmanager
-    def _telling_gone(self, run_id: str) -> Iterator[None]:
-        """Turn MLflow's complaint into RunGone where a deleted run is its cause."""
+    def _raising_gone(self, run_id: str) -> Iterator[None]:
+        """Raise RunGone where MLflow refuses because the run was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
-            if self._gone(run_id, error):
+            refusals = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+            if error.error_code in refusals and self._deleted(run_id):
                 raise RunGone(run_id) from error
             raise
 
-    def _gone(self, run_id: str, error: Any) -> bool:
+    def _deleted(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"):
-            return False
         try:
             return bool(self._connect().get_run(run_id).info.lifecycle_stage != "active")
-        except MlflowException as second:
-            return bool(second.error_code == "RESOURCE_DOES_NOT_EXIST")
+        except MlflowException as error:
+            return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
@@ -314,19 +308,16 @@ def connect(uri: str, shown_uri: str, experiment: str, artifact_root: Path) -> t
     if database:
         create_database(database, artifact_root)
     client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    if client.get_experiment_by_name(experiment) is None:
         # Without an absolute place, artifacts would follow the working directory; a server has its own.
         keeps_artifacts = urlsplit(uri).scheme.partition("+")[0] in DATABASES
         try:
-            place = artifact_root.as_uri() if keeps_artifacts else None
-            return client, client.create_experiment(experiment, artifact_location=place)
+            client.create_experiment(experiment, artifact_root.as_uri() if keeps_artifacts else None)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
                 raise
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                raise
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
     if found.lifecycle_stage != "active":
         raise EnvironmentFault(
             f"the MLflow experiment '{experiment}' was deleted",
@@ -384,32 +375,25 @@ def _find(client: MlflowClient, name: str, where: str) -> tuple[Experiment, str 
 
 def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
     token = None
-    while True:
+    while token != "":
         page = client.search_runs([experiment_id], max_results=RUNS_PER_PAGE, page_token=token)
         yield from page
-        token = page.token
-        if not token:
-            return
+        token = page.token or ""
 
 
 def _row(run: Run) -> dict[str, Any]:
-    info = run.info
-    return {
-        "run_id": info.run_id,
-        "status": info.status,
-        "start_time": info.start_time,
-        **{f"metrics.{key}": value for key, value in run.data.metrics.items()},
-        **{f"params.{key}": value for key, value in run.data.params.items()},
-        **{f"tags.{key}": value for key, value in run.data.tags.items()},
-    }
+    info = {name: getattr(run.info, name) for name in ("run_id", "status", "start_time")}
+    for kind in ("metrics", "params", "tags"):
+        info |= {f"{kind}.{key}": value for key, value in getattr(run.data, kind).items()}
+    return info
 
 
 def _of_one_study(rows: list[dict[str, Any]], study: str | None, where: str) -> list[dict[str, Any]]:
-    """The rows of the study that is meant; all of them where there is no study, or one alone. The trials of sweeps in
-    the same experiment are no arms of anything."""
+    """The rows of the study of that name, or of the only one; all rows where there is no study. Trials of sweeps in the
+    same experiment are not arms and left out."""
     trials, rows = len(rows), [row for row in rows if SWEEP not in row]
     if trials and not rows:
-        raise ConfigError("it holds sweeps alone, whose trials are no arms", where=where, hint="gpt2lab report NAME")
+        raise ConfigError("it holds only sweeps, whose trials are not arms", where=where, hint="gpt2lab report NAME")
     studies = sorted({row[STUDY] for row in rows if STUDY in row})
     if not rows:
         raise ConfigError("there are no runs in it", where=where)

@@ -16,6 +16,7 @@ from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.scope import Scope, study_seconds
 from gpt2lab.planning.tuning import Tuning
+from gpt2lab.records import SweepRecord
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import runs_of
 
@@ -44,7 +45,8 @@ def keep(plan: Plan, trials: Mapping[str, list[dict[str, Any]]], root: Path, **c
         assert search is not None
         space = [one.as_record() for one in search.space.dimensions]
         searches[name] = {"study": search.study, "space": space, "trials": done, **changed}
-    Store(root / "runs").write_sweep({"name": "tiny@tiny", "searches": searches, "stopped": None})
+    record = {"name": "tiny@tiny", "sweep": "tiny", "scale": "tiny", "trials": 4, "evaluation": {"key": "e"}}
+    Store(root / "runs").write_sweep(SweepRecord.read(record | {"searches": searches}, "a test"))
 
 
 def done(best: float, worst: float = 0.0125, *, outcome: str = "finished") -> list[dict[str, Any]]:

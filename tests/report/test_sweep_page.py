@@ -177,7 +177,7 @@ def test_how_many_trials_cannot_be_told_from_the_best(tmp_path: Path, seeds: lis
     # two standard errors of a difference: 2 * sqrt(2 / n) * 0.01 = 0.0283 for one seed, 0.0141 for four
     values = [2.0, 2.01, 2.0141, 2.028, 2.0285, 2.2]
     trials = [trial(i, {"optim.lr": 0.002 * (i + 1)}, value) for i, value in enumerate(values)]
-    noise = {"sd": 0.01, "low": 0.005, "high": 0.02, "runs": 5, "scale": "nano", "stack": {}, "created": "2026-11-22"}
+    noise = {"sd": 0.01, "low": 0.005, "high": 0.02, "df": 4, "runs": 5, "scale": "nano", "created": "2026-11-22"}
     one = search(trials=6) | {"trials": trials, "seeds": seeds}
     _, _, _, read = report(tmp_path, sweep({"lr": one}, noise=noise))
     assert f"{near} other trials lie within noise of the best" in read.text

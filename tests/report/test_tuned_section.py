@@ -183,7 +183,7 @@ def test_a_lost_record_of_searches_costs_its_tables_alone(make_study: MakeStudy,
 def test_searches_that_the_study_does_not_rest_on_are_not_told(make_study: MakeStudy, tmp_path: Path) -> None:
     """The record of an ablation's searches is written anew by later code, and with other arms."""
     tuned_study(make_study, tmp_path / "runs")
-    record = Store(tmp_path / "runs").sweep("posenc@nano")
+    record = Store(tmp_path / "runs").sweep("posenc@nano").plain()
     record["searches"]["rotary"]["study"] = "another"
     made_up_sweep.keep(tmp_path / "runs", record)
     section = told(tmp_path).partition("## What each arm's search found")[2].partition("\n## ")[0]

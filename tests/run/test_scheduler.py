@@ -110,7 +110,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stag
     return make
 
 
-def test_a_job_is_asked_for_when_a_place_is_free_and_what_ended_is_told_before(stage: Callable[..., Stage]) -> None:
+def test_a_job_is_taken_when_a_place_is_free_after_the_ended_one_is_reported(stage: Callable[..., Stage]) -> None:
     play = stage(places=2)
 
     def at(tick: int) -> None:
@@ -150,7 +150,7 @@ def test_a_list_is_taken_whole_and_a_stop_counts_what_was_not_begun(stage: Calla
     assert play.events == ["a begins", "a done", "b begins", "b done", "c begins", "c preempted"]
 
 
-def test_a_stop_ends_everybody_and_asks_for_nothing_more(stage: Callable[..., Stage]) -> None:
+def test_a_stop_ends_all_jobs_and_takes_no_more(stage: Callable[..., Stage]) -> None:
     play = stage(places=2)
     play.at = lambda tick: play.scheduler.stop() if tick == 2 else None
     with pytest.raises(Preempted, match=r"^stopped: 2 runs ended or saved; nothing is lost"):

@@ -129,6 +129,22 @@ def test_workers_share_one_sweep_and_the_work_of_a_killed_one_is_done_once_more(
     assert "Traceback" not in (folder / "log.txt").read_text()
 
 
+@pytest.mark.parametrize(("fault", "outcome", "losses"), [("kill@step:5", "finished", 5), ("kill@step:2", "failed", 3)])
+def test_a_trial_whose_process_is_killed_is_tried_again_as_long_as_it_makes_progress(
+    lr: Path, gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, outcome: str, losses: int
+) -> None:
+    """Every process dies at its fifth step, one behind a checkpoint; or at its second, before there is one."""
+    replace_in(tmp_path / "tiny.yaml", ("checkpoint_every_steps: 6", "checkpoint_every_steps: 4"))
+    monkeypatch.setenv("GPT2LAB_FAULT", fault)
+    code, said = gpt2lab("sweep", str(lr), "--no-tracking", "--trials", "1", "--jobs", "1")
+    [trial] = trials(tmp_path)
+    assert (trial["outcome"], trial["retries"]) == (outcome, losses), said
+    assert said.count("was lost: killed by SIGKILL (out of memory?)") == losses
+    assert code == (0 if outcome == "finished" else 1)
+    if outcome == "failed":
+        assert trial["reason"].startswith("lost 4 times, at last because killed by SIGKILL")
+
+
 def test_when_all_diverge_the_page_says_so(lr: Path, gpt2lab: Call, tmp_path: Path) -> None:
     changed(lr, ("low: 1e-3, high: 1e-1", "low: 1e18, high: 1e20"), ("enqueue: [{}]", "enqueue: [{optim.lr: 1e19}]"))
     code, said = gpt2lab("sweep", str(lr), "--no-tracking")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
-from gpt2lab.records import Evaluation, StudyRecord
+from gpt2lab.records import Evaluation, StudyRecord, best_trial
 from gpt2lab.store import RunFolder, Store, file_lock, temporary_beside
 
 RUN = "0123456789abcdef"
@@ -270,6 +270,29 @@ def test_a_damaged_record_names_what_is_wrong_with_it(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"baseline": "a"', '"baseline": 7'))
     with pytest.raises(DataFault, match=r"the record is damaged: baseline: .*string"):
         store.study("posenc")
+
+
+def test_a_sweeps_record_is_typed_read_by_key_and_opens_as_earlier_versions_wrote_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    trial = {"slot": 3, "outcome": "finished", "settings": {"optim.lr": 0.01}, "value": 2.5, "curve": [[8, 512, 3.0]]}
+    search = {"slots": 4, "trials": [trial], "added later": 1}
+    record = {"name": "lr@nano", "sweep": "lr", "scale": "nano", "trials": 4, "evaluation": {"key": "k"}}
+    path = tmp_path / "sweeps" / "lr@nano.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(record | {"searches": {"lr": search}}))
+    sweep = store.sweep("lr")
+    found = sweep.searches["lr"]
+    assert (found.count, found.trials[0].index, found.trials[0].curve) == (4, 3, [(8, 512, 3.0)])
+    assert found["slots"] == 4 and found["trials"][0]["slot"] == 3 and "slot" in found["trials"][0]
+    assert {**found.trials[0]}["slot"] == 3 and found.get("slot") is None and found["added later"] == 1
+    assert best_trial(found.trials, "minimize") == found.trials[0] and best_trial([], "minimize") is None
+    store.write_sweep(sweep)
+    [written] = [json.loads(path.read_text())["searches"]["lr"]]
+    assert written["slots"] == 4 and written["added later"] == 1 and trial.items() <= written["trials"][0].items()
+    assert store.sweep("lr@nano") == sweep
+    path.write_text(path.read_text().replace('"slot": 3', '"slot": "third"'))
+    with pytest.raises(DataFault, match=r"the record is damaged: searches\.lr\.trials\.0\.slot: .*integer"):
+        store.sweep("lr")
 
 
 def test_studies_are_found_by_name(tmp_path: Path) -> None:

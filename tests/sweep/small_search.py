@@ -62,7 +62,7 @@ def work_all(trials: Trials, patience_seconds: float = 20.0) -> None:
         trials.take_back()
         while attempt := trials.claim():
             work(trials, attempt)
-        assert time.monotonic() < deadline, trials.rows()
+        assert time.monotonic() < deadline, trials.records()
 
 
 def claimed(trials: Trials) -> Attempt:
@@ -163,6 +163,6 @@ def storm(address: str, *, count: int, kills: int, seed: int, patience_seconds: 
     os.close(at_work)
     storage = open_storage(address, print)
     trials = trials_of(storage, count, sampler="random")
-    assert [row["outcome"] for row in trials.rows()] == ["finished"] * count
+    assert [row["outcome"] for row in trials.records()] == ["finished"] * count
     check_whole(storage, trials, count)
-    return sum(row["retries"] for row in trials.rows())
+    return sum(row["retries"] for row in trials.records())

@@ -12,19 +12,19 @@ from optuna.trial import TrialState, create_trial
 from small_search import LR, SPACE, in_memory, objective
 
 from gpt2lab.planning.space import Dimension, Pruner, Sampler, Space
-from gpt2lab.sweep.sampling import Known, distribution, draw, importance, pruned, value_at_tokens
+from gpt2lab.sweep.sampling import Trial, distribution, draw, importance, pruned, value_at_tokens
 
 Direction = Literal["minimize", "maximize"]
 DRAWS = [0.004043878009515107, 0.005853446837908606, 0.005048373931660187]
 
 
-def drawn(known: list[Known], index: int) -> float:
+def drawn(known: list[Trial], index: int) -> float:
     params = draw(SPACE, Sampler(startup=4), index=index, trials=40, known=known, direction="minimize")
     return float(params["lr"])
 
 
-def finished(index: int, lr: float) -> Known:
-    return Known(index=index, outcome="finished", params={"lr": lr}, value=objective({"lr": lr}))
+def finished(index: int, lr: float) -> Trial:
+    return Trial(index=index, outcome="finished", params={"lr": lr}, value=objective({"lr": lr}))
 
 
 def test_trials_have_points_of_their_own() -> None:
@@ -36,8 +36,8 @@ def test_trials_have_points_of_their_own() -> None:
 def test_draws_are_those_of_earlier_versions() -> None:
     """A search that is continued tries what it would have tried, and finds the runs that others trained."""
     known = [finished(index, 10 ** random.Random(index).uniform(-4, -1)) for index in range(9)]
-    known[3] = Known(index=3, outcome="diverged", params={"lr": 0.09}, curve=[(500, 9.0)])
-    known[5] = Known(index=5, outcome="pruned", params={"lr": 0.0002}, curve=[(250, 5.0), (500, 4.0)])
+    known[3] = Trial(index=3, outcome="diverged", params={"lr": 0.09}, curve=[(5, 500, 9.0)])
+    known[5] = Trial(index=5, outcome="pruned", params={"lr": 0.0002}, curve=[(2, 250, 5.0), (5, 500, 4.0)])
     del known[7]  # failed
     assert [drawn([], 0), drawn(known, 9), drawn(known, 20)] == DRAWS
 
@@ -51,14 +51,14 @@ def test_tpe_goes_where_it_is_good() -> None:
 def test_tpe_keeps_away_from_what_diverged_even_where_nothing_was_reported() -> None:
     good = [finished(index, lr) for index, lr in enumerate((1e-4, 2e-4, 8e-4))]
     assert sum(drawn(good, index) > 0.015 for index in range(10, 50)) > 4
-    for curve in ([], [(900, 0.1)]):  # coming far before it diverged makes a trial no better
+    for curve in ([], [(9, 900, 0.1)]):  # coming far before it diverged makes a trial no better
         rates = enumerate((0.02, 0.03, 0.05, 0.08, 0.09), 3)
-        bad = [Known(index=index, outcome="diverged", params={"lr": lr}, curve=curve) for index, lr in rates]
+        bad = [Trial(index=index, outcome="diverged", params={"lr": lr}, curve=curve) for index, lr in rates]
         assert sum(drawn(good + bad, index) > 0.015 for index in range(10, 50)) <= 4
 
 
 def test_where_everything_diverged_nothing_is_taken_for_good() -> None:
-    bad = [Known(index=i, outcome="diverged", params={"lr": 0.09 + i * 1e-4}) for i in range(20)]
+    bad = [Trial(index=i, outcome="diverged", params={"lr": 0.09 + i * 1e-4}) for i in range(20)]
     assert sum(drawn(bad, index) > 0.05 for index in range(20, 60)) < 12  # 4 would be even
 
 
@@ -75,14 +75,14 @@ def cut(
     pruner: Pruner, curves: list[list[float]], at: list[int], direction: Direction = "minimize"
 ) -> list[int | None]:
     """The report at which each trial is stopped, as the trials of a search come one after another."""
-    known: list[Known] = []
+    known: list[Trial] = []
     cuts: list[int | None] = []
     for index, curve in enumerate(curves):
-        stop, kept = None, dict[str, Any]()
-        points = list(zip(at, curve, strict=True))
+        stop, rungs = None, dict[str, Any]()
+        points = list(zip(at, at, curve, strict=True))
         for count in range(1, len(points) + 1):
-            mine = Known(index=index, outcome="running", params={"lr": 0.1}, curve=points[:count], kept=kept)
-            stopped, kept = pruned(
+            mine = Trial(index=index, outcome="running", params={"lr": 0.1}, curve=points[:count], rungs=rungs)
+            stopped, rungs = pruned(
                 pruner, SPACE, index=index, known=[*known, mine], tokens=81, direction=direction, name="s"
             )
             if stopped:
@@ -90,9 +90,9 @@ def cut(
                 break
         seen = points[:stop]
         known.append(
-            Known(
-                index=index, outcome="pruned" if stop else "finished", params={"lr": 0.1}, value=seen[-1][1],
-                curve=seen, kept=kept,
+            Trial(
+                index=index, outcome="pruned" if stop else "finished", params={"lr": 0.1}, value=seen[-1][2],
+                curve=seen, rungs=rungs,
             )
         )  # fmt: skip
         cuts.append(stop)
@@ -143,17 +143,17 @@ def test_a_search_in_which_all_report_at_the_same_tokens_is_pruned_as_by_optuna_
 @pytest.mark.parametrize("name", ["median", "successive_halving", "hyperband"])
 def test_nothing_is_pruned_before_enough_trials_are_finished_nor_at_the_end(name: Any) -> None:
     def bad(others: int, tokens: int) -> bool:
-        points = [(250, 1.0), (500, 1.0), (1000, 1.0)]
+        points = [(1, 250, 1.0), (2, 500, 1.0), (4, 1000, 1.0)]
         good = [
-            Known(index=i, outcome="finished", params={}, value=1.0, curve=points, kept={"completed_rung_0": 1.0})
+            Trial(index=i, outcome="finished", params={}, value=1.0, curve=points, rungs={"completed_rung_0": 1.0})
             for i in range(others)
         ]
-        curve = [(at, 9.0) for at, _ in points if at <= tokens]
+        curve = [(step, at, 9.0) for step, at, _ in points if at <= tokens]
         pruner = Pruner(name=name, startup_trials=4)
         return any(  # trials of Hyperband's last bracket are never cut
             pruned(
                 pruner, SPACE, index=index, tokens=1000, direction="minimize", name="s",
-                known=[*good, Known(index=index, outcome="running", params={}, curve=curve)],
+                known=[*good, Trial(index=index, outcome="running", params={}, curve=curve)],
             )[0]
             for index in range(50, 60)
         )  # fmt: skip
@@ -164,13 +164,13 @@ def test_nothing_is_pruned_before_enough_trials_are_finished_nor_at_the_end(name
 
 
 def test_trials_with_other_batches_are_compared_at_equal_tokens() -> None:
-    falling = [(100, 4.0), (300, 2.0), (500, 1.0)]
+    falling = [(1, 100, 4.0), (3, 300, 2.0), (5, 500, 1.0)]
     assert value_at_tokens(falling, 200) == 3.0
     assert value_at_tokens(falling, 400) == 1.5
     assert value_at_tokens(falling, 99) is None and value_at_tokens(falling, 501) is None
-    known = [Known(index=i, outcome="finished", params={}, value=1.0, curve=falling) for i in range(4)]
+    known = [Trial(index=i, outcome="finished", params={}, value=1.0, curve=falling) for i in range(4)]
     for value, stop in ((3.1, True), (2.9, False)):
-        mine = Known(index=4, outcome="running", params={}, curve=[(200, value)])
+        mine = Trial(index=4, outcome="running", params={}, curve=[(2, 200, value)])
         assert stop == pruned(
             Pruner(name="median", warmup=0), SPACE, index=4, known=[*known, mine], tokens=1000, direction="minimize",
             name="s",
@@ -179,32 +179,32 @@ def test_trials_with_other_batches_are_compared_at_equal_tokens() -> None:
 
 def test_what_pruning_would_have_cut_counts_only_up_to_there() -> None:
     def stopped(cut_at: int | None) -> bool:
-        curve = [(250, 1.0), (500, 1.0)]
+        curve = [(2, 250, 1.0), (5, 500, 1.0)]
         known = [
-            Known(index=i, outcome="finished", params={}, value=1.0, curve=curve, stop_tokens=cut_at if i else None)
+            Trial(index=i, outcome="finished", params={}, value=1.0, curve=curve, would_stop_at=cut_at if i else None)
             for i in range(4)
         ]
-        mine = Known(index=9, outcome="running", params={}, curve=[(500, 9.0)])
+        mine = Trial(index=9, outcome="running", params={}, curve=[(5, 500, 9.0)])
         return pruned(
             Pruner(name="median", startup_trials=4), SPACE, index=9, known=[*known, mine], tokens=1000,
             direction="minimize", name="s",
         )[0]  # fmt: skip
 
     assert stopped(None)
-    assert not stopped(250)
+    assert not stopped(2)
 
 
-def test_importance_tells_which_dimension_matters() -> None:
+def test_the_dimension_that_matters_has_the_greatest_importance() -> None:
     space = Space((LR, Dimension(name="wd", kind="float", low=0.0, high=1.0, when={})))
     chance = random.Random(0)
     known = []
     for index in range(24):
         params = {"lr": 10 ** chance.uniform(-4, -1), "wd": chance.random()}
-        known.append(Known(index=index, outcome="finished", params=params, value=objective(params)))
+        known.append(Trial(index=index, outcome="finished", params=params, value=objective(params)))
     found = importance(space, known, "minimize")
-    assert found is not None and found["method"] == "ped-anova"
-    assert next(iter(found["values"])) == "lr" and found["values"]["lr"] > 0.5
-    assert sum(found["values"].values()) == pytest.approx(1)
+    assert found is not None and found.method == "ped-anova"
+    assert next(iter(found.values)) == "lr" and found.values["lr"] > 0.5
+    assert sum(found.values.values()) == pytest.approx(1)
     assert importance(space, known[:7], "minimize") is None
 
 
@@ -221,10 +221,10 @@ def test_importance_tells_which_dimension_matters() -> None:
 def test_every_kind_of_dimension_can_be_drawn(dimension: Dimension) -> None:
     space = Space((dimension,))
     values = set()
-    known: list[Known] = []
+    known: list[Trial] = []
     for index in range(12):
         params = draw(space, Sampler(startup=3), index=index, trials=12, known=known, direction="minimize")
-        known.append(Known(index=index, outcome="finished", params=params, value=float(index)))
+        known.append(Trial(index=index, outcome="finished", params=params, value=float(index)))
         values.add(space.settings(params)["x"])
     assert values <= set(dimension.choices or dimension.grid() if not dimension.log else range(1, 65))
     assert len(values) > 1

@@ -50,7 +50,7 @@ def check_opened_together(address: str) -> None:
         assert process.exitcode == 0
     trials = trials_of(open_storage(address, print), 10)
     assert trials.claim() is None
-    assert [row["outcome"] for row in trials.rows()] == ["running"] * 10
+    assert [row["outcome"] for row in trials.records()] == ["running"] * 10
 
 
 @FILES

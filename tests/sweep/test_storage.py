@@ -112,7 +112,7 @@ def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
 def test_a_locked_database_is_waited_for_and_explained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     address = f"sqlite:///{tmp_path}/optuna.db"
-    monkeypatch.setattr(storages, "TELL_AFTER_SECONDS", 0.3)
+    monkeypatch.setattr(storages, "WARN_AFTER_SECONDS", 0.3)
     mine = trials_of(open_storage(address, said.append), 2)
     other = sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)
     for _ in range(2):
@@ -127,10 +127,10 @@ def test_a_locked_database_is_waited_for_and_explained_once(tmp_path: Path, monk
     other.close()
     assert len(said) == 1
     assert "is locked by other workers" in said[0] and "PostgreSQL suits many workers better" in said[0]
-    assert [row["retries"] for row in mine.rows()] == [0, 0]
+    assert [row["retries"] for row in mine.records()] == [0, 0]
 
 
-def test_a_database_that_stays_locked_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_database_that_stays_locked_is_an_error_of_one_line(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/optuna.db"
     mine = trials_of(open_storage(address, print, patience_seconds=1.0), 1)
     other = sqlite3.connect(tmp_path / "optuna.db")
@@ -222,23 +222,8 @@ def test_a_torn_last_line_is_cut_off(torn: bytes, tmp_path: Path) -> None:
         json.loads(line)
 
 
-def test_optuna_itself_breaks_for_good_there(tmp_path: Path) -> None:
-    """Should this fail, JournalLock need not mend any more."""
-    path = str(tmp_path / "optuna.log")
-    backend = optuna.storages.journal.JournalFileBackend(path)
-    storage = optuna.storages.JournalStorage(backend)
-    storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "s")
-    with open(path, "ab") as file:
-        file.write(b'{"op_code":5,"wor')
-    storage.set_study_user_attr(0, "key", "value")
-    assert storage.get_study_user_attrs(0) == {}  # lost without a word
-    for _ in range(2):
-        with pytest.raises(ValueError):
-            storage.set_study_user_attr(0, "key", "value")
-
-
 @pytest.mark.parametrize("line", [b"not json\n", b'{"op_code": 4}\n', b"[1, 2]\n", b'{"op_code": 99}\n'])
-def test_a_damaged_line_within_is_told(line: bytes, tmp_path: Path) -> None:
+def test_a_damaged_line_in_the_middle_is_an_error(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "optuna.log"
     claimed(trials_of(open_storage(f"journal:{path}", print), 2))
     lines = path.read_bytes().splitlines(keepends=True)
@@ -266,7 +251,7 @@ def test_a_full_disk_leaves_a_journal_that_goes_on(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.service
-def test_postgresql_tells_what_is_wrong_in_one_line(postgres: str) -> None:
+def test_errors_of_postgresql_are_one_line(postgres: str) -> None:
     error = refused(postgres.replace(":s3cret@", ":s3cret-wrong@"), EnvironmentFault)
     assert "password authentication failed" in str(error) and error.exit_code == 3
     error = refused(postgres + "_nowhere", EnvironmentFault)

@@ -30,6 +30,7 @@ from small_search import (
 )
 
 from gpt2lab.planning.space import Dimension, Space
+from gpt2lab.records import best_trial
 from gpt2lab.sweep.sampling import trial_of
 from gpt2lab.sweep.trials import MOST_LOSSES, STATES, Trials
 
@@ -64,7 +65,7 @@ def test_a_worker_killed_between_any_two_calls_is_survived() -> None:
             every_ending(Counted(storage, at, kill, after=True))
         heir = trials_of(storage, COUNT, space=BRANCHED, points=[{"lr": 0.01, "norm": "a"}])
         work_all(heir)
-        rows, failed = heir.rows(), heir.failures()
+        rows, failed = heir.records(), heir.failures()
         assert failed == sum("out of memory" in (row["reason"] or "") for row in rows), at
         check_whole(storage, heir, COUNT - failed)
         assert [row["slot"] for row in rows] == list(range(COUNT))
@@ -88,7 +89,7 @@ def test_two_workers_that_take_back_at_the_same_time_lose_each_trial_once() -> N
         assert sum("is tried again" in line for line in messages) == 2, messages
         work_all(b)
         check_whole(storage, b, 2)
-        assert [row["retries"] for row in b.rows()] == [1, 1]
+        assert [row["retries"] for row in b.records()] == [1, 1]
 
 
 def test_two_workers_that_claim_at_the_same_time_get_two_trials() -> None:
@@ -103,7 +104,7 @@ def test_two_workers_that_claim_at_the_same_time_get_two_trials() -> None:
         met = bool(first)
         if met:
             assert {first[0].index, second.index} == {0, 1}
-            assert [row["outcome"] for row in a.rows()] == ["running", "running", "waiting"]
+            assert [row["outcome"] for row in a.records()] == ["running", "running", "waiting"]
             states = [attempt.state for attempt in storage.get_all_trials(0)]
             assert states.count(TrialState.RUNNING) == 2
         at += 1
@@ -122,7 +123,7 @@ def test_a_creation_whose_answer_was_lost_is_one_claim() -> None:
     check_whole(storage, mine, 2)
 
 
-def test_who_was_thought_dead_and_comes_back_has_no_second_result() -> None:
+def test_a_worker_that_returns_after_being_declared_gone_has_no_second_result() -> None:
     for at in range(5):
         storage, said = in_memory(), list[str]()
         counted: Any = Counted(storage)
@@ -140,22 +141,28 @@ def test_who_was_thought_dead_and_comes_back_has_no_second_result() -> None:
             take_over()
             assert accepted
         check_whole(storage, heir, 1)
-        assert accepted == (heir.rows()[0]["value"] == 0.5)
+        assert accepted == (heir.records()[0]["value"] == 0.5)
         assert bool(said) == (not accepted) and all("not counted" in line for line in said)
 
 
-def test_a_trial_that_is_lost_again_and_again_has_failed() -> None:
+def test_a_trial_that_is_lost_again_and_again_without_progress_has_failed() -> None:
     storage, params = in_memory(), []
-    for loss in range(1, MOST_LOSSES + 1):
-        params.append(claimed(trials_of(storage, 1, worker=DEAD)).params)
-        [message] = trials_of(storage, 1).take_back()
-        assert message.startswith("trial 0 was lost")
-        assert message.endswith("it is tried again" if loss < MOST_LOSSES else "it has failed")
+    for loss, done in enumerate((0, 5, 10, 15, 15, 12, 14), 1):
+        mine = trials_of(storage, 1, worker=DEAD)
+        attempt = claimed(mine)
+        mine.note(attempt, done=done)
+        params.append(attempt.params)
+        fate = "it is tried again" if loss < 7 else "it has failed"
+        if loss % 2:
+            [message] = trials_of(storage, 1).take_back()
+            assert message.startswith("trial 0 was lost: its worker") and message.endswith(fate)
+        else:  # the worker lives, and the process that trained is gone
+            assert mine.end(attempt, "lost", reason="killed by SIGKILL") and mine.fate(0) == fate
     mine = trials_of(storage, 1)
     assert (mine.unfinished(), mine.failures(), mine.claim()) == (0, 1, None)
-    [row] = mine.rows()
-    assert row["reason"].startswith(f"lost {MOST_LOSSES} times, at last because its worker")
-    assert row["retries"] == MOST_LOSSES - 1 and all(one == params[0] for one in params)
+    [row] = mine.records()
+    assert row.reason and row.reason.startswith(f"lost {MOST_LOSSES} times, at last because its worker")
+    assert row.retries == 6 and all(one == params[0] for one in params)
 
 
 def test_stopping_in_good_order_is_no_loss() -> None:
@@ -169,7 +176,7 @@ def test_stopping_in_good_order_is_no_loss() -> None:
     mine = trials_of(storage, 1)
     work_all(mine)
     assert all(one == params[0] for one in params)
-    assert mine.rows()[0]["retries"] == 0 and mine.rows()[0]["outcome"] == "finished"
+    assert mine.records()[0]["retries"] == 0 and mine.records()[0]["outcome"] == "finished"
 
 
 def test_a_living_worker_is_left_alone_and_a_silent_one_elsewhere_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +200,10 @@ def test_points_that_need_no_results_are_known_from_the_start() -> None:
     space = Space((Dimension(name="lr", kind="float", low=1e-4, high=1e-1, log=True, points=5, when={}),))
     for name in ("random", "grid", "qmc"):
         storage = in_memory()
-        rows = trials_of(storage, 3, space=space, sampler=name, points=[{"lr": 0.02}]).rows()
+        rows = trials_of(storage, 3, space=space, sampler=name, points=[{"lr": 0.02}]).records()
         more = trials_of(storage, 5, space=space, sampler=name, points=[{"lr": 0.02}])
         expected = [0.02, *(point["lr"] for point in space.points(name, 0, 4))]  # type: ignore[arg-type]
-        assert [row["settings"]["lr"] for row in more.rows()] == expected
+        assert [row["settings"]["lr"] for row in more.records()] == expected
         assert [row["enqueued"] for row in rows] == [True, False, False]
         assert [claimed(more).params["lr"] for _ in range(5)] == expected and more.claim() is None
 
@@ -216,12 +223,12 @@ def test_a_storage_of_earlier_versions_goes_on() -> None:
         storage.create_new_trial(0, trial_of(SPACE, state, {"lr": 0.05}, value=value, user=attrs))
     mine = trials_of(storage)
     mine.take_back()
-    first = mine.rows()[0]
+    first = mine.records()[0]
     assert (first["value"], first["tokens"], first["runs"], first["worker"]) == (0.25, 9, {"100": "ab"}, "host:1")
     work_all(mine)
     check_whole(storage, mine, 4)
-    assert [row["settings"]["lr"] for row in mine.rows()[:3]] == [0.05] * 3
-    assert [row["retries"] for row in mine.rows()] == [0, 1, 0, 0]
+    assert [row["settings"]["lr"] for row in mine.records()[:3]] == [0.05] * 3
+    assert [row["retries"] for row in mine.records()] == [0, 1, 0, 0]
 
 
 def test_what_diverged_is_never_the_best() -> None:
@@ -229,11 +236,11 @@ def test_what_diverged_is_never_the_best() -> None:
     mine = trials_of(storage, 3)
     for outcome, value in (("diverged", None), ("diverged", None), ("finished", 2.0)):
         mine.end(claimed(mine), outcome, value)  # type: ignore[arg-type]
-    best = mine.best()
-    assert best is not None and best["slot"] == 2
+    best = best_trial(mine.records(), "minimize")
+    assert best is not None and best.index == 2
     study = optuna.load_study(study_name="s", storage=storage)
     assert study.best_trial.number == 2 and study.trials[0].state == STATES["diverged"] == TrialState.PRUNED
-    assert mine.rows()[0]["value"] is None
+    assert mine.records()[0]["value"] is None
 
 
 def test_reporting_is_idempotent_and_audit_goes_on() -> None:
@@ -248,8 +255,8 @@ def test_reporting_is_idempotent_and_audit_goes_on() -> None:
     assert not mine.report(attempt, 1, 250, 99.0) and mine.report(attempt, 2, 500, 0.0)
     assert mine.report(attempt, 3, 750, 0.1)
     mine.end(attempt, "finished", 0.5)
-    row = mine.rows()[attempt.index]
-    assert row["curve"] == [[1, 250, 5.0], [2, 500, 9.0], [3, 750, 0.1]]
+    row = mine.records()[attempt.index]
+    assert row.curve == [(1, 250, 5.0), (2, 500, 9.0), (3, 750, 0.1)]
     assert (row["outcome"], row["would_stop_at"], row["stopped_at"]) == ("finished", 2, None)
 
 
@@ -270,7 +277,7 @@ def test_one_worker_finds_the_same_however_often_it_is_killed(pruner: str) -> No
                 work_all(mine)
             except Killed:
                 continue
-            return [(row["settings"], row["outcome"], row["value"], row["stopped_at"]) for row in mine.rows()]
+            return [(row["settings"], row["outcome"], row["value"], row["stopped_at"]) for row in mine.records()]
         raise AssertionError("no end")
 
     undisturbed = trials(None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.records import StudyRecord
+from gpt2lab.records import StudyRecord, SweepRecord
 from gpt2lab.store import RunFolder, Status, Store
 from gpt2lab.tracking import Point, TrackedRun
 from gpt2lab.tracking.mlflow import MlflowTracker
@@ -84,15 +84,16 @@ def trial(slot: int, outcome: str = "finished", *, seeds: Sequence[int] = (100,)
     """One trial of a sweep's record; its runs have ids that tell slot and seed."""
     runs = {str(seed): f"{slot:08x}{seed:08x}" for seed in seeds} if begun else {}
     return {"slot": slot, "outcome": outcome, "settings": settings or {"optim.lr": 1e-3 * (slot + 1)}, "runs": runs,
-            "stopped_at": 2 if outcome == "pruned" else None, "would_stop_at": None}  # fmt: skip
+            "stopped_at": 2 if outcome == "pruned" else None}  # fmt: skip
 
 
-def sweep_record(*trials: dict[str, Any], slots: int = 4, **more: Any) -> dict[str, Any]:
+def sweep_record(*trials: dict[str, Any], name: str = "lr@nano", slots: int = 4, storage: str | None = None,
+                 **more: Any) -> SweepRecord:  # fmt: skip
     """The record of a sweep with one search, as far as tracking reads it. more: other searches, by label."""
     entry = {"seeds": [100], "slots": slots, "components": {"norm": "layernorm", "optimizer": "adamw"}}
     searches = {"lr": {**entry, "trials": list(trials)}, **{label: {**entry, **one} for label, one in more.items()}}
-    return {
-        "name": "lr@nano",
+    record = {
+        "name": name,
         "sweep": "lr",
         "scale": "nano",
         "question": "Which rate?",
@@ -102,9 +103,10 @@ def sweep_record(*trials: dict[str, Any], slots: int = 4, **more: Any) -> dict[s
         "reproduce": "gpt2lab sweep sweeps/lr.yaml --scale nano",
         "created": CREATED,
         "hash": "abc",
-        "storage": "sqlite:////data/runs/sweeps/optuna.db",
+        "storage": storage or "sqlite:////data/runs/sweeps/optuna.db",
         "searches": searches,
     }
+    return SweepRecord.read(record, "a test")
 
 
 class Recorder:

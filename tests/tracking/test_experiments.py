@@ -230,7 +230,7 @@ def test_deleted_runs_are_not_read(uri: str) -> None:
     assert list(rotary.values) == ["1", "2"]
 
 
-def test_unknown_experiments_are_told_with_those_that_there_are(study: Lab, uri: str) -> None:
+def test_the_error_of_an_unknown_experiment_lists_the_known_ones(study: Lab, uri: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown MLflow experiment 'posnc'; did you mean 'posenc'\?") as error:
         read_experiment("posnc", uri)
     assert str(error.value).count("\n") == 0 and "(known: Default, posenc)" in str(error.value)
@@ -238,7 +238,7 @@ def test_unknown_experiments_are_told_with_those_that_there_are(study: Lab, uri:
         read_experiment("Default", uri)
 
 
-def test_a_deleted_experiment_is_told_as_such(uri: str) -> None:
+def test_the_error_of_a_deleted_experiment_restores_it(uri: str) -> None:
     import mlflow
 
     client = mlflow.MlflowClient()

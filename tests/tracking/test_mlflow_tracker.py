@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sqlite3
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,15 +58,8 @@ def test_a_study_is_one_parent_with_one_child_per_run(lab: Lab, sink_factory: Si
     assert known
     assert known["parent_run_id"] == parent.info.run_id
     assert known["runs"][lab.run("rotary", 1).id] == child.info.run_id
-
-
-def test_a_second_command_duplicates_nothing(lab: Lab, sink_factory: Sinks, look: Look) -> None:
-    lab.train_all()
-    assert sync(lab.store, lab.record, sink_factory) == 20
-    before = Counter(look.client.get_run(r.info.run_id).data.tags["mlflow.runName"] for r in look.runs())
-    assert sync(lab.store, lab.record, sink_factory) == 0
-    assert Counter(r.data.tags["mlflow.runName"] for r in look.runs()) == before
-    assert look.steps(lab.run()) == [0, 1, 2, 3, 4]
+    assert sync(lab.store, lab.record, sink_factory) == 0  # another command: nothing is there twice
+    assert len(look.runs()) == 5 and look.steps(lab.run()) == [0, 1, 2, 3, 4]
     assert len(look.points(lab.run(), "tokens_per_second")) == 1
 
 
@@ -86,14 +78,6 @@ def test_a_pass_with_nothing_new_writes_nothing(lab: Lab, sink_factory: Sinks, m
             monkeypatch.setattr(sink._connect(), name, lambda *_, name=name, **__: calls.append(name))
         assert delivery.send_new() == 0
     assert calls == []
-
-
-def test_a_run_of_two_studies_has_a_child_in_each(lab: Lab, sink_factory: Sinks, look: Look) -> None:
-    lab.train_all()
-    sync(lab.store, lab.record, sink_factory)
-    other = {**lab.record, "name": "other@nano", "arms": {"base": {"runs": {"0": lab.run().id}, "components": {}}}}
-    assert sync(lab.store, other, sink_factory) == 5
-    assert {c.data.tags["gpt2lab.study"] for c in look.children(lab.run())} == {"posenc@nano", "other@nano"}
 
 
 @pytest.mark.parametrize("cut", ["after the first batch", "between the runs"])
@@ -177,7 +161,8 @@ def test_what_is_not_finite_is_tagged(lab: Lab, sink_factory: Sinks, look: Look)
 def test_a_run_deleted_in_the_ui_gets_a_new_copy_and_one_note(lab: Lab, sink_factory: Sinks, look: Look) -> None:
     run = lab.begin(lab.run())
     lab.write(run, [row(0)])
-    delivery = Delivery(lab.store, lab.record, sink_factory())
+    said: list[str] = []
+    delivery = Delivery(lab.store, lab.record, sink_factory(), said.append)
     delivery.send_new()
     (first,) = look.children(run)
     look.client.delete_run(first.info.run_id)
@@ -185,9 +170,7 @@ def test_a_run_deleted_in_the_ui_gets_a_new_copy_and_one_note(lab: Lab, sink_fac
     delivery.send_new()
     lab.write(run, [row(2)])
     delivery.send_new()
-    assert [note for note in delivery.notes if "deleted" in note] == [
-        "the MLflow run of learned seed 0 was deleted; its rows go to a new one"
-    ]
+    assert said == ["the MLflow run of learned seed 0 was deleted; its rows go to a new one"]
     (second,) = look.children(run)
     assert second.data.tags["gpt2lab.replaces"] == first.info.run_id
     assert look.steps(run) == [0, 1, 2]
@@ -262,9 +245,9 @@ def test_artifacts_that_cannot_be_kept_do_not_hold_up_metrics(lab: Lab, sink_fac
     shutil.rmtree(lab.store.root / "mlartifacts", ignore_errors=True)
     (lab.store.root / "mlartifacts").write_text("a file in the way")
     run = lab.train(lab.run())
-    delivery = Delivery(lab.store, lab.record, sink_factory())
-    delivery.send_new()
-    assert len([note for note in delivery.notes if "takes no artifacts" in note]) == 1
+    said: list[str] = []
+    Delivery(lab.store, lab.record, sink_factory(), said.append).send_new()
+    assert len(said) == 1 and "takes no artifacts" in said[0]
     assert look.steps(run) == [0, 1, 2, 3, 4]
 
 

@@ -77,7 +77,7 @@ def _others(read: SweepRead) -> list[Record]:
         if name == read.name:
             continue
         try:
-            other = cleaned(read.store.sweep(name))
+            other = cleaned(read.store.sweep(name).plain())
             same = other["sweep"] == read.record["sweep"]
             if same and bool(other.get("part_of")) == bool(read.record.get("part_of")):
                 over_scales([other])

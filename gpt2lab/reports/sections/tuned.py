@@ -75,7 +75,7 @@ def _of_this_study(read: StudyRead) -> dict[str, Any]:
     """The record of the arms' searches, with those alone that the study's runs rest on: a later command, of other code
     or with other arms, may have written it anew. Raises ConfigError, DataFault."""
     tuned = {arm: entry.tuned for arm, entry in read.study.arms.items() if entry.tuned}
-    record = read.store.sweep(next(iter(tuned.values())).sweep)
+    record = read.store.sweep(next(iter(tuned.values())).sweep).plain()
     kept = {
         arm: record["searches"][one.label]
         for arm, one in tuned.items()
