@@ -248,7 +248,7 @@ def print_plan(plan: Plan, store: Any, console: Any, as_json: bool) -> None:
     """What would be done: runs, costs per arm, time on this machine, and what it will be able to say."""
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
-    from gpt2lab.reports.sections.sensitivity import next_steps
+    from gpt2lab.reports.sections.verdicts import next_steps
 
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]

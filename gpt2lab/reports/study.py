@@ -18,8 +18,8 @@ from gpt2lab.reports.page import Page, Remark, made_of, write_page
 from gpt2lab.reports.read import StudyRead, read_study
 from gpt2lab.reports.sections import tuned
 from gpt2lab.reports.sections.method import floor_sentence
+from gpt2lab.reports.sections.scaling import worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
-from gpt2lab.reports.sections.worth import worth_sentence
 from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text
 from gpt2lab.text import plural
 

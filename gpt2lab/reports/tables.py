@@ -4,8 +4,9 @@ the same ones."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.scaling import Reach, bounds
@@ -13,6 +14,7 @@ from gpt2lab.analysis.wording import decimals
 from gpt2lab.analysis.wording import probability as p_value
 from gpt2lab.text import DASH, interval, signed
 
+Item = TypeVar("Item")
 KINDS = ("number", "words", "id")
 CHIPS = {
     "better": "better", "worse": "worse", "likely better": "better tentative", "likely worse": "worse tentative",
@@ -37,6 +39,26 @@ def columns(*titles: str) -> list[Column]:
         Column(start, kind) if kind in KINDS else Column(title)
         for title, (start, _, kind) in zip(titles, split, strict=True)
     ]
+
+
+def tabulate(
+    items: Iterable[Item],
+    cells: Mapping[str, Callable[[Item], Cell | str | None]],
+    look: Callable[[Item], int | None] = lambda _: None,
+    baseline: Callable[[Item], bool] = lambda _: False,
+) -> Table:
+    """One row per item: `cells` has a function for each column, by a title as in `columns`.
+
+    A column in which every cell is None is left out; elsewhere None is an empty cell.
+    """
+    items = list(items)
+    made = {title: [make(item) for item in items] for title, make in cells.items()}
+    filled = {title: column for title, column in made.items() if not items or any(c is not None for c in column)}
+    rows = [
+        Row([cell if isinstance(cell, Cell) else Cell(cell or "") for cell in row], look(item), baseline(item))
+        for item, row in zip(items, zip(*filled.values(), strict=True), strict=True)
+    ]
+    return Table(columns(*filled), rows)
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,7 @@ def difference_cell(difference: float, low: float, high: float, p: str = "") -> 
     return Cell(signed(difference, digits) + (f" (p {p})" if p not in ("", DASH) else ""), bounds)
 
 
-def p_cell(value: float, alpha: float) -> str:
+def p_text(value: float, alpha: float) -> str:
     """`0.036`, `< 1e-15`: a p value in a column that is called so."""
     return DASH if math.isnan(value) else p_value(value, alpha).removeprefix("= ")
 

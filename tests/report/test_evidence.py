@@ -16,9 +16,9 @@ from scipy import stats
 
 from gpt2lab.reports import read_study, write_report
 from gpt2lab.reports.sections.curves import curves
-from gpt2lab.reports.sections.ladder import trends
-from gpt2lab.reports.sections.worth import horizon, loss_at, worth
-from gpt2lab.reports.tables import p_cell
+
+from gpt2lab.reports.sections.scaling import horizon, loss_at, trends, worth
+from gpt2lab.reports.tables import p_text
 from gpt2lab.results import collect, judge_runs, tokens_to
 from gpt2lab.store import Store
 
@@ -298,4 +298,4 @@ def test_what_an_interval_is_made_of_is_that_of_the_seeds_it_was_judged_by(
     ("p", "shown"), [(0.002, "0.002"), (0.04999, "0.05"), (1e-17, "< 1e-15"), (0.0, "< 1e-15"), (math.nan, "–")]
 )
 def test_a_p_value_in_its_column_has_no_sign_but_where_it_is_a_bound(p: float, shown: str) -> None:
-    assert p_cell(p, 0.04) == shown
+    assert p_text(p, 0.04) == shown
