@@ -197,10 +197,10 @@ class Point:
         return self.outcome in (FINISHED, PRUNED) and math.isfinite(self.value)
 
 
-def best_of(points: Iterable[Point], *, maximize: bool = False) -> Point | None:
-    """The finished trial with the best value; the earlier of two equal ones."""
+def ranked(points: Iterable[Point], *, maximize: bool = False) -> list[Point]:
+    """The finished trials, the best value first; the earlier of two equal ones."""
     done = [point for point in points if point.finished]
-    return min(done, key=lambda p: (-p.value if maximize else p.value, p.slot), default=None)
+    return sorted(done, key=lambda p: (-p.value if maximize else p.value, p.slot))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ class Search:
     @property
     def best_point(self) -> Point | None:
         """The finished trial with the best value, as it is drawn."""
-        return best_of(self.points, maximize=self.maximize)
+        return next(iter(ranked(self.points, maximize=self.maximize)), None)
 
     @property
     def best(self) -> Record | None:
@@ -286,6 +286,11 @@ class SweepRead(Once):
     def slots(self) -> int:
         """Trials in all, as they were declared."""
         return sum(int(search.record.get("slots") or self.record["trials"]) for search in self.searches.values())
+
+    @property
+    def seeds(self) -> int:
+        """Tuning seeds of a trial."""
+        return max((len(search.seeds) for search in self.searches.values()), default=1)
 
     @property
     def open(self) -> int:

@@ -41,7 +41,7 @@ def _table(read: StudyRead) -> Table:
 
         def cell(arm: Summary) -> Cell:
             value = number_of(arm.arm)
-            shown = memory(value and int(value)) if key == "peak_memory_bytes" else quantity(value)
+            shown = memory(None if value is None else int(value)) if key == "peak_memory_bytes" else quantity(value)
             return Cell(shown, "" if arm.arm == read.baseline else change(value, number_of(read.baseline)))
 
         return cell

@@ -222,8 +222,13 @@ def _near_bigram(study: Study, baseline: float | None) -> list[str]:
 @section(order=190, title="How to reproduce")
 def reproduce(read: StudyRead) -> Section:
     study = read.study
-    facts = {"Data": study.scope.data, "Preset": study.scope.preset, "Seeds": ", ".join(map(str, study.seeds))}
-    return Section(code=study.reproduce, facts=_known(facts | where_it_ran(study.plain())))
+    facts = {
+        "Data": study.scope.data,
+        "Preset": study.scope.preset,
+        "Seeds": ", ".join(map(str, study.seeds)),
+        **where_it_ran(study.plain()),
+    }
+    return Section(code=study.reproduce, facts=_known(facts))
 
 
 def where_it_ran(record: Mapping[str, Any]) -> dict[str, str]:

@@ -135,7 +135,7 @@ def _contrast_table(read: StudyRead) -> Table | None:
     return tabulate(read.verdicts.contrasts, {
         "Contrast": lambda c: Cell(c.arm, f"against {c.against}"),
         f"{_capitalised(shared)}:number": written,
-        f"{own.replace('at its own', 'Each at its own')}:number": lambda c: difference_cell(c.difference, c.low, c.high),
+        f"Each {own}:number": lambda c: difference_cell(c.difference, c.low, c.high),
         "Holm p:number": lambda c: p_text(c.p_holm, c.alpha),
         "Verdict:words": verdict_cell,
     }, look)  # fmt: skip
