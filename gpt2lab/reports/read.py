@@ -95,12 +95,16 @@ class StudyRead(Once):
         return usable_runs(self.study, self.runs)
 
     def arm_table(
-        self, cells: Mapping[str, Callable[[Summary], Cell | str | None]], arms: Collection[str] | None = None
-    ) -> Table:
+        self, cells: Callable[[Summary], Mapping[str, Cell | str | None]], arms: Collection[str] | None = None
+    ) -> Table | None:
         """One row per arm, or per arm of `arms`, with its name and colour; see `tabulate`."""
         shown = [arm for name, arm in self.arms.items() if arms is None or name in arms]
-        named: dict[str, Callable[[Summary], Cell | str | None]] = {"Arm": lambda arm: arm.arm, **cells}
-        return tabulate(shown, named, lambda arm: arm.look, lambda arm: arm.arm == self.baseline)
+        return tabulate(
+            shown,
+            lambda arm: {"Arm": arm.arm, **cells(arm)},
+            lambda arm: arm.look,
+            lambda arm: arm.arm == self.baseline,
+        )
 
 
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> StudyRead:

@@ -203,8 +203,8 @@ def winners_caution(read: SweepRead) -> str:
 
 def within(search: Search, reach: float) -> int:
     """Finished trials, besides the best, that are no further than `reach` from it."""
-    best, *others = ranked(search.points, maximize=search.maximize) or [None]
-    return sum(best is not None and abs(point.value - best.value) <= reach for point in others if point)
+    points = ranked(search.points, maximize=search.maximize)
+    return sum(abs(point.value - points[0].value) <= reach for point in points[1:])
 
 
 def _csv(read: SweepRead) -> str:

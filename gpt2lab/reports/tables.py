@@ -43,22 +43,24 @@ def columns(*titles: str) -> list[Column]:
 
 def tabulate(
     items: Iterable[Item],
-    cells: Mapping[str, Callable[[Item], Cell | str | None]],
+    cells: Callable[[Item], Mapping[str, Cell | str | None]],
     look: Callable[[Item], int | None] = lambda _: None,
     baseline: Callable[[Item], bool] = lambda _: False,
-) -> Table:
-    """One row per item: `cells` has a function for each column, by a title as in `columns`.
+) -> Table | None:
+    """One row per item, of which `cells` makes its cells by title as in `columns`; None without items.
 
     A column in which every cell is None is left out; elsewhere None is an empty cell.
     """
     items = list(items)
-    made = {title: [make(item) for item in items] for title, make in cells.items()}
-    filled = {title: column for title, column in made.items() if not items or any(c is not None for c in column)}
-    rows = [
-        Row([cell if isinstance(cell, Cell) else Cell(cell or "") for cell in row], look(item), baseline(item))
-        for item, row in zip(items, zip(*filled.values(), strict=True), strict=True)
-    ]
-    return Table(columns(*filled), rows)
+    made = [cells(item) for item in items]
+    if not made:
+        return None
+    titles = [title for title in made[0] if any(row[title] is not None for row in made)]
+    rows = []
+    for item, row in zip(items, made, strict=True):
+        shown = [cell if isinstance(cell, Cell) else Cell(cell or "") for cell in map(row.get, titles)]
+        rows.append(Row(shown, look(item), baseline(item)))
+    return Table(columns(*titles), rows)
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def test_many_runs_with_something_to_tell_are_counted() -> None:
     spike = {"spikes": [{"step": 1, "loss": 2.0, "threshold": 1.0}]}
     runs = [StudyRun(arm="a", seed=i, id="0" * 16, status="finished", result=spike) for i in range(20)]
     told = health.points({"a": [health.of_run(run, journal()) for run in runs]})
-    assert len(told) == health.MOST_TOLD + 1
+    assert len(told) == health.MOST_EVENTS + 1
     assert told[-1].startswith("And 8 more")
 
 
@@ -249,7 +249,7 @@ def test_the_page_reads_what_the_training_measures() -> None:
     run = health.of_run(StudyRun(arm="a", seed=0, id="0" * 16, status="finished"), [row])
     names: Mapping[str, float] = row["metrics"]
     assert list(run.depth) == [names[f"diag/activation_rms/{i}"] for i in range(12)]  # by number, not by letter
-    assert run.moved.keys() == {"", "embedding", "position", "attention", "mlp", "vector"}
+    assert run.updates.keys() == {"", "embedding", "position", "attention", "mlp", "vector"}
     assert all(run.last(metric) == names[metric] for metric in health.OVER_TIME)
 
 

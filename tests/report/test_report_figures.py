@@ -143,7 +143,7 @@ def test_other_figures_survive_nothing_and_nan() -> None:
     effects = [effect("a", NAN, NAN, NAN, "exploratory"), effect("a", 0.0, NAN, NAN, "x")]
     drawn(verdicts.forest, effects, 0.05, "a")
     drawn(verdicts.forest, [effect("a", 0.1, -1e9, 1e9, "inconclusive")], 0.05, "a")
-    drawn(curves.seeds, {"a": []}, one, None, "val/loss")
+    drawn(curves.seeds, {"a": []}, one, math.inf, "val/loss")
     assert "× 2 failed" in texts(drawn(curves.seeds, {"a": [NAN, 3.3, 2.0]}, one, 3.28, "val/loss"))
     drawn(curves.contexts, {"a": {128.0: [2.0]}}, one, 128, "val/loss")
     drawn(cost.cost, {"a": (1.0, 2.0)}, one, "speed", "val/loss")

@@ -19,7 +19,7 @@ from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.tables import Cell, Link, Row, Table, columns
 
 MakeStudy = Callable[..., dict[str, Any]]
-GUARDED = page._made_or_told
+GUARDED = page._made_or_error
 EXAMPLE = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/report.md").read_text(), re.S)[0]
 
 
@@ -64,7 +64,7 @@ def test_a_section_that_fails_costs_its_own_line(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_study()
-    monkeypatch.setattr(page, "_made_or_told", GUARDED)
+    monkeypatch.setattr(page, "_made_or_error", GUARDED)
 
     @section(order=45, title="Broken")
     def broken(read: StudyRead) -> Iterator[Section]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from gpt2lab.analysis.tuning import Optimum, transfer
 from gpt2lab.reports import style
 from gpt2lab.reports.page import made_of
-from gpt2lab.reports.read import Axis, Point, Search, SweepRead, best_of, read_chosen, read_record
+from gpt2lab.reports.read import Axis, Point, Search, SweepRead, ranked, read_chosen, read_record
 from gpt2lab.reports.sections import searches, sizes
 from gpt2lab.reports.sections.searches import limits_of
 from gpt2lab.store import Store
@@ -47,23 +47,26 @@ GROUPS = {
 }  # fmt: skip
 
 
+def made_up(points: list[Point], *axes: Axis, optimum: Optimum | None = None) -> Search:
+    optima = {axes[0].name: optimum} if optimum else {}
+    named = {axis.name: axis for axis in axes}
+    return Search(label="", record={}, axes=named, points=points, optima=optima, maximize=False)
+
+
 def every_figure(points: list[Point]) -> list[Figure]:
     """One of each kind, over a rate and over names."""
-    look = style.looks(["a", HOSTILE[0]], "a")
     fitted = read_chosen(search(), sweep()).optima["optim.lr"]
     assert fitted.line() is not None and fitted.interval and fitted.flat
-
-    def one(optima: dict[str, Optimum]) -> Search:
-        return Search(label="", record={}, axes={RATE.name: RATE}, points=points, optima=optima, maximize=False)
-
+    rate, both = made_up(points, RATE, optimum=fitted), made_up(points, RATE, NAMES)
+    look = style.looks(["a", HOSTILE[0]], "a")
     return [
-        searches.against(RATE, points, fitted, "val/loss", 0.05, alone=True),
-        searches.against(NAMES, points, None, "val/loss", 0.05, alone=False),
-        searches.history(points, "val/loss"),
-        searches.beside(RATE, {"a": one({RATE.name: fitted}), HOSTILE[0]: one({})}, look, "val/loss"),
-        searches.parallel([RATE, NAMES], points, "val/loss"),
-        searches.curves(RATE, points, {"unigram": 3.3}, "val/loss"),
-        searches.curves(NAMES, points, {}, "val/loss"),
+        searches.against(rate, RATE, "val/loss", 0.05),
+        searches.against(both, NAMES, "val/loss", 0.05),
+        searches.history(both, "val/loss"),
+        searches.beside(RATE, {"a": rate, HOSTILE[0]: both}, look, "val/loss"),
+        searches.parallel(both, "val/loss"),
+        searches.curves(rate, RATE, {"unigram": 3.3}, "val/loss"),
+        searches.curves(both, NAMES, {}, "val/loss"),
     ]
 
 
@@ -81,7 +84,7 @@ def test_any_trials_can_be_drawn(group: str) -> None:
 
 def test_every_look_of_a_trial_and_colour_of_the_ramp_is_a_variable_of_the_page() -> None:
     with style.drawing():
-        _, inline = style.render(searches.curves(RATE, GROUPS["many"], {}, "val/loss"), "curves", "", "")
+        _, inline = style.render(searches.curves(made_up(GROUPS["many"], RATE), RATE, {}, "val/loss"), "curves", "", "")
     for i in range(len(style.RAMP)):
         assert f"var(--ramp-{i})" in inline
     css = (Path(style.__file__).parent / "templates/page.css").read_text()
@@ -116,17 +119,11 @@ def test_a_bad_trial_does_not_squeeze_the_others() -> None:
 
 
 def test_the_best_is_the_lowest_or_highest_finished_trial_and_the_first_of_equals() -> None:
-    points = [
-        point(0, 0.1, 2.0),
-        point(1, 0.1, 1.0, "pruned"),
-        point(2, 0.1, 2.0),
-        point(3, 0.1, NAN),
-        point(4, 0.1, 3.0),
-    ]
-    best, most = best_of(points), best_of(points, maximize=True)
-    assert best is not None and best.slot == 0
-    assert most is not None and most.slot == 4
-    assert best_of(points[1:2]) is None
+    values = [(2.0, "finished"), (1.0, "pruned"), (2.0, "finished"), (NAN, "finished"), (3.0, "finished")]
+    points = [point(slot, 0.1, value, outcome) for slot, (value, outcome) in enumerate(values)]
+    assert [p.slot for p in ranked(points)] == [0, 2, 4]
+    assert [p.slot for p in ranked(points, maximize=True)] == [4, 0, 2]
+    assert made_up(points[1:2], RATE).best_point is None
 
 
 @pytest.mark.parametrize(("value", "share"), [(1e-4, 0.0), (1e-1, 1.0), (10**-2.5, 0.5), (1e-9, 0.0), (9, 1.0)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
@@ -21,7 +21,6 @@ NOTE = (
 )
 DECLARED = {"Parameters": "parameters", "Non-embedding": "non_embedding_parameters", "Active": "active_parameters",
             "FLOPs per token": "flops_per_token", "Tokens": "tokens"}  # fmt: skip
-MEASURED = {"Tokens per second": "tokens_per_second", "Peak memory": "peak_memory_bytes"}
 
 
 @section(order=50, title="What it costs")
@@ -31,28 +30,27 @@ def costs(read: StudyRead) -> Section:
     )
 
 
-def _table(read: StudyRead) -> Table:
+def _table(read: StudyRead) -> Table | None:
     """Every arm, and how it compares with the baseline; MFU where it is known."""
-
-    def compared(key: str) -> Callable[[Summary], Cell]:
-        def number_of(arm: str) -> float | None:
-            value: float | None = getattr(read.study.arms[arm] if key in DECLARED.values() else read.arms[arm], key)
-            return value
-
-        def cell(arm: Summary) -> Cell:
-            value = number_of(arm.arm)
-            shown = memory(None if value is None else int(value)) if key == "peak_memory_bytes" else quantity(value)
-            return Cell(shown, "" if arm.arm == read.baseline else change(value, number_of(read.baseline)))
-
-        return cell
-
+    base, reference = read.study.arms[read.baseline], read.arms[read.baseline]
     with_mfu = any(arm.mfu is not None for arm in read.arms.values())
 
-    def mfu(arm: Summary) -> str | None:
-        return f"{100 * arm.mfu:.1f} %" if arm.mfu is not None else DASH if with_mfu else None
+    def cells(arm: Summary) -> dict[str, Cell | str | None]:
+        def compared(shown: str, value: float | None, of_baseline: float | None) -> Cell:
+            return Cell(shown, "" if arm.arm == read.baseline else change(value, of_baseline))
 
-    numbers = {f"{title}:number": compared(key) for title, key in (DECLARED | MEASURED).items()}
-    return read.arm_table({**numbers, "MFU:number": mfu})
+        entry, speed, peak = read.study.arms[arm.arm], arm.tokens_per_second, arm.peak_memory_bytes
+        declared = {title: (getattr(entry, key), getattr(base, key)) for title, key in DECLARED.items()}
+        return {
+            **{
+                f"{title}:number": compared(quantity(value), value, other) for title, (value, other) in declared.items()
+            },
+            "Tokens per second:number": compared(quantity(speed), speed, reference.tokens_per_second),
+            "Peak memory:number": compared(memory(peak), peak, reference.peak_memory_bytes),
+            "MFU:number": f"{100 * arm.mfu:.1f} %" if arm.mfu is not None else DASH if with_mfu else None,
+        }
+
+    return read.arm_table(cells)
 
 
 def _per_second(read: StudyRead) -> list[str]:

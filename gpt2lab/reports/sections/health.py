@@ -221,52 +221,39 @@ def _last_below(name: str, rows: Sequence[JournalRow]) -> dict[str, float]:
     return {}
 
 
-def table(read: StudyRead) -> Table:
+def table(read: StudyRead) -> Table | None:
     """One row per arm."""
-    by_arm = read.once(health)
 
-    def ended(arm: Summary) -> Sequence[RunHealth]:
-        return [run for run in by_arm[arm.arm] if run.ended] or by_arm[arm.arm]
+    def cells(arm: Summary) -> dict[str, Cell | str]:
+        runs = read.once(health)[arm.arm]
+        ended = [run for run in runs if run.ended] or runs
 
-    def over_time(metric: str) -> Callable[[Summary], Cell]:
-        def cell(arm: Summary) -> Cell:
-            late = mean(run.late_gradient if metric == GRADIENT else run.last(metric) for run in ended(arm))
-            tops = [top for run in by_arm[arm.arm] if (top := run.largest(metric)) is not None]
+        def over_time(metric: str) -> Cell:
+            late = mean(run.late_gradient if metric == GRADIENT else run.last(metric) for run in ended)
+            tops = [top for run in runs if (top := run.largest(metric)) is not None]
             return Cell(short(late), f"up to {short(max(tops))}" if tops else "")
 
-        return cell
-
-    def activation(arm: Summary) -> str:
-        first, last = (mean(run.depth[i] for run in ended(arm) if run.depth) for i in (0, -1))
-        return DASH if first is None and last is None else f"{short(first)} to {short(last)}"
-
-    def update(arm: Summary) -> Cell:
-        runs = ended(arm)
-        groups = dict.fromkeys(group for run in runs for group in run.updates if group)
-        parts = [f"{group} {short(mean(run.updates.get(group) for run in runs), 2)}" for group in groups]
-        return Cell(short(mean(run.updates.get("") for run in runs)), ", ".join(parts))
-
-    def count(of: Callable[[RunHealth], int | None]) -> Callable[[Summary], Cell]:
-        def cell(arm: Summary) -> Cell:
-            counts = [count for run in by_arm[arm.arm] if (count := of(run)) is not None]
-            within = sum(count > 0 for count in counts)
-            where = f"in {within} of {plural(len(counts), 'run')}" if within else ""
-            return Cell(str(sum(counts)) if counts else DASH, where)
-
-        return cell
-
-    return read.arm_table(
-        {
+        first, last = (mean(run.depth[i] for run in ended if run.depth) for i in (0, -1))
+        groups = dict.fromkeys(group for run in ended for group in run.updates if group)
+        ratios = [f"{group} {short(mean(run.updates.get(group) for run in ended), 2)}" for group in groups]
+        return {
             "Gradient norm:number": over_time(GRADIENT),
             "Attention logit:number": over_time(SCORES),
             "Logit rms:number": over_time(LOGITS),
-            "Activation rms:number": activation,
-            "Update ratio:words": update,
-            "Spikes:number": count(lambda run: None if run.spikes is None else len(run.spikes)),
-            "Skipped steps:number": count(lambda run: run.skipped),
-            "Diverged:number": count(lambda run: run.run.status == "diverged" if run.run.result else None),
+            "Activation rms:number": DASH if first is None and last is None else f"{short(first)} to {short(last)}",
+            "Update ratio:words": Cell(short(mean(run.updates.get("") for run in ended)), ", ".join(ratios)),
+            "Spikes:number": _count(None if run.spikes is None else len(run.spikes) for run in runs),
+            "Skipped steps:number": _count(run.skipped for run in runs),
+            "Diverged:number": _count(run.run.status == "diverged" if run.run.result else None for run in runs),
         }
-    )
+
+    return read.arm_table(cells)
+
+
+def _count(by_run: Iterable[int | None]) -> Cell:
+    counts = [count for count in by_run if count is not None]
+    within = sum(count > 0 for count in counts)
+    return Cell(str(sum(counts)) if counts else DASH, f"in {within} of {plural(len(counts), 'run')}" if within else "")
 
 
 def points(health: Health) -> list[str]:
@@ -307,27 +294,21 @@ def deviations(health: Health) -> list[str]:
     return [*sentences, f"Steps skipped because their numbers were not finite: {listed}."] if listed else sentences
 
 
-def _time_table(read: StudyRead) -> Table:
+def _time_table(read: StudyRead) -> Table | None:
     """Where the time of an arm's runs went, in shares."""
-    times = {
-        arm: [run.time for run in runs if run.time and all(map(math.isfinite, run.time.values()))]
-        for arm, runs in read.once(health).items()
-    }
 
-    def per_run(arm: Summary) -> str:
-        totals = [sum(time.values()) for time in times[arm.arm]]
-        return time_taken(statistics.median(totals)) if totals else DASH
+    def cells(arm: Summary) -> dict[str, str]:
+        recorded = [run.time for run in read.once(health)[arm.arm] if run.time]
+        times = [time for time in recorded if all(map(math.isfinite, time.values()))]
+        totals = [sum(time.values()) for time in times]
+        shares = {phase: 100 * sum(time[phase] for time in times) / (sum(totals) or math.nan) for phase in PHASES}
+        return {
+            "Per run:number": time_taken(statistics.median(totals)) if totals else DASH,
+            **{f"{phase.capitalize()}:number": f"{share:.1f} %" if share == share else DASH
+               for phase, share in shares.items()},
+        }  # fmt: skip
 
-    def share(phase: str) -> Callable[[Summary], str]:
-        def text(arm: Summary) -> str:
-            total = sum(sum(time.values()) for time in times[arm.arm])
-            return f"{100 * sum(time[phase] for time in times[arm.arm]) / total:.1f} %" if total else DASH
-
-        return text
-
-    return read.arm_table(
-        {"Per run:number": per_run, **{f"{phase.capitalize()}:number": share(phase) for phase in PHASES}}
-    )
+    return read.arm_table(cells)
 
 
 def time_note(health: Health) -> str:

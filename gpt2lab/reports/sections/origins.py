@@ -7,7 +7,7 @@ difference in mean loss, arm minus baseline, in nats, over some of the final eva
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePath
@@ -180,31 +180,24 @@ def _difference(ours: Array, theirs: Array, alpha: float) -> Difference:
     return Difference(float(test.difference), float(test.low), float(test.high))
 
 
-def _table(read: StudyRead, origins: Origins) -> Table:
+def _table(read: StudyRead, origins: Origins) -> Table | None:
     """One row per arm that has a difference."""
 
-    def group(division: Division, place: int) -> Callable[[Summary], Cell]:
-        return lambda arm: _cell(division.arms[arm.arm][place]) if arm.arm in division.arms else Cell()
-
-    def documents(division: Division) -> Callable[[Summary], Cell]:
-        def cell(arm: Summary) -> Cell:
+    def cells(arm: Summary) -> dict[str, Cell | str]:
+        row: dict[str, Cell | str] = {"All targets:number": _cell(origins.totals[arm.arm])}
+        for division in origins.divisions:
             differences = division.arms.get(arm.arm)
-            if differences is None:
-                return Cell()
-            sure = sum(difference.sign < 0 for difference in differences)
-            return Cell(str(sum(difference.value < 0 for difference in differences)), f"{sure} by the interval")
+            if division.name == DOCUMENT:
+                count = sum(difference.value < 0 for difference in differences or ())
+                sure = sum(difference.sign < 0 for difference in differences or ())
+                title = f"Below 0 in {plural(len(division.groups), 'document')}:number"
+                row[title] = Cell(str(count), f"{sure} by the interval") if differences else ""
+                continue
+            for place in (0, -1):
+                title = label(division, place)
+                row[f"{title[0].upper()}{title[1:]}:number"] = _cell(differences[place]) if differences else ""
+        return row
 
-        return cell
-
-    cells: dict[str, Callable[[Summary], Cell | str | None]] = {
-        "All targets:number": lambda arm: _cell(origins.totals[arm.arm])
-    }
-    for division in origins.divisions:
-        if division.name == DOCUMENT:
-            cells[f"Below 0 in {plural(len(division.groups), 'document')}:number"] = documents(division)
-        else:
-            titles = [label(division, place) for place in (0, -1)]
-            cells |= {f"{t[0].upper()}{t[1:]}:number": group(division, i) for t, i in zip(titles, (0, -1), strict=True)}
     return read.arm_table(cells, origins.totals)
 
 

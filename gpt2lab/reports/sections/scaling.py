@@ -137,28 +137,28 @@ def differences_worth(read: StudyRead) -> Section:
     return Section(table=_table(read, found), note=NOTE, points=points, front=front, data=data)
 
 
-def _table(read: StudyRead, found: Worth) -> Table:
+def _table(read: StudyRead, found: Worth) -> Table | None:
     """Final losses at other budgets, each at the end of its own schedule, and what differences are worth by them."""
-
-    def loss_at_budget(tokens: float) -> Callable[[Summary], Cell]:
-        def cell(arm: Summary) -> Cell:
-            losses = found.budgets.get(arm.arm, {}).get(tokens, ())
-            if losses:
-                return Cell(number(sum(losses) / len(losses)), plural(len(losses), "seed"))
-            only = arm.arm not in found.budgets and tokens == read.study.arms[arm.arm].tokens
-            return Cell(number(arm.mean)) if only and arm.mean is not None else Cell()
-
-        return cell
-
     budgets = sorted({tokens for curve in found.budgets.values() for tokens in curve})
-    return read.arm_table(
-        {
-            **{f"{quantity(tokens)} tokens:number": loss_at_budget(tokens) for tokens in budgets},
-            "Worth, compute:number": lambda arm: worth_cell(found.multipliers.get(arm.arm)),
-            "Worth, tokens:number": lambda arm: worth_cell(found.in_tokens.get(arm.arm)),
-            "Tokens to baseline:number": lambda arm: _share_cell(found.shares.get(arm.arm)),
-        }
-    )
+
+    def cells(arm: Summary) -> dict[str, Cell]:
+        only = {read.study.arms[arm.arm].tokens: [arm.mean]} if arm.mean is not None else {}
+        curve = found.budgets.get(arm.arm)
+        return {
+            **{f"{quantity(tokens)} tokens:number": _losses_cell((curve or only).get(tokens, ()), counted=bool(curve))
+               for tokens in budgets},
+            "Worth, compute:number": worth_cell(found.multipliers.get(arm.arm)),
+            "Worth, tokens:number": worth_cell(found.in_tokens.get(arm.arm)),
+            "Tokens to baseline:number": _share_cell(found.shares.get(arm.arm)),
+        }  # fmt: skip
+
+    return read.arm_table(cells)
+
+
+def _losses_cell(losses: Sequence[float], *, counted: bool) -> Cell:
+    if not losses:
+        return Cell()
+    return Cell(number(sum(losses) / len(losses)), plural(len(losses), "seed") if counted else "")
 
 
 def _share_cell(share: Reach | None) -> Cell:
@@ -182,14 +182,17 @@ def _drawn(finals: Budgets, look: Mapping[str, style.Look], metric: str) -> Figu
 @section(order=100, title="How early the order of arms shows")
 def order_of_arms(read: StudyRead) -> Section:
     agreements = horizon(read)
-    table = tabulate(agreements, {
-        "Share of training": lambda a: f"{100 * a.fraction:g} %",
-        "Kendall's tau:number": lambda a: Cell(
-            signed(a.tau, 2), interval(a.low, a.high, 2) if math.isfinite(a.low) else ""
-        ),
-        "Arms:number": lambda a: str(a.arms),
-        "Seeds:number": lambda a: str(a.seeds),
-    })  # fmt: skip
+    table = tabulate(
+        agreements,
+        lambda agreed: {
+            "Share of training": f"{100 * agreed.fraction:g} %",
+            "Kendall's tau:number": Cell(
+                signed(agreed.tau, 2), interval(agreed.low, agreed.high, 2) if math.isfinite(agreed.low) else ""
+            ),
+            "Arms:number": str(agreed.arms),
+            "Seeds:number": str(agreed.seeds),
+        },
+    )
     data = as_json({"horizon": [asdict(agreed) for agreed in agreements]})
     return Section(table=table, note=HORIZON, data=data) if agreements else Section(data=data)
 

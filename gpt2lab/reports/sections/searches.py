@@ -33,7 +33,7 @@ from gpt2lab.reports.read import (
     look_of,
 )
 from gpt2lab.reports.style import ARMS, BAND, GRID, HALF, INK, MUTED, RAMP, SURFACE, WIDE, Look, finite, note
-from gpt2lab.reports.tables import Cell, Table, tabulate
+from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
 from gpt2lab.results import LOSS, RATE
 from gpt2lab.text import DASH, number, setting, shorten
 
@@ -82,10 +82,11 @@ def best_settings(read: SweepRead) -> Section:
 
 @section(order=20, of="sweep")
 def choices(read: SweepRead) -> list[Section]:
+    tables = [(search, choices_table(search)) for search in read.searches.values()]
     return [
-        Section(title=read.titled(search, "The best per choice"), table=choices_table(search), note=CHOICES)
-        for search in read.searches.values()
-        if any(axis.choices for axis in search.axes.values())
+        Section(title=read.titled(search, "The best per choice"), table=table, note=CHOICES)
+        for search, table in tables
+        if table
     ]
 
 
@@ -97,45 +98,31 @@ def each_search(read: SweepRead) -> Section | None:
     return Section(figures=pictures, folded=True)
 
 
-def best_table(read: SweepRead) -> Table:
+def best_table(read: SweepRead) -> Table | None:
     """One row per setting of every search: its best value, how sure that is, how flat, whether it lies at an edge."""
     several = len(read.searches) > 1
     weighed = any(search.record.get("importance") for search in read.searches.values())
+
+    def cells(item: tuple[int, Search, Axis]) -> dict[str, Cell | str | None]:
+        _, search, axis = item
+        best, optimum = search.best, search.optima.get(axis.name)
+        base = (search.record.get("base") or {}).get(axis.name)
+        share = ((search.record.get("importance") or {}).get("values") or {}).get(axis.name)
+        chosen = best["settings"].get(axis.name) if best else None
+        reached = f"{read.metric} {number(best['value'])}" if best else ""
+        return {
+            "Setting": Cell(search.label, axis.name) if several else axis.name,
+            "Best trial:number": Cell(DASH if chosen is None else setting(chosen), reached),
+            "Optimum:number": optimum_cell(optimum, search) if optimum else "",
+            "Flat:number": flat_cell(optimum, search, read.unit) if optimum else "",
+            "Searched:number": Cell(axis.range, "on a log scale" if axis.log else ""),
+            "Edge:words": edge_cell(optimum) if optimum and best else "",
+            "The config's own:number": DASH if base is None else setting(base),
+            "Importance:number": None if not weighed else DASH if share is None else f"{100 * share:.0f} %",
+        }
+
     rows = [(i, search, axis) for i, search in enumerate(read.searches.values()) for axis in search.axes.values()]
-    Place = tuple[int, Search, Axis]
-
-    def best(row: Place) -> Cell:
-        trial = row[1].best or {"settings": {}}
-        value = trial["settings"].get(row[2].name)
-        reached = f"{read.metric} {number(trial['value'])}" if row[1].best else ""
-        return Cell(DASH if value is None else setting(value), reached)
-
-    def of_optimum(cell: Callable[[Optimum, Search], Cell]) -> Callable[[Place], Cell]:
-        def make(row: Place) -> Cell:
-            optimum = row[1].optima.get(row[2].name)
-            return cell(optimum, row[1]) if optimum else Cell()
-
-        return make
-
-    def base(row: Place) -> str:
-        value = (row[1].record.get("base") or {}).get(row[2].name)
-        return DASH if value is None else setting(value)
-
-    def importance(row: Place) -> str | None:
-        share = ((row[1].record.get("importance") or {}).get("values") or {}).get(row[2].name)
-        return None if not weighed else DASH if share is None else f"{100 * share:.0f} %"
-
-    cells: dict[str, Callable[[Place], Cell | str | None]] = {
-        "Setting": lambda row: Cell(row[1].label, row[2].name) if several else row[2].name,
-        "Best trial:number": best,
-        "Optimum:number": of_optimum(optimum_cell),
-        "Flat:number": of_optimum(lambda optimum, search: flat_cell(optimum, search, read.unit)),
-        "Searched:number": lambda row: Cell(row[2].range, "on a log scale" if row[2].log else ""),
-        "Edge:words": of_optimum(lambda optimum, search: edge_cell(optimum) if search.best else Cell()),
-        "The config's own:number": base,
-        "Importance:number": importance,
-    }
-    return tabulate(rows, cells, lambda row: look_of(row[0]) if several else None)
+    return tabulate(rows, cells, lambda item: look_of(item[0]) if several else None)
 
 
 def _table_note(read: SweepRead) -> str:
@@ -183,35 +170,22 @@ def edge_cell(optimum: Optimum) -> Cell:
     return Cell(f"at the {optimum.edge} edge", wider, "worse")
 
 
-def choices_table(search: Search) -> Table:
+def choices_table(search: Search) -> Table | None:
     """The best finished trial of every choice of every dimension that has choices."""
-
-    def trials(row: tuple[Axis, str]) -> list[Record]:
-        return [trial for trial in search.trials if str(trial["settings"].get(row[0].name)) == row[1]]
-
-    def done(row: tuple[Axis, str]) -> list[Record]:
-        return [trial for trial in trials(row) if trial["outcome"] == FINISHED and trial["value"] is not None]
-
-    def top(row: tuple[Axis, str]) -> Record | None:
-        return min(done(row), key=lambda t: -t["value"] if search.maximize else t["value"], default=None)
-
-    def behind(row: tuple[Axis, str]) -> float | None:
-        best, own = search.best, top(row)
-        return abs(own["value"] - best["value"]) if own and best else None
-
-    def others(row: tuple[Axis, str]) -> str:
-        settings = (top(row) or {}).get("settings", {})
-        return settings_text({key: value for key, value in settings.items() if key != row[0].name})
-
-    rows = [(axis, choice) for axis in search.axes.values() for choice in axis.choices]
-    return tabulate(rows, {
-        "Choice": lambda row: Cell(row[1], row[0].name),
-        "Best:number": lambda row: number((top(row) or {}).get("value")),
-        "Behind the best:number": lambda row: "best" if behind(row) == 0 else number(behind(row)),
-        "Finished:number": lambda row: str(len(done(row))),
-        "Trials:number": lambda row: str(len(trials(row))),
-        "With:words": others,
-    }, baseline=lambda row: behind(row) == 0)  # fmt: skip
+    best, rows = search.best, []
+    for axis, choice in ((axis, choice) for axis in search.axes.values() for choice in axis.choices):
+        trials = [trial for trial in search.trials if str(trial["settings"].get(axis.name)) == choice]
+        done = [trial for trial in trials if trial["outcome"] == FINISHED and trial["value"] is not None]
+        top = min(done, key=lambda t: -t["value"] if search.maximize else t["value"], default=None)
+        behind = abs(top["value"] - best["value"]) if top and best else None
+        others = {key: value for key, value in top["settings"].items() if key != axis.name} if top else {}
+        cells = (Cell(choice, axis.name), Cell(number(top["value"] if top else None)),
+                 Cell("best" if behind == 0 else number(behind)), Cell(str(len(done))), Cell(str(len(trials))),
+                 Cell(settings_text(others)))  # fmt: skip
+        rows.append(Row(cells, baseline=behind == 0))
+    titles = columns("Choice", "Best:number", "Behind the best:number", "Finished:number", "Trials:number",
+                     "With:words")  # fmt: skip
+    return Table(titles, rows) if rows else None
 
 
 def settings_text(settings: Record) -> str:

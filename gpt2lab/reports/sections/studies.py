@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -49,18 +50,19 @@ def agreement(read: Across) -> Section | None:
     published = [agreement for finding in read.findings for _, agreement in finding.published]
     rows = [("what the study's file expects", expected), ("published results", published)]
 
-    def count(counted: Callable[[Agreement], bool]) -> Callable[[tuple[str, Sequence[Agreement]]], str]:
-        return lambda row: str(sum(map(counted, row[1])))
+    def cells(row: tuple[str, Sequence[Agreement]]) -> dict[str, str]:
+        counts = Counter((agreed.kind, agreed.elsewhere) for agreed in row[1])
+        return {
+            "Contrasts compared with": row[0],
+            "found again:number": str(counts[AGAIN, False]),
+            "same at another scale:number": str(counts[AGAIN, True]),
+            "contradicted:number": str(counts[AGAINST, False]),
+            "other sign at another scale:number": str(counts[AGAINST, True]),
+            "inconclusive:number": str(counts[OPEN, False] + counts[OPEN, True]),
+        }
 
-    table = tabulate([row for row in rows if row[1]], {
-        "Contrasts compared with": lambda row: row[0],
-        "found again:number": count(lambda a: a.kind == AGAIN and not a.elsewhere),
-        "same at another scale:number": count(lambda a: a.kind == AGAIN and a.elsewhere),
-        "contradicted:number": count(lambda a: a.kind == AGAINST and not a.elsewhere),
-        "other sign at another scale:number": count(lambda a: a.kind == AGAINST and a.elsewhere),
-        "inconclusive:number": count(lambda a: a.kind == OPEN),
-    })  # fmt: skip
-    return Section(table=table, note=TALLIES) if table.rows else None
+    table = tabulate([row for row in rows if row[1]], cells)
+    return Section(table=table, note=TALLIES) if table else None
 
 
 @section(order=20, title="Scale by scale", of="index")
@@ -99,7 +101,7 @@ def studies(read: Across) -> Section | None:
     parts = [
         Section(
             title=entry.name, link=entry.link, anchor=f"study-{number}", lead=[entry.study.question],
-            aside=_line(entry), table=_contrasts(entry) if entry.findings else None,
+            aside=_line(entry), table=_contrasts(entry),
             note="" if entry.findings else "No contrast is declared.",
             facts=[(key, value) for key, value in facts(entry) if value], facts_title="What it rests on",
         )
@@ -108,22 +110,21 @@ def studies(read: Across) -> Section | None:
     return Section(parts=parts) if parts else None
 
 
-def _contrasts(entry: Entry) -> Table:
-    def expected(finding: Finding) -> Cell:
-        agreed = finding.agreement
-        return Cell(agreed.word, finding.expected, agreed.chip, remark=agreed.why) if agreed else Cell()
-
-    def published(finding: Finding) -> Cell:
+def _contrasts(entry: Entry) -> Table | None:
+    def cells(finding: Finding) -> dict[str, Cell]:
+        expected, contrast = finding.agreement, finding.contrast
         sources = [(Link(e.source, e.address, before=f"{e}; "), agreed) for e, agreed in finding.published]
-        return Cell(parts=[Cell(agreed.word, link, agreed.chip, remark=agreed.why) for link, agreed in sources])
+        return {
+            "Contrast": Cell(contrast.arm, f"against {contrast.against}"),
+            f"Difference, {entry.unit}:number": finding.difference,
+            "Verdict:words": finding.verdict,
+            "Expected:words":
+                Cell(expected.word, finding.expected, expected.chip, remark=expected.why) if expected else Cell(),
+            "Published:words":
+                Cell(parts=[Cell(agreed.word, link, agreed.chip, remark=agreed.why) for link, agreed in sources]),
+        }  # fmt: skip
 
-    return tabulate(entry.findings, {
-        "Contrast": lambda finding: Cell(finding.contrast.arm, f"against {finding.contrast.against}"),
-        f"Difference, {entry.unit}:number": lambda finding: finding.difference,
-        "Verdict:words": lambda finding: finding.verdict,
-        "Expected:words": expected,
-        "Published:words": published,
-    })  # fmt: skip
+    return tabulate(entry.findings, cells)
 
 
 def _line(entry: Entry) -> str:

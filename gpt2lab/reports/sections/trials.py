@@ -132,24 +132,21 @@ def reasons_table(read: SweepRead) -> Table | None:
     for search, trial in read.trials:
         if trial["outcome"] in (DIVERGED, FAILED):
             groups.setdefault((search.label, trial["outcome"], _kind(trial)), []).append(trial)
-    if not groups:
-        return None
 
-    def which(trials: Sequence[Record]) -> str:
-        more = len(trials) - SHOWN_SLOTS
+    def cells(item: tuple[tuple[str, str, str], list[Record]]) -> dict[str, Cell | str | None]:
+        (label, outcome, reason), trials = item
         slots = ", ".join(str(trial["slot"]) for trial in trials[:SHOWN_SLOTS])
-        return slots + (f" and {more} more" if more > 0 else "")
+        more = f" and {len(trials) - SHOWN_SLOTS} more" if trials[SHOWN_SLOTS:] else ""
+        return {
+            "Outcome": Cell(outcome, "", CHIPS[outcome]),
+            "Search": label if len(read.searches) > 1 else None,
+            "Trials:number": str(len(trials)),
+            "Reason:words": reason or DASH,
+            "Which:words": slots + more,
+            "Settings:words": _ranges(read.searches[label], trials),
+        }
 
-    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    rows = [(*key, trials) for key, trials in ordered]  # label, outcome, reason, trials
-    return tabulate(rows, {
-        "Outcome": lambda row: Cell(row[1], "", CHIPS[row[1]]),
-        "Search": lambda row: row[0] if len(read.searches) > 1 else None,
-        "Trials:number": lambda row: str(len(row[3])),
-        "Reason:words": lambda row: row[2] or DASH,
-        "Which:words": lambda row: which(row[3]),
-        "Settings:words": lambda row: _ranges(read.searches[row[0]], row[3]),
-    })  # fmt: skip
+    return tabulate(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])), cells)
 
 
 def _kind(trial: Record) -> str:

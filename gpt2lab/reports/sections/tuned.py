@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2lab.analysis import Contrast, Verdicts
-from gpt2lab.analysis.tuning import OPEN, Optimum, sensitivity
+from gpt2lab.analysis.tuning import OPEN, sensitivity
 from gpt2lab.analysis.wording import decimals
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.records import Bracket
@@ -120,77 +120,51 @@ def _contrast_table(read: StudyRead) -> Table | None:
     if read.once(tunings).written is None:
         return None
 
-    def written(c: Contrast) -> Cell:
-        other = before(read, c)
-        if other is None:
-            return Cell(DASH)
-        cell = difference_cell(other.difference, other.low, other.high)
-        failed = _failures(other) if other.failed_arm else ""
-        return Cell(cell.text, "; ".join(filter(None, (str(cell.detail), failed))))
-
-    def look(c: Contrast) -> int | None:
-        return read.arms[c.arm].look if c.arm in read.arms else None
-
     shared, own = names_of(read.study)
-    return tabulate(read.verdicts.contrasts, {
-        "Contrast": lambda c: Cell(c.arm, f"against {c.against}"),
-        f"{_capitalised(shared)}:number": written,
-        f"Each {own}:number": lambda c: difference_cell(c.difference, c.low, c.high),
-        "Holm p:number": lambda c: p_text(c.p_holm, c.alpha),
-        "Verdict:words": verdict_cell,
-    }, look)  # fmt: skip
+
+    def cells(c: Contrast) -> dict[str, Cell | str]:
+        other, written = before(read, c), Cell(DASH)
+        if other:
+            failed = _failures(other) if other.failed_arm else ""
+            cell = difference_cell(other.difference, other.low, other.high)
+            written = Cell(cell.text, "; ".join(filter(None, (str(cell.detail), failed))))
+        return {
+            "Contrast": Cell(c.arm, f"against {c.against}"),
+            f"{_capitalised(shared)}:number": written,
+            f"Each {own}:number": difference_cell(c.difference, c.low, c.high),
+            "Holm p:number": p_text(c.p_holm, c.alpha),
+            "Verdict:words": verdict_cell(c),
+        }
+
+    return tabulate(read.verdicts.contrasts, cells, lambda c: read.arms[c.arm].look if c.arm in read.arms else None)
 
 
 def _search_table(read: StudyRead) -> Table | None:
     """Every arm's search: what it found, how surely, how much it matters, what it cost."""
-    searches = read.once(tunings).searches
-    if not searches:
-        return None
-    several = len(tuned_settings(read.study)) > 1
+    searches, several = read.once(tunings).searches, len(tuned_settings(read.study)) > 1
 
     def settings(values: Mapping[str, object]) -> str:
         return (settings_text(values) if several else ", ".join(map(setting, values.values()))) or DASH
 
-    def best(arm: Summary) -> Cell:
-        trial = searches[arm.arm].best
-        return Cell(settings(trial["settings"]), f"{read.metric} {number(trial['value'])}") if trial else Cell(DASH)
+    def cells(arm: Summary) -> dict[str, Cell | str]:
+        search, entry = searches[arm.arm], read.study.arms[arm.arm]
+        best, lost, spent = search.best, rate_sensitivity(search), read.once(tunings).tokens(arm.arm)
+        optimum = search.optima.get(RATE) or next(iter(search.optima.values()), None)
+        ended = {outcome: count for outcome, count in search.counts.items() if outcome not in OPEN}
+        reached = f"{read.metric} {number(best['value'])}" if best else ""
+        return {
+            "Best trial:number": Cell(settings(best["settings"]) if best else DASH, reached),
+            "As written:number": settings(entry.shared.settings if entry.shared else {}),
+            "Optimum:number": optimum_cell(optimum, search) if optimum else DASH,
+            "Flat:number": flat_cell(optimum, search, read.unit) if optimum else DASH,
+            "Sensitivity:number": DASH if lost is None else number(lost, 3),
+            "Edge:words": edge_cell(optimum) if optimum and best else "",
+            "Trials:number": Cell(str(sum(ended.values())), ", ".join(f"{n} {what}" for what, n in ended.items())),
+            "Tokens:number": Cell(
+                quantity(spent), f"{spent / entry.tokens:.1f} runs" if spent and entry.tokens else ""
+            ),
+        }
 
-    def written(arm: Summary) -> str:
-        shared = read.study.arms[arm.arm].shared
-        return settings(shared.settings if shared else {})
-
-    def optimum(arm: Summary) -> Optimum | None:
-        optima = searches[arm.arm].optima
-        return optima.get(RATE) or next(iter(optima.values()), None)
-
-    def optimum_(arm: Summary) -> Cell:
-        found = optimum(arm)
-        return optimum_cell(found, searches[arm.arm]) if found else Cell(DASH)
-
-    def flat(arm: Summary) -> Cell:
-        found = optimum(arm)
-        return flat_cell(found, searches[arm.arm], read.unit) if found else Cell(DASH)
-
-    def lost(arm: Summary) -> str:
-        value = rate_sensitivity(searches[arm.arm])
-        return DASH if value is None else number(value, 3)
-
-    def edge(arm: Summary) -> Cell:
-        found = optimum(arm)
-        return edge_cell(found) if found and searches[arm.arm].best else Cell()
-
-    def trials(arm: Summary) -> Cell:
-        ended = {outcome: count for outcome, count in searches[arm.arm].counts.items() if outcome not in OPEN}
-        return Cell(str(sum(ended.values())), ", ".join(f"{count} {outcome}" for outcome, count in ended.items()))
-
-    def tokens(arm: Summary) -> Cell:
-        spent, of_run = read.once(tunings).tokens(arm.arm), read.study.arms[arm.arm].tokens
-        return Cell(quantity(spent), f"{spent / of_run:.1f} runs" if spent and of_run else "")
-
-    cells: dict[str, Callable[[Summary], Cell | str | None]] = {
-        "Best trial:number": best, "As written:number": written, "Optimum:number": optimum_, "Flat:number": flat,
-        "Sensitivity:number": lost, "Edge:words": edge, "Trials:number": trials, "Tokens:number": tokens,
-    }  # fmt: skip
     return read.arm_table(cells, searches)
 
 
@@ -389,28 +363,24 @@ def rates(read: StudyRead) -> Section | None:
     }
     judged = {c.arm: c for c in read.verdicts.contrasts if c.against == read.baseline}
 
-    def at(factor: float) -> Callable[[Summary], Cell]:
-        return lambda arm: _trial_cell(losses[arm.arm], factor, brackets[arm.arm])
-
-    def best(arm: Summary) -> Cell:
-        bracket = brackets[arm.arm]
-        if bracket.best is None:
-            return Cell(DASH)
-        return Cell(f"{study.arms[arm.arm].lr:.3g}", "at the edge" if bracket.at_edge else f"x{bracket.best:g}")
-
-    def shared(arm: Summary) -> Cell:
-        own, base = (losses.get(name, {}).get(1) for name in (arm.arm, read.baseline))
-        if own is None or base is None or not math.isfinite(own + base) or arm.arm == read.baseline:
-            return Cell()
-        return Cell(signed(own - base, 3), "one seed")
-
-    def tuned(arm: Summary) -> Cell:
-        c = judged.get(arm.arm)
-        return difference_cell(c.difference, c.low, c.high) if c else Cell()
-
     factors = sorted({factor for by_factor in losses.values() for factor in by_factor})
-    cells: dict[str, Callable[[Summary], Cell | str | None]] = {f"x{factor:g}:number": at(factor) for factor in factors}
-    cells |= {"Best rate:number": best, "At the shared rate:number": shared, "Each at its best:number": tuned}
+    base = losses.get(read.baseline, {}).get(1)
+
+    def cells(arm: Summary) -> dict[str, Cell | str]:
+        bracket, by_factor, contrast = brackets[arm.arm], losses[arm.arm], judged.get(arm.arm)
+        best, at_shared, own = Cell(DASH), Cell(), by_factor.get(1)
+        if bracket.best is not None:
+            best = Cell(f"{study.arms[arm.arm].lr:.3g}", "at the edge" if bracket.at_edge else f"x{bracket.best:g}")
+        if own is not None and base is not None and math.isfinite(own + base) and arm.arm != read.baseline:
+            at_shared = Cell(signed(own - base, 3), "one seed")
+        return {
+            **{f"x{factor:g}:number": _trial_cell(by_factor, factor, bracket) for factor in factors},
+            "Best rate:number": best,
+            "At the shared rate:number": at_shared,
+            "Each at its best:number":
+                difference_cell(contrast.difference, contrast.low, contrast.high) if contrast else "",
+        }  # fmt: skip
+
     return Section(table=read.arm_table(cells, brackets), note=BRACKET_NOTE)
 
 

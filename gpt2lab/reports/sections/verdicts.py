@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -202,43 +202,33 @@ def forest(effects: Sequence[style.Interval], smallest_effect: float, to: str, n
 
 
 @section(order=110, title="Sensitivity: the same contrasts, analysed in other ways")
-def sensitivity(read: StudyRead) -> Section:
+def sensitivity(read: StudyRead) -> Section | None:
     """Every contrast again, not adjusted for the family, by other estimators where the runs allow them, and how far it
     depends on the validation text."""
     noise = text_noise(read.study, read.runs, read.store)
 
-    def estimated(estimator: str) -> Callable[[Contrast], Cell]:
-        def cell(c: Contrast) -> Cell:
-            result = c.sensitivity.get(estimator)
+    def cells(c: Contrast) -> dict[str, Cell | str]:
+        def estimated(name: str) -> Cell:
+            result = c.sensitivity.get(name)
             if not result:
                 return Cell(DASH)
             return difference_cell(result["difference"], result["low"], result["high"], p_text(result["p"], c.alpha))
 
-        return cell
-
-    def permutation(c: Contrast) -> Cell:
-        result = c.sensitivity.get("permutation")
-        how = "exact" if result and result["exact"] else "drawn at random"
-        return Cell(f"p {p_text(result['p'], c.alpha)}", how) if result else Cell(DASH)
-
-    def detectable(c: Contrast) -> Cell:
+        permuted, text = c.sensitivity.get("permutation"), noise.get((c.arm, c.against))
         upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
-        return Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper)
+        exact = "exact" if permuted and permuted["exact"] else "drawn at random"
+        return {
+            "Contrast": _pair(c),
+            "Not adjusted:number": difference_cell(c.difference, c.raw_low, c.raw_high, p_text(c.p, c.alpha)),
+            "Paired by seed:number": estimated("paired"),
+            "Arm and seed:number": estimated("blocked"),
+            "Permutation:number": Cell(f"p {p_text(permuted['p'], c.alpha)}", exact) if permuted else DASH,
+            "Detectable:number": Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper),
+            "Text noise:number": Cell(_halfwidth(text.halfwidth), f"{text.count} {text.unit}") if text else DASH,
+        }
 
-    def of_text(c: Contrast) -> Cell:
-        text = noise.get((c.arm, c.against))
-        return Cell(_halfwidth(text.halfwidth), f"{text.count} {text.unit}") if text else Cell(DASH)
-
-    table = tabulate(read.verdicts.contrasts, {
-        "Contrast": _pair,
-        "Not adjusted:number": lambda c: difference_cell(c.difference, c.raw_low, c.raw_high, p_text(c.p, c.alpha)),
-        "Paired by seed:number": estimated("paired"),
-        "Arm and seed:number": estimated("blocked"),
-        "Permutation:number": permutation,
-        "Detectable:number": detectable,
-        "Text noise:number": of_text,
-    })  # fmt: skip
-    return Section(table=table, note=SENSITIVITY, folded=True)
+    table = tabulate(read.verdicts.contrasts, cells)
+    return Section(table=table, note=SENSITIVITY, folded=True) if table else None
 
 
 def _pair(contrast: Contrast) -> str:
@@ -249,23 +239,21 @@ def _pair(contrast: Contrast) -> str:
 def errors(read: StudyRead) -> Section | None:
     """Half the width of each interval by its sources, and the step that would narrow it most for its time."""
 
-    def source(name: str) -> Callable[[tuple[str, ErrorBudget]], str]:
-        def text(row: tuple[str, ErrorBudget]) -> str:
-            part = row[1].sources.get(name)
-            return DASH if part is None else _halfwidth(max(part, 0.0))
+    def cells(item: tuple[str, ErrorBudget]) -> dict[str, str]:
+        pair, budget = item
+        parts = {name: budget.sources.get(name) for name in ("seeds", "search", "text")}
+        shown = {name: DASH if part is None else _halfwidth(max(part, 0.0)) for name, part in parts.items()}
+        return {
+            "Contrast": pair,
+            "Interval:number": _halfwidth(budget.halfwidth),
+            "Seeds:number": shown["seeds"],
+            "Search of rates:number": shown["search"],
+            "Validation text:number": shown["text"],
+            "Cheapest way to narrow it:words": budget.told(),
+        }
 
-        return text
-
-    budgets = error_budgets(read.study, read.runs, read.verdicts, read.store)
-    table = tabulate(budgets.items(), {
-        "Contrast": lambda row: row[0],
-        "Interval:number": lambda row: _halfwidth(row[1].halfwidth),
-        "Seeds:number": source("seeds"),
-        "Search of rates:number": source("search"),
-        "Validation text:number": source("text"),
-        "Cheapest way to narrow it:words": lambda row: row[1].told(),
-    })  # fmt: skip
-    return Section(table=table, note=ERRORS) if budgets else None
+    table = tabulate(error_budgets(read.study, read.runs, read.verdicts, read.store).items(), cells)
+    return Section(table=table, note=ERRORS) if table else None
 
 
 def _halfwidth(value: float) -> str:
