@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from made_up_sweep import BATCH, LR, NORM, TOKENS, coordinates, hopeless, keep, ladder, search, sweep, variants, wide
 from matplotlib.figure import Figure
+from page_reader import assert_plain_svg
 
 from gpt2lab.analysis.tuning import Optimum, transfer
 from gpt2lab.reports import style
@@ -19,7 +20,6 @@ from gpt2lab.reports.read import Axis, Point, Search, SweepRead, ranked, read_ch
 from gpt2lab.reports.sections import searches, sizes
 from gpt2lab.reports.sections.searches import limits_of
 from gpt2lab.store import Store
-from gpt2lab.text import setting
 
 HOSTILE = ["<script>alert(1)</script>", "$x^2$", '" onload="alert(1)', "名前", "n" * 90]
 RATE = Axis(name="optim.lr", low=1e-4, high=1e-1, log=True)
@@ -72,14 +72,11 @@ def every_figure(points: list[Point]) -> list[Figure]:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_any_trials_can_be_drawn(group: str) -> None:
-    allowed = {"svg", "title", "desc", "defs", "clipPath", "g", "path", "rect", "use", "text"}
     with style.drawing():
         for i, figure in enumerate(every_figure(GROUPS[group])):
             alone, inline = style.render(figure, f"f{i}", "A title", "A description")
             ElementTree.fromstring(inline)
-            found = list(ElementTree.fromstring(alone).iter())
-            assert {one.tag.removeprefix(f"{{{style.SVG}}}") for one in found} <= allowed
-            assert not [n for one in found for n in one.attrib if n.startswith("on") or n == "style"]
+            assert_plain_svg(ElementTree.fromstring(alone))
 
 
 def test_every_look_of_a_trial_and_colour_of_the_ramp_is_a_variable_of_the_page() -> None:
@@ -126,24 +123,19 @@ def test_the_best_is_the_lowest_or_highest_finished_trial_and_the_first_of_equal
     assert made_up(points[1:2], RATE).best_point is None
 
 
-@pytest.mark.parametrize(("value", "share"), [(1e-4, 0.0), (1e-1, 1.0), (10**-2.5, 0.5), (1e-9, 0.0), (9, 1.0)])
-def test_shares_of_a_log_axis(value: float, share: float) -> None:
-    assert RATE.share(value) == pytest.approx(share)
-
-
-def test_shares_of_other_axes() -> None:
-    assert Axis(name="x", low=2, high=4).share(3) == 0.5
-    assert Axis(name="x", low=2, high=2).share(2) == 0.5
-    assert NAMES.share(HOSTILE[-1]) == 1.0
-    assert math.isnan(NAMES.share("other"))
-    assert math.isnan(RATE.number("text"))
-    assert math.isnan(RATE.number(None))
-
-
-def test_settings_are_written_as_one_types_them() -> None:
-    given = [0.00213, 2e-5, 1024, 0.1, 1e6, "rotary", True, 3e-10]
-    assert [setting(value) for value in given] == ["0.00213", "2e-5", "1024", "0.1", "1e6", "rotary", "True", "3e-10"]
-    assert [float(setting(value)) for value in (0.00213, 2e-5, 1e6)] == [0.00213, 2e-5, 1e6]
+@pytest.mark.parametrize(
+    ("axis", "value", "share"),
+    [
+        *((RATE, value, share) for value, share in {1e-4: 0.0, 1e-1: 1.0, 10**-2.5: 0.5, 1e-9: 0.0, 9: 1.0}.items()),
+        (Axis(name="x", low=2, high=4), 3, 0.5),
+        (Axis(name="x", low=2, high=2), 2, 0.5),
+        (NAMES, HOSTILE[-1], 1.0),
+        (NAMES, "other", NAN),
+    ],
+)
+def test_shares_of_an_axis(axis: Axis, value: Any, share: float) -> None:
+    assert axis.share(value) == pytest.approx(share, nan_ok=True)
+    assert math.isnan(RATE.number("text")) and math.isnan(RATE.number(None))
 
 
 def read(record: dict[str, Any], root: Path) -> SweepRead:

@@ -173,7 +173,7 @@ def edge_cell(optimum: Optimum) -> Cell:
 def choices_table(search: Search) -> Table | None:
     """The best finished trial of every choice of every dimension that has choices."""
     best, rows = search.best, []
-    for axis, choice in ((axis, choice) for axis in search.axes.values() for choice in axis.choices):
+    for axis, choice in [(dimension, choice) for dimension in search.axes.values() for choice in dimension.choices]:
         trials = [trial for trial in search.trials if str(trial["settings"].get(axis.name)) == choice]
         done = [trial for trial in trials if trial["outcome"] == FINISHED and trial["value"] is not None]
         top = min(done, key=lambda t: -t["value"] if search.maximize else t["value"], default=None)

@@ -152,6 +152,7 @@ def _search_table(read: StudyRead) -> Table | None:
         optimum = search.optima.get(RATE) or next(iter(search.optima.values()), None)
         ended = {outcome: count for outcome, count in search.counts.items() if outcome not in OPEN}
         reached = f"{read.metric} {number(best['value'])}" if best else ""
+        runs = f"{spent / entry.tokens:.1f} runs" if spent and entry.tokens else ""
         return {
             "Best trial:number": Cell(settings(best["settings"]) if best else DASH, reached),
             "As written:number": settings(entry.shared.settings if entry.shared else {}),
@@ -160,9 +161,7 @@ def _search_table(read: StudyRead) -> Table | None:
             "Sensitivity:number": DASH if lost is None else number(lost, 3),
             "Edge:words": edge_cell(optimum) if optimum and best else "",
             "Trials:number": Cell(str(sum(ended.values())), ", ".join(f"{n} {what}" for what, n in ended.items())),
-            "Tokens:number": Cell(
-                quantity(spent), f"{spent / entry.tokens:.1f} runs" if spent and entry.tokens else ""
-            ),
+            "Tokens:number": Cell(quantity(spent), runs),
         }
 
     return read.arm_table(cells, searches)
