@@ -415,7 +415,7 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
     """All that a study measured, one row per arm, seed, step and metric: columns arm, seed, step, metric, value.
 
     Curves keep their names (train/loss, val/loss, ...); the final evaluation, on the study's own validation tokens,
-    is at the last step as final/val/loss and so on, NaN for a run that diverged. Of runs that kept it, so does the
+    is at the last step as final/val/loss and so on, NaN for a run that diverged. Of runs that kept it, so is the
     loss by part: final/val/loss/position/1-1, final/val/loss/frequency/1-3, final/val/loss/document/NAME. Steps at
     which a metric was not taken have no row, and neither have runs that left nothing; `missing_runs` names them.
     Raises ConfigError for an unknown study, DataFault for damaged metrics.

@@ -40,7 +40,7 @@ def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
         about="all studies",
         heading="What the studies found",
         title="All studies – gpt2lab",
-        warnings=[Remark(f"The record of {one.name} cannot be read.", one.why) for one in across.damaged],
+        warnings=[Remark(f"The record of {record.name} cannot be read.", record.why) for record in across.damaged],
         answer=[_summary(across)],
         sections=made_of(across, "index"),
         files=("index.md", "index.json"),
@@ -62,7 +62,7 @@ def _summary(across: Across) -> str:
 def _json(across: Across, page: Page) -> str:
     """All of it for programs."""
     record: dict[str, Any] = {"studies": [as_json(entry) for entry in across.entries]}
-    record["damaged"] = [{"name": one.name, "why": one.why} for one in across.damaged]
+    record["damaged"] = [{"name": damaged.name, "why": damaged.why} for damaged in across.damaged]
     record["sweeps"] = [entry.to_json() for entry in across.sweeps]
     return page.json(record)
 
@@ -159,7 +159,7 @@ class Across(Once):
     entries: Sequence[Entry]
     sweeps: Sequence[SweepEntry] = ()
     damaged: Sequence[Damaged] = ()
-    kept: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def findings(self) -> list[Finding]:

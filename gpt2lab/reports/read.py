@@ -367,7 +367,7 @@ def _axis(dimension: Record) -> Axis:
 
 
 def _point(trial: Record, record: Record, store: Store) -> Point:
-    """A trial as it is drawn; a pruned one stands at its last value."""
+    """A trial as it is drawn; a pruned one at its last value."""
     seen = [(float(tokens), float(value)) for _, tokens, value in trial.get("curve") or () if value is not None]
     value = trial.get("value")
     if value is None:

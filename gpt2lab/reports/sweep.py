@@ -237,7 +237,7 @@ def _json(read: SweepRead, page: Page) -> str:
 def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Group:
     """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies."""
     read = _read(sweep, root)
-    shown: list[RenderableType] = [Text(f"{one.head} {one.text}", style="yellow") for one in warnings(read)]
+    shown: list[RenderableType] = [Text(f"{remark.head} {remark.text}", style="yellow") for remark in warnings(read)]
     shown += [Text(sentence, style="bold") for sentence in answer(read)]
     for label, search in read.searches.items():
         titles = dict.fromkeys(("trial", read.metric, *search.axes), "right")

@@ -230,6 +230,7 @@ def test_the_figure_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> N
         record(tmp_path / "runs", f"study{number}", means=POSENC, created=created)
     across = gather(tmp_path / "runs", tmp_path / "reports")
     assert [entry.study.ablation for entry in across.entries[:2]] == ["study29", "study28"]  # the newest first
+    assert across.once(lambda read: len(read.entries)) == 30
     shown = overview.groups(across.entries)
     assert sum(1 + len(bars) for _, bars in shown) == overview.MOST_ROWS
     assert "20 contrasts of older studies" in overview.caption(shown, len(across.findings))

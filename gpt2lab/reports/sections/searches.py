@@ -94,7 +94,7 @@ def choices(read: SweepRead) -> list[Section]:
 def each_search(read: SweepRead) -> Section | None:
     if read.single:
         return None
-    pictures = [one for place, search in enumerate(read.searches.values()) for one in _figures(read, search, place)]
+    pictures = [picture for i, search in enumerate(read.searches.values()) for picture in _figures(read, search, i)]
     return Section(figures=pictures, folded=True)
 
 

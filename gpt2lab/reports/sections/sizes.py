@@ -111,7 +111,7 @@ def across_size(read: SweepRead) -> Section | None:
     figure = best_by_size(found, looks(labels, labels[0]), name)
     return Section(
         table=_table(found),
-        points=[f"{label + ': ' if len(found) > 1 else ''}{one.transfer}" for label, one in found.items()],
+        points=[f"{label + ': ' if len(found) > 1 else ''}{search.transfer}" for label, search in found.items()],
         figures=[style.picture("across", f"The best {name} against the size of the model", ACROSS, figure)],
     )
 
@@ -119,13 +119,13 @@ def across_size(read: SweepRead) -> Section | None:
 def _table(found: Mapping[str, Across]) -> Table:
     """One row per scale, the optimum of each search in a column."""
     columns = [Column("Scale"), Column("Parameters", "number")]
-    columns += [Column(label if len(found) > 1 else f"Best {one.name}", "number") for label, one in found.items()]
+    columns += [Column(label if len(found) > 1 else f"Best {search.name}", "number") for label, search in found.items()]
     sizes = {scale.scale: scale.parameters for search in found.values() for scale in search.scales}
     rows = []
     for scale, parameters in sorted(sizes.items(), key=lambda item: item[1]):
         cells = [_cell(next((s for s in search.scales if s.scale == scale), None)) for search in found.values()]
         rows.append(Row((Cell(scale), Cell(quantity(parameters)), *cells)))
-    laws = [one.transfer for one in found.values()]
+    laws = [search.transfer for search in found.values()]
     if any(law.at_target is not None for law in laws):
         target = next(law.target for law in laws if law.target is not None)
         rows.append(Row((Cell("predicted"), Cell(quantity(target)), *map(_predicted, laws))))
@@ -155,9 +155,9 @@ def best_by_size(found: Mapping[str, Across], look: Mapping[str, Look], name: st
     axes.set(xscale="log", yscale="log")
     ends: dict[str, float] = {}
     sizes = set()
-    for label, one in found.items():
-        law, drawn = one.transfer, look[label]
-        known = [(s.parameters, s.at, s.optimum.interval) for s in one.scales if s.at is not None]
+    for label, search in found.items():
+        law, drawn = search.transfer, look[label]
+        known = [(s.parameters, s.at, s.optimum.interval) for s in search.scales if s.at is not None]
         for parameters, at, interval in known:
             _mark(axes, parameters, at, interval, drawn, fill=drawn.colour)
         if law.line is not None:
