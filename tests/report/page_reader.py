@@ -49,6 +49,11 @@ def assert_harmless(source: str, links: str = r"#") -> None:
     assert "@import" not in css and "url(" not in css
 
 
+def part_of(twin: str, title: str) -> str:
+    """The section of a page's Markdown under this heading."""
+    return twin.partition(f"## {title}")[2].partition("\n## ")[0]
+
+
 def assert_plain_svg(root: ElementTree.Element) -> None:
     """Shapes and text only: nothing that runs, is loaded or is styled inline."""
     allowed = {"svg", "title", "desc", "defs", "clipPath", "g", "path", "rect", "use", "text"}

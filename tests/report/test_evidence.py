@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_study import STEPS, run_id, typed, write, write_run
+from page_reader import part_of
 from scipy import stats
 
 from gpt2lab.reports import read_study, write_report
@@ -286,7 +287,7 @@ def test_what_an_interval_is_made_of_is_that_of_the_seeds_it_was_judged_by(
     said = told(tmp_path, study)
     [contrast] = judge_runs(typed(study), collect(typed(study), Store(tmp_path / "runs"))).contrasts
     assert contrast.n_arm == 3 and contrast.word.startswith("inconclusive")
-    section = said.partition("## What the intervals are made of")[2].partition("\n## ")[0]
+    section = part_of(said, "What the intervals are made of")
     [row] = [line for line in section.splitlines() if line.startswith("| rotary against learned")]
     half = f"±{(contrast.joint_high - contrast.joint_low) / 2:.2g}"
     assert row.startswith(f"| rotary against learned | {half} | {half} | – | – | 3 more seeds per arm: ")

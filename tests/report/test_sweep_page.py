@@ -27,7 +27,7 @@ from made_up_sweep import (
     variants,
     wide,
 )
-from page_reader import Reader, assert_harmless, assert_same_files, assert_twin
+from page_reader import Reader, assert_harmless, assert_same_files, assert_twin, part_of
 from rich.console import Console
 
 from gpt2lab import text
@@ -189,7 +189,7 @@ def test_several_settings_have_best_values_edges_importance_and_choices(tmp_path
     assert "The best of 17 finished trials reached val/loss 2.0144 with optim.lr 0.00807" in read.text
     assert "optim.lr explains most of the variation between trials (71 %)" in read.text
     assert "No best value lies at an edge" in read.text
-    choices = twin.partition("## The best per choice")[2].partition("\n## ")[0]
+    choices = part_of(twin, "The best per choice")
     assert re.search(r"rmsnorm; model\\.norm|rmsnorm; model.norm", choices)
     assert "| best |" in choices
     assert (folder / "best.yaml").exists()

@@ -142,7 +142,8 @@ def _table(read: StudyRead, found: Worth) -> Table | None:
     budgets = sorted({tokens for curve in found.budgets.values() for tokens in curve})
 
     def cells(arm: Summary) -> dict[str, Cell]:
-        only = {read.study.arms[arm.arm].tokens: [arm.mean]} if arm.mean is not None else {}
+        own = float(read.study.arms[arm.arm].tokens)
+        only: Mapping[float, Sequence[float]] = {} if arm.mean is None else {own: [arm.mean]}
         curve = found.budgets.get(arm.arm)
         return {
             **{f"{quantity(tokens)} tokens:number": _losses_cell((curve or only).get(tokens, ()), counted=bool(curve))
