@@ -1,7 +1,4 @@
-"""The published loss curve of GPT-2 124M, and how far a training that should follow it is off.
-
-Layer: beside `evidence`; no torch.
-"""
+"""The published loss curve of GPT-2 124M, and how far a training that should follow it is off."""
 
 from __future__ import annotations
 

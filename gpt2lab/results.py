@@ -1,4 +1,4 @@
-"""Read the results of a study back from the run store, as tables; nothing here looks at printed text or at a tracker.
+"""Read the results of a study back from the run store, as tables: not from printed text, and not from a tracker.
 
 A value counts only if it was measured the way the study declares: on its fixed validation tokens, by its evaluation
 key. Everything else (a run that failed, is unfinished, was never started, or lacks that evaluation) is listed with its
@@ -40,6 +40,9 @@ BRACKETING = "the learning rates are still being bracketed"
 SEARCHING = "the settings of the arms are still being searched"
 RATE = "optim.lr"
 
+ENDED = ("finished", "unevaluated")
+"""Statuses of runs whose training came to its end."""
+
 LATE = "declared after its results were there"
 
 NOISE_DESIGN = "noise floor"
@@ -74,14 +77,14 @@ class StudyRun:
 
 def collect(study: StudyRecord, store: Store) -> list[StudyRun]:
     """Every run that the study declares, in its order of arms and seeds."""
-    found = []
+    runs = []
     for arm, entry in study.arms.items():
         for seed, run_id in sorted(entry.runs.items(), key=lambda item: int(item[0])):
             try:
-                found.append(read_run(study, store, arm, int(seed), run_id))
+                runs.append(read_run(study, store, arm, int(seed), run_id))
             except DataFault as fault:  # one damaged file must not cost the page of the others
-                found.append(StudyRun(arm=arm, seed=int(seed), id=run_id, status="unreadable", reason=str(fault)))
-    return found
+                runs.append(StudyRun(arm=arm, seed=int(seed), id=run_id, status="unreadable", reason=str(fault)))
+    return runs
 
 
 def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
@@ -105,17 +108,10 @@ def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str)
         reason = {"absent": "not started", "partial": "stopped before its end", "running": "still running"}[status]
     known = folder.identity() or {}
     return StudyRun(
-        arm=arm,
-        seed=seed,
-        id=run_id,
-        status=status,
-        reason=reason,
-        value=value,
-        identity=known.get("identity") or {},
-        adopted_from=known.get("adopted_from"),
-        result=result,
+        arm=arm, seed=seed, id=run_id, status=status, reason=reason, value=value,
+        identity=known.get("identity") or {}, adopted_from=known.get("adopted_from"), result=result,
         evaluation=evaluation,
-    )
+    )  # fmt: skip
 
 
 def final_values(study: StudyRecord, store: Store) -> pd.DataFrame:
@@ -123,18 +119,20 @@ def final_values(study: StudyRecord, store: Store) -> pd.DataFrame:
 
     Runs without a value are not in it; see `missing_runs`.
     """
+    rows = [(r.arm, r.seed, r.value) for r in collect(study, store) if r.value is not None]
+    return _frame(rows, arm=object, seed=int, value=float)
+
+
+def _frame(rows: Sequence[tuple[Any, ...]], **columns: type) -> pd.DataFrame:
     import pandas as pd
 
-    rows = [(r.arm, r.seed, r.value) for r in collect(study, store) if r.value is not None]
-    return pd.DataFrame(rows, columns=["arm", "seed", "value"]).astype({"arm": object, "seed": int, "value": float})
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
 def missing_runs(study: StudyRecord, store: Store) -> pd.DataFrame:
     """Columns arm, seed, run, status, reason: the declared runs that have no final value, and why."""
-    import pandas as pd
-
     rows = [(r.arm, r.seed, r.id, r.status, r.reason) for r in collect(study, store) if r.value is None]
-    return pd.DataFrame(rows, columns=["arm", "seed", "run", "status", "reason"])
+    return _frame(rows, arm=object, seed=int, run=object, status=object, reason=object)
 
 
 def judge(study: StudyRecord, store: Store, *, force_exploratory: bool = False) -> Verdicts:
@@ -157,7 +155,7 @@ def judge_runs(
     declared = {arm: entry.exploratory for arm, entry in study.arms.items() if entry.exploratory}
     first = past.first_seeds if past else len(study.seeds)
     looks = past.looks if past else study.looks
-    found = searches(study, store) if store else {}
+    rates = searches(study, store) if store else {}
     return compare(
         [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] + _no_runs(study, runs),
         baseline=study.baseline,
@@ -174,11 +172,11 @@ def judge_runs(
         looks=looks or ((first,) if first >= FEWEST else None),
         extendable=True,
         baseline_seeds=past.first_baseline if past else study.baseline_seeds,
-        searches=found,
+        searches=rates,
         text=text_noise(study, runs, store) if store else None,
         force_exploratory=force_exploratory,
         sensitivity=sensitivity,
-        scope=", ".join([scope_text(study), *(_unbounded(study, found) if store else [])]),
+        scope=", ".join([scope_text(study), *(_unbounded(study, rates) if store else [])]),
         at_shared_rate=shares_rate(study),
         caveat=study.caveat,
         unit=unit(study),
@@ -186,16 +184,15 @@ def judge_runs(
     )
 
 
-def _unbounded(study: StudyRecord, found: Mapping[str, Search]) -> list[str]:
-    """Says of which arms the search has too few results to tell how far their rate may be from the best."""
-    if not study.bracketed and len(searched(study)) != 1:
+def _unbounded(study: StudyRecord, rates: Mapping[str, Search]) -> list[str]:
+    """A remark on arms whose search has too few results to bound how far their rate may be from the best."""
+    if not study.bracketed and len(tuned_settings(study)) != 1:
         return []
-    ready = [
+    without = [
         arm
         for arm, entry in study.arms.items()
-        if (entry.bracket and entry.bracket.best) or (entry.tuned and entry.tuned.settings)
+        if arm not in rates and ((entry.bracket and entry.bracket.best) or (entry.tuned and entry.tuned.settings))
     ]
-    without = [arm for arm in ready if arm not in found]
     if not without:
         return []
     return [f"but of {listed(without)} at the one that was picked, since too few trials finished to bound its best"]
@@ -203,15 +200,14 @@ def _unbounded(study: StudyRecord, found: Mapping[str, Search]) -> list[str]:
 
 def searches(study: StudyRecord, store: Store) -> dict[str, Search]:
     """Arm -> the search that its learning rate is from, or whatever one setting was searched. Empty where none was, and
-    where several settings were searched at once: then no curve says how far the best one may be."""
+    where several settings were searched at once: then no curve shows how far the best one may be."""
     if study.metric != LOSS:
         return {}
-    found = {}
-    for arm, entry in study.arms.items():
-        search = _bracketed(study, store, arm, entry.bracket) if entry.bracket else _tuned(entry.tuned, store)
-        if search is not None:
-            found[arm] = search
-    return found
+    by_arm = {
+        arm: _bracketed(study, store, arm, entry.bracket) if entry.bracket else _tuned(entry.tuned, store)
+        for arm, entry in study.arms.items()
+    }
+    return {arm: search for arm, search in by_arm.items() if search is not None}
 
 
 def _bracketed(study: StudyRecord, store: Store, arm: str, bracket: Bracket) -> Search | None:
@@ -264,38 +260,27 @@ def _search(losses: Mapping[float, float | None], chosen: float | None) -> Searc
 def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
     """(arm, against) -> how far the difference depends on the validation text, for every declared pair of arms whose
     final evaluations kept their windows."""
-    kept = _windows(study, runs, store)
-    found = {}
+    windows: dict[str, list[Any]] = {}
+    for run in usable_runs(study, runs):
+        windows.setdefault(run.arm, []).append(_windows(store, run, study.evaluation.key))
+    noise = {}
     for pair in (contrast for contrast in study.contrasts if not isinstance(contrast, Effect)):
-        a, b = kept.get(pair[0], []), kept.get(pair[1], [])
-        alike = a and b and all(one["units"] == a[0]["units"] for one in (*a, *b))
-        if not alike:
+        a, b = windows.get(pair[0]), windows.get(pair[1])
+        if not a or not b or None in (*a, *b) or any(run["units"] != a[0]["units"] for run in (*a, *b)):
             continue
-        ours, theirs = ([one["losses"] for one in side] for side in (a, b))
-        se, count = document_error(ours, theirs, a[0]["units"], targets=a[0]["targets"])
+        first, (ours, theirs) = a[0], ([run["losses"] for run in side] for side in (a, b))
+        se, count = document_error(ours, theirs, first["units"], targets=first["targets"])
         if math.isfinite(se):
-            effective = effective_documents(a[0]["units"], targets=a[0]["targets"])
-            found[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{a[0]['unit']}s", effective=effective)
-    return found
+            effective = effective_documents(first["units"], targets=first["targets"])
+            noise[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{first['unit']}s", effective=effective)
+    return noise
 
 
-def _windows(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> dict[str, list[Any]]:
-    """Arm -> what its usable runs kept of their windows; arms of which some runs kept nothing are left out."""
-    ceiling, key = failure_ceiling(study), study.evaluation.key
-    found: dict[str, list[Any]] = {}
-    lacking = set()
-    for run in runs:
-        if run.value is None or not run.value < ceiling:
-            continue
-        try:
-            kept = store.run(run.id).windows(key)
-        except DataFault:
-            kept = None
-        if kept is None:
-            lacking.add(run.arm)
-        else:
-            found.setdefault(run.arm, []).append(kept)
-    return {arm: kept for arm, kept in found.items() if arm not in lacking}
+def _windows(store: Store, run: StudyRun, key: str) -> Any:
+    """What a run kept of the windows of its final evaluation; None for nothing that can be read."""
+    with contextlib.suppress(DataFault):
+        return store.run(run.id).windows(key)
+    return None
 
 
 def _still_looking(study: StudyRecord) -> str:
@@ -312,14 +297,14 @@ def _no_runs(study: StudyRecord, runs: Sequence[StudyRun]) -> list[dict[str, Any
     return [{"arm": arm, "seed": seed, "value": None} for arm in arms for seed in study.seeds]
 
 
-def searched(study: StudyRecord) -> list[str]:
-    """The settings that every arm searched for itself, by dotted key; none where `tune` was not asked for."""
+def tuned_settings(study: StudyRecord) -> list[str]:
+    """The settings that every arm searched for itself, by dotted key; none in a study without `tune`."""
     return list((study.tune or {}).get("space") or {})
 
 
 def shares_rate(study: StudyRecord) -> bool:
     """Whether arms are compared at a learning rate that was looked for at none of them."""
-    return not study.bracketed and RATE not in searched(study)
+    return not study.bracketed and RATE not in tuned_settings(study)
 
 
 def as_written(study: StudyRecord) -> StudyRecord:
@@ -333,11 +318,11 @@ def as_written(study: StudyRecord) -> StudyRecord:
 
 def noise_of(study: StudyRecord) -> Noise | None:
     """The measured noise floor that the study was planned with."""
-    kept = study.noise
-    if not kept or study.metric != LOSS:
+    floor = study.noise
+    if not floor or study.metric != LOSS:
         return None
-    stack = f"torch {kept.stack.get('torch')}, {kept.stack.get('device')}"
-    return Noise(sd=kept.sd, df=kept.df, runs=kept.runs, scale=kept.scale, stack=stack)
+    stack = f"torch {floor.stack.get('torch')}, {floor.stack.get('device')}"
+    return Noise(sd=floor.sd, df=floor.df, runs=floor.runs, scale=floor.scale, stack=stack)
 
 
 def _not_comparable(study: StudyRecord, runs: Sequence[StudyRun]) -> dict[str, str]:
@@ -386,19 +371,14 @@ def scope_text(study: StudyRecord | Mapping[str, Any]) -> str:
     scope = study.scope if isinstance(study, StudyRecord) else Scope(**study["scope"])
     sizes = f"at {quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
     parts = [sizes, *(part for part in (scope.data, scope.optimizer) if part)]
-    if not isinstance(study, StudyRecord) or not (searched(study) or study.bracketed):
+    if not isinstance(study, StudyRecord) or not (tuned_settings(study) or study.bracketed):
         return ", ".join(parts)
     parts[-1] = parts[-1].partition(", lr ")[0]  # no rate in particular
-    return ", ".join([*parts, _at_own(study)])
-
-
-def _at_own(study: StudyRecord) -> str:
-    """`at each arm's own best learning rate`; of several settings only what the search found is known."""
-    own = searched(study) or [RATE]
-    names = listed("learning rate" if key == RATE else key.rpartition(".")[2].replace("_", " ") for key in own)
-    if len(own) == 1:
-        return f"at each arm's own best {names}"
-    return f"at the {names} that each arm's search found, which need not be its best"
+    keys = tuned_settings(study) or [RATE]
+    names = listed("learning rate" if key == RATE else key.rpartition(".")[2].replace("_", " ") for key in keys)
+    best = f"at each arm's own best {names}"
+    several = f"at the {names} that each arm's search found, which need not be its best"
+    return ", ".join([*parts, best if len(keys) == 1 else several])
 
 
 def cleaned(value: Any) -> Any:
@@ -414,53 +394,47 @@ def cleaned(value: Any) -> Any:
 
 def contexts(study: StudyRecord, store: Store) -> pd.DataFrame:
     """Columns arm, seed, multiple, length, loss: the final loss at each context length that the arm can be read at."""
-    return contexts_of(study, collect(study, store))
+    rows = contexts_of(study, collect(study, store))
+    return _frame(rows, arm=object, seed=int, multiple=float, length=int, loss=float)
 
 
-def contexts_of(study: StudyRecord, runs: Sequence[StudyRun]) -> pd.DataFrame:
-    """As `contexts`, from runs already read. Lengths an arm cannot extend to, and diverged runs, have no row."""
-    import pandas as pd
-
+def contexts_of(study: StudyRecord, runs: Sequence[StudyRun]) -> list[tuple[str, int, float, int, float]]:
+    """The rows of `contexts`, from runs already read. Lengths an arm cannot extend to, and diverged runs, have none."""
     block = study.evaluation.block_size or 1
     rows = [
-        (run.arm, run.seed, float(multiple), round(float(multiple) * block), loss)
+        (run.arm, run.seed, float(multiple), round(float(multiple) * block), float(loss))
         for run in runs
         if run.value is not None and math.isfinite(run.value)
         for multiple, loss in run.evaluation.get("contexts", {}).items()
         if loss is not None
     ]
-    frame = pd.DataFrame(rows, columns=["arm", "seed", "multiple", "length", "loss"])
-    return frame.sort_values(["arm", "seed", "multiple"], kind="stable", ignore_index=True)
+    return sorted(rows, key=lambda row: row[:3])
 
 
 def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
     """All that a study measured, one row per arm, seed, step and metric: columns arm, seed, step, metric, value.
 
     Curves keep their names (train/loss, val/loss, ...); the final evaluation, on the study's own validation tokens,
-    stands at the last step as final/val/loss and so on, NaN for a run that diverged. Of runs that kept it, so does the
+    is at the last step as final/val/loss and so on, NaN for a run that diverged. Of runs that kept it, so is the
     loss by part: final/val/loss/position/1-1, final/val/loss/frequency/1-3, final/val/loss/document/NAME. Steps at
     which a metric was not taken have no row, and neither have runs that left nothing; `missing_runs` names them.
     Raises ConfigError for an unknown study, DataFault for damaged metrics.
     """
-    import pandas as pd
-
     store = Store(root)
     study = store.study(name)
     rows: list[tuple[str, int, int, str, float]] = []
     for run in collect(study, store):
-        curve = store.run(run.id).rows()
+        folder = store.run(run.id)
+        curve = folder.rows()
         rows += [(run.arm, run.seed, row["step"], key, v) for row in curve for key, v in row["metrics"].items()]
-        last = max([int(run.result.get("steps") or 0), *(row["step"] for row in curve)])
-        metrics = {study.metric: math.nan} if run.status == "diverged" else run.evaluation.get("metrics", {})
-        rows += [(run.arm, run.seed, last, FINAL + key, value) for key, value in metrics.items()]
+        metrics = {study.metric: math.nan} if run.status == "diverged" else dict(run.evaluation.get("metrics", {}))
         if run.evaluation and run.status != "diverged":
-            for name, part in read_parts(store.run(run.id).parts(study.evaluation.key)).items():
-                prefix = f"{FINAL}{LOSS}/{name}/"
-                rows += [
-                    (run.arm, run.seed, last, prefix + g, v) for g, v in zip(part.groups, part.losses, strict=True)
-                ]
-    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "metric", "value"])
-    return frame.astype({"arm": object, "seed": int, "step": int, "metric": object, "value": float})
+            for division, part in read_parts(folder.parts(study.evaluation.key)).items():
+                groups = zip(part.groups, part.losses, strict=True)
+                metrics |= {f"{LOSS}/{division}/{group}": loss for group, loss in groups}
+        last = max([int(run.result.get("steps") or 0), *(row["step"] for row in curve)])
+        rows += [(run.arm, run.seed, last, FINAL + key, value) for key, value in metrics.items()]
+    return _frame(rows, arm=object, seed=int, step=int, metric=object, value=float)
 
 
 def curve_of(store: Store, run: StudyRun, metric: str) -> tuple[list[float], list[float]]:
@@ -471,32 +445,37 @@ def curve_of(store: Store, run: StudyRun, metric: str) -> tuple[list[float], lis
     return [float(tokens) for tokens, _ in points], [float(value) for _, value in points]
 
 
+def usable_runs(study: Study, runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs that have a final value and did not fail."""
+    ceiling = failure_ceiling(study)
+    return [run for run in runs if run.value is not None and run.value < ceiling]
+
+
 def usable_values(study: Study, runs: Sequence[StudyRun], arm: str) -> list[float]:
     """Final values of an arm's runs that did not fail."""
-    ceiling = failure_ceiling(study)
-    return [run.value for run in runs if run.arm == arm and run.value is not None and run.value < ceiling]
+    return [float(run.value or 0) for run in usable_runs(study, runs) if run.arm == arm]
 
 
 def budget_losses(study: Study, runs: Sequence[StudyRun], store: Store, arm: str) -> dict[float, list[float]]:
     """Tokens -> final losses of one arm, its own runs and those at other budgets; failed runs are left out."""
     entry = study.arms[arm]
-    found = {float(entry.tokens): usable_values(study, runs, arm)}
+    losses = {float(entry.tokens): usable_values(study, runs, arm)}
     for point in entry.curve:
         others = []
         for seed, run in point.runs.items():
             with contextlib.suppress(DataFault):
                 others.append(read_run(study, store, arm, int(seed), run))
-        found[float(point.tokens)] = usable_values(study, others, arm)
-    return {tokens: values for tokens, values in found.items() if values}
+        losses[float(point.tokens)] = usable_values(study, others, arm)
+    return {tokens: values for tokens, values in losses.items() if values}
 
 
 def tokens_to(name: str, loss: float, root: str | Path = "runs") -> dict[str, Reach]:
     """Training tokens at which each arm of a study reaches `loss`, read off runs that finished their own schedules.
 
-    Needs final losses at two budgets or more (`budget_curve`); an arm without them has a reason in the place of a
+    Needs final losses at two budgets or more (`budget_curve`); an arm without them has a reason instead of a
     value. Raises ConfigError for an unknown study.
     """
     store = Store(root)
     study = cleaned(store.study(name))
     runs = collect(study, store)
-    return {arm: reach(budget_losses(study, runs, store, arm), loss) for arm in study["arms"]}
+    return {arm: reach(budget_losses(study, runs, store, arm), loss) for arm in study.arms}

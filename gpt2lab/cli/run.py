@@ -195,7 +195,7 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     """Print what would be done: runs, costs per arm, time on this machine, and the power to find differences."""
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
-    from gpt2lab.reports.sections.sensitivity import next_steps
+    from gpt2lab.reports.sections.verdicts import next_steps
     from gpt2lab.text import duration
 
     plan, store = study.plan(), study.store

@@ -1,12 +1,11 @@
 """The page across studies: what each found, whether it was expected and published, and how it goes with scale.
 
-Verdicts are judged from the runs that are there now, by the same code as in the study's own report; nothing is kept
-from one time to the next. A damaged record or run costs its own lines only.
+Verdicts are judged from the present runs, by the same code as in the study's own report. A damaged record or run costs
+its own lines only.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,14 @@ from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports.page import Page, Remark, made_of, write_page
 from gpt2lab.reports.published import Agreement, Effect, expected_of, matching, with_expected, with_published
-from gpt2lab.reports.read import Once, read_sweep
+from gpt2lab.reports.read import Once, error_text, read_sweep
 from gpt2lab.reports.sweep import answer, counted
 from gpt2lab.reports.tables import Cell, difference_cell, verdict_cell
 from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, noise_of, unit
 from gpt2lab.store import Store
 from gpt2lab.text import clean, number, plural, quantity, time_taken
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 UNREADABLE = (Gpt2labError, KeyError, TypeError, ValueError, AttributeError)
 """What a damaged record raises."""
 
@@ -41,7 +40,7 @@ def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
         about="all studies",
         heading="What the studies found",
         title="All studies – gpt2lab",
-        warnings=[Remark(f"The record of {one.name} cannot be read.", one.why) for one in across.damaged],
+        warnings=[Remark(f"The record of {record.name} cannot be read.", record.why) for record in across.damaged],
         answer=[_summary(across)],
         sections=made_of(across, "index"),
         files=("index.md", "index.json"),
@@ -54,20 +53,18 @@ def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
 def _summary(across: Across) -> str:
     if not across.entries:
         return "" if across.sweeps else "Nothing is recorded yet. This makes a first study:"
-    runs, flops, seconds = total(across.entries)
-    studies = "1 study" if len(across.entries) == 1 else f"{len(across.entries)} studies"
-    parts = [studies, plural(len(across.findings), "contrast"), plural(runs, "run")]
-    parts += [quantity(flops, "FLOP")] if flops else []
-    parts += [f"{time_taken(seconds)} of training"] if seconds else []
-    return ", ".join(parts) + "; runs that studies share are counted once."
+    count = len(across.entries)
+    studies = "1 study" if count == 1 else f"{count} studies"
+    total = compute((entry.study, run) for entry in across.entries for run in entry.runs)
+    return f"{studies}, {plural(len(across.findings), 'contrast')}, {total}; runs that studies share are counted once."
 
 
 def _json(across: Across, page: Page) -> str:
     """All of it for programs."""
     record: dict[str, Any] = {"studies": [as_json(entry) for entry in across.entries]}
-    record["damaged"] = [{"name": one.name, "why": one.why} for one in across.damaged]
+    record["damaged"] = [{"name": damaged.name, "why": damaged.why} for damaged in across.damaged]
     record["sweeps"] = [entry.to_json() for entry in across.sweeps]
-    return json.dumps(record | page.data, indent=1, allow_nan=False) + "\n"
+    return page.json(record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +105,24 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return str(self.study.name)
+        return self.study.name
 
     @property
     def scale(self) -> str:
-        return str(self.study.scale or self.study.scope.preset or self.name)
+        return self.study.scale or self.study.scope.preset or self.name
 
     @property
     def unit(self) -> str:
         return unit(self.study)
 
     @property
-    def created(self) -> str:
-        return str(self.study.created or "")
+    def compute(self) -> Compute:
+        return compute((self.study, run) for run in self.runs)
+
+    @property
+    def sizes(self) -> str:
+        scope = self.study.scope
+        return f"{quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,7 @@ class Across(Once):
     entries: Sequence[Entry]
     sweeps: Sequence[SweepEntry] = ()
     damaged: Sequence[Damaged] = ()
-    kept: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def findings(self) -> list[Finding]:
@@ -172,21 +174,20 @@ def gather(root: str | Path, out: str | Path) -> Across:
     records = _each(store.studies(), lambda name: _record(name, store), damaged)
     entries = _each(records, lambda name: _entry(records[name], records, store, link_to(name, out)), damaged)
     sweeps = _each(store.sweeps(), lambda name: _sweep_entry(name, store, root, out), damaged)
-    newest = sorted(sorted(entries.values(), key=lambda e: e.name), key=lambda e: e.created, reverse=True)
-    searched = sorted((one for one in sweeps.values() if one), key=lambda entry: entry.created, reverse=True)
-    return Across(entries=newest, sweeps=searched, damaged=damaged)
+    newest = sorted(sorted(entries.values(), key=lambda e: e.name), key=lambda e: e.study.created, reverse=True)
+    own_sweeps = sorted((sweep for sweep in sweeps.values() if sweep), key=lambda sweep: sweep.created, reverse=True)
+    return Across(entries=newest, sweeps=own_sweeps, damaged=damaged)
 
 
-def _each(names: Iterable[str], read: Callable[[str], Found], damaged: list[Damaged]) -> dict[str, Found]:
+def _each(names: Iterable[str], read: Callable[[str], Result], damaged: list[Damaged]) -> dict[str, Result]:
     """Name -> what `read` makes of it; what cannot be read goes to `damaged`."""
-    found = {}
+    results = {}
     for name in names:
         try:
-            found[name] = read(name)
+            results[name] = read(name)
         except UNREADABLE as error:
-            why = clean(f"it lacks {error}" if isinstance(error, KeyError) else error)
-            damaged.append(Damaged(name, why))
-    return found
+            damaged.append(Damaged(name, clean(error_text(error))))
+    return results
 
 
 def _record(name: str, store: Store) -> Study:
@@ -222,8 +223,7 @@ def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepE
 def _finding(study: Study, contrast: Contrast) -> Finding:
     pair = len(contrast.weights) == 2  # effects over more arms repeat nothing, whatever they are called
     effects = matching(study, contrast.arm, contrast.against) if pair else []
-    effects_expected = study.expected or {}
-    expected = expected_of(study, contrast) if pair else str(effects_expected.get(contrast.arm) or "")
+    expected = expected_of(study, contrast) if pair else study.expected.get(contrast.arm, "")
     return Finding(
         contrast=contrast,
         verdict=verdict_cell(contrast),
@@ -253,17 +253,16 @@ def shared_by(study: Study, records: Mapping[str, Study]) -> int:
 
 
 def facts(entry: Entry) -> Iterator[tuple[str, str]]:
-    """What a study rests on, in words: (what, that)."""
+    """What a study rests on, as (name, text)."""
     study, scope = entry.study, entry.study.scope
-    sizes = f"{quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
-    yield "Scale", ", ".join([f"{entry.scale}: {sizes}", *entry.verdicts.scope[1:]])
+    yield "Scale", ", ".join([f"{entry.scale}: {entry.sizes}", *entry.verdicts.scope[1:]])
     yield "On", ", ".join(part for part in (scope.data, scope.optimizer) if part)
-    yield "Declared", str(study.created or "")[:10]
+    yield "Declared", study.created[:10]
     yield "Seeds", seeds(entry)
     others = f"serve {entry.sharing} studies" if entry.sharing > 1 else "serve this study alone"
     yield "Baseline", f"{study.baseline}; its runs {others}"
     yield "Noise floor", noise_floor(study)
-    yield "Compute", compute(entry.runs, study)
+    yield "Compute", str(entry.compute)
 
 
 def seeds(entry: Entry) -> str:
@@ -271,66 +270,56 @@ def seeds(entry: Entry) -> str:
     counts = sorted({arm.n for arm in entry.verdicts.arms})
     text = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) + " per arm" if counts else "none"
     failed = sum(arm.failed for arm in entry.verdicts.arms)
-    missing = sum(run.value is None for run in entry.runs)
-    return ", ".join([text, *([plural(failed, "run") + " failed"] if failed else []),
-                      *([plural(missing, "run") + " without a value"] if missing else [])])  # fmt: skip
+    others = {"failed": failed, "without a value": sum(run.value is None for run in entry.runs)}
+    return ", ".join([text, *(f"{plural(count, 'run')} {what}" for what, count in others.items() if count)])
 
 
 def noise_floor(study: Study) -> str:
     """The measured noise that the study was planned with; "" for none."""
-    noise, kept = noise_of(study), study.noise
-    if noise is None or kept is None:
+    noise, floor = noise_of(study), study.noise
+    if noise is None or floor is None:
         return ""
-    bounds = f" [{number(kept.low, 4)}, {number(kept.high, 4)}]"
-    when = f", measured {kept.created[:10]}" if kept.created else ""
+    bounds = f" [{number(floor.low, 4)}, {number(floor.high, 4)}]"
+    when = f", measured {floor.created[:10]}" if floor.created else ""
     return f"sd {number(noise.sd, 4)}{bounds} over {plural(noise.runs, 'repeat')} at {noise.scale}, {noise.stack}{when}"
 
 
-def compute(runs: Sequence[StudyRun], study: Study) -> str:
-    """`9 runs, 38.3 TFLOP, 6.6 minutes of training`, shared runs among them."""
-    flops, seconds = spent(runs, study)
-    parts = [plural(len({run.id for run in runs}), "run")]
-    parts += [quantity(flops, "FLOP")] if flops else []
-    parts += [f"{time_taken(seconds)} of training"] if seconds else []
-    return ", ".join(parts)
+@dataclass(frozen=True)
+class Compute:
+    """Runs, and what those that have a result took."""
+
+    runs: int
+    flops: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """`9 runs, 38.3 TFLOP, 6.6 minutes of training`"""
+        parts = [plural(self.runs, "run")]
+        parts += [quantity(self.flops, "FLOP")] if self.flops else []
+        parts += [f"{time_taken(self.seconds)} of training"] if self.seconds else []
+        return ", ".join(parts)
 
 
-def spent(runs: Sequence[StudyRun], study: Study) -> tuple[float, float]:
-    """(FLOPs, seconds) of the runs that have a result."""
-    flops = seconds = 0.0
-    for run in {run.id: run for run in runs}.values():
-        per_token = study.arms[run.arm].flops_per_token
-        flops += (per_token or 0.0) * (run.result.get("tokens") or 0)
-        seconds += run.result.get("seconds") or 0.0
-    return flops, seconds
-
-
-def total(entries: Sequence[Entry]) -> tuple[int, float, float]:
-    """(runs, FLOPs, seconds) over all studies, a run that several share counted once."""
-    seen: set[str] = set()
-    flops = seconds = 0.0
-    for entry in entries:
-        fresh = [run for run in entry.runs if run.id not in seen]
-        seen.update(run.id for run in fresh)
-        more = spent(fresh, entry.study)
-        flops, seconds = flops + more[0], seconds + more[1]
-    return len(seen), flops, seconds
+def compute(runs: Iterable[tuple[Study, StudyRun]]) -> Compute:
+    """Of runs of studies; one that several studies or arms share is counted once."""
+    once = {run.id: (study.arms[run.arm].flops_per_token, run.result) for study, run in runs}
+    flops = sum((per_token * (result.get("tokens") or 0) for per_token, result in once.values()), 0.0)
+    return Compute(len(once), flops, sum((result.get("seconds") or 0.0 for _, result in once.values()), 0.0))
 
 
 def as_json(entry: Entry) -> dict[str, Any]:
     """A study for programs: plain data, without numbers that are not finite."""
-    flops, seconds = spent(entry.runs, entry.study)
-    own = {
-        key: getattr(entry.study, key) for key in ("name", "hash", "ablation", "scale", "question", "created", "metric")
-    }
-    own |= {"unit": entry.unit, "smallest_effect": entry.verdicts.smallest_effect, "caveat": entry.study.caveat}
-    own |= {"scope": list(entry.verdicts.scope), "parameters": entry.study.scope.parameters}
-    own |= {"tokens": entry.study.scope.tokens, "seeds": {arm.name: arm.n for arm in entry.verdicts.arms}}
-    own |= {"baseline": entry.study.baseline, "baseline_serves": entry.sharing, "report": entry.link or None}
-    own |= {"runs": len(entry.runs), "missing": sum(run.value is None for run in entry.runs)}
-    own |= {"flops": flops, "seconds": seconds}
-    own |= {"noise": entry.study.noise.plain() if entry.study.noise and entry.study.metric == LOSS else None}
-    return own | {"contrasts": [_contrast_json(finding) for finding in entry.findings]}
+    study, verdicts, total = entry.study, entry.verdicts, entry.compute
+    copied = ("name", "hash", "ablation", "scale", "question", "created", "metric")
+    return {key: getattr(study, key) for key in copied} | {
+        "unit": entry.unit, "smallest_effect": verdicts.smallest_effect, "caveat": study.caveat,
+        "scope": list(verdicts.scope), "parameters": study.scope.parameters, "tokens": study.scope.tokens,
+        "seeds": {arm.name: arm.n for arm in verdicts.arms}, "baseline": study.baseline,
+        "baseline_serves": entry.sharing, "report": entry.link or None, "runs": len(entry.runs),
+        "missing": sum(run.value is None for run in entry.runs), "flops": total.flops, "seconds": total.seconds,
+        "noise": study.noise.plain() if study.noise and study.metric == LOSS else None,
+        "contrasts": [_contrast_json(finding) for finding in entry.findings],
+    }  # fmt: skip
 
 
 def _contrast_json(finding: Finding) -> dict[str, Any]:
@@ -340,14 +329,10 @@ def _contrast_json(finding: Finding) -> dict[str, Any]:
         "arm": c.arm, "against": c.against, "word": c.word,
         **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
         "expected": finding.expected or None,
-        "agreement": finding.agreement and _agreement_json(finding.agreement),
+        "agreement": finding.agreement and finding.agreement.to_json(),
         "published": [
             {"effect": str(effect), "direction": effect.direction, "size": effect.size, "source": effect.source,
-             "address": effect.address or None, "parameters": effect.parameters, **_agreement_json(agreement)}
+             "address": effect.address or None, "parameters": effect.parameters, **agreement.to_json()}
             for effect, agreement in finding.published
         ],
     }  # fmt: skip
-
-
-def _agreement_json(agreement: Agreement) -> dict[str, str]:
-    return {"kind": agreement.kind, "word": agreement.word, "why": agreement.why}

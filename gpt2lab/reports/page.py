@@ -1,26 +1,31 @@
 """One page writer for studies, sweeps and the index: HTML that loads and runs nothing, and the same in Markdown.
 
-A page is a head and a list of sections. Each section is made by one function of a file in `report/sections/`, which
+A page is a head and a list of sections. Each section is made by one function of a file in `reports/sections/`, which
 `@section` registers; it gets all that was read and returns what to show, or None where there is nothing. A section
-that raises costs that section, which is then a line with the error, and never the page.
+that raises is replaced by a line with the error; the rest of the page is not affected.
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import importlib
+import io
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from gpt2lab import text
+from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.reports.style import Picture, drawing
 from gpt2lab.reports.tables import Table
 from gpt2lab.store import write_atomically
@@ -32,7 +37,7 @@ FIGURES = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading and what stands below it, in the order of the fields; what is empty is left out."""
+    """A heading and what is below it, in the order of the fields; what is empty is left out."""
 
     title: str = ""
     """that of `@section` unless it is given"""
@@ -57,7 +62,7 @@ class Section:
     folded: bool = False
     """opened by a click on the page"""
     front: Sequence[Picture] = ()
-    """figures that stand under "Figures" near the head of the page"""
+    """figures that are shown under "Figures" near the head of the page"""
     data: Mapping[str, Any] = field(default_factory=dict)
     """what goes into the page's JSON file, by key"""
 
@@ -74,7 +79,7 @@ Make = TypeVar("Make", bound=Callable[[Any], Made])
 
 @dataclass(frozen=True)
 class Registered:
-    """A function that makes a section of one kind of page, and where it stands."""
+    """A function that makes a section of one kind of page, and its place on the page."""
 
     order: float
     title: str
@@ -88,8 +93,8 @@ SECTIONS: dict[str, list[Registered]] = {}
 def section(*, order: float, title: str = "", of: str = "study") -> Callable[[Make], Make]:
     """Register a function as a section of every page of a `study` or a `sweep`, or of the `index`.
 
-    order: place on the page, from top to bottom; the figures stand at 10.
-    title: heading of a section that names none of its own.
+    order: place on the page, from top to bottom; the figures are at 10.
+    title: heading of a section without a title of its own.
     The function takes a StudyRead, SweepRead or Across and returns a Section, several, or None.
     """
 
@@ -103,24 +108,24 @@ def section(*, order: float, title: str = "", of: str = "study") -> Callable[[Ma
 def made_of(read: Any, kind: str) -> list[Section]:
     """Every section of a page, in order. Figures that sections put in front are a section of their own."""
     importlib.import_module("gpt2lab.reports.sections").load()
-    found: list[tuple[float, Section]] = []
+    placed: list[tuple[float, Section]] = []
     with drawing():
         for entry in SECTIONS.get(kind, ()):
-            found += [(entry.order, one) for one in _made_or_told(entry, read)]
-    front = list(chain.from_iterable(one.front for _, one in sorted(found, key=lambda pair: pair[0])))
-    if front:
-        found.append((FIGURES, Section(title="Figures", figures=front)))
-    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+            placed += [(entry.order, section) for section in _made_or_error(entry, read)]
+    placed.sort(key=lambda pair: pair[0])
+    if front := [figure for _, section in placed for figure in section.front]:
+        placed.append((FIGURES, Section(title="Figures", figures=front)))
+    return [section for _, section in sorted(placed, key=lambda pair: pair[0])]
 
 
 def made_by(entry: Registered, read: Any) -> list[Section]:
     """What one function makes, with its title."""
     made = entry.make(read)
-    several = [] if made is None else [made] if isinstance(made, Section) else list(made)
-    return [one if one.title else replace(one, title=entry.title) for one in several]
+    sections = [] if made is None else [made] if isinstance(made, Section) else list(made)
+    return [section if section.title else replace(section, title=entry.title) for section in sections]
 
 
-def _made_or_told(entry: Registered, read: Any) -> list[Section]:
+def _made_or_error(entry: Registered, read: Any) -> list[Section]:
     try:
         return made_by(entry, read)
     except Exception as error:  # whatever it is, the other sections can be read
@@ -161,17 +166,41 @@ class Page:
 
     @property
     def shown(self) -> list[Section]:
-        return [one for one in self.sections if one.is_shown]
+        return [section for section in self.sections if section.is_shown]
 
     @property
     def drawings(self) -> list[Picture]:
-        """Every figure, wherever it stands."""
-        return [figure for one in self.sections for part in (one, *one.parts) for figure in part.figures]
+        """Every figure, wherever it is."""
+        return [figure for section in self.sections for part in (section, *section.parts) for figure in part.figures]
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """What sections have for the JSON file."""
-        return {key: value for one in self.sections for key, value in one.data.items()}
+    def json(self, record: Mapping[str, Any]) -> str:
+        """The JSON file: a record and what sections have for it; numbers that are not finite are null."""
+        data = {key: value for section in self.sections for key, value in section.data.items()}
+        return json.dumps(as_json({**record, **data}), indent=1, allow_nan=False) + "\n"
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """The lines of a CSV file, None as nothing."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def terminal_table(titles: Mapping[str, str], rows: Iterable[Iterable[Text | str]], title: str = "") -> RichTable:
+    """A table as terminals show it: titles -> how a column is justified. Nothing in a text is markup."""
+    heading = Text(title) if title else None
+    table = RichTable(title=heading, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column, justify in titles.items():
+        table.add_column(Text(column), justify="right" if justify == "right" else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def page_place(folder: Path) -> Text:
+    """Where a page lies, or how to write it."""
+    index = folder / "index.html"
+    return Text(f"report: {index}" if index.exists() else f"report: gpt2lab report {folder.name}")
 
 
 def write_page(folder: Path, page: Page, numbers: Mapping[str, str]) -> Path:
@@ -181,8 +210,8 @@ def write_page(folder: Path, page: Page, numbers: Mapping[str, str]) -> Path:
     Everything is rendered before the first file is written, and every file replaces its old one in a single step, so a
     page that cannot be made leaves the previous one as it was.
     """
-    files: dict[str, str | bytes] = {f"{page.figures}{one.name}.svg": one.alone for one in page.drawings}
-    files |= {f"{page.figures}{one.name}.png": one.png for one in page.drawings if page.figures}
+    files: dict[str, str | bytes] = {f"{page.figures}{figure.name}.svg": figure.alone for figure in page.drawings}
+    files |= {f"{page.figures}{figure.name}.png": figure.png for figure in page.drawings if page.figures}
     files |= {page.files[0]: render_markdown(page), **numbers, "index.html": render_html(page)}
     for file, content in files.items():
         write_atomically(folder / file, content)

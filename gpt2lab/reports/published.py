@@ -62,8 +62,16 @@ class Effect:
     """slot -> component that both sides must have"""
     is_setting: bool = False
 
+    def is_of(self, one: str | None, other: str | None) -> bool:
+        """Whether these are its sides; of a setting: whether `one` is the value that it is about, and `other` not."""
+        if not self.is_setting:
+            return (self.component, self.against) == (one, other)
+        if self.component == ">0":  # against 0, which is what every shipped scale has
+            return _positive(one) and other in (None, "0")
+        return one == self.component and other != self.component
+
     def turned(self) -> Effect:
-        """The same effect, told of the other side."""
+        """The same effect, seen from the other side."""
         values = self.values and (self.values[1], self.values[0])
         return replace(self, component=self.against, against=self.component, direction=-self.direction, values=values)
 
@@ -129,9 +137,12 @@ def _stated(entry: Mapping[str, Any]) -> Iterator[Effect]:
 
 
 def _shared(entry: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = float(entry["parameters"]) if "parameters" in entry else None
-    own = {"setting": entry["setting"], "source": entry["source"], "address": entry.get("address", "")}
-    return own | {"parameters": parameters}
+    return {
+        "setting": entry["setting"],
+        "source": entry["source"],
+        "address": entry.get("address", ""),
+        "parameters": float(entry["parameters"]) if "parameters" in entry else None,
+    }
 
 
 @cache
@@ -142,7 +153,7 @@ def alike() -> Mapping[str, Mapping[str, str]]:
 
 
 def matching(study: Study, arm: str, against: str, effects: Sequence[Effect] | None = None) -> list[Effect]:
-    """The published effects that `arm` against `against` repeats, told in that direction."""
+    """The published effects that `arm` against `against` repeats, in that direction."""
     ours, theirs = study.arms.get(arm), study.arms.get(against)
     if ours is None or theirs is None:  # an effect over several arms, by a name of its own
         return []
@@ -155,10 +166,9 @@ def matching(study: Study, arm: str, against: str, effects: Sequence[Effect] | N
     for effect in published() if effects is None else effects:
         if effect.slot != slot or not all(arm.get(k) == v for k, v in effect.given.items() for arm in both):
             continue
-        sides = _setting_sides if effect.is_setting else _component_sides
-        if sides(effect, one, other):
+        if effect.is_of(one, other):
             found.append(effect)
-        elif sides(effect, other, one):
+        elif effect.is_of(other, one):
             found.append(effect.turned())
     return found
 
@@ -194,17 +204,6 @@ def _value(written: Any) -> str | None:
         return f"{float(text):g}"
     except ValueError:
         return "null" if text in NOTHING else text
-
-
-def _component_sides(effect: Effect, one: str | None, other: str | None) -> bool:
-    return (effect.component, effect.against) == (one, other)
-
-
-def _setting_sides(effect: Effect, one: str | None, other: str | None) -> bool:
-    """Whether `one` is the value that the effect is about, and `other` is not."""
-    if effect.component == ">0":  # against 0, which is what every shipped scale has
-        return _positive(one) and other in (None, "0")
-    return one == effect.component and other != effect.component
 
 
 def _positive(value: str | None) -> bool:
@@ -252,7 +251,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Agreement:
-    """`kind` is found again, contradicted or inconclusive; `word` what the page says; `why` what it adds."""
+    """`kind` is found again, contradicted or inconclusive; `word` what the page shows for it; `why` the reason."""
 
     kind: str
     word: str
@@ -261,13 +260,22 @@ class Agreement:
     @property
     def chip(self) -> str:
         """The class of its label; tentative where another scale is compared with."""
-        return CHIPS[self.kind] + (" tentative" if self.word != self.kind else "")
+        return CHIPS[self.kind] + (" tentative" if self.elsewhere else "")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is with a result at another scale."""
+        return self.word != self.kind
+
+    def to_json(self) -> dict[str, str]:
+        """As plain data."""
+        return {"kind": self.kind, "word": self.word, "why": self.why}
 
 
 def agree(
     contrast: Contrast, direction: int, *, smallest_effect: float, size: float | None, same_class: bool, scale: str
 ) -> Agreement:
-    """What a verdict says of an effect in this `direction` (-1 better, 0 none, 1 worse).
+    """How a verdict agrees with an effect in this `direction` (-1 better, 0 none, 1 worse).
 
     size: what was published for it at the scale of the study, in the study's unit; None where nothing was.
     """
@@ -285,11 +293,8 @@ def agree(
         return Agreement(OPEN, OPEN, f"no difference at {scale}, and what was expected is not said of this size")
     if size is None:
         return Agreement(OPEN, OPEN, "no difference, and how large the expected one is was not published")
-    if size < smallest_effect:
-        return Agreement(OPEN, OPEN, f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}")
-    return Agreement(
-        AGAINST, AGAINST, f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}"
-    )
+    kind = OPEN if size < smallest_effect else AGAINST
+    return Agreement(kind, kind, f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}")
 
 
 def _undecided(contrast: Contrast) -> str:
@@ -300,21 +305,23 @@ def _undecided(contrast: Contrast) -> str:
 
 
 def found_direction(contrast: Contrast) -> int | None:
-    """What the verdict's word says; None for a word that decides nothing."""
-    starts = [known for known in FOUND if contrast.word.startswith(known)]
-    return FOUND[max(starts, key=len)] if starts else None
+    """-1, 0 or 1 by the verdict; None for one that decides nothing."""
+    return next((direction for word, direction in FOUND.items() if contrast.word.startswith(word)), None)
 
 
 def with_published(study: Study, contrast: Contrast, effect: Effect) -> Agreement:
     """The agreement with a published effect."""
-    same = not sign_only(study) and one_class(study, effect.parameters)
+    return _agree(study, contrast, effect.direction, effect.size, one_class(study, effect.parameters))
+
+
+def _agree(study: Study, contrast: Contrast, direction: int, size: float | None, same_class: bool) -> Agreement:
     return agree(
         contrast,
-        effect.direction,
+        direction,
         smallest_effect=smallest_effect(study),
-        size=effect.size if unit(study) == "nats" else None,  # bits per byte depend on the tokenizer
-        same_class=same,
-        scale=scale_of(study),
+        size=size if unit(study) == "nats" else None,  # bits per byte depend on the tokenizer
+        same_class=same_class and SIGN_ONLY not in (study.caveat or ""),
+        scale=study.scale or study.scope.preset or DASH,
     )
 
 
@@ -323,17 +330,10 @@ def with_expected(study: Study, contrast: Contrast, expected: str, effects: Sequ
     direction = expected_direction(expected)
     if direction is None:
         return Agreement(OPEN, OPEN, "what is expected does not begin with better, worse or no difference")
-    stated = [_parameters(*match) for match in SIZE.findall(expected)]
-    same = not sign_only(study) and (not stated or any(one_class(study, size) for size in stated))
+    stated = [float(count) * {"M": 1e6, "B": 1e9}[suffix] for count, suffix in SIZE.findall(expected)]
+    same = not stated or any(one_class(study, size) for size in stated)
     sizes = [e.size for e in effects if e.direction == direction and e.size and one_class(study, e.parameters)]
-    return agree(
-        contrast,
-        direction,
-        smallest_effect=smallest_effect(study),
-        size=max(sizes, default=None) if unit(study) == "nats" else None,
-        same_class=same,
-        scale=scale_of(study),
-    )
+    return _agree(study, contrast, direction, max(sizes, default=None), same)
 
 
 def expected_direction(expected: str) -> int | None:
@@ -346,26 +346,12 @@ def expected_of(study: Study, contrast: Contrast) -> str:
     """What was expected of the contrast: it is said of an arm, and means it against the baseline, or against whatever
     the arm is compared with where it is not compared with the baseline."""
     expected = study.arms[contrast.arm].expected if contrast.arm in study.arms else None
-    compared = [pair[1] for pair in study.contrasts if not isinstance(pair, records.Effect) and pair[0] == contrast.arm]
-    baseline = study.baseline
-    return (expected or "") if contrast.against == baseline or baseline not in compared else ""
+    pairs = [pair for pair in study.contrasts if not isinstance(pair, records.Effect)]
+    is_meant = contrast.against == study.baseline or [contrast.arm, study.baseline] not in pairs
+    return (expected or "") if is_meant else ""
 
 
 def one_class(study: Study, parameters: float | None) -> bool:
     """Whether models of this size and the study's are of one scale class."""
-    own = study.scope.parameters
-    return bool(own and parameters and 1 / ONE_CLASS <= parameters / own <= ONE_CLASS)
-
-
-def sign_only(study: Study) -> bool:
-    """Whether the study's scale allows to say which way a difference goes, and no more."""
-    return SIGN_ONLY in (study.caveat or "")
-
-
-def scale_of(study: Study) -> str:
-    """The name of its scale."""
-    return str(study.scale or study.scope.preset or DASH)
-
-
-def _parameters(count: str, suffix: str) -> float:
-    return float(count) * {"M": 1e6, "B": 1e9}[suffix]
+    size = study.scope.parameters
+    return bool(size and parameters and 1 / ONE_CLASS <= parameters / size <= ONE_CLASS)

@@ -1,11 +1,12 @@
-"""All that pages are made from: a study or a sweep, read of the run store once."""
+"""All that pages are made from: a study or a sweep, read from the run store once."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -14,26 +15,28 @@ from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.reports.style import ARMS, Curve, Look, looks
-from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, failure_ceiling, judge_runs, unit
+from gpt2lab.reports.tables import Cell, Table, tabulate
+from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, unit, usable_runs
 from gpt2lab.store import Store
+from gpt2lab.text import setting
 
 Record = Mapping[str, Any]
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 FINISHED, PRUNED, DIVERGED, FAILED = "finished", "pruned", "diverged", "failed"
 WAITING, RUNNING = "waiting", "running"
 OUTCOMES = (FINISHED, PRUNED, DIVERGED, FAILED, RUNNING, WAITING)
 
 
 class Once:
-    """Keeps what sections share, so that it is read or computed once for all of them."""
+    """A cache of what sections share, so that it is read or computed once for all of them."""
 
-    kept: dict[Any, Any]
+    cache: dict[Any, Any]
 
-    def once(self, compute: Callable[[Any], Found]) -> Found:
+    def once(self, compute: Callable[[Any], Result]) -> Result:
         """`compute(self)`, computed at the first call."""
-        if compute not in self.kept:
-            self.kept[compute] = compute(self)
-        return cast(Found, self.kept[compute])
+        if compute not in self.cache:
+            self.cache[compute] = compute(self)
+        return cast(Result, self.cache[compute])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +66,19 @@ class StudyRead(Once):
     arms: Mapping[str, Summary]
     """the baseline first"""
     forced: bool = False
-    kept: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return str(self.study.name)
+        return self.study.name
 
     @property
     def baseline(self) -> str:
-        return str(self.study.baseline)
+        return self.study.baseline
 
     @property
     def metric(self) -> str:
-        return str(self.study.metric)
+        return self.study.metric
 
     @property
     def unit(self) -> str:
@@ -89,40 +92,56 @@ class StudyRead(Once):
     @property
     def usable(self) -> list[StudyRun]:
         """The runs that have a final value and did not fail."""
-        ceiling = failure_ceiling(self.study)
-        return [run for run in self.runs if run.value is not None and run.value < ceiling]
+        return usable_runs(self.study, self.runs)
+
+    def arm_table(
+        self, cells: Callable[[Summary], Mapping[str, Cell | str | None]], arms: Collection[str] | None = None
+    ) -> Table | None:
+        """One row per arm, or per arm of `arms`, with its name and colour; see `tabulate`."""
+        shown = [arm for name, arm in self.arms.items() if arms is None or name in arms]
+        return tabulate(
+            shown,
+            lambda arm: {"Arm": arm.arm, **cells(arm)},
+            lambda arm: arm.look,
+            lambda arm: arm.arm == self.baseline,
+        )
 
 
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> StudyRead:
     """A study from the store. Raises ConfigError for an unknown study, DataFault for a damaged record."""
     store = Store(root)
     study = cleaned(store.study(name))
-    if study.name not in store.studies():  # it becomes a folder's name
-        raise DataFault(f"the record calls itself '{study.get('name')}', which is no recorded study", where=name)
+    _check_name(study.name, store.studies(), "study", name)
     runs = collect(study, store)
     verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory)
     arms = summaries(study, runs, verdicts)
     return StudyRead(study=study, runs=runs, verdicts=verdicts, store=store, arms=arms, forced=force_exploratory)
 
 
+def _check_name(written: object, known: Collection[str], kind: str, name: str) -> None:
+    """A record's own name becomes the name of a folder. Raises DataFault for one that is not recorded."""
+    if written not in known:
+        raise DataFault(f"the record calls itself '{written}', which is no recorded {kind}", where=name)
+
+
 def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dict[str, Summary]:
     """Every arm of the study, the baseline first."""
     judged = {arm.name: arm for arm in verdicts.arms}
     names = [study.baseline, *(arm for arm in study.arms if arm != study.baseline)]
-    found = {}
+    arms = {}
     for place, name in enumerate(names):
         results = [run.result for run in runs if run.arm == name]
-        speeds = [result["tokens_per_second"] for result in results if result.get("tokens_per_second")]
-        peaks = [result["peak_memory_bytes"] for result in results if result.get("peak_memory_bytes")]
+        speeds = [speed for result in results if (speed := result.get("tokens_per_second"))]
+        peaks = [peak for result in results if (peak := result.get("peak_memory_bytes"))]
         shares = [share for result in results if isinstance(share := result.get("mfu"), float)]
         arm = judged[name]
-        found[name] = Summary(
+        arms[name] = Summary(
             arm=name, look=look_of(place), n=arm.n, failed=arm.failed, missing=arm.missing,
             mean=arm.mean if arm.n else None, sd=arm.sd if arm.n > 1 else None,
             tokens_per_second=statistics.median(speeds) if speeds else None,
-            peak_memory_bytes=max(peaks) if peaks else None, mfu=statistics.median(shares) if shares else None,
+            peak_memory_bytes=max(peaks, default=None), mfu=statistics.median(shares) if shares else None,
         )  # fmt: skip
-    return found
+    return arms
 
 
 def look_of(place: int) -> int:
@@ -140,11 +159,16 @@ class Axis:
     log: bool = False
     choices: Sequence[str] = ()
 
+    @property
+    def range(self) -> str:
+        """`0.0002 to 0.2`, or the choices."""
+        return ", ".join(self.choices) or f"{setting(self.low)} to {setting(self.high)}"
+
     def number(self, value: Any) -> float:
         """Where a setting lies on the axis, in its own unit; NaN for none."""
         if self.choices:
             return float(self.choices.index(value)) if value in self.choices else math.nan
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        return float(value) if _is_number(value) else math.nan
 
     def share(self, value: Any) -> float:
         """The same as a share of the way from low to high, 0 to 1."""
@@ -177,10 +201,10 @@ class Point:
         return self.outcome in (FINISHED, PRUNED) and math.isfinite(self.value)
 
 
-def best_of(points: Iterable[Point], *, maximize: bool = False) -> Point | None:
-    """The finished trial with the best value; the earlier of two equal ones."""
+def ranked(points: Iterable[Point], *, maximize: bool = False) -> list[Point]:
+    """The finished trials, the best value first; the earlier of two equal ones."""
     done = [point for point in points if point.finished]
-    return min(done, key=lambda p: (-p.value if maximize else p.value, p.slot), default=None)
+    return sorted(done, key=lambda p: (-p.value if maximize else p.value, p.slot))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +224,14 @@ class Search:
         return trials
 
     @property
+    def best_point(self) -> Point | None:
+        """The finished trial with the best value, as it is drawn."""
+        return next(iter(ranked(self.points, maximize=self.maximize)), None)
+
+    @property
     def best(self) -> Record | None:
-        """The finished trial with the best value."""
-        best = best_of(self.points, maximize=self.maximize)
+        """The record of that trial."""
+        best = self.best_point
         return None if best is None else next(trial for trial in self.trials if trial["slot"] == best.slot)
 
     @property
@@ -233,7 +262,7 @@ class SweepRead(Once):
     record: Record
     searches: Mapping[str, Search]
     store: Store
-    kept: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -263,6 +292,11 @@ class SweepRead(Once):
         return sum(int(search.record.get("slots") or self.record["trials"]) for search in self.searches.values())
 
     @property
+    def seeds(self) -> int:
+        """Tuning seeds of a trial."""
+        return max((len(search.seeds) for search in self.searches.values()), default=1)
+
+    @property
     def open(self) -> int:
         """Trials that were declared and have no outcome yet."""
         return max(0, self.slots - sum(self.counts[outcome] for outcome in (FINISHED, PRUNED, DIVERGED, FAILED)))
@@ -281,20 +315,29 @@ def read_sweep(name: str, root: str | Path) -> SweepRead:
     """A sweep from the store. Raises ConfigError for an unknown name, DataFault for a damaged record."""
     store = Store(root)
     record = store.sweep(name).plain()
-    if record.get("name") not in store.sweeps():  # it becomes a folder's name
-        raise DataFault(f"the record calls itself '{record.get('name')}', which is no recorded sweep", where=name)
+    _check_name(record.get("name"), store.sweeps(), "sweep", name)
     return read_record(record, store)
 
 
 def read_record(record: Record, store: Store) -> SweepRead:
     """A sweep from its record. Raises DataFault for a record that lacks what it must have."""
     record = cleaned(record)
-    try:
-        searches = {label: _search(label, one, record, store) for label, one in record["searches"].items()}
+    with record_errors(record.get("name")):
+        searches = {label: _search(label, search, record, store) for label, search in record["searches"].items()}
         return SweepRead(record=record, searches=searches, store=store)
+
+
+@contextmanager
+def record_errors(name: object) -> Iterator[None]:
+    """What a damaged record of a sweep raises becomes a DataFault."""
+    try:
+        yield
     except (KeyError, TypeError, AttributeError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise DataFault(f"the record of the sweep is damaged: {what}", where=str(record.get("name"))) from error
+        raise DataFault(f"the record of the sweep is damaged: {error_text(error)}", where=str(name)) from error
+
+
+def error_text(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def read_chosen(search: Record, record: Record) -> Chosen:
@@ -306,13 +349,13 @@ def read_chosen(search: Record, record: Record) -> Chosen:
     )  # fmt: skip
 
 
-def _search(label: str, one: Record, record: Record, store: Store) -> Search:
+def _search(label: str, search: Record, record: Record, store: Store) -> Search:
     return Search(
         label=label,
-        record=one,
-        axes={axis.name: axis for axis in map(_axis, one["space"])},
-        points=[_point(trial, record, store) for trial in one["trials"]],
-        optima=read_chosen(one, record).optima,
+        record=search,
+        axes={axis.name: axis for axis in map(_axis, search["space"])},
+        points=[_point(trial, record, store) for trial in search["trials"]],
+        optima=read_chosen(search, record).optima,
         maximize=record.get("direction") == "maximize",
     )
 
@@ -324,18 +367,19 @@ def _axis(dimension: Record) -> Axis:
 
 
 def _point(trial: Record, record: Record, store: Store) -> Point:
-    """A trial as it is drawn; a pruned one stands at its last value."""
+    """A trial as it is drawn; a pruned one at its last value."""
     seen = [(float(tokens), float(value)) for _, tokens, value in trial.get("curve") or () if value is not None]
     value = trial.get("value")
     if value is None:
         value = seen[-1][1] if seen and trial["outcome"] == PRUNED else math.nan
     curve = _journal(trial, record, store) or seen
-    drawn: Curve = ([tokens for tokens, _ in curve], [value for _, value in curve])
-    settings = {
-        name: str(one) if isinstance(one, bool) or not isinstance(one, (int, float)) else one
-        for name, one in trial["settings"].items()
-    }
+    drawn: Curve = ([tokens for tokens, _ in curve], [loss for _, loss in curve])
+    settings = {name: x if _is_number(x) else str(x) for name, x in trial["settings"].items()}
     return Point(slot=trial["slot"], settings=settings, outcome=trial["outcome"], value=float(value), curve=drawn)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _journal(trial: Record, record: Record, store: Store) -> list[tuple[float, float]]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Group
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from gpt2lab.analysis import in_words
-from gpt2lab.reports.page import Page, Remark, made_of, write_page
+from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
 from gpt2lab.reports.read import StudyRead, read_study
 from gpt2lab.reports.sections import tuned
-from gpt2lab.reports.sections.method import floor_sentence
+from gpt2lab.reports.sections.method import failed_runs, floor_sentence
+from gpt2lab.reports.sections.scaling import worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
-from gpt2lab.reports.sections.worth import worth_sentence
 from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text
 from gpt2lab.text import plural
 
@@ -44,8 +41,8 @@ def write_report(
 def build(read: StudyRead) -> Page:
     """The page of a study from what was read of it."""
     study, verdicts = read.study, read.verdicts
-    told = in_words(replace(verdicts, caveat=None))  # the page sets the caveat apart
-    answer, *basis = [line for line in told.splitlines() if line.strip()]
+    text = in_words(replace(verdicts, caveat=None))  # the page sets the caveat apart
+    answer, *basis = [line for line in text.splitlines() if line.strip()]
     judged = any(contrast.n_arm and contrast.n_against for contrast in verdicts.contrasts)
     if study.design == NOISE_DESIGN:
         answer, judged = floor_sentence(study) or "Nothing is compared here, and no floor is known yet.", True
@@ -54,7 +51,7 @@ def build(read: StudyRead) -> Page:
         heading=study.question,
         title=f"{study.question} – {read.name}",
         warnings=_warnings(read, judged=judged),
-        answer=[one for one in (answer, worth_sentence(read)) if one] if judged else [],
+        answer=[sentence for sentence in (answer, worth_sentence(read)) if sentence] if judged else [],
         basis=basis if judged else [f"Declared to hold {scope_text(study)}."],
         caveat=study.caveat,
         sections=made_of(read, "study"),
@@ -70,27 +67,24 @@ def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
     if not judged:
         text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
         found.append(Remark("No verdict yet.", tuned.progress(read) or text))
-    wrong = read.study.mistakes or {}
-    if wrong:
-        text = "They show what a mistake does and how it is found; none of them is a choice for a model: "
-        text += "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items()) + "."
+    if wrong := read.study.mistakes:
+        arms = "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items())
+        text = f"They show what a mistake does and how it is found; none of them is a choice for a model: {arms}."
         found.append(Remark(f"{plural(len(wrong), 'arm')} wrong on purpose.", text))
-    barred = tuned.refused(read)
-    if barred:
-        text = "; ".join(f"{arm}: {why}" for arm, why in barred.items()) + ". Contrasts with "
-        text += "it have" if len(barred) == 1 else "them have"
-        text += " no verdict; --force-exploratory shows numbers."
+    if barred := tuned.refused(read):
+        reasons = "; ".join(f"{arm}: {why}" for arm, why in barred.items())
+        them = "it have" if len(barred) == 1 else "them have"
+        text = f"{reasons}. Contrasts with {them} no verdict; --force-exploratory shows numbers."
         found.append(Remark(f"{plural(len(barred), 'arm')} cannot be compared.", text))
-    missing = [run for run in read.runs if run.value is None]
-    if missing:
-        counted = ", ".join(f"{sum(r.status == s for r in missing)} {s}" for s in sorted({r.status for r in missing}))
-        text = f"{len(missing)} of {plural(len(read.runs), 'declared run')} have no final value ({counted}); see Runs."
+    if missing := Counter(run.status for run in read.runs if run.value is None):
+        counted = ", ".join(f"{count} {status}" for status, count in sorted(missing.items()))
+        declared = plural(len(read.runs), "declared run")
+        text = f"{missing.total()} of {declared} have no final value ({counted}); see Runs."
         found.append(Remark("This study is incomplete.", text))
-    failed = {name: arm.failed for name, arm in read.arms.items() if arm.failed}
-    if failed:
-        text = "Diverged, or no better than guessing by token frequency; counted, never dropped: "
-        text += ", ".join(f"{count} of {name}" for name, count in failed.items()) + "."
-        found.append(Remark(f"{plural(sum(failed.values()), 'run')} failed.", text))
+    if failed := failed_runs(read):
+        text = f"Diverged, or no better than guessing by token frequency; counted, never dropped: {failed}."
+        count = sum(arm.failed for arm in read.arms.values())
+        found.append(Remark(f"{plural(count, 'run')} failed.", text))
     return found
 
 
@@ -98,32 +92,22 @@ def terminal_summary(read: StudyRead, out: str | Path = "reports") -> Group:
     """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
     study, runs = read.study, read.runs
     table = verdict_table(read)
-    shown = RichTable(title=Text(study.question), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns:
-        shown.add_column(column.title, justify="right" if column.kind == "number" else "left")
-    for row in table.rows:
-        cells = [Text(" ".join(filter(None, (cell.text, str(cell.detail))))) for cell in row.cells[1:]]
-        shown.add_row(Text(row.cells[0].text, style="bold"), *cells)
+    titles = {column.title: "right" if column.kind == "number" else "left" for column in table.columns}
+    rows: list[list[Text | str]] = [
+        [Text(row.cells[0].text, style="bold"), *(f"{cell.text} {cell.detail}".strip() for cell in row.cells[1:])]
+        for row in table.rows
+    ]
     missing = sum(run.value is None for run in runs)
     lines = [Text(f"{plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
-    lines += [Text(told) for c in read.verdicts.contrasts if (told := tuned.summary(read, c))]
-    page = Path(out) / read.name / "index.html"
-    where = Text(f"report: {page}" if page.exists() else f"report: gpt2lab report {read.name}")
-    return Group(shown, *lines, where)
+    lines += [Text(line) for c in read.verdicts.contrasts if (line := tuned.summary(read, c))]
+    return Group(terminal_table(titles, rows, study.question), *lines, page_place(Path(out) / read.name))
 
 
 def _csv(runs: Sequence[StudyRun]) -> str:
     """One line per declared run; `gpt2lab compare` reads it."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["arm", "seed", "value", "run", "status", "tokens", "tokens_per_second", "peak_memory_bytes"])
     measured = ("tokens", "tokens_per_second", "peak_memory_bytes")
-    for run in runs:
-        writer.writerow(
-            [run.arm, run.seed, "" if run.value is None else run.value, run.id, run.status]
-            + [run.result.get(key, "") for key in measured]
-        )
-    return buffer.getvalue()
+    rows = [[r.arm, r.seed, r.value, r.id, r.status, *map(r.result.get, measured)] for r in runs]
+    return csv_text([["arm", "seed", "value", "run", "status", *measured], *rows])
 
 
 def _json(read: StudyRead, page: Page) -> str:
@@ -136,4 +120,4 @@ def _json(read: StudyRead, page: Page) -> str:
         for run in read.runs
         if run.value is None
     ]
-    return json.dumps(record | page.data, indent=1, allow_nan=False) + "\n"
+    return page.json(record)

@@ -24,11 +24,13 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis as AxisOfPlot
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
-from gpt2lab.text import shorten
+from gpt2lab.text import setting, shorten
 
 Array = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -114,10 +116,12 @@ def picture(name: str, title: str, caption: str, figure: Figure, width: str = "w
     return Picture(name, title, caption, width, alone, inline, png(figure))
 
 
-def panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes; inches."""
+def panel(width: float, height: float, x: str = "", y: str = "") -> tuple[Figure, Axes]:
+    """A figure of so many inches with one pair of axes, and the labels of these."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes
 
 
 def render(figure: Figure, name: str, title: str, description: str) -> tuple[str, str]:
@@ -154,7 +158,7 @@ def png(figure: Figure) -> bytes:
 
 
 def _head(root: ElementTree.Element, name: str, title: str, description: str) -> None:
-    """What a screen reader says, and the defaults that matplotlib keeps in a style element."""
+    """The text for screen readers, and the defaults that matplotlib keeps in a style element."""
     root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title {name}-desc", "font-family": FONTS}
     root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     for tag, text in (("desc", description), ("title", title)):
@@ -182,8 +186,8 @@ def _to_attributes(element: ElementTree.Element) -> None:
 
 
 def _prefix_ids(element: ElementTree.Element, name: str) -> None:
-    if own := element.get("id"):
-        element.set("id", f"{name}-{own}")
+    if identifier := element.get("id"):
+        element.set("id", f"{name}-{identifier}")
     if (href := element.get("href", "")).startswith("#"):
         element.set("href", f"#{name}-{href[1:]}")
     if clip := element.get("clip-path"):
@@ -205,21 +209,41 @@ class Look:
 
 def looks(arms: Sequence[str], baseline: str) -> dict[str, Look]:
     """One look per arm: the baseline in grey, the others by colour, then dashed, then dotted."""
-    found = {baseline: Look(BASELINE, MARKERS[0], DASHES[0])}
+    styles = {baseline: Look(BASELINE, MARKERS[0], DASHES[0])}
     for i, arm in enumerate(arm for arm in arms if arm != baseline):
         turn, colour = divmod(i, len(ARMS))
-        found[arm] = Look(ARMS[colour], MARKERS[(i + 1) % len(MARKERS)], DASHES[turn % len(DASHES)])
-    return found
+        styles[arm] = Look(ARMS[colour], MARKERS[(i + 1) % len(MARKERS)], DASHES[turn % len(DASHES)])
+    return styles
 
 
 def note(
     axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], coords: str, **style: Any
 ) -> None:
-    """A small muted remark; `coords` says what each number of `at` is: `d` data, `f` fraction of the axes."""
+    """A small muted remark; `coords` has what each number of `at` is: `d` data, `f` fraction of the axes."""
     names = {"d": "data", "f": "axes fraction"}
-    given: dict[str, Any] = {"color": MUTED, "fontsize": 8.5, "zorder": 5} | style
+    options: dict[str, Any] = {"color": MUTED, "fontsize": 8.5, "zorder": 5} | style
     place = (names[coords[0]], names[coords[1]])
-    axes.annotate(text, at, offset, xycoords=place, textcoords="offset points", **given)
+    axes.annotate(text, at, offset, xycoords=place, textcoords="offset points", **options)
+
+
+def title(axes: Axes, text: str) -> None:
+    """The small title of one of several panels."""
+    axes.set_title(text, fontsize=9.5, color=MUTED, loc="left")
+
+
+def zero_line(axes: Axes, direction: str) -> None:
+    """No difference, as a line that is `vertical` or `horizontal`."""
+    draw = axes.axvline if direction == "vertical" else axes.axhline
+    draw(0, color=MUTED, linewidth=1, zorder=1)
+
+
+def log_ticks(axis: AxisOfPlot, low: float, high: float, label: Callable[..., str] = setting) -> None:
+    """Ticks of a logarithmic axis from `low` to `high`: the fewer of each power of ten, the more of these there are."""
+    decades = math.log10(high / low)
+    multiples = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 1.2 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    axis.set_major_locator(LogLocator(subs=multiples, numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: label(value))
 
 
 def rows(axes: Axes, labels: Sequence[str]) -> None:
@@ -258,7 +282,7 @@ def spread(wanted: Mapping[str, float], gap: float) -> dict[str, float]:
     return {arm: float(at) for arm, at in zip(order, placed, strict=True)}
 
 
-def finite(curve: Curve) -> tuple[Array, Array]:
+def finite(curve: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
     """The points of a curve that can be drawn."""
     x, y = np.asarray(curve[0], float), np.asarray(curve[1], float)
     return x[np.isfinite(y)], y[np.isfinite(y)]
@@ -288,13 +312,13 @@ def thousands(value: float, _position: float = 0) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference with its interval as one row shows it, and what stands beside it; NaN where there is no number."""
+    """A difference with its interval as one row shows it, and the text at its side; NaN where there is no number."""
 
     label: str
     difference: float
     low: float
     high: float
-    words: str
+    text: str
     colour: str
     marker: str = "o"
 
@@ -320,7 +344,7 @@ def draw_intervals(
             fill = line.colour if has_interval else SURFACE
             at = min(max(line.difference, limits[0]), limits[1])
             axes.plot([at], [row], line.marker, color=line.colour, markerfacecolor=fill, markersize=size, zorder=3)
-        note(axes, shorten(line.words, 44), (1, row), (10, 0), "fd", va="center", color=INK)
+        note(axes, shorten(line.text, 44), (1, row), (10, 0), "fd", va="center", color=INK)
     rows(axes, [line if isinstance(line, str) else line.label for line in lines])
     for line, label in zip(lines, axes.get_yticklabels(), strict=True):
         if isinstance(line, str):
@@ -399,7 +423,7 @@ def over_training(
         panels[0].axvspan(ZOOM_FROM * last, last, color=BAND, linewidth=0, zorder=0)
         panels[1].set_xlim(ZOOM_FROM * last, last * 1.005)
         panels[1].set_ylim(*zoom)
-        panels[1].set_title("the last 30 %", fontsize=9.5, color=MUTED, loc="left")
+        title(panels[1], "the last 30 %")
     return figure, every
 
 
@@ -407,27 +431,23 @@ Measured = Mapping[str, Mapping[float, Sequence[float]]]
 """arm -> a number on a logarithmic axis -> one finite loss per seed"""
 
 
-def draw_measured(axes: Axes, measured: Measured, look: Mapping[str, Look], ticks: Mapping[float, str]) -> None:
-    """A line through the means of every arm over a dot for each seed."""
+def draw_measured(
+    axes: Axes, measured: Measured, look: Mapping[str, Look], ticks: Mapping[float, str]
+) -> dict[str, tuple[float, float]]:
+    """A line through the means of every arm over a dot for each seed -> arm -> where its line ends."""
     axes.set_xscale("log", base=2)
+    ends = {}
     for arm, losses in measured.items():
         style, x = look[arm], sorted(losses)
         means = [float(np.mean(losses[at])) for at in x]
         axes.plot(x, means, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=5.5, zorder=3)
         for at in x:
             axes.plot([at] * len(losses[at]), losses[at], ".", color=style.colour, markersize=4, alpha=0.6, zorder=2)
+        if x:
+            ends[arm] = (x[-1], means[-1])
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xticks([], minor=True)
-
-
-def log_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Which multiples of powers of ten have a tick."""
-    decades = math.log10(high / low)
-    return (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 1.2 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
-def mean_of(values: Sequence[float]) -> float:
-    return float(np.mean(values))
+    return ends
 
 
 def half_height(arms: int) -> float:

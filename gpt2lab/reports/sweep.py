@@ -3,37 +3,30 @@ run store alone: no torch, no Optuna, no tracker."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from rich.console import Group
-from rich.table import Table as RichTable
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gpt2lab.analysis.tuning import Optimum
-from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.analysis.wording import listed
-from gpt2lab.reports.page import Page, Remark, made_of, write_page
+from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
 from gpt2lab.reports.read import (
     DIVERGED,
     FAILED,
     FINISHED,
     OUTCOMES,
-    Point,
     Record,
     Search,
     SweepRead,
+    ranked,
     read_record,
     read_sweep,
 )
 from gpt2lab.reports.sections.searches import settings_text
 from gpt2lab.reports.sections.sizes import across
-from gpt2lab.reports.sections.trials import best_files, best_yaml
+from gpt2lab.reports.sections.trials import best_configs, best_files
 from gpt2lab.results import LOSS, scope_text
 from gpt2lab.store import Store
 from gpt2lab.text import number, plural, setting
@@ -53,8 +46,7 @@ def write_sweep_report(sweep: Sweep, *, root: str | Path = "runs", out: str | Pa
     written (the old report stays).
     """
     read = _read(sweep, root)
-    page, folder = build(read), Path(out) / read.name
-    configs = {file: text for file, search in best_files(read).items() if (text := best_yaml(read, search))}
+    page, folder, configs = build(read), Path(out) / read.name, best_configs(read)
     index = write_page(folder, page, {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs})
     for stale in set(folder.glob("best*.yaml")) - {folder / file for file in configs}:
         stale.unlink()
@@ -70,7 +62,6 @@ def _read(sweep: Sweep, root: str | Path) -> SweepRead:
 def build(read: SweepRead) -> Page:
     """The page of a sweep from what was read of it."""
     record = read.record
-    configs = [file for file, search in best_files(read).items() if best_yaml(read, search)]
     return Page(
         about=read.name,
         heading=record["question"],
@@ -80,7 +71,7 @@ def build(read: SweepRead) -> Page:
         basis=[_basis(read), *([winners_caution(read)] if read.counts[FINISHED] else [])],
         caveat=record.get("caveat"),
         sections=made_of(read, "sweep"),
-        files=("report.md", "trials.csv", "sweep.json", *configs, "figures/"),
+        files=("report.md", "trials.csv", "sweep.json", *best_configs(read), "figures/"),
     )
 
 
@@ -89,32 +80,33 @@ def answer(read: SweepRead) -> list[str]:
     if not read.counts[FINISHED]:
         return [nothing_finished(read)]
     if read.single:
-        return [_found(read, read.single), *(str(one.transfer) for one in read.once(across).values())]
-    told = [f"{label}: {_found(read, search)}" for label, search in read.searches.items()]
-    return [*told, _between(read)] if len(read.searches) > 1 else told
+        return [_best(read, read.single), *(str(search.transfer) for search in read.once(across).values())]
+    sentences = [f"{label}: {_best(read, search)}" for label, search in read.searches.items()]
+    return [*sentences, _between(read)] if len(read.searches) > 1 else sentences
 
 
-def _found(read: SweepRead, search: Search) -> str:
+def _best(read: SweepRead, search: Search) -> str:
     best = search.best
     if best is None:
         return f"nothing finished ({counted(search.counts)})."
     if search.alone:
         return str(search.optima[search.alone])
-    told = [
+    sentences = [
         f"The best of {plural(search.counts[FINISHED], 'finished trial')} reached {read.metric} "
         f"{number(best['value'])} with {settings_text(best['settings'])}."
     ]
-    edges = [(name, found) for name, found in search.optima.items() if found.edge]
-    for name, found in edges:
-        wider = f": widen it to {setting(found.widen[0], 2)} to {setting(found.widen[1], 2)}" if found.widen else ""
-        told.append(f"{name} is best at the {found.edge} edge of what was searched{wider}.")
+    edges = {name: optimum for name, optimum in search.optima.items() if optimum.edge}
+    for name, optimum in edges.items():
+        low, high = (setting(end, 2) for end in optimum.widen or (0, 0))
+        wider = f": widen it to {low} to {high}" if optimum.widen else ""
+        sentences.append(f"{name} is best at the {optimum.edge} edge of what was searched{wider}.")
     if search.optima and not edges:
-        told.append(f"No best value lies at an edge of what was searched ({listed(search.optima)}).")
+        sentences.append(f"No best value lies at an edge of what was searched ({listed(search.optima)}).")
     shares = {k: v for k, v in ((search.record.get("importance") or {}).get("values") or {}).items() if v is not None}
     if len(shares) > 1:
         first = max(shares, key=lambda name: shares[name])
-        told.append(f"{first} explains most of the variation between trials ({100 * shares[first]:.0f} %).")
-    return " ".join(told)
+        sentences.append(f"{first} explains most of the variation between trials ({100 * shares[first]:.0f} %).")
+    return " ".join(sentences)
 
 
 def _between(read: SweepRead) -> str:
@@ -132,29 +124,27 @@ def _between(read: SweepRead) -> str:
 
 def nothing_finished(read: SweepRead) -> str:
     """That there is no answer, why, and what to try."""
-    told = [f"No trial finished, so nothing is known of the best setting: {counted(read.counts)}."]
+    sentences = [f"No trial finished, so nothing is known of the best setting: {counted(read.counts)}."]
     for search in read.searches.values():
-        told += _too_high(search)
+        sentences += _too_high(search)
     if read.counts[FAILED] and not read.counts[DIVERGED]:
-        told.append("The reasons stand in the table of failures.")
-    return " ".join(told)
+        sentences.append("The reasons are in the table of failures.")
+    return " ".join(sentences)
 
 
-def _too_high(search: Search) -> list[str]:
+def _too_high(search: Search) -> Iterator[str]:
     """The lowest values that diverged, and a space below them."""
-    told = []
     for name, axis in search.axes.items():
         diverged = [axis.number(p.settings.get(name)) for p in search.points if p.outcome == DIVERGED]
-        known = sorted(x for x in diverged if math.isfinite(x))
-        if axis.choices or not axis.log or not known:
+        lowest = min((x for x in diverged if math.isfinite(x)), default=None)
+        if axis.choices or not axis.log or lowest is None:
             continue
-        low, high = setting(known[0] / 100, 2), setting(known[0], 2)
-        of = "" if search.label == name else f" ({search.label})"
-        lowest = f"Even the lowest {name} that was tried{of if len(search.axes) > 1 else ''}, {setting(known[0], 3)}, "
-        told.append(
-            f"{lowest}diverged: lower its low end, for example {name}: {{low: {low}, high: {high}, log: true}}."
+        of = f" ({search.label})" if len(search.axes) > 1 and search.label != name else ""
+        space = f"{{low: {setting(lowest / 100, 2)}, high: {setting(lowest, 2)}, log: true}}"
+        yield (
+            f"Even the lowest {name} that was tried{of}, {setting(lowest, 3)}, diverged: lower its low end, for "
+            f"example {name}: {space}."
         )
-    return told
 
 
 def counted(counts: Mapping[str, int]) -> str:
@@ -178,27 +168,23 @@ def warnings(read: SweepRead) -> list[Remark]:
     return found
 
 
-def _seeds(read: SweepRead) -> int:
-    return max((len(search.seeds) for search in read.searches.values()), default=1)
-
-
 def _trials(read: SweepRead) -> str:
     return plural(read.slots, "trial")
 
 
 def _basis(read: SweepRead) -> str:
     searches = "" if read.single else f" in {len(read.searches)} searches"
-    seeds = plural(_seeds(read), "seed")
+    seeds = plural(read.seeds, "seed")
     return f"{_trials(read)}{searches}, {seeds} each: {counted(read.counts)}. Holds {scope_text(read.record)}."
 
 
 def winners_caution(read: SweepRead) -> str:
     """That the best of many is no estimate, and how many cannot be told from it."""
-    counts, seeds = sorted({search.counts[FINISHED] for search in read.searches.values()}), _seeds(read)
+    counts, seeds = sorted({search.counts[FINISHED] for search in read.searches.values()}), read.seeds
     if counts[-1] < 2:
         return "Only one trial finished, so nothing was chosen yet."
     finished = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    told = [
+    sentences = [
         f"The best of {finished} finished trials on {plural(seeds, 'seed')} is lucky as well as good: its "
         f"{read.metric} is no estimate of what its settings reach. Fresh seeds "
         f"tell: gpt2lab train {next(iter(best_files(read)))} --seed 0."
@@ -208,83 +194,59 @@ def winners_caution(read: SweepRead) -> str:
         reach = 2 * math.sqrt(2 / seeds) * noise
         near = sum(within(search, reach) for search in read.searches.values())
         of = "the best" if read.single else "the best of their search"
-        told.append(
+        sentences.append(
             f"{plural(near, 'other trial')} lie{'s' if near == 1 else ''} within noise of {of} (two standard errors of "
             f"a difference, {number(reach, 3)} {read.unit}, by the noise floor of this scale)."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def within(search: Search, reach: float) -> int:
     """Finished trials, besides the best, that are no further than `reach` from it."""
-    best = search.best
-    if best is None:
-        return 0
-    near = [p for p in search.points if p.finished and abs(p.value - best["value"]) <= reach]
-    return len(near) - 1
+    points = ranked(search.points, maximize=search.maximize)
+    return sum(abs(point.value - points[0].value) <= reach for point in points[1:])
 
 
 def _csv(read: SweepRead) -> str:
     """One line per trial of every search, with a column for each setting."""
     names = list(dict.fromkeys(name for search in read.searches.values() for name in search.axes))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    kept = ("slot", "number", "outcome", "value")
+    first = ("slot", "number", "outcome", "value")
     rest = ("stopped_at", "would_stop_at", "tokens", "retries", "enqueued", "found", "reason")
-    writer.writerow(["search", *kept, *names, *rest, "runs"])
-    for label, search in read.searches.items():
-        for trial in search.trials:
-            settings = [trial["settings"].get(name) for name in names]
-            row = [label, *map(trial.get, kept), *settings, *map(trial.get, rest)]
-            row.append(" ".join(map(str, (trial.get("runs") or {}).values())))
-            writer.writerow(["" if value is None else value for value in row])
-    return buffer.getvalue()
+    rows = [
+        [search.label, *map(trial.get, first), *map(trial["settings"].get, names), *map(trial.get, rest),
+         " ".join(map(str, (trial.get("runs") or {}).values()))]
+        for search, trial in read.trials
+    ]  # fmt: skip
+    return csv_text([["search", *first, *names, *rest, "runs"], *rows])
 
 
 def _json(read: SweepRead, page: Page) -> str:
-    """What the page concludes, and the record that it rests on; numbers that are not finite are null."""
+    """What the page concludes, and the record that it rests on."""
+    whole = ("vertex", "interval", "flat", "effect", "edge", "widen", "reason")
     searches = {}
     for label, search in read.searches.items():
-        found = {name: _optimum_json(optimum) for name, optimum in search.optima.items()}
-        best = search.best
+        best, keys = search.best, whole if search.alone else ("edge",)
         searches[label] = {
             "best": {key: best[key] for key in ("slot", "value", "settings")} if best else None,
             "outcomes": dict(search.counts),
-            "optima": found if search.alone else {name: {"edge": one["edge"]} for name, one in found.items()},
+            "optima": {name: {key: getattr(o, key) for key in keys} for name, o in search.optima.items()},
         }
-    concluded = {"answer": page.answer, "caveat": page.caveat, "searches": searches, "record": dict(read.record)}
-    return json.dumps(as_json(concluded | page.data), indent=1, allow_nan=False) + "\n"
-
-
-def _optimum_json(found: Optimum) -> dict[str, Any]:
-    kept = ("vertex", "interval", "flat", "effect", "edge", "widen", "reason")
-    return {key: getattr(found, key) for key in kept}
+    return page.json({"answer": page.answer, "caveat": page.caveat, "searches": searches, "record": dict(read.record)})
 
 
 def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Group:
     """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies."""
     read = _read(sweep, root)
-    shown: list[Text | RichTable] = [Text(f"{one.head} {one.text}", style="yellow") for one in warnings(read)]
+    shown: list[RenderableType] = [Text(f"{remark.head} {remark.text}", style="yellow") for remark in warnings(read)]
     shown += [Text(sentence, style="bold") for sentence in answer(read)]
     for label, search in read.searches.items():
-        done = [point for point in search.points if point.finished]
-        best = sorted(done, key=lambda point: (-point.value if search.maximize else point.value, point.slot))[:TOP]
-        if best:
-            shown.append(_top(read, label, best, list(search.axes)))
+        titles = dict.fromkeys(("trial", read.metric, *search.axes), "right")
+        rows = [
+            [str(p.slot), number(p.value), *(setting(p.settings.get(name, "")) for name in search.axes)]
+            for p in ranked(search.points, maximize=search.maximize)[:TOP]
+        ]
+        if rows:
+            shown.append(terminal_table(titles, rows, "" if read.single else label))
     folder = Path(out) / read.name
-    where = folder / "index.html"
-    shown.append(Text(f"report: {where}" if where.exists() else f"report: gpt2lab report {read.name}"))
     files = [folder / file for file in best_files(read) if (folder / file).exists()]
-    shown += [Text(f"winning config: {file}") for file in files]
-    return Group(*shown)
-
-
-def _top(read: SweepRead, label: str, best: Sequence[Point], names: list[str]) -> RichTable:
-    title = None if read.single else Text(label)
-    table = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("trial", read.metric, *names):
-        table.add_column(Text(column), justify="right")
-    for point in best:
-        values = [setting(point.settings[name]) if name in point.settings else "" for name in names]
-        table.add_row(str(point.slot), number(point.value), *map(Text, values))
-    return table
+    return Group(*shown, page_place(folder), *(Text(f"winning config: {file}") for file in files))

@@ -4,8 +4,9 @@ the same ones."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.scaling import Reach, bounds
@@ -13,6 +14,7 @@ from gpt2lab.analysis.wording import decimals
 from gpt2lab.analysis.wording import probability as p_value
 from gpt2lab.text import DASH, interval, signed
 
+Item = TypeVar("Item")
 KINDS = ("number", "words", "id")
 CHIPS = {
     "better": "better", "worse": "worse", "likely better": "better tentative", "likely worse": "worse tentative",
@@ -37,6 +39,28 @@ def columns(*titles: str) -> list[Column]:
         Column(start, kind) if kind in KINDS else Column(title)
         for title, (start, _, kind) in zip(titles, split, strict=True)
     ]
+
+
+def tabulate(
+    items: Iterable[Item],
+    cells: Callable[[Item], Mapping[str, Cell | str | None]],
+    look: Callable[[Item], int | None] = lambda _: None,
+    baseline: Callable[[Item], bool] = lambda _: False,
+) -> Table | None:
+    """One row per item, of which `cells` makes its cells by title as in `columns`; None without items.
+
+    A column in which every cell is None is left out; elsewhere None is an empty cell.
+    """
+    items = list(items)
+    made = [cells(item) for item in items]
+    if not made:
+        return None
+    titles = [title for title in made[0] if any(row[title] is not None for row in made)]
+    rows = []
+    for item, row in zip(items, made, strict=True):
+        shown = [cell if isinstance(cell, Cell) else Cell(cell or "") for cell in map(row.get, titles)]
+        rows.append(Row(shown, look(item), baseline(item)))
+    return Table(columns(*titles), rows)
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,7 @@ def difference_cell(difference: float, low: float, high: float, p: str = "") -> 
     return Cell(signed(difference, digits) + (f" (p {p})" if p not in ("", DASH) else ""), bounds)
 
 
-def p_cell(value: float, alpha: float) -> str:
+def p_text(value: float, alpha: float) -> str:
     """`0.036`, `< 1e-15`: a p value in a column that is called so."""
     return DASH if math.isnan(value) else p_value(value, alpha).removeprefix("= ")
 

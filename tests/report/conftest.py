@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_section_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in a section is one of its test."""
-    monkeypatch.setattr(page, "_made_or_told", page.made_by)
+    monkeypatch.setattr(page, "_made_or_error", page.made_by)
 
 
 @pytest.fixture

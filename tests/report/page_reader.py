@@ -8,6 +8,7 @@ import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 HARMFUL = {"script", "iframe", "object", "embed", "link", "img", "image", "form", "base"}
 LOADS = {"href", "src", "srcset", "action", "formaction", "poster", "data", "xlink:href", "background", "ping"}
@@ -46,6 +47,18 @@ def assert_harmless(source: str, links: str = r"#") -> None:
     policies = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
     assert "@import" not in css and "url(" not in css
+
+
+def part_of(twin: str, title: str) -> str:
+    """The section of a page's Markdown under this heading."""
+    return twin.partition(f"## {title}")[2].partition("\n## ")[0]
+
+
+def assert_plain_svg(root: ElementTree.Element) -> None:
+    """Shapes and text only: nothing that runs, is loaded or is styled inline."""
+    allowed = {"svg", "title", "desc", "defs", "clipPath", "g", "path", "rect", "use", "text"}
+    assert {element.tag.rpartition("}")[2] for element in root.iter()} <= allowed
+    assert not [name for element in root.iter() for name in element.attrib if name.startswith("on") or name == "style"]
 
 
 def assert_twin(folder: Path) -> list[str]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_study import STEPS, run_id, typed, write, write_run
+from page_reader import part_of
 from scipy import stats
 
 from gpt2lab.reports import read_study, write_report
 from gpt2lab.reports.sections.curves import curves
-from gpt2lab.reports.sections.ladder import trends
-from gpt2lab.reports.sections.worth import horizon, loss_at, worth
-from gpt2lab.reports.tables import p_cell
+from gpt2lab.reports.sections.scaling import horizon, loss_at, trends, worth
+from gpt2lab.reports.tables import p_text
 from gpt2lab.results import collect, judge_runs, tokens_to
 from gpt2lab.store import Store
 
@@ -196,7 +196,7 @@ def test_the_order_of_arms_during_training_against_the_end(make_study: MakeStudy
     means = {"learned": 2.15, "rotary": 1.89, "none": 2.4, "alibi": 2.0}
     make_study(means)
     read = read_study("posenc", tmp_path / "runs")
-    found, drawn, runs = horizon(read), read.once(curves).drawn, read.runs
+    found, drawn, runs = horizon(read), read.once(curves).by_run, read.runs
     assert [one.fraction for one in found] == [0.1, 0.25, 0.5, 0.75]
     for one in found:
         early = [np.mean([loss_at(drawn[r.id], one.fraction) for r in runs if r.arm == arm]) for arm in means]
@@ -287,7 +287,7 @@ def test_what_an_interval_is_made_of_is_that_of_the_seeds_it_was_judged_by(
     said = told(tmp_path, study)
     [contrast] = judge_runs(typed(study), collect(typed(study), Store(tmp_path / "runs"))).contrasts
     assert contrast.n_arm == 3 and contrast.word.startswith("inconclusive")
-    section = said.partition("## What the intervals are made of")[2].partition("\n## ")[0]
+    section = part_of(said, "What the intervals are made of")
     [row] = [line for line in section.splitlines() if line.startswith("| rotary against learned")]
     half = f"±{(contrast.joint_high - contrast.joint_low) / 2:.2g}"
     assert row.startswith(f"| rotary against learned | {half} | {half} | – | – | 3 more seeds per arm: ")
@@ -298,4 +298,4 @@ def test_what_an_interval_is_made_of_is_that_of_the_seeds_it_was_judged_by(
     ("p", "shown"), [(0.002, "0.002"), (0.04999, "0.05"), (1e-17, "< 1e-15"), (0.0, "< 1e-15"), (math.nan, "–")]
 )
 def test_a_p_value_in_its_column_has_no_sign_but_where_it_is_a_bound(p: float, shown: str) -> None:
-    assert p_cell(p, 0.04) == shown
+    assert p_text(p, 0.04) == shown

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from page_reader import Reader, assert_harmless
 from gpt2lab.reports.index import gather, write_index
 from gpt2lab.reports.sections import studies as overview
 from gpt2lab.reports.tables import difference_cell
-from gpt2lab.text import time_taken
 
 HOSTILE = "<script>alert(1)</script> | \"x\" onload='y' [a](javascript:b) `c` $x^2$"
 POSENC = {"learned": 2.2, "rotary": 2.15, "none": 2.2003}
@@ -61,26 +58,17 @@ def test_a_study_is_told_with_its_verdicts_and_agreements(tmp_path: Path) -> Non
     assert f"{cell.text} {cell.detail}" in shown
 
 
-def test_verdicts_are_those_of_the_studys_own_report(tmp_path: Path) -> None:
+def test_verdicts_are_those_of_the_studys_own_report_whatever_lies_beside_it(tmp_path: Path) -> None:
     from gpt2lab.reports import write_report
 
     declare(tmp_path / "runs")
-    own = json.loads(
-        (write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports").parent / "verdicts.json").read_text()
-    )
+    file = write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports").parent / "verdicts.json"
+    own = json.loads(file.read_text())
+    file.write_text('{"contrasts": [{"arm": "rotary", "against": "learned", "word": "worse"}]}')
     [study] = made(tmp_path)[2]["studies"]
-    kept = ("arm", "against", "word", "difference", "low", "high", "p_holm")
-    assert [{key: c[key] for key in kept} for c in study["contrasts"]] == [
-        {key: c[key] for key in kept} for c in own["contrasts"]
-    ]
-
-
-def test_a_stale_verdict_beside_a_report_is_not_believed(tmp_path: Path) -> None:
-    record(tmp_path / "runs", means=POSENC)
-    folder = tmp_path / "reports/posenc@gpt2-124m"
-    folder.mkdir(parents=True)
-    (folder / "verdicts.json").write_text('{"contrasts": [{"arm": "rotary", "against": "learned", "word": "worse"}]}')
-    assert made(tmp_path)[2]["studies"][0]["contrasts"][0]["word"] == "better"
+    keys = ("arm", "against", "word", "difference", "low", "high", "p_holm")
+    of_index, of_report = ([{key: c[key] for key in keys} for c in one["contrasts"]] for one in (study, own))
+    assert of_index == of_report
 
 
 def test_nothing_in_a_name_or_question_can_run(tmp_path: Path) -> None:
@@ -178,30 +166,29 @@ def test_what_failed_or_is_missing_is_said(tmp_path: Path) -> None:
     assert all(p["why"].startswith("unstable") for p in contrast["published"])
 
 
-def test_what_is_expected_of_an_arm_is_not_told_of_its_other_contrasts(tmp_path: Path) -> None:
-    arms = {"rotary": {"expected": "better"}, "none": {"expected": "worse"}}
-    pairs = [["rotary", "learned"], ["rotary", "none"], ["none", "alibi"]]
-    record(tmp_path / "runs", means=POSENC | {"alibi": 2.1}, arms=arms, contrasts=pairs)
-    contrasts = made(tmp_path)[2]["studies"][0]["contrasts"]
-    assert [c["expected"] for c in contrasts] == ["better", None, "worse"]  # none is not compared with the baseline
+EFFECT = {"arm": "rotary", "against": "learned", "weights": {"rotary": 0.5, "none": 0.5, "learned": -1.0}}
 
 
-def test_an_effect_over_several_arms_repeats_nothing(tmp_path: Path) -> None:
-    weights = {"rotary": 0.5, "none": 0.5, "learned": -1.0}
-    record(tmp_path / "runs", means=POSENC, contrasts=[{"arm": "rotary", "against": "learned", "weights": weights}])
-    [contrast] = made(tmp_path)[2]["studies"][0]["contrasts"]
-    assert contrast["published"] == [] and contrast["expected"] is None
-
-
-def test_what_is_expected_of_an_effect_is_compared_with_it(tmp_path: Path) -> None:
-    effect = {
-        "arm": "some=rotary",
-        "against": "some=learned",
-        "weights": {"rotary": 1.0, "none": -0.5, "learned": -0.5},
-    }
-    record(tmp_path / "runs", means=POSENC, contrasts=[effect], expected={"some=rotary": "better (a book)"})
-    [contrast] = made(tmp_path)[2]["studies"][0]["contrasts"]
-    assert contrast["expected"] == "better (a book)" and contrast["agreement"]["word"] == "found again"
+@pytest.mark.parametrize(
+    ("contrasts", "of_arms", "of_effects", "expected"),
+    [
+        ([["rotary", "learned"], ["rotary", "none"], ["none", "alibi"]], {"rotary": "better", "none": "worse"}, {},
+         ["better", None, "worse"]),  # none is not compared with the baseline
+        ([EFFECT], {"rotary": "better"}, {}, [None]),
+        ([EFFECT | {"arm": "some=rotary", "against": "some=learned"}], {}, {"some=rotary": "better (a book)"},
+         ["better (a book)"]),
+    ],
+)  # fmt: skip
+def test_what_is_expected_is_compared_with_the_contrast_that_it_is_about(
+    tmp_path: Path, contrasts: Any, of_arms: dict[str, str], of_effects: dict[str, str], expected: list[str | None]
+) -> None:
+    arms = {arm: {"expected": text} for arm, text in of_arms.items()}
+    record(tmp_path / "runs", means=POSENC | {"alibi": 2.1}, arms=arms, contrasts=contrasts, expected=of_effects)
+    shown = made(tmp_path)[2]["studies"][0]["contrasts"]
+    assert [c["expected"] for c in shown] == expected
+    if len(contrasts) == 1:  # an effect over several arms repeats nothing that was published
+        assert shown[0]["published"] == []
+        assert (shown[0]["agreement"] or {}).get("word") == ("found again" if of_effects else None)
 
 
 def test_a_damaged_record_costs_its_own_lines_only(tmp_path: Path) -> None:
@@ -214,12 +201,6 @@ def test_a_damaged_record_costs_its_own_lines_only(tmp_path: Path) -> None:
     assert {one["name"] for one in found["damaged"]} == {"broken@nano", "hollow@nano", "other@nano"}
     assert [s["name"] for s in found["studies"]] == ["posenc@gpt2-124m"]
     assert "The record of hollow@nano cannot be read." in source and "The record of hollow@nano" in markdown
-
-
-def test_the_newest_study_comes_first(tmp_path: Path) -> None:
-    record(tmp_path / "runs", "early", means=POSENC, created="2026-01-01T00:00:00+00:00")
-    record(tmp_path / "runs", "late", means=POSENC, created="2026-02-01T00:00:00+00:00")
-    assert [s["ablation"] for s in made(tmp_path)[2]["studies"]] == ["late", "early"]
 
 
 def test_agreements_are_counted(tmp_path: Path) -> None:
@@ -245,8 +226,11 @@ def test_the_figure_draws_differences_as_multiples_of_what_is_small(tmp_path: Pa
 
 def test_the_figure_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     for number in range(30):
-        record(tmp_path / "runs", f"study{number}", means=POSENC)
+        created = f"2026-01-{number + 1:02}T00:00:00+00:00"
+        record(tmp_path / "runs", f"study{number}", means=POSENC, created=created)
     across = gather(tmp_path / "runs", tmp_path / "reports")
+    assert [entry.study.ablation for entry in across.entries[:2]] == ["study29", "study28"]  # the newest first
+    assert across.once(lambda read: len(read.entries)) == 30
     shown = overview.groups(across.entries)
     assert sum(1 + len(bars) for _, bars in shown) == overview.MOST_ROWS
     assert "20 contrasts of older studies" in overview.caption(shown, len(across.findings))
@@ -255,21 +239,6 @@ def test_the_figure_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> N
 def test_the_same_store_gives_the_same_page(tmp_path: Path) -> None:
     record(tmp_path / "runs", means=POSENC)
     assert made(tmp_path) == made(tmp_path)
-
-
-def test_durations_are_in_units_that_fit() -> None:
-    assert [time_taken(s) for s in (44, 396, 44280)] == ["44 seconds", "6.6 minutes", "12.3 hours"]
-
-
-def test_the_page_needs_no_torch(tmp_path: Path) -> None:
-    record(tmp_path / "runs", means=POSENC)
-    code = (
-        "import sys; from gpt2lab.reports.index import write_index; "
-        f"write_index({str(tmp_path / 'runs')!r}, {str(tmp_path / 'r')!r}); "
-        "sys.exit(bool({'torch', 'mlflow'} & sys.modules.keys()))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert (tmp_path / "r/index.html").is_file()
 
 
 @pytest.mark.slow

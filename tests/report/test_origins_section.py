@@ -185,15 +185,6 @@ def test_older_runs_are_named_with_the_command(make_study: MakeStudy, study: Pat
     assert "learned (3 runs)" in text and "All targets" not in text and "its difference" not in text
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_a_study_without_runs_has_no_section(make_study: MakeStudy, tmp_path: Path) -> None:
-    study = make_study()
-    for entry in study["arms"].values():
-        entry["runs"] = dict.fromkeys(entry["runs"], "f" * 16)
-    write(tmp_path / "runs/studies/posenc@nano.json", study)
-    assert section_of(tmp_path / "runs") == ""
-
-
 def test_what_failed_or_cannot_be_compared_takes_no_part(study: Path) -> None:
     result = study / run_id("rotary", 2) / "result.json"
     write(result, json.loads(result.read_text()) | {"status": "diverged"})
@@ -263,9 +254,12 @@ def test_without_works_the_figure_by_position_is_wide(study: Path) -> None:
     assert "document" not in " ".join(origins.points(found, "learned"))
 
 
-def test_names_of_files_lose_a_common_ending() -> None:
-    assert origins.without_ending(["a.txt", "b.c.txt", "7 others"]) == ["a", "b.c", "7 others"]
-    assert origins.without_ending(["a.txt", "b.md", "c.txt"]) == ["a.txt", "b.md", "c.txt"]
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(["a.txt", "b.c.txt", "7 others"], ["a", "b.c", "7 others"]), (["a.txt", "b.md", "x"], ["a.txt", "b.md", "x"])],
+)
+def test_names_of_files_lose_a_common_ending(names: list[str], shown: list[str]) -> None:
+    assert origins.without_ending(names) == shown
 
 
 def test_results_have_the_losses_by_part_as_rows(study: Path) -> None:

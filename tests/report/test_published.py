@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import gpt2lab.config
+import gpt2lab.optim  # registers optimizers and schedules
 from gpt2lab.config.source import read_file
 from gpt2lab.errors import ConfigError
 from gpt2lab.records import StudyRecord

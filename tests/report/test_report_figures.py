@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from page_reader import assert_plain_svg
 
 from gpt2lab.reports import style
 from gpt2lab.reports.sections import cost, curves, verdicts
@@ -72,9 +73,7 @@ def all_five(arms: list[str]) -> list[tuple[Callable[..., Figure], tuple[Any, ..
 def test_hostile_names_stay_text(index: int) -> None:
     make, arguments = all_five(["base", *HOSTILE])[index]
     root = drawn(make, *arguments)
-    allowed = {"svg", "title", "desc", "defs", "clipPath", "g", "path", "rect", "use", "text"}
-    assert {element.tag.removeprefix(f"{{{style.SVG}}}") for element in root.iter()} <= allowed
-    assert not [name for element in root.iter() for name in element.attrib if name.startswith("on") or name == "style"]
+    assert_plain_svg(root)
     shown = "\n".join(texts(root))
     for name in HOSTILE[:6]:
         assert style.shorten(name, 22) in shown or style.shorten(name) in shown
@@ -143,7 +142,7 @@ def test_other_figures_survive_nothing_and_nan() -> None:
     effects = [effect("a", NAN, NAN, NAN, "exploratory"), effect("a", 0.0, NAN, NAN, "x")]
     drawn(verdicts.forest, effects, 0.05, "a")
     drawn(verdicts.forest, [effect("a", 0.1, -1e9, 1e9, "inconclusive")], 0.05, "a")
-    drawn(curves.seeds, {"a": []}, one, None, "val/loss")
+    drawn(curves.seeds, {"a": []}, one, math.inf, "val/loss")
     assert "× 2 failed" in texts(drawn(curves.seeds, {"a": [NAN, 3.3, 2.0]}, one, 3.28, "val/loss"))
     drawn(curves.contexts, {"a": {128.0: [2.0]}}, one, 128, "val/loss")
     drawn(cost.cost, {"a": (1.0, 2.0)}, one, "speed", "val/loss")

@@ -20,6 +20,7 @@ from gpt2lab import text
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.reports import page, read_study, study, terminal_summary, write_report
+from gpt2lab.reports.sections import health
 
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
@@ -144,6 +145,7 @@ def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Pa
     assert [m["arm"] for m in record["missing"]] == ["rotary"]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(("kept", "arms"), [([], 3), (["learned"], 3), (["learned"], 1)])
 def test_no_verdict_before_two_arms_have_results(
     make_study: MakeStudy, tmp_path: Path, kept: list[str], arms: int
@@ -154,6 +156,8 @@ def test_no_verdict_before_two_arms_have_results(
             shutil.rmtree(tmp_path / "runs" / run)
     source, twin, read = report(tmp_path)
     assert "No verdict yet." in read.text
+    assert health.NOTHING in read.text
+    assert "Where the difference comes from" not in read.text or kept
     assert "is better than" not in source + twin
     assert_harmless(source)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_reader import Reader
+from page_reader import Reader, part_of
 
 from gpt2lab.cli import results
 from gpt2lab.registry import load_plugin
@@ -19,7 +19,7 @@ from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.tables import Cell, Link, Row, Table, columns
 
 MakeStudy = Callable[..., dict[str, Any]]
-GUARDED = page._made_or_told
+GUARDED = page._made_or_error
 EXAMPLE = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/report.md").read_text(), re.S)[0]
 
 
@@ -44,7 +44,7 @@ def test_the_example_of_the_documentation_stands_where_it_says(make_study: MakeS
     index = write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports")
     found = ["".join(pair) for pair in titles(index.read_text())]
     assert found[found.index("What it costs") + 1] == "The best seed"
-    twin = (index.parent / "report.md").read_text().partition("## The best seed")[2].partition("\n## ")[0]
+    twin = part_of((index.parent / "report.md").read_text(), "The best seed")
     assert re.search(r"^\| rotary \| 1\.\d+ \| [012] \|$", twin, re.M) and "(figures/best-seed.svg)" in twin
     assert (index.parent / "figures/best-seed.png").exists()
     assert json.loads((index.parent / "verdicts.json").read_text())["best_seed"].keys() == {"learned", "rotary"}
@@ -64,7 +64,7 @@ def test_a_section_that_fails_costs_its_own_line(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_study()
-    monkeypatch.setattr(page, "_made_or_told", GUARDED)
+    monkeypatch.setattr(page, "_made_or_error", GUARDED)
 
     @section(order=45, title="Broken")
     def broken(read: StudyRead) -> Iterator[Section]:

@@ -11,16 +11,16 @@ from xml.etree import ElementTree
 import pytest
 from made_up_sweep import BATCH, LR, NORM, TOKENS, coordinates, hopeless, keep, ladder, search, sweep, variants, wide
 from matplotlib.figure import Figure
+from page_reader import assert_plain_svg
 
 from gpt2lab.analysis.scaling import transfer
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.reports import style
 from gpt2lab.reports.page import made_of
-from gpt2lab.reports.read import Axis, Point, Search, SweepRead, best_of, read_chosen, read_record
+from gpt2lab.reports.read import Axis, Point, Search, SweepRead, ranked, read_chosen, read_record
 from gpt2lab.reports.sections import searches, sizes
 from gpt2lab.reports.sections.searches import limits_of
 from gpt2lab.store import Store
-from gpt2lab.text import setting
 
 HOSTILE = ["<script>alert(1)</script>", "$x^2$", '" onload="alert(1)', "名前", "n" * 90]
 RATE = Axis(name="optim.lr", low=1e-4, high=1e-1, log=True)
@@ -48,41 +48,41 @@ GROUPS = {
 }  # fmt: skip
 
 
+def made_up(points: list[Point], *axes: Axis, optimum: Optimum | None = None) -> Search:
+    optima = {axes[0].name: optimum} if optimum else {}
+    named = {axis.name: axis for axis in axes}
+    return Search(label="", record={}, axes=named, points=points, optima=optima, maximize=False)
+
+
 def every_figure(points: list[Point]) -> list[Figure]:
     """One of each kind, over a rate and over names."""
-    look = style.looks(["a", HOSTILE[0]], "a")
     fitted = read_chosen(search(), sweep()).optima["optim.lr"]
     assert fitted.line() is not None and fitted.interval and fitted.flat
-
-    def one(optima: dict[str, Optimum]) -> Search:
-        return Search(label="", record={}, axes={RATE.name: RATE}, points=points, optima=optima, maximize=False)
-
+    rate, both = made_up(points, RATE, optimum=fitted), made_up(points, RATE, NAMES)
+    look = style.looks(["a", HOSTILE[0]], "a")
     return [
-        searches.against(RATE, points, fitted, "val/loss", 0.05, alone=True),
-        searches.against(NAMES, points, None, "val/loss", 0.05, alone=False),
-        searches.history(points, "val/loss"),
-        searches.beside(RATE, {"a": one({RATE.name: fitted}), HOSTILE[0]: one({})}, look, "val/loss"),
-        searches.parallel([RATE, NAMES], points, "val/loss"),
-        searches.curves(RATE, points, {"unigram": 3.3}, "val/loss"),
-        searches.curves(NAMES, points, {}, "val/loss"),
+        searches.against(rate, RATE, "val/loss", 0.05),
+        searches.against(both, NAMES, "val/loss", 0.05),
+        searches.history(both, "val/loss"),
+        searches.beside(RATE, {"a": rate, HOSTILE[0]: both}, look, "val/loss"),
+        searches.parallel(both, "val/loss"),
+        searches.curves(rate, RATE, {"unigram": 3.3}, "val/loss"),
+        searches.curves(both, NAMES, {}, "val/loss"),
     ]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_any_trials_can_be_drawn(group: str) -> None:
-    allowed = {"svg", "title", "desc", "defs", "clipPath", "g", "path", "rect", "use", "text"}
     with style.drawing():
         for i, figure in enumerate(every_figure(GROUPS[group])):
             alone, inline = style.render(figure, f"f{i}", "A title", "A description")
             ElementTree.fromstring(inline)
-            found = list(ElementTree.fromstring(alone).iter())
-            assert {one.tag.removeprefix(f"{{{style.SVG}}}") for one in found} <= allowed
-            assert not [n for one in found for n in one.attrib if n.startswith("on") or n == "style"]
+            assert_plain_svg(ElementTree.fromstring(alone))
 
 
 def test_every_look_of_a_trial_and_colour_of_the_ramp_is_a_variable_of_the_page() -> None:
     with style.drawing():
-        _, inline = style.render(searches.curves(RATE, GROUPS["many"], {}, "val/loss"), "curves", "", "")
+        _, inline = style.render(searches.curves(made_up(GROUPS["many"], RATE), RATE, {}, "val/loss"), "curves", "", "")
     for i in range(len(style.RAMP)):
         assert f"var(--ramp-{i})" in inline
     css = (Path(style.__file__).parent / "templates/page.css").read_text()
@@ -117,37 +117,26 @@ def test_a_bad_trial_does_not_squeeze_the_others() -> None:
 
 
 def test_the_best_is_the_lowest_or_highest_finished_trial_and_the_first_of_equals() -> None:
-    points = [
-        point(0, 0.1, 2.0),
-        point(1, 0.1, 1.0, "pruned"),
-        point(2, 0.1, 2.0),
-        point(3, 0.1, NAN),
-        point(4, 0.1, 3.0),
-    ]
-    best, most = best_of(points), best_of(points, maximize=True)
-    assert best is not None and best.slot == 0
-    assert most is not None and most.slot == 4
-    assert best_of(points[1:2]) is None
+    values = [(2.0, "finished"), (1.0, "pruned"), (2.0, "finished"), (NAN, "finished"), (3.0, "finished")]
+    points = [point(slot, 0.1, value, outcome) for slot, (value, outcome) in enumerate(values)]
+    assert [p.slot for p in ranked(points)] == [0, 2, 4]
+    assert [p.slot for p in ranked(points, maximize=True)] == [4, 0, 2]
+    assert made_up(points[1:2], RATE).best_point is None
 
 
-@pytest.mark.parametrize(("value", "share"), [(1e-4, 0.0), (1e-1, 1.0), (10**-2.5, 0.5), (1e-9, 0.0), (9, 1.0)])
-def test_shares_of_a_log_axis(value: float, share: float) -> None:
-    assert RATE.share(value) == pytest.approx(share)
-
-
-def test_shares_of_other_axes() -> None:
-    assert Axis(name="x", low=2, high=4).share(3) == 0.5
-    assert Axis(name="x", low=2, high=2).share(2) == 0.5
-    assert NAMES.share(HOSTILE[-1]) == 1.0
-    assert math.isnan(NAMES.share("other"))
-    assert math.isnan(RATE.number("text"))
-    assert math.isnan(RATE.number(None))
-
-
-def test_settings_are_written_as_one_types_them() -> None:
-    given = [0.00213, 2e-5, 1024, 0.1, 1e6, "rotary", True, 3e-10]
-    assert [setting(value) for value in given] == ["0.00213", "2e-5", "1024", "0.1", "1e6", "rotary", "True", "3e-10"]
-    assert [float(setting(value)) for value in (0.00213, 2e-5, 1e6)] == [0.00213, 2e-5, 1e6]
+@pytest.mark.parametrize(
+    ("axis", "value", "share"),
+    [
+        *((RATE, value, share) for value, share in {1e-4: 0.0, 1e-1: 1.0, 10**-2.5: 0.5, 1e-9: 0.0, 9: 1.0}.items()),
+        (Axis(name="x", low=2, high=4), 3, 0.5),
+        (Axis(name="x", low=2, high=2), 2, 0.5),
+        (NAMES, HOSTILE[-1], 1.0),
+        (NAMES, "other", NAN),
+    ],
+)
+def test_shares_of_an_axis(axis: Axis, value: Any, share: float) -> None:
+    assert axis.share(value) == pytest.approx(share, nan_ok=True)
+    assert math.isnan(RATE.number("text")) and math.isnan(RATE.number(None))
 
 
 def read(record: dict[str, Any], root: Path) -> SweepRead:

@@ -32,11 +32,8 @@ def test_markdown_renders_hostile_names_as_their_own_text(name: str) -> None:
         assert text.clean(name) in shown
 
 
-def test_a_formula_cannot_start() -> None:
+def test_a_formula_cannot_start_and_a_fence_outlasts_the_backticks_inside() -> None:
     assert "$" not in text.markdown("$x^2$")
-
-
-def test_a_fence_outlasts_the_backticks_inside() -> None:
     assert text.fenced("run ```` x").startswith("`````\n")
 
 
@@ -69,6 +66,15 @@ def test_a_fence_outlasts_the_backticks_inside() -> None:
         (text.plural(1, "run"), "1 run"),
         (text.plural(2, "run"), "2 runs"),
         (text.shorten("x" * 40, 10), "x" * 9 + "…"),
+        (text.time_taken(44), "44 seconds"),
+        (text.time_taken(396), "6.6 minutes"),
+        (text.time_taken(44_280), "12.3 hours"),
+        (text.setting(0.00213), "0.00213"),
+        (text.setting(2e-5), "2e-5"),
+        (text.setting(1e6), "1e6"),
+        (text.setting(1024), "1024"),
+        (text.setting("rotary"), "rotary"),
+        (text.setting(True), "True"),
     ],
 )
 def test_numbers(shown: str, expected: str) -> None:

@@ -13,6 +13,7 @@ import made_up_sweep
 import pytest
 from made_up_study import declare, run_id, typed, write, write_run
 from made_up_sweep import LR
+from page_reader import part_of
 
 from gpt2lab.reports import read_study, terminal_summary, write_report
 from gpt2lab.reports.sections.tuned import tunings
@@ -71,7 +72,7 @@ def told(root: Path, **options: Any) -> str:
 def test_both_differences_stand_beside_each_other(make_study: MakeStudy, tmp_path: Path) -> None:
     study = tuned_study(make_study, tmp_path / "runs")
     said = told(tmp_path)
-    section = said.partition("## Each arm tuned")[2].partition("\n## ")[0]
+    section = part_of(said, "Each arm tuned")
     [row] = [line for line in section.splitlines() if line.startswith("| rotary")]
     written, tuned = (cell.partition(";")[0].strip().replace("−", "-") for cell in row.split("|")[2:4])
     assert float(written) == pytest.approx(-0.41, abs=0.03) and float(tuned) == pytest.approx(-0.26, abs=0.03)
@@ -94,7 +95,7 @@ def test_both_differences_stand_beside_each_other(make_study: MakeStudy, tmp_pat
 def test_every_arms_search_is_told_with_what_it_cost(make_study: MakeStudy, tmp_path: Path) -> None:
     tuned_study(make_study, tmp_path / "runs")
     said = told(tmp_path)
-    section = said.partition("## What each arm's search found")[2].partition("\n## ")[0]
+    section = part_of(said, "What each arm's search found")
     [learned] = [line for line in section.splitlines() if line.startswith("| learned")]
     [rotary] = [line for line in section.splitlines() if line.startswith("| rotary")]
     for line, optimum in ((learned, 0.006), (rotary, 0.009)):
@@ -105,8 +106,8 @@ def test_every_arms_search_is_told_with_what_it_cost(make_study: MakeStudy, tmp_
         assert "finished" in cells[7] and "diverged" in cells[7] and "runs" in cells[8]
     spent = sum(t["tokens"] for t in Store(tmp_path / "runs").sweep("posenc@nano")["searches"]["learned"]["trials"])
     assert f"{spent / 1e6:.1f}" in learned or f"{spent / 1e6:.3g}" in learned
-    assert "- Tuning took " in said.partition("## What it costs")[2].partition("\n## ")[0]
-    method = said.partition("## Method")[2].partition("\n## ")[0]
+    assert "- Tuning took " in part_of(said, "What it costs")
+    method = part_of(said, "Method")
     assert "every arm, the baseline included, had 24 trials over optim.lr from 0.05 to 50 times the arm's own" in method
     assert "sampler qmc with seed 0 for all, no pruning; trained on seed 100" in method
     assert "Verdicts rest on seeds 0, 1, 2" in method
@@ -186,7 +187,7 @@ def test_searches_that_the_study_does_not_rest_on_are_not_told(make_study: MakeS
     record = Store(tmp_path / "runs").sweep("posenc@nano").plain()
     record["searches"]["rotary"]["study"] = "another"
     made_up_sweep.keep(tmp_path / "runs", record)
-    section = told(tmp_path).partition("## What each arm's search found")[2].partition("\n## ")[0]
+    section = part_of(told(tmp_path), "What each arm's search found")
     assert "| learned" in section and "| rotary" not in section
 
 
@@ -203,7 +204,7 @@ def test_the_figure_has_every_arm_in_its_own_colour(make_study: MakeStudy, tmp_p
 @pytest.mark.usefixtures("no_figures")
 def test_words_that_differ_are_told_and_noise_is_called_so(make_study: MakeStudy, tmp_path: Path) -> None:
     tuned_study(make_study, tmp_path / "runs", {"learned": 1.80, "rotary": 1.84})
-    section = told(tmp_path).partition("## Each arm tuned")[2].partition("\n## ")[0]
+    section = part_of(told(tmp_path), "Each arm tuned")
     assert "At the shared rate rotary is worse by 0.0" in section
     assert "; at its own rate it is better by 0.2" in section
     assert "the shared rate held rotary back by 0." in section
@@ -213,5 +214,5 @@ def test_words_that_differ_are_told_and_noise_is_called_so(make_study: MakeStudy
 @pytest.mark.usefixtures("no_figures")
 def test_differences_that_agree_need_no_sentence(make_study: MakeStudy, tmp_path: Path) -> None:
     tuned_study(make_study, tmp_path / "runs", {"learned": 2.16, "rotary": 1.90})
-    section = told(tmp_path).partition("## Each arm tuned")[2].partition("\n## ")[0]
+    section = part_of(told(tmp_path), "Each arm tuned")
     assert "| rotary" in section and "At the shared rate rotary" not in section

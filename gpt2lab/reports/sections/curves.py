@@ -16,7 +16,7 @@ from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.style import Curve, Curves, Look
-from gpt2lab.results import LOSS, contexts_of, curve_of, failure_ceiling
+from gpt2lab.results import ENDED, LOSS, contexts_of, curve_of, failure_ceiling
 from gpt2lab.text import clean, shorten
 
 TRAINING = (
@@ -31,37 +31,37 @@ CONTEXTS = (
 
 
 @dataclass(frozen=True)
-class Trained:
+class LossCurves:
     """Run -> its validation loss during training; run -> why that cannot be read."""
 
-    drawn: Mapping[str, Curve]
+    by_run: Mapping[str, Curve]
     damaged: Mapping[str, str]
 
 
-def curves(read: StudyRead) -> Trained:
+def curves(read: StudyRead) -> LossCurves:
     """Of every run."""
-    drawn: dict[str, Curve] = {}
+    by_run: dict[str, Curve] = {}
     damaged: dict[str, str] = {}
     for run in read.runs:
         try:
-            drawn[run.id] = curve_of(read.store, run, LOSS)
+            by_run[run.id] = curve_of(read.store, run, LOSS)
         except DataFault as fault:  # one damaged file must not cost the others their curves
             damaged[run.id] = str(fault)
-    return Trained(drawn, damaged)
+    return LossCurves(by_run, damaged)
 
 
 @section(order=20, title="Validation loss during training")
 def during_training(read: StudyRead) -> Section:
-    found = read.once(curves)
+    losses = read.once(curves)
     drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in read.looks}
     without = []
     for run in read.runs:
-        curve = found.drawn.get(run.id, ((), ()))
-        if run.id in found.damaged:
-            without.append(f"{run.arm} seed {run.seed} (damaged: {found.damaged[run.id]})")
+        curve = losses.by_run.get(run.id, ((), ()))
+        if run.id in losses.damaged:
+            without.append(f"{run.arm} seed {run.seed} (damaged: {losses.damaged[run.id]})")
         elif run.value is not None and not curve[0]:
             without.append(f"{run.arm} seed {run.seed} (no evaluations recorded)")
-        drawn[run.arm][run.status not in ("finished", "unevaluated")].append(curve)
+        drawn[run.arm][run.status not in ENDED].append(curve)
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
     figure = training(by_arm, read.looks, read.study.floors or {}, LOSS)
@@ -70,7 +70,8 @@ def during_training(read: StudyRead) -> Section:
 
 def training(by_arm: Sequence[Curves], look: Mapping[str, Look], floors: Mapping[str, float], metric: str) -> Figure:
     """Loss against tokens: the whole of training on the left, its last 30 % on the right."""
-    last = max((float(x.max()) for c in by_arm for x, _ in c.points()), default=0.0)
+    points = [xy for c in by_arm for xy in c.points()]
+    last = max((float(x.max()) for x, _ in points), default=0.0)
     ends = {c.arm: style.since(c.healthy, style.ZOOM_FROM * last) for c in by_arm if c.healthy}
     zoom = _zoom_limits([y for _, y in ends.values()], floors) if any(len(x) > 1 for x, _ in ends.values()) else None
 
@@ -78,8 +79,8 @@ def training(by_arm: Sequence[Curves], look: Mapping[str, Look], floors: Mapping
         for c in by_arm:
             style.draw_curves(axes, c, look[c.arm])
 
-    losses = [y for c in by_arm for _, y in c.points()]
-    figure, panels = style.over_training(draw, last, f"{metric}, nats per token", floors, losses, zoom)
+    name = f"{metric}, nats per token"
+    figure, panels = style.over_training(draw, last, name, floors, [y for _, y in points], zoom)
     style.label_ends(panels[-1], {arm: float(y[-1]) for arm, (_, y) in ends.items() if y.size}, look)
     return figure
 
@@ -103,14 +104,11 @@ def every_seed(read: StudyRead) -> Section | None:
     return Section(front=[style.picture("seeds", "Every seed", caption, figure, "half")])
 
 
-def seeds(
-    finals: Mapping[str, Sequence[float]], look: Mapping[str, Look], ceiling: float | None, metric: str
-) -> Figure:
+def seeds(finals: Mapping[str, Sequence[float]], look: Mapping[str, Look], ceiling: float, metric: str) -> Figure:
     """Every seed's final loss, one row per arm; failed runs (NaN, or not below `ceiling`) are counted at the side."""
-    figure, axes = style.panel(style.HALF, style.half_height(len(finals)))
-    top = math.inf if ceiling is None else ceiling
+    figure, axes = style.panel(style.HALF, style.half_height(len(finals)), f"final {metric}, nats (bar: mean)")
     for row, (arm, values) in enumerate(finals.items()):
-        healthy = [value for value in values if math.isfinite(value) and value < top]
+        healthy = [value for value in values if math.isfinite(value) and value < ceiling]
         for i, value in enumerate(healthy):
             offset = 0.16 * (i % 3 - 1) if len(healthy) > 1 else 0.0  # equal losses must not hide each other
             marker, colour = look[arm].marker, look[arm].colour
@@ -123,36 +121,32 @@ def seeds(
     style.rows(axes, list(finals))
     axes.margins(x=0.08)
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel(f"final {metric}, nats (bar: mean)")
     return figure
 
 
 @section(order=75, title="Loss against context length")
 def over_contexts(read: StudyRead) -> Section | None:
-    frame = contexts_of(read.study, read.usable)
-    if frame["multiple"].nunique() < 2:
+    rows = contexts_of(read.study, read.usable)
+    if len({multiple for _, _, multiple, _, _ in rows}) < 2:
         return None
-    losses: dict[str, dict[float, list[float]]] = {arm: {} for arm in read.looks}
-    for arm, length, loss in zip(frame["arm"], frame["length"], frame["loss"], strict=True):
+    losses: dict[str, dict[float, list[float]]] = {}
+    for arm, _, _, length, loss in rows:
         if math.isfinite(loss):
-            losses[arm].setdefault(float(length), []).append(float(loss))
-    present = {arm: by_length for arm, by_length in losses.items() if by_length}
+            losses.setdefault(arm, {}).setdefault(float(length), []).append(float(loss))
+    present = {arm: losses[arm] for arm in read.looks if arm in losses}
     figure = contexts(present, read.looks, read.study.evaluation.block_size or 1, read.metric)
     return Section(front=[style.picture("contexts", "Loss against context length", CONTEXTS, figure)])
 
 
 def contexts(losses: style.Measured, look: Mapping[str, Look], block_size: int, metric: str) -> Figure:
     """Loss against evaluated context length in tokens."""
-    figure, axes = style.panel(style.WIDE, 3.5)
+    figure, axes = style.panel(style.WIDE, 3.5, "context length, tokens", f"{metric}, nats per token")
     lengths = sorted({length for by_length in losses.values() for length in by_length} | {block_size})
-    style.draw_measured(axes, losses, look, {length: f"{length:g}" for length in lengths})
-    ends = {arm: (max(found), style.mean_of(found[max(found)])) for arm, found in losses.items() if found}
+    ends = style.draw_measured(axes, losses, look, {length: f"{length:g}" for length in lengths})
     for arm, end in ends.items():
         if end[0] != lengths[-1]:
             style.note(axes, f"{shorten(arm)} ends here", end, (6, 5), "dd", va="bottom", color=style.INK)
     axes.axvline(block_size, color=style.MUTED, linewidth=1, dashes=(3, 2), zorder=1)
     style.note(axes, "training length", (block_size, 1), (3, -3), "df", va="top")
-    axes.set_xlabel("context length, tokens")
-    axes.set_ylabel(f"{metric}, nats per token")
     style.label_ends(axes, {arm: loss for arm, (length, loss) in ends.items() if length == lengths[-1]}, look)
     return figure

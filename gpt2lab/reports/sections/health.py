@@ -1,5 +1,5 @@
-"""How the trainings of a study went, as their journals and results tell: gradients, activations, scores, logits,
-updates, jumps of the loss, skipped steps, and where the time went. Description only: no word is decided here.
+"""How the trainings of a study went, by their journals and results: gradients, activations, scores, logits, updates,
+jumps of the loss, skipped steps, and where the time went. Description only: no verdict is decided here.
 
 Older runs lack some of it or all, and what is missing is `None` or empty.
 """
@@ -10,26 +10,25 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.style import Curve, Curves, Look, finite
-from gpt2lab.reports.tables import Cell, Row, Table, columns
-from gpt2lab.results import StudyRun
+from gpt2lab.reports.tables import Cell, Table
+from gpt2lab.results import ENDED, StudyRun
 from gpt2lab.store import Row as JournalRow
 from gpt2lab.text import DASH, MINUS, clean, number, plural, quantity, time_taken
 
 GRADIENT, SCORES, LOGITS = "train/grad_norm", "diag/attention_logit_max", "diag/logit_rms"
-ACTIVATIONS, MOVED = "diag/activation_rms", "diag/update_ratio"  # by block call, and by group of weights
+ACTIVATIONS, UPDATES = "diag/activation_rms", "diag/update_ratio"  # by block call, and by group of weights
 OVER_TIME = (GRADIENT, SCORES, LOGITS)
 PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "other")
 
@@ -41,8 +40,8 @@ NOTE = (
     "mean of up to 128 losses before it. None of this decides a verdict."
 )
 NOTHING = "Nothing was recorded: these runs were trained before a training's health was measured, or have not begun."
-MOST_TOLD = 12
-"""Runs with something to tell; more are counted."""
+MOST_EVENTS = 12
+"""Runs whose divergence or spikes are described; more are counted."""
 
 MOST_POINTS = 60
 """Of a curve that has one per step; more could not be told apart on the page."""
@@ -63,72 +62,92 @@ BANDS = "Lines, bands and crosses as in the figure of the validation loss."
 
 @section(order=160, title="Training health")
 def training_health(read: StudyRead) -> Section:
-    found = read.once(health)
-    shown = any(_left_something(run) for runs in found.values() for run in runs)
+    runs = read.once(health)
+    title = f"Training health{headline(runs)}"
+    if not any(run.has_records for arm in runs.values() for run in arm):
+        return Section(title=title, note=NOTHING, figures=drawn(runs, read.looks), folded=True)
     return Section(
-        title=f"Training health{headline(found)}",
-        table=table(read) if shown else None,
-        note=NOTE if shown else NOTHING,
-        points=points(found) if shown else (),
-        figures=drawn(found, read.looks),
-        folded=True,
+        title=title, table=table(read), note=NOTE, points=points(runs), figures=drawn(runs, read.looks), folded=True
     )
 
 
 @section(order=60, title="Where the time went")
 def where_the_time_went(read: StudyRead) -> Section | None:
-    found = read.once(health)
-    if not any(run.time for runs in found.values() for run in runs):
+    runs = read.once(health)
+    if not any(run.time for arm in runs.values() for run in arm):
         return None
-    return Section(table=_time_table(read), note=time_note(found), folded=True)
+    return Section(table=_time_table(read), note=time_note(runs), folded=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunHealth:
-    """One run. `depth`: rms of the residual stream behind each block call, and `moved`: update ratio by group of
+    """One run. `depth`: rms of the residual stream behind each block call, and `updates`: update ratio by group of
     weights ("" for all), both of the last row that has them."""
 
     run: StudyRun
     curves: Mapping[str, Curve] = field(default_factory=dict)
     depth: Sequence[float] = ()
-    moved: Mapping[str, float] = field(default_factory=dict)
+    updates: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.run.status in ENDED
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.arm}, seed {self.run.seed}"
+
+    def values(self, metric: str) -> Sequence[float]:
+        """Of a metric over time."""
+        return self.curves.get(metric, ((), ()))[1]
 
     def last(self, metric: str) -> float | None:
         """The last value of a metric over time."""
-        values = self.curves.get(metric, ([], []))[1]
-        return values[-1] if values else None
+        return next(reversed(self.values(metric)), None)
 
     def largest(self, metric: str) -> float | None:
         """Its largest finite value."""
-        return max((v for v in self.curves.get(metric, ([], []))[1] if math.isfinite(v)), default=None)
+        return max(filter(math.isfinite, self.values(metric)), default=None)
+
+    @property
+    def late_gradient(self) -> float | None:
+        """The median of the gradient norm over the last tenth of the steps."""
+        values = [value for value in self.values(GRADIENT) if math.isfinite(value)]
+        return statistics.median(values[-max(1, len(values) // 10) :]) if values else None
 
     @property
     def watched(self) -> bool:
         """Whether the inside of the model was measured."""
-        return bool(self.depth) or any(self.curves.get(metric, ((),))[0] for metric in (SCORES, LOGITS))
+        return bool(self.depth) or any(self.values(metric) for metric in (SCORES, LOGITS))
+
+    @property
+    def has_records(self) -> bool:
+        events = self.spikes is not None or self.skipped is not None or bool(self.divergence)
+        return self.watched or events or bool(self.values(GRADIENT))
 
     @property
     def skipped(self) -> int | None:
         """Steps that were not taken because their numbers were not finite."""
-        return _whole_or_none(self.run.result.get("skipped_steps"))
+        value = self.run.result.get("skipped_steps")
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     @property
     def spikes(self) -> list[Mapping[str, Any]] | None:
         """Losses that jumped: step, loss, threshold."""
-        found = self.run.result.get("spikes")
-        return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else None
+        spikes = self.run.result.get("spikes")
+        return [spike for spike in spikes if isinstance(spike, Mapping)] if isinstance(spikes, list) else None
 
     @property
     def divergence(self) -> Mapping[str, Any]:
         """Where it broke off: step, lr, loss, grad_norm, batch; empty when it did not."""
-        found = self.run.result.get("divergence")
-        return found if isinstance(found, Mapping) else {}
+        divergence = self.run.result.get("divergence")
+        return divergence if isinstance(divergence, Mapping) else {}
 
     @property
     def time(self) -> dict[str, float]:
-        """Seconds by phase; empty when the run did not say."""
-        found = self.run.result.get("time")
-        return {phase: as_number(found.get(phase, 0)) for phase in PHASES} if isinstance(found, Mapping) else {}
+        """Seconds by phase; empty when they were not recorded."""
+        time = self.run.result.get("time")
+        return {phase: as_number(time.get(phase, 0)) for phase in PHASES} if isinstance(time, Mapping) else {}
 
     @property
     def mfu(self) -> float | None:
@@ -138,15 +157,15 @@ class RunHealth:
 
     @property
     def peak(self) -> str:
-        """That peak in words, empty where none is known."""
-        flops, words = as_number(self.run.result.get("peak_flops")), self.run.result.get("peak_from")
-        return f"{quantity(flops, 'FLOP/s')} ({clean(words or 'source not recorded')})" if math.isfinite(flops) else ""
+        """That peak with its source, empty where none is known."""
+        flops, source = as_number(self.run.result.get("peak_flops")), self.run.result.get("peak_from")
+        return f"{quantity(flops, 'FLOP/s')} ({clean(source or 'source not recorded')})" if math.isfinite(flops) else ""
 
     @property
     def notes(self) -> list[str]:
         """What the reader should know about its machine."""
-        found = self.run.result.get("notes")
-        return [clean(note) for note in found] if isinstance(found, list) else []
+        notes = self.run.result.get("notes")
+        return [clean(note) for note in notes] if isinstance(notes, list) else []
 
 
 Health = Mapping[str, Sequence[RunHealth]]
@@ -155,14 +174,14 @@ Health = Mapping[str, Sequence[RunHealth]]
 
 def health(read: StudyRead) -> dict[str, list[RunHealth]]:
     """Of every run that the study declares, by arm."""
-    found: dict[str, list[RunHealth]] = {arm: [] for arm in read.study.arms}
+    by_arm: dict[str, list[RunHealth]] = {arm: [] for arm in read.study.arms}
     for run in read.runs:
         try:
             rows = read.store.run(run.id).rows() if run.status != "absent" else []
-        except DataFault:  # told where its curve is missing
+        except DataFault:  # reported where its curve is missing
             rows = []
-        found[run.arm].append(of_run(run, rows))
-    return found
+        by_arm[run.arm].append(of_run(run, rows))
+    return by_arm
 
 
 def of_run(run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
@@ -172,18 +191,16 @@ def of_run(run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
         points = [(float(row["tokens"]), as_number(row["metrics"][metric])) for row in rows if metric in row["metrics"]]
         curves[metric] = ([tokens for tokens, _ in points], [value for _, value in points])
     depth = _last_below(ACTIVATIONS, rows)
+    blocks = sorted(int(key) for key in depth if key.isdecimal())
     return RunHealth(
-        run=run,
-        curves=curves,
-        depth=[depth[key] for key in sorted((key for key in depth if key.isdecimal()), key=int)],
-        moved=_last_below(MOVED, rows),
+        run=run, curves=curves, depth=[depth[str(block)] for block in blocks], updates=_last_below(UPDATES, rows)
     )
 
 
 def mean(values: Iterable[float | None]) -> float | None:
     """Over the values that are there and finite; None when none is."""
-    kept = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(kept) / len(kept) if kept else None
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else None
 
 
 def as_number(value: object) -> float:
@@ -194,65 +211,73 @@ def as_number(value: object) -> float:
 def _last_below(name: str, rows: Sequence[JournalRow]) -> dict[str, float]:
     """What follows `name` and a slash -> value, in the last row that has any; "" for `name` itself."""
     for row in reversed(rows):
-        found = {
+        values = {
             key.removeprefix(name).removeprefix("/"): as_number(value)
             for key, value in row["metrics"].items()
             if key == name or key.startswith(f"{name}/")
         }
-        if found:
-            return found
+        if values:
+            return values
     return {}
 
 
-def _whole_or_none(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def table(read: StudyRead) -> Table:
+def table(read: StudyRead) -> Table | None:
     """One row per arm."""
-    titles = columns("Arm", "Gradient norm:number", "Attention logit:number", "Logit rms:number",
-                     "Activation rms:number", "Update ratio:words", "Spikes:number", "Skipped steps:number",
-                     "Diverged:number")  # fmt: skip
-    rows = []
-    for name, arm in read.arms.items():
-        runs = read.once(health)[name]
-        ended = [run for run in runs if run.run.status in ("finished", "unevaluated")] or runs
-        cells = (
-            _over_time(runs, mean(map(_late_gradient, ended)), GRADIENT),
-            *(_over_time(runs, mean(run.last(metric) for run in ended), metric) for metric in (SCORES, LOGITS)),
-            _depth(ended),
-            _moved(ended),
-            _count(runs, lambda run: None if run.spikes is None else len(run.spikes)),
-            _count(runs, lambda run: run.skipped),
-            _count(runs, lambda run: int(run.run.status == "diverged") if run.run.result else None),
-        )
-        rows.append(Row((Cell(name), *cells), arm.look, arm.look == 0))
-    return Table(titles, rows)
+
+    def cells(arm: Summary) -> dict[str, Cell | str]:
+        runs = read.once(health)[arm.arm]
+        ended = [run for run in runs if run.ended] or runs
+
+        def over_time(metric: str) -> Cell:
+            late = mean(run.late_gradient if metric == GRADIENT else run.last(metric) for run in ended)
+            tops = [top for run in runs if (top := run.largest(metric)) is not None]
+            return Cell(short(late), f"up to {short(max(tops))}" if tops else "")
+
+        first, last = (mean(run.depth[i] for run in ended if run.depth) for i in (0, -1))
+        groups = dict.fromkeys(group for run in ended for group in run.updates if group)
+        ratios = [f"{group} {short(mean(run.updates.get(group) for run in ended), 2)}" for group in groups]
+        return {
+            "Gradient norm:number": over_time(GRADIENT),
+            "Attention logit:number": over_time(SCORES),
+            "Logit rms:number": over_time(LOGITS),
+            "Activation rms:number": DASH if first is None and last is None else f"{short(first)} to {short(last)}",
+            "Update ratio:words": Cell(short(mean(run.updates.get("") for run in ended)), ", ".join(ratios)),
+            "Spikes:number": _count(None if run.spikes is None else len(run.spikes) for run in runs),
+            "Skipped steps:number": _count(run.skipped for run in runs),
+            "Diverged:number": _count(run.run.status == "diverged" if run.run.result else None for run in runs),
+        }
+
+    return read.arm_table(cells)
+
+
+def _count(by_run: Iterable[int | None]) -> Cell:
+    counts = [count for count in by_run if count is not None]
+    within = sum(count > 0 for count in counts)
+    return Cell(str(sum(counts)) if counts else DASH, f"in {within} of {plural(len(counts), 'run')}" if within else "")
 
 
 def points(health: Health) -> list[str]:
     """What broke off, what jumped, and what was not measured, in sentences."""
     everything = [run for runs in health.values() for run in runs]
-    told = [_divergence(run) for run in everything if run.divergence]
-    told += [_spikes(run, run.spikes) for run in everything if run.spikes]
-    if len(told) > MOST_TOLD:
-        told = [
-            *told[:MOST_TOLD],
-            f"And {len(told) - MOST_TOLD} more of that kind; every run's result.json has its own.",
-        ]
+    events = [_divergence(run, run.divergence) for run in everything if run.divergence]
+    events += [_spikes(run, run.spikes) for run in everything if run.spikes]
+    more = len(events) - MOST_EVENTS
+    if more > 0:
+        events[MOST_EVENTS:] = [f"And {more} more of that kind; every run's result.json has its own."]
     lacking = {arm: sum(bool(r.run.result) and not r.watched for r in runs) for arm, runs in health.items()}
     listed = ", ".join(f"{arm} ({count} of {len(health[arm])} runs)" for arm, count in lacking.items() if count)
-    return [*told, f"Without measurements of activations, scores and logits: {listed}."] if listed else told
+    return [*events, f"Without measurements of activations, scores and logits: {listed}."] if listed else events
 
 
 def headline(health: Health) -> str:
-    """What somebody should know before opening the section: ` (2 spikes, 1 run diverged)`, or nothing."""
+    """The events that the folded section describes: ` (2 spikes, 1 run diverged)`, or nothing."""
     everything = [run for runs in health.values() for run in runs]
-    spikes = sum(len(run.spikes or ()) for run in everything)
-    skipped = sum(run.skipped or 0 for run in everything)
+    counts = {
+        "spike": sum(len(run.spikes or ()) for run in everything),
+        "skipped step": sum(run.skipped or 0 for run in everything),
+    }
+    parts = [plural(count, what) for what, count in counts.items() if count]
     diverged = sum(run.run.status == "diverged" for run in everything)
-    parts = [plural(spikes, "spike")] if spikes else []
-    parts += [f"{plural(skipped, 'skipped step')}"] if skipped else []
     parts += [f"{plural(diverged, 'run')} diverged"] if diverged else []
     return f" ({', '.join(parts)})" if parts else ""
 
@@ -263,25 +288,27 @@ def deviations(health: Health) -> list[str]:
     for arm, runs in health.items():
         for note in dict.fromkeys(note for run in runs for note in run.notes):
             arms.setdefault(note, []).append(arm)
-    told = [f"{'All arms' if len(own) == len(health) else ', '.join(own)}: {note}." for note, own in arms.items()]
+    sentences = [f"{'All arms' if len(of) == len(health) else ', '.join(of)}: {note}." for note, of in arms.items()]
     skipped = {arm: sum(run.skipped or 0 for run in runs) for arm, runs in health.items()}
     listed = ", ".join(f"{count} in {arm}" for arm, count in skipped.items() if count)
-    return [*told, f"Steps skipped because their numbers were not finite: {listed}."] if listed else told
+    return [*sentences, f"Steps skipped because their numbers were not finite: {listed}."] if listed else sentences
 
 
-def _time_table(read: StudyRead) -> Table:
+def _time_table(read: StudyRead) -> Table | None:
     """Where the time of an arm's runs went, in shares."""
-    titles = columns("Arm", "Per run:number", *(f"{phase.capitalize()}:number" for phase in PHASES))
-    rows = []
-    for name, arm in read.arms.items():
-        times = [run.time for run in read.once(health)[name] if run.time and all(map(math.isfinite, run.time.values()))]
+
+    def cells(arm: Summary) -> dict[str, str]:
+        recorded = [run.time for run in read.once(health)[arm.arm] if run.time]
+        times = [time for time in recorded if all(map(math.isfinite, time.values()))]
         totals = [sum(time.values()) for time in times]
-        cells = [Cell(time_taken(statistics.median(totals)))] if totals else [Cell(DASH)]
-        for phase in PHASES:
-            share = sum(time[phase] for time in times) / sum(totals) if sum(totals) else None
-            cells.append(Cell(DASH if share is None else f"{100 * share:.1f} %"))
-        rows.append(Row((Cell(name), *cells), arm.look, arm.look == 0))
-    return Table(titles, rows)
+        shares = {phase: 100 * sum(time[phase] for time in times) / (sum(totals) or math.nan) for phase in PHASES}
+        return {
+            "Per run:number": time_taken(statistics.median(totals)) if totals else DASH,
+            **{f"{phase.capitalize()}:number": f"{share:.1f} %" if share == share else DASH
+               for phase, share in shares.items()},
+        }  # fmt: skip
+
+    return read.arm_table(cells)
 
 
 def time_note(health: Health) -> str:
@@ -299,49 +326,14 @@ def short(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("-", MINUS)
 
 
-def _left_something(run: RunHealth) -> bool:
-    recorded = run.spikes is not None or run.skipped is not None or bool(run.divergence)
-    return run.watched or recorded or run.last(GRADIENT) is not None
-
-
-def _late_gradient(run: RunHealth) -> float | None:
-    values = [value for value in run.curves.get(GRADIENT, ([], []))[1] if math.isfinite(value)]
-    return statistics.median(values[-max(1, len(values) // 10) :]) if values else None
-
-
-def _over_time(runs: Sequence[RunHealth], late: float | None, metric: str) -> Cell:
-    tops = [top for run in runs if (top := run.largest(metric)) is not None]
-    return Cell(short(late), f"up to {short(max(tops))}" if tops else "")
-
-
-def _depth(runs: Sequence[RunHealth]) -> Cell:
-    first, last = (mean(run.depth[i] for run in runs if run.depth) for i in (0, -1))
-    return Cell(DASH) if first is None and last is None else Cell(f"{short(first)} to {short(last)}")
-
-
-def _moved(runs: Sequence[RunHealth]) -> Cell:
-    groups = dict.fromkeys(group for run in runs for group in run.moved if group)
-    parts = [f"{group} {short(mean(run.moved.get(group) for run in runs), 2)}" for group in groups]
-    return Cell(short(mean(run.moved.get("") for run in runs)), ", ".join(parts))
-
-
-def _count(runs: Sequence[RunHealth], of: Callable[[RunHealth], int | None]) -> Cell:
-    counts = [count for run in runs if (count := of(run)) is not None]
-    within = sum(count > 0 for count in counts)
-    return Cell(str(sum(counts)) if counts else DASH, f"in {within} of {plural(len(counts), 'run')}" if within else "")
-
-
-def _divergence(run: RunHealth) -> str:
-    found = run.divergence
-    lr, loss, norm = (as_number(found.get(key)) for key in ("lr", "loss", "grad_norm"))
-    return (
-        f"{run.run.arm}, seed {run.run.seed}, diverged at step {_step(found)}: rate {short(lr)}, loss {short(loss)}, "
-        f"gradient norm {short(norm)}{_batch(found.get('batch'))}."
-    )
+def _divergence(run: RunHealth, divergence: Mapping[str, object]) -> str:
+    lr, loss, norm = (short(as_number(divergence.get(key))) for key in ("lr", "loss", "grad_norm"))
+    where = f"rate {lr}, loss {loss}, gradient norm {norm}{_batch(divergence.get('batch'))}"
+    return f"{run.name}, diverged at step {_whole(divergence.get('step'))}: {where}."
 
 
 def _batch(batch: object) -> str:
-    """Which text it was, where the record says so."""
+    """Which text it was, where the record has that."""
     starts = batch.get("first_tokens") if isinstance(batch, Mapping) else None
     if not isinstance(batch, Mapping) or not isinstance(starts, list) or not starts:
         return ""
@@ -355,18 +347,12 @@ def _whole(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else DASH
 
 
-def _spikes(run: RunHealth, spikes: Sequence[Mapping[str, object]] | None) -> str:
-    first, *others = spikes or [{}]
-    more = f", and {len(others)} times more" if others[1:] else ", and once more" if others else ""
+def _spikes(run: RunHealth, spikes: Sequence[Mapping[str, object]]) -> str:
+    first, more = spikes[0], len(spikes) - 1
+    times = ("", ", and once more")[more] if more < 2 else f", and {more} times more"
     loss, threshold = (short(as_number(first.get(key))) for key in ("loss", "threshold"))
-    return (
-        f"{run.run.arm}, seed {run.run.seed}: the loss jumped to {loss} at step {_step(first)}, over a threshold of "
-        f"{threshold}{more}."
-    )
-
-
-def _step(record: Mapping[str, object]) -> str:
-    return _whole(record.get("step"))
+    step = _whole(first.get("step"))
+    return f"{run.name}: the loss jumped to {loss} at step {step}, over a threshold of {threshold}{times}."
 
 
 def drawn(health: Health, look: Mapping[str, Look]) -> list[style.Picture]:
@@ -378,7 +364,7 @@ def drawn(health: Health, look: Mapping[str, Look]) -> list[style.Picture]:
         figure = lines(depths, look, "block", "rms of the residual stream")
         pictures.append(style.picture("activations", "Activations over depth", caption, figure, "half"))
     for name, title, axis, metric, caption in OVER_TOKENS:
-        curves = _by_arm(health, partial(_thinned_curve, metric))
+        curves = _by_arm(health, lambda run, metric=metric: thinned(run.curves.get(metric, ((), ()))))  # type: ignore[misc]
         if curves:
             figure = lines(curves, look, "training tokens", axis)
             pictures.append(style.picture(name, title, caption, figure, "half"))
@@ -387,7 +373,7 @@ def drawn(health: Health, look: Mapping[str, Look]) -> list[style.Picture]:
 
 def lines(curves: Sequence[Curves], look: Mapping[str, Look], x: str, y: str) -> Figure:
     """One line per arm, with its name at the end."""
-    figure, axes = style.panel(style.HALF, 2.9)
+    figure, axes = style.panel(style.HALF, 2.9, x, y)
     for arm in curves:
         style.draw_curves(axes, arm, look[arm.arm])
     if x == "block":
@@ -396,13 +382,16 @@ def lines(curves: Sequence[Curves], look: Mapping[str, Look], x: str, y: str) ->
         axes.xaxis.set_major_formatter(style.thousands)
         axes.locator_params(axis="x", nbins=4)
     _scale(axes, [value for arm in curves for _, values in arm.points() for value in values])
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
     means = {arm.arm: style.stack(arm.healthy)[1] for arm in curves}
-    style.label_ends(
-        axes, {arm: float(values.mean(0)[-1]) for arm, values in means.items() if values.size}, look, gap=0.075
-    )
+    ends = {arm: float(values.mean(0)[-1]) for arm, values in means.items() if values.size}
+    style.label_ends(axes, ends, look, gap=0.075)
     return figure
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    if values and min(values) > 0 and max(values) >= LOGARITHMIC_FROM * min(values):
+        axes.set_yscale("log")
+        style.log_ticks(axes.yaxis, min(values), max(values), style.thousands)
 
 
 def thinned(curve: Curve) -> Curve:
@@ -414,29 +403,10 @@ def thinned(curve: Curve) -> Curve:
     return [float(x[part[-1]]) for part in parts], [float(np.median(y[part])) for part in parts]
 
 
-def _thinned_curve(metric: str, run: RunHealth) -> Curve:
-    return thinned(run.curves.get(metric, ([], [])))
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    if not values or min(values) <= 0 or max(values) < LOGARITHMIC_FROM * min(values):
-        return
-    axes.set_yscale("log")
-    between = (1.0, 2.0, 5.0) if max(values) < 1000 * min(values) else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=between))
-    axes.yaxis.set_major_formatter(style.thousands)
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
 def _by_arm(health: Health, curve_of: Callable[[RunHealth], Curve]) -> list[Curves]:
     """Arms that have something to draw."""
-    found = []
-    for arm, runs in health.items():
-        ended = [run.run.status in ("finished", "unevaluated") for run in runs]
-        both = [
-            [curve_of(run) for run, at_end in zip(runs, ended, strict=True) if at_end is side] for side in (True, False)
-        ]
-        curves = Curves(arm, *both)
-        if curves.points():
-            found.append(curves)
-    return found
+    by_arm = [
+        Curves(arm, *([curve_of(run) for run in runs if run.ended is ended] for ended in (True, False)))
+        for arm, runs in health.items()
+    ]
+    return [curves for curves in by_arm if curves.points()]

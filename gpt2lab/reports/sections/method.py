@@ -1,5 +1,5 @@
-"""How a study was done: noise floor and power, what was declared, what deviates from that, what it does not show, and
-where it ran."""
+"""How a study or a sweep was done: what was declared, what deviates from that, noise floor and power, what it does not
+show, and where it ran."""
 
 from __future__ import annotations
 
@@ -10,72 +10,82 @@ from typing import Any
 
 from gpt2lab.analysis.planning import MULTIPLES
 from gpt2lab.analysis.wording import listed
-from gpt2lab.records import StudyRecord
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.read import Record, Search, StudyRead, SweepRead
 from gpt2lab.reports.sections import health, tuned
 from gpt2lab.reports.sections.runs import elsewhere
-from gpt2lab.results import LOSS, Study, scope_text, shares_rate
-from gpt2lab.text import number, plural, quantity
+from gpt2lab.results import LOSS, RATE, Study, scope_text, shares_rate
+from gpt2lab.text import number, plural, quantity, setting, time_taken
 
 SHARED_POOL = 5  # studies named one by one up to here, counted beyond
 NEAR_BIGRAM = 0.3
+SAMPLERS = {
+    "tpe": "TPE (Bergstra et al. 2011), which learns from earlier trials",
+    "random": "points drawn at random",
+    "grid": "every point of a grid",
+    "qmc": "Sobol's points, spread evenly",
+}
+PRUNERS = {
+    "median": ("a trial stops when it is worse than the median of earlier trials at as many tokens",
+               ("startup_trials", "warmup")),
+    "successive_halving": ("at every rung only the better share goes on (successive halving)",
+                           ("warmup", "reduction")),
+    "hyperband": ("several brackets of successive halving (Hyperband)", ("warmup", "reduction")),
+}  # fmt: skip
+"""Name -> its rule, and the options that are shown with it."""
 
 
 @section(order=130, title="Noise floor and power")
 def noise(read: StudyRead) -> Section:
     """Which noise floor was used, how old it is, and how small a difference could have been shown."""
     study = read.study
-    known = floor_sentence(study)
-    if not known:
+    floor = floor_sentence(study)
+    if not floor:
         command = study.noise_command or f"gpt2lab noise {study.scale}"
-        told = [
+        unknown = (
             f"No noise floor of this scale, data, length and software was at hand; `{command}` measures one, and plans "
             "then say what they can find."
-        ]
-        return Section(points=[*told, _power(read)])
-    told = [f"{known} It serves planning, and verdicts on one or two seeds; it never defines which differences matter."]
-    spreads = [arm.sd for arm in read.arms.values() if arm.sd]
-    if spreads and study.noise and max(spreads) > 2 * study.noise.sd:
-        told.append(
+        )
+        return Section(points=[unknown, _power(read)])
+    points = [
+        f"{floor} It serves planning, and verdicts on one or two seeds; it never defines which differences matter."
+    ]
+    if study.noise and max((arm.sd or 0.0 for arm in read.arms.values()), default=0.0) > 2 * study.noise.sd:
+        points.append(
             "An arm of this study varies more than twice as much as the floor: what the plan said of power was too "
             "hopeful; the intervals above rest on the arms' own spread."
         )
-    return Section(points=[*told, _power(read)])
+    return Section(points=[*points, _power(read)])
 
 
 def floor_sentence(study: Study) -> str:
     """The noise floor that the study was planned by, with its age; "" without one."""
-    kept = study.noise
-    if not kept:
+    floor = study.noise
+    if not floor:
         return ""
-    failed = f"; {kept.failed} more failed" if kept.failed else ""
+    failed = f"; {floor.failed} more failed" if floor.failed else ""
     return (
-        f"Noise floor: sd {number(kept.sd, 3)} nats, 95 % interval [{number(kept.low, 3)}, "
-        f"{number(kept.high, 3)}], from {kept.runs} repeats of the recipe at {kept.scale} with only "
-        f"the seed changed{failed}; torch {kept.stack.get('torch')} on {kept.stack.get('device')}, measured "
-        f"{kept.created[:10]}, {_age(kept.created, study.created)}."
+        f"Noise floor: sd {number(floor.sd, 3)} nats, 95 % interval [{number(floor.low, 3)}, "
+        f"{number(floor.high, 3)}], from {floor.runs} repeats of the recipe at {floor.scale} with only "
+        f"the seed changed{failed}; torch {floor.stack.get('torch')} on {floor.stack.get('device')}, measured "
+        f"{floor.created[:10]}, {_age(floor.created, study.created)}."
     )
 
 
-def _age(measured: str, declared: str | None) -> str:
-    """How old a floor was when the study was declared."""
+def _age(measured: str, declared: str) -> str:
+    """How old a floor was when the study was declared; times without a zone are in UTC."""
     try:
-        then, now = (datetime.fromisoformat(str(moment)) for moment in (measured, declared))
-        days = (_utc(now) - _utc(then)).days
+        then, now = (datetime.fromisoformat(moment) for moment in (measured, declared))
     except ValueError:
         return "at an unknown time"
+    days = (now.replace(tzinfo=now.tzinfo or UTC) - then.replace(tzinfo=then.tzinfo or UTC)).days
     return "the same day as this study was declared" if days < 1 else f"{plural(days, 'day')} before this study"
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _power(read: StudyRead) -> str:
     """How many seeds, and how small a difference they could have shown."""
-    counts = sorted({arm.n for arm in read.arms.values()})
-    text = f"Usable seeds per arm: {' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))}."
+    counts = sorted({str(arm.n) for arm in read.arms.values()}, key=int)
+    text = f"Usable seeds per arm: {' to '.join(dict.fromkeys((counts[0], counts[-1])))}."
     detectable = [c.detectable for c in read.verdicts.contrasts if math.isfinite(c.detectable)]
     if not detectable:
         return text + " That is too few to say how small a difference would have been found."
@@ -89,80 +99,79 @@ def _power(read: StudyRead) -> str:
 def declared(read: StudyRead) -> Section:
     """What was declared before the first run, in sentences."""
     study = read.study
-    tokens = quantity(study.evaluation.tokens)
-    told = [
+    points = [
         f"Design: {study.design}, {plural(len(study.arms), 'arm')}, baseline "
         f"{study.baseline}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
-        f"Every run is scored at its end on the same {tokens} validation tokens. A seed sets initialisation, data "
-        "order and dropout together; all arms share data order and, where shapes agree, initial weights.",
+        f"Every run is scored at its end on the same {quantity(study.evaluation.tokens)} validation tokens. A seed "
+        "sets initialisation, data order and dropout together; all arms share data order and, where shapes agree, "
+        "initial weights.",
         f"Estimator: Welch's t with critical values that hold at every ratio of the arms' noise, Holm-adjusted, at "
         f"{100 * read.verdicts.alpha:g} % for the whole family; equivalence by two one-sided tests against "
         f"±{read.verdicts.smallest_effect:g} {read.unit}.",
+        _looks(read),
     ]
-    told.append(_looks(read))
     if study.lr_bracket:
         factors = ", ".join(f"{factor:g}" for factor in study.lr_bracket)
-        told.append(
+        points.append(
             f"Learning rates: {factors} times each arm's own, one seed each, then fresh seeds at the best. A curve "
             "through the trials bounds how far that rate may be from each arm's best; the intervals include it."
         )
-    told += tuned.method(study)
+    points += tuned.method(study)
     axis = study.equalise.replace("_", " ")
-    told.append(f"Arms are compared at equal {axis}; what that costs each of them on the other axes, the table shows.")
-    told += [
-        f"{arm} was adjusted for that: {entry.adjustment}." for arm, entry in study.arms.items() if entry.adjustment
-    ]
+    points.append(
+        f"Arms are compared at equal {axis}; what that costs each of them on the other axes, the table shows."
+    )
+    points += [f"{arm} was adjusted for that: {e.adjustment}." for arm, e in study.arms.items() if e.adjustment]
     if study.tokens_per_parameter:
-        told.append(f"Trained for {study.tokens_per_parameter:g} tokens per parameter of the baseline.")
-    return Section(points=told)
-
-
-@section(order=150, title="What deviates from that")
-def deviations(read: StudyRead) -> Section:
-    """What is otherwise than declared, or was declared after something could be seen."""
-    study, others = read.study, read.once(elsewhere)
-    told = [f"{arm} is exploratory only: {e.exploratory}." for arm, e in study.arms.items() if e.exploratory]
-    told += [f"{arm} is not comparable: {e.not_comparable}." for arm, e in study.arms.items()
-             if e.not_comparable]  # fmt: skip
-    if study.left_out:
-        told.append(f"Left out to fit the time budget: {'; '.join(study.left_out)}.")
-    told += _declared_before(study)
-    missing = [run for run in read.runs if run.value is None]
-    if missing:
-        told.append(f"{plural(len(missing), 'declared run')} without a final value; see Runs.")
-    failed = {name: arm.failed for name, arm in read.arms.items() if arm.failed}
-    if failed:
-        counts = ", ".join(f"{count} of {name}" for name, count in failed.items())
-        told.append(f"Diverged, or no better than token frequencies: {counts}; counted, never dropped.")
-    told += health.deviations(read.once(health.health))
-    shared = [run for run in read.runs if run.id in others]
-    if shared:
-        names = sorted({name for run in shared for name in others[run.id]})
-        some = ", ".join(names[:SHARED_POOL]) + (f" and {len(names) - SHARED_POOL} more" if names[SHARED_POOL:] else "")
-        told.append(
-            f"{plural(len(shared), 'run')} shared with {some}: trained once, so these studies are not independent."
-        )
-    adopted = [run for run in read.runs if run.adopted_from]
-    if adopted:
-        told.append(
-            f"{plural(len(adopted), 'run')} taken over from older code that trains the same bits (`gpt2lab adopt`)."
-        )
-    return Section(points=told or ["Nothing that the store knows of."])
+        points.append(f"Trained for {study.tokens_per_parameter:g} tokens per parameter of the baseline.")
+    return Section(points=points)
 
 
 def _looks(read: StudyRead) -> str:
     """At which seeds contrasts are judged, and at which levels."""
     study, past = read.study, read.study.history
     looks = (past.looks if past else study.looks) or [past.first_seeds if past else len(study.seeds)]
-    if len(looks) > 1:
-        told = f"Looks were declared at {listed(map(str, looks))} seeds per arm; arms that were decided stopped there. "
-    else:
-        told = ""
+    declared = f"Looks were declared at {listed(map(str, looks))} seeds per arm; arms that were decided stopped there. "
     more = listed(str(multiple * looks[-1]) for multiple in MULTIPLES)
     return (
-        f"{told}Seeds may be added after a verdict: contrasts that are still open are then judged again, at {more} "
-        f"seeds. A fifth of the {100 * read.verdicts.alpha:g} % is kept back for that."
+        f"{declared if len(looks) > 1 else ''}Seeds may be added after a verdict: contrasts that are still open are "
+        f"then judged again, at {more} seeds. A fifth of the {100 * read.verdicts.alpha:g} % is kept back for that."
     )
+
+
+@section(order=150, title="What deviates from that")
+def deviations(read: StudyRead) -> Section:
+    """What is otherwise than declared, or was declared after something could be seen."""
+    study, others = read.study, read.once(elsewhere)
+    points = [f"{arm} is exploratory only: {e.exploratory}." for arm, e in study.arms.items() if e.exploratory]
+    points += [f"{arm} is not comparable: {e.not_comparable}." for arm, e in study.arms.items() if e.not_comparable]
+    if study.left_out:
+        points.append(f"Left out to fit the time budget: {'; '.join(study.left_out)}.")
+    points += _declared_before(study)
+    missing = [run for run in read.runs if run.value is None]
+    if missing:
+        points.append(f"{plural(len(missing), 'declared run')} without a final value; see Runs.")
+    if failed := failed_runs(read):
+        points.append(f"Diverged, or no better than token frequencies: {failed}; counted, never dropped.")
+    points += health.deviations(read.once(health.health))
+    shared = [run for run in read.runs if run.id in others]
+    if shared:
+        names = sorted({name for run in shared for name in others[run.id]})
+        some = ", ".join(names[:SHARED_POOL]) + (f" and {len(names) - SHARED_POOL} more" if names[SHARED_POOL:] else "")
+        points.append(
+            f"{plural(len(shared), 'run')} shared with {some}: trained once, so these studies are not independent."
+        )
+    adopted = [run for run in read.runs if run.adopted_from]
+    if adopted:
+        points.append(
+            f"{plural(len(adopted), 'run')} taken over from older code that trains the same bits (`gpt2lab adopt`)."
+        )
+    return Section(points=points or ["Nothing that the store knows of."])
+
+
+def failed_runs(read: StudyRead) -> str:
+    """`2 of rotary, 1 of none`; "" where no run failed."""
+    return ", ".join(f"{arm.failed} of {name}" for name, arm in read.arms.items() if arm.failed)
 
 
 def _declared_before(study: Study) -> list[str]:
@@ -171,30 +180,32 @@ def _declared_before(study: Study) -> list[str]:
     if not earlier:
         return []
     times = "once" if len(earlier) == 1 else f"{len(earlier)} times"
-    told = [f"This study was declared differently {times} before, last by `{earlier[-1].reproduce}`."]
-    told += [f"{sentence}." for sentence in (past.changed if past else ())]
-    late = past.late if past else []
-    if late:
-        pairs = listed(f"{arm} against {against}" for arm, against in late)
-        told.append(f"Declared after the results were there, and exploratory for that: {pairs}.")
+    points = [f"This study was declared differently {times} before, last by `{earlier[-1].reproduce}`."]
+    if past:
+        points += [f"{sentence}." for sentence in past.changed]
+    if past and past.late:
+        pairs = listed(f"{arm} against {against}" for arm, against in past.late)
+        points.append(f"Declared after the results were there, and exploratory for that: {pairs}.")
     undeclared = (past.undeclared if past else None) or study.undeclared_look
-    return [*told, f"Nothing is claimed: {undeclared}."] if undeclared else told
+    return [*points, f"Nothing is claimed: {undeclared}."] if undeclared else points
 
 
 @section(order=180, title="What this shows, and what it does not")
 def limits(read: StudyRead) -> Section:
     study = read.study
     caveat = f" Caveat of this scale: {study.caveat}." if study.caveat else ""
-    sentences = [
+    points = [
         f"It holds {scope_text(study)}; larger models, longer training or other data may order the arms differently."
         + caveat
     ]
     if shares_rate(study):
-        text = "All arms share one learning rate, which suits some better than others: each at its own best rate, a "
-        sentences.append(text + "difference can shrink or turn round.")
-    sentences += _near_bigram(study, read.arms[read.baseline].mean)
-    sentences.append(f"Only the declared contrasts on {study.metric} carry verdict words; the rest is description.")
-    return Section(points=sentences)
+        points.append(
+            "All arms share one learning rate, which suits some better than others: each at its own best rate, a "
+            "difference can shrink or turn round."
+        )
+    points += _near_bigram(study, read.arms[read.baseline].mean)
+    points.append(f"Only the declared contrasts on {study.metric} carry verdict words; the rest is description.")
+    return Section(points=points)
 
 
 def _near_bigram(study: Study, baseline: float | None) -> list[str]:
@@ -211,22 +222,120 @@ def _near_bigram(study: Study, baseline: float | None) -> list[str]:
 @section(order=190, title="How to reproduce")
 def reproduce(read: StudyRead) -> Section:
     study = read.study
-    found = [
-        ("Data", study.scope.data),
-        ("Preset", study.scope.preset),
-        ("Seeds", ", ".join(map(str, study.seeds))),
-        *where_it_ran(study),
-    ]
-    return Section(code=study.reproduce, facts=[(key, str(value)) for key, value in found if value])
+    facts = {
+        "Data": study.scope.data,
+        "Preset": study.scope.preset,
+        "Seeds": ", ".join(map(str, study.seeds)),
+        **where_it_ran(study.plain()),
+    }
+    return Section(code=study.reproduce, facts=_known(facts))
 
 
-def where_it_ran(record: StudyRecord | Mapping[str, Any]) -> list[tuple[str, str]]:
+def where_it_ran(record: Mapping[str, Any]) -> dict[str, str]:
     """Code, software, device and time of a study's or sweep's declaration."""
-    plain = record.plain() if isinstance(record, StudyRecord) else record
-    stack: Mapping[str, Any] = plain.get("stack") or {}
-    return [
-        ("Code", f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under version control"),
-        ("Software", f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}"),
-        ("Device", " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k))),
-        ("Declared", f"{plain.get('created')}, record {plain.get('hash')}"),
+    stack: Mapping[str, Any] = record.get("stack") or {}
+    return {
+        "Code": f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under version control",
+        "Software": f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}",
+        "Device": " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k)),
+        "Declared": f"{record.get('created')}, record {record.get('hash')}",
+    }
+
+
+def _known(facts: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in facts.items() if value]
+
+
+@section(order=100, title="Method", of="sweep")
+def sweep_declared(read: SweepRead) -> Section:
+    """What was declared before the first trial, in sentences."""
+    record = read.record
+    sampler = record.get("sampler") or {}
+    seed = f", seed {sampler['seed']}" if sampler.get("seed") is not None else ""
+    drawn = f", the first {sampler['startup']} at random" if sampler.get("startup") else ""
+    seeds = ", ".join(map(str, sorted({seed for search in read.searches.values() for seed in search.seeds})))
+    tokens = quantity((record.get("evaluation") or {}).get("tokens"))
+    goal = "higher is better" if record.get("direction") == "maximize" else "lower is better"
+    points = [
+        f"Sampler: {SAMPLERS.get(str(sampler.get('name')), sampler.get('name'))}{drawn}{seed}; "
+        f"{plural(read.slots, 'trial')} in all{'' if read.single else ' over all searches'}, whoever works on "
+        "them and however often it is started.",
+        _pruner(record),
+        f"Value of a trial: its final {record['metric']}, on the same {tokens} validation tokens for all; "
+        f"{goal}. Tuning seeds: {seeds}, which judge nothing else.",
     ]
+    for search in read.searches.values():
+        points.append(f"{'' if read.single else search.label + ': '}{_space(search)}")
+        if search.record.get("changes"):
+            changed = ", ".join(f"{key} = {value}" for key, value in search.record["changes"].items())
+            points.append(f"{search.label} changes the base: {changed}.")
+    if record.get("time_budget"):
+        points.append(f"No trial was begun after {time_taken(record['time_budget'])}.")
+    if record.get("max_failures") is not None:
+        points.append(f"It gives up after {plural(record['max_failures'], 'failed trial')}.")
+    return Section(points=points)
+
+
+def _pruner(record: Record) -> str:
+    pruner = record.get("pruner") or {}
+    name = str(pruner.get("name") or "none")
+    if name == "none":
+        return "Pruner: none; every trial was trained to its end."
+    rule, shown = PRUNERS.get(name, (name, ()))
+    options = ", ".join(f"{key.replace('_', ' ')} {pruner[key]}" for key in shown if pruner.get(key) is not None)
+    text = f"Pruner: {rule}{f' ({options})' if options else ''}; it sees evaluations at fixed token counts."
+    return text + (" It was audited only: no trial was stopped." if record.get("audit_pruning") else "")
+
+
+def _space(search: Search) -> str:
+    """`Space: optim.lr 0.0002 to 0.2 (log); model.norm layernorm, rmsnorm.`"""
+    parts = []
+    for dimension in search.record["space"]:
+        axis = search.axes[dimension["name"]]
+        text = f"{axis.name} {axis.range}"
+        if not axis.choices:
+            step = f", step {setting(dimension['step'])}" if dimension.get("step") else ""
+            text += f" ({'log' if axis.log else 'linear'}{step})"
+        when = " and ".join(f"{key} is {value}" for key, value in (dimension.get("when") or {}).items())
+        parts.append(f"{text}, only where {when}" if when else text)
+    return f"Space: {'; '.join(parts)}."
+
+
+@section(order=110, title="What this shows, and what it does not", of="sweep")
+def sweep_limits(read: SweepRead) -> Section:
+    """What the answer holds for."""
+    record = read.record
+    caveat = f" Caveat of this scale: {record['caveat']}." if record.get("caveat") else ""
+    moved = "another size, length of training, batch or data moves the best settings"
+    points = [f"It holds {scope_text(record)}; {moved}.{caveat}"]
+    if any(RATE in search.axes for search in read.searches.values()):
+        points.append(
+            "With AdamW the decay of weights is the product of rate and weight decay, so a search over rates also "
+            "searches the decay."
+        )
+    points.append(
+        "A search chooses settings; it compares nothing. Whether two ways to build a model differ, an ablation tells "
+        "on seeds that no search has seen."
+    )
+    if not read.single:
+        points.append("Searches that differ in how well their space fits them differ in how well they were tuned.")
+    return Section(points=points)
+
+
+@section(order=120, title="How to reproduce", of="sweep")
+def sweep_reproduce(read: SweepRead) -> Section:
+    """Where and on what it ran."""
+    record = read.record
+    tokens = sum(trial.get("tokens") or 0 for _, trial in read.trials)
+    flops = sum((trial.get("tokens") or 0) * (s.record.get("flops_per_token") or 0) for s, trial in read.trials)
+    workers = len({str(trial["worker"]) for _, trial in read.trials if trial.get("worker")})
+    facts = {
+        "Data": (record.get("scope") or {}).get("data"),
+        "Scale": record.get("scale"),
+        "Trained": f"{quantity(tokens)} tokens" + (f", {quantity(flops, 'FLOP')}" if flops else ""),
+        "Workers": f"{workers} process{'es' if workers > 1 else ''}" if workers else "",
+        "Storage": record.get("storage"),
+        **where_it_ran(record),
+        "Updated": record.get("updated"),
+    }
+    return Section(code=record["reproduce"], facts=_known(facts))

@@ -20,8 +20,8 @@ from gpt2lab.tracking.follower import links
 
 def elsewhere(read: StudyRead) -> dict[str, list[str]]:
     """Run -> the other studies that declare it as well."""
-    own = {run for entry in read.study.arms.values() for run in entry.runs.values()}
-    found: dict[str, list[str]] = {}
+    runs = {run for entry in read.study.arms.values() for run in entry.runs.values()}
+    others: dict[str, list[str]] = {}
     for name in read.store.studies():
         if name == read.name:
             continue
@@ -30,9 +30,9 @@ def elsewhere(read: StudyRead) -> dict[str, list[str]]:
             theirs = {run for entry in other.arms.values() for run in entry.runs.values()}
         except (DataFault, KeyError, TypeError, AttributeError):
             continue
-        for run in own & theirs:
-            found.setdefault(run, []).append(name)
-    return found
+        for run in runs & theirs:
+            others.setdefault(run, []).append(name)
+    return others
 
 
 @section(order=170, title="Runs")

@@ -7,7 +7,7 @@ edge diverged, a plus there failed; a triangle lies above the frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.reports import style
@@ -30,11 +30,10 @@ from gpt2lab.reports.read import (
     Record,
     Search,
     SweepRead,
-    best_of,
     look_of,
 )
 from gpt2lab.reports.style import ARMS, BAND, GRID, HALF, INK, MUTED, RAMP, SURFACE, WIDE, Look, finite, note
-from gpt2lab.reports.tables import Cell, Row, Table, columns
+from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
 from gpt2lab.results import LOSS, RATE
 from gpt2lab.text import DASH, number, setting, shorten
 
@@ -48,6 +47,9 @@ CLOSE = 4
 
 HEADROOM = 0.13
 """Share of a figure's height that is kept for trials without a value."""
+
+PAPER = {"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+"""Behind text that lines run through."""
 
 LEGEND = (
     "Filled: finished; hollow: pruned, at its last value; along the upper edge a cross diverged, a plus failed, and a "
@@ -74,121 +76,116 @@ CHOICES = (
 
 @section(order=0, title="Best settings", of="sweep")
 def best_settings(read: SweepRead) -> Section:
-    front = _of_one(read, read.single) if read.single else _beside_each_other(read)
+    front = _figures(read, read.single) if read.single else _beside_each_other(read)
     return Section(table=best_table(read), note=_table_note(read), front=list(front))
 
 
 @section(order=20, of="sweep")
 def choices(read: SweepRead) -> list[Section]:
-    made = [(search, choices_table(search)) for search in read.searches.values()]
-    return [Section(title=read.titled(search, "The best per choice"), table=table, note=CHOICES)
-            for search, table in made if table]  # fmt: skip
+    tables = [(search, choices_table(search)) for search in read.searches.values()]
+    return [
+        Section(title=read.titled(search, "The best per choice"), table=table, note=CHOICES)
+        for search, table in tables
+        if table
+    ]
 
 
 @section(order=80, title="Each search by itself", of="sweep")
 def each_search(read: SweepRead) -> Section | None:
     if read.single:
         return None
-    numbered = enumerate(read.searches.values())
-    return Section(figures=[one for place, s in numbered for one in _of_one(read, s, place)], folded=True)
+    pictures = [picture for i, search in enumerate(read.searches.values()) for picture in _figures(read, search, i)]
+    return Section(figures=pictures, folded=True)
 
 
-def best_table(read: SweepRead) -> Table:
+def best_table(read: SweepRead) -> Table | None:
     """One row per setting of every search: its best value, how sure that is, how flat, whether it lies at an edge."""
+    several = len(read.searches) > 1
     weighed = any(search.record.get("importance") for search in read.searches.values())
-    titles = columns("Setting", "Best trial:number", "Optimum:number", "Flat:number", "Searched:number", "Edge:words",
-                     "The config's own:number", *(["Importance:number"] if weighed else []))  # fmt: skip
-    rows = []
-    for place, (label, search) in enumerate(read.searches.items()):
-        best = search.best
-        shares = (search.record.get("importance") or {}).get("values") or {}
-        for name, axis in search.axes.items():
-            own = (search.record.get("base") or {}).get(name)
-            chosen = (best or {}).get("settings", {}).get(name)
-            found = search.optima.get(name)
-            cells = [
-                Cell(label, name) if len(read.searches) > 1 else Cell(name),
-                Cell(setting(chosen) if chosen is not None else DASH, _reached(best, read)),
-                optimum_cell(found, search) if found else Cell(),
-                flat_cell(found, search, read.unit) if found else Cell(),
-                Cell(", ".join(axis.choices)) if axis.choices else Cell(f"{setting(axis.low)} to {setting(axis.high)}",
-                                                                        "on a log scale" if axis.log else ""),
-                edge_cell(found) if found and best else Cell(),
-                Cell(setting(own) if own is not None else DASH),
-            ]  # fmt: skip
-            if weighed:
-                cells.append(Cell(f"{100 * shares[name]:.0f} %" if shares.get(name) is not None else DASH))
-            rows.append(Row(cells, look_of(place) if len(read.searches) > 1 else None))
-    return Table(titles, rows)
 
+    def cells(item: tuple[int, Search, Axis]) -> dict[str, Cell | str | None]:
+        _, search, axis = item
+        best, optimum = search.best, search.optima.get(axis.name)
+        base = (search.record.get("base") or {}).get(axis.name)
+        share = ((search.record.get("importance") or {}).get("values") or {}).get(axis.name)
+        chosen = best["settings"].get(axis.name) if best else None
+        reached = f"{read.metric} {number(best['value'])}" if best else ""
+        return {
+            "Setting": Cell(search.label, axis.name) if several else axis.name,
+            "Best trial:number": Cell(DASH if chosen is None else setting(chosen), reached),
+            "Optimum:number": optimum_cell(optimum, search) if optimum else "",
+            "Flat:number": flat_cell(optimum, search, read.unit) if optimum else "",
+            "Searched:number": Cell(axis.range, "on a log scale" if axis.log else ""),
+            "Edge:words": edge_cell(optimum) if optimum and best else "",
+            "The config's own:number": DASH if base is None else setting(base),
+            "Importance:number": None if not weighed else DASH if share is None else f"{100 * share:.0f} %",
+        }
 
-def _reached(best: Record | None, read: SweepRead) -> str:
-    return f"{read.metric} {number(best['value'])}" if best else ""
+    rows = [(i, search, axis) for i, search in enumerate(read.searches.values()) for axis in search.axes.values()]
+    return tabulate(rows, cells, lambda item: look_of(item[0]) if several else None)
 
 
 def _table_note(read: SweepRead) -> str:
-    alone = any(search.alone for search in read.searches.values())
     if not read.counts[FINISHED]:
         return "No trial has a final value, so there is no best one."
-    told = ["Best trial: the settings of the best finished trial."]
-    if alone:
-        told.append(
+    sentences = ["Best trial: the settings of the best finished trial."]
+    if any(search.alone for search in read.searches.values()):
+        sentences.append(
             "Optimum: where the curve that was fitted to the trials is best, with its 95 % interval. Flat: as far as "
             "one may go before losing what was declared to matter."
         )
     if not all(search.alone for search in read.searches.values()):
-        told.append("Where several settings vary at once no curve is fitted to one of them alone.")
-    return " ".join([*told, "Edge: a best value at the edge of the space may lie beyond it."])
+        sentences.append("Where several settings vary at once no curve is fitted to one of them alone.")
+    return " ".join([*sentences, "Edge: a best value at the edge of the space may lie beyond it."])
 
 
-def optimum_cell(found: Optimum, search: Search) -> Cell:
+def ends_text(interval: tuple[float, float] | None) -> str:
+    """`[0.0021, 0.0084]`; "" for none."""
+    return f"[{setting(interval[0], 3)}, {setting(interval[1], 3)}]" if interval else ""
+
+
+def optimum_cell(optimum: Optimum, search: Search) -> Cell:
     """The vertex of the fitted curve over its interval; why there is none."""
-    if found.what and search.alone is None:
+    if optimum.what and search.alone is None:
         return Cell(DASH, "other settings vary")
-    if found.vertex is None:
-        return Cell(DASH, found.reason)
-    inside = f"[{setting(found.interval[0], 3)}, {setting(found.interval[1], 3)}]" if found.interval else found.reason
-    return Cell(setting(found.vertex, 3), inside)
+    if optimum.vertex is None:
+        return Cell(DASH, optimum.reason)
+    return Cell(setting(optimum.vertex, 3), ends_text(optimum.interval) or optimum.reason)
 
 
-def flat_cell(found: Optimum, search: Search, unit: str) -> Cell:
-    """The range in which little is lost; an end that is only where the trials end says so."""
-    if found.flat is None or search.alone is None:
+def flat_cell(optimum: Optimum, search: Search, unit: str) -> Cell:
+    """The range in which little is lost; an end that is only where the trials end is marked as such."""
+    if optimum.flat is None or search.alone is None:
         return Cell(DASH)
-    low, high = (setting(end, 3) for end in found.flat)
-    ends = f"{'at most ' if found.flat_open[0] else ''}{low} to {'at least ' if found.flat_open[1] else ''}{high}"
-    return Cell(ends, f"loses less than {number(found.effect, 3)} {unit}" if found.effect else "")
+    low, high = (setting(end, 3) for end in optimum.flat)
+    ends = f"{'at most ' if optimum.flat_open[0] else ''}{low} to {'at least ' if optimum.flat_open[1] else ''}{high}"
+    return Cell(ends, f"loses less than {number(optimum.effect, 3)} {unit}" if optimum.effect else "")
 
 
-def edge_cell(found: Optimum) -> Cell:
+def edge_cell(optimum: Optimum) -> Cell:
     """Whether the best value lies at the edge of what was searched, and what to widen to."""
-    if found.edge is None:
+    if optimum.edge is None:
         return Cell("inside", "", "same")
-    wider = f"try {setting(found.widen[0], 2)} to {setting(found.widen[1], 2)}" if found.widen else ""
-    return Cell(f"at the {found.edge} edge", wider, "worse")
+    wider = f"try {setting(optimum.widen[0], 2)} to {setting(optimum.widen[1], 2)}" if optimum.widen else ""
+    return Cell(f"at the {optimum.edge} edge", wider, "worse")
 
 
 def choices_table(search: Search) -> Table | None:
     """The best finished trial of every choice of every dimension that has choices."""
-    named = [axis for axis in search.axes.values() if axis.choices]
-    if not named:
-        return None
+    best, rows = search.best, []
+    for axis, choice in [(dimension, choice) for dimension in search.axes.values() for choice in dimension.choices]:
+        trials = [trial for trial in search.trials if str(trial["settings"].get(axis.name)) == choice]
+        done = [trial for trial in trials if trial["outcome"] == FINISHED and trial["value"] is not None]
+        top = min(done, key=lambda t: -t["value"] if search.maximize else t["value"], default=None)
+        behind = abs(top["value"] - best["value"]) if top and best else None
+        others = {key: value for key, value in top["settings"].items() if key != axis.name} if top else {}
+        cells = (Cell(choice, axis.name), Cell(number(top["value"] if top else None)),
+                 Cell("best" if behind == 0 else number(behind)), Cell(str(len(done))), Cell(str(len(trials))),
+                 Cell(settings_text(others)))  # fmt: skip
+        rows.append(Row(cells, baseline=behind == 0))
     titles = columns("Choice", "Best:number", "Behind the best:number", "Finished:number", "Trials:number",
                      "With:words")  # fmt: skip
-    best = search.best
-    rows = []
-    for axis in named:
-        for choice in axis.choices:
-            own = [trial for trial in search.trials if str(trial["settings"].get(axis.name)) == choice]
-            done = [trial for trial in own if trial["outcome"] == FINISHED and trial["value"] is not None]
-            top = min(done, key=lambda t: -t["value"] if search.maximize else t["value"], default=None)
-            behind = abs(top["value"] - best["value"]) if top and best else None
-            others = {key: value for key, value in (top or {}).get("settings", {}).items() if key != axis.name}
-            cells = (Cell(choice, axis.name), Cell(number(top["value"]) if top else DASH),
-                     Cell("best" if behind == 0 else number(behind)), Cell(str(len(done))), Cell(str(len(own))),
-                     Cell(settings_text(others)))  # fmt: skip
-            rows.append(Row(cells, None, behind == 0))
-    return Table(titles, rows)
+    return Table(titles, rows) if rows else None
 
 
 def settings_text(settings: Record) -> str:
@@ -196,31 +193,26 @@ def settings_text(settings: Record) -> str:
     return ", ".join(f"{name} {setting(value)}" for name, value in settings.items())
 
 
-def _of_one(read: SweepRead, search: Search, place: int | None = None) -> Iterator[style.Picture]:
+def _figures(read: SweepRead, search: Search, place: int | None = None) -> Iterator[style.Picture]:
     """The figures of one search; `place`: its number among several."""
-    before = "" if place is None else f"search-{place}-"
+    prefix = "" if place is None else f"search-{place}-"
     of = "" if place is None else f" ({search.label})"
-    metric, close, maximize = read.metric, read.record.get("smallest_effect") or 0.05, search.maximize
-    points, alone = search.points, len(search.axes) == 1
+    metric, close, alone = read.metric, read.record.get("smallest_effect") or 0.05, len(search.axes) == 1
     width = "wide" if alone else "half"
     for i, axis in enumerate(search.axes.values()):
-        figure = against(axis, points, search.fitted(axis.name), metric, close, alone=alone, maximize=maximize)
-        about = (
-            _fit_caption(read, search, axis) if alone else "" if i else " The other settings differ between the marks."
-        )
-        caption = f"One mark per trial. {LEGEND}{about}"
-        yield style.picture(f"{before}against-{i}", f"Loss against {axis.name}{of}", caption, figure, width)
+        about = "" if i else " The other settings differ between the marks."
+        caption = f"One mark per trial. {LEGEND}{_fit_caption(read, search, axis) if alone else about}"
+        figure = against(search, axis, metric, close)
+        yield style.picture(f"{prefix}against-{i}", f"Loss against {axis.name}{of}", caption, figure, width)
     if not alone:
-        figure = parallel(list(search.axes.values()), points, metric, maximize=maximize)
-        yield style.picture(f"{before}parallel", f"Settings of every trial{of}", PARALLEL, figure)
-    if any(point.curve[0] for point in points):
+        yield style.picture(f"{prefix}parallel", f"Settings of every trial{of}", PARALLEL, parallel(search, metric))
+    if any(point.curve[0] for point in search.points):
         floors = (read.record.get("floors") or {}) if metric == LOSS else {}
         axis = _rate(search)
-        figure = curves(axis, points, floors, metric, maximize=maximize)
-        yield style.picture(f"{before}curves", f"Training curves by {axis.name}{of}", CURVES, figure)
-    figure = history(points, metric, alone=alone, maximize=maximize)
+        figure = curves(search, axis, floors, metric)
+        yield style.picture(f"{prefix}curves", f"Training curves by {axis.name}{of}", CURVES, figure)
     caption = f"Line: the best finished trial so far. {LEGEND}"
-    yield style.picture(f"{before}history", f"The best so far{of}", caption, figure, width)
+    yield style.picture(f"{prefix}history", f"The best so far{of}", caption, history(search, metric), width)
     weighed = search.record.get("importance")
     if weighed and not alone:
         shares = {name: float(share) for name, share in weighed["values"].items() if share is not None}
@@ -228,22 +220,23 @@ def _of_one(read: SweepRead, search: Search, place: int | None = None) -> Iterat
             f"How much of the variation between finished trials each setting explains ({weighed['method']}). It "
             "describes this space: a wider range makes a setting more important."
         )
-        yield style.picture(f"{before}importance", f"What mattered{of}", caption, importance(shares), "half")
+        yield style.picture(f"{prefix}importance", f"What mattered{of}", caption, importance(shares), "half")
 
 
 def _fit_caption(read: SweepRead, search: Search, axis: Axis) -> str:
-    found = search.optima.get(axis.name)
-    if found is None or found.curve is None:
-        return f" No curve was fitted: {found.reason}." if found and found.reason else ""
-    flat = f" Grey: less than {number(found.effect, 3)} {read.unit} is lost." if found.flat and found.effect else ""
-    band = " Blue band: the 95 % interval of the best setting." if found.interval else ""
+    optimum = search.optima.get(axis.name)
+    if optimum is None or optimum.curve is None:
+        return f" No curve was fitted: {optimum.reason}." if optimum and optimum.reason else ""
+    is_flat = optimum.flat and optimum.effect
+    flat = f" Grey: less than {number(optimum.effect, 3)} {read.unit} is lost." if is_flat else ""
+    band = " Blue band: the 95 % interval of the best setting." if optimum.interval else ""
     return f" Line: two half parabolas that meet at the optimum (dashed), fitted to the trials near it.{band}{flat}"
 
 
 def _rate(search: Search) -> Axis:
     """What curves are coloured by: the learning rate, else the first number, else the first setting."""
     numeric = [axis for axis in search.axes.values() if not axis.choices]
-    return search.axes.get(RATE) or next(iter(numeric), None) or next(iter(search.axes.values()))
+    return search.axes.get(RATE) or next(iter([*numeric, *search.axes.values()]))
 
 
 def _beside_each_other(read: SweepRead) -> Iterator[style.Picture]:
@@ -252,8 +245,7 @@ def _beside_each_other(read: SweepRead) -> Iterator[style.Picture]:
     look = style.looks([s.label for s in searches], searches[0].label)
     shared = [a for a in searches[0].axes.values() if not a.choices and all(a.name in s.axes for s in searches)]
     for i, axis in enumerate(shared):
-        whole = span_of([search.axes[axis.name] for search in searches])
-        figure = beside(whole, read.searches, look, read.metric)
+        figure = beside(span_of([search.axes[axis.name] for search in searches]), read.searches, look, read.metric)
         yield style.picture(f"beside-{i}", f"Loss against {axis.name}, search by search", BESIDE, figure)
 
 
@@ -279,54 +271,45 @@ def padded(axis: Axis, low: float, high: float, share: float) -> tuple[float, fl
 
 def draw_axis(axes: Axes, axis: Axis, limits: tuple[float, float]) -> None:
     """Scale, limits, ticks and name of the horizontal axis; names have limits of their own."""
+    axes.set_xlabel(shorten(axis.name, 40))
     if axis.choices:
         axes.set_xticks(range(len(axis.choices)), [shorten(choice, 16) for choice in axis.choices])
         axes.set_xlim(-0.6, len(axis.choices) - 0.4)
         if len(axis.choices) > 4:
             axes.tick_params(axis="x", rotation=30)
         axes.grid(visible=False, axis="x")
-    elif axis.log:
+        return
+    if axis.log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=style.log_ticks(*limits), numticks=12))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: setting(value))
+        style.log_ticks(axes.xaxis, *limits)
     else:
         axes.locator_params(axis="x", nbins=6)
-    if not axis.choices:
-        axes.set_xlim(*limits)
-    axes.set_xlabel(shorten(axis.name, 40))
+    axes.set_xlim(*limits)
 
 
-def draw_points(axes: Axes, axis: Axis, points: Sequence[Point], best: Point | None) -> None:
+def draw_points(axes: Axes, points: Sequence[Point], best: Point | None, x_of: Callable[[Point], float]) -> None:
     """Every trial; those without a value, or above the frame, along its upper edge."""
     low, high = axes.get_ylim()
     size = 3.6 if len(points) > MANY else 5.5
     upper, lower = (high - share * HEADROOM * (high - low) for share in (0.25, 0.7))
     places: dict[tuple[str, str], list[tuple[float, float]]] = {}  # one call for all that look alike: many are slow
     for point in points:
-        x = axis.number(point.settings.get(axis.name))
+        x = x_of(point)
         if not math.isfinite(x):
             continue
-        if axis.choices:  # equal names must not hide each other
-            x += 0.3 * ((point.slot * 0.618034) % 1 - 0.5)
         above = point.has_value and point.value > high - HEADROOM * (high - low)
         y = lower if above else point.value if point.has_value else upper
         mark = "^" if above else MARKS.get(point.outcome, ".")
         places.setdefault((point.outcome, mark), []).append((x, y))
         if point is best:
-            ring: dict[str, Any] = {
-                "markerfacecolor": "none",
-                "markersize": size + 5,
-                "markeredgewidth": 1.4,
-                "zorder": 4,
-            }
-            axes.plot([x], [y], "o", color=INK, **ring)
-    for (outcome, mark), found in places.items():
+            ring: dict[str, Any] = {"markerfacecolor": "none", "markersize": size + 5, "markeredgewidth": 1.4}
+            axes.plot([x], [y], "o", color=INK, zorder=4, **ring)
+    for (outcome, mark), marks in places.items():
         colour = COLOURS.get(outcome, MUTED)
         fill = SURFACE if outcome == PRUNED else colour
         alpha = 0.8 if outcome == FINISHED and len(points) > MANY else 1.0
         options: dict[str, Any] = {"markersize": size, "markeredgewidth": 1.2, "zorder": 3, "alpha": alpha}
-        axes.plot(*zip(*found, strict=True), mark, color=colour, markerfacecolor=fill, linestyle="none", **options)
+        axes.plot(*zip(*marks, strict=True), mark, color=colour, markerfacecolor=fill, linestyle="none", **options)
 
 
 def set_limits(axes: Axes, points: Sequence[Point], name: str) -> None:
@@ -353,59 +336,54 @@ def limits_of(points: Sequence[Point]) -> tuple[float, float]:
     return low, low + (high - low) / (1 - HEADROOM)
 
 
-def against(
-    axis: Axis, points: Sequence[Point], fitted: Optimum | None, metric: str, close: float, *, alone: bool,
-    maximize: bool = False,
-) -> Figure:  # fmt: skip
-    """Value against one setting. alone: the only dimension; then wide, with a close-up of what lies within `close` of
-    the best value where there is enough to see."""
-    best = best_of(points, maximize=maximize)
-    window = _window(axis, points, fitted, best, close) if alone and best and not maximize else None
+def against(search: Search, axis: Axis, metric: str, close: float) -> Figure:
+    """Value against one setting. The only dimension of a search has a wide figure, with a close-up of what lies within
+    `close` of the best value where there is enough to see."""
+    points, best, alone = search.points, search.best_point, len(search.axes) == 1
+    fitted = search.fitted(axis.name)
+    near = [p for p in points if p.finished and p.value <= best.value + CLOSE * close] if best else []
+    window = _window(axis, search, near, close) if alone and best and not search.maximize else None
     height = 3.1 if not alone else 3.9 if any(point.has_value for point in points) else 2.2
     figure = Figure(figsize=(WIDE if alone else HALF, height), layout="constrained")
     panels = list(figure.subplots(1, 2, width_ratios=(1, 1.05))) if window else [figure.subplots()]
     whole = around(axis, points)
     for axes, limits in zip(panels, (whole, window or whole), strict=False):
-        _draw_fitted(axes, fitted, alone=alone)
+        _draw_fitted(axes, fitted)
         draw_axis(axes, axis, limits)
     set_limits(panels[0], points, _in_unit(metric))
-    if window and best:
-        panels[1].set_ylim(*limits_of(_near(points, best, close)))
-        panels[1].set_title("near the best", fontsize=9.5, color=MUTED, loc="left")
+    if window:
+        panels[1].set_ylim(*limits_of(near))
+        style.title(panels[1], "near the best")
+
+    def x_of(point: Point) -> float:
+        x = axis.number(point.settings.get(axis.name))
+        jitter = 0.3 * ((point.slot * 0.618034) % 1 - 0.5) if axis.choices else 0.0  # names must not hide each other
+        return x + jitter
+
     for axes in panels:
-        draw_points(axes, axis, points, best)
-    if best is not None:
-        last = panels[-1]
-        x = axis.number(best.settings.get(axis.name))
-        if math.isfinite(x):
-            label = setting(best.settings[axis.name])
-            note(last, f"best {shorten(label, 18)}", (x, best.value), (0, -8), "dd", ha="center", va="top", color=INK)
+        draw_points(axes, points, best, x_of)
+    if best and math.isfinite(x := axis.number(best.settings.get(axis.name))):
+        label = f"best {shorten(setting(best.settings[axis.name]), 18)}"
+        note(panels[-1], label, (x, best.value), (0, -8), "dd", ha="center", va="top", color=INK)
     return figure
 
 
-def _window(
-    axis: Axis, points: Sequence[Point], fitted: Optimum | None, best: Point, close: float
-) -> tuple[float, float] | None:
-    """The part of the axis that a close-up shows; None where it would show the same as the whole, or too little."""
-    near = [axis.number(point.settings.get(axis.name)) for point in _near(points, best, close)]
-    if axis.choices or len(near) < 4:
+def _window(axis: Axis, search: Search, near: Sequence[Point], close: float) -> tuple[float, float] | None:
+    """The part of the axis that a close-up of trials `near` the best shows; None where it would show the same as the
+    whole, or too little."""
+    ends = [axis.number(point.settings.get(axis.name)) for point in near]
+    if axis.choices or len(ends) < 4:
         return None
-    ends = [*near, *(fitted.flat or () if fitted else ()), *(fitted.interval or () if fitted else ())]
+    if fitted := search.fitted(axis.name):
+        ends += [*(fitted.flat or ()), *(fitted.interval or ())]
     ends = [end for end in ends if math.isfinite(end)]
-    low, high = (max(min(ends), axis.low), min(max(ends), axis.high))
-    shares = axis.share(high) - axis.share(low)
-    whole = max(p.value for p in points if p.has_value) - best.value
-    if not 0 < shares < 0.75 and whole < 2 * CLOSE * close:
-        return None
-    return padded(axis, low, high, 0.08)
+    low, high = max(min(ends), axis.low), min(max(ends), axis.high)
+    share = axis.share(high) - axis.share(low)
+    whole = max(p.value for p in search.points if p.has_value) - min(p.value for p in near)
+    return padded(axis, low, high, 0.08) if 0 < share < 0.75 or whole >= 2 * CLOSE * close else None
 
 
-def _near(points: Sequence[Point], best: Point, close: float) -> list[Point]:
-    """The finished trials that a close-up shows."""
-    return [point for point in points if point.finished and point.value <= best.value + CLOSE * close]
-
-
-def _draw_fitted(axes: Axes, fitted: Optimum | None, *, alone: bool) -> None:
+def _draw_fitted(axes: Axes, fitted: Optimum | None) -> None:
     """The flat range in grey, the interval of the optimum in colour, the fitted curve through both."""
     if fitted is None:
         return
@@ -415,48 +393,41 @@ def _draw_fitted(axes: Axes, fitted: Optimum | None, *, alone: bool) -> None:
         axes.axvspan(*fitted.interval, color=ARMS[0], alpha=0.16, linewidth=0, zorder=1)
     if fitted.vertex is not None:
         axes.axvline(fitted.vertex, color=ARMS[0], linewidth=1, dashes=(3, 2), zorder=1)
-    line = fitted.line()
-    if alone and line is not None:
-        axes.plot(*finite((line[0].tolist(), line[1].tolist())), color=ARMS[0], linewidth=1.6, alpha=0.75, zorder=2)
+    if (line := fitted.line()) is not None:
+        axes.plot(*finite(line), color=ARMS[0], linewidth=1.6, alpha=0.75, zorder=2)
 
 
-def history(points: Sequence[Point], metric: str, *, alone: bool = False, maximize: bool = False) -> Figure:
-    """Value over trials, with the best one so far. alone: no figure stands beside it, so it is wide."""
+def history(search: Search, metric: str) -> Figure:
+    """Value over trials, with the best one so far; wide where no other figure is at its side."""
+    alone, points = len(search.axes) == 1, sorted(search.points, key=lambda point: point.slot)
     known = any(point.has_value for point in points)
-    figure, axes = style.panel(WIDE if alone else HALF, (2.8 if alone else 3.1) if known else 2.0)
-    done = sorted(points, key=lambda point: point.slot)
-    set_limits(axes, done, metric)
-    steps: list[tuple[float, float]] = []
-    for point in done:
-        better = point.finished and (
-            not steps or (point.value > steps[-1][1] if maximize else point.value < steps[-1][1])
-        )
-        if better:
-            steps.append((float(point.slot), point.value))
+    figure, axes = style.panel(WIDE if alone else HALF, (2.8 if alone else 3.1) if known else 2.0, "trial")
+    set_limits(axes, points, metric)
+    steps: list[tuple[int, float]] = []
+    sign = -1 if search.maximize else 1
+    for point in points:
+        if point.finished and (not steps or sign * point.value < sign * steps[-1][1]):
+            steps.append((point.slot, point.value))
     if steps:
-        last = max(point.slot for point in done)
-        x, y = zip(*steps, (float(last), steps[-1][1]), strict=True)
+        x, y = zip(*steps, (points[-1].slot, steps[-1][1]), strict=True)
         axes.plot(x, y, color=INK, linewidth=1.2, drawstyle="steps-post", zorder=2)
-    slots = Axis(name="slot", low=0, high=max([1, *(point.slot for point in done)]))
-    numbered = [Point(slot=p.slot, settings={"slot": p.slot}, outcome=p.outcome, value=p.value) for p in done]
-    draw_points(axes, slots, numbered, best_of(numbered, maximize=maximize))
+    draw_points(axes, points, search.best_point, lambda point: point.slot)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    axes.set_xlabel("trial")
     return figure
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
     """One bar per dimension, the longest on top; `shares` sum to one."""
-    figure, axes = style.panel(HALF, max(1.6, 0.9 + 0.36 * len(shares)))
+    height = max(1.6, 0.9 + 0.36 * len(shares))
+    figure, axes = style.panel(HALF, height, "share of the variation between trials")
     ordered = sorted(shares.items(), key=lambda item: -item[1])
     for row, (_, share) in enumerate(ordered):
         axes.barh([row], [share], height=0.55, color=ARMS[0], zorder=2)
         note(axes, f"{100 * share:.0f} %", (share, row), (5, 0), "dd", va="center", color=INK)
     style.rows(axes, [name for name, _ in ordered])
-    axes.set_xlim(0, 1.12 * max([share for _, share in ordered] or [1.0]) or 1.0)
+    axes.set_xlim(0, 1.12 * max(shares.values(), default=1.0) or 1.0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel("share of the variation between trials")
     return figure
 
 
@@ -478,52 +449,43 @@ def beside(axis: Axis, searches: Mapping[str, Search], look: Mapping[str, Look],
         for point in search.points:
             x = axis.number(point.settings.get(axis.name))
             if point.finished and math.isfinite(x):
-                mark = marker if point.value <= high else "^"
-                at = min(point.value, edge)
-                axes.plot([x], [at], mark, color=colour, markersize=4.5, alpha=0.75, zorder=3)
+                mark, y = marker if point.value <= high else "^", min(point.value, edge)
+                axes.plot([x], [y], mark, color=colour, markersize=4.5, alpha=0.75, zorder=3)
             elif point.outcome == DIVERGED and math.isfinite(x):
                 axes.plot([x], [edge], "x", color=colour, markersize=5, zorder=3)
         fitted = search.fitted(axis.name)
-        line = fitted.line() if fitted else None
-        if line is not None:
-            axes.plot(*finite((line[0].tolist(), line[1].tolist())), color=colour, linestyle=look[label].dash, zorder=2)
+        if fitted and (line := fitted.line()) is not None:
+            axes.plot(*finite(line), color=colour, linestyle=look[label].dash, zorder=2)
         if fitted and fitted.interval:
             axes.axvspan(*fitted.interval, color=colour, alpha=0.13, linewidth=0, zorder=0)
-        best = best_of(search.points, maximize=search.maximize)
-        if best:
-            ends[label] = best.value
+        if search.best_point:
+            ends[label] = search.best_point.value
     style.label_ends(axes, ends, look)
     return figure
 
 
-PAPER = {"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
-"""Behind words that lines run through."""
-
-
-def parallel(space: Sequence[Axis], points: Sequence[Point], metric: str, *, maximize: bool = False) -> Figure:
+def parallel(search: Search, metric: str) -> Figure:
     """Every trial as a line through its settings to its value, in the colours of the ramp by value; the best in ink."""
     figure, axes = style.panel(WIDE, 3.6)
+    space, points, best = list(search.axes.values()), search.points, search.best_point
     low, high = limits_of([point for point in points if point.finished])
     outcome = Axis(name=metric, low=low, high=high)
-    best = best_of(points, maximize=maximize)
-    thin = 0.7 if len(points) > MANY else 1.2
-    order = sorted(points, key=lambda p: (p.finished, p.value if maximize else -p.value))
-    for point in [p for p in order if p is not best] + ([best] if best else []):
-        y = [axis.share(point.settings.get(axis.name)) for axis in space]
-        options: dict[str, Any] = {"color": RAMP[level(outcome.share(point.value))] if point.finished else GRID}
-        options |= {"linewidth": thin, "zorder": 3 if point.finished else 2}
+    order = sorted(points, key=lambda p: (p is best, p.finished, p.value if search.maximize else -p.value))
+    for point in order:
+        end = outcome.share(point.value)
+        options: dict[str, Any] = {"color": GRID, "linewidth": 0.7 if len(points) > MANY else 1.2, "zorder": 2}
         if point.outcome == DIVERGED:
+            end = end if math.isfinite(end) else 1.0
             options |= {"color": COLOURS[DIVERGED], "dashes": (2, 2), "linewidth": 0.7, "alpha": 0.5}
-        if point is best:
+        elif point is best:
             options |= {"color": INK, "linewidth": 2.4, "zorder": 5}
-        end = (
-            outcome.share(point.value) if math.isfinite(point.value) else 1.0 if point.outcome == DIVERGED else math.nan
-        )
+        elif point.finished:
+            options |= {"color": RAMP[level(end)], "zorder": 3}
+        y = [axis.share(point.settings.get(axis.name)) for axis in space]
         axes.plot(range(len(space) + 1), [*y, end], **options)
     for place, axis in enumerate([*space, outcome]):
         axes.axvline(place, color=MUTED, linewidth=1, zorder=4)
-        ends = _ends(axis)
-        for share, text in ends:
+        for share, text in _ends(axis):
             note(axes, shorten(text, 16), (place, share), (4, 0), "dd", va="center", fontsize=8, bbox=PAPER)
     axes.set_xticks(range(len(space) + 1), [shorten(axis.name.rpartition(".")[2], 18) for axis in space] + [metric])
     axes.tick_params(axis="x", length=0)
@@ -531,8 +493,7 @@ def parallel(space: Sequence[Axis], points: Sequence[Point], metric: str, *, max
     axes.set_xlim(-0.15, len(space) + 0.35)
     axes.set_ylim(-0.05, 1.05)
     axes.grid(visible=False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
     return figure
 
 
@@ -542,7 +503,7 @@ def _ends(axis: Axis) -> list[tuple[float, str]]:
         return [(axis.share(choice), choice) for choice in axis.choices]
     middle = math.sqrt(axis.low * axis.high) if axis.log else (axis.low + axis.high) / 2
     values = (axis.low, middle, axis.high)
-    return [(axis.share(one), setting(one, 2) if abs(one) < 100 else f"{one:.0f}") for one in values]
+    return [(axis.share(x), setting(x, 2) if abs(x) < 100 else f"{x:.0f}") for x in values]
 
 
 def level(share: float) -> int:
@@ -550,15 +511,13 @@ def level(share: float) -> int:
     return min(int(share * len(RAMP)), len(RAMP) - 1) if math.isfinite(share) else 0
 
 
-def curves(
-    axis: Axis, points: Sequence[Point], floors: Mapping[str, float], metric: str, *, maximize: bool = False
-) -> Figure:
+def curves(search: Search, axis: Axis, floors: Mapping[str, float], metric: str) -> Figure:
     """Value during training, coloured by one setting: the whole of training, and its last 30 %."""
-    drawn = [point for point in points if finite(point.curve)[0].size]
-    axis, best = _tried(axis, drawn), best_of(points, maximize=maximize)
-    last = max((float(finite(p.curve)[0].max()) for p in drawn), default=0.0)
-    ends = [style.since([p.curve], style.ZOOM_FROM * last)[1] for p in drawn if p.finished]
-    ends = [y for y in ends if y.size]
+    points = {point.slot: xy for point in search.points if (xy := finite(point.curve))[0].size}
+    drawn = [point for point in search.points if point.slot in points]
+    axis, best = _tried(axis, drawn), search.best_point
+    last = max((float(x.max()) for x, _ in points.values()), default=0.0)
+    ends = [y for p in drawn if p.finished and (y := style.since([p.curve], style.ZOOM_FROM * last)[1]).size]
     zoom = None
     if any(y.size > 1 for y in ends):
         low = min(float(y.min()) for y in ends)
@@ -569,7 +528,7 @@ def curves(
         for point in drawn:
             _draw_curve(axes, axis, point, best, len(drawn))
 
-    losses = [finite(point.curve)[1] for point in drawn]
+    losses = [y for _, y in points.values()]
     figure, panels = style.over_training(draw, last, metric, floors, losses, zoom, bar=True)
     _colourbar(panels[-1], axis)
     return figure
@@ -596,15 +555,12 @@ def _draw_curve(axes: Axes, axis: Axis, point: Point, best: Point | None, count:
 
 def _colourbar(axes: Axes, axis: Axis) -> None:
     """The ramp as blocks: a picture of it would not be drawn under the page's policy."""
-    count = len(RAMP)
+    height = 1 / len(RAMP)
     for step, colour in enumerate(RAMP):
-        axes.add_patch(Rectangle((0, step / count), 1, 1 / count, color=colour, linewidth=0))
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_xticks([])
+        axes.add_patch(Rectangle((0, step * height), 1, height, color=colour, linewidth=0))
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[])
     axes.grid(visible=False)
     axes.yaxis.tick_right()
-    ends = _ends(axis)
-    axes.set_yticks([share for share, _ in ends], [shorten(text, 14) for _, text in ends])
+    axes.set_yticks([share for share, _ in _ends(axis)], [shorten(text, 14) for _, text in _ends(axis)])
     axes.set_title(shorten(axis.name.rpartition(".")[2], 14), fontsize=9, color=MUTED, loc="left")
     axes.spines[["left", "bottom"]].set_visible(False)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from gpt2lab.analysis.scaling import Transfer, transfer
 from gpt2lab.analysis.tuning import Optimum
-from gpt2lab.errors import DataFault, Gpt2labError
+from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import Record, SweepRead, read_chosen
-from gpt2lab.reports.style import HALF, INK, MUTED, SURFACE, WIDE, Look, finite, looks
+from gpt2lab.reports.read import Record, SweepRead, read_chosen, record_errors
+from gpt2lab.reports.sections.searches import ends_text
+from gpt2lab.reports.style import HALF, INK, SURFACE, WIDE, Look, finite, looks
 from gpt2lab.reports.tables import Cell, Column, Row, Table
 from gpt2lab.results import cleaned
 from gpt2lab.text import DASH, quantity, setting, shorten
@@ -63,33 +63,23 @@ class Across:
 def across(read: SweepRead) -> dict[str, Across]:
     """Label -> its search over all scales at which the store has this sweep; only searches over one number that were
     made at two or more. Raises DataFault for a damaged record."""
-    try:
-        return over_scales([read.record, *_others(read)])
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise DataFault(f"the record of the sweep is damaged: {what}", where=read.name) from error
-
-
-def _others(read: SweepRead) -> list[Record]:
-    """The same sweep at other scales; records that cannot be read are left out."""
-    found: list[Record] = []
+    records = [read.record]
     for name in read.store.sweeps():
-        if name == read.name:
-            continue
         try:
             other = cleaned(read.store.sweep(name).plain())
-            same = other["sweep"] == read.record["sweep"]
+            same = other["sweep"] == read.record["sweep"] and name != read.name
             if same and bool(other.get("part_of")) == bool(read.record.get("part_of")):
                 over_scales([other])
-                found.append(other)
-        except (Gpt2labError, KeyError, TypeError, AttributeError):
+                records.append(other)
+        except (Gpt2labError, KeyError, TypeError, AttributeError):  # of another scale: left out
             continue
-    return found
+    with record_errors(read.name):
+        return over_scales(records)
 
 
 def over_scales(records: Sequence[Record]) -> dict[str, Across]:
     """Label -> its search over the scales; only searches over one number that were made at two or more."""
-    found: dict[str, list[AtScale]] = {}
+    by_label: dict[str, list[AtScale]] = {}
     names: dict[str, str] = {}
     for record in sorted(records, key=lambda record: (record.get("scope") or {}).get("parameters") or 0):
         for label, search in record["searches"].items():
@@ -97,17 +87,20 @@ def over_scales(records: Sequence[Record]) -> dict[str, Across]:
             if len(search["space"]) == 1 and len(optima) == 1:
                 name, optimum = next(iter(optima.items()))
                 if names.setdefault(label, name) == name:
-                    one = AtScale(scale=record["scale"], parameters=search["parameters"], optimum=optimum)
-                    found.setdefault(label, []).append(one)
-    return {label: _across(names[label], scales) for label, scales in found.items() if len(scales) > 1}
-
-
-def _across(name: str, scales: Sequence[AtScale]) -> Across:
-    law = transfer(
-        [one.parameters for one in scales], [one.at for one in scales], [one.optimum.interval for one in scales],
-        what=scales[0].optimum.what,
-    )  # fmt: skip
-    return Across(name=name, scales=scales, transfer=law)
+                    scale = AtScale(scale=record["scale"], parameters=search["parameters"], optimum=optimum)
+                    by_label.setdefault(label, []).append(scale)
+    return {
+        label: Across(
+            name=names[label],
+            scales=scales,
+            transfer=transfer(
+                [s.parameters for s in scales], [s.at for s in scales], [s.optimum.interval for s in scales],
+                what=scales[0].optimum.what,
+            ),
+        )
+        for label, scales in by_label.items()
+        if len(scales) > 1
+    }  # fmt: skip
 
 
 @section(order=30, title="Across size", of="sweep")
@@ -119,7 +112,7 @@ def across_size(read: SweepRead) -> Section | None:
     figure = best_by_size(found, looks(labels, labels[0]), name)
     return Section(
         table=_table(found),
-        points=[f"{label + ': ' if len(found) > 1 else ''}{one.transfer}" for label, one in found.items()],
+        points=[f"{label + ': ' if len(found) > 1 else ''}{search.transfer}" for label, search in found.items()],
         figures=[style.picture("across", f"The best {name} against the size of the model", ACROSS, figure)],
     )
 
@@ -127,53 +120,49 @@ def across_size(read: SweepRead) -> Section | None:
 def _table(found: Mapping[str, Across]) -> Table:
     """One row per scale, the optimum of each search in a column."""
     columns = [Column("Scale"), Column("Parameters", "number")]
-    columns += [Column(label if len(found) > 1 else f"Best {one.name}", "number") for label, one in found.items()]
-    sizes = {scale.scale: scale.parameters for one in found.values() for scale in one.scales}
+    columns += [Column(label if len(found) > 1 else f"Best {search.name}", "number") for label, search in found.items()]
+    sizes = {scale.scale: scale.parameters for search in found.values() for scale in search.scales}
     rows = []
     for scale, parameters in sorted(sizes.items(), key=lambda item: item[1]):
-        cells = [_cell(next((s for s in one.scales if s.scale == scale), None)) for one in found.values()]
+        cells = [_cell(next((s for s in search.scales if s.scale == scale), None)) for search in found.values()]
         rows.append(Row((Cell(scale), Cell(quantity(parameters)), *cells)))
-    laws = [one.transfer for one in found.values()]
+    laws = [search.transfer for search in found.values()]
     if any(law.at_target is not None for law in laws):
         target = next(law.target for law in laws if law.target is not None)
         rows.append(Row((Cell("predicted"), Cell(quantity(target)), *map(_predicted, laws))))
     return Table(columns, rows)
 
 
-def _cell(one: AtScale | None) -> Cell:
-    if one is None:
+def _cell(scale: AtScale | None) -> Cell:
+    if scale is None:
         return Cell()
-    found = one.optimum
-    if found.best is None:
+    optimum = scale.optimum
+    if optimum.best is None:
         return Cell(DASH, "no trial finished")
-    if found.edge:
-        return Cell(setting(found.best, 3), f"at the {found.edge} edge: left out")
-    inside = f"[{setting(found.interval[0], 3)}, {setting(found.interval[1], 3)}]" if found.interval else found.reason
-    return Cell(setting(one.at, 3), inside)
+    if optimum.edge:
+        return Cell(setting(optimum.best, 3), f"at the {optimum.edge} edge: left out")
+    return Cell(setting(scale.at, 3), ends_text(optimum.interval) or optimum.reason)
 
 
 def _predicted(law: Transfer) -> Cell:
     if law.at_target is None:
         return Cell(DASH)
-    ends = law.target_interval
-    return Cell(setting(law.at_target, 3), f"[{setting(ends[0], 3)}, {setting(ends[1], 3)}]" if ends else "")
+    return Cell(setting(law.at_target, 3), ends_text(law.target_interval))
 
 
 def best_by_size(found: Mapping[str, Across], look: Mapping[str, Look], name: str) -> Figure:
     """The best setting against the size of the model, both logarithmic; hollow: what the law predicts."""
-    figure, axes = style.panel(WIDE, 3.6)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    figure, axes = style.panel(WIDE, 3.6, "parameters", f"best {shorten(name)}")
+    axes.set(xscale="log", yscale="log")
     ends: dict[str, float] = {}
     sizes = set()
-    for label, one in found.items():
-        law, drawn = one.transfer, look[label]
-        known = [(s.parameters, s.at, s.optimum.interval) for s in one.scales if s.at is not None]
+    for label, search in found.items():
+        law, drawn = search.transfer, look[label]
+        known = [(s.parameters, s.at, s.optimum.interval) for s in search.scales if s.at is not None]
         for parameters, at, interval in known:
             _mark(axes, parameters, at, interval, drawn, fill=drawn.colour)
         if law.line is not None:
-            x, y = finite((law.line[0].tolist(), law.line[1].tolist()))
-            axes.plot(x, y, color=drawn.colour, linestyle=drawn.dash, linewidth=1.4, zorder=2)
+            axes.plot(*finite(law.line), color=drawn.colour, linestyle=drawn.dash, linewidth=1.4, zorder=2)
         if law.target is not None and law.at_target is not None:
             _mark(axes, law.target, law.at_target, law.target_interval, drawn, fill=SURFACE)
             known.append((law.target, law.at_target, law.target_interval))
@@ -185,19 +174,10 @@ def best_by_size(found: Mapping[str, Across], look: Mapping[str, Look], name: st
         axes.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
     axes.set_xticks(ticks, [quantity(parameters) for parameters in ticks])
     axes.set_xticks([], minor=True)
-    _ticks(axes)
-    axes.set_xlabel("parameters")
-    axes.set_ylabel(f"best {shorten(name)}")
+    style.log_ticks(axes.yaxis, *axes.get_ylim())
     if len(found) > 1:
         style.label_ends(axes, ends, look)
     return figure
-
-
-def _ticks(axes: Axes) -> None:
-    """Of a logarithmic vertical axis."""
-    axes.yaxis.set_major_locator(LogLocator(subs=style.log_ticks(*axes.get_ylim()), numticks=12))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: setting(value))
 
 
 def _mark(axes: Axes, size: float, at: float, interval: tuple[float, float] | None, look: Look, *, fill: str) -> None:
@@ -209,16 +189,15 @@ def _mark(axes: Axes, size: float, at: float, interval: tuple[float, float] | No
 
 @section(order=40, title="Coordinate check", of="sweep")
 def coordinate_check(read: SweepRead) -> Section | None:
-    found = read.record.get("coordinates")
-    if not found:
+    variants = read.record.get("coordinates")
+    if not variants:
         return None
-    changes = all("change" in one for one in found.values())
-    variants = {
-        label: (one["widths"], one["steps"], one["change" if changes else "rms"]) for label, one in found.items()
-    }
-    figure = coordinates(variants, "rms of the change" if changes else "rms of activations")
+    what = "change" if all("change" in variant for variant in variants.values()) else "rms"
+    measured = {label: (variant["widths"], variant["steps"], variant[what]) for label, variant in variants.items()}
+    figure = coordinates(measured, "rms of the change" if what == "change" else "rms of activations")
+    steepest = [_steepest(label, variant.get("slopes") or {}) for label, variant in variants.items()]
     return Section(
-        points=[told for label, one in found.items() if (told := _steepest(label, one.get("slopes") or {}))],
+        points=[sentence for sentence in steepest if sentence],
         figures=[style.picture("coordinates", "Change of activations against width", COORDINATES, figure)],
     )
 
@@ -228,7 +207,7 @@ def _steepest(label: str, slopes: Mapping[str, float | None]) -> str:
     known = {name: slope for name, slope in slopes.items() if slope is not None}
     if not known:
         return ""
-    name = max(known, key=lambda one: abs(known[one]))
+    name = max(known, key=lambda part: abs(known[part]))
     return (
         f"{label}: what changes most with width is {name}, as width^{known[name]:+.2f}; a power of 0 means that it "
         "moves as far at every width."
@@ -249,10 +228,10 @@ def coordinates(found: Mapping[str, tuple[Sequence[float], Sequence[int], Seen]]
     for axes, (variant, (widths, steps, seen)) in zip(panels, found.items(), strict=True):
         ends = _against_width(axes, widths, {name: seen.get(name) or () for name in names}, look)
         after = f", after {steps[-1]} steps" if steps else ""
-        axes.set_title(f"{shorten(variant)}{after}", fontsize=9.5, color=MUTED, loc="left")
+        style.title(axes, f"{shorten(variant)}{after}")
     if names:
         panels[-1].autoscale_view()
-        _ticks(panels[0])
+        style.log_ticks(panels[0].yaxis, *panels[0].get_ylim())
         style.label_ends(panels[-1], ends, look)
     else:
         style.note(panels[0], "nothing was measured", (0.5, 0.5), (0, 0), "ff", ha="center", color=INK)
@@ -263,7 +242,7 @@ def coordinates(found: Mapping[str, tuple[Sequence[float], Sequence[int], Seen]]
 def _against_width(axes: Axes, widths: Sequence[float], seen: Seen, look: Mapping[str, Look]) -> dict[str, float]:
     """One line per name -> where each ends."""
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    axes.set(yscale="log", xlabel="width (n_embd)")
     ends: dict[str, float] = {}
     for name, rows in seen.items():
         last = [row[-1] if row else None for row in rows]
@@ -275,7 +254,6 @@ def _against_width(axes: Axes, widths: Sequence[float], seen: Seen, look: Mappin
             ends[name] = float(y[-1])
     axes.set_xticks(list(widths), [f"{width:g}" for width in widths])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("width (n_embd)")
     return ends
 
 

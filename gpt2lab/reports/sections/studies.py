@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -12,14 +13,13 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from gpt2lab.reports import style
 from gpt2lab.reports.index import Across, Entry, Finding, facts
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES, Agreement, Effect, found_direction
-from gpt2lab.reports.tables import Cell, Column, Link, Row, Table, columns
+from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES, Agreement, found_direction
+from gpt2lab.reports.tables import Cell, Column, Link, Row, Table, tabulate
 from gpt2lab.text import plural, quantity
 
 COMMAND = "gpt2lab run ablations/posenc.yaml --scale nano"
 """What makes a first study."""
 
-COUNTED = ("found again", "same at another scale", "contradicted", "other sign at another scale", "inconclusive")
 TALLIES = (
     "A contrast that several publications speak of is counted once for each. How agreement is decided stands at the "
     "end of this page."
@@ -30,10 +30,10 @@ MATRIX = (
 )
 
 MOST_ROWS = 60
-"""What a page can still be scrolled through; the newest studies come first."""
+"""Of the figure; the newest studies come first."""
 
-WIDTH, ROW = 9.2, 0.29
-"""Inches."""
+ROW = 0.29
+"""Inches of a row of the figure."""
 
 COLOURS = {-1: style.ARMS[2], 0: style.ARMS[0], 1: style.ARMS[1], None: style.BASELINE}
 TICKS = [m * 10**e for e in range(6) for m in (1, 2, 5)]
@@ -48,37 +48,37 @@ def first_command(read: Across) -> Section | None:
 def agreement(read: Across) -> Section | None:
     expected = [finding.agreement for finding in read.findings if finding.agreement]
     published = [agreement for finding in read.findings for _, agreement in finding.published]
-    pairs = (("what the study's file expects", expected), ("published results", published))
-    rows = [Row([Cell(what), *map(Cell, map(str, _count(agreements)))]) for what, agreements in pairs if agreements]
-    titles = columns("Contrasts compared with", *(f"{name}:number" for name in COUNTED))
-    return Section(table=Table(titles, rows), note=TALLIES) if rows else None
+    rows = [("what the study's file expects", expected), ("published results", published)]
 
+    def cells(row: tuple[str, Sequence[Agreement]]) -> dict[str, str]:
+        counts = Counter((agreed.kind, agreed.elsewhere) for agreed in row[1])
+        return {
+            "Contrasts compared with": row[0],
+            "found again:number": str(counts[AGAIN, False]),
+            "same at another scale:number": str(counts[AGAIN, True]),
+            "contradicted:number": str(counts[AGAINST, False]),
+            "other sign at another scale:number": str(counts[AGAINST, True]),
+            "inconclusive:number": str(counts[OPEN, False] + counts[OPEN, True]),
+        }
 
-def _count(agreements: Sequence[Agreement]) -> list[int]:
-    def how_many(kind: str, *, elsewhere: bool) -> int:
-        return sum(a.kind == kind and (a.word != a.kind) == elsewhere for a in agreements)
-
-    return [
-        *(how_many(kind, elsewhere=elsewhere) for kind in (AGAIN, AGAINST) for elsewhere in (False, True)),
-        sum(a.kind == OPEN for a in agreements),
-    ]
+    table = tabulate([row for row in rows if row[1]], cells)
+    return Section(table=table, note=TALLIES) if table else None
 
 
 @section(order=20, title="Scale by scale", of="index")
 def scale_by_scale(read: Across) -> Section | None:
     """Every contrast of an ablation in one row, a scale in each column; those at most scales first."""
+    if not read.entries:
+        return None
     sizes: dict[str, list[float]] = {}
     places: dict[tuple[str, str], dict[str, Cell]] = {}
     for number, entry in enumerate(read.entries, start=1):
         sizes.setdefault(entry.scale, []).append(entry.study.scope.parameters or 0.0)
-        ablation = str(entry.study.ablation or entry.name)
         for finding in entry.findings:
             verdict = finding.verdict
             difference = Link(finding.difference.text, f"#study-{number}", after=f" {entry.unit}")
-            row = places.setdefault((ablation, finding.label), {})
+            row = places.setdefault((entry.study.ablation or entry.name, finding.label), {})
             row.setdefault(entry.scale, Cell(verdict.text, difference, verdict.chip))
-    if not read.entries:
-        return None
     middle = {scale: statistics.median(found) for scale, found in sizes.items()}
     scales = sorted(middle, key=lambda scale: (middle[scale], scale))
     order = sorted(places, key=lambda key: (-len(places[key]), key[0]))
@@ -98,39 +98,38 @@ def every_contrast(read: Across) -> Section | None:
 
 @section(order=40, title="Studies", of="index")
 def studies(read: Across) -> Section | None:
-    parts = []
-    for number, entry in enumerate(read.entries, start=1):
-        titles = columns("Contrast", f"Difference, {entry.unit}:number", "Verdict:words", "Expected:words",
-                         "Published:words")  # fmt: skip
-        table = Table(titles, [_row(finding) for finding in entry.findings]) if entry.findings else None
-        part = Section(
-            title=entry.name, link=entry.link, anchor=f"study-{number}", lead=[str(entry.study.question)],
-            aside=_line(entry), table=table, note="" if table else "No contrast is declared.",
+    parts = [
+        Section(
+            title=entry.name, link=entry.link, anchor=f"study-{number}", lead=[entry.study.question],
+            aside=_line(entry), table=_contrasts(entry),
+            note="" if entry.findings else "No contrast is declared.",
             facts=[(key, value) for key, value in facts(entry) if value], facts_title="What it rests on",
-        )  # fmt: skip
-        parts.append(part)
+        )
+        for number, entry in enumerate(read.entries, start=1)
+    ]  # fmt: skip
     return Section(parts=parts) if parts else None
 
 
-def _row(finding: Finding) -> Row:
-    said = finding.agreement
-    expected = Cell(said.word, finding.expected, said.chip, remark=said.why) if said else Cell()
-    published = [
-        Cell(agreed.word, _source(effect), agreed.chip, remark=agreed.why) for effect, agreed in finding.published
-    ]
-    name = Cell(finding.contrast.arm, f"against {finding.contrast.against}")
-    return Row([name, finding.difference, finding.verdict, expected, Cell(parts=published)])
+def _contrasts(entry: Entry) -> Table | None:
+    def cells(finding: Finding) -> dict[str, Cell]:
+        expected, contrast = finding.agreement, finding.contrast
+        sources = [(Link(e.source, e.address, before=f"{e}; "), agreed) for e, agreed in finding.published]
+        return {
+            "Contrast": Cell(contrast.arm, f"against {contrast.against}"),
+            f"Difference, {entry.unit}:number": finding.difference,
+            "Verdict:words": finding.verdict,
+            "Expected:words":
+                Cell(expected.word, finding.expected, expected.chip, remark=expected.why) if expected else Cell(),
+            "Published:words":
+                Cell(parts=[Cell(agreed.word, link, agreed.chip, remark=agreed.why) for link, agreed in sources]),
+        }  # fmt: skip
 
-
-def _source(effect: Effect) -> Link:
-    return Link(effect.source, effect.address, before=f"{effect}; ")
+    return tabulate(entry.findings, cells)
 
 
 def _line(entry: Entry) -> str:
     """A study in a line: `nano · 842 k parameters, 819 k tokens · 2026-11-23`."""
-    scope = entry.study.scope
-    sizes = f"{quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
-    parts = [entry.scale, sizes, str(entry.study.created or "")[:10], entry.study.caveat or ""]
+    parts = [entry.scale, entry.sizes, entry.study.created[:10], entry.study.caveat or ""]
     return " · ".join(part for part in parts if part)
 
 
@@ -142,8 +141,8 @@ def rules(read: Across) -> Section | None:
 @section(order=60, title="Sweeps", of="index")
 def sweeps(read: Across) -> Section | None:
     parts = [
-        Section(title=entry.name, link=entry.link, lead=[entry.question, *entry.answer], aside=entry.line)
-        for entry in read.sweeps
+        Section(title=sweep.name, link=sweep.link, lead=[sweep.question, *sweep.answer], aside=sweep.line)
+        for sweep in read.sweeps
     ]
     return Section(parts=parts) if parts else None
 
@@ -154,36 +153,33 @@ Group = tuple[str, list[style.Interval]]
 
 def groups(entries: Sequence[Entry]) -> list[Group]:
     """The newest studies that have differences, as many as the figure holds."""
-    found: list[Group] = []
-    left = MOST_ROWS
+    shown: list[Group] = []
+    room = MOST_ROWS
     for entry in entries:
         bars = [_bar(f, entry) for f in entry.findings if math.isfinite(f.contrast.difference)]
-        if not bars:
-            continue
-        left -= len(bars) + 1
-        if left < 0 and found:
+        room -= len(bars) + 1 if bars else 0
+        if room < 0 and shown:
             break
-        found.append((entry.name, bars[: MOST_ROWS - 1]))
-    return found
+        shown += [(entry.name, bars[: MOST_ROWS - 1])] if bars else []
+    return shown
 
 
 def _bar(finding: Finding, entry: Entry) -> style.Interval:
     c, small = finding.contrast, entry.verdicts.smallest_effect
     label = c.arm if c.against == entry.study.baseline else f"{c.arm} − {c.against}"
-    words = f"{finding.difference.text} {entry.unit}, {finding.verdict.text}"
-    colour = COLOURS[found_direction(c)]
-    return style.Interval(label, c.difference / small, c.low / small, c.high / small, words, colour)
+    text = f"{finding.difference.text} {entry.unit}, {finding.verdict.text}"
+    return style.Interval(label, c.difference / small, c.low / small, c.high / small, text, COLOURS[found_direction(c)])
 
 
 def caption(shown: Sequence[Group], all_bars: int) -> str:
     """What is drawn, and what is not."""
-    left = all_bars - sum(len(bars) for _, bars in shown)
-    rest = f" {plural(left, 'contrast')} of older studies, or without a difference, are in the tables only."
+    others = all_bars - sum(len(bars) for _, bars in shown)
+    rest = f" {plural(others, 'contrast')} of older studies, or without a difference, are in the tables only."
     return (
         "Differences and their family-adjusted intervals as multiples of the smallest effect of interest that each "
         "study declared (shaded: smaller than that), so that studies of different scales share one axis; it is linear "
         "within the shading and logarithmic beyond. The numbers at the side are not multiples. A hollow mark has no "
-        "interval; an arrow is an end outside the frame; grey: no verdict either way." + (rest if left else "")
+        "interval; an arrow is an end outside the frame; grey: no verdict either way." + (rest if others else "")
     )
 
 
@@ -192,19 +188,18 @@ def overview(shown: Sequence[Group]) -> Figure:
     lines: list[style.Interval | str] = []
     for name, bars in shown:
         lines += [name, *bars]
-    figure, axes = style.panel(WIDTH, 1.0 + ROW * max(3, len(lines)))
+    x = "difference, in smallest effects of interest"
+    figure, axes = style.panel(style.WIDE, 1.0 + ROW * max(3, len(lines)), x)
     bars = [bar for _, bars in shown for bar in bars]
     points, ends = [abs(bar.difference) for bar in bars], [abs(end) for bar in bars for end in (bar.low, bar.high)]
     limit = 1.15 * style.intervals_within([2.0, *points], ends, 4 * max(2.0, *points))[1]
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.6)
     axes.axvspan(-1, 1, color=style.BAND, linewidth=0, zorder=0)
-    axes.axvline(0, color=style.MUTED, linewidth=1, zorder=1)
+    style.zero_line(axes, "vertical")
     style.draw_intervals(axes, lines, (-limit, limit), ("better", "worse"), width=2.2, end=6, size=6)
     ticks = [tick for tick in TICKS if tick <= limit]
-    every = -(-len(ticks) // 6)  # at most six on each side
-    ticks = ticks[::every]
+    ticks = ticks[:: -(-len(ticks) // 6)]  # at most six on each side
     axes.xaxis.set_major_locator(FixedLocator([*(-t for t in reversed(ticks)), 0, *ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    axes.set_xlabel("difference, in smallest effects of interest")
     return figure

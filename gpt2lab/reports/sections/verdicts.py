@@ -1,24 +1,56 @@
-"""The verdicts: a table with a row for every contrast, and the figure of their differences."""
+"""The verdicts: a table with a row for every contrast, the figure of their differences, the same contrasts analysed in
+other ways, and what their intervals are made of."""
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from gpt2lab.analysis import Contrast
-from gpt2lab.analysis.wording import listed
+from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.analysis.best_rate import ErrorBudget, WeightedArm, error_budget
+from gpt2lab.analysis.verdicts import FEWEST
+from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.reports import style, tables
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
-from gpt2lab.reports.sections.worth import worth
-from gpt2lab.reports.tables import Cell, Row, Table, columns, difference_cell, is_pair, p_cell, verdict_cell, worth_cell
-from gpt2lab.results import LOSS, Study
+from gpt2lab.reports.sections.scaling import worth
+from gpt2lab.reports.tables import (
+    Cell,
+    Row,
+    Table,
+    columns,
+    difference_cell,
+    is_pair,
+    p_text,
+    tabulate,
+    verdict_cell,
+    worth_cell,
+)
+from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, searches, text_noise
+from gpt2lab.store import Store
 from gpt2lab.text import DASH, change, number, plural, quantity, shorten
+
+SENSITIVITY = (
+    "None of these decides a verdict, and none is adjusted for the number of contrasts. Paired, and arm and seed, use "
+    "the seeds that both arms share; a permutation test needs 4 seeds per arm. Detectable: the true difference found "
+    "four times out of five, and the same with the noise at its upper 80 % limit. Text noise: half the 95 % interval "
+    "of the difference over the documents that were scored; seeds do not lessen it, more validation text does."
+)
+ERRORS = (
+    "Half-widths in the metric's unit, at the level of the verdicts. Seeds: of the interval at the rates that were "
+    "chosen. Search of rates: what is added because each arm's best rate is known only from a few trials. Validation "
+    "text: of a 95 % interval over documents (Student's t); it is not part of the verdict's interval, which holds for "
+    "this text. The last column says what would narrow the interval most for the training time that it takes, if "
+    "spreads and curves are as they look now."
+)
+EFFECT = style.Look(style.ARMS[0], "D", "solid")
+"""How an effect is drawn that belongs to no single arm."""
 
 
 @section(order=0, title="Verdicts")
@@ -31,17 +63,16 @@ def verdict_table(read: StudyRead) -> Table:
     in compute, and what was expected, have columns where the study has them."""
     titles = columns("Arm", "Mean:number", "n:number", "Difference:number", "Holm p:number", "Verdict:words",
                      "Worth:number", "Cost:number", "Expected:words")  # fmt: skip
-    found = [_arm_row(read, read.baseline, Cell("baseline", chip="grey"))]
-    found += [_contrast_row(read, contrast) for contrast in read.verdicts.contrasts]
     judged = {read.baseline, *(contrast.arm for contrast in read.verdicts.contrasts)}
     chip = Cell("part of effects" if read.study.factors else "not judged", chip="grey")
-    found += [_arm_row(read, name, chip) for name in read.arms if name not in judged]
-    kept = [
-        i
-        for i, title in enumerate(titles)
-        if title.title not in ("Worth", "Expected") or any(row.cells[i].text for row in found)
+    rows = [
+        _arm_row(read, read.baseline, Cell("baseline", chip="grey")),
+        *(_contrast_row(read, contrast) for contrast in read.verdicts.contrasts),
+        *(_arm_row(read, name, chip) for name in read.arms if name not in judged),
     ]
-    return Table([titles[i] for i in kept], [replace(row, cells=[row.cells[i] for i in kept]) for row in found])
+    shown = [i for i, title in enumerate(titles)
+             if title.title not in ("Worth", "Expected") or any(row.cells[i].text for row in rows)]  # fmt: skip
+    return Table([titles[i] for i in shown], [replace(row, cells=[row.cells[i] for i in shown]) for row in rows])
 
 
 def _contrast_row(read: StudyRead, contrast: Contrast) -> Row:
@@ -49,21 +80,20 @@ def _contrast_row(read: StudyRead, contrast: Contrast) -> Row:
     study = read.study
     numbers = (
         difference_cell(contrast.difference, contrast.low, contrast.high),
-        Cell(p_cell(contrast.p_holm, contrast.alpha)),
+        Cell(p_text(contrast.p_holm, contrast.alpha)),
         verdict_cell(contrast),
     )
     arm = read.arms.get(contrast.arm) if is_pair(contrast) else None
     if arm is None:
         counts = f"{contrast.n_arm} + {contrast.n_against}"
         name = Cell(contrast.arm, f"against {contrast.against}, over {len(contrast.weights)} cells")
-        expected = Cell((study.expected or {}).get(contrast.arm) or "")
+        expected = Cell(study.expected.get(contrast.arm, ""))
         return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), expected))
     to_baseline = contrast.against == read.baseline
     name = Cell(arm.arm, ("" if to_baseline else f"against {contrast.against}; ") + changes(study, arm.arm))
-    cells = (name, *_statistics(arm, contrast.n_arm), *numbers,
-             worth_cell(read.once(worth).multipliers.get(arm.arm)) if to_baseline else Cell(),
-             _cost_cell(read, arm.arm), Cell(study.arms[arm.arm].expected or ""))  # fmt: skip
-    return Row(cells, look=arm.look)
+    multiplier = read.once(worth).multipliers.get(arm.arm) if to_baseline else None
+    cells = (name, *_statistics(arm, contrast.n_arm), *numbers, worth_cell(multiplier), _cost_cell(read, arm.arm))
+    return Row((*cells, Cell(study.arms[arm.arm].expected or "")), look=arm.look)
 
 
 def _arm_row(read: StudyRead, name: str, verdict: Cell) -> Row:
@@ -73,22 +103,20 @@ def _arm_row(read: StudyRead, name: str, verdict: Cell) -> Row:
 
 
 def _statistics(arm: Summary, judged: int | None = None) -> tuple[Cell, Cell]:
-    """Mean and n; `judged` is told where it is fewer, for seeds beyond a look do not count."""
-    counts = [(arm.failed, "failed"), (arm.missing, "missing")]
-    counts += [(judged, "judged")] if judged is not None and judged < arm.n else []
-    remarks = [f"{count} {what}" for count, what in counts if count]
+    """Mean and n; `judged` is shown where it is fewer, for seeds beyond a look do not count."""
+    counts = {"failed": arm.failed, "missing": arm.missing, "judged": judged if judged and judged < arm.n else 0}
     spread = f"sd {number(arm.sd)}" if arm.sd is not None else ""
-    return Cell(number(arm.mean), spread), Cell(str(arm.n), ", ".join(remarks))
+    return Cell(number(arm.mean), spread), Cell(str(arm.n), ", ".join(f"{n} {what}" for what, n in counts.items() if n))
 
 
 def _cost_cell(read: StudyRead, name: str) -> Cell:
     """FLOPs of a run against the baseline's, and below it the speed."""
-    own, base = read.study.arms[name], read.study.arms[read.baseline]
+    arms = read.study.arms
+    flops, base = (arms[arm].flops_per_token * arms[arm].tokens for arm in (name, read.baseline))
     speed, reference = read.arms[name].tokens_per_second, read.arms[read.baseline].tokens_per_second
     if name == read.baseline:
-        return Cell(f"{quantity(own.flops_per_token * own.tokens)}FLOP", f"{quantity(speed)} tokens/s")
-    ratio = change(own.flops_per_token * own.tokens, base.flops_per_token * base.tokens)
-    faster = change(speed, reference)
+        return Cell(f"{quantity(flops)}FLOP", f"{quantity(speed)} tokens/s")
+    ratio, faster = change(flops, base), change(speed, reference)
     return Cell(f"{ratio} FLOPs" if ratio else DASH, f"{faster} speed" if faster else "")
 
 
@@ -101,7 +129,7 @@ def changes(study: Study, arm: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as people say it: `rotary`, `plain(qk_norm=true)`, `rotary, none`."""
+    """`rotary`, `plain(qk_norm=true)`, `rotary, none`."""
     if isinstance(value, Mapping):
         options = ", ".join(f"{key}={_shown(inner)}" for key, inner in value.items() if key != "name")
         return f"{value['name']}({options})" if "name" in value else options
@@ -111,65 +139,167 @@ def _shown(value: Any) -> str:
 
 
 def _note(read: StudyRead) -> str:
-    found, small = read.verdicts, f"{read.verdicts.smallest_effect:g} {read.unit}"
-    known = [c for c in found.contrasts if math.isfinite(c.low)]
-    rescued = [c for c in known if (c.low, c.high) != (c.joint_low, c.joint_high)]
+    verdicts, small = read.verdicts, f"{read.verdicts.smallest_effect:g} {read.unit}"
+    alone = [
+        f"{c.arm} against {c.against}"
+        for c in verdicts.contrasts
+        if math.isfinite(c.low) and (c.low, c.high) != (c.joint_low, c.joint_high)
+    ]
     together = "these intervals hold together"
-    if rescued:
-        arms = listed(f"{c.arm} against {c.against}" for c in rescued)
-        together = (
-            f"these intervals hold together, but for {arms}: decided at a later step of Holm's method, each holds by "
-            "itself, and those that hold together are in the CSV and JSON as joint_low and joint_high"
+    if alone:
+        together += (
+            f", but for {listed(alone)}: decided at a later step of Holm's method, each holds by itself, and those "
+            "that hold together are in the CSV and JSON as joint_low and joint_high"
         )
     return (
         f"Difference: arm minus baseline in final {read.metric}, {read.unit}; lower is better. Below it the "
-        f"{tables.confidence(found)} interval (Welch), adjusted for the family of {plural(found.members, 'contrast')}, "
-        f"as p is by Holm's method: {together}. A difference below {small} was declared too "
-        "small to matter. Cost: FLOPs of a whole run, and training speed, against the baseline's."
+        f"{tables.confidence(verdicts)} interval (Welch), adjusted for the family of "
+        f"{plural(verdicts.members, 'contrast')}, as p is by Holm's method: {together}. A difference below {small} was "
+        "declared too small to matter. Cost: FLOPs of a whole run, and training speed, against the baseline's."
     )
 
 
-EFFECT = style.Look(style.ARMS[0], "D", "solid")
-"""How an effect is drawn that belongs to no single arm."""
-
-
 def _forest(read: StudyRead) -> list[style.Picture]:
-    found, members = read.verdicts, plural(read.verdicts.members, "contrast")
-    if not found.contrasts:
+    verdicts = read.verdicts
+    if not verdicts.contrasts:
         return []
     effects = []
-    for c in found.contrasts:
+    for c in verdicts.contrasts:
         label = c.arm if c.against == read.baseline or not is_pair(c) else f"{c.arm} − {c.against}"
-        words = "   ".join((difference_cell(c.difference, c.low, c.high).text, verdict_cell(c).text))
+        text = "   ".join((difference_cell(c.difference, c.low, c.high).text, verdict_cell(c).text))
         look = read.looks.get(c.arm, EFFECT)
-        effects.append(style.Interval(label, c.difference, c.low, c.high, words, look.colour, look.marker))
+        effects.append(style.Interval(label, c.difference, c.low, c.high, text, look.colour, look.marker))
     caption = (
-        f"Bars: {tables.confidence(found)} intervals adjusted for the family of {members}; a hollow mark has no "
-        "interval, an arrow an end outside the frame. Shaded: differences below "
-        f"{found.smallest_effect:g} {read.unit}, declared too small to matter."
+        f"Bars: {tables.confidence(verdicts)} intervals adjusted for the family of "
+        f"{plural(verdicts.members, 'contrast')}; a hollow mark has no interval, an arrow an end outside the frame. "
+        f"Shaded: differences below {verdicts.smallest_effect:g} {read.unit}, declared too small to matter."
     )
     noise = read.study.noise.sd if read.study.noise and read.metric == LOSS else None
     if noise:
         caption += f" Dotted: one sd of the noise floor, {number(noise, 3)}, to either side."
-    of_factors = bool(read.study.factors)
-    to = "" if of_factors else f" to {shorten(read.baseline)}"
-    title = "Effects of the factors" if of_factors else "Difference to the baseline"
-    return [style.picture("differences", title, caption, forest(effects, found.smallest_effect, to, noise))]
+    title, to = "Difference to the baseline", f" to {shorten(read.baseline)}"
+    if read.study.factors:
+        title, to = "Effects of the factors", ""
+    return [style.picture("differences", title, caption, forest(effects, verdicts.smallest_effect, to, noise))]
 
 
 def forest(effects: Sequence[style.Interval], smallest_effect: float, to: str, noise: float | None = None) -> Figure:
     """Differences with their family-adjusted intervals, over the band of effects too small to matter; dotted lines one
     sd of the noise floor away from nothing. `to`: what the differences are to, as ` to learned`."""
-    figure, axes = style.panel(style.WIDE, 1.1 + 0.4 * max(2, len(effects)))
+    x = f"difference in final loss{to}, nats (shaded: ±{smallest_effect:g})"
+    figure, axes = style.panel(style.WIDE, 1.1 + 0.4 * max(2, len(effects)), x)
     points = [e.difference for e in effects if math.isfinite(e.difference)] or [0.0]
     ends = [end for e in effects for end in (e.low, e.high)]
     widest = 3 * max(*(abs(p) for p in points), 2 * smallest_effect)
     low, high = style.intervals_within([*points, -1.6 * smallest_effect, 1.6 * smallest_effect], ends, widest)
     margin = 0.04 * (high - low) or 1.0
     axes.axvspan(-smallest_effect, smallest_effect, color=style.BAND, linewidth=0, zorder=0)
-    axes.axvline(0, color=style.MUTED, linewidth=1, zorder=1)
+    style.zero_line(axes, "vertical")
     for side in (-noise, noise) if noise else ():
         axes.axvline(side, color=style.MUTED, linewidth=1, dashes=(1, 2), zorder=1)
     style.draw_intervals(axes, effects, (low - margin, high + margin), ("lower loss", "higher loss"))
-    axes.set_xlabel(f"difference in final loss{to}, nats (shaded: ±{smallest_effect:g})")
     return figure
+
+
+@section(order=110, title="Sensitivity: the same contrasts, analysed in other ways")
+def sensitivity(read: StudyRead) -> Section | None:
+    """Every contrast again, not adjusted for the family, by other estimators where the runs allow them, and how far it
+    depends on the validation text."""
+    noise = text_noise(read.study, read.runs, read.store)
+
+    def cells(c: Contrast) -> dict[str, Cell | str]:
+        def estimated(name: str) -> Cell:
+            result = c.sensitivity.get(name)
+            if not result:
+                return Cell(DASH)
+            return difference_cell(result["difference"], result["low"], result["high"], p_text(result["p"], c.alpha))
+
+        permuted, text = c.sensitivity.get("permutation"), noise.get((c.arm, c.against))
+        upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
+        exact = "exact" if permuted and permuted["exact"] else "drawn at random"
+        return {
+            "Contrast": _pair(c),
+            "Not adjusted:number": difference_cell(c.difference, c.raw_low, c.raw_high, p_text(c.p, c.alpha)),
+            "Paired by seed:number": estimated("paired"),
+            "Arm and seed:number": estimated("blocked"),
+            "Permutation:number": Cell(f"p {p_text(permuted['p'], c.alpha)}", exact) if permuted else DASH,
+            "Detectable:number": Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper),
+            "Text noise:number": Cell(_halfwidth(text.halfwidth), f"{text.count} {text.unit}") if text else DASH,
+        }
+
+    table = tabulate(read.verdicts.contrasts, cells)
+    return Section(table=table, note=SENSITIVITY, folded=True) if table else None
+
+
+def _pair(contrast: Contrast) -> str:
+    return f"{contrast.arm} against {contrast.against}"
+
+
+@section(order=120, title="What the intervals are made of")
+def errors(read: StudyRead) -> Section | None:
+    """Half the width of each interval by its sources, and the step that would narrow it most for its time."""
+
+    def cells(item: tuple[str, ErrorBudget]) -> dict[str, str]:
+        pair, budget = item
+        parts = {name: budget.sources.get(name) for name in ("seeds", "search", "text")}
+        shown = {name: DASH if part is None else _halfwidth(max(part, 0.0)) for name, part in parts.items()}
+        return {
+            "Contrast": pair,
+            "Interval:number": _halfwidth(budget.halfwidth),
+            "Seeds:number": shown["seeds"],
+            "Search of rates:number": shown["search"],
+            "Validation text:number": shown["text"],
+            "Cheapest way to narrow it:words": budget.advice(),
+        }
+
+    table = tabulate(error_budgets(read.study, read.runs, read.verdicts, read.store).items(), cells)
+    return Section(table=table, note=ERRORS) if table else None
+
+
+def _halfwidth(value: float) -> str:
+    """`±0.0051`: two significant digits, as half the width of an interval is known."""
+    return f"±{number(value, decimals(value, value)) if value else 0}"
+
+
+def error_budgets(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts, store: Store) -> dict[str, ErrorBudget]:
+    """`rotary against learned` -> its budget, for contrasts that were tested by their own noise, from the seeds that
+    they were judged by."""
+    arms, rates = {arm.name: arm for arm in verdicts.arms}, searches(study, store)
+    seconds = {arm: _seconds(runs, arm) for arm in study.arms}
+    members = len(verdicts.contrasts) + (len(study.history.dropped) if study.history else 0)
+    budgets = {}
+    for c in verdicts.contrasts:
+        few = min(c.n_arm, c.n_against)
+        if not math.isfinite(c.p_holm) or few < FEWEST or not all(seconds[name] for name in c.weights):
+            continue
+        weighted = [
+            WeightedArm(
+                weight=weight, search=rates.get(name), losses=arms[name].array[: c.n_arm if weight > 0 else c.n_against]
+            )
+            for name, weight in c.weights.items()
+        ]
+        budgets[_pair(c)] = error_budget(
+            weighted, c.halfwidths, [seconds[name] for name in c.weights], level=c.alpha / members,
+            more=max(0, (c.next_look or 0) - few), next_level=c.next_alpha and c.next_alpha / members,
+        )  # fmt: skip
+    return budgets
+
+
+def _seconds(runs: Sequence[StudyRun], arm: str) -> float:
+    """Median training time of an arm's runs; 0 where none is known."""
+    known = [r.result["tokens"] / r.result["tokens_per_second"] for r in runs
+             if r.arm == arm and r.result.get("tokens") and r.result.get("tokens_per_second")]  # fmt: skip
+    return statistics.median(known) if known else 0.0
+
+
+def next_steps(name: str, store: Store) -> list[str]:
+    """For every contrast of a recorded study that is open: what would narrow its interval most for its time."""
+    if name not in store.studies():
+        return []
+    study = cleaned(store.study(name))
+    runs = collect(study, store)
+    verdicts = judge_runs(study, runs, store, sensitivity=False)
+    budgets = error_budgets(study, runs, verdicts, store)
+    unresolved = [_pair(c) for c in verdicts.contrasts if c.word.startswith("inconclusive") and _pair(c) in budgets]
+    steps = {pair: budgets[pair].advice() for pair in unresolved}
+    return [f"open so far: {pair}; narrows it most: {step}" for pair, step in steps.items() if step]

@@ -1,0 +1,329 @@
+"""What differences are worth in compute, by runs at other budgets; how early the order of arms shows; and whether a
+difference grows with the model, over a ladder of sizes that were trained for the same tokens per parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from matplotlib.figure import Figure
+
+from gpt2lab.analysis import wording
+from gpt2lab.analysis.scaling import (
+    FRACTIONS,
+    Agreement,
+    Reach,
+    agreement,
+    difference_trend,
+    multiplier_text,
+    reach,
+    share_text,
+    trend,
+)
+from gpt2lab.analysis.verdicts import as_json
+from gpt2lab.errors import DataFault
+from gpt2lab.reports import style
+from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.read import StudyRead, Summary
+from gpt2lab.reports.sections.curves import curves
+from gpt2lab.reports.tables import Cell, Table, tabulate, worth_cell
+from gpt2lab.results import Study, StudyRun, budget_losses, cleaned, collect, unit, usable_values
+from gpt2lab.store import Store
+from gpt2lab.text import DASH, interval, number, plural, quantity, signed
+
+NEAR = 0.02
+"""Share of training by which an evaluation may lie away from the fraction that it is used for."""
+
+ENOUGH = 3
+"""Sizes from which on a line is more than the two points it goes through."""
+
+NOTE = (
+    "Mean final losses of runs that each finished a schedule of their own. A multiplier is the compute (or the tokens) "
+    "that the baseline needs for an arm's loss, divided by what the arm took. The 95 % interval takes for granted only "
+    "that the loss falls ever more slowly with the logarithm of the budget; it is not adjusted for the number of arms."
+)
+CAPTION = (
+    "Every dot is a run that finished a schedule of its own; lines join the means. Where an arm meets the baseline's "
+    "curve, to the left or right of its own dots, is what its difference is worth."
+)
+HORIZON = (
+    "Rank agreement of the arms' mean losses during training with those at the end: 1 is the same order, 0 none, -1 "
+    "the reverse. These runs were on the way to the end of a long schedule; a screen on a short schedule of its own "
+    "can do worse."
+)
+
+Budgets = Mapping[str, Mapping[float, Sequence[float]]]
+"""Arm -> tokens -> final losses, each at the end of its own schedule, for arms that have other budgets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """Empty where no other budgets were declared."""
+
+    budgets: Budgets = field(default_factory=dict)
+    multipliers: Mapping[str, Reach] = field(default_factory=dict)
+    """arm -> the compute that the baseline needs for the arm's loss, as a multiple of the arm's own"""
+    in_tokens: Mapping[str, Reach] = field(default_factory=dict)
+    """arm -> the same in tokens"""
+    shares: Mapping[str, Reach] = field(default_factory=dict)
+    """arm -> the tokens that it needs for the baseline's loss, as a share of the baseline's"""
+
+
+def worth(read: StudyRead) -> Worth:
+    """By the runs of every arm at other budgets."""
+    study, runs, base = read.study, read.runs, read.baseline
+    budgets = _budgets(study, runs, read.store)
+    finals = usable_values(study, runs, base)
+    shares = {
+        arm: reach(_scaled(budgets[arm], 1 / study.arms[base].tokens), finals)
+        for arm in study.arms
+        if finals and arm != base and arm in budgets
+    }
+    return Worth(
+        budgets=budgets,
+        multipliers=_multipliers(study, runs, budgets, lambda arm: _flops_ratio(study, arm)),
+        in_tokens=_multipliers(study, runs, budgets, lambda arm: 1 / study.arms[arm].tokens),
+        shares=shares,
+    )
+
+
+def _budgets(study: Study, runs: Sequence[StudyRun], store: Store) -> Budgets:
+    return {arm: losses for arm in study.arms if len(losses := budget_losses(study, runs, store, arm)) > 1}
+
+
+def _multipliers(
+    study: Study, runs: Sequence[StudyRun], budgets: Budgets, scale: Callable[[str], float]
+) -> dict[str, Reach]:
+    """Arm -> what of the baseline's budget its final losses are worth; `scale` brings tokens to the arm's own unit."""
+    base = study.baseline
+    if base not in budgets:
+        return {}
+    finals = {arm: usable_values(study, runs, arm) for arm in study.arms if arm != base}
+    return {arm: reach(_scaled(budgets[base], scale(arm)), values) for arm, values in finals.items() if values}
+
+
+def _flops_ratio(study: Study, arm: str) -> float:
+    """What a token of the baseline costs in FLOPs, as a share of all that the arm's run costs."""
+    entry, base = study.arms[arm], study.arms[study.baseline]
+    return base.flops_per_token / (entry.flops_per_token * entry.tokens)
+
+
+def _scaled(curve: Mapping[float, Sequence[float]], factor: float) -> dict[float, Sequence[float]]:
+    return {budget * factor: values for budget, values in curve.items()}
+
+
+def worth_sentence(read: StudyRead) -> str:
+    """What the judged differences are worth, for the head of the page; "" without a curve to read it from."""
+    parts = [
+        f"{c.arm}: {multiplier_text(reach)}"
+        for c in read.verdicts.contrasts
+        if c.word.startswith(("better", "worse", "likely")) and (reach := read.once(worth).multipliers.get(c.arm))
+    ]
+    return f"In the baseline's own terms, {'; '.join(parts)}." if parts else ""
+
+
+@section(order=70, title="What differences are worth")
+def differences_worth(read: StudyRead) -> Section:
+    found = read.once(worth)
+    reaches = {"multipliers": found.multipliers, "in_tokens": found.in_tokens, "shares": found.shares}
+    data = as_json({key: {arm: asdict(reach) for arm, reach in by_arm.items()} for key, by_arm in reaches.items()})
+    if not found.budgets:
+        return Section(data=data)
+    points = [f"{arm}: {multiplier_text(reach)}." for arm, reach in found.multipliers.items()]
+    points += [f"{arm} {share_text(reach, read.baseline)}." for arm, reach in found.shares.items()]
+    figure = _drawn(found.budgets, read.looks, read.metric)
+    front = [style.picture("budgets", "Final loss against training tokens", CAPTION, figure)]
+    return Section(table=_table(read, found), note=NOTE, points=points, front=front, data=data)
+
+
+def _table(read: StudyRead, found: Worth) -> Table | None:
+    """Final losses at other budgets, each at the end of its own schedule, and what differences are worth by them."""
+    budgets = sorted({tokens for curve in found.budgets.values() for tokens in curve})
+
+    def cells(arm: Summary) -> dict[str, Cell]:
+        own = float(read.study.arms[arm.arm].tokens)
+        only: Mapping[float, Sequence[float]] = {} if arm.mean is None else {own: [arm.mean]}
+        curve = found.budgets.get(arm.arm)
+        return {
+            **{f"{quantity(tokens)} tokens:number": _losses_cell((curve or only).get(tokens, ()), counted=bool(curve))
+               for tokens in budgets},
+            "Worth, compute:number": worth_cell(found.multipliers.get(arm.arm)),
+            "Worth, tokens:number": worth_cell(found.in_tokens.get(arm.arm)),
+            "Tokens to baseline:number": _share_cell(found.shares.get(arm.arm)),
+        }  # fmt: skip
+
+    return read.arm_table(cells)
+
+
+def _losses_cell(losses: Sequence[float], *, counted: bool) -> Cell:
+    if not losses:
+        return Cell()
+    return Cell(number(sum(losses) / len(losses)), plural(len(losses), "seed") if counted else "")
+
+
+def _share_cell(share: Reach | None) -> Cell:
+    if share is None:
+        return Cell()
+    low = f"{100 * share.low:.0f}" if share.low > 0 else "less"
+    high = f"{100 * share.high:.0f}" if math.isfinite(share.high) else "more"
+    return Cell(f"{100 * share.value:.0f} %" if math.isfinite(share.value) else DASH, f"[{low}, {high}]")
+
+
+def _drawn(finals: Budgets, look: Mapping[str, style.Look], metric: str) -> Figure:
+    """Final loss against training tokens."""
+    x, y = "training tokens, on a schedule of their own", f"final {metric}, nats per token"
+    figure, axes = style.panel(style.WIDE, 3.5, x, y)
+    ticks = sorted({tokens for by_tokens in finals.values() for tokens in by_tokens})
+    ends = style.draw_measured(axes, finals, look, {tokens: quantity(tokens) for tokens in ticks})
+    style.label_ends(axes, {arm: loss for arm, (_, loss) in ends.items()}, look)
+    return figure
+
+
+@section(order=100, title="How early the order of arms shows")
+def order_of_arms(read: StudyRead) -> Section:
+    agreements = horizon(read)
+    table = tabulate(
+        agreements,
+        lambda agreed: {
+            "Share of training": f"{100 * agreed.fraction:g} %",
+            "Kendall's tau:number": Cell(
+                signed(agreed.tau, 2), interval(agreed.low, agreed.high, 2) if math.isfinite(agreed.low) else ""
+            ),
+            "Arms:number": str(agreed.arms),
+            "Seeds:number": str(agreed.seeds),
+        },
+    )
+    data = as_json({"horizon": [asdict(agreed) for agreed in agreements]})
+    return Section(table=table, note=HORIZON, data=data) if agreements else Section(data=data)
+
+
+def horizon(read: StudyRead) -> list[Agreement]:
+    """How well the order of arms at fractions of training agrees with that of their final losses."""
+    drawn = read.once(curves).by_run
+    final = _by_arm(read.usable, {run.id: run.value for run in read.usable})
+    agreements = []
+    for fraction in FRACTIONS:
+        early = {run.id: loss_at(drawn.get(run.id, ((), ())), fraction) for run in read.usable}
+        agreements.append(agreement(_by_arm(read.usable, early), final, fraction))
+    return [agreed for agreed in agreements if agreed is not None]
+
+
+def _by_arm(runs: Sequence[StudyRun], values: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
+    by_arm: dict[str, dict[str, float]] = {run.arm: {} for run in runs}
+    for run in runs:
+        if (value := values.get(run.id)) is not None:
+            by_arm[run.arm][str(run.seed)] = value
+    return by_arm
+
+
+def loss_at(curve: style.Curve, fraction: float) -> float | None:
+    """The loss after a fraction of training, if it was evaluated there."""
+    tokens, losses = curve
+    if not tokens or not tokens[-1]:
+        return None
+    gap, nearest = min((abs(t / tokens[-1] - fraction), i) for i, t in enumerate(tokens))
+    return losses[nearest] if gap <= NEAR and math.isfinite(losses[nearest]) else None
+
+
+@section(order=90, title="Over size")
+def over_size(read: StudyRead) -> Section | None:
+    found = trends(read.study, read.store)
+    if not found:
+        return None
+    note = (
+        f"The same ablation at {len(found[0].sizes)} sizes, each trained for {read.study.tokens_per_parameter:g} "
+        "tokens per parameter: the least-squares slope over the logarithm of the parameters, with the noise of every "
+        "size (95 % interval, not adjusted for the number of arms). Sizes beyond those that were run may differ."
+    )
+    return Section(points=[str(trend) for trend in found], note=note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One size: final losses by arm, runs that failed left out, and what differences are worth there."""
+
+    parameters: float
+    losses: Mapping[str, Sequence[float]]
+    multipliers: Mapping[str, Reach]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """How one arm's difference to the baseline changes with every tenfold of parameters."""
+
+    arm: str
+    sizes: Sequence[float]
+    differences: Sequence[float]
+    change: float
+    """in the metric's unit; negative: the arm gains with size"""
+    low: float
+    high: float
+    multiplier: tuple[float, float, float]
+    """factor by which the compute multiplier changes, and its interval; NaN without budget curves"""
+    unit: str
+
+    def __str__(self) -> str:
+        """`rotary: -0.250 at 842 k, -0.210 at 3.2 M parameters; with every tenfold ...`, and how surely."""
+        digits = wording.decimals((self.high - self.low) / 2, self.change)
+        pairs = zip(self.differences, self.sizes, strict=True)
+        steps = ", ".join(f"{d:+.{digits}f} at {quantity(size)}" for d, size in pairs)
+        text = f"{self.arm}: {steps} parameters; with every tenfold of size the difference changes by "
+        text += wording.effect(self.change, self.low, self.high, self.unit)
+        is_open = self.low <= 0 <= self.high
+        text += ", so whether it grows or shrinks is open" if is_open else ", so it does change with size"
+        factor, low, high = self.multiplier
+        if math.isfinite(factor):
+            text += f"; its compute multiplier changes {factor:.2f}-fold [{low:.2f}, {high:.2f}]"
+            text += ": the interval spans 1, so nothing is known of its trend" if low <= 1 <= high else ""
+        text += f"; {len(self.sizes)} sizes, the least that a line needs" if len(self.sizes) < ENOUGH else ""
+        return text + "."
+
+
+def rungs(study: Study, store: Store) -> list[Rung]:
+    """Every size at which the study's ablation was run with the same baseline and the same tokens per parameter, the
+    smallest first; none unless it was declared so."""
+    if not study.tokens_per_parameter:
+        return []
+    ladder = []
+    for name in store.studies():
+        if name.partition("@")[0] != study.name.partition("@")[0]:
+            continue
+        try:
+            other = cleaned(store.study(name))
+            if all(getattr(other, k) == getattr(study, k) for k in ("tokens_per_parameter", "baseline", "metric")):
+                ladder.append(_rung(other, store))
+        except (DataFault, KeyError, TypeError):
+            continue
+    return sorted(ladder, key=lambda rung: rung.parameters)
+
+
+def _rung(study: Study, store: Store) -> Rung:
+    runs = collect(study, store)
+    return Rung(
+        parameters=float(study.scope.parameters or 0),
+        losses={arm: usable_values(study, runs, arm) for arm in study.arms},
+        multipliers=_multipliers(study, runs, _budgets(study, runs, store), lambda arm: _flops_ratio(study, arm)),
+    )
+
+
+def trends(study: Study, store: Store) -> list[Trend]:
+    """One for every arm that at least two sizes have two usable runs of, as of the baseline."""
+    ladder, base = rungs(study, store), study.baseline
+    found = []
+    for arm in study.arms:
+        having = [r for r in ladder if min(len(r.losses.get(arm, ())), len(r.losses.get(base, ()))) > 1]
+        if arm == base or len({r.parameters for r in having}) < 2:
+            continue
+        sizes = [rung.parameters for rung in having]
+        pairs = [(rung.losses[arm], rung.losses[base]) for rung in having]
+        moved = difference_trend(sizes, pairs, alpha=study.alpha)
+        known = [(rung.parameters, rung.multipliers[arm]) for rung in having if arm in rung.multipliers]
+        found.append(
+            Trend(
+                arm=arm, sizes=sizes, differences=[sum(a) / len(a) - sum(b) / len(b) for a, b in pairs],
+                change=float(moved.difference), low=float(moved.low), high=float(moved.high),
+                multiplier=trend([size for size, _ in known], [reach for _, reach in known]), unit=unit(study),
+            )
+        )  # fmt: skip
+    return found
