@@ -18,7 +18,7 @@ from benchmarks.turns import ratio_of
 from gpt2lab.config import load_config
 from gpt2lab.data.corpora import Corpus, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
-from gpt2lab.data.encode import Batch, batches, division, encoder, usable_cores
+from gpt2lab.data.encode import PieceBatch, batches, division, encoder, usable_cores
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, gpt2_encoding
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, NumericsFault
@@ -79,14 +79,14 @@ def measured(corpus: Choice, *, processes: int, blocks: int, block_bytes: int | 
     )
 
 
-def _work(choice: Choice, wanted: int) -> tuple[list[Batch], list[str]]:
+def _work(choice: Choice, wanted: int) -> tuple[list[PieceBatch], list[str]]:
     """Batches as `data prepare` makes them, and the same documents whole, repeated up to `wanted` bytes."""
     corpus = corpus_slot.build(choice)
     if not isinstance(corpus, (Corpus, Stream)):
         raise ConfigError(
             f"corpus {choice} holds no text", where="benchmarks tokenize", hint="gpt2lab components corpus"
         )
-    once: list[Batch] = []
+    once: list[PieceBatch] = []
     size = 0
     for batch in batches(division(corpus, 0.05).open(None)):
         once.append(batch)

@@ -30,7 +30,7 @@ SEQUENCES, LONGEST = 4, 128
 """Of a batch: as little as shows what is to be shown."""
 
 
-class Look:
+class ActivationRecorder:
     """Looks on: the stream behind every block and the scores of its attention, as they are."""
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ def advance(model: GPT, optimizers: Sequence[Any], batches: Batches, step: int, 
 @torch.no_grad()
 def inside(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
     """What one pass over `tokens` (B, T) shows, by name."""
-    step, look = model.context(tokens), Look()
+    step, look = model.context(tokens), ActivationRecorder()
     step.observer = look
     rows = model.hidden(step).flatten(0, 1)  # (n, C)
     return {**look.found, "logits": model.lm_head(rows, model.wte)}

@@ -113,14 +113,14 @@ def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[tuple[str, tupl
 
 
 @dataclass(frozen=True)
-class Scope:
+class CodeScope:
     """Whose code counts: this package, the packages of the roots, and modules that lie beside a plug-in's file."""
 
     packages: frozenset[str]
     folders: frozenset[Path]
 
     @classmethod
-    def of(cls, roots: Iterable[Definition]) -> Scope:
+    def of(cls, roots: Iterable[Definition]) -> CodeScope:
         """That of `roots`."""
         modules = {module for module, _ in roots}
         plugins = (sys.modules[module] for module in modules if PLUGIN.match(module))
@@ -145,7 +145,7 @@ class Scope:
 def reached(roots: Iterable[Definition]) -> dict[str, str]:
     """Every definition that `roots` lead to -> its normalised text, by `module:name`."""
     todo = list(roots)
-    scope = Scope.of(todo)
+    scope = CodeScope.of(todo)
     found: dict[str, str] = {}
     seen: set[Definition] = set()
     while todo:

@@ -196,7 +196,7 @@ class NoiseFloor(Record):
     stack: dict[str, Any] = Field(default_factory=dict)
 
 
-class Scope(Record):
+class ScopeRecord(Record):
     """What results hold for."""
 
     preset: str | None = None
@@ -281,7 +281,7 @@ class StudyRecord(Record):
     """measures the noise floor of its baseline's recipe"""
     left_out: list[str] = Field(default_factory=list)
     """what a time budget had no room for"""
-    scope: Scope = Field(default_factory=Scope)
+    scope: ScopeRecord = Field(default_factory=ScopeRecord)
     caveat: str | None = None
     mistakes: dict[str, list[str]] = Field(default_factory=dict)
     """arm -> its components that are mistakes made on purpose"""
@@ -294,7 +294,7 @@ class StudyRecord(Record):
     undeclared_look: str | None = None
 
 
-class Dimension(Record):
+class DimensionRecord(Record):
     """One setting that is searched for. Numbers from `low` to `high`, or one of `choices`; `when`: the values of other
     settings without which it means nothing."""
 
@@ -372,7 +372,7 @@ class SearchRecord(Record):
     steps: int = 0
     components: dict[str, str] = Field(default_factory=dict)
     optimizer: str | None = None
-    space: list[Dimension] = Field(default_factory=list)
+    space: list[DimensionRecord] = Field(default_factory=list)
     importance: Importance | None = None
     best_config: dict[str, Any] | None = None
     """the best trial's config, over the preset"""
@@ -405,7 +405,7 @@ class SweepRecord(Record):
     evaluation: Evaluation
     floors: dict[str, float] | None = None
     noise: NoiseFloor | None = None
-    scope: Scope = Field(default_factory=Scope)
+    scope: ScopeRecord = Field(default_factory=ScopeRecord)
     caveat: str | None = None
     reproduce: str = ""
     stack: dict[str, Any] = Field(default_factory=dict)

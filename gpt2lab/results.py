@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Noise, Verdicts, compare
-from gpt2lab.analysis.best_rate import Search
+from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.analysis.scaling import Reach, reach
 from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.records import Bracket, Effect, RateTrial, Record, Scope, StudyRecord, Tuned
+from gpt2lab.records import Bracket, Effect, RateTrial, Record, ScopeRecord, StudyRecord, Tuned
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
 from gpt2lab.text import clean, quantity
@@ -184,7 +184,7 @@ def judge_runs(
     )
 
 
-def _unbounded(study: StudyRecord, rates: Mapping[str, Search]) -> list[str]:
+def _unbounded(study: StudyRecord, rates: Mapping[str, RateSearch]) -> list[str]:
     """A remark on arms whose search has too few results to bound how far their rate may be from the best."""
     if not study.bracketed and len(tuned_settings(study)) != 1:
         return []
@@ -198,7 +198,7 @@ def _unbounded(study: StudyRecord, rates: Mapping[str, Search]) -> list[str]:
     return [f"but of {listed(without)} at the one that was picked, since too few trials finished to bound its best"]
 
 
-def searches(study: StudyRecord, store: Store) -> dict[str, Search]:
+def searches(study: StudyRecord, store: Store) -> dict[str, RateSearch]:
     """Arm -> the search that its learning rate is from, or whatever one setting was searched. Empty where none was, and
     where several settings were searched at once: then no curve shows how far the best one may be."""
     if study.metric != LOSS:
@@ -210,7 +210,7 @@ def searches(study: StudyRecord, store: Store) -> dict[str, Search]:
     return {arm: search for arm, search in by_arm.items() if search is not None}
 
 
-def _bracketed(study: StudyRecord, store: Store, arm: str, bracket: Bracket) -> Search | None:
+def _bracketed(study: StudyRecord, store: Store, arm: str, bracket: Bracket) -> RateSearch | None:
     losses = {math.log2(trial.factor): trial_loss(study, store, arm, trial) for trial in bracket.trials}
     return _search(losses, math.log2(bracket.best) if bracket.best else None)
 
@@ -224,7 +224,7 @@ def trial_loss(study: StudyRecord, store: Store, arm: str, trial: RateTrial) -> 
     return None if value is None else value if value < failure_ceiling(study) else math.inf
 
 
-def _tuned(tuned: Tuned | None, store: Store) -> Search | None:
+def _tuned(tuned: Tuned | None, store: Store) -> RateSearch | None:
     if tuned is None or not tuned.settings:
         return None
     settings = tuned.settings
@@ -248,13 +248,13 @@ def _tuned(tuned: Tuned | None, store: Store) -> Search | None:
     return _search(losses, scaled(settings[name]))
 
 
-def _search(losses: Mapping[float, float | None], chosen: float | None) -> Search | None:
+def _search(losses: Mapping[float, float | None], chosen: float | None) -> RateSearch | None:
     """None with fewer than two finite losses, or three results in all: then no curve can be drawn."""
     good = {at: loss for at, loss in losses.items() if loss is not None and math.isfinite(loss)}
     diverged = tuple(at for at, loss in losses.items() if loss is not None and not math.isfinite(loss))
     if chosen not in good or len(good) < 2 or len(good) + len(diverged) < FEWEST:
         return None
-    return Search(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
+    return RateSearch(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
 
 
 def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
@@ -368,7 +368,7 @@ def unit(study: StudyRecord | Mapping[str, Any]) -> str:
 
 def scope_text(study: StudyRecord | Mapping[str, Any]) -> str:
     """What the results hold for: `at 842 k parameters, 819 k tokens, shakespeare (bytes), adamw, lr 0.004`."""
-    scope = study.scope if isinstance(study, StudyRecord) else Scope(**study["scope"])
+    scope = study.scope if isinstance(study, StudyRecord) else ScopeRecord(**study["scope"])
     sizes = f"at {quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
     parts = [sizes, *(part for part in (scope.data, scope.optimizer) if part)]
     if not isinstance(study, StudyRecord) or not (tuned_settings(study) or study.bracketed):

@@ -39,7 +39,7 @@ FEWEST_REPEATS = 3  # parts alike, such as experts, from which on only the first
 
 
 @dataclass(frozen=True)
-class Row:
+class TraceRow:
     """One tensor, or the heading of a part whose tensors follow (then without a shape).
 
     level: how deep it is nested.  depth: index of the block call, None outside blocks.  once: it serves all layers.
@@ -66,7 +66,7 @@ class Trace:
     config: ModelConfig
     batch: int
     tokens: int
-    rows: tuple[Row, ...]
+    rows: tuple[TraceRow, ...]
 
     @property
     def parameters(self) -> int:
@@ -134,7 +134,7 @@ def size_letters(config: ModelConfig) -> dict[str, int]:
     return {"C": C, "H": config.n_head, "D": config.head_size, "F": F, "3C": 3 * C, "V": config.vocab_size}
 
 
-def lettered(row: Row, twin: Row, sizes: Mapping[str, tuple[int, int]], config: ModelConfig) -> Row:
+def lettered(row: TraceRow, twin: TraceRow, sizes: Mapping[str, tuple[int, int]], config: ModelConfig) -> TraceRow:
     """The row with its shape in letters; a dimension that fits no letter, or several, stays a number. Inside blocks
     nothing has the size of the vocabulary, outside nothing that of heads."""
     if row.shape is None or twin.shape is None or len(row.shape) != len(twin.shape):
@@ -230,7 +230,7 @@ class Recorder(TorchFunctionMode):
         self.unused = {param.name: param.tensor.numel() for param in self.params.values()}
         self.counter, self.flops = FlopCounterMode(display=False), 0
 
-    def record(self, batch: int, tokens: int) -> list[Row]:
+    def record(self, batch: int, tokens: int) -> list[TraceRow]:
         """Rows of one pass over (batch, tokens), forward and backward: the tokens first, the loss last."""
         with self.counter, torch.device("meta"):
             inputs, targets = (torch.zeros(batch, tokens, dtype=torch.int64) for _ in range(2))
@@ -242,12 +242,12 @@ class Recorder(TorchFunctionMode):
         # what is left is the work of code with a backward pass of its own
         self.maker[id(loss)].backward += self.new_flops() - sum(node.backward for node in self.root.walk())
         *rows, last = self.inner_rows(self.root, 0)
-        first = Row("tokens", "what is read; the targets are the same, one further", (batch, tokens))
+        first = TraceRow("tokens", "what is read; the targets are the same, one further", (batch, tokens))
         objective = " + ".join(map(str, self.model.config.objective))
         rows = [first, *rows, replace(last, name="loss", meaning=f"what training minimises: {objective}")]
         if self.unused:
             text = f"parameters without a part in this pass: {', '.join(self.unused)}"
-            rows.append(Row("not used", text, None, parameters=sum(self.unused.values())))
+            rows.append(TraceRow("not used", text, None, parameters=sum(self.unused.values())))
         return rows
 
     # operations
@@ -406,9 +406,9 @@ class Recorder(TorchFunctionMode):
 
     # rows
 
-    def inner_rows(self, call: Node, level: int) -> list[Row]:
+    def inner_rows(self, call: Node, level: int) -> list[TraceRow]:
         """Rows of what happened in a call; costs of operations without a row go to the next that has one."""
-        rows: list[Row] = []
+        rows: list[TraceRow] = []
         waiting: list[Node] = []
         for node in call.inside:
             if node.part is not None:
@@ -423,7 +423,7 @@ class Recorder(TorchFunctionMode):
             rows[-1] = with_costs(rows[-1], waiting)
         return rows
 
-    def call_rows(self, call: Node, level: int) -> list[Row]:
+    def call_rows(self, call: Node, level: int) -> list[TraceRow]:
         """A row for each result of a call in which nothing else is worth one; else a heading and the rows inside."""
         nodes = list(call.walk())
         if all(node.part is not None for node in nodes):
@@ -433,9 +433,9 @@ class Recorder(TorchFunctionMode):
         if call.results and (plain or len(inner) == len(call.results) == 1):
             rows = [self.row(call, x, name, level) for x, name in zip(call.results, call_names(call), strict=True)]
             return [with_costs(rows[0], nodes), *rows[1:]]
-        return [Row(call.name, self.meaning(call), None, level=level, depth=call.depth, once=call.once), *inner]
+        return [TraceRow(call.name, self.meaning(call), None, level=level, depth=call.depth, once=call.once), *inner]
 
-    def row(self, node: Node, x: Tensor, name: str, level: int) -> Row:
+    def row(self, node: Node, x: Tensor, name: str, level: int) -> TraceRow:
         """The row of one result, without costs."""
         source = self.views.get(id(x))
         if node.part is None and source is not None and node.parent is not None:
@@ -443,7 +443,7 @@ class Recorder(TorchFunctionMode):
             meaning = f"part of {seen}" if source.numel() > x.numel() else f"{seen}, reshaped"
         else:
             meaning = self.meaning(node, name)
-        return Row(name, meaning, tuple(x.shape), level=level, depth=node.depth, once=node.once)
+        return TraceRow(name, meaning, tuple(x.shape), level=level, depth=node.depth, once=node.once)
 
     def meaning(self, node: Node, name: str = "") -> str:
         """What a result is: the summary of its component, a step of attention, or the matrices that it is made with."""
@@ -512,7 +512,7 @@ def matrix(param: Param) -> str:
     return f"matrix {tuple(param.tensor.shape)}{PURPOSE.get(param.role.kind, '')}" + (f": {rows}" if rows else "")
 
 
-def with_costs(row: Row, others: Iterable[Row | Node]) -> Row:
+def with_costs(row: TraceRow, others: Iterable[TraceRow | Node]) -> TraceRow:
     """The row with the costs of others on top."""
     every = [row, *others]
     parameters = sum(each.parameters for each in every)
@@ -523,14 +523,14 @@ def with_costs(row: Row, others: Iterable[Row | Node]) -> Row:
 # folding --------------------------------------------------------------------------------------------------------------
 
 
-def folded(rows: Sequence[Row], *, layer: int | None = None, all_layers: bool = False) -> list[Row]:
+def folded(rows: Sequence[TraceRow], *, layer: int | None = None, all_layers: bool = False) -> list[TraceRow]:
     """Rows with one block of each kind in detail; the others are one row without a shape that has their costs.
 
     layer: show this block in detail and no other.  all_layers: show every block.
     """
-    out: list[Row] = []
+    out: list[TraceRow] = []
     kinds: dict[object, int] = {}  # what blocks of a kind agree in -> the first of them
-    hidden: list[list[Row]] = []
+    hidden: list[list[TraceRow]] = []
     for depth, group in groupby(rows, key=lambda row: row.depth):
         block = list(group)
         kind = signature(block)
@@ -544,7 +544,7 @@ def folded(rows: Sequence[Row], *, layer: int | None = None, all_layers: bool = 
     return out
 
 
-def hidden_blocks(blocks: Sequence[Sequence[Row]], kinds: Mapping[object, int]) -> list[Row]:
+def hidden_blocks(blocks: Sequence[Sequence[TraceRow]], kinds: Mapping[object, int]) -> list[TraceRow]:
     """Blocks that are not shown, as one row. kinds: of blocks that are shown, if the others are like one of them."""
     if not blocks:
         return []
@@ -558,30 +558,30 @@ def hidden_blocks(blocks: Sequence[Sequence[Row]], kinds: Mapping[object, int]) 
     rows = [row for block in blocks for row in block]
     if not any(row.parameters for row in rows):
         meaning += ", with weights that were counted before"
-    return [with_costs(Row(name, meaning, None, depth=first), rows)]
+    return [with_costs(TraceRow(name, meaning, None, depth=first), rows)]
 
 
-def without_repeats(rows: Sequence[Row]) -> list[Row]:
+def without_repeats(rows: Sequence[TraceRow]) -> list[TraceRow]:
     """Rows where neighbours that are alike, as experts are, come once; at every level, each with what is inside it."""
-    groups: list[list[Row]] = []
+    groups: list[list[TraceRow]] = []
     for row in rows:
         if groups and row.level > rows[0].level:
             groups[-1].append(row)
         else:
             groups.append([row])
-    out: list[Row] = []
+    out: list[TraceRow] = []
     for kind, neighbours in groupby(groups, key=signature):
         alike = list(neighbours)
         folds = bool(kind) and len(alike) >= FEWEST_REPEATS
         for head, *inside in alike[:1] if folds else alike:
             out += [head, *without_repeats(inside)]
         if folds:
-            row = Row(f"{len(alike) - 1} more like this", "", None, level=head.level, depth=head.depth)
+            row = TraceRow(f"{len(alike) - 1} more like this", "", None, level=head.level, depth=head.depth)
             out.append(with_costs(row, [row for group in alike[1:] for row in group]))
     return out
 
 
-def signature(rows: Iterable[Row]) -> tuple[object, ...]:
+def signature(rows: Iterable[TraceRow]) -> tuple[object, ...]:
     """What rows that are alike agree in: all but numbers of layers, where weights were counted, and what serves all."""
 
     def plain(text: str) -> str:

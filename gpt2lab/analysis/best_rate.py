@@ -44,7 +44,7 @@ STEPS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class RateSearch:
     """One arm's search: `tried` settings with their final losses, and the `chosen` one; rates are in octaves. The best
     setting does not lie beyond `diverged` ones."""
 
@@ -60,7 +60,7 @@ class WeightedArm:
 
     weight: float
     losses: Array
-    search: Search | None
+    search: RateSearch | None
 
 
 class BestRateDifference:
@@ -129,7 +129,7 @@ class _Curves:
     """twice the lack of log likelihood"""
 
 
-def _curves(arm: WeightedArm, search: Search, variance: float, n: int, bottoms: Array) -> _Curves:
+def _curves(arm: WeightedArm, search: RateSearch, variance: float, n: int, bottoms: Array) -> _Curves:
     """Through the trials near the chosen one, one seed each, and the mean of n seeds at the chosen one."""
     at, losses = _near(search, math.sqrt(variance))
     places = np.linspace(*_ends(search, at), PLACES)
@@ -160,7 +160,7 @@ def _deviance(arm: WeightedArm, variance: float, n: int, offsets: Array) -> Arra
     return np.asarray(curves.deviance.min((0, 1)))
 
 
-def closer(arm: WeightedArm) -> Search:
+def closer(arm: WeightedArm) -> RateSearch:
     """The arm's search with a further trial halfway to each neighbour of the chosen setting, whose losses are predicted
     by the best fitting curve."""
     search = arm.search
@@ -175,12 +175,12 @@ def closer(arm: WeightedArm) -> Search:
     best = np.unravel_index(int(np.argmin(likely)), likely.shape)
     away, lopsided = extra - curves.places[best[1]], curves.lopsided[best]
     losses = bottoms[best[2]] + curves.steepness[best] * np.where(away < 0, 1 - lopsided, 1 + lopsided) * away**2
-    return Search(
+    return RateSearch(
         tried=(*search.tried, *map(float, extra)), losses=(*search.losses, *map(float, losses)), chosen=search.chosen
     )
 
 
-def _near(search: Search, sd: float) -> tuple[Array, Array]:
+def _near(search: RateSearch, sd: float) -> tuple[Array, Array]:
     """The trials that a curve is fitted to: those that noise could confuse with the best, and its neighbours."""
     order = np.argsort(search.tried)
     at, losses = np.asarray(search.tried)[order], np.asarray(search.losses)[order]
@@ -192,7 +192,7 @@ def _near(search: Search, sd: float) -> tuple[Array, Array]:
     return at[first : last + 1], losses[first : last + 1]
 
 
-def _ends(search: Search, fitted: Array) -> tuple[float, float]:
+def _ends(search: RateSearch, fitted: Array) -> tuple[float, float]:
     """The range of the best setting: that of the fitted trials, or up to a diverged one where no finite trial lies
     between."""
     low, high = float(fitted.min()), float(fitted.max())
@@ -213,7 +213,7 @@ def _first(values: ArrayLike) -> Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class NextStep:
     """A possible next step for a contrast. `seconds` of training over all its arms."""
 
     what: str
@@ -232,10 +232,10 @@ class ErrorBudget:
 
     halfwidth: float
     sources: Mapping[str, float]
-    steps: Sequence[Step]
+    steps: Sequence[NextStep]
 
     @property
-    def best(self) -> Step | None:
+    def best(self) -> NextStep | None:
         """The step that narrows the interval most per second; None where nothing does."""
         gains = [((1 - s.halfwidth / self.halfwidth) / s.seconds, s) for s in self.steps if s.seconds > 0]
         return max((pair for pair in gains if pair[0] > 0), key=lambda pair: pair[0], default=(0, None))[1]
@@ -261,13 +261,13 @@ def error_budget(
     now = _halfwidth(arms, [len(arm.losses) for arm in arms], level)
     grown = [len(arm.losses) + more for arm in arms]
     after = _halfwidth(arms, grown, next_level or level) if more else now
-    steps = [Step(what=f"{plural(more, 'more seed')} per arm", halfwidth=after, seconds=more * sum(seconds))]
+    steps = [NextStep(what=f"{plural(more, 'more seed')} per arm", halfwidth=after, seconds=more * sum(seconds))]
     searched = [(arm, each) for arm, each in zip(arms, seconds, strict=True) if arm.search]
     if searched:
         finer = [replace(arm, search=closer(arm)) if arm.search else arm for arm in arms]
         after = _halfwidth(finer, [len(arm.losses) for arm in arms], level)
         what = "rates between the best one and its neighbours"
-        steps.append(Step(what=what, halfwidth=after, seconds=2 * sum(each for _, each in searched)))
+        steps.append(NextStep(what=what, halfwidth=after, seconds=2 * sum(each for _, each in searched)))
     return ErrorBudget(halfwidth=now, sources=sources, steps=steps)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from gpt2lab.analysis.best_rate import Search
+from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.judging import judge, judge_looks
 from gpt2lab.analysis.planning import declared_looks, extendable_looks
 from gpt2lab.analysis.table import Source, Value, in_order, read, reading_of, refuse_copies
-from gpt2lab.analysis.verdicts import FEWEST, Arm, Declared, Noise, Terms, TextNoise, Verdicts
+from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Declared, Noise, Terms, TextNoise, Verdicts
 from gpt2lab.errors import ConfigError, Problem, unknown
 
 MARGIN = 0.05
@@ -45,7 +45,7 @@ def compare(
     baseline_seeds: int | None = None,
     late: Mapping[tuple[str, str], str] | None = None,
     dropped: int = 0,
-    searches: Mapping[str, Search] | None = None,
+    searches: Mapping[str, RateSearch] | None = None,
     text: Mapping[tuple[str, str], TextNoise] | None = None,
     force_exploratory: bool = False,
     sensitivity: bool = True,
@@ -131,7 +131,7 @@ def compare(
         scope=(*where, *([caveat] if caveat else [])),
     )
 
-    def arms_at(n: int | None) -> dict[str, Arm]:
+    def arms_at(n: int | None) -> dict[str, ArmResult]:
         """The arms after their first n runs, or after all; the baseline after those that it has beyond the arms'."""
         counted = dict.fromkeys(table, n)
         if n is not None and baseline_seeds is not None:
@@ -160,12 +160,12 @@ def compare(
     )
 
 
-def _arm(name: str, runs: Mapping[str, Value], unigram: float | None, end: float | None) -> Arm:
+def _arm(name: str, runs: Mapping[str, Value], unigram: float | None, end: float | None) -> ArmResult:
     """Sort an arm's runs into values, failures and runs without a value."""
     ceiling = math.inf if unigram is None else unigram - MARGIN
     present = {seed: value for seed, value in runs.items() if value is not None}
     good = {seed: value for seed, value in present.items() if math.isfinite(value) and value < ceiling}
-    return Arm(name=name, values=good, failed=len(present) - len(good), missing=len(runs) - len(present), end=end)
+    return ArmResult(name=name, values=good, failed=len(present) - len(good), missing=len(runs) - len(present), end=end)
 
 
 def _declared(contrasts: Sequence[DeclaredContrast]) -> list[Declared]:

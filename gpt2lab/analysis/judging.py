@@ -30,7 +30,7 @@ from gpt2lab.analysis.statistics import (
     sensitivity,
     welch,
 )
-from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, Arm, Contrast, Declared, Terms
+from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, ArmResult, Contrast, Declared, Terms
 from gpt2lab.text import plural
 
 DECISIVE = ("better", "worse", "no difference")
@@ -96,7 +96,7 @@ class Standing:
     testable: bool = True
 
 
-def standing(sides: Sequence[Arm], terms: Terms) -> Standing:
+def standing(sides: Sequence[ArmResult], terms: Terms) -> Standing:
     """What a contrast of these arms may claim; noise can be borrowed for a pair."""
     barred = _reason(sides, terms.not_comparable) or ("" if terms.force_exploratory else _unequal_lengths(sides))
     failed = [side for side in sides if side.failed]
@@ -119,7 +119,7 @@ def standing(sides: Sequence[Arm], terms: Terms) -> Standing:
     )
 
 
-def _exploratory(sides: Sequence[Arm], terms: Terms, *, borrow: bool, constant: bool) -> str:
+def _exploratory(sides: Sequence[ArmResult], terms: Terms, *, borrow: bool, constant: bool) -> str:
     empty = [side.name for side in sides if not side.n and not side.failed]
     if empty:
         return f"no value for {wording.listed(empty)}"
@@ -138,7 +138,7 @@ def _exploratory(sides: Sequence[Arm], terms: Terms, *, borrow: bool, constant: 
     return "no spread between seeds, hence no noise to judge by" if constant else ""
 
 
-def _unequal_lengths(sides: Sequence[Arm]) -> str:
+def _unequal_lengths(sides: Sequence[ArmResult]) -> str:
     """How the lengths of training differ; "" where they do not, or are unknown."""
     ends = [(side.name, side.end) for side in sides if side.end is not None]
     differing = [(name, end) for name, end in ends if end != ends[-1][1]]
@@ -149,7 +149,7 @@ def _unequal_lengths(sides: Sequence[Arm]) -> str:
     return f"{whose} end at step {end:.15g}, those of {other} at {other_end:.15g}"
 
 
-def _reason(sides: Sequence[Arm], reasons: Mapping[str, str]) -> str:
+def _reason(sides: Sequence[ArmResult], reasons: Mapping[str, str]) -> str:
     return "; ".join(dict.fromkeys(reasons[side.name] for side in sides if reasons.get(side.name)))
 
 
@@ -163,7 +163,7 @@ class Side:
     failed: int
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[float, Arm]]) -> Side:
+    def of(cls, parts: Sequence[tuple[float, ArmResult]]) -> Side:
         """From (weight, arm). A single arm of weight 1 keeps its mean and sd."""
         squares = sum(w**2 for w, _ in parts)
         return cls(
@@ -175,11 +175,11 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Case:
+class ContrastCase:
     """Everything known about one contrast when its verdict is written."""
 
     declared: Declared
-    sides: tuple[Arm, ...]
+    sides: tuple[ArmResult, ...]
     """the arms in it, in the order of the weights"""
     standing: Standing
     terms: Terms
@@ -232,7 +232,7 @@ class Case:
 
 
 def judge(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, ArmResult],
     declared: Sequence[Declared],
     terms: Terms,
     settled: Mapping[int, Comparison] | None = None,
@@ -260,7 +260,7 @@ def judge(
     judged = []
     for i, (contrast, members, status) in enumerate(zip(declared, sides, standings, strict=True)):
         at, plain = ({f.name: float(getattr(g, f.name)[..., i]) for f in fields(Family)} for g in (family, as_chosen))
-        case = Case(contrast, members, status, terms, at, plain, level)
+        case = ContrastCase(contrast, members, status, terms, at, plain, level)
         compute = contrast.is_pair and terms.sensitivity
         others = sensitivity(runs, contrast.arm, contrast.against, alpha=terms.alpha) if compute else {}
         judged.append(_contrast(case, others))
@@ -268,7 +268,7 @@ def judge(
 
 
 def judge_looks(
-    arms_at: Callable[[int], Mapping[str, Arm]], declared: Sequence[Declared], terms: Terms, looks: Sequence[Look]
+    arms_at: Callable[[int], Mapping[str, ArmResult]], declared: Sequence[Declared], terms: Terms, looks: Sequence[Look]
 ) -> list[Contrast]:
     """Every contrast at the look that decided it, or at the last one that its runs allow.
 
@@ -299,7 +299,7 @@ def judge_looks(
     return [latest[i] for i in range(len(declared))]
 
 
-def _test(contrast: Declared, sides: Sequence[Arm], status: Standing, terms: Terms) -> Comparison:
+def _test(contrast: Declared, sides: Sequence[ArmResult], status: Standing, terms: Terms) -> Comparison:
     """The comparison; without p where it could claim nothing, so that it counts in the family as p = 1."""
     margin, alpha = terms.smallest_effect, terms.alpha
     values = [side.array for side in sides]
@@ -314,7 +314,7 @@ def _test(contrast: Declared, sides: Sequence[Arm], status: Standing, terms: Ter
     return replace(result, p=nothing, p_equivalence=nothing)
 
 
-def _with_search(contrast: Declared, sides: Sequence[Arm], test: Comparison, terms: Terms) -> Comparison:
+def _with_search(contrast: Declared, sides: Sequence[ArmResult], test: Comparison, terms: Terms) -> Comparison:
     """The comparison at each arm's best rate, where any of them was searched and the contrast can be tested."""
     if not any(side.name in terms.searches for side in sides) or not test.sizes or not math.isfinite(float(test.p)):
         return test
@@ -325,7 +325,7 @@ def _with_search(contrast: Declared, sides: Sequence[Arm], test: Comparison, ter
     return at_best_rates(test, BestRateDifference(arms), alpha=terms.alpha, margin=terms.smallest_effect)
 
 
-def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
+def _contrast(case: ContrastCase, others: dict[str, dict[str, float]]) -> Contrast:
     status, at, plus, minus, noise = case.standing, case.at, case.side(1), case.side(-1), case.terms.noise
     decision = "" if status.exploratory else case.decision(at)
     if decision == "inconclusive" and case.searched and case.decision(case.as_chosen) != "inconclusive":
@@ -355,7 +355,7 @@ def _contrast(case: Case, others: dict[str, dict[str, float]]) -> Contrast:
     )  # fmt: skip
 
 
-def _planning_noise(case: Case) -> tuple[float, float, float]:
+def _planning_noise(case: ContrastCase) -> tuple[float, float, float]:
     """(sd between seeds, its degrees of freedom, degrees of freedom that each further seed adds).
 
     The sd that gives the contrast's standard error, or that of the noise floor where it was borrowed.
@@ -370,7 +370,7 @@ def _planning_noise(case: Case) -> tuple[float, float, float]:
     return at["se"] / math.sqrt(scale), at["df"], sum(parts) ** 2 / sum(part**2 for part in parts)
 
 
-def _missing_seeds(case: Case) -> int:
+def _missing_seeds(case: ContrastCase) -> int:
     """Further seeds per arm until the family's interval is no wider than +- half the smallest effect; at least one,
     since an interval as narrow as that decides either way."""
     sd, df, gain = _planning_noise(case)
@@ -379,7 +379,7 @@ def _missing_seeds(case: Case) -> int:
     return max(enough - min(case.sizes), 1)
 
 
-def _detectable(case: Case) -> tuple[float, float]:
+def _detectable(case: ContrastCase) -> tuple[float, float]:
     """In the metric's unit: from the estimated sd, and from its upper limit."""
     sd, df, _ = _planning_noise(case)
     if not (sd > 0 and case.at["se"] > 0):
@@ -390,7 +390,7 @@ def _detectable(case: Case) -> tuple[float, float]:
     return least * sd, least * float(planning.sd_upper(sd, df))
 
 
-def _exaggeration(case: Case, least: float) -> float | None:
+def _exaggeration(case: ContrastCase, least: float) -> float | None:
     """The factor at a true effect of one sd, for a significant estimate that this design would often have missed."""
     at = case.at
     if not (at["p_holm"] < case.terms.alpha and abs(at["difference"]) < least):

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from gpt2lab.analysis import judging, parabola, planning, scaling, statistics
-from gpt2lab.analysis.best_rate import BestRateDifference, Search, WeightedArm
+from gpt2lab.analysis.best_rate import BestRateDifference, RateSearch, WeightedArm
 from gpt2lab.analysis.calibration import power
 from gpt2lab.analysis.compare import compare
 from gpt2lab.analysis.statistics import Array, welch
@@ -88,7 +88,7 @@ GOLDEN = {"mudd_skips": ("better", -0.0084), "fp8_mlp_down": ("no difference lar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Measurement:
     """A measurement and its accepted range.
 
     bank: noise of the studies; n: seeds per arm; reference: the expected value; control: a method known to be wrong,
@@ -119,12 +119,12 @@ class Row:
 class SelfTest:
     """All rows of a self-test. The same draws and seed give the same rows."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
     draws: int
     seed: int
 
     @property
-    def wrong(self) -> tuple[Row, ...]:
+    def wrong(self) -> tuple[Measurement, ...]:
         return tuple(row for row in self.rows if not row.ok)
 
     @property
@@ -143,29 +143,31 @@ def chance(rate: float, draws: int) -> float:
     return SIGMAS * math.sqrt(rate * (1 - rate) / draws)
 
 
-def level(check: str, wrong: Flags, bank: str = "", n: int | None = None, **more: Any) -> Row:
+def level(check: str, wrong: Flags, bank: str = "", n: int | None = None, **more: Any) -> Measurement:
     """Studies with a false claim: at most ALPHA, but for chance.  wrong: (draws,) or, any of them, (draws, contrast)"""
     draws = wrong.shape[0]
     rate, high = float(wrong.reshape(draws, -1).any(-1).mean()), ALPHA + chance(ALPHA, draws)
-    return Row(check=check, bank=bank, n=n, measured=rate, high=high, **more)
+    return Measurement(check=check, bank=bank, n=n, measured=rate, high=high, **more)
 
 
-def covers(check: str, held: ArrayLike, bank: str = "", n: int | None = None) -> Row:
+def covers(check: str, held: ArrayLike, bank: str = "", n: int | None = None) -> Measurement:
     """Intervals that hold the truth: 1 - ALPHA at least, but for chance.  held: (draws,)"""
     low = 1 - ALPHA - chance(ALPHA, np.size(held))
-    return Row(check=check, bank=bank, n=n, measured=float(np.asarray(held, dtype=bool).mean()), low=low)
+    return Measurement(check=check, bank=bank, n=n, measured=float(np.asarray(held, dtype=bool).mean()), low=low)
 
 
-def near(check: str, hits: Flags, reference: float, bank: str = "", n: int | None = None) -> Row:
+def near(check: str, hits: Flags, reference: float, bank: str = "", n: int | None = None) -> Measurement:
     """How often something happens: as often as the reference, on either side."""
     allowed = max(NARROWEST, chance(reference, hits.shape[0]))
     low, high = max(0.0, reference - allowed), min(1.0, reference + allowed)
-    return Row(check=check, bank=bank, n=n, measured=float(hits.mean()), reference=reference, low=low, high=high)
+    return Measurement(
+        check=check, bank=bank, n=n, measured=float(hits.mean()), reference=reference, low=low, high=high
+    )
 
 
-def none_of(check: str, count: int, of: int) -> Row:
+def none_of(check: str, count: int, of: int) -> Measurement:
     """Something that must never happen, in `of` cases."""
-    return Row(check=check, measured=float(count), high=0.0, note=f"of {of:,}")
+    return Measurement(check=check, measured=float(count), high=0.0, note=f"of {of:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,7 @@ def too_small(decisions: Words) -> Flags:
     return np.asarray((decisions == "no difference") | np.char.endswith(decisions, "(smaller)"))
 
 
-def rates(draws: Draws) -> Iterator[Row]:
+def rates(draws: Draws) -> Iterator[Measurement]:
     """False claims, power and intervals of a baseline and four arms, or of a single contrast."""
     for bank, n in itertools.product(BANKS, SEEDS):
         null = judged(draws.studies("null", bank, n))[1]
@@ -252,7 +254,7 @@ def rates(draws: Draws) -> Iterator[Row]:
         yield covers("each interval beside its word", each, bank, n)
 
 
-def unequal(draws: Draws) -> Iterator[Row]:
+def unequal(draws: Draws) -> Iterator[Measurement]:
     """Unequal numbers of seeds, unequal noise, and both; few seeds judged by the noise of baseline repeats."""
     for bank in BANKS:
         for arms, n, base in UNEQUAL:
@@ -278,7 +280,7 @@ def unequal(draws: Draws) -> Iterator[Row]:
             yield level(f"borrowed noise, arm at {sd:g} sd: likely better/worse", p < ALPHA, bank, n)
 
 
-def looks(draws: Draws) -> Iterator[Row]:
+def looks(draws: Draws) -> Iterator[Measurement]:
     """False claims at declared looks, with seeds added after every open verdict, and with contrasts dropped."""
     designs = [("looks at n = 3, 5, 8", planning.declared_looks(SEEDS, ALPHA), 1.0)]
     for first, sd in itertools.product((3, 5), (1.0, 6.0)):
@@ -319,7 +321,7 @@ def words_at_looks(arms: Sequence[Array], at: Sequence[planning.Look], smallest_
     return decisions
 
 
-def searched(draws: Draws) -> Iterator[Row]:
+def searched(draws: Draws) -> Iterator[Measurement]:
     """Two arms that are equal at their best rates, each judged at the best rate of a bracket or of 8 rates."""
     designs = [("bracket", BRACKET, "a parabola", c, n) for c in CURVATURES for n in SEARCHED]
     designs += [("bracket", BRACKET, shape, (0.03, 0.03), n) for shape in list(SHAPES)[1:] for n in (3, 10)]
@@ -357,14 +359,14 @@ def at_best_trial(
         if min(tried) < chosen < max(tried):
             good = {at: loss for at, loss in tried.items() if math.isfinite(loss)}
             diverged = tuple(at for at in tried if at not in good)
-            search = Search(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
+            search = RateSearch(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
             losses = shape(curvature, chosen - best) + sd * rng.standard_normal(n)
             return WeightedArm(weight=1.0, losses=losses, search=search)
         wanted = [chosen - 1 if chosen == min(tried) else chosen + 1]
     return None
 
 
-def planned(draws: Draws) -> Iterator[Row]:
+def planned(draws: Draws) -> Iterator[Measurement]:
     """Power as plans promise it, and the recommended numbers of seeds."""
     cells = [(k, sd, n, base) for (n, base), sd, k in itertools.product(FORECASTS, (2.0, 3.0), (1, 4))]
     for contrasts, sd, n, base in [*cells, *((k, sd, n, n) for k, sd, n in SEEDS_NEEDED)]:
@@ -376,7 +378,7 @@ def planned(draws: Draws) -> Iterator[Row]:
     yield none_of("seeds for 80 % power unlike those by simulation", unlike, len(SEEDS_NEEDED))
 
 
-def measures(draws: Draws) -> Iterator[Row]:
+def measures(draws: Draws) -> Iterator[Measurement]:
     """Intervals beside verdicts: over documents, of compute multipliers, of rank agreement, of the best rate."""
     for sizes in ((4, 4, 4), (54, 5, 40), (4,) * 5, (2, 4, 8, 16, 32), (4,) * 20):
         labels, held = np.repeat(np.arange(len(sizes)), sizes), []
@@ -409,7 +411,7 @@ def measures(draws: Draws) -> Iterator[Row]:
         yield covers(f"{check}: 95 % interval", held, GAUSSIAN, 12)
 
 
-def controls(draws: Draws) -> Iterator[Row]:
+def controls(draws: Draws) -> Iterator[Measurement]:
     """Wrong ways to analyse studies without an effect. A limit that lets one pass proves nothing."""
     flagged = functools.partial(level, control=True)
     for bank in BANKS:
@@ -432,7 +434,7 @@ def controls(draws: Draws) -> Iterator[Row]:
         yield flagged("control: one pooled variance, one arm at 4 sd", wrong, bank, 5)
 
 
-def agreement(draws: Draws) -> Iterator[Row]:
+def agreement(draws: Draws) -> Iterator[Measurement]:
     """`compare`, one study at a time, against the code for many at once; and two public ablations at 124M."""
     numbers = ("difference", "p", "p_holm", "p_equivalence_holm", "low", "high", "joint_low", "joint_high")
     for at, most, names in (((), SINGLE, numbers), (SEEDS, SINGLE // 10, ())):
@@ -453,7 +455,7 @@ def agreement(draws: Draws) -> Iterator[Row]:
     for name, (word, difference) in GOLDEN.items():
         rows = [row for row in table("golden_contrasts.csv") if row["contrast"] == name]
         golden = compare(rows, baseline="baseline", smallest_effect=0.005, metric="val_loss").contrasts[0]
-        yield Row(
+        yield Measurement(
             check=f"golden {name}: {word}", n=golden.n_arm, reference=difference, note=golden.verdict,
             measured=golden.difference if golden.word == word else math.nan,
             low=difference - 0.00005, high=difference + 0.00005,
@@ -465,7 +467,7 @@ def decision(contrast: Contrast) -> str:
     return contrast.word.partition(":")[0].replace(f" larger than {X:g}", "").replace(f" than {X:g}", "")
 
 
-PARTS: Mapping[str, tuple[str, Callable[[Draws], Iterator[Row]]]] = {
+PARTS: Mapping[str, tuple[str, Callable[[Draws], Iterator[Measurement]]]] = {
     "rates": ("Studies with a known answer (in brackets: an independent simulation)", rates),
     "unequal": ("Unequal seeds, unequal noise, and both; one or two seeds with borrowed noise", unequal),
     "looks": ("Declared looks, seeds added after every open verdict, contrasts dropped after a look", looks),
@@ -493,7 +495,7 @@ def selftest(
     for name in parts or ():
         if name not in PARTS:
             raise ConfigError(unknown("part", name, PARTS), where="parts")
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for name in parts or PARTS:
         if progress is not None:
             progress(name, len(rows))

@@ -81,7 +81,7 @@ LEAST, MOST = 1e-50, 1e50
 """Range of values that can be judged: the fourth power of a spread must be finite and not zero."""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """Cells by column; `where` is their place for error messages."""
 
     where: str
@@ -100,7 +100,7 @@ class Columns(NamedTuple):
     step: str | None = None
 
 
-class Entry(NamedTuple):
+class TableValue(NamedTuple):
     """The value of `metric` of one arm and seed at a step."""
 
     where: str
@@ -112,7 +112,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class ResultsTable:
     """The content of a table."""
 
     runs: dict[str, dict[str, Value]]
@@ -135,7 +135,7 @@ def read(
     arm: str | None = None,
     seed: str | None = None,
     value: str | None = None,
-) -> Table:
+) -> ResultsTable:
     """The runs of every arm in a table.
 
     Columns, unless `arm`, `seed` and `value` name others: arm, seed (or run), and the value: the column `metric`, else
@@ -162,7 +162,7 @@ def read(
         chosen = _plain_columns(rows, where, metric, arm, seed, value)
         if {*WANDB} <= {*_names(rows)}:
             held = chosen.value
-            rows = [Row(w, {**c, held: _value_by_status(c.get("State"), c.get(held))}) for w, c in rows]
+            rows = [TableRow(w, {**c, held: _value_by_status(c.get("State"), c.get(held))}) for w, c in rows]
     _refuse_repeated_seeds(rows, chosen)
     ends: dict[str, float] = {}
     entries, named = _entries(rows, chosen), chosen.metric
@@ -183,15 +183,15 @@ def read(
         if not _blank(row.cells.get(column)):
             reasons.setdefault(str(row.cells[chosen.arm]).strip(), str(row.cells[column]).strip())
     copies = tuple(_copies(entries))
-    return Table(runs={**runs}, metric=named, not_comparable=reasons, ends=ends, copies=copies, begun=begun)
+    return ResultsTable(runs={**runs}, metric=named, not_comparable=reasons, ends=ends, copies=copies, begun=begun)
 
 
-def refuse_copies(table: Table) -> None:
+def refuse_copies(table: ResultsTable) -> None:
     """Raises ConfigError for runs that are copies of one; not for metrics that count."""
     _refuse(table.copies, "keep one of the two")
 
 
-def in_order(table: Table) -> dict[str, dict[str, Value]]:
+def in_order(table: ResultsTable) -> dict[str, dict[str, Value]]:
     """The runs in the order in which looks count them: by their start, else by the number of the seed.
 
     Raises ConfigError for seeds without an order.
@@ -209,7 +209,7 @@ def in_order(table: Table) -> dict[str, dict[str, Value]]:
 # Rows and cells.
 
 
-def _rows(source: Source) -> list[Row]:
+def _rows(source: Source) -> list[TableRow]:
     """Every row of any source. Raises ConfigError for anything that is not a table."""
     if isinstance(source, (str, Path)):
         return _csv(Path(source))
@@ -222,11 +222,12 @@ def _rows(source: Source) -> list[Row]:
     if records is None or not all(isinstance(row, Mapping) for row in records):
         raise ConfigError(f"a table is expected (DataFrame, CSV file or list of rows), not {type(source).__name__}")
     return [
-        Row(f"row {label}", {str(k): v for k, v in row.items()}) for label, row in zip(labels, records, strict=True)
+        TableRow(f"row {label}", {str(k): v for k, v in row.items()})
+        for label, row in zip(labels, records, strict=True)
     ]
 
 
-def _csv(path: Path) -> list[Row]:
+def _csv(path: Path) -> list[TableRow]:
     """By the csv module, not pandas: it distinguishes `nan` from an empty cell, and gives the number of the line."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -247,7 +248,7 @@ def _csv(path: Path) -> list[Row]:
     rows = []
     for where, cells in filled[1:]:
         texts = cells if mark == "," else [DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]
-        rows.append(Row(where, dict.fromkeys(names, "") | dict(zip(names, texts, strict=False))))
+        rows.append(TableRow(where, dict.fromkeys(names, "") | dict(zip(names, texts, strict=False))))
     return rows
 
 
@@ -259,7 +260,7 @@ def _refuse_repeated_columns(names: Iterable[str], where: str) -> None:
         raise ConfigError(what, where=where, hint="rename or drop one of them")
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[TableRow]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.cells))
 
 
@@ -311,7 +312,7 @@ def _which(names: Iterable[str], preferred: Iterable[str], where: str) -> str | 
 
 
 def _plain_columns(
-    rows: Sequence[Row], where: str, metric: str | None, arm: str | None, seed: str | None, value: str | None
+    rows: Sequence[TableRow], where: str, metric: str | None, arm: str | None, seed: str | None, value: str | None
 ) -> Columns:
     columns = _names(rows)
     direct = metric is not None and metric in columns
@@ -339,7 +340,7 @@ def _plain_columns(
     return Columns(arm, seed, held, named, several, step)
 
 
-def _step_column(rows: Sequence[Row], columns: Sequence[str], run: Sequence[str]) -> str | None:
+def _step_column(rows: Sequence[TableRow], columns: Sequence[str], run: Sequence[str]) -> str | None:
     """The column of steps; PROGRESS columns only where a run has several rows."""
     if {*WANDB} <= {*columns}:
         return None  # one row for each run
@@ -357,7 +358,7 @@ def _is_wide(columns: Sequence[str]) -> bool:
     return bool(others) and (runs or any(BETWEEN in name for name in others))
 
 
-def _unfolded(rows: Sequence[Row], columns: Sequence[str], metric: str | None, where: str) -> list[Row]:
+def _unfolded(rows: Sequence[TableRow], columns: Sequence[str], metric: str | None, where: str) -> list[TableRow]:
     """The same values with the columns arm, seed, step, value and, where it has a name, metric.
 
     metric: of the values where columns are named after runs alone.
@@ -368,7 +369,7 @@ def _unfolded(rows: Sequence[Row], columns: Sequence[str], metric: str | None, w
     step = next(filter(_counts_training, beside), beside[0] if beside else None)
     if step is None:
         raise ConfigError("no column holds the steps", where=where)
-    long: list[Row] = []
+    long: list[TableRow] = []
     for name in columns:
         run, _, measured = name.rpartition(BETWEEN) if exported else (name, "", metric or "")
         if name in beside or NOT_MEASURED.fullmatch(measured):
@@ -380,7 +381,7 @@ def _unfolded(rows: Sequence[Row], columns: Sequence[str], metric: str | None, w
         base = parts.groupdict() | ({"metric": measured} if measured else {})
         for row in [row for row in rows if not _blank(row.cells.get(name))] or rows[-1:]:
             cells = base | {"step": row.cells.get(step), "value": row.cells.get(name)}
-            long.append(Row(f"{row.where}, column '{name}'", cells))
+            long.append(TableRow(f"{row.where}, column '{name}'", cells))
     return long
 
 
@@ -426,7 +427,7 @@ def _metric_column(columns: Sequence[str], metric: str | None, where: str) -> st
     return f"metrics.{logged}" if logged else metric
 
 
-def _runs_of_arms(rows: Sequence[Row], chosen: Columns, where: str) -> list[Row]:
+def _runs_of_arms(rows: Sequence[TableRow], chosen: Columns, where: str) -> list[TableRow]:
     """The rows that are runs of an arm, in the order of their start (MLflow lists the newest first), with the values of
     unfinished and failed runs replaced."""
     parents = {row.cells.get("tags.mlflow.parentRunId") for row in rows}
@@ -444,7 +445,7 @@ def _runs_of_arms(rows: Sequence[Row], chosen: Columns, where: str) -> list[Row]
         mirror = cells.get("tags.gpt2lab.status")
         value = _value_by_status(cells.get("status"), _mlflow_value(cells.get(chosen.value), mirror))
         value = None if mirror in MIRROR_OPEN else value
-        runs.append(Row(f"run {cells['run_id']}", {**cells, chosen.value: value}))
+        runs.append(TableRow(f"run {cells['run_id']}", {**cells, chosen.value: value}))
     if not runs:
         raise ConfigError("no run of an arm is among the runs", where=where)
     if len(studies) > 1:
@@ -483,7 +484,7 @@ def _value_by_status(status: Any, value: Any) -> Any:
 # Entries.
 
 
-def _entries(rows: Iterable[Row], chosen: Columns) -> list[Entry]:
+def _entries(rows: Iterable[TableRow], chosen: Columns) -> list[TableValue]:
     entries, problems = [], []
     for where, cells in rows:
         bad = [Problem(where, f"column '{n}' is empty") for n in (chosen.arm, chosen.seed) if _blank(cells.get(n))]
@@ -498,25 +499,25 @@ def _entries(rows: Iterable[Row], chosen: Columns) -> list[Entry]:
             metric = str(cells.get("metric")) if chosen.several else chosen.value
             step = numbers[chosen.step]
             arm, seed = str(cells[chosen.arm]).strip(), _spelled(cells[chosen.seed])
-            entries.append(Entry(where, arm, seed, metric, -1.0 if step is None else step, numbers[chosen.value]))
+            entries.append(TableValue(where, arm, seed, metric, -1.0 if step is None else step, numbers[chosen.value]))
     if problems:
         raise ConfigError(problems)
     return entries
 
 
-def _last(entries: Sequence[Entry], metric: str) -> tuple[list[Entry], dict[str, float]]:
+def _last(entries: Sequence[TableValue], metric: str) -> tuple[list[TableValue], dict[str, float]]:
     """The value of `metric` at the last step of every run, and at which step the runs of each arm end.
 
     A run that stopped before the other runs of its arm, or lacks the metric, has failed if its last loss is not
     finite, and else has no value yet. Where a metric is final by its name, each run has an end of its own.
     """
     ends: dict[str, float] = {}
-    runs: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    runs: dict[tuple[str, str], list[TableValue]] = defaultdict(list)
     for entry in entries:
         runs[entry.arm, entry.seed].append(entry)
         if entry.metric == metric and entry.value is not None:
             ends[entry.arm] = max(ends.get(entry.arm, -1.0), entry.step)
-    final_entries: list[Entry] = []
+    final_entries: list[TableValue] = []
     for (arm, seed), run in runs.items():
         taken = [e for e in run if e.value is not None]
         values = [e for e in taken if e.metric == metric]
@@ -525,13 +526,13 @@ def _last(entries: Sequence[Entry], metric: str) -> tuple[list[Entry], dict[str,
         losses = [e for e in taken if e.step == last and (e.metric == metric or "loss" in e.metric)]
         missing = None if all(map(_finite, losses)) else math.nan
         final = [e for e in values if e.step == end]
-        final_entries += final or [Entry(run[-1].where, arm, seed, metric, last, missing)]
+        final_entries += final or [TableValue(run[-1].where, arm, seed, metric, last, missing)]
     judged = {entry.arm for entry in final_entries if entry.value is not None and _finite(entry)}
     compared = {} if metric.startswith(FINAL) else ends
     return final_entries, {arm: end for arm, end in compared.items() if arm in judged and end >= 0}
 
 
-def _finite(entry: Entry) -> bool:
+def _finite(entry: TableValue) -> bool:
     return entry.value is None or math.isfinite(entry.value)
 
 
@@ -547,14 +548,14 @@ def _repeats(items: Iterable[T], key: Callable[[T], Hashable]) -> Iterator[tuple
             yield item, seen
 
 
-def _refuse_repeated_seeds(rows: Sequence[Row], chosen: Columns) -> None:
+def _refuse_repeated_seeds(rows: Sequence[TableRow], chosen: Columns) -> None:
     """Runs of one arm and seed that differ in their names alone."""
     others = [name for name in SEED_COLUMNS if name in _names(rows) and name not in RUN_COLUMNS]
     if chosen.seed.casefold() not in RUN_COLUMNS or not others:
         return
     seed = others[0]
 
-    def arm_and_seed(row: Row) -> Hashable:
+    def arm_and_seed(row: TableRow) -> Hashable:
         cells = [row.cells.get(name) for name in (chosen.arm, seed, chosen.seed)]
         return None if any(map(_blank, cells)) else (str(cells[0]).strip(), _spelled(cells[1]))
 
@@ -566,7 +567,7 @@ def _refuse_repeated_seeds(rows: Sequence[Row], chosen: Columns) -> None:
     _refuse(problems, "keep one run of each arm and seed")
 
 
-def _refuse_duplicates(entries: Sequence[Entry], chosen: Columns) -> None:
+def _refuse_duplicates(entries: Sequence[TableValue], chosen: Columns) -> None:
     names = f"columns '{chosen.arm}' and '{chosen.seed}' name one run"
     problems = [
         Problem(entry.where, f"arm '{entry.arm}' has seed {entry.seed} already, in {seen.where}: {names}")
@@ -575,14 +576,14 @@ def _refuse_duplicates(entries: Sequence[Entry], chosen: Columns) -> None:
     _refuse(problems, "keep one run of each arm and seed")
 
 
-def _refuse_sizes(entries: Sequence[Entry]) -> None:
+def _refuse_sizes(entries: Sequence[TableValue]) -> None:
     odd = [e for e in entries if e.value and math.isfinite(e.value) and not LEAST < abs(e.value) < MOST]
     what = f"is no size that can be judged (from {LEAST:g} to {MOST:g})"
     problems = [Problem(e.where, f"seed {e.seed} of arm '{e.arm}': {e.value:g} {what}") for e in odd]
     _refuse(problems, "write inf for a run that failed, or give all values in another unit")
 
 
-def _copies(entries: Sequence[Entry]) -> Iterator[Problem]:
+def _copies(entries: Sequence[TableValue]) -> Iterator[Problem]:
     precise = [e for e in entries if e.value is not None and _finite(e) and _digits(e.value) >= FULL_PRECISION]
     for entry, seen in _repeats(precise, lambda entry: (entry.arm, entry.value)):
         what = f"seed {entry.seed} of arm '{entry.arm}' has the value of seed {seen.seed} in {seen.where}, digit for "
@@ -607,7 +608,7 @@ def _refuse(problems: Sequence[Problem], hint: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class MetricSpec:
     """How values are read."""
 
     higher_is_better: bool
@@ -639,7 +640,7 @@ HIGHER = {
 
 CONTINUOUS = ("nats", "bits per byte", "bits per character", "bits per token", "perplexity")
 
-PLAIN = Reading(higher_is_better=False, unit="nats", continuous=True)
+PLAIN = MetricSpec(higher_is_better=False, unit="nats", continuous=True)
 """The column `value`: a loss in nats, as gpt2lab measures it."""
 
 PERCENT = re.compile(r"[_ (]*(%|pct|percent|percentage)\)?$")
@@ -647,7 +648,7 @@ SPLIT = re.compile(r"(_(train|training|val|valid|validation|dev|eval|test|mean|a
 """Suffixes that say where or how a metric was taken."""
 
 
-def known(name: str) -> Reading | None:
+def known(name: str) -> MetricSpec | None:
     """The reading of a metric such as `val/loss`, `eval_accuracy`, `acc,none` or `acc_pct`; None for an unknown one."""
     for part in reversed(re.split(r"[/,.:]", name.casefold().strip())):
         amount, percent = PERCENT.subn("", part)
@@ -657,11 +658,11 @@ def known(name: str) -> Reading | None:
             if matches:
                 unit = names[max(matches, key=len)]
                 shown = "percentage points" if percent else unit
-                return Reading(higher_is_better=higher, unit=shown, continuous=unit in CONTINUOUS)
+                return MetricSpec(higher_is_better=higher, unit=shown, continuous=unit in CONTINUOUS)
     return None
 
 
-def reading_of(name: str | None, higher_is_better: bool | None, unit: str | None) -> Reading:
+def reading_of(name: str | None, higher_is_better: bool | None, unit: str | None) -> MetricSpec:
     """How the metric is read: as given, else by its name. Raises ConfigError where neither gives the direction."""
     called = name or "value"
     by_name = PLAIN if called == "value" else known(called)
@@ -669,6 +670,6 @@ def reading_of(name: str | None, higher_is_better: bool | None, unit: str | None
         what = f"whether a higher or a lower '{called}' is better is not known"
         raise ConfigError(what, hint="higher_is_better=True or higher_is_better=False")
     if by_name is None or (by_name is PLAIN and higher_is_better):
-        by_name = Reading(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
+        by_name = MetricSpec(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
     higher = by_name.higher_is_better if higher_is_better is None else higher_is_better
     return replace(by_name, higher_is_better=higher, unit=unit or by_name.unit)

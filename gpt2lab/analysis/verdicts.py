@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from gpt2lab.analysis.best_rate import Search
+from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.statistics import no_spread
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class TextNoise:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class ArmResult:
     """One arm's final values, by seed. Failed runs are counted, never averaged; missing ones have no value yet."""
 
     name: str
@@ -127,7 +127,7 @@ class Terms:
     """(arm, against) -> why that contrast alone may claim nothing"""
     dropped: int = 0
     """contrasts that were declared once and are no longer compared"""
-    searches: Mapping[str, Search] = field(default_factory=dict)
+    searches: Mapping[str, RateSearch] = field(default_factory=dict)
     """arm -> the search that its learning rate is from"""
     text: Mapping[tuple[str, str], TextNoise] = field(default_factory=dict)
     """(arm, against) -> how far the difference depends on the validation text"""
@@ -208,7 +208,7 @@ class Verdicts:
     """The judged contrasts of one study; `str()` gives one line for each."""
 
     contrasts: tuple[Contrast, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[ArmResult, ...]
     baseline: str
     smallest_effect: float
     alpha: float

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpt2lab.analysis.statistics import INFLATION
-from gpt2lab.analysis.verdicts import FEWEST, Arm, Contrast, Verdicts
+from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Contrast, Verdicts
 from gpt2lab.text import plural
 
 if TYPE_CHECKING:
-    from gpt2lab.analysis.judging import Case
+    from gpt2lab.analysis.judging import ContrastCase
 
 HUGE = 1e7
 """Numbers from here on are written with an exponent."""
@@ -95,7 +95,7 @@ def figure(x: float | None) -> str:
 # One contrast.
 
 
-def claim(case: Case, decision: str, more: int) -> str:
+def claim(case: ContrastCase, decision: str, more: int) -> str:
     """The verdict word of a decision (see `judging.decide`; "" claims nothing). `more`: seeds per arm that are missing
     for a decision."""
     x = f"{case.terms.smallest_effect:g}"
@@ -111,7 +111,7 @@ def claim(case: Case, decision: str, more: int) -> str:
     return f"inconclusive: {_next_seeds(case, more)}" if decision else "exploratory"
 
 
-def _next_seeds(case: Case, more: int) -> str:
+def _next_seeds(case: ContrastCase, more: int) -> str:
     coming, fewest = case.terms.coming, min(case.sizes)
     if more > MOST_MORE:
         return f"not decidable here, it would take more than {MOST_MORE} further seeds per arm"
@@ -125,7 +125,7 @@ def _next_seeds(case: Case, more: int) -> str:
     return f"need about {at_look - fewest} more seeds per arm"
 
 
-def sentence(case: Case, word: str, claimed: str) -> str:
+def sentence(case: ContrastCase, word: str, claimed: str) -> str:
     """The verdict without notes: `better, -0.257 nats [-0.281, -0.233], Holm p = 1.2e-05 (n = 3, 3)`.
 
     claimed: the word of the runs that did not fail.
@@ -140,7 +140,7 @@ def sentence(case: Case, word: str, claimed: str) -> str:
     return f"{failed}; conditional on not failing: {judged}" if status.conditional else failed
 
 
-def _numbers(case: Case, claimed: str) -> str:
+def _numbers(case: ContrastCase, claimed: str) -> str:
     """The numbers of the sentence; no p beside a word that claims nothing."""
     at, alpha = case.at, case.terms.alpha
     if not math.isfinite(at["difference"]):
@@ -156,7 +156,7 @@ def _numbers(case: Case, claimed: str) -> str:
 
 
 def notes(
-    case: Case, decision: str, exaggeration: float | None, others: Mapping[str, Mapping[str, float]]
+    case: ContrastCase, decision: str, exaggeration: float | None, others: Mapping[str, Mapping[str, float]]
 ) -> tuple[str, ...]:
     """What a reader should know beside the verdict word. others: the sensitivity estimators."""
     at, status, noise, x = case.at, case.standing, case.terms.noise, case.terms.smallest_effect
@@ -181,7 +181,7 @@ def notes(
     return tuple(filter(None, [*texts, _other_text(case, decision)]))
 
 
-def _at_chosen_rates(case: Case) -> str:
+def _at_chosen_rates(case: ContrastCase) -> str:
     """The result at the chosen rates, where the search leaves open the one at the best rates."""
     plain, x = case.as_chosen, case.terms.smallest_effect
     decision = case.decision(plain).partition(" (")[0]
@@ -192,7 +192,7 @@ def _at_chosen_rates(case: Case) -> str:
     return f"at the rates that were chosen: {word}, {interval(*ends)}; the best ones may move that by up to {by}"
 
 
-def _disagreement(case: Case, others: Mapping[str, Mapping[str, float]]) -> str:
+def _disagreement(case: ContrastCase, others: Mapping[str, Mapping[str, float]]) -> str:
     """Estimators that are significant where Welch's test is not, or the reverse; "" for none."""
     alpha, p = case.terms.alpha, case.as_chosen["p"]
     unlike = [
@@ -205,7 +205,7 @@ def _disagreement(case: Case, others: Mapping[str, Mapping[str, float]]) -> str:
     return f"unlike Welch (p {probability(p, alpha)}): {listed(unlike)}"
 
 
-def _other_text(case: Case, decision: str) -> str:
+def _other_text(case: ContrastCase, decision: str) -> str:
     """How far the difference depends on the validation text, and the consequence for the verdict."""
     text = case.terms.text.get((case.declared.arm, case.declared.against))
     if text is None or not text.se > 0 or not decision:
@@ -219,7 +219,7 @@ def _other_text(case: Case, decision: str) -> str:
     return note
 
 
-def _ties(side: Arm) -> str:
+def _ties(side: ArmResult) -> str:
     """Equal values in an arm; "" where hardly any are equal."""
     if side.n >= FEWEST and not side.sd:
         return f"all {side.n} values of {side.name} are equal"

@@ -17,7 +17,7 @@ from gpt2lab.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from gpt2lab.costs import Costs
     from gpt2lab.registry import Choice, Component, Slot
-    from gpt2lab.trace import Row, Trace
+    from gpt2lab.trace import Trace, TraceRow
 
 FLAGSHIP = "gpt2-124m"
 ARITY = {"per_layer": "one for all layers, or a list that repeats over them", "list": "an ordered list of parts"}
@@ -240,7 +240,7 @@ def trace(
         print_trace(what, seen, folded(seen.rows, layer=layer, all_layers=all_layers))
 
 
-def print_trace(what: str, seen: Trace, rows: Sequence[Row]) -> None:
+def print_trace(what: str, seen: Trace, rows: Sequence[TraceRow]) -> None:
     """A table with totals, as wide as the terminal; elsewhere lines are as long as they need to be."""
     from gpt2lab.display import console_for
     from gpt2lab.text import shorten
@@ -270,7 +270,7 @@ def print_trace(what: str, seen: Trace, rows: Sequence[Row]) -> None:
           "softmax and activations are not counted.")  # fmt: skip
 
 
-def cells(seen: Trace, row: Row) -> list[str]:
+def cells(seen: Trace, row: TraceRow) -> list[str]:
     """One row of the table as text, FLOPs per token."""
     from gpt2lab.text import quantity
 

@@ -12,7 +12,7 @@ from gpt2lab.cli.options import Json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gpt2lab.analysis.selftest import Row
+    from gpt2lab.analysis.selftest import Measurement
 
 group = typer.Typer(name="selftest", help="Test gpt2lab's statistics. Trains nothing.", no_args_is_help=True)
 
@@ -54,12 +54,12 @@ def statistics(
     raise typer.Exit(int(not result.ok))
 
 
-def table_of(title: str, rows: list[Row]) -> Table:
+def table_of(title: str, rows: list[Measurement]) -> Table:
     """A line for each check and n, a column for each noise bank."""
     from rich.table import Table
     from rich.text import Text
 
-    lines: dict[tuple[str, int | None], dict[str, Row]] = {}
+    lines: dict[tuple[str, int | None], dict[str, Measurement]] = {}
     for row in rows:
         lines.setdefault((row.check, row.n), {})[row.bank] = row
     banks = list(dict.fromkeys(row.bank for row in rows))
@@ -77,7 +77,7 @@ def table_of(title: str, rows: list[Row]) -> Table:
     return table
 
 
-def _measured(row: Row) -> str:
+def _measured(row: Measurement) -> str:
     """The measurement, with its reference where there is one."""
     if row.high == 0:
         return f"{row.measured:g} {row.note}"
@@ -85,7 +85,7 @@ def _measured(row: Row) -> str:
     return f"{row.measured:.{digits}f}" + ("" if row.reference is None else f" ({row.reference:.{digits}f})")
 
 
-def _accepted(row: Row) -> str:
+def _accepted(row: Measurement) -> str:
     """The accepted range, without ends that no rate or count can exceed; of a control, what flags it."""
     if row.reference is not None:
         return f"within {row.high - row.reference if row.high < 1 else row.reference - row.low:.2g} of it"

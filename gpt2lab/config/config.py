@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from gpt2lab.components.base import Dims
 from gpt2lab.config.fitting import Complaint, check, error_of, located
-from gpt2lab.config.source import MAX_VALUES, Place, Source, lay, read_file, read_mapping, read_override
+from gpt2lab.config.source import MAX_VALUES, Place, YamlSource, lay, read_file, read_mapping, read_override
 from gpt2lab.data.shards import DataConfig
 from gpt2lab.data.tokenizers import GPT2_SIZE
 from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
@@ -103,8 +103,8 @@ class Config(Settings):
     def with_changes(self, changes: Mapping[str, Any], source: str = "change") -> Config:
         """This config with changes by dotted key; `source` says in errors where they came from."""
         place = Place(f"{source} ")
-        written = [(key, Source(value, {(): place})) for key, value in changes.items()]
-        return resolve(lay(Source(self.tree(), {}), written))
+        written = [(key, YamlSource(value, {(): place})) for key, value in changes.items()]
+        return resolve(lay(YamlSource(self.tree(), {}), written))
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str | Path] = ()) -> Config:
@@ -122,7 +122,7 @@ def config_from_text(text: str, file: str = "config.yaml") -> Config:
     return resolve(read_mapping(text, file, max_values=10 * MAX_VALUES))
 
 
-def resolve(source: Source) -> Config:
+def resolve(source: YamlSource) -> Config:
     """A whole tree as a config. Raises one ConfigError with every value and every combination that does not fit."""
     config, complaints = examine(source)
     if config is None or complaints:
@@ -130,7 +130,7 @@ def resolve(source: Source) -> Config:
     return config
 
 
-def examine(source: Source) -> tuple[Config | None, list[Complaint]]:
+def examine(source: YamlSource) -> tuple[Config | None, list[Complaint]]:
     """A config and all that is wrong with it; combinations that involve a value which is wrong itself are left out."""
     config, complaints = check(Config, source)
     if config is None:
@@ -161,7 +161,7 @@ def preset_name(name: str | Path) -> str:
     return ALIASES.get(text, text if text in preset_names() else Path(text).stem)
 
 
-def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str, ...] = ()) -> Source:
+def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str, ...] = ()) -> YamlSource:
     """A preset's or file's tree over those that it extends. A file is looked for in the folder `beside`, if given.
 
     Raises ConfigError.
@@ -182,7 +182,7 @@ def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str,
     source = read_file(path)
     if file != str(path):  # a preset is not named by where Python has installed it
         places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
-        source = Source(source.tree, places, file)
+        source = YamlSource(source.tree, places, file)
     base = source.tree.pop("extends", None)
     if isinstance(source.tree.get("branch"), dict):
         return _branched(source, base)
@@ -200,7 +200,7 @@ def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str,
     return lay(below, [(key, source.part((key,))) for key in source.tree])
 
 
-def _branched(source: Source, base: object) -> Source:
+def _branched(source: YamlSource, base: object) -> YamlSource:
     """`branch: {from: RUN@STEP, set: {...}}`: the config of that run, with those changes, then with what else the file
     says. RUN is an id in ./runs, or the path of a run's folder."""
     written, place = source.part(("branch",)), source.place(("branch",))
@@ -223,12 +223,12 @@ def _branched(source: Source, base: object) -> Source:
         raise ConfigError(f"there is no run {folder.name} in {folder.parent}", where=f"{here}.from", hint=listed)
     others = [(key, source.part((key,))) for key in source.tree if key != "branch"]
     laid = [(key, written.part(("set", key))) for key in changes]
-    return lay(read_file(folder / "config.yaml"), [*laid, *others, ("branch", Source(origin, {(): place}))])
+    return lay(read_file(folder / "config.yaml"), [*laid, *others, ("branch", YamlSource(origin, {(): place}))])
 
 
-def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Source]]:
+def read_overrides(overrides: Sequence[str]) -> list[tuple[str, YamlSource]]:
     """`key=value` strings as changes. Raises one ConfigError with all that cannot be read."""
-    changes: list[tuple[str, Source]] = []
+    changes: list[tuple[str, YamlSource]] = []
     problems: list[Problem] = []
     for index, override in enumerate(overrides):
         try:

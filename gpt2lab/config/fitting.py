@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from gpt2lab.config.source import Key, Place, Source, dotted
+from gpt2lab.config.source import Key, Place, YamlSource, dotted
 from gpt2lab.errors import ConfigError, Problem, nearest, unknown
 from gpt2lab.schema import Settings, reason, shown, type_name
 
@@ -27,7 +27,7 @@ class Complaint:
 
 
 def check(
-    settings: type[S], source: Source, *, stand_ins: Mapping[str, Any] | None = None
+    settings: type[S], source: YamlSource, *, stand_ins: Mapping[str, Any] | None = None
 ) -> tuple[S | None, list[Complaint]]:
     """Settings and what is wrong with them.
 
@@ -58,7 +58,7 @@ def error_of(found: Iterable[Located], *, more: Iterable[Problem] = (), hint: st
     return ConfigError(problems, hint=hint)
 
 
-def located(source: Source, complaint: Complaint) -> Located:
+def located(source: YamlSource, complaint: Complaint) -> Located:
     """The complaint at whichever of its keys was written last: that is the one which a user has just changed."""
     keys = complaint.keys or ((),)
     key = max(keys, key=lambda key: (source.place(key).layer, key in source.places))  # the first of equals
@@ -66,7 +66,7 @@ def located(source: Source, complaint: Complaint) -> Located:
     return place, Problem((place.prefix + dotted(key)).rstrip(": "), complaint.what)
 
 
-def _complaints(settings: type[Settings], source: Source, error: ValidationError) -> Iterator[Complaint]:
+def _complaints(settings: type[Settings], source: YamlSource, error: ValidationError) -> Iterator[Complaint]:
     """pydantic's errors in our words, one for each value."""
     errors = [(found, *_walk(source.tree, found["loc"])) for found in error.errors(include_url=False)]
     holders = {key[:length] for _, key, _ in errors for length in range(len(key))}
@@ -85,7 +85,7 @@ def _complaints(settings: type[Settings], source: Source, error: ValidationError
             yield Complaint(_sentence(settings, source, key, found, bool(left)), (key,))
 
 
-def _sentence(settings: type[Settings], source: Source, key: Key, found: Any, of_union: bool) -> str:
+def _sentence(settings: type[Settings], source: YamlSource, key: Key, found: Any, of_union: bool) -> str:
     """Why a value was refused."""
     value: Any = source.tree
     for step in key:

@@ -52,7 +52,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Source:
+class YamlSource:
     """A tree (or any part of one) with the place of every key. `file` is its name in messages."""
 
     tree: Any
@@ -67,19 +67,19 @@ class Source:
         below = [place for other, place in self.places.items() if other[: len(key)] == key and other]
         return below[0] if key and below else self.places.get((), Place(f"{self.file}: " if self.file else ""))
 
-    def part(self, key: Key) -> Source:
+    def part(self, key: Key) -> YamlSource:
         """What lies at `key`, as a source of its own."""
         tree = self.tree
         for step in key:
             tree = tree[step]
         inner = {other[len(key) :]: place for other, place in self.places.items() if other[: len(key)] == key}
-        return Source(tree, inner, self.file)
+        return YamlSource(tree, inner, self.file)
 
-    def marked(self, prefix: str) -> Source:
+    def marked(self, prefix: str) -> YamlSource:
         """The same, with `prefix` standing after every place's own."""
         return replace(self, places={k: replace(p, prefix=p.prefix + prefix) for k, p in self.places.items()})
 
-    def without(self, keys: Iterable[Key]) -> Source:
+    def without(self, keys: Iterable[Key]) -> YamlSource:
         """A copy that lacks some keys."""
         tree = copy.deepcopy(self.tree)
         for key in keys:
@@ -91,7 +91,7 @@ class Source:
         return replace(self, tree=tree)
 
 
-def read_file(path: str | Path) -> Source:
+def read_file(path: str | Path) -> YamlSource:
     """The mapping that a YAML file holds. Raises ConfigError, in one line, for whatever else may be there."""
     file = str(path)
     try:
@@ -113,7 +113,7 @@ def read_file(path: str | Path) -> Source:
     return read_mapping(text, file)
 
 
-def read_mapping(text: str, file: str, *, max_values: int = MAX_VALUES) -> Source:
+def read_mapping(text: str, file: str, *, max_values: int = MAX_VALUES) -> YamlSource:
     """The mapping that YAML text holds; `file` is its name in messages."""
     source = parse(text, file, max_values=max_values)
     if source.tree == "":
@@ -124,7 +124,7 @@ def read_mapping(text: str, file: str, *, max_values: int = MAX_VALUES) -> Sourc
     return source
 
 
-def read_override(written: str, index: int = 0) -> tuple[str, Source]:
+def read_override(written: str, index: int = 0) -> tuple[str, YamlSource]:
     """`key=value` as its dotted key and the value, which is read as YAML. Raises ConfigError.
 
     index: its place among several.
@@ -136,10 +136,10 @@ def read_override(written: str, index: int = 0) -> tuple[str, Source]:
     if len(text) > MAX_BYTES:
         raise ConfigError(f"longer than {MAX_BYTES // 1024} KiB", where=f"--set {key}")
     value = parse(text, f"--set {key}")
-    return key, Source(value.tree, dict.fromkeys([(), *value.places], Place("--set ", index)), "--set")
+    return key, YamlSource(value.tree, dict.fromkeys([(), *value.places], Place("--set ", index)), "--set")
 
 
-def parse(text: str, file: str, *, max_values: int = MAX_VALUES) -> Source:
+def parse(text: str, file: str, *, max_values: int = MAX_VALUES) -> YamlSource:
     """Any YAML text as a source; empty text is an empty string. Raises ConfigError with file and line."""
     try:
         text.encode()
@@ -170,7 +170,7 @@ class _Reader:
     max_values: int
     places: dict[Key, Place] = field(default_factory=dict)
 
-    def document(self) -> Source:
+    def document(self) -> YamlSource:
         """The only document."""
         tree: Any = ""
         documents = 0
@@ -180,7 +180,7 @@ class _Reader:
                 if documents > 1:
                     raise self.refuse(event, "a second document begins here: one per file, please")
                 tree = self.value(next(self.events), ())
-        return Source(tree, self.places, self.file)
+        return YamlSource(tree, self.places, self.file)
 
     def value(self, event: Any, key: Key) -> Any:
         """The value that `event` opens."""
@@ -255,7 +255,7 @@ def _similar(path: Path) -> str:
 # --- one tree over another: a preset, a file, `--set`, the changes of an arm ---
 
 
-def lay(base: Source, changes: Iterable[tuple[str, Source]]) -> Source:
+def lay(base: YamlSource, changes: Iterable[tuple[str, YamlSource]]) -> YamlSource:
     """`base` with changes by dotted key, each over what was there before.
 
     A mapping for a section changes the keys that it holds. For a slot, `model.position` replaces the whole choice, and
@@ -269,10 +269,10 @@ def lay(base: Source, changes: Iterable[tuple[str, Source]]) -> Source:
             places.setdefault(tuple(key.split(".")), replace(value.place(()), layer=layer))
         for path, part in expand(key, value):
             _put(tree, places, path, part, layer)
-    return Source(tree, places, base.file)
+    return YamlSource(tree, places, base.file)
 
 
-def expand(key: str, value: Source) -> Iterator[tuple[str, Source]]:
+def expand(key: str, value: YamlSource) -> Iterator[tuple[str, YamlSource]]:
     """A change of a whole section as changes of its keys; slots and their options stay whole."""
     in_slot = any(key == slot.path or key.startswith(f"{slot.path}.") for slot in SLOTS.values())
     if in_slot or not isinstance(value.tree, dict) or not value.tree:
@@ -282,14 +282,14 @@ def expand(key: str, value: Source) -> Iterator[tuple[str, Source]]:
         yield from expand(f"{key}.{name}", value.part((name,)))
 
 
-def _put(tree: dict[str, Any], places: dict[Key, Place], key: str, value: Source, layer: int) -> None:
+def _put(tree: dict[str, Any], places: dict[Key, Place], key: str, value: YamlSource, layer: int) -> None:
     """Write `value` at a dotted key of a tree of our own."""
     steps: list[str | int] = [*key.split(".")]
     here = replace(value.place(()), layer=layer)
     slot = next((slot for slot in SLOTS.values() if key.startswith(f"{slot.path}.")), None)
     option = key[len(slot.path) + 1 :] if slot else ""
     if slot and option == "name":  # another component: the options of the old one go
-        steps, value = [*slot.path.split(".")], Source({"name": value.tree}, {(): here})
+        steps, value = [*slot.path.split(".")], YamlSource({"name": value.tree}, {(): here})
     if slot and option != "name":
         *sections, name = slot.path.split(".")
         holder = _section(tree, places, sections, here)

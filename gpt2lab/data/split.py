@@ -102,7 +102,7 @@ def _with_end(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 
 @dataclass(frozen=True)
-class Part:
+class DocumentPart:
     """The text of `document` from byte `start` to byte `stop` (None: to its end)."""
 
     document: Document
@@ -121,7 +121,7 @@ class Part:
         return between(self.document.chunks(), self.start, self.stop)
 
 
-def divide(documents: Sequence[Document], fraction: float) -> dict[SplitName, list[Part]]:
+def divide(documents: Sequence[Document], fraction: float) -> dict[SplitName, list[DocumentPart]]:
     """Training and validation parts, `fraction` of the bytes for validation.
 
     With enough documents, whole ones, chosen by the sha256 of their names; otherwise the end of each.
@@ -129,13 +129,13 @@ def divide(documents: Sequence[Document], fraction: float) -> dict[SplitName, li
     chosen = _by_name(documents, fraction)
     if chosen:
         return {
-            "train": [Part(d) for d in documents if d.name not in chosen],
-            "validation": [Part(d) for d in documents if d.name in chosen],
+            "train": [DocumentPart(d) for d in documents if d.name not in chosen],
+            "validation": [DocumentPart(d) for d in documents if d.name in chosen],
         }
     borders = [(d, int(d.size * (1 - fraction))) for d in documents]
     return {
-        "train": [Part(d, 0, border) for d, border in borders],
-        "validation": [Part(d, border, None) for d, border in borders],
+        "train": [DocumentPart(d, 0, border) for d, border in borders],
+        "validation": [DocumentPart(d, border, None) for d, border in borders],
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
-from gpt2lab.config.source import Source as ConfigSource
+from gpt2lab.config.source import YamlSource as ConfigSource
 from gpt2lab.config.source import lay
 from gpt2lab.costs import Costs
 from gpt2lab.data.encode import usable_cores

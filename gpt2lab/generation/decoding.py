@@ -63,7 +63,7 @@ def generate(
     >>> reader = Reader(model, rows=3)
     >>> for new in generate(reader, [tokenizer.encode("To be")] * 3, Sampling(temperature=0.8, seed=1)): ...
 
-    slide:      where text grows past the context, forget its older half (see `Group`); otherwise that is refused.
+    slide:      where text grows past the context, forget its older half (see `Batch`); otherwise that is refused.
     vocab_size: of the tokenizer, if smaller than the model's: ids beyond it are never drawn.
     ended:      asked after each token, with its sample's number; true ends the sample, as a stop token does.
 
@@ -113,7 +113,7 @@ def _continue(
         by_length.setdefault(len(prompt), []).append(sample)
     window = context_of(reader.model) if slide else None
     groups = [
-        Group(reader, samples, [prompts[sample] for sample in samples], settings, window, vocab_size)
+        Batch(reader, samples, [prompts[sample] for sample in samples], settings, window, vocab_size)
         for samples in by_length.values()
     ]
     alive = set(range(len(prompts)))
@@ -128,7 +128,7 @@ def _continue(
             return
 
 
-class Group:
+class Batch:
     """Samples whose texts are equally long, and what the model remembers of them.
 
     samples: their numbers.

@@ -17,7 +17,7 @@ import yaml
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import Config, examine, fill_slots, preset_name, preset_names, preset_source, read_overrides
 from gpt2lab.config.fitting import Complaint, Located, check, error_of, located
-from gpt2lab.config.source import Key, Place, Source, dotted, expand, lay, read_file, read_mapping
+from gpt2lab.config.source import Key, Place, YamlSource, dotted, expand, lay, read_file, read_mapping
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.declaration import (
@@ -135,7 +135,7 @@ def ladder_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, scales)) if isinstance(scales, list) else ()
 
 
-def read_source(source: str | Path | Mapping[str, Any]) -> tuple[Source, Path]:
+def read_source(source: str | Path | Mapping[str, Any]) -> tuple[YamlSource, Path]:
     """A YAML file, or the mapping that one would hold, and the folder that files named in it are relative to. Raises
     ConfigError."""
     if isinstance(source, Mapping):
@@ -289,7 +289,7 @@ def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tup
 class Base:
     """What every arm changes, with what is wrong with it already."""
 
-    source: Source
+    source: YamlSource
     complaints: tuple[Complaint, ...]
 
     @property
@@ -298,7 +298,7 @@ class Base:
         return 1 + max((place.layer for place in self.source.places.values()), default=0)
 
 
-def base_of(name: str, source: Source, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
+def base_of(name: str, source: YamlSource, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
     """What the arms change: the scale, then `evaluate`, then overrides."""
     changes = read_overrides(overrides)
     try:
@@ -319,13 +319,13 @@ def base_of(name: str, source: Source, folder: Path, scale: str | None, override
 
 
 def resolve_arm(
-    written: Written, file: Source, base: Base, *, is_baseline: bool, expected: str | None
+    written: Written, file: YamlSource, base: Base, *, is_baseline: bool, expected: str | None
 ) -> tuple[Arm | None, list[Located]]:
     """One arm of an ablation's `file` over `base`, or None; and what is wrong with it that is not so with the base."""
     name = written.name
     changes = [item for one in written.changes for item in expand(one.key, file.part(one.at).marked(one.prefix))]
     control, found = _control(written, file, nothing=not changes, is_baseline=is_baseline)
-    own: list[tuple[str, Source]] = []
+    own: list[tuple[str, YamlSource]] = []
     for key, value in changes:
         if why := _why_shared(key):
             place = value.place(())
@@ -349,13 +349,13 @@ def _why_shared(key: str) -> str | None:
     return next((why for shared, why in SHARED.items() if f"{key}.".startswith(f"{shared}.")), None)
 
 
-def first_control_seed(name: str, file: Source) -> int:
+def first_control_seed(name: str, file: YamlSource) -> int:
     """500 for the first control arm of the file, 700 for the second, ...; the same whichever arms are chosen."""
     controls = [arm for arm, written in file.tree["arms"].items() if isinstance(written, dict) and CONTROL in written]
     return CONTROL_SEEDS + CONTROL_STRIDE * controls.index(name)
 
 
-def _control(written: Written, file: Source, *, nothing: bool, is_baseline: bool) -> tuple[bool, list[Located]]:
+def _control(written: Written, file: YamlSource, *, nothing: bool, is_baseline: bool) -> tuple[bool, list[Located]]:
     """Whether the arm is a control, and what is wrong with that."""
     complaints = []
     own = file.tree.get("arms", {}).get(written.name) if written.at[:1] == ("arms",) else None
@@ -369,7 +369,7 @@ def _control(written: Written, file: Source, *, nothing: bool, is_baseline: bool
     return control, [located(file, complaint) for complaint in complaints]
 
 
-def _at_arm(written: Written, file: Source, laid: Source, base: Base, complaint: Complaint) -> Located:
+def _at_arm(written: Written, file: YamlSource, laid: YamlSource, base: Base, complaint: Complaint) -> Located:
     """The complaint at the arm's own change; at the arm itself where what it clashes with was written elsewhere."""
     place, problem = located(laid, complaint)
     if place.layer == base.layer:

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import preset_name, preset_names
 from gpt2lab.config.fitting import Complaint
-from gpt2lab.config.source import Key, Source
+from gpt2lab.config.source import Key, YamlSource
 from gpt2lab.errors import unknown
 from gpt2lab.planning.space import RATE, Tune, bracket, in_short
 from gpt2lab.results import LOSS
@@ -357,7 +357,7 @@ def design_problems(
         yield Complaint("at least two factors are expected; a single one is what `arms` is for", (("factors",),))
 
 
-def file_problems(declared: Ablation, source: Source) -> Iterator[Complaint]:
+def file_problems(declared: Ablation, source: YamlSource) -> Iterator[Complaint]:
     """What is wrong with names, references and combinations of keys, whatever the scale."""
     wrong = list(design_problems(declared.arms, declared.leave_one_out, declared.factors))
     yield from wrong
@@ -377,7 +377,7 @@ def file_problems(declared: Ablation, source: Source) -> Iterator[Complaint]:
     yield from _combinations(declared)
 
 
-def _name_problems(at: Mapping[str, Key], source: Source) -> Iterator[Complaint]:
+def _name_problems(at: Mapping[str, Key], source: YamlSource) -> Iterator[Complaint]:
     by_folded: dict[str, str] = {}
     for name, key in at.items():
         if not name.isprintable() or not 0 < len(name) <= 64 or name != name.strip(" .") or set(name) & set("/\\,"):

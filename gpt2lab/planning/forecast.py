@@ -9,7 +9,7 @@ from typing import Any
 from gpt2lab.analysis import planning
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import is_finished, tokens_of
-from gpt2lab.planning.scope import Scope, family, level_of, makespan, needed, sizes, study_seconds
+from gpt2lab.planning.scope import StudyScope, family, level_of, makespan, needed, sizes, study_seconds
 from gpt2lab.store import Store
 from gpt2lab.text import plural
 
@@ -43,7 +43,7 @@ def forecast(plan: Plan) -> Forecast | None:
         for c in family(ablation)
     )
     upper, enough = float(planning.sd_upper(floor.sd, floor.df)), needed(ablation, floor)
-    scope = Scope(tuple(plan.arms), tuple(range(enough)), tuple(range(max(enough, more))))
+    scope = StudyScope(tuple(plan.arms), tuple(range(enough)), tuple(range(max(enough, more))))
     seconds = study_seconds(ablation, scope, {name: arm.seconds for name, arm in plan.arms.items()}, plan.machine.jobs)
     return Forecast(n, floor.sd, least * floor.sd, least * upper, enough, seconds, level)
 

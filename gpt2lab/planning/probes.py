@@ -198,7 +198,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Probe:
     """What a short training took."""
 
     memory_bytes: int
@@ -239,8 +239,8 @@ def given(config: Config, machine: Machine, ranks: int) -> MicroBatch:
 
 
 def search(
-    share: int, most: int, available: int, reading: Callable[[int], Reading],
-    as_trained: Callable[[int], Reading] | None = None,
+    share: int, most: int, available: int, reading: Callable[[int], Probe],
+    as_trained: Callable[[int], Probe] | None = None,
 ) -> MicroBatch:  # fmt: skip
     """The line through one and two sequences, then the largest size on it that holds when it is tried.
 
@@ -290,7 +290,7 @@ def key(config: Config, machine: Machine, ranks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read(config: Config, machine: Machine, sequences: int) -> Reading:
+def read(config: Config, machine: Machine, sequences: int) -> Probe:
     """A short training with so many sequences, in a process of its own: memory that was once held is held on to.
     Raises EnvironmentFault when it does not come to its end, which mostly means that memory ran out."""
     question = {"config": config.to_yaml(), "device": machine.device, "threads": machine.threads, "rows": sequences}
@@ -301,17 +301,17 @@ def read(config: Config, machine: Machine, sequences: int) -> Reading:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise EnvironmentFault(f"a pass of {sequences} sequences failed: {last}", where="memory probe")
-    return Reading(**json.loads(done.stdout.splitlines()[-1]))
+    return Probe(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def answer(question: Mapping[str, Any]) -> Reading:
+def answer(question: Mapping[str, Any]) -> Probe:
     """What the process of its own does."""
     set_threads(question["threads"])
     keep_memory()  # as workers do
     device = torch.device(question["device"])
     one_pass, update = timed(config_from_text(question["config"]), device, question["rows"])
     peak = torch.cuda.max_memory_reserved() if device.type == "cuda" else high_water()
-    return Reading(peak, one_pass, update)
+    return Probe(peak, one_pass, update)
 
 
 if __name__ == "__main__":

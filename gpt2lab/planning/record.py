@@ -30,7 +30,7 @@ from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.runs import Run, tokens_of
-from gpt2lab.records import FORMAT, ArmRecord, BudgetPoint, Earlier, Effect, History, Scope, Shared, StudyRecord
+from gpt2lab.records import FORMAT, ArmRecord, BudgetPoint, Earlier, Effect, History, ScopeRecord, Shared, StudyRecord
 from gpt2lab.registry import Choice, mistakes
 from gpt2lab.results import LOSS
 from gpt2lab.store import Store, now
@@ -212,9 +212,9 @@ def stack_of(machine: Machine) -> dict[str, Any]:
     return {**machine.stack, "git_commit": git_commit()}
 
 
-def scope_of(config: Config, scale: str, costs: Costs) -> Scope:
+def scope_of(config: Config, scale: str, costs: Costs) -> ScopeRecord:
     """What results hold for."""
-    return Scope(
+    return ScopeRecord(
         preset=scale,
         parameters=costs.parameters,
         tokens=tokens_of(config),

@@ -24,7 +24,7 @@ MARGIN = 1.1  # of a budget that is suggested: estimates of time are rough
 
 
 @dataclass(frozen=True)
-class Scope:
+class StudyScope:
     """The arms and seeds that a study will have, and what was left out of it, in words."""
 
     arms: tuple[str, ...]
@@ -41,7 +41,7 @@ def fit(
     seconds: float | None,
     jobs: int,
     why_no_floor: str = "",
-) -> Scope:
+) -> StudyScope:
     """Choose arms and seeds.
 
     run_seconds: estimated time of one run of every arm. seconds: the budget; among what fits into it, the choice with
@@ -54,7 +54,7 @@ def fit(
         wanted = tuple(range(_automatic(ablation, floor, why_no_floor)))
     whole = _scope(names, wanted, ablation.baseline_seeds)
 
-    def fits(scope: Scope) -> bool:
+    def fits(scope: StudyScope) -> bool:
         return seconds is None or study_seconds(ablation, scope, run_seconds, jobs) <= seconds
 
     if fits(whole):
@@ -68,7 +68,7 @@ def fit(
     return replace(best, left_out=tuple(_lacking(best, whole)))
 
 
-def study_seconds(ablation: LoadedAblation, scope: Scope, run_seconds: Mapping[str, float], jobs: int) -> float:
+def study_seconds(ablation: LoadedAblation, scope: StudyScope, run_seconds: Mapping[str, float], jobs: int) -> float:
     """Estimated time of all runs of a scope on `jobs` places: the trials of searches or of the bracket, as long as it
     need not be widened, then the seeds with those at other budgets; after searches every seed twice, since it is also
     trained at the settings as written."""
@@ -141,13 +141,15 @@ def _automatic(ablation: LoadedAblation, floor: Floor | None, why_no_floor: str)
     return min(max(needed(ablation, floor), FEWEST), MOST_AUTOMATIC) if floor.sd > 0 else FEWEST
 
 
-def _scope(arms: tuple[str, ...], seeds: tuple[int, ...], baseline_seeds: int | None) -> Scope:
+def _scope(arms: tuple[str, ...], seeds: tuple[int, ...], baseline_seeds: int | None) -> StudyScope:
     """With the arms' seeds for the baseline and, where it is to have more, the next ones after them."""
     free = [seed for seed in range(MAX_SEEDS) if seed not in seeds]
-    return Scope(arms, seeds, (*seeds, *free[: max((baseline_seeds or 0) - len(seeds), 0)]))
+    return StudyScope(arms, seeds, (*seeds, *free[: max((baseline_seeds or 0) - len(seeds), 0)]))
 
 
-def _choices(ablation: LoadedAblation, wanted: tuple[int, ...], fits: Callable[[Scope], bool]) -> Iterator[Scope]:
+def _choices(
+    ablation: LoadedAblation, wanted: tuple[int, ...], fits: Callable[[StudyScope], bool]
+) -> Iterator[StudyScope]:
     """What fits: for every number of arms, with and without more seeds of the baseline, as many seeds as possible."""
     others = [name for name in ablation.arms if name != ablation.baseline]
     fewest = 1 if ablation.design == "one factor" else len(others)  # other designs need all of their arms
@@ -162,7 +164,7 @@ def _choices(ablation: LoadedAblation, wanted: tuple[int, ...], fits: Callable[[
                     break
 
 
-def _worth(ablation: LoadedAblation, floor: Floor | None, scope: Scope) -> tuple[float, int, int, int]:
+def _worth(ablation: LoadedAblation, floor: Floor | None, scope: StudyScope) -> tuple[float, int, int, int]:
     """How many contrasts would be found if every one were of size X, without a floor how many there are; then, other
     things being equal, arms, seeds and seeds of the baseline."""
     kept = replace(ablation, contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= set(scope.arms)))
@@ -173,7 +175,7 @@ def _worth(ablation: LoadedAblation, floor: Floor | None, scope: Scope) -> tuple
     return found, len(scope.arms), n, base
 
 
-def _lacking(scope: Scope, whole: Scope) -> Iterator[str]:
+def _lacking(scope: StudyScope, whole: StudyScope) -> Iterator[str]:
     """What a scope lacks of the whole, in words."""
     n, all_seeds, fewest = len(scope.seeds), len(whole.seeds), min(FEWEST, len(whole.seeds))
     dropped = [name for name in whole.arms if name not in scope.arms]

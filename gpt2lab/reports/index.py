@@ -16,7 +16,14 @@ from urllib.parse import quote
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports.page import Page, Remark, made_of, write_page
-from gpt2lab.reports.published import Agreement, Effect, expected_of, matching, with_expected, with_published
+from gpt2lab.reports.published import (
+    PublishedAgreement,
+    PublishedEffect,
+    expected_of,
+    matching,
+    with_expected,
+    with_published,
+)
 from gpt2lab.reports.read import Once, error_text, read_sweep
 from gpt2lab.reports.sweep import answer, counted
 from gpt2lab.reports.tables import Cell, difference_cell, verdict_cell
@@ -50,7 +57,7 @@ def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
     return write_page(Path(out), page, {"index.json": _json(across, page)})
 
 
-def _summary(across: Across) -> str:
+def _summary(across: Overview) -> str:
     if not across.entries:
         return "" if across.sweeps else "Nothing is recorded yet. This makes a first study:"
     count = len(across.entries)
@@ -59,7 +66,7 @@ def _summary(across: Across) -> str:
     return f"{studies}, {plural(len(across.findings), 'contrast')}, {total}; runs that studies share are counted once."
 
 
-def _json(across: Across, page: Page) -> str:
+def _json(across: Overview, page: Page) -> str:
     """All of it for programs."""
     record: dict[str, Any] = {"studies": [as_json(entry) for entry in across.entries]}
     record["damaged"] = [{"name": damaged.name, "why": damaged.why} for damaged in across.damaged]
@@ -68,7 +75,7 @@ def _json(across: Across, page: Page) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class StudyContrast:
     """One contrast of a study."""
 
     contrast: Contrast
@@ -76,28 +83,28 @@ class Finding:
     difference: Cell
     expected: str
     """what the study's file says of it; "" for nothing"""
-    agreement: Agreement | None
+    agreement: PublishedAgreement | None
     """with what was expected; None where nothing was"""
-    published: Sequence[tuple[Effect, Agreement]]
+    published: Sequence[tuple[PublishedEffect, PublishedAgreement]]
 
     @property
     def label(self) -> str:
         return f"{self.contrast.arm} against {self.contrast.against}"
 
     @property
-    def agreements(self) -> list[Agreement]:
+    def agreements(self) -> list[PublishedAgreement]:
         """With what was expected and with what was published."""
         return [*([self.agreement] if self.agreement else []), *(agreement for _, agreement in self.published)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class StudyEntry:
     """One study."""
 
     study: Study
     runs: Sequence[StudyRun]
     verdicts: Verdicts
-    findings: Sequence[Finding]
+    findings: Sequence[StudyContrast]
     sharing: int
     """how many studies rest on runs of this one's baseline, itself among them"""
     link: str
@@ -153,20 +160,20 @@ class Damaged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Across(Once):
+class Overview(Once):
     """All studies and sweeps of a store, the newest first."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[StudyEntry]
     sweeps: Sequence[SweepEntry] = ()
     damaged: Sequence[Damaged] = ()
     cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[StudyContrast]:
         return [finding for entry in self.entries for finding in entry.findings]
 
 
-def gather(root: str | Path, out: str | Path) -> Across:
+def gather(root: str | Path, out: str | Path) -> Overview:
     """Read and judge every study and sweep of the store below `root`; `out` is where their own reports lie. Sweeps by
     which an ablation tunes its arms are part of that study's page."""
     store, out = Store(root), Path(out)
@@ -176,7 +183,7 @@ def gather(root: str | Path, out: str | Path) -> Across:
     sweeps = _each(store.sweeps(), lambda name: _sweep_entry(name, store, root, out), damaged)
     newest = sorted(sorted(entries.values(), key=lambda e: e.name), key=lambda e: e.study.created, reverse=True)
     own_sweeps = sorted((sweep for sweep in sweeps.values() if sweep), key=lambda sweep: sweep.created, reverse=True)
-    return Across(entries=newest, sweeps=own_sweeps, damaged=damaged)
+    return Overview(entries=newest, sweeps=own_sweeps, damaged=damaged)
 
 
 def _each(names: Iterable[str], read: Callable[[str], Result], damaged: list[Damaged]) -> dict[str, Result]:
@@ -198,12 +205,12 @@ def _record(name: str, store: Store) -> Study:
     return study
 
 
-def _entry(study: Study, records: Mapping[str, Study], store: Store, link: str) -> Entry:
+def _entry(study: Study, records: Mapping[str, Study], store: Store, link: str) -> StudyEntry:
     runs = collect(study, store)
     verdicts = judge_runs(study, runs, store, sensitivity=False)
     findings = [_finding(study, contrast) for contrast in verdicts.contrasts]
     sharing = shared_by(study, records)
-    return Entry(study=study, runs=runs, verdicts=verdicts, findings=findings, sharing=sharing, link=link)
+    return StudyEntry(study=study, runs=runs, verdicts=verdicts, findings=findings, sharing=sharing, link=link)
 
 
 def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepEntry | None:
@@ -220,11 +227,11 @@ def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepE
     )  # fmt: skip
 
 
-def _finding(study: Study, contrast: Contrast) -> Finding:
+def _finding(study: Study, contrast: Contrast) -> StudyContrast:
     pair = len(contrast.weights) == 2  # effects over more arms repeat nothing, whatever they are called
     effects = matching(study, contrast.arm, contrast.against) if pair else []
     expected = expected_of(study, contrast) if pair else study.expected.get(contrast.arm, "")
-    return Finding(
+    return StudyContrast(
         contrast=contrast,
         verdict=verdict_cell(contrast),
         difference=difference_cell(contrast.difference, contrast.low, contrast.high),
@@ -252,7 +259,7 @@ def shared_by(study: Study, records: Mapping[str, Study]) -> int:
     return sum(any(pool & _runs_of(other, arm) for arm in other.arms) for other in records.values()) if pool else 1
 
 
-def facts(entry: Entry) -> Iterator[tuple[str, str]]:
+def facts(entry: StudyEntry) -> Iterator[tuple[str, str]]:
     """What a study rests on, as (name, text)."""
     study, scope = entry.study, entry.study.scope
     yield "Scale", ", ".join([f"{entry.scale}: {entry.sizes}", *entry.verdicts.scope[1:]])
@@ -265,7 +272,7 @@ def facts(entry: Entry) -> Iterator[tuple[str, str]]:
     yield "Compute", str(entry.compute)
 
 
-def seeds(entry: Entry) -> str:
+def seeds(entry: StudyEntry) -> str:
     """`3 per arm`, with what failed or is missing."""
     counts = sorted({arm.n for arm in entry.verdicts.arms})
     text = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) + " per arm" if counts else "none"
@@ -307,7 +314,7 @@ def compute(runs: Iterable[tuple[Study, StudyRun]]) -> Compute:
     return Compute(len(once), flops, sum((result.get("seconds") or 0.0 for _, result in once.values()), 0.0))
 
 
-def as_json(entry: Entry) -> dict[str, Any]:
+def as_json(entry: StudyEntry) -> dict[str, Any]:
     """A study for programs: plain data, without numbers that are not finite."""
     study, verdicts, total = entry.study, entry.verdicts, entry.compute
     copied = ("name", "hash", "ablation", "scale", "question", "created", "metric")
@@ -322,7 +329,7 @@ def as_json(entry: Entry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _contrast_json(finding: Finding) -> dict[str, Any]:
+def _contrast_json(finding: StudyContrast) -> dict[str, Any]:
     c = finding.contrast
     numbers = {key: getattr(c, key) for key in ("difference", "low", "high", "p_holm")}
     return {

@@ -37,7 +37,7 @@ LOSSES = ("nats", "nats of span filling")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class PublishedEffect:
     """One published difference: of `component` against `against` in `slot`, or of the setting `slot` at the value
     `component` against another value."""
 
@@ -70,7 +70,7 @@ class Effect:
             return _positive(one) and other in (None, "0")
         return one == self.component and other != self.component
 
-    def turned(self) -> Effect:
+    def turned(self) -> PublishedEffect:
         """The same effect, seen from the other side."""
         values = self.values and (self.values[1], self.values[0])
         return replace(self, component=self.against, against=self.component, direction=-self.direction, values=values)
@@ -87,10 +87,10 @@ class Effect:
 
 
 @cache
-def published(file: Path = FILE) -> tuple[Effect, ...]:
+def published(file: Path = FILE) -> tuple[PublishedEffect, ...]:
     """Every effect of the file. Raises ConfigError for one that does not say what it must."""
     tree = read_file(file).tree
-    found: list[Effect] = []
+    found: list[PublishedEffect] = []
     for kind, read in (("measured", _measured), ("stated", _stated)):
         for index, entry in enumerate(tree.get(kind) or []):
             try:
@@ -100,13 +100,13 @@ def published(file: Path = FILE) -> tuple[Effect, ...]:
     return tuple(found)
 
 
-def _measured(entry: Mapping[str, Any]) -> Iterator[Effect]:
+def _measured(entry: Mapping[str, Any]) -> Iterator[PublishedEffect]:
     """Every pair of the components that have a value."""
     for (one, a), (other, b) in combinations(entry["values"].items(), 2):
         values = (float(a), float(b))
         difference = _in_nats(*values, entry["unit"])
         direction = 0 if abs(difference) < NEGLIGIBLE else int(math.copysign(1, difference))
-        yield Effect(
+        yield PublishedEffect(
             slot=entry["slot"], component=one, against=other, direction=direction, size=abs(difference), values=values,
             unit=entry["unit"], **_shared(entry),
         )  # fmt: skip
@@ -121,9 +121,9 @@ def _in_nats(one: float, other: float, unit: str) -> float:
     raise ValueError(f"unit '{unit}' is none of {', '.join((*LOSSES, 'perplexity'))}")
 
 
-def _stated(entry: Mapping[str, Any]) -> Iterator[Effect]:
+def _stated(entry: Mapping[str, Any]) -> Iterator[PublishedEffect]:
     changed = "changed" in entry
-    yield Effect(
+    yield PublishedEffect(
         slot=entry["changed"] if changed else entry["slot"],
         component=entry["to"] if changed else entry["component"],
         against="the scale's own" if changed else entry["against"],
@@ -152,7 +152,9 @@ def alike() -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def matching(study: Study, arm: str, against: str, effects: Sequence[Effect] | None = None) -> list[Effect]:
+def matching(
+    study: Study, arm: str, against: str, effects: Sequence[PublishedEffect] | None = None
+) -> list[PublishedEffect]:
     """The published effects that `arm` against `against` repeats, in that direction."""
     ours, theirs = study.arms.get(arm), study.arms.get(against)
     if ours is None or theirs is None:  # an effect over several arms, by a name of its own
@@ -250,7 +252,7 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Agreement:
+class PublishedAgreement:
     """`kind` is found again, contradicted or inconclusive; `word` what the page shows for it; `why` the reason."""
 
     kind: str
@@ -274,27 +276,31 @@ class Agreement:
 
 def agree(
     contrast: Contrast, direction: int, *, smallest_effect: float, size: float | None, same_class: bool, scale: str
-) -> Agreement:
+) -> PublishedAgreement:
     """How a verdict agrees with an effect in this `direction` (-1 better, 0 none, 1 worse).
 
     size: what was published for it at the scale of the study, in the study's unit; None where nothing was.
     """
     found = found_direction(contrast)
     if found is None:
-        return Agreement(OPEN, OPEN, _undecided(contrast))
+        return PublishedAgreement(OPEN, OPEN, _undecided(contrast))
     if found == direction:
         elsewhere = f"same sign at {scale}" if direction else f"no difference at {scale} either"
-        return Agreement(AGAIN, AGAIN if same_class else elsewhere)
+        return PublishedAgreement(AGAIN, AGAIN if same_class else elsewhere)
     if not direction:
-        return Agreement(OPEN, OPEN, "a difference, where none was expected")
+        return PublishedAgreement(OPEN, OPEN, "a difference, where none was expected")
     if found == -direction:
-        return Agreement(AGAINST, AGAINST if same_class else f"other sign at {scale}")
+        return PublishedAgreement(AGAINST, AGAINST if same_class else f"other sign at {scale}")
     if not same_class:
-        return Agreement(OPEN, OPEN, f"no difference at {scale}, and what was expected is not said of this size")
+        return PublishedAgreement(
+            OPEN, OPEN, f"no difference at {scale}, and what was expected is not said of this size"
+        )
     if size is None:
-        return Agreement(OPEN, OPEN, "no difference, and how large the expected one is was not published")
+        return PublishedAgreement(OPEN, OPEN, "no difference, and how large the expected one is was not published")
     kind = OPEN if size < smallest_effect else AGAINST
-    return Agreement(kind, kind, f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}")
+    return PublishedAgreement(
+        kind, kind, f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}"
+    )
 
 
 def _undecided(contrast: Contrast) -> str:
@@ -309,12 +315,14 @@ def found_direction(contrast: Contrast) -> int | None:
     return next((direction for word, direction in FOUND.items() if contrast.word.startswith(word)), None)
 
 
-def with_published(study: Study, contrast: Contrast, effect: Effect) -> Agreement:
+def with_published(study: Study, contrast: Contrast, effect: PublishedEffect) -> PublishedAgreement:
     """The agreement with a published effect."""
     return _agree(study, contrast, effect.direction, effect.size, one_class(study, effect.parameters))
 
 
-def _agree(study: Study, contrast: Contrast, direction: int, size: float | None, same_class: bool) -> Agreement:
+def _agree(
+    study: Study, contrast: Contrast, direction: int, size: float | None, same_class: bool
+) -> PublishedAgreement:
     return agree(
         contrast,
         direction,
@@ -325,11 +333,13 @@ def _agree(study: Study, contrast: Contrast, direction: int, size: float | None,
     )
 
 
-def with_expected(study: Study, contrast: Contrast, expected: str, effects: Sequence[Effect]) -> Agreement:
+def with_expected(
+    study: Study, contrast: Contrast, expected: str, effects: Sequence[PublishedEffect]
+) -> PublishedAgreement:
     """The agreement with what the study's file expects, given the published `effects` that the contrast repeats."""
     direction = expected_direction(expected)
     if direction is None:
-        return Agreement(OPEN, OPEN, "what is expected does not begin with better, worse or no difference")
+        return PublishedAgreement(OPEN, OPEN, "what is expected does not begin with better, worse or no difference")
     stated = [float(count) * {"M": 1e6, "B": 1e9}[suffix] for count, suffix in SIZE.findall(expected)]
     same = not stated or any(one_class(study, size) for size in stated)
     sizes = [e.size for e in effects if e.direction == direction and e.size and one_class(study, e.parameters)]

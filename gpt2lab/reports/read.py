@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
 from gpt2lab.errors import DataFault, Gpt2labError
-from gpt2lab.reports.style import ARMS, Curve, Look, looks
+from gpt2lab.reports.style import ARMS, ArmStyle, Curve, looks
 from gpt2lab.reports.tables import Cell, Table, tabulate
 from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, unit, usable_runs
 from gpt2lab.store import Store
@@ -85,7 +85,7 @@ class StudyRead(Once):
         return unit(self.study)
 
     @property
-    def looks(self) -> dict[str, Look]:
+    def looks(self) -> dict[str, ArmStyle]:
         """How every arm is drawn."""
         return looks(list(self.study.arms), self.baseline)
 
@@ -183,7 +183,7 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class TrialPoint:
     """One trial. `value`: final, or the last one of a pruned trial; NaN where there is none."""
 
     slot: int
@@ -201,20 +201,20 @@ class Point:
         return self.outcome in (FINISHED, PRUNED) and math.isfinite(self.value)
 
 
-def ranked(points: Iterable[Point], *, maximize: bool = False) -> list[Point]:
+def ranked(points: Iterable[TrialPoint], *, maximize: bool = False) -> list[TrialPoint]:
     """The finished trials, the best value first; the earlier of two equal ones."""
     done = [point for point in points if point.finished]
     return sorted(done, key=lambda p: (-p.value if maximize else p.value, p.slot))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class SearchRead:
     """One search of a sweep. `optima`: what the trials say of each numeric setting."""
 
     label: str
     record: Record
     axes: Mapping[str, Axis]
-    points: Sequence[Point]
+    points: Sequence[TrialPoint]
     optima: Mapping[str, Optimum]
     maximize: bool
 
@@ -224,7 +224,7 @@ class Search:
         return trials
 
     @property
-    def best_point(self) -> Point | None:
+    def best_point(self) -> TrialPoint | None:
         """The finished trial with the best value, as it is drawn."""
         return next(iter(ranked(self.points, maximize=self.maximize)), None)
 
@@ -260,7 +260,7 @@ class SweepRead(Once):
     """A sweep at one scale."""
 
     record: Record
-    searches: Mapping[str, Search]
+    searches: Mapping[str, SearchRead]
     store: Store
     cache: dict[Any, Any] = field(default_factory=dict)
 
@@ -277,7 +277,7 @@ class SweepRead(Once):
         return unit(self.record)
 
     @property
-    def single(self) -> Search | None:
+    def single(self) -> SearchRead | None:
         """The search, where there is only one."""
         return next(iter(self.searches.values())) if len(self.searches) == 1 else None
 
@@ -302,11 +302,11 @@ class SweepRead(Once):
         return max(0, self.slots - sum(self.counts[outcome] for outcome in (FINISHED, PRUNED, DIVERGED, FAILED)))
 
     @property
-    def trials(self) -> list[tuple[Search, Record]]:
+    def trials(self) -> list[tuple[SearchRead, Record]]:
         """Every trial of every search."""
         return [(search, trial) for search in self.searches.values() for trial in search.trials]
 
-    def titled(self, search: Search, title: str) -> str:
+    def titled(self, search: SearchRead, title: str) -> str:
         """A heading that names the search where there are several."""
         return title if self.single else f"{title}: {search.label}"
 
@@ -349,8 +349,8 @@ def read_chosen(search: Record, record: Record) -> Chosen:
     )  # fmt: skip
 
 
-def _search(label: str, search: Record, record: Record, store: Store) -> Search:
-    return Search(
+def _search(label: str, search: Record, record: Record, store: Store) -> SearchRead:
+    return SearchRead(
         label=label,
         record=search,
         axes={axis.name: axis for axis in map(_axis, search["space"])},
@@ -366,7 +366,7 @@ def _axis(dimension: Record) -> Axis:
     return Axis(name=dimension["name"], low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")))
 
 
-def _point(trial: Record, record: Record, store: Store) -> Point:
+def _point(trial: Record, record: Record, store: Store) -> TrialPoint:
     """A trial as it is drawn; a pruned one at its last value."""
     seen = [(float(tokens), float(value)) for _, tokens, value in trial.get("curve") or () if value is not None]
     value = trial.get("value")
@@ -375,7 +375,7 @@ def _point(trial: Record, record: Record, store: Store) -> Point:
     curve = _journal(trial, record, store) or seen
     drawn: Curve = ([tokens for tokens, _ in curve], [loss for _, loss in curve])
     settings = {name: x if _is_number(x) else str(x) for name, x in trial["settings"].items()}
-    return Point(slot=trial["slot"], settings=settings, outcome=trial["outcome"], value=float(value), curve=drawn)
+    return TrialPoint(slot=trial["slot"], settings=settings, outcome=trial["outcome"], value=float(value), curve=drawn)
 
 
 def _is_number(value: object) -> bool:

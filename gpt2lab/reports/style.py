@@ -199,7 +199,7 @@ DASHES: tuple[tuple[int, tuple[float, ...]] | str, ...] = ("solid", (0, (4, 1.6)
 
 
 @dataclass(frozen=True)
-class Look:
+class ArmStyle:
     """How one arm is drawn, everywhere."""
 
     colour: str
@@ -207,12 +207,12 @@ class Look:
     dash: tuple[int, tuple[float, ...]] | str
 
 
-def looks(arms: Sequence[str], baseline: str) -> dict[str, Look]:
+def looks(arms: Sequence[str], baseline: str) -> dict[str, ArmStyle]:
     """One look per arm: the baseline in grey, the others by colour, then dashed, then dotted."""
-    styles = {baseline: Look(BASELINE, MARKERS[0], DASHES[0])}
+    styles = {baseline: ArmStyle(BASELINE, MARKERS[0], DASHES[0])}
     for i, arm in enumerate(arm for arm in arms if arm != baseline):
         turn, colour = divmod(i, len(ARMS))
-        styles[arm] = Look(ARMS[colour], MARKERS[(i + 1) % len(MARKERS)], DASHES[turn % len(DASHES)])
+        styles[arm] = ArmStyle(ARMS[colour], MARKERS[(i + 1) % len(MARKERS)], DASHES[turn % len(DASHES)])
     return styles
 
 
@@ -255,7 +255,7 @@ def rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def label_ends(axes: Axes, values: Mapping[str, float], look: Mapping[str, Look], gap: float = 0.062) -> None:
+def label_ends(axes: Axes, values: Mapping[str, float], look: Mapping[str, ArmStyle], gap: float = 0.062) -> None:
     """Names right of the axes at the height of their values, pushed apart where they would touch."""
     low, high = axes.get_ylim()
     place_of = axes.yaxis.get_transform().transform  # an axis may be logarithmic
@@ -374,7 +374,7 @@ class Curves:
         return [xy for xy in map(finite, (*self.healthy, *self.failed)) if xy[0].size]
 
 
-def draw_curves(axes: Axes, curves: Curves, look: Look) -> None:
+def draw_curves(axes: Axes, curves: Curves, look: ArmStyle) -> None:
     """The mean of the healthy ones over a band from lowest to highest; each failed one dashed up to a cross."""
     for curve in curves.failed:
         x, y = finite(curve)
@@ -432,7 +432,7 @@ Measured = Mapping[str, Mapping[float, Sequence[float]]]
 
 
 def draw_measured(
-    axes: Axes, measured: Measured, look: Mapping[str, Look], ticks: Mapping[float, str]
+    axes: Axes, measured: Measured, look: Mapping[str, ArmStyle], ticks: Mapping[float, str]
 ) -> dict[str, tuple[float, float]]:
     """A line through the means of every arm over a dot for each seed -> arm -> where its line ends."""
     axes.set_xscale("log", base=2)

@@ -18,7 +18,7 @@ from gpt2lab.reports.read import (
     FINISHED,
     OUTCOMES,
     Record,
-    Search,
+    SearchRead,
     SweepRead,
     ranked,
     read_record,
@@ -85,7 +85,7 @@ def answer(read: SweepRead) -> list[str]:
     return [*sentences, _between(read)] if len(read.searches) > 1 else sentences
 
 
-def _best(read: SweepRead, search: Search) -> str:
+def _best(read: SweepRead, search: SearchRead) -> str:
     best = search.best
     if best is None:
         return f"nothing finished ({counted(search.counts)})."
@@ -132,7 +132,7 @@ def nothing_finished(read: SweepRead) -> str:
     return " ".join(sentences)
 
 
-def _too_high(search: Search) -> Iterator[str]:
+def _too_high(search: SearchRead) -> Iterator[str]:
     """The lowest values that diverged, and a space below them."""
     for name, axis in search.axes.items():
         diverged = [axis.number(p.settings.get(name)) for p in search.points if p.outcome == DIVERGED]
@@ -201,7 +201,7 @@ def winners_caution(read: SweepRead) -> str:
     return " ".join(sentences)
 
 
-def within(search: Search, reach: float) -> int:
+def within(search: SearchRead, reach: float) -> int:
     """Finished trials, besides the best, that are no further than `reach` from it."""
     points = ranked(search.points, maximize=search.maximize)
     return sum(abs(point.value - points[0].value) <= reach for point in points[1:])

@@ -67,7 +67,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Group:
+class ReplayGroup:
     """Candidates whose runs one replay represents, and the old run to be replayed; None when none can be."""
 
     candidates: tuple[Candidate, ...]
@@ -79,7 +79,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Adoption:
     """The result for a group of runs: `adopted` new ids, or why none was."""
 
     group: str
@@ -124,13 +124,13 @@ def without_old_runs(plan: Plan, store: Store) -> list[str]:
     return [f"{arm}: {count} due, {reason}" for (arm, reason), count in reasons.items()]
 
 
-def groups(plan: Plan, store: Store) -> list[Group]:
+def groups(plan: Plan, store: Store) -> list[ReplayGroup]:
     """The candidates, grouped where one replay represents all: same old code, same recipe, same new code."""
     by_key: dict[str, list[Candidate]] = {}
     for candidate in candidates(plan, store):
         key = digest([_recipe(_identity(candidate.old)), {part: candidate.new.identity[part] for part in CODE}])
         by_key.setdefault(key, []).append(candidate)
-    return [Group(tuple(group), _replayable([run.old for run in group], store)) for group in by_key.values()]
+    return [ReplayGroup(tuple(group), _replayable([run.old for run in group], store)) for group in by_key.values()]
 
 
 def _replayable(group: list[RunFolder], store: Store) -> RunFolder | None:
@@ -154,21 +154,21 @@ def _recipe(identity: Mapping[str, Any]) -> str:
     return digest({**identity, "settings": settings, "seed": None, "repeat": None})
 
 
-def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Outcome]:
+def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Adoption]:
     """Replay one old run of every group, and keep the whole group if its bits come out the same."""
     outcomes = []
     for group in groups(plan, store):
         if group.replayable is None:
-            outcomes.append(Outcome(str(group), refused="no run of this kind kept a checkpoint to replay from"))
+            outcomes.append(Adoption(str(group), refused="no run of this kind kept a checkpoint to replay from"))
             continue
         say(f"{group}: replaying {group.replayable.id}")
         try:
             evaluation = replay(group.replayable, plan.data, plan.machine.threads)
         except Refused as reason:
-            outcomes.append(Outcome(str(group), refused=str(reason)))
+            outcomes.append(Adoption(str(group), refused=str(reason)))
         else:
             kept = [candidate.new.id for candidate in group.candidates if keep(candidate, store, evaluation)]
-            outcomes.append(Outcome(str(group), adopted=tuple(kept)))
+            outcomes.append(Adoption(str(group), adopted=tuple(kept)))
     return outcomes
 
 

@@ -14,7 +14,7 @@ DIVISIONS = (POSITION, FREQUENCY, DOCUMENT)
 
 
 @dataclass(frozen=True)
-class Part:
+class PartLosses:
     """One division of a final evaluation's targets: its groups, with the mean loss in nats and the targets of each.
     examples: what is in each group, or nothing."""
 
@@ -24,7 +24,7 @@ class Part:
     examples: tuple[str, ...]
 
 
-def read_parts(record: Mapping[str, Any] | None) -> dict[str, Part]:
+def read_parts(record: Mapping[str, Any] | None) -> dict[str, PartLosses]:
     """The divisions of `RunFolder.parts`, by name; without those that are damaged."""
     parts = (record or {}).get("parts")
     if not isinstance(parts, Mapping):
@@ -32,9 +32,9 @@ def read_parts(record: Mapping[str, Any] | None) -> dict[str, Part]:
     return {name: part for name in DIVISIONS if (part := _part(parts.get(name))) is not None}
 
 
-def _part(written: Any) -> Part | None:
+def _part(written: Any) -> PartLosses | None:
     try:
-        part = Part(
+        part = PartLosses(
             groups=tuple(clean(group) for group in written["groups"]),
             losses=tuple(float(loss) for loss in written["losses"]),
             targets=tuple(int(count) for count in written["targets"]),

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from gpt2lab.config import Config, fill_slots, preset_name
 from gpt2lab.config.fitting import Located, check, error_of, located
-from gpt2lab.config.source import Place, Source
+from gpt2lab.config.source import Place, YamlSource
 from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
@@ -183,7 +183,7 @@ def _written(declared: Sweep) -> dict[str, Written]:
     }
 
 
-def _space_problems(source: Source, declared: Sweep, arm: Arm) -> Iterator[Located]:
+def _space_problems(source: YamlSource, declared: Sweep, arm: Arm) -> Iterator[Located]:
     """What is wrong with the space at an arm, at the lines of the dimensions."""
     try:
         check_search(declared, arm.config)

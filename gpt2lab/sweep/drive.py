@@ -24,7 +24,7 @@ from gpt2lab.planning.record import components_of
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.planning.space import value_at
 from gpt2lab.planning.tuning import Search
-from gpt2lab.records import Dimension, SearchRecord, SweepRecord, best_trial
+from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, best_trial
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store, file_lock, now
@@ -393,7 +393,7 @@ def search_record(search: Search, trials: Trials, scale: str) -> SearchRecord:
         steps=config.training.steps,
         components=components_of(config),
         optimizer=config.optim.optimizer.name,
-        space=[Dimension(**dimension.as_record()) for dimension in search.space.dimensions],
+        space=[DimensionRecord(**dimension.as_record()) for dimension in search.space.dimensions],
         best_config=search.arm_at(best.settings).config.over_preset(scale) if best else None,
         trials=records,
     )

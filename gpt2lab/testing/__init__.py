@@ -42,7 +42,7 @@ def check_documented(case: Case) -> None:
 __all__ = [
     "Case",
     "Check",
-    "Outcome",
+    "CheckResult",
     "batch",
     "cases",
     "checks_for",
@@ -80,7 +80,7 @@ def checks_for(slot: str) -> tuple[Check, ...]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """What one check said of one case; `problem` is None when it passed."""
 
     case: Case
@@ -88,19 +88,19 @@ class Outcome:
     problem: str | None
 
 
-def run_contract(components: Iterable[Component]) -> list[Outcome]:
+def run_contract(components: Iterable[Component]) -> list[CheckResult]:
     """Every fast check, compilation, and two ranks against one, on every variant of every component."""
     outcomes = []
     todo = cases(components)
     for case in todo:
         compiled = (check_compile,) if case.slot in MODEL_SLOTS else ()
         for check in (*checks_for(case.slot), *compiled):
-            outcomes.append(Outcome(case, check.__name__, problem_of(check, case)))
+            outcomes.append(CheckResult(case, check.__name__, problem_of(check, case)))
     modular = [case for case in todo if case.slot in MODEL_SLOTS]
     if modular:
         gaps = two_ranks_against_one(modular)
         outcomes += [
-            Outcome(case, "check_two_ranks", ranks_problem(gap)) for case, gap in zip(modular, gaps, strict=True)
+            CheckResult(case, "check_two_ranks", ranks_problem(gap)) for case, gap in zip(modular, gaps, strict=True)
         ]
     return outcomes
 

@@ -35,7 +35,7 @@ _TOKEN_AS_USER = re.compile(r"(https?://)[^\s/@:]+(?=@)", re.IGNORECASE)
 _IN_QUERY = re.compile(r"([?&](?:[a-z_]*password|passwd|pwd|secret|token|api_?key)=)[^&\s'\"]+", re.IGNORECASE)
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """Numbers of one step, at a time in milliseconds since 1970."""
 
     step: int
@@ -78,7 +78,7 @@ class Tracker(Protocol):
     def open_run(self, study: Mapping[str, Any], parent: TrackedRun, arm: str, seed: str, run: RunFolder) -> TrackedRun:
         """Find or make the copy of one run of a study."""
 
-    def log(self, run: TrackedRun, points: Sequence[Point]) -> None:
+    def log(self, run: TrackedRun, points: Sequence[MetricPoint]) -> None:
         """Store points, at most 1,000 numbers in order of step: all or none. Equal points may come twice. Raises
         RunGone."""
 

@@ -25,7 +25,7 @@ from typing import Any
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
 from gpt2lab.records import SweepRecord, TrialRecord
 from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_json, write_json
-from gpt2lab.tracking import Point, RunGone, TrackedRun, Tracker, masked, milliseconds, started_ms
+from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, Tracker, masked, milliseconds, started_ms
 from gpt2lab.tracking.addresses import reason
 from gpt2lab.tracking.journal import Tail
 
@@ -376,34 +376,34 @@ def batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _point(row: Row, started: int) -> Point:
+def _point(row: Row, started: int) -> MetricPoint:
     """A row's time is the run's start plus its training seconds, never the time of sending, so that sending it again
     makes an equal point."""
     values = {"tokens": float(row["tokens"]), **{name: float(value) for name, value in row["metrics"].items()}}
-    return Point(row["step"], started + round(row["seconds"] * 1000), values)
+    return MetricPoint(row["step"], started + round(row["seconds"] * 1000), values)
 
 
-def _final_points(run: _Copied, result: Record, evaluation_key: str | None) -> Iterator[tuple[str, Point]]:
+def _final_points(run: _Copied, result: Record, evaluation_key: str | None) -> Iterator[tuple[str, MetricPoint]]:
     """The numbers that belong to the whole run and were not sent yet, at its last step, by a name to remember: those of
     its end, its final evaluation, and what was measured afterwards, at the time of measuring, so that what is measured
     again after an edit is the newer point."""
     step, ended = int(result.get("steps", 0)), milliseconds(result.get("finished_at"))
     if "result" not in run.sent:
         numbers = {name: result.get(name) for name in ("tokens_per_second", "mfu", "peak_memory_bytes", "seconds")}
-        yield "result", Point(step, ended, _known(numbers))
+        yield "result", MetricPoint(step, ended, _known(numbers))
     evaluation = run.folder.evaluation(evaluation_key) if evaluation_key and "evaluation" not in run.sent else None
     if evaluation:
         contexts = {f"context_{length}": loss for length, loss in evaluation.get("contexts", {}).items()}
         numbers = {**evaluation.get("metrics", {}), **contexts}
         # user interfaces sort sections by name: what has one point only comes after the curves
         final = {f"val-final/{name.removeprefix('val/')}": value for name, value in numbers.items()}
-        yield "evaluation", Point(step, ended, _known(final))
+        yield "evaluation", MetricPoint(step, ended, _known(final))
     for key in run.folder.evaluation_keys():
         if f"late:{key}" not in run.sent:
             late = run.folder.evaluation(key) or {}
             values = late["values"] if "values" in late and "measured_at" in late else {}
             numbers = {f"val-measured/{name}": value for name, value in values.items()}
-            yield f"late:{key}", Point(step, milliseconds(late.get("measured_at")), _known(numbers))
+            yield f"late:{key}", MetricPoint(step, milliseconds(late.get("measured_at")), _known(numbers))
 
 
 def _tails(store: Store, study: Record) -> dict[tuple[str, str, str], Tail]:

@@ -25,7 +25,7 @@ import yaml
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
 from gpt2lab.schema import flatten
 from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, sweep_leftovers, temporary_beside
-from gpt2lab.tracking import Point, RunGone, TrackedRun, masked, milliseconds, started_ms, tracker
+from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, masked, milliseconds, started_ms, tracker
 from gpt2lab.tracking.addresses import DATABASES, check_uri, mlflow_name, reason, sqlite_path
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class MlflowTracker:
 
     # --- sending ---
 
-    def log(self, run: TrackedRun, points: Sequence[Point]) -> None:
+    def log(self, run: TrackedRun, points: Sequence[MetricPoint]) -> None:
         """One transaction. MLflow stores a point of equal name, step, time and value once, so that sending again is
         harmless. NaN stays NaN; MLflow turns infinities into the largest float, so a tag records them."""
         from mlflow.entities import Metric

@@ -7,20 +7,22 @@ import pytest
 from scipy import optimize
 
 from gpt2lab.analysis import compare
-from gpt2lab.analysis.best_rate import BestRateDifference, Search, WeightedArm, closer, error_budget
+from gpt2lab.analysis.best_rate import BestRateDifference, RateSearch, WeightedArm, closer, error_budget
 from gpt2lab.analysis.statistics import welch
 from gpt2lab.analysis.verdicts import TextNoise
 
 SEEDS = np.array([-0.001, 0.0, 0.001])
 
 
-def search(curvature: float, best: float, tried: tuple[float, ...] = (-1.0, 0.0, 1.0), bottom: float = 2.0) -> Search:
+def search(
+    curvature: float, best: float, tried: tuple[float, ...] = (-1.0, 0.0, 1.0), bottom: float = 2.0
+) -> RateSearch:
     """Trials without noise on a parabola."""
     losses = tuple(bottom + curvature * (t - best) ** 2 for t in tried)
-    return Search(tried=tried, losses=losses, chosen=tried[int(np.argmin(losses))])
+    return RateSearch(tried=tried, losses=losses, chosen=tried[int(np.argmin(losses))])
 
 
-def arm(found: Search | None, weight: float = 1.0, bottom: float = 2.0) -> WeightedArm:
+def arm(found: RateSearch | None, weight: float = 1.0, bottom: float = 2.0) -> WeightedArm:
     at = bottom if found is None else min(found.losses)
     return WeightedArm(weight=weight, losses=at + SEEDS, search=found)
 
@@ -120,7 +122,7 @@ def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
     noise = 0.01 * np.array([-1.0, 0.0, 1.0])
     means = {"base": 2.0, "plain": 1.968, "searched": 2.06}
     rows = [{"arm": a, "seed": s, "value": m + n} for a, m in means.items() for s, n in enumerate(noise)]
-    coarse = Search(tried=(-2.0, 0.0, 2.0), losses=(2.4, 2.06, 2.4), chosen=0.0)
+    coarse = RateSearch(tried=(-2.0, 0.0, 2.0), losses=(2.4, 2.06, 2.4), chosen=0.0)
     found = compare(rows, baseline="base", smallest_effect=0.05, searches={"searched": coarse}).contrasts
     plain, searched = found
     alone = compare(rows[:6], baseline="base", smallest_effect=0.05).contrasts[0]
@@ -131,10 +133,10 @@ def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
 
 
 QUIET, LOUD = np.array([-0.0002, 0.0, 0.0002]), np.array([-0.02, 0.0, 0.02])
-COARSE = Search(tried=(-1.0, 0.0, 1.0), losses=(2.04, 2.0, 2.02), chosen=0.0)
+COARSE = RateSearch(tried=(-1.0, 0.0, 1.0), losses=(2.04, 2.0, 2.02), chosen=0.0)
 
 
-def pair(spread: np.ndarray, search: Search | None) -> list[WeightedArm]:
+def pair(spread: np.ndarray, search: RateSearch | None) -> list[WeightedArm]:
     return [WeightedArm(weight=w, losses=2.0 + spread, search=search) for w in (1.0, -1.0)]
 
 

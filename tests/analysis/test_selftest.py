@@ -16,7 +16,7 @@ from scipy import stats
 
 from gpt2lab.analysis import judging, planning, selftest, statistics
 from gpt2lab.analysis.planning import Look, declared_looks, seeds_for_power
-from gpt2lab.analysis.selftest import BANKS, PARTS, QUICK, Draws, Row, chance, level, near
+from gpt2lab.analysis.selftest import BANKS, PARTS, QUICK, Draws, Measurement, chance, level, near
 from gpt2lab.analysis.statistics import Comparison, adjust, linear, welch
 from gpt2lab.errors import ConfigError
 
@@ -157,7 +157,7 @@ def test_limits_are_exact_and_nan_is_never_accepted() -> None:
         assert level("", wrong(limit + 1e-4), control=control).ok is control
     assert near("", wrong(0.52), 0.5).ok and not near("", wrong(0.54), 0.5).ok and not near("", wrong(0.46), 0.5).ok
     assert level("", np.stack([wrong(0.03), ~wrong(0.97)], -1)).measured == pytest.approx(0.06)  # by study
-    assert Row(check="", measured=float("nan")).status == "rejected"
+    assert Measurement(check="", measured=float("nan")).status == "rejected"
 
 
 def test_studies_have_the_noise_and_shifts_that_they_are_drawn_with() -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from gpt2lab.analysis import selftest
-from gpt2lab.analysis.selftest import LONG, PARTS, QUICK, Row, SelfTest
+from gpt2lab.analysis.selftest import LONG, PARTS, QUICK, Measurement, SelfTest
 from gpt2lab.cli.catalogue import print_trace as show
 from gpt2lab.model import ModelConfig
 from gpt2lab.store import Store, write_json
@@ -143,14 +143,14 @@ def test_nothing_is_adopted_where_nothing_was_trained(gpt2lab: Call, ablation: P
     assert not list((tmp_path / "runs").glob("?" * 16))
 
 
-BETTER = Row(part="rates", check="true -3 sd: better", bank="Gaussian", n=3, measured=0.281, reference=0.29, low=0.26,
-             high=0.32)  # fmt: skip
+BETTER = Measurement(part="rates", check="true -3 sd: better", bank="Gaussian", n=3, measured=0.281, reference=0.29,
+                     low=0.26, high=0.32)  # fmt: skip
 
 ROWS = (
     BETTER,
     replace(BETTER, bank="t5", measured=0.352, reference=0.353, low=0.32, high=0.385),
-    Row(part="controls", check="control: peeking", bank="t5", n=10, measured=0.14, high=0.065, control=True),
-    Row(part="agreement", check="other word", measured=0, high=0, note="of 800"),
+    Measurement(part="controls", check="control: peeking", bank="t5", n=10, measured=0.14, high=0.065, control=True),
+    Measurement(part="agreement", check="other word", measured=0, high=0, note="of 800"),
 )
 
 

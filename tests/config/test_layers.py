@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import gpt2lab.config.config  # noqa: F401  (fills the slots)
-from gpt2lab.config.source import Place, Source, lay, read_mapping, read_override
+from gpt2lab.config.source import Place, YamlSource, lay, read_mapping, read_override
 from gpt2lab.errors import ConfigError
 
 
@@ -74,7 +74,7 @@ from gpt2lab.errors import ConfigError
 )
 def test_changes_by_dotted_key(tree: dict[str, Any], changes: dict[str, Any], result: dict[str, Any]) -> None:
     before = repr(tree)
-    laid = lay(Source(tree, {}), [(key, Source(value, {(): Place("")})) for key, value in changes.items()])
+    laid = lay(YamlSource(tree, {}), [(key, YamlSource(value, {(): Place("")})) for key, value in changes.items()])
     assert laid.tree == result
     assert repr(tree) == before
 

@@ -19,7 +19,7 @@ import pytest
 
 from gpt2lab.data import encode as module
 from gpt2lab.data.corpora import Stream
-from gpt2lab.data.encode import PENDING, Batch, Piece, batches, division, encode, encoder
+from gpt2lab.data.encode import PENDING, Piece, PieceBatch, batches, division, encode, encoder
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.data.tokenizers import ByteTable, TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError, EnvironmentFault
@@ -69,9 +69,9 @@ def plugin(tmp_path: Path) -> Path:
     return path
 
 
-def work(*texts: str) -> Iterator[Batch]:
+def work(*texts: str) -> Iterator[PieceBatch]:
     """One batch for each text."""
-    return (Batch([Piece("train", None, text, len(text), True)]) for text in texts)
+    return (PieceBatch([Piece("train", None, text, len(text), True)]) for text in texts)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bpe"])
@@ -113,7 +113,7 @@ def test_no_more_than_a_few_batches_are_under_way() -> None:
     choice = tokenizer.read("bytes")
     taken = 0
 
-    def endless() -> Iterator[Batch]:
+    def endless() -> Iterator[PieceBatch]:
         nonlocal taken
         while True:
             taken += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gpt2lab.data.files import READ_BYTES
-from gpt2lab.data.split import Document, Part, between, blocks_of, decoded, divide
+from gpt2lab.data.split import Document, DocumentPart, between, blocks_of, decoded, divide
 from gpt2lab.errors import ConfigError
 
 AWKWARD = "naïve 🙂\r\nline\0two\n字字字\n"
@@ -105,4 +105,4 @@ def test_a_huge_document_is_passed_over_and_only_huge_ones_are_split_by_position
 
 
 def test_a_whole_part_reads_its_document_as_it_is() -> None:
-    assert list(Part(document("d", AWKWARD)).chunks()) == [AWKWARD[:7], AWKWARD[7:]]
+    assert list(DocumentPart(document("d", AWKWARD)).chunks()) == [AWKWARD[:7], AWKWARD[7:]]

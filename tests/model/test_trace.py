@@ -16,7 +16,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.registry import SLOTS, Slot, load_plugin
 from gpt2lab.testing.cases import Case, batch, cases
-from gpt2lab.trace import Row, Trace, folded
+from gpt2lab.trace import Trace, TraceRow, folded
 from gpt2lab.trace import trace as traced
 
 CASES = cases(c for s in MODEL_SLOTS for c in SLOTS[s] if c.factory.__module__.startswith("gpt2lab."))
@@ -30,7 +30,7 @@ def canonical() -> Trace:
     return trace(ModelConfig())
 
 
-def named(rows: Any, name: str) -> Row:
+def named(rows: Any, name: str) -> TraceRow:
     """The first row of that name."""
     return next(row for row in rows if row.name == name)
 
@@ -155,7 +155,7 @@ def test_dropout_has_rows_only_where_there_is_any() -> None:
 
 
 def test_variants_of_attention() -> None:
-    def rows(**parts: Any) -> tuple[Row, ...]:
+    def rows(**parts: Any) -> tuple[TraceRow, ...]:
         return trace(ModelConfig(**NANO, **parts)).rows
 
     turned = rows(position="rotary")
@@ -175,7 +175,7 @@ def test_variants_of_attention() -> None:
 
 
 def test_blocks_alike_are_told_once() -> None:
-    def short(**parts: Any) -> list[Row]:
+    def short(**parts: Any) -> list[TraceRow]:
         return folded(trace(ModelConfig(**{**NANO, "n_layer": 4}, **parts)).rows)
 
     plain = short()

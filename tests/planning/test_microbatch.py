@@ -11,7 +11,7 @@ from gpt2lab.config import load_config
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.planning import probes
 from gpt2lab.planning.machine import Machine
-from gpt2lab.planning.probes import MicroBatch, Reading, given, micro_batch, read, search
+from gpt2lab.planning.probes import MicroBatch, Probe, given, micro_batch, read, search
 
 HERE = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention")
 SMALL = ("model.n_layer=1", "model.n_embd=32", "training.batch_tokens=8192")
@@ -24,11 +24,11 @@ class Invented:
         self.base, self.each, self.breaks_at = base, each, breaks_at
         self.asked: list[int] = []
 
-    def __call__(self, n: int) -> Reading:
+    def __call__(self, n: int) -> Probe:
         self.asked.append(n)
         if n >= self.breaks_at:
             raise EnvironmentFault(f"a pass of {n} sequences failed", where="memory probe")
-        return Reading(self.base + n * self.each, 0.5 * n, 0.1)
+        return Probe(self.base + n * self.each, 0.5 * n, 0.1)
 
 
 def test_the_largest_size_on_the_line_is_taken_and_tried() -> None:

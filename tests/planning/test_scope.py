@@ -12,7 +12,7 @@ from statsmodels.stats.power import TTestIndPower
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import LoadedAblation, load_ablation
-from gpt2lab.planning.scope import Scope, fit, makespan, needed, study_seconds
+from gpt2lab.planning.scope import StudyScope, fit, makespan, needed, study_seconds
 
 HEAD = "ablation: mine\nquestion: Which one?\nbase: nano\n"
 ARMS = (
@@ -47,7 +47,9 @@ def minutes(one: LoadedAblation, **other: float) -> dict[str, float]:
 
 def test_seeds_are_as_declared_and_the_baseline_may_have_more(ablation: Any) -> None:
     one = ablation(more="seeds: [4, 7]\nbaseline_seeds: 5\n")
-    assert fit(one, None, minutes(one), seconds=None, jobs=1) == Scope(("a", "b", "c", "d"), (4, 7), (4, 7, 0, 1, 2))
+    assert fit(one, None, minutes(one), seconds=None, jobs=1) == StudyScope(
+        ("a", "b", "c", "d"), (4, 7), (4, 7, 0, 1, 2)
+    )
     fewer = ablation(more="seeds: 6\nbaseline_seeds: 5\n")
     assert fit(fewer, None, minutes(fewer), seconds=None, jobs=1).baseline_seeds == tuple(range(6))
 

@@ -14,7 +14,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.planning import forecast
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
-from gpt2lab.planning.scope import Scope, study_seconds
+from gpt2lab.planning.scope import StudyScope, study_seconds
 from gpt2lab.planning.tuning import Tuning
 from gpt2lab.records import SweepRecord
 from gpt2lab.store import Store
@@ -189,7 +189,7 @@ def test_trials_are_forecast(planned: Planned, preset: Path) -> None:
     whole = sum((4 + 2 + 2) * seconds for seconds in each.values())
     assert forecast.seconds_left(plan, store) == pytest.approx(whole)
     assert forecast.seconds_left(plain, store) < 0.3 * whole
-    scope = Scope(tuple(plan.arms), (0, 1), (0, 1))
+    scope = StudyScope(tuple(plan.arms), (0, 1), (0, 1))
     assert study_seconds(plan.ablation, scope, each, 1) == pytest.approx(whole)
     keep(plan, {"learned": done(0.01)[:1], "rotary": done(0.02)}, preset.parent)
     half = planned(TUNED, jobs=1)

@@ -17,7 +17,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.records import StudyRecord
 from gpt2lab.registry import SLOTS, Choice
 from gpt2lab.reports.published import (
-    Effect,
+    PublishedEffect,
     agree,
     alike,
     expected_direction,
@@ -56,7 +56,7 @@ def study(parameters: float = 124e6, **more: Any) -> StudyRecord:
     return StudyRecord.read(record | more, "made up")
 
 
-def found(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Effect]:
+def found(ours: dict[str, Any], theirs: dict[str, Any]) -> list[PublishedEffect]:
     return matching(study(arms={"b": ours, "a": theirs}), "b", "a")
 
 
@@ -65,14 +65,14 @@ def contrast(word: str, reason: str | None = None) -> Any:
 
 
 @pytest.mark.parametrize("effect", [e for e in EFFECTS if not e.is_setting], ids=str)
-def test_every_component_is_one_that_records_can_name(effect: Effect) -> None:
+def test_every_component_is_one_that_records_can_name(effect: PublishedEffect) -> None:
     for written in (effect.component, effect.against):
         if not (effect.slot == "stack" and written == "none"):  # no entry in the list
             assert as_recorded(effect.slot, written) == written
 
 
 @pytest.mark.parametrize("effect", [e for e in EFFECTS if e.is_setting], ids=str)
-def test_every_setting_is_one_that_configs_have(effect: Effect) -> None:
+def test_every_setting_is_one_that_configs_have(effect: PublishedEffect) -> None:
     section, name = effect.slot.split(".")
     fields = gpt2lab.config.Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
     assert name in fields

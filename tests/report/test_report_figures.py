@@ -31,7 +31,7 @@ FLOORS = {"unigram": 3.33, "bigram": 2.53}
 NAN = math.nan
 
 
-def look(arms: list[str]) -> dict[str, style.Look]:
+def look(arms: list[str]) -> dict[str, style.ArmStyle]:
     return style.looks(arms, arms[0])
 
 

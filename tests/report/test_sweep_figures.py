@@ -17,7 +17,7 @@ from gpt2lab.analysis.scaling import transfer
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.reports import style
 from gpt2lab.reports.page import made_of
-from gpt2lab.reports.read import Axis, Point, Search, SweepRead, ranked, read_chosen, read_record
+from gpt2lab.reports.read import Axis, SearchRead, SweepRead, TrialPoint, ranked, read_chosen, read_record
 from gpt2lab.reports.sections import searches, sizes
 from gpt2lab.reports.sections.searches import limits_of
 from gpt2lab.store import Store
@@ -29,9 +29,9 @@ CURVE: style.Curve = ([1000.0, 2000.0, 3000.0], [3.0, 2.5, 2.2])
 NAN = math.nan
 
 
-def point(slot: int, lr: float, value: float = 2.0, outcome: str = "finished", **more: Any) -> Point:
+def point(slot: int, lr: float, value: float = 2.0, outcome: str = "finished", **more: Any) -> TrialPoint:
     settings = {"optim.lr": lr, HOSTILE[0]: HOSTILE[slot % len(HOSTILE)]}
-    return Point(slot=slot, settings=settings, outcome=outcome, value=value, **({"curve": CURVE} | more))
+    return TrialPoint(slot=slot, settings=settings, outcome=outcome, value=value, **({"curve": CURVE} | more))
 
 
 GROUPS = {
@@ -41,20 +41,20 @@ GROUPS = {
     "all diverged": [point(i, 0.01 * i, NAN, "diverged", curve=([10.0], [NAN])) for i in range(1, 5)],
     "all failed": [point(i, 0.01 * i, NAN, "failed", curve=((), ())) for i in range(1, 5)],
     "nan": [point(0, 0.01, NAN), point(1, 0.02), point(2, 0.03, 2.1, curve=([1.0, 2.0, 3.0], [NAN, 2.0, NAN]))],
-    "no settings": [Point(slot=0, settings={}, outcome="finished", value=2.0)],
+    "no settings": [TrialPoint(slot=0, settings={}, outcome="finished", value=2.0)],
     "one far off": [*(point(i, 0.001 * (i + 1), 2 + 0.01 * i) for i in range(8)), point(8, 0.1, 900.0)],
     "many": [point(i, 10 ** (-4 + 3 * i / 200), 2 + (i / 100 - 1) ** 2, ["finished", "pruned"][i % 3 == 0])
              for i in range(200)],
 }  # fmt: skip
 
 
-def made_up(points: list[Point], *axes: Axis, optimum: Optimum | None = None) -> Search:
+def made_up(points: list[TrialPoint], *axes: Axis, optimum: Optimum | None = None) -> SearchRead:
     optima = {axes[0].name: optimum} if optimum else {}
     named = {axis.name: axis for axis in axes}
-    return Search(label="", record={}, axes=named, points=points, optima=optima, maximize=False)
+    return SearchRead(label="", record={}, axes=named, points=points, optima=optima, maximize=False)
 
 
-def every_figure(points: list[Point]) -> list[Figure]:
+def every_figure(points: list[TrialPoint]) -> list[Figure]:
     """One of each kind, over a rate and over names."""
     fitted = read_chosen(search(), sweep()).optima["optim.lr"]
     assert fitted.line() is not None and fitted.interval and fitted.flat
@@ -205,7 +205,9 @@ def test_sizes_without_interval_or_law() -> None:
     size = sizes.AtScale(scale="nano", parameters=1e6, optimum=optimum)
     law = transfer([1e6], [0.01], [None], what="rate")
     look = style.looks(["a", "b"], "a")
-    found = {label: sizes.Across(name="lr", scales=one, transfer=law) for label, one in (("a", [size]), ("b", []))}
+    found = {
+        label: sizes.SearchOverScales(name="lr", scales=one, transfer=law) for label, one in (("a", [size]), ("b", []))
+    }
     with style.drawing():
         for given in (found, {"b": found["b"]}):
             style.render(sizes.best_by_size(given, look, HOSTILE[0]), "across", "", "")

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2lab.records import StudyRecord, SweepRecord
 from gpt2lab.store import RunFolder, Status, Store
-from gpt2lab.tracking import Point, TrackedRun
+from gpt2lab.tracking import MetricPoint, TrackedRun
 from gpt2lab.tracking.mlflow import MlflowTracker
 
 CREATED = "2026-01-02T03:04:05+00:00"
@@ -116,7 +116,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.points: dict[str, list[Point]] = {}
+        self.points: dict[str, list[MetricPoint]] = {}
         self.statuses: dict[str, Status] = {}
         self.trouble: Callable[[str], None] = lambda call: None
         self.tags: dict[str, dict[str, str]] = {}
@@ -130,7 +130,7 @@ class Recorder:
         tokens = [point.values["tokens"] for point in self.points.setdefault(run.id, []) if "tokens" in point.values]
         return TrackedRun(run.id, max(tokens, default=-1.0), dict(self.tags.get(run.id, {})))
 
-    def log(self, run: TrackedRun, points: Sequence[Point]) -> None:
+    def log(self, run: TrackedRun, points: Sequence[MetricPoint]) -> None:
         self.trouble("log")
         self.points[run.id] += points
         self.trouble("logged")

@@ -93,7 +93,9 @@ def _loss_and_cost(read: StudyRead) -> list[style.Picture]:
     return [style.picture("cost", "Loss and cost", caption, cost(points, read.looks, axis, read.metric), "half")]
 
 
-def cost(points: Mapping[str, tuple[float, float]], look: Mapping[str, style.Look], axis: str, metric: str) -> Figure:
+def cost(
+    points: Mapping[str, tuple[float, float]], look: Mapping[str, style.ArmStyle], axis: str, metric: str
+) -> Figure:
     """Mean final loss against what training costs; `points` is arm -> (cost, loss), both finite."""
     figure, axes = style.panel(style.HALF, style.half_height(len(points)), axis, f"final {metric}, nats")
     for arm, (x, y) in points.items():

@@ -15,7 +15,7 @@ from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead
-from gpt2lab.reports.style import Curve, Curves, Look
+from gpt2lab.reports.style import ArmStyle, Curve, Curves
 from gpt2lab.results import ENDED, LOSS, contexts_of, curve_of, failure_ceiling
 from gpt2lab.text import clean, shorten
 
@@ -68,7 +68,9 @@ def during_training(read: StudyRead) -> Section:
     return Section(front=[style.picture("training", "Validation loss during training", caption, figure)])
 
 
-def training(by_arm: Sequence[Curves], look: Mapping[str, Look], floors: Mapping[str, float], metric: str) -> Figure:
+def training(
+    by_arm: Sequence[Curves], look: Mapping[str, ArmStyle], floors: Mapping[str, float], metric: str
+) -> Figure:
     """Loss against tokens: the whole of training on the left, its last 30 % on the right."""
     points = [xy for c in by_arm for xy in c.points()]
     last = max((float(x.max()) for x, _ in points), default=0.0)
@@ -104,7 +106,7 @@ def every_seed(read: StudyRead) -> Section | None:
     return Section(front=[style.picture("seeds", "Every seed", caption, figure, "half")])
 
 
-def seeds(finals: Mapping[str, Sequence[float]], look: Mapping[str, Look], ceiling: float, metric: str) -> Figure:
+def seeds(finals: Mapping[str, Sequence[float]], look: Mapping[str, ArmStyle], ceiling: float, metric: str) -> Figure:
     """Every seed's final loss, one row per arm; failed runs (NaN, or not below `ceiling`) are counted at the side."""
     figure, axes = style.panel(style.HALF, style.half_height(len(finals)), f"final {metric}, nats (bar: mean)")
     for row, (arm, values) in enumerate(finals.items()):
@@ -138,7 +140,7 @@ def over_contexts(read: StudyRead) -> Section | None:
     return Section(front=[style.picture("contexts", "Loss against context length", CONTEXTS, figure)])
 
 
-def contexts(losses: style.Measured, look: Mapping[str, Look], block_size: int, metric: str) -> Figure:
+def contexts(losses: style.Measured, look: Mapping[str, ArmStyle], block_size: int, metric: str) -> Figure:
     """Loss against evaluated context length in tokens."""
     figure, axes = style.panel(style.WIDE, 3.5, "context length, tokens", f"{metric}, nats per token")
     lengths = sorted({length for by_length in losses.values() for length in by_length} | {block_size})

@@ -21,7 +21,7 @@ from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
-from gpt2lab.reports.style import Curve, Curves, Look, finite
+from gpt2lab.reports.style import ArmStyle, Curve, Curves, finite
 from gpt2lab.reports.tables import Cell, Table
 from gpt2lab.results import ENDED, StudyRun
 from gpt2lab.store import Row as JournalRow
@@ -355,7 +355,7 @@ def _spikes(run: RunHealth, spikes: Sequence[Mapping[str, object]]) -> str:
     return f"{run.name}: the loss jumped to {loss} at step {step}, over a threshold of {threshold}{times}."
 
 
-def drawn(health: Health, look: Mapping[str, Look]) -> list[style.Picture]:
+def drawn(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Picture]:
     """Every figure that the runs have data for."""
     pictures = []
     depths = _by_arm(health, lambda run: (list(map(float, range(len(run.depth)))), list(run.depth)))
@@ -371,7 +371,7 @@ def drawn(health: Health, look: Mapping[str, Look]) -> list[style.Picture]:
     return pictures
 
 
-def lines(curves: Sequence[Curves], look: Mapping[str, Look], x: str, y: str) -> Figure:
+def lines(curves: Sequence[Curves], look: Mapping[str, ArmStyle], x: str, y: str) -> Figure:
     """One line per arm, with its name at the end."""
     figure, axes = style.panel(style.HALF, 2.9, x, y)
     for arm in curves:

@@ -11,7 +11,7 @@ from typing import Any
 from gpt2lab.analysis.planning import MULTIPLES
 from gpt2lab.analysis.wording import listed
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import Record, Search, StudyRead, SweepRead
+from gpt2lab.reports.read import Record, SearchRead, StudyRead, SweepRead
 from gpt2lab.reports.sections import health, tuned
 from gpt2lab.reports.sections.runs import elsewhere
 from gpt2lab.results import LOSS, RATE, Study, scope_text, shares_rate
@@ -287,7 +287,7 @@ def _pruner(record: Record) -> str:
     return text + (" It was audited only: no trial was stopped." if record.get("audit_pruning") else "")
 
 
-def _space(search: Search) -> str:
+def _space(search: SearchRead) -> str:
     """`Space: optim.lr 0.0002 to 0.2 (log); model.norm layernorm, rmsnorm.`"""
     parts = []
     for dimension in search.record["space"]:

@@ -22,10 +22,10 @@ from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
-from gpt2lab.reports.style import HALF, WIDE, Look, note, panel, picture
+from gpt2lab.reports.style import HALF, WIDE, ArmStyle, note, panel, picture
 from gpt2lab.reports.tables import Cell, Table, difference_cell
 from gpt2lab.results import StudyRun
-from gpt2lab.store.parts import DIVISIONS, DOCUMENT, FREQUENCY, POSITION, Part, read_parts
+from gpt2lab.store.parts import DIVISIONS, DOCUMENT, FREQUENCY, POSITION, PartLosses, read_parts
 from gpt2lab.text import plural, shorten
 
 Array = NDArray[np.float64]
@@ -53,7 +53,7 @@ def where_from(read: StudyRead) -> Section | None:
 
 
 @dataclass(frozen=True)
-class Difference:
+class GroupDifference:
     """A difference and its interval by Welch's test over seeds, not adjusted for anything; NaN where there is none."""
 
     value: float
@@ -70,13 +70,13 @@ class Difference:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
-Arms = Mapping[str, Sequence[Difference]]
-Parts = Mapping[str, Part]
+Arms = Mapping[str, Sequence[GroupDifference]]
+Parts = Mapping[str, PartLosses]
 """Of one run: division -> the loss in each of its groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Division:
+class OriginTable:
     """One way to divide the targets. shares: of all targets, by group. examples: what is in a group, or nothing.
     arms: arm -> its difference to the baseline in every group. changes: arm -> that of the last group less that of the
     first."""
@@ -86,7 +86,7 @@ class Division:
     shares: Sequence[float]
     examples: Sequence[str]
     arms: Arms
-    changes: Mapping[str, Difference]
+    changes: Mapping[str, GroupDifference]
 
     def part(self, arm: str, group: int) -> float:
         """What a group contributes to the arm's difference over all targets, as a share of it."""
@@ -100,8 +100,8 @@ class Origins:
     baseline too -> its runs. lacking: arm -> usable runs that kept nothing. apart: arms that cannot be
     compared. level: of every interval."""
 
-    divisions: Sequence[Division] = ()
-    totals: Mapping[str, Difference] = field(default_factory=dict)
+    divisions: Sequence[OriginTable] = ()
+    totals: Mapping[str, GroupDifference] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     lacking: Mapping[str, int] = field(default_factory=dict)
     apart: Sequence[str] = ()
@@ -137,7 +137,9 @@ def _parts(run: StudyRun, read: StudyRead) -> Parts:
         return {}
 
 
-def _division(name: str, arms: Mapping[str, Sequence[Parts]], base: Sequence[Parts], alpha: float) -> Division | None:
+def _division(
+    name: str, arms: Mapping[str, Sequence[Parts]], base: Sequence[Parts], alpha: float
+) -> OriginTable | None:
     """Arms whose runs were divided otherwise than the baseline's first are left out."""
     first = base[0].get(name)
     if first is None or len(first.groups) < 2 or not all(_alike(run.get(name), first) for run in base):
@@ -148,7 +150,7 @@ def _division(name: str, arms: Mapping[str, Sequence[Parts]], base: Sequence[Par
     }
     if not alike:
         return None
-    return Division(
+    return OriginTable(
         name=name,
         groups=first.groups,
         shares=[count / sum(first.targets) for count in first.targets],
@@ -160,7 +162,7 @@ def _division(name: str, arms: Mapping[str, Sequence[Parts]], base: Sequence[Par
     )
 
 
-def _alike(part: Part | None, first: Part) -> bool:
+def _alike(part: PartLosses | None, first: PartLosses) -> bool:
     return part is not None and (part.groups, part.targets) == (first.groups, first.targets)
 
 
@@ -174,10 +176,10 @@ def _totals(runs: Sequence[Parts]) -> Array:
     return np.array([np.average(run[POSITION].losses, weights=run[POSITION].targets) for run in runs])
 
 
-def _difference(ours: Array, theirs: Array, alpha: float) -> Difference:
+def _difference(ours: Array, theirs: Array, alpha: float) -> GroupDifference:
     """(seed,), (seed,)"""
     test = welch(ours, theirs, alpha=alpha)
-    return Difference(float(test.difference), float(test.low), float(test.high))
+    return GroupDifference(float(test.difference), float(test.low), float(test.high))
 
 
 def _table(read: StudyRead, origins: Origins) -> Table | None:
@@ -201,11 +203,11 @@ def _table(read: StudyRead, origins: Origins) -> Table | None:
     return read.arm_table(cells, origins.totals)
 
 
-def _cell(difference: Difference) -> Cell:
+def _cell(difference: GroupDifference) -> Cell:
     return difference_cell(difference.value, difference.low, difference.high)
 
 
-def label(division: Division, group: int) -> str:
+def label(division: OriginTable, group: int) -> str:
     """`1 token seen`, `79–128 tokens seen`; `rank 1`, `ranks 28–256`; the name of a document."""
     name = division.groups[group]
     if division.name == DOCUMENT:
@@ -239,7 +241,7 @@ def points(origins: Origins, baseline: str) -> list[str]:
     ]
 
 
-def _movement(division: Division, arm: str, baseline: str) -> str:
+def _movement(division: OriginTable, arm: str, baseline: str) -> str:
     """From the first group to the last, and which side that favours where the seeds can tell."""
     ends = f"from {label(division, 0)} to {span(division.groups[-1])}"
     if division.name == FREQUENCY:
@@ -255,7 +257,7 @@ def _movement(division: Division, arm: str, baseline: str) -> str:
     return f"moves by {cell.text} nats" + (f" {cell.detail}" if cell.detail else "") + f" {ends}, {conclusion}"
 
 
-def _last_group(division: Division, arm: str, origins: Origins) -> str:
+def _last_group(division: OriginTable, arm: str, origins: Origins) -> str:
     """How much of the difference lies in the last group, where that matters; it means nothing where groups are known to
     differ in opposite directions."""
     total, differences = origins.totals[arm], division.arms[arm]
@@ -266,7 +268,7 @@ def _last_group(division: Division, arm: str, origins: Origins) -> str:
     return f" ({label(division, -1)}: {100 * targets:.0f} % of the targets, {100 * part:.0f} % of the difference)"
 
 
-def _over_documents(differences: Sequence[Difference]) -> str:
+def _over_documents(differences: Sequence[GroupDifference]) -> str:
     sides: list[str] = []
     for side, sign in (("below", -1), ("above", 1)):
         count = sum(difference.value * sign > 0 for difference in differences)
@@ -303,7 +305,7 @@ def left_out(origins: Origins, study: str) -> list[str]:
     return sentences
 
 
-def drawn(origins: Origins, look: Mapping[str, Look], baseline: str) -> list[style.Picture]:
+def drawn(origins: Origins, look: Mapping[str, ArmStyle], baseline: str) -> list[style.Picture]:
     """Every figure that the study has data for."""
     by_name = {division.name: division for division in origins.divisions}
     percent = f"{100 * origins.level:g} % intervals over seeds, each by itself, cut where they would squeeze the rest"
@@ -328,7 +330,9 @@ def drawn(origins: Origins, look: Mapping[str, Look], baseline: str) -> list[sty
     return pictures
 
 
-def _by_position(division: Division, look: Mapping[str, Look], baseline: str, width: float, height: float) -> Figure:
+def _by_position(
+    division: OriginTable, look: Mapping[str, ArmStyle], baseline: str, width: float, height: float
+) -> Figure:
     """Over the tokens seen, on a logarithmic axis."""
     figure, axes = panel(width, height, "tokens seen", LABEL)
     axes.set_xscale("log", base=2)
@@ -341,7 +345,7 @@ def _by_position(division: Division, look: Mapping[str, Look], baseline: str, wi
     return figure
 
 
-def _by_frequency(division: Division, look: Mapping[str, Look], baseline: str) -> Figure:
+def _by_frequency(division: OriginTable, look: Mapping[str, ArmStyle], baseline: str) -> Figure:
     """Over groups of tokens, each as wide as the other."""
     figure, axes = panel(WIDE, 3.6, "rank of the predicted token", LABEL)
     x = list(range(len(division.groups)))
@@ -355,7 +359,7 @@ def _by_frequency(division: Division, look: Mapping[str, Look], baseline: str) -
     return figure
 
 
-def _by_document(division: Division, look: Mapping[str, Look], baseline: str) -> Figure:
+def _by_document(division: OriginTable, look: Mapping[str, ArmStyle], baseline: str) -> Figure:
     """One row per document, the arms one below the other in it; their names are at the first row."""
     figure, axes = panel(HALF, _height(division), f"difference in loss to {shorten(baseline, 16)}, nats")
     low, high = _limits(division.arms)
@@ -384,13 +388,13 @@ def without_ending(names: Sequence[str]) -> Sequence[str]:
     return [name.removesuffix(ending) for name in names]
 
 
-def _height(division: Division) -> float:
+def _height(division: OriginTable) -> float:
     """Inches: every arm has a line of its own in every row."""
     row = max(0.34, 0.17 * len(division.arms) + 0.07)
     return max(2.9, 1.0 + row * len(division.groups))
 
 
-def _lines(axes: Axes, x: Sequence[float], arms: Arms, look: Mapping[str, Look]) -> None:
+def _lines(axes: Axes, x: Sequence[float], arms: Arms, look: Mapping[str, ArmStyle]) -> None:
     """A line for each arm over the band of its intervals."""
     low, high = _limits(arms)
     style.zero_line(axes, "horizontal")
@@ -414,7 +418,7 @@ def _limits(arms: Arms) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _label(axes: Axes, arms: Arms, look: Mapping[str, Look], baseline: str, gap: float = 0.062) -> None:
+def _label(axes: Axes, arms: Arms, look: Mapping[str, ArmStyle], baseline: str, gap: float = 0.062) -> None:
     """What it means to lie above 0, and the arms at the ends of their lines."""
     note(axes, f"above 0: higher loss than {shorten(baseline, 20)}", (0, 1), (0, 3), "ff", ha="left", va="bottom")
     style.label_ends(axes, {arm: differences[-1].value for arm, differences in arms.items()}, look, gap=gap)

@@ -170,7 +170,7 @@ def _share_cell(share: Reach | None) -> Cell:
     return Cell(f"{100 * share.value:.0f} %" if math.isfinite(share.value) else DASH, f"[{low}, {high}]")
 
 
-def _drawn(finals: Budgets, look: Mapping[str, style.Look], metric: str) -> Figure:
+def _drawn(finals: Budgets, look: Mapping[str, style.ArmStyle], metric: str) -> Figure:
     """Final loss against training tokens."""
     x, y = "training tokens, on a schedule of their own", f"final {metric}, nats per token"
     figure, axes = style.panel(style.WIDE, 3.5, x, y)

@@ -26,13 +26,13 @@ from gpt2lab.reports.read import (
     FINISHED,
     PRUNED,
     Axis,
-    Point,
     Record,
-    Search,
+    SearchRead,
     SweepRead,
+    TrialPoint,
     look_of,
 )
-from gpt2lab.reports.style import ARMS, BAND, GRID, HALF, INK, MUTED, RAMP, SURFACE, WIDE, Look, finite, note
+from gpt2lab.reports.style import ARMS, BAND, GRID, HALF, INK, MUTED, RAMP, SURFACE, WIDE, ArmStyle, finite, note
 from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
 from gpt2lab.results import LOSS, RATE
 from gpt2lab.text import DASH, number, setting, shorten
@@ -103,7 +103,7 @@ def best_table(read: SweepRead) -> Table | None:
     several = len(read.searches) > 1
     weighed = any(search.record.get("importance") for search in read.searches.values())
 
-    def cells(item: tuple[int, Search, Axis]) -> dict[str, Cell | str | None]:
+    def cells(item: tuple[int, SearchRead, Axis]) -> dict[str, Cell | str | None]:
         _, search, axis = item
         best, optimum = search.best, search.optima.get(axis.name)
         base = (search.record.get("base") or {}).get(axis.name)
@@ -144,7 +144,7 @@ def ends_text(interval: tuple[float, float] | None) -> str:
     return f"[{setting(interval[0], 3)}, {setting(interval[1], 3)}]" if interval else ""
 
 
-def optimum_cell(optimum: Optimum, search: Search) -> Cell:
+def optimum_cell(optimum: Optimum, search: SearchRead) -> Cell:
     """The vertex of the fitted curve over its interval; why there is none."""
     if optimum.what and search.alone is None:
         return Cell(DASH, "other settings vary")
@@ -153,7 +153,7 @@ def optimum_cell(optimum: Optimum, search: Search) -> Cell:
     return Cell(setting(optimum.vertex, 3), ends_text(optimum.interval) or optimum.reason)
 
 
-def flat_cell(optimum: Optimum, search: Search, unit: str) -> Cell:
+def flat_cell(optimum: Optimum, search: SearchRead, unit: str) -> Cell:
     """The range in which little is lost; an end that is only where the trials end is marked as such."""
     if optimum.flat is None or search.alone is None:
         return Cell(DASH)
@@ -170,7 +170,7 @@ def edge_cell(optimum: Optimum) -> Cell:
     return Cell(f"at the {optimum.edge} edge", wider, "worse")
 
 
-def choices_table(search: Search) -> Table | None:
+def choices_table(search: SearchRead) -> Table | None:
     """The best finished trial of every choice of every dimension that has choices."""
     best, rows = search.best, []
     for axis, choice in [(dimension, choice) for dimension in search.axes.values() for choice in dimension.choices]:
@@ -193,7 +193,7 @@ def settings_text(settings: Record) -> str:
     return ", ".join(f"{name} {setting(value)}" for name, value in settings.items())
 
 
-def _figures(read: SweepRead, search: Search, place: int | None = None) -> Iterator[style.Picture]:
+def _figures(read: SweepRead, search: SearchRead, place: int | None = None) -> Iterator[style.Picture]:
     """The figures of one search; `place`: its number among several."""
     prefix = "" if place is None else f"search-{place}-"
     of = "" if place is None else f" ({search.label})"
@@ -223,7 +223,7 @@ def _figures(read: SweepRead, search: Search, place: int | None = None) -> Itera
         yield style.picture(f"{prefix}importance", f"What mattered{of}", caption, importance(shares), "half")
 
 
-def _fit_caption(read: SweepRead, search: Search, axis: Axis) -> str:
+def _fit_caption(read: SweepRead, search: SearchRead, axis: Axis) -> str:
     optimum = search.optima.get(axis.name)
     if optimum is None or optimum.curve is None:
         return f" No curve was fitted: {optimum.reason}." if optimum and optimum.reason else ""
@@ -233,7 +233,7 @@ def _fit_caption(read: SweepRead, search: Search, axis: Axis) -> str:
     return f" Line: two half parabolas that meet at the optimum (dashed), fitted to the trials near it.{band}{flat}"
 
 
-def _rate(search: Search) -> Axis:
+def _rate(search: SearchRead) -> Axis:
     """What curves are coloured by: the learning rate, else the first number, else the first setting."""
     numeric = [axis for axis in search.axes.values() if not axis.choices]
     return search.axes.get(RATE) or next(iter([*numeric, *search.axes.values()]))
@@ -254,7 +254,7 @@ def span_of(axes: Sequence[Axis]) -> Axis:
     return replace(axes[0], low=min(axis.low for axis in axes), high=max(axis.high for axis in axes))
 
 
-def around(axis: Axis, points: Sequence[Point]) -> tuple[float, float]:
+def around(axis: Axis, points: Sequence[TrialPoint]) -> tuple[float, float]:
     """The whole axis, and what was tried beyond its ends."""
     tried = [axis.number(point.settings.get(axis.name)) for point in points]
     known = [x for x in tried if math.isfinite(x) and (x > 0 or not axis.log)]
@@ -287,7 +287,9 @@ def draw_axis(axes: Axes, axis: Axis, limits: tuple[float, float]) -> None:
     axes.set_xlim(*limits)
 
 
-def draw_points(axes: Axes, points: Sequence[Point], best: Point | None, x_of: Callable[[Point], float]) -> None:
+def draw_points(
+    axes: Axes, points: Sequence[TrialPoint], best: TrialPoint | None, x_of: Callable[[TrialPoint], float]
+) -> None:
     """Every trial; those without a value, or above the frame, along its upper edge."""
     low, high = axes.get_ylim()
     size = 3.6 if len(points) > MANY else 5.5
@@ -312,7 +314,7 @@ def draw_points(axes: Axes, points: Sequence[Point], best: Point | None, x_of: C
         axes.plot(*zip(*marks, strict=True), mark, color=colour, markerfacecolor=fill, linestyle="none", **options)
 
 
-def set_limits(axes: Axes, points: Sequence[Point], name: str) -> None:
+def set_limits(axes: Axes, points: Sequence[TrialPoint], name: str) -> None:
     """The vertical axis; without a scale where no trial has a value."""
     axes.set_ylim(*limits_of(points))
     if any(point.has_value for point in points):
@@ -323,7 +325,7 @@ def set_limits(axes: Axes, points: Sequence[Point], name: str) -> None:
     note(axes, "no trial has a value", (0.5, 0.45), (0, 0), "ff", ha="center", va="center", fontsize=9.5)
 
 
-def limits_of(points: Sequence[Point]) -> tuple[float, float]:
+def limits_of(points: Sequence[TrialPoint]) -> tuple[float, float]:
     """From the best value to the highest that does not squeeze the others, and room above for trials without one."""
     known = sorted(point.value for point in points if point.has_value)
     if not known:
@@ -336,7 +338,7 @@ def limits_of(points: Sequence[Point]) -> tuple[float, float]:
     return low, low + (high - low) / (1 - HEADROOM)
 
 
-def against(search: Search, axis: Axis, metric: str, close: float) -> Figure:
+def against(search: SearchRead, axis: Axis, metric: str, close: float) -> Figure:
     """Value against one setting. The only dimension of a search has a wide figure, with a close-up of what lies within
     `close` of the best value where there is enough to see."""
     points, best, alone = search.points, search.best_point, len(search.axes) == 1
@@ -355,7 +357,7 @@ def against(search: Search, axis: Axis, metric: str, close: float) -> Figure:
         panels[1].set_ylim(*limits_of(near))
         style.title(panels[1], "near the best")
 
-    def x_of(point: Point) -> float:
+    def x_of(point: TrialPoint) -> float:
         x = axis.number(point.settings.get(axis.name))
         jitter = 0.3 * ((point.slot * 0.618034) % 1 - 0.5) if axis.choices else 0.0  # names must not hide each other
         return x + jitter
@@ -368,7 +370,7 @@ def against(search: Search, axis: Axis, metric: str, close: float) -> Figure:
     return figure
 
 
-def _window(axis: Axis, search: Search, near: Sequence[Point], close: float) -> tuple[float, float] | None:
+def _window(axis: Axis, search: SearchRead, near: Sequence[TrialPoint], close: float) -> tuple[float, float] | None:
     """The part of the axis that a close-up of trials `near` the best shows; None where it would show the same as the
     whole, or too little."""
     ends = [axis.number(point.settings.get(axis.name)) for point in near]
@@ -397,7 +399,7 @@ def _draw_fitted(axes: Axes, fitted: Optimum | None) -> None:
         axes.plot(*finite(line), color=ARMS[0], linewidth=1.6, alpha=0.75, zorder=2)
 
 
-def history(search: Search, metric: str) -> Figure:
+def history(search: SearchRead, metric: str) -> Figure:
     """Value over trials, with the best one so far; wide where no other figure is at its side."""
     alone, points = len(search.axes) == 1, sorted(search.points, key=lambda point: point.slot)
     known = any(point.has_value for point in points)
@@ -435,7 +437,7 @@ def _in_unit(metric: str) -> str:
     return f"{metric}, nats per token" if metric == LOSS else metric
 
 
-def beside(axis: Axis, searches: Mapping[str, Search], look: Mapping[str, Look], metric: str) -> Figure:
+def beside(axis: Axis, searches: Mapping[str, SearchRead], look: Mapping[str, ArmStyle], metric: str) -> Figure:
     """Value against one setting in several searches: marks, the fitted curve and a tick at the optimum of each."""
     figure, axes = style.panel(WIDE, 3.9)
     every = [point for search in searches.values() for point in search.points]
@@ -464,7 +466,7 @@ def beside(axis: Axis, searches: Mapping[str, Search], look: Mapping[str, Look],
     return figure
 
 
-def parallel(search: Search, metric: str) -> Figure:
+def parallel(search: SearchRead, metric: str) -> Figure:
     """Every trial as a line through its settings to its value, in the colours of the ramp by value; the best in ink."""
     figure, axes = style.panel(WIDE, 3.6)
     space, points, best = list(search.axes.values()), search.points, search.best_point
@@ -511,7 +513,7 @@ def level(share: float) -> int:
     return min(int(share * len(RAMP)), len(RAMP) - 1) if math.isfinite(share) else 0
 
 
-def curves(search: Search, axis: Axis, floors: Mapping[str, float], metric: str) -> Figure:
+def curves(search: SearchRead, axis: Axis, floors: Mapping[str, float], metric: str) -> Figure:
     """Value during training, coloured by one setting: the whole of training, and its last 30 %."""
     points = {point.slot: xy for point in search.points if (xy := finite(point.curve))[0].size}
     drawn = [point for point in search.points if point.slot in points]
@@ -534,13 +536,13 @@ def curves(search: Search, axis: Axis, floors: Mapping[str, float], metric: str)
     return figure
 
 
-def _tried(axis: Axis, points: Sequence[Point]) -> Axis:
+def _tried(axis: Axis, points: Sequence[TrialPoint]) -> Axis:
     """The part of an axis that these trials lie in, so that their colours differ as much as they can."""
     known = [x for point in points if math.isfinite(x := axis.number(point.settings.get(axis.name)))]
     return axis if axis.choices or not known else replace(axis, low=min(known), high=max(known))
 
 
-def _draw_curve(axes: Axes, axis: Axis, point: Point, best: Point | None, count: int) -> None:
+def _draw_curve(axes: Axes, axis: Axis, point: TrialPoint, best: TrialPoint | None, count: int) -> None:
     x, y = finite(point.curve)
     colour = RAMP[level(axis.share(point.settings.get(axis.name)))]
     width = 2.6 if point is best else 0.8 if count > MANY else 1.3

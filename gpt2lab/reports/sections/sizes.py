@@ -17,7 +17,7 @@ from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import Record, SweepRead, read_chosen, record_errors
 from gpt2lab.reports.sections.searches import ends_text
-from gpt2lab.reports.style import HALF, INK, SURFACE, WIDE, Look, finite, looks
+from gpt2lab.reports.style import HALF, INK, SURFACE, WIDE, ArmStyle, finite, looks
 from gpt2lab.reports.tables import Cell, Column, Row, Table
 from gpt2lab.results import cleaned
 from gpt2lab.text import DASH, quantity, setting, shorten
@@ -51,7 +51,7 @@ class AtScale:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Across:
+class SearchOverScales:
     """One search (a variant, or the sweep's only one) over all scales, the smallest model first."""
 
     name: str
@@ -60,7 +60,7 @@ class Across:
     transfer: Transfer
 
 
-def across(read: SweepRead) -> dict[str, Across]:
+def across(read: SweepRead) -> dict[str, SearchOverScales]:
     """Label -> its search over all scales at which the store has this sweep; only searches over one number that were
     made at two or more. Raises DataFault for a damaged record."""
     records = [read.record]
@@ -77,7 +77,7 @@ def across(read: SweepRead) -> dict[str, Across]:
         return over_scales(records)
 
 
-def over_scales(records: Sequence[Record]) -> dict[str, Across]:
+def over_scales(records: Sequence[Record]) -> dict[str, SearchOverScales]:
     """Label -> its search over the scales; only searches over one number that were made at two or more."""
     by_label: dict[str, list[AtScale]] = {}
     names: dict[str, str] = {}
@@ -90,7 +90,7 @@ def over_scales(records: Sequence[Record]) -> dict[str, Across]:
                     scale = AtScale(scale=record["scale"], parameters=search["parameters"], optimum=optimum)
                     by_label.setdefault(label, []).append(scale)
     return {
-        label: Across(
+        label: SearchOverScales(
             name=names[label],
             scales=scales,
             transfer=transfer(
@@ -103,7 +103,7 @@ def over_scales(records: Sequence[Record]) -> dict[str, Across]:
     }  # fmt: skip
 
 
-@section(order=30, title="Across size", of="sweep")
+@section(order=30, title="SearchOverScales size", of="sweep")
 def across_size(read: SweepRead) -> Section | None:
     found = read.once(across)
     if not found:
@@ -117,7 +117,7 @@ def across_size(read: SweepRead) -> Section | None:
     )
 
 
-def _table(found: Mapping[str, Across]) -> Table:
+def _table(found: Mapping[str, SearchOverScales]) -> Table:
     """One row per scale, the optimum of each search in a column."""
     columns = [Column("Scale"), Column("Parameters", "number")]
     columns += [Column(label if len(found) > 1 else f"Best {search.name}", "number") for label, search in found.items()]
@@ -150,7 +150,7 @@ def _predicted(law: Transfer) -> Cell:
     return Cell(setting(law.at_target, 3), ends_text(law.target_interval))
 
 
-def best_by_size(found: Mapping[str, Across], look: Mapping[str, Look], name: str) -> Figure:
+def best_by_size(found: Mapping[str, SearchOverScales], look: Mapping[str, ArmStyle], name: str) -> Figure:
     """The best setting against the size of the model, both logarithmic; hollow: what the law predicts."""
     figure, axes = style.panel(WIDE, 3.6, "parameters", f"best {shorten(name)}")
     axes.set(xscale="log", yscale="log")
@@ -180,7 +180,9 @@ def best_by_size(found: Mapping[str, Across], look: Mapping[str, Look], name: st
     return figure
 
 
-def _mark(axes: Axes, size: float, at: float, interval: tuple[float, float] | None, look: Look, *, fill: str) -> None:
+def _mark(
+    axes: Axes, size: float, at: float, interval: tuple[float, float] | None, look: ArmStyle, *, fill: str
+) -> None:
     if interval:
         axes.plot([size] * 2, interval, color=look.colour, linewidth=1.6, zorder=2)
         axes.plot([size] * 2, interval, "_", color=look.colour, markersize=8, zorder=2)
@@ -239,7 +241,7 @@ def coordinates(found: Mapping[str, tuple[Sequence[float], Sequence[int], Seen]]
     return figure
 
 
-def _against_width(axes: Axes, widths: Sequence[float], seen: Seen, look: Mapping[str, Look]) -> dict[str, float]:
+def _against_width(axes: Axes, widths: Sequence[float], seen: Seen, look: Mapping[str, ArmStyle]) -> dict[str, float]:
     """One line per name -> where each ends."""
     axes.set_xscale("log", base=2)
     axes.set(yscale="log", xlabel="width (n_embd)")

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from gpt2lab.reports import style
-from gpt2lab.reports.index import Across, Entry, Finding, facts
+from gpt2lab.reports.index import Overview, StudyContrast, StudyEntry, facts
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES, Agreement, found_direction
+from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES, PublishedAgreement, found_direction
 from gpt2lab.reports.tables import Cell, Column, Link, Row, Table, tabulate
 from gpt2lab.text import plural, quantity
 
@@ -40,17 +40,17 @@ TICKS = [m * 10**e for e in range(6) for m in (1, 2, 5)]
 
 
 @section(order=0, of="index")
-def first_command(read: Across) -> Section | None:
+def first_command(read: Overview) -> Section | None:
     return None if read.entries or read.sweeps else Section(code=COMMAND)
 
 
-@section(order=10, title="Agreement", of="index")
-def agreement(read: Across) -> Section | None:
+@section(order=10, title="PublishedAgreement", of="index")
+def agreement(read: Overview) -> Section | None:
     expected = [finding.agreement for finding in read.findings if finding.agreement]
     published = [agreement for finding in read.findings for _, agreement in finding.published]
     rows = [("what the study's file expects", expected), ("published results", published)]
 
-    def cells(row: tuple[str, Sequence[Agreement]]) -> dict[str, str]:
+    def cells(row: tuple[str, Sequence[PublishedAgreement]]) -> dict[str, str]:
         counts = Counter((agreed.kind, agreed.elsewhere) for agreed in row[1])
         return {
             "Contrasts compared with": row[0],
@@ -66,7 +66,7 @@ def agreement(read: Across) -> Section | None:
 
 
 @section(order=20, title="Scale by scale", of="index")
-def scale_by_scale(read: Across) -> Section | None:
+def scale_by_scale(read: Overview) -> Section | None:
     """Every contrast of an ablation in one row, a scale in each column; those at most scales first."""
     if not read.entries:
         return None
@@ -88,7 +88,7 @@ def scale_by_scale(read: Across) -> Section | None:
 
 
 @section(order=30, title="Every contrast", of="index")
-def every_contrast(read: Across) -> Section | None:
+def every_contrast(read: Overview) -> Section | None:
     shown = groups(read.entries)
     if not shown:
         return None
@@ -97,7 +97,7 @@ def every_contrast(read: Across) -> Section | None:
 
 
 @section(order=40, title="Studies", of="index")
-def studies(read: Across) -> Section | None:
+def studies(read: Overview) -> Section | None:
     parts = [
         Section(
             title=entry.name, link=entry.link, anchor=f"study-{number}", lead=[entry.study.question],
@@ -110,8 +110,8 @@ def studies(read: Across) -> Section | None:
     return Section(parts=parts) if parts else None
 
 
-def _contrasts(entry: Entry) -> Table | None:
-    def cells(finding: Finding) -> dict[str, Cell]:
+def _contrasts(entry: StudyEntry) -> Table | None:
+    def cells(finding: StudyContrast) -> dict[str, Cell]:
         expected, contrast = finding.agreement, finding.contrast
         sources = [(Link(e.source, e.address, before=f"{e}; "), agreed) for e, agreed in finding.published]
         return {
@@ -127,19 +127,19 @@ def _contrasts(entry: Entry) -> Table | None:
     return tabulate(entry.findings, cells)
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: StudyEntry) -> str:
     """A study in a line: `nano · 842 k parameters, 819 k tokens · 2026-11-23`."""
     parts = [entry.scale, entry.sizes, entry.study.created[:10], entry.study.caveat or ""]
     return " · ".join(part for part in parts if part)
 
 
 @section(order=50, title="How agreement is decided", of="index")
-def rules(read: Across) -> Section | None:
+def rules(read: Overview) -> Section | None:
     return Section(points=RULES) if read.entries else None
 
 
 @section(order=60, title="Sweeps", of="index")
-def sweeps(read: Across) -> Section | None:
+def sweeps(read: Overview) -> Section | None:
     parts = [
         Section(title=sweep.name, link=sweep.link, lead=[sweep.question, *sweep.answer], aside=sweep.line)
         for sweep in read.sweeps
@@ -151,7 +151,7 @@ Group = tuple[str, list[style.Interval]]
 """A study's name, and its differences as multiples of its smallest effect of interest."""
 
 
-def groups(entries: Sequence[Entry]) -> list[Group]:
+def groups(entries: Sequence[StudyEntry]) -> list[Group]:
     """The newest studies that have differences, as many as the figure holds."""
     shown: list[Group] = []
     room = MOST_ROWS
@@ -164,7 +164,7 @@ def groups(entries: Sequence[Entry]) -> list[Group]:
     return shown
 
 
-def _bar(finding: Finding, entry: Entry) -> style.Interval:
+def _bar(finding: StudyContrast, entry: StudyEntry) -> style.Interval:
     c, small = finding.contrast, entry.verdicts.smallest_effect
     label = c.arm if c.against == entry.study.baseline else f"{c.arm} − {c.against}"
     text = f"{finding.difference.text} {entry.unit}, {finding.verdict.text}"

@@ -19,7 +19,7 @@ from gpt2lab.reports.read import (
     RUNNING,
     WAITING,
     Record,
-    Search,
+    SearchRead,
     SweepRead,
 )
 from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
@@ -72,7 +72,7 @@ def every_trial(read: SweepRead) -> list[Section]:
     ]
 
 
-def best_files(read: SweepRead) -> dict[str, Search]:
+def best_files(read: SweepRead) -> dict[str, SearchRead]:
     """Name of the winning config's file -> its search."""
     if read.single:
         return {BEST: read.single}
@@ -95,7 +95,7 @@ def best_configs(read: SweepRead) -> dict[str, str]:
     return configs
 
 
-def _saved(read: SweepRead, search: Search) -> list[str]:
+def _saved(read: SweepRead, search: SearchRead) -> list[str]:
     label, record = "" if read.single else f"{search.label}: ", read.record
     steps = int(search.record["steps"])
     if not record.get("audit_pruning"):
@@ -111,7 +111,7 @@ def _saved(read: SweepRead, search: Search) -> list[str]:
     return [f"{label}{sentence}" for sentence in (result, *_replayed(read, search, steps))]
 
 
-def _replayed(read: SweepRead, search: Search, steps: int) -> list[str]:
+def _replayed(read: SweepRead, search: SearchRead, steps: int) -> list[str]:
     """What the median rule does to the audited curves in other orders."""
     pruner = read.record["pruner"]
     if pruner["name"] != "median":
@@ -139,7 +139,7 @@ def reasons_table(read: SweepRead) -> Table | None:
         more = f" and {len(trials) - SHOWN_SLOTS} more" if trials[SHOWN_SLOTS:] else ""
         return {
             "Outcome": Cell(outcome, "", CHIPS[outcome]),
-            "Search": label if len(read.searches) > 1 else None,
+            "SearchRead": label if len(read.searches) > 1 else None,
             "Trials:number": str(len(trials)),
             "Reason:words": reason or DASH,
             "Which:words": slots + more,
@@ -154,7 +154,7 @@ def _kind(trial: Record) -> str:
     return str(trial.get("reason") or "").partition(" at step ")[0]
 
 
-def _ranges(search: Search, trials: Sequence[Record]) -> str:
+def _ranges(search: SearchRead, trials: Sequence[Record]) -> str:
     """Where in the space these trials lie: `optim.lr 0.07 to 0.2`."""
     parts = []
     for name, axis in search.axes.items():
@@ -167,7 +167,7 @@ def _ranges(search: Search, trials: Sequence[Record]) -> str:
     return "; ".join(parts)
 
 
-def trial_table(search: Search, read: SweepRead) -> Table:
+def trial_table(search: SearchRead, read: SweepRead) -> Table:
     """Every trial: the best first, then those without a final value."""
     best, trials = search.best, sorted(search.trials, key=lambda trial: _order(trial, maximize=search.maximize))
 

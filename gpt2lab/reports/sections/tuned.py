@@ -14,7 +14,7 @@ from gpt2lab.errors import Gpt2labError
 from gpt2lab.records import Bracket
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import DIVERGED, Search, StudyRead, Summary, read_record
+from gpt2lab.reports.read import DIVERGED, SearchRead, StudyRead, Summary, read_record
 from gpt2lab.reports.sections.searches import beside, edge_cell, flat_cell, optimum_cell, settings_text, span_of
 from gpt2lab.reports.tables import Cell, Table, difference_cell, p_text, tabulate, verdict_cell
 from gpt2lab.results import RATE, Study, StudyRun, as_written, collect, judge_runs, trial_loss, tuned_settings
@@ -45,7 +45,7 @@ BRACKET_NOTE = (
 class Tunings:
     """The searches of a study's arms, and the study at its settings as written; empty where nothing was tuned."""
 
-    searches: Mapping[str, Search] = field(default_factory=dict)
+    searches: Mapping[str, SearchRead] = field(default_factory=dict)
     """arm -> its search, of those whose record is at hand"""
     problem: str = ""
     """why there is no such record"""
@@ -335,7 +335,7 @@ def _range(dimension: Mapping[str, Any]) -> str:
     return f"from {setting(dimension['low'])} to {setting(dimension['high'])}{times}{scale}"
 
 
-def rate_sensitivity(search: Search) -> float | None:
+def rate_sensitivity(search: SearchRead) -> float | None:
     """What is lost on average over the rates of its space against the best of them (Wortsman et al. 2023); None where
     something else was searched as well, and where no first loss is known."""
     axis = search.axes.get(RATE)

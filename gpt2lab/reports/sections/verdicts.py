@@ -49,7 +49,7 @@ ERRORS = (
     "this text. The last column says what would narrow the interval most for the training time that it takes, if "
     "spreads and curves are as they look now."
 )
-EFFECT = style.Look(style.ARMS[0], "D", "solid")
+EFFECT = style.ArmStyle(style.ARMS[0], "D", "solid")
 """How an effect is drawn that belongs to no single arm."""
 
 
