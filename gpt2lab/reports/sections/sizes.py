@@ -103,7 +103,7 @@ def over_scales(records: Sequence[Record]) -> dict[str, SearchOverScales]:
     }  # fmt: skip
 
 
-@section(order=30, title="SearchOverScales size", of="sweep")
+@section(order=30, title="Across size", of="sweep")
 def across_size(read: SweepRead) -> Section | None:
     found = read.once(across)
     if not found:
