@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from gpt2lab.config import Config, config_from_text, fill_slots
-from gpt2lab.data.prepared import Prepared, list_prepared
 from gpt2lab.data.tokenizers import Tokenizer
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, nearest
@@ -112,10 +111,8 @@ def _kept_by(run: RunFolder, config: Config) -> KeptTokenizer | None:
     choice = config.data.tokenizer
     if choice.name in WITHOUT_FILES:
         return KeptTokenizer(choice)
-    wanted = ((run.identity() or {}).get("identity") or {}).get("data")
-    found = (data for _, data in list_prepared() if isinstance(data, Prepared) and data.fingerprint == wanted)
     try:
-        data = next(found, None) or data_of(run, config)
+        data = data_of(run, config)
     except Gpt2labError:
         return None
     return KeptTokenizer(choice, tuple(data.path / name for name in data.manifest["files"]))

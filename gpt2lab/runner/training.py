@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
 from gpt2lab.data.files import data_home
-from gpt2lab.data.prepared import Prepared, open_prepared
+from gpt2lab.data.prepared import Prepared, open_verified
 from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted
 from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
 from gpt2lab.faults import point
@@ -63,7 +63,7 @@ def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
         result = run.result()
         if result is not None and (result["status"] == "diverged" or run.evaluation(key) is not None):
             return False
-        data = open_prepared(job.data)
+        data = open_verified(job.data)
         if data.fingerprint != job.identity["data"]:
             raise DataFault(
                 f"the prepared data changed: fingerprint {data.fingerprint[:12]}, planned with "

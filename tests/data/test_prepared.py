@@ -17,8 +17,15 @@ import numpy as np
 import pytest
 
 from gpt2lab.data.files import canonical_sha256
-from gpt2lab.data.floors import floors
-from gpt2lab.data.prepared import Prepared, Tokens, list_prepared, open_prepared, split_record
+from gpt2lab.data.prepared import (
+    Prepared,
+    Tokens,
+    floors,
+    list_prepared,
+    open_prepared,
+    open_verified,
+    split_record,
+)
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.errors import ConfigError, DataFault
 
@@ -226,7 +233,7 @@ def test_floors_by_hand() -> None:
 
 @pytest.mark.parametrize("size", [2, 7, 300, 70_000])
 def test_floors_against_plain_python(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2lab.data.floors.STRETCH", 64)
+    monkeypatch.setattr("gpt2lab.data.prepared.STRETCH", 64)
     rng = np.random.default_rng(size)
     train = np.maximum(size - rng.geometric(0.1, 900), 0)  # mostly high ids, whose pairs are the largest numbers
     validation = np.concatenate([rng.choice(train, 200), [size - 1, 0, size - 1, size - 1]])

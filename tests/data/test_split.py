@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from gpt2lab.data.corpora import Document, decoded
+from gpt2lab.data.encode import Part, between, divide
 from gpt2lab.data.files import READ_BYTES
-from gpt2lab.data.split import Document, Part, between, blocks_of, decoded, divide
 from gpt2lab.errors import ConfigError
 
 AWKWARD = "naïve 🙂\r\nline\0two\n字字字\n"
@@ -61,7 +62,6 @@ def test_one_endless_line_is_read_in_bounded_chunks() -> None:
     chunks = decoded(endless(), where="x")
     assert [len(next(chunks)) for _ in range(3)] == [READ_BYTES] * 3
     assert read == 3
-    assert max(map(len, blocks_of(b"x" * (READ_BYTES + 1)))) == READ_BYTES
 
 
 @pytest.mark.parametrize("cuts", [[3], [1, 2, 9], [7, 8]])
