@@ -29,6 +29,7 @@ from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.pretrained.files import SAFETENSORS, read_tensors, replacing
 from gpt2lab.registry import SLOTS, Choice, Misfit
 from gpt2lab.schema import reason
+from gpt2lab.store import read_json
 from gpt2lab.training.precision import Precision
 from gpt2lab.training.state import weight_problems, weights_of
 
@@ -112,15 +113,11 @@ def is_own(path: str | Path) -> bool:
 def read_record(folder: Path) -> dict[str, Any]:
     """gpt2lab.json, with all that it names checked. Raises ConfigError, DataFault."""
     file = folder / RECORD
-    try:
-        record = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"no model in our own layout here: there is no {RECORD}", where=str(folder)) from None
-    except (OSError, ValueError) as error:
-        raise DataFault(f"cannot be read: {error}", where=str(file)) from None
-    written = record.get("format") if isinstance(record, dict) else None
-    if written != FORMAT:
-        raise DataFault(f"of format {written}; this version reads {FORMAT}", where=str(file))
+    record = read_json(file)
+    if record is None:
+        raise ConfigError(f"no model in our own layout here: there is no {RECORD}", where=str(folder))
+    if record.get("format") != FORMAT:
+        raise DataFault(f"of format {record.get('format')}; this version reads {FORMAT}", where=str(file))
     if {"model", "precision", "tokenizer", "components", "files"} - record.keys():
         raise DataFault("not as it was written: something is missing", where=str(file))
     problems = list(_damage(folder, record["files"]))
@@ -136,7 +133,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ConfigError(unknown, hint=" ".join(f"--plugin {name}" for name in sorted(plugins)))
     if record["precision"] not in get_args(Precision):
         raise DataFault(f"precision '{record['precision']}' is unknown", where=str(file))
-    return dict(record)
+    return record
 
 
 def tokenizer_in(folder: Path, record: Mapping[str, Any]) -> KeptTokenizer | None:

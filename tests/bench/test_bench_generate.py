@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import turns
-from benchmarks.writers import Passage, Writer
+from benchmarks.generate import Passage, Writer
 from gpt2lab.errors import ConfigError
 
 Call = Callable[..., tuple[int, str, str]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import random
 import shutil
@@ -11,15 +12,18 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gpt2lab.data import files
 from gpt2lab.data.files import canonical_sha256
 from gpt2lab.data.prepared import (
     Prepared,
     Tokens,
+    find_prepared,
     floors,
     list_prepared,
     open_prepared,
@@ -112,6 +116,58 @@ def test_every_single_bit_flip_is_found(made: Prepared) -> None:
                 open_prepared(made.path).verify()
         file.write_bytes(good)
     open_prepared(made.path).verify()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are hashed."""
+    names: list[str] = []
+
+    def counted(path: Path, *rest: Any, real: Callable[..., str] = files.file_sha256, **options: Any) -> str:
+        names.append(path.name)
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(files, "file_sha256", counted)
+    return names
+
+
+def test_content_is_verified_when_opened_and_remembered_until_a_file_changes(made: Prepared, reads: list[str]) -> None:
+    for file in made.path.iterdir():
+        os.utime(file, (1, 1))  # no longer fresh
+    open_verified(made.path)
+    assert sorted(reads) == sorted(file.name for file in made.path.iterdir() if file.name != "manifest.json")
+    reads.clear()
+    open_verified(made.path)
+    assert reads == []
+    shard = made.path / "validation_000.bin"
+    good = shard.read_bytes()
+    for change in ("modified", "another file with the old time"):
+        if change != "modified":
+            shard.unlink()
+        shard.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        if change != "modified":
+            os.utime(shard, (1, 1))
+        reads.clear()
+        with pytest.raises(DataFault, match=r"validation_000\.bin: damaged") as caught:
+            open_verified(made.path)
+        assert reads == ["validation_000.bin"] and caught.value.hint == f"rm -r {made.path}, then prepare it again"
+    with pytest.raises(DataFault):
+        find_prepared(made.fingerprint)
+    assert find_prepared("another") is None
+
+
+def test_files_on_a_shared_disk_are_read_by_every_process(
+    made: Prepared, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(made.path), fstype="nfs4")]
+    monkeypatch.setattr(files.psutil, "disk_partitions", lambda all: mounts)
+    assert not files.on_shared_disk(made.path) and files.on_shared_disk(made.path / "x")
+    for process in range(2):
+        monkeypatch.setattr(files, "_read_here", {})
+        reads.clear()
+        for _ in range(2):
+            open_verified(made.path)
+        assert "train_000.bin" in reads and len(reads) == len(set(reads)), process
 
 
 def test_verify_reports_all_damage_and_its_progress(made: Prepared) -> None:
