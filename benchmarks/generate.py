@@ -1,5 +1,5 @@
-"""`generate`: our generation and another's timed in turns: the same weights continue the same prompts, always by the best
-token.
+"""`generate`: our generation and another's timed in turns. The same weights continue the same prompts, always by the
+best token.
 
 Shapes: B batch, P tokens of prompt, N new ones.
 """
@@ -7,10 +7,10 @@ Shapes: B batch, P tokens of prompt, N new ones.
 from __future__ import annotations
 
 import json
-import statistics
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import options as o
 from benchmarks.sides import NanoGPT, Side, Transformers, Work, other_side, plain_model, work_named
-from benchmarks.turns import Away, in_turns, ratio_of
+from benchmarks.turns import time_sides
 from gpt2lab import generation
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import build_model
@@ -193,29 +193,19 @@ class Generated:
 def compare_writers(passage: Passage, specs: tuple[Writer, Writer], device: torch.device, *, blocks: int) -> Generated:
     """Time both sides over `blocks` blocks each, in turns and in processes of their own."""
     passage.check()
-    threads = torch.get_num_threads()
-    with Away(specs[0], passage, device, threads) as first, Away(specs[1], passage, device, threads) as second:
-        sides = (first, second)
-        names, precisions = [side.name for side in sides], [side.precision for side in sides]
-        sums = [side.run(1)[1] for side in sides]
-        seconds = in_turns(sides, blocks)
+    timing = time_sides(specs, passage, device, blocks=blocks, first_steps=1)
+    per_token = 1000 / passage.new_tokens
     results = [
-        writer_result(name, precision, taken, passage)
-        for name, precision, taken in zip(names, precisions, seconds, strict=True)
-    ]
-    ratio, interval = ratio_of(seconds[1], seconds[0])
+        WriterResult(
+            name, precision, per_token * median(taken), per_token * min(taken), per_token * max(taken),
+            passage.sequences * passage.new_tokens / median(taken),
+        )
+        for name, precision, taken in zip(timing.names, timing.precisions, timing.seconds, strict=True)
+    ]  # fmt: skip
     return Generated(
-        passage, device.type, threads, blocks, (results[0], results[1]), sums[0] == sums[1], ratio, interval
-    )
-
-
-def writer_result(name: str, precision: str, taken: list[float], passage: Passage) -> WriterResult:
-    """From the seconds of a whole passage in every block."""
-    each, count = statistics.median(taken), passage.new_tokens
-    scale = 1000 / count
-    return WriterResult(
-        name, precision, scale * each, scale * min(taken), scale * max(taken), passage.sequences * count / each
-    )
+        passage, device.type, torch.get_num_threads(), blocks, (results[0], results[1]),
+        timing.values[0] == timing.values[1], timing.ratio, timing.interval,
+    )  # fmt: skip
 
 
 def generate(

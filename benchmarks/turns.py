@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -129,6 +131,31 @@ def ratio_of(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, tup
         return math.exp(mean), None
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(mean), (math.exp(mean - reach), math.exp(mean + reach))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Two sides timed in turns, ours first. values: what the first steps computed. seconds: per step, of every block.
+    ratio, interval: see `ratio_of`."""
+
+    names: list[str]
+    precisions: list[Precision]
+    values: list[list[float]]
+    seconds: list[list[float]]
+    ratio: float
+    interval: tuple[float, float] | None
+
+
+def time_sides(
+    recipes: tuple[Recipe, Recipe], work: Any, device: torch.device, *, blocks: int, first_steps: int
+) -> Timing:
+    """Time both sides over `blocks` blocks each, in turns and in processes of their own."""
+    with ExitStack() as stack:
+        sides = [stack.enter_context(Away(r, work, device, torch.get_num_threads())) for r in recipes]
+        values = [side.run(first_steps)[1] for side in sides]
+        seconds = in_turns(sides, blocks)
+    names, precisions = [side.name for side in sides], [side.precision for side in sides]
+    return Timing(names, precisions, values, seconds, *ratio_of(seconds[1], seconds[0]))
 
 
 def serve() -> None:
