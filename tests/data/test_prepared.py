@@ -1,13 +1,16 @@
-"""Opening what was prepared: every kind of damage is found, reading crosses shards; floors against plain Python."""
+"""Opening what was prepared: every kind of damage is found, reading crosses shards; floors against plain Python; progress on a
+terminal and elsewhere."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import pickle
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -30,6 +33,7 @@ from gpt2lab.data.prepared import (
     open_verified,
     split_record,
 )
+from gpt2lab.data.progress import rich_progress
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.errors import ConfigError, DataFault
 
@@ -307,3 +311,41 @@ def test_the_bigram_is_a_distribution() -> None:
 def test_no_more_than_the_limit_is_read() -> None:
     train, validation = np.random.default_rng(0).integers(0, 9, (2, 400))
     assert floors(train, validation, 9, 150) == floors(train[:150], validation[:150], 9, 400)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_at_each_phase_and_then_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    with rich_progress(stream) as say:
+        for seconds in range(25):
+            now = 100.0 + seconds
+            say(seconds * 10**6, 25 * 10**6, "writing tokens")
+        say(0, 0, "counting")
+        say(40 * 10**9, 48 * 10**9, "writing tokens")  # continued: the rate is that of what is done here
+        now += 20
+        say(40 * 10**9 + 20 * 10**6, 48 * 10**9, "writing tokens")
+    assert stream.getvalue().splitlines() == [
+        "writing tokens: 0.0 of 25.0 MB",
+        "writing tokens: 10.0 of 25.0 MB, 1.0 MB/s, 0:15 left",
+        "writing tokens: 20.0 of 25.0 MB, 1.0 MB/s, 0:05 left",
+        "counting",
+        "writing tokens: 40,000.0 of 48,000.0 MB",
+        "writing tokens: 40,020.0 of 48,000.0 MB, 1.0 MB/s, 2:13:00 left",
+    ]
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    with rich_progress(stream) as say:
+        say(5, 10, "writing tokens")
+        say(0, 0, "counting")
+    assert "counting" in stream.getvalue()
+    assert "\x1b[" in stream.getvalue()
