@@ -51,17 +51,10 @@ def evaluated(
     """One evaluation of a run's model: its record and the loss of each window; `documents`: see `by_document`, `parts`:
     see `validation_loss`. Every rank must call it."""
     return evaluate_by_window(
-        model,
-        data.validation,
-        evaluation,
-        block_size=config.model.block_size,
-        batch_sequences=sequences_at_once(config, device),
-        byte_lengths=data.byte_lengths,
-        documents=documents,
-        parts=parts,
-        precision=config.training.precision,
-        world=world,
-    )
+        model, data.validation, evaluation, block_size=config.model.block_size,
+        batch_sequences=sequences_at_once(config, device), byte_lengths=data.byte_lengths, documents=documents,
+        parts=parts, precision=config.training.precision, world=world,
+    )  # fmt: skip
 
 
 def point_of_curve(model: GPT, config: Config, data: Prepared, device: str, world: World = ALONE) -> dict[str, float]:

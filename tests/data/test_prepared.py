@@ -1,5 +1,5 @@
-"""Opening what was prepared: every kind of damage is found, reading crosses shards; floors against plain Python; progress on a
-terminal and elsewhere."""
+"""Opening what was prepared: every kind of damage is found, reading crosses shards; floors against plain Python;
+progress on a terminal and elsewhere."""
 
 from __future__ import annotations
 
