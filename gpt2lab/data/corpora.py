@@ -53,7 +53,7 @@ __all__ = [
 corpus = Slot("data.corpus", "where the text comes from", default="shakespeare")
 
 Place = Any
-"""Plain JSON that says where reading continues; None is the start."""
+"""Where reading continues, as plain JSON; None is the start."""
 REACH_SECONDS = 20.0
 OnBadBytes = Literal["strict", "replace"]
 SplitName = Literal["train", "validation"]
@@ -377,8 +377,8 @@ def hub(name: str, config: str | None, revision: str, *, size: int, validation: 
         def load(split: str) -> Callable[[], Any]:
             return lambda: library().load_dataset(name, config, split=split, revision=commit, streaming=True)
 
-        own = [Segment("validation", load("validation"))] if validation else []
-        segments = [*own, Segment("train" if own else None, load("train"))]
+        segments = [Segment("validation", load("validation"))] if validation else []
+        segments.append(Segment("train" if validation else None, load("train")))
         return Rows(segments, "text", place, commit, lambda error: _unreachable(name, error))
 
     return Stream(

@@ -290,6 +290,6 @@ def _download(archive: Archive, file: Path, final: Path) -> None:
 
 
 def _check(path: Path, archive: Archive) -> None:
-    found = file_sha256(path)
-    if found != archive.sha256:
-        raise DataFault(f"sha256 is {found}, not {archive.sha256}", where=str(path), hint=f"rm {path}")
+    actual = file_sha256(path)
+    if actual != archive.sha256:
+        raise DataFault(f"sha256 is {actual}, not {archive.sha256}", where=str(path), hint=f"rm {path}")

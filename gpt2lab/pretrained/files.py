@@ -78,10 +78,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except (OSError, SafetensorError) as error:
             raise DataFault(f"cannot be read: {_line(error)}", where=str(file)) from error
-    found = unpickled(file)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    weights = unpickled(file)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataFault("a mapping of names to tensors is expected", where=str(file))
-    return found
+    return weights
 
 
 def unpickled(file: Path) -> Any:

@@ -18,7 +18,7 @@ from gpt2lab.pretrained import (
     KeptTokenizer,
     fetched,
     has_gpt2_tokenizer,
-    is_own,
+    is_native,
     load_gpt2,
     load_model,
     load_nanogpt,
@@ -50,7 +50,7 @@ class Trained:
 
 def open_trained(source: str, store: Store, *, device: torch.device | None = None) -> Trained:
     """The model that `source` names: a run id or how it begins, the path of a run's folder, a folder of weights in
-    Hugging Face's layout or our own, a checkpoint of nanoGPT (.pt), or a name on the hub (`gpt2`, `owner/name`).
+    Hugging Face's layout or gpt2lab's, a checkpoint of nanoGPT (.pt), or a name on the hub (`gpt2`, `owner/name`).
 
     device: where the model goes; None takes a GPU if there is one. Plug-ins that it needs must be loaded before. Raises
     ConfigError when there is no such thing, DataFault when it is damaged or its weights are gone.
@@ -67,7 +67,7 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
         model = load_nanogpt(path)
         return _made(source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device)
     if path.is_dir():
-        return _of_own(path, device) if is_own(path) else _of_folder(path, source, device)
+        return _of_native(path, device) if is_native(path) else _of_folder(path, source, device)
     starts = sum(run.id.startswith(source) for run in store.runs())
     if starts:
         raise ConfigError(f"'{source}' begins {starts} run ids", hint="gpt2lab runs")
@@ -125,8 +125,8 @@ def _of_folder(path: Path, name: str, device: torch.device) -> Trained:
     return _made(name, model, "fp32", kept, device)
 
 
-def _of_own(path: Path, device: torch.device) -> Trained:
-    """Weights in our own layout."""
+def _of_native(path: Path, device: torch.device) -> Trained:
+    """Weights in gpt2lab's layout."""
     record = read_record(path)
     return _made(str(path), load_model(path), record["precision"], tokenizer_in(path, record), device)
 

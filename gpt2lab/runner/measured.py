@@ -97,7 +97,7 @@ def health(model: GPT, config: Config, data: Prepared) -> dict[str, float]:
 def account(
     state: TrainState, config: Config, job: Job, device: torch.device, time: dict[str, float], ranks: int
 ) -> dict[str, Any]:
-    """What result.json says of cost and machine. time: seconds by phase."""
+    """Cost and machine, as in result.json. time: seconds by phase."""
     precision = config.training.precision
     seconds = state.seconds + time["evaluation"] + time["saving"]
     rate = state.tokens / state.seconds if state.seconds else None

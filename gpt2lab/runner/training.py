@@ -263,7 +263,7 @@ class Training:
                 self.prune(training.keep_checkpoints)
 
     def provenance(self) -> dict[str, Any]:
-        """What a checkpoint says of where it comes from."""
+        """Where a checkpoint comes from, as stored in it."""
         time = self.clock.split()
         origin = {"run": self.run.id, "config": self.job.config, "identity": self.job.identity}
         return {**origin, "ranks": self.world.size, "time": time}
@@ -300,7 +300,7 @@ class Training:
         return record, windows, parts
 
     def result(self, status: str, reason: str | None, diverged: Diverged | None = None) -> dict[str, Any]:
-        """What result.json says."""
+        """The content of result.json."""
         rows = self.run.rows()
         cost = account(self.state, self.config, self.job, self.device, self.clock.split(), self.world.size)
         values = {"metrics": {name: value for row in rows for name, value in row["metrics"].items()}}

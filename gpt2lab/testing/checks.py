@@ -59,7 +59,7 @@ def check_no_look_ahead(case: Case) -> None:
 
 
 def check_loss_at_init(case: Case) -> None:
-    """The first loss is near ln V: a fresh model knows nothing and claims nothing."""
+    """The first loss is near ln V: a fresh model prefers no token."""
     tokens, targets = batch(rows=LARGE_ENOUGH)
     loss, uniform = case.model().loss(tokens, targets).item(), math.log(VOCABULARY)
     assert uniform - 0.05 <= loss <= uniform + 1, f"loss at initialisation {loss:.3f}, expected near {uniform:.3f}"
@@ -69,8 +69,8 @@ def check_gradients(case: Case) -> None:
     """The objective's gradient reaches every parameter."""
     model, (tokens, targets) = disturbed(case.model(n_layer=3)), batch(rows=LARGE_ENOUGH)
     model.objective(tokens, targets)[0].backward()
-    deaf = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert not deaf, f"no gradient reaches {', '.join(deaf)}"
+    unreached = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not unreached, f"no gradient reaches {', '.join(unreached)}"
 
 
 def check_seed(case: Case) -> None:
