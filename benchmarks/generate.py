@@ -55,7 +55,7 @@ class Passage:
             )
 
 
-class Generating(ABC):
+class GenerationSide(ABC):
     """A side that generates all of a passage at each step.
 
     name, precision: see Side.  prompts: (B, P).
@@ -77,7 +77,7 @@ class Generating(ABC):
         return float(zlib.crc32(self.continued().cpu().contiguous().numpy().tobytes()))
 
 
-class Ours(Generating):
+class EngineGeneration(GenerationSide):
     """`gpt2lab.generation`. cold: lay out matrices anew each time, as a single `gpt2lab sample` must."""
 
     def __init__(self, passage: Passage, precision: Precision, device: torch.device, *, cold: bool) -> None:
@@ -96,7 +96,7 @@ class Ours(Generating):
         return torch.tensor(steps).T
 
 
-class OfTransformers(Generating):
+class TransformersGeneration(GenerationSide):
     """Hugging Face's `generate` with its own cache; in half precision its weights are converted, as users do."""
 
     def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
@@ -114,7 +114,7 @@ class OfTransformers(Generating):
         return out[:, self.passage.prompt_tokens :]
 
 
-class OfNanoGPT(Generating):
+class NanoGPTGeneration(GenerationSide):
     """nanoGPT's `generate`, which has no cache; the best of one is the best."""
 
     def __init__(self, passage: Passage, precision: Precision, device: torch.device, folder: str) -> None:
@@ -128,8 +128,8 @@ class OfNanoGPT(Generating):
         return out[:, self.passage.prompt_tokens :]
 
 
-class OfPlain(Generating):
-    """The model on the blackboard, which reads all of the text again for each token."""
+class PlainGeneration(GenerationSide):
+    """The plain model, which reads the whole text again for each token."""
 
     def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
         super().__init__(passage, precision, device)
@@ -145,7 +145,7 @@ class OfPlain(Generating):
 
 
 @dataclass(frozen=True)
-class Writer:
+class GenerationSpec:
     """Which side, as plain data that another process can be given. name: gpt2lab, or what `--vs` names."""
 
     name: str
@@ -155,15 +155,15 @@ class Writer:
     def make(self, passage: Passage, device: torch.device) -> Side:
         """The side, ready to generate. Raises ConfigError, or EnvironmentFault where a package is missing."""
         if self.name == "gpt2lab":
-            return Ours(passage, self.precision, device, cold=self.cold)
+            return EngineGeneration(passage, self.precision, device, cold=self.cold)
         kind, path = other_side(self.name)
         if kind == "nanogpt":
-            return OfNanoGPT(passage, self.precision, device, path)
-        return (OfPlain if kind == "plain" else OfTransformers)(passage, self.precision, device)
+            return NanoGPTGeneration(passage, self.precision, device, path)
+        return (PlainGeneration if kind == "plain" else TransformersGeneration)(passage, self.precision, device)
 
 
 @dataclass(frozen=True)
-class WriterResult:
+class GenerationResult:
     """One side. milliseconds: a token of each sequence, the median; low and high: the fastest and slowest block's.
     tokens_per_second: of all sequences together."""
 
@@ -176,7 +176,7 @@ class WriterResult:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GenerationComparison:
     """Ours, the other, and how many times as fast ours is, with a 95 % interval over blocks (None with one block).
     same_tokens: whether both wrote the same."""
 
@@ -184,25 +184,27 @@ class Generated:
     device: str
     threads: int
     blocks: int
-    sides: tuple[WriterResult, WriterResult]
+    sides: tuple[GenerationResult, GenerationResult]
     same_tokens: bool
     ratio: float
     interval: tuple[float, float] | None
 
 
-def compare_writers(passage: Passage, specs: tuple[Writer, Writer], device: torch.device, *, blocks: int) -> Generated:
+def compare_generation(
+    passage: Passage, specs: tuple[GenerationSpec, GenerationSpec], device: torch.device, *, blocks: int
+) -> GenerationComparison:
     """Time both sides over `blocks` blocks each, in turns and in processes of their own."""
     passage.check()
     timing = time_sides(specs, passage, device, blocks=blocks, first_steps=1)
     per_token = 1000 / passage.new_tokens
     results = [
-        WriterResult(
+        GenerationResult(
             name, precision, per_token * median(taken), per_token * min(taken), per_token * max(taken),
             passage.sequences * passage.new_tokens / median(taken),
         )
         for name, precision, taken in zip(timing.names, timing.precisions, timing.seconds, strict=True)
     ]  # fmt: skip
-    return Generated(
+    return GenerationComparison(
         passage, device.type, torch.get_num_threads(), blocks, (results[0], results[1]),
         timing.values[0] == timing.values[1], timing.ratio, timing.interval,
     )  # fmt: skip
@@ -226,8 +228,8 @@ def generate(
 ) -> None:
     """Time our generation and another's in turns: same weights, same prompts, the best token each time."""
     place = o.chosen_device(device, threads, *o.precisions(precision, vs_precision, o.PRECISIONS[:2]))
-    specs = (Writer("gpt2lab", precision, cold), Writer(vs, vs_precision))  # type: ignore[arg-type]
-    found = compare_writers(Passage(config, batch, prompt, tokens), specs, place, blocks=blocks)
+    specs = (GenerationSpec("gpt2lab", precision, cold), GenerationSpec(vs, vs_precision))  # type: ignore[arg-type]
+    found = compare_generation(Passage(config, batch, prompt, tokens), specs, place, blocks=blocks)
     if json_:
         print(json.dumps(asdict(found)))
         return

@@ -146,7 +146,7 @@ def _plain(work: Work, device: torch.device) -> tuple[nn.Module, list[Param]]:
 
 
 def plain_model(work: Work) -> PlainGPT:
-    """The model on the blackboard, with the weights that all sides start from."""
+    """The plain model, with the weights that all sides start from."""
     model = PlainGPT(work.n_layer, work.n_head, work.n_embd, work.block_size, work.vocab_size, work.bias)
     model.load_state_dict(initial_weights(work))
     return model

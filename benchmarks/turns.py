@@ -47,7 +47,7 @@ class Recipe(Protocol):
         ...
 
 
-class Away:
+class SideProcess:
     """A side at work in another process. Raises what making the side raises there."""
 
     def __init__(self, recipe: Recipe, work: Any, device: torch.device, threads: int) -> None:
@@ -80,7 +80,7 @@ class Away:
             assert stream is not None
             stream.close()
 
-    def __enter__(self) -> Away:
+    def __enter__(self) -> SideProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -151,7 +151,7 @@ def time_sides(
 ) -> Timing:
     """Time both sides over `blocks` blocks each, in turns and in processes of their own."""
     with ExitStack() as stack:
-        sides = [stack.enter_context(Away(r, work, device, torch.get_num_threads())) for r in recipes]
+        sides = [stack.enter_context(SideProcess(r, work, device, torch.get_num_threads())) for r in recipes]
         values = [side.run(first_steps)[1] for side in sides]
         seconds = in_turns(sides, blocks)
     names, precisions = [side.name for side in sides], [side.precision for side in sides]
