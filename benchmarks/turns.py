@@ -40,7 +40,10 @@ CONFIDENCE = 0.95
 class Recipe(Protocol):
     """What makes a side: plain data that another process can be given."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """gpt2lab, or what `--vs` names."""
+        ...
 
     def make(self, work: Any, device: torch.device, /) -> Side:
         """The side, ready to work."""
