@@ -1,22 +1,169 @@
-"""`generate`: our generation and another's timed in turns, from the same weights and prompts."""
+"""`generate`: our generation and another's timed in turns. The same weights continue the same prompts, always by the
+best token.
+
+Shapes: B batch, P tokens of prompt, N new ones.
+"""
 
 from __future__ import annotations
 
 import json
-import statistics
-from dataclasses import asdict, dataclass
-from typing import Annotated
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from benchmarks import options as o
-from benchmarks.turns import Away, in_turns, ratio_of
-from benchmarks.writers import Passage, Writer
+from benchmarks.sides import NanoGPT, Side, Transformers, Work, other_side, plain_model, work_named
+from benchmarks.turns import time_sides
+from gpt2lab import generation
+from gpt2lab.errors import ConfigError
+from gpt2lab.model import build_model
+from gpt2lab.training.precision import AUTOCAST, Precision
 
 
 @dataclass(frozen=True)
-class WriterResult:
+class Passage:
+    """What is generated. config: whose sizes the model has.  sequences: in a batch."""
+
+    config: str = "c"
+    sequences: int = 1
+    prompt_tokens: int = 24
+    new_tokens: int = 128
+
+    @property
+    def work(self) -> Work:
+        """The model's sizes, with biases, as GPT-2 has them. Raises ConfigError for an unknown one."""
+        return replace(work_named(self.config), sequences=self.sequences, bias=True)
+
+    def prompts(self) -> Tensor:
+        """Random tokens.  -> (B, P) int64"""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, self.work.vocab_size, (self.sequences, self.prompt_tokens), generator=generator)
+
+    def check(self) -> None:
+        """Raises ConfigError where the context is too short."""
+        if self.prompt_tokens + self.new_tokens > self.work.block_size:
+            raise ConfigError(
+                f"{self.prompt_tokens} tokens of prompt and {self.new_tokens} new ones exceed the context of "
+                f"{self.work.block_size}",
+                where="benchmarks generate",
+            )
+
+
+class GenerationSide(ABC):
+    """A side that generates all of a passage at each step.
+
+    name, precision: see Side.  prompts: (B, P).
+    """
+
+    name: str
+
+    def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
+        passage.check()
+        self.passage, self.precision, self.device = passage, precision, device
+        self.prompts = passage.prompts().to(device)
+
+    @abstractmethod
+    def continued(self) -> Tensor:
+        """-> (B, N) int64"""
+
+    def step(self) -> float:
+        """Generate; -> a check sum of the new tokens."""
+        return float(zlib.crc32(self.continued().cpu().contiguous().numpy().tobytes()))
+
+
+class EngineGeneration(GenerationSide):
+    """`gpt2lab.generation`. cold: lay out matrices anew each time, as a single `gpt2lab sample` must."""
+
+    def __init__(self, passage: Passage, precision: Precision, device: torch.device, *, cold: bool) -> None:
+        super().__init__(passage, precision, device)
+        self.name = "gpt2lab" + (", cold" if cold else "")
+        self.cold, self.model = cold, build_model(passage.work.model(), seed=0, device=device).eval()
+        self.reader = self._reader()
+
+    def _reader(self) -> generation.Reader:
+        return generation.Reader(self.model, rows=self.passage.sequences, precision=self.precision)
+
+    def continued(self) -> Tensor:
+        reader = self._reader() if self.cold else self.reader
+        settings = generation.Sampling(temperature=0, max_new_tokens=self.passage.new_tokens)
+        steps = [list(new.values()) for new in generation.generate(reader, self.prompts.tolist(), settings)]
+        return torch.tensor(steps).T
+
+
+class TransformersGeneration(GenerationSide):
+    """Hugging Face's `generate` with its own cache; in half precision its weights are converted, as users do."""
+
+    def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
+        super().__init__(passage, precision, device)
+        self.name = "transformers"
+        model: Any = Transformers(passage.work, device).model
+        model.generation_config.eos_token_id = None  # all are to have equal length
+        self.model = model.eval().to(AUTOCAST.get(precision, torch.float32))
+
+    def continued(self) -> Tensor:
+        out: Tensor = self.model.generate(
+            self.prompts, attention_mask=torch.ones_like(self.prompts), max_new_tokens=self.passage.new_tokens,
+            do_sample=False, use_cache=True, pad_token_id=0,
+        )  # fmt: skip
+        return out[:, self.passage.prompt_tokens :]
+
+
+class NanoGPTGeneration(GenerationSide):
+    """nanoGPT's `generate`, which has no cache; the best of one is the best."""
+
+    def __init__(self, passage: Passage, precision: Precision, device: torch.device, folder: str) -> None:
+        super().__init__(passage, precision, device)
+        self.name = "nanoGPT"
+        model: Any = NanoGPT(passage.work, device, folder).model
+        self.model = model.eval().to(AUTOCAST.get(precision, torch.float32))
+
+    def continued(self) -> Tensor:
+        out: Tensor = self.model.generate(self.prompts, self.passage.new_tokens, top_k=1)
+        return out[:, self.passage.prompt_tokens :]
+
+
+class PlainGeneration(GenerationSide):
+    """The plain model, which reads the whole text again for each token."""
+
+    def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
+        super().__init__(passage, precision, device)
+        self.name = "plain"
+        self.model = plain_model(passage.work).eval().to(device, AUTOCAST.get(precision, torch.float32))
+
+    @torch.inference_mode()
+    def continued(self) -> Tensor:
+        tokens = self.prompts
+        for _ in range(self.passage.new_tokens):
+            tokens = torch.cat([tokens, self.model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
+        return tokens[:, self.passage.prompt_tokens :]
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """Which side, as plain data that another process can be given. name: gpt2lab, or what `--vs` names."""
+
+    name: str
+    precision: Precision = "fp32"
+    cold: bool = False
+
+    def make(self, passage: Passage, device: torch.device) -> Side:
+        """The side, ready to generate. Raises ConfigError, or EnvironmentFault where a package is missing."""
+        if self.name == "gpt2lab":
+            return EngineGeneration(passage, self.precision, device, cold=self.cold)
+        kind, path = other_side(self.name)
+        if kind == "nanogpt":
+            return NanoGPTGeneration(passage, self.precision, device, path)
+        return (PlainGeneration if kind == "plain" else TransformersGeneration)(passage, self.precision, device)
+
+
+@dataclass(frozen=True)
+class GenerationResult:
     """One side. milliseconds: a token of each sequence, the median; low and high: the fastest and slowest block's.
     tokens_per_second: of all sequences together."""
 
@@ -29,7 +176,7 @@ class WriterResult:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GenerationComparison:
     """Ours, the other, and how many times as fast ours is, with a 95 % interval over blocks (None with one block).
     same_tokens: whether both wrote the same."""
 
@@ -37,38 +184,30 @@ class Generated:
     device: str
     threads: int
     blocks: int
-    sides: tuple[WriterResult, WriterResult]
+    sides: tuple[GenerationResult, GenerationResult]
     same_tokens: bool
     ratio: float
     interval: tuple[float, float] | None
 
 
-def compare_writers(passage: Passage, specs: tuple[Writer, Writer], device: torch.device, *, blocks: int) -> Generated:
+def compare_generation(
+    passage: Passage, specs: tuple[GenerationSpec, GenerationSpec], device: torch.device, *, blocks: int
+) -> GenerationComparison:
     """Time both sides over `blocks` blocks each, in turns and in processes of their own."""
     passage.check()
-    threads = torch.get_num_threads()
-    with Away(specs[0], passage, device, threads) as first, Away(specs[1], passage, device, threads) as second:
-        sides = (first, second)
-        names, precisions = [side.name for side in sides], [side.precision for side in sides]
-        sums = [side.run(1)[1] for side in sides]
-        seconds = in_turns(sides, blocks)
+    timing = time_sides(specs, passage, device, blocks=blocks, first_steps=1)
+    per_token = 1000 / passage.new_tokens
     results = [
-        writer_result(name, precision, taken, passage)
-        for name, precision, taken in zip(names, precisions, seconds, strict=True)
-    ]
-    ratio, interval = ratio_of(seconds[1], seconds[0])
-    return Generated(
-        passage, device.type, threads, blocks, (results[0], results[1]), sums[0] == sums[1], ratio, interval
-    )
-
-
-def writer_result(name: str, precision: str, taken: list[float], passage: Passage) -> WriterResult:
-    """From the seconds of a whole passage in every block."""
-    each, count = statistics.median(taken), passage.new_tokens
-    scale = 1000 / count
-    return WriterResult(
-        name, precision, scale * each, scale * min(taken), scale * max(taken), passage.sequences * count / each
-    )
+        GenerationResult(
+            name, precision, per_token * median(taken), per_token * min(taken), per_token * max(taken),
+            passage.sequences * passage.new_tokens / median(taken),
+        )
+        for name, precision, taken in zip(timing.names, timing.precisions, timing.seconds, strict=True)
+    ]  # fmt: skip
+    return GenerationComparison(
+        passage, device.type, torch.get_num_threads(), blocks, (results[0], results[1]),
+        timing.values[0] == timing.values[1], timing.ratio, timing.interval,
+    )  # fmt: skip
 
 
 def generate(
@@ -89,8 +228,8 @@ def generate(
 ) -> None:
     """Time our generation and another's in turns: same weights, same prompts, the best token each time."""
     place = o.chosen_device(device, threads, *o.precisions(precision, vs_precision, o.PRECISIONS[:2]))
-    specs = (Writer("gpt2lab", precision, cold), Writer(vs, vs_precision))  # type: ignore[arg-type]
-    found = compare_writers(Passage(config, batch, prompt, tokens), specs, place, blocks=blocks)
+    specs = (GenerationSpec("gpt2lab", precision, cold), GenerationSpec(vs, vs_precision))  # type: ignore[arg-type]
+    found = compare_generation(Passage(config, batch, prompt, tokens), specs, place, blocks=blocks)
     if json_:
         print(json.dumps(asdict(found)))
         return

@@ -101,6 +101,14 @@ class Side(Protocol):
         ...
 
 
+def other_side(name: str) -> tuple[str, str]:
+    """What `--vs` names: plain, transformers or nanogpt, and the path of nanoGPT's checkout. Raises ConfigError."""
+    kind, _, path = name.partition("=")
+    if name not in ("plain", "transformers") and kind != "nanogpt":
+        raise ConfigError(unknown("side", name, OTHERS), where="--vs")
+    return kind, path or "."
+
+
 def initial_weights(work: Work) -> dict[str, Tensor]:
     """What every side starts from, under our names."""
     return dict(build_model(work.model(), seed=0).state_dict())
@@ -138,7 +146,7 @@ def _plain(work: Work, device: torch.device) -> tuple[nn.Module, list[Param]]:
 
 
 def plain_model(work: Work) -> PlainGPT:
-    """The model on the blackboard, with the weights that all sides start from."""
+    """The plain model, with the weights that all sides start from."""
     model = PlainGPT(work.n_layer, work.n_head, work.n_embd, work.block_size, work.vocab_size, work.bias)
     model.load_state_dict(initial_weights(work))
     return model
@@ -264,16 +272,11 @@ class Spec:
         """The side, ready to train. Raises ConfigError, or EnvironmentFault where a package is missing."""
         if self.name == "gpt2lab":
             return Engine(work, self.precision, device, plain=self.plain_model, compile=self.compile)
-        other = self._other(work, device)
+        kind, path = other_side(self.name)
+        other: Other
+        if kind == "nanogpt":
+            other = NanoGPT(work, device, path)
+        else:
+            other = (PlainSide if kind == "plain" else Transformers)(work, device)
         other.precision = self.precision
         return other
-
-    def _other(self, work: Work, device: torch.device) -> Other:
-        kind, _, path = self.name.partition("=")
-        if kind == "plain" and not path:
-            return PlainSide(work, device)
-        if kind == "transformers" and not path:
-            return Transformers(work, device)
-        if kind == "nanogpt":
-            return NanoGPT(work, device, path or ".")
-        raise ConfigError(unknown("side", self.name, OTHERS), where="--vs")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Annotated
 
 import torch
@@ -14,10 +13,11 @@ import typer
 from benchmarks import options as o
 from benchmarks.memory import peak_bytes
 from benchmarks.sides import Spec, Work, work_named
-from benchmarks.turns import Away, in_turns, ratio_of
+from benchmarks.turns import time_sides
 from gpt2lab.costs import costs, matmul_flops
 from gpt2lab.text import memory as in_units
 from gpt2lab.text import quantity
+from gpt2lab.training.precision import Precision
 
 WARM_UP_STEPS = 2
 LIMIT_SIZE, GPU_LIMIT_SIZE = 2048, 8192
@@ -60,33 +60,21 @@ def compare(
 ) -> Comparison:
     """Time both sides over `blocks` blocks each, and measure their memory in processes of their own."""
     threads = torch.get_num_threads()
-    with Away(specs[0], work, device, threads) as first, Away(specs[1], work, device, threads) as second:
-        sides = (first, second)
-        names, precisions = [side.name for side in sides], [side.precision for side in sides]
-        losses = [tuple(side.run(WARM_UP_STEPS)[1]) for side in sides]
-        seconds = in_turns(sides, blocks)
+    timing = time_sides(specs, work, device, blocks=blocks, first_steps=WARM_UP_STEPS)
     size = GPU_LIMIT_SIZE if device.type == "cuda" else LIMIT_SIZE
-    limits = {precision: matmul_flops(device, precision, threads, size) for precision in set(precisions)}
-    peaks = [peak_bytes(spec, work, device, threads) if memory else None for spec in specs]
+    limits = {precision: matmul_flops(device, precision, threads, size) for precision in set(timing.precisions)}
     flops = costs(work.model()).flops_per_token * work.tokens
-    results = [
-        result(name, precision, taken, work, flops, limits[precision], peak, begun)
-        for name, precision, taken, peak, begun in zip(names, precisions, seconds, peaks, losses, strict=True)
-    ]
-    ratio, interval = ratio_of(seconds[1], seconds[0])
-    return Comparison(config, work, device.type, threads, blocks, (results[0], results[1]), ratio, interval)
 
+    def result(name: str, precision: Precision, taken: list[float], losses: list[float], spec: Spec) -> SideResult:
+        each, limit = median(taken), limits[precision]
+        return SideResult(
+            name, precision, 1000 * each, 1000 * min(taken), 1000 * max(taken), work.tokens / each,
+            flops / each, limit, flops / each / limit,
+            peak_bytes(spec, work, device, threads) if memory else None, tuple(losses),
+        )  # fmt: skip
 
-def result(
-    name: str, precision: str, taken: Sequence[float], work: Work, flops: float, limit: float, peak: int | None,
-    losses: tuple[float, ...],
-) -> SideResult:  # fmt: skip
-    """From seconds per step of every block, FLOP of a step, and the limit in FLOP/s."""
-    each = statistics.median(taken)
-    return SideResult(
-        name, precision, 1000 * each, 1000 * min(taken), 1000 * max(taken), work.tokens / each,
-        flops / each, limit, flops / each / limit, peak, losses,
-    )  # fmt: skip
+    ours, theirs = map(result, timing.names, timing.precisions, timing.seconds, timing.values, specs)
+    return Comparison(config, work, device.type, threads, blocks, (ours, theirs), timing.ratio, timing.interval)
 
 
 def step(

@@ -6,15 +6,18 @@ workers of runs are. While one works, the other waits for a line on its standard
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
+import pickle
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,8 +25,7 @@ from typing import Any, Protocol
 import torch
 from scipy import stats
 
-from benchmarks.sides import Side, Spec, Work
-from benchmarks.writers import Passage, Writer
+from benchmarks.sides import Side, Spec
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
 from gpt2lab.training.allocator import keep_memory
 from gpt2lab.training.precision import Precision, set_threads
@@ -33,21 +35,32 @@ ROOT = Path(__file__).parents[1]
 BLOCK_SECONDS = 1.0
 MOST_STEPS = 50
 CONFIDENCE = 0.95
-KINDS: dict[str, tuple[type[Any], type[Any]]] = {"training": (Spec, Work), "generation": (Writer, Passage)}
-"""What makes a side, and what that has to do: plain data both."""
 
 
-class Away:
+class Recipe(Protocol):
+    """What makes a side: plain data that another process can be given."""
+
+    @property
+    def name(self) -> str:
+        """gpt2lab, or what `--vs` names."""
+        ...
+
+    def make(self, work: Any, device: torch.device, /) -> Side:
+        """The side, ready to work."""
+        ...
+
+
+class SideProcess:
     """A side at work in another process. Raises what making the side raises there."""
 
-    def __init__(self, spec: Spec | Writer, work: Work | Passage, device: torch.device, threads: int) -> None:
+    def __init__(self, recipe: Recipe, work: Any, device: torch.device, threads: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.turns"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        kind = next(kind for kind, (specs, _) in KINDS.items() if isinstance(spec, specs))
         question = {
-            "kind": kind, "spec": asdict(spec), "work": asdict(work), "device": device.type, "threads": threads,
+            "pickled": base64.b64encode(pickle.dumps((recipe, work))).decode(), "device": device.type,
+            "threads": threads,
         }  # fmt: skip
         try:
             made = self._ask(question)
@@ -70,7 +83,7 @@ class Away:
             assert stream is not None
             stream.close()
 
-    def __enter__(self) -> Away:
+    def __enter__(self) -> SideProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -123,6 +136,31 @@ def ratio_of(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, tup
     return math.exp(mean), (math.exp(mean - reach), math.exp(mean + reach))
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Two sides timed in turns, ours first. values: what the first steps computed. seconds: per step, of every block.
+    ratio, interval: see `ratio_of`."""
+
+    names: list[str]
+    precisions: list[Precision]
+    values: list[list[float]]
+    seconds: list[list[float]]
+    ratio: float
+    interval: tuple[float, float] | None
+
+
+def time_sides(
+    recipes: tuple[Recipe, Recipe], work: Any, device: torch.device, *, blocks: int, first_steps: int
+) -> Timing:
+    """Time both sides over `blocks` blocks each, in turns and in processes of their own."""
+    with ExitStack() as stack:
+        sides = [stack.enter_context(SideProcess(r, work, device, torch.get_num_threads())) for r in recipes]
+        values = [side.run(first_steps)[1] for side in sides]
+        seconds = in_turns(sides, blocks)
+    names, precisions = [side.name for side in sides], [side.precision for side in sides]
+    return Timing(names, precisions, values, seconds, *ratio_of(seconds[1], seconds[0]))
+
+
 def serve() -> None:
     """What the process does: make the side, then take as many steps as each line says. What others' code prints goes
     to standard error, as standard output is for answers."""
@@ -133,13 +171,13 @@ def serve() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     question = json.loads(sys.stdin.readline())
-    specs, works = KINDS[question["kind"]]
-    spec, work, device = specs(**question["spec"]), works(**question["work"]), torch.device(question["device"])
+    recipe, work = pickle.loads(base64.b64decode(question["pickled"]))
+    device = torch.device(question["device"])
     set_threads(question["threads"])
-    if question["kind"] == "training" and spec.name == "gpt2lab":
-        keep_memory()
+    if recipe.name == "gpt2lab" and isinstance(recipe, Spec):
+        keep_memory()  # as workers of runs do
     try:
-        side = spec.make(work, device)
+        side = recipe.make(work, device)
     except Gpt2labError as error:
         [problem, *_] = error.problems
         say({"code": error.code, "where": problem.where, "what": problem.what, "hint": error.hint})

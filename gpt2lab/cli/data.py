@@ -43,7 +43,7 @@ def prepare(
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare as make
 
-    config = asked(what, tokenizer, set_ or (), plugin or ())
+    config = data_config(what, tokenizer, set_ or (), plugin or ())
     try:
         with rich_progress() as progress:
             data = make(config, progress=progress, processes=processes)
@@ -53,8 +53,8 @@ def prepare(
     print(f"{len(data.train):,} training and {len(data.validation):,} validation tokens in {data.path}")
 
 
-def asked(what: str, tokenizer: str | None, overrides: Any, plugins: Any) -> DataConfig:
-    """The data section that a command line means. Raises ConfigError."""
+def data_config(what: str, tokenizer: str | None, overrides: Any, plugins: Any) -> DataConfig:
+    """The data section of a preset, a config file or a corpus name. Raises ConfigError."""
     from gpt2lab.config import ALIASES, fill_slots, load_config, preset_names
     from gpt2lab.data.corpora import corpus
     from gpt2lab.errors import ConfigError, nearest, unknown
@@ -62,21 +62,16 @@ def asked(what: str, tokenizer: str | None, overrides: Any, plugins: Any) -> Dat
     fill_slots(plugins)
     chosen = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
     if what in corpus:
-        # options of the corpus, which some cannot do without, come with it in one value
-        own = [override for override in overrides if override.startswith("data.corpus=")]
-        named = own or [f"data.corpus={with_options(what, overrides)}"]
+        # a corpus and its options, some of which are required, go into one value
+        whole = [override for override in overrides if override.startswith("data.corpus=")]
+        pairs = [override.removeprefix("data.corpus.").partition("=") for override in overrides
+                 if override.startswith("data.corpus.")]  # fmt: skip
+        options = ", ".join([f"name: {what}", *(f"{key}: {value}" for key, _, value in pairs)])
         rest = [override for override in overrides if not override.startswith("data.corpus")]
-        return load_config("gpt2-124m", [*named, *chosen, *rest]).data
+        return load_config("gpt2-124m", [*(whole or [f"data.corpus={{{options}}}"]), *chosen, *rest]).data
     if nearest(what, [*preset_names(), *ALIASES, *corpus.names()]) in corpus:
         raise ConfigError(unknown("corpus", what, corpus.names()), where="data prepare")
     return load_config(what, [*chosen, *overrides]).data
-
-
-def with_options(corpus: str, overrides: Any) -> str:
-    """`{name: documents, paths: [...]}` of a name and overrides such as data.corpus.paths=[...]."""
-    pairs = [override.removeprefix("data.corpus.").partition("=") for override in overrides
-             if override.startswith("data.corpus.")]  # fmt: skip
-    return "{" + ", ".join([f"name: {corpus}", *(f"{key}: {value}" for key, _, value in pairs)]) + "}"
 
 
 @group.command("list")
@@ -85,17 +80,17 @@ def list_(json_: Json = False) -> None:
     from gpt2lab.data.prepared import list_prepared
     from gpt2lab.data.shards import unfinished
 
-    rows = [row(path, data) for path, data in list_prepared()]
-    begun = [begun_row(path, state) for path, state in unfinished()]
+    rows = [row(path, data) for path, data in list_prepared()] + [unfinished_row(*found) for found in unfinished()]
     if json_:
-        print_json(rows + begun)
+        print_json(rows)
         return
     for facts in rows:
-        form = "{path}  {corpus} ({tokenizer}): {train:,} + {validation:,} tokens"
-        print((form if facts["usable"] else "{path}  unusable: {problem}").format(**facts))
-    for facts in begun:
-        print("{path}  {problem}".format(**facts))
-    if not rows and not begun:
+        if facts["usable"]:
+            form = "{path}  {corpus} ({tokenizer}): {train:,} + {validation:,} tokens"
+        else:
+            form = "{path}  {problem}" if facts["problem"].startswith("unfinished") else "{path}  unusable: {problem}"
+        print(form.format(**facts))
+    if not rows:
         print(NOTHING)
 
 
@@ -117,22 +112,18 @@ def row(path: Any, data: Any) -> dict[str, Any]:
     }
 
 
-def begun_row(path: Any, state: Any) -> dict[str, Any]:
-    """A folder whose making was interrupted, and the command that continues."""
-    facts = state["config"]
-    corpus, tokenizer = (facts[name] for name in ("corpus", "tokenizer"))
-    name = corpus if isinstance(corpus, str) else corpus["name"]
-    words = ["gpt2lab", "data", "prepare", name, "--tokenizer", written(tokenizer)]
-    words += ["--set", f"data.validation_fraction={facts['validation_fraction']}"]
-    words += [] if isinstance(corpus, str) else ["--set", f"data.corpus={written(corpus)}"]
+def unfinished_row(path: Any, state: Any) -> dict[str, Any]:
+    """An interrupted preparation, and the command that continues it."""
+    config = state["config"]
+    corpus, tokenizer = (config[key] if isinstance(config[key], str) else json.dumps(config[key])
+                         for key in ("corpus", "tokenizer"))  # fmt: skip
+    name = config["corpus"] if isinstance(config["corpus"], str) else config["corpus"]["name"]
+    command = ["gpt2lab", "data", "prepare", name, "--tokenizer", tokenizer]
+    command += ["--set", f"data.validation_fraction={config['validation_fraction']}"]
+    command += [] if corpus == name else ["--set", f"data.corpus={corpus}"]
     share = 100 * state["done"] / max(1, state["size"])
-    problem = f"unfinished, about {share:.0f} %; {shlex.join(words)} continues"
+    problem = f"unfinished, about {share:.0f} %; {shlex.join(command)} continues"
     return {"path": str(path), "usable": False, "problem": problem}
-
-
-def written(choice: Any) -> str:
-    """A choice in the form that `--set` takes."""
-    return choice if isinstance(choice, str) else json.dumps(choice)
 
 
 @group.command()
@@ -142,19 +133,19 @@ def check() -> None:
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.errors import DataFault, Gpt2labError
 
-    found = list_prepared()
-    wrong: list[Gpt2labError] = []
-    for path, data in found:
+    folders = list_prepared()
+    faults: list[Gpt2labError] = []
+    for path, data in folders:
         try:
             if not isinstance(data, Prepared):
                 raise data
             with rich_progress() as progress:
                 data.verify(progress)
         except DataFault as fault:
-            wrong.append(fault)
+            faults.append(fault)
         else:
             print(f"{path}: whole")
-    if wrong:
-        raise DataFault([problem for fault in wrong for problem in fault.problems], hint=wrong[0].hint)
-    if not found:
+    if faults:
+        raise DataFault([problem for fault in faults for problem in fault.problems], hint=faults[0].hint)
+    if not folders:
         print(NOTHING)

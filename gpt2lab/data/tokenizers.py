@@ -34,7 +34,7 @@ SAFE = re.compile(r"\S(?=[ \n\r\t])")
 
 
 class Tokenizer(Protocol):
-    """What the rest of gpt2lab knows of a tokenizer."""
+    """What the rest of gpt2lab uses of a tokenizer."""
 
     @property
     def vocab_size(self) -> int:
@@ -131,7 +131,7 @@ def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
 
 def _safe_cut(text: str, start: int, last: int) -> int:
     for near in (max(start, last - 256), start):  # in most texts there is one close to the end
-        cuts = [found.end() for found in SAFE.finditer(text, near, last + 1)]
+        cuts = [match.end() for match in SAFE.finditer(text, near, last + 1)]
         if cuts:
             return cuts[-1]
     return last

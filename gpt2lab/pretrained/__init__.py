@@ -1,5 +1,5 @@
-"""Weights in and out: GPT-2 in Hugging Face's layout and nanoGPT's checkpoints (huggingface.py), a layout of our own
-for any assembly (own.py), and `open_trained` (load.py), which takes whatever names a model, runs included."""
+"""Weights in and out: GPT-2 in Hugging Face's layout and nanoGPT's checkpoints (huggingface.py), gpt2lab's layout
+for any assembly (native.py), and `open_trained` (load.py), which takes whatever names a model, runs included."""
 
 from gpt2lab.pretrained.files import fetched
 from gpt2lab.pretrained.huggingface import (
@@ -12,7 +12,7 @@ from gpt2lab.pretrained.huggingface import (
     save_gpt2,
     to_hf,
 )
-from gpt2lab.pretrained.own import KeptTokenizer, is_own, load_model, read_record, save_model, tokenizer_in
+from gpt2lab.pretrained.native import KeptTokenizer, is_native, load_model, read_record, save_model, tokenizer_in
 
 __all__ = [
     "GPT2_VOCABULARIES",
@@ -20,7 +20,7 @@ __all__ = [
     "fetched",
     "from_hf",
     "has_gpt2_tokenizer",
-    "is_own",
+    "is_native",
     "load_gpt2",
     "load_model",
     "load_nanogpt",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Problem
-from gpt2lab.store import disk_fault, make_folder, publish_folder, temporary_beside
+from gpt2lab.store import disk_fault, make_folder, publish_folder, read_json, temporary_beside
 from gpt2lab.training.checkpoints import os_error
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -29,18 +29,11 @@ WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """config.json. Raises ConfigError when there is none, DataFault when it cannot be read."""
-    file = folder / "config.json"
-    try:
-        found = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(
-            "no GPT-2 in Hugging Face layout here: there is no config.json", where=str(folder), hint=f"ls {folder}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataFault(f"cannot be read: {error}", where=str(file)) from None
-    if not isinstance(found, dict):
-        raise DataFault("a JSON object is expected", where=str(file))
-    return found
+    settings = read_json(folder / "config.json")
+    if settings is None:
+        what = "no GPT-2 in Hugging Face layout here: there is no config.json"
+        raise ConfigError(what, where=str(folder), hint=f"ls {folder}")
+    return settings
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -85,10 +78,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except (OSError, SafetensorError) as error:
             raise DataFault(f"cannot be read: {_line(error)}", where=str(file)) from error
-    found = unpickled(file)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    weights = unpickled(file)
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataFault("a mapping of names to tensors is expected", where=str(file))
-    return found
+    return weights
 
 
 def unpickled(file: Path) -> Any:

@@ -88,7 +88,7 @@ def load_gpt2(source: Any) -> GPT:
                 raise ConfigError("there is no such folder", where=str(source), hint="a folder with config.json")
             path = fetched(str(source))
         if not (path / "config.json").exists() and (path / "gpt2lab.json").exists():
-            raise ConfigError("a model in our own layout", where=str(source), hint="gpt2lab.load_model reads it")
+            raise ConfigError("a model in gpt2lab's layout", where=str(source), hint="gpt2lab.load_model reads it")
         settings, weights = read_settings(path), read_weights(path)
         return _filled(settings, weights, str(source), str(path / "config.json"))
     if not callable(getattr(source, "state_dict", None)) or not hasattr(source, "config"):
@@ -127,12 +127,11 @@ def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = Non
 
 
 def has_gpt2_tokenizer(path: Path, vocab_size: int) -> bool:
-    """Whether texts for this model are to be cut by GPT-2's tokenizer: its vocabulary has that size, and the folder
-    brings no other one of its own."""
+    """Whether this model uses GPT-2's tokenizer: its vocabulary has that size, and the folder holds no other one."""
     if vocab_size not in GPT2_VOCABULARIES:
         return False
-    found = _vocabulary(path)
-    return found is None or found == json.loads(gpt2_files()["encoder.json"].read_bytes())
+    vocabulary = _vocabulary(path)
+    return vocabulary is None or vocabulary == json.loads(gpt2_files()["encoder.json"].read_bytes())
 
 
 def _vocabulary(path: Path) -> Any:
@@ -155,11 +154,11 @@ def _filled(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: s
     return model.eval()
 
 
-def _absent_biases(model: GPT, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _absent_biases(model: GPT, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Zeros for every bias of GPT-2 that this assembly does without."""
     with torch.device("meta"):
         whole = GPT(model.config.model_copy(update={"bias": True}))
-    return {name: torch.zeros(tensor.shape) for name, tensor in weights_of(whole).items() if name not in own}
+    return {name: torch.zeros(tensor.shape) for name, tensor in weights_of(whole).items() if name not in present}
 
 
 def _write_tokenizer(folder: Path, context: int) -> None:
@@ -186,12 +185,12 @@ def load_nanogpt(path: str | Path) -> GPT:
     when it is something else or weights do not fit, DataFault when it cannot be read.
     """
     file = Path(path)
-    found = unpickled(file)
-    if not isinstance(found, Mapping) or not isinstance(found.get("model"), Mapping) or "model_args" not in found:
+    saved = unpickled(file)
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("model"), Mapping) or "model_args" not in saved:
         raise ConfigError(
             "no checkpoint of nanoGPT: model and model_args are expected in it", where=str(path), hint="docs/weights.md"
         )
-    args: Mapping[str, Any] = found["model_args"]
+    args: Mapping[str, Any] = saved["model_args"]
     missing = [key for key in SIZES if not isinstance(args.get(key), int) or args[key] < 1]
     if missing:
         raise DataFault(f"model_args lacks {', '.join(missing)}", where=str(path))
@@ -201,7 +200,7 @@ def load_nanogpt(path: str | Path) -> GPT:
         dropout=float(args.get("dropout", 0.0)),
         mlp="gelu",
     )
-    weights: dict[str, Tensor] = canonical(found["model"])
+    weights: dict[str, Tensor] = canonical(saved["model"])
     model = GPT(config)
     fill(model, weights, NANOGPT, str(path))
     return model.eval()
@@ -251,37 +250,39 @@ def to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) -> None:
     """Copy `weights`, named and shaped as `layout` has them, into the model. Raises ConfigError with every name and
     shape that does not fit, and then changes nothing."""
-    own, found = weights_of(model), plain_names(weights)
+    parameters, given = weights_of(model), plain_names(weights)
     problems = []
-    if HEAD not in own and HEAD in found:
-        head = found.pop(HEAD)
-        if TABLE in found and not _same(head, found[TABLE]):
+    if HEAD not in parameters and HEAD in given:
+        head = given.pop(HEAD)
+        if TABLE in given and not _same(head, given[TABLE]):
             problems.append(Problem(HEAD, f"differs from {TABLE}, to which the settings tie it"))
-    wanted = {name: tuple(layout.turned(name, tensor).shape) for name, tensor in own.items()}
-    problems += differences(wanted, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    shapes = {name: tuple(layout.turned(name, tensor).shape) for name, tensor in parameters.items()}
+    problems += differences(shapes, {name: tuple(tensor.shape) for name, tensor in given.items()})
     problems += [
         Problem(name, f"{str(tensor.dtype).removeprefix('torch.')}: only floating-point weights are read")
-        for name, tensor in found.items()
+        for name, tensor in given.items()
         if not tensor.is_floating_point()
     ]
     if problems:
         what = f"the weights are not those that its settings describe ({len(problems)} differences)"
         raise ConfigError([Problem(where, what), *problems], hint="the config.json that these weights came with")
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(layout.turned(name, found[name]))
+        for name, tensor in parameters.items():
+            tensor.copy_(layout.turned(name, given[name]))
 
 
-def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[Problem]:
-    """Every name that is missing, unexpected, or there in another shape."""
-    missing = [Problem(name, f"missing: {shape} is wanted") for name, shape in wanted.items() if name not in found]
-    unexpected = [Problem(name, f"unexpected: {shape} found") for name, shape in found.items() if name not in wanted]
+def differences(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> list[Problem]:
+    """Every name that is missing, unexpected, or has another shape."""
+    missing = [Problem(name, f"missing: {shape} is wanted") for name, shape in expected.items() if name not in given]
+    for name, shape in given.items():
+        if name not in expected:
+            missing.append(Problem(name, f"unexpected: {shape} found"))
     misshapen = [
-        Problem(name, f"{wanted[name]} is wanted, {shape} found")
-        for name, shape in found.items()
-        if name in wanted and wanted[name] != shape
+        Problem(name, f"{expected[name]} is wanted, {shape} found")
+        for name, shape in given.items()
+        if name in expected and expected[name] != shape
     ]
-    return [*missing, *unexpected, *misshapen]
+    return [*missing, *misshapen]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -385,8 +386,8 @@ def scaling(config: ModelConfig) -> tuple[bool, bool] | None:
     """(whether scores are divided by sqrt(D), whether by the number of their layer); None when by something else."""
     root = config.head_size**-0.5
     pattern = [choice.options["scale"] for choice in config.scores]
-    found = [root if scale is None else scale for scale in pattern]
-    scales = [found[layer % len(found)] for layer in range(config.n_layer)]
+    cycle = [root if scale is None else scale for scale in pattern]
+    scales = [cycle[layer % len(cycle)] for layer in range(config.n_layer)]
     for divided in (True, False):
         for inverse in (False, True):
             expected = [(root if divided else 1.0) / (layer + 1 if inverse else 1) for layer in range(config.n_layer)]

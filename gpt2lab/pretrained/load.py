@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from gpt2lab.config import Config, config_from_text, fill_slots
-from gpt2lab.data.prepared import Prepared, list_prepared
 from gpt2lab.data.tokenizers import Tokenizer
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, nearest
@@ -19,7 +18,7 @@ from gpt2lab.pretrained import (
     KeptTokenizer,
     fetched,
     has_gpt2_tokenizer,
-    is_own,
+    is_native,
     load_gpt2,
     load_model,
     load_nanogpt,
@@ -51,7 +50,7 @@ class Trained:
 
 def open_trained(source: str, store: Store, *, device: torch.device | None = None) -> Trained:
     """The model that `source` names: a run id or how it begins, the path of a run's folder, a folder of weights in
-    Hugging Face's layout or our own, a checkpoint of nanoGPT (.pt), or a name on the hub (`gpt2`, `owner/name`).
+    Hugging Face's layout or gpt2lab's, a checkpoint of nanoGPT (.pt), or a name on the hub (`gpt2`, `owner/name`).
 
     device: where the model goes; None takes a GPU if there is one. Plug-ins that it needs must be loaded before. Raises
     ConfigError when there is no such thing, DataFault when it is damaged or its weights are gone.
@@ -68,7 +67,7 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
         model = load_nanogpt(path)
         return _made(source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device)
     if path.is_dir():
-        return _of_own(path, device) if is_own(path) else _of_folder(path, source, device)
+        return _of_native(path, device) if is_native(path) else _of_folder(path, source, device)
     starts = sum(run.id.startswith(source) for run in store.runs())
     if starts:
         raise ConfigError(f"'{source}' begins {starts} run ids", hint="gpt2lab runs")
@@ -112,10 +111,8 @@ def _kept_by(run: RunFolder, config: Config) -> KeptTokenizer | None:
     choice = config.data.tokenizer
     if choice.name in WITHOUT_FILES:
         return KeptTokenizer(choice)
-    wanted = ((run.identity() or {}).get("identity") or {}).get("data")
-    found = (data for _, data in list_prepared() if isinstance(data, Prepared) and data.fingerprint == wanted)
     try:
-        data = next(found, None) or data_of(run, config)
+        data = data_of(run, config)
     except Gpt2labError:
         return None
     return KeptTokenizer(choice, tuple(data.path / name for name in data.manifest["files"]))
@@ -128,8 +125,8 @@ def _of_folder(path: Path, name: str, device: torch.device) -> Trained:
     return _made(name, model, "fp32", kept, device)
 
 
-def _of_own(path: Path, device: torch.device) -> Trained:
-    """Weights in our own layout."""
+def _of_native(path: Path, device: torch.device) -> Trained:
+    """Weights in gpt2lab's layout."""
     record = read_record(path)
     return _made(str(path), load_model(path), record["precision"], tokenizer_in(path, record), device)
 

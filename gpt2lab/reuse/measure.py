@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.verdicts import Contrast
 from gpt2lab.config import Config, config_from_text
-from gpt2lab.data.prepared import Prepared, list_prepared
+from gpt2lab.data.prepared import Prepared, find_prepared
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.evaluation import Parts, Subject, apply, divisions, metric, validation_loss
@@ -304,8 +304,7 @@ def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Sub
 def data_of(run: RunFolder, config: Config) -> Prepared:
     """The prepared data that the run was trained on: as it lies there, or prepared again from the same text."""
     wanted = ((run.identity() or {}).get("identity") or {}).get("data")
-    fitting = (data for _, data in list_prepared() if isinstance(data, Prepared) and data.fingerprint == wanted)
-    data = next(fitting, None) or prepare(config.data)
+    data = find_prepared(wanted) or prepare(config.data)
     if data.fingerprint != wanted:
         what = f"its data is gone: the text gives fingerprint {data.fingerprint[:12]}, it had {str(wanted)[:12]}"
         raise DataFault(what, where=run.id, hint="gpt2lab data list")

@@ -1,4 +1,4 @@
-"""One run, wired: the only package that knows all the parts of a training. It is what a worker process executes."""
+"""One run: the only package that imports all parts of a training. A worker process executes it."""
 
 from gpt2lab.runner.job import (
     NOTHING_LEFT,

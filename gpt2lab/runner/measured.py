@@ -51,17 +51,10 @@ def evaluated(
     """One evaluation of a run's model: its record and the loss of each window; `documents`: see `by_document`, `parts`:
     see `validation_loss`. Every rank must call it."""
     return evaluate_by_window(
-        model,
-        data.validation,
-        evaluation,
-        block_size=config.model.block_size,
-        batch_sequences=sequences_at_once(config, device),
-        byte_lengths=data.byte_lengths,
-        documents=documents,
-        parts=parts,
-        precision=config.training.precision,
-        world=world,
-    )
+        model, data.validation, evaluation, block_size=config.model.block_size,
+        batch_sequences=sequences_at_once(config, device), byte_lengths=data.byte_lengths, documents=documents,
+        parts=parts, precision=config.training.precision, world=world,
+    )  # fmt: skip
 
 
 def point_of_curve(model: GPT, config: Config, data: Prepared, device: str, world: World = ALONE) -> dict[str, float]:
@@ -104,7 +97,7 @@ def health(model: GPT, config: Config, data: Prepared) -> dict[str, float]:
 def account(
     state: TrainState, config: Config, job: Job, device: torch.device, time: dict[str, float], ranks: int
 ) -> dict[str, Any]:
-    """What result.json says of cost and machine. time: seconds by phase."""
+    """Cost and machine, as in result.json. time: seconds by phase."""
     precision = config.training.precision
     seconds = state.seconds + time["evaluation"] + time["saving"]
     rate = state.tokens / state.seconds if state.seconds else None

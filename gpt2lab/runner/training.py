@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
 from gpt2lab.data.files import data_home
-from gpt2lab.data.prepared import Prepared, open_prepared
+from gpt2lab.data.prepared import Prepared, open_verified
 from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted
 from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
 from gpt2lab.faults import point
@@ -65,7 +65,7 @@ def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
         result = run.result()
         if result is not None and (result["status"] == "diverged" or run.evaluation(key) is not None):
             return False
-        data = open_prepared(job.data)
+        data = open_verified(job.data)
         if data.fingerprint != job.identity["data"]:
             raise DataFault(
                 f"the prepared data changed: fingerprint {data.fingerprint[:12]}, planned with "
@@ -158,36 +158,32 @@ class Training:
         self.model: GPT = model
         optimizers = build_optimizers(config.optim, model.params())
         self.state = TrainState(model, optimizers, scaler=loss_scaler(config.training.precision, self.device))
-        self.batches = Batches(
-            data.train,
-            config.model.block_size,
-            config.training.batch_tokens // config.model.block_size,
-            config.seed,
-        )
-        self.questions = encoded_tasks(config, data)
+        block_size = config.model.block_size
+        self.batches = Batches(data.train, block_size, config.training.batch_tokens // block_size, config.seed)
+        self.tasks = encoded_tasks(config, data)
         self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
         report_position(lambda: RankPosition(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)
         if self.loaded is None and config.branch:
             trunk = Store(job.root).run(config.branch.partition("@")[0])
             start_from(trunk.checkpoints, config.first_step, self.state)
-            self.say(f"branching from run {trunk.id} at step {config.first_step}")
+            self.log(f"branching from run {trunk.id} at step {config.first_step}")
         require_equal(world, start_of(run, self.loaded))
         if self.loaded:
             self.clock.resume(self.loaded.extra.get("time", {}))
-            self.say(str(self.loaded))
+            self.log(str(self.loaded))
             before = self.loaded.extra.get("ranks", world.size)
             if before != world.size:
-                self.say(f"saved by {before} ranks, continued by {world.size}: the same batches, but bits may differ")
+                self.log(f"saved by {before} ranks, continued by {world.size}: the same batches, but bits may differ")
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this rank writes for all."""
         return self.world.rank == 0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line of the run's log."""
-        if self.leads:
+        if self.is_first:
             print(text, flush=True)
 
     def finish(self) -> None:
@@ -197,11 +193,11 @@ class Training:
             try:
                 self.train()
             except Diverged as diverged:
-                if self.leads:
+                if self.is_first:
                     self.run.finish(self.result("diverged", str(diverged), diverged))
                 return
         evaluation, windows, parts = self.final or self.evaluate()
-        if not self.leads:
+        if not self.is_first:
             return
         self.run.write_windows(windows.record(evaluation["key"]))
         self.run.write_parts(parts.record(evaluation["key"]))
@@ -214,21 +210,21 @@ class Training:
     def train(self) -> None:
         """Every step that is left, into the journal, with evaluations and checkpoints when they are due."""
         with contextlib.ExitStack() as stack:
-            journal = stack.enter_context(Journal(self.run.metrics)) if self.leads else None
+            journal = stack.enter_context(Journal(self.run.metrics)) if self.is_first else None
             if journal:
                 journal.truncate_after(self.state.step if self.loaded else -1)
             if self.loaded is None:
                 first = self.curve()
                 if journal:
                     journal.append(self.row(first))
-            profiler = stack.enter_context(profiled(self.run.path)) if self.leads and self.job.profile else None
+            profiler = stack.enter_context(profiled(self.run.path)) if self.is_first and self.job.profile else None
             for record in self.steps():
                 if profiler:
                     profiler.step()
                 metrics = record.metrics | self.measured(record.step)
                 if journal and metrics:
                     journal.append(self.row(metrics))
-                self.keep(record, journal)
+                self.save_if_due(record, journal)
                 if record.stop and record.step < self.config.training.steps:
                     raise Preempted(
                         f"stopped after step {record.step} ({self.stop.reason or 'asked by another rank'}), all saved",
@@ -262,18 +258,18 @@ class Training:
         with self.clock("evaluation"):
             self.final = self.evaluate()
             loss = {"val/loss": self.final[0]["metrics"]["val/loss"]}
-            return loss | health(self.model, self.config, self.data) | self.on_tasks()
+            diagnostics = health(self.model, self.config, self.data)
+            return loss | diagnostics | on_tasks(self.tasks, self.model, self.config, self.world)
 
-    def keep(self, record: StepRecord, journal: Journal | None) -> None:
+    def save_if_due(self, record: StepRecord, journal: Journal | None) -> None:
         """Save what is to be saved after a step."""
         training, step = self.config.training, record.step
-        if not self.leads or journal is None:
+        if not self.is_first or journal is None:
             return
         with self.clock("saving"):
             if self.job.replayable and step == training.steps - REPLAYED:
-                save(
-                    self.run.replay, self.state
-                )  # first: a run that continues from this very step does not save it again
+                # first, because a run that continues from this step does not save it again
+                save(self.run.replay, self.state)
             every = (training.checkpoint_every_steps, training.milestone_every_steps)
             if step == training.steps or record.stop or any(n and step % n == 0 for n in every):
                 journal.sync()
@@ -281,7 +277,7 @@ class Training:
                 self.prune(training.keep_checkpoints)
 
     def provenance(self) -> dict[str, Any]:
-        """What a checkpoint says of where it comes from."""
+        """Where a checkpoint comes from, as stored in it."""
         time = self.clock.split()
         origin = {"run": self.run.id, "config": self.job.config, "identity": self.job.identity}
         return {**origin, "ranks": self.world.size, "time": time}
@@ -296,24 +292,15 @@ class Training:
 
     def row(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         """A line of the journal; `seconds` is the only field in which two equal runs differ."""
-        state = self.state
-        return {
-            "step": state.step,
-            "tokens": state.tokens,
-            "seconds": round(state.seconds, 4),
-            "metrics": dict(metrics),
-        }
+        progress = {"step": self.state.step, "tokens": self.state.tokens, "seconds": round(self.state.seconds, 4)}
+        return {**progress, "metrics": dict(metrics)}
 
     def curve(self) -> dict[str, float]:
         """The curve's values at this step."""
         point("evaluation")
         with self.clock("evaluation"):
             curve = point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
-            return curve | self.on_tasks()
-
-    def on_tasks(self) -> dict[str, float]:
-        """What the weights of this step reach in the tasks that are asked on the way."""
-        return on_tasks(self.questions, self.model, self.config, self.world)
+            return curve | on_tasks(self.tasks, self.model, self.config, self.world)
 
     def evaluate(self) -> tuple[dict[str, Any], WindowLosses, Parts]:
         """The final evaluation's record, as the store keeps it, the loss of each of its windows, and what it is by
@@ -327,7 +314,7 @@ class Training:
         return record, windows, parts
 
     def result(self, status: str, reason: str | None, diverged: Diverged | None = None) -> dict[str, Any]:
-        """What result.json says."""
+        """The content of result.json."""
         rows = self.run.rows()
         cost = account(self.state, self.config, self.job, self.device, self.clock.split(), self.world.size)
         values = {"metrics": {name: value for row in rows for name, value in row["metrics"].items()}}

@@ -1,7 +1,6 @@
 """The contract tests: what every component must do, whoever wrote it.
 
-`gpt2lab test-plugin FILE` runs them on a user's parts, our own test suite on every registered component. A check is a
-function of one `Case` that raises AssertionError with a sentence; it never asks what the component is called.
+`gpt2lab test-plugin FILE` runs them on a user's parts, our own test suite on every registered component.
 """
 
 from __future__ import annotations
@@ -11,33 +10,28 @@ from dataclasses import dataclass
 
 import gpt2lab.optim  # noqa: F401  (fills its slots)
 from gpt2lab.model import MODEL_SLOTS
-from gpt2lab.registry import SLOTS, Component
+from gpt2lab.registry import Component
 from gpt2lab.testing.cases import Case, batch, cases, distance, disturbed, placed, variants
-from gpt2lab.testing.model_checks import (
+from gpt2lab.testing.checks import (
     check_bf16,
     check_cached_equals_full,
     check_compile,
+    check_documented,
     check_documents,
     check_gradients,
+    check_gradients_untouched,
     check_loss_at_init,
     check_no_look_ahead,
+    check_optimizer,
     check_overfits,
+    check_rates,
     check_save_and_load,
+    check_schedule,
     check_seed,
     check_shape,
+    ranks_problem,
+    two_ranks_against_one,
 )
-from gpt2lab.testing.optim_checks import check_gradients_untouched, check_optimizer, check_rates, check_schedule
-from gpt2lab.testing.ranks import ranks_problem, two_ranks_against_one
-
-
-def check_documented(case: Case) -> None:
-    """Says what it does, and where it comes from."""
-    component = SLOTS[case.slot][case.name]
-    assert component.source, "names no source"
-    assert len(component.summary) > 20, "the docstring's first line does not say what it does"
-    undocumented = [o for o in component.parameters if f"{o}:" not in component.doc]
-    assert not undocumented, f"the docstring does not explain {', '.join(undocumented)} (write 'option: meaning')"
-
 
 __all__ = [
     "Case",
@@ -90,19 +84,17 @@ class CheckResult:
 
 def run_contract(components: Iterable[Component]) -> list[CheckResult]:
     """Every fast check, compilation, and two ranks against one, on every variant of every component."""
-    outcomes = []
-    todo = cases(components)
-    for case in todo:
-        compiled = (check_compile,) if case.slot in MODEL_SLOTS else ()
-        for check in (*checks_for(case.slot), *compiled):
-            outcomes.append(CheckResult(case, check.__name__, problem_of(check, case)))
-    modular = [case for case in todo if case.slot in MODEL_SLOTS]
-    if modular:
-        gaps = two_ranks_against_one(modular)
-        outcomes += [
-            CheckResult(case, "check_two_ranks", ranks_problem(gap)) for case, gap in zip(modular, gaps, strict=True)
-        ]
-    return outcomes
+    every = cases(components)
+    of_model = [case for case in every if case.slot in MODEL_SLOTS]
+    outcomes = [
+        CheckResult(case, check.__name__, problem_of(check, case))
+        for case in every
+        for check in (*checks_for(case.slot), *([check_compile] if case in of_model else []))
+    ]
+    gaps = two_ranks_against_one(of_model) if of_model else []
+    return outcomes + [
+        CheckResult(case, "check_two_ranks", ranks_problem(gap)) for case, gap in zip(of_model, gaps, strict=True)
+    ]
 
 
 def problem_of(check: Check, case: Case) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import turns
-from benchmarks.writers import Passage, Writer
+from benchmarks.generate import GenerationSpec, Passage
 from gpt2lab.errors import ConfigError
 
 Call = Callable[..., tuple[int, str, str]]
@@ -18,12 +18,12 @@ PASSAGE = Passage("a", sequences=2, prompt_tokens=5, new_tokens=6)
 
 def test_all_sides_write_the_same() -> None:
     device = torch.device("cpu")
-    sums = {name: Writer(name).make(PASSAGE, device).step() for name in ("gpt2lab", "transformers", "plain")}
+    sums = {name: GenerationSpec(name).make(PASSAGE, device).step() for name in ("gpt2lab", "transformers", "plain")}
     assert len(set(sums.values())) == 1, sums
-    cold = Writer("gpt2lab", cold=True).make(PASSAGE, device)
+    cold = GenerationSpec("gpt2lab", cold=True).make(PASSAGE, device)
     assert cold.step() == sums["plain"] and cold.name == "gpt2lab, cold"
     other = Passage("a", sequences=2, prompt_tokens=6, new_tokens=6)
-    assert Writer("gpt2lab").make(other, device).step() != sums["plain"]
+    assert GenerationSpec("gpt2lab").make(other, device).step() != sums["plain"]
 
 
 def test_mistakes_are_told(call: Call) -> None:
@@ -34,7 +34,7 @@ def test_mistakes_are_told(call: Call) -> None:
     code, _, err = call("generate", "--config", "zzz", "--threads", "1")
     assert code == 2 and "unknown configuration 'zzz'" in err
     with pytest.raises(ConfigError, match="unknown side 'transformer'; did you mean 'transformers'"):
-        Writer("transformer").make(PASSAGE, torch.device("cpu"))
+        GenerationSpec("transformer").make(PASSAGE, torch.device("cpu"))
 
 
 @pytest.mark.slow

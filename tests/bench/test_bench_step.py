@@ -17,7 +17,7 @@ from benchmarks import step, turns
 from benchmarks.memory import measure, peak_bytes
 from benchmarks.sides import WORKS, Spec, Work
 from benchmarks.step import compare
-from benchmarks.turns import Away, ratio_of
+from benchmarks.turns import SideProcess, ratio_of
 from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
 
@@ -157,15 +157,15 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_a_side_prints_is_no_answer(checkout: Path) -> None:
-    with Away(Spec(f"nanogpt={checkout}"), TINY, CPU, 1) as side:
+    with SideProcess(Spec(f"nanogpt={checkout}"), TINY, CPU, 1) as side:
         assert side.name == "nanoGPT"
         assert side.run(3)[1] == pytest.approx(losses(Spec("plain"), TINY, 3), abs=1e-5)
 
 
 def test_what_a_side_cannot_do_is_told_across_processes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
-        Away(Spec(f"nanogpt={tmp_path}"), TINY, CPU, 1)
-    with Away(Spec("plain"), TINY, CPU, 1) as side:
+        SideProcess(Spec(f"nanogpt={tmp_path}"), TINY, CPU, 1)
+    with SideProcess(Spec("plain"), TINY, CPU, 1) as side:
         seconds, found = side.run(3)
         assert seconds > 0 and found == pytest.approx(losses(Spec("plain"), TINY, 3), abs=1e-6)
         side._process.kill()

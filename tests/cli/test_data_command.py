@@ -14,8 +14,10 @@ import pytest
 
 from gpt2lab import faults
 from gpt2lab.data import encode
-from gpt2lab.data.prepared import open_prepared
+from gpt2lab.data.prepared import list_prepared, open_prepared
 from gpt2lab.data.shards import DataConfig, prepare
+from gpt2lab.errors import DataFault
+from gpt2lab.runner import Job, StopRequest, execute
 
 Call = Callable[..., Any]
 
@@ -82,6 +84,25 @@ def test_the_corpus_and_tokenizer_of_the_documentation_work_from_a_plugin(gpt2la
 def test_mistakes_are_told(gpt2lab: Call, words: list[str], said: str) -> None:
     answer = gpt2lab("data", "prepare", *words)
     assert answer.code == 2 and said in answer.err
+
+
+def test_tokens_changed_in_place_stop_a_study_before_it_plans_or_trains(
+    gpt2lab: Call, ablation: Path, trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    trained(steps=4)
+    [(path, _)] = list_prepared()
+    job = Job.read(next((tmp_path / "runs").glob("*/job.json")))
+    (tmp_path / "runs" / job.run_id / "result.json").unlink()
+    shard = path / "validation_000.bin"
+    tokens = bytearray(shard.read_bytes())
+    tokens[:100] = reversed(tokens[:100])
+    shard.write_bytes(tokens)
+    answer = gpt2lab("run", ablation, "--no-tracking", "--seeds", "2")
+    first, second = answer.err.strip().splitlines()[-2:]
+    assert answer.code == 4 and f"error [DATA] {shard}: damaged" in first
+    assert second == f"try: rm -r {path}, then prepare it again"
+    with pytest.raises(DataFault, match=r"validation_000\.bin: damaged"):
+        execute(job, StopRequest())
 
 
 def test_the_command_that_data_list_shows_continues(gpt2lab: Call, tmp_path: Path, monkeypatch: Any) -> None:

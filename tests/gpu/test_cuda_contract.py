@@ -15,7 +15,7 @@ from gpt2lab.generation import Reader, Sampling, generate
 from gpt2lab.model import GPT, MODEL_SLOTS
 from gpt2lab.pretrained import load_gpt2
 from gpt2lab.registry import SLOTS
-from gpt2lab.testing import model_checks, optim_checks
+from gpt2lab.testing import checks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,9 +34,8 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract's models and batches lie on the GPU."""
     model, batch, disturbed = testing.Case.model, testing.batch, testing.disturbed
     monkeypatch.setattr(testing.Case, "model", lambda self, **how: model(self, **how).cuda())
-    for module in (model_checks, optim_checks):
-        monkeypatch.setattr(module, "batch", lambda *a, **how: tuple(x.cuda() for x in batch(*a, **how)))
-        monkeypatch.setattr(module, "disturbed", lambda made: disturbed(made.cpu()).cuda())
+    monkeypatch.setattr(checks, "batch", lambda *a, **how: tuple(x.cuda() for x in batch(*a, **how)))
+    monkeypatch.setattr(checks, "disturbed", lambda made: disturbed(made.cpu()).cuda())
 
 
 PAIRS = [(case, check) for case in CHECKED for check in behaviour(case)]

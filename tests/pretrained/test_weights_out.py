@@ -128,7 +128,7 @@ def test_what_transformers_lacks_is_refused_by_slot_and_kept_in_our_own(
     read = load_model(tmp_path / "own")
     assert equal(read, model) and read.config == model.config and not read.training
     assert torch.equal(read(tokens % 50), model(tokens % 50))
-    with pytest.raises(ConfigError, match="our own layout"):
+    with pytest.raises(ConfigError, match="gpt2lab's layout"):
         load_gpt2(tmp_path / "own")
 
 
@@ -233,7 +233,7 @@ def test_a_stop_in_the_middle_leaves_the_old_folder_or_none(
     assert not os.listdir(tmp_path)
     monkeypatch.undo()
     save(old, tmp_path / "out")
-    home = "gpt2lab.pretrained.huggingface" if save is save_gpt2 else "gpt2lab.pretrained.own"
+    home = "gpt2lab.pretrained.huggingface" if save is save_gpt2 else "gpt2lab.pretrained.native"
     monkeypatch.setattr(f"{home}.save_file", stop)
     with pytest.raises(KeyboardInterrupt):
         save(new, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A layout of our own, for any assembly: model.safetensors and gpt2lab.json, with the tokenizer if it is known.
+"""gpt2lab's layout, for any assembly: model.safetensors and gpt2lab.json, with the tokenizer if it is known.
 
     FOLDER/{model.safetensors, gpt2lab.json, tokenizer/...}
 
@@ -29,6 +29,7 @@ from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.pretrained.files import SAFETENSORS, read_tensors, replacing
 from gpt2lab.registry import SLOTS, Choice, Misfit
 from gpt2lab.schema import reason
+from gpt2lab.store import read_json
 from gpt2lab.training.precision import Precision
 from gpt2lab.training.state import weight_problems, weights_of
 
@@ -104,23 +105,19 @@ def load_model(path: str | Path) -> GPT:
     return model.eval()
 
 
-def is_own(path: str | Path) -> bool:
-    """Whether this is a folder in our own layout."""
+def is_native(path: str | Path) -> bool:
+    """Whether this is a folder in gpt2lab's layout."""
     return (Path(path) / RECORD).is_file()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """gpt2lab.json, with all that it names checked. Raises ConfigError, DataFault."""
     file = folder / RECORD
-    try:
-        record = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"no model in our own layout here: there is no {RECORD}", where=str(folder)) from None
-    except (OSError, ValueError) as error:
-        raise DataFault(f"cannot be read: {error}", where=str(file)) from None
-    written = record.get("format") if isinstance(record, dict) else None
-    if written != FORMAT:
-        raise DataFault(f"of format {written}; this version reads {FORMAT}", where=str(file))
+    record = read_json(file)
+    if record is None:
+        raise ConfigError(f"no model in gpt2lab's layout here: there is no {RECORD}", where=str(folder))
+    if record.get("format") != FORMAT:
+        raise DataFault(f"of format {record.get('format')}; this version reads {FORMAT}", where=str(file))
     if {"model", "precision", "tokenizer", "components", "files"} - record.keys():
         raise DataFault("not as it was written: something is missing", where=str(file))
     problems = list(_damage(folder, record["files"]))
@@ -136,11 +133,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ConfigError(unknown, hint=" ".join(f"--plugin {name}" for name in sorted(plugins)))
     if record["precision"] not in get_args(Precision):
         raise DataFault(f"precision '{record['precision']}' is unknown", where=str(file))
-    return dict(record)
+    return record
 
 
 def tokenizer_in(folder: Path, record: Mapping[str, Any]) -> KeptTokenizer | None:
-    """The tokenizer of a folder in our own layout. Raises ConfigError when there is none of its name."""
+    """The tokenizer of a folder in gpt2lab's layout. Raises ConfigError when there is none of its name."""
     if record["tokenizer"] is None:
         return None
     names = [name for name in record["files"] if name.startswith(f"{TOKENIZER}/")]
@@ -178,14 +175,14 @@ def _from_plugins(config: ModelConfig, kept: KeptTokenizer | None) -> list[dict[
     """Chosen components that are not ours, and the file or package that registers them."""
     choices = [choice for several in config.choices().values() for choice in several]
     choices += [kept.choice] if kept is not None else []
-    found = []
+    records = []
     for choice in dict.fromkeys(choices):
         module = SLOTS[choice.slot][choice.name].factory.__module__
         if module.partition(".")[0] != "gpt2lab":
             file = getattr(sys.modules.get(module), "__file__", None)
             source = Path(file).name if file and "." not in module else module
-            found.append({"slot": choice.slot, "name": choice.name, "from": source})
-    return found
+            records.append({"slot": choice.slot, "name": choice.name, "from": source})
+    return records
 
 
 def _damage(folder: Path, files: Mapping[str, str]) -> Iterator[Problem]:

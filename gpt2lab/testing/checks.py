@@ -1,0 +1,313 @@
+"""The checks: what every component of the model, every optimizer and every schedule must do, and that two ranks with
+half a batch each find the gradient that one process finds with the whole batch.
+
+A check is a function of one `Case` that raises AssertionError with a sentence; it never asks what the component is
+called.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import math
+import os
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from gpt2lab.components.context import Cache
+from gpt2lab.model import GPT
+from gpt2lab.optim.groups import OptimConfig, build_optimizers
+from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
+from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch, distance, disturbed
+
+
+def check_documented(case: Case) -> None:
+    """Says what it does, and where it comes from."""
+    component = SLOTS[case.slot][case.name]
+    assert component.source, "names no source"
+    assert len(component.summary) > 20, "the docstring's first line does not say what it does"
+    undocumented = [o for o in component.parameters if f"{o}:" not in component.doc]
+    assert not undocumented, f"the docstring does not explain {', '.join(undocumented)} (write 'option: meaning')"
+
+
+# --- components of the model ---
+
+
+def check_shape(case: Case) -> None:
+    """(B, T) -> (B, T, V), finite, with 4, 12 and 25 heads (powers of two, even, odd)."""
+    tokens, _ = batch()
+    for n_head in (4, 12, 25):
+        logits = case.model(n_head=n_head)(tokens)
+        assert logits.shape == (*tokens.shape, VOCABULARY), f"{n_head} heads: shape {tuple(logits.shape)}"
+        assert logits.isfinite().all(), f"{n_head} heads: not finite"
+
+
+def check_no_look_ahead(case: Case) -> None:
+    """Changing later tokens leaves earlier logits alone."""
+    model, (tokens, _) = disturbed(case.model(n_layer=3)), batch()
+    changed = tokens.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % VOCABULARY
+    gap = distance(model(tokens)[:, :9], model(changed)[:, :9])
+    assert gap < 1e-5, f"logits before the change moved by {gap:.1e}: the component looks ahead"
+
+
+def check_loss_at_init(case: Case) -> None:
+    """The first loss is near ln V: a fresh model prefers no token."""
+    tokens, targets = batch(rows=LARGE_ENOUGH)
+    loss, uniform = case.model().loss(tokens, targets).item(), math.log(VOCABULARY)
+    assert uniform - 0.05 <= loss <= uniform + 1, f"loss at initialisation {loss:.3f}, expected near {uniform:.3f}"
+
+
+def check_gradients(case: Case) -> None:
+    """The objective's gradient reaches every parameter."""
+    model, (tokens, targets) = disturbed(case.model(n_layer=3)), batch(rows=LARGE_ENOUGH)
+    model.objective(tokens, targets)[0].backward()
+    unreached = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not unreached, f"no gradient reaches {', '.join(unreached)}"
+
+
+def check_seed(case: Case) -> None:
+    """Equal seeds give equal weights, different seeds different ones; global random state is neither read nor moved."""
+    before = torch.get_rng_state()
+    one = case.model(seed=3).state_dict()
+    assert torch.equal(before, torch.get_rng_state()), "building draws from the global random generator"
+    torch.rand(1)
+    two, other = case.model(seed=3).state_dict(), case.model(seed=4).state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one), "equal seeds give different weights"
+    assert any(not torch.equal(one[k], other[k]) for k in one), "different seeds give equal weights"
+
+
+def check_save_and_load(case: Case) -> None:
+    """The state dict holds everything that the output depends on."""
+    tokens, _ = batch()
+    model, fresh = disturbed(case.model()), case.model(seed=9)
+    fresh.load_state_dict(model.state_dict())
+    assert distance(model(tokens), fresh(tokens)) == 0.0, "a loaded model computes something else"
+
+
+def check_cached_equals_full(case: Case) -> None:
+    """Reading a text piece by piece with a cache gives what reading it at once gives: token by token, several tokens
+    at a time, both; past the training context where the positions have no end."""
+    model, (tokens, _) = disturbed(case.model(n_layer=3)), batch()
+    if model.max_context is None:
+        tokens = torch.cat([tokens, batch(seed=2)[0]], 1)
+    with torch.no_grad():
+        full = model(tokens)
+        for sizes in ([5, 3], [], [1, 9, 6]):  # and what is left of the text token by token
+            cache, ones = Cache(), [1] * (tokens.shape[1] - sum(sizes))
+            pieces = [model(piece, cache=cache) for piece in tokens.split([*sizes, *ones], 1)]
+            gap = distance(torch.cat(pieces, 1), full)
+            assert gap < 2e-5, f"cached and full forward differ by {gap:.1e}"
+
+
+def check_documents(case: Case) -> None:
+    """Given documents, attention stays within them: a document reads the same whatever precedes it, unless the
+    component passes neighbours on outside attention (which the first two tokens absorb)."""
+    if SLOTS[case.slot].name not in ("attention", "mask", "scores"):
+        return
+    model, (tokens, _) = disturbed(case.model(position="none")), batch()
+    documents = (torch.arange(CONTEXT, device=tokens.device) >= 6).long().expand(2, -1)
+    changed = tokens.clone()
+    changed[:, :6] = (changed[:, :6] + 1) % VOCABULARY
+    gap = distance(model(tokens, documents=documents)[:, 6:], model(changed, documents=documents)[:, 6:])
+    assert gap < 1e-5, f"a document's logits moved by {gap:.1e} when the one before it changed"
+
+
+def check_bf16(case: Case) -> None:
+    """Forward and backward run under bfloat16 autocast, with finite gradients and a loss near float32's."""
+    tokens, targets = batch(rows=LARGE_ENOUGH)
+    model = disturbed(case.model())
+    exact = model.loss(tokens, targets).item()
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        loss, parts = model.objective(tokens, targets)
+    loss.backward()
+    assert parts["loss"].dtype == torch.float32, "the loss is not float32 under autocast"
+    assert abs(parts["loss"].item() - exact) < 0.05, f"loss {parts['loss'].item():.3f}, in float32 {exact:.3f}"
+    wild = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    assert not wild, f"gradients are not finite: {', '.join(wild)}"
+
+
+def check_compile(case: Case) -> None:
+    """torch.compile traces forward and backward (aot_eager) to the same loss and gradients."""
+    tokens, targets = batch(rows=LARGE_ENOUGH)
+    model = disturbed(case.model(n_layer=1 if "several_layers" not in _limits(case) else 2))
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, y: twin.objective(x, y)[0], backend="aot_eager")
+    with warnings.catch_warnings():
+        # dynamo looks at .grad of inner tensors after a graph break and hides the warning by patching how it is shown,
+        # which does not help where warnings are errors
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        ours, theirs = model.objective(tokens, targets)[0], compiled(tokens, targets)
+    ours.backward()
+    theirs.backward()
+    assert abs(ours.item() - theirs.item()) < 1e-5, f"compiled loss {theirs.item()}, eager {ours.item()}"
+    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert b.grad is not None, f"compiled: no gradient for {name}"
+        assert a.grad is not None
+        assert distance(a.grad, b.grad) < 1e-4, f"compiled gradient of {name} differs"
+
+
+def _limits(case: Case) -> str:
+    check = SLOTS[case.slot][case.name].check
+    return check.__name__ if check else ""
+
+
+def check_overfits(case: Case) -> None:
+    """Two hundred AdamW steps on one batch bring its loss close to zero. (slow)"""
+    tokens, targets = batch()
+    model = case.model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model.objective(tokens, targets)[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    loss = model.loss(tokens, targets).item()
+    assert loss < 0.7, f"after 200 steps on one batch its loss is still {loss:.2f}"
+
+
+# --- optimizers and schedules ---
+
+
+def check_optimizer(case: Case) -> None:
+    """Takes every parameter exactly once, lowers the loss, keeps all of its state in the state dict."""
+    slot = SLOTS["optimizer"]
+    choice = slot.read({"name": case.name, **case.options})
+
+    def start() -> tuple[GPT, list[torch.optim.Optimizer]]:
+        model = Case("norm", "layernorm").model().train()
+        return model, slot.build(choice, model.params(), 3e-3)
+
+    def advance(model: GPT, optimizers: list[torch.optim.Optimizer], steps: int) -> float:
+        tokens, targets = batch()
+        for _ in range(steps):
+            loss = model.loss(tokens, targets)
+            model.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        return model.loss(tokens, targets).item()
+
+    model, optimizers = start()
+    owned = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters()), "not every parameter is taken exactly once"
+    first = model.loss(*batch()).item()
+    advance(model, optimizers, 5)
+    twin, others = start()
+    twin.load_state_dict(model.state_dict())
+    for optimizer, other in zip(optimizers, others, strict=True):
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    last, resumed = advance(model, optimizers, 5), advance(twin, others, 5)
+    assert last < first - 0.1, f"loss went from {first:.3f} to {last:.3f} in ten steps on one batch"
+    assert last == resumed, "a restored optimizer continues differently: the state dict misses something"
+
+
+def check_gradients_untouched(case: Case) -> None:
+    """After a step, backward leaves the gradient of its batch and nothing else."""
+    slot = SLOTS["optimizer"]
+    model = Case("norm", "layernorm").model().train()
+    optimizers = slot.build(slot.read({"name": case.name, **case.options}), model.params(), 3e-3)
+    parameters = list(model.parameters())
+    for seed in range(3):
+        wanted = torch.autograd.grad(model.loss(*batch(seed)), parameters)
+        model.zero_grad()
+        model.loss(*batch(seed)).backward()
+        gap = max(distance(p.grad, g) for p, g in zip(parameters, wanted, strict=True) if p.grad is not None)
+        assert gap < 1e-6, f"after {seed} steps the gradient of a batch is off by {gap:.1e}: something was added to it"
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def check_rates(case: Case) -> None:
+    """Where it offers `rates`: a parameter with a factor on its rate moves by that factor as far as without, and how
+    far does not follow the size of gradients."""
+    if "rates" not in SLOTS["optimizer"][case.name].can:
+        return
+
+    def moves(factor: float, loss_factor: float) -> dict[tuple[str, str], float]:
+        model = disturbed(Case("norm", "layernorm").model().train())
+        params = [replace(p, rate=factor if p.role.kind == "hidden" else 1.0) for p in model.params()]
+        config = OptimConfig.model_validate({"lr": 1e-3, "optimizer": {"name": case.name, **case.options}})
+        optimizers = build_optimizers(config, params)
+        before = [p.tensor.detach().clone() for p in params]
+        (loss_factor * model.loss(*batch())).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        moved = zip(params, before, strict=True)
+        kinds = ("hidden", "residual_out")
+        return {(p.name, p.role.kind): distance(p.tensor, start) for p, start in moved if p.role.kind in kinds}
+
+    plain, slow, small = moves(1.0, 1.0), moves(0.25, 1.0), moves(1.0, 0.1)
+    for (name, kind), moved in plain.items():
+        expected = moved * (0.25 if kind == "hidden" else 1.0)
+        slower, smaller = slow[name, kind], small[name, kind] / moved
+        assert abs(slower / expected - 1) < 0.05, f"{name} moved {slower:.2e}, its rate says {expected:.2e}"
+        assert abs(smaller - 1) < 0.05, f"with gradients of a tenth {name} moves {smaller:.2f} times as far"
+
+
+def check_schedule(case: Case) -> None:
+    """A pure function of the step with values in [0, 1] that rises during warm-up and never ends above its peak."""
+    slot = SLOTS["schedule"]
+    choice = slot.read({"name": case.name, **case.options})
+    for steps, warmup in ((100, 10), (100, 0), (7, 7)):
+        multiplier = slot.build(choice, steps, warmup)
+        values = [multiplier(step) for step in range(steps)]
+        assert all(0 <= v <= 1 for v in values), f"values outside [0, 1]: {min(values)} .. {max(values)}"
+        assert values == [multiplier(step) for step in range(steps)], "not a pure function of the step"
+        assert values[0] > 0, "the first step learns nothing: its rate is zero"
+        assert values[:warmup] == sorted(values[:warmup]), "falls during warm-up"
+        assert values[-1] <= max(values), "ends above its peak"
+
+
+# --- two ranks ---
+
+
+def ranks_problem(gap: float) -> str | None:
+    """The sentence for a gap between two ranks and one."""
+    return None if gap < 1e-5 else f"gradients of two ranks and of one differ by {gap:.1e}"
+
+
+def two_ranks_against_one(todo: list[Case]) -> list[float]:
+    """For each case, how far the averaged gradient of two gloo ranks with half a batch each is from that of one process
+    with the whole batch. One spawned pair of processes serves all cases."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_rank, args=(folder, todo, tuple(PLUGINS)), nprocs=2, join=True)
+        gaps: list[float] = torch.load(f"{folder}/gaps.pt", weights_only=True)
+    return gaps
+
+
+def _rank(rank: int, folder: str, todo: list[Case], plugins: tuple[str, ...]) -> None:
+    for plugin in plugins:
+        load_plugin(plugin)
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
+    half = [_gradient(case, slice(rank * 4, rank * 4 + 4)) for case in todo]
+    for gradient in half:
+        dist.all_reduce(gradient)
+        gradient /= 2
+    dist.destroy_process_group()
+    if rank == 0:
+        gaps = [distance(g, _gradient(case, slice(0, 8))) for g, case in zip(half, todo, strict=True)]
+        torch.save(gaps, f"{folder}/gaps.pt")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads have been seen to abort a process that takes its time to say goodbye
+
+
+def _gradient(case: Case, rows: slice) -> Tensor:
+    model = disturbed(case.model())
+    tokens, targets = (x[rows] for x in batch(rows=8))
+    model.objective(tokens, targets)[0].backward()
+    flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([g.flatten() for g in flat])
