@@ -99,7 +99,7 @@ def file_sha256(path: Path, seen: Callable[[int], None] | None = None, *, skip: 
 
 
 def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | None = None) -> str:
-    """`file_sha256`, remembered below `data_home()` until the file's size, modification time or inode changes.
+    """`file_sha256`, remembered below `data_home()` until the file's size, inode, or a time of change differs.
 
     Files on shared disks, where another machine's change may show late, are read once by every process.
     Raises EnvironmentFault for a file that cannot be read.
@@ -108,7 +108,7 @@ def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | Non
         path = path.resolve()
         stat = path.stat()
         facts = {"path": str(path), "skip": skip, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
-                 "inode": stat.st_ino}  # fmt: skip
+                 "ctime_ns": stat.st_ctime_ns, "inode": stat.st_ino}  # fmt: skip
         key = canonical_sha256([str(path), skip])[:32]
         note = data_home() / "hashes" / f"{key}.json"
         shared = on_shared_disk(path)

@@ -23,6 +23,8 @@ from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, Problem
 FORMAT = 1
 MANIFEST = "manifest.json"
 DTYPES = ("<u2", "<u4")
+SHOW_PROGRESS_FROM = 100_000_000
+"""Tokens from which verifying them takes long enough for a progress bar."""
 
 
 class Tokens:
@@ -194,7 +196,8 @@ def open_verified(path: Path | str, progress: Progress = quiet) -> Prepared:
     """`open_prepared`, with the content of every file compared with the manifest's checksums; a file that was verified
     before and has not been modified since is not read again. Raises DataFault."""
     prepared = open_prepared(path)
-    prepared.verify(progress, remembered=True)
+    tokens = len(prepared.train) + len(prepared.validation)
+    prepared.verify(progress if tokens >= SHOW_PROGRESS_FROM else quiet, remembered=True)
     return prepared
 
 

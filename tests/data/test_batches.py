@@ -53,7 +53,7 @@ def test_ranks_share_one_global_batch_in_order(world: int) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(ConfigError, match="6 sequences per step cannot be shared evenly by 4 ranks"):
+    with pytest.raises(ConfigError, match="6 sequences per step cannot be divided evenly among 4 ranks"):
         batches().at(0, rank=0, world=4)
 
 
@@ -93,7 +93,7 @@ def test_a_batch_larger_than_an_epoch_and_the_smallest_text() -> None:
         assert inputs.min() >= 0
         assert targets.max() < tokens
         assert made.epoch_blocks == max(1, (tokens - 16) // 16)
-    with pytest.raises(ConfigError, match="training needs 17 tokens, has 16"):
+    with pytest.raises(ConfigError, match="training needs at least 17 tokens, and there are 16"):
         batches(tokens=16)
 
 
