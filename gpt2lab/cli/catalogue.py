@@ -92,8 +92,12 @@ def explain(
     else:
         print(f"slot:    {slot.what}")
         name = what.partition("=")[2]
-        tracker = f"GPT2LAB_TRACKER={name} gpt2lab run FILE"
-        print(f"use:     {tracker if slot.name == 'tracker' else f'gpt2lab eval --study NAME --{slot.name} {name}'}")
+        use = {
+            "tracker": f"GPT2LAB_TRACKER={name} gpt2lab run FILE",
+            "diagnostic": f"evaluate: {{diagnostics: [{name}]}}",
+            "task": f"gpt2lab eval --study NAME --tasks {name}",
+        }
+        print(f"use:     {use.get(slot.name, f'gpt2lab eval --study NAME --{slot.name} {name}')}")
     print(f"code:    {inspect.getsourcefile(component.factory)}")
 
 

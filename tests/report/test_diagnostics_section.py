@@ -114,6 +114,27 @@ def test_every_number_of_the_table_by_hand(study: Path) -> None:
     assert shown["rotary"]["Diverged"] == ("1", "in 1 of 3 runs")
 
 
+def test_diagnostics_of_plug_ins_have_figures_over_blocks_and_over_tokens(study: Path) -> None:
+    file = study / run_id("learned", 0) / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["metrics"] |= {
+            "diag/entropy/0": 1.0,
+            "diag/entropy/1": 2.0,
+            "diag/sharpness": row["step"],
+            "diag/norm/wte": 3.0,
+        }
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_study("posenc", study)
+    (first, *_) = read.once(health.health)["learned"]
+    assert first.by_block == {"diag/entropy": [1.0, 2.0]}
+    assert first.last("diag/sharpness") == rows[-1]["step"] and first.last("diag/norm/wte") == 3.0
+    captions = {p.name: p.caption for p in health.drawn(read.once(health.health), read.looks)}
+    assert captions["entropy"].startswith("The diagnostic entropy by block")
+    assert captions["sharpness"].startswith("The diagnostic sharpness over training")
+    assert "norm-wte" in captions
+
+
 def test_means_leave_out_what_did_not_finish(study: Path) -> None:
     leave(study, "rotary", 2, 1000.0, status="diverged")
     assert table_of(read_study("posenc", study))["rotary"]["Logit rms"] == ("8", "up to 2e+03")

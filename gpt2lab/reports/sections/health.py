@@ -30,6 +30,8 @@ from gpt2lab.text import DASH, MINUS, clean, number, plural, quantity, time_take
 GRADIENT, SCORES, LOGITS = "train/grad_norm", "diag/attention_logit_max", "diag/logit_rms"
 ACTIVATIONS, UPDATES = "diag/activation_rms", "diag/update_ratio"  # by block call, and by group of weights
 OVER_TIME = (GRADIENT, SCORES, LOGITS)
+DIAGNOSTICS, MOST_FIGURES = "diag/", 12
+"""How the metrics of diagnostics begin, and how many figures those of plug-ins get at most."""
 PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "other")
 
 NOTE = (
@@ -81,11 +83,12 @@ def where_the_time_went(read: StudyRead) -> Section | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunHealth:
-    """One run. `depth`: rms of the residual stream behind each block call, and `updates`: update ratio by group of
-    weights ("" for all), both of the last row that has them."""
+    """One run. `depth`: rms of the residual stream behind each block call, `updates`: update ratio by group of weights
+    ("" for all), `by_block`: other diagnostics by block call; all of the last row that has them."""
 
     run: StudyRun
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    by_block: Mapping[str, Sequence[float]] = field(default_factory=dict)
     depth: Sequence[float] = ()
     updates: Mapping[str, float] = field(default_factory=dict)
 
@@ -187,14 +190,28 @@ def health(read: StudyRead) -> dict[str, list[RunHealth]]:
 def of_run(run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
     """What the rows of one journal hold."""
     curves = {}
-    for metric in OVER_TIME:
+    others = plugged_in(rows)
+    for metric in (*OVER_TIME, *(metric for metric in others if not metric.rpartition("/")[2].isdecimal())):
         points = [(float(row["tokens"]), as_number(row["metrics"][metric])) for row in rows if metric in row["metrics"]]
         curves[metric] = ([tokens for tokens, _ in points], [value for _, value in points])
-    depth = _last_below(ACTIVATIONS, rows)
-    blocks = sorted(int(key) for key in depth if key.isdecimal())
-    return RunHealth(
-        run=run, curves=curves, depth=[depth[str(block)] for block in blocks], updates=_last_below(UPDATES, rows)
-    )
+    by_block = {
+        name: _by_block(name, rows)
+        for name in (ACTIVATIONS, *dict.fromkeys(m.rpartition("/")[0] for m in others if m not in curves))
+    }
+    depth = by_block.pop(ACTIVATIONS)
+    return RunHealth(run=run, curves=curves, by_block=by_block, depth=depth, updates=_last_below(UPDATES, rows))
+
+
+def plugged_in(rows: Sequence[JournalRow]) -> list[str]:
+    """The metrics of diagnostics that have no figure of their own."""
+    metrics = dict.fromkeys(metric for row in rows for metric in row["metrics"] if metric.startswith(DIAGNOSTICS))
+    return [metric for metric in metrics if not metric.startswith((SCORES, LOGITS, ACTIVATIONS, UPDATES))]
+
+
+def _by_block(name: str, rows: Sequence[JournalRow]) -> list[float]:
+    """The values of the last row that has any, in the order of blocks."""
+    values = _last_below(name, rows)
+    return [values[block] for block in sorted(filter(str.isdecimal, values), key=int)]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -368,6 +385,27 @@ def drawn(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Picture]:
         if curves:
             figure = lines(curves, look, "training tokens", axis)
             pictures.append(style.picture(name, title, caption, figure, "half"))
+    return pictures + _plugged_in(health, look)
+
+
+def _plugged_in(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Picture]:
+    """Diagnostics of plug-ins: over blocks at the end of training, else over tokens."""
+    runs = [run for runs in health.values() for run in runs]
+    pictures: list[style.Picture] = []
+    for metric in dict.fromkeys(metric for run in runs for metric in (*run.by_block, *run.curves)):
+        if metric in OVER_TIME or len(pictures) == MOST_FIGURES:
+            continue
+        name = metric.removeprefix(DIAGNOSTICS)
+        over_blocks = any(metric in run.by_block for run in runs)
+        curves = _by_arm(health, lambda run, metric=metric: (  # type: ignore[misc]
+            (list(map(float, range(len(run.by_block[metric])))), list(run.by_block[metric])) if metric in run.by_block
+            else thinned(run.curves.get(metric, ((), ())))
+        ))  # fmt: skip
+        if curves:
+            where = "by block, at the end of training" if over_blocks else "over training"
+            figure = lines(curves, look, "block" if over_blocks else "training tokens", name)
+            caption = f"The diagnostic {name} {where}. {BANDS}"
+            pictures.append(style.picture(name.replace("/", "-"), name, caption, figure, "half"))
     return pictures
 
 
