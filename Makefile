@@ -40,11 +40,8 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	for file in ablations/*.yaml; do \
-	  own=$${file%.yaml}.py; with=$$(test -e $$own && echo --plugin $$own); \
-	  $(BIN)/gpt2lab check $$file $$with && $(BIN)/gpt2lab check $$file $$with --scale nano || exit; \
-	done
-	for file in sweeps/*.yaml; do $(BIN)/gpt2lab check $$file && $(BIN)/gpt2lab check $$file --scale nano || exit; done
+	$(BIN)/gpt2lab check ablations/*.yaml sweeps/*.yaml --plugin ablations/bugs.py
+	$(BIN)/gpt2lab check ablations/*.yaml sweeps/*.yaml --plugin ablations/bugs.py --scale nano
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,33 +151,48 @@ def finish(
 
 
 def check(
-    file: File,
+    files: Annotated[list[str], typer.Argument(help="YAML files of ablations and sweeps.", metavar="FILE...")],
     scale: Scale = None,
     seeds: Seeds = None,
     arms: Arms = None,
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
-    """Report mistakes in an ablation or sweep file. Prepares no data and trains nothing."""
+    """Report mistakes in ablation and sweep files. Prepares no data and trains nothing."""
     from gpt2lab.config.source import read_file
+    from gpt2lab.errors import ConfigError, Problem
     from gpt2lab.planning.ablation import ladder_of, load_ablation
     from gpt2lab.sweep.declaration import load_sweep, scales_of
 
     overrides, plugins = tuple(set_ or ()), tuple(plugin or ())
-    if "sweep" in read_file(file).tree:
-        for each in scales(scale, scales_of(file)):
-            sweep = load_sweep(file, scale=each, overrides=overrides, plugins=plugins)
-            several = f"{len(sweep.arms)} searches ({', '.join(sweep.arms)})"
-            count = several if sweep.declared.variants else "1 search"
-            print(f"{file}: {count} of {sweep.declared.trials} trials at {sweep.scale}: all well")
-        return
-    for each in scales(scale, ladder_of(file)):
-        ablation = load_ablation(
-            file, scale=each, overrides=overrides, arms=names_in(arms), seeds=seeds, plugins=plugins
-        )
-        count = "automatic" if ablation.seeds is None else str(len(ablation.seeds))
-        print(f"{file}: {len(ablation.arms)} arms ({', '.join(ablation.arms)}) x {count} seeds at "
-              f"{ablation.scale}: all well")  # fmt: skip
+
+    def lines(file: str) -> Iterator[str]:
+        if "sweep" in read_file(file).tree:
+            for each in scales(scale, scales_of(file)):
+                sweep = load_sweep(file, scale=each, overrides=overrides, plugins=plugins)
+                several = f"{len(sweep.arms)} searches ({', '.join(sweep.arms)})"
+                count = several if sweep.declared.variants else "1 search"
+                yield f"{count} of {sweep.declared.trials} trials at {sweep.scale}: no mistakes"
+            return
+        for each in scales(scale, ladder_of(file)):
+            ablation = load_ablation(
+                file, scale=each, overrides=overrides, arms=names_in(arms), seeds=seeds, plugins=plugins
+            )
+            count = "automatic" if ablation.seeds is None else str(len(ablation.seeds))
+            names = ", ".join(ablation.arms)
+            yield f"{len(ablation.arms)} arms ({names}) x {count} seeds at {ablation.scale}: no mistakes"
+
+    problems: list[Problem] = []
+    hints: list[str] = []
+    for file in files:
+        try:
+            for line in lines(file):
+                print(f"{file}: {line}")
+        except ConfigError as error:
+            problems += error.problems
+            hints += [error.hint] if error.hint else []
+    if problems:
+        raise ConfigError(problems, hint=hints[0] if len(set(hints)) == 1 else None)
 
 
 def machine(
