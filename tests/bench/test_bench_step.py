@@ -162,6 +162,7 @@ def test_what_a_side_prints_is_no_answer(checkout: Path) -> None:
         assert side.run(3)[1] == pytest.approx(losses(Spec("plain"), TINY, 3), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_a_side_cannot_do_is_told_across_processes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         SideProcess(Spec(f"nanogpt={tmp_path}"), TINY, CPU, 1)
@@ -193,6 +194,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, call: Call) -> Call:
     return call
 
 
+@pytest.mark.slow
 def test_what_the_command_prints(answer: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "COLUMNS", "200")
     code, out, _ = answer("step", "--blocks", "2", "--threads", "1", "--no-memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,19 +85,32 @@ def ablation(tmp_path: Path, text: Path) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[object], Path]:
+    """A folder for each key, in which `trained` keeps what it has trained for the tests to come."""
+    folder = tmp_path_factory.mktemp("trainings")
+    return lambda key: folder / str(key)
+
+
 @pytest.fixture
 def trained(
-    gpt2lab: Callable[..., Any], ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpt2lab: Callable[..., Any], ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainings: Any
 ) -> Callable[..., dict[str, dict[str, str]]]:
-    """Train the ablation with some seeds in this process; -> run ids by arm and seed."""
+    """Train the ablation with some seeds in this process, once for all tests; -> run ids by arm and seed."""
 
     monkeypatch.setattr("gpt2lab.experiments.ablation.executor_for", lambda *_: InlineExecutor())
 
     def train(*words: object, steps: int = 30) -> dict[str, dict[str, str]]:
         preset = ablation.with_name("preset.yaml")
         preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
-        answer = gpt2lab("run", ablation, "--no-tracking", *words)
-        assert answer.code == 0, answer.err
+        earlier = trainings(" ".join(map(str, (*words, steps))))
+        if earlier.exists():
+            shutil.copytree(earlier, tmp_path, dirs_exist_ok=True)
+        else:
+            answer = gpt2lab("run", ablation, "--no-tracking", *words)
+            assert answer.code == 0, answer.err
+            for part in ("runs", "data-home"):
+                shutil.copytree(tmp_path / part, earlier / part)
         arms = Store(tmp_path / "runs").study("tiny").arms
         return {arm: entry.runs for arm, entry in arms.items()}
 

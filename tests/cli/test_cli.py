@@ -411,7 +411,7 @@ def test_damaged_data_is_told_and_the_rest_is_checked(gpt2lab: Call, ablation: P
     assert answer.code == 4 and answer.out.count(": whole") == 1
     said = answer.err[answer.err.index("gpt2lab: error") :]
     assert ERROR.fullmatch(said) and said.count("[DATA]") == 2
-    assert f"{shard}: damaged: sha256 is " in said and f"{second}" in said
+    assert f"{shard}: damaged: its sha256 is " in said and f"{second}" in said
     assert f"{second}  unusable: " in gpt2lab("data", "list").out
     assert [one["usable"] for one in json.loads(gpt2lab("data", "list", "--json").out)] == [True, False, True]
 

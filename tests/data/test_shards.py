@@ -188,7 +188,6 @@ def test_progress_counts_bytes_to_the_end(config: Make, texts: Path) -> None:
         "training the tokenizer",
         "writing tokens",
         "counting unigrams and bigrams",
-        "checking the prepared data",
     ]
     assert [done for done, _, what in said if what == "writing tokens"][-1] == total
     assert all(0 <= done <= among for done, among, _ in said)

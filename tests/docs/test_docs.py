@@ -86,8 +86,9 @@ def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
         chosen(given["what"], all_slots(None))
     if name == "components" and given["slot"]:
         assert given["slot"] in all_slots(None)
-    shipped = ROOT / str(given.get("file", ""))
-    if name in ("run", "check") and str(given["file"]).startswith("ablations/"):
+    file = str(given.get("file") or next(iter(given.get("files") or ()), ""))
+    shipped = ROOT / file
+    if name in ("run", "check") and file.startswith("ablations/"):
         scale = given["scale"] if (given["scale"] or "").rpartition(".")[2] != "yaml" else "nano"
         arms = given["arms"].split(",") if given["arms"] else None
         plugins = [ROOT / plugin for plugin in given["plugin"] or ()]
@@ -136,6 +137,9 @@ def strings(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+APPLICATION: Any = typer.main.get_command(app)
+
+
 def mentioned_wrongly(text: str) -> list[str]:
     """Each `gpt2lab COMMAND --option` of a text that the application does not have.
 
@@ -143,7 +147,7 @@ def mentioned_wrongly(text: str) -> list[str]:
     """
     wrong = []
     for found in MENTION.finditer(text):
-        command: Any = typer.main.get_command(app)
+        command = APPLICATION
         name, rest = found[1], found[2]
         if name not in command.commands:
             before = text[: found.start()].rstrip(" ")

@@ -92,6 +92,7 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
     assert micro_batch(config, replace(HERE, device_name="another"), 1, tmp_path).sequences == 2
 
 
+@pytest.mark.slow
 def test_a_real_training_is_measured_in_a_process_of_its_own() -> None:
     config = load_config("nano", [*SMALL, "training.micro_batch_sequences=64"])
     few, many = read(config, HERE, 1), given(config, HERE, 1)

@@ -86,6 +86,7 @@ def test_more_seeds_of_the_baseline_save_seeds_of_the_arms(ablation: Any) -> Non
     assert n < needed(ablation(more="seeds: auto\n"), floor(0.02))
 
 
+@pytest.mark.slow
 def test_an_interaction_takes_four_times_the_seeds_of_a_main_effect(ablation: Any) -> None:
     """Of four cells, each with n seeds: two against two for a main effect, as with 2n seeds per arm; an interaction of
     weights 1, -1, -1, 1 has 4 times the variance, so it is what the seeds are for."""

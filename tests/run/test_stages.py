@@ -192,6 +192,7 @@ def test_what_is_declared_after_results_does_not_change_what_was_declared_before
         assert told in page, told
 
 
+@pytest.mark.slow
 def test_other_budgets_are_runs_on_their_own_schedules(
     tiny: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
@@ -212,6 +213,7 @@ def test_other_budgets_are_runs_on_their_own_schedules(
     assert len(inline) == 6 + 6
 
 
+@pytest.mark.slow
 def test_a_ladder_is_one_study_for_each_size(tiny: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]) -> None:
     replace_in(tmp_path / "tiny.yaml", *RARELY)
     large = tmp_path / "larger.yaml"
@@ -230,6 +232,7 @@ def test_a_ladder_is_one_study_for_each_size(tiny: Path, gpt2lab: Call, tmp_path
     assert len(inline) == 4
 
 
+@pytest.mark.slow
 def test_a_factorial_is_judged_by_its_effects(learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]) -> None:
     rewrite(
         learner,
