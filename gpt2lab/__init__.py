@@ -34,11 +34,10 @@ if TYPE_CHECKING:
         train,
     )
     from gpt2lab.config import load_config
-    from gpt2lab.display import show_progress
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
-    from gpt2lab.events import Event, Message, Progress
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
+    from gpt2lab.progress import Event, Message, Progress, show_progress
     from gpt2lab.results import load_results, tokens_to
     from gpt2lab.training.diagnostics import Diagnostic, diagnostic
 
@@ -58,9 +57,8 @@ _MODULES = {
         "train",
     ),
     "gpt2lab.config": ("load_config",),
-    "gpt2lab.display": ("show_progress",),
     "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
-    "gpt2lab.events": ("Event", "Message", "Progress"),
+    "gpt2lab.progress": ("Event", "Message", "Progress", "show_progress"),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
     "gpt2lab.pretrained": ("load_gpt2", "load_model", "save_gpt2", "save_model"),
     "gpt2lab.results": ("load_results", "tokens_to"),

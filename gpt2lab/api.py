@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError
-from gpt2lab.events import Listener, ignore
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
 from gpt2lab.experiments.ablation import Outcome, Study
@@ -29,6 +28,7 @@ from gpt2lab.planning.ablation import ladder_of, load_ablation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
+from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord, best_trial
 from gpt2lab.results import collect, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store

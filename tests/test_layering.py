@@ -17,20 +17,19 @@ PACKAGE = Path(__file__).parents[1] / "gpt2lab"
 LAYERS: list[set[str]] = [
     {"errors"},
     {"faults"},
-    {"schema", "text", "records", "events"},
-    {"registry", "store", "analysis"},
+    {"schema", "text", "records"},
+    {"registry", "store", "analysis", "progress"},
     {"components", "tracking", "results"},
-    {"model", "data", "optim", "training", "published"},
+    {"model", "data", "optim", "training"},
     {"costs", "generation", "trace"},
     {"evaluation"},
     {"config"},
-    {"testing", "identity", "coordinates"},
+    {"testing", "identity"},
     {"planning"},
     {"runner"},
     {"reuse"},
     {"pretrained", "doctor"},
     {"executors", "evaluation.runs", "evaluation.lm_eval"},
-    {"display"},
     {"sweep"},
     {"experiments"},
     {"reports"},
@@ -58,7 +57,7 @@ WITHIN: dict[str, list[set[str]]] = {
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "reports", "registry", "schema", "errors", "config.source", "config.fitting",
-    "display", "results", "text", "published", "records", "events",
+    "results", "text", "records", "progress",
 )  # fmt: skip
 
 

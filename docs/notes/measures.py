@@ -18,7 +18,7 @@ from gpt2lab.components.base import Builder
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.position import Alibi, Rotary, Sinusoidal
 from gpt2lab.config import load_config
-from gpt2lab.coordinates import at_widths, coordinate_check
+from gpt2lab.experiments.coordinates import at_widths, coordinate_check
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import SLOTS
 from gpt2lab.training.diagnostics import ActivationRms, Diagnostic

@@ -44,7 +44,7 @@ def components(
         return
     from rich.text import Text
 
-    from gpt2lab.display import console_for
+    from gpt2lab.progress import console_for
     from gpt2lab.registry import BUG
 
     console = console_for()
@@ -107,7 +107,7 @@ def test_plugin(
     """Run the contract tests on your own components."""
     from rich.progress import track
 
-    from gpt2lab.display import console_for
+    from gpt2lab.progress import console_for
     from gpt2lab.registry import load_plugin
     from gpt2lab.testing import run_contract, variants
 
@@ -246,7 +246,7 @@ def trace(
 
 def print_trace(what: str, seen: Trace, rows: Sequence[TraceRow]) -> None:
     """A table with totals, as wide as the terminal; elsewhere lines are as long as they need to be."""
-    from gpt2lab.display import console_for
+    from gpt2lab.progress import console_for
     from gpt2lab.text import shorten
 
     console = console_for()

@@ -63,7 +63,7 @@ def eval_(
     from functools import partial
 
     from gpt2lab.config import fill_slots
-    from gpt2lab.display import console_for
+    from gpt2lab.progress import console_for
     from gpt2lab.store import Store
 
     show: Callable[[Any], None]
@@ -536,8 +536,8 @@ def examine_machine(store: Store, *, as_json: bool) -> None:
 
     from rich.text import Text
 
-    from gpt2lab.display import console_for
     from gpt2lab.doctor.machine import check_machine
+    from gpt2lab.progress import console_for
 
     parts = list(check_machine(store))
     if as_json:
@@ -555,8 +555,8 @@ def examine_machine(store: Store, *, as_json: bool) -> None:
 def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -> None:
     """Examine one run and print the findings."""
     from gpt2lab.config import fill_slots
-    from gpt2lab.display import console_for
     from gpt2lab.doctor import examine
+    from gpt2lab.progress import console_for
     from gpt2lab.reuse.measure import threads
 
     def tell(check: str) -> None:  # the line goes when the next one comes

@@ -27,7 +27,7 @@ def report(
     out: Out = OUT,
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
-    from gpt2lab.display import console_for
+    from gpt2lab.progress import console_for
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports import (
         read_study,
@@ -119,7 +119,7 @@ def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
     """Explain why two runs have different ids. Settings, data, software, and changed definitions."""
     from dataclasses import asdict
 
-    from gpt2lab.display import console_for
+    from gpt2lab.progress import console_for
     from gpt2lab.reuse.why import why as differences
     from gpt2lab.store import Store
 

@@ -68,8 +68,8 @@ def run(
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
-    from gpt2lab.display import console_for
     from gpt2lab.planning.machine import machine_of
+    from gpt2lab.progress import console_for
 
     if machine and not dry_run:
         raise typer.BadParameter("a plan for another machine needs --dry-run", param_hint="--machine")
@@ -112,8 +112,8 @@ def scales(given: str | None, declared: Iterable[str]) -> list[str | None]:
 def train(study: Study, console: Any, *, tracking: bool) -> StudyResult:
     """Train what a study has left to do, with its progress on the console."""
     from gpt2lab import api
-    from gpt2lab.display import display
     from gpt2lab.planning.forecast import lines
+    from gpt2lab.progress import display
     from gpt2lab.text import plural
 
     plan = study.plan()
@@ -352,7 +352,7 @@ def sweep(
     """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
     from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
-    from gpt2lab.display import console_for, display
+    from gpt2lab.progress import console_for, display
     from gpt2lab.sweep.declaration import scales_of
 
     console, code = console_for(to_stderr=json_), 0
@@ -422,8 +422,8 @@ def noise(
     json_: Json = False,
 ) -> None:
     """Measure the noise between repeats of a recipe. Used for planning and for verdicts on few seeds."""
-    from gpt2lab.display import console_for
     from gpt2lab.planning.noise import floors
+    from gpt2lab.progress import console_for
     from gpt2lab.store import Store
 
     console, store = console_for(to_stderr=json_), Store(runs)
@@ -497,8 +497,8 @@ def adopt(
     """Keep finished runs after a code change. First tests that the new code trains the same bits."""
     from functools import partial
 
-    from gpt2lab.display import console_for
     from gpt2lab.experiments.ablation import adopt_runs, list_adoptable
+    from gpt2lab.progress import console_for
 
     tell, refused = partial(say, console_for()), False
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs):

@@ -31,8 +31,8 @@ def statistics(
     """
     from gpt2lab.analysis.selftest import LONG, PARTS, QUICK
     from gpt2lab.analysis.selftest import selftest as run
-    from gpt2lab.display import console_for
     from gpt2lab.errors import ConfigError
+    from gpt2lab.progress import console_for
     from gpt2lab.text import plural
 
     if quick and draws is not None:

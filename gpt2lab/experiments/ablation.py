@@ -9,7 +9,6 @@ from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
-from gpt2lab.events import Listener, RunProgress, ignore
 from gpt2lab.executors import Ending, Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
@@ -18,6 +17,7 @@ from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan, make_plan
 from gpt2lab.planning.record import study_record, with_history
 from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
+from gpt2lab.progress import Listener, RunProgress, ignore
 from gpt2lab.records import StudyRecord
 from gpt2lab.results import judge
 from gpt2lab.reuse.adopt import adopt, groups, without_old_runs

@@ -11,10 +11,19 @@ from typing import Any
 from gpt2lab.config import Config, load_config
 from gpt2lab.costs import Costs, costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.experiments.published_curve import (
+    BATCH_TOKENS,
+    CURVE,
+    FINAL,
+    HELLASWAG,
+    SOURCE,
+    STEPS,
+    departures,
+    tolerance,
+)
 from gpt2lab.experiments.single import Watch, check_ranks
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.probes import MicroBatch, given, micro_batch
-from gpt2lab.published import BATCH_TOKENS, CURVE, FINAL, HELLASWAG, SOURCE, STEPS, departures, tolerance
 from gpt2lab.registry import Choice
 from gpt2lab.store import Store
 from gpt2lab.text import duration, memory, quantity

@@ -24,7 +24,6 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import ConfigError, Gpt2labError, LockHeld, NumericsFault, Preempted, Problem, RankLost
 from gpt2lab.evaluation.tasks import fetch_documents
-from gpt2lab.events import Listener, RunProgress, ignore
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
@@ -34,6 +33,7 @@ from gpt2lab.planning.machine import Machine, estimate_memory, probe
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import single_record
 from gpt2lab.planning.runs import Run, is_finished, known_costs, make_run, tokens_left, tokens_of
+from gpt2lab.progress import Listener, RunProgress, ignore
 from gpt2lab.records import StudyRecord
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job, StopRequest

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2lab.coordinates import at_widths, coordinate_check
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
-from gpt2lab.events import Listener, ignore
 from gpt2lab.executors.driver import TrackerFactory
+from gpt2lab.experiments.coordinates import at_widths, coordinate_check
 from gpt2lab.identity import core_code, digest, settings
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs
 from gpt2lab.planning.tuning import Search
+from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord
 from gpt2lab.store import Store
 from gpt2lab.sweep.declaration import LoadedSweep, sweep_record

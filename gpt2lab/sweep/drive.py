@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
-from gpt2lab.events import Listener, Message, Progress, RunProgress
 from gpt2lab.executors import Ending, is_loss
 from gpt2lab.executors.driver import CLOSE_SECONDS, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
@@ -24,6 +23,7 @@ from gpt2lab.planning.record import components_of
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.planning.space import value_at
 from gpt2lab.planning.tuning import Search
+from gpt2lab.progress import Listener, Message, Progress, RunProgress
 from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, best_trial
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from gpt2lab.config import Config, load_config
-from gpt2lab.coordinates import at_widths, coordinate_check, joined, slope
 from gpt2lab.data.batches import Batches
 from gpt2lab.errors import ConfigError
+from gpt2lab.experiments.coordinates import at_widths, coordinate_check, joined, slope
 from gpt2lab.model import build_model
 
 MUP = "{name: mup, base_width: 64}"

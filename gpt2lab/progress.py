@@ -1,4 +1,11 @@
-"""Listeners for people: a live table on a terminal or in a notebook, plain lines in a log."""
+"""Progress of running trainings: events, and listeners that show them on a terminal, in a notebook or in a log.
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Progress):
+            print(event.runs[0].step)
+
+A listener is called from the thread that drives the runs, several times a second, so it should return quickly.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,8 @@ import io
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +23,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpt2lab.events import Event, Message, Progress, RunProgress
 from gpt2lab.text import duration
 
 LINE_SECONDS = 15.0
@@ -23,6 +30,73 @@ NOTEBOOK_SECONDS = 1.0
 SHOWN_MESSAGES = 20
 LOG_WIDTH = 140
 EVERY_ROW = 40  # runs up to which every one has a row; beyond it only those that are at work
+
+
+@dataclass
+class RunProgress:
+    """How far one run is."""
+
+    arm: str
+    seed: str
+    run_id: str
+    steps: int
+    status: str = "waiting"
+    """waiting, running, finished, diverged or failed; of a trial also pruned, stopped or lost"""
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """of training, at `tokens`"""
+    loss: float = math.nan
+    val_loss: float = math.nan
+    tokens_per_second: float = math.nan
+
+    def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Bring up to date with new rows of the run's journal."""
+        for row in rows:
+            # a resumed run starts behind where it was seen last; its speed is then unknown for a moment
+            if row["tokens"] > self.tokens and row["seconds"] > self.seconds:
+                now = (row["tokens"] - self.tokens) / (row["seconds"] - self.seconds)
+                old = self.tokens_per_second
+                self.tokens_per_second = now if math.isnan(old) else 0.9 * old + 0.1 * now
+            self.step, self.tokens, self.seconds = row["step"], row["tokens"], row["seconds"]
+            self.loss = row["metrics"].get("train/loss", self.loss)
+            self.val_loss = row["metrics"].get("val/loss", self.val_loss)
+
+    @property
+    def seconds_left(self) -> float:
+        """Of training, by its present speed."""
+        if not self.step or math.isnan(self.tokens_per_second):
+            return math.nan
+        return (self.steps - self.step) * (self.tokens / self.step) / self.tokens_per_second
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line for the user that is worth keeping."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where all runs of a study or sweep are at this moment. `jobs`: how many train side by side."""
+
+    title: str
+    runs: tuple[RunProgress, ...]
+    jobs: int
+
+    @classmethod
+    def of(cls, title: str, runs: Iterable[RunProgress], jobs: int) -> Progress:
+        """A snapshot, which later rows do not change."""
+        return cls(title, tuple(replace(run) for run in runs), jobs)
+
+
+Event = Message | Progress
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Listens to nothing."""
 
 
 class Display:
