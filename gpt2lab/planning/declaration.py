@@ -165,6 +165,8 @@ class Evaluate(Settings):
     """Validation tokens."""
     context_tokens: int | None = Field(None, ge=1)
     """Validation tokens at each of the other lengths."""
+    diagnostics: tuple[Any, ...] | None = None
+    """What is measured while runs train, see `gpt2lab components diagnostic`."""
 
 
 class Equalise(Settings):

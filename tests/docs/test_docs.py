@@ -337,15 +337,18 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
 
 def test_the_example_diagnostic_is_measured(tmp_path: Path) -> None:
     example_files(tmp_path)
+    (shown,) = (b for b in blocks(ROOT / "docs" / "extending.md", "yaml") if b.startswith("evaluate:"))
+    arms = "ablation: x\nquestion: Which?\nbase: nano\nbaseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\n"
+    (tmp_path / "watched.yaml").write_text(arms + shown)
     code = (
         "import torch\n"
-        "from gpt2lab.config import load_config\n"
         "from gpt2lab.model import build_model\n"
         "from gpt2lab.registry import load_plugin\n"
         "from gpt2lab.training.diagnostics import build, observes_updates\n"
         "load_plugin('my_diagnostics.py')\n"
-        "config = load_config('nano', ['evaluation.diagnostics=[activation_rms, gradient_norm]'])\n"
-        "_, norm = build(config.evaluation.diagnostics)\n"
+        "from gpt2lab.planning.ablation import load_ablation\n"
+        "config = load_ablation('watched.yaml').arms['a'].config\n"
+        "*_, norm = build(config.evaluation.diagnostics)\n"
         "model = build_model(config.model)\n"
         "model.loss(*torch.arange(8).view(2, 1, 4)).backward()\n"
         "norm.before_update(model.params())\n"

@@ -130,7 +130,7 @@ def test_diagnostics_of_plug_ins_have_figures_over_blocks_and_over_tokens(study:
     assert first.by_block == {"diag/entropy": [1.0, 2.0]}
     assert first.last("diag/sharpness") == rows[-1]["step"] and first.last("diag/norm/wte") == 3.0
     captions = {p.name: p.caption for p in health.drawn(read.once(health.health), read.looks)}
-    assert captions["entropy"].startswith("The diagnostic entropy by block")
+    assert captions["entropy-by-block"].startswith("The diagnostic entropy by block")
     assert captions["sharpness"].startswith("The diagnostic sharpness over training")
     assert "norm-wte" in captions
 

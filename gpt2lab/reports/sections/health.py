@@ -375,7 +375,7 @@ def _spikes(run: RunHealth, spikes: Sequence[Mapping[str, object]]) -> str:
 def drawn(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Picture]:
     """Every figure that the runs have data for."""
     pictures = []
-    depths = _by_arm(health, lambda run: (list(map(float, range(len(run.depth)))), list(run.depth)))
+    depths = _by_arm(health, lambda run: by_depth(run.depth))
     if depths:
         caption = f"Root mean square of the residual stream behind each block, at the end of training. {BANDS}"
         figure = lines(depths, look, "block", "rms of the residual stream")
@@ -392,21 +392,36 @@ def _plugged_in(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Pict
     """Diagnostics of plug-ins: over blocks at the end of training, else over tokens."""
     runs = [run for runs in health.values() for run in runs]
     pictures: list[style.Picture] = []
-    for metric in dict.fromkeys(metric for run in runs for metric in (*run.by_block, *run.curves)):
-        if metric in OVER_TIME or len(pictures) == MOST_FIGURES:
-            continue
-        name = metric.removeprefix(DIAGNOSTICS)
-        over_blocks = any(metric in run.by_block for run in runs)
-        curves = _by_arm(health, lambda run, metric=metric: (  # type: ignore[misc]
-            (list(map(float, range(len(run.by_block[metric])))), list(run.by_block[metric])) if metric in run.by_block
-            else thinned(run.curves.get(metric, ((), ())))
-        ))  # fmt: skip
-        if curves:
-            where = "by block, at the end of training" if over_blocks else "over training"
-            figure = lines(curves, look, "block" if over_blocks else "training tokens", name)
+
+    def draw(metric: str, where: str, axis: str, file: str, curve_of: Callable[[RunHealth], Curve]) -> None:
+        curves, name = _by_arm(health, curve_of), metric.removeprefix(DIAGNOSTICS)
+        if curves and len(pictures) < MOST_FIGURES:
             caption = f"The diagnostic {name} {where}. {BANDS}"
-            pictures.append(style.picture(name.replace("/", "-"), name, caption, figure, "half"))
+            pictures.append(style.picture(file, name, caption, lines(curves, look, axis, name), "half"))
+
+    for metric in dict.fromkeys(metric for run in runs for metric in (*run.by_block, *run.curves)):
+        file = metric.removeprefix(DIAGNOSTICS).replace("/", "-")
+        if metric not in OVER_TIME:
+            draw(
+                metric,
+                "over training",
+                "training tokens",
+                file,
+                lambda run, m=metric: thinned(run.curves.get(m, ((), ()))),
+            )  # type: ignore[misc]
+            draw(
+                metric,
+                "by block, at the end of training",
+                "block",
+                f"{file}-by-block",
+                lambda run, m=metric: by_depth(run.by_block.get(m, ())),
+            )  # type: ignore[misc]
     return pictures
+
+
+def by_depth(values: Sequence[float]) -> Curve:
+    """Values of blocks 0, 1, ... as a curve."""
+    return [float(block) for block in range(len(values))], list(values)
 
 
 def lines(curves: Sequence[Curves], look: Mapping[str, ArmStyle], x: str, y: str) -> Figure:
