@@ -200,7 +200,8 @@ class Fire(Position):
         longest = torch.maximum(q_positions[:, None].float(), (self.share * self.threshold).abs())
         near = torch.log1p((self.c * distance).abs()) / torch.log1p((self.c * longest).abs())  # (T, S), 0 to 1
         hidden = torch.relu(near[..., None] * self.slope + self.offset)  # (T, S, width)
-        return self.out(hidden).permute(2, 0, 1)
+        bias: Tensor = self.out(hidden)
+        return bias.permute(2, 0, 1)
 
 
 def alibi_slopes(n_head: int) -> list[float]:

@@ -200,21 +200,20 @@ class TalkingHeads(Scores):
         return maps + torch.einsum("gh,bhts->bgts", weight, maps)
 
 
-@scores.register("top_k", source="arXiv:1912.11637", needs={"attention": "bias"}, examples=({"k": 2},))
+@scores.register("top_k", source="arXiv:1912.11637", needs={"attention": "bias"})
 class TopK(Scores):
     """Each query attends to its k largest scores only (sparse attention by content).
 
     softmax over the k largest of q k^T * scale; the others have weight 0
 
-    k:       number of keys; null is an eighth of block_size. Equal scores at the limit all remain.
+    k:       number of keys; the paper found 8 best. Equal scores at the limit all remain.
     qk_norm: normalise the queries and keys of each head.
+    Rounding in half precision may change which keys are selected.
     """
 
-    def __init__(
-        self, builder: Builder, *, k: Annotated[int, Field(ge=1)] | None = None, qk_norm: bool = False
-    ) -> None:
+    def __init__(self, builder: Builder, *, k: Annotated[int, Field(ge=1)] = 8, qk_norm: bool = False) -> None:
         super().__init__(builder, qk_norm=qk_norm)
-        self.k = k or max(1, builder.dims.block_size // 8)
+        self.k = k
 
     def weights(self, logits: Tensor, ctx: ForwardContext) -> Tensor:
         smallest = logits.detach().topk(min(self.k, logits.shape[-1]), dim=-1).values[..., -1:]
