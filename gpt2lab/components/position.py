@@ -135,7 +135,7 @@ class Stretch:
             return speeds / self.factor
         index = torch.arange(pairs, device=speeds.device)
         if self.kind == "ntk":  # theta * factor^(D/(D-2)): the slowest pair as in `linear`, the fastest as it was
-            return speeds * self.factor ** (-index / (pairs - 1))
+            return speeds * self.factor ** (-index / max(pairs - 1, 1))
         # the index of the pair that turns so many times in `trained` tokens
         turning = (pairs * math.log(self.trained / (2 * math.pi * turns)) / math.log(theta) for turns in (32, 1))
         low, high = next(turning), next(turning)
@@ -250,16 +250,13 @@ def rotary_limits(dims: Dims, options: dict[str, Any]) -> list[str]:
     """Rotation needs pairs of channels; `scaling` and `factor` belong together."""
     if dims.head_size % 2:
         return [f"rotary rotates pairs of channels, and a head has {dims.head_size} (n_embd / n_head): make it even"]
-    pairs = round(dims.head_size * options.get("fraction", 1.0) / 2)
-    if pairs < 1:
+    if round(dims.head_size * options.get("fraction", 1.0) / 2) < 1:
         return [f"fraction {options['fraction']} leaves no pair of a head's {dims.head_size} channels to rotate"]
     scaling, factor = options.get("scaling"), options.get("factor")
     if (scaling is None) != (factor is None):
         return [f"rotary has {'scaling' if factor is None else 'factor'} only: set both, or neither"]
     if scaling is None and options.get("trained") is not None:
         return ["rotary has trained without scaling: set both, or neither"]
-    if scaling == "ntk" and pairs < 2:
-        return ["scaling ntk needs two pairs of channels to rotate, and there is one"]
     return []
 
 

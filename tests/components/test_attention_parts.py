@@ -19,6 +19,7 @@ from gpt2lab.components.attend import Mask
 from gpt2lab.components.base import Builder
 from gpt2lab.components.blockwise import causal
 from gpt2lab.components.context import Cache, ForwardContext
+from gpt2lab.components.position import rotary_limits
 from gpt2lab.components.scores import Scores
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT, ModelConfig, build_model
@@ -89,12 +90,9 @@ def test_stretched_rotations_are_those_of_hugging_face(scaling: str) -> None:
         ({"scaling": "linear"}, "scaling only"),
         ({"factor": 2.0}, "factor only"),
         ({"trained": 8}, "trained without scaling"),
-        ({"scaling": "ntk", "factor": 2.0, "fraction": 0.25}, "two pairs"),
     ],
 )
 def test_incomplete_scalings_are_refused(options: dict[str, Any], what: str) -> None:
-    from gpt2lab.components.position import rotary_limits
-
     (problem,) = rotary_limits(ModelConfig(**SIZES), {"fraction": 1.0, **options})
     assert what in problem
 
