@@ -100,12 +100,13 @@ class SoftmaxOverQueries(nn.Module):
         assert ctx.position is not None
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.H, C // self.H).transpose(1, 2) for part in self.c_attn(x).chunk(3, -1))
-        q, k = (ctx.position.rotate(part, ctx) for part in self.scores.prepare(q, k))
+        q, k = self.scores.prepare(q, k, ctx)
+        q, k = ctx.position.rotate(q, ctx, "q"), ctx.position.rotate(k, ctx, "k")
         k, v = ctx.cached("k", k), ctx.cached("v", ctx.mix_values(v))  # (B, H, S, D)
         bias = allowed_bias(ctx, self.mask, position_bias(ctx, self.H), torch.float32)
         logits = score_map(q, k, bias, self.scores, (C // self.H) ** -0.5)  # (B, H, T, S)
         y = logits.softmax(-2).to(v.dtype) @ v  # the mistake: -1 is right
-        out: Tensor = self.c_proj(self.scores.finish(y.transpose(1, 2).reshape(B, T, C), x))
+        out: Tensor = self.c_proj(self.scores.finish(y.transpose(1, 2).reshape(B, T, C), x, v))
         return out
 
 

@@ -348,7 +348,9 @@ class Recorder(TorchFunctionMode):
         elif path and method.isidentifier() and not frame.f_globals["__name__"].startswith("torch."):
             name = below(f"{path}.{method}", parent.path)
             given = [self.name_of(x, parent) for x in tensors([variables[v] for v in arguments(frame)])]
-            if given and len(name) + len(given[0]) <= LONGEST_NAME:
+            if method == "weights" and self.slot_of(part) == "scores":
+                name = method  # as those of the fused kernel
+            elif given and len(name) + len(given[0]) <= LONGEST_NAME:
                 name = f"{name}({given[0]})"
         else:
             return None

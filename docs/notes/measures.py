@@ -77,7 +77,7 @@ def rotary_scores(length: int, width: int = 64, theta: float = 10000.0) -> Tenso
     """Score of a unit query with the same unit vector as key, by distance: what rotation alone does.  -> (length,)"""
     rotary, ctx = Rotary(theta, 1.0), ForwardContext(torch.zeros(1, length, dtype=torch.int64))
     same = torch.full((1, 1, length, width), width**-0.5)
-    turned = rotary.rotate(same, ctx)[0, 0]
+    turned = rotary.rotate(same, ctx, "q")[0, 0]
     return turned @ turned[0]
 
 
@@ -88,7 +88,7 @@ def rotary_shift_error(shift: int, width: int = 64) -> float:
     far = ForwardContext(torch.zeros(1, T, dtype=torch.int64))
     far.q_positions = far.q_positions + shift
     here = ForwardContext(torch.zeros(1, T, dtype=torch.int64))
-    scores = [rotary.rotate(q, s) @ rotary.rotate(k, s).mT for s in (here, far)]
+    scores = [rotary.rotate(q, s, "q") @ rotary.rotate(k, s, "k").mT for s in (here, far)]
     return (scores[0] - scores[1]).abs().max().item()
 
 

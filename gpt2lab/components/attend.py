@@ -26,7 +26,7 @@ SHORT_KEYS = 512
 @dataclass(frozen=True)
 class Mask:
     """Which earlier tokens a token may attend to: the last `window` (None: all) and always the first `sinks`. With a
-    `separator`, which begins a document, only tokens of its own document."""
+    `separator`, which begins a document, only tokens of its own document. Subclasses override `allowed`."""
 
     window: int | None = None
     sinks: int = 0
@@ -44,6 +44,11 @@ class Mask:
                 allowed = allowed & (own[:, None, :, None] == documents[:, None, None, :])
         return allowed
 
+    def is_causal(self, ctx: ForwardContext) -> bool:
+        """Whether every token may attend to itself and all earlier tokens."""
+        restricted = self.window is not None or self.separator is not None or ctx.documents is not None
+        return not restricted and type(self).allowed is Mask.allowed
+
     def document_index(self, ctx: ForwardContext) -> Tensor | None:
         """The number of separators up to and including each token.  -> (B, S)"""
         if self.separator is None:
@@ -54,31 +59,31 @@ class Mask:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, ctx: ForwardContext, mask: Mask, scores: Scores, *, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, x: Tensor, ctx: ForwardContext, mask: Mask, scores: Scores, *, dropout: float = 0.0
 ) -> Tensor:
-    """Softmax attention.  q (B, H, T, D), k and v (B, G, S, D), G divides H -> (B, H, T, D)
+    """Softmax attention.  q (B, H, T, D), k (B, G, S, D), v (B, G, S, E), G divides H -> (B, H, T, E)
 
-    The bias of the layer's position scheme is added to the scores. torch's fused kernel is used for everything that it
-    supports. It has neither softcap nor sink logits, and flex_attention has no backward on CPU, so these are computed
-    by `unfused_attention`.
+    x (B, T, C) is the input of the attention. The bias of the layer's position scheme and that of `scores` are added to
+    the scores. torch's fused kernel is used for everything that it supports (`Scores.fused`); flex_attention has no
+    backward on CPU, so the rest is computed by `unfused_attention`.
     """
     heads, (T, S) = q.shape[1], (q.shape[-2], k.shape[-2])
-    if k.shape[1] != heads:
-        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
-    scale = (q.shape[-1] ** -0.5 if scores.scale is None else scores.scale) * ctx.score_factor
-    bias = position_bias(ctx, heads)
+    k, v = (
+        part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], dim=1) for part in (k, v)
+    )
+    scale = scores.factor(q, ctx)
+    biases = [bias for bias in (position_bias(ctx, heads), scores.bias(q, k, x, ctx)) if bias is not None]
+    bias = sum(biases[1:], biases[0]) if biases else None
     if ctx.observer is not None:
         ctx.observer.attention(ctx.depth, q, k, allowed_bias(ctx, mask, bias, torch.float32), scores, scale)
-    whole = mask.window is None and mask.separator is None and ctx.documents is None
-    if scores.softcap is None and scores.sink is None:
-        # is_causal aligns queries with the first keys, so with a cache (T < S) it would hide almost everything
-        if bias is None and whole and T == S:
-            return fused_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
-        if bias is None and whole and T == 1:
-            return fused_attention(q, k, v, dropout_p=dropout, scale=scale)
-        combined = allowed_bias(ctx, mask, bias, q.dtype)
-        return fused_attention(q, k, v, combined, dropout_p=dropout, scale=scale)
-    return unfused_attention(q, k, v, allowed_bias(ctx, mask, bias, torch.float32), scores, scale, dropout)
+    if not scores.fused:
+        return unfused_attention(q, k, v, allowed_bias(ctx, mask, bias, torch.float32), scores, scale, ctx, dropout)
+    # is_causal aligns queries with the first keys, so with a cache (T < S) it would hide almost everything
+    if bias is None and mask.is_causal(ctx) and T == S:
+        return fused_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
+    if bias is None and mask.is_causal(ctx) and T == 1:
+        return fused_attention(q, k, v, dropout_p=dropout, scale=scale)
+    return fused_attention(q, k, v, allowed_bias(ctx, mask, bias, q.dtype), dropout_p=dropout, scale=scale)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
@@ -102,15 +107,17 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None,
 
 
 def unfused_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores, scale: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    scores: Scores,
+    scale: float,
+    ctx: ForwardContext,
+    dropout: float,
 ) -> Tensor:
-    """Product, softcap, bias, softmax, product, with the softmax in float32. Shapes as in `attend`."""
-    logits = score_map(q, k, bias, scores, scale)
-    if scores.sink is not None:
-        sink = scores.sink.float()[None, :, None, None].expand(*logits.shape[:-1], 1)
-        weights = torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
-    else:
-        weights = logits.softmax(-1)
+    """Product, softcap, bias, weights, product, with the weights in float32. Shapes as in `attend`, G = H."""
+    weights = scores.weights(score_map(q, k, bias, scores, scale), ctx)
     weights = F.dropout(weights, dropout) if dropout else weights
     return weights.to(v.dtype) @ v
 
@@ -140,5 +147,7 @@ def allowed_bias(ctx: ForwardContext, mask: Mask, bias: Tensor | None, dtype: to
         allowed = mask.allowed(ctx)
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, float("-inf"))
 
-    masked: Tensor = ctx.once(f"mask.{mask}.{dtype}", mask_bias)
+    # layers share masks of equal fields; a subclass may have attributes that its text does not show
+    name = mask if type(mask) is Mask else f"own.{id(mask)}"
+    masked: Tensor = ctx.once(f"mask.{name}.{dtype}", mask_bias)
     return masked if bias is None else masked + bias.to(dtype)

@@ -5,8 +5,11 @@ Shapes: B batch, T tokens, C channels, H query heads, G key/value heads, D chann
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gpt2lab.components.attend import attend
@@ -40,14 +43,97 @@ class GroupedAttention(nn.Module):
             part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(self.sizes, -1)
         )  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
         v = ctx.mix_values(v)
-        q, k = self.scores.prepare(q, k)
-        q, k = (ctx.position.rotate(part, ctx) for part in (q, k))
-        k, v = ctx.cached("k", k), ctx.cached("v", v)
+        q, k = self.scores.prepare(q, k, ctx)
+        q, k = ctx.position.rotate(q, ctx, "q"), ctx.position.rotate(k, ctx, "k")
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, ctx, self.mask, self.scores, dropout=dropout)
-        y = self.scores.finish(y.transpose(1, 2).reshape(B, T, C), x)
+        y = attend(q, ctx.cached("k", k), ctx.cached("v", v), x, ctx, self.mask, self.scores, dropout=dropout)
+        y = self.scores.finish(y.transpose(1, 2).reshape(B, T, C), x, v)
         out: Tensor = self.resid_dropout(self.c_proj(y))
         return out
+
+
+class LatentAttention(nn.Module):
+    """Keys and values computed from a small latent vector per token, and one rotated key for all heads. The cache holds
+    the latent and the rotated key.  L channels of the latent, R of the rotated key."""
+
+    def __init__(self, builder: Builder, latent: int, rotated: int) -> None:
+        super().__init__()
+        dims = builder.dims
+        H, D = dims.n_head, dims.head_size
+        self.n_head, self.head_size, self.sizes = H, D, [latent, rotated]
+        self.dropout = dims.dropout
+        self.c_q = builder.linear(dims.n_embd, H * (D + rotated))
+        self.c_latent = builder.linear(dims.n_embd, latent + rotated, rows={"latent": latent, "key": rotated})
+        self.ln = builder.at(width=latent).build("norm")
+        self.c_kv = builder.linear(latent, 2 * H * D, rows={"key": H * D, "value": H * D})
+        self.c_proj = builder.linear(H * D, dims.n_embd, "residual_out")
+        self.resid_dropout = nn.Dropout(dims.dropout)
+        self.mask = builder.build("mask")
+        self.scores = builder.at(width=D + rotated).build("scores")
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        B, T, _ = x.shape
+        assert ctx.position is not None
+        q = self.c_q(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D + R)
+        q, q_rotated = q.split([self.head_size, self.sizes[1]], -1)
+        q = torch.cat([q, ctx.position.rotate(q_rotated, ctx, "q")], -1)
+        latent, k_rotated = self.c_latent(x).split(self.sizes, -1)  # (B, T, L), (B, T, R)
+        latent = ctx.cached("latent", self.ln(latent))  # (B, S, L)
+        k_rotated = ctx.cached("k_rotated", ctx.position.rotate(k_rotated[:, None], ctx, "k"))  # (B, 1, S, R)
+        k, v = (
+            part.view(B, -1, self.n_head, self.head_size).transpose(1, 2) for part in self.c_kv(latent).chunk(2, -1)
+        )  # (B, H, S, D) each
+        k = torch.cat([k, k_rotated.expand(-1, self.n_head, -1, -1)], -1)
+        q, k = self.scores.prepare(q, k, ctx)
+        y = attend(q, k, v, x, ctx, self.mask, self.scores, dropout=self.dropout if self.training else 0.0)
+        y = self.scores.finish(y.transpose(1, 2).reshape(B, T, -1), x, v[:, :, -T:])
+        out: Tensor = self.resid_dropout(self.c_proj(y))
+        return out
+
+
+class DifferentialAttention(nn.Module):
+    """Two maps of attention weights per head, from the halves of its queries and keys; the second is subtracted."""
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__()
+        dims = builder.dims
+        self.n_head, self.head_size = dims.n_head, dims.head_size
+        self.dropout = dims.dropout
+        self.c_attn = builder.linear(
+            dims.n_embd, 3 * dims.n_embd, rows=dict.fromkeys(("query", "key", "value"), dims.n_embd)
+        )
+        half = dims.head_size // 2
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
+            nn.Parameter(torch.full((half,), 0.1)) for _ in range(4)
+        )
+        self.start = 0.8 - 0.6 * math.exp(-0.3 * (builder.layer or 0))
+        self.ln = builder.at(width=dims.head_size).build("norm")
+        self.c_proj = builder.linear(dims.n_embd, dims.n_embd, "residual_out")
+        self.resid_dropout = nn.Dropout(dims.dropout)
+        self.mask = builder.build("mask")
+        self.scores = builder.at(dims=dims.model_copy(update={"n_head": 2 * dims.n_head})).build("scores")
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        B, T, C = x.shape
+        assert ctx.position is not None
+        q, k, v = self.c_attn(x).chunk(3, -1)
+        q, k = (part.view(B, T, 2 * self.n_head, -1).transpose(1, 2) for part in (q, k))  # (B, 2 H, T, D / 2)
+        v = ctx.mix_values(v.view(B, T, self.n_head, -1).transpose(1, 2))  # (B, H, T, D)
+        q, k = self.scores.prepare(q, k, ctx)
+        q, k = ctx.position.rotate(q, ctx, "q"), ctx.position.rotate(k, ctx, "k")
+        k, every_v = ctx.cached("k", k), ctx.cached("v", v)
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, every_v, x, ctx, self.mask, self.scores, dropout=dropout)  # (B, 2 H, T, D)
+        first, second = y.unflatten(1, (self.n_head, 2)).unbind(2)
+        added, removed = ((a * b).sum().exp() for a, b in self.lambdas())
+        y = self.ln(first - (added - removed + self.start) * second) * (1 - self.start)
+        y = self.scores.finish(y.transpose(1, 2).reshape(B, T, C), x, v)
+        out: Tensor = self.resid_dropout(self.c_proj(y))
+        return out
+
+    def lambdas(self) -> list[tuple[Tensor, Tensor]]:
+        """The two pairs of vectors whose products give the share of the second map."""
+        return [(self.lambda_q1, self.lambda_k1), (self.lambda_q2, self.lambda_k2)]
 
 
 @attention.register("mha", source="arXiv:1706.03762", can=("bias", "rotate", "value"))
@@ -67,14 +153,66 @@ def gqa_limits(dims: Dims, options: dict[str, Any]) -> list[str]:
     return []
 
 
-@attention.register(
-    "gqa", source="arXiv:2305.13245", can=("bias", "rotate", "value"), check=gqa_limits, examples=({"n_kv_head": 1},)
-)
+@attention.register("gqa", source="arXiv:2305.13245", can=("bias", "rotate", "value"), check=gqa_limits)
 def gqa(builder: Builder, *, n_kv_head: int | None = None) -> nn.Module:
     """Grouped-query attention: groups of query heads share one key and value head.  (B, T, C) -> (B, T, C)
 
     n_kv_head: number of key/value heads; null is the largest proper divisor of n_head (half the heads, if their number
-    is even). 1 is multi-query attention, n_head is multi-head attention.
+    is even). 1 is `mqa`, n_head is `mha`.
     """
     H = builder.dims.n_head
     return GroupedAttention(builder, n_kv_head or max((n for n in range(1, H) if H % n == 0), default=1))
+
+
+@attention.register("mqa", source="arXiv:1911.02150", can=("bias", "rotate", "value"))
+def mqa(builder: Builder) -> nn.Module:
+    """Multi-query attention: all query heads share one key and value head.  (B, T, C) -> (B, T, C)
+
+    The cache is smaller by the number of heads. As the paper's, without a wider MLP for the parameters saved.
+    """
+    return GroupedAttention(builder, 1)
+
+
+@attention.register("mla", source="arXiv:2405.04434, section 2.1", can=("bias", "rotate"))
+def mla(
+    builder: Builder,
+    *,
+    latent: Annotated[int, Field(ge=1)] | None = None,
+    rotated: Annotated[int, Field(ge=2, multiple_of=2)] | None = None,
+) -> nn.Module:
+    """Multi-head latent attention: keys and values from one small vector per token, which is cached instead of them.
+
+    c = norm(W_c x);  k = [W_k c, rotate(W_r x)], v = W_v c per head, with rotate(W_r x) shared by all heads;  q from x
+
+    latent:  channels of c; null is 4 heads' channels as in the paper, but at most half of n_embd.
+    rotated: channels of each query and key for positions that rotate, besides the D others; null is half a head.
+    The scale is 1/sqrt(D + rotated). As the paper's smaller model, queries have no latent. With a cache, keys and
+    values are computed from it for every new token: it saves memory, not time. `qk_norm` follows the rotation.
+    """
+    D = builder.dims.head_size
+    return LatentAttention(
+        builder, latent or max(1, min(4 * D, builder.dims.n_embd // 2)), rotated or max(2, D // 4 * 2)
+    )
+
+
+def differential_limits(dims: Dims, options: dict[str, Any]) -> list[str]:
+    """A head's queries and keys are split in halves."""
+    if dims.head_size % 2:
+        return [f"differential halves the {dims.head_size} channels of a head (n_embd / n_head): make it even"]
+    return []
+
+
+@attention.register(
+    "differential", source="arXiv:2410.05258", can=("bias", "rotate", "value"), check=differential_limits
+)
+def differential(builder: Builder) -> nn.Module:
+    """Two softmax maps in each head, of which the second is subtracted, to cancel attention to what is irrelevant.
+
+    (1 - m) norm((softmax(q_1 k_1^T / sqrt(D/2)) - l softmax(q_2 k_2^T / sqrt(D/2))) v)   in each head, with
+    l = exp(a_1 . b_1) - exp(a_2 . b_2) + m,  m = 0.8 - 0.6 exp(-0.3 layer) fixed, layer from 0
+
+    q_i and k_i are halves of the head's channels. The paper compares it with half the heads of twice the width: halve
+    n_head for that. It draws a and b, (D/2) each and shared by heads, at random; here they start at 0.1, with the
+    same l. The norm is the model's, where the paper has RMSNorm.
+    """
+    return DifferentialAttention(builder)

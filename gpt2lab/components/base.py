@@ -119,7 +119,7 @@ class Builder:
     dims:    the model's sizes.
     choices: slot name -> the pattern of choices, repeated over the layers.
     layer:   index of the block, None outside blocks.
-    width:   channels of the input of a norm, where it is not n_embd.
+    width:   channels of the input of a norm, where it is not n_embd; of queries and keys, where they are not head_size.
     gain:    init gain of the matrices built here (see Role), set by residual schemes that define one.
     """
 

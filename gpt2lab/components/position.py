@@ -6,7 +6,8 @@ Shapes: B batch, T new tokens, S all tokens so far, C channels, H heads, D chann
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,10 @@ from gpt2lab.components.context import ForwardContext
 from gpt2lab.registry import Slot
 
 position = Slot("model.position", "how the order of tokens is represented", default="learned", arity="per_layer")
+
+
+Which = Literal["q", "k"]
+Scaling = Literal["linear", "ntk", "yarn"]
 
 
 class Position(nn.Module):
@@ -34,8 +39,11 @@ class Position(nn.Module):
         """Add positions to the embedded tokens.  (B, T, C) -> (B, T, C)"""
         return x
 
-    def rotate(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Rotate queries or keys of the new tokens.  (B, H, T, D) -> (B, H, T, D)"""
+    def rotate(self, x: Tensor, ctx: ForwardContext, which: Which) -> Tensor:
+        """Rotate queries ("q") or keys ("k") of the new tokens.  (B, H, T, D) -> (B, H, T, D)
+
+        H and D are those of x: an attention may rotate part of a head, or a key that all heads share.
+        """
         return x
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
@@ -71,24 +79,69 @@ class Sinusoidal(Position):
 
 
 class Rotary(Position):
-    """Pairs of channels rotated by an angle proportional to position."""
+    """Pairs of channels rotated by an angle proportional to position.
 
-    def __init__(self, theta: float, fraction: float) -> None:
+    stretch: its wavelengths are changed for a longer context.
+    decay:   queries shrink and keys grow with position, over this many tokens (xPos).
+    """
+
+    def __init__(
+        self, theta: float, fraction: float = 1.0, *, stretch: Stretch | None = None, decay: float | None = None
+    ) -> None:
         super().__init__()
-        self.theta, self.fraction = theta, fraction
+        self.theta, self.fraction, self.stretch, self.decay = theta, fraction, stretch, decay
+        if decay is not None:
+            self.max_context = int(64 * decay)  # the slowest factor is (7/2)^64 there, and near the end of float32
 
-    def rotate(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+    def rotate(self, x: Tensor, ctx: ForwardContext, which: Which) -> Tensor:
         # the width is that of x, so that part of a head can be rotated as well
-        rotated = 2 * round(x.shape[-1] * self.fraction / 2)
-        cos, sin = ctx.once(f"rotary.{self.key}.{rotated}", lambda: self.tables(ctx.q_positions, rotated))
+        rotated = 2 * min(round(x.shape[-1] * self.fraction / 2), x.shape[-1] // 2)
+        key = f"rotary.{self.key}.{rotated}" + ("" if self.decay is None else f".{which}")
+        cos, sin = ctx.once(key, lambda: self.tables(ctx.q_positions, rotated, which))
         first, second, rest = x.float().split([rotated // 2, rotated // 2, x.shape[-1] - rotated], -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x.dtype)
 
-    def tables(self, positions: Tensor, rotated: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of every position and pair of channels.  (T,) -> two of (T, rotated / 2)"""
+    def tables(self, positions: Tensor, rotated: int, which: Which) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of every position and pair of channels, and their size.  (T,) -> two of (T, rotated / 2)"""
         pair = torch.arange(0, rotated, 2, device=positions.device)
-        angles = positions[:, None].float() * self.theta ** (-pair / rotated)
-        return angles.cos(), angles.sin()
+        speeds, size = self.theta ** (-pair / rotated), 1.0
+        if self.stretch is not None:
+            speeds, size = self.stretch.speeds(speeds, self.theta), self.stretch.size
+        angles = positions[:, None].float() * speeds
+        if self.decay is None:
+            return angles.cos() * size, angles.sin() * size
+        base = (pair / rotated + 0.4) / 1.4
+        factors = base ** (positions[:, None].float() / (self.decay if which == "q" else -self.decay))
+        return angles.cos() * factors, angles.sin() * factors
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rotations for contexts `factor` times as long as `trained` tokens."""
+
+    kind: Scaling
+    factor: float
+    trained: float
+
+    @property
+    def size(self) -> float:
+        """The factor on rotated queries and keys."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
+
+    def speeds(self, speeds: Tensor, theta: float) -> Tensor:
+        """Radians per token of each pair, from theta^(-2i/D).  (D/2,) -> (D/2,)"""
+        pairs = len(speeds)
+        if self.kind == "linear":
+            return speeds / self.factor
+        index = torch.arange(pairs, device=speeds.device)
+        if self.kind == "ntk":  # theta * factor^(D/(D-2)): the slowest pair as in `linear`, the fastest as it was
+            return speeds * self.factor ** (-index / max(pairs - 1, 1))
+        # the index of the pair that turns so many times in `trained` tokens
+        turning = (pairs * math.log(self.trained / (2 * math.pi * turns)) / math.log(theta) for turns in (32, 1))
+        low, high = next(turning), next(turning)
+        low, high = max(math.floor(low), 0), min(math.ceil(high), 2 * pairs - 1)
+        slow = ((index - low) / max(high - low, 1e-3)).clamp(0, 1)
+        return speeds * (1 - slow + slow / self.factor)
 
 
 class Alibi(Position):
@@ -115,6 +168,40 @@ class T5Bias(Position):
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         distance = (q_positions[:, None] - k_positions[None]).clamp(min=0)
         return self.weight[t5_bucket(distance, self.buckets, self.max_distance)].permute(2, 0, 1)
+
+
+class Kerple(Position):
+    """A penalty that grows with the logarithm of distance, with two trained numbers per head."""
+
+    def __init__(self, n_head: int) -> None:
+        super().__init__()
+        self.weight, self.growth = (nn.Parameter(torch.ones(n_head)) for _ in range(2))
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        distance = (q_positions[:, None] - k_positions[None]).clamp(min=0)
+        weight, growth = (x.clamp(min=0.01)[:, None, None] for x in (self.weight, self.growth))
+        return -weight * torch.log1p(growth * distance)
+
+
+class Fire(Position):
+    """A trained function of the logarithm of distance, relative to that of the position."""
+
+    def __init__(self, builder: Builder, width: int, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.slope = nn.Parameter(torch.ones(width))
+        self.offset = nn.Parameter(-torch.arange(width) / width)
+        self.out = builder.linear(width, builder.dims.n_head, bias=False)
+        self.c = nn.Parameter(torch.tensor(0.1))
+        self.share = nn.Parameter(torch.tensor(1.0))
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        distance = (q_positions[:, None] - k_positions[None]).clamp(min=0)
+        longest = torch.maximum(q_positions[:, None].float(), (self.share * self.threshold).abs())
+        near = torch.log1p((self.c * distance).abs()) / torch.log1p((self.c * longest).abs())  # (T, S), 0 to 1
+        hidden = torch.relu(near[..., None] * self.slope + self.offset)  # (T, S, width)
+        bias: Tensor = self.out(hidden)
+        return bias.permute(2, 0, 1)
 
 
 def alibi_slopes(n_head: int) -> list[float]:
@@ -160,35 +247,70 @@ def sinusoidal(
 
 
 def rotary_limits(dims: Dims, options: dict[str, Any]) -> list[str]:
-    """Rotation needs pairs of channels."""
+    """Rotation needs pairs of channels; `scaling` and `factor` belong together."""
     if dims.head_size % 2:
         return [f"rotary rotates pairs of channels, and a head has {dims.head_size} (n_embd / n_head): make it even"]
-    if round(dims.head_size * options["fraction"] / 2) < 1:
+    if round(dims.head_size * options.get("fraction", 1.0) / 2) < 1:
         return [f"fraction {options['fraction']} leaves no pair of a head's {dims.head_size} channels to rotate"]
+    scaling, factor = options.get("scaling"), options.get("factor")
+    if (scaling is None) != (factor is None):
+        return [f"rotary has {'scaling' if factor is None else 'factor'} only: set both, or neither"]
+    if scaling is None and options.get("trained") is not None:
+        return ["rotary has trained without scaling: set both, or neither"]
     return []
 
 
 @position.register(
     "rotary",
-    source="arXiv:2104.09864",
+    source="arXiv:2104.09864; linear 2306.15595; ntk and yarn 2309.00071",
     needs={"attention": "rotate"},
     check=rotary_limits,
-    examples=({"theta": 1000.0}, {"fraction": 0.5}),
+    examples=({"theta": 1000.0}, {"fraction": 0.5}, {"scaling": "yarn", "factor": 4.0}),
 )
 def rotary(
     builder: Builder,
     *,
     theta: Annotated[float, Field(gt=1)] = 10000.0,
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    scaling: Scaling | None = None,
+    factor: Annotated[float, Field(ge=1)] | None = None,
+    trained: Annotated[int, Field(ge=1)] | None = None,
 ) -> Position:
     """Rotate pairs of query and key channels by an angle proportional to position, so that scores depend on distance.
 
-    (q_i, q_j) -> (q_i cos - q_j sin, q_j cos + q_i sin)   at angle t theta^(-2i/D), the pair being i and i + D/2
+    (q_i, q_j) -> (q_i cos - q_j sin, q_j cos + q_i sin)   at angle t w_i,  w_i = theta^(-2i/D), the pair i and i + D/2
     theta:    base of the wavelengths.
     fraction: share of each head's channels that is rotated; the others are unchanged.
-    Channels are paired across halves (as in GPT-NeoX); the paper pairs neighbours, which differs by a permutation.
+    scaling:  how wavelengths are stretched when a trained model gets a longer context. linear: w_i / factor. ntk: from
+    no stretching of the fastest pair to `factor` for the slowest, by theta factor^(D/(D-2)). yarn: w_i for pairs that
+    turn 32 times or more within `trained` tokens, w_i / factor for those that turn less than once, a mix in between;
+    queries and keys are multiplied by 0.1 ln(factor) + 1.
+    factor:   the longer context divided by the trained one.
+    trained:  context in tokens before scaling, for yarn; null is block_size / factor.
+    Channels are paired across halves (as in GPT-NeoX); the paper pairs neighbours, which differs by a permutation. The
+    mix of yarn is linear in the index of the pair, as in its code; in the paper, in the number of turns.
     """
-    return Rotary(theta, fraction)
+    stretch = None
+    if scaling is not None and factor is not None:
+        stretch = Stretch(scaling, factor, trained or builder.dims.block_size / factor)
+    return Rotary(theta, fraction, stretch=stretch)
+
+
+@position.register("xpos", source="arXiv:2212.10554", needs={"attention": "rotate"}, check=rotary_limits)
+def xpos(
+    builder: Builder,
+    *,
+    theta: Annotated[float, Field(gt=1)] = 10000.0,
+    decay: Annotated[float, Field(gt=0)] = 512.0,
+) -> Position:
+    """Rotary with scores that decay with distance, faster for fast pairs: queries shrink by position, keys grow.
+
+    q_t z_i^(t/decay),  k_s z_i^(-s/decay)   after rotation, with z_i = (2i/D + 0.4) / 1.4 for pair i
+    theta: base of the wavelengths.
+    decay: in tokens; the context is limited to 64 decay, within the range of float32.
+    The paper counts positions from the middle of the context, which changes no score. Channels are paired as in rotary.
+    """
+    return Rotary(theta, decay=decay)
 
 
 @position.register("alibi", source="arXiv:2108.12409", needs={"attention": "bias"})
@@ -198,6 +320,31 @@ def alibi(builder: Builder) -> Position:
     score(t, s) - m_h (t - s)   with m_h = 2^(-8 h / H)
     """
     return Alibi(builder.dims.n_head)
+
+
+@position.register("kerple", source="arXiv:2205.09921 (its logarithmic kernel)", needs={"attention": "bias"})
+def kerple(builder: Builder) -> Position:
+    """Subtract from each score a trained multiple of the logarithm of the distance.
+
+    score(t, s) - a_h ln(1 + b_h (t - s))   with a and b (H,), at least 0.01, one pair for all layers
+    a and b start at 1, where the paper draws them at random.
+    """
+    return Kerple(builder.dims.n_head)
+
+
+@position.register("fire", source="arXiv:2310.04418", needs={"attention": "bias"})
+def fire(
+    builder: Builder, *, width: Annotated[int, Field(ge=1)] = 32, threshold: Annotated[float, Field(gt=0)] = 512.0
+) -> Position:
+    """Add to each score a trained function of the distance, relative to the position of the query.
+
+    score(t, s) + f_h(ln(1 + |c| (t - s)) / ln(1 + |c| max(t, L)))   with f an MLP from 1 to H, c and L trained
+    width:     of the hidden layer of f.
+    threshold: L at the start, in tokens.
+    One f for all layers, without a last bias, which softmax cancels. Its hidden layer starts with the kinks of relu
+    evenly spaced in [0, 1), where the paper draws it at random.
+    """
+    return Fire(builder, width, threshold)
 
 
 def t5_limits(dims: Dims, options: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gpt2lab.components.base import Builder, Dims
 from gpt2lab.components.context import ForwardContext
+from gpt2lab.errors import ConfigError
 from gpt2lab.registry import Slot
 
 stack = Slot("model.stack", "connections between layers", default=[], arity="list")
@@ -69,6 +70,13 @@ class ValueResidual(CrossLayer):
             ctx.carry["value_residual"] = v
             return v
         first: Tensor = ctx.carry["value_residual"]
+        if first.shape[1] != v.shape[1]:
+            raise ConfigError(
+                f"value_residual mixes values of equal heads; the first layer has {first.shape[1]} and layer {depth} "
+                f"has {v.shape[1]}",
+                where="model.attention",
+                hint="the same number of key/value heads in all layers",
+            )
         return v + self.mix[depth - 1] * (first - v)
 
 

@@ -483,10 +483,13 @@ class Constant(CrossLayer):
 @torch.no_grad()
 def softmax_rows(run: ExaminedRun) -> Finding | None:
     """Attention weights of a query sum to one: with equal values everywhere, every token must read the same."""
+    model = run.newest
     for choice in run.config.model.scores:
         if choice.options.get("gate") or choice.options.get("sink_logits"):
             raise NotExamined(f"scores {choice} weigh what a query reads")
-    model = run.newest
+    for part in model.modules():
+        if isinstance(part, Scores) and type(part).weights is not Scores.weights:
+            raise NotExamined(f"{type(part).__name__} has weights other than those of a softmax")
     tokens = run.tokens[:, :-1]
     with_ones, with_zeros = (read_by_attention(model, tokens, value) for value in (1.0, 0.0))
     for layer, (ones, zeros) in enumerate(zip(with_ones, with_zeros, strict=True)):

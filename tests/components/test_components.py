@@ -29,12 +29,12 @@ def step(length: int = 16) -> ForwardContext:
 def test_rotary_is_a_complex_rotation_and_depends_on_distance_only() -> None:
     position = build_model(ModelConfig(**SIZES, position="rotary")).wpe
     x = torch.randn(1, 4, 16, 8)
-    turned = position.rotate(x, step())
+    turned = position.rotate(x, step(), "q")
     angles = torch.arange(16)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
     expected = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)
     assert torch.allclose(turned, torch.cat([expected.real, expected.imag], -1), atol=1e-5)
     q, k = torch.randn(8), torch.randn(8)
-    spread = [position.rotate(v.expand(1, 1, 16, 8), step())[0, 0] for v in (q, k)]
+    spread = [position.rotate(v.expand(1, 1, 16, 8), step(), "q")[0, 0] for v in (q, k)]
     scores = spread[0] @ spread[1].T  # (16, 16): equal along diagonals
     assert torch.allclose(scores[1:, 1:], scores[:-1, :-1], atol=1e-5)
 
@@ -42,7 +42,7 @@ def test_rotary_is_a_complex_rotation_and_depends_on_distance_only() -> None:
 def test_partial_rotary_leaves_the_rest_of_a_head_alone() -> None:
     position = build_model(ModelConfig(**SIZES, position={"name": "rotary", "fraction": 0.5})).wpe
     x = torch.randn(1, 4, 16, 8)
-    turned = position.rotate(x, step())
+    turned = position.rotate(x, step(), "q")
     assert torch.equal(turned[..., 4:], x[..., 4:])
     assert not torch.allclose(turned[..., :4], x[..., :4])
 

@@ -48,7 +48,8 @@ def test_every_shipped_component_is_left_alone(case: testing.Case, trained: Any)
     run = trained(f"{section}.{case.slot}={json.dumps(choice)}")
     found = examine(run)
     assert not found.findings
-    allowed = {"softmax_rows": ("gate", "sink_logits"), "residual_scaling": ("post", "deepnorm", "gpt2_tf")}
+    weighing = ("gate", "sink_logits", "sigmoid", "talking_heads", "top_k")
+    allowed = {"softmax_rows": weighing, "residual_scaling": ("post", "deepnorm", "gpt2_tf")}
     for check in found.unknown:
         assert {case.name, *case.options} & set(allowed[check]), (check, found.unknown)
 

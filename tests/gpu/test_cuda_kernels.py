@@ -202,6 +202,6 @@ def test_every_way_of_attention_is_that_of_the_definition(mask: str, groups: int
             return [y.detach(), *torch.autograd.grad((y * weight.to(y.dtype)).sum(), leaves)]
 
         with sdpa_kernel(BACKENDS[backend] or list(SDPBackend.__members__.values())[1:]):
-            found = run(lambda step=step, leaves=leaves: attend(*leaves, step, MASKS[mask], scores))  # type: ignore[misc]
+            found = run(lambda step=step, leaves=leaves: attend(*leaves, leaves[0], step, MASKS[mask], scores))  # type: ignore[misc]
         exact = run(lambda leaves=leaves: by_hand(*leaves, tokens, MASKS[mask], slopes))  # type: ignore[misc]
         assert max(map(error, found, exact)) < close, (dtype, [error(a, b) for a, b in zip(found, exact, strict=True)])

@@ -113,8 +113,8 @@ def test_the_largest_score_is_that_of_pairs_that_may_see_each_other(
     step.enter(0, site.build("position"))
     unwatched = ForwardContext(step.tokens)
     unwatched.enter(0, step.position)
-    arguments = Mask(window, sinks), plain(site, softcap=softcap, scale=0.7)
-    assert torch.equal(attend(q, k, v, step, *arguments), attend(q, k, v, unwatched, *arguments))
+    arguments, x = (Mask(window, sinks), plain(site, softcap=softcap, scale=0.7)), torch.zeros(B, T, H * D)
+    assert torch.equal(attend(q, k, v, x, step, *arguments), attend(q, k, v, x, unwatched, *arguments))
     slopes = [2 ** (-8 * (h + 1) / H) if scheme == "alibi" else 0.0 for h in range(H)]
     best = -math.inf
     for b, h, i, j in itertools.product(range(B), range(H), range(T), range(T)):
@@ -135,7 +135,7 @@ def test_a_block_may_attend_more_than_once(larger: int) -> None:
     step.observer = seen
     step.enter(0, site.build("position"))
     for call in range(2):
-        attend(q * (3 if call == larger else 1), q, q, step, Mask(), plain(site, scale=1.0))
+        attend(q * (3 if call == larger else 1), q, q, torch.zeros(1, T, H * D), step, Mask(), plain(site, scale=1.0))
     assert float(seen.values["0"]) == 3 * D
 
 
