@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -392,31 +393,27 @@ def _plugged_in(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Pict
     """Diagnostics of plug-ins: over blocks at the end of training, else over tokens."""
     runs = [run for runs in health.values() for run in runs]
     pictures: list[style.Picture] = []
-
-    def draw(metric: str, where: str, axis: str, file: str, curve_of: Callable[[RunHealth], Curve]) -> None:
-        curves, name = _by_arm(health, curve_of), metric.removeprefix(DIAGNOSTICS)
-        if curves and len(pictures) < MOST_FIGURES:
-            caption = f"The diagnostic {name} {where}. {BANDS}"
-            pictures.append(style.picture(file, name, caption, lines(curves, look, axis, name), "half"))
-
     for metric in dict.fromkeys(metric for run in runs for metric in (*run.by_block, *run.curves)):
-        file = metric.removeprefix(DIAGNOSTICS).replace("/", "-")
-        if metric not in OVER_TIME:
-            draw(
-                metric,
-                "over training",
-                "training tokens",
-                file,
-                lambda run, m=metric: thinned(run.curves.get(m, ((), ()))),
-            )  # type: ignore[misc]
-            draw(
-                metric,
-                "by block, at the end of training",
-                "block",
-                f"{file}-by-block",
-                lambda run, m=metric: by_depth(run.by_block.get(m, ())),
-            )  # type: ignore[misc]
+        name = metric.removeprefix(DIAGNOSTICS)
+        for curve_of, where, axis, suffix in (
+            (_over_training, "over training", "training tokens", ""),
+            (_over_blocks, "by block, at the end of training", "block", "-by-block"),
+        ):
+            curves = _by_arm(health, partial(curve_of, metric))
+            if metric in OVER_TIME or not curves or len(pictures) == MOST_FIGURES:
+                continue
+            caption = f"The diagnostic {name} {where}. {BANDS}"
+            figure = lines(curves, look, axis, name)
+            pictures.append(style.picture(name.replace("/", "-") + suffix, name, caption, figure, "half"))
     return pictures
+
+
+def _over_training(metric: str, run: RunHealth) -> Curve:
+    return thinned(run.curves.get(metric, ((), ())))
+
+
+def _over_blocks(metric: str, run: RunHealth) -> Curve:
+    return by_depth(run.by_block.get(metric, ()))
 
 
 def by_depth(values: Sequence[float]) -> Curve:
