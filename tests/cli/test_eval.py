@@ -149,7 +149,7 @@ def test_runs_that_cannot_be_measured_are_named_and_cost_no_others(
     diverged.finish({**(diverged.result() or {}), "status": "diverged", "reason": "the loss is nan"})
     found = json.loads(gpt2lab("eval", "--study", "tiny", "--metric", "top1", "--json").out)
     assert [(one["arm"], one["seed"], one["status"]) for one in found["missing"]] == [
-        ("learned", 1, "unreadable"),
+        ("learned", 1, "damaged"),
         ("rotary", 0, "diverged"),
     ]
     arms = {one["arm"]: one for one in found["metrics"]["top1"]["arms"]}
