@@ -92,7 +92,12 @@ def test_losses_by_part_are_kept_by_a_run_and_made_up_for_one_that_has_none(
     [key] = run.evaluation_keys()
     record = run.evaluation(key)
     kept = run.parts(key)
-    assert record is not None and kept is not None and kept["key"] == key and list(kept["parts"]) == ["position", "frequency"]
+    assert (
+        record is not None
+        and kept is not None
+        and kept["key"] == key
+        and list(kept["parts"]) == ["position", "frequency"]
+    )
     for part in kept["parts"].values():
         total = sum(loss * targets for loss, targets in zip(part["losses"], part["targets"], strict=True))
         assert total / record["targets"] == pytest.approx(record["metrics"]["val/loss"], abs=1e-6)
