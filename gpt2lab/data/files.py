@@ -145,7 +145,7 @@ def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | Non
 def _read_note(note: Path) -> dict[str, object]:
     try:
         kept = json.loads(note.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) and "sha256" in kept else {}
 

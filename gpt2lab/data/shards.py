@@ -491,6 +491,6 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     try:
         state = json.loads((folder / STATE).read_bytes())
         sha256 = state.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError):
         return None
     return state if sha256 == canonical_sha256(state) else None

@@ -67,7 +67,7 @@ def machine_of(path: str | Path) -> Machine:
         return Machine(**fields, here=False)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         hint = "gpt2lab machine PRESET > FILE on that machine"
         raise ConfigError("does not describe a machine", where=str(path), hint=hint) from None
 

@@ -36,7 +36,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             "no GPT-2 in Hugging Face layout here: there is no config.json", where=str(folder), hint=f"ls {folder}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataFault(f"cannot be read: {error}", where=str(file)) from None
     if not isinstance(found, dict):
         raise DataFault("a JSON object is expected", where=str(file))
@@ -73,7 +73,7 @@ def shard_names(index: Path) -> list[str]:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         if all(Path(name).name == name for name in names):
             return names
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         pass
     raise DataFault("not an index of weights", where=str(index))
 

@@ -8,7 +8,6 @@ components (those of plug-ins, with the file that registers them), files (sha256
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.pretrained.files import SAFETENSORS, read_tensors, replacing
 from gpt2lab.registry import SLOTS, Choice, Misfit
 from gpt2lab.schema import reason
+from gpt2lab.store import read_json, write_json
 from gpt2lab.training.precision import Precision
 from gpt2lab.training.state import weight_problems, weights_of
 
@@ -78,7 +78,7 @@ def save_model(
             "components": _from_plugins(model.config, kept),
             "files": {str(file.relative_to(folder)): file_sha256(file) for file in files},
         }
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / RECORD, record)
     return Path(path)
 
 
@@ -112,13 +112,10 @@ def is_own(path: str | Path) -> bool:
 def read_record(folder: Path) -> dict[str, Any]:
     """gpt2lab.json, with all that it names checked. Raises ConfigError, DataFault."""
     file = folder / RECORD
-    try:
-        record = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(f"no model in our own layout here: there is no {RECORD}", where=str(folder)) from None
-    except (OSError, ValueError) as error:
-        raise DataFault(f"cannot be read: {error}", where=str(file)) from None
-    written = record.get("format") if isinstance(record, dict) else None
+    record = read_json(file)
+    if record is None:
+        raise ConfigError(f"no model in our own layout here: there is no {RECORD}", where=str(folder))
+    written = record.get("format")
     if written != FORMAT:
         raise DataFault(f"of format {written}; this version reads {FORMAT}", where=str(file))
     if {"model", "precision", "tokenizer", "components", "files"} - record.keys():
