@@ -103,7 +103,8 @@ def _row(line: bytes) -> Row | None:
     except DataFault:
         return None
     whole = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("metrics"), dict)
-    return row if whole else None
+    numbers = (row.get("tokens", 0), row.get("seconds", 0), *row["metrics"].values()) if whole else ()
+    return row if whole and all(isinstance(number, (int, float)) for number in numbers) else None
 
 
 def refuse_link(folder: Path) -> None:

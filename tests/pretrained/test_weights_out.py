@@ -24,6 +24,7 @@ from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.pretrained import KeptTokenizer, read_record, tokenizer_in
 from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
+from gpt2lab.store import read_json, write_json
 
 Theirs = Callable[..., GPT2LMHeadModel]
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 50}
