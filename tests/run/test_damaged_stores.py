@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,9 +125,6 @@ def finished(tiny: Path, gpt2lab: Call, inline: list[str], kept: dict[str, Path]
     return root
 
 
-COUNTS: Counter[str] = Counter()
-
-
 @pytest.mark.parametrize(("file", "mutation"), list(cases()))
 def test_damage_is_said_and_changes_no_verdict_in_silence(
     finished: Path, tiny: Path, gpt2lab: Call, inline: list[str], file: str, mutation: str
@@ -141,7 +137,6 @@ def test_damage_is_said_and_changes_no_verdict_in_silence(
     MUTATIONS[mutation](path)
     for words in (["runs"], ["show", run], ["report", "tiny"], ["run", str(tiny), "--no-tracking"]):
         code, said = gpt2lab(*words)
-        COUNTS[f"{words[0]} {code}"] += 1
         assert "INTERNAL" not in said and "Traceback" not in said, said
         assert code in ((0, 1, 2, 4) if file.startswith("studies") and mutation == "removed" else (0, 1, 4)), said
         if words[0] == "runs":
@@ -152,8 +147,3 @@ def test_damage_is_said_and_changes_no_verdict_in_silence(
         if code in (1, 4):
             assert "try: " in said and path.name in said, said
     assert set(inline) <= {run}
-
-
-def test_zz_counts() -> None:
-    print(dict(COUNTS))
-    Path("/tmp/st_counts.json").write_text(json.dumps(COUNTS))
