@@ -238,7 +238,7 @@ class RunFolder:
         """Journal, config and identity of a run that has ended, against its result."""
         sealed = JOURNAL_SUM in result
         journal = read_bytes(self.metrics)
-        parts = {"metrics.jsonl": journal, "run.json": read_json(self.path / "run.json", sealed=sealed)}
+        parts: dict[str, Any] = {"metrics.jsonl": journal, "run.json": read_json(self.path / "run.json", sealed=sealed)}
         if sealed:
             parts["config.yaml"] = self._config(sealed=True)
         for name, content in parts.items():
@@ -380,7 +380,7 @@ def _mean_of(windows: Mapping[str, Any] | None, where: str) -> float | None:
         return None
     try:
         losses, targets = windows["losses"], windows["targets"]
-        return math.fsum(x * n for x, n in zip(losses, targets, strict=True)) / sum(targets)
+        return float(math.fsum(x * n for x, n in zip(losses, targets, strict=True)) / sum(targets))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise DataFault("is no record of windows", where=where) from None
 
