@@ -23,7 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpt2lab.text import duration
+from gpt2lab.text import duration, harmless
 
 LINE_SECONDS = 15.0
 NOTEBOOK_SECONDS = 1.0
@@ -128,7 +128,7 @@ class LiveTable(Display):
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):
-            self.console.print(event.text, markup=False, highlight=False)
+            self.console.print(harmless(event.text), markup=False, highlight=False)
         else:
             self.live.update(drawn(event))
 

@@ -42,9 +42,15 @@ class Record(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise DataFault(f"the record is damaged: {field}: {first['msg'].lower()}", where=where) from None
+            raise _damaged(error, where) from None
+
+    @classmethod
+    def check(cls, data: Mapping[str, Any], where: str) -> None:
+        """Whether JSON's data can be used as it is. Raises DataFault as `read`, also for types that `read` converts."""
+        try:
+            cls.model_validate(data, strict=True)
+        except ValidationError as error:
+            raise _damaged(error, where) from None
 
     def plain(self) -> dict[str, Any]:
         """As JSON's data."""
@@ -79,6 +85,61 @@ class Record(BaseModel):
         def keys(self) -> Iterator[str]:
             yield from self._fields()
             yield from self.model_extra or {}
+
+
+def _damaged(error: ValidationError, where: str) -> DataFault:
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    return DataFault(f"the record is damaged: {field}: {first['msg'].lower()}", where=where)
+
+
+Numbers = dict[str, float | None]
+
+
+class IdentityRecord(Record):
+    """A run's run.json, as far as it is read."""
+
+    id: str | None = None
+    seed: int | None = None
+    repeat: int | None = None
+    identity: dict[str, Any] = Field(default_factory=dict)
+    created: str | None = None
+    adopted_from: str | None = None
+
+
+class ResultRecord(Record):
+    """A run's result.json, as far as it is read."""
+
+    status: Literal["finished", "diverged"]
+    reason: str | None = None
+    evaluation: str | None = None
+    """key of the evaluation that its last values are from"""
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    time: Numbers = Field(default_factory=dict)
+    tokens_per_second: float | None = None
+    flops_per_token: float | None = None
+    mfu: float | None = None
+    peak_memory_bytes: float | None = None
+    skipped_steps: int | None = None
+    spikes: list[Any] = Field(default_factory=list)
+    stack: dict[str, Any] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    metrics: Numbers = Field(default_factory=dict)
+    divergence: dict[str, Any] | None = None
+    finished_at: str | None = None
+
+
+class EvaluationRecord(Record):
+    """One file of a run's evaluations, as far as it is read."""
+
+    key: str | None = None
+    spec: dict[str, Any] = Field(default_factory=dict)
+    metrics: Numbers = Field(default_factory=dict)
+    contexts: Numbers = Field(default_factory=dict)
+    values: Numbers = Field(default_factory=dict)
+    measured_at: str | None = None
 
 
 class RateTrial(Record):

@@ -216,6 +216,8 @@ class Slot:
             raw = {"name": raw}
         if not isinstance(raw, Mapping) or "name" not in raw:
             raise Misfit([("", f"write a {self.name} as its name, or as {{name: ..., option: ...}}")])
+        if not isinstance(raw["name"], str):
+            raise Misfit([("name", f"{raw['name']} does not fit: the name of a {self.name} is expected")])
         if raw["name"] not in self._components:
             raise Misfit([("", unknown(self.name, raw["name"], self._components))])
         component = self._components[raw["name"]]

@@ -21,7 +21,7 @@ from gpt2lab.analysis.scaling import Reach, reach
 from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.wording import listed
-from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
 from gpt2lab.records import Bracket, Effect, RateTrial, Record, ScopeRecord, StudyRecord, Tuned
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
@@ -60,7 +60,7 @@ class StudyRun:
     seed: int
     id: str
     status: str
-    """finished, diverged, running, partial, failed, absent, unevaluated or unreadable"""
+    """finished, diverged, running, partial, failed, absent, unevaluated or damaged"""
     reason: str | None = None
     """why there is no final value, or why the run diverged"""
     value: float | None = None
@@ -82,16 +82,23 @@ def collect(study: StudyRecord, store: Store) -> list[StudyRun]:
         for seed, run_id in sorted(entry.runs.items(), key=lambda item: int(item[0])):
             try:
                 runs.append(read_run(study, store, arm, int(seed), run_id))
-            except DataFault as fault:  # one damaged file must not cost the page of the others
-                runs.append(StudyRun(arm=arm, seed=int(seed), id=run_id, status="unreadable", reason=str(fault)))
+            except Gpt2labError as fault:  # one damaged file must not cost the page of the others
+                runs.append(StudyRun(arm=arm, seed=int(seed), id=run_id, status="damaged", reason=damage_text(fault)))
     return runs
+
+
+def damage_text(fault: Gpt2labError) -> str:
+    """Which file is damaged, and what to do, as the reason of a run that has no value."""
+    return clean(f"{fault} (try: {fault.hint})" if fault.hint else str(fault))
 
 
 def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
     """One run as the study sees it: what counts is its evaluation on the study's tokens. Raises DataFault."""
     folder = store.run(run_id)
-    status: str = folder.status()
     result, evaluation = folder.result() or {}, folder.evaluation(study.evaluation.key) or {}
+    status: str = result["status"] if result else folder.status()
+    if status == "damaged" and (damage := folder.damage()):
+        raise damage
     reason, value = None, None
     if status == "diverged":
         reason, value = clean(result.get("reason") or "the loss is not finite"), math.nan
@@ -327,14 +334,18 @@ def noise_of(study: StudyRecord) -> Noise | None:
 
 def _not_comparable(study: StudyRecord, runs: Sequence[StudyRun]) -> dict[str, str]:
     """Arms whose rate lies at the edge of its bracket, or whose runs rest on other core code, data, torch or kind of
-    device than the baseline's."""
+    device than the baseline's, or do not say on which."""
     reasons = {arm: entry.not_comparable for arm, entry in study.arms.items() if entry.not_comparable}
     for arm in study.arms:
         both = [run for run in runs if run.value is not None and run.arm in (arm, study.baseline)]
         parts = {part: {str(run.identity.get(part)) for run in both} for part in COMPARED}
         differing = [name for part, name in COMPARED.items() if len(parts[part]) > 1]
+        missing = sorted({run.id for run in both if any(run.identity.get(part) is None for part in COMPARED)})
         if differing and arm != study.baseline:
-            reasons.setdefault(arm, f"{' and '.join(differing)} differ between its runs and the baseline's")
+            reason = f"{' and '.join(differing)} differ between its runs and the baseline's"
+            if missing:
+                reason = f"{' and '.join(differing)} not recorded in run.json of {listed(missing)}"
+            reasons.setdefault(arm, reason)
     return reasons
 
 

@@ -17,6 +17,12 @@ def clean(text: object) -> str:
     return "".join("\N{REPLACEMENT CHARACTER}" if _harmful(c) else c for c in line)
 
 
+def harmless(text: str) -> str:
+    """Text of several lines without the control characters that would move a terminal's cursor or change its
+    colours."""
+    return "".join(c if c in "\n\t" or not _harmful(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _harmful(character: str) -> bool:
     return unicodedata.category(character) in _HARMFUL and character not in _JOINERS
 

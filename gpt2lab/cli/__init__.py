@@ -5,16 +5,18 @@ Heavy modules are imported only inside commands, so that `gpt2lab --help` is fas
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from gpt2lab.cli import catalogue, compare, data, models, results, run, selftest, train
-from gpt2lab.errors import Gpt2labError, Problem, printable
+from gpt2lab.errors import EnvironmentFault, Gpt2labError, Problem, printable
 
 app = typer.Typer(
     name="gpt2lab",
@@ -76,6 +78,8 @@ def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
     except Exception as error:
         if debug:
             raise
+        if out_of_memory(error):
+            return complain(no_memory(error).render(), EnvironmentFault.exit_code)
         return complain(internal(error), 1)
     return code if isinstance(code, int) else 0
 
@@ -97,11 +101,56 @@ def misused(error: Any) -> int:
     return complain(f"gpt2lab: error [USAGE] {problem}\ntry: {where} --help", 2)
 
 
+MEMORY = ("not enough memory", "annot allocate memory", "can't allocate memory", "can't start new thread",
+          "failed to map segment", "std::bad_alloc")  # fmt: skip
+"""What torch, the loader of libraries and the kernel say when a process may not have more memory."""
+TRACES_KEPT = 20
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether this, or what it was raised from, is a limit of memory rather than a bug."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_memory(error: BaseException) -> EnvironmentFault:
+    """The machine, or a limit of this process, has no more memory."""
+    line = str(error).partition("\n")[0]
+    return EnvironmentFault(
+        f"out of memory{f': {line}' if line else ''}",
+        where=type(error).__name__,
+        hint="ulimit -v unlimited, fewer --jobs, or a smaller model or batch",
+    )
+
+
 def internal(error: Exception) -> str:
     """Our own bug, in one line, with the trace kept in a file."""
-    with tempfile.NamedTemporaryFile("w", prefix="gpt2lab-", suffix=".log", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
-    return (
-        f"gpt2lab: error [INTERNAL] {printable(f'{type(error).__name__}: {error}')}\n"
-        f"this is a bug in gpt2lab; its trace is in {file.name}"
-    )
+    said = f"gpt2lab: error [INTERNAL] {printable(f'{type(error).__name__}: {error}')}\nthis is a bug in gpt2lab"
+    trace = "".join(traceback.format_exception(error))
+    try:
+        return f"{said}; its trace is in {keep_trace(trace)}"
+    except OSError:
+        return f"{said}:\n{trace}"
+
+
+def state_home() -> Path:
+    """The user's folder for what programs remember between calls (XDG base directory specification)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "gpt2lab"
+
+
+def keep_trace(trace: str) -> Path:
+    """Write a trace into the user's state folder, of which the newest are kept; returns the file. Raises OSError."""
+    folder = state_home() / "traces"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".log", delete=False, errors="backslashreplace") as file:
+        file.write(trace)
+    old = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime_ns)[:-TRACES_KEPT]
+    for path in old:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return Path(file.name)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -446,14 +445,10 @@ class Screen:
         self._write(head + self.prompt + self.texts[self.current].text)
 
     def _write(self, text: str) -> None:
+        from gpt2lab.text import harmless
+
         self.out.write(harmless(text) if self.out.isatty() else text)
         self.out.flush()
-
-
-def harmless(text: str) -> str:
-    """Without the control characters by which a model could move a terminal's cursor or change its colours."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
-                   for c in text)  # fmt: skip
 
 
 # export ---------------------------------------------------------------------------------------------------------------

@@ -72,8 +72,10 @@ def names_in(text: str | None) -> list[str] | None:
 
 def say(console: Console, *lines: str, wrap: bool = True) -> None:
     """Print lines as they are written; wrap: at the width of the console."""
+    from gpt2lab.text import harmless
+
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=not wrap)
+        console.print(harmless(line), markup=False, highlight=False, soft_wrap=not wrap)
 
 
 def print_json(record: Any, indent: int | None = None) -> None:
@@ -88,7 +90,9 @@ def table_of(*columns: str, right: Iterable[str] = (), header: bool = True, titl
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    from gpt2lab.text import harmless
+
+    table = Table(title=Text(harmless(title)) if title else None, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.show_header = header
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")

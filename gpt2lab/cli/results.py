@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ def report(
     out: Out = OUT,
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
+    from gpt2lab import reports
     from gpt2lab.progress import console_for
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports import (
@@ -55,64 +57,91 @@ def report(
         page = write_report(read, out=out, force_exploratory=force_exploratory)
         shown = partial(terminal_summary, read, out)
     if publish:
-        target = out / "published" / page.parent.name
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.copytree(page.parent, target)
-        print(f"published: {target}")
+        print(f"published: {reports.publish(page.parent, out / 'published')}")
     console_for().print(shown())
 
 
 def runs(runs: Runs = RUNS, json_: Json = False) -> None:
     """List the runs of the store. Shows the studies and sweeps that use them."""
+    from gpt2lab.errors import DataFault
     from gpt2lab.store import Store
-    from gpt2lab.text import plural
+    from gpt2lab.text import clean, plural
     from gpt2lab.tracking.follower import tracked_records
 
-    store = Store(runs)
+    store, damaged = Store(runs), list[DataFault]()
     owners: dict[str, list[str]] = {}
-    for record in tracked_records(store):
+    for record in tracked_records(store, on_damage=damaged.append):
         for arm, entry in record["arms"].items():
             for seed, run_id in entry["runs"].items():
                 owners.setdefault(run_id, []).append(f"{record['name']} {arm} seed {seed}")
     rows = [run_row(folder, owners.get(folder.id, [])) for folder in store.runs()]
     if json_:
         print_json(rows)
-        return
-    for row in rows:
-        loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
-        print(f"{row['id']}  {row['status']:<9} step {row['step']:>6}  val {loss:<8} {'; '.join(row['studies'])}")
-    sweeps = f", {plural(len(store.sweeps()), 'sweep')}" if store.sweeps() else ""
-    print(f"{len(rows)} runs, {len(store.studies())} studies{sweeps} in {runs}")
+    else:
+        for row in rows:
+            loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
+            used = clean("; ".join(row["studies"]))
+            print(f"{row['id']}  {row['status']:<9} step {row['step']:>6}  val {loss:<8} {used}")
+            if row["damage"]:
+                print(f"  {row['damage']}")
+        sweeps = f", {plural(len(store.sweeps()), 'sweep')}" if store.sweeps() else ""
+        print(f"{len(rows)} runs, {len(store.studies())} studies{sweeps} in {runs}")
+    for fault in damaged:
+        print(fault.render(), file=sys.stderr)
+    if damaged or any(row["damage"] for row in rows):
+        raise SystemExit(DataFault.exit_code)
 
 
 def run_row(folder: Any, studies: list[str]) -> dict[str, Any]:
-    """One run in short."""
-    rows = folder.rows()
-    losses = [row["metrics"]["val/loss"] for row in rows if "val/loss" in row["metrics"]]
+    """One run in short; of a damaged one, which file it is and what to do, in the place of its loss."""
+    from gpt2lab.results import damage_text
+
+    status, step, loss = folder.status(), 0, None
+    damage = folder.damage() if status in ("damaged", "failed", "partial") else None
+    if damage is None:
+        rows = folder.rows()
+        losses = [row["metrics"]["val/loss"] for row in rows if "val/loss" in row["metrics"]]
+        step, loss = rows[-1]["step"] if rows else 0, losses[-1] if losses else None
     return {
         "id": folder.id,
-        "status": folder.status(),
-        "step": rows[-1]["step"] if rows else 0,
-        "val_loss": losses[-1] if losses else None,
+        "status": "damaged" if damage else status,
+        "step": step,
+        "val_loss": loss,
         "studies": studies,
+        "damage": damage and damage_text(damage),
     }
 
 
 def show(run: Run, runs: Runs = RUNS, json_: Json = False) -> None:
-    """Show everything about one run. Identity, config, result or failure, evaluations."""
+    """Show everything about one run. Identity, config, result or failure, evaluations; what is damaged by its error."""
+    from gpt2lab.errors import DataFault
+    from gpt2lab.results import damage_text
     from gpt2lab.store import Store
+    from gpt2lab.text import harmless
+
+    damaged = False
+
+    def read(part: Callable[[], Any]) -> Any:
+        nonlocal damaged
+        try:
+            return part()
+        except DataFault as fault:
+            damaged = True
+            return {"damaged": damage_text(fault)}
 
     folder = Store(runs).find(run)
-    evaluations = sorted((folder.path / "evaluations").glob("*.json"))
-    record: dict[str, Any] = {"run": folder.identity(), "result": folder.result(), "failure": folder.failure()}
-    record["evaluations"] = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
+    about = {"id": folder.id, "status": folder.status(), "config": read(folder.config)}
+    record = {"run": read(folder.identity), "result": read(folder.result), "failure": read(folder.failure)}
+    evaluations = [read(partial(folder.evaluation, key)) for key in folder.evaluation_keys()]
     if json_:
-        about = {"id": folder.id, "status": folder.status(), "config": folder.config()}
-        print_json({**about, **record}, indent=1)
-        return
-    print(f"# {folder.path}: {folder.status()}\n{folder.config() or ''}")
-    print(json.dumps(record, indent=1))
+        print_json({**about, **record, "evaluations": evaluations}, indent=1)
+    else:
+        config = about["config"]
+        shown = config if isinstance(config, str) else json.dumps(config or "")
+        print(harmless(f"# {folder.path}: {about['status']}\n{shown}"))
+        print(json.dumps({**record, "evaluations": evaluations}, indent=1))
+    if damaged:
+        raise SystemExit(DataFault.exit_code)
 
 
 def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
@@ -149,6 +178,7 @@ def sync(
 ) -> None:
     """Send to MLflow what is missing there."""
     from gpt2lab import api
+    from gpt2lab.errors import DataFault
     from gpt2lab.registry import load_plugin
     from gpt2lab.store import Store
     from gpt2lab.tracking.follower import sync as bring_up_to_date
@@ -156,14 +186,18 @@ def sync(
 
     for file in plugin or ():
         load_plugin(file)
-    store = Store(runs)
-    for record in tracked_records(store, name):
+    store, damaged = Store(runs), list[DataFault]()
+    for record in tracked_records(store, name, damaged.append):
         tracker = api.tracker_of(store, record["ablation"])
         sent = bring_up_to_date(store, record, tracker, print)
         page = out / record["name"]
         if page.is_dir() and (page / "sweep.json").is_file() == (record.get("kind") == "sweep"):
             tracker().log_report(record, page)
         print(f"{record['name']}: {sent} rows sent")
+    if damaged:
+        for fault in damaged[:-1]:
+            print(fault.render(), file=sys.stderr)
+        raise damaged[-1]
 
 
 def ui(
@@ -176,7 +210,7 @@ def ui(
     """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
     import socket
 
-    from gpt2lab.errors import EnvironmentFault
+    from gpt2lab.errors import DataFault, EnvironmentFault
     from gpt2lab.store import Store
     from gpt2lab.tracking.addresses import default_uri, runs_link
     from gpt2lab.tracking.follower import links
@@ -195,9 +229,10 @@ def ui(
     address = f"http://{host}:{port}"
     print(f"MLflow: {address}  (Ctrl-C ends it)")
     for kind, name in [("study", name) for name in store.studies()] + [("sweep", name) for name in store.sweeps()]:
-        found = links(store, name, kind)
-        if found and found["parent_run_id"] and found["experiment_id"]:
-            print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
+        with contextlib.suppress(DataFault):
+            found = links(store, name, kind) or {}
+            if found.get("parent_run_id") and found.get("experiment_id"):
+                print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
     for line in dashboards(store):
         print(line)
     sys.stdout.flush()
@@ -218,12 +253,14 @@ def dashboards(store: Any) -> list[str]:
     """How to open Optuna's own dashboard on what the sweeps are kept in; a storage that several share comes once."""
     import importlib.util
 
+    from gpt2lab.errors import DataFault
     from gpt2lab.tracking.addresses import dashboard_command
 
     names: dict[str, list[str]] = {}
     for name in store.sweeps():
-        if storage := store.sweep(name).storage:
-            names.setdefault(dashboard_command(storage), []).append(name)
+        with contextlib.suppress(DataFault):
+            if storage := store.sweep(name).storage:
+                names.setdefault(dashboard_command(storage), []).append(name)
     lines = [f"{', '.join(sweeps)}: {command}" for command, sweeps in names.items()]
     if any("***" in command for command in names):
         lines.append("*** stands for the password, which is written nowhere")

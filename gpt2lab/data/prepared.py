@@ -246,7 +246,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataFault(f"no {MANIFEST}: not prepared data", where=str(path), hint="gpt2lab data list") from None
     except OSError as error:
         raise DataFault(f"cannot be read: {error.strerror}", where=str(file), hint=f"ls -l {file}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataFault("damaged: not JSON", where=str(file), hint=again) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataFault(f"not of format {FORMAT}, the one that this gpt2lab reads", where=str(file), hint=again)

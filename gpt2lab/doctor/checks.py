@@ -36,7 +36,7 @@ from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import SLOTS
 from gpt2lab.reuse.measure import data_of, load_weights
 from gpt2lab.store import Row, RunFolder
-from gpt2lab.training.checkpoints import checkpoints
+from gpt2lab.training.checkpoints import FILES, checkpoints, damage
 from gpt2lab.training.loop import reseed, steps
 from gpt2lab.training.precision import autocast, choose_device, set_arithmetic
 from gpt2lab.training.state import TrainState
@@ -200,6 +200,18 @@ LEAST_WARMUP, EARLY = 5, 0.9
 """A warm-up of so many steps has not reached its peak before this share of it."""
 LONG_AT_THE_END = 0.5
 """Of training, spent at the final rate."""
+
+
+def checkpoint(run: ExaminedRun) -> Finding | None:
+    """Every checkpoint is as it was written, and a finished run has that of its last step."""
+    kept = list(checkpoints(run.folder.checkpoints))
+    reasons = [f"{path.name}: {reason}" for step, path in kept if (reason := damage(path, step, FILES))]
+    if not reasons and run.result.get("status") == "finished" and run.step not in dict(kept):
+        reasons = [f"none of the last step, {run.step}: the final weights are gone"]
+    if not kept and not reasons:
+        raise NotExamined("no checkpoint yet")
+    causes = ("a disk that fails", "a file that was edited or copied in part", "somebody made room")
+    return error("checkpoint", "; ".join(reasons), *causes) if reasons else None
 
 
 def diverged(run: ExaminedRun) -> Finding | None:
@@ -679,7 +691,7 @@ def spread(params: Sequence[Param]) -> float:
 
 Check = Callable[[ExaminedRun], Finding | None]
 CHECKS: tuple[Check, ...] = (
-    diverged, loss_at_start, impossible_loss, learned_nothing, train_gap, learning_rate, update_ratio,
+    checkpoint, diverged, loss_at_start, impossible_loss, learned_nothing, train_gap, learning_rate, update_ratio,
     gradient,
     causality, softmax_rows, attention_scale, targets, tie, decay, residual_scaling,
 )  # fmt: skip

@@ -323,7 +323,8 @@ def error_of(failure: Mapping[str, object], folder: RunFolder) -> Gpt2labError:
         return RankLost(reason, hint=HINT)
     if not isinstance(code, str) or not isinstance(exit_code, int):
         rank, step = failure.get("rank", 0), failure.get("step", 0)
-        what = f"rank {rank} raised {reason} at step {step}; log: {folder.path / 'error.log'}"
+        logs = [path for name in ("error.log", "run.log") if (path := folder.path / name).exists()]
+        what = f"rank {rank} raised {reason} at step {step}" + "".join(f"; log: {path}" for path in logs[:1])
         return RankLost(what, hint=HINT)
     error.code, error.exit_code = code, exit_code
     return error

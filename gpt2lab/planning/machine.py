@@ -14,7 +14,7 @@ import torch
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
 from gpt2lab.costs import Costs, matmul_flops
-from gpt2lab.errors import ConfigError
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device
 from gpt2lab.training.settings import TrainingConfig
@@ -67,7 +67,7 @@ def machine_of(path: str | Path) -> Machine:
         return Machine(**fields, here=False)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         hint = "gpt2lab machine PRESET > FILE on that machine"
         raise ConfigError("does not describe a machine", where=str(path), hint=hint) from None
 
@@ -115,7 +115,10 @@ def estimate_speed(
     """
     seen = []
     for run in store.runs():
-        result, identity = run.result() or {}, (run.identity() or {}).get("identity", {})
+        try:
+            result, identity = run.result() or {}, (run.identity() or {}).get("identity", {})
+        except DataFault:
+            continue
         cost = result.get("flops_per_token")
         same = identity.get("device") == device.type and identity.get("threads") in (threads, 0)
         if same and cost and result.get("tokens_per_second") and 1 / 3 < cost / flops_per_token < 3:

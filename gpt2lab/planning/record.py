@@ -223,6 +223,9 @@ def scope_of(config: Config, scale: str, costs: Costs) -> ScopeRecord:
     )
 
 
+ENDED = ("finished", "diverged", "damaged")
+"""Statuses of runs whose results somebody may have seen."""
+
 REMEMBERED = (
     "hash", "created", "reproduce", "seeds", "baseline_seeds", "looks", "contrasts", "smallest_effect", "alpha",
 )  # fmt: skip
@@ -249,7 +252,7 @@ def seeds_finished(record: StudyRecord, store: Store) -> list[int]:
     finished = []
     for position, seed in enumerate(record.seeds):
         ids = {runs.get(seed) or dict(enumerate(runs[s] for s in sorted(runs))).get(position) for runs in arms}
-        if sum(store.run(run).result() is not None for run in ids if run) > 1:
+        if sum(store.run(run).status() in ENDED for run in ids if run) > 1:
             finished.append(seed)
     return finished
 

@@ -79,18 +79,19 @@ def make_runs(arm: Arm, seeds: Sequence[int], data: Prepared, machine: Machine) 
 def is_finished(run: Run, store: Store) -> bool:
     """Whether nothing is left to do: trained, and evaluated as this study wants it."""
     folder = store.run(run.id)
-    result = folder.result()
-    return result is not None and (result["status"] == "diverged" or folder.evaluation(run.evaluation_key) is not None)
+    status = folder.status()
+    return status == "diverged" or (status == "finished" and folder.evaluation(run.evaluation_key) is not None)
 
 
 def final_loss(run: Run, store: Store, floors: dict[str, float] | None) -> float | None:
-    """The final validation loss; infinity for a run that diverged or learned nothing, None for one not finished."""
+    """The final validation loss; infinity for a run that diverged or learned nothing, None for one not finished, or
+    damaged."""
     folder = store.run(run.id)
-    result = folder.result()
-    if result is None:
-        return None
-    if result["status"] == "diverged":
+    status = folder.status()
+    if status == "diverged":
         return math.inf
+    if status != "finished":
+        return None
     value = ((folder.evaluation(run.evaluation_key) or {}).get("metrics") or {}).get(LOSS)
     if value is None:
         return None

@@ -66,7 +66,7 @@ def shard_names(index: Path) -> list[str]:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         if all(Path(name).name == name for name in names):
             return names
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         pass
     raise DataFault("not an index of weights", where=str(index))
 

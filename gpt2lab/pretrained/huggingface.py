@@ -143,13 +143,15 @@ def _vocabulary(path: Path) -> Any:
             whole = json.loads((path / "tokenizer.json").read_bytes())
             added = {token["content"]: token["id"] for token in whole.get("added_tokens", ())}
             return {**whole["model"]["vocab"], **added}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return {}  # something else
     return None
 
 
 def _filled(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: str, settings_where: str) -> GPT:
-    model = GPT(config_of(settings, settings_where))
+    config = config_of(settings, settings_where)
+    refuse_larger(config, weights, where)
+    model = GPT(config)
     fill(model, weights, HUGGING_FACE, where)
     return model.eval()
 
@@ -201,6 +203,7 @@ def load_nanogpt(path: str | Path) -> GPT:
         mlp="gelu",
     )
     weights: dict[str, Tensor] = canonical(saved["model"])
+    refuse_larger(config, weights, str(path))
     model = GPT(config)
     fill(model, weights, NANOGPT, str(path))
     return model.eval()
@@ -245,6 +248,17 @@ def to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name if name == HEAD else PREFIX + name: HUGGING_FACE.turned(name, tensor).contiguous()
         for name, tensor in weights.items()
     }
+
+
+def refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises ConfigError for settings of a GPT-2 far larger than its weights, before memory is taken for it."""
+    C = config.n_embd
+    block = max(1000, round((4 + 2 * config.mlp_ratio) * C * C))
+    wanted = config.n_layer * block + (config.vocab_size + config.block_size) * C
+    found = sum(tensor.numel() for tensor in weights.values() if isinstance(tensor, Tensor))
+    if wanted > 4 * found + 1_000_000:
+        what = f"the settings describe about {wanted:.3g} parameters, the weights have {found:.3g}"
+        raise ConfigError(what, where=where, hint="the settings that these weights came with")
 
 
 def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) -> None:

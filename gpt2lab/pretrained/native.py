@@ -8,7 +8,6 @@ components (those of plug-ins, with the file that registers them), files (sha256
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.pretrained.files import SAFETENSORS, read_tensors, replacing
 from gpt2lab.registry import SLOTS, Choice, Misfit
 from gpt2lab.schema import reason
-from gpt2lab.store import read_json
+from gpt2lab.store import read_json, write_json
 from gpt2lab.training.precision import Precision
 from gpt2lab.training.state import weight_problems, weights_of
 
@@ -79,7 +78,7 @@ def save_model(
             "components": _from_plugins(model.config, kept),
             "files": {str(file.relative_to(folder)): file_sha256(file) for file in files},
         }
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / RECORD, record)
     return Path(path)
 
 
@@ -116,8 +115,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     record = read_json(file)
     if record is None:
         raise ConfigError(f"no model in gpt2lab's layout here: there is no {RECORD}", where=str(folder))
-    if record.get("format") != FORMAT:
-        raise DataFault(f"of format {record.get('format')}; this version reads {FORMAT}", where=str(file))
+    written = record.get("format")
+    if written != FORMAT:
+        raise DataFault(f"of format {written}; this version reads {FORMAT}", where=str(file))
     if {"model", "precision", "tokenizer", "components", "files"} - record.keys():
         raise DataFault("not as it was written: something is missing", where=str(file))
     problems = list(_damage(folder, record["files"]))

@@ -54,7 +54,8 @@ def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
         also=", and a folder for each study whose report was written",
         figures="",
     )
-    return write_page(Path(out), page, {"index.json": _json(across, page)})
+    folder = Path(out)  # that users name, and may have linked elsewhere
+    return write_page(folder.resolve() if folder.is_symlink() else folder, page, {"index.json": _json(across, page)})
 
 
 def _summary(across: Overview) -> str:

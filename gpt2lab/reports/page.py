@@ -8,11 +8,13 @@ that raises is replaced by a line with the error; the rest of the page is not af
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import importlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,11 +28,15 @@ from rich.text import Text
 
 from gpt2lab import text
 from gpt2lab.analysis.verdicts import as_json
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.reports.style import Picture, drawing
 from gpt2lab.reports.tables import Table
-from gpt2lab.store import write_atomically
+from gpt2lab.store import read_bytes, read_json, write_atomically, write_json
 
 TEMPLATES = Path(__file__).parent / "templates"
+WRITTEN = ".written.json"
+"""Beside a page: the list of its files."""
+OF_A_PAGE = re.compile(r"(figures/)?[^/\\.][^/\\]*")
 FIGURES = 10.0
 """Order of the part of the page that shows the figures which sections put in front."""
 
@@ -180,10 +186,14 @@ class Page:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """The lines of a CSV file, None as nothing."""
+    """The lines of a CSV file, None as nothing. Text that a spreadsheet would compute is preceded by an apostrophe."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([[_without_formula(cell) for cell in row] for row in rows])
     return buffer.getvalue()
+
+
+def _without_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def terminal_table(titles: Mapping[str, str], rows: Iterable[Iterable[Text | str]], title: str = "") -> RichTable:
@@ -204,21 +214,53 @@ def page_place(folder: Path) -> Text:
 
 
 def write_page(folder: Path, page: Page, numbers: Mapping[str, str]) -> Path:
-    """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Figures that are no longer
-    drawn are removed.
-
-    Everything is rendered before the first file is written, and every file replaces its old one in a single step, so a
-    page that cannot be made leaves the previous one as it was.
-    """
+    """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Everything is rendered before
+    the first file is written, so a page that cannot be made leaves the previous one as it was."""
     files: dict[str, str | bytes] = {f"{page.figures}{figure.name}.svg": figure.alone for figure in page.drawings}
     files |= {f"{page.figures}{figure.name}.png": figure.png for figure in page.drawings if page.figures}
     files |= {page.files[0]: render_markdown(page), **numbers, "index.html": render_html(page)}
-    for file, content in files.items():
-        write_atomically(folder / file, content)
-    old = set((folder / page.figures).glob("*.*")) if page.figures else set(folder.glob("*.svg"))
-    for stale in old - {folder / file for file in files}:
-        stale.unlink()
+    return write_files(folder, files)
+
+
+def publish(folder: Path, place: Path) -> Path:
+    """Copy the files of the page in `folder` to a folder of its name in `place`, which it returns. Raises DataFault
+    when the page has lost one."""
+    files: dict[str, str | bytes] = {}
+    for name in sorted(written_before(folder)):
+        content = read_bytes(folder / name)
+        if content is None:
+            raise DataFault("is missing", where=str(folder / name), hint=f"gpt2lab report {folder.name}")
+        files[name] = content
+    return write_files(place / folder.name, files).parent
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> Path:
+    """Write the files of a page, each in a single step and index.html last, which it returns; then remove those that
+    an earlier page wrote here and this one does not. Nothing else in the folder is touched.
+
+    Raises ConfigError for a symbolic link in the place of a folder.
+    """
+    for inside in dict.fromkeys((folder, *((folder / name).parent for name in files))):
+        if inside.is_symlink():
+            raise ConfigError("is a symbolic link; reports are never written through one", where=str(inside))
+    before = written_before(folder)
+    write_json(folder / WRITTEN, {"files": sorted(before | files.keys())})  # first: a kill leaves nothing unlisted
+    for name in sorted(files, key=lambda name: name == "index.html"):
+        write_atomically(folder / name, files[name])
+    for stale in before - files.keys():
+        path = folder / stale
+        if not path.parent.is_symlink() and (path.is_file() or path.is_symlink()):
+            path.unlink()
+    write_json(folder / WRITTEN, {"files": sorted(files)})
     return folder / "index.html"
+
+
+def written_before(folder: Path) -> set[str]:
+    """Names of the files that pages wrote in `folder`, by the list beside them; none where it is missing or damaged."""
+    with contextlib.suppress(DataFault):
+        names = (read_json(folder / WRITTEN) or {}).get("files", [])
+        return {name for name in names if isinstance(name, str) and OF_A_PAGE.fullmatch(name)}
+    return set()
 
 
 def render_html(page: Page) -> str:

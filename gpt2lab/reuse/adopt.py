@@ -11,6 +11,7 @@ Layer: above the runner.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.batches import Batches
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import EnvironmentFault, Gpt2labError, LockHeld
+from gpt2lab.errors import DataFault, EnvironmentFault, Gpt2labError, LockHeld
 from gpt2lab.evaluation import validation_documents
 from gpt2lab.identity import digest
 from gpt2lab.model import GPT, build_model
@@ -96,10 +97,9 @@ def candidates(plan: Plan, store: Store) -> list[Candidate]:
     wanted = [run for run in plan.runs() if _is_absent(run, store)]
     known: dict[str, list[tuple[str, RunFolder]]] = {}
     for folder in store.runs() if wanted else ():
-        record = folder.identity() or {}
-        if "identity" in record and folder.status() == "finished":
-            key = digest(without_code(record["identity"]))
-            known.setdefault(key, []).append((str(record.get("created", "")), folder))
+        if folder.status() == "finished" and (identity := _identity(folder)):
+            created = str((folder.identity() or {}).get("created", ""))
+            known.setdefault(digest(without_code(identity)), []).append((created, folder))
     pairs = []
     for run in wanted:
         olds = known.get(digest(without_code(run.identity)), [])
@@ -141,7 +141,10 @@ def _replayable(group: list[RunFolder], store: Store) -> RunFolder | None:
 
 
 def _identity(run: RunFolder) -> dict[str, Any]:
-    identity: dict[str, Any] = (run.identity() or {}).get("identity") or {}
+    """Empty where it is not known, or damaged."""
+    identity: dict[str, Any] = {}
+    with contextlib.suppress(DataFault):
+        identity = (run.identity() or {}).get("identity") or {}
     return identity
 
 
@@ -259,10 +262,10 @@ class Refused(Exception):
 
 def can_be_replayed(run: RunFolder) -> bool:
     """Whether a finished run kept a checkpoint from shortly before its end, or is so short that none is needed."""
-    result = run.result() or {}
-    return result.get("status") == "finished" and (
-        0 < int(result.get("steps") or 0) <= REPLAYED or any(checkpoints(run.replay))
-    )
+    if run.status() != "finished":
+        return False
+    steps = int((run.result() or {}).get("steps") or 0)
+    return 0 < steps <= REPLAYED or any(checkpoints(run.replay))
 
 
 def replay(old: RunFolder, data: Prepared, threads: int) -> str | None:

@@ -27,7 +27,7 @@ from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest,
 from gpt2lab.model import GPT, build_model
 from gpt2lab.records import StudyRecord
 from gpt2lab.registry import Choice, Misfit, Slot
-from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
+from gpt2lab.results import StudyRun, cleaned, collect, damage_text, failure_ceiling, judge_runs
 from gpt2lab.runner import sequences_at_once
 from gpt2lab.store import RunFolder, Store, now
 from gpt2lab.training.checkpoints import FILES, MODEL, checkpoints, damage
@@ -142,7 +142,7 @@ def over_study(name: str, store: Store, each: Callable[[RunFolder], Measured], *
             try:
                 measured = each(store.run(run.id))
             except DataFault as fault:  # one damaged run must not cost the others
-                done = replace(run, status="unreadable", value=None, reason=str(fault))
+                done = replace(run, status="damaged", value=None, reason=damage_text(fault))
             else:
                 values[run.id], reused = measured.values, reused + measured.reused
                 done = replace(run, status="finished", reason=None)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.registry import PLUGINS
-from gpt2lab.store import make_folder, read_json, write_json
+from gpt2lab.store import RunFolder, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from gpt2lab.data.prepared import Prepared
@@ -66,6 +66,7 @@ class Job:
 
     def write(self) -> Path:
         """Write its file into the run's folder."""
+        RunFolder(self.folder).refuse_links()
         make_folder(self.folder)
         # drafted beside the folder: another process that begins the run now clears leftovers out of it
         draft = self.folder.with_name(f"{self.run_id}.{secrets.token_hex(4)}.job")

@@ -213,6 +213,7 @@ class Training:
             journal = stack.enter_context(Journal(self.run.metrics)) if self.is_first else None
             if journal:
                 journal.truncate_after(self.state.step if self.loaded else -1)
+                self.require_rows()
             if self.loaded is None:
                 first = self.curve()
                 if journal:
@@ -231,6 +232,18 @@ class Training:
                         where=self.run.id,
                         hint="the same command continues",
                     )
+
+    def require_rows(self) -> None:
+        """Raises DataFault where a checkpoint is there and the journal before it is not: the run could end, but
+        without its curve."""
+        rows, step = self.run.rows(), self.loaded.step if self.loaded else None
+        last = step and step - step % self.config.training.log_every_steps
+        if step and not (rows and rows[0]["step"] == self.config.first_step and rows[-1]["step"] >= (last or 0)):
+            raise DataFault(
+                f"the rows up to step {step} are gone, of which there is a checkpoint",
+                where=str(self.run.metrics),
+                hint=f"mv {self.run.path} {self.run.path}.damaged; the same command trains it again",
+            )
 
     def steps(self) -> Iterator[StepRecord]:
         """The loop over what is left."""
@@ -317,8 +330,10 @@ class Training:
         """The content of result.json."""
         rows = self.run.rows()
         cost = account(self.state, self.config, self.job, self.device, self.clock.split(), self.world.size)
-        values = {"metrics": {name: value for row in rows for name, value in row["metrics"].items()}}
-        if diverged is not None:
+        values: dict[str, Any] = {"metrics": {name: x for row in rows for name, x in row["metrics"].items()}}
+        if diverged is None:
+            values["evaluation"] = evaluation_key(self.config.evaluation.spec(self.config.model.block_size))
+        else:
             where = {"step": diverged.step, "lr": diverged.lr, "loss": diverged.loss, "grad_norm": diverged.grad_norm}
             values["divergence"] = {**where, "batch": self.batches.where(diverged.step - 1)}
         return {"status": status, "reason": reason, **cost, **values, "finished_at": now()}

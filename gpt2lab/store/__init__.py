@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,21 +20,24 @@ from pathlib import Path
 from typing import Any, Generic, Literal
 
 from gpt2lab.errors import ConfigError, DataFault, unknown
-from gpt2lab.records import R, StudyRecord, SweepRecord
+from gpt2lab.records import EvaluationRecord, IdentityRecord, R, Record, ResultRecord, StudyRecord, SweepRecord
 from gpt2lab.store.files import (
     DISK_FULL,
     disk_fault,
     fsync_folder,
     is_locked,
     make_folder,
+    parse_json,
     publish_folder,
+    read_bytes,
     read_json,
+    sha256,
     sweep_leftovers,
     temporary_beside,
     write_atomically,
     write_json,
 )
-from gpt2lab.store.locks import file_lock, lock_holder, now
+from gpt2lab.store.locks import file_lock, lock_holder, now, still_named
 
 __all__ = [
     "DISK_FULL",
@@ -46,9 +50,13 @@ __all__ = [
     "fsync_folder",
     "make_folder",
     "now",
+    "parse_json",
     "parse_rows",
     "publish_folder",
+    "read_bytes",
     "read_json",
+    "refuse_link",
+    "still_named",
     "sweep_leftovers",
     "temporary_beside",
     "write_atomically",
@@ -58,7 +66,14 @@ __all__ = [
 Row = dict[str, Any]
 """One line of metrics.jsonl: {"step": int, "tokens": int, "seconds": float, "metrics": {name: float}}."""
 
-Status = Literal["absent", "partial", "running", "finished", "diverged", "failed"]
+Status = Literal["absent", "partial", "running", "finished", "diverged", "failed", "damaged"]
+
+NUMBERS = {int, float}
+JOURNAL_SUM = "journal_sha256"
+"""What result.json says of metrics.jsonl. Runs of older versions lack it, and seals in their other files."""
+CONFIG_SEAL = "# sha256: "
+ALIKE = 1e-6
+"""Relative; windows keep 7 decimals of a loss, and the order of sums may differ between two evaluations."""
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
@@ -87,10 +102,17 @@ def parse_rows(data: bytes, where: str) -> tuple[list[Row], int]:
 def _row(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("metrics"), dict)
-    return row if whole else None
+    numbers = (row.get("tokens", 0), row.get("seconds", 0), *row["metrics"].values()) if whole else ()
+    return row if whole and NUMBERS.issuperset(map(type, numbers)) else None
+
+
+def refuse_link(folder: Path) -> None:
+    """Raises ConfigError for a symbolic link in the place of a folder of the store."""
+    if folder.is_symlink():
+        raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder))
 
 
 class RunFolder:
@@ -107,16 +129,30 @@ class RunFolder:
         self._folders = (path, self.checkpoints, self.replay, self._evaluations, self._windows, self._parts)
 
     def status(self) -> Status:
-        """`running` means that some process holds the lock now; `partial`, that there is something to continue."""
-        result = self.result()
-        if result is not None:
-            return "diverged" if result.get("status") == "diverged" else "finished"
-        if is_locked(self.path / "lock"):
-            return "running"
-        if self.failure() is not None:
-            return "failed"
+        """`running` means that some process holds the lock now; `partial`, that there is something to continue;
+        `damaged`, that a record cannot be trusted: `damage` says which."""
+        try:
+            result = self.result()
+            if result is not None:
+                return "diverged" if result["status"] == "diverged" else "finished"
+            if is_locked(self.path / "lock"):
+                return "running"
+            if self.failure() is not None:
+                return "failed"
+        except DataFault:
+            return "damaged"
         names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
         return "partial" if names - {"lock", "job.json", "run.log"} else "absent"
+
+    def damage(self) -> DataFault | None:
+        """Which file of the run cannot be trusted, and what to do about it; None while none is known."""
+        try:
+            self.result()
+            self.failure()
+            self.rows()
+        except DataFault as fault:
+            return fault
+        return None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -125,7 +161,7 @@ class RunFolder:
         Raises LockHeld, naming host, process and since when. The kernel alone decides, so a lock of another host is
         respected where the file system carries kernel locks between hosts, and only there.
         """
-        self._refuse_links()
+        self.refuse_links()
         # a short patience: `status` of another process takes the lock for a moment, too
         with file_lock(self.path / "lock", LOCK_PATIENCE_SECONDS):
             for folder in self._folders:
@@ -138,29 +174,41 @@ class RunFolder:
         return lock_holder(lock) if is_locked(lock) else {}
 
     def identity(self) -> dict[str, Any] | None:
-        """run.json: id, seed, repeat, identity, created."""
-        return read_json(self.path / "run.json")
+        """run.json: id, seed, repeat, identity, created. Raises DataFault."""
+        return self._read(self.path / "run.json", IdentityRecord, self._again)
 
     def write_identity(self, identity: Mapping[str, Any]) -> None:
         self._write("run.json", identity)
 
     def config(self) -> str | None:
-        """The resolved config as YAML text."""
-        try:
-            return (self.path / "config.yaml").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
+        """The resolved config as YAML text. Raises DataFault when it is not as it was written."""
+        return self._config()
+
+    def _config(self, *, sealed: bool = False) -> str | None:
+        path = self.path / "config.yaml"
+        with _remedy(self._again):
+            data = read_bytes(path)
+            if data is None:
+                return None
+            text, mark, seal = data.rpartition(CONFIG_SEAL.encode())
+            if not mark and not sealed:
+                text = data
+            elif seal.decode(errors="replace").strip() != sha256(text):
+                raise DataFault("it was changed after it was written", where=str(path))
+            try:
+                return text.decode()
+            except UnicodeDecodeError as error:
+                raise DataFault(f"is not UTF-8: {error.reason}", where=str(path)) from None
 
     def write_config(self, text: str) -> None:
-        self._refuse_links()
-        write_atomically(self.path / "config.yaml", text)
+        self.refuse_links()
+        text = text if text.endswith("\n") else text + "\n"
+        write_atomically(self.path / "config.yaml", f"{text}{CONFIG_SEAL}{sha256(text.encode())}\n")
 
     def rows(self) -> list[Row]:
         """Every whole row of metrics.jsonl, in order of step. Raises DataFault for a damaged line before the last."""
-        try:
-            return parse_rows(self.metrics.read_bytes(), str(self.metrics))[0]
-        except FileNotFoundError:
-            return []
+        with _remedy(self._again):
+            return parse_rows(read_bytes(self.metrics) or b"", str(self.metrics))[0]
 
     def last_step(self) -> int:
         """The step of the newest row; 0 before there is one."""
@@ -175,30 +223,94 @@ class RunFolder:
         return max((int(name) for name in names if name.isdecimal()), default=0)
 
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.path / "result.json")
+        """result.json; None before the end of training. Raises DataFault, with a remedy, when it or another file that
+        belongs to a run that has ended is missing, was changed, or does not agree with the others."""
+        path = self.path / "result.json"
+        result = self._read(path, ResultRecord, f"rm {path}; the same command continues from the last checkpoint")
+        if result is not None:
+            with _remedy(self._again):
+                self._verify(result)
+            for key in self.evaluation_keys():
+                self._verify_evaluation(key, result)
+        return result
+
+    def _verify(self, result: Mapping[str, Any]) -> None:
+        """Journal, config and identity of a run that has ended, against its result."""
+        sealed = JOURNAL_SUM in result
+        journal = read_bytes(self.metrics)
+        parts: dict[str, Any] = {"metrics.jsonl": journal, "run.json": read_json(self.path / "run.json", sealed=sealed)}
+        if sealed:
+            parts["config.yaml"] = self._config(sealed=True)
+        for name, content in parts.items():
+            if content is None:
+                raise DataFault("is missing from a run that has ended", where=str(self.path / name))
+        if sealed and sha256(journal or b"") != result[JOURNAL_SUM]:
+            raise DataFault("it was changed after the run ended", where=str(self.metrics))
+        if not sealed:
+            self._compare_with_journal(result, parse_rows(journal or b"", str(self.metrics))[0])
+
+    def _compare_with_journal(self, result: Mapping[str, Any], rows: list[Row]) -> None:
+        """In the place of a sum, which older versions did not write."""
+        steps, last = result.get("steps"), rows[-1]["step"] if rows else None
+        if result["status"] == "finished" and steps is not None and last != steps:
+            raise DataFault(f"it ends at step {last}, the run at step {steps}", where=str(self.metrics))
+        values = {name: value for row in rows for name, value in row["metrics"].items()}
+        for name, value in result.get("metrics", {}).items():
+            if name in values and not _alike(value, values[name]):
+                what = f"{name} is {values[name]} at its end, {value} in result.json"
+                raise DataFault(what, where=str(self.metrics))
+
+    def _verify_evaluation(self, key: str, result: Mapping[str, Any]) -> None:
+        """One evaluation with the files that belong to it, against each other and the end of the journal."""
+        sealed, own = JOURNAL_SUM in result, result.get("evaluation") == key
+        record = self._evaluation(key, sealed=sealed) or {}
+        with _remedy(f"rm -rf {self._evaluations}/{{,windows/,parts/}}{key}.json; the same command measures again"):
+            windows = read_json(_file(self._windows, key), sealed=sealed)
+            read_json(_file(self._parts, key), sealed=sealed)
+            if own and windows is None:
+                raise DataFault("is missing from a run that has ended", where=str(_file(self._windows, key)))
+            loss = record.get("metrics", {}).get("val/loss")
+            mean, final = _mean_of(windows, str(_file(self._windows, key))), result.get("metrics", {}).get("val/loss")
+            if own and not _alike(loss, final):
+                what = f"val/loss is {loss}, at the end of the run it was {final}"
+                raise DataFault(what, where=str(_file(self._evaluations, key)))
+            if mean is not None and loss is not None and not _alike(loss, mean):
+                what = f"val/loss is {loss}, the mean of its windows {mean:.7g}"
+                raise DataFault(what, where=str(_file(self._evaluations, key)))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Record the end of training; a failure recorded earlier is cleared."""
+        """Record the end of training, with a sum of the journal; a failure recorded earlier is cleared."""
         if result.get("status") not in ("finished", "diverged"):
             raise ValueError(f"a result is finished or diverged, not {result.get('status')!r}")
-        self._write("result.json", result)
+        self._write("result.json", {**result, JOURNAL_SUM: sha256(read_bytes(self.metrics) or b"")})
         self.clear_failure()
 
     def failure(self) -> dict[str, Any] | None:
-        return read_json(self.path / "failure.json")
+        path = self.path / "failure.json"
+        with _remedy(f"rm -r {path}; the same command tries again"):
+            return read_json(path)
 
     def fail(self, failure: Mapping[str, Any]) -> None:
         """Record why training stopped; the run can be tried again."""
         self._write("failure.json", failure)
 
     def clear_failure(self) -> None:
-        (self.path / "failure.json").unlink(missing_ok=True)
+        path = self.path / "failure.json"
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_fault(error, path) from error
 
     def evaluation(self, key: str) -> dict[str, Any] | None:
-        return read_json(_file(self._evaluations, key))
+        """What was measured under `key`. Raises DataFault."""
+        return self._evaluation(key)
+
+    def _evaluation(self, key: str, *, sealed: bool = False) -> dict[str, Any] | None:
+        path = _file(self._evaluations, key)
+        return self._read(path, EvaluationRecord, f"rm -r {path}; the same command measures again", sealed=sealed)
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        self._refuse_links()
+        self.refuse_links()
         write_json(_file(self._evaluations, str(evaluation["key"])), evaluation)
 
     def evaluation_keys(self) -> list[str]:
@@ -220,17 +332,57 @@ class RunFolder:
         self._write_compact(self._parts, parts)
 
     def _write_compact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        self._refuse_links()
-        write_atomically(_file(folder, str(record["key"])), json.dumps(record, separators=(",", ":")) + "\n")
+        self.refuse_links()
+        write_json(_file(folder, str(record["key"])), record, indent=None)
+
+    def _read(self, path: Path, kind: type[Record], remedy: str, *, sealed: bool = False) -> dict[str, Any] | None:
+        with _remedy(remedy):
+            record = read_json(path, sealed=sealed)
+            if record is not None:
+                kind.check(record, str(path))
+        return record
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
-        self._refuse_links()
+        self.refuse_links()
         write_json(self.path / name, record)
 
-    def _refuse_links(self) -> None:
+    @property
+    def _again(self) -> str:
+        """What to do where only another training helps."""
+        return f"mv {self.path} {self.path}.damaged; the same command trains it again"
+
+    def refuse_links(self) -> None:
+        """Raises ConfigError for a symbolic link in the place of one of the run's folders."""
         for folder in self._folders:
-            if folder.is_symlink():
-                raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder))
+            refuse_link(folder)
+
+
+@contextlib.contextmanager
+def _remedy(hint: str) -> Iterator[None]:
+    """What to try when a file turns out to be damaged."""
+    try:
+        yield
+    except DataFault as fault:
+        fault.hint = fault.hint or hint
+        raise
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two stored numbers are the same measurement."""
+    if None in (a, b) or math.isnan(a) or math.isnan(b):
+        return (a is None or math.isnan(a)) and (b is None or math.isnan(b))
+    return math.isclose(a, b, rel_tol=ALIKE)
+
+
+def _mean_of(windows: Mapping[str, Any] | None, where: str) -> float | None:
+    """The loss over all windows; None for none, or where their targets are not kept. Raises DataFault."""
+    if windows is None:
+        return None
+    try:
+        losses, targets = windows["losses"], windows["targets"]
+        return float(math.fsum(x * n for x, n in zip(losses, targets, strict=True)) / sum(targets))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
+        raise DataFault("is no record of windows", where=where) from None
 
 
 @dataclass(frozen=True)
@@ -250,13 +402,15 @@ class _Records(Generic[R]):
         if len(matches) > 1:
             raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
         path = self.folder / f"{matches[0] if matches else name}.json"
-        data = read_json(path) if matches else None
-        if data is None:
-            raise ConfigError(unknown(self.kind, name, known), hint="gpt2lab runs")
-        return self.type.read(data, str(path))
+        with _remedy(f"restore {path} from a copy, or mv it away: the same command then declares anew"):
+            data = read_json(path) if matches else None
+            if data is None:
+                raise ConfigError(unknown(self.kind, name, known), hint="gpt2lab runs")
+            return self.type.read(data, str(path))
 
     def write(self, name: str, record: R) -> Path:
         path = _file(self.folder, name, f"{self.kind} name")
+        refuse_link(self.folder)
         write_json(path, record.plain())
         return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from gpt2lab.errors import DataFault, EnvironmentFault
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SEAL = "seal"
+"""The last key of every JSON file that is written here: a hash of all other keys. Files of older versions have none."""
 
 
 def temporary_beside(final: Path) -> Path:
@@ -120,37 +123,85 @@ def disk_fault(error: OSError, path: Path, needed_bytes: int | None = None) -> E
         )
     existing = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     needs = "" if needed_bytes is None else f"{needed_bytes:,} bytes needed, "
-    cause = "the file size limit of this process is reached" if error.errno == errno.EFBIG else "the disk is full"
     return EnvironmentFault(
-        f"{cause}: {needs}{shutil.disk_usage(existing).free:,} free",
+        f"{_cause(error, existing)}: {needs}{shutil.disk_usage(existing).free:,} free",
         where=str(path),
         hint="free some space, then run the same command again",
     )
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None when there is no such file. Raises DataFault when it cannot be read as one."""
+def _cause(error: OSError, folder: Path) -> str:
+    if error.errno == errno.EFBIG:
+        return "the file size limit of this process is reached"
+    if error.errno == errno.EDQUOT:
+        return "the quota of this user is used up"
+    inodes = os.statvfs(folder)
+    if inodes.f_files and not inodes.f_favail:
+        return f"the disk holds as many files as it can ({inodes.f_files:,}), so delete some"
+    return "the disk is full"
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a file, None when there is none. Raises DataFault where something else is in its place, and
+    EnvironmentFault when it cannot be read."""
     try:
-        found = json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
         return None
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise DataFault(f"cannot be read: {str(error.strerror).lower()}", where=str(path)) from None
+    except OSError as error:
+        what = f"cannot be read: {str(error.strerror).lower()}"
+        raise EnvironmentFault(what, where=str(path), hint=f"ls -l {path}") from None
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """What JSON text says. Raises DataFault for anything else, and for what is nested too deeply."""
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DataFault(f"not readable as JSON: {error}", where=str(path)) from None
+        raise DataFault(f"not readable as JSON: {error}", where=where) from None
+
+
+def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any] | None:
+    """A JSON object without its seal, or None when there is no such file. Raises DataFault when it is not as it was
+    written; sealed: also when it has no seal."""
+    data = read_bytes(path)
+    if data is None:
+        return None
+    found = parse_json(data, str(path))
     if not isinstance(found, dict):
         raise DataFault("a JSON object is expected", where=str(path))
+    seal = found.pop(SEAL, None)
+    if seal != seal_of(found) and (sealed or seal is not None):
+        what = "has no seal" if seal is None else "does not agree with its seal"
+        raise DataFault(f"{what}: it was changed after it was written", where=str(path))
     return found
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically; NaN and infinities as Python's json writes them."""
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
+def write_json(path: Path, record: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Write a JSON object and its seal atomically; NaN and infinities as Python's json writes them. indent: None for
+    one line."""
+    separators = (",", ":") if indent is None else None
+    sealed = {**record, SEAL: seal_of(record)}
+    write_atomically(path, json.dumps(sealed, indent=indent, separators=separators) + "\n")
+
+
+def seal_of(record: Mapping[str, Any]) -> str:
+    """128 bits of the sha256 of a JSON object, independent of how it is laid out in a file."""
+    return sha256(json.dumps(record, separators=(",", ":")).encode())[:32]
+
+
+def sha256(data: bytes) -> str:
+    """In hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def is_locked(path: Path) -> bool:
     """Whether some process holds the kernel lock on this file. What is written in the file plays no part."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -67,7 +67,7 @@ def _acquire(path: Path, patience_seconds: float | None) -> int:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _still_named(descriptor, path):
+            if still_named(descriptor, path):
                 return descriptor
         except BlockingIOError:
             if deadline is not None and time.monotonic() >= deadline:
@@ -80,7 +80,7 @@ def _acquire(path: Path, patience_seconds: float | None) -> int:
         time.sleep(0.02)
 
 
-def _still_named(descriptor: int, path: Path) -> bool:
+def still_named(descriptor: int, path: Path) -> bool:
     """Whether the file was not removed since it was opened: a lock on a nameless file protects nothing."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -99,7 +99,7 @@ def lock_holder(lock: Path) -> dict[str, Any]:
     """What the last holder wrote into a lock file; {} when there is nothing to read."""
     try:
         found = json.loads(lock.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

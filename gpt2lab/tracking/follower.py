@@ -250,6 +250,8 @@ class Delivery:
 
     def _send_run(self, run: _Copied) -> int:
         run.status = run.folder.status()  # before the rows: a run that is over now writes no more of them
+        if run.status == "damaged" and (damage := run.folder.damage()):
+            raise damage
         if run.status == "absent" or (run.status in ("partial", "running") and run.folder.config() is None):
             return 0  # its worker is starting and has not written the config, which is sent with the copy
         if run.copy is None:
@@ -480,10 +482,12 @@ def _arm(trial: TrialRecord, label: str, components: Mapping[str, str]) -> dict[
     }
 
 
-def tracked_records(store: Store, name: str | None = None) -> list[dict[str, Any]]:
+def tracked_records(
+    store: Store, name: str | None = None, on_damage: Callable[[DataFault], None] | None = None
+) -> list[dict[str, Any]]:
     """What a tracker is to show: the records of all studies and sweeps, or of those called `name`, at whichever scale.
 
-    Raises ConfigError when nothing is called so.
+    Raises ConfigError when nothing is called so, DataFault for a damaged record unless `on_damage` takes it.
     """
 
     def named(known: Sequence[str]) -> list[str]:
@@ -493,7 +497,15 @@ def tracked_records(store: Store, name: str | None = None) -> list[dict[str, Any
     if name is not None and not studies and not sweeps:
         known = dict.fromkeys([*store.studies(), *store.sweeps()])
         raise ConfigError(unknown("study or sweep", name, list(known)), hint="gpt2lab runs")
-    return [store.study(full).plain() for full in studies] + [as_study(store.sweep(full)) for full in sweeps]
+    records = []
+    for kind, full in [("study", full) for full in studies] + [("sweep", full) for full in sweeps]:
+        try:
+            records.append(store.study(full).plain() if kind == "study" else as_study(store.sweep(full)))
+        except DataFault as damage:
+            if on_damage is None:
+                raise
+            on_damage(damage)
+    return records
 
 
 def links(store: Store, name: str, kind: str = "study") -> dict[str, Any] | None:

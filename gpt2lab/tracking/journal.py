@@ -10,9 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gpt2lab.errors import EnvironmentFault
+from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.faults import point
-from gpt2lab.store import DISK_FULL, Row, disk_fault, fsync_folder, make_folder, parse_rows, write_atomically
+from gpt2lab.store import (
+    DISK_FULL,
+    Row,
+    disk_fault,
+    fsync_folder,
+    make_folder,
+    parse_rows,
+    still_named,
+    write_atomically,
+)
 
 log = logging.getLogger("gpt2lab.tracking")
 
@@ -62,10 +71,17 @@ class Journal:
             log.warning("%s; training goes on, metrics wait in memory until there is room", fault)
 
     def sync(self) -> None:
-        """Every row so far is on the disk when this returns. Raises EnvironmentFault when it cannot be."""
+        """Every row so far is on the disk when this returns. Raises EnvironmentFault when it cannot be, DataFault when
+        the file was removed meanwhile: what is written into a nameless file is lost."""
         fault = self._write()
         if fault:
             raise fault
+        if not still_named(self._descriptor, self.path):
+            raise DataFault(
+                "was removed or replaced while the run trained",
+                where=str(self.path),
+                hint=f"mv {self.path.parent} {self.path.parent}.damaged; the same command trains it again",
+            )
         try:
             os.fsync(self._descriptor)
         except OSError as error:

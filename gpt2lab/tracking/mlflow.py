@@ -40,6 +40,7 @@ RUN_STATUS: dict[Status, str] = {
     "finished": "FINISHED",
     "diverged": "FAILED",
     "failed": "FAILED",
+    "damaged": "FAILED",
     "partial": "KILLED",
     "absent": "KILLED",
 }

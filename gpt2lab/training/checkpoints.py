@@ -268,7 +268,7 @@ def damage(folder: Path, step: int, names: Collection[str]) -> str | None:
             return f"{MANIFEST} describes something else: {content}, {', '.join(files)}"
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
         return f"{MANIFEST} is not a manifest"
     for name, expected in files.items():
         try:

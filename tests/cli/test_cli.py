@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from gpt2lab.store import Store
+from gpt2lab.store import Store, write_json
 
 REPOSITORY = Path(__file__).parents[2]
 POSENC = REPOSITORY / "ablations/posenc.yaml"
@@ -217,7 +216,9 @@ def test_damaged_data_and_machines_have_codes_of_their_own(gpt2lab: Call, store:
     damaged = Store(store).runs()[0]
     damaged.metrics.write_bytes(b"{\n" + damaged.metrics.read_bytes())
     answer = gpt2lab("runs")
-    assert answer.code == 4 and answer.err.startswith("gpt2lab: error [DATA] ") and ERROR.fullmatch(answer.err)
+    assert answer.code == 4 and answer.out.count("  finished  ") == 8
+    line = rf"^{damaged.id}  damaged .*\n  runs/{damaged.id}/metrics.jsonl: line 1 is damaged \(try: mv .*\)$"
+    assert re.search(line, answer.out, re.M)
 
 
 def test_a_bug_is_one_line_and_the_name_of_a_file(
@@ -227,13 +228,17 @@ def test_a_bug_is_one_line_and_the_name_of_a_file(
         raise RuntimeError("boom\nand more")
 
     monkeypatch.setattr(Store, "runs", broken)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    traces = tmp_path / "state-home" / "gpt2lab" / "traces"
+    for count in range(25):
+        traces.mkdir(parents=True, exist_ok=True)
+        (traces / f"{count}.log").touch()
     answer = gpt2lab("runs")
     assert answer.code == 1 and answer.out == ""
     first, second = answer.err.splitlines()
     assert first == r"gpt2lab: error [INTERNAL] RuntimeError: boom\nand more"
     file = Path(second.rpartition(" ")[2])
-    assert file.parent == tmp_path and "Traceback (most recent call last)" in file.read_text()
+    assert file.parent == traces and len(list(traces.iterdir())) == 20
+    assert "Traceback (most recent call last)" in file.read_text()
     assert 'raise RuntimeError("boom' in file.read_text()
     with pytest.raises(RuntimeError, match="boom"):
         gpt2lab("runs", "--debug")
@@ -451,7 +456,8 @@ def test_runs_are_listed_with_the_studies_that_use_them(gpt2lab: Call, store: Pa
                           answer.out, re.M)) == 9  # fmt: skip
     assert re.search(r"^1{16}  failed    step      0  val -", answer.out, re.M)
     rows = {row["id"]: row for row in json.loads(gpt2lab("runs", "--json").out, parse_constant=refuse)}
-    assert rows["2" * 16] == {"id": "2" * 16, "status": "partial", "step": 5, "val_loss": None, "studies": []}
+    assert rows["2" * 16] == {"id": "2" * 16, "status": "partial", "step": 5, "val_loss": None, "studies": [],
+                              "damage": None}  # fmt: skip
     assert sum(row["status"] == "finished" and math.isfinite(row["val_loss"]) for row in rows.values()) == 9
     assert gpt2lab("runs", "--runs", "elsewhere").out == "0 runs, 0 studies in elsewhere\n"
 
@@ -477,9 +483,29 @@ def test_report_writes_the_page_and_publishes_a_copy(gpt2lab: Call, store: Path,
     assert answer.code == 0 and "rotary" in answer.out and "better" in answer.out
     written, published = tmp_path / "reports/posenc@nano", tmp_path / "reports/published/posenc@nano"
     assert (published / "index.html").read_bytes() == (written / "index.html").read_bytes()
-    (published / "stale.txt").write_text("of an earlier report")
+    figures = {path.name for path in (published / "figures").iterdir()}
+    (published / "figures" / "mine.svg").write_text("not of the report")
+    (written / "figures" / "old.svg").write_text("of an earlier report")
+    listed = json.loads((written / ".written.json").read_text())["files"]
+    write_json(written / ".written.json", {"files": [*listed, "figures/old.svg", "../../../precious.txt"]})
+    (tmp_path / "precious.txt").touch()
     assert gpt2lab("report", "posenc@nano", "--publish").code == 0
-    assert not (published / "stale.txt").exists()
+    assert {path.name for path in (published / "figures").iterdir()} == figures | {"mine.svg"}
+    assert not (written / "figures" / "old.svg").exists() and (tmp_path / "precious.txt").exists()
+
+
+@pytest.mark.parametrize("linked", ["posenc@nano", "posenc@nano/figures", "published/posenc@nano"])
+def test_reports_leave_folders_alone_to_which_a_link_leads(
+    gpt2lab: Call, store: Path, tmp_path: Path, linked: str
+) -> None:
+    outside, link = tmp_path / "outside", tmp_path / "reports" / linked
+    outside.mkdir()
+    (outside / "precious.svg").touch()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    answer = gpt2lab("report", "posenc", "--publish")
+    assert answer.code == 2 and "is a symbolic link" in answer.err
+    assert [path.name for path in outside.iterdir()] == ["precious.svg"]
 
 
 # The user interface.

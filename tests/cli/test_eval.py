@@ -91,8 +91,13 @@ def test_losses_by_part_are_kept_by_a_run_and_made_up_for_one_that_has_none(
     run = Store(tmp_path / "runs").run(trained("--seeds", 1, steps=120)["learned"]["0"])
     [key] = run.evaluation_keys()
     record = run.evaluation(key)
-    kept = json.loads((run.path / "evaluations" / "parts" / f"{key}.json").read_text())
-    assert record is not None and kept["key"] == key and list(kept["parts"]) == ["position", "frequency"]
+    kept = run.parts(key)
+    assert (
+        record is not None
+        and kept is not None
+        and kept["key"] == key
+        and list(kept["parts"]) == ["position", "frequency"]
+    )
     for part in kept["parts"].values():
         total = sum(loss * targets for loss, targets in zip(part["losses"], part["targets"], strict=True))
         assert total / record["targets"] == pytest.approx(record["metrics"]["val/loss"], abs=1e-6)
@@ -149,7 +154,7 @@ def test_runs_that_cannot_be_measured_are_named_and_cost_no_others(
     diverged.finish({**(diverged.result() or {}), "status": "diverged", "reason": "the loss is nan"})
     found = json.loads(gpt2lab("eval", "--study", "tiny", "--metric", "top1", "--json").out)
     assert [(one["arm"], one["seed"], one["status"]) for one in found["missing"]] == [
-        ("learned", 1, "unreadable"),
+        ("learned", 1, "damaged"),
         ("rotary", 0, "diverged"),
     ]
     arms = {one["arm"]: one for one in found["metrics"]["top1"]["arms"]}
@@ -167,7 +172,7 @@ def test_runs_that_cannot_be_measured_are_named_and_cost_no_others(
     answer = gpt2lab("eval", left.id, "--metric", "loss")
     assert answer.code == 4 and "model.safetensors is not what was written" in answer.err
     (left.path / "config.yaml").unlink()
-    assert "no config.yaml: what it trained is not known" in gpt2lab("eval", left.id).err
+    assert "config.yaml: is missing from a run that has ended" in gpt2lab("eval", left.id).err
     (left.path / "result.json").unlink()
     answer = gpt2lab("eval", left.id)
     assert answer.code == 2 and f"{left.id}: partial: only finished runs can be measured" in answer.err

@@ -16,7 +16,7 @@ from gpt2lab.doctor import ExaminedRun, checks, examine, machine
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import SLOTS
-from gpt2lab.store import Store, write_json
+from gpt2lab.store import Store, read_json, write_json
 from gpt2lab.tracking.journal import Journal
 
 ASSEMBLIES = {
@@ -87,17 +87,19 @@ def test_a_running_training_is_examined_as_far_as_it_has_come(trained: Any) -> N
         folder.rmdir()
     found = examine(run)
     assert found.step == 0 and not found.findings
-    assert found.unknown == {"targets": "no checkpoint yet", "tie": "no checkpoint yet"}
+    assert found.unknown == dict.fromkeys(("checkpoint", "targets", "tie"), "no checkpoint yet")
     assert "causality" in found.sound and "gradient" in found.sound
 
 
 def rewrite(run: Any, change: Any) -> None:
-    rows = run.rows()
+    """Another journal, with its sum, as a worker with a mistake would write it."""
+    rows, result = run.rows(), read_json(run.path / "result.json")
     run.metrics.unlink()
     with Journal(run.metrics) as journal:
         for row in rows:
             change(row["step"], row["metrics"])
             journal.append(row)
+    run.finish(result)
 
 
 def named(run: Any) -> set[str]:
@@ -123,6 +125,20 @@ def test_a_journal_that_cannot_be_is_seen_through(trained: Any) -> None:
     assert told("train/grad_norm", lambda step, x: x * 1.1) == {"gradient"}
     assert told("train/grad_norm", lambda step, x: x * (1.1 if step == 4 else 1)) == {"gradient"}
     assert told("train/grad_norm", lambda step, x: x * (1.1 if step == 40 else 1)) == set()
+
+
+def test_checkpoints_that_are_damaged_or_gone_are_findings(trained: Any) -> None:
+    run = trained()
+    [weights] = run.checkpoints.glob("*/model.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    [finding] = examine(run).findings
+    assert finding.name == "checkpoint" and finding.evidence.startswith(
+        "step_000060: model.safetensors is not what was"
+    )
+    weights.parent.rename(run.path / "aside")
+    [finding] = examine(run).findings
+    assert finding.evidence == "none of the last step, 60: the final weights are gone"
 
 
 def test_a_long_training_that_learns_nothing_is_named(trained: Any) -> None:

@@ -114,7 +114,8 @@ def outcome(root: Path) -> dict[str, Any]:
         elif path.name in ("result.json", "state.json"):
             record = json.loads(path.read_text())
             timed = ("seconds", "time", "tokens_per_second", "mfu", "peak_flops", "peak_memory_bytes", "finished_at")
-            found[name] = _without(record, *timed)
+            sums = ("seal", "journal_sha256")  # of the above
+            found[name] = _without(record, *timed, *sums)
             if "extra" in record:
                 found[name]["extra"] = _without(record["extra"], "time")
         else:

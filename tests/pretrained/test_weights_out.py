@@ -24,6 +24,7 @@ from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.pretrained import KeptTokenizer, read_record, tokenizer_in
 from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
+from gpt2lab.store import read_json, write_json
 
 Theirs = Callable[..., GPT2LMHeadModel]
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 50}
@@ -200,10 +201,10 @@ def test_one_flipped_bit_of_our_own_layout_is_found(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_is_refused(tmp_path: Path) -> None:
     save_model(tiny(), tmp_path / "own")
     file = tmp_path / "own" / "gpt2lab.json"
-    written = json.loads(file.read_text())
+    written = read_json(file) or {}
 
     def refused(words: str, **changes: Any) -> None:
-        file.write_text(json.dumps({**written, **changes}))
+        write_json(file, {**written, **changes})
         with pytest.raises((ConfigError, DataFault), match=words):
             load_model(tmp_path / "own")
 
@@ -213,6 +214,9 @@ def test_a_record_that_cannot_be_is_refused(tmp_path: Path) -> None:
     refused("model.norm: unknown norm 'rmsnrom'", model={**written["model"], "norm": [{"name": "rmsnrom"}]})
     refused("model.n_layer: 'x' does not fit|model.n_layer: a whole number", model={**written["model"], "n_layer": "x"})
     refused("its weights are not those of its settings", model={**written["model"], "n_layer": 3})
+    file.write_text(file.read_text().replace('"n_layer": 3', '"n_layer": 3000000'))  # before memory is taken for it
+    with pytest.raises(DataFault, match="does not agree with its seal"):
+        load_model(tmp_path / "own")
     with pytest.raises(ConfigError, match=r"there is no gpt2lab\.json"):
         load_model(tmp_path)
 

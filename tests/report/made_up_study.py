@@ -79,7 +79,7 @@ def write_run(folder: Path, final: float, extends: bool, noise: random.Random) -
         loss = final + (5.55 - final) * math.exp(-6 * step / STEPS) + noise.gauss(0, 0.004)
         metrics = {"train/loss": loss + noise.gauss(0, 0.1)} if step else {}
         if step % EVERY == 0:
-            metrics["val/loss"] = loss
+            metrics["val/loss"] = loss if step < STEPS else final
         rows.append({"step": step, "tokens": step * BATCH_TOKENS, "seconds": step / 18, "metrics": metrics})
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -65,8 +65,9 @@ def run_id(owner: str, arm: str, seed: int) -> str:
 
 
 def write_result(folder: Path, final: float) -> None:
-    """A finished run without a curve."""
+    """A finished run with one point of its curve."""
     write(folder / "run.json", {"id": folder.name, "identity": IDENTITY})
+    write(folder / "metrics.jsonl", {"step": 1, "tokens": 1000, "seconds": 60.0, "metrics": {}})
     write(
         folder / "result.json", {"status": "finished", "reason": None, "tokens": 1000, "seconds": 60.0, "metrics": {}}
     )

@@ -63,7 +63,8 @@ def leave(runs: Path, arm: str, seed: int, scale: float = 1.0, **result: Any) ->
     """Give a run of the made-up study a journal with diagnostics, and a result that has what newer ones have."""
     folder = runs / run_id(arm, seed)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in journal(scale)))
-    write(folder / "result.json", json.loads((folder / "result.json").read_text()) | MEASURED | result)
+    before = json.loads((folder / "result.json").read_text()) | {"metrics": {"val/loss": 2.0}}
+    write(folder / "result.json", before | MEASURED | result)
 
 
 def written(runs: Path) -> str:

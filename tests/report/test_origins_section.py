@@ -204,7 +204,7 @@ def test_runs_that_were_divided_otherwise_are_not_mixed(study: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [None, [], "x", {"parts": 3}, {"parts": {"position": [1]}}, {"parts": {"position": {"groups": ["a"]}}},
+    [{"parts": 3}, {"parts": {"position": [1]}}, {"parts": {"position": {"groups": ["a"]}}},
      {"parts": {"position": {"groups": ["1-1"], "losses": [math.nan], "targets": [1]}}},
      {"parts": {"position": {"groups": ["1-1"], "losses": [1.0], "targets": [0]}}},
      {"parts": {"position": {"groups": ["1-1"], "losses": ["much"], "targets": [1]}}}],
@@ -213,6 +213,15 @@ def test_a_damaged_record_counts_as_none(study: Path, damage: Any) -> None:
     write(study / run_id("rotary", 0) / "evaluations/parts" / f"{KEY}.json", damage)
     found = read(study)
     assert found.lacking == {"rotary": 1} and found.totals.keys() == {"none"}
+
+
+@pytest.mark.parametrize("damage", [None, [], "x"])
+def test_a_file_that_is_no_record_makes_its_run_damaged(study: Path, damage: Any) -> None:
+    path = study / run_id("rotary", 0) / "evaluations/parts" / f"{KEY}.json"
+    write(path, damage)
+    [run] = [run for run in read_study("posenc", study).runs if run.value is None]
+    assert (run.arm, run.seed, run.status) == ("rotary", 0, "damaged")
+    assert str(path) in str(run.reason) and "try: rm" in str(run.reason)
 
 
 def test_page_and_twin_show_table_sentences_and_figures(study: Path, tmp_path: Path) -> None:

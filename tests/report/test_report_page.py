@@ -121,7 +121,9 @@ def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Pa
     runs = tmp_path / "runs"
     shutil.rmtree(runs / run_id("rotary", 0))
     result = runs / run_id("none", 0) / "result.json"
-    write(result, json.loads(result.read_text()) | {"status": "diverged", "reason": "nan loss at step 12"})
+    write(
+        result, json.loads(result.read_text()) | {"status": "diverged", "reason": "nan loss at step 12", "metrics": {}}
+    )
     (runs / run_id("none", 0) / "metrics.jsonl").write_text(
         '{"step": 0, "tokens": 0, "seconds": 0.0, "metrics": {"val/loss": NaN}}\n'
     )
@@ -130,10 +132,9 @@ def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Pa
     source, twin, read = report(tmp_path)
     assert_harmless(source)
     told = [
-        "This study is incomplete.", "1 of 12 declared runs have no final value (1 absent)", "1 run failed.",
-        "1 of none",
-        "nan loss at step 12", "not started", "unstable", "alibi seed 1 (no evaluations recorded)",
-        "alibi seed 2 (damaged: ",
+        "This study is incomplete.", "3 of 12 declared runs have no final value (1 absent, 2 damaged)", "1 run failed.",
+        "1 of none", "nan loss at step 12", "not started", "unstable", "alibi seed 2 (damaged: ",
+        f"{run_id('alibi', 1)}/metrics.jsonl: is missing from a run that has ended (try: mv ",
     ]  # fmt: skip
     for expected in told:
         assert expected in read.text, expected
@@ -142,7 +143,7 @@ def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Pa
     words = {c["arm"]: c["word"] for c in record["contrasts"]}
     assert words["rotary"] == "exploratory"
     assert words["none"].startswith("unstable")
-    assert [m["arm"] for m in record["missing"]] == ["rotary"]
+    assert [m["arm"] for m in record["missing"]] == ["rotary", "alibi", "alibi"]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -167,6 +168,8 @@ def test_single_points_and_single_seeds(make_study: MakeStudy, tmp_path: Path) -
     for entry in study["arms"].values():
         folder = tmp_path / "runs" / entry["runs"]["0"]
         (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text().partition("\n")[0] + "\n")
+        result = json.loads((folder / "result.json").read_text())
+        write(folder / "result.json", result | {"steps": 0, "metrics": {}})
     _, _, read = report(tmp_path)
     assert "exploratory" in read.text
     assert "fewer than 3 seeds" in read.text

@@ -84,7 +84,7 @@ def test_runs_without_a_value_are_listed_with_their_reason(make_study: MakeStudy
     statuses = {key: row["status"] for key, row in missing.iterrows()}
     assert statuses == {
         ("rotary", 0): "absent", ("rotary", 1): "partial", ("rotary", 2): "failed", ("none", 0): "unevaluated",
-        ("none", 1): "unreadable",
+        ("none", 1): "damaged",
     }  # fmt: skip
     assert missing.loc[("rotary", 2), "reason"] == "training, step 7: out of memory"
     assert KEY in missing.loc[("none", 0), "reason"]

@@ -152,7 +152,7 @@ def test_kept_runs_are_whole_share_their_weights_and_leave_the_old_ones_alone(
 ) -> None:
     store = recoded()
     before, first = contents(store.root), old_run(store)
-    (first.path / "evaluations" / "another-0123.json").write_text('{"key": "another-0123"}')
+    first.write_evaluation({"key": "another-0123"})
     code, said = gpt2lab("adopt", str(tiny), "--dry-run")
     assert code == 0 and said.count("differs in code alone") == 4 and f"{first.id} can be replayed" in said
     assert contents(store.root).keys() - before.keys() == {str(first.path / "evaluations" / "another-0123.json")}
@@ -179,11 +179,19 @@ def test_kept_runs_are_whole_share_their_weights_and_leave_the_old_ones_alone(
 
 
 def edit_rows(run: RunFolder, step: int, metric: str) -> None:
-    """The next floating-point number in the place of one that was logged."""
-    rows = run.rows()
+    """The next floating-point number in the place of one that was logged, with the sum that a worker would write."""
+    rows, result = run.rows(), run.result() or {}
     metrics = next(row["metrics"] for row in rows if row["step"] == step)
     metrics[metric] = math.nextafter(metrics[metric], math.inf)
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.finish(result)
+
+
+def without_config(run: RunFolder) -> None:
+    """As a run of an older version, which kept no sums, from which somebody removed the config."""
+    result = run.result() or {}
+    (run.path / "result.json").write_text(json.dumps({k: v for k, v in result.items() if not k.endswith("sha256")}))
+    (run.path / "config.yaml").unlink()
 
 
 def edit_tensor(run: RunFolder, file: str, name: str) -> None:
@@ -196,13 +204,14 @@ def edit_tensor(run: RunFolder, file: str, name: str) -> None:
 
 
 def edit_evaluation(run: RunFolder, windows: bool = False) -> None:
-    [file] = (run.path / "evaluations" / ("windows" if windows else ".")).glob("*.json")
-    record = json.loads(file.read_text())
+    [key] = run.evaluation_keys()
+    record = (run.windows(key) if windows else run.evaluation(key)) or {}
     if windows:
         record["losses"][0] += 1e-7
+        run.write_windows(record)
     else:
         record["metrics"]["val/loss"] = math.nextafter(record["metrics"]["val/loss"], 0)
-    file.write_text(json.dumps(record))
+        run.write_evaluation(record)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +228,7 @@ def edit_evaluation(run: RunFolder, windows: bool = False) -> None:
         (edit_evaluation, "the final evaluation gives other metrics"),
         (lambda run: edit_evaluation(run, windows=True), "other losses of single windows"),
         (lambda run: shutil.rmtree(run.checkpoints), "its final weights are gone"),
-        (lambda run: (run.path / "config.yaml").unlink(), "its config is gone"),
+        (without_config, "its config is gone"),
     ],
     ids=["first loss", "last norm", "rate", "weight", "moment", "evaluation", "window", "no weights", "no config"],
 )

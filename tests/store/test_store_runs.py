@@ -14,7 +14,7 @@ import pytest
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 from gpt2lab.records import Evaluation, StudyRecord, best_trial
-from gpt2lab.store import RunFolder, Store, file_lock, temporary_beside
+from gpt2lab.store import RunFolder, Store, file_lock, temporary_beside, write_json
 
 RUN = "0123456789abcdef"
 
@@ -108,6 +108,10 @@ def test_status_follows_the_life_of_a_run(tmp_path: Path, run: RunFolder) -> Non
     assert run.status() == "failed"
     with run.lock():
         assert run.status() == "running"
+    run.finish({"status": "finished", "steps": 4})
+    assert run.status() == "damaged" and "metrics.jsonl: is missing" in str(run.damage())
+    run.metrics.write_text(row(4))
+    run.write_config("seed: 0")
     run.finish({"status": "finished", "steps": 4})
     assert run.status() == "finished"
     assert run.failure() is None
@@ -267,7 +271,7 @@ def study(name: str) -> StudyRecord:
 def test_a_damaged_record_names_what_is_wrong_with_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.write_study(study("posenc@nano"))
-    path.write_text(path.read_text().replace('"baseline": "a"', '"baseline": 7'))
+    write_json(path, {**store.study("posenc").plain(), "baseline": 7})
     with pytest.raises(DataFault, match=r"the record is damaged: baseline: .*string"):
         store.study("posenc")
 
@@ -290,7 +294,8 @@ def test_a_sweeps_record_is_typed_read_by_key_and_opens_as_earlier_versions_wrot
     [written] = [json.loads(path.read_text())["searches"]["lr"]]
     assert written["slots"] == 4 and written["added later"] == 1 and trial.items() <= written["trials"][0].items()
     assert store.sweep("lr@nano") == sweep
-    path.write_text(path.read_text().replace('"slot": 3', '"slot": "third"'))
+    trial["slot"] = "third"
+    write_json(path, record | {"searches": {"lr": search}})
     with pytest.raises(DataFault, match=r"the record is damaged: searches\.lr\.trials\.0\.slot: .*integer"):
         store.sweep("lr")
 
