@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "gpt2lab"
 
 # lowest first; those in one set may not import each other
 LAYERS: list[set[str]] = [
+    {"redaction"},
     {"errors"},
     {"faults"},
     {"schema", "text", "records", "events"},

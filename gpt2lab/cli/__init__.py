@@ -15,6 +15,7 @@ import typer
 
 from gpt2lab.cli import catalogue, compare, data, models, results, run, selftest, train
 from gpt2lab.errors import Gpt2labError, Problem, printable
+from gpt2lab.redaction import masked
 
 app = typer.Typer(
     name="gpt2lab",
@@ -65,7 +66,7 @@ def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
         code = app(args=arguments, standalone_mode=False, prog_name=name)
     except Gpt2labError as error:
         if debug:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
         words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
         error.hint = error.hint or " ".join([name, *words, "--help"])
         return complain(error.render(), error.exit_code)
@@ -75,7 +76,7 @@ def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
         return INTERRUPTED
     except Exception as error:
         if debug:
-            raise
+            return complain(masked(traceback.format_exc()), 1)
         return complain(internal(error), 1)
     return code if isinstance(code, int) else 0
 
@@ -100,8 +101,8 @@ def misused(error: Any) -> int:
 def internal(error: Exception) -> str:
     """Our own bug, in one line, with the trace kept in a file."""
     with tempfile.NamedTemporaryFile("w", prefix="gpt2lab-", suffix=".log", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
+        file.write(masked("".join(traceback.format_exception(error))))
     return (
-        f"gpt2lab: error [INTERNAL] {printable(f'{type(error).__name__}: {error}')}\n"
+        f"gpt2lab: error [INTERNAL] {printable(masked(f'{type(error).__name__}: {error}'))}\n"
         f"this is a bug in gpt2lab; its trace is in {file.name}"
     )

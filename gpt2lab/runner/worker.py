@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Preempted, RankLost
+from gpt2lab.redaction import masked
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.job import NOTHING_LEFT, PARENT, WHERE, Job, StopRequest
 from gpt2lab.runner.training import execute
@@ -62,7 +63,7 @@ def work(job: Job, stop: StopRequest) -> int:
         return error.exit_code
     except Exception as error:
         record_failure(job, error)
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
         return 1
 
 
@@ -88,7 +89,7 @@ def record_failure(job: Job, error: BaseException) -> None:
     folder, step = Store(job.root).run(job.run_id), 0
     with contextlib.suppress(Gpt2labError, OSError):  # a damaged journal may be the very failure
         step = max((row["step"] for row in folder.rows()), default=0)
-    reason = str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}"
+    reason = masked(str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}")
     record: dict[str, object] = {"reason": reason, "phase": "training" if step else "start", "step": step, "at": now()}
     if (environment := RankEnvironment.read()).size > 1:
         record["rank"] = environment.rank
@@ -96,4 +97,4 @@ def record_failure(job: Job, error: BaseException) -> None:
         record |= {"code": error.code, "exit_code": error.exit_code, "hint": error.hint}
     with contextlib.suppress(EnvironmentFault):  # a full disk may be the failure: then the log alone has it
         folder.fail(record)
-        write_atomically(folder.path / "error.log", "".join(traceback.format_exception(error)))
+        write_atomically(folder.path / "error.log", masked("".join(traceback.format_exception(error))))

@@ -24,8 +24,9 @@ from typing import Any
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
 from gpt2lab.records import SweepRecord, TrialRecord
+from gpt2lab.redaction import masked
 from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_json, write_json
-from gpt2lab.tracking import Point, RunGone, TrackedRun, Tracker, masked, milliseconds, started_ms
+from gpt2lab.tracking import Point, RunGone, TrackedRun, Tracker, milliseconds, started_ms
 from gpt2lab.tracking.addresses import reason
 from gpt2lab.tracking.journal import Tail
 
@@ -120,7 +121,7 @@ class Follower:
             message = self._messages.get()
             if message not in self._said:
                 self._said.add(message)
-                self._say(message)
+                self._say(masked(message))
 
     def _send(self, delivery: Delivery) -> None:
         """What the sender's thread executes."""
@@ -220,7 +221,7 @@ class Delivery:
         finally:
             notes, self.tracker.notes[:] = dict.fromkeys(self.tracker.notes), []
             for note in notes:
-                self._say(note)
+                self._say(masked(note))
         return sent
 
     def undelivered(self) -> int:
@@ -316,7 +317,7 @@ class Delivery:
     def _write_links(self) -> None:
         """Where things are in the tracker, for `gpt2lab ui` and reports; nothing here is read back."""
         links = {
-            "uri": self.tracker.shown_uri,
+            "uri": masked(self.tracker.shown_uri),
             "experiment_id": self.tracker.experiment_id,
             "parent_run_id": self._parent.id if self._parent else None,
             "runs": {run.folder.id: run.copy.id for run in self._runs if run.copy},

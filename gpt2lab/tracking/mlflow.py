@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
+from gpt2lab.redaction import shown
 from gpt2lab.schema import flatten
-from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, sweep_leftovers, temporary_beside
-from gpt2lab.tracking import Point, RunGone, TrackedRun, masked, milliseconds, started_ms, tracker
+from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, temporary_beside
+from gpt2lab.tracking import Point, RunGone, TrackedRun, milliseconds, started_ms, tracker
 from gpt2lab.tracking.addresses import DATABASES, check_uri, mlflow_name, reason, sqlite_path
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class MlflowTracker:
         them. Raises ConfigError or EnvironmentFault for a URI that can never work; connects later."""
         check_uri(uri)
         self.uri, self.experiment = uri, experiment
-        self.shown_uri = masked(uri)
+        self.shown_uri = shown(uri)
         self.notes: list[str] = []
         self.experiment_id = ""
         self._statuses: dict[str, str] = {}
@@ -276,7 +277,8 @@ def create_database(path: Path, artifact_root: Path) -> None:
     if path.exists():
         return
     with file_lock(path.with_name(f".{path.name}.lock")):
-        sweep_leftovers(path.parent)
+        for half in path.parent.glob(f".{path.name}.*.partial*"):  # others write in this folder, so no more than that
+            half.unlink()
         if path.exists():
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -341,7 +343,7 @@ def read_experiment(name: str, uri: str) -> list[dict[str, Any]]:
     for a tracking server or database that cannot be read.
     """
     check_uri(uri)
-    where, database = masked(uri), sqlite_path(uri)
+    where, database = shown(uri), sqlite_path(uri)
     if database and not database.exists():
         raise ConfigError("there is no such MLflow database", where=where, hint="--tracking-uri URI")
     prepare_environment()
