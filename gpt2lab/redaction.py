@@ -16,6 +16,8 @@ SECRET_NAME = re.compile(
 SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 TOKEN_AS_USER = ("http", "https")
 """Schemes in which a name without a password, or beside a dummy, is as a rule a token."""
+OURS = "mlflow"
+"""What precedes a URI, as in GPT2LAB_TRACKER, or a study in `mlflow:posenc@nano`."""
 SHORTEST, WITHIN_WORDS = 3, 6
 """Characters that a part of a secret must have to be hidden by itself, and to be hidden inside longer words, too."""
 
@@ -32,7 +34,7 @@ def masked(text: str) -> str:
     secrets = _remembered | {form for name in SECRET_VARIABLES for form in _forms(os.environ.get(name, ""))}
     for secret in sorted(secrets, key=len, reverse=True):
         if secret in text:
-            edges = (r"(?<!\w)", r"(?!\w)") if len(secret) < WITHIN_WORDS else ("", "")
+            edges = (r"((?<!\w)|(?<=%..))", r"(?!\w)") if len(secret) < WITHIN_WORDS else ("", "")
             text = re.sub(edges[0] + re.escape(secret) + edges[1], HIDDEN, text)
     return text
 
@@ -68,6 +70,8 @@ def _end_of_user(before: str) -> int:
     scheme, colon, rest = before.partition(":")
     if not colon:  # an address of mail, or //token@host
         return len(before) if "//" not in before else before.rindex("//") + 2
+    if scheme.endswith(OURS):
+        return len(before) - len(rest) + _end_of_user(rest)
     name = rest.lstrip("/")
     user, colon, _ = name.partition(":")
     is_token = len(name) == len(rest) or scheme.lower().endswith(TOKEN_AS_USER)

@@ -35,6 +35,11 @@ def default_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
 
 
+def is_server(uri: str) -> bool:
+    """Whether a tracking URI is that of a server, rather than of a database."""
+    return urlsplit(uri).scheme in SERVERS or uri in SERVERS
+
+
 def check_uri(uri: str) -> None:
     """Refuse a URI that can never work, without connecting.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -44,19 +45,16 @@ ODD = (
     f"postgresql://me:{SECRET}@127.0.0.1:1/db",
     f"postgresql+nodriver://me:{SECRET}@127.0.0.1:1/db",
     f"postgresql://me:p@{SECRET}:{SECRET}@127.0.0.1:1/db",
-    f"postgresql://me:{SECRET}@127.0.0.1:{SECRET}/db",
     f"postgresql://127.0.0.1:1/db?user=me&sslpassword={SECRET}",
     f"mysql+pymysql://127.0.0.1:1/db?password={SECRET}",
-    f"journal:/nowhere/{SECRET}:{SECRET}@x?lock=none",
 )
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_remembered", set())
     for name in redaction.SECRET_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    yield
 
 
 @pytest.mark.parametrize("uri", ODD)
@@ -65,11 +63,17 @@ def test_an_odd_uri_shows_no_secret(uri: str) -> None:
     assert SECRET not in shown(uri)
 
 
-@pytest.mark.parametrize("text", [
-    "Port could not be cast to integer value as 'a b'", "no host 'a b/c", "quoted a%20b%2Fc+d", "a b/c+d", "user a+b/c",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["Port could not be cast to integer value as 'alpha'", "no host 'beta/gamma", "at alpha%20beta%2Fgamma", "gamma"],
+)
 def test_what_a_library_quotes_of_a_secret_is_hidden(text: str) -> None:
-    secret = text.partition("a")[2] and "alpha beta/gamma+d"
-    shown(f"http://me:{secret}@host")
-    said = text.replace("a b", "alpha beta").replace("a%20b%2Fc+d", quote(secret, safe=""))
-    assert not {"alpha", "beta", "gamma"} & set(masked(said).replace("/", " ").split())
+    shown("http://me:alpha beta/gamma@host")
+    assert not re.search("alpha|beta|gamma", masked(text))
+
+
+def test_what_is_no_secret_is_shown() -> None:
+    for text in ("training.batch_tokens=256", "mail a@b.org", "postgresql://me@host/db", "http://host:5000/a?b=c#d"):
+        assert masked(text) == text
+    assert shown("postgresql://postgres:postgres@localhost/postgres") == "postgresql://postgres:***@localhost/postgres"
+    assert masked("the server postgres at localhost") == "the server postgres at localhost"
