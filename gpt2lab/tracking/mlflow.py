@@ -27,7 +27,7 @@ from gpt2lab.redaction import shown
 from gpt2lab.schema import flatten
 from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, temporary_beside
 from gpt2lab.tracking import Point, RunGone, TrackedRun, milliseconds, started_ms, tracker
-from gpt2lab.tracking.addresses import DATABASES, check_uri, mlflow_name, reason, sqlite_path
+from gpt2lab.tracking.addresses import DATABASES, check_uri, is_server, mlflow_name, reason, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -294,6 +294,18 @@ def prepare_environment() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def client_of(uri: str) -> MlflowClient:
+    """MLflow's client, which gives up on a database that is out of reach at the first attempt: its own ten take 100
+    seconds without a word, and our callers repeat their calls."""
+    from mlflow import MlflowClient
+
+    if not is_server(uri):
+        import mlflow.store.db.utils
+
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+    return MlflowClient(uri)
+
+
 def create_database(path: Path, artifact_root: Path) -> None:
     """Make a complete MLflow database, once: several processes that open a missing file at the same time break it, and
     so does a kill half-way. Built at a temporary name under a lock, then renamed."""
@@ -324,17 +336,16 @@ def connect(
 ) -> tuple[MlflowClient, str]:
     """A client of `uri`, and the id of the experiment of that name, made if there is none.
 
-    shown_uri: without what is secret in it. client: one that was made before. Raises EnvironmentFault for an experiment that was deleted, and what mlflow
-    raises.
+    shown_uri: without what is secret in it. client: one that was made before.
+    Raises EnvironmentFault for an experiment that was deleted, and what mlflow raises.
     """
     prepare_environment()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     database = sqlite_path(uri)
     if database:
         create_database(database, artifact_root)
-    client = client or MlflowClient(uri)
+    client = client or client_of(uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         # Without an absolute place, artifacts would follow the working directory; a server has its own.
@@ -373,12 +384,11 @@ def read_experiment(name: str, uri: str) -> list[dict[str, Any]]:
     if database and not database.exists():
         raise ConfigError("there is no such MLflow database", where=where, hint="--tracking-uri URI")
     prepare_environment()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        client = MlflowClient(uri)
+        client = client_of(uri)
         experiment, study = _find(client, name, where)
         rows = [_row(run) for run in _runs(client, experiment.experiment_id)]
     except (MlflowException, SQLAlchemyError, OSError) as error:
