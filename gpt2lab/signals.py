@@ -5,6 +5,7 @@ Torch takes seconds to import, so what a process does first is here, without it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -81,17 +82,27 @@ class StopRequest:
 
 
 def stop_command() -> None:
-    """Let a stop signal end a command with Stopped, but for Ctrl-C, which is Python's. Where runs train, the scheduler
-    or the worker takes the signals over; one that comes while Preempted or Stopped is on its way changes nothing, as
-    clusters send them twice."""
+    """Let a stop signal end a command with Stopped, and Ctrl-C with KeyboardInterrupt. Where runs train, the scheduler
+    or the worker takes the signals over. While Preempted or Stopped is on its way, Ctrl-C alone hastens the end, since
+    clusters send other signals twice."""
     for number in STOP_SIGNALS:
-        if number != signal.SIGINT:
-            signal.signal(number, _on_stop)
+        signal.signal(number, _on_stop)
 
 
 def _on_stop(number: int, frame: FrameType | None) -> None:
-    if not isinstance(sys.exception(), (Preempted, Stopped)):
+    is_stopping = isinstance(sys.exception(), (Preempted, Stopped))
+    if number == signal.SIGINT:
+        if is_stopping:
+            print_ended()
+        raise KeyboardInterrupt
+    if not is_stopping:
         raise Stopped(signal.Signals(number).name)
+
+
+def print_ended() -> None:
+    """What a second Ctrl-C does; for a signal handler."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\nended at once; every run continues from its last checkpoint\n")
 
 
 def ignore_stops() -> None:

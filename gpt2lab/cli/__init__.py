@@ -90,22 +90,13 @@ def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
     except Stopped as stop:
         what = f"stopped by {stop} while nothing trained; nothing is lost"
         return complain(Preempted(what, hint="the same command continues").render(), Preempted.exit_code)
-    except (typer.Abort, KeyboardInterrupt) as error:
-        if after_stop(error):
-            complain("ended at once; every run continues from its last checkpoint", INTERRUPTED)
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception as error:
         if debug:
             return complain(masked(traceback.format_exc()), 1)
         return complain(internal(error), 1)
     return code if isinstance(code, int) else 0
-
-
-def after_stop(error: BaseException | None) -> bool:
-    """Whether an interrupt came while the command was stopping already."""
-    while error is not None and not isinstance(error, Preempted):
-        error = error.__context__
-    return error is not None
 
 
 def complain(text: str, code: int) -> int:

@@ -119,7 +119,9 @@ class ForkServer:
         self.launched += 1
         self._socket, theirs = socket.socketpair()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        with theirs:
+        with theirs, contextlib.ExitStack() as stack:
+            stack.callback(self._socket.close)
+            stack.callback(self._output.close)
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gpt2lab.executors.fork_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -129,6 +131,7 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            stack.pop_all()
 
     def ending(self) -> str:
         """How the last server that ended did so, with the last line that it printed: it prints only when it fails."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from gpt2lab.errors import Preempted
 from gpt2lab.executors import Ending, Executor, record_loss
 from gpt2lab.runner import Job
-from gpt2lab.signals import STOP_SIGNALS
+from gpt2lab.signals import STOP_SIGNALS, print_ended
 from gpt2lab.store import Store
 
 TICK_SECONDS = 0.2
@@ -211,7 +211,6 @@ class Scheduler:
         """Let the loop cancel every job. A second Ctrl-C ends them at once; clusters send other signals twice."""
         if self._stop and number == signal.SIGINT:
             self.executor.kill()
-            with contextlib.suppress(OSError):
-                os.write(2, b"\nended at once; every run continues from its last checkpoint\n")
+            print_ended()
             os._exit(FORCED)
         self._stop = True
