@@ -7,7 +7,7 @@ import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class Lossy(io.RawIOBase):
@@ -26,7 +26,7 @@ class Lossy(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self.descriptor)
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         while True:
             try:
                 return os.write(self.descriptor, data)
