@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gpt2lab.redaction import masked
+
 
 def printable(text: str) -> str:
     """`text` as one line that a terminal shows as it is: what a user wrote may hold line breaks or control codes."""
@@ -18,10 +20,14 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `where` (file, line and key, as far as known) and `what`."""
+    """One thing that is wrong: `where` (file, line and key, as far as known) and `what`; without secrets of URIs."""
 
     where: str
     what: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", masked(self.where))
+        object.__setattr__(self, "what", masked(self.what))
 
     def __str__(self) -> str:
         return printable(f"{self.where}: {self.what}" if self.where else self.what)
@@ -35,7 +41,7 @@ class Gpt2labError(Exception):
 
     def __init__(self, what: str | Sequence[Problem], *, where: str = "", hint: str | None = None) -> None:
         self.problems = (Problem(where, what),) if isinstance(what, str) else tuple(what)
-        self.hint = hint
+        self.hint = None if hint is None else masked(hint)
         super().__init__("\n".join(map(str, self.problems)))
 
     def render(self) -> str:

@@ -23,6 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gpt2lab.output import lossy
 from gpt2lab.text import duration, harmless
 
 LINE_SECONDS = 15.0
@@ -203,8 +204,9 @@ def show_progress() -> Display:
 
 def console_for(*, to_stderr: bool = False) -> Console:
     """A console as wide as its terminal; where there is none, wide enough for tables to keep their lines."""
-    console = Console(stderr=to_stderr)
-    return console if console.is_terminal else Console(stderr=to_stderr, width=LOG_WIDTH)
+    file = lossy(sys.stderr if to_stderr else sys.stdout)
+    console = Console(file=file)
+    return console if console.is_terminal else Console(file=file, width=LOG_WIDTH)
 
 
 STYLES = {"running": "bold", "finished": "green", "failed": "red", "diverged": "red", "waiting": "dim"}

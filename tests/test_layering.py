@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "gpt2lab"
 
 # lowest first; those in one set may not import each other
 LAYERS: list[set[str]] = [
+    {"redaction"},
     {"errors"},
     {"faults"},
-    {"schema", "text", "records"},
+    {"schema", "text", "records", "output", "signals"},
     {"registry", "store", "analysis", "progress"},
     {"components", "tracking", "results"},
     {"model", "data", "optim", "training"},
@@ -27,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"testing", "identity"},
     {"planning"},
     {"runner"},
+    {"worker"},
     {"reuse"},
     {"pretrained", "doctor"},
     {"executors", "evaluation.runs", "evaluation.lm_eval"},

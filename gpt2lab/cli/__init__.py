@@ -6,6 +6,7 @@ Heavy modules are imported only inside commands, so that `gpt2lab --help` is fas
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -16,7 +17,10 @@ from typing import Any
 import typer
 
 from gpt2lab.cli import catalogue, compare, data, models, results, run, selftest, train
-from gpt2lab.errors import EnvironmentFault, Gpt2labError, Problem, printable
+from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, printable
+from gpt2lab.output import lost, make_output_lossy
+from gpt2lab.redaction import masked
+from gpt2lab.signals import Stopped, ignore_stops, stop_command
 
 app = typer.Typer(
     name="gpt2lab",
@@ -43,6 +47,7 @@ for command in COMMANDS:
 
 INTERRUPTED = 130
 READER_GONE = 141
+TRAINS = {"run", "sweep", "train", "baseline", "noise", "adopt"}
 # typer brings its own click since 0.16 or so, and used the installed one before: of both, this is the usage error
 USAGE: type[Any] = typer.BadParameter.__bases__[0]
 
@@ -50,14 +55,26 @@ USAGE: type[Any] = typer.BadParameter.__bases__[0]
 def main(app: typer.Typer = app) -> None:
     """Run one command. An error shows where, what and what to do next, never a traceback, except with `--debug`
     anywhere on the line."""
-    debug = "--debug" in sys.argv
-    try:
-        code = answer([word for word in sys.argv[1:] if word != "--debug"], debug, app)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `gpt2lab components | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = READER_GONE
-    sys.exit(code)
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    make_output_lossy()
+    stop_command()
+    code = answer(words, "--debug" in sys.argv, app)
+    ignore_stops()
+    sys.exit(with_losses(code, words))
+
+
+def with_losses(code: int, words: list[str]) -> int:
+    """The exit code of a command some of whose output may be lost, as with `gpt2lab components | head`. Of one that
+    trains the runs count; another did nothing but print."""
+    error = lost(sys.stdout)
+    if error is None or code:
+        return code
+    if error.errno == errno.EPIPE:
+        return 0 if set(words[:1]) & TRAINS else READER_GONE
+    problem = Problem("standard output", f"what was printed is lost: {error.strerror}")
+    if set(words[:1]) & TRAINS:
+        return complain(f"gpt2lab: warning: {problem}", 0)
+    return complain(EnvironmentFault([problem]).render(), EnvironmentFault.exit_code)
 
 
 def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
@@ -67,17 +84,20 @@ def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
         code = app(args=arguments, standalone_mode=False, prog_name=name)
     except Gpt2labError as error:
         if debug:
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), file=sys.stderr)
         words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
         error.hint = error.hint or " ".join([name, *words, "--help"])
         return complain(error.render(), error.exit_code)
     except USAGE as error:
         return misused(error)
+    except Stopped as stop:
+        what = f"stopped by {stop} while nothing trained; nothing is lost"
+        return complain(Preempted(what, hint="the same command continues").render(), Preempted.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception as error:
         if debug:
-            raise
+            return complain(masked(traceback.format_exc()), 1)
         if out_of_memory(error):
             return complain(no_memory(error).render(), EnvironmentFault.exit_code)
         return complain(internal(error), 1)
@@ -130,12 +150,14 @@ def no_memory(error: BaseException) -> EnvironmentFault:
 
 def internal(error: Exception) -> str:
     """Our own bug, in one line, with the trace kept in a file."""
-    said = f"gpt2lab: error [INTERNAL] {printable(f'{type(error).__name__}: {error}')}\nthis is a bug in gpt2lab"
-    trace = "".join(traceback.format_exception(error))
+    summary = (
+        f"gpt2lab: error [INTERNAL] {printable(masked(f'{type(error).__name__}: {error}'))}\nthis is a bug in gpt2lab"
+    )
+    trace = masked("".join(traceback.format_exception(error)))
     try:
-        return f"{said}; its trace is in {keep_trace(trace)}"
+        return f"{summary}; its trace is in {keep_trace(trace)}"
     except OSError:
-        return f"{said}:\n{trace}"
+        return f"{summary}:\n{trace}"
 
 
 def state_home() -> Path:

@@ -210,12 +210,17 @@ def ui(
     """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
     import socket
 
-    from gpt2lab.errors import DataFault, EnvironmentFault
+    from gpt2lab.errors import EnvironmentFault
+    from gpt2lab.redaction import shown
     from gpt2lab.store import Store
-    from gpt2lab.tracking.addresses import default_uri, runs_link
-    from gpt2lab.tracking.follower import links
+    from gpt2lab.tracking.addresses import check_uri, default_uri, is_server
 
     store = Store(runs)
+    uri = default_uri(store.root)
+    check_uri(uri)
+    if is_server(uri):  # it has a user interface of its own
+        print_links(store, shown(uri))
+        return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -227,7 +232,28 @@ def ui(
     if host != "127.0.0.1":
         print(f"warning: MLflow has no password; anyone who reaches {host}:{port} can read and delete runs")
     address = f"http://{host}:{port}"
-    print(f"MLflow: {address}  (Ctrl-C ends it)")
+    print_links(store, address, "  (Ctrl-C ends it)")
+    sys.stdout.flush()
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven workers that nothing here needs
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_BACKEND_STORE_URI": uri,  # anyone can read a command line
+    }
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--artifacts-destination", str(store.root.resolve() / "artifacts"),
+        "--host", host, "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    os.execve(command[0], command, environment)
+
+
+def print_links(store: Any, address: str, note: str = "") -> None:
+    """Print where MLflow is, and where studies and sweeps are in it and in Optuna's dashboard."""
+    from gpt2lab.errors import DataFault
+    from gpt2lab.tracking.addresses import runs_link
+    from gpt2lab.tracking.follower import links
+
+    print(f"MLflow: {address}{note}")
     for kind, name in [("study", name) for name in store.studies()] + [("sweep", name) for name in store.sweeps()]:
         with contextlib.suppress(DataFault):
             found = links(store, name, kind) or {}
@@ -235,18 +261,6 @@ def ui(
                 print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
     for line in dashboards(store):
         print(line)
-    sys.stdout.flush()
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven workers that nothing here needs
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(store.root),
-        "--artifacts-destination", str(store.root.resolve() / "artifacts"), "--host", host, "--port", str(port),
-        "--workers", "1",
-    ]  # fmt: skip
-    os.execve(command[0], command, environment)
 
 
 def dashboards(store: Any) -> list[str]:

@@ -20,9 +20,9 @@ from gpt2lab.data.encode import usable_cores
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.planning.machine import device_name
+from gpt2lab.redaction import shown
 from gpt2lab.store import Store
 from gpt2lab.text import quantity
-from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import check_uri, default_uri, sqlite_path
 from gpt2lab.training.precision import choose_device
 
@@ -90,7 +90,7 @@ def _mlflow(store: Store) -> MachineCheck:
             problem = _refused(lambda: socket.create_connection(place, SERVER_SECONDS).close())
     except Gpt2labError as error:
         problem = str(error)
-    return MachineCheck("MLflow", masked(uri), problem)
+    return MachineCheck("MLflow", shown(uri), problem)
 
 
 def _refused(work: Callable[[], object]) -> str | None:

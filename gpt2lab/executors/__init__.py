@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from gpt2lab.errors import LockHeld, Preempted, RankLost
-from gpt2lab.runner import NOTHING_LEFT, PARENT, Job
+from gpt2lab.runner import NOTHING_LEFT, Job
+from gpt2lab.signals import PARENT
 from gpt2lab.store import RunFolder, Store, now
 
 Ending = Literal["done", "found", "failed", "preempted", "locked", "lost"]
@@ -67,7 +68,7 @@ class Executor(Protocol):
 
 def worker_command(job: Job) -> list[str]:
     """The command that executes a job; its exit code goes to `ending_of`, its output belongs into run.log."""
-    return [sys.executable, "-m", "gpt2lab.runner", str(job.path)]
+    return [sys.executable, "-m", "gpt2lab.worker", str(job.path)]
 
 
 LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")

@@ -32,7 +32,10 @@ from typing import IO, NoReturn
 
 from gpt2lab import faults
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.runner import PARENT, STOP_SIGNALS, Job, StopRequest, die_with_parent, work
+from gpt2lab.output import make_output_lossy
+from gpt2lab.redaction import masked
+from gpt2lab.runner import Job, StopRequest, work
+from gpt2lab.signals import PARENT, STOP_SIGNALS, die_with_parent
 
 PRELOADED = ("numpy.random", "torch._dynamo")
 """What a run imports beyond the runner itself; the second, which every optimizer imports, takes a second."""
@@ -116,16 +119,19 @@ class ForkServer:
         self.launched += 1
         self._socket, theirs = socket.socketpair()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        with theirs:
+        with theirs, contextlib.ExitStack() as stack:
+            stack.callback(self._socket.close)
+            stack.callback(self._output.close)
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gpt2lab.executors.fork_server", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                env={**os.environ, **ONE_THREAD},
+                env={**os.environ, **ONE_THREAD, PARENT: str(os.getpid())},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            stack.pop_all()
 
     def ending(self) -> str:
         """How the last server that ended did so, with the last line that it printed: it prints only when it fails."""
@@ -231,6 +237,7 @@ def become_worker(request: int, log: int) -> NoReturn:
         os.dup2(log, sys.stdout.fileno())
         os.dup2(log, sys.stderr.fileno())
         os.close(log)
+        make_output_lossy()
         with os.fdopen(request) as file:
             fields = json.load(file)
         os.chdir(fields["folder"])
@@ -246,7 +253,7 @@ def become_worker(request: int, log: int) -> NoReturn:
         print(error.render(), file=sys.stderr)
         code = error.exit_code
     except BaseException:
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Protocol
 
+from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import Ending, ending_of, worker_command, worker_environment
 from gpt2lab.executors.fork_server import LOST, Forked, ForkServer, wait_readable
 from gpt2lab.runner import Job
@@ -107,9 +109,18 @@ class LocalExecutor:
 
 
 def started(start: Start, job: Job, **environment: str) -> Process:
-    """A worker for `job`, by `start`, with its environment and its log."""
-    with (job.folder / "run.log").open("a") as log:
-        return start(job, {**worker_environment(job), **environment}, log)
+    """A worker for `job`, by `start`, with its environment and its log. Raises EnvironmentFault."""
+    return start_within(start, job, {**worker_environment(job), **environment}, job.folder / "run.log")
+
+
+def start_within(start: Start, job: Job, environment: Mapping[str, str], log: Path) -> Process:
+    """A worker by `start` that prints into the file `log`. Raises EnvironmentFault."""
+    try:
+        with log.open("a") as file:
+            return start(job, environment, file)
+    except OSError as error:
+        what = f"no process can be started: {error.strerror or error}"
+        raise EnvironmentFault(what, where=job.run_id, hint="fewer --jobs or --nproc; `gpt2lab doctor`") from error
 
 
 def start_process(job: Job, environment: Mapping[str, str], log: IO[str]) -> subprocess.Popen[bytes]:

@@ -17,7 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gpt2lab.errors import LockHeld, Preempted, RankLost
 from gpt2lab.executors import Ending, out_of_memory, record_loss, worker_environment
-from gpt2lab.executors.local import Process, Start, start_process
+from gpt2lab.executors.local import Process, Start, start_process, start_within
 from gpt2lab.runner import NOTHING_LEFT, Job
 from gpt2lab.store import RunFolder, Store
 from gpt2lab.training.ranks import AGENT_STORE
@@ -75,13 +75,21 @@ class RanksExecutor:
     def submit(self, job: Job) -> None:
         self._job, self._store, self._cancelled, self._deadline = job, rendezvous(), False, float("inf")
         Store(job.root).run(job.run_id).clear_failure()
-        self._ranks = [self._start_rank(job, number, self._store.port) for number in range(self.count)]
+        self._ranks = []
+        try:
+            for number in range(self.count):
+                self._ranks.append(self._start_rank(job, number, self._store.port))
+        except BaseException:
+            self._end()
+            raise
 
     def poll(self, seconds: float) -> list[str]:
         end = time.monotonic() + seconds
         while True:
             for rank in self._ranks:
                 rank.code = rank.process.poll()
+            if any(rank.code == Preempted.exit_code for rank in self._ranks):  # the others may not have begun to train
+                self._send(signal.SIGTERM)
             if any(rank.ended_badly for rank in self._ranks):
                 self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
             left = end - time.monotonic()
@@ -126,8 +134,7 @@ class RanksExecutor:
         if sys.platform in LOOPBACK:
             environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
         log = job.folder / ("run.log" if number == 0 else f"rank_{number}.log")
-        with log.open("a") as file:
-            return Rank(number, self.start(job, environment, file), log)
+        return Rank(number, start_within(self.start, job, environment, log), log)
 
     def _end(self) -> None:
         """No rank outlives its job."""

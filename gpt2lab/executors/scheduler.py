@@ -6,6 +6,7 @@ and ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,12 +14,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gpt2lab.errors import Preempted
 from gpt2lab.executors import Ending, Executor, record_loss
-from gpt2lab.runner import STOP_SIGNALS, Job
+from gpt2lab.runner import Job
+from gpt2lab.signals import STOP_SIGNALS, print_ended
 from gpt2lab.store import Store
 
 TICK_SECONDS = 0.2
@@ -188,11 +189,12 @@ class Scheduler:
         """Cancel all jobs that are not cancelled yet."""
         if self._working.keys() - self._cancelled:
             text = "stopping: every run finishes its step and saves; Ctrl-C once more ends them at once"
-            print(f"\n{text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # the terminal may be gone: that is what SIGHUP says
+                print(f"\n{text}", file=sys.stderr, flush=True)
         for run_id in self._working:
             self._cancel(run_id)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Take over the signals that stop a command; Python lets the main thread alone do that."""
         if threading.current_thread() is not threading.main_thread():
@@ -208,7 +210,7 @@ class Scheduler:
     def _on_stop(self, number: int, frame: object) -> None:
         """Let the loop cancel every job. A second Ctrl-C ends them at once; clusters send other signals twice."""
         if self._stop and number == signal.SIGINT:
-            os.write(2, b"\nended at once; every run continues from its last checkpoint\n")
             self.executor.kill()
+            print_ended()
             os._exit(FORCED)
         self._stop = True

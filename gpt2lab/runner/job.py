@@ -1,16 +1,11 @@
-"""What passes between a worker and the process that started it: job.json in the folder of the run, stop signals, and
-exit codes."""
+"""What passes between a worker and the process that started it: job.json in the folder of the run, and exit codes."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
-import signal
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.errors import ConfigError, DataFault
@@ -21,11 +16,6 @@ if TYPE_CHECKING:
     from gpt2lab.data.prepared import Prepared
     from gpt2lab.planning.runs import Run
     from gpt2lab.store import Store
-
-PARENT = "GPT2LAB_PARENT"
-"""The environment variable with the id of the process whose end is a worker's end."""
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 NOTHING_LEFT = 76
 """A worker's exit code when another process had finished the run before it; no error has it."""
@@ -104,33 +94,3 @@ def job_for(
         plugins=tuple(PLUGINS),
         replayable=replayable,
     )
-
-
-def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel for that signal when the parent dies, where it offers that."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
-
-
-class StopRequest:
-    """Set by a signal, or when the parent is gone; the run then finishes its step, saves and ends with Preempted."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        # from the environment, because getppid would not tell of a parent that died before this line
-        self._parent = int(os.environ.get(PARENT, os.getppid()))
-
-    def listen(self) -> None:
-        """Take over the stop signals, and ask the kernel for one when the parent dies (where it offers that)."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
-        die_with_parent(signal.SIGTERM)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-
-    def __bool__(self) -> bool:
-        if self.reason is None and os.getppid() != self._parent:
-            self.reason = "the process that started it is gone"
-        return self.reason is not None

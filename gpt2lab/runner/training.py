@@ -26,9 +26,10 @@ from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import load_plugin
-from gpt2lab.runner.job import REPLAYED, Job, StopRequest
+from gpt2lab.runner.job import REPLAYED, Job
 from gpt2lab.runner.measured import account, encoded_tasks, evaluated, health, is_due, on_tasks, point_of_curve
 from gpt2lab.schema import flatten
+from gpt2lab.signals import StopRequest
 from gpt2lab.store import RunFolder, Store, now, read_json
 from gpt2lab.tracking.journal import Journal
 from gpt2lab.training.checkpoints import MANIFEST, Loaded, best_step, load_latest, prune, save, start_from

@@ -11,9 +11,12 @@ from pathlib import Path
 
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Preempted, RankLost
+from gpt2lab.output import make_output_lossy
+from gpt2lab.redaction import masked
 from gpt2lab.registry import load_plugin
-from gpt2lab.runner.job import NOTHING_LEFT, PARENT, WHERE, Job, StopRequest
+from gpt2lab.runner.job import NOTHING_LEFT, WHERE, Job
 from gpt2lab.runner.training import execute
+from gpt2lab.signals import StopRequest, parent_of
 from gpt2lab.store import Store, make_folder, now, write_atomically
 from gpt2lab.training.allocator import keep_memory
 from gpt2lab.training.distributed import ALONE, World
@@ -25,9 +28,10 @@ def main() -> int:
     """Execute the job whose job.json is the only argument; -> the exit code. What it prints is the run's log."""
     stop = StopRequest()
     stop.listen()
+    make_output_lossy()
     try:
         if len(sys.argv) != 2:
-            raise ConfigError("one argument is expected", where="python -m gpt2lab.runner", hint=WHERE)
+            raise ConfigError("one argument is expected", where="python -m gpt2lab.worker", hint=WHERE)
         job = Job.read(Path(sys.argv[1]))
     except Gpt2labError as error:
         print(error.render(), file=sys.stderr)
@@ -46,7 +50,7 @@ def work(job: Job, stop: StopRequest) -> int:
     keep_memory()
     try:
         make_folder(Path(job.root))
-        with world_of(job) as world:
+        with world_of(job, stop) as world:
             return 0 if execute(job, stop, world) else NOTHING_LEFT
     except OtherRankFailed as error:
         print(error, file=sys.stderr)
@@ -62,11 +66,11 @@ def work(job: Job, stop: StopRequest) -> int:
         return error.exit_code
     except Exception as error:
         record_failure(job, error)
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), file=sys.stderr)
         return 1
 
 
-def world_of(job: Job) -> AbstractContextManager[World]:
+def world_of(job: Job, stop: StopRequest) -> AbstractContextManager[World]:
     """The ranks that this process trains with, as the environment names them; or this process alone."""
     if RankEnvironment.read().size == 1:
         return contextlib.nullcontext(ALONE)
@@ -78,8 +82,8 @@ def world_of(job: Job) -> AbstractContextManager[World]:
         record_failure(job, error)
         print(error.render(), file=sys.stderr, flush=True)
 
-    parent = int(os.environ.get(PARENT, os.getppid()))
-    return join_world(choose_device(training.device).type, training.rank_timeout_seconds, on_lost, parent)
+    device = choose_device(training.device).type
+    return join_world(device, training.rank_timeout_seconds, on_lost, parent_of(), stop.__bool__)
 
 
 def record_failure(job: Job, error: BaseException) -> None:
@@ -88,7 +92,7 @@ def record_failure(job: Job, error: BaseException) -> None:
     folder, step = Store(job.root).run(job.run_id), 0
     with contextlib.suppress(Gpt2labError, OSError):  # a damaged journal may be the very failure
         step = max((row["step"] for row in folder.rows()), default=0)
-    reason = str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}"
+    reason = masked(str(error) if isinstance(error, Gpt2labError) else f"{type(error).__name__}: {error}")
     record: dict[str, object] = {"reason": reason, "phase": "training" if step else "start", "step": step, "at": now()}
     if (environment := RankEnvironment.read()).size > 1:
         record["rank"] = environment.rank
@@ -96,4 +100,4 @@ def record_failure(job: Job, error: BaseException) -> None:
         record |= {"code": error.code, "exit_code": error.exit_code, "hint": error.hint}
     with contextlib.suppress(EnvironmentFault):  # a full disk may be the failure: then the log alone has it
         folder.fail(record)
-        write_atomically(folder.path / "error.log", "".join(traceback.format_exception(error)))
+        write_atomically(folder.path / "error.log", masked("".join(traceback.format_exception(error))))

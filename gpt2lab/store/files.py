@@ -37,14 +37,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = temporary_beside(path)
     try:
         make_folder(path.parent)
-        with temporary.open("xb") as file:
-            # Held while writing, so that a sweep by another process leaves this file alone.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
+        while True:
+            with temporary.open("xb") as file:
+                # Held while writing, so that a sweep by another process leaves this file alone.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not temporary.exists():  # swept in the moment before the lock
+                    continue
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+                break
         fsync_folder(path.parent)
     except OSError as error:
         raise disk_fault(error, path, len(data)) from error
@@ -84,9 +88,9 @@ def sweep_leftovers(folder: Path) -> list[str]:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
-        elif entry.is_symlink() or not is_locked(entry):
+        elif entry.is_symlink():
             entry.unlink(missing_ok=True)
-        else:
+        elif not _unlink_unlocked(entry):
             continue
         swept.append(entry.name)
     return swept
@@ -195,6 +199,19 @@ def seal_of(record: Mapping[str, Any]) -> str:
 def sha256(data: bytes) -> str:
     """In hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _unlink_unlocked(path: Path) -> bool:
+    """Remove a file unless a process holds its lock, which none can take meanwhile; -> whether it is gone."""
+    try:
+        with path.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def is_locked(path: Path) -> bool:

@@ -25,13 +25,13 @@ from gpt2lab.planning.space import value_at
 from gpt2lab.planning.tuning import Search
 from gpt2lab.progress import Listener, Message, Progress, RunProgress
 from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, best_trial
+from gpt2lab.redaction import shown
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store, file_lock, now
 from gpt2lab.sweep.storage import default_address, open_storage
 from gpt2lab.sweep.trials import Attempt, End, Trials, worker_id
 from gpt2lab.text import number
-from gpt2lab.tracking import masked
 from gpt2lab.tracking.follower import Follower, as_study
 from gpt2lab.tracking.journal import Tail
 
@@ -67,7 +67,7 @@ def run_searches(
         )
         for label, search in searches.items()
     }  # fmt: skip
-    record = record.with_(storage=masked(address))
+    record = record.with_(storage=shown(address))
     follower = Follower(store, as_study(record), tracker, say)
     deadline = time.monotonic() + seconds if seconds else math.inf
     try:

@@ -29,13 +29,13 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, unknown
+from gpt2lab.redaction import shown
 from gpt2lab.store import disk_fault, file_lock, make_folder
-from gpt2lab.tracking import masked
 from gpt2lab.tracking.addresses import reason, sqlite_path
 
 LOCKS = ("flock", "symlink")
-EXAMPLES = "sqlite:////absolute/path/optuna.db, journal:/shared/disk/optuna.log or postgresql://user:password@host/db"
-ADVICE = "PostgreSQL suits many workers better: --storage postgresql://user:password@host/db"
+EXAMPLES = "sqlite:////absolute/path/optuna.db, journal:/shared/disk/optuna.log or postgresql://user@host/db"
+ADVICE = "PostgreSQL suits many workers better: --storage postgresql://user@host/db"
 START_ANEW = "move it away, and run the same command again: finished runs are found, not trained again"
 PATIENCE_SECONDS = 60.0
 """How long one call waits for others."""
@@ -67,13 +67,13 @@ def open_storage(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.logging.disable_default_handler()  # its warnings are for people who call it themselves
-    shown = masked(address)
+    clear = shown(address)
     scheme = address.partition(":")[0].partition("+")[0]
     openers = {"journal": _open_journal, "postgresql": _open_postgresql, "sqlite": _open_sqlite}
     if ":" not in address or scheme not in openers:
-        what = unknown("kind of storage", masked(scheme), list(openers))
-        raise ConfigError(what, where=f"storage {shown}", hint=EXAMPLES)
-    storage = PatientStorage(shown, say, advice="" if scheme == "postgresql" else ADVICE, seconds=patience_seconds)
+        what = unknown("kind of storage", scheme, list(openers))
+        raise ConfigError(what, where=f"storage {clear}", hint=EXAMPLES)
+    storage = PatientStorage(clear, say, advice="" if scheme == "postgresql" else ADVICE, seconds=patience_seconds)
     storage.inner = storage.call(openers[scheme], address, storage)
     if isinstance(backend := getattr(storage.inner, "_backend", None), RDBStorage):
         weakref.finalize(storage, _in_this_process, os.getpid(), backend.engine.dispose)
@@ -91,7 +91,7 @@ class PatientStorage:
     inner: BaseStorage
 
     def __init__(self, address: str, say: Callable[[str], None], *, advice: str, seconds: float) -> None:
-        """address: masked. advice: which storage would suit more workers. seconds: how long one call waits."""
+        """address: without secrets. advice: which storage would suit more workers. seconds: how long one call waits."""
         self.address, self.writes = address, True
         self._say, self._advice, self._seconds = say, advice, seconds
         self._warned, self._since, self._naps = False, 0.0, 0
@@ -156,7 +156,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def storage_fault(error: BaseException, address: str) -> Gpt2labError:
-    """An error of a storage that waiting does not heal, in one line. `address`: masked."""
+    """An error of a storage that waiting does not heal, in one line. `address`: without secrets."""
     root = _root(error)
     if isinstance(root, OSError):
         fault = disk_fault(root, Path(address.partition(":")[2].removeprefix("//") or "."))

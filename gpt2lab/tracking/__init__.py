@@ -10,14 +10,13 @@ mlflow. Another tracker is one class in a plug-in:
         experiment_id = ""
 
         def __init__(self, address: str, experiment: str, artifacts: Path) -> None:
-            self.shown_uri, self.notes = masked(address), []
+            self.shown_uri, self.notes = shown(address), []  # gpt2lab.redaction
         ...  # the five methods of `Tracker`
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,14 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from gpt2lab.errors import ConfigError, unknown
+from gpt2lab.redaction import shown
 from gpt2lab.registry import Slot, load_entry_points
 from gpt2lab.store import RunFolder, Status
 
 tracker = Slot("tracker", "where results are mirrored (GPT2LAB_TRACKER)", default="mlflow", in_config=False)
-
-_CREDENTIALS = re.compile(r"(?<=://)([^\s/@:]*):[^\s]*(?=@)")
-_TOKEN_AS_USER = re.compile(r"(https?://)[^\s/@:]+(?=@)", re.IGNORECASE)
-_IN_QUERY = re.compile(r"([?&](?:[a-z_]*password|passwd|pwd|secret|token|api_?key)=)[^&\s'\"]+", re.IGNORECASE)
 
 
 class MetricPoint(NamedTuple):
@@ -105,15 +101,9 @@ def open_tracker(root: Path, experiment: str) -> Tracker:
     if name not in tracker:
         hint = "--plugin FILE, where its class is registered"
         raise ConfigError(unknown("tracker", name, tracker.names()), where="GPT2LAB_TRACKER", hint=hint)
+    shown(address)  # messages hide its secrets, whatever the class makes of it
     made: Tracker = tracker[name].factory(address, experiment, root / "artifacts")
     return made
-
-
-def masked(text: str) -> str:
-    """`text` with the passwords in its URIs replaced by ***; what every message and record shows of a URI."""
-    text = _CREDENTIALS.sub(r"\1:***", text)
-    text = _TOKEN_AS_USER.sub(r"\1***", text)
-    return _IN_QUERY.sub(r"\1***", text)
 
 
 def milliseconds(moment: str | None) -> int:

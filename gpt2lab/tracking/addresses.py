@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
-from gpt2lab.tracking import masked
+from gpt2lab.redaction import masked, shown
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -35,17 +35,22 @@ def default_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
 
 
+def is_server(uri: str) -> bool:
+    """Whether a tracking URI is that of a server, rather than of a database."""
+    return urlsplit(uri).scheme in SERVERS or uri in SERVERS
+
+
 def check_uri(uri: str) -> None:
     """Refuse a URI that can never work, without connecting.
 
     Raises ConfigError; EnvironmentFault for a missing driver.
     """
-    where, try_ = f"tracking URI {masked(uri)}", "sqlite:////absolute/path/mlflow.db or http://127.0.0.1:5000"
+    where, try_ = f"tracking URI {shown(uri)}", "sqlite:////absolute/path/mlflow.db or http://127.0.0.1:5000"
     try:
         parts = urlsplit(uri)
         parts.port  # noqa: B018 (the property checks the number)
     except ValueError as error:
-        raise ConfigError(f"not a URI: {masked(str(error))}", where=where, hint=try_) from None
+        raise ConfigError(f"not a URI: {error}", where=where, hint=try_) from None
     dialect = parts.scheme.partition("+")[0]
     if uri == "databricks" or (dialect in SERVERS and parts.hostname):
         return
@@ -64,7 +69,7 @@ def check_uri(uri: str) -> None:
             f"the database driver {error.name} is not installed", where=where, hint=f"pip install {package}"
         ) from None
     except (ArgumentError, NoSuchModuleError) as error:
-        raise ConfigError(f"not a database URI: {masked(str(error))}", where=where, hint=try_) from None
+        raise ConfigError(f"not a database URI: {error}", where=where, hint=try_) from None
 
 
 def sqlite_path(uri: str) -> Path | None:

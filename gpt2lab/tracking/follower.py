@@ -24,8 +24,9 @@ from typing import Any
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
 from gpt2lab.records import SweepRecord, TrialRecord
+from gpt2lab.redaction import masked
 from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_json, write_json
-from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, Tracker, masked, milliseconds, started_ms
+from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, Tracker, milliseconds, started_ms
 from gpt2lab.tracking.addresses import reason
 from gpt2lab.tracking.journal import Tail
 
@@ -120,7 +121,7 @@ class Follower:
             message = self._messages.get()
             if message not in self._said:
                 self._said.add(message)
-                self._say(message)
+                self._say(masked(message))
 
     def _send(self, delivery: Delivery) -> None:
         """What the sender's thread executes."""
@@ -177,6 +178,7 @@ class Delivery:
         self.tracker = tracker
         self._store, self._study, self._newest, self._say = store, study, study, say
         self._parent: TrackedRun | None = None
+        self._failed = False
         self._links: dict[str, Any] = {}
         self._runs = [_Copied(arm, seed, run) for arm, seed, run in runs_of(store, study)]
 
@@ -189,39 +191,62 @@ class Delivery:
 
         over: no process works on the study now, so what is unfinished was killed.
 
+        After an error, and where a copy was deleted, the tracker is asked again for all of them: a server may come back
+        with less than it had.
+        """
+        if self._failed:
+            self._forget()
+        self._failed, sent = True, 0
+        try:
+            try:
+                for rows in self._pass(over):
+                    sent += rows
+            except RunGone:
+                self._forget()
+                for rows in self._pass(over):
+                    sent += rows
+        finally:
+            notes, self.tracker.notes[:] = dict.fromkeys(self.tracker.notes), []
+            for note in notes:
+                self._say(masked(note))
+        self._failed = False
+        return sent
+
+    def _forget(self) -> None:
+        self._parent = None
+        for run in self._runs:
+            run.copy = None
+
+    def _pass(self, over: bool) -> Iterator[int]:
+        """Send what is new; yields the rows of each run.
+
         One run that the tracker refuses does not hold up the others: it goes last the next time. After two failures the
         pass ends, since a tracker that does not answer takes its time over each.
         """
         failures: list[Exception] = []
-        sent = 0
         if self._study is not self._newest:
             self._study, known = self._newest, {run.key for run in self._runs}
             new = [_Copied(arm, seed, run) for arm, seed, run in runs_of(self._store, self._study)]
             self._runs += [run for run in new if run.key not in known]
-        try:
-            self._open_study()
-            for run in list(self._runs):
-                try:
-                    sent += self._send_or_reopen(run)
-                except DataFault as damaged:
-                    run.status = "failed"
-                    self.tracker.notes.append(f"{damaged}; this run's rows are not sent")
-                except Exception as error:
-                    run.copy = None
-                    self._runs.remove(run)
-                    self._runs.append(run)
-                    failures.append(error)
-                    if len(failures) == 2:
-                        break
-            if failures:
-                raise failures[0]
-            self._update_study(over)
-            self._write_links()
-        finally:
-            notes, self.tracker.notes[:] = dict.fromkeys(self.tracker.notes), []
-            for note in notes:
-                self._say(note)
-        return sent
+        self._open_study()
+        for run in list(self._runs):
+            try:
+                yield self._send_run(run)
+            except RunGone:
+                raise
+            except DataFault as damaged:
+                run.status = "failed"
+                self.tracker.notes.append(f"{damaged}; this run's rows are not sent")
+            except Exception as error:
+                self._runs.remove(run)
+                self._runs.append(run)
+                failures.append(error)
+                if len(failures) == 2:
+                    break
+        if failures:
+            raise failures[0]
+        self._update_study(over)
+        self._write_links()
 
     def undelivered(self) -> int:
         """Rows on the disk beyond what the tracker is known to have."""
@@ -237,16 +262,6 @@ class Delivery:
             with self._locked():
                 self._parent = self.tracker.open_study(self._study)
         return self._parent
-
-    def _send_or_reopen(self, run: _Copied) -> int:
-        try:
-            return self._send_run(run)
-        except RunGone:  # deleted in the user interface: new copies, below a new parent if that went too
-            before, self._parent, run.copy = self._open_study(), None, None
-            if self._open_study().id != before.id:
-                for other in self._runs:
-                    other.copy = None
-            return self._send_run(run)
 
     def _send_run(self, run: _Copied) -> int:
         run.status = run.folder.status()  # before the rows: a run that is over now writes no more of them
@@ -296,15 +311,9 @@ class Delivery:
             at_work = any(run.status == "running" and not self._outcome(run) for run in self._runs)
             statuses = ["running" if at_work else "absent" if self._study["open"] else "finished"]
         parent, status = self._open_study(), study_status(statuses, over)
-        if parent.tags.get("gpt2lab.status") == status:
-            return
-        try:
+        if parent.tags.get("gpt2lab.status") != status:
             self.tracker.update(parent, status, {"gpt2lab.status": status}, None)
             parent.tags["gpt2lab.status"] = status
-        except RunGone:
-            self._parent = None
-            for run in self._runs:
-                run.copy = None
 
     def _outcome(self, run: _Copied) -> str:
         """How the run's trial has ended, as far as it is one and has."""
@@ -318,7 +327,7 @@ class Delivery:
     def _write_links(self) -> None:
         """Where things are in the tracker, for `gpt2lab ui` and reports; nothing here is read back."""
         links = {
-            "uri": self.tracker.shown_uri,
+            "uri": masked(self.tracker.shown_uri),
             "experiment_id": self.tracker.experiment_id,
             "parent_run_id": self._parent.id if self._parent else None,
             "runs": {run.folder.id: run.copy.id for run in self._runs if run.copy},

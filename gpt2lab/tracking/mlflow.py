@@ -23,10 +23,11 @@ from urllib.parse import urlsplit
 import yaml
 
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
+from gpt2lab.redaction import shown
 from gpt2lab.schema import flatten
-from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, sweep_leftovers, temporary_beside
-from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, masked, milliseconds, started_ms, tracker
-from gpt2lab.tracking.addresses import DATABASES, check_uri, mlflow_name, reason, sqlite_path
+from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, temporary_beside
+from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, milliseconds, started_ms, tracker
+from gpt2lab.tracking.addresses import DATABASES, check_uri, is_server, mlflow_name, reason, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,7 +56,7 @@ class MlflowTracker:
         them. Raises ConfigError or EnvironmentFault for a URI that can never work; connects later."""
         check_uri(uri)
         self.uri, self.experiment = uri, experiment
-        self.shown_uri = masked(uri)
+        self.shown_uri = shown(uri)
         self.notes: list[str] = []
         self.experiment_id = ""
         self._statuses: dict[str, str] = {}
@@ -69,7 +70,7 @@ class MlflowTracker:
 
     def open_study(self, study: Mapping[str, Any]) -> TrackedRun:
         """The study's parent run. A deleted one is replaced, with a note."""
-        client, kind, name = self._connect(), kind_of(study), study["name"]
+        client, kind, name = self._connect(anew=True), kind_of(study), study["name"]
         tags = {
             f"gpt2lab.{kind}": name,
             f"gpt2lab.{kind}_hash": study.get("hash"),
@@ -77,29 +78,34 @@ class MlflowTracker:
             "gpt2lab.baseline": study.get("baseline"),
             "mlflow.note.content": f"{study.get('question', '')}\n\n`{study.get('reproduce', '')}`",
         }
-        run, deleted = self._find({f"gpt2lab.{kind}": name}, lambda run: "gpt2lab.arm" not in run.data.tags)
+        wanted = {f"gpt2lab.{kind}": name}
+        run, deleted = self._find(wanted, _is_parent)
         if run is None:
             if deleted:
                 self.notes.append(f"the MLflow run of {kind} {name} was deleted; a new one takes its place")
             tags |= {"mlflow.runName": name if kind == "study" else f"{kind} {name}", "gpt2lab.replaces": deleted}
-            run = client.create_run(self.experiment_id, tags=self._all_tags(tags, study))
+            run = self._create(wanted, _is_parent, tags=self._all_tags(tags, study))
         else:
             client.log_batch(run.info.run_id, tags=_as_tags(tags))
         return self._tracked(run)
 
     def open_run(self, study: Mapping[str, Any], parent: TrackedRun, arm: str, seed: str, run: RunFolder) -> TrackedRun:
-        """The child of `parent` that mirrors `run`, with how far it is."""
-        client, kind, entry = self._connect(), kind_of(study), study["arms"][arm]
+        """The child of `parent` that mirrors `run`, with how far it is; taken over from a parent that was deleted."""
+        client, kind, entry = self._connect(anew=True), kind_of(study), study["arms"][arm]
         started = started_ms(study, run)
-        wanted = {"gpt2lab.run_id": run.id, "mlflow.parentRunId": parent.id}
-        child, deleted = self._find(wanted, lambda other: other.data.tags.get("gpt2lab.arm") == arm[:TAG_LIMIT])
+        wanted = {"gpt2lab.run_id": run.id, f"gpt2lab.{kind}": study["name"]}
+
+        def fits(other: Run) -> bool:
+            return bool(other.data.tags.get("gpt2lab.arm") == arm[:TAG_LIMIT])
+
+        child, deleted = self._find(wanted, fits)
         if child is None:
             if deleted:
                 self.notes.append(f"the MLflow run of {arm} seed {seed} was deleted; its rows go to a new one")
             tags = {
                 **wanted,
+                "mlflow.parentRunId": parent.id,
                 "mlflow.runName": arm if study.get("seeds") == 1 and kind == "sweep" else f"{arm} seed {seed}",
-                f"gpt2lab.{kind}": study["name"],
                 "gpt2lab.arm": arm,
                 "gpt2lab.seed": seed,
                 "gpt2lab.repeat": (run.identity() or {}).get("repeat", 0),
@@ -107,7 +113,9 @@ class MlflowTracker:
                 **{f"component.{slot}": name for slot, name in entry.get("components", {}).items()},
                 **entry.get("tags", {}),
             }
-            child = client.create_run(self.experiment_id, start_time=started, tags=self._all_tags(tags, study))
+            child = self._create(wanted, fits, start_time=started, tags=self._all_tags(tags, study))
+        elif child.data.tags.get("mlflow.parentRunId") != parent.id:
+            client.set_tag(child.info.run_id, "mlflow.parentRunId", parent.id)
         if "gpt2lab.described" not in child.data.tags:
             self._describe(child, run, entry.get("params", {}), started)
         return self._tracked(child)
@@ -117,7 +125,8 @@ class MlflowTracker:
         return TrackedRun(run.info.run_id, run.data.metrics.get("tokens", -1.0), dict(run.data.tags))
 
     def _find(self, tags: Mapping[str, str], fits: Callable[[Run], bool]) -> tuple[Run | None, str | None]:
-        """The living run with these tags, else None and the id of a deleted one."""
+        """The living run with these tags, else None and the id of a deleted one. Of several, as a call makes whose
+        answer was lost and which was made again, the first stays: the journals have all that the others hold."""
         from mlflow.entities import ViewType
 
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
@@ -125,8 +134,16 @@ class MlflowTracker:
         fitting = [run for run in runs if fits(run)]
         living = [run for run in fitting if run.info.lifecycle_stage == "active"]
         if living:
-            return min(living, key=lambda run: run.info.start_time), None
+            first, *twins = sorted(living, key=lambda run: (run.info.start_time, run.info.run_id))
+            for twin in twins:
+                self._connect().delete_run(twin.info.run_id)
+            return first, None
         return None, fitting[0].info.run_id if fitting else None
+
+    def _create(self, wanted: Mapping[str, str], fits: Callable[[Run], bool], **options: Any) -> Run:
+        """A new run, which `_find` finds by the tags `wanted`, or another process's if that was made first."""
+        run = self._connect().create_run(self.experiment_id, **options)
+        return self._find(wanted, fits)[0] or run
 
     def _describe(self, child: Run, run: RunFolder, settings: Mapping[str, Any], time_ms: int) -> None:
         """Resolved config as parameters and artifact, and what a trial was tried with; can be repeated after a failure
@@ -230,10 +247,17 @@ class MlflowTracker:
         except MlflowException as error:
             return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
-    def _connect(self) -> MlflowClient:
-        if self._client is None:
-            self._client, self.experiment_id = connect(self.uri, self.shown_uri, self.experiment, self._artifact_root)
+    def _connect(self, anew: bool = False) -> MlflowClient:
+        """anew: look the experiment up again: a server may come back with another one under the same id."""
+        if self._client is None or anew:
+            self._client, self.experiment_id = connect(
+                self.uri, self.shown_uri, self.experiment, self._artifact_root, self._client
+            )
         return self._client
+
+
+def _is_parent(run: Run) -> bool:
+    return "gpt2lab.arm" not in run.data.tags
 
 
 def kind_of(study: Mapping[str, Any]) -> str:
@@ -267,8 +291,20 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow.store"):  # they print traces of errors that they raise, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def client_of(uri: str) -> MlflowClient:
+    """MLflow's client, which gives up on a database that is out of reach at the first attempt: its own ten take 100
+    seconds without a word, and our callers repeat their calls."""
+    from mlflow import MlflowClient
+
+    if not is_server(uri):
+        import mlflow.store.db.utils
+
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+    return MlflowClient(uri)
 
 
 def create_database(path: Path, artifact_root: Path) -> None:
@@ -277,7 +313,8 @@ def create_database(path: Path, artifact_root: Path) -> None:
     if path.exists():
         return
     with file_lock(path.with_name(f".{path.name}.lock")):
-        sweep_leftovers(path.parent)
+        for half in path.parent.glob(f".{path.name}.*.partial*"):  # others write in this folder, so no more than that
+            half.unlink()
         if path.exists():
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -295,21 +332,23 @@ def create_database(path: Path, artifact_root: Path) -> None:
         fsync_folder(path.parent)
 
 
-def connect(uri: str, shown_uri: str, experiment: str, artifact_root: Path) -> tuple[MlflowClient, str]:
+def connect(
+    uri: str, shown_uri: str, experiment: str, artifact_root: Path, client: MlflowClient | None = None
+) -> tuple[MlflowClient, str]:
     """A client of `uri`, and the id of the experiment of that name, made if there is none.
 
-    shown_uri: without what is secret in it. Raises EnvironmentFault for an experiment that was deleted, and what mlflow
-    raises.
+    shown_uri: without what is secret in it. client: one that was made before.
+    Raises EnvironmentFault for an experiment that was deleted, and what mlflow raises.
     """
     prepare_environment()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     database = sqlite_path(uri)
     if database:
         create_database(database, artifact_root)
-    client = MlflowClient(uri)
-    if client.get_experiment_by_name(experiment) is None:
+    client = client or client_of(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
         # Without an absolute place, artifacts would follow the working directory; a server has its own.
         keeps_artifacts = urlsplit(uri).scheme.partition("+")[0] in DATABASES
         try:
@@ -317,7 +356,7 @@ def connect(uri: str, shown_uri: str, experiment: str, artifact_root: Path) -> t
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
                 raise
-    found = client.get_experiment_by_name(experiment)
+        found = client.get_experiment_by_name(experiment)
     assert found is not None
     if found.lifecycle_stage != "active":
         raise EnvironmentFault(
@@ -342,16 +381,15 @@ def read_experiment(name: str, uri: str) -> list[dict[str, Any]]:
     for a tracking server or database that cannot be read.
     """
     check_uri(uri)
-    where, database = masked(uri), sqlite_path(uri)
+    where, database = shown(uri), sqlite_path(uri)
     if database and not database.exists():
         raise ConfigError("there is no such MLflow database", where=where, hint="--tracking-uri URI")
     prepare_environment()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        client = MlflowClient(uri)
+        client = client_of(uri)
         experiment, study = _find(client, name, where)
         rows = [_row(run) for run in _runs(client, experiment.experiment_id)]
     except (MlflowException, SQLAlchemyError, OSError) as error:

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,8 @@ AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 HINT = "the same command continues from the last checkpoint"
 JOIN_SECONDS = 300.0  # between the first rank's arrival and the last one's
+ANSWER_SECONDS = 5.0  # for a store whose host listens
+FIND_SECONDS = 0.2  # between looks for its host
 COLLECTIVE_PATIENCE = 10  # times the timeout: the monitor is to name the rank first
 HEAD_START_SECONDS = 0.3  # by which rank 0 may report first an error that all ranks met: its log is read first
 SHOWN = 20  # differences between ranks that are listed
@@ -102,6 +105,7 @@ def join_world(
     timeout_seconds: float,
     on_lost: Callable[[RankLost], None] = lambda error: None,
     parent: int | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[World]:
     """The world of the ranks that the environment names, while inside; ALONE where it names none.
 
@@ -109,9 +113,10 @@ def join_world(
     timeout_seconds: after which a rank that is silent, or stands still, is named, and all processes end.
     on_lost: called with that error, in a thread of the one rank that reports it.
     parent: id of the process whose end is to be this one's; the present parent unless given.
+    is_stopped: whether the training is to end before it begins, asked while the store of the ranks is out of reach.
 
-    Raises what is raised inside; but on all ranks except the first to fail, OtherRankFailed, and RankLost for a rank
-    that is gone.
+    Raises EnvironmentFault for a port that another program has, and Preempted; and what is raised inside, but on all
+    ranks except the first to fail OtherRankFailed, and RankLost for a rank that is gone.
     """
     global _monitor
     environment = RankEnvironment.read()
@@ -130,14 +135,7 @@ def join_world(
     hosted = os.environ.get(AGENT_STORE) != "True"
     monitor: Monitor | None = None
     try:
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            size if hosted else None,
-            is_master=hosted and rank == 0,
-            timeout=timedelta(seconds=JOIN_SECONDS),
-            wait_for_workers=False,
-        )
+        store = host_store(size) if hosted and rank == 0 else find_store(size if hosted else None, is_stopped)
         separate = PrefixStore("gpt2lab", store.clone())  # type: ignore[attr-defined]
         monitor = _monitor = Monitor(separate, rank, size, timeout_seconds, on_lost, hosted=hosted, parent=parent)
         monitor.start()
@@ -154,14 +152,64 @@ def join_world(
     except Preempted:  # all ranks at the same step
         if monitor is not None:
             monitor.leave()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         raise
     except Exception as error:
+        if monitor is None and isinstance(error, Gpt2labError):
+            raise
         if monitor is None:
             raise RankLost(f"the ranks did not find each other: {_line(error)}", hint=HINT) from error
         raise _first_cause(error, monitor) from error
     finally:
         _monitor = None
+
+
+def host_store(size: int) -> TCPStore:
+    """The store in which the ranks meet, where rank 0 is to host it. Raises EnvironmentFault for a port in use."""
+    try:
+        return _store(size, JOIN_SECONDS, is_master=True)
+    except Exception as error:
+        what = f"the ranks cannot meet at port {os.environ['MASTER_PORT']}: {_line(error)}"
+        raise EnvironmentFault(what, where="MASTER_PORT", hint="another port, and the same for all ranks") from error
+
+
+def find_store(size: int | None, is_stopped: Callable[[], bool]) -> TCPStore:
+    """The store in which the ranks meet, once its host listens. Raises Preempted; EnvironmentFault where another
+    program listens; RankLost for a host that does not come.
+
+    Torch would wait in one call, in which Python handles no signal.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    end = time.monotonic() + JOIN_SECONDS
+    while True:
+        if is_stopped():
+            raise Preempted("stopped before the training began", hint="the same command begins it")
+        try:
+            socket.create_connection((host, port), STORE_SECONDS).close()
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                what = f"rank 0 did not come to {host}:{port} within {JOIN_SECONDS:.0f} s: {error.strerror or error}"
+                raise RankLost(what, hint=HINT) from error
+        time.sleep(FIND_SECONDS)
+    store = call_within(ANSWER_SECONDS, lambda: _store(size, ANSWER_SECONDS, is_master=False))
+    if store is None:
+        what = f"what listens at {host}:{port} is no store of ranks; another program has the port"
+        raise EnvironmentFault(what, where="MASTER_PORT", hint="another port, and the same for all ranks")
+    store.set_timeout(timedelta(seconds=JOIN_SECONDS))
+    return store
+
+
+def _store(size: int | None, seconds: float, *, is_master: bool) -> TCPStore:
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        is_master=is_master,
+        timeout=timedelta(seconds=seconds),
+        wait_for_workers=False,
+    )
 
 
 def _first_cause(error: Exception, monitor: Monitor) -> Exception:

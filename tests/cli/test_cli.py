@@ -240,8 +240,8 @@ def test_a_bug_is_one_line_and_the_name_of_a_file(
     assert file.parent == traces and len(list(traces.iterdir())) == 20
     assert "Traceback (most recent call last)" in file.read_text()
     assert 'raise RuntimeError("boom' in file.read_text()
-    with pytest.raises(RuntimeError, match="boom"):
-        gpt2lab("runs", "--debug")
+    answer = gpt2lab("runs", "--debug")
+    assert answer.code == 1 and 'raise RuntimeError("boom' in answer.err
 
 
 def test_debug_shows_the_trace_of_a_users_error(gpt2lab: Call) -> None:
@@ -541,9 +541,16 @@ def test_the_user_interface_listens_to_this_machine_alone(
     assert answer.code == 0 and f"MLflow: http://127.0.0.1:{port}" in answer.out and "warning" not in answer.out
     [(words, environment)] = started
     assert words[words.index("--host") + 1] == "127.0.0.1" and words[words.index("--port") + 1] == port
-    assert words[words.index("--backend-store-uri") + 1].endswith(f"{store}/mlflow.db")
+    assert environment["MLFLOW_BACKEND_STORE_URI"].endswith(f"{store}/mlflow.db") and "mlflow.db" not in str(words)
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert "warning: MLflow has no password" in gpt2lab("ui", "--host", "0.0.0.0", "--port", port).out
+
+
+def test_a_server_has_a_user_interface_of_its_own(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("nothing is to be started"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@tracking.corp.com/mlflow")
+    answer = gpt2lab("ui")
+    assert answer.code == 0 and answer.out.startswith("MLflow: https://***@tracking.corp.com/mlflow\n")
 
 
 def test_a_plan_for_another_machine_is_made_from_its_description(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -111,6 +113,21 @@ def test_a_kill_before_the_rename_keeps_the_old_file(tmp_path: Path) -> None:
     swept = sweep_leftovers(tmp_path)
     assert len(swept) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_that_is_swept_before_its_writer_has_the_lock_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, swept = fcntl.flock, list[str]()
+
+    def sweep_first(file: IO[bytes], how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        swept.extend(sweep_leftovers(tmp_path))
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    write_atomically(tmp_path / "a.json", "new")
+    assert len(swept) == 1 and (tmp_path / "a.json").read_text() == "new"
 
 
 def test_sweeping_spares_living_writers_and_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.tracking import masked
+from gpt2lab.redaction import masked
 from gpt2lab.tracking.addresses import check_uri, dashboard_command, default_uri, reason, runs_link, sqlite_path
 from gpt2lab.tracking.follower import study_status
 from gpt2lab.tracking.mlflow import MlflowTracker, create_database
@@ -58,11 +58,11 @@ def test_good_uris_pass(uri: str) -> None:
         ("postgresql://me:pass@host/db", "postgresql://me:***@host/db"),
         ("postgresql://me:p@ss/w:rd@host/db", "postgresql://me:***@host/db"),
         ("https://token@host/x", "https://***@host/x"),
-        ("https://:pass@host/x", "https://:***@host/x"),
+        ("https://:pass@host/x", "https://***@host/x"),
         ("mysql://host/db?user=a&password=b&x=1", "mysql://host/db?user=a&password=***&x=1"),
         (
             "cannot reach http://a:b@c:1, nor postgresql://d:e@f",
-            "cannot reach http://a:***@c:1, nor postgresql://d:***@f",
+            "cannot reach http://***@c:1, nor postgresql://d:***@f",
         ),
         ("http://host:5000/a", "http://host:5000/a"),
         ("sqlite:////home/me/a.db", "sqlite:////home/me/a.db"),
@@ -74,7 +74,7 @@ def test_passwords_are_masked(text: str, shown: str) -> None:
 
 def test_reasons_are_one_short_line_without_passwords() -> None:
     text = reason(OSError("\n  no answer from http://me:secret@host " + "x" * 1000 + "\nmore"))
-    assert text.startswith("no answer from http://me:***@host x")
+    assert text.startswith("no answer from http://***@host x")
     assert len(text) == 300
     assert reason(TimeoutError()) == "TimeoutError"
 
@@ -137,6 +137,7 @@ def test_a_database_is_built_once_whoever_asks(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(real, "SqlAlchemyStore", Slow)
     path = tmp_path / "mlflow.db"
     (tmp_path / ".mlflow.db.0123abcd.partial").write_text("half a database")
+    (tmp_path / ".0123.job.0123abcd.partial").write_text("what another process is about to lock and write")
     threads = [threading.Thread(target=create_database, args=(path, tmp_path)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -144,7 +145,7 @@ def test_a_database_is_built_once_whoever_asks(tmp_path: Path, monkeypatch: pyte
         thread.join()
     assert len(built) == 1
     assert "partial" in built[0], "nobody may see the final name before the database is whole"
-    assert {p.name for p in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
+    assert {p.name for p in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock", ".0123.job.0123abcd.partial"}
 
 
 def test_neither_torch_nor_mlflow_is_imported_before_it_is_needed(tmp_path: Path) -> None:

@@ -288,3 +288,98 @@ def test_what_was_measured_afterwards_follows_once_and_what_was_measured_anew_is
     assert [one.value for one in look.points(run, "val-measured/piqa/acc")] == [0.5, 0.25]
     (child,) = look.children(run)
     assert child.data.metrics["val-measured/piqa/acc"] == 0.25
+
+
+def test_a_call_that_was_made_again_after_its_answer_was_lost_leaves_one_run(
+    lab: Lab, sink_factory: Sinks, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As urllib3 does; and as a follower does whose call failed although it was carried out."""
+    create = look.client.__class__.create_run
+    calls: list[str] = []
+
+    def twice(self: Any, *args: Any, **options: Any) -> Any:
+        create(self, *args, **options)
+        calls.append("")
+        if len(calls) == 1:
+            raise ConnectionError("the answer is lost")
+        return create(self, *args, **options)
+
+    monkeypatch.setattr(look.client.__class__, "create_run", twice)
+    lab.train_all()
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    with pytest.raises(ConnectionError):
+        delivery.send_new()
+    assert delivery.send_new(over=True) == 20
+    assert len(calls) == 5 and len(look.parents()) == 1 and len(look.children()) == 4
+    assert {run.info.status for run in look.runs()} == {"FINISHED"}
+    assert all(look.steps(run) == [0, 1, 2, 3, 4] for run in lab.store.runs())
+
+
+def test_children_follow_when_their_parent_alone_is_deleted(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    lab.train_all()
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    delivery.send_new()
+    children = {child.info.run_id for child in look.children()}
+    (first,) = look.parents()
+    look.client.delete_run(first.info.run_id)
+    lab.record["arms"]["rotary"]["runs"]["2"] = "f" * 16  # so that the study's status changes
+    lab.train(lab.store.run("f" * 16))
+    once(lab, sink_factory, over=True)
+    (parent,) = look.parents()
+    assert parent.info.status == "FINISHED"
+    assert len(look.children()) == 5 and children < {child.info.run_id for child in look.children()}
+    assert {child.data.tags["mlflow.parentRunId"] for child in look.children()} == {parent.info.run_id}
+
+
+def test_a_parent_that_is_missed_at_the_end_is_replaced_in_the_same_pass(
+    lab: Lab, sink_factory: Sinks, look: Look
+) -> None:
+    lab.train_all()
+    lab.record["arms"]["rotary"]["runs"]["2"] = "f" * 16
+    delivery = Delivery(lab.store, lab.record, sink_factory())
+    delivery.send_new()
+    look.client.delete_run(look.parents()[0].info.run_id)
+    delivery.send_new(over=True)
+    assert [parent.info.status for parent in look.parents()] == ["KILLED"] and len(look.children()) == 4
+
+
+def test_a_store_that_comes_back_empty_gets_everything_again(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    """Also the rows of runs that had ended, in the same pass."""
+    for arm, seed in (("learned", 0), ("rotary", 0), ("learned", 1)):
+        lab.train(lab.run(arm, seed))
+    live = lab.begin(lab.run("rotary", 1))
+    lab.write(live, [row(0)])
+    with live.lock():
+        delivery = Delivery(lab.store, lab.record, sink_factory())
+        delivery.send_new()
+        for run in look.runs():
+            look.client._tracking_client.store._hard_delete_run(run.info.run_id)
+        lab.write(live, [row(1)])
+        delivery.send_new()
+    assert look.steps(live) == [0, 1]
+    assert all(look.steps(run) == [0, 1, 2, 3, 4] for run in lab.store.runs() if run.id != live.id)
+    assert len(look.parents()) == 1
+
+
+def test_an_experiment_goes_by_its_name_whatever_its_number_was(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    """A server may come back with another database, in which another experiment has that number."""
+    sink = sink_factory()
+    parent = sink.open_study(lab.record)
+    look.client.rename_experiment(sink.experiment_id, "theirs")
+    sink.open_run(lab.record, parent, "learned", "0", lab.begin(lab.run()))
+    assert look.client.get_experiment_by_name("theirs").experiment_id == look.experiment
+    assert look.children() == []  # in theirs
+    assert len(look.client.search_runs([sink.experiment_id])) == 1 and sink.experiment_id != look.experiment
+
+
+def test_a_database_in_trouble_prints_no_trace(
+    lab: Lab, sink_factory: Sinks, look: Look, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lab.train_all()
+    connection = sqlite3.connect(lab.store.root / "mlflow.db")
+    connection.execute("drop table tags")
+    connection.close()
+    capfd.readouterr()
+    with pytest.raises(EnvironmentFault, match="tracking does not work"):
+        sync(lab.store, lab.record, sink_factory)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,71 @@
+"""Output that may be lost without stopping the work: a reader that goes away, a full disk, a terminal that is gone or
+has no sign for a character."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+
+class Lossy(io.RawIOBase):
+    """A file descriptor that is written as far as that is possible. error: why something was dropped first."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any, /) -> int:
+        while True:
+            try:
+                return os.write(self.descriptor, data)
+            except BlockingIOError:
+                select.select([], [self.descriptor], [])
+            except OSError as error:
+                self.error = self.error or error
+                return len(data)
+
+
+def lossy(stream: TextIO) -> TextIO:
+    """A stream that writes where `stream` does and raises nothing; the same one where it is lossy already, or is
+    nothing that Python opened, as in a notebook."""
+    if type(stream) is not io.TextIOWrapper or isinstance(raw_of(stream), Lossy):
+        return stream
+    try:
+        stream.flush()
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(Lossy(descriptor)),
+        encoding=stream.encoding,
+        errors="replace" if stream.errors == "strict" else stream.errors,
+        line_buffering=stream.line_buffering,
+    )
+
+
+def raw_of(stream: TextIO) -> object:
+    return getattr(getattr(stream, "buffer", None), "raw", None)
+
+
+def lost(stream: TextIO) -> OSError | None:
+    """Why something that was written to a lossy stream is lost, if anything is."""
+    stream.flush()
+    raw = raw_of(stream)
+    return raw.error if isinstance(raw, Lossy) else None
+
+
+def make_output_lossy() -> None:
+    """For this process, whose work is worth more than its words."""
+    sys.stdout, sys.stderr = lossy(sys.stdout), lossy(sys.stderr)

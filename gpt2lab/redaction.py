@@ -1,0 +1,86 @@
+"""What is shown of URIs: everything but their secrets. Whatever prints, logs, stores or raises text from outside passes
+it through `masked`; `shown` is for a URI that is going to be used."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+HIDDEN = "***"
+SECRET_NAME = re.compile(
+    r"(pass(word|wd|phrase|code)?|pwd|secret|token|credentials?|sig(nature)?|auth(orization)?|jwt|key|session)$",
+    re.IGNORECASE,
+)
+"""Names of parameters that are secret, by how they end: `password`, `access_token`, `X-Amz-Signature`."""
+SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
+TOKEN_AS_USER = ("http", "https")
+"""Schemes in which a name without a password, or beside a dummy, is as a rule a token."""
+OURS = "mlflow"
+"""What precedes a URI, as in GPT2LAB_TRACKER, or a study in `mlflow:posenc@nano`."""
+SHORTEST, WITHIN_WORDS = 3, 6
+"""Characters that a part of a secret must have to be hidden by itself, and to be hidden inside longer words, too."""
+
+_SETTING = re.compile(r"(?<![\w-])(password|passwd|pwd)=([^\s&]+)", re.IGNORECASE)
+_PARAMETER = re.compile(r"[?&;#]([^\s=&;#?/]+)=([^&]*)")
+
+_remembered: set[str] = set()
+
+
+def masked(text: str) -> str:
+    """`text` with the secrets in its URIs replaced by ***, and those of every URI that was `shown`, wherever they are:
+    libraries quote parts of a URI in their errors."""
+    text = _SETTING.sub(rf"\1={HIDDEN}", re.sub(r"\S+", lambda found: _without_secrets(found[0]), text))
+    secrets = _remembered | {form for name in SECRET_VARIABLES for form in _forms(os.environ.get(name, ""))}
+    for secret in sorted(secrets, key=len, reverse=True):
+        if secret in text:
+            edges = (r"((?<!\w)|(?<=%..))", r"(?!\w)") if len(secret) < WITHIN_WORDS else ("", "")
+            text = re.sub(edges[0] + re.escape(secret) + edges[1], HIDDEN, text)
+    return text
+
+
+def shown(uri: str) -> str:
+    """A URI without its secrets, which `masked` hides from now on. It may hold blanks: all of it is one URI."""
+    clear = _without_secrets(uri)
+    public = set(re.findall(r"\w+", clear))
+    _remembered.update(form for begin, end in _secrets(uri) for form in _forms(uri[begin:end]) if form not in public)
+    return clear
+
+
+def _without_secrets(uri: str) -> str:
+    for begin, end in reversed(_secrets(uri)):
+        uri = uri[:begin] + HIDDEN + uri[end:]
+    return uri
+
+
+def _secrets(uri: str) -> list[tuple[int, int]]:
+    """Where the secrets of one URI are, with a scheme or without: before the last @, since a secret may hold any
+    character, and in the parameters behind it."""
+    at = uri.rfind("@")
+    begin = _end_of_user(uri[:at]) if at >= 0 else at
+    found = [(begin, at)] if begin < at else []
+    for parameter in _PARAMETER.finditer(uri, at if found else 0):
+        if SECRET_NAME.search(unquote(parameter[1])):
+            found.append(parameter.span(2))
+    return found
+
+
+def _end_of_user(before: str) -> int:
+    """How much may be shown of what a URI has before its @."""
+    scheme, colon, rest = before.partition(":")
+    if not colon:  # an address of mail, or //token@host
+        return len(before) if "//" not in before else before.rindex("//") + 2
+    if scheme.endswith(OURS):
+        return len(before) - len(rest) + _end_of_user(rest)
+    name = rest.lstrip("/")
+    user, colon, _ = name.partition(":")
+    is_token = len(name) == len(rest) or scheme.lower().endswith(TOKEN_AS_USER)
+    return len(before) - len(name) + (0 if is_token else len(user) + len(colon))
+
+
+def _forms(secret: str) -> set[str]:
+    """A secret as libraries may show it: quoted, unquoted, and cut where a URI is cut."""
+    plain = {secret, unquote(secret), unquote_plus(secret)}
+    quoted = {form for one in plain for form in (quote(one, safe=""), quote(one), quote_plus(one))}
+    cut = {part for one in plain for part in re.split(r"[/@:?#&;=\s\[\]]+", one)}
+    return {form for form in plain | quoted | cut if len(form) >= SHORTEST}
