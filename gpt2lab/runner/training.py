@@ -24,10 +24,19 @@ from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted
 from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
 from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
-from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.optim.groups import build_averaging, build_optimizers
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.job import REPLAYED, Job, StopRequest
-from gpt2lab.runner.measured import account, encoded_tasks, evaluated, health, is_due, on_tasks, point_of_curve
+from gpt2lab.runner.measured import (
+    account,
+    encoded_tasks,
+    evaluated,
+    health,
+    is_due,
+    on_tasks,
+    point_of_curve,
+    validation_loss,
+)
 from gpt2lab.schema import flatten
 from gpt2lab.store import RunFolder, Store, now, read_json
 from gpt2lab.tracking.journal import Journal
@@ -157,7 +166,12 @@ class Training:
             compiled(model, data_home() / "compiled")
         self.model: GPT = model
         optimizers = build_optimizers(config.optim, model.params())
-        self.state = TrainState(model, optimizers, scaler=loss_scaler(config.training.precision, self.device))
+        self.state = TrainState(
+            model,
+            optimizers,
+            scaler=loss_scaler(config.training.precision, self.device),
+            averaging=build_averaging(config.optim, model.params(), config.training.steps),
+        )
         self.batches = Batches(
             data.train,
             config.model.block_size,
@@ -261,8 +275,9 @@ class Training:
             return self.curve() if is_due(step, self.config) else {}
         with self.clock("evaluation"):
             self.final = self.evaluate()
-            loss = {"val/loss": self.final[0]["metrics"]["val/loss"]}
-            return loss | health(self.model, self.config, self.data) | self.on_tasks()
+            loss = {"val/loss": self.final[0]["metrics"]["val/loss"]} | self.raw_loss()
+            with self.state.evaluated():
+                return loss | health(self.model, self.config, self.data) | self.on_tasks()
 
     def keep(self, record: StepRecord, journal: Journal | None) -> None:
         """Save what is to be saved after a step."""
@@ -308,8 +323,17 @@ class Training:
         """The curve's values at this step."""
         point("evaluation")
         with self.clock("evaluation"):
-            curve = point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
-            return curve | self.on_tasks()
+            raw = self.raw_loss()
+            with self.state.evaluated():
+                curve = point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
+                return curve | raw | self.on_tasks()
+
+    def raw_loss(self) -> dict[str, float]:
+        """The loss of the weights in training, where others are evaluated."""
+        if not self.state.has_average:
+            return {}
+        loss = validation_loss(self.model, self.config, self.data, self.device.type, self.world)
+        return {"val/raw_loss": loss}
 
     def on_tasks(self) -> dict[str, float]:
         """What the weights of this step reach in the tasks that are asked on the way."""
@@ -321,9 +345,10 @@ class Training:
         point("evaluation")
         config, data, parts = self.config, self.data, Parts(divisions(self.data, self.config.model.block_size))
         documents = validation_documents(data)
-        record, windows = evaluated(
-            self.model, config, data, self.device.type, config.evaluation, documents, self.world, parts
-        )
+        with self.state.evaluated():
+            record, windows = evaluated(
+                self.model, config, data, self.device.type, config.evaluation, documents, self.world, parts
+            )
         return record, windows, parts
 
     def result(self, status: str, reason: str | None, diverged: Diverged | None = None) -> dict[str, Any]:

@@ -26,7 +26,15 @@ from gpt2lab.testing.model_checks import (
     check_seed,
     check_shape,
 )
-from gpt2lab.testing.optim_checks import check_gradients_untouched, check_optimizer, check_rates, check_schedule
+from gpt2lab.testing.optim_checks import (
+    check_average,
+    check_gradients_untouched,
+    check_optimizer,
+    check_rates,
+    check_resume,
+    check_same_on_all_ranks,
+    check_schedule,
+)
 from gpt2lab.testing.ranks import ranks_problem, two_ranks_against_one
 
 
@@ -68,7 +76,14 @@ MODEL_CHECKS: tuple[Check, ...] = (
 )
 SLOW_CHECKS: tuple[Check, ...] = (check_overfits,)
 BY_SLOT: dict[str, tuple[Check, ...]] = {
-    "optimizer": (check_optimizer, check_gradients_untouched, check_rates),
+    "optimizer": (
+        check_optimizer,
+        check_resume,
+        check_same_on_all_ranks,
+        check_gradients_untouched,
+        check_rates,
+    ),
+    "averaging": (check_average, check_resume),
     "schedule": (check_schedule,),
 }
 
