@@ -25,10 +25,15 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Average:
-    """An average of `weights` over the training. Subclasses define `update` and `mean`, and list their state."""
+    """An average of `weights` over the training. Subclasses define `update` and `mean`, and list their state.
+
+    name: of the component, set by `build_averaging`; a checkpoint of another one does not fit.
+    """
+
+    name = ""
 
     def __init__(self, params: Sequence[Param]) -> None:
-        self.weights = [param.tensor for param in params]
+        self.weights: list[Tensor] = [param.tensor for param in params]
 
     def update(self, step: int) -> None:
         """Include the weights after `step` steps; called once after every step that changed them."""
@@ -85,7 +90,8 @@ class Running(Average):
         return {"count": self.count, "average": self.average}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        self.count, self.average = int(saved["count"]), self.copies(saved["average"])
+        self.count = int(saved["count"])
+        self.average = self.copies(saved["average"]) if self.count else []
 
 
 class Latest(Average):

@@ -82,6 +82,8 @@ def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optim
 def build_averaging(config: OptimConfig, params: Sequence[Param], steps: int) -> Average | None:
     """The chosen average of `params` over a training of `steps` steps; None if the trained weights are evaluated."""
     average: Average | None = SLOTS["averaging"].build(config.averaging, params, steps)
+    if average is not None:
+        average.name = config.averaging.name
     return average
 
 

@@ -116,7 +116,7 @@ def adafactor(
     lr: float,
     *,
     beta2_decay: Annotated[float, Field(lt=0)] = -0.8,
-    clip: Positive = 1.0,
+    clip: Annotated[float, Field(ge=1)] = 1.0,
     weight_decay: NotNegative = 0.1,
 ) -> list[Optimizer]:
     """Adam without momentum, whose second moment of a matrix is an outer product of row and column means.
@@ -235,7 +235,7 @@ def lion(
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """The nearest orthogonal matrix, roughly: singular values between about 0.7 and 1.2.  (..., A, B) -> (..., A, B)
+    """The nearest orthogonal matrix, roughly: most singular values between 0.7 and 1.2.  (..., A, B) -> (..., A, B)
 
     Five Newton-Schulz steps in bfloat16, as in torch.optim.Muon, which takes one matrix at a time.
     Source: kellerjordan.github.io/posts/muon
@@ -305,9 +305,7 @@ def muon(
     """
     in_blocks = [p for p in params if p.role.kind in IN_BLOCKS and p.tensor.ndim >= 2]
     chosen = {id(param.tensor) for param in in_blocks}
-    others = adamw([p for p in params if id(p.tensor) not in chosen], lr, betas=betas, weight_decay=weight_decay)
-    if not in_blocks:
-        return others
+    others = [p for p in params if id(p.tensor) not in chosen]
 
     def heights(param: Param) -> tuple[int, ...]:
         rows = tuple(height for _, height in param.role.rows)
@@ -318,10 +316,11 @@ def muon(
         for shared, alike in groupby(sorted(in_blocks, key=heights), key=heights)
         for group in decay_groups(list(alike), weight_decay)
     ]
-    return [Muon(groups, lr, momentum, nesterov), *others]
+    made: list[Optimizer] = [Muon(groups, lr, momentum, nesterov)] if groups else []
+    return [*made, *(adamw(others, lr, betas=betas, weight_decay=weight_decay) if others else [])]
 
 
-@optimizer.register("soap", source="arXiv:2409.11321, as in pytorch-optimizer", can=("rates",))
+@optimizer.register("soap", source="arXiv:2409.11321, by pytorch-optimizer")
 def soap(
     params: Sequence[Param],
     lr: float,

@@ -22,6 +22,8 @@ from gpt2lab.training.guard import Guard
 class Averaging(Protocol):
     """An average of the weights, as `gpt2lab.optim.Average`."""
 
+    name: str
+
     def update(self, step: int) -> None: ...
     def evaluated(self) -> Iterator[tuple[Tensor, Tensor]]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -95,8 +97,12 @@ class TrainState:
             with self.evaluated():
                 content["model"] = {name: tensor.clone() for name, tensor in content["model"].items()}
             content["trained"] = weights_of(self.model)
-            content["averaging"] = None if self.averaging is None else self.averaging.state_dict()
+            content["averaging"] = self._average()
         return content
+
+    def _average(self) -> dict[str, Any]:
+        """The state of the average, under its name."""
+        return {"name": self.averaging.name, **self.averaging.state_dict()} if self.averaging else {"name": "none"}
 
     def _state_dict(self) -> dict[str, Any]:
         return {
@@ -125,10 +131,9 @@ class TrainState:
         scale = saved["scaler"] if self.scaler is not None else None
         if self.scaler is not None and scale is None:
             scale = self.scaler.state_dict()
-        average = None if self.averaging is None else self.averaging.state_dict()
-        before = saved.get("averaging")
-        if average is not None and before is not None and before.keys() == average.keys():
-            average = before
+        average = self._average()
+        if saved.get("averaging", average)["name"] == average["name"]:
+            average = saved.get("averaging", average)
         self.load_state_dict({**saved, "scaler": scale, "averaging": average})
         for optimizer, groups in zip(self.optimizers, settings_here, strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
@@ -137,14 +142,14 @@ class TrainState:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`. Raises ConfigError if it does not fit, and changes nothing then."""
         weights, optimizers = canonical(saved.get("trained", saved["model"])), saved["optimizers"]
-        average = saved.get("averaging")
+        average = saved.get("averaging", {"name": "none"})
         problems = weight_problems(self.model, weights) or _optimizer_problems(self.optimizers, optimizers)
         if (self.scaler is None) != (saved["scaler"] is None):
             scales = ["has no loss scale, but this training has", "has a loss scale, but this training has none"]
             problems.append(Problem("training.precision", f"the checkpoint {scales[self.scaler is None]}"))
-        if (self.averaging is None) != (average is None):
-            which = ["has no average of the weights", "has an average of the weights, which this training has not"]
-            problems.append(Problem("optim.averaging", f"the checkpoint {which[self.averaging is None]}"))
+        if average["name"] != self._average()["name"]:
+            which = f"{average['name']} in the checkpoint, {self._average()['name']} here"
+            problems.append(Problem("optim.averaging", which))
         if problems:
             raise ConfigError(problems)
         with torch.no_grad():
@@ -154,7 +159,7 @@ class TrainState:
             optimizer.load_state_dict(state)
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
-        if self.averaging is not None and average is not None:
+        if self.averaging is not None:
             self.averaging.load_state_dict(average)
         self.guard.load_state_dict(saved["guard"])
         self.step, self.tokens, self.seconds = int(saved["step"]), int(saved["tokens"]), float(saved["seconds"])
