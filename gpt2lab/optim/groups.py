@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from gpt2lab.components.base import Param
 from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.optim.averaging import Average
 from gpt2lab.registry import SLOTS, Choice, read_field
 from gpt2lab.schema import Settings
 
@@ -29,8 +30,10 @@ class OptimConfig(Settings):
     """The optimizer."""
     schedule: Choice = Field(default_factory=lambda: _default("schedule"))
     """How the rate changes after the warm-up."""
+    averaging: Choice = Field(default_factory=lambda: _default("averaging"))
+    """Which average of the weights is evaluated in their place."""
 
-    @field_validator("optimizer", "schedule", mode="before")
+    @field_validator("optimizer", "schedule", "averaging", mode="before")
     @classmethod
     def _components(cls, raw: object, info: Any) -> Choice | tuple[Choice, ...]:
         return read_field(info.field_name, raw)
@@ -74,6 +77,14 @@ def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optim
         group["lr"] *= rates.pop()
         group.setdefault("base_lr", float(group["lr"]))
     return optimizers
+
+
+def build_averaging(config: OptimConfig, params: Sequence[Param], steps: int) -> Average | None:
+    """The chosen average of `params` over a training of `steps` steps; None if the trained weights are evaluated."""
+    average: Average | None = SLOTS["averaging"].build(config.averaging, params, steps)
+    if average is not None:
+        average.name = config.averaging.name
+    return average
 
 
 def decay_groups(params: Sequence[Param], weight_decay: float) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -68,3 +68,46 @@ def constant(steps: int, warmup_steps: int) -> Multiplier:
     multiplier = 1
     """
     return after_warmup(steps, warmup_steps, lambda progress: 1.0)
+
+
+@schedule.register("wsd", source="arXiv:2405.18392; arXiv:2404.06395", examples=({"shape": "linear"},))
+def wsd(
+    steps: int,
+    warmup_steps: int,
+    *,
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2,
+    shape: Literal["sqrt", "linear"] = "sqrt",
+    final_fraction: Fraction = 0.0,
+) -> Multiplier:
+    """Warm-up, stable, decay (a trapezoid): the peak rate, then down in the last part of training.
+
+    multiplier = 1 - (1 - f) s(x)   with x from 0 to 1 over the decay, and s(x) = sqrt(x) or x
+
+    decay_fraction: length of the decay as a share of all steps, warm-up included; it begins after the warm-up.
+    shape:          sqrt falls steeply at first and was best in the source; linear makes a trapezoid.
+    final_fraction: f, the final rate relative to the peak.
+    """
+    decay_steps = max(1, min(round(decay_fraction * steps), steps - warmup_steps))
+
+    def decay(progress: float) -> float:
+        left = round((1.0 - progress) * (steps - warmup_steps))  # steps to the end
+        x = max(0.0, 1.0 - left / decay_steps)
+        return 1.0 - (1.0 - final_fraction) * (math.sqrt(x) if shape == "sqrt" else x)
+
+    return after_warmup(steps, warmup_steps, decay)
+
+
+@schedule.register("inverse_sqrt", source="arXiv:1706.03762, section 5.3")
+def inverse_sqrt(steps: int, warmup_steps: int) -> Multiplier:
+    """Fall with the square root of the step after the warm-up; it does not depend on the length of the training.
+
+    multiplier = sqrt(w / s)   after s steps, with w the steps of warm-up, at least 1
+
+    As in the paper, except that the peak is `optim.lr` instead of a value derived from width and warm-up.
+    """
+    start = max(1, warmup_steps)
+
+    def decay(progress: float) -> float:
+        return math.sqrt(start / max(start, warmup_steps + progress * (steps - warmup_steps)))
+
+    return after_warmup(steps, warmup_steps, decay)

@@ -31,7 +31,7 @@ from gpt2lab.errors import DataFault, EnvironmentFault, Gpt2labError, LockHeld
 from gpt2lab.evaluation import validation_documents
 from gpt2lab.identity import digest
 from gpt2lab.model import GPT, build_model
-from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.optim.groups import build_averaging, build_optimizers
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.reuse.why import CODE, without_code
@@ -314,7 +314,8 @@ def _fresh(config: Config, is_compiled: bool = False) -> TrainState:
     if is_compiled:
         compiled(model, data_home() / "compiled")
     scaler = loss_scaler(config.training.precision, device)
-    return TrainState(model, build_optimizers(config.optim, model.params()), scaler=scaler)
+    average = build_averaging(config.optim, model.params(), config.training.steps)
+    return TrainState(model, build_optimizers(config.optim, model.params()), scaler=scaler, averaging=average)
 
 
 def _retrain(state: TrainState, config: Config, data: Prepared, logged: Logged, *, until: int) -> None:
@@ -384,7 +385,8 @@ def _distance(a: Any, b: Any) -> str:
 def _evaluate_again(state: TrainState, config: Config, data: Prepared, old: RunFolder, device: str) -> str | None:
     """Evaluate the final weights again and compare metrics, contexts, and the loss of each window."""
     model = cast(GPT, state.model)
-    record, windows = evaluated(model, config, data, device, config.evaluation, validation_documents(data))
+    with state.evaluated():
+        record, windows = evaluated(model, config, data, device, config.evaluation, validation_documents(data))
     key = str(record["key"])
     before, old_windows = old.evaluation(key), old.windows(key)
     if before is None:

@@ -57,11 +57,16 @@ def evaluated(
     )  # fmt: skip
 
 
-def point_of_curve(model: GPT, config: Config, data: Prepared, device: str, world: World = ALONE) -> dict[str, float]:
-    """The loss on the fixed validation tokens, without other contexts, and how large numbers inside the model are."""
+def validation_loss(model: GPT, config: Config, data: Prepared, device: str, world: World = ALONE) -> float:
+    """The loss on the fixed validation tokens, without other contexts. Every rank must call it."""
     plain = config.evaluation.model_copy(update={"contexts": ()})
     record, _ = evaluated(model, config, data, device, plain, world=world)
-    return {"val/loss": float(record["metrics"]["val/loss"])} | health(model, config, data)
+    return float(record["metrics"]["val/loss"])
+
+
+def point_of_curve(model: GPT, config: Config, data: Prepared, device: str, world: World = ALONE) -> dict[str, float]:
+    """The validation loss, and how large numbers inside the model are."""
+    return {"val/loss": validation_loss(model, config, data, device, world)} | health(model, config, data)
 
 
 def encoded_tasks(config: Config, data: Prepared) -> list[EncodedTask]:

@@ -24,10 +24,19 @@ from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted
 from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
 from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
-from gpt2lab.optim.groups import build_optimizers
+from gpt2lab.optim.groups import build_averaging, build_optimizers
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.job import REPLAYED, Job
-from gpt2lab.runner.measured import account, encoded_tasks, evaluated, health, is_due, on_tasks, point_of_curve
+from gpt2lab.runner.measured import (
+    account,
+    encoded_tasks,
+    evaluated,
+    health,
+    is_due,
+    on_tasks,
+    point_of_curve,
+    validation_loss,
+)
 from gpt2lab.schema import flatten
 from gpt2lab.signals import StopRequest
 from gpt2lab.store import RunFolder, Store, now, read_json
@@ -158,7 +167,12 @@ class Training:
             compiled(model, data_home() / "compiled")
         self.model: GPT = model
         optimizers = build_optimizers(config.optim, model.params())
-        self.state = TrainState(model, optimizers, scaler=loss_scaler(config.training.precision, self.device))
+        self.state = TrainState(
+            model,
+            optimizers,
+            scaler=loss_scaler(config.training.precision, self.device),
+            averaging=build_averaging(config.optim, model.params(), config.training.steps),
+        )
         block_size = config.model.block_size
         self.batches = Batches(data.train, block_size, config.training.batch_tokens // block_size, config.seed)
         self.tasks = encoded_tasks(config, data)
@@ -271,9 +285,10 @@ class Training:
             return self.curve() if is_due(step, self.config) else {}
         with self.clock("evaluation"):
             self.final = self.evaluate()
-            loss = {"val/loss": self.final[0]["metrics"]["val/loss"]}
-            diagnostics = health(self.model, self.config, self.data)
-            return loss | diagnostics | on_tasks(self.tasks, self.model, self.config, self.world)
+            loss = {"val/loss": self.final[0]["metrics"]["val/loss"]} | self.raw_loss()
+            with self.state.evaluated():
+                diagnostics = health(self.model, self.config, self.data)
+                return loss | diagnostics | on_tasks(self.tasks, self.model, self.config, self.world)
 
     def save_if_due(self, record: StepRecord, journal: Journal | None) -> None:
         """Save what is to be saved after a step."""
@@ -313,8 +328,17 @@ class Training:
         """The curve's values at this step."""
         point("evaluation")
         with self.clock("evaluation"):
-            curve = point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
-            return curve | on_tasks(self.tasks, self.model, self.config, self.world)
+            raw = self.raw_loss()
+            with self.state.evaluated():
+                curve = point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
+                return curve | raw | on_tasks(self.tasks, self.model, self.config, self.world)
+
+    def raw_loss(self) -> dict[str, float]:
+        """The loss of the weights in training, where others are evaluated."""
+        if not self.state.has_average:
+            return {}
+        loss = validation_loss(self.model, self.config, self.data, self.device.type, self.world)
+        return {"val/raw_loss": loss}
 
     def evaluate(self) -> tuple[dict[str, Any], WindowLosses, Parts]:
         """The final evaluation's record, as the store keeps it, the loss of each of its windows, and what it is by
@@ -322,9 +346,10 @@ class Training:
         point("evaluation")
         config, data, parts = self.config, self.data, Parts(divisions(self.data, self.config.model.block_size))
         documents = validation_documents(data)
-        record, windows = evaluated(
-            self.model, config, data, self.device.type, config.evaluation, documents, self.world, parts
-        )
+        with self.state.evaluated():
+            record, windows = evaluated(
+                self.model, config, data, self.device.type, config.evaluation, documents, self.world, parts
+            )
         return record, windows, parts
 
     def result(self, status: str, reason: str | None, diverged: Diverged | None = None) -> dict[str, Any]:

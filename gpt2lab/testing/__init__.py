@@ -19,18 +19,23 @@ from gpt2lab.testing.checks import (
     check_documented,
     check_documents,
     check_gradients,
-    check_gradients_untouched,
     check_loss_at_init,
     check_no_look_ahead,
-    check_optimizer,
     check_overfits,
-    check_rates,
     check_save_and_load,
-    check_schedule,
     check_seed,
     check_shape,
     ranks_problem,
     two_ranks_against_one,
+)
+from gpt2lab.testing.optim_checks import (
+    check_average,
+    check_gradients_untouched,
+    check_optimizer,
+    check_rates,
+    check_resume,
+    check_same_on_all_ranks,
+    check_schedule,
 )
 
 __all__ = [
@@ -62,7 +67,14 @@ MODEL_CHECKS: tuple[Check, ...] = (
 )
 SLOW_CHECKS: tuple[Check, ...] = (check_overfits,)
 BY_SLOT: dict[str, tuple[Check, ...]] = {
-    "optimizer": (check_optimizer, check_gradients_untouched, check_rates),
+    "optimizer": (
+        check_optimizer,
+        check_resume,
+        check_same_on_all_ranks,
+        check_gradients_untouched,
+        check_rates,
+    ),
+    "averaging": (check_average, check_resume),
     "schedule": (check_schedule,),
 }
 

@@ -144,6 +144,7 @@ class Update:
         self.multiplier = optim.multiplier(training.steps)
         # such optimizers take `found_inf` and then change nothing: torch's contract with its GradScaler
         takes_flag = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in state.optimizers)
+        takes_flag &= state.averaging is None  # which must not include a step that changed nothing
         self.late = (replica.device.type == "cuda" and takes_flag) if late is None else late
         assert takes_flag or not self.late
 
@@ -178,6 +179,8 @@ class Update:
             self._step(not_finite)
         elif metrics.read().finite:
             self._step(None)
+            if self.state.averaging is not None:
+                self.state.averaging.update(step + 1)
         for diagnostic in diagnostics:
             diagnostic.after_update(parameters)
             metrics.extra |= diagnostic.metrics()

@@ -6,9 +6,10 @@ and the learning rate are functions of the step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,37 @@ from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.training.guard import Guard
 
 
+class Averaging(Protocol):
+    """An average of the weights, as `gpt2lab.optim.Average`."""
+
+    name: str
+
+    def update(self, step: int) -> None: ...
+    def evaluated(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class TwoPoints(Protocol):
+    """An optimizer that evaluates other weights than those at which it takes gradients, such as schedule-free ones:
+    `eval()` puts the former into the model, `train()` the latter."""
+
+    def eval(self) -> None: ...
+    def train(self) -> None: ...
+
+
 @dataclass
 class TrainState:
     """A model in training.
 
+    The weights that are evaluated can be others than those that are trained: those of `averaging`, or of an optimizer
+    with two points. Everything that judges or publishes the model uses them: validation, diagnostics and tasks inside
+    `evaluated()`, and the model of a checkpoint, from which all else reads.
+
     step:   optimizer steps taken.  tokens: trained on so far, over all ranks.  seconds: in steps only.
     scaler: the loss scale of fp16; None in other precisions.  guard: non-finite steps and loss spikes.
+    averaging: the average that is evaluated; None where it is the optimizer's weights.
     """
 
     model: nn.Module
@@ -33,9 +59,52 @@ class TrainState:
     seconds: float = 0.0
     scaler: torch.amp.GradScaler | None = None
     guard: Guard = field(default_factory=Guard)
+    averaging: Averaging | None = None
+
+    @property
+    def has_average(self) -> bool:
+        """Whether other weights are evaluated than trained."""
+        return self.averaging is not None or any(isinstance(optimizer, TwoPoints) for optimizer in self.optimizers)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Inside, the model holds the weights that are evaluated; afterwards the trained ones, to the last bit."""
+        if not self.has_average:
+            yield
+            return
+        weights = weights_of(self.model)
+        trained = {name: tensor.clone() for name, tensor in weights.items()}
+        two_points = [optimizer for optimizer in self.optimizers if isinstance(optimizer, TwoPoints)]
+        try:
+            with torch.no_grad():
+                for optimizer in two_points:
+                    optimizer.eval()
+                for weight, average in self.averaging.evaluated() if self.averaging else ():
+                    weight.copy_(average)
+            yield
+        finally:
+            with torch.no_grad():
+                for optimizer in two_points:
+                    optimizer.train()
+                for name, tensor in weights.items():
+                    tensor.copy_(trained[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state, with the tensors themselves, not copies."""
+        """The whole state, with the tensors themselves, not copies; except `model`, the weights that are evaluated,
+        where those are not the ones in training. The latter are `trained` then."""
+        content = self._state_dict()
+        if self.has_average:
+            with self.evaluated():
+                content["model"] = {name: tensor.clone() for name, tensor in content["model"].items()}
+            content["trained"] = weights_of(self.model)
+            content["averaging"] = self._average()
+        return content
+
+    def _average(self) -> dict[str, Any]:
+        """The state of the average, under its name."""
+        return {"name": self.averaging.name, **self.averaging.state_dict()} if self.averaging else {"name": "none"}
+
+    def _state_dict(self) -> dict[str, Any]:
         return {
             "model": weights_of(self.model),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -47,27 +116,40 @@ class TrainState:
         }
 
     def start_from(self, saved: Mapping[str, Any]) -> None:
-        """Continue from the state of another training: its weights, optimizer averages and counters, with the optimizer
-        settings (rates, decay, betas) and the precision of this one. Raises ConfigError."""
+        """Continue from the state of another training: its weights, averages and counters, with the optimizer settings
+        (rates, decay, betas) and the precision of this one. An average of another kind starts anew. Raises ConfigError.
+
+        The settings of an optimizer are what it has defaults for; all else in its groups are counters.
+        """
         settings_here = [
-            [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            [
+                {key: value for key, value in group.items() if key in optimizer.defaults or key == "base_lr"}
+                for group in optimizer.param_groups
+            ]
             for optimizer in self.optimizers
         ]
         scale = saved["scaler"] if self.scaler is not None else None
         if self.scaler is not None and scale is None:
             scale = self.scaler.state_dict()
-        self.load_state_dict({**saved, "scaler": scale})
+        average = self._average()
+        if saved.get("averaging", average)["name"] == average["name"]:
+            average = saved.get("averaging", average)
+        self.load_state_dict({**saved, "scaler": scale, "averaging": average})
         for optimizer, groups in zip(self.optimizers, settings_here, strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group |= settings
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`. Raises ConfigError if it does not fit, and changes nothing then."""
-        weights, optimizers = canonical(saved["model"]), saved["optimizers"]
+        weights, optimizers = canonical(saved.get("trained", saved["model"])), saved["optimizers"]
+        average = saved.get("averaging", {"name": "none"})
         problems = weight_problems(self.model, weights) or _optimizer_problems(self.optimizers, optimizers)
         if (self.scaler is None) != (saved["scaler"] is None):
             scales = ["has no loss scale, but this training has", "has a loss scale, but this training has none"]
             problems.append(Problem("training.precision", f"the checkpoint {scales[self.scaler is None]}"))
+        if average["name"] != self._average()["name"]:
+            which = f"{average['name']} in the checkpoint, {self._average()['name']} here"
+            problems.append(Problem("optim.averaging", which))
         if problems:
             raise ConfigError(problems)
         with torch.no_grad():
@@ -77,6 +159,8 @@ class TrainState:
             optimizer.load_state_dict(state)
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
+        if self.averaging is not None:
+            self.averaging.load_state_dict(average)
         self.guard.load_state_dict(saved["guard"])
         self.step, self.tokens, self.seconds = int(saved["step"]), int(saved["tokens"]), float(saved["seconds"])
 

@@ -1,14 +1,16 @@
-"""AdamW against torch's own, and the recipe's parameter groups."""
+"""Optimizers against torch's own and the formulas of their papers, and the recipe's parameter groups."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpt2lab.components.base import Param, Role
@@ -18,6 +20,7 @@ from gpt2lab.optim import OptimConfig, build_optimizers, decay_groups, optimizer
 from gpt2lab.registry import SLOTS
 
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=29)
+RATE = 3e-3
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_lion_is_algorithm_2_of_its_paper() -> None:
 
 
 def test_muon_is_torchs_on_matrices_inside_blocks_and_adamw_elsewhere() -> None:
-    (model, gradients), twin = stepped("muon", 2, momentum=0.9, weight_decay=0.2)
+    (model, gradients), twin = stepped("muon", 2, momentum=0.9, weight_decay=0.2, split_rows=False)
     named = dict(twin.named_parameters())
     inside = [n for n in named if n.startswith("h.") and named[n].ndim == 2]
     assert len(inside) == 8  # c_attn, c_proj, c_fc, c_proj of two blocks
@@ -159,3 +162,201 @@ def test_muon_is_torchs_on_matrices_inside_blocks_and_adamw_elsewhere() -> None:
             one.step()
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight, named[name], rtol=0, atol=1e-6)
+
+
+Rule = Callable[[Tensor, Tensor, dict[str, Any], int], Tensor]
+
+
+def against_formula(name: str, rule: Rule, steps: int = 4, shape: tuple[int, ...] = (5, 3), **options: Any) -> None:
+    """A component on one matrix at a constant rate beside `rule`: (weight, gradient, memory, step from 1) -> weight."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape, generator=generator))
+    expected, memory = weight.detach().clone(), dict[str, Any]()
+    config = OptimConfig.model_validate({"lr": RATE, "optimizer": {"name": name, **options}})
+    optimizers = build_optimizers(config, [Param("w", weight, Role("hidden"))])
+    for step in range(1, steps + 1):
+        gradient = torch.randn(shape, generator=generator)
+        weight.grad = gradient.clone()
+        for one in optimizers:
+            one.step()
+        expected = rule(expected, gradient, memory, step)
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-6)
+
+
+def average(memory: dict[str, Any], name: str, value: Tensor, decay: float) -> Tensor:
+    memory[name] = decay * memory.get(name, torch.zeros_like(value)) + (1 - decay) * value
+    result: Tensor = memory[name]
+    return result
+
+
+def masked(update: Tensor, gradient: Tensor) -> Tensor:
+    agree = ((update > 0) & (gradient > 0)) | ((update < 0) & (gradient < 0))
+    return update * agree * update.numel() / (agree.sum() + 1)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_by_hand(nesterov: bool) -> None:
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        g = g + 0.1 * w
+        memory["b"] = 0.8 * memory.get("b", 0) + g
+        return w - RATE * (g + 0.8 * memory["b"] if nesterov else memory["b"])
+
+    against_formula("sgd", rule, momentum=0.8, nesterov=nesterov, weight_decay=0.1)
+
+
+def test_adafactor_by_hand() -> None:
+    """The first steps of algorithm 4 of the paper: v is R C / mean(R), decayed by 1 - t^-0.8; then its clipping."""
+
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        decay = 1 - step**-0.8
+        rows = average(memory, "rows", g.square().mean(1, keepdim=True), decay)
+        columns = average(memory, "columns", g.square().mean(0, keepdim=True), decay)
+        u = g / (rows * columns / rows.mean()).sqrt()
+        u = u / max(1.0, u.square().mean().sqrt().item())
+        return w - 0.1 * RATE * w - RATE * w.square().mean().sqrt() * u
+
+    against_formula("adafactor", rule, steps=3)
+
+
+def test_adopt_by_hand() -> None:
+    """Algorithm 2: v_0 = g_0^2; from t = 1 on, m averages clip(g / max(sqrt(v), eps), t^(1/4)), and v follows."""
+
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        w = w * (1 - RATE * 0.1)
+        if step == 1:
+            memory["v"] = g.square()
+            return w
+        limit = (step - 1) ** 0.25
+        m = average(memory, "m", (g / memory["v"].sqrt().clamp(min=1e-6)).clamp(-limit, limit), 0.9)
+        average(memory, "v", g.square(), 0.99)
+        return w - RATE * m
+
+    against_formula("adopt", rule, betas=[0.9, 0.99], steps=6)
+
+
+@pytest.mark.parametrize("horizon", [5, None])
+def test_ademamix_by_hand(horizon: int | None) -> None:
+    """Algorithm 1 with the schedules of alpha and b3 in its appendix."""
+
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        share = 1.0 if horizon is None else min(1.0, step / horizon)
+        slow = 0.99 if share == 1 else math.exp(
+            math.log(0.9) * math.log(0.99) / ((1 - share) * math.log(0.99) + share * math.log(0.9))
+        )  # fmt: skip
+        m = average(memory, "m", g, 0.9) / (1 - 0.9**step)
+        v = average(memory, "v", g.square(), 0.95) / (1 - 0.95**step)
+        s = average(memory, "s", g, slow)
+        return w - RATE * ((m + 3 * share * s) / (v.sqrt() + 1e-8) + 0.1 * w)
+
+    against_formula("ademamix", rule, betas=[0.9, 0.95, 0.99], alpha=3, horizon_steps=horizon, steps=7)
+
+
+def test_cautious_adamw_by_hand() -> None:
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        m = average(memory, "m", g, 0.9) / (1 - 0.9**step)
+        v = average(memory, "v", g.square(), 0.95) / (1 - 0.95**step)
+        return w - RATE * (masked(m / (v.sqrt() + 1e-8), g) + 0.1 * w)
+
+    against_formula("adamw_cautious", rule)
+
+
+def test_cautious_lion_by_hand() -> None:
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        m = memory.get("m", torch.zeros_like(w))
+        average(memory, "m", g, 0.8)
+        return w - RATE * (masked((0.5 * m + 0.5 * g).sign(), g) + 0.1 * w)
+
+    against_formula("lion", rule, betas=[0.5, 0.8], weight_decay=0.1, cautious=True)
+
+
+def test_soap_by_hand() -> None:
+    """Adam between the eigenvectors of the averages of g g' and g' g, of which every third step takes a power
+    iteration. A square matrix: others have eigenvalues of zero, whose vectors are not unique."""
+
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        if step == 1:
+            for side, product in (("l", g @ g.T), ("r", g.T @ g)):
+                memory["q" + side] = torch.linalg.eigh(average(memory, side, product, 0.9))[1]
+            return w
+        turn = memory["ql"].T @ g @ memory["qr"]
+        m = average(memory, "m", g, 0.8) / (1 - 0.8 ** (step - 1))
+        v = average(memory, "v", turn.square(), 0.9) / (1 - 0.9 ** (step - 1))
+        u = memory["ql"] @ ((memory["ql"].T @ m @ memory["qr"]) / (v.sqrt() + 1e-8)) @ memory["qr"].T
+        w = (w - RATE * u) * (1 - RATE * 0.1)
+        for side, product in (("l", g @ g.T), ("r", g.T @ g)):
+            average(memory, side, product, 0.9)
+        return w
+
+    against_formula("soap", rule, shape=(4, 4), steps=4, betas=[0.8, 0.9], every_steps=50)
+
+
+def test_the_vocabulary_is_not_rotated_by_soap() -> None:
+    model = build_model(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=29))
+    (soap,) = build_optimizers(OptimConfig.model_validate({"optimizer": "soap"}), model.params())
+    model.loss(torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64)).backward()
+    soap.step()
+    sizes = {n: [len(side) for side in soap.state[p]["GG"]] for n, p in model.named_parameters() if p.ndim == 2}
+    assert sizes["wte.weight"] == [0, 8]
+    assert [32, 8] in sizes.values() and [24, 8] in sizes.values()  # c_fc and c_attn
+
+
+def test_schedule_free_by_hand() -> None:
+    """x is the mean of z weighted by the squared rate; gradients are taken between the two, where decay applies too."""
+
+    def rule(y: Tensor, g: Tensor, memory: dict[str, Any], step: int) -> Tensor:
+        z, x = memory.get("z", y), memory.get("x", y)
+        v = average(memory, "v", g.square(), 0.95) / (1 - 0.95**step)
+        memory["z"] = z - RATE * (g / (v.sqrt() + 1e-8) + 0.1 * y)
+        memory["x"] = x + (memory["z"] - x) / step  # at a constant rate all weights are equal
+        return 0.1 * memory["z"] + 0.9 * memory["x"]
+
+    against_formula("schedule_free", rule, steps=6)
+
+
+def test_independent_decay_does_not_depend_on_the_rate() -> None:
+    """Without a gradient three steps leave (1 - decay s)^3 of a weight, at every peak rate, with s the multiplier."""
+    for lr in (1e-4, 1e-2):
+        weight = nn.Parameter(torch.ones(2, 2))
+        config = OptimConfig.model_validate(
+            {"lr": lr, "optimizer": {"name": "adamw_independent", "weight_decay": 1e-2}, "warmup_steps": 0}
+        )
+        (one,) = build_optimizers(config, [Param("w", weight, Role("hidden"), rate=0.25)])
+        for _ in range(3):
+            weight.grad = torch.zeros(2, 2)
+            one.param_groups[0]["lr"] = 0.5 * one.param_groups[0]["base_lr"]
+            one.step()
+        torch.testing.assert_close(weight.detach(), torch.full((2, 2), (1 - 0.5e-2) ** 3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_takes_stacked_matrices_and_experts_one_by_one(nesterov: bool) -> None:
+    """Beside torch's Muon, which gets each of them as a matrix of its own."""
+    generator = torch.Generator().manual_seed(0)
+    stacked = nn.Parameter(torch.randn(20, 8, generator=generator))
+    experts = nn.Parameter(torch.randn(3, 6, 8, generator=generator))
+    params = [
+        Param("c_attn", stacked, Role("hidden", rows=(("q", 8), ("k", 4), ("v", 8)))),
+        Param("experts", experts, Role("hidden")),
+    ]
+    config = OptimConfig.model_validate({"lr": RATE, "optimizer": {"name": "muon", "nesterov": nesterov}})
+    ours = build_optimizers(config, params)
+    parts = [nn.Parameter(part.clone()) for part in (*stacked.detach().split([8, 4, 8]), *experts.detach())]
+    theirs = torch.optim.Muon(
+        parts, lr=RATE, momentum=0.95, weight_decay=0.1, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(3):
+        stacked.grad, experts.grad = (torch.randn(p.shape, generator=generator) for p in (stacked, experts))
+        gradients = (*stacked.grad.split([8, 4, 8]), *experts.grad)
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.grad = gradient.clone()
+        for one in (*ours, theirs):
+            one.step()
+    for mine, reference in zip((*stacked.split([8, 4, 8]), *experts), parts, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=0, atol=1e-6)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ConfigError) as caught:
+        build_optimizers(OptimConfig.model_validate({"optimizer": "adopt"}), build_model(TINY).params())
+    assert "pip install 'gpt2lab[optimizers]'" in caught.value.render()

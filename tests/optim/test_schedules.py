@@ -41,6 +41,16 @@ def test_values_by_hand() -> None:
     assert linear[STEPS - 1] > 0
     assert built("linear", final_fraction="0.2")[60] == pytest.approx(0.6)
     assert set(built("constant")[WARMUP:]) == {1.0}
+    wsd = built("wsd", shape="linear", decay_fraction="0.2")  # 22 of 110 steps
+    assert set(wsd[WARMUP:89]) == {1.0}
+    assert (wsd[89], wsd[99], wsd[109], wsd[STEPS]) == pytest.approx((21 / 22, 0.5, 1 / 22, 0.0))
+    sqrt = built("wsd", final_fraction="0.1")
+    assert set(sqrt[WARMUP:89]) == {1.0}
+    assert (sqrt[99], sqrt[STEPS]) == pytest.approx((1 - 0.9 * math.sqrt(0.5), 0.1))
+    assert built("wsd", decay_fraction="1", shape="linear") == pytest.approx(built("linear"))  # all after the warm-up
+    inverse = built("inverse_sqrt")
+    assert (inverse[40], inverse[90]) == pytest.approx((0.5, 1 / 3))
+    assert built("inverse_sqrt", warmup=0)[:5] == pytest.approx([1, 1, 1 / math.sqrt(2), 1 / math.sqrt(3), 0.5])
 
 
 def test_agreement_with_transformers_after_the_warmup() -> None:
@@ -56,6 +66,20 @@ def test_agreement_with_transformers_after_the_warmup() -> None:
         assert ours[: WARMUP - 1] == pytest.approx(
             [theirs(step + 1) for step in range(WARMUP - 1)]
         )  # theirs starts at 0
+
+
+def test_agreement_with_transformers_stable_decay_and_inverse_square_root() -> None:
+    optimization = pytest.importorskip("transformers.optimization")
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    inverse = optimization.get_inverse_sqrt_schedule(sgd, WARMUP).lr_lambdas[0]
+    assert built("inverse_sqrt")[WARMUP:] == pytest.approx([inverse(step) for step in range(WARMUP, STEPS + 1)])
+    for shape, name in (("linear", "linear"), ("sqrt", "1-sqrt")):
+        theirs = optimization.get_wsd_schedule(
+            sgd, num_warmup_steps=WARMUP, num_decay_steps=22, num_training_steps=STEPS, decay_type=name
+        ).lr_lambdas[0]
+        assert built("wsd", shape=shape)[WARMUP:] == pytest.approx(
+            [theirs(step) for step in range(WARMUP, STEPS + 1)], abs=1e-12
+        )
 
 
 def test_agreement_with_torchs_cosine_annealing() -> None:

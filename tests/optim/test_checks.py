@@ -1,0 +1,102 @@
+"""Contract checks find optimizers that break a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD, Optimizer
+
+from gpt2lab.components.base import Param
+from gpt2lab.optim import Average, averaging, optimizer
+from gpt2lab.testing import Case, problem_of
+from gpt2lab.testing.optim_checks import check_average, check_resume, check_same_on_all_ranks
+
+
+class Noisy(SGD):
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    weight.add_(torch.randn_like(weight), alpha=1e-4)
+
+
+class Counting(SGD):
+    """Its rate falls by a count that is in no state dict."""
+
+    count = 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.count += 1
+        for group in self.param_groups:
+            group["lr"] = 0.1 / self.count
+        super().step()
+
+
+class Pickled(SGD):
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["rule"] = range(3)
+
+
+class Greedy(Average):
+    """Changes the weights that it should only read."""
+
+    def update(self, step: int) -> None:
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.mul_(0.999)
+
+    def mean(self) -> None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, saved: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def wrong() -> Iterator[Callable[[type[Optimizer]], Case]]:
+    """A case of an optimizer of that class, registered for the time of a test."""
+
+    def registered(kind: type[Any]) -> Case:
+        def made(params: Sequence[Param], lr: float) -> list[Optimizer]:
+            """Wrong on purpose."""
+            return [kind([param.tensor for param in params], lr=lr, momentum=0.9)]
+
+        optimizer.register("wrong", source="test")(made)
+        return Case("optimizer", "wrong")
+
+    yield registered
+    optimizer._components.pop("wrong", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "problem"),
+    [
+        (Noisy, check_same_on_all_ranks, "draws from the global generator, so ranks drift apart"),
+        (Counting, check_resume, "a restored optimizer continues differently"),
+        (Pickled, check_resume, "a checkpoint cannot hold"),
+    ],
+)
+def test_what_breaks_a_rule_is_found(wrong: Any, kind: type[Optimizer], check: Any, problem: str) -> None:
+    assert problem in str(problem_of(check, wrong(kind)))
+    assert problem_of(check, Case("optimizer", "sgd")) is None
+
+
+def test_an_average_that_changes_the_training_is_found() -> None:
+    def greedy(params: Sequence[Param], steps: int) -> Average:
+        """Wrong on purpose."""
+        return Greedy(params)
+
+    averaging.register("greedy", source="test")(greedy)
+    try:
+        problem = problem_of(check_average, Case("averaging", "greedy"))
+    finally:
+        del averaging._components["greedy"]
+    assert problem == "the training is another one with the average"
