@@ -78,3 +78,11 @@ def gqa(builder: Builder, *, n_kv_head: int | None = None) -> nn.Module:
     """
     H = builder.dims.n_head
     return GroupedAttention(builder, n_kv_head or max((n for n in range(1, H) if H % n == 0), default=1))
+
+
+@attention.register("none", source="gpt2lab (a branch switched off)", can=("bias", "rotate", "value"))
+def none(builder: Builder) -> None:
+    """No attention in this layer, nor its norm: tokens exchange nothing here.
+
+    x = x
+    """

@@ -511,6 +511,7 @@ def read_by_attention(model: GPT, tokens: Tensor, value: float) -> list[Tensor]:
     hooks = [
         block.attn.register_forward_hook(lambda _, __, out: found.append(out.float()))  # type: ignore[union-attr]
         for block in model.h
+        if block.attn is not None
     ]
     try:
         step = model.context(tokens)

@@ -257,6 +257,7 @@ def steps(
     """
     end = training.steps if stop_at is None else min(stop_at, training.steps)
     state.model.train()
+    set_progress(state, training)
     replica = Replica(state.model, world)
     clock = clock or Clock(replica.device)
     set_arithmetic(training.precision, replica.device, training.deterministic)
@@ -299,6 +300,7 @@ def finish_step(state: TrainState, pending: PendingMetrics, training: TrainingCo
     elif (jump := state.guard.accept(step, read.loss)) is not None:
         metrics["train/spike"] = jump
     state.step = step
+    set_progress(state, training)
     state.tokens += pending.tokens
     state.seconds += time.perf_counter() - began
     point("step")
@@ -307,6 +309,13 @@ def finish_step(state: TrainState, pending: PendingMetrics, training: TrainingCo
         if read.objective != read.loss:
             metrics["train/objective"] = read.objective
     return StepRecord(step, state.tokens, state.seconds, metrics | pending.extra, read.stop)
+
+
+def set_progress(state: TrainState, training: TrainingConfig) -> None:
+    """Tell the model which share of the training is done, for parts with a warm-up."""
+    model: Any = state.model
+    if hasattr(model, "progress"):
+        model.progress.set(state.step / training.steps)
 
 
 def prefetched(make: Callable[[int], T], span: range) -> Iterator[T]:
