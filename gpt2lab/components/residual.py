@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, C channels, L layers, n streams.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -132,11 +133,13 @@ class Sandwich(Block):
 
     def __init__(self, builder: Builder) -> None:
         super().__init__(builder)
-        self.ln_out = nn.ModuleList(builder.build("norm") for _ in self.branches)
+        self.ln_1_out = None if self.attn is None else builder.build("norm")
+        self.ln_2_out = None if self.mlp is None else builder.build("norm")
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        for (norm, branch), outer in zip(self.branches, self.ln_out, strict=True):
-            x = x + outer(branch(norm(x), ctx))
+        outer = [norm for norm in (self.ln_1_out, self.ln_2_out) if norm is not None]
+        for (norm, branch), norm_out in zip(self.branches, outer, strict=True):
+            x = x + norm_out(branch(norm(x), ctx))
         return x
 
 
@@ -242,6 +245,11 @@ class Connection(nn.Module):
         return self.static + torch.cat([inner, output], -2)
 
 
+def exact(kind: str) -> AbstractContextManager[object]:
+    """Autocast off on a type of device, so that streams stay in float32. Where costs are counted there is none."""
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
 def alike_in_all_layers(dims: Dims, options: dict[str, Any]) -> list[str]:
     """Several streams must pass through every block."""
     if len(set(getattr(dims, "residual", ()))) > 1:
@@ -277,7 +285,7 @@ class HyperConnections(Block):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         for (norm, branch), connection in zip(self.branches, self.connections, strict=True):
-            with torch.autocast(x.device.type, enabled=False):  # streams stay in float32
+            with exact(x.device.type):
                 weights = connection(x)  # (B, T, n + 2, n)
                 read, *mixed = torch.einsum("btkn,bntc->kbtc", weights[..., :-1, :], x)
             out = branch(norm(read), ctx)
