@@ -106,7 +106,7 @@ def depth_scaled(builder: Builder, *, std: Std = 0.02) -> Draw:
     return draw
 
 
-@init.register("small_init", source="arXiv:1910.05895, section 2.2 (Nguyen and Salazar 2019)", can=("even",))
+@init.register("small_init", source="arXiv:1910.05895 (Nguyen and Salazar 2019)", can=("even",))
 def small_init(builder: Builder) -> Draw:
     """A standard deviation that depends on the width, the same for all matrices, without scaling by depth.
 

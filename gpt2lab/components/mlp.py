@@ -263,7 +263,7 @@ def moe(
     return MixtureOfExperts(builder, experts, top_k, balance, ACTIVATIONS[activation](), ratio)
 
 
-@mlp.register("none", source="arXiv:2012.11747 (attention-only transformers)")
+@mlp.register("none", source="Elhage et al. 2021 (attention-only transformers)")
 def none(builder: Builder) -> None:
     """No MLP in this layer, nor its norm.
 

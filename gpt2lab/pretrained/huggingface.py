@@ -111,7 +111,8 @@ def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = Non
     if problems:
         raise ConfigError(problems, hint="gpt2lab.save_model, or gpt2lab export --layout gpt2lab: any assembly")
     settings = settings_of(config)
-    weights = weights_of(model)
+    # terms of the objective may have weights, and shape no output
+    weights = {name: tensor for name, tensor in weights_of(model).items() if not name.startswith("terms.")}
     weights = to_hf(on_cpu({**weights, **_absent_biases(model, weights)}))
     with_tokenizer = config.vocab_size in GPT2_VOCABULARIES if gpt2_tokenizer is None else gpt2_tokenizer
     if not with_tokenizer:
