@@ -1,8 +1,8 @@
 """Whether two assemblies of a model are written differently and compute the same.
 
 Both get the same weights and the same batch, and their objectives and all gradients are compared. To take seconds at
-any scale, heads are narrower than written, and the whole context is read by a few layers only; the vocabulary and the
-number of heads are as written. So an option that has no effect only at the written width is not recognised.
+any scale, heads are narrower and the vocabulary is smaller than written, and the whole context is read by a few layers
+only. So an option that has no effect only at the written width is not recognised.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ HEAD_SIZES = (8, 16)
 """Two of them: with one, an option could happen to name its value."""
 SHARES = (0.0, 0.01, 0.5, 1.0)
 """Shares of the training done, for parts with a warm-up."""
+VOCABULARY = 512
+"""Tokens, unless an option names a later one, such as a separator."""
 SHORT = 64
 """Tokens that are read by all layers. Most differences show within them."""
 SAMPLED = 1000
@@ -34,13 +36,11 @@ def same_function(one: ModelConfig, other: ModelConfig) -> bool:
     if (one.init, one.parametrization) != (other.init, other.parametrization) or layout(one) != layout(other):
         return False
     markers = tuple(sorted({*numbers(one), *numbers(other)}))
-    depth = shallow(one, other)
-    for tokens, n_layer, size, share in (
-        *((SHORT, one.n_layer, size, share) for size in HEAD_SIZES for share in SHARES),
-        *((one.block_size, depth, HEAD_SIZES[0], share) for share in SHARES[::2]),
-    ):
+    short = [(SHORT, one.n_layer, size, share) for size in HEAD_SIZES for share in SHARES]
+    whole = [(one.block_size, shallow(one, other), HEAD_SIZES[0], share) for share in SHARES[::2]]
+    for tokens, n_layer, size, share in (short[0], *whole, *short[1:]):
         try:
-            a, b = (gradients(shrunk(c, size, n_layer), tokens, share, markers) for c in (one, other))
+            a, b = (gradients(shrunk(c, size, n_layer, markers), tokens, share, markers) for c in (one, other))
         except Exception:  # a component that does not work at this size: nothing is known
             return False
         if a.shape != b.shape or not (a - b).norm() <= TOLERANCE * a.norm():
@@ -57,16 +57,17 @@ def shallow(*configs: ModelConfig) -> int:
 
 @lru_cache(maxsize=64)
 def layout(config: ModelConfig) -> tuple[tuple[tuple[int, ...], object], ...]:
-    """Shape and role of every parameter, in order. Names may differ: they decide only which random numbers are drawn."""
+    """Shape and role of every parameter, in order. Names may differ: they decide which random numbers are drawn."""
     with torch.device("meta"):
         model = GPT(config)
     return tuple((tuple(p.tensor.shape), p.role) for p in model.params())
 
 
-def shrunk(config: ModelConfig, head_size: int, n_layer: int) -> ModelConfig:
-    """The same with heads of at most so many channels, and so many layers."""
+def shrunk(config: ModelConfig, head_size: int, n_layer: int, markers: tuple[int, ...]) -> ModelConfig:
+    """The same with heads of at most so many channels, so many layers, and a vocabulary that holds the markers."""
     n_embd = config.n_head * min(head_size, config.head_size)
-    return ModelConfig(**{**dict(config), "n_embd": n_embd, "n_layer": n_layer})
+    vocab_size = min(config.vocab_size, max(VOCABULARY, *markers, 0) + 1)
+    return ModelConfig(**{**dict(config), "n_embd": n_embd, "n_layer": n_layer, "vocab_size": vocab_size})
 
 
 @lru_cache(maxsize=64)
