@@ -44,7 +44,8 @@ def rounded_to_bits(x: Tensor, bits: int) -> Tensor:
 def ternary(weight: Tensor) -> Tensor:
     """-g, 0 or g, with g the mean absolute value of the matrix.  Source: arXiv:2402.17764, equations 1 to 3."""
     unit = weight.abs().mean().clamp(min=1e-5)
-    return (weight / unit).round().clamp(-1, 1) * unit
+    rounded: Tensor = (weight / unit).round().clamp(-1, 1) * unit
+    return rounded
 
 
 class Quantized(Linear):

@@ -115,6 +115,6 @@ class MultiToken(nn.Module):
             if ahead >= x.shape[1]:
                 break
             ctx.depth += 1
-            later = norm(block.close(block(block.open(x), ctx)))  # (B, T, C)
+            later = norm(block.close(block(block.open(x), ctx)))  # type: ignore[operator]  # (B, T, C)
             total = total + cross_entropy(later[:, :-ahead], targets[:, ahead:])
         return self.weight * total

@@ -174,4 +174,5 @@ class ValueEmbeddings(CrossLayer):
         B, H, T, D = v.shape
         mix = self.mix[index if depth == index else len(self.mix) - 1 - index]
         extra = F.embedding(ctx.tokens, self.tables[index])[..., : H * D].view(B, T, H, D).transpose(1, 2)
-        return mix[0] * v + mix[1] * extra.to(v.dtype)
+        mixed: Tensor = mix[0] * v + mix[1] * extra.to(v.dtype)
+        return mixed

@@ -141,7 +141,9 @@ class ExaminedRun:
 
     def build(self) -> GPT:
         """Its model with the initial weights, in evaluation mode."""
-        return build_model(self.config.model, seed=self.config.seed, device=self.device).eval()
+        model = build_model(self.config.model, seed=self.config.seed, device=self.device).eval()
+        model.progress.set(0.0)
+        return model
 
     @cached_property
     def start(self) -> GPT:

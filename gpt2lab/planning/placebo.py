@@ -36,9 +36,10 @@ def same_function(one: ModelConfig, other: ModelConfig) -> bool:
     if (one.init, one.parametrization) != (other.init, other.parametrization) or layout(one) != layout(other):
         return False
     markers = tuple(sorted({*numbers(one), *numbers(other)}))
-    short = [(SHORT, one.n_layer, size, share) for size in HEAD_SIZES for share in SHARES]
-    whole = [(one.block_size, shallow(one, other), HEAD_SIZES[0], share) for share in SHARES[::2]]
-    for tokens, n_layer, size, share in (short[0], *whole, *short[1:]):
+    few, size = shallow(one, other), HEAD_SIZES[0]
+    screens = [(SHORT, few, size, 0.0), *((one.block_size, few, size, share) for share in SHARES[::2])]
+    deep = [(SHORT, one.n_layer, size, share) for size in HEAD_SIZES for share in SHARES]
+    for tokens, n_layer, size, share in (*screens, *deep):
         try:
             a, b = (gradients(shrunk(c, size, n_layer, markers), tokens, share, markers) for c in (one, other))
         except Exception:  # a component that does not work at this size: nothing is known

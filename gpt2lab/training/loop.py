@@ -257,7 +257,6 @@ def steps(
     """
     end = training.steps if stop_at is None else min(stop_at, training.steps)
     state.model.train()
-    set_progress(state, training)
     replica = Replica(state.model, world)
     clock = clock or Clock(replica.device)
     set_arithmetic(training.precision, replica.device, training.deterministic)
@@ -270,6 +269,7 @@ def steps(
             for step in range(state.step, end):
                 with clock("data"):
                     batch = next(source)
+                set_progress(state.model, step, training)
                 losses = accumulate(replica, state, batch, training, seed=seed, step=step, world=world, clock=clock)
                 if pending is not None:
                     yield (record := finish_step(state, pending, training, began))
@@ -300,7 +300,7 @@ def finish_step(state: TrainState, pending: PendingMetrics, training: TrainingCo
     elif (jump := state.guard.accept(step, read.loss)) is not None:
         metrics["train/spike"] = jump
     state.step = step
-    set_progress(state, training)
+    set_progress(state.model, step, training)
     state.tokens += pending.tokens
     state.seconds += time.perf_counter() - began
     point("step")
@@ -311,11 +311,11 @@ def finish_step(state: TrainState, pending: PendingMetrics, training: TrainingCo
     return StepRecord(step, state.tokens, state.seconds, metrics | pending.extra, read.stop)
 
 
-def set_progress(state: TrainState, training: TrainingConfig) -> None:
-    """Tell the model which share of the training is done, for parts with a warm-up."""
-    model: Any = state.model
-    if hasattr(model, "progress"):
-        model.progress.set(state.step / training.steps)
+def set_progress(model: torch.nn.Module, step: int, training: TrainingConfig) -> None:
+    """Write the share of the training that is done after `step` steps into the model, for parts with a warm-up."""
+    progress = getattr(model, "progress", None)
+    if progress is not None:  # models of other origin have none
+        progress.set(step / training.steps)
 
 
 def prefetched(make: Callable[[int], T], span: range) -> Iterator[T]:
