@@ -38,7 +38,8 @@ def straight_through(x: Tensor, rounded: Tensor, share: Tensor | float) -> Tenso
 def rounded_to_bits(x: Tensor, bits: int) -> Tensor:
     """Every row rounded to a multiple of its largest absolute value over 2^(bits-1) - 1.  (..., n) -> (..., n)"""
     unit = x.abs().amax(-1, keepdim=True).clamp(min=1e-5) / (2 ** (bits - 1) - 1)
-    return (x / unit).round() * unit
+    rounded: Tensor = (x / unit).round() * unit
+    return rounded
 
 
 def ternary(weight: Tensor) -> Tensor:
