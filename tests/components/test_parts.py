@@ -18,7 +18,7 @@ from gpt2lab.components.linear import ternary
 from gpt2lab.components.position import Position
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import SLOTS
-from gpt2lab.testing.model_checks import check_compile, check_gradients, check_save_and_load
+from gpt2lab.testing.model_checks import check_cached_equals_full, check_gradients, check_save_and_load
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 97}
 
@@ -112,7 +112,7 @@ def test_low_rank_adaptation_is_one_class() -> None:
 
     linear.register("lora_of_a_test", source="arXiv:2106.09685")(Lora)
     try:
-        for check in (check_gradients, check_save_and_load, check_compile):
+        for check in (check_gradients, check_save_and_load, check_cached_equals_full):
             check(testing.Case("linear", "lora_of_a_test"))
     finally:
         del linear._components["lora_of_a_test"]
