@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gpt2lab import components  # noqa: F401  (fills the slots)
-from gpt2lab.components.base import Builder, Dims, Param, params
+from gpt2lab.components.base import Builder, Dims, Param, own_method, params
 from gpt2lab.components.chunked import loss_sums
 from gpt2lab.components.context import Cache, ForwardContext
 from gpt2lab.components.parametrization import Scaling
@@ -22,8 +22,8 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.registry import SLOTS, Choice, read_field
 
 MODEL_SLOTS = (
-    "position", "norm", "residual", "attention", "mask", "scores", "mlp", "embedding", "stack", "head", "objective",
-    "init", "parametrization",
+    "position", "norm", "residual", "attention", "mask", "scores", "mlp", "linear", "embedding", "stack", "head",
+    "objective", "init", "parametrization",
 )  # fmt: skip
 
 
@@ -38,11 +38,12 @@ class ModelConfig(Dims):
 
     position: tuple[Choice, ...] = default("position")
     norm: tuple[Choice, ...] = default("norm")
-    residual: Choice = default("residual")
+    residual: tuple[Choice, ...] = default("residual")
     attention: tuple[Choice, ...] = default("attention")
     mask: tuple[Choice, ...] = default("mask")
     scores: tuple[Choice, ...] = default("scores")
     mlp: tuple[Choice, ...] = default("mlp")
+    linear: tuple[Choice, ...] = default("linear")
     embedding: tuple[Choice, ...] = default("embedding")
     stack: tuple[Choice, ...] = default("stack")
     head: Choice = default("head")
@@ -73,6 +74,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         builder = Builder(config, config.choices())
+        self.progress = builder.progress
         self.scaling: Scaling = builder.build("parametrization")
         self.wte, *others = builder.build_all("embedding")
         self.embedding = nn.ModuleList(others)
@@ -83,6 +85,7 @@ class GPT(nn.Module):
         built = sorted(set(sources))
         self.block_of = [built.index(source) for source in sources]
         self.h = nn.ModuleList(builder.at(layer=layer).build("residual") for layer in built)
+        self._share_branches()
         self.ln_f = builder.build("norm") if self.h[-1].final_norm else nn.Identity()
         self.lm_head = builder.build("head")
         self.terms = nn.ModuleList(builder.build_all("objective"))
@@ -92,8 +95,18 @@ class GPT(nn.Module):
     def _source(self, layer: int) -> int:
         """The layer whose weights `layer` uses, according to the parts of the stack."""
         for part in self.stack:
-            layer = part.weights_from(layer)  # type: ignore[operator]
+            if part.shares == "block":
+                layer = part.weights_from(layer)  # type: ignore[operator]
         return layer
+
+    def _share_branches(self) -> None:
+        """Give blocks the attention or MLP of another layer, according to the parts of the stack."""
+        for part in self.stack:
+            for layer, block in enumerate(self.block_of):
+                name: Any = part.shares
+                if name != "block" and getattr(self.h[block], name) is not None:
+                    source = self.h[self.block_of[part.weights_from(layer)]]  # type: ignore[operator]
+                    setattr(self.h[block], name, getattr(source, name))
 
     @property
     def max_context(self) -> int | None:
@@ -153,7 +166,10 @@ class GPT(nn.Module):
                 hint="a scheme without a limit, such as rotary, or a larger model.block_size",
             )
         parts: Any = self.stack
-        return ForwardContext(tokens, cache=cache, documents=documents, stack=parts, score_factor=self.scaling.scores)
+        return ForwardContext(
+            tokens, cache=cache, documents=documents, stack=parts, score_factor=self.scaling.scores,
+            progress=self.progress.value,
+        )  # fmt: skip
 
     def trunk(self, tokens: Tensor, documents: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The model without its head, and auxiliary losses by name: the part of a forward pass that is compiled.
@@ -192,20 +208,41 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, auxiliary = self.trunk(tokens, documents)
         count = (targets != -100).sum()
-        terms = list(self.terms) if with_objective else []
-        rows, labels = x.flatten(0, 1), targets.flatten()
-        objective, nll = loss_sums(
-            rows, labels, self.lm_head, self.wte, terms, self.config.vocab_size, fused=self.compiled_loss
-        )
-        total = objective / count
         if not with_objective:
-            return total, {"loss": total}
+            loss = self._loss_sums(x, targets, [])[0] / count
+            return loss, {"loss": loss}
+        deep = [term for term in self.terms if own_method(term, "from_hidden")]
+        by_rows = [term for term in self.terms if term not in deep]
+        with torch.set_grad_enabled(bool(by_rows) and torch.is_grad_enabled()):
+            objective, nll = self._loss_sums(x, targets, by_rows)
+        total = objective / count if by_rows else torch.zeros_like(nll)
+        if deep:
+            ctx = ForwardContext(
+                tokens, documents=documents, score_factor=self.scaling.scores, progress=self.progress.value
+            )
+            ctx.enter(len(self.block_of), self.positions[-1])
+            factor = self.scaling.output
+            for term in deep:
+                summed = term.from_hidden(x / factor, targets, ctx, self._cross_entropy)  # type: ignore[operator]
+                total = total + summed / count
+            auxiliary = {**auxiliary, **ctx.losses}
         parts = {"loss": nll / count}
         for name, loss in auxiliary.items():
             total = total + loss
             kind = name.partition(".")[0]
             parts[kind] = parts.get(kind, torch.zeros_like(loss.detach())) + loss.detach()
         return total, parts
+
+    def _loss_sums(self, x: Tensor, targets: Tensor, terms: list[nn.Module]) -> tuple[Tensor, Tensor]:
+        """See `loss_sums`.  (..., C), (...) -> (), ()"""
+        return loss_sums(
+            x.flatten(0, -2), targets.flatten(), self.lm_head, self.wte, terms, self.config.vocab_size,
+            fused=self.compiled_loss,
+        )  # fmt: skip
+
+    def _cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy for terms of the objective, summed.  (..., C), (...) -> ()"""
+        return self._loss_sums(x * self.scaling.output, targets, [])[0]
 
 
 def build_positions(builder: Builder) -> tuple[list[Position], nn.Module]:

@@ -165,7 +165,8 @@ def build(config: ModelConfig) -> tuple[GPT, Choices]:
     @functools.wraps(original)
     def noted(slot: Slot, choice: Choice, *args: Any) -> Any:
         part = original(slot, choice, *args)
-        choices[id(part)] = (part, choice)
+        if part is not None:  # a branch that is switched off
+            choices[id(part)] = (part, choice)
         return part
 
     setattr(Slot, "build", noted)  # noqa: B010 - the type checker allows no assignment to a method

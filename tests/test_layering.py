@@ -42,7 +42,7 @@ LAYERS: list[set[str]] = [
 SAME_LAYER_MAY: list[set[str]] = []
 WITHIN: dict[str, list[set[str]]] = {
     "planning": [
-        {"space", "machine"},
+        {"placebo", "space", "machine"},
         {"declaration"},
         {"ablation"},
         {"runs"},

@@ -4,6 +4,7 @@ from gpt2lab.components.attention import attention
 from gpt2lab.components.embedding import embedding
 from gpt2lab.components.head import head
 from gpt2lab.components.init import init
+from gpt2lab.components.linear import linear
 from gpt2lab.components.mask import mask
 from gpt2lab.components.mlp import mlp
 from gpt2lab.components.norm import norm
@@ -19,6 +20,7 @@ __all__ = [
     "embedding",
     "head",
     "init",
+    "linear",
     "mask",
     "mlp",
     "norm",

@@ -216,3 +216,11 @@ def differential(builder: Builder) -> nn.Module:
     same l. The norm is the model's, where the paper has RMSNorm.
     """
     return DifferentialAttention(builder)
+
+
+@attention.register("none", source="gpt2lab (a branch switched off)", can=("bias", "rotate", "value"))
+def none(builder: Builder) -> None:
+    """No attention in this layer, nor its norm: tokens exchange nothing here.
+
+    x = x
+    """

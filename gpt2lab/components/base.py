@@ -7,7 +7,7 @@ No component names another one: it asks the builder for whatever was chosen for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -112,6 +112,22 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+class Progress(nn.Module):
+    """The share of the training that is done, from 0 to 1, as a tensor on the model's device, so that compiled code
+    need not change with it. It is 1 outside training. All parts of a model share one."""
+
+    value: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.ones(()), persistent=False)
+
+    def set(self, share: float) -> None:
+        """Write the share."""
+        with torch.no_grad():
+            self.value.fill_(share)
+
+
 @dataclass(frozen=True)
 class Builder:
     """Builds the parts of a model at one place in it.
@@ -121,6 +137,7 @@ class Builder:
     layer:   index of the block, None outside blocks.
     width:   channels of the input of a norm, where it is not n_embd; of queries and keys, where they are not head_size.
     gain:    init gain of the matrices built here (see Role), set by residual schemes that define one.
+    progress: share of the training done, for parts that do not receive a ForwardContext; `ctx.progress` for others.
     """
 
     dims: Dims
@@ -128,6 +145,7 @@ class Builder:
     layer: int | None = None
     width: int | None = None
     gain: float | None = None
+    progress: Progress = field(default_factory=Progress)
 
     def at(self, **changes: Any) -> Builder:
         """The same builder with some fields changed."""
@@ -150,8 +168,13 @@ class Builder:
         self, n_in: int, n_out: int, kind: Kind = "hidden", *, rows: Mapping[str, int] | None = None, bias: bool = True
     ) -> Linear:
         """A linear map (..., n_in) -> (..., n_out) whose weight (n_out, n_in) has a role; with a bias if the model has
-        biases."""
-        layer = Linear(n_in, n_out, bias=bias and self.dims.bias)
+        biases. In blocks it is the component chosen for the slot `linear`, except for routers and heads."""
+        bias = bias and self.dims.bias
+        if self.layer is None or kind not in ("hidden", "residual_out") or "linear" not in self.choices:
+            layer = Linear(n_in, n_out, bias=bias)
+        else:
+            choice = self.choice("linear")
+            layer = SLOTS["linear"][choice.name].factory(self, n_in, n_out, bias, **choice.options)
         parameter(layer.weight, Role(kind, self.layer, self.gain, tuple((rows or {}).items())))
         return layer
 

@@ -77,6 +77,7 @@ class ForwardContext:
     carry:        values passed from one layer to another, such as skips or the first layer's v.
     losses:       auxiliary losses by name, added to the training objective.
     score_factor: factor on every attention score, besides the scale of the layer.
+    progress:     () share of the training done, from 0 to 1; 1 outside training.
     observer:     receives intermediate values, if there is one.
     """
 
@@ -88,12 +89,14 @@ class ForwardContext:
         documents: Tensor | None = None,
         stack: Sequence[CrossLayer] = (),
         score_factor: float = 1.0,
+        progress: Tensor | None = None,
     ) -> None:
         start = cache.length if cache is not None else 0
         self.tokens, self.cache, self.stack = tokens, cache, stack
         self.k_positions = torch.arange(start + tokens.shape[1], device=tokens.device)
         self.q_positions = self.k_positions[start:]
         self.depth, self.score_factor = 0, score_factor
+        self.progress = torch.ones((), device=tokens.device) if progress is None else progress
         self.position: Position | None = None
         self.carry: dict[str, Any] = {}
         self.losses: dict[str, Tensor] = {}

@@ -35,7 +35,7 @@ def normal(param: Param, std: float, gain: float, generator: Generator) -> None:
             part.mul_(gain)
 
 
-@init.register("gpt2", source="GPT-2 (Radford et al. 2019), section 2.3, as in Hugging Face and llm.c")
+@init.register("gpt2", source="GPT-2 (Radford et al. 2019), section 2.3, as in Hugging Face, nanoGPT and llm.c")
 def gpt2(builder: Builder, *, std: Std = 0.02) -> Draw:
     """N(0, std), with matrices that write to the residual stream scaled by 1/sqrt(2 L); GPT-2's.
 
@@ -82,5 +82,39 @@ def zero_projections(builder: Builder, *, std: Std = 0.02) -> Draw:
             torch.nn.init.zeros_(param.tensor)
         else:
             ordinary(param, generator)
+
+    return draw
+
+
+@init.register("depth_scaled", source="arXiv:1908.11365 (depth-scaled initialisation), as in pytorch/torchtitan")
+def depth_scaled(builder: Builder, *, std: Std = 0.02) -> Draw:
+    """As `gpt2`, but matrices that write to the residual stream are scaled by their own layer's depth.
+
+    N(0, (std / sqrt(2 l))^2)   for such a matrix of layer l, counted from 1;  N(0, std^2) for others
+
+    std: standard deviation of all other matrices.
+    The paper scales every matrix of layer l by 1/sqrt(l).
+    """
+
+    def draw(param: Param, generator: Generator) -> None:
+        gain = param.role.gain
+        if gain is None:
+            deep = param.role.kind == "residual_out"
+            gain = (2 * ((param.role.layer or 0) + 1)) ** -0.5 if deep else 1.0
+        normal(param, std, gain, generator)
+
+    return draw
+
+
+@init.register("small_init", source="arXiv:1910.05895 (Nguyen and Salazar 2019)", can=("even",))
+def small_init(builder: Builder) -> Draw:
+    """A standard deviation that depends on the width, the same for all matrices, without scaling by depth.
+
+    N(0, 2 / (5 C))   which is the variance of Xavier's init for the larger matrix of a feed-forward layer
+    """
+    std = (2 / (5 * builder.dims.n_embd)) ** 0.5
+
+    def draw(param: Param, generator: Generator) -> None:
+        normal(param, std, 1.0 if param.role.gain is None else param.role.gain, generator)
 
     return draw

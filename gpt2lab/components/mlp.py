@@ -6,7 +6,8 @@ Shapes: B batch, T tokens, C channels, F hidden width (mlp_ratio C), E experts, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +21,32 @@ from gpt2lab.registry import Slot
 mlp = Slot("model.mlp", "the feed-forward network of a block", default="gelu_tanh", arity="per_layer")
 
 Activation = Callable[[Tensor], Tensor]
+Ratio = Annotated[float, Field(gt=0)] | None
+"""Hidden width over C in place of `model.mlp_ratio`."""
+
+
+class ReluSquared(nn.Module):
+    """max(0, u)^2, element by element."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return F.relu(u).square()
+
+
+ACTIVATIONS: dict[str, Callable[[], Activation]] = {
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "relu2": ReluSquared,
+}
 
 
 class MLP(nn.Module):
     """Linear map to the hidden width, activation, linear map back."""
 
-    def __init__(self, builder: Builder, activation: Activation) -> None:
+    def __init__(self, builder: Builder, activation: Activation, ratio: float | None = None) -> None:
         super().__init__()
-        hidden = round(builder.dims.mlp_ratio * builder.dims.n_embd)
+        hidden = round((ratio or builder.dims.mlp_ratio) * builder.dims.n_embd)
         self.activation = activation
         self.c_fc = builder.linear(builder.dims.n_embd, hidden)
         self.c_proj = builder.linear(hidden, builder.dims.n_embd, "residual_out")
@@ -41,9 +60,9 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """Linear map to twice the hidden width, one half activated and multiplied with the other, linear map back."""
 
-    def __init__(self, builder: Builder, activation: Activation, two_thirds: bool) -> None:
+    def __init__(self, builder: Builder, activation: Activation, two_thirds: bool, ratio: float | None = None) -> None:
         super().__init__()
-        width = builder.dims.mlp_ratio * builder.dims.n_embd * (2 / 3 if two_thirds else 1)
+        width = (ratio or builder.dims.mlp_ratio) * builder.dims.n_embd * (2 / 3 if two_thirds else 1)
         hidden = max(8, 8 * round(width / 8))  # multiples of 8 suit tensor cores
         self.activation = activation
         self.c_fc = builder.linear(builder.dims.n_embd, 2 * hidden, rows={"gate": hidden, "up": hidden})
@@ -59,9 +78,12 @@ class GatedMLP(nn.Module):
 class MixtureOfExperts(nn.Module):
     """A router selects K of E MLPs for each token and sums their outputs with its weights. No token is dropped."""
 
-    def __init__(self, builder: Builder, experts: int, top_k: int, balance: float) -> None:
+    def __init__(
+        self, builder: Builder, experts: int, top_k: int, balance: float, activation: Activation, ratio: float | None
+    ) -> None:
         super().__init__()
-        C, hidden = builder.dims.n_embd, round(builder.dims.mlp_ratio * builder.dims.n_embd)
+        C, hidden = builder.dims.n_embd, round((ratio or builder.dims.mlp_ratio) * builder.dims.n_embd)
+        self.activation = activation
         self.experts, self.top_k, self.balance = experts, top_k, balance
         self.router = builder.linear(C, experts, "router", bias=False)
         active = top_k / experts
@@ -97,7 +119,7 @@ class MixtureOfExperts(nn.Module):
 
     def expert(self, index: int, rows: Tensor) -> Tensor:
         """The output of one expert.  (n, C) -> (n, C)"""
-        return F.linear(F.gelu(F.linear(rows, self.c_fc[index]), approximate="tanh"), self.c_proj[index])
+        return F.linear(self.activation(F.linear(rows, self.c_fc[index])), self.c_proj[index])
 
     def loads(self, chosen: Tensor) -> list[int]:
         """Number of rows of each expert."""
@@ -120,48 +142,89 @@ class MixtureOfExperts(nn.Module):
 
 
 @mlp.register("gelu_tanh", source="arXiv:1606.08415; tanh form: openai/gpt-2")
-def gelu_tanh(builder: Builder) -> nn.Module:
+def gelu_tanh(builder: Builder, *, ratio: Ratio = None) -> nn.Module:
     """One hidden layer with the tanh approximation of GELU; GPT-2's.  (B, T, C) -> (B, T, C)
 
     c_proj(g(c_fc(x)))   with g(u) = u/2 (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3)))
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
     """
-    return MLP(builder, nn.GELU(approximate="tanh"))
+    return MLP(builder, nn.GELU(approximate="tanh"), ratio)
 
 
 @mlp.register("gelu", source="arXiv:1606.08415")
-def gelu(builder: Builder) -> nn.Module:
+def gelu(builder: Builder, *, ratio: Ratio = None) -> nn.Module:
     """One hidden layer with exact GELU, u Phi(u).  (B, T, C) -> (B, T, C)
 
     c_proj(g(c_fc(x)))   with g(u) = u Phi(u), Phi the normal distribution function
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
     """
-    return MLP(builder, nn.GELU())
+    return MLP(builder, nn.GELU(), ratio)
 
 
-class ReluSquared(nn.Module):
-    """max(0, u)^2, element by element."""
+@mlp.register("relu", source="arXiv:1706.03762")
+def relu(builder: Builder, *, ratio: Ratio = None) -> nn.Module:
+    """One hidden layer with ReLU, as in the first transformer.  (B, T, C) -> (B, T, C)
 
-    def forward(self, u: Tensor) -> Tensor:
-        return F.relu(u).square()
+    c_proj(max(0, c_fc(x)))
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
+    """
+    return MLP(builder, nn.ReLU(), ratio)
+
+
+@mlp.register("silu", source="arXiv:1606.08415; arXiv:1710.05941 (swish)")
+def silu(builder: Builder, *, ratio: Ratio = None) -> nn.Module:
+    """One hidden layer with SiLU, also called swish.  (B, T, C) -> (B, T, C)
+
+    c_proj(g(c_fc(x)))   with g(u) = u / (1 + e^-u)
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
+    """
+    return MLP(builder, nn.SiLU(), ratio)
 
 
 @mlp.register("relu2", source="arXiv:2109.08668")
-def relu2(builder: Builder) -> nn.Module:
+def relu2(builder: Builder, *, ratio: Ratio = None) -> nn.Module:
     """One hidden layer with squared ReLU, from Primer.  (B, T, C) -> (B, T, C)
 
     c_proj(max(0, c_fc(x))^2)
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
     """
-    return MLP(builder, ReluSquared())
+    return MLP(builder, ReluSquared(), ratio)
 
 
 @mlp.register("swiglu", source="arXiv:2002.05202")
-def swiglu(builder: Builder, *, two_thirds: bool = True) -> nn.Module:
+def swiglu(builder: Builder, *, two_thirds: bool = True, ratio: Ratio = None) -> nn.Module:
     """One hidden layer gated by SiLU.  (B, T, C) -> (B, T, C)
 
     c_proj(silu(gate) * up)   with gate and up the two halves of c_fc(x)
-    two_thirds: reduce the hidden width to 2/3 of mlp_ratio C (rounded to a multiple of 8), to keep the number of
+    two_thirds: reduce the hidden width to 2/3 of its value (rounded to a multiple of 8), to keep the number of
     parameters.
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
     """
-    return GatedMLP(builder, nn.SiLU(), two_thirds)
+    return GatedMLP(builder, nn.SiLU(), two_thirds, ratio)
+
+
+@mlp.register("geglu", source="arXiv:2002.05202")
+def geglu(builder: Builder, *, two_thirds: bool = True, ratio: Ratio = None) -> nn.Module:
+    """One hidden layer gated by exact GELU.  (B, T, C) -> (B, T, C)
+
+    c_proj(gelu(gate) * up)   with gate and up the two halves of c_fc(x)
+    two_thirds: reduce the hidden width to 2/3 of its value (rounded to a multiple of 8), to keep the number of
+    parameters.
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
+    """
+    return GatedMLP(builder, nn.GELU(), two_thirds, ratio)
+
+
+@mlp.register("reglu", source="arXiv:2002.05202")
+def reglu(builder: Builder, *, two_thirds: bool = True, ratio: Ratio = None) -> nn.Module:
+    """One hidden layer gated by ReLU.  (B, T, C) -> (B, T, C)
+
+    c_proj(relu(gate) * up)   with gate and up the two halves of c_fc(x)
+    two_thirds: reduce the hidden width to 2/3 of its value (rounded to a multiple of 8), to keep the number of
+    parameters.
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
+    """
+    return GatedMLP(builder, nn.ReLU(), two_thirds, ratio)
 
 
 def moe_limits(dims: Dims, options: dict[str, Any]) -> list[str]:
@@ -183,14 +246,26 @@ def moe(
     experts: Annotated[int, Field(ge=2)] = 8,
     top_k: Annotated[int, Field(ge=1)] = 2,
     balance: Annotated[float, Field(ge=0)] = 0.01,
+    activation: Literal["gelu_tanh", "gelu", "relu", "silu", "relu2"] = "gelu_tanh",
+    ratio: Ratio = None,
 ) -> nn.Module:
-    """A router selects `top_k` of `experts` MLPs (GELU, no biases) for each token.  (B, T, C) -> (B, T, C)
+    """A router selects `top_k` of `experts` MLPs (without biases) for each token.  (B, T, C) -> (B, T, C)
 
     sum over the selected e of w_e mlp_e(x);   w = the K largest of softmax(router(x)), normalised to sum 1 if K > 1
     experts: number of MLPs.
     top_k:   number of MLPs applied to each token.
     balance: weight of the load-balancing loss E sum_e share_e probability_e, computed per micro-batch.
+    activation: of every expert.
+    ratio:   hidden width of an expert over C; null follows `model.mlp_ratio`.
     Unlike in Switch Transformer, experts have no capacity limit: by dropping tokens, later tokens would change earlier
     ones.
     """
-    return MixtureOfExperts(builder, experts, top_k, balance)
+    return MixtureOfExperts(builder, experts, top_k, balance, ACTIVATIONS[activation](), ratio)
+
+
+@mlp.register("none", source="Elhage et al. 2021 (attention-only transformers)")
+def none(builder: Builder) -> None:
+    """No MLP in this layer, nor its norm.
+
+    x = x
+    """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from gpt2lab.components.base import Builder
@@ -37,6 +40,30 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (self.width,), self.weight, self.eps)
 
 
+class DynamicTanh(nn.Module):
+    """tanh with a trained factor in front, then a gain and a bias."""
+
+    def __init__(self, width: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.alpha * x) * self.weight + self.bias
+
+
+class ScaleNorm(nn.Module):
+    """Scale to a trained length."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.length = nn.Parameter(torch.tensor(width**0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.length * F.normalize(x.float(), dim=-1, eps=self.eps).to(x.dtype)
+
+
 @norm.register("layernorm", source="arXiv:1607.06450")
 def layernorm(builder: Builder, *, eps: float = 1e-5, bias: bool | None = None) -> nn.Module:
     """Subtract the mean over channels and divide by the standard deviation; GPT-2's norm.  (..., C) -> (..., C)
@@ -57,3 +84,33 @@ def rmsnorm(builder: Builder, *, eps: float = 1e-5, scale: bool = True) -> nn.Mo
     scale: whether there is a weight.
     """
     return RMSNorm(builder.width or builder.dims.n_embd, eps, scale)
+
+
+@norm.register("dyt", source="arXiv:2503.10622")
+def dyt(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 0.5) -> nn.Module:
+    """A tanh in place of a norm: no statistics over channels.  (..., C) -> (..., C)
+
+    y = tanh(a x) * weight + bias   with a trained number a
+    alpha: a at the beginning.
+    For language models the paper tunes a by width and place, and adds a trained factor behind the embedding.
+    """
+    return DynamicTanh(builder.width or builder.dims.n_embd, alpha)
+
+
+@norm.register("scale_norm", source="arXiv:1910.05895")
+def scale_norm(builder: Builder, *, eps: float = 1e-5) -> nn.Module:
+    """Scale to one trained length, a single parameter in place of a gain per channel.  (..., C) -> (..., C)
+
+    y = g x / max(|x|, eps)   with g = sqrt(C) at the beginning
+    eps: prevents division by zero.
+    """
+    return ScaleNorm(builder.width or builder.dims.n_embd, eps)
+
+
+@norm.register("none", source="arXiv:1901.09321 (training without norms)")
+def none(builder: Builder) -> nn.Module:
+    """No norm: the input is returned as it is.  (..., C) -> (..., C)
+
+    y = x;  the source makes up for it by its init and by trained scalars, which are not part of this component
+    """
+    return nn.Identity()

@@ -1,13 +1,15 @@
 """Parts that connect layers with each other: an ordered list, empty in GPT-2.
 
-Shapes: B batch, T tokens, C channels, H heads, D channels per head, L layers.
+Shapes: B batch, T tokens, C channels, H heads, D channels per head, L layers, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from gpt2lab.components.base import Builder, Dims
@@ -19,7 +21,12 @@ stack = Slot("model.stack", "connections between layers", default=[], arity="lis
 
 
 class CrossLayer(nn.Module):
-    """A part without effect; subclasses override what they need. `depth` counts block calls from 0."""
+    """A part without effect; subclasses override what they need. `depth` counts block calls from 0.
+
+    shares: what `weights_from` applies to: a whole block, or its branch `attn` or `mlp`.
+    """
+
+    shares: Literal["block", "attn", "mlp"] = "block"
 
     def __init__(self, builder: Builder) -> None:
         super().__init__()
@@ -66,10 +73,9 @@ class ValueResidual(CrossLayer):
             self.register_buffer("mix", initial, persistent=False)
 
     def mix_values(self, depth: int, v: Tensor, ctx: ForwardContext) -> Tensor:
+        first: Tensor = ctx.carry.setdefault("value_residual", v)  # of the first layer that has attention
         if depth == 0:
-            ctx.carry["value_residual"] = v
             return v
-        first: Tensor = ctx.carry["value_residual"]
         if first.shape[1] != v.shape[1]:
             raise ConfigError(
                 f"value_residual mixes values of equal heads; the first layer has {first.shape[1]} and layer {depth} "
@@ -102,12 +108,79 @@ class Unet(CrossLayer):
         return x
 
 
-@stack.register("shared_layers", source="arXiv:1909.11942")
+@stack.register(
+    "shared_layers", source="arXiv:1909.11942", examples=({"what": "attention"}, {"what": "mlp"}, {"every": 2})
+)
 class SharedLayers(CrossLayer):
     """Use the first layer's weights in every layer, as ALBERT does.
 
     block_l = block_0   for all l; depth and compute stay, parameters of one layer remain.
+
+    what:  the whole block, or its `attention` or `mlp` alone, whose norms stay separate.
+    every: number of layers with weights of their own, used in turns: layer l has those of layer l mod `every`.
     """
 
+    def __init__(
+        self, builder: Builder, *, what: Literal["block", "attention", "mlp"] = "block",
+        every: Annotated[int, Field(ge=1)] = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(builder)
+        self.shares = "attn" if what == "attention" else what
+        self.every = every
+
     def weights_from(self, layer: int) -> int:
-        return 0
+        return layer % self.every
+
+
+@stack.register(
+    "embedding_skip", source="KellerJordan/modded-nanogpt, record of 2024-11-06 (embedding skip)", check=several_layers
+)
+class EmbeddingSkip(CrossLayer):
+    """Mix the embedding into the input of every later block.  x (B, T, C) -> (B, T, C)
+
+    a_l x + b_l x_0   for layers l >= 1, with x_0 the input of the first block; at first a_l is 1 and b_l is `start`
+
+    start: initial share of the embedding.
+    """
+
+    def __init__(self, builder: Builder, *, start: float = 0.0) -> None:
+        super().__init__(builder)
+        self.keep = nn.Parameter(torch.ones(self.n_layer - 1))
+        self.add = nn.Parameter(torch.full((self.n_layer - 1,), start))
+
+    def before(self, depth: int, x: Tensor, ctx: ForwardContext) -> Tensor:
+        first: Tensor = ctx.carry.setdefault("embedding_skip", x)
+        return x if depth == 0 else self.keep[depth - 1] * x + self.add[depth - 1] * first
+
+
+@stack.register(
+    "value_embeddings",
+    source="KellerJordan/modded-nanogpt, record of 2024-12-04 (value embeddings)",
+    needs={"attention": "value"},
+    check=several_layers,
+)
+class ValueEmbeddings(CrossLayer):
+    """Add a further embedding of each token to the attention values of the outer layers.  v (B, H, T, D) -> the same
+
+    a_l v_l + b_l table_i[token]   in layers l = i and l = L-1-i for tables i < `tables`; a_l and b_l start at 1/2
+
+    tables: of shape (V, C), each for one of the first layers and its mirror image.
+    With fewer value heads than query heads, the first channels of a table are used.
+    """
+
+    def __init__(self, builder: Builder, *, tables: Annotated[int, Field(ge=1)] = 1) -> None:
+        super().__init__(builder)
+        tables = min(tables, (self.n_layer + 1) // 2)
+        dims = builder.dims
+        self.tables = nn.ParameterList(builder.table(dims.vocab_size, dims.n_embd, "embedding") for _ in range(tables))
+        self.mix = nn.ParameterList(torch.full((2,), 0.5) for _ in range(min(2 * tables, self.n_layer)))
+
+    def mix_values(self, depth: int, v: Tensor, ctx: ForwardContext) -> Tensor:
+        index = min(depth, self.n_layer - 1 - depth)
+        if not 0 <= index < len(self.tables):
+            return v
+        B, H, T, D = v.shape
+        mix = self.mix[index if depth == index else len(self.mix) - 1 - index]
+        extra = F.embedding(ctx.tokens, self.tables[index])[..., : H * D].view(B, T, H, D).transpose(1, 2)
+        mixed: Tensor = mix[0] * v + mix[1] * extra.to(v.dtype)
+        return mixed

@@ -141,7 +141,9 @@ class ExaminedRun:
 
     def build(self) -> GPT:
         """Its model with the initial weights, in evaluation mode."""
-        return build_model(self.config.model, seed=self.config.seed, device=self.device).eval()
+        model = build_model(self.config.model, seed=self.config.seed, device=self.device).eval()
+        model.progress.set(0.0)
+        return model
 
     @cached_property
     def start(self) -> GPT:
@@ -526,6 +528,7 @@ def read_by_attention(model: GPT, tokens: Tensor, value: float) -> list[Tensor]:
     hooks = [
         block.attn.register_forward_hook(lambda _, __, out: found.append(out.float()))  # type: ignore[union-attr]
         for block in model.h
+        if block.attn is not None
     ]
     try:
         step = model.context(tokens)

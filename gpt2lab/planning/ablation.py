@@ -35,6 +35,7 @@ from gpt2lab.planning.declaration import (
     file_problems,
     seed_list,
 )
+from gpt2lab.planning.placebo import same_function
 from gpt2lab.planning.space import RATE, Tune, check_search
 from gpt2lab.schema import ABSENT, convert
 
@@ -386,15 +387,25 @@ def _between_arms(
         return
     tokens = {name: arm.config.training.steps * arm.config.training.batch_tokens for name, arm in arms.items()}
     seen: dict[str, str] = {}
+    distinct: list[Arm] = []
     for name, arm in sorted(arms.items(), key=lambda item: item[0] != baseline):
         if declared.equalise.axis in ("tokens", "parameters") and tokens[name] != tokens[baseline]:
             unequal = f"trains on {tokens[name]} tokens, the baseline on {tokens[baseline]}"
             yield Complaint(f"{unequal}: `equalise: tokens` wants them equal", (at[name],))
         if not arm.control:
-            twin = seen.setdefault(digest(settings(arm.config)), name)
+            twin, what = seen.setdefault(digest(settings(arm.config)), name), "is the same training as"
+            if twin == name:
+                alike = (other.name for other in distinct if _same_function(other.config, arm.config))
+                twin, what = next(alike, name), "has other settings and computes the same as"
+                distinct.append(arm)
             if twin != name and arm.changes:
-                what = f"is the same training as arm '{twin}'; if that is meant, write `control: true`"
-                yield Complaint(what, (at[name],))
+                yield Complaint(f"{what} arm '{twin}'; if that is meant, write `control: true`", (at[name],))
+
+
+def _same_function(one: Config, other: Config) -> bool:
+    """Whether two configs differ in nothing but models that compute the same."""
+    around, theirs = ({**settings(config), "model": None} for config in (one, other))
+    return around == theirs and same_function(one.model, other.model)
 
 
 def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], at: Mapping[str, Key]) -> Iterator[Complaint]:

@@ -53,7 +53,7 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh", "gelu": "gelu", "gelu_python": "gelu",
     "relu2": "relu2",
 }  # fmt: skip
-ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu2": "relu2"}
+ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu", "relu2": "relu2"}
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 DEFAULTS: dict[str, Any] = {  # of transformers' GPT2Config, for what a file leaves out
     "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None,
@@ -64,7 +64,7 @@ DEFAULTS: dict[str, Any] = {  # of transformers' GPT2Config, for what a file lea
 CAN: dict[str, dict[str, tuple[str, ...]]] = {
     "position": {"learned": ()}, "norm": {"layernorm": ("eps", "bias")}, "residual": {"pre": ()},
     "attention": {"mha": ()}, "mask": {"causal": ()}, "scores": {"plain": ("scale",)},
-    "mlp": dict.fromkeys(ACTIVATION_NAMES, ()), "embedding": {"plain": ()}, "stack": {},
+    "mlp": dict.fromkeys(ACTIVATION_NAMES, ()), "linear": {"plain": ()}, "embedding": {"plain": ()}, "stack": {},
     "head": {"tied": (), "untied": ("zero_init",)}, "parametrization": {"standard": ()},
 }  # fmt: skip
 """Slot -> component -> options, as far as Hugging Face's GPT-2 can express them. Other slots shape no output."""
@@ -111,7 +111,8 @@ def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = Non
     if problems:
         raise ConfigError(problems, hint="gpt2lab.save_model, or gpt2lab export --layout gpt2lab: any assembly")
     settings = settings_of(config)
-    weights = weights_of(model)
+    # terms of the objective may have weights, and shape no output
+    weights = {name: tensor for name, tensor in weights_of(model).items() if not name.startswith("terms.")}
     weights = to_hf(on_cpu({**weights, **_absent_biases(model, weights)}))
     with_tokenizer = config.vocab_size in GPT2_VOCABULARIES if gpt2_tokenizer is None else gpt2_tokenizer
     if not with_tokenizer:

@@ -103,6 +103,7 @@ def _of_run(run: RunFolder, device: torch.device) -> Trained:
             raise ConfigError(f"{run.status()}, and without a checkpoint so far", where=run.id, hint="gpt2lab runs")
     model = build_model(config.model, seed=config.seed)
     load_weights(model, run, step)
+    model.progress.set(step / config.training.steps)
     return _made(name, model, config.training.precision, _kept_by(run, config), device)
 
 

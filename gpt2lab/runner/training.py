@@ -48,7 +48,7 @@ from gpt2lab.training.diagnostics import Diagnostic, observes_updates
 from gpt2lab.training.diagnostics import build as build_diagnostics
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.guard import Diverged
-from gpt2lab.training.loop import StepRecord, steps
+from gpt2lab.training.loop import StepRecord, set_progress, steps
 from gpt2lab.training.precision import choose_device, loss_scaler, set_arithmetic, set_threads
 from gpt2lab.training.ranks import RankPosition, report_position, require_equal
 from gpt2lab.training.state import TrainState
@@ -183,6 +183,7 @@ class Training:
             trunk = Store(job.root).run(config.branch.partition("@")[0])
             start_from(trunk.checkpoints, config.first_step, self.state)
             self.log(f"branching from run {trunk.id} at step {config.first_step}")
+        set_progress(model, self.state.step, config.training)
         require_equal(world, start_of(run, self.loaded))
         if self.loaded:
             self.clock.resume(self.loaded.extra.get("time", {}))

@@ -272,6 +272,7 @@ def steps(
             for step in range(state.step, end):
                 with clock("data"):
                     batch = next(source)
+                set_progress(state.model, step, training)
                 losses = accumulate(replica, state, batch, training, seed=seed, step=step, world=world, clock=clock)
                 if pending is not None:
                     yield (record := finish_step(state, pending, training, began))
@@ -302,6 +303,7 @@ def finish_step(state: TrainState, pending: PendingMetrics, training: TrainingCo
     elif (jump := state.guard.accept(step, read.loss)) is not None:
         metrics["train/spike"] = jump
     state.step = step
+    set_progress(state.model, step, training)
     state.tokens += pending.tokens
     state.seconds += time.perf_counter() - began
     point("step")
@@ -310,6 +312,13 @@ def finish_step(state: TrainState, pending: PendingMetrics, training: TrainingCo
         if read.objective != read.loss:
             metrics["train/objective"] = read.objective
     return StepRecord(step, state.tokens, state.seconds, metrics | pending.extra, read.stop)
+
+
+def set_progress(model: torch.nn.Module, step: int, training: TrainingConfig) -> None:
+    """Write the share of the training that is done after `step` steps into the model, for parts with a warm-up."""
+    progress = getattr(model, "progress", None)
+    if progress is not None:  # models of other origin have none
+        progress.set(step / training.steps)
 
 
 def prefetched(make: Callable[[int], T], span: range) -> Iterator[T]:

@@ -122,12 +122,14 @@ def test_e7_an_arm_that_changes_nothing_is_refused_unless_it_is_a_control(file: 
     text = HEAD + (
         "arms:\n  a: {}\n  b: {}\n  c: {model.position: learned}\n  d: {model.norm: rmsnorm}\n"
         "  e: {model: {norm: rmsnorm}}\n  f: {training.log_every_steps: 5}\n"
+        "  g: {model.position: [learned, none]}\n"
     )
     assert problems(file, text) == [
         ":7: arms.b: changes nothing; if that is meant, write `control: true`",
         ":8: arms.c: is the same training as arm 'a'; if that is meant, write `control: true`",
         ":10: arms.e: is the same training as arm 'd'; if that is meant, write `control: true`",
         ":11: arms.f: is the same training as arm 'a'; if that is meant, write `control: true`",
+        ":12: arms.g: has other settings and computes the same as arm 'a'; if that is meant, write `control: true`",
     ]
     file.write_text(HEAD + "arms:\n  a: {}\n  b: {control: true}\n  c: {control: yes, model.position: learned}\n")
     loaded = load_ablation(file)

@@ -240,7 +240,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
 
 def test_a_run_s_config_cannot_be_changed() -> None:
     config = Config()
-    assert isinstance(config.model.residual, Choice)
+    assert isinstance(config.model.head, Choice)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
 

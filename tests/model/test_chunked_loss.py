@@ -248,6 +248,20 @@ def test_no_tensor_holds_the_scores_of_all_rows(
     assert largest() == rows * C if training else SIZE * V  # rows x C: their gradient
 
 
+def test_terms_that_see_the_stream_hold_no_more_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    width, (tokens, targets) = 2000, testing.batch(rows=4)
+    model = testing.Case("objective", "multi_token", {"tokens": 3}).model(vocab_size=width)
+
+    def largest() -> int:
+        with Largest() as seen:
+            model.objective(tokens, targets)[0].backward()
+        return seen.elements
+
+    assert largest() == 4 * 16 * width
+    monkeypatch.setitem(chunked.LOGITS_AT_ONCE, "cpu", SIZE * width)
+    assert largest() == width * C  # the gradient of the head
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_going_backward_twice_is_an_error() -> None:
     model, (tokens, targets) = testing.Case("norm", "layernorm").model(), testing.batch()

@@ -195,7 +195,7 @@ def test_experts_alike_are_shown_once() -> None:
     seen = trace(ModelConfig(**NANO, mlp={"name": "moe", "experts": 8, "top_k": 2}))
     block = [row for row in folded(seen.rows) if row.depth == 0]
     expert = next(i for i, row in enumerate(block) if row.name.startswith("expert("))
-    assert [row.name for row in block[expert + 1 :]][:4] == ["c_fc", "gelu", "c_proj", "7 more like this"]
+    assert [row.name for row in block[expert + 1 :]][:4] == ["c_fc", "activation", "c_proj", "7 more like this"]
     # the batch of 128 tokens is sent to 2 experts each
     assert block[expert + 4].forward == 7 * (128 * 2 // 8) * 2 * 2 * 4 * 128 * 128
     assert block[expert + 1].parameters == block[expert + 3].parameters == 8 * 4 * 128 * 128

@@ -67,6 +67,25 @@ def test_metrics_are_those_of_the_batch_before_the_update(fresh: Fresh, batches:
     assert record.metrics["train/lr"] == pytest.approx(optim.lr / 2)  # first of two steps of warm-up
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_the_model_receives_the_share_of_the_training(
+    fresh: Fresh, batches: Any, optim: OptimConfig, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = fresh(optim)
+    model: Any = state.model
+    forward, seen = model.objective, []
+
+    def watched(*tokens: torch.Tensor) -> Any:
+        seen.append(model.progress.value.item())
+        return forward(*tokens)
+
+    monkeypatch.setattr(model, "objective", watched)
+    assert model.progress.value.item() == 1.0
+    for record in steps(state, batches, optim, config(steps=4), seed=0, late=late):
+        assert model.progress.value.item() == record.step / 4  # also for an evaluation after this step
+    assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
 def test_rate_of_every_group_follows_the_schedule(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
     state = fresh(optim)
     state.optimizers[0].param_groups[1]["base_lr"] = 3e-3
