@@ -13,7 +13,7 @@ from gpt2lab.costs import Costs, costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.experiments.single import Watch, check_ranks
 from gpt2lab.planning.machine import Machine, probe
-from gpt2lab.planning.probes import MicroBatch, given, micro_batch
+from gpt2lab.planning.probes import MicroBatch, micro_batch, micro_batch_of
 from gpt2lab.published import BATCH_TOKENS, CURVE, FINAL, HELLASWAG, SOURCE, STEPS, departures, tolerance
 from gpt2lab.registry import Choice
 from gpt2lab.store import Store
@@ -68,7 +68,9 @@ class Baseline:
         check_ranks(config, ranks, ranks)
         cost = costs(config.model)
         machine = probe(store, config.training, cost.flops_per_token, ranks)
-        micro = given(config, machine, ranks) if fixed else micro_batch(config, machine, ranks, store.root, say)
+        micro = (
+            micro_batch_of(config, machine, ranks) if fixed else micro_batch(config, machine, ranks, store.root, say)
+        )
         written += [] if fixed else [f"{MICRO}={micro.sequences}"]
         return cls(load_config(PRESET, written), tuple(written), ranks, machine, cost, micro)
 

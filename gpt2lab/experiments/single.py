@@ -16,7 +16,7 @@ import torch
 
 from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
 from gpt2lab.config.source import YamlSource as ConfigSource
-from gpt2lab.config.source import lay
+from gpt2lab.config.source import overlay
 from gpt2lab.costs import Costs
 from gpt2lab.data.encode import usable_cores
 from gpt2lab.data.files import Progress as DataProgress
@@ -91,7 +91,7 @@ class Single:
         """The run of a preset, file or config with `overrides`; its data is prepared. local_ranks: those on this
         machine, if not all are. Raises ConfigError."""
         if isinstance(source, Config):
-            config, scale = resolve(lay(ConfigSource(source.tree(), {}), read_overrides(overrides))), CUSTOM
+            config, scale = resolve(overlay(ConfigSource(source.tree(), {}), read_overrides(overrides))), CUSTOM
             label = digest(settings(config))[:8]
         else:
             config, scale = load_config(source, overrides, plugins=plugins), preset_name(source)
