@@ -40,25 +40,25 @@ for command in COMMANDS:
         app.command(command.__name__.strip("_").replace("_", "-"))(command)
 
 INTERRUPTED = 130
-READER_GONE = 141
-# typer brings its own click since 0.16 or so, and used the installed one before: of both, this is the usage error
+BROKEN_PIPE = 141
+# the usage error of click, which newer versions of typer bundle
 USAGE: type[Any] = typer.BadParameter.__bases__[0]
 
 
 def main(app: typer.Typer = app) -> None:
-    """Run one command. An error shows where, what and what to do next, never a traceback, except with `--debug`
+    """Run one command. Errors show where, what and what to do next; a traceback only with `--debug`
     anywhere on the line."""
     debug = "--debug" in sys.argv
     try:
-        code = answer([word for word in sys.argv[1:] if word != "--debug"], debug, app)
+        code = execute([word for word in sys.argv[1:] if word != "--debug"], debug, app)
         sys.stdout.flush()
     except BrokenPipeError:  # `gpt2lab components | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = READER_GONE
+        code = BROKEN_PIPE
     sys.exit(code)
 
 
-def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
+def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
     """Run one command, with errors printed to standard error; -> its exit code."""
     name = str(app.info.name)
     try:
@@ -68,37 +68,37 @@ def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
             traceback.print_exc()
         words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
         error.hint = error.hint or " ".join([name, *words, "--help"])
-        return complain(error.render(), error.exit_code)
+        return print_error(error.render(), error.exit_code)
     except USAGE as error:
-        return misused(error)
+        return usage_error(error)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        return complain(internal(error), 1)
+        return print_error(internal_error(error), 1)
     return code if isinstance(code, int) else 0
 
 
-def complain(text: str, code: int) -> int:
+def print_error(text: str, code: int) -> int:
     """Print to standard error; -> the exit code."""
     print(text, file=sys.stderr)
     return code
 
 
-def misused(error: Any) -> int:
-    """Print what is wrong with the command line itself; for a group of commands without a command, its help."""
+def usage_error(error: Any) -> int:
+    """Print a usage error; for a group of commands without a command, its help."""
     what = error.format_message()
     if what.startswith("Usage:"):
         print(what)
         return 0
     where = error.ctx.command_path if error.ctx else "gpt2lab"
     problem = Problem(where, what[:1].lower() + what[1:].rstrip("."))
-    return complain(f"gpt2lab: error [USAGE] {problem}\ntry: {where} --help", 2)
+    return print_error(f"gpt2lab: error [USAGE] {problem}\ntry: {where} --help", 2)
 
 
-def internal(error: Exception) -> str:
-    """Our own bug, in one line, with the trace kept in a file."""
+def internal_error(error: Exception) -> str:
+    """The message for an unexpected exception, whose traceback is written to a file."""
     with tempfile.NamedTemporaryFile("w", prefix="gpt2lab-", suffix=".log", delete=False) as file:
         file.write("".join(traceback.format_exception(error)))
     return (

@@ -24,7 +24,7 @@ def seeds_of(text: str) -> int | Literal["auto"]:
 
 
 def checked_time(text: str | None) -> str | None:
-    """An option's value as it is, if it is a time such as 6h. Raises typer.BadParameter."""
+    """Validates an option that is a time such as 6h. Raises typer.BadParameter."""
     from gpt2lab.text import seconds_of
 
     try:
@@ -71,7 +71,7 @@ def names_in(text: str | None) -> list[str] | None:
 
 
 def say(console: Console, *lines: str, wrap: bool = True) -> None:
-    """Print lines as they are written; wrap: at the width of the console."""
+    """Print lines without markup; wrap: at the width of the console."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=not wrap)
 

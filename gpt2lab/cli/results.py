@@ -1,4 +1,4 @@
-"""Commands that read what runs left: report, runs, show, why, sync, ui."""
+"""Commands that read stored results: report, runs, show, why, sync, ui."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def report(
         return
     if Store(runs).kind(name) == "sweep":
         sweep = read_sweep(name, runs)
-        page, shown = write_sweep_report(sweep, out=out), partial(terminal_sweep, sweep, out=out)
+        page, summary = write_sweep_report(sweep, out=out), partial(terminal_sweep, sweep, out=out)
     else:
-        read = read_study(name, runs, force_exploratory=force_exploratory)
-        page = write_report(read, out=out, force_exploratory=force_exploratory)
-        shown = partial(terminal_summary, read, out)
+        study = read_study(name, runs, force_exploratory=force_exploratory)
+        page = write_report(study, out=out, force_exploratory=force_exploratory)
+        summary = partial(terminal_summary, study, out)
     if publish:
         target = out / "published" / page.parent.name
         if target.exists():
             shutil.rmtree(target)
         shutil.copytree(page.parent, target)
         print(f"published: {target}")
-    console_for().print(shown())
+    console_for().print(summary())
 
 
 def runs(runs: Runs = RUNS, json_: Json = False) -> None:
@@ -87,7 +87,7 @@ def runs(runs: Runs = RUNS, json_: Json = False) -> None:
 
 
 def run_row(folder: Any, studies: list[str]) -> dict[str, Any]:
-    """One run in short."""
+    """A summary of one run."""
     rows = folder.rows()
     losses = [row["metrics"]["val/loss"] for row in rows if "val/loss" in row["metrics"]]
     return {
@@ -125,14 +125,14 @@ def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
 
     store, console = Store(runs), console_for()
     a, b = store.find(run_a), store.find(run_b)
-    found = differences(a, b, store)
+    causes = differences(a, b, store)
     if json_:
-        print_json({"a": a.id, "b": b.id, "differences": [asdict(difference) for difference in found]})
-    elif not found:
+        print_json({"a": a.id, "b": b.id, "differences": [asdict(difference) for difference in causes]})
+    elif not causes:
         same = "one and the same run" if a.id == b.id else "nothing differs that could change a weight"
         say(console, f"{a.id} and {b.id}: {same}")
     else:
-        for difference in found:
+        for difference in causes:
             say(console, str(difference))
             for line in difference.code:
                 console.print(f"    {line}", markup=False, highlight=False, style=STYLES.get(line[:1], ""))
@@ -187,23 +187,23 @@ def ui(
         try:
             probe.bind((host, port))
         except OSError as error:
-            other = {errno.EADDRINUSE: f" --port {port % 65535 + 1}", errno.EACCES: " --port 5000"}
-            hint = f"gpt2lab ui{other.get(error.errno or 0, ' --host 127.0.0.1')}"
+            remedy = {errno.EADDRINUSE: f" --port {port % 65535 + 1}", errno.EACCES: " --port 5000"}
+            hint = f"gpt2lab ui{remedy.get(error.errno or 0, ' --host 127.0.0.1')}"
             raise EnvironmentFault(str(error.strerror), where=f"{host}:{port}", hint=hint) from None
     if host != "127.0.0.1":
         print(f"warning: MLflow has no password; anyone who reaches {host}:{port} can read and delete runs")
     address = f"http://{host}:{port}"
     print(f"MLflow: {address}  (Ctrl-C ends it)")
     for kind, name in [("study", name) for name in store.studies()] + [("sweep", name) for name in store.sweeps()]:
-        found = links(store, name, kind)
-        if found and found["parent_run_id"] and found["experiment_id"]:
-            print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
+        entry = links(store, name, kind)
+        if entry and entry["parent_run_id"] and entry["experiment_id"]:
+            print(f"{name}: {runs_link(address, entry['experiment_id'], entry['parent_run_id'])}")
     for line in dashboards(store):
         print(line)
     sys.stdout.flush()
     environment = {
         **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven workers that nothing here needs
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # avoids seven idle workers
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     command = [
@@ -215,7 +215,7 @@ def ui(
 
 
 def dashboards(store: Any) -> list[str]:
-    """How to open Optuna's own dashboard on what the sweeps are kept in; a storage that several share comes once."""
+    """Commands that open Optuna's dashboard on the sweeps' storages, each storage once."""
     import importlib.util
 
     from gpt2lab.tracking.addresses import dashboard_command
@@ -226,7 +226,7 @@ def dashboards(store: Any) -> list[str]:
             names.setdefault(dashboard_command(storage), []).append(name)
     lines = [f"{', '.join(sweeps)}: {command}" for command, sweeps in names.items()]
     if any("***" in command for command in names):
-        lines.append("*** stands for the password, which is written nowhere")
+        lines.append("*** replaces the password, which is never stored")
     if lines and importlib.util.find_spec("optuna_dashboard") is None:
         lines.append("optuna-dashboard is not installed: pip install 'gpt2lab[dashboard]'")
     return lines

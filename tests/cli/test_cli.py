@@ -203,7 +203,7 @@ def test_check_is_content_with_every_shipped_ablation(gpt2lab: Call) -> None:
     for file in sorted((REPOSITORY / "ablations").glob("*.yaml")):
         plugin = file.with_suffix(".py")
         answer = gpt2lab("check", file, "--scale", "nano", *(("--plugin", plugin) if plugin.exists() else ()))
-        assert answer.code == 0 and "all well" in answer.out and "at nano" in answer.out
+        assert answer.code == 0 and "no mistakes found" in answer.out and "at nano" in answer.out
 
 
 def test_what_a_user_wrote_cannot_control_the_terminal(gpt2lab: Call) -> None:
