@@ -1,4 +1,4 @@
-"""What happens while runs train, as a stream of events. A terminal, a notebook, a log, or no one at all listens.
+"""Events while runs train, for listeners such as a terminal, a notebook or a log.
 
     def listener(event: Event) -> None:
         if isinstance(event, Progress):
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass
 class RunProgress:
-    """How far one run is."""
+    """Progress of one run."""
 
     arm: str
     seed: str
@@ -34,9 +34,9 @@ class RunProgress:
     tokens_per_second: float = math.nan
 
     def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Bring up to date with new rows of the run's journal."""
+        """Update from new rows of the run's journal."""
         for row in rows:
-            # a resumed run starts behind where it was seen last; its speed is then unknown for a moment
+            # a resumed run starts at an earlier step than last seen; keep its last speed until it passes that
             if row["tokens"] > self.tokens and row["seconds"] > self.seconds:
                 now = (row["tokens"] - self.tokens) / (row["seconds"] - self.seconds)
                 old = self.tokens_per_second
@@ -47,7 +47,7 @@ class RunProgress:
 
     @property
     def seconds_left(self) -> float:
-        """Of training, by its present speed."""
+        """Remaining training time at the current speed."""
         if not self.step or math.isnan(self.tokens_per_second):
             return math.nan
         return (self.steps - self.step) * (self.tokens / self.step) / self.tokens_per_second
@@ -55,14 +55,14 @@ class RunProgress:
 
 @dataclass(frozen=True)
 class Message:
-    """A line for the user that is worth keeping."""
+    """A line for the user, to be kept on the screen."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where all runs of a study or sweep are at this moment. `jobs`: how many train side by side."""
+    """The state of all runs of a study or sweep. `jobs`: number of parallel runs."""
 
     title: str
     runs: tuple[RunProgress, ...]
@@ -70,7 +70,7 @@ class Progress:
 
     @classmethod
     def of(cls, title: str, runs: Iterable[RunProgress], jobs: int) -> Progress:
-        """A snapshot, which later rows do not change."""
+        """A snapshot: copies of `runs`."""
         return cls(title, tuple(replace(run) for run in runs), jobs)
 
 
@@ -79,4 +79,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Listens to nothing."""
+    """A listener that does nothing."""

@@ -206,7 +206,7 @@ def adjust(comparisons: Sequence[Comparison], *, alpha: float = 0.05, dropped: i
 
     Joint intervals have level 1 - alpha / m for m contrasts (Bonferroni), so that all of them hold together. Bonferroni
     is Holm's first step: wherever such an interval excludes zero, Holm p < alpha. Holm's later steps are finer and may
-    find a difference whose joint interval still includes zero; the interval beside the verdict is then at the level of
+    find a difference whose joint interval still includes zero; the interval of the verdict is then at the level of
     the step that found it, and holds at 1 - alpha by itself.
 
     dropped: contrasts that were declared and are no longer compared; they count as members with p = 1.

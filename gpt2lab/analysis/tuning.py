@@ -30,7 +30,7 @@ RESULTS = ("finished", "pruned", "diverged")
 OPEN = ("waiting", "running")
 ENDS = {"low": ("lower", "below"), "high": ("upper", "above")}
 BEST_PART = 4
-"""The best quarter is reported beside the best one."""
+"""One in so many trials counts as the best part."""
 NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
 """Settings that have a name in prose; others go by their key."""
 

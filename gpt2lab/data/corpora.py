@@ -551,7 +551,7 @@ def token_file(path: Path) -> TokenFile:
         raise refused("holds llm.c's tokens of Llama 3, not of GPT-2", "shards made for GPT-2")
     if magic != MAGIC:
         if (path.parent / "meta.pkl").exists():
-            raise refused("meta.pkl beside it says that its ids are not GPT-2's", "the text itself, as corpus text")
+            raise refused("the folder's meta.pkl shows that its ids are not GPT-2's", "the text itself, as corpus text")
         if size % 2:
             raise refused(f"{size:,} bytes are no whole number of 16-bit tokens")
         return TokenFile(path, size // 2, 0)

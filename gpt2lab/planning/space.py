@@ -497,7 +497,7 @@ def _known_value(dimension: Dimension, raw: Any, relative: bool, value_of_config
         number *= value_of_config or 0.0
     value = round(number) if dimension.kind == "int" else rounded(number)
     if not dimension.low <= value <= dimension.high:
-        raise ValueError(f"{value:g} lies outside {dimension.low:g} to {dimension.high:g}")
+        raise ValueError(f"{value:g} is outside {dimension.low:g} to {dimension.high:g}")
     return value
 
 

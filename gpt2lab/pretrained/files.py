@@ -61,7 +61,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The names in an index, each once; names of files beside it and no paths. Raises DataFault."""
+    """The names in an index, each once; names of files in its folder, no paths. Raises DataFault."""
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         if all(Path(name).name == name for name in names):
