@@ -83,7 +83,7 @@ def coordinate_check(
         "lr": [config.optim.lr for config in configs],
         "rms": rms,
         "change": change,
-        "slopes": {name: slope(widths, [steps_of[-1] for steps_of in values]) for name, values in change.items()},
+        "slopes": {name: slope(widths, [by_step[-1] for by_step in values]) for name, values in change.items()},
     }
 
 
