@@ -1,4 +1,4 @@
-"""The Python interface: what the commands do, as functions that return typed results and print nothing.
+"""The Python interface: the commands as functions that return typed results and print nothing.
 
     import gpt2lab as g
     study = g.run_ablation("ablations/posenc.yaml", scale="nano", seeds=3)
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from gpt2lab.results import StudyRun
 
 Source = str | Path | Mapping[str, Any]
-"""A YAML file, or the mapping that such a file would hold."""
+"""A YAML file, or a mapping with its content."""
 
 
 class StudyOptions(TypedDict, total=False):
@@ -64,7 +64,7 @@ class StudyOptions(TypedDict, total=False):
     budget: str | None
     """time to spend, as "6h" or "45m": arms and seeds are chosen to fit"""
     jobs: int | None
-    """runs side by side; as many as the machine has room for unless given"""
+    """parallel runs; by default as many as fit on the machine"""
     machine: Machine | None
     """where runs will execute, if not here"""
     runs: str | Path
@@ -77,7 +77,7 @@ class StudyResult(Outcome):
 
     verdicts: Verdicts
     runs: list[StudyRun]
-    """of every arm and seed, with the outcome of each"""
+    """of every arm and seed, with status and value"""
     store: Store
 
     @property
@@ -102,7 +102,7 @@ class StudyResult(Outcome):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """A sweep that was worked on. `record`: what its page reads, with every trial of every search."""
+    """The result of a sweep. `record`: its stored record, with every trial of every search."""
 
     name: str
     record: SweepRecord
@@ -140,11 +140,11 @@ class RunResult:
     seed: int
     folder: RunFolder
     result: Mapping[str, Any]
-    """what it cost: steps, tokens, seconds, tokens_per_second, mfu, peak_memory_bytes, ..."""
+    """steps, tokens, seconds, tokens_per_second, mfu, peak_memory_bytes, ..."""
     metrics: Mapping[str, float]
     """of its final evaluation: val/loss in nats, val/bits_per_byte, ..."""
     found: bool
-    """whether it was found finished, and nothing was trained"""
+    """whether it was already finished, so that nothing was trained"""
 
     @property
     def path(self) -> Path:
@@ -162,14 +162,14 @@ class RunResult:
 
 
 def scales_of(source: Source) -> tuple[str, ...]:
-    """The scales that an ablation declares in `scales`; none where it has a single one."""
+    """The scales that an ablation declares in `scales`; empty without the key."""
     return ladder_of(source)
 
 
 def open_study(source: Source, *, progress: DataProgress | None = None, **options: Unpack[StudyOptions]) -> Study:
-    """An ablation read, its data prepared and its machine described: what `plan` and `run_ablation` begin with.
+    """Load an ablation, prepare its data and describe the machine, as `plan` and `run_ablation` do first.
 
-    source: a YAML file, or the mapping that it would hold. progress: takes the progress of preparing data.
+    source: a YAML file, or a mapping with its content. progress: callback for the progress of preparing data.
     Raises ConfigError with everything that is wrong.
     """
     scale, overrides, plugins = options.get("scale"), options.get("overrides", ()), options.get("plugins", ())
@@ -178,27 +178,29 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
         source, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds, plugins=plugins
     )
     if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
-        again = _call("run_ablation", source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins)
+        reproduce = _call(
+            "run_ablation", source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins
+        )
     else:
-        again = command(
+        reproduce = command(
             "run", source, scale=scale, seeds=seeds, arms=",".join(arms) if arms else None, budget=budget,
             set=overrides, plugin=plugins,
         )  # fmt: skip
     return Study.prepare(
         ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), machine=options.get("machine"),
-        seconds=_seconds(budget), progress=progress, reproduce=again,
+        seconds=_seconds(budget), progress=progress, reproduce=reproduce,
     )  # fmt: skip
 
 
 def describe_machine(preset: str | Path = "nano", *, jobs: int | None = None, runs: str | Path = "runs") -> Machine:
-    """This machine, as far as plans depend on it, with the speed at which it trains models like the preset's. A plan
-    for it can be made elsewhere: `plan(..., machine=...)`. Raises ConfigError when it has no room for so many jobs."""
+    """The description of this machine for plans, with its speed for models like the preset's, for `plan(...,
+    machine=...)` on another machine. Raises ConfigError when so many jobs do not fit."""
     config = load_config(preset)
     return probe(Store(runs), config.training, known_costs(config).flops_per_token, jobs)
 
 
 def plan(source: Source, **options: Unpack[StudyOptions]) -> Plan:
-    """What an ablation would train by what is finished now, and what that costs. Raises ConfigError."""
+    """The plan of an ablation with its costs, given the finished runs. Raises ConfigError."""
     return open_study(source, **options).plan()
 
 
@@ -210,14 +212,14 @@ def run_ablation(
     executor: Executor | None = None,
     **options: Unpack[StudyOptions],
 ) -> StudyResult:
-    """Train what an ablation has left to do, at one scale, and judge it. Options: those of `StudyOptions`, and
+    """Train the unfinished runs of an ablation at one scale, and judge it. Options: those of `StudyOptions`, and
 
-    tracking: whether runs are logged to MLflow, at MLFLOW_TRACKING_URI or beside the store.
-    on_event: takes messages and progress while runs train.
-    executor: where runs execute; processes of this machine unless given.
+    tracking: whether runs are logged to MLflow, at MLFLOW_TRACKING_URI or in the store's folder.
+    on_event: callback for messages and progress while runs train.
+    executor: where runs execute; processes of this machine by default.
 
-    A run that fails leaves the others alone (`failed`). Raises ConfigError, DataFault, EnvironmentFault; Preempted when
-    stopped by a signal, with everything saved: the same call continues.
+    A failed run does not affect the others (see `failed`). Raises ConfigError, DataFault, EnvironmentFault; Preempted
+    when stopped by a signal, with everything saved: the same call continues.
     """
     return train_study(open_study(source, **options), tracking=tracking, on_event=on_event, executor=executor)
 
@@ -242,12 +244,19 @@ def open_run(
     runs: str | Path = "runs",
     **options: Any,
 ) -> Single:
-    """A run read and its data prepared. Arguments as for `train`; options as for `Single.prepare`."""
-    again = "gpt2lab.train(config)"
+    """Load a run's config and prepare its data. Arguments as for `train`; options as for `Single.prepare`."""
+    reproduce = "gpt2lab.train(config)"
     if not isinstance(config, Config):
-        again = command("train", config, set=overrides, seed=seed, plugin=plugins)
+        reproduce = command("train", config, set=overrides, seed=seed, plugin=plugins)
     return Single.prepare(
-        config, Store(runs), seed=seed, overrides=overrides, plugins=plugins, ranks=ranks, reproduce=again, **options
+        config,
+        Store(runs),
+        seed=seed,
+        overrides=overrides,
+        plugins=plugins,
+        ranks=ranks,
+        reproduce=reproduce,
+        **options,
     )
 
 
@@ -271,8 +280,8 @@ def train(
     saved.
     """
     single = open_run(config, seed=seed, overrides=overrides, plugins=plugins, ranks=ranks, runs=runs)
-    found = single.is_finished
-    if found:
+    was_finished = single.is_finished
+    if was_finished:
         single.refuse_divergence()
     else:
         single.train(
@@ -284,7 +293,7 @@ def train(
         folder=single.folder,
         result=single.folder.result() or {},
         metrics=single.metrics,
-        found=found,
+        found=was_finished,
     )
 
 
@@ -301,7 +310,7 @@ def open_sweep(
     runs: str | Path = "runs",
     progress: DataProgress | None = None,
 ) -> SweepPlan:
-    """A sweep read, its data prepared and its machine described. audit_pruning: run all trials to the end, and report
+    """Load a sweep, prepare its data and describe the machine. audit_pruning: run all trials to the end, and report
     what pruning would cut. The others as for `run_sweep`."""
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.sweep.declaration import load_sweep
@@ -311,13 +320,13 @@ def open_sweep(
     loaded = load_sweep(
         source, scale=scale or _only(sweep_scales(source)), overrides=overrides, replaced=replaced, plugins=plugins
     )
-    given: dict[str, Any] = {"scale": scale, "trials": trials, "audit_pruning": audit_pruning}
+    arguments: dict[str, Any] = {"scale": scale, "trials": trials, "audit_pruning": audit_pruning}
     if isinstance(source, Mapping):
-        again = _call("run_sweep", source, **given, overrides=overrides, plugins=plugins)
+        reproduce = _call("run_sweep", source, **arguments, overrides=overrides, plugins=plugins)
     else:
-        again = command("sweep", source, **given, set=overrides, plugin=plugins)
+        reproduce = command("sweep", source, **arguments, set=overrides, plugin=plugins)
     limit = _seconds(budget or loaded.declared.time_budget)
-    return SweepPlan.prepare(loaded, Store(runs), reproduce=again, jobs=jobs, seconds=limit, progress=progress)
+    return SweepPlan.prepare(loaded, Store(runs), reproduce=reproduce, jobs=jobs, seconds=limit, progress=progress)
 
 
 def run_sweep(
@@ -337,10 +346,10 @@ def run_sweep(
 ) -> SweepResult:
     """Search for the best settings at one scale, until every trial has ended.
 
-    source: a YAML file, or the mapping that it would hold. trials: in all, in place of the source's. budget: begin no
-    trial after that time, as "6h". ranks: of every run. storage: of Optuna, as sqlite:////abs/optuna.db,
-    journal:/shared/optuna.log or postgresql://user@host/db; beside the runs unless given. The others as for
-    `run_ablation`, and so are the errors.
+    source: a YAML file, or a mapping with its content. trials: total number, in place of the source's. budget: start no
+    trial after that time, as "6h". ranks: per run. storage: of Optuna, as sqlite:////abs/optuna.db,
+    journal:/shared/optuna.log or postgresql://user@host/db; by default in the folder of the runs. Other arguments and
+    errors as for `run_ablation`.
     """
     sweep = open_sweep(
         source, scale=scale, trials=trials, overrides=overrides, plugins=plugins, budget=budget, jobs=jobs, runs=runs
@@ -353,10 +362,10 @@ def run_sweep(
 def report(
     name: str, *, out: str | Path = "reports", runs: str | Path = "runs", force_exploratory: bool = False
 ) -> Path:
-    """Write the page of a study or sweep below `out`, from the store alone; -> its index.html.
+    """Write the page of a study or sweep below `out`, from the store only; -> its index.html.
 
-    name: as `posenc`, or `posenc@nano` where it was run at several scales. force_exploratory: numbers where the page
-    would refuse them, none of which is a finding. Raises ConfigError for an unknown name, DataFault.
+    name: as `posenc`, or `posenc@nano` where it was run at several scales. force_exploratory: report numbers of arms
+    that are not comparable, as exploratory. Raises ConfigError for an unknown name, DataFault.
     """
     from gpt2lab.reports import read_study, read_sweep, write_report, write_sweep_report
 
@@ -367,14 +376,13 @@ def report(
 
 
 def tracker_of(store: Store, experiment: str) -> TrackerFactory:
-    """Makes the tracker of a study or sweep: the one that GPT2LAB_TRACKER names, else MLflow at MLFLOW_TRACKING_URI or
-    beside the store."""
+    """A factory of the tracker of a study or sweep: the one that GPT2LAB_TRACKER names, else MLflow at
+    MLFLOW_TRACKING_URI or in the store's folder."""
     return lambda: open_tracker(store.root, experiment)
 
 
 def command(verb: str, source: str | Path, **options: Any) -> str:
-    """A command with its options, as a shell takes it: those that are None, False or empty are left out, those with
-    several values repeated."""
+    """A command line with its options: None, False and empty values are left out, several values repeat the option."""
     words = ["gpt2lab", verb, str(source)]
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
@@ -386,9 +394,9 @@ def command(verb: str, source: str | Path, **options: Any) -> str:
 
 
 def _call(function: str, source: Source, **options: Any) -> str:
-    """A call of this module, for what no command can express."""
-    given = "".join(f", {key}={value!r}" for key, value in options.items() if value)
-    return f"gpt2lab.{function}({'{...}' if isinstance(source, Mapping) else repr(str(source))}{given})"
+    """A Python call, where no command can express the source."""
+    arguments = "".join(f", {key}={value!r}" for key, value in options.items() if value)
+    return f"gpt2lab.{function}({'{...}' if isinstance(source, Mapping) else repr(str(source))}{arguments})"
 
 
 def _only(scales: Sequence[str]) -> str | None:
@@ -399,7 +407,7 @@ def _only(scales: Sequence[str]) -> str | None:
 
 
 def _seconds(budget: str | None) -> float | None:
-    """Of a time such as 6h or 45m. Raises ConfigError."""
+    """Seconds of a time such as 6h or 45m. Raises ConfigError."""
     try:
         return seconds_of(budget) if budget else None
     except ValueError as error:

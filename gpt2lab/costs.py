@@ -1,5 +1,5 @@
-"""What a model costs, found by building it without memory: parameters and training FLOPs per token. And the FLOP/s that
-a device could reach, of which a run's share is its MFU."""
+"""Costs of a model, counted on the meta device: parameters and training FLOPs per token. And the peak FLOP/s of a
+device, for the MFU of runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Costs:
 
     parameters:               all of them, each once.
     non_embedding_parameters: without token and position tables and an untied head.
-    active_parameters:        those that work on one token (experts count by the share that is chosen).
+    active_parameters:        those used for one token (experts count by the chosen share).
     flops_per_token:          forward and backward, in FLOP, at the full context.
     """
 
@@ -46,10 +46,10 @@ def costs(config: ModelConfig) -> Costs:
         tokens = torch.zeros(1, config.block_size, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             model.objective(tokens, tokens)[0].backward()
-    found = model.params()
-    tables = sum(p.tensor.numel() for p in found if p.role.kind in ("embedding", "position", "head"))
-    total = sum(p.tensor.numel() for p in found)
-    active = sum(p.tensor.numel() * p.role.active for p in found)
+    parameters = model.params()
+    tables = sum(p.tensor.numel() for p in parameters if p.role.kind in ("embedding", "position", "head"))
+    total = sum(p.tensor.numel() for p in parameters)
+    active = sum(p.tensor.numel() * p.role.active for p in parameters)
     return Costs(total, total - tables, round(active), counter.get_total_flops() / config.block_size)
 
 
@@ -69,12 +69,11 @@ SIZE, SECONDS, FEWEST = 1024, 0.15, 3
 
 
 def peak_flops(device: torch.device, precision: Precision, threads: int) -> tuple[float | None, str]:
-    """FLOP/s that this device reaches at most in `precision`, and in words where that figure comes from; None where
-    nothing sensible is known."""
+    """Peak FLOP/s of this device in `precision`, and the source of the figure; None if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    for known, figures in KNOWN.items():
-        if known in name:
-            return figures[COLUMN[precision]] * 1e12, f"{known}'s data sheet"
+    for model, figures in KNOWN.items():
+        if model in name:
+            return figures[COLUMN[precision]] * 1e12, f"{model}'s data sheet"
     if device.type == "cpu" and precision == "fp16":
         return None, "fp16 on CPU is emulated"
     measured = _measured(device, precision, threads)
@@ -86,22 +85,22 @@ def _measured(device: torch.device, precision: Precision, threads: int) -> float
     kind = f"{device.type}-{precision}-{threads}-{torch.__version__}".replace("+", "_")
     path = data_home() / "peaks" / f"{kind}.json"
     best = 0.0
-    with contextlib.suppress(Gpt2labError, KeyError, TypeError):  # unreadable is as good as absent
+    with contextlib.suppress(Gpt2labError, KeyError, TypeError):  # an unreadable record counts as absent
         best = float((read_json(path) or {"flops": 0.0})["flops"])
-    found = matmul_flops(device, precision, threads)
-    if found > best:
+    flops = matmul_flops(device, precision, threads)
+    if flops > best:
         with contextlib.suppress(Gpt2labError):
-            write_json(path, {"flops": found})
-    return max(best, found)
+            write_json(path, {"flops": flops})
+    return max(best, flops)
 
 
 def matmul_flops(device: torch.device, precision: Precision, threads: int, size: int = SIZE) -> float:
-    """FLOP/s of a square matrix product, the best of what fits into SECONDS."""
+    """FLOP/s of a square matrix product, the best of repeats over SECONDS."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16 if precision == "fp16" else torch.float32
-        # a GPU multiplies numbers that have a pattern with less power, hence faster
+        # random values: GPUs multiply regular patterns with less power, hence faster
         dice = torch.Generator(device).manual_seed(0)
         a = torch.randn(size, size, device=device, generator=dice).to(dtype)
         (a @ a)[0, 0].item()  # the first of a process may take a hundred times as long

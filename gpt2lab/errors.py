@@ -1,7 +1,7 @@
-"""What people see when something is wrong: where, what, and what to do next.
+"""Errors for users: where, what, and what to do next.
 
-Every error that a user can cause or meet is a `Gpt2labError`; the command line prints it in one shape and exits with
-its code. Anything else that reaches the top is our own bug.
+Every error that a user can cause or encounter is a `Gpt2labError`; the command line prints it in one format and exits
+with its code. Any other exception is a bug in gpt2lab.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gpt2lab.redaction import masked
 
 
 def printable(text: str) -> str:
-    """`text` as one line that a terminal shows as it is: what a user wrote may hold line breaks or control codes."""
+    """`text` as one printable line: line breaks and control characters in user input are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -51,20 +51,20 @@ class Gpt2labError(Exception):
 
 
 class ConfigError(Gpt2labError):
-    """A configuration, option or argument that cannot mean anything; found before any work starts."""
+    """An invalid configuration, option or argument; raised before any work starts."""
 
     code = "CONFIG"
 
 
 class EnvironmentFault(Gpt2labError):
-    """The machine does not allow it: disk, permission, port, missing optional package."""
+    """A problem of the machine: disk, permission, port, missing optional package."""
 
     code = "ENVIRONMENT"
     exit_code = 3
 
 
 class DataFault(Gpt2labError):
-    """Stored data is not what its manifest says: damaged, truncated, changed."""
+    """Stored data does not match its manifest: damaged, truncated, changed."""
 
     code = "DATA"
     exit_code = 4
@@ -78,14 +78,14 @@ class NumericsFault(Gpt2labError):
 
 
 class LockHeld(Gpt2labError):
-    """Another process is at work on the same thing."""
+    """Another process holds the lock."""
 
     code = "LOCK"
     exit_code = 6
 
 
 class RankLost(Gpt2labError):
-    """One of the processes that train one model together is gone, silent or stuck."""
+    """One of the ranks of a training has ended, or does not respond."""
 
     code = "RANK"
     exit_code = 7
@@ -98,18 +98,18 @@ class Preempted(Gpt2labError):
     exit_code = 75
 
 
-LONGEST_NAME = 64  # longer ones are no typos, and comparing them would take long
+LONGEST_NAME = 64  # longer ones are no typos, and comparing them is slow
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was most likely meant to be, or None when nothing is close.
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The most similar name to `name`, or None when none is close.
 
-    Few edits decide; where there are many, the share of common parts does (`warmup` means `warmup_steps`).
+    By number of edits; where there are many, by the share of common parts (`warmup` matches `warmup_steps`).
     """
     if len(name) > LONGEST_NAME:
         return None
     written = name.casefold()
-    by_folded = {k.casefold(): k for k in known}
+    by_folded = {k.casefold(): k for k in names}
     allowed = max(1, len(written) // 4)
     close = {k: edits(written, k) for k in by_folded if abs(len(k) - len(written)) <= allowed}
     few = [k for k, count in close.items() if count <= allowed and count < len(k)]
@@ -121,8 +121,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
             return close[folded], -likeness.ratio()
 
         return by_folded[min(few, key=order)]
-    found = difflib.get_close_matches(written, by_folded, n=1, cutoff=0.5)
-    return by_folded[found[0]] if found else None
+    matches = difflib.get_close_matches(written, by_folded, n=1, cutoff=0.5)
+    return by_folded[matches[0]] if matches else None
 
 
 def edits(a: str, b: str) -> int:
@@ -131,20 +131,20 @@ def edits(a: str, b: str) -> int:
     Optimal string alignment: Damerau, Communications of the ACM 7 (1964), computed row by row.
     """
     before, row = list(range(len(b) + 1)), list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
+    for i, a_character in enumerate(a, 1):
         earlier, before, row = before, row, [i]
-        for j, right in enumerate(b, 1):
-            cheapest = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (left != right))
-            if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
+        for j, b_character in enumerate(b, 1):
+            cheapest = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a_character != b_character))
+            if i > 1 and j > 1 and a_character == b[j - 2] and a[i - 2] == b_character:
                 cheapest = min(cheapest, earlier[j - 2] + 1)
             row.append(cheapest)
     return row[-1]
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """The sentence for a name that does not exist, with the nearest one and the whole list."""
-    known, written = sorted(known), str(name)
-    guess = nearest(written, known)
-    meant = f"; did you mean '{guess}'?" if guess else ""
+def unknown(kind: str, name: object, names: Iterable[str]) -> str:
+    """The message for an unknown name, with the nearest one and the whole list."""
+    names, written = sorted(names), str(name)
+    guess = nearest(written, names)
+    suggestion = f"; did you mean '{guess}'?" if guess else ""
     written = written if len(written) <= LONGEST_NAME else written[:LONGEST_NAME] + "..."
-    return f"unknown {kind} '{written}'{meant} (known: {', '.join(known) or 'none'})"
+    return f"unknown {kind} '{written}'{suggestion} (known: {', '.join(names) or 'none'})"

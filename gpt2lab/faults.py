@@ -1,4 +1,4 @@
-"""Places where tests break a training on purpose. Without GPT2LAB_FAULT in the environment nothing happens there.
+"""Fault injection for tests. Without GPT2LAB_FAULT in the environment nothing happens.
 
     GPT2LAB_FAULT="kill@backward:3"                 SIGKILL at the third hit of that point in this process
     GPT2LAB_FAULT="signal=TERM@step:4,nan@loss:2"   several, separated by commas
@@ -40,9 +40,9 @@ POINTS = {
     "prune": "before an old checkpoint is deleted",
     "result": "before the result is written",
     "data.shard": "after a token shard is whole",
-    "data.state": "after it is noted how far preparing data came",
+    "data.state": "after the state of preparing data is saved",
 }
-"""Every point in the code, in words."""
+"""Every point in the code, with a description."""
 
 TENSORS = {"loss": "a micro-batch's loss before its backward pass", "grad": "one gradient before clipping"}
 """Every tensor that `nan` and `inf` can spoil."""
@@ -54,7 +54,7 @@ X = TypeVar("X")
 
 
 class InjectedFault(RuntimeError):
-    """What `raise@...` raises: an error of our own code, as far as anything can tell."""
+    """Raised by `raise@...`, like an unexpected error in our code."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ def parse(spec: str) -> list[Fault]:
 
 
 def _fault(entry: str) -> Fault:
-    found = ENTRY.fullmatch(entry)
-    if found is None:
+    match = ENTRY.fullmatch(entry)
+    if match is None:
         raise ConfigError(f"'{entry}' is not action@point:hit", where=VARIABLE, hint=f'{VARIABLE}="kill@backward:3"')
-    action, value, where = found["action"], found["value"] or "", found["where"]
+    action, value, where = match["action"], match["value"] or "", match["where"]
     if action not in ACTIONS:
         raise ConfigError(unknown("action", action, ACTIONS), where=VARIABLE)
     places = TENSORS if action in ("nan", "inf") else POINTS
@@ -143,15 +143,15 @@ def _fault(entry: str) -> Fault:
         raise ConfigError(unknown("tensor" if places is TENSORS else "point", where, places), where=VARIABLE)
     number = re.fullmatch(r"\d+(\.\d+)?", value) is not None
     fits = {"signal": f"SIG{value}" in signal.Signals.__members__, "sleep": number}.get(action, not value)
-    if not fits or found["hit"] == "0":
+    if not fits or match["hit"] == "0":
         raise ConfigError(
-            f"'{entry}' cannot mean anything", where=VARIABLE, hint="signal=TERM@step:1, sleep=0.5@step:1, kill@step:1"
+            f"'{entry}' is not a valid fault", where=VARIABLE, hint="signal=TERM@step:1, sleep=0.5@step:1, kill@step:1"
         )
-    return Fault(action, value, where, int(found["hit"] or 1), found["on"] is not None)
+    return Fault(action, value, where, int(match["hit"] or 1), match["on"] is not None)
 
 
 def _due(name: str) -> Iterator[Fault]:
-    """The faults whose turn this hit of `name` is. Read at the first hit: an import must not fail for a mistake."""
+    """The faults due at this hit of `name`. The variable is read at the first hit, so that imports never fail."""
     if _faults is None:
         arm_from_environment()
     _hits[name] += 1

@@ -1,8 +1,8 @@
-"""Run identity: the hash of everything that can change a run's weights, and of nothing else.
+"""Run identity: the hash of everything that can change a run's weights, and nothing else.
 
-The code's part is computed from definitions, not from files: starting from what trains (ROOTS) and the chosen
-components, every function, class and constant that is reached within the package or a plug-in. So editing one component
-retrains exactly the arms that use it, and editing a comment, a docstring or a report retrains nothing.
+The hash of the code is over definitions, not files: every function, class and constant that ROOTS and the chosen
+components reach within the package or a plug-in. So editing a component retrains exactly the arms that use it, and
+editing a comment, a docstring or a report retrains nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ROOTS = (
     ("gpt2lab.optim.groups", "build_optimizers"),
     ("gpt2lab.training.loop", "steps"),
 )
-# what these say or look up cannot change a weight: the resolved config already holds every choice they made
-BESIDE = (
+# modules that cannot change a weight: the resolved config contains all of their results
+EXCLUDED = (
     "gpt2lab.errors", "gpt2lab.schema", "gpt2lab.registry", "gpt2lab.store", "gpt2lab.faults",
     "gpt2lab.training.clock", "gpt2lab.training.diagnostics",
 )  # fmt: skip
-# settings of a config that cannot change a weight; the data's part is its fingerprint, the device's its type
+# settings that cannot change a weight; data is represented by its fingerprint, the device by its type
 NOT_TRAINING = ("evaluation", "scale", "data")
 NOT_WEIGHTS = (
     "device", "threads", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "keep_best",
@@ -40,7 +40,9 @@ NOT_WEIGHTS = (
 )  # fmt: skip
 
 Definition = tuple[str, str]
-PLUGIN = re.compile(r"^gpt2lab_plugin_[^:]+")  # such a module is named by its file's path, which does not count
+PLUGIN = re.compile(
+    r"^gpt2lab_plugin_[^:]+"
+)  # module names of plug-in files contain their path, which is not part of the hash
 Function = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -114,14 +116,14 @@ def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[tuple[str, tupl
 
 @dataclass(frozen=True)
 class CodeScope:
-    """Whose code counts: this package, the packages of the roots, and modules that lie beside a plug-in's file."""
+    """Modules whose code counts: this package, the packages of the roots, and modules in the folder of a plug-in."""
 
     packages: frozenset[str]
     folders: frozenset[Path]
 
     @classmethod
     def of(cls, roots: Iterable[Definition]) -> CodeScope:
-        """That of `roots`."""
+        """The scope of `roots`."""
         modules = {module for module, _ in roots}
         plugins = (sys.modules[module] for module in modules if PLUGIN.match(module))
         return cls(
@@ -130,7 +132,7 @@ class CodeScope:
         )
 
     def __contains__(self, module: str) -> bool:
-        if module in BESIDE or module.startswith(tuple(f"{m}." for m in BESIDE)):
+        if module in EXCLUDED or module.startswith(tuple(f"{m}." for m in EXCLUDED)):
             return False
         first = module.split(".")[0]
         if first in self.packages:
@@ -143,27 +145,27 @@ class CodeScope:
 
 
 def reached(roots: Iterable[Definition]) -> dict[str, str]:
-    """Every definition that `roots` lead to -> its normalised text, by `module:name`."""
+    """`module:name` of every definition that `roots` reach -> its normalised text."""
     todo = list(roots)
     scope = CodeScope.of(todo)
-    found: dict[str, str] = {}
-    seen: set[Definition] = set()
+    texts: dict[str, str] = {}
+    visited: set[Definition] = set()
     while todo:
         module, name = todo.pop()
-        if (module, name) in seen or module not in scope:
+        if (module, name) in visited or module not in scope:
             continue
-        seen.add((module, name))
+        visited.add((module, name))
         source = parse(module)
         if name in source.definitions:
             nodes = [bare(node) for node in source.definitions[name]]
-            found[f"{module}:{name}"] = "\n".join(map(ast.unparse, nodes))
+            texts[f"{module}:{name}"] = "\n".join(map(ast.unparse, nodes))
             todo += [mention for node in nodes for mention in _mentions(node, module, source)]
         elif name in source.imports:  # re-exported
-            where, what = source.imports[name]
-            todo.append((where, what or name))
+            where, original = source.imports[name]
+            todo.append((where, original or name))
         else:
             todo += [(star, name) for star in source.stars]
-    return found
+    return texts
 
 
 def bare(node: ast.stmt) -> ast.stmt:
@@ -189,7 +191,7 @@ def _registers(decorator: ast.expr) -> bool:
 
 
 def _mentions(node: ast.AST, module: str, source: Module) -> Iterator[Definition]:
-    """What `node` mentions of its own module and of those that it imports."""
+    """Definitions of its own module and of imported ones that `node` mentions."""
     package = str(sys.modules[module].__package__)
     inside = list(_imports(ast.walk(node), package))
     imports = {**source.imports, **dict(inside)}
@@ -206,7 +208,7 @@ def _mentions(node: ast.AST, module: str, source: Module) -> Iterator[Definition
 
 
 def _words(node: ast.AST) -> list[str]:
-    """`a.b.c` as its words; one empty word for what is no chain of names."""
+    """`a.b.c` as a list of names; one empty string for other expressions."""
     words: list[str] = []
     while isinstance(node, ast.Attribute):
         words.append(node.attr)
@@ -215,7 +217,7 @@ def _words(node: ast.AST) -> list[str]:
 
 
 def _split(module: str, names: Sequence[str]) -> Iterator[Definition]:
-    """`module` and what follows it in a chain, as (module, name): of submodules the deepest that is loaded."""
+    """`module` and the names after it as (module, name), with the deepest loaded submodule."""
     for count in range(len(names) - 1, 0, -1):
         deeper = ".".join([module, *names[:count]])
         if deeper in sys.modules:
@@ -231,7 +233,7 @@ def digest(value: object) -> str:
 
 
 def core_code() -> str:
-    """Hash of what trains every model, whatever its components."""
+    """Hash of the code that trains every model, independent of components."""
     return digest(_core())
 
 
@@ -246,8 +248,8 @@ def component_code(choice: Choice) -> str:
 
 
 def sources(config: Any) -> dict[str, dict[str, str]]:
-    """What the code hashes of a config's identity stand for: hash -> definition -> its source as it counts."""
-    parts = [_core(), *(_factory_parts(SLOTS[one.slot][one.name].factory) for one in choices(config))]
+    """The sources behind the code hashes of a config's identity: hash -> definition -> normalised source."""
+    parts = [_core(), *(_factory_parts(SLOTS[choice.slot][choice.name].factory) for choice in choices(config))]
     return {digest(part): dict(part) for part in parts}
 
 
@@ -258,12 +260,12 @@ def _factory_code(factory: Callable[..., Any]) -> str:
 
 @cache
 def _factory_parts(factory: Callable[..., Any]) -> dict[str, str]:
-    """A factory without a definition of its own (made in a loop, say) counts with the whole of its module."""
+    """Definitions behind a factory; of its whole module where it has no top-level definition (made in a loop, say)."""
     module, name = factory.__module__, factory.__name__
     definitions = parse(module).definitions
     whole = factory.__qualname__ != name or name not in definitions
-    found = reached([(module, every) for every in definitions] if whole else [(module, name)])
-    return {PLUGIN.sub("plugin", k): v for k, v in found.items() if k not in _core()}
+    texts = reached([(module, definition) for definition in definitions] if whole else [(module, name)])
+    return {PLUGIN.sub("plugin", k): v for k, v in texts.items() if k not in _core()}
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -272,7 +274,7 @@ def settings(config: Any) -> dict[str, Any]:
     for section, value in config:
         if section in NOT_TRAINING or section in ("seed", "repeat"):
             continue
-        if section == "branch":  # the run that it comes from is known by its id, hence with all that made its weights
+        if section == "branch":  # the id of the original run identifies its weights
             tree |= {section: value} if value else {}
             continue
         tree[section] = {k: _plain(v) for k, v in value if k not in NOT_WEIGHTS}
@@ -286,12 +288,12 @@ def _plain(value: Any) -> Any:
 
 
 def choices(config: Any) -> list[Choice]:
-    """Every component that takes part in training."""
-    found: list[Choice] = []
+    """Every component that affects training."""
+    components: list[Choice] = []
     for section in ("model", "optim"):
         for _, value in getattr(config, section):
-            found += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Choice)]
-    return list(dict.fromkeys(found))
+            components += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Choice)]
+    return list(dict.fromkeys(components))
 
 
 def run_identity(
@@ -300,7 +302,7 @@ def run_identity(
     """The parts of a run's identity; two runs with equal parts are the same run.
 
     data: fingerprint of the prepared data. device: its type. threads: CPU threads. compiled: whether torch.compile
-    translates the model. The last two change the last bits of sums.
+    compiles the model. The last two change rounding.
     """
     return {
         "settings": settings(config),

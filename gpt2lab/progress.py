@@ -30,7 +30,7 @@ LINE_SECONDS = 15.0
 NOTEBOOK_SECONDS = 1.0
 SHOWN_MESSAGES = 20
 LOG_WIDTH = 140
-EVERY_ROW = 40  # runs up to which every one has a row; beyond it only those that are at work
+MOST_ROWS = 40  # with more runs, only running ones have a row
 
 
 @dataclass
@@ -101,7 +101,7 @@ def ignore(event: Event) -> None:
 
 
 class Display:
-    """A listener that is open while runs train."""
+    """A listener and context manager."""
 
     def __enter__(self) -> Display:
         return self
@@ -135,7 +135,7 @@ class LiveTable(Display):
 
 
 class PlainLines(Display):
-    """A line when a run starts, is evaluated or ends, and a summary now and then."""
+    """A line when a run starts, is evaluated or ends, and a summary at intervals."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -191,7 +191,7 @@ def display(console: Console) -> Display:
 
 
 def show_progress() -> Display:
-    """A listener for people: a live table in a notebook or on a terminal, plain lines elsewhere.
+    """A listener for users: a live table in a notebook or on a terminal, plain lines elsewhere.
 
     with g.show_progress() as listener:
         g.run_ablation("ablations/posenc.yaml", scale="nano", on_event=listener)
@@ -213,16 +213,16 @@ STYLES = {"running": "bold", "finished": "green", "failed": "red", "diverged": "
 
 
 def table(runs: Sequence[RunProgress], title: str) -> Table:
-    """All runs, or those at work when there are too many for one screen."""
-    shown = runs if len(runs) <= EVERY_ROW else [run for run in runs if run.status == "running"]
-    made = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
+    """All runs, or only running ones if there are more than MOST_ROWS."""
+    selected = runs if len(runs) <= MOST_ROWS else [run for run in runs if run.status == "running"]
+    result = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
     for name in ("arm", "seed", "status", "progress"):
-        made.add_column(name)
+        result.add_column(name)
     for name in ("step", "train loss", "val loss", "tokens/s", "left"):
-        made.add_column(name, justify="right")
-    for run in shown:
+        result.add_column(name, justify="right")
+    for run in selected:
         running = run.status == "running"
-        made.add_row(
+        result.add_row(
             Text(run.arm),
             run.seed,
             Text(run.status, style=STYLES.get(run.status, "")),
@@ -233,19 +233,19 @@ def table(runs: Sequence[RunProgress], title: str) -> Table:
             speed_text(run.tokens_per_second) if running else "",
             duration(run.seconds_left) if running else "",
         )
-    return made
+    return result
 
 
 def summary(runs: Sequence[RunProgress], jobs: int) -> str:
-    """How many runs are in which state, and when all will be done."""
+    """Number of runs by status, and the remaining time."""
     counts = {status: sum(run.status == status for run in runs) for status in dict.fromkeys(r.status for r in runs)}
     text = ", ".join(f"{count} {status}" for status, count in counts.items())
-    left = time_left(runs, jobs)
-    return text + ("" if math.isnan(left) else f"; about {duration(left)} left")
+    seconds_left = time_left(runs, jobs)
+    return text + ("" if math.isnan(seconds_left) else f"; about {duration(seconds_left)} left")
 
 
 def time_left(runs: Sequence[RunProgress], jobs: int) -> float:
-    """Seconds until all runs are done, those that wait taken to be as fast as those seen; nan before any is seen."""
+    """Seconds until all runs are done, assuming that waiting ones are as fast; nan before any has a speed."""
     speeds = [run.tokens_per_second for run in runs if not math.isnan(run.tokens_per_second)]
     open_runs = [run for run in runs if run.status in ("waiting", "running")]
     sizes = [run.tokens / run.step for run in runs if run.step]

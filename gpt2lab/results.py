@@ -1,8 +1,8 @@
-"""Read the results of a study back from the run store, as tables: not from printed text, and not from a tracker.
+"""Reads the results of a study from the run store, as tables.
 
-A value counts only if it was measured the way the study declares: on its fixed validation tokens, by its evaluation
-key. Everything else (a run that failed, is unfinished, was never started, or lacks that evaluation) is listed with its
-reason, never silently left out and never ranked.
+A value counts only if it was measured as the study declares: on its fixed validation tokens, under its evaluation key.
+All other runs (failed, unfinished, not started, or without that evaluation) are listed with a reason, never silently
+left out and never ranked.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEARCHING = "the settings of the arms are still being searched"
 RATE = "optim.lr"
 
 ENDED = ("finished", "unevaluated")
-"""Statuses of runs whose training came to its end."""
+"""Statuses of runs whose training is complete."""
 
 LATE = "declared after its results were there"
 
@@ -54,7 +54,7 @@ FINAL = "final/"
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun:
-    """One arm at one seed, as far as it has come."""
+    """One arm at one seed, with its current status."""
 
     arm: str
     seed: int
@@ -66,13 +66,13 @@ class StudyRun:
     value: float | None = None
     """the primary metric of the final evaluation; NaN when the run diverged, None while there is none"""
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """the parts that its id was made of"""
+    """the parts of its identity"""
     result: Mapping[str, Any] = field(default_factory=dict)
     """result.json; empty while there is none"""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """the final evaluation; empty while there is none"""
     adopted_from: str | None = None
-    """the run of older code that it was taken over from, bit for bit"""
+    """the run of older code from which it was adopted"""
 
 
 def collect(study: StudyRecord, store: Store) -> list[StudyRun]:
@@ -93,7 +93,7 @@ def damage_text(fault: Gpt2labError) -> str:
 
 
 def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
-    """One run as the study sees it: what counts is its evaluation on the study's tokens. Raises DataFault."""
+    """One run of a study, with its value under the study's evaluation key. Raises DataFault."""
     folder = store.run(run_id)
     result, evaluation = folder.result() or {}, folder.evaluation(study.evaluation.key) or {}
     status: str = result["status"] if result else folder.status()
@@ -113,10 +113,10 @@ def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str)
         reason = clean(f"{failure.get('phase', 'training')}, step {failure.get('step', '?')}: {failure.get('reason')}")
     else:
         reason = {"absent": "not started", "partial": "stopped before its end", "running": "still running"}[status]
-    known = folder.identity() or {}
+    record = folder.identity() or {}
     return StudyRun(
         arm=arm, seed=seed, id=run_id, status=status, reason=reason, value=value,
-        identity=known.get("identity") or {}, adopted_from=known.get("adopted_from"), result=result,
+        identity=record.get("identity") or {}, adopted_from=record.get("adopted_from"), result=result,
         evaluation=evaluation,
     )  # fmt: skip
 
@@ -152,9 +152,9 @@ def judge_runs(
     study: StudyRecord, runs: Sequence[StudyRun], store: Store | None = None, *, force_exploratory: bool = False,
     sensitivity: bool = True,
 ) -> Verdicts:  # fmt: skip
-    """As `judge`, from runs already read; without the estimators of the sensitivity table if only words are wanted.
+    """As `judge`, from runs already read; sensitivity: whether to compute the estimators of the sensitivity table.
 
-    store: where searches for rates and the loss by document are read; without one, neither is known.
+    store: for searches of rates and losses by document; without one, neither is used.
     """
     waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study.arms, _still_looking(study))
     past = study.history
@@ -206,8 +206,8 @@ def _unbounded(study: StudyRecord, rates: Mapping[str, RateSearch]) -> list[str]
 
 
 def searches(study: StudyRecord, store: Store) -> dict[str, RateSearch]:
-    """Arm -> the search that its learning rate is from, or whatever one setting was searched. Empty where none was, and
-    where several settings were searched at once: then no curve shows how far the best one may be."""
+    """Arm -> the search of its learning rate, or of another single setting. Empty without a search, or if several
+    settings were searched at once, since then no curve can be fitted."""
     if study.metric != LOSS:
         return {}
     by_arm = {
@@ -239,8 +239,8 @@ def _tuned(tuned: Tuned | None, store: Store) -> RateSearch | None:
         record = store.sweep(tuned.sweep).searches[tuned.label]
     except (DataFault, ConfigError, KeyError):
         return None
-    [dimension, *others] = record.space
-    if others or dimension.kind == "categorical" or record.study != tuned.study:
+    [dimension, *further] = record.space
+    if further or dimension.kind == "categorical" or record.study != tuned.study:
         return None
 
     def scaled(value: Any) -> float:
@@ -256,7 +256,7 @@ def _tuned(tuned: Tuned | None, store: Store) -> RateSearch | None:
 
 
 def _search(losses: Mapping[float, float | None], chosen: float | None) -> RateSearch | None:
-    """None with fewer than two finite losses, or three results in all: then no curve can be drawn."""
+    """None with fewer than two finite losses, or three results in all, which do not determine a curve."""
     good = {at: loss for at, loss in losses.items() if loss is not None and math.isfinite(loss)}
     diverged = tuple(at for at, loss in losses.items() if loss is not None and not math.isfinite(loss))
     if chosen not in good or len(good) < 2 or len(good) + len(diverged) < FEWEST:
@@ -265,8 +265,8 @@ def _search(losses: Mapping[float, float | None], chosen: float | None) -> RateS
 
 
 def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
-    """(arm, against) -> how far the difference depends on the validation text, for every declared pair of arms whose
-    final evaluations kept their windows."""
+    """(arm, against) -> the noise of the validation text, for every declared pair of arms whose final evaluations
+    stored their windows."""
     windows: dict[str, list[Any]] = {}
     for run in usable_runs(study, runs):
         windows.setdefault(run.arm, []).append(_windows(store, run, study.evaluation.key))
@@ -275,8 +275,8 @@ def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> di
         a, b = windows.get(pair[0]), windows.get(pair[1])
         if not a or not b or None in (*a, *b) or any(run["units"] != a[0]["units"] for run in (*a, *b)):
             continue
-        first, (ours, theirs) = a[0], ([run["losses"] for run in side] for side in (a, b))
-        se, count = document_error(ours, theirs, first["units"], targets=first["targets"])
+        first, (arm_losses, against_losses) = a[0], ([run["losses"] for run in side] for side in (a, b))
+        se, count = document_error(arm_losses, against_losses, first["units"], targets=first["targets"])
         if math.isfinite(se):
             effective = effective_documents(first["units"], targets=first["targets"])
             noise[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{first['unit']}s", effective=effective)
@@ -284,38 +284,38 @@ def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> di
 
 
 def _windows(store: Store, run: StudyRun, key: str) -> Any:
-    """What a run kept of the windows of its final evaluation; None for nothing that can be read."""
+    """The stored windows of a run's final evaluation; None if missing or damaged."""
     with contextlib.suppress(DataFault):
         return store.run(run.id).windows(key)
     return None
 
 
 def _still_looking(study: StudyRecord) -> str:
-    """What a study without any run is waiting for; "" for one that looks for no settings, or has found none."""
+    """Why a study has no runs yet: its tuning is not finished; "" otherwise."""
     if study.tune and not all(entry.tuned and entry.tuned.over for entry in study.arms.values()):
         return SEARCHING
     return BRACKETING if study.bracketed else ""
 
 
 def _no_runs(study: StudyRecord, runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
-    """Rows for arms of which no run is known: settings are still being looked for, or none were found."""
-    known = {run.arm for run in runs}
-    arms = [arm for arm in study.arms if arm not in known]
+    """Rows for arms without runs: tuning is not finished, or has failed."""
+    present = {run.arm for run in runs}
+    arms = [arm for arm in study.arms if arm not in present]
     return [{"arm": arm, "seed": seed, "value": None} for arm in arms for seed in study.seeds]
 
 
 def tuned_settings(study: StudyRecord) -> list[str]:
-    """The settings that every arm searched for itself, by dotted key; none in a study without `tune`."""
+    """Dotted keys of the settings that were tuned per arm; empty without `tune`."""
     return list((study.tune or {}).get("space") or {})
 
 
 def shares_rate(study: StudyRecord) -> bool:
-    """Whether arms are compared at a learning rate that was looked for at none of them."""
+    """Whether arms are compared at a learning rate that was not tuned per arm."""
     return not study.bracketed and RATE not in tuned_settings(study)
 
 
 def as_written(study: StudyRecord) -> StudyRecord:
-    """The same study at the settings that its file has, in the place of those that searches found."""
+    """The same study at the settings of its file, instead of the tuned ones."""
     reset = {"tuned": None, "not_comparable": None, "exploratory": None}
     arms = {
         arm: entry.with_(runs=entry.shared.runs if entry.shared else {}, **reset) for arm, entry in study.arms.items()
@@ -324,7 +324,7 @@ def as_written(study: StudyRecord) -> StudyRecord:
 
 
 def noise_of(study: StudyRecord) -> Noise | None:
-    """The measured noise floor that the study was planned with."""
+    """The noise floor with which the study was planned."""
     floor = study.noise
     if not floor or study.metric != LOSS:
         return None
@@ -428,7 +428,7 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
     Curves keep their names (train/loss, val/loss, ...); the final evaluation, on the study's own validation tokens,
     is at the last step as final/val/loss and so on, NaN for a run that diverged. Of runs that kept it, so is the
     loss by part: final/val/loss/position/1-1, final/val/loss/frequency/1-3, final/val/loss/document/NAME. Steps at
-    which a metric was not taken have no row, and neither have runs that left nothing; `missing_runs` names them.
+    which a metric was not measured have no row, nor have runs without data; `missing_runs` lists them.
     Raises ConfigError for an unknown study, DataFault for damaged metrics.
     """
     store = Store(root)
@@ -449,7 +449,7 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
 
 
 def curve_of(store: Store, run: StudyRun, metric: str) -> tuple[list[float], list[float]]:
-    """(tokens, value) of one metric during training; empty for a run that left none. Raises DataFault."""
+    """(tokens, value) of one metric during training; empty if not measured. Raises DataFault."""
     if run.status == "absent":
         return [], []
     points = [(row["tokens"], row["metrics"][metric]) for row in store.run(run.id).rows() if metric in row["metrics"]]
@@ -472,11 +472,11 @@ def budget_losses(study: Study, runs: Sequence[StudyRun], store: Store, arm: str
     entry = study.arms[arm]
     losses = {float(entry.tokens): usable_values(study, runs, arm)}
     for point in entry.curve:
-        others = []
+        other_runs = []
         for seed, run in point.runs.items():
             with contextlib.suppress(DataFault):
-                others.append(read_run(study, store, arm, int(seed), run))
-        losses[float(point.tokens)] = usable_values(study, others, arm)
+                other_runs.append(read_run(study, store, arm, int(seed), run))
+        losses[float(point.tokens)] = usable_values(study, other_runs, arm)
     return {tokens: values for tokens, values in losses.items() if values}
 
 

@@ -1,7 +1,7 @@
-"""Typed, frozen settings: the one place where text from YAML becomes numbers, booleans and names.
+"""Typed, frozen settings: converts text from YAML to numbers, booleans and names.
 
-YAML scalars arrive here as the strings that the user wrote; only the declared type converts them. So `1e-6` is a float
-where a float is declared, and `off` is a perfectly good arm name where a string is.
+YAML scalars are the strings that the user wrote; they are converted by the declared type only. So `1e-6` is a float
+where a float is declared, and `off` is a valid arm name where a string is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_
 from pydantic_core import PydanticCustomError
 
 ABSENT = ("null", "~", "")
-MOST_DIGITS = 18  # more would not survive arithmetic with floats
+MOST_DIGITS = 18  # more exceed the precision of floats
 
 
 class Settings(BaseModel):
@@ -33,8 +33,8 @@ class Settings(BaseModel):
 
 
 def plain(value: object, annotation: Any) -> object:
-    """`value` ready for conversion to `annotation`: written-out nulls become None; for numbers, booleans and endless
-    digits are refused."""
+    """`value` prepared for conversion to `annotation`: written nulls become None; for numbers, booleans and too many
+    digits are rejected."""
     allowed = _members(annotation)
     if value is None or (isinstance(value, str) and value in ABSENT and str not in allowed):
         if type(None) in allowed:
@@ -47,7 +47,7 @@ def plain(value: object, annotation: Any) -> object:
 
 
 def convert(value: object, annotation: Any) -> Any:
-    """`value` as `annotation`; raises ValueError with a sentence that shows the value as written."""
+    """`value` as `annotation`; raises ValueError with a message that shows the value as written."""
     try:
         return _adapter(annotation).validate_python(plain(value, annotation))
     except (ValidationError, PydanticCustomError) as error:
@@ -64,12 +64,12 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 @lru_cache(maxsize=256)
 def _kept_adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Building one takes a hundred times as long as using it."""
+    """Cached, since building one takes a hundred times as long as using it."""
     return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
 def shown(value: object) -> str:
-    """A value as a user would recognise it, cut to one readable line."""
+    """A value as written, cut to 80 characters."""
     text = f"'{value}'" if isinstance(value, str) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -96,11 +96,11 @@ REASONS = {
     "too_long": "at most {max_length} values are expected",
     "too_short": "at least {min_length} values are expected",
 }
-"""Kinds of pydantic's errors in our words. The longest kind that begins an error's type counts."""
+"""Kind of pydantic's errors -> message. The longest prefix of an error's type is used."""
 
 
 def reason(error: Any) -> str:
-    """Why pydantic refused a value (one item of `ValidationError.errors()`), in words that need no Python."""
+    """Why pydantic refused a value (one item of `ValidationError.errors()`), for users."""
     kinds = [kind for kind in REASONS if error["type"] == kind or error["type"].startswith(f"{kind}_")]
     if not kinds:
         return lowered(error["msg"])
@@ -113,7 +113,7 @@ def lowered(sentence: str) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as people write it: `float`, `int or null`, `'full' or 'half'`."""
+    """An annotation for users: `float`, `int or null`, `'full' or 'half'`."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return type_name(args[0])

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them, and names made harmless in Markdown."""
+"""Formatting of numbers and names for users, and escaping for Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DASH = "\N{EN DASH}"
 
 def clean(text: object) -> str:
     """One printable line: control characters, lone surrogates and direction overrides become U+FFFD, white space one
-    blank. A name that comes from a file may hold any of them, and none can be written to SVG or a terminal safely."""
+    blank. Names from files may contain them, and they are unsafe in SVG and on a terminal."""
     line = " ".join(str(text).split())
     return "".join("\N{REPLACEMENT CHARACTER}" if _harmful(c) else c for c in line)
 
@@ -37,7 +37,7 @@ def shorten(text: str, length: int = 26) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A value with a fixed number of decimals; a dash where there is none, words where it is not finite."""
+    """A value with a fixed number of decimals; a dash for None, text for non-finite values."""
     if value is None:
         return DASH
     if math.isnan(value):
@@ -49,7 +49,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def setting(value: object, digits: int = 4) -> str:
-    """A value of a setting as one would type it: `0.00213`, `2e-5`, `1024`, `rotary`."""
+    """A value of a setting as typed in a config: `0.00213`, `2e-5`, `1024`, `rotary`."""
     if isinstance(value, float) and not math.isfinite(value):
         return number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -59,13 +59,13 @@ def setting(value: object, digits: int = 4) -> str:
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """As `number`, with a plus sign in front of what is above zero."""
+    """As `number`, with a plus sign for positive values."""
     text = number(value, digits)
     return "+" + text if value is not None and value > 0 and text[0] not in "+N" else text
 
 
 def interval(low: float | None, high: float | None, digits: int = 4) -> str:
-    """`[low, high]`, or a dash where a single run leaves no interval."""
+    """`[low, high]`, or a dash without an interval."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return DASH
     return f"[{signed(low, digits)}, {signed(high, digits)}]"
@@ -134,13 +134,13 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 
 
 def markdown(value: object) -> str:
-    """`value` as text in Markdown, where nothing in it can start a tag, a link, a table cell, a formula or a list."""
+    """`value` as text in Markdown, escaped so that it cannot start a tag, link, table cell, formula or list."""
     text = _SPECIAL.sub(lambda m: m.group() + "\\" if m.group().isdigit() else "\\" + m.group(), clean(value))
     return re.sub(r"[&<>$]", lambda m: _ENTITIES[m.group()], text)
 
 
 def fenced(text: str) -> str:
-    """`text` as a code block whose fence no run of backticks in it can close."""
+    """`text` as a code block, with a fence longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
@@ -162,7 +162,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 def seconds_of(text: str) -> float:
     """Seconds of a time written as 6h, 45m, 90s or 2d. Raises ValueError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
+    if not match or not float(match[1]):
         raise ValueError(f"{text!r} is no time such as 6h or 45m")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]

@@ -1,7 +1,7 @@
-"""A walk through one training step of a model: every tensor with its shape, role, parameters and FLOPs.
+"""Traces one training step of a model: every tensor with its shape, meaning, parameters and FLOPs.
 
-The real code runs on torch's meta device, forward and backward. A torch function mode sees every operation, the Python
-stack tells which component it runs in, and torch's FlopCounterMode counts the work.
+The actual code runs on torch's meta device, forward and backward. A torch function mode intercepts every operation, the
+Python stack gives the component it runs in, and torch's FlopCounterMode counts FLOPs.
 
 for row in trace(ModelConfig()).rows:
     print(row.name, row.shape, row.parameters, row.forward)
@@ -34,8 +34,8 @@ SIGNS = {"add": "+", "radd": "+", "mul": "*", "rmul": "*", "matmul": "@"}
 SAME_NAME = ("reshape", "float", "to", "contiguous", "repeat_interleave", "dropout")  # besides views
 PURPOSE = {"residual_out": " that writes into the stream", "router": " that chooses experts"}
 LONGEST_NAME = 30
-LARGEST = 1 << 56  # elements of one tensor of which torch can still count the bytes
-FEWEST_REPEATS = 3  # parts alike, such as experts, from which on only the first is shown
+LARGEST = 1 << 56  # most elements of one tensor whose bytes torch can count
+FEWEST_REPEATS = 3  # equal parts, such as experts, from which on only the first is shown
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Trace:
 
     @property
     def letters(self) -> dict[str, int]:
-        """What the letters of shapes stand for."""
+        """Values of the letters of shapes."""
         return {"B": self.batch, "T": self.tokens, "n": self.batch * self.tokens, **size_letters(self.config)}
 
     def as_record(self) -> dict[str, Any]:
-        """For programs."""
+        """Plain data."""
         return {
             "batch": self.batch,
             "tokens": self.tokens,
@@ -118,11 +118,15 @@ def trace(config: ModelConfig, *, batch: int = 1, tokens: int | None = None) -> 
         )
     model, choices = build(config)
     rows = Recorder(model, choices).record(batch, tokens)
-    # B and T are recognised by how the same rows grow in a pass of another size
-    other = tokens - 1 or (2 if model.max_context is None or model.max_context > 1 else None)
-    if other:
-        sizes = {"B": (batch, batch + 1), "T": (tokens, other), "n": (batch * tokens, (batch + 1) * other)}
-        resized = Recorder(model, choices).record(batch + 1, other)
+    # B and T are identified by comparison with a pass of another size
+    other_tokens = tokens - 1 or (2 if model.max_context is None or model.max_context > 1 else None)
+    if other_tokens:
+        sizes = {
+            "B": (batch, batch + 1),
+            "T": (tokens, other_tokens),
+            "n": (batch * tokens, (batch + 1) * other_tokens),
+        }
+        resized = Recorder(model, choices).record(batch + 1, other_tokens)
         if [row.name for row in rows] == [row.name for row in resized]:
             rows = [lettered(row, twin, sizes, config) for row, twin in zip(rows, resized, strict=True)]
     return Trace(config, batch, tokens, tuple(rows))
@@ -135,17 +139,17 @@ def size_letters(config: ModelConfig) -> dict[str, int]:
 
 
 def lettered(row: TraceRow, twin: TraceRow, sizes: Mapping[str, tuple[int, int]], config: ModelConfig) -> TraceRow:
-    """The row with its shape in letters; a dimension that fits no letter, or several, stays a number. Inside blocks
-    nothing has the size of the vocabulary, outside nothing that of heads."""
+    """The row with its shape in letters; a dimension that matches no letter, or several, stays a number. V is
+    considered outside blocks only, sizes of heads inside only."""
     if row.shape is None or twin.shape is None or len(row.shape) != len(twin.shape):
         return row
-    known = dict(sizes)
+    candidates = dict(sizes)
     for letter, size in size_letters(config).items():
         if letter == "C" or (letter != "V") == (row.depth is not None):
-            known[letter] = (size, size)
+            candidates[letter] = (size, size)
     letters = []
     for dims in zip(row.shape, twin.shape, strict=True):
-        fits = [letter for letter, pair in known.items() if pair == dims]
+        fits = [letter for letter, pair in candidates.items() if pair == dims]
         letters.append(fits[0] if len(fits) == 1 else str(dims[0]))
     return replace(row, letters=tuple(letters))
 
@@ -153,12 +157,12 @@ def lettered(row: TraceRow, twin: TraceRow, sizes: Mapping[str, tuple[int, int]]
 # recording ------------------------------------------------------------------------------------------------------------
 
 Choices = dict[int, tuple[Any, Choice]]
-"""id of a part -> (the part, kept so that the id stays its own; what was chosen there)."""
+"""id of a part -> (the part, kept alive so that its id stays unique; its choice)."""
 
 
 def build(config: ModelConfig) -> tuple[GPT, Choices]:
-    """The model on the meta device, and which choice made each part. Slot.build is replaced meanwhile: a note made in
-    it would be part of the code that trains, and change the id of every run."""
+    """The model on the meta device, and the choice of each part. Slot.build is patched temporarily: a hook inside it
+    would be training code, and change the id of every run."""
     choices: Choices = {}
     original = Slot.build
 
@@ -180,9 +184,9 @@ def build(config: ModelConfig) -> tuple[GPT, Choices]:
 
 @dataclass(eq=False)
 class Node:
-    """An operation, or the call of a part with what happened inside it.
+    """An operation, or the call of a part with the nodes inside it.
 
-    part: what was called, None for operations.  path: of the module that it runs in.  results: that are used outside.
+    part: the called object, None for operations.  path: of the module that it runs in.  results: that are used outside.
     frame: of the Python stack, which a call has.  weights: parameters that an operation used.
     """
 
@@ -215,7 +219,8 @@ class Node:
 
 
 class Recorder(TorchFunctionMode):
-    """Records one pass as a tree of Nodes, and turns it into rows. Results are kept, so that their ids stay theirs."""
+    """Records one pass as a tree of Nodes, and turns it into rows. Results are kept alive, so that their ids stay
+    unique."""
 
     def __init__(self, model: GPT, choices: Choices) -> None:
         super().__init__()
@@ -223,8 +228,8 @@ class Recorder(TorchFunctionMode):
         self.root = Node("", model, is_module=True)
         self.calls: dict[FrameType, Node] = {}
         self.maker: dict[int, Node] = {}  # tensor id -> the operation that made it
-        self.names: dict[int, str] = {}  # tensor id -> what the call in which it was made calls it
-        self.views: dict[int, Tensor] = {}  # id of a view -> the tensor that it shows
+        self.names: dict[int, str] = {}  # tensor id -> its name in the call that made it
+        self.views: dict[int, Tensor] = {}  # id of a view -> its base tensor
         self.shown: set[int] = set()  # ids of operations' results that have a row
         self.paths = {id(module): path for path, module in model.named_modules()}
         self.params = {id(param.tensor): param for param in model.params()}
@@ -240,7 +245,7 @@ class Recorder(TorchFunctionMode):
             self.show(loss)
             loss.backward()
         self.model.zero_grad()
-        # what is left is the work of code with a backward pass of its own
+        # the rest is from custom backward functions
         self.maker[id(loss)].backward += self.new_flops() - sum(node.backward for node in self.root.walk())
         *rows, last = self.inner_rows(self.root, 0)
         first = TraceRow("tokens", "what is read; the targets are the same, one further", (batch, tokens))
@@ -257,55 +262,56 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = list(tensors((args, kwargs or {})))
-        made = [x for x in tensors(out) if not any(x is y for y in given)]
-        if made:
+        operands = list(tensors((args, kwargs or {})))
+        results = [x for x in tensors(out) if not any(x is y for y in operands)]
+        if results:
             label, call, flops = getattr(func, "__name__", "").strip("_"), self.current_call(), self.new_flops()
             if label == "scaled_dot_product_attention":
-                self.fused_attention(call, given, made, flops)
+                self.fused_attention(call, operands, results, flops)
             else:
-                node = self.add(label, call, given, made, flops)
-                self.names.update(zip(map(id, made), self.result_names(node, call, args, given), strict=True))
+                node = self.add(label, call, operands, results, flops)
+                self.names.update(zip(map(id, results), self.result_names(node, call, args, operands), strict=True))
         return out
 
-    def fused_attention(self, call: Node, given: list[Tensor], made: list[Tensor], flops: int) -> None:
-        """Record the three steps that the fused kernel stands for."""
-        q, k, v, *bias = given
+    def fused_attention(self, call: Node, operands: list[Tensor], results: list[Tensor], flops: int) -> None:
+        """Record the three steps of the fused kernel."""
+        q, k, v, *bias = operands
         grad = any(x.requires_grad for x in (q, k, *bias))
         shape = (*q.shape[:-1], k.shape[-2])
         scores, weights = (torch.empty(shape, device="meta", requires_grad=grad) for _ in range(2))
         for_scores = flops * q.shape[-1] // (q.shape[-1] + v.shape[-1])
         self.add("scores", call, [q, k, *bias], [scores], for_scores)
         self.add("weights", call, [scores], [weights])
-        self.add("heads", call, [weights, v], made, flops - for_scores)
+        self.add("heads", call, [weights, v], results, flops - for_scores)
 
     def new_flops(self) -> int:
         """FLOPs since the last call of this."""
         before, self.flops = self.flops, self.counter.get_total_flops()
         return self.flops - before
 
-    def add(self, label: str, call: Node, given: list[Tensor], made: list[Tensor], flops: int = 0) -> Node:
-        """Append an operation to a call. Going backward, a product is repeated for each factor with a gradient."""
-        node = Node(label, None, call.path, call, call.depth, call.once, results=made, forward=flops)
-        node.backward = flops * sum(x.requires_grad for x in given[:2])
+    def add(self, label: str, call: Node, operands: list[Tensor], results: list[Tensor], flops: int = 0) -> Node:
+        """Append an operation to a call. In the backward pass, a product is repeated for each factor with a
+        gradient."""
+        node = Node(label, None, call.path, call, call.depth, call.once, results=results, forward=flops)
+        node.backward = flops * sum(x.requires_grad for x in operands[:2])
         call.inside.append(node)
-        for x in given:
+        for x in operands:
             self.use(x, call, shown=flops > 0 or label == "repeat_interleave")
-        sources = [self.views.get(id(x), x) for x in given]
-        for x in made:
+        sources = [self.views.get(id(x), x) for x in operands]
+        for x in results:
             self.maker[id(x)], self.names[id(x)] = node, label
             if flops or label in ("weights", "cross_entropy"):
                 self.show(x)
             elif x._base is not None and x.numel() <= sources[0].numel():
                 self.views[id(x)] = sources[0]
-        if id(made[0]) not in self.views:
+        if id(results[0]) not in self.views:
             node.weights = [self.params[id(x)] for x in sources if id(x) in self.params]
             node.parameters = sum(self.unused.pop(param.name, 0) for param in node.weights)
         return node
 
     def use(self, x: Tensor, call: Node, *, shown: bool) -> None:
-        """Note that an operation of `call` is given x, which the calls around its maker then returned. It has a row if
-        `shown`, or if it was handed on to another call."""
+        """Record that an operation of `call` uses x, so that the calls around its maker returned it. x gets a row if
+        `shown`, or if another call uses it."""
         maker = self.maker.get(id(x))
         if maker is None or not x.is_floating_point():
             return
@@ -316,7 +322,7 @@ class Recorder(TorchFunctionMode):
             self.show(x)
 
     def show(self, x: Tensor) -> None:
-        """Give a row to what an operation made; to a view if it is more than transposed, else to what it shows."""
+        """Give a row to an operation's result; for a transposed view, to its base."""
         source = self.views.get(id(x), x)
         if id(source) not in self.params:
             self.shown.add(id(source) if sorted(source.shape) == sorted(x.shape) else id(x))
@@ -324,7 +330,7 @@ class Recorder(TorchFunctionMode):
     # calls
 
     def current_call(self) -> Node:
-        """The call whose code runs, from the Python stack."""
+        """The current call, from the Python stack."""
         frames: list[FrameType] = []
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_locals.get("self") is not self.model:
@@ -341,23 +347,23 @@ class Recorder(TorchFunctionMode):
         part, is_module, once = variables.get("self"), method == "forward", False
         step = next((x for x in variables.values() if isinstance(x, ForwardContext)), None)
         path = self.paths.get(id(part), "")
-        if part is step and method == "once":  # made by the neighbour of that name, the position scheme or the caller
+        if part is step and method == "once":  # by the part of that name, the position scheme or the caller
             name, once = re.split(r"\W", variables["key"])[0], True
             part = getattr(parent.part, name, step and step.position if name == "bias" else parent.part)
         elif is_module and isinstance(part, nn.Module):
             name = below(path, parent.path)
         elif path and method.isidentifier() and not frame.f_globals["__name__"].startswith("torch."):
             name = below(f"{path}.{method}", parent.path)
-            given = [self.name_of(x, parent) for x in tensors([variables[v] for v in arguments(frame)])]
+            operands = [self.name_of(x, parent) for x in tensors([variables[v] for v in arguments(frame)])]
             if method == "weights" and self.slot_of(part) == "scores":
                 name = method  # as those of the fused kernel
-            elif given and len(name) + len(given[0]) <= LONGEST_NAME:
-                name = f"{name}({given[0]})"
+            elif operands and len(name) + len(operands[0]) <= LONGEST_NAME:
+                name = f"{name}({operands[0]})"
         else:
             return None
         depth = step.depth if step and self.slot_of(part) in ("residual", "stack") else parent.depth
         path = path if is_module else parent.path
-        # what serves all layers comes before the call, within a module, that happens to ask for it first
+        # results shared by all layers are placed before the call, within a module, that uses them first
         outer = next(call for call in parent.outward() if call.is_module or not once)
         node = Node(name, part, path, outer, depth, once or parent.once, is_module, frame)
         outer.inside.insert(len(outer.inside) - (outer is not parent), node)
@@ -371,30 +377,31 @@ class Recorder(TorchFunctionMode):
 
     # names
 
-    def result_names(self, node: Node, call: Node, args: tuple[Any, ...], given: list[Tensor]) -> list[str]:
-        """Names of what an operation made: its matrix, a short formula, or the operation's own name."""
-        label, made = node.name, node.results
-        source = self.name_of(given[0], call) if given else label
+    def result_names(self, node: Node, call: Node, args: tuple[Any, ...], operands: list[Tensor]) -> list[str]:
+        """Names of an operation's results: its matrix, a short formula, or the operation's name."""
+        label, results = node.name, node.results
+        source = self.name_of(operands[0], call) if operands else label
         if label in ("split", "chunk"):
-            product = self.maker.get(id(given[0]))
+            product = self.maker.get(id(operands[0]))
             for rows in [w.role.rows for w in product.weights] if product else []:
-                if [height for _, height in rows] == [x.shape[-1] for x in made]:
+                if [height for _, height in rows] == [x.shape[-1] for x in results]:
                     return [part for part, _ in rows]
-            return [f"{source}[{i}]" for i in range(len(made))]
+            return [f"{source}[{i}]" for i in range(len(results))]
         name = label
         if self.slot_of(call.part) == "attention" and label in ("softmax", "matmul"):
             name = "weights" if label == "softmax" else "heads" if source == "weights" else "scores"
         elif node.forward and node.weights:
             name = below(node.weights[0].name, node.path)
-        elif id(made[0]) in self.views or label in SAME_NAME:
+        elif id(results[0]) in self.views or label in SAME_NAME:
             name = source
         elif label in SIGNS and len(args) == 2:
             sides = [self.name_of(a, call) if isinstance(a, Tensor) else f"{a:.4g}" for a in args]
             name = f" {SIGNS[label]} ".join(sides)
-        return [name if len(name) <= LONGEST_NAME else label] * len(made)
+        return [name if len(name) <= LONGEST_NAME else label] * len(results)
 
     def name_of(self, x: Tensor, call: Node) -> str:
-        """What `call` names a tensor: as a parameter, its own result, its argument, or by the call that returned it."""
+        """The name of a tensor in `call`: of a parameter, its own result, its argument, or the call that returned
+        it."""
         if id(x) in self.params:
             return below(self.params[id(x)].name, call.path)
         maker = self.maker.get(id(x))
@@ -410,7 +417,7 @@ class Recorder(TorchFunctionMode):
     # rows
 
     def inner_rows(self, call: Node, level: int) -> list[TraceRow]:
-        """Rows of what happened in a call; costs of operations without a row go to the next that has one."""
+        """Rows inside a call; costs of operations without a row are added to the next row."""
         rows: list[TraceRow] = []
         waiting: list[Node] = []
         for node in call.inside:
@@ -427,7 +434,7 @@ class Recorder(TorchFunctionMode):
         return rows
 
     def call_rows(self, call: Node, level: int) -> list[TraceRow]:
-        """A row for each result of a call in which nothing else is worth one; else a heading and the rows inside."""
+        """A row for each result of a simple call; else a heading and the rows inside."""
         nodes = list(call.walk())
         if all(node.part is not None for node in nodes):
             return []
@@ -442,15 +449,15 @@ class Recorder(TorchFunctionMode):
         """The row of one result, without costs."""
         source = self.views.get(id(x))
         if node.part is None and source is not None and node.parent is not None:
-            seen = self.name_of(source, node.parent)
-            meaning = f"part of {seen}" if source.numel() > x.numel() else f"{seen}, reshaped"
+            source_name = self.name_of(source, node.parent)
+            meaning = f"part of {source_name}" if source.numel() > x.numel() else f"{source_name}, reshaped"
         else:
             meaning = self.meaning(node, name)
         return TraceRow(name, meaning, tuple(x.shape), level=level, depth=node.depth, once=node.once)
 
     def meaning(self, node: Node, name: str = "") -> str:
-        """What a result is: the summary of its component, a step of attention, or the matrices that it is made with."""
-        weights = {w.name: w for each in node.walk() for w in each.weights if w.role.kind != "vector"}
+        """The description of a result: the summary of its component, a step of attention, or its matrices."""
+        weights = {w.name: w for inner in node.walk() for w in inner.weights if w.role.kind != "vector"}
         matrices = ", ".join(map(matrix, weights.values()))
         caller = node.parent.part if node.parent else None
         if id(node.part) in self.choices and (node.part is not caller or node.once):
@@ -468,7 +475,7 @@ class Recorder(TorchFunctionMode):
             text = "the residual stream"
         else:
             text = matrices
-        again = weights and not any(each.parameters for each in node.walk())
+        again = weights and not any(inner.parameters for inner in node.walk())
         return f"{text}; {next(iter(weights))} again" if again else text
 
     def slot_of(self, part: Any) -> str | None:
@@ -476,7 +483,7 @@ class Recorder(TorchFunctionMode):
         return self.choices[id(part)][1].slot if id(part) in self.choices else None
 
     def summary(self, part: Any) -> str:
-        """Name and first sentence of the component that a part is, without shapes and remarks on GPT-2; or nothing."""
+        """Name and first sentence of a part's component, without shapes and remarks on GPT-2; or an empty text."""
         if id(part) not in self.choices:
             return ""
         choice = self.choices[id(part)][1]
@@ -500,7 +507,7 @@ def arguments(frame: FrameType | None) -> list[str]:
 
 
 def below(name: str, path: str) -> str:
-    """A dotted name as seen from the module at `path`."""
+    """A dotted name relative to the module at `path`."""
     return name.removeprefix(f"{path}.") if path else name
 
 
@@ -510,16 +517,16 @@ def call_names(call: Node) -> list[str]:
 
 
 def matrix(param: Param) -> str:
-    """A matrix with its shape and what is stacked in it."""
+    """A matrix with its shape and stacked parts."""
     rows = ", ".join(f"{name} {height}" for name, height in param.role.rows)
     return f"matrix {tuple(param.tensor.shape)}{PURPOSE.get(param.role.kind, '')}" + (f": {rows}" if rows else "")
 
 
-def with_costs(row: TraceRow, others: Iterable[TraceRow | Node]) -> TraceRow:
-    """The row with the costs of others on top."""
-    every = [row, *others]
-    parameters = sum(each.parameters for each in every)
-    forward, backward = sum(each.forward for each in every), sum(each.backward for each in every)
+def with_costs(row: TraceRow, added: Iterable[TraceRow | Node]) -> TraceRow:
+    """The row with the costs of others added."""
+    items = [row, *added]
+    parameters = sum(item.parameters for item in items)
+    forward, backward = sum(item.forward for item in items), sum(item.backward for item in items)
     return replace(row, parameters=parameters, forward=forward, backward=backward)
 
 
@@ -527,12 +534,12 @@ def with_costs(row: TraceRow, others: Iterable[TraceRow | Node]) -> TraceRow:
 
 
 def folded(rows: Sequence[TraceRow], *, layer: int | None = None, all_layers: bool = False) -> list[TraceRow]:
-    """Rows with one block of each kind in detail; the others are one row without a shape that has their costs.
+    """Rows with one block of each kind in detail; the others are combined in one row with their costs.
 
     layer: show this block in detail and no other.  all_layers: show every block.
     """
     out: list[TraceRow] = []
-    kinds: dict[object, int] = {}  # what blocks of a kind agree in -> the first of them
+    kinds: dict[object, int] = {}  # signature of a block -> the first block with it
     hidden: list[list[TraceRow]] = []
     for depth, group in groupby(rows, key=lambda row: row.depth):
         block = list(group)
@@ -548,7 +555,7 @@ def folded(rows: Sequence[TraceRow], *, layer: int | None = None, all_layers: bo
 
 
 def hidden_blocks(blocks: Sequence[Sequence[TraceRow]], kinds: Mapping[object, int]) -> list[TraceRow]:
-    """Blocks that are not shown, as one row. kinds: of blocks that are shown, if the others are like one of them."""
+    """Blocks that are not shown, as one row. kinds: signatures of shown blocks, with their index."""
     if not blocks:
         return []
     first, last = blocks[0][0].depth, blocks[-1][0].depth
@@ -565,7 +572,7 @@ def hidden_blocks(blocks: Sequence[Sequence[TraceRow]], kinds: Mapping[object, i
 
 
 def without_repeats(rows: Sequence[TraceRow]) -> list[TraceRow]:
-    """Rows where neighbours that are alike, as experts are, come once; at every level, each with what is inside it."""
+    """Rows with repeated neighbours, such as experts, shown once; at every level, each with its inner rows."""
     groups: list[list[TraceRow]] = []
     for row in rows:
         if groups and row.level > rows[0].level:
@@ -585,13 +592,13 @@ def without_repeats(rows: Sequence[TraceRow]) -> list[TraceRow]:
 
 
 def signature(rows: Iterable[TraceRow]) -> tuple[object, ...]:
-    """What rows that are alike agree in: all but numbers of layers, where weights were counted, and what serves all."""
+    """Key of equal groups of rows: ignores layer numbers, where weights were counted, and shared rows."""
 
-    def plain(text: str) -> str:
+    def normalised(text: str) -> str:
         return re.sub(r"\d+", "#", re.sub(r"; \S+ again$", "", text))
 
     return tuple(
-        (row.level, plain(row.name), row.shape, plain(row.meaning), row.forward, row.backward)
+        (row.level, normalised(row.name), row.shape, normalised(row.meaning), row.forward, row.backward)
         for row in rows
         if not row.once
     )

@@ -1,11 +1,11 @@
-"""The difference between arms at their best learning rates, given the trials of a search; and what would narrow it.
+"""The difference between arms at their best learning rates, given the trials of a search; and how to narrow it.
 
-A search tries a few rates and picks the best: on a grid, and by noisy losses. So each arm is judged somewhat beside its
-best rate, by an amount that no number of further seeds at that rate reveals. Two arms that are equal at their best
-rates would then differ: at octaves between rates and ten quiet seeds, in two thirds of studies.
+A search picks the best of a few rates on a grid, by noisy losses. So each arm is evaluated somewhat off its best rate,
+by an amount that further seeds at that rate cannot show. Two arms that are equal at their best rates would then be
+found to differ: with octaves between rates and ten low-noise seeds, in two thirds of studies.
 
 Here each arm has a curve: two half parabolas over the rate's octaves that meet at the best rate, through the trials and
-the runs at the chosen rate. The best rate, the steepness and the lopsidedness are unknown; every lowest loss for which
+the runs at the chosen rate. The best rate, the steepness and the asymmetry are unknown; every lowest loss for which
 some such curve fits counts as possible (a profile likelihood). The interval of the difference between two lowest losses
 is at least as wide as that at the chosen rates. The self-test simulates it over steepness, noise, seeds and shapes.
 
@@ -33,12 +33,12 @@ PLACES = 61
 LOPSIDED = np.array([-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.98])
 """(right - left) / (right + left) steepness: from nine times as steep below the best rate to 99 times above."""
 EXPECTED = 0.6
-"""Prior standard deviation of that, where it is negative. Losses rise faster towards divergence, so any positive value
-is as good as another."""
+"""Prior standard deviation of that, where it is negative. Losses rise faster towards divergence, so the prior is flat
+over positive values."""
 CONFUSED = 4.0
-"""Trials within this many standard deviations of the best one could be the best but for noise."""
-BESIDE = 2
-"""Trials on either side of the chosen rate that are always used; further ones belong to other parts of the curve."""
+"""Trials within this many standard deviations of the best one may be better than it."""
+NEIGHBOURS = 2
+"""Trials on either side of the chosen rate that are always used."""
 STEPS = 500
 """Candidate lowest losses on either side of an arm's mean."""
 
@@ -69,7 +69,7 @@ class BestRateDifference:
     def __init__(self, arms: Sequence[WeightedArm], sizes: Sequence[int] = ()) -> None:
         """sizes: seeds per arm to assume in place of the actual ones, to forecast the effect of more of them."""
         spreads = np.array([arm.losses.var(ddof=1) for arm in arms])
-        variances = np.maximum(spreads, 1e-6 * spreads.max())  # equal values cannot be infinitely sure
+        variances = np.maximum(spreads, 1e-6 * spreads.max())  # avoid zero variances
         self._arms = list(zip(arms, variances, sizes or [len(arm.losses) for arm in arms], strict=True))
         self.difference = float(sum(arm.weight * arm.losses.mean() for arm in arms))
         """at the settings that were chosen"""
@@ -90,25 +90,25 @@ class BestRateDifference:
         return self._intervals[critical]
 
     def _interval(self, critical: float) -> tuple[float, float]:
-        at, distance = self._distances(1.5 * critical * self._se + self._reach)
-        inside = at[distance <= critical]
+        differences, distance = self._distances(1.5 * critical * self._se + self._reach)
+        inside = differences[distance <= critical]
         return (float(inside[0]), float(inside[-1])) if len(inside) else (self.difference, self.difference)
 
     def distance(self, value: float) -> float:
-        """How far the data are from a true difference of `value`, in standard errors: a t statistic."""
-        at, distance = self._distances(1.05 * abs(value - self.difference) + 2 * self._se + self._reach)
-        return float(np.interp(value, at, distance))
+        """The t statistic of a true difference of `value`: the distance of the data from it, in standard errors."""
+        differences, distance = self._distances(1.05 * abs(value - self.difference) + 2 * self._se + self._reach)
+        return float(np.interp(value, differences, distance))
 
     def _distances(self, span: float) -> tuple[Array, Array]:
         """Distances over a grid of differences that reaches `span` to either side.  -> (L,), (L,)"""
         offsets = np.linspace(-span, span, 2 * STEPS + 1)
-        each = [_deviance(arm, variance, n, offsets / arm.weight) for arm, variance, n in self._arms]
-        total = reduce(_least_sum, each)
+        deviances = [_deviance(arm, variance, n, offsets / arm.weight) for arm, variance, n in self._arms]
+        total = reduce(_least_sum, deviances)
         return self.difference + offsets, np.sqrt(np.maximum(total - total.min(), 0.0))
 
 
 def _least_sum(a: Array, b: Array) -> Array:
-    """The least a + b over all ways to divide a difference between two arms.  (L,), (L,) -> (L,)"""
+    """The minimum of a + b over all ways to divide a difference between two arms.  (L,), (L,) -> (L,)"""
     middle, least = len(a) // 2, np.full(len(a), np.inf)
     for i, deviance in enumerate(a):  # a[i] takes i - middle steps of the difference, b the rest
         shift = i - middle
@@ -126,7 +126,7 @@ class _Curves:
     lopsided: Array
     steepness: Array
     deviance: Array
-    """twice the lack of log likelihood"""
+    """minus twice the log likelihood, up to a constant"""
 
 
 def _curves(arm: WeightedArm, search: RateSearch, variance: float, n: int, bottoms: Array) -> _Curves:
@@ -146,14 +146,15 @@ def _curves(arm: WeightedArm, search: RateSearch, variance: float, n: int, botto
     lopsided = np.concatenate([np.broadcast_to(LOPSIDED[:, None, None], (len(LOPSIDED), *fitted.shape)), fitted[None]])
     product = (1 - lopsided) * products[0] + (1 + lopsided) * products[1]
     square = (1 - lopsided) ** 2 * squares[0] + (1 + lopsided) ** 2 * squares[1]
-    steepness = np.maximum(product, 0.0) / np.maximum(square, 1e-300)  # they bend upwards only
-    doubt = (np.minimum(lopsided, 0.0) / EXPECTED) ** 2
-    deviance = (weights @ above**2) - steepness * np.maximum(product, 0.0) + doubt
+    steepness = np.maximum(product, 0.0) / np.maximum(square, 1e-300)  # convex only
+    prior = (np.minimum(lopsided, 0.0) / EXPECTED) ** 2
+    deviance = (weights @ above**2) - steepness * np.maximum(product, 0.0) + prior
     return _Curves(places=places, lopsided=lopsided, steepness=steepness, deviance=deviance)
 
 
 def _deviance(arm: WeightedArm, variance: float, n: int, offsets: Array) -> Array:
-    """Twice the lack of log likelihood where the arm's lowest loss is its mean plus each offset.  (L,) -> (L,)"""
+    """Minus twice the log likelihood, up to a constant, where the arm's lowest loss is its mean plus each offset.  (L,)
+    -> (L,)"""
     if arm.search is None:
         return np.asarray(offsets**2 * n / variance)
     curves = _curves(arm, arm.search, variance, n, float(arm.losses.mean()) + offsets)
@@ -166,12 +167,12 @@ def closer(arm: WeightedArm) -> RateSearch:
     search = arm.search
     assert search is not None
     tried, highest = np.asarray(search.tried), max(*search.losses, float(arm.losses.mean()))
-    beside = [*_last(tried[tried < search.chosen])[-1:], *_first(tried[tried > search.chosen])[:1]]
-    extra = (search.chosen + np.asarray(beside)) / 2
+    neighbours = [*_last(tried[tried < search.chosen])[-1:], *_first(tried[tried > search.chosen])[:1]]
+    extra = (search.chosen + np.asarray(neighbours)) / 2
     lowest = min(*search.losses, float(arm.losses.mean()))
     bottoms = np.linspace(2 * lowest - highest, lowest, STEPS)
     curves = _curves(arm, search, max(float(arm.losses.var(ddof=1)), 1e-300), len(arm.losses), bottoms)
-    likely = curves.deviance + (np.maximum(curves.lopsided, 0.0) / EXPECTED) ** 2  # of equal ones the least lopsided
+    likely = curves.deviance + (np.maximum(curves.lopsided, 0.0) / EXPECTED) ** 2  # among equals the most symmetric
     best = np.unravel_index(int(np.argmin(likely)), likely.shape)
     away, lopsided = extra - curves.places[best[1]], curves.lopsided[best]
     losses = bottoms[best[2]] + curves.steepness[best] * np.where(away < 0, 1 - lopsided, 1 + lopsided) * away**2
@@ -181,14 +182,15 @@ def closer(arm: WeightedArm) -> RateSearch:
 
 
 def _near(search: RateSearch, sd: float) -> tuple[Array, Array]:
-    """The trials that a curve is fitted to: those that noise could confuse with the best, and its neighbours."""
+    """The trials that a curve is fitted to: those that may be the best given the noise, and neighbours of the chosen
+    one."""
     order = np.argsort(search.tried)
     at, losses = np.asarray(search.tried)[order], np.asarray(search.losses)[order]
     confused = np.flatnonzero(losses <= losses.min() + CONFUSED * sd)
-    beside = np.flatnonzero(
+    neighbours = np.flatnonzero(
         np.isin(at, [*_last(at[at < search.chosen]), search.chosen, *_first(at[at > search.chosen])])
     )
-    first, last = min(confused[0], beside[0]), max(confused[-1], beside[-1])
+    first, last = min(confused[0], neighbours[0]), max(confused[-1], neighbours[-1])
     return at[first : last + 1], losses[first : last + 1]
 
 
@@ -205,11 +207,11 @@ def _ends(search: RateSearch, fitted: Array) -> tuple[float, float]:
 
 
 def _last(values: ArrayLike) -> Array:
-    return np.unique(values)[-BESIDE:]
+    return np.unique(values)[-NEIGHBOURS:]
 
 
 def _first(values: ArrayLike) -> Array:
-    return np.unique(values)[:BESIDE]
+    return np.unique(values)[:NEIGHBOURS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ class NextStep:
 
     what: str
     halfwidth: float
-    """of the contrast's interval afterwards, if spreads and curves stay as estimated"""
+    """predicted half-width of the contrast's interval after the step"""
     seconds: float
 
 
@@ -226,8 +228,8 @@ class NextStep:
 class ErrorBudget:
     """The half-width of a contrast's interval, by source (see Contrast.halfwidths), and the possible next steps.
 
-    Few seeds, a coarse search of the learning rate and the validation text each add to it, and more seeds do not help
-    against the other two.
+    Few seeds, a coarse search of the learning rate and the validation text each add to it; more seeds reduce only the
+    first.
     """
 
     halfwidth: float
@@ -236,12 +238,12 @@ class ErrorBudget:
 
     @property
     def best(self) -> NextStep | None:
-        """The step that narrows the interval most per second; None where nothing does."""
+        """The step that narrows the interval most per second; None if none does."""
         gains = [((1 - s.halfwidth / self.halfwidth) / s.seconds, s) for s in self.steps if s.seconds > 0]
         return max((pair for pair in gains if pair[0] > 0), key=lambda pair: pair[0], default=(0, None))[1]
 
     def advice(self) -> str:
-        """The best next step as a phrase; "" where none helps."""
+        """The best next step as a phrase; "" if there is none."""
         if self.sources.get("text", 0.0) > self.halfwidth:
             return "more validation text (`evaluation.tokens`): it is the largest part and costs no training"
         step = self.best
@@ -262,12 +264,14 @@ def error_budget(
     grown = [len(arm.losses) + more for arm in arms]
     after = _halfwidth(arms, grown, next_level or level) if more else now
     steps = [NextStep(what=f"{plural(more, 'more seed')} per arm", halfwidth=after, seconds=more * sum(seconds))]
-    searched = [(arm, each) for arm, each in zip(arms, seconds, strict=True) if arm.search]
+    searched = [(arm, run_seconds) for arm, run_seconds in zip(arms, seconds, strict=True) if arm.search]
     if searched:
         finer = [replace(arm, search=closer(arm)) if arm.search else arm for arm in arms]
         after = _halfwidth(finer, [len(arm.losses) for arm in arms], level)
-        what = "rates between the best one and its neighbours"
-        steps.append(NextStep(what=what, halfwidth=after, seconds=2 * sum(each for _, each in searched)))
+        description = "rates between the best one and its neighbours"
+        steps.append(
+            NextStep(what=description, halfwidth=after, seconds=2 * sum(run_seconds for _, run_seconds in searched))
+        )
     return ErrorBudget(halfwidth=now, sources=sources, steps=steps)
 
 

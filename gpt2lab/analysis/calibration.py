@@ -1,7 +1,7 @@
-"""Critical values of Welch's test that hold whatever the arms' spreads are.
+"""Critical values of Welch's test that are valid for any spreads of the arms.
 
-Welch's test estimates its degrees of freedom from the observed spreads. Where few seeds of one arm happen to lie close
-together, it underestimates that arm's noise and rejects too easily: three seeds against fifty, both equally noisy,
+Welch's test estimates its degrees of freedom from the observed spreads. Where few seeds of one arm happen to be close
+together, it underestimates that arm's noise and rejects too often: three seeds against fifty, both equally noisy,
 "differ" at the level 0.005 in 2.6 % of cases. Here the exact rejection probability is computed for every share of the
 noise that either arm may have, and the largest of them, times SKEWED, is the reported p value. So p is valid at any
 number of seeds and any ratio of spreads; noise other than Gaussian is simulated in the self-test.
@@ -68,9 +68,9 @@ def valid_p(nominal: ArrayLike, sizes: Sequence[int]) -> Array:
 def nominal_level(level: ArrayLike, sizes: Sequence[int]) -> Array:
     """The nominal level at which the test has the level `level` at the worst ratio of spreads.  (...) -> (...)"""
     levels, chances = _table(tuple(sizes))
-    wanted = np.asarray(level, dtype=np.float64)
+    required = np.asarray(level, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.exp(_interpolated(np.log(wanted), np.log(chances), np.log(levels))))
+        return np.asarray(np.exp(_interpolated(np.log(required), np.log(chances), np.log(levels))))
 
 
 def power(effect: float, sizes: Sequence[int], weights: Sequence[float] = (1.0, -1.0), *, alpha: float = 0.05) -> float:
@@ -110,9 +110,9 @@ def _bars(shares: Array, points: Array, sizes: Sequence[int], level: Array) -> t
     shares (A,) of the true noise, points (K, A), level () or (L, 1) -> (K,) or (L, K); and its degrees of freedom.
     """
     freedom = np.asarray(sizes, dtype=np.float64) - 1.0
-    seen = shares * points / freedom  # (K, A)
-    total = seen.sum(-1)
-    quantile = -special.stdtrit(degrees(seen / total[:, None], sizes), np.asarray(level) / 2)
+    observed = shares * points / freedom  # (K, A)
+    total = observed.sum(-1)
+    quantile = -special.stdtrit(degrees(observed / total[:, None], sizes), np.asarray(level) / 2)
     return quantile * np.sqrt(freedom.sum() * total), int(freedom.sum())
 
 

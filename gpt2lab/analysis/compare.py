@@ -1,4 +1,4 @@
-"""`compare`: a table of final values in, a judged contrast for every pair out; and the checks of its arguments."""
+"""`compare`: judges the contrasts of a table of final values; and the checks of its arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Declared, Noise, Terms,
 from gpt2lab.errors import ConfigError, Problem, unknown
 
 MARGIN = 0.05
-"""A run that ends less than this below the unigram cross-entropy, in nats, has learned nothing: it failed."""
+"""A run that ends less than this below the unigram cross-entropy, in nats, counts as failed."""
 
 SHARED_RATE = "at the shared rate"
 
@@ -69,35 +69,35 @@ def compare(
                      mappings {"arm", "against", "weights"} of a weighted sum of arms, such as a main effect.
     unigram:         cross-entropy in nats of token frequencies alone: a run not at least 0.05 below it failed.
     noise:           repeats of the baseline, to borrow from when an arm has one or two seeds, and to plan by.
-    exploratory, not_comparable: arm -> why its contrasts may claim nothing, or cannot be compared.
-    screen:          the whole study is a screen; nothing in it is a finding.
+    exploratory, not_comparable: arm -> why its contrasts are exploratory, or not comparable.
+    screen:          the whole study is a screen: all contrasts are exploratory.
     looks:           seeds per arm at which it was declared to look, as (3, 5, 8); seeds count in the order of
                      their numbers, the runs of an MLflow table as they were begun.
     extendable:      seeds may be added after a verdict: contrasts that are still open are judged again at twice and at
                      four times the last look, and a fifth of alpha is kept back for that.
     baseline_seeds:  runs of the baseline that count at the first look; as many as of any arm unless given.
-    late:            (arm, against) -> why that contrast alone may claim nothing.
+    late:            (arm, against) -> why that contrast alone is exploratory.
     dropped:         contrasts that were declared before results were seen and are no longer compared: they stay members
                      of the family.
     searches:        arm -> the search that its learning rate is from; differences are then at each arm's best rate.
     text:            (arm, against) -> the standard error of the difference over validation documents.
-    force_exploratory: show numbers where arms are not comparable, and claim nothing.
+    force_exploratory: report numbers where arms are not comparable, as exploratory.
     sensitivity:     compute other estimators as well; they decide no verdict and take most of the time.
-    scope, at_shared_rate, caveat: what each sentence ends with.
+    scope, at_shared_rate, caveat: appended to each sentence.
     unit:            of the metric, where its name does not tell: see table.py.
     higher_is_better: which way the metric is better, where its name does not tell. The column `value` is a loss in
                      nats, lower is better, unless stated otherwise.
-    Raises ConfigError for a table or arguments that make no sense.
+    Raises ConfigError for an invalid table or arguments.
     """
     _check(locals())
-    given = read(frame, metric, arm=arm, seed=seed, value=value)
-    table, named = in_order(given) if looks else given.runs, given.metric
+    results = read(frame, metric, arm=arm, seed=seed, value=value)
+    table, named = in_order(results) if looks else results.runs, results.metric
     reading = reading_of(named, higher_is_better, unit)
     if reading.continuous:
-        refuse_copies(given)
+        refuse_copies(results)
     if unigram is not None and (reading.higher_is_better or not reading.unit.startswith("nats")):
-        what = f"it bounds a loss in nats, which '{named or 'value'}' is not"
-        raise ConfigError(what, where="unigram", hint="leave it out")
+        problem = f"it bounds a loss in nats, which '{named or 'value'}' is not"
+        raise ConfigError(problem, where="unigram", hint="leave it out")
     if baseline not in table:
         raise ConfigError(unknown("baseline", baseline, table), hint=f"baseline={next(iter(table))!r}")
     declared = (
@@ -109,9 +109,9 @@ def compare(
     absent = [Problem(key, unknown("arm", arm, table)) for key, of in reasons.items() for arm in of if arm not in table]
     if absent:
         raise ConfigError(absent)
-    barred = {**given.not_comparable, **(not_comparable or {})}
+    barred = {**results.not_comparable, **(not_comparable or {})}
     refusals = {name: f"not comparable: {why}" for name, why in barred.items()} if force_exploratory else {}
-    where = tuple(filter(None, [scope.strip().rstrip(";."), SHARED_RATE if at_shared_rate else ""]))
+    scope_parts = tuple(filter(None, [scope.strip().rstrip(";."), SHARED_RATE if at_shared_rate else ""]))
     caveat = (caveat or "").strip() or None
     terms = Terms(
         smallest_effect=smallest_effect,
@@ -128,7 +128,7 @@ def compare(
         not_comparable={} if force_exploratory else barred,
         sensitivity=sensitivity,
         screen=screen,
-        scope=(*where, *([caveat] if caveat else [])),
+        scope=(*scope_parts, *([caveat] if caveat else [])),
     )
 
     def arms_at(n: int | None) -> dict[str, ArmResult]:
@@ -137,7 +137,7 @@ def compare(
         if n is not None and baseline_seeds is not None:
             counted[baseline] = max(n, baseline_seeds)
         first = {name: dict(itertools.islice(runs.items(), counted[name])) for name, runs in table.items()}
-        return {name: _arm(name, runs, unigram, given.ends.get(name)) for name, runs in first.items()}
+        return {name: _arm(name, runs, unigram, results.ends.get(name)) for name, runs in first.items()}
 
     if looks:
         stages = (extendable_looks if extendable else declared_looks)(looks, alpha)
@@ -153,7 +153,7 @@ def compare(
         unit=terms.unit,
         metric=named,
         higher_is_better=terms.higher_is_better,
-        scope=where,
+        scope=scope_parts,
         caveat=caveat,
         extendable=extendable,
         dropped=dropped,
@@ -173,11 +173,11 @@ def _declared(contrasts: Sequence[DeclaredContrast]) -> list[Declared]:
         raise ConfigError(f"a list of contrasts is expected, not {contrasts!r:.60}", where="contrasts")
     declared: list[Declared] = []
     for contrast in contrasts:
-        new = _effect(contrast) if isinstance(contrast, Mapping) else _pair(contrast)
-        turned = {name: -weight for name, weight in new.weights.items()}
-        if any(dict(other.weights) in (dict(new.weights), turned) for other in declared):
-            raise ConfigError(f"{new.arm} and {new.against} are compared twice", where="contrasts")
-        declared.append(new)
+        added = _effect(contrast) if isinstance(contrast, Mapping) else _pair(contrast)
+        turned = {name: -weight for name, weight in added.weights.items()}
+        if any(dict(earlier.weights) in (dict(added.weights), turned) for earlier in declared):
+            raise ConfigError(f"{added.arm} and {added.against} are compared twice", where="contrasts")
+        declared.append(added)
     return declared
 
 
@@ -189,15 +189,15 @@ def _pair(contrast: Sequence[str]) -> Declared:
 
 
 def _effect(contrast: Mapping[str, Any]) -> Declared:
-    arm, against, given = (contrast.get(key) for key in ("arm", "against", "weights"))
+    arm, against, weights_given = (contrast.get(key) for key in ("arm", "against", "weights"))
     named = isinstance(arm, str) and isinstance(against, str)
-    if not named or not isinstance(given, Mapping) or not all(map(_number, given.values())):
-        what = "a mapping has arm, against and weights, as {'rotary': 1.0, 'learned': -1.0}"
-        raise ConfigError(f"{what}; not {dict(contrast)!r:.90}", where="contrasts")
-    weights = {str(name): float(weight) for name, weight in given.items()}
+    if not named or not isinstance(weights_given, Mapping) or not all(map(_number, weights_given.values())):
+        problem = "a mapping has arm, against and weights, as {'rotary': 1.0, 'learned': -1.0}"
+        raise ConfigError(f"{problem}; not {dict(contrast)!r:.90}", where="contrasts")
+    weights = {str(name): float(weight) for name, weight in weights_given.items()}
     if len(weights) < 2 or abs(sum(weights.values())) > 1e-9 or not all(weights.values()):
-        what = f"weights that add up to 0 are expected, none of them 0, for two arms or more; not {weights}"
-        raise ConfigError(what, where="contrasts")
+        problem = f"weights that add up to 0 are expected, none of them 0, for two arms or more; not {weights}"
+        raise ConfigError(problem, where="contrasts")
     return Declared(arm=str(arm), against=str(against), weights=weights)
 
 
@@ -262,11 +262,13 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "caveat": ("text is expected", _optional(str)),
     "unit": ("text is expected", _optional(str)),
 }
-"""Argument -> what is expected of it, in words and as a test."""
+"""Argument -> the expectation as a message, and its test."""
 
 
-def _check(given: Mapping[str, Any]) -> None:
+def _check(arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError with every argument that is not as expected."""
-    wrong = [(name, what) for name, (what, fits) in KINDS.items() if not fits(given[name])]
-    if wrong:
-        raise ConfigError([Problem(name, f"{what}, not {given[name]!r:.60}") for name, what in wrong])
+    invalid = [(name, expectation) for name, (expectation, fits) in KINDS.items() if not fits(arguments[name])]
+    if invalid:
+        raise ConfigError(
+            [Problem(name, f"{expectation}, not {arguments[name]!r:.60}") for name, expectation in invalid]
+        )

@@ -1,4 +1,4 @@
-"""Judge the declared contrasts of one study as one family, at each of its looks: what may be claimed, and every number.
+"""Judges the declared contrasts of one study as one family, at each of its looks: the verdict word and all numbers.
 
 Precedence: not comparable > unstable > exploratory > better / worse > no difference larger than X > inconclusive.
 One or two seeds never yield plain better or worse: with the noise of at least ten baseline repeats they are "likely
@@ -34,7 +34,7 @@ from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, ArmResult, Contras
 from gpt2lab.text import plural
 
 DECISIVE = ("better", "worse", "no difference")
-"""Decisions that no further seed can improve on."""
+"""Decisions after which no further seeds are needed."""
 
 MOST_FAILED = 0.25
 """Share of failed seeds up to which the survivors are still judged."""
@@ -44,7 +44,7 @@ SEARCH_OPEN = "search open"
 
 NUMBERS = ("difference", "low", "high", "raw_low", "raw_high", "joint_low", "joint_high", "p", "p_holm",
            "p_equivalence_holm")  # fmt: skip
-"""Of the family, as they are part of a contrast."""
+"""Fields of the family that a contrast takes over."""
 
 WORTH_A_NOTE = 1.1
 """A smaller factor of exaggeration is not mentioned."""
@@ -81,41 +81,43 @@ def findings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What a contrast may claim before any p value is computed; reasons are "" where they do not apply."""
+class Eligibility:
+    """Which verdicts a contrast may get, before any p value is computed; reasons are "" where they do not apply."""
 
     not_comparable: str = ""
     unstable: str = ""
     where: str = ""
-    """in which arms runs failed"""
+    """arms with failed runs"""
     conditional: bool = False
-    """whether so few failed that the survivors are judged"""
+    """whether few enough failed to judge the others"""
     exploratory: str = ""
     borrow: bool = False
     """whether it is judged by the noise of other runs"""
     testable: bool = True
 
 
-def standing(sides: Sequence[ArmResult], terms: Terms) -> Standing:
-    """What a contrast of these arms may claim; noise can be borrowed for a pair."""
+def eligibility(sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
+    """The eligibility of a contrast of these arms; noise can be borrowed for a pair."""
     barred = _reason(sides, terms.not_comparable) or ("" if terms.force_exploratory else _unequal_lengths(sides))
     failed = [side for side in sides if side.failed]
     conditional = all(side.failed <= MOST_FAILED * (side.failed + side.n) for side in failed)
     counts = [f"({side.failed} of {side.failed + side.n} failed)" for side in failed]
-    others = [f"{count} in {side.name}" for count, side in zip(counts[1:], failed[1:], strict=True)]
+    counted = [f"{count} in {side.name}" for count, side in zip(counts[1:], failed[1:], strict=True)]
     fewest = min(side.n for side in sides)
     available = terms.noise is not None and terms.noise.sufficient and len(sides) == 2
     borrow = 0 < fewest < FEWEST and available
     constant = fewest >= FEWEST and all(bool(no_spread(side.array)) for side in sides)
-    late = terms.late.get((sides[0].name, sides[-1].name), "") if len(sides) == 2 else ""
-    return Standing(
+    late_reason = terms.late.get((sides[0].name, sides[-1].name), "") if len(sides) == 2 else ""
+    return Eligibility(
         not_comparable=barred,
         unstable=f"unstable {counts[0]}" if failed else "",
-        where=wording.listed([failed[0].name, *others]) if failed else "",
+        where=wording.listed([failed[0].name, *counted]) if failed else "",
         conditional=conditional,
-        exploratory=_exploratory(sides, terms, borrow=borrow, constant=constant) or late,
+        exploratory=_exploratory(sides, terms, borrow=borrow, constant=constant) or late_reason,
         borrow=borrow,
-        testable=not (barred or late or constant) and (not failed or conditional) and (fewest >= FEWEST or borrow),
+        testable=not (barred or late_reason or constant)
+        and (not failed or conditional)
+        and (fewest >= FEWEST or borrow),
     )
 
 
@@ -132,8 +134,8 @@ def _exploratory(sides: Sequence[ArmResult], terms: Terms, *, borrow: bool, cons
     if waiting:
         return wording.listed(f"{plural(side.missing, 'run')} of {side.name} without a value" for side in waiting)
     if min(side.n for side in sides) < FEWEST and not borrow:
-        poor = terms.noise is not None and not terms.noise.sufficient
-        floor = f", and the noise floor rests on fewer than {FEWEST_REPEATS} repeats" if poor else ""
+        too_few = terms.noise is not None and not terms.noise.sufficient
+        floor = f", and the noise floor rests on fewer than {FEWEST_REPEATS} repeats" if too_few else ""
         return f"fewer than {FEWEST} seeds{floor}"
     return "no spread between seeds, hence no noise to judge by" if constant else ""
 
@@ -144,9 +146,9 @@ def _unequal_lengths(sides: Sequence[ArmResult]) -> str:
     differing = [(name, end) for name, end in ends if end != ends[-1][1]]
     if not differing:
         return ""
-    (name, end), (other, other_end) = differing[0], ends[-1]
+    (name, end), (reference, reference_end) = differing[0], ends[-1]
     whose = "its runs" if len(sides) == 2 else f"the runs of {name}"
-    return f"{whose} end at step {end:.15g}, those of {other} at {other_end:.15g}"
+    return f"{whose} end at step {end:.15g}, those of {reference} at {reference_end:.15g}"
 
 
 def _reason(sides: Sequence[ArmResult], reasons: Mapping[str, str]) -> str:
@@ -176,12 +178,12 @@ class Side:
 
 @dataclass(frozen=True)
 class ContrastCase:
-    """Everything known about one contrast when its verdict is written."""
+    """The data from which one contrast's verdict is written."""
 
     declared: Declared
     sides: tuple[ArmResult, ...]
     """the arms in it, in the order of the weights"""
-    standing: Standing
+    eligibility: Eligibility
     terms: Terms
     at: Mapping[str, float]
     """its numbers: one entry per field of Family"""
@@ -201,7 +203,7 @@ class ContrastCase:
     @property
     def searched(self) -> bool:
         """Whether its interval includes the uncertainty of a rate search."""
-        return not self.standing.borrow and any(side.name in self.terms.searches for side in self.sides)
+        return not self.eligibility.borrow and any(side.name in self.terms.searches for side in self.sides)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -245,10 +247,10 @@ def judge(
     if not declared:
         return [], []
     sides = [tuple(arms[name] for name in contrast.weights) for contrast in declared]
-    standings = [standing(members, terms) for members in sides]
+    statuses = [eligibility(members, terms) for members in sides]
     chosen: list[Comparison] = []
     tested: list[Comparison] = []
-    for i, (contrast, members, status) in enumerate(zip(declared, sides, standings, strict=True)):
+    for i, (contrast, members, status) in enumerate(zip(declared, sides, statuses, strict=True)):
         earlier = (settled or {}).get(i)
         chosen.append(earlier or _test(contrast, members, status, terms))
         tested.append(earlier or _with_search(contrast, members, chosen[i], terms))
@@ -258,12 +260,12 @@ def judge(
     runs = {name: arm.values for name, arm in arms.items()}
     level = terms.alpha / (len(declared) + terms.dropped)
     judged = []
-    for i, (contrast, members, status) in enumerate(zip(declared, sides, standings, strict=True)):
+    for i, (contrast, members, status) in enumerate(zip(declared, sides, statuses, strict=True)):
         at, plain = ({f.name: float(getattr(g, f.name)[..., i]) for f in fields(Family)} for g in (family, as_chosen))
         case = ContrastCase(contrast, members, status, terms, at, plain, level)
         compute = contrast.is_pair and terms.sensitivity
-        others = sensitivity(runs, contrast.arm, contrast.against, alpha=terms.alpha) if compute else {}
-        judged.append(_contrast(case, others))
+        estimates = sensitivity(runs, contrast.arm, contrast.against, alpha=terms.alpha) if compute else {}
+        judged.append(_contrast(case, estimates))
     return judged, tested
 
 
@@ -280,26 +282,26 @@ def judge_looks(
     last_declared = [look.n for look in looks if look.declared][-1]
     for number, look in enumerate(looks):
         arms = arms_at(look.n)
-        still = [i for i in range(len(declared)) if i not in settled]
-        names = {name for i in still for name in declared[i].weights}
-        if not still or (latest and any(arms[name].declared < look.n or arms[name].missing for name in names)):
+        open_contrasts = [i for i in range(len(declared)) if i not in settled]
+        names = {name for i in open_contrasts for name in declared[i].weights}
+        if not open_contrasts or (latest and any(arms[name].declared < look.n or arms[name].missing for name in names)):
             break
-        coming = tuple(later.n for later in looks[number + 1 :])
-        now = replace(terms, alpha=look.level, look=look.note, coming=coming)
+        later_looks = tuple(later.n for later in looks[number + 1 :])
+        now = replace(terms, alpha=look.level, look=look.note, coming=later_looks)
         contrasts, tested = judge(arms, declared, now, settled)
-        for i in still:
+        for i in open_contrasts:
             decided = (contrasts[i].survivors or contrasts[i].word).startswith(DECISIVE)
-            more = coming and not decided
+            more = later_looks and not decided
             latest[i] = replace(
                 contrasts[i], look=look.n, settled=decided or look.n >= last_declared,
-                next_look=coming[0] if more else None, next_alpha=looks[number + 1].level if more else None,
+                next_look=later_looks[0] if more else None, next_alpha=looks[number + 1].level if more else None,
             )  # fmt: skip
             if decided:
                 settled[i] = tested[i]
     return [latest[i] for i in range(len(declared))]
 
 
-def _test(contrast: Declared, sides: Sequence[ArmResult], status: Standing, terms: Terms) -> Comparison:
+def _test(contrast: Declared, sides: Sequence[ArmResult], status: Eligibility, terms: Terms) -> Comparison:
     """The comparison; without p where it could claim nothing, so that it counts in the family as p = 1."""
     margin, alpha = terms.smallest_effect, terms.alpha
     values = [side.array for side in sides]
@@ -325,8 +327,8 @@ def _with_search(contrast: Declared, sides: Sequence[ArmResult], test: Compariso
     return at_best_rates(test, BestRateDifference(arms), alpha=terms.alpha, margin=terms.smallest_effect)
 
 
-def _contrast(case: ContrastCase, others: dict[str, dict[str, float]]) -> Contrast:
-    status, at, plus, minus, noise = case.standing, case.at, case.side(1), case.side(-1), case.terms.noise
+def _contrast(case: ContrastCase, estimates: dict[str, dict[str, float]]) -> Contrast:
+    status, at, plus, minus, noise = case.eligibility, case.at, case.side(1), case.side(-1), case.terms.noise
     decision = "" if status.exploratory else case.decision(at)
     if decision == "inconclusive" and case.searched and case.decision(case.as_chosen) != "inconclusive":
         decision = SEARCH_OPEN
@@ -339,7 +341,7 @@ def _contrast(case: ContrastCase, others: dict[str, dict[str, float]]) -> Contra
     elif status.unstable:
         word, reason = status.unstable, f"failed runs in {status.where}"
         survivors = claim if status.conditional else None
-    notes = wording.notes(case, decision, factor, others)
+    notes = wording.notes(case, decision, factor, estimates)
     numbers: dict[str, Any] = {name: at[name] for name in NUMBERS}
     return Contrast(
         arm=case.declared.arm, against=case.declared.against, n_arm=plus.n, n_against=minus.n,
@@ -350,7 +352,7 @@ def _contrast(case: ContrastCase, others: dict[str, dict[str, float]]) -> Contra
         detectable=least, detectable_upper=least_upper, exaggeration=factor,
         word=word, survivors=survivors, reason=reason,
         verdict="; ".join([wording.sentence(case, word, claim), *notes, *case.terms.scope]),
-        notes=notes, sensitivity=others, weights=dict(case.declared.weights),
+        notes=notes, sensitivity=estimates, weights=dict(case.declared.weights),
         alpha=case.terms.alpha, halfwidths=case.halfwidths,
     )  # fmt: skip
 
@@ -361,7 +363,7 @@ def _planning_noise(case: ContrastCase) -> tuple[float, float, float]:
     The sd that gives the contrast's standard error, or that of the noise floor where it was borrowed.
     """
     noise, at = case.terms.noise, case.as_chosen
-    if case.standing.borrow and noise is not None:
+    if case.eligibility.borrow and noise is not None:
         return noise.sd, noise.df, case.weight**2 / sum(w**4 for w in case.weights)
     if not at["se"] > 0:
         return math.nan, math.nan, math.nan
@@ -384,7 +386,7 @@ def _detectable(case: ContrastCase) -> tuple[float, float]:
     sd, df, _ = _planning_noise(case)
     if not (sd > 0 and case.at["se"] > 0):
         return math.nan, math.nan
-    borrow = case.standing.borrow
+    borrow = case.eligibility.borrow
     least = planning.detectable(case.sizes, case.weights, alpha=case.level, df=case.at["df"] if borrow else None)
     least *= INFLATION if borrow else 1.0
     return least * sd, least * float(planning.sd_upper(sd, df))
@@ -395,6 +397,6 @@ def _exaggeration(case: ContrastCase, least: float) -> float | None:
     at = case.at
     if not (at["p_holm"] < case.terms.alpha and abs(at["difference"]) < least):
         return None
-    inflation = INFLATION if case.standing.borrow else None
+    inflation = INFLATION if case.eligibility.borrow else None
     factor = planning.exaggeration(1.0, case.sizes, case.weights, df=at["df"], alpha=case.level, inflation=inflation)
     return factor if factor >= WORTH_A_NOTE else None

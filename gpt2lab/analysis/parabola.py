@@ -30,7 +30,7 @@ CLOSE = 2.0
 """... or only those within this many, if they are at least MANY: the closer, the more like a parabola."""
 MANY = 10
 ENOUGH = 5
-"""Fewer are supplemented by the next ones, up to half as far again."""
+"""Fewer are supplemented by the next ones, up to 1.5 times as far."""
 LEAST = 4
 """With fewer near the lowest, nothing is fitted."""
 LOPSIDED = 0.6
@@ -47,7 +47,7 @@ MISFIT = 0.01
 """Level of the goodness-of-fit test; a curve that fails it gives no interval."""
 ALPHA = 0.05
 FREEDOM = 2.0
-"""Least degrees of freedom to estimate the noise from the points."""
+"""Fewest degrees of freedom to estimate the noise from the points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The minimum; what is None has its `reason`."""
+    """The minimum; where a field is None, `reason` says why."""
 
     curve: Curve | None = None
     interval: tuple[float, float] | None = None
@@ -144,7 +144,7 @@ def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd:
         right=float((mean + skew) / half**2), within=(float(x.min()), float(x.max())),
         sd=math.sqrt(profile.rest / profile.df) if profile.df >= FREEDOM else math.nan, points=len(t), log=log,
     )  # fmt: skip
-    ends, reason = _interval(profile, _lack((t - middle) / half, y), len(t) - SPENT, noise_sd)
+    ends, reason = _interval(profile, _least_squares((t - middle) / half, y), len(t) - SPENT, noise_sd)
     return Fit(curve=curve, interval=(float(places[ends[0]]), float(places[ends[1]])) if ends else None, reason=reason)
 
 
@@ -191,12 +191,12 @@ def _profile(z: Array, y: Array, noise_sd: float | None) -> _Profile | None:
         inverse = np.linalg.inv(squares + penalty)
         beta = np.einsum("kij,kj->ki", inverse, target)
         sums = ((y - np.einsum("kni,ki->kn", design, beta)) ** 2).sum(-1) + beta[:, 2] ** 2 * penalty[2, 2]
-        lack = np.where(beta[:, 1] > np.abs(beta[:, 2]), sums, np.inf)
-        best = int(np.argmin(lack))
-        if not math.isfinite(lack[best]):
+        penalised_sums = np.where(beta[:, 1] > np.abs(beta[:, 2]), sums, np.inf)
+        best = int(np.argmin(penalised_sums))
+        if not math.isfinite(penalised_sums[best]):
             return None
         df = len(z) - 1 - float(np.trace(inverse[best] @ squares[best]))
-        steepness, rest = float(beta[best, 1]), float(lack[best])
+        steepness, rest = float(beta[best, 1]), float(penalised_sums[best])
         if not noise_sd and df >= FREEDOM / 2:
             variance = max(rest / df, least)
     return _Profile(
@@ -215,21 +215,21 @@ def _symmetric(squares: Array, target: Array, design: Array, y: Array) -> tuple[
 
 
 def _misfit(u: Array, y: Array) -> float:
-    """p value of two further powers beside the curve and its position.  (point,), (point,)"""
+    """p value of two further powers in addition to the curve and its position.  (point,), (point,)"""
     freedom = len(u) - 6
     if freedom < 2:
         return math.nan
     curve = np.stack([np.ones_like(u), u, u * u, np.sign(u) * u * u], axis=-1)
     winding = np.concatenate([curve, np.stack([u**3, u**4], axis=-1)], axis=-1)
-    plain, free = (
+    curve_sum, winding_sum = (
         float(((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum()) for design in (curve, winding)
     )
-    if free <= 1e-12 * float(np.ptp(y)) ** 2:
+    if winding_sum <= 1e-12 * float(np.ptp(y)) ** 2:
         return math.nan
-    return float(stats.f.sf(max(plain - free, 0) / 2 / (free / freedom), 2, freedom))
+    return float(stats.f.sf(max(curve_sum - winding_sum, 0) / 2 / (winding_sum / freedom), 2, freedom))
 
 
-def _lack(z: Array, y: Array) -> Array:
+def _least_squares(z: Array, y: Array) -> Array:
     """The lowest sum of squares around curves that rise on both sides of each position, by any powers.  -> (position,)
 
     A side is steepness x distance^power with a steepness of zero or more.
@@ -268,9 +268,9 @@ def _sides(u: Array, y: Array) -> list[_Side]:
     return sides
 
 
-def _interval(profile: _Profile, lack: Array, df: int, noise_sd: float | None) -> tuple[tuple[int, int] | None, str]:
+def _interval(profile: _Profile, sums: Array, df: int, noise_sd: float | None) -> tuple[tuple[int, int] | None, str]:
     """The positions next to the first and the last that fit as well as the best, or why there is no interval."""
-    rest = float(lack.min())
+    rest = float(sums.min())
     if noise_sd:
         ratio = rest / df / noise_sd**2 if df >= FREEDOM else 1.0
         misfit = float(stats.chi2.sf(ratio * df, df)) if df >= FREEDOM else math.nan
@@ -282,7 +282,7 @@ def _interval(profile: _Profile, lack: Array, df: int, noise_sd: float | None) -
         return None, "too few trials near the best one to tell how noisy they are"
     if misfit < MISFIT:
         return None, f"the curve fits badly (p = {misfit:.1g}), so no interval is given"
-    inside = np.flatnonzero(lack - rest <= quantile**2 * variance)
+    inside = np.flatnonzero(sums - rest <= quantile**2 * variance)
     first, last = int(inside[0]), int(inside[-1])
     if first == 0 or last == PLACES - 1:
         return None, "the trials are too few, too noisy or too alike to bound it"

@@ -63,11 +63,11 @@ def seeds_for_halfwidth(
     return _smallest(fits, 2)
 
 
-def seeds_for_power(effect: float, *, alpha: float = 0.05, wanted: float = POWER) -> int:
-    """The smallest n per arm at which a difference of `effect` sd is found with the power `wanted`."""
+def seeds_for_power(effect: float, *, alpha: float = 0.05, target_power: float = POWER) -> int:
+    """The smallest n per arm at which a difference of `effect` sd is found with the power `target_power`."""
     if not effect > 0:
         raise ValueError(f"an effect of {effect} sd cannot be resolved by any number of seeds")
-    return _smallest(lambda n: power(effect, (n, n), alpha=alpha) >= wanted, 2)
+    return _smallest(lambda n: power(effect, (n, n), alpha=alpha) >= target_power, 2)
 
 
 def _smallest(enough: Callable[[int], bool], least: int) -> int:
@@ -83,10 +83,10 @@ def _smallest(enough: Callable[[int], bool], least: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def detectable(
-    sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, alpha: float = 0.05, wanted: float = POWER,
+    sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, alpha: float = 0.05, target_power: float = POWER,
     df: float | None = None,
 ) -> float:  # fmt: skip
-    """The true difference, in sd, that arms of these sizes detect with the power `wanted`; infinity if none is.
+    """The true difference, in sd, that arms of these sizes detect with the power `target_power`; else infinity.
 
     df: degrees of freedom of a noise estimated from other runs; from the arms unless given.
     """
@@ -95,14 +95,14 @@ def detectable(
     scale = math.sqrt(sum(w**2 / n for w, n in zip(weights, sizes, strict=True)))
     quantile = float(stats.t.isf(_nominal(alpha, sizes, df) / 2, df or min(sizes) - 1))
     # power .8 or .9 never needs more, and the noncentral t loses precision far beyond it
-    highest = scale * (2 * quantile + 5)
+    largest = scale * (2 * quantile + 5)
 
-    def missing(effect: float) -> float:
+    def shortfall(effect: float) -> float:
         if df is None:
-            return power(effect, sizes, weights, alpha=alpha) - wanted
-        return float(stats.nct.sf(quantile, df, effect / scale)) - wanted
+            return power(effect, sizes, weights, alpha=alpha) - target_power
+        return float(stats.nct.sf(quantile, df, effect / scale)) - target_power
 
-    return float(optimize.brentq(missing, 1e-9, highest, xtol=1e-4)) if missing(highest) > 0 else math.inf
+    return float(optimize.brentq(shortfall, 1e-9, largest, xtol=1e-4)) if shortfall(largest) > 0 else math.inf
 
 
 def exaggeration(
@@ -132,9 +132,9 @@ def _nominal(alpha: float, sizes: tuple[int, ...], df: float | None) -> float:
     return alpha if df is not None else float(nominal_level(alpha, sizes))
 
 
-# Interim looks. Whoever tests after every seed and stops at the first "significant" result is wrong in one null study
-# out of seven. Here each look has a level of its own, so that all of them together keep alpha, and nothing is judged in
-# between. Looks are declared beforehand, or they are those of every study: after a verdict seeds may be added, and open
+# Interim looks. Testing after every seed and stopping at the first significant result is wrong in one null study out of
+# seven. Here each look has its own level, so that all of them together keep alpha, and nothing is judged in between.
+# Looks are declared beforehand, or they are those of every study: after a verdict seeds may be added, and open
 # contrasts are judged again at twice and four times the seeds, for which a fifth of alpha is reserved.
 
 

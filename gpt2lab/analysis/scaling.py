@@ -11,8 +11,8 @@ parameters, with each size weighted by its interval. Up to three sizes the inter
 scatter of the sizes around the line counts too, with Student's t.
 
 The rank agreement of losses during training with the final ones shows how short a screen may be: where the order of
-arms at a quarter of training is the final one, a screen of that length would have picked the same arms. (A screen on a
-shorter schedule is another thing; this is its upper bound.)
+arms at a quarter of training is the final one, a screen of that length would have picked the same arms. (For a screen
+on a shorter schedule this is an upper bound.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ POINTS = 2001
 EXPONENTS = np.linspace(0, 4, 401)
 """Of the fitted laws; 0 is a straight line over the logarithm of the budget."""
 CONCAVE = 0.01
-"""Level of the test against convexity."""
+"""Level of the test of convexity."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 """Of training, at which the order of arms is compared with the final one."""
 ALPHA = 0.05
@@ -134,9 +134,9 @@ def possible(
     right = np.where((at < last)[:, None], _line(x, logs, np.minimum(at + 1, last)), unit[-1])
     right = np.where((x <= logs[0])[:, None], unit[0], right)  # at a budget itself its loss is the bound
     left = np.where((at > 0)[:, None], _line(x, logs, np.maximum(at - 1, 0)), right)
-    each = np.where(at > 0, alpha / 4, alpha / 2)  # below the second budget, both bounds are one
+    share = np.where(at > 0, alpha / 4, alpha / 2)  # below the second budget, both bounds are one
     too_high = means.positive(-_line(x, logs, at), 1, alpha / 2)
-    convex = ~(too_high | means.positive(left, -1, each) | means.positive(right, -1, each))
+    convex = ~(too_high | means.positive(left, -1, share) | means.positive(right, -1, share))
     bent = means.positive(_line(logs[2:], logs, np.arange(last)) - unit[2:], 0, CONCAVE / max(last, 1))
     ordered = ~(means.positive(-unit[at], 1, alpha / 2) | means.positive(unit[at + 1], -1, alpha / 2))
     return np.where(bent.any(-1, keepdims=True), ordered, convex)
@@ -153,7 +153,7 @@ class _Means:
     df: Array
     """(budget + 1,)"""
 
-    def positive(self, weights: Array, target: float, share: Array | float) -> NDArray[np.bool_]:
+    def positive(self, weights: Array, target: float, level: Array | float) -> NDArray[np.bool_]:
         """Whether weights x means + `target` x the target's mean is significantly above zero: one-sided t test at level
         `share`, degrees of freedom by Satterthwaite; never without any spread.  (point, budget) -> (..., point)"""
         full = np.concatenate([weights, np.full((len(weights), 1), target)], axis=-1)
@@ -161,7 +161,7 @@ class _Means:
         total = parts.sum(-1)
         with np.errstate(invalid="ignore"):
             df = total**2 / (parts**2 / self.df).sum(-1)
-            return np.asarray(self.mean @ full.T > special.stdtrit(df, 1 - share) * np.sqrt(total))
+            return np.asarray(self.mean @ full.T > special.stdtrit(df, 1 - level) * np.sqrt(total))
 
 
 def _variance(values: Array) -> Array:
@@ -235,7 +235,7 @@ def slope_weights(x: Sequence[float]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """A power law of the best value over parameters. What is unknown is None, and `reason` says why."""
+    """A power law of the best value over parameters. Unknown fields are None, and `reason` says why."""
 
     what: str
     sizes: tuple[float, ...]
@@ -291,20 +291,20 @@ def transfer(
     """
     rows = sorted((s, o, i) for s, o, i in zip(sizes, optima, intervals, strict=True) if o is not None)
     weighed = [row for row in rows if row[2] is not None and row[2][0] < row[2][1]]
-    known = len({row[0] for row in weighed}) >= 2
-    used = weighed if known else rows
+    weighted_fit = len({row[0] for row in weighed}) >= 2
+    used = weighed if weighted_fit else rows
     fitted = tuple(float(size) for size, _, _ in used)
     if len(set(fitted)) < 2:
         return Transfer(what=what, sizes=fitted, reason="fewer than two sizes have an optimum that is not at an edge")
     goal = target if target is not None else fitted[-1] * fitted[-1] / max(s for s in fitted if s < fitted[-1])
     x, y = np.log(fitted), np.log([optimum for _, optimum, _ in used])
     width = 2 * float(stats.norm.ppf(1 - ALPHA / 2))
-    se = np.array([math.log(i[1] / i[0]) / width if known and i else 1.0 for _, _, i in used])
+    se = np.array([math.log(i[1] / i[0]) / width if weighted_fit and i else 1.0 for _, _, i in used])
     line = _Line(x, y, se)
     ends = np.geomspace(fitted[0], max(goal, fitted[-1]), 61)
     value = math.exp(line.at(math.log(goal)))
     drawn = (ends, np.exp(line.at(np.log(ends))))
-    if not known:
+    if not weighted_fit:
         reason = "fewer than two sizes have an interval of their own"
         return Transfer(what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
                         reason=reason)  # fmt: skip
@@ -341,7 +341,7 @@ class _Line:
 
 
 def multiplier_text(reach: Reach) -> str:
-    """`worth 1.18x compute [1.11, 1.26]`, in words where an end is open or unknown."""
+    """`worth 1.18x compute [1.11, 1.26]`; a phrase where an end is open or unknown."""
     if reach.reason and reach.low == 0 and math.isinf(reach.high):
         return f"compute multiplier unknown: {reach.reason}"
     if math.isinf(reach.high) and reach.low >= 1 and not math.isfinite(reach.value):

@@ -1,8 +1,8 @@
-"""Is the code that decides verdicts calibrated? It judges thousands of simulated studies whose answers are known.
+"""Tests whether verdicts are calibrated: the code judges thousands of simulated studies with known answers.
 
 Nothing is trained: studies are drawn from three noise banks (Gaussian, Student's t with 5 degrees of freedom, and the
-final losses of 1,261 seeds of one 124M recipe). Every promise of a report is a row: what was measured, and its limit.
-Methods known to be wrong are held against the same limits, which must reject them.
+final losses of 1,261 seeds of one 124M recipe). Every guarantee of a report is a row: a measurement and its limit. The
+same limits must reject methods that are known to be wrong.
 
 Arms are (draws, seed) arrays at sd 1; the smallest effect that matters is X sd.
 """
@@ -37,13 +37,13 @@ Words = NDArray[np.str_]
 
 LONG, QUICK = 10_000, 2_000
 FEWEST, MOST = 1_000, 100_000
-"""Draws: with fewer, chance may hide a wrong method; more do not fit into memory."""
+"""Limits of draws: fewer may not reveal a wrong method; more do not fit into memory."""
 BANKS = GAUSSIAN, T5, REAL = "Gaussian", "t5", "124M seeds"
 SEEDS = (3, 5, 8)
 ALPHA, X = 0.05, 3.0
 AT_X, EFFECTS, LARGE, MIXED = (X, -X, X, -X), (-3.0, -2.0, 0.0, 0.0), (-30.0, -6.0, 0.0, 0.0), (-4.0, -1.5, 0.0, 1.0)
-LITTLE = 0.1
-"""A smallest effect, in sd, that few seeds never rule out: every null study continues to the last look."""
+TINY_EFFECT = 0.1
+"""A smallest effect, in sd, that few seeds cannot rule out, so that every null study continues to the last look."""
 SIGMAS, NARROWEST = 3.0, 0.03
 """Tolerance of a rate, in standard errors; and the least tolerance around a reference."""
 TIMES, EACH = 20, 20
@@ -139,25 +139,26 @@ class SelfTest:
 
 
 def chance(rate: float, draws: int) -> float:
-    """The deviation of a rate that chance may explain."""
+    """The sampling tolerance of a rate."""
     return SIGMAS * math.sqrt(rate * (1 - rate) / draws)
 
 
 def level(check: str, wrong: Flags, bank: str = "", n: int | None = None, **more: Any) -> Measurement:
-    """Studies with a false claim: at most ALPHA, but for chance.  wrong: (draws,) or, any of them, (draws, contrast)"""
+    """Studies with a false claim: at most ALPHA, up to sampling error.  wrong: (draws,) or, any of them, (draws,
+    contrast)"""
     draws = wrong.shape[0]
     rate, high = float(wrong.reshape(draws, -1).any(-1).mean()), ALPHA + chance(ALPHA, draws)
     return Measurement(check=check, bank=bank, n=n, measured=rate, high=high, **more)
 
 
 def covers(check: str, held: ArrayLike, bank: str = "", n: int | None = None) -> Measurement:
-    """Intervals that hold the truth: 1 - ALPHA at least, but for chance.  held: (draws,)"""
+    """Intervals that contain the true value: at least 1 - ALPHA, up to sampling error.  held: (draws,)"""
     low = 1 - ALPHA - chance(ALPHA, np.size(held))
     return Measurement(check=check, bank=bank, n=n, measured=float(np.asarray(held, dtype=bool).mean()), low=low)
 
 
 def near(check: str, hits: Flags, reference: float, bank: str = "", n: int | None = None) -> Measurement:
-    """How often something happens: as often as the reference, on either side."""
+    """A rate that must equal the reference, within the tolerance."""
     allowed = max(NARROWEST, chance(reference, hits.shape[0]))
     low, high = max(0.0, reference - allowed), min(1.0, reference + allowed)
     return Measurement(
@@ -250,8 +251,8 @@ def rates(draws: Draws) -> Iterator[Measurement]:
         family = judged(draws.studies("intervals", bank, n, LARGE))[0]  # so large that Holm's later steps are taken
         joint = ((family.joint_low <= LARGE) & (family.joint_high >= LARGE)).all(-1)
         yield covers("joint intervals of 4 contrasts: all hold", joint, bank, n)
-        each = ((family.low <= LARGE) & (family.high >= LARGE)).reshape(-1)
-        yield covers("each interval beside its word", each, bank, n)
+        covered = ((family.low <= LARGE) & (family.high >= LARGE)).reshape(-1)
+        yield covers("each interval beside its word", covered, bank, n)
 
 
 def unequal(draws: Draws) -> Iterator[Measurement]:
@@ -289,14 +290,14 @@ def looks(draws: Draws) -> Iterator[Measurement]:
     for bank, arms, (design, at, sd) in itertools.product(BANKS, (1, 4), designs):
         check = f"{design}, {plural(arms, 'arm')}"
         drawn = draws.studies(check, bank, at[-1].n, (0.0,) * arms, (sd,) * arms)
-        yield level(f"{check}, all null: any better/worse", differs(words_at_looks(drawn, at, LITTLE)), bank)
+        yield level(f"{check}, all null: any better/worse", differs(words_at_looks(drawn, at, TINY_EFFECT)), bank)
         moved = [arm + shift for arm, shift in zip(drawn, (0.0, *AT_X[:arms]), strict=True)]
         yield level(f"{check}, true difference X: called smaller", too_small(words_at_looks(moved, at)), bank)
     drawn = draws.studies("dropped", GAUSSIAN, 5)
     tests = [welch(arm, drawn[0]) for arm in drawn[1:]]
     best = np.argsort([test.p for test in tests], axis=0)[0]
-    kept = np.choose(best, [statistics.adjust([test], dropped=3).p_holm[..., 0] for test in tests])
-    yield level("the best of 4 arms kept, 3 dropped: better/worse", kept < ALPHA, GAUSSIAN, 5)
+    best_p = np.choose(best, [statistics.adjust([test], dropped=3).p_holm[..., 0] for test in tests])
+    yield level("the best of 4 arms kept, 3 dropped: better/worse", best_p < ALPHA, GAUSSIAN, 5)
 
 
 def words_at_looks(arms: Sequence[Array], at: Sequence[planning.Look], smallest_effect: float = X) -> Words:
@@ -312,8 +313,8 @@ def words_at_looks(arms: Sequence[Array], at: Sequence[planning.Look], smallest_
     for look in at:
         now = [welch(arm[:, : look.n], arms[0][:, : look.n], margin=smallest_effect) for arm in arms[1:]]
         for i, old in enumerate(tested):
-            kept = {name: np.where(settled[:, i], getattr(old, name), getattr(now[i], name)) for name in numbers}
-            now[i] = replace(now[i], **kept)
+            merged = {name: np.where(settled[:, i], getattr(old, name), getattr(now[i], name)) for name in numbers}
+            now[i] = replace(now[i], **merged)
         tested, family = now, statistics.adjust(now, alpha=look.level)
         fresh = judging.decide(family.difference, family.p_holm, family.p_equivalence_holm, alpha=look.level)
         decisions = np.where(settled, decisions, fresh)
@@ -352,9 +353,9 @@ def at_best_trial(
     """
     best = rng.uniform(-1, 1)
     tried: dict[float, float] = {}
-    wanted = list(rates)
+    next_rates = list(rates)
     for _ in range(4):
-        tried |= {at: shape(curvature, at - best) + sd * rng.standard_normal() for at in wanted if at not in tried}
+        tried |= {at: shape(curvature, at - best) + sd * rng.standard_normal() for at in next_rates if at not in tried}
         chosen = min(tried, key=lambda at: (tried[at], abs(at)))
         if min(tried) < chosen < max(tried):
             good = {at: loss for at, loss in tried.items() if math.isfinite(loss)}
@@ -362,12 +363,12 @@ def at_best_trial(
             search = RateSearch(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
             losses = shape(curvature, chosen - best) + sd * rng.standard_normal(n)
             return WeightedArm(weight=1.0, losses=losses, search=search)
-        wanted = [chosen - 1 if chosen == min(tried) else chosen + 1]
+        next_rates = [chosen - 1 if chosen == min(tried) else chosen + 1]
     return None
 
 
 def planned(draws: Draws) -> Iterator[Measurement]:
-    """Power as plans promise it, and the recommended numbers of seeds."""
+    """Power as planned, and the recommended numbers of seeds."""
     cells = [(k, sd, n, base) for (n, base), sd, k in itertools.product(FORECASTS, (2.0, 3.0), (1, 4))]
     for contrasts, sd, n, base in [*cells, *((k, sd, n, n) for k, sd, n in SEEDS_NEEDED)]:
         baseline, arm = draws.studies(f"power {sd} {contrasts}", GAUSSIAN, n, (-sd,), base=base)
@@ -379,7 +380,7 @@ def planned(draws: Draws) -> Iterator[Measurement]:
 
 
 def measures(draws: Draws) -> Iterator[Measurement]:
-    """Intervals beside verdicts: over documents, of compute multipliers, of rank agreement, of the best rate."""
+    """Other intervals: over documents, of compute multipliers, of rank agreement, of the best rate."""
     for sizes in ((4, 4, 4), (54, 5, 40), (4,) * 5, (2, 4, 8, 16, 32), (4,) * 20):
         labels, held = np.repeat(np.arange(len(sizes)), sizes), []
         for losses in draws.generator("text", sizes).standard_normal((draws.count, len(sizes)))[:, labels]:
@@ -387,8 +388,8 @@ def measures(draws: Draws) -> Iterator[Measurement]:
             effective = statistics.effective_documents(labels)
             text = TextNoise(se=se, count=count, unit="documents", effective=effective)
             held.append(abs(losses.mean()) <= text.halfwidth)
-        what = f"{len(sizes)} documents" + ("" if len(set(sizes)) == 1 else f" of unequal size, {sizes}")
-        yield covers(f"95 % interval over {what}", held, GAUSSIAN)
+        case = f"{len(sizes)} documents" + ("" if len(set(sizes)) == 1 else f" of unequal size, {sizes}")
+        yield covers(f"95 % interval over {case}", held, GAUSSIAN)
     for beta, budgets in itertools.product((0.1, 0.5, 2.0), ((0.5, 1.0, 2.0), (0.25, 1.0, 4.0))):
         rng, sd = draws.generator("multiplier", beta, *budgets), (budgets[0] ** -beta - budgets[-1] ** -beta) / 20
         *curve, target = (b**-beta + sd * rng.standard_normal((draws.count, 3)) for b in (*budgets, 1.3))
@@ -400,19 +401,21 @@ def measures(draws: Draws) -> Iterator[Measurement]:
         high = scaling.tau_bounds(early, final)[1]
         yield covers(f"Kendall's tau of 5 arms {apart:g} sd apart, true order equal", high >= 1, GAUSSIAN, 3)
     at, sd = np.linspace(-4.0, 3.0, 12), 0.01  # trials over seven octaves
-    for steeper, known in itertools.product((1.0, 8.0), (True, False)):
-        rng, held = draws.generator("optimum", steeper, known), []
+    for steeper, noise_known in itertools.product((1.0, 8.0), (True, False)):
+        rng, held = draws.generator("optimum", steeper, noise_known), []
         for best in rng.uniform(-0.7, 0.7, draws.count // 4):
             rise = 0.02 * np.where(at < best, 1.0, steeper) * (at - best) ** 2 / np.sqrt(steeper)
             losses = rise + sd * rng.standard_normal(12)
-            interval = parabola.fit(2.0**at, losses, log=True, effect=0.05, noise_sd=sd if known else None).interval
+            interval = parabola.fit(
+                2.0**at, losses, log=True, effect=0.05, noise_sd=sd if noise_known else None
+            ).interval
             held += [interval[0] <= 2.0**best <= interval[1]] if interval else []
-        check = f"best rate, {steeper:g} times as steep above, noise {'known' if known else 'unknown'}"
+        check = f"best rate, {steeper:g} times as steep above, noise {'known' if noise_known else 'unknown'}"
         yield covers(f"{check}: 95 % interval", held, GAUSSIAN, 12)
 
 
 def controls(draws: Draws) -> Iterator[Measurement]:
-    """Wrong ways to analyse studies without an effect. A limit that lets one pass proves nothing."""
+    """Wrong analyses of studies without an effect, which the limits must reject."""
     flagged = functools.partial(level, control=True)
     for bank in BANKS:
         for n in (3, 5):
@@ -490,8 +493,8 @@ def selftest(
     Raises ConfigError for a number of draws out of range or an unknown part.
     """
     if not FEWEST <= draws <= MOST:
-        what = f"between {FEWEST} and {MOST} draws are expected, not {draws}"
-        raise ConfigError(what, where="draws", hint=f"gpt2lab selftest statistics --draws {LONG}")
+        problem = f"between {FEWEST} and {MOST} draws are expected, not {draws}"
+        raise ConfigError(problem, where="draws", hint=f"gpt2lab selftest statistics --draws {LONG}")
     for name in parts or ():
         if name not in PARTS:
             raise ConfigError(unknown("part", name, PARTS), where="parts")

@@ -1,5 +1,5 @@
-"""Tests of differences between arms: Welch's test, equivalence, the adjustment for a family; beside them, other
-estimators for the sensitivity table, and the standard error over validation documents.
+"""Tests of differences between arms: Welch's test, equivalence, the adjustment for a family; also other estimators for
+the sensitivity table, and the standard error over validation documents.
 
 The functions up to `adjust` keep leading dimensions, so that the self-test runs the code that judges one study on
 thousands of simulated studies at once. Shapes: (..., seed) values of one arm, (...) one comparison, (..., contrast) a
@@ -22,7 +22,7 @@ from gpt2lab.analysis.calibration import degrees, nominal_level, valid_p
 Array = NDArray[np.float64]
 
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
-"""Values of a size that differ by less than this share of it differ by rounding alone."""
+"""Relative difference below which values differ by rounding only."""
 
 INFLATION = 1.5
 """Borrowed noise is multiplied by this: an arm may be noisier than the baseline that the noise was measured on."""
@@ -172,7 +172,7 @@ def borrowed(
 ) -> Comparison:
     """As `welch`, with the noise of other runs: `sd` of a baseline's repeats, times INFLATION, and its `df`.
 
-    The only way to judge one or two seeds, valid as far as the arms are no noisier than that.  (..., seed) -> (...)
+    The only way to judge one or two seeds; valid if the arms are no noisier than that.  (..., seed) -> (...)
     """
     a, b = (np.moveaxis(np.asarray(x, dtype=np.float64), axis, -1) for x in (arm, against))
     difference = _mean(a) - _mean(b)
@@ -192,11 +192,11 @@ def holm(p: ArrayLike, *, dropped: int = 0) -> Array:
     `dropped` further ones. Vectorised over families, unlike statsmodels' `multipletests`, to which a test compares it.
     """
     values = np.asarray(p, dtype=np.float64)
-    known = np.where(np.isnan(values), 1.0, values)
-    order = np.argsort(known, axis=-1, kind="stable")
-    left = known.shape[-1] + dropped - np.arange(known.shape[-1])
-    ascending = np.maximum.accumulate(np.take_along_axis(known, order, -1) * left, axis=-1)
-    adjusted = np.empty_like(known)
+    filled = np.where(np.isnan(values), 1.0, values)
+    order = np.argsort(filled, axis=-1, kind="stable")
+    remaining = filled.shape[-1] + dropped - np.arange(filled.shape[-1])
+    ascending = np.maximum.accumulate(np.take_along_axis(filled, order, -1) * remaining, axis=-1)
+    adjusted = np.empty_like(filled)
     np.put_along_axis(adjusted, order, np.minimum(ascending, 1.0), -1)
     return np.where(np.isnan(values), np.nan, adjusted)
 
@@ -206,7 +206,7 @@ def adjust(comparisons: Sequence[Comparison], *, alpha: float = 0.05, dropped: i
 
     Joint intervals have level 1 - alpha / m for m contrasts (Bonferroni), so that all of them hold together. Bonferroni
     is Holm's first step: wherever such an interval excludes zero, Holm p < alpha. Holm's later steps are finer and may
-    find a difference whose joint interval still includes zero; the interval beside the verdict is then at the level of
+    find a difference whose joint interval still includes zero; the interval of the verdict is then at the level of
     the step that found it, and holds at 1 - alpha by itself.
 
     dropped: contrasts that were declared and are no longer compared; they count as members with p = 1.
@@ -244,8 +244,8 @@ def _mean(values: Array) -> Array:
 
 
 def sensitivity(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float) -> dict[str, dict[str, float]]:
-    """name -> {p, n, ...} of every other estimator that these runs allow. None decides a verdict; where one disagrees
-    with Welch's test, the report says so."""
+    """name -> {p, n, ...} of every other estimator that these runs allow. None decides a verdict; the report mentions
+    disagreement with Welch's test."""
     results = {
         "paired": paired(runs[arm], runs[against], alpha=alpha),
         "blocked": blocked(runs, arm, against, alpha=alpha),

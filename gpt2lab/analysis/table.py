@@ -1,4 +1,4 @@
-"""Read a table of results: a DataFrame, a CSV file, a list of rows or a tracker's export becomes seed -> value per arm.
+"""Reads a table of results (DataFrame, CSV file, list of rows or tracker export) as seed -> value per arm.
 
 A CSV file may be separated by commas, semicolons (then with decimal commas too) or tabs; blank lines and lines that
 begin with # are skipped. Tables of MLflow (`mlflow.search_runs`, with columns run_id, status, metrics.*, params.* and
@@ -6,8 +6,8 @@ tags.*) and Weights & Biases (runs with columns Name and State, or charts with a
 their columns. The status of a run counts, and runs that only group others, or belong to a sweep, belong to no arm.
 
 A blank value is a run without a result yet; NaN or infinity is a run that failed. No row is dropped. Each run counts
-once: copies of a run, and its training steps, are never taken for seeds. A metric tells direction and unit by its
-name.
+once: copies of a run, and its training steps, are never taken for seeds. The name of a metric determines direction and
+unit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 NO_VALUE = ("na", "n/a", "#n/a", "<na>", "-", "--", "null", "none")
 FAILED = ("crashed", "failed", "diverged")
-"""Cells of a run without a value yet, and of a failed one, beside what Python reads as NaN or infinity."""
+"""Cells of a run without a value yet, and of a failed one, in addition to NaN and infinity."""
 WHOLE = re.compile(r"([+-]?\d{1,18})(\.0*)?")
 DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+([eE][+-]?\d+)?)")
 
@@ -74,7 +74,7 @@ NOT_MEASURED = re.compile(r"_.*|.*__(MIN|MAX)")
 """Metrics of the export itself: `_step`, and the range of a smoothed curve."""
 
 FULL_PRECISION = 7
-"""Significant digits to which two runs of different seeds do not agree by chance."""
+"""Significant digits at which runs with different seeds do not agree by chance."""
 SINGLE = 3e38
 """Larger values do not fit single precision."""
 LEAST, MOST = 1e-50, 1e50
@@ -148,8 +148,8 @@ def read(
     if not rows:
         raise ConfigError("the table has no rows", where=where)
     if seed is not None and _counts_training(seed):
-        what = f"the steps of a run are no seeds: '{seed}' tells no runs apart"
-        raise ConfigError(what, where=where, hint="seed=COLUMN")
+        problem = f"the steps of a run are no seeds: '{seed}' tells no runs apart"
+        raise ConfigError(problem, where=where, hint="seed=COLUMN")
     begun, columns = False, _names(rows)
     if {*MLFLOW} <= {*columns} and any(name.startswith(PREFIXES) for name in columns):
         chosen = _mlflow_columns(columns, where, metric, arm, seed, value)
@@ -161,8 +161,10 @@ def read(
             rows = _unfolded(rows, columns, metric, where)
         chosen = _plain_columns(rows, where, metric, arm, seed, value)
         if {*WANDB} <= {*_names(rows)}:
-            held = chosen.value
-            rows = [TableRow(w, {**c, held: _value_by_status(c.get("State"), c.get(held))}) for w, c in rows]
+            value_column = chosen.value
+            rows = [
+                TableRow(w, {**c, value_column: _value_by_status(c.get("State"), c.get(value_column))}) for w, c in rows
+            ]
     _refuse_repeated_seeds(rows, chosen)
     ends: dict[str, float] = {}
     entries, named = _entries(rows, chosen), chosen.metric
@@ -170,7 +172,7 @@ def read(
         names = list(dict.fromkeys(entry.metric for entry in entries))
         if metric is not None and metric not in names:
             raise ConfigError(unknown("metric", metric, names), where=where)
-        named = metric or _which(names, PREFERRED, where)
+        named = metric or _choose_metric(names, PREFERRED, where)
     if chosen.several or chosen.step:
         entries, ends = _last(entries, named if chosen.several and named else chosen.value)
     _refuse_duplicates(entries, chosen)
@@ -200,9 +202,9 @@ def in_order(table: ResultsTable) -> dict[str, dict[str, Value]]:
         return table.runs
     for arm, seed in ((arm, seed) for arm, runs in table.runs.items() for seed in runs):
         if not WHOLE.fullmatch(seed):
-            what = f"which seeds came first is not known: seed '{seed}' of arm '{arm}' is no whole number"
+            problem = f"which seeds came first is not known: seed '{seed}' of arm '{arm}' is no whole number"
             hint = "number the seeds of each arm 0, 1, 2, ... as they were run, or leave out the looks"
-            raise ConfigError(what, where="looks", hint=hint)
+            raise ConfigError(problem, where="looks", hint=hint)
     return {arm: dict(sorted(runs.items(), key=lambda run: int(run[0]))) for arm, runs in table.runs.items()}
 
 
@@ -255,9 +257,9 @@ def _csv(path: Path) -> list[TableRow]:
 def _refuse_repeated_columns(names: Iterable[str], where: str) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if repeated:
-        what = f"{len(repeated)} column names occur twice: {', '.join(repeated)}"
-        what = f"two columns are called '{repeated[0]}'" if len(repeated) == 1 else what
-        raise ConfigError(what, where=where, hint="rename or drop one of them")
+        problem = f"{len(repeated)} column names occur twice: {', '.join(repeated)}"
+        problem = f"two columns are called '{repeated[0]}'" if len(repeated) == 1 else problem
+        raise ConfigError(problem, where=where, hint="rename or drop one of them")
 
 
 def _names(rows: Sequence[TableRow]) -> list[str]:
@@ -299,7 +301,7 @@ def _counts_training(name: str) -> bool:
     return name.casefold().removeprefix("metrics.") in (*STEPS, *PROGRESS)
 
 
-def _which(names: Iterable[str], preferred: Iterable[str], where: str) -> str | None:
+def _choose_metric(names: Iterable[str], preferred: Iterable[str], where: str) -> str | None:
     """The first of `preferred` among the names of metrics, else the only name; None where there is none."""
     names = list(names)
     best = next((name for name in preferred if name in names), None)
@@ -325,19 +327,21 @@ def _plain_columns(
     if metric is not None and not direct and not several:
         raise ConfigError(unknown("column", metric, columns), where=where)
     default = next((name for name in ("value", *PREFERRED) if name in columns), None)
-    held = value or (metric if direct and metric else default or _which(filter(known, columns), (), where) or "value")
-    lacking = [name for name in (arm, seed, held) if name not in columns]
+    value_column = value or (
+        metric if direct and metric else default or _choose_metric(filter(metric_spec, columns), (), where) or "value"
+    )
+    missing = [name for name in (arm, seed, value_column) if name not in columns]
     training = next(filter(_counts_training, columns), None)
-    if lacking == ["run"] and training:
-        what = f"no column tells the runs of an arm apart; the steps of a run ('{training}') are no seeds"
-        raise ConfigError(what, where=where, hint="seed=COLUMN")
-    if lacking:
-        what = f"no columns {listed(map(repr, lacking))} (known: {', '.join(columns)})"
-        what = unknown("column", lacking[0], columns) if len(lacking) == 1 else what
-        raise ConfigError(what, where=where, hint=hint)
-    named = metric or (held if held != "value" or value else None)
+    if missing == ["run"] and training:
+        problem = f"no column tells the runs of an arm apart; the steps of a run ('{training}') are no seeds"
+        raise ConfigError(problem, where=where, hint="seed=COLUMN")
+    if missing:
+        problem = f"no columns {listed(map(repr, missing))} (known: {', '.join(columns)})"
+        problem = unknown("column", missing[0], columns) if len(missing) == 1 else problem
+        raise ConfigError(problem, where=where, hint=hint)
+    named = metric or (value_column if value_column != "value" or value else None)
     step = _step_column(rows, columns, (arm, seed, "metric") if several else (arm, seed))
-    return Columns(arm, seed, held, named, several, step)
+    return Columns(arm, seed, value_column, named, several, step)
 
 
 def _step_column(rows: Sequence[TableRow], columns: Sequence[str], run: Sequence[str]) -> str | None:
@@ -353,9 +357,9 @@ def _is_wide(columns: Sequence[str]) -> bool:
     """Whether every run has a column, and every step a row."""
     if "arm" in columns or not columns:
         return False
-    first, *others = columns
-    runs = _counts_training(first) and all(RUN.fullmatch(name) for name in others)
-    return bool(others) and (runs or any(BETWEEN in name for name in others))
+    first, *rest = columns
+    runs = _counts_training(first) and all(RUN.fullmatch(name) for name in rest)
+    return bool(rest) and (runs or any(BETWEEN in name for name in rest))
 
 
 def _unfolded(rows: Sequence[TableRow], columns: Sequence[str], metric: str | None, where: str) -> list[TableRow]:
@@ -365,14 +369,14 @@ def _unfolded(rows: Sequence[TableRow], columns: Sequence[str], metric: str | No
     Raises ConfigError for a run whose name does not end in its seed.
     """
     exported = any(BETWEEN in name for name in columns)
-    beside = [name for name in columns if BETWEEN not in name] if exported else list(columns[:1])
-    step = next(filter(_counts_training, beside), beside[0] if beside else None)
+    shared = [name for name in columns if BETWEEN not in name] if exported else list(columns[:1])
+    step = next(filter(_counts_training, shared), shared[0] if shared else None)
     if step is None:
         raise ConfigError("no column holds the steps", where=where)
     long: list[TableRow] = []
     for name in columns:
         run, _, measured = name.rpartition(BETWEEN) if exported else (name, "", metric or "")
-        if name in beside or NOT_MEASURED.fullmatch(measured):
+        if name in shared or NOT_MEASURED.fullmatch(measured):
             continue
         parts = RUN.fullmatch(run.strip())
         if parts is None:
@@ -394,8 +398,8 @@ def _mlflow_columns(
     """The columns that the caller named, with or without prefix, else the preferred ones of the table."""
 
     def column(kind: str, name: str | None, prefixes: Sequence[str], preferred: Sequence[str]) -> str | None:
-        wanted = [f"{prefix}{name}" for prefix in ("", *prefixes)] if name else preferred
-        first = next((name for name in wanted if name in columns), None)
+        candidates = [f"{prefix}{name}" for prefix in ("", *prefixes)] if name else preferred
+        first = next((name for name in candidates if name in columns), None)
         if name and first is None:
             raise ConfigError(unknown("column", name, columns), where=where, hint=f"{kind}=COLUMN")
         return first
@@ -404,19 +408,21 @@ def _mlflow_columns(
         raise ConfigError("metric and value both name what is compared: give one of them", where=where)
     arms = column("arm", arm, PREFIXES[1:], ARM_COLUMNS)
     if arms is None:
-        what = f"no column tells the arm of a run: none of {', '.join(ARM_COLUMNS)} is there (columns: "
-        raise ConfigError(f"{what}{', '.join(sorted(columns))})", where=where, hint="arm=COLUMN")
+        problem = f"no column tells the arm of a run: none of {', '.join(ARM_COLUMNS)} is there (columns: "
+        raise ConfigError(f"{problem}{', '.join(sorted(columns))})", where=where, hint="arm=COLUMN")
     seeds = column("seed", seed, PREFIXES[1:], SEED_COLUMNS) or MLFLOW[0]
-    held = column("value", value, PREFIXES, METRIC_COLUMNS if metric is None else ())
-    held = held or _metric_column(columns, metric, where)
-    return Columns(arms, seeds, held, None if held == "value" else held.removeprefix("metrics."))
+    value_column = column("value", value, PREFIXES, METRIC_COLUMNS if metric is None else ())
+    value_column = value_column or _metric_column(columns, metric, where)
+    return Columns(
+        arms, seeds, value_column, None if value_column == "value" else value_column.removeprefix("metrics.")
+    )
 
 
 def _metric_column(columns: Sequence[str], metric: str | None, where: str) -> str:
     """The column of a metric; the final evaluation by its name in `load_results` or in our mirror."""
     names = [name.removeprefix("metrics.") for name in columns if name.startswith("metrics.")]
     if metric is None:
-        only = _which(names, (), where)
+        only = _choose_metric(names, (), where)
         if only is None:
             raise ConfigError("no run has any metric", where=where)
         return f"metrics.{only}"
@@ -519,11 +525,11 @@ def _last(entries: Sequence[TableValue], metric: str) -> tuple[list[TableValue],
             ends[entry.arm] = max(ends.get(entry.arm, -1.0), entry.step)
     final_entries: list[TableValue] = []
     for (arm, seed), run in runs.items():
-        taken = [e for e in run if e.value is not None]
-        values = [e for e in taken if e.metric == metric]
+        valued = [e for e in run if e.value is not None]
+        values = [e for e in valued if e.metric == metric]
         end = max((e.step for e in values), default=None) if metric.startswith(FINAL) else ends.get(arm)
-        last = max((e.step for e in taken), default=-1.0)
-        losses = [e for e in taken if e.step == last and (e.metric == metric or "loss" in e.metric)]
+        last = max((e.step for e in valued), default=-1.0)
+        losses = [e for e in valued if e.step == last and (e.metric == metric or "loss" in e.metric)]
         missing = None if all(map(_finite, losses)) else math.nan
         final = [e for e in values if e.step == end]
         final_entries += final or [TableValue(run[-1].where, arm, seed, metric, last, missing)]
@@ -543,51 +549,51 @@ def _repeats(items: Iterable[T], key: Callable[[T], Hashable]) -> Iterator[tuple
     """Every item whose key, unless None, an earlier one had, with that one. Joined frames have two rows of one name."""
     first: dict[Hashable, T] = {None: None}  # type: ignore[dict-item]
     for item in items:
-        seen = first.setdefault(key(item), item)
-        if seen is not None and seen is not item:
-            yield item, seen
+        earlier = first.setdefault(key(item), item)
+        if earlier is not None and earlier is not item:
+            yield item, earlier
 
 
 def _refuse_repeated_seeds(rows: Sequence[TableRow], chosen: Columns) -> None:
     """Runs of one arm and seed that differ in their names alone."""
-    others = [name for name in SEED_COLUMNS if name in _names(rows) and name not in RUN_COLUMNS]
-    if chosen.seed.casefold() not in RUN_COLUMNS or not others:
+    seed_columns = [name for name in SEED_COLUMNS if name in _names(rows) and name not in RUN_COLUMNS]
+    if chosen.seed.casefold() not in RUN_COLUMNS or not seed_columns:
         return
-    seed = others[0]
+    seed = seed_columns[0]
 
     def arm_and_seed(row: TableRow) -> Hashable:
         cells = [row.cells.get(name) for name in (chosen.arm, seed, chosen.seed)]
         return None if any(map(_blank, cells)) else (str(cells[0]).strip(), _spelled(cells[1]))
 
     problems = []
-    for row, seen in _repeats(rows, arm_and_seed):
-        if _spelled(seen.cells[chosen.seed]) != _spelled(row.cells[chosen.seed]):
-            what = f"arm '{str(row.cells[chosen.arm]).strip()}' has seed {_spelled(row.cells[seed])} already"
-            problems.append(Problem(row.where, f"{what}, in {seen.where}: by '{seed}' they are one seed"))
+    for row, earlier in _repeats(rows, arm_and_seed):
+        if _spelled(earlier.cells[chosen.seed]) != _spelled(row.cells[chosen.seed]):
+            problem = f"arm '{str(row.cells[chosen.arm]).strip()}' has seed {_spelled(row.cells[seed])} already"
+            problems.append(Problem(row.where, f"{problem}, in {earlier.where}: by '{seed}' they are one seed"))
     _refuse(problems, "keep one run of each arm and seed")
 
 
 def _refuse_duplicates(entries: Sequence[TableValue], chosen: Columns) -> None:
     names = f"columns '{chosen.arm}' and '{chosen.seed}' name one run"
     problems = [
-        Problem(entry.where, f"arm '{entry.arm}' has seed {entry.seed} already, in {seen.where}: {names}")
-        for entry, seen in _repeats(entries, lambda entry: (entry.arm, entry.seed))
+        Problem(entry.where, f"arm '{entry.arm}' has seed {entry.seed} already, in {earlier.where}: {names}")
+        for entry, earlier in _repeats(entries, lambda entry: (entry.arm, entry.seed))
     ]
     _refuse(problems, "keep one run of each arm and seed")
 
 
 def _refuse_sizes(entries: Sequence[TableValue]) -> None:
     odd = [e for e in entries if e.value and math.isfinite(e.value) and not LEAST < abs(e.value) < MOST]
-    what = f"is no size that can be judged (from {LEAST:g} to {MOST:g})"
-    problems = [Problem(e.where, f"seed {e.seed} of arm '{e.arm}': {e.value:g} {what}") for e in odd]
+    problem = f"is no size that can be judged (from {LEAST:g} to {MOST:g})"
+    problems = [Problem(e.where, f"seed {e.seed} of arm '{e.arm}': {e.value:g} {problem}") for e in odd]
     _refuse(problems, "write inf for a run that failed, or give all values in another unit")
 
 
 def _copies(entries: Sequence[TableValue]) -> Iterator[Problem]:
     precise = [e for e in entries if e.value is not None and _finite(e) and _digits(e.value) >= FULL_PRECISION]
-    for entry, seen in _repeats(precise, lambda entry: (entry.arm, entry.value)):
-        what = f"seed {entry.seed} of arm '{entry.arm}' has the value of seed {seen.seed} in {seen.where}, digit for "
-        yield Problem(entry.where, f"{what}digit ({entry.value:.15g}): they are one run")
+    for entry, earlier in _repeats(precise, lambda entry: (entry.arm, entry.value)):
+        source = f"the value of seed {earlier.seed} in {earlier.where}, digit for digit ({entry.value:.15g})"
+        yield Problem(entry.where, f"seed {entry.seed} of arm '{entry.arm}' has {source}: they are one run")
 
 
 def _digits(value: float) -> int:
@@ -648,7 +654,7 @@ SPLIT = re.compile(r"(_(train|training|val|valid|validation|dev|eval|test|mean|a
 """Suffixes that say where or how a metric was taken."""
 
 
-def known(name: str) -> MetricSpec | None:
+def metric_spec(name: str) -> MetricSpec | None:
     """The reading of a metric such as `val/loss`, `eval_accuracy`, `acc,none` or `acc_pct`; None for an unknown one."""
     for part in reversed(re.split(r"[/,.:]", name.casefold().strip())):
         amount, percent = PERCENT.subn("", part)
@@ -657,18 +663,18 @@ def known(name: str) -> MetricSpec | None:
             matches = [metric for metric in names if f"_{base}".endswith(f"_{metric}")]
             if matches:
                 unit = names[max(matches, key=len)]
-                shown = "percentage points" if percent else unit
-                return MetricSpec(higher_is_better=higher, unit=shown, continuous=unit in CONTINUOUS)
+                display_unit = "percentage points" if percent else unit
+                return MetricSpec(higher_is_better=higher, unit=display_unit, continuous=unit in CONTINUOUS)
     return None
 
 
 def reading_of(name: str | None, higher_is_better: bool | None, unit: str | None) -> MetricSpec:
     """How the metric is read: as given, else by its name. Raises ConfigError where neither gives the direction."""
     called = name or "value"
-    by_name = PLAIN if called == "value" else known(called)
+    by_name = PLAIN if called == "value" else metric_spec(called)
     if higher_is_better is None and by_name is None:
-        what = f"whether a higher or a lower '{called}' is better is not known"
-        raise ConfigError(what, hint="higher_is_better=True or higher_is_better=False")
+        problem = f"whether a higher or a lower '{called}' is better is not known"
+        raise ConfigError(problem, hint="higher_is_better=True or higher_is_better=False")
     if by_name is None or (by_name is PLAIN and higher_is_better):
         by_name = MetricSpec(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
     higher = by_name.higher_is_better if higher_is_better is None else higher_is_better

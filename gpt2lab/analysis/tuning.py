@@ -1,8 +1,8 @@
-"""What the trials of a search tell: the best value of each setting, what may be compared, what pruning saved and risks.
+"""Evaluates the trials of a search: the best value of each setting, comparability, savings and risks of pruning.
 
-Only final values are points of the curve. A pruned trial has none: it closes an edge of the space with a reservation. A
-diverged trial closes the side on which it lies. A search, in a sweep record, has a `space` and `trials` with outcome,
-settings and value.
+Only final values are points of the curve. A pruned trial has none: an edge beyond which trials were pruned is marked as
+unfinished. A diverged trial bounds the best setting on its side. A search, in a sweep record, has a `space` and
+`trials` with outcome, settings and value.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from gpt2lab.analysis.wording import decimals, figure, listed
 from gpt2lab.text import plural, quantity
 
 WIDER = 4.0
-"""A widened space reaches this factor beyond the best trial (two octaves)."""
+"""A widened space extends by this factor beyond the best trial (two octaves)."""
 SPAN = 0.75
 """Share of the range of a sensitivity that the trials must span on its logarithmic scale."""
 RESULTS = ("finished", "pruned", "diverged")
-"""Outcomes that inform about the settings, in which a budget is counted."""
+"""Outcomes that count towards the budget of a search."""
 OPEN = ("waiting", "running")
 ENDS = {"low": ("lower", "below"), "high": ("upper", "above")}
 BEST_PART = 4
-"""The best quarter is reported beside the best one."""
+"""One in so many trials counts as the best part."""
 NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
 """Settings that have a name in prose; others go by their key."""
 
@@ -42,7 +42,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The best value of one setting, from trials. What is unknown is None, and `reason` says why."""
+    """The best value of one setting, from trials. Unknown fields are None, and `reason` says why."""
 
     what: str
     unit: str
@@ -70,9 +70,9 @@ class Optimum:
     edge: str | None = None
     """`low` or `high`: the side without a worse trial, beyond which the optimum may lie"""
     unfinished: str | None = None
-    """`low` or `high`: the side that is closed by pruned trials alone"""
+    """`low` or `high`: the side that is bounded by pruned trials only"""
     widen: Pair | None = None
-    """a space that reaches beyond the edge"""
+    """a space that extends beyond the edge"""
     reason: str = ""
 
     @property
@@ -178,7 +178,7 @@ def optimum(
 
 
 def _edge(best: float, fitted: Fit, judged: Array, stopped: Array, *, natural: float) -> tuple[str | None, str | None]:
-    """(side without a trial beyond the best, side closed by trials that were stopped early alone).
+    """(side without a trial beyond the best, side bounded by pruned trials only).
 
     `judged`: settings that finished or diverged. Where only one value was tried, the edge is `high`.
     """
@@ -195,7 +195,7 @@ def _edge(best: float, fitted: Fit, judged: Array, stopped: Array, *, natural: f
 
 
 def _wider(edge: str | None, best: float, low: float, high: float, log: bool) -> Pair | None:
-    """A space that reaches well beyond the best trial; None where the searched one already does."""
+    """A space that extends well beyond the best trial; None where the searched one already does."""
     if edge == "high":
         top = best * WIDER if log else best + (high - low) / 2
         return (low, top) if top > high else None
@@ -300,8 +300,8 @@ def chosen(
         name = dimension["name"]
         if dimension["kind"] == "categorical" or (best and name not in best["settings"]):
             continue
-        with_it = [t for t in trials if name in t["settings"]]
-        at = {outcome: [t for t in with_it if t["outcome"] == outcome] for outcome in RESULTS}
+        having = [t for t in trials if name in t["settings"]]
+        at = {outcome: [t for t in having if t["outcome"] == outcome] for outcome in RESULTS}
         points = [(t["settings"][name], t["value"]) for t in at["finished"] if t["value"] is not None]
         optima[name] = optimum(
             [*points, *((t["settings"][name], math.inf) for t in at["diverged"])],
@@ -318,7 +318,7 @@ def chosen(
 
 
 def _refusal(trials: Sequence[Trial], slots: int, any_finished: bool, edges: Sequence[Optimum]) -> str | None:
-    """The strongest reason against a comparison."""
+    """Why the search is not comparable, or None."""
     ended = sum(t["outcome"] not in OPEN for t in trials)
     if ended < slots:
         return f"{slots - ended} of {plural(slots, 'trial')} of its search have not ended"
@@ -328,7 +328,7 @@ def _refusal(trials: Sequence[Trial], slots: int, any_finished: bool, edges: Seq
     return listed(parts) if parts else None
 
 
-# Pruning: what stopping bad trials early saved, and how often it would have cut the best one.
+# Pruning: what it saved, and how often it would have cut the best trial.
 
 
 def savings(trials: Iterable[Trial], tokens: float) -> str:
@@ -429,11 +429,11 @@ def replay(
     saved = np.maximum(0.0, lasts - at).sum(-1) / max(lasts.sum(), 1e-300)
     order_of = np.argsort(np.where(np.isfinite(final), final, np.inf), kind="stable")
     quarter = order_of[: math.ceil(np.isfinite(final).sum() / BEST_PART)]
-    left = np.where(cut, np.inf, np.where(np.isfinite(final), final, np.inf)).min(-1)
+    best_remaining = np.where(cut, np.inf, np.where(np.isfinite(final), final, np.inf)).min(-1)
     return Replay(
         orders=orders, trials=len(curves), best_cut=float(cut[:, order_of[0]].mean()),
         quarter_cut=float(cut[:, quarter].mean()), share=float(saved.mean()),
-        regret=float((left - final[order_of[0]]).mean()),
+        regret=float((best_remaining - final[order_of[0]]).mean()),
     )  # fmt: skip
 
 

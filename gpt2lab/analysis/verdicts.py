@@ -1,4 +1,4 @@
-"""What a comparison is declared with and what it returns: arms, contrasts, terms, and the judged verdicts."""
+"""Inputs and results of a comparison: arms, contrasts, terms, and the judged verdicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEWEST = 3
 """Seeds per arm from which on an arm is judged by its own noise."""
 
 FEWEST_REPEATS = 10
-"""Baseline repeats that a borrowed noise floor must rest on."""
+"""Fewest baseline repeats for a borrowed noise floor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +124,9 @@ class Terms:
     exploratory: Mapping[str, str] = field(default_factory=dict)
     not_comparable: Mapping[str, str] = field(default_factory=dict)
     late: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(arm, against) -> why that contrast alone may claim nothing"""
+    """(arm, against) -> why that contrast alone is exploratory"""
     dropped: int = 0
-    """contrasts that were declared once and are no longer compared"""
+    """contrasts that were declared earlier and are no longer compared"""
     searches: Mapping[str, RateSearch] = field(default_factory=dict)
     """arm -> the search that its learning rate is from"""
     text: Mapping[tuple[str, str], TextNoise] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class Terms:
     coming: Sequence[int] | None = None
     """seeds per arm at which open contrasts are judged again; None where any number may be added"""
     force_exploratory: bool = False
-    """whether runs of unequal length are shown, without a claim"""
+    """whether runs of unequal length are reported as exploratory"""
     screen: bool = False
     scope: Sequence[str] = ()
     look: str = ""
@@ -222,7 +222,7 @@ class Verdicts:
     extendable: bool = False
     """whether the level includes seeds that may be added after a verdict"""
     dropped: int = 0
-    """contrasts that were declared once and still count"""
+    """contrasts that are no longer compared and still count in the family"""
 
     @property
     def members(self) -> int:
@@ -243,7 +243,7 @@ class Verdicts:
 
     def table(self) -> pd.DataFrame:
         """One row per contrast: every number, the word, and the p value of each sensitivity estimator."""
-        import pandas as pd  # takes a quarter of a second, which plans need not wait for
+        import pandas as pd  # slow to import, and not needed by plans
 
         rows = []
         for contrast in self.contrasts:

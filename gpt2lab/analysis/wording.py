@@ -1,4 +1,4 @@
-"""Verdicts in words: numbers as readers see them, the sentence and the notes of a contrast, the summary of a study."""
+"""The text of verdicts: formatted numbers, the sentence and notes of a contrast, and the summary of a study."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def written(numbers: Sequence[float], low: float, high: float) -> list[str]:
     halfwidth, largest = (high - low) / 2, max(map(abs, numbers))
     if not largest:
         return ["0" for _ in numbers]
-    known = math.isfinite(halfwidth) and halfwidth > 0
-    finest = -math.floor(math.log10(halfwidth / 10 if known else largest / 100))
+    has_interval = math.isfinite(halfwidth) and halfwidth > 0
+    finest = -math.floor(math.log10(halfwidth / 10 if has_interval else largest / 100))
     if largest >= HUGE or finest > MOST_DECIMALS:
         digits = min(max(math.floor(math.log10(largest)) + finest, 1), MOST_SIGNIFICANT)
         return [f"{number:+.{digits}e}" if number else "0" for number in numbers]
@@ -87,7 +87,7 @@ def listed(items: Iterable[str]) -> str:
 
 
 def figure(x: float | None) -> str:
-    """A setting as people write it: two significant digits, three from 100 on."""
+    """A setting with two significant digits, three from 100 on."""
     assert x is not None
     return np.format_float_positional(x, precision=3 if abs(x) >= 100 else 2, fractional=False, trim="-")
 
@@ -101,7 +101,7 @@ def claim(case: ContrastCase, decision: str, more: int) -> str:
     x = f"{case.terms.smallest_effect:g}"
     direction, _, smaller = decision.partition(" ")
     if direction in ("better", "worse"):
-        if case.standing.borrow:
+        if case.eligibility.borrow:
             return f"likely {direction} (noise borrowed)"
         return f"{direction} (smaller than {x})" if smaller else direction
     if decision == "no difference":
@@ -130,7 +130,7 @@ def sentence(case: ContrastCase, word: str, claimed: str) -> str:
 
     claimed: the word of the runs that did not fail.
     """
-    status = case.standing
+    status = case.eligibility
     if word == "not comparable":
         return f"{word}: {status.not_comparable}"
     judged = (f"{claimed} ({status.exploratory})" if status.exploratory else claimed) + _numbers(case, claimed)
@@ -141,7 +141,7 @@ def sentence(case: ContrastCase, word: str, claimed: str) -> str:
 
 
 def _numbers(case: ContrastCase, claimed: str) -> str:
-    """The numbers of the sentence; no p beside a word that claims nothing."""
+    """The numbers of the sentence; no p for an exploratory verdict."""
     at, alpha = case.at, case.terms.alpha
     if not math.isfinite(at["difference"]):
         return ""
@@ -156,10 +156,10 @@ def _numbers(case: ContrastCase, claimed: str) -> str:
 
 
 def notes(
-    case: ContrastCase, decision: str, exaggeration: float | None, others: Mapping[str, Mapping[str, float]]
+    case: ContrastCase, decision: str, exaggeration: float | None, estimates: Mapping[str, Mapping[str, float]]
 ) -> tuple[str, ...]:
-    """What a reader should know beside the verdict word. others: the sensitivity estimators."""
-    at, status, noise, x = case.at, case.standing, case.terms.noise, case.terms.smallest_effect
+    """Remarks after the verdict. estimates: of the sensitivity estimators."""
+    at, status, noise, x = case.at, case.eligibility, case.terms.noise, case.terms.smallest_effect
     texts = [case.terms.look]
     if decision == "no difference" and max(-at["low"], at["high"]) > x:
         texts.append(f"the interval that equivalence goes by is {interval(at['same_low'], at['same_high'])}")
@@ -173,7 +173,7 @@ def notes(
     if status.testable and not status.exploratory:
         if exaggeration is not None:
             texts.append(f"small effects that pass at this n are exaggerated about {exaggeration:.1f} times")
-        texts.append(_disagreement(case, others))
+        texts.append(_disagreement(case, estimates))
     arm, against = case.sides[0], case.sides[-1]
     if case.declared.is_pair and arm.values and arm.values == against.values:
         texts.append(f"identical to {against.name} at every seed: did the change reach the model?")
@@ -192,15 +192,15 @@ def _at_chosen_rates(case: ContrastCase) -> str:
     return f"at the rates that were chosen: {word}, {interval(*ends)}; the best ones may move that by up to {by}"
 
 
-def _disagreement(case: ContrastCase, others: Mapping[str, Mapping[str, float]]) -> str:
+def _disagreement(case: ContrastCase, estimates: Mapping[str, Mapping[str, float]]) -> str:
     """Estimators that are significant where Welch's test is not, or the reverse; "" for none."""
     alpha, p = case.terms.alpha, case.as_chosen["p"]
     unlike = [
-        f"{name} p {probability(other['p'], alpha)}"
-        for name, other in others.items()
-        if (other["p"] < alpha) != (p < alpha)
+        f"{name} p {probability(estimate['p'], alpha)}"
+        for name, estimate in estimates.items()
+        if (estimate["p"] < alpha) != (p < alpha)
     ]
-    if not unlike or case.standing.borrow:
+    if not unlike or case.eligibility.borrow:
         return ""
     return f"unlike Welch (p {probability(p, alpha)}): {listed(unlike)}"
 
@@ -263,7 +263,7 @@ DETAILS: Mapping[str, tuple[str, Callable[[Contrast], str | None]]] = {
     "exploratory": ("Exploratory only, so nothing is claimed", lambda c: c.reason),
     "not comparable": ("Not comparable", lambda c: c.reason),
 }  # fmt: skip
-"""Verdict word -> how the list of its contrasts is introduced, and what is said of each."""
+"""Verdict word -> title of the list of its contrasts, and the remark on each."""
 
 
 def _group(start: str, contrasts: Sequence[Contrast], verdicts: Verdicts) -> str:

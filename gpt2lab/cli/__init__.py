@@ -53,12 +53,12 @@ USAGE: type[Any] = typer.BadParameter.__bases__[0]
 
 
 def main(app: typer.Typer = app) -> None:
-    """Run one command. An error shows where, what and what to do next, never a traceback, except with `--debug`
+    """Run one command. Errors show where, what and what to do next; a traceback only with `--debug`
     anywhere on the line."""
     words = [word for word in sys.argv[1:] if word != "--debug"]
     make_output_lossy()
     stop_command()
-    code = answer(words, "--debug" in sys.argv, app)
+    code = execute(words, "--debug" in sys.argv, app)
     ignore_stops()
     sys.exit(with_losses(code, words))
 
@@ -73,11 +73,11 @@ def with_losses(code: int, words: list[str]) -> int:
         return 0 if set(words[:1]) & TRAINS else READER_GONE
     problem = Problem("standard output", f"what was printed is lost: {error.strerror}")
     if set(words[:1]) & TRAINS:
-        return complain(f"gpt2lab: warning: {problem}", 0)
-    return complain(EnvironmentFault([problem]).render(), EnvironmentFault.exit_code)
+        return print_error(f"gpt2lab: warning: {problem}", 0)
+    return print_error(EnvironmentFault([problem]).render(), EnvironmentFault.exit_code)
 
 
-def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
+def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
     """Run one command, with errors printed to standard error; -> its exit code."""
     name = str(app.info.name)
     try:
@@ -87,38 +87,38 @@ def answer(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
             print(masked(traceback.format_exc()), file=sys.stderr)
         words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
         error.hint = error.hint or " ".join([name, *words, "--help"])
-        return complain(error.render(), error.exit_code)
+        return print_error(error.render(), error.exit_code)
     except USAGE as error:
-        return misused(error)
+        return usage_error(error)
     except Stopped as stop:
         what = f"stopped by {stop} while nothing trained; nothing is lost"
-        return complain(Preempted(what, hint="the same command continues").render(), Preempted.exit_code)
+        return print_error(Preempted(what, hint="the same command continues").render(), Preempted.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception as error:
         if debug:
-            return complain(masked(traceback.format_exc()), 1)
+            return print_error(masked(traceback.format_exc()), 1)
         if out_of_memory(error):
-            return complain(no_memory(error).render(), EnvironmentFault.exit_code)
-        return complain(internal(error), 1)
+            return print_error(no_memory(error).render(), EnvironmentFault.exit_code)
+        return print_error(internal_error(error), 1)
     return code if isinstance(code, int) else 0
 
 
-def complain(text: str, code: int) -> int:
+def print_error(text: str, code: int) -> int:
     """Print to standard error; -> the exit code."""
     print(text, file=sys.stderr)
     return code
 
 
-def misused(error: Any) -> int:
-    """Print what is wrong with the command line itself; for a group of commands without a command, its help."""
+def usage_error(error: Any) -> int:
+    """Print a usage error; for a group of commands without a command, its help."""
     what = error.format_message()
     if what.startswith("Usage:"):
         print(what)
         return 0
     where = error.ctx.command_path if error.ctx else "gpt2lab"
     problem = Problem(where, what[:1].lower() + what[1:].rstrip("."))
-    return complain(f"gpt2lab: error [USAGE] {problem}\ntry: {where} --help", 2)
+    return print_error(f"gpt2lab: error [USAGE] {problem}\ntry: {where} --help", 2)
 
 
 MEMORY = ("not enough memory", "annot allocate memory", "can't allocate memory", "can't start new thread",
@@ -148,7 +148,7 @@ def no_memory(error: BaseException) -> EnvironmentFault:
     )
 
 
-def internal(error: Exception) -> str:
+def internal_error(error: Exception) -> str:
     """Our own bug, in one line, with the trace kept in a file."""
     summary = (
         f"gpt2lab: error [INTERNAL] {printable(masked(f'{type(error).__name__}: {error}'))}\nthis is a bug in gpt2lab"

@@ -25,7 +25,7 @@ COLUMNS = ("tensor", "shape", "sizes", "parameters", "forward", "training", "wha
 NUMBERS = ("parameters", "forward", "training")
 LETTERS = {"B": "sequences", "T": "tokens", "C": "channels", "H": "heads", "D": "channels per head",
            "F": "hidden width", "V": "vocabulary"}  # fmt: skip
-SPARE, ROOM = ("sizes", "training"), 34  # columns that a narrow terminal goes without, and room left for the last
+OPTIONAL, LAST_WIDTH = ("sizes", "training"), 34  # columns that a narrow terminal drops; least width of the last one
 
 
 def components(
@@ -38,9 +38,9 @@ def components(
     slots = all_slots(plugin)
     if slot is not None and slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
-    shown = {slot: slots[slot]} if slot else slots
+    selected = {slot: slots[slot]} if slot else slots
     if json_:
-        print_json({name: [as_json(component) for component in slot_] for name, slot_ in shown.items()})
+        print_json({name: [as_json(component) for component in slot_] for name, slot_ in selected.items()})
         return
     from rich.text import Text
 
@@ -48,14 +48,14 @@ def components(
     from gpt2lab.registry import BUG
 
     console = console_for()
-    for each in shown.values():
+    for group in selected.values():
         table = table_of("", "", "", header=False)
-        for component in each:
-            mark = "*" if component.name in defaults(each) else "!" if BUG in component.tags else " "
+        for component in group:
+            mark = "*" if component.name in defaults(group) else "!" if BUG in component.tags else " "
             table.add_row(
                 Text(f"{mark} {component.name}"), Text(component.summary), Text(component.source, style="dim")
             )
-        console.print(Text(f"{each.path}: {each.what}", style="bold"))
+        console.print(Text(f"{group.path}: {group.what}", style="bold"))
         console.print(table)
 
 
@@ -77,8 +77,8 @@ def explain(
         print()
     if component.can:
         print(f"offers:  {', '.join(sorted(component.can))}")
-    for other, word in component.needs.items():
-        print(f"needs:   {other} that offers {word}")
+    for needed_slot, word in component.needs.items():
+        print(f"needs:   {needed_slot} that offers {word}")
     for line in cost_lines(choice):
         print(f"cost:    {line}")
     print(f"source:  {component.source}")
@@ -112,18 +112,18 @@ def test_plugin(
     from gpt2lab.testing import run_contract, variants
 
     all_slots(None)
-    found = load_plugin(file)
-    if not found:
+    registered = load_plugin(file)
+    if not registered:
         raise ConfigError("registers no component", where=file, hint="see docs/components.md")
     console = console_for()
     failed = 0
-    for component in track(found, "contract", console=console, transient=True, disable=not console.is_terminal):
+    for component in track(registered, "contract", console=console, transient=True, disable=not console.is_terminal):
         outcomes = run_contract([component])
-        wrong = [outcome for outcome in outcomes if outcome.problem]
-        failed += bool(wrong)
+        failures = [outcome for outcome in outcomes if outcome.problem]
+        failed += bool(failures)
         count = f"{len(outcomes)} checks on {len(variants(component))} variants"
-        say(console, f"{component.slot}={component.name}: {count}, {len(wrong)} failed")
-        say(console, *(f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in wrong))
+        say(console, f"{component.slot}={component.name}: {count}, {len(failures)} failed")
+        say(console, *(f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in failures))
     if failed:
         raise SystemExit(2)
 
@@ -148,20 +148,20 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
     if slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     name, *options = rest.split(",")
-    given = dict(option.partition("=")[::2] for option in options)
-    known = slots[slot]
+    values = dict(option.partition("=")[::2] for option in options)
+    filled = slots[slot]
     # a value for the option without a default, so that a corpus of files can be explained before it is used
-    needed = {"paths": ["my_text/*.txt"]} if name in known and "paths" in known[name].parameters else {}
+    needed = {"paths": ["my_text/*.txt"]} if name in filled and "paths" in filled[name].parameters else {}
     try:
-        choice = known.read({"name": name, **needed, **given})
+        choice = filled.read({"name": name, **needed, **values})
     except Misfit as misfit:
         raise ConfigError(str(misfit), where=what, hint=f"gpt2lab components {slot}") from None
-    return known, known[name], choice
+    return filled, filled[name], choice
 
 
 @functools.cache
 def canonical_costs() -> Costs:
-    """Those of GPT-2 124M."""
+    """Costs of GPT-2 124M."""
     from gpt2lab.costs import costs
     from gpt2lab.model import ModelConfig
 
@@ -178,24 +178,24 @@ def cost_lines(choice: Choice) -> list[str]:
         return []
     plain = canonical_costs()
     changed: dict[str, Any] = {choice.slot: placed(choice.slot, choice.full())}
-    ours = costs(ModelConfig(**changed))
-    more = ours.parameters - plain.parameters
-    flops = ours.flops_per_token - plain.flops_per_token
+    changed_costs = costs(ModelConfig(**changed))
+    more = changed_costs.parameters - plain.parameters
+    flops = changed_costs.flops_per_token - plain.flops_per_token
     lines = [
-        f"{ours.parameters:,} parameters at {FLAGSHIP} ({more:+,} against canonical)",
-        f"{ours.flops_per_token / 1e6:,.1f} MFLOP per token, forward and backward ({flops / 1e6:+,.1f})",
+        f"{changed_costs.parameters:,} parameters at {FLAGSHIP} ({more:+,} against canonical)",
+        f"{changed_costs.flops_per_token / 1e6:,.1f} MFLOP per token, forward and backward ({flops / 1e6:+,.1f})",
     ]
-    active = f"{ours.active_parameters:,} parameters work on one token"
-    return lines + ([active] if ours.active_parameters != ours.parameters else [])
+    active = f"{changed_costs.active_parameters:,} parameters work on one token"
+    return lines + ([active] if changed_costs.active_parameters != changed_costs.parameters else [])
 
 
 def defaults(slot: Slot) -> tuple[str, ...]:
-    """What canonical GPT-2 has in a slot; outside the model, what is taken unless a preset says otherwise."""
+    """Components of canonical GPT-2 in a slot; outside the model, the defaults."""
     return (slot.default,) if isinstance(slot.default, str) else tuple(slot.default)
 
 
 def as_json(component: Component) -> dict[str, Any]:
-    """One component for programs."""
+    """One component as plain data."""
     from gpt2lab.schema import type_name
 
     return {
@@ -237,48 +237,50 @@ def trace(
     layers = config.model.n_layer
     if layer is not None and layer >= layers:
         raise ConfigError(f"there is no block {layer}: blocks are 0 to {layers - 1}", where="--layer")
-    seen = traced(config.model, batch=batch, tokens=tokens)
+    result = traced(config.model, batch=batch, tokens=tokens)
     if json_:
-        print_json(seen.as_record())
+        print_json(result.as_record())
     else:
-        print_trace(what, seen, folded(seen.rows, layer=layer, all_layers=all_layers))
+        print_trace(what, result, folded(result.rows, layer=layer, all_layers=all_layers))
 
 
-def print_trace(what: str, seen: Trace, rows: Sequence[TraceRow]) -> None:
-    """A table with totals, as wide as the terminal; elsewhere lines are as long as they need to be."""
+def print_trace(what: str, result: Trace, rows: Sequence[TraceRow]) -> None:
+    """A table with totals, as wide as the terminal; elsewhere lines are not cut."""
     from gpt2lab.progress import console_for
     from gpt2lab.text import shorten
 
     console = console_for()
-    table = [list(COLUMNS), *(cells(seen, row) for row in rows)]
+    table = [list(COLUMNS), *(cells(result, row) for row in rows)]
     widths = {name: max(map(len, column)) for name, column in zip(COLUMNS, zip(*table, strict=True), strict=True)}
-    for name in SPARE if console.is_terminal else ():
-        if sum(widths.values()) - widths[COLUMNS[-1]] + 2 * len(widths) + ROOM > console.width:
+    for name in OPTIONAL if console.is_terminal else ():
+        if sum(widths.values()) - widths[COLUMNS[-1]] + 2 * len(widths) + LAST_WIDTH > console.width:
             del widths[name]
 
     def write(line: str, style: str = "") -> None:
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
-    write(f"{what}: one pass over {seen.batch:,} x {seen.tokens:,} tokens")
-    write(", ".join(f"{letter} {name} = {seen.letters[letter]:,}" for letter, name in LETTERS.items()) + ", n = B T\n")
+    write(f"{what}: one pass over {result.batch:,} x {result.tokens:,} tokens")
+    write(
+        ", ".join(f"{letter} {name} = {result.letters[letter]:,}" for letter, name in LETTERS.items()) + ", n = B T\n"
+    )
     for line, heading in zip(table, [True, *(row.shape is None for row in rows)], strict=True):
         named = zip(COLUMNS, line, strict=True)
         padded = [f"{text:{'>' if name in NUMBERS else '<'}{widths[name]}}" for name, text in named if name in widths]
         text = "  ".join(padded).rstrip()
         write(shorten(text, console.width) if console.is_terminal else text, "bold" if heading else "")
-    forward, training = (seen.per_token(n) / 1e6 for n in (seen.forward, seen.forward + seen.backward))
+    forward, training = (result.per_token(n) / 1e6 for n in (result.forward, result.forward + result.backward))
     write(
-        f"\n{seen.parameters:,} parameters; {forward:,.1f} MFLOP per token forward, {training:,.1f} MFLOP in training"
+        f"\n{result.parameters:,} parameters; {forward:,.1f} MFLOP per token forward, {training:,.1f} MFLOP in training"
     )
     write("FLOP are those of matrix products as they are written: scores count as a whole, masked or not; norms, "
           "softmax and activations are not counted.")  # fmt: skip
 
 
-def cells(seen: Trace, row: TraceRow) -> list[str]:
+def cells(result: Trace, row: TraceRow) -> list[str]:
     """One row of the table as text, FLOPs per token."""
     from gpt2lab.text import quantity
 
-    forward, training = seen.per_token(row.forward), seen.per_token(row.forward + row.backward)
+    forward, training = result.per_token(row.forward), result.per_token(row.forward + row.backward)
     sizes = [f"{size:,}" for size in row.shape or ()]
     shapes = [f"({', '.join(shape)})" if row.shape is not None else "" for shape in (row.letters or sizes, sizes)]
     costs = [f"{row.parameters:,}" if row.parameters else "", *(quantity(n) if n else "" for n in (forward, training))]

@@ -1,4 +1,4 @@
-"""The command that judges a table of results, of runs that were trained anywhere: compare."""
+"""The command that judges a table of results of any runs: compare."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS = {
     r"^(\w+)_(\w+)=": r"--\1-\2 ",
     r"^(\w+)=": r"--\1 ",
 }
-"""Hints for Python, as baseline='learned', and the options that they mean here."""
+"""Pattern of a hint for Python, such as baseline='learned' -> the option of this command."""
 
 
 def looks_of(text: str) -> tuple[int, ...]:
@@ -147,7 +147,8 @@ def rows_of(table: str, tracking_uri: str | None, runs: Path) -> Any:
 
 
 def refuse_unknown_arms(verdicts: Verdicts) -> None:
-    """In Python an arm may be declared before its first row; on a command line it is a typo. Raises ConfigError."""
+    """Raises ConfigError for arms without rows: in Python they may be declared early, on a command line they are
+    typos."""
     from gpt2lab.errors import ConfigError, Problem, unknown
 
     present = [arm.name for arm in verdicts.arms if arm.declared]

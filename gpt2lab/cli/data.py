@@ -80,7 +80,7 @@ def list_(json_: Json = False) -> None:
     from gpt2lab.data.prepared import list_prepared
     from gpt2lab.data.shards import unfinished
 
-    rows = [row(path, data) for path, data in list_prepared()] + [unfinished_row(*found) for found in unfinished()]
+    rows = [row(path, data) for path, data in list_prepared()] + [unfinished_row(*entry) for entry in unfinished()]
     if json_:
         print_json(rows)
         return

@@ -69,7 +69,7 @@ def eval_(
     if (source is None) == (study is None):
         raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
     if tasks is not None and (metric or corpus):
-        raise ConfigError("--tasks stands by itself, without --metric and --corpus", hint="gpt2lab eval --help")
+        raise ConfigError("--tasks cannot be combined with --metric or --corpus", hint="gpt2lab eval --help")
     if (study is not None and corpus) or (tasks is None and limit):
         wrong = "--limit is about --tasks" if limit else "--corpus is about one model, not about a study"
         raise ConfigError(wrong, hint="gpt2lab eval --help")
@@ -135,16 +135,16 @@ def say_values(values: Mapping[str, float], console: Any) -> None:
 
 
 def print_tasks(scores: TaskScores, console: Any) -> None:
-    """A row for each figure with its standard error, then whose rules they follow."""
+    """A row for each figure with its standard error, then protocols and definitions."""
     from rich.text import Text
 
     numbers = ("value", "± error", "questions")
     table = table_of("task", "measure", *numbers, right=numbers, title=scores.name)
     for result in scores.results:
         for place, figure in enumerate(result.figures):
-            error = "" if figure.stderr is None else shown(figure.stderr)
+            error = "" if figure.stderr is None else four_decimals(figure.stderr)
             head, questions = (result.task, f"{result.questions:,}") if place == 0 else ("", "")
-            table.add_row(Text(head), figure.name, shown(figure.value), error, questions)
+            table.add_row(Text(head), figure.name, four_decimals(figure.value), error, questions)
     console.print(table)
     for result in scores.results:
         rules = "; ".join(f"{figure.name}: {figure.how}" for figure in result.figures)
@@ -154,14 +154,14 @@ def print_tasks(scores: TaskScores, console: Any) -> None:
             say(console, f"{cut} and lose their beginning")
 
 
-def shown(value: float) -> str:
-    """Four decimals for shares, fewer digits for what is large."""
+def four_decimals(value: float) -> str:
+    """Four decimals, or four significant digits for large values."""
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def mirror(store: Store, source: str | None, study: str | None) -> None:
-    """Bring MLflow up to date where it has `study` already, or the studies and sweeps that hold the run. A tracker that
-    fails costs one line."""
+    """Update `study` in MLflow if it is there, or the studies and sweeps that contain the run. A failing tracker prints
+    one line."""
     from gpt2lab.api import tracker_of
     from gpt2lab.errors import Gpt2labError
     from gpt2lab.pretrained.load import run_of
@@ -171,8 +171,8 @@ def mirror(store: Store, source: str | None, study: str | None) -> None:
     records = [store.study(study).plain()] if study else tracked_records(store)
     for record in records:
         name = record["name"]
-        held = study or (run and run.id in runs_in(record))
-        if not held or not links(store, name, record.get("kind", "study")):
+        concerned = study or (run and run.id in runs_in(record))
+        if not concerned or not links(store, name, record.get("kind", "study")):
             continue
         try:
             sync(store, record, tracker_of(store, record["ablation"]), lambda line: print(line, file=sys.stderr))
@@ -186,8 +186,8 @@ def runs_in(record: Mapping[str, Any]) -> Collection[str]:
 
 
 def progress_shown() -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
-    """Progress on standard error: a bar on a terminal; elsewhere a line for each metric or task and run, and one more
-    every now and then."""
+    """Progress on standard error: a bar on a terminal; elsewhere a line for each metric or task and run, and further
+    ones at intervals."""
     return progress_bar() if sys.stderr.isatty() else progress_lines()
 
 
@@ -293,9 +293,9 @@ def sample(
         problems, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
     )  # fmt: skip
-    for option, value, known in (("precision", precision, PRECISIONS), ("device", device, DEVICES)):
-        if value is not None and value not in known:
-            problems.append(Problem(f"--{option}", unknown(option, value, known)))
+    for option, value, supported in (("precision", precision, PRECISIONS), ("device", device, DEVICES)):
+        if value is not None and value not in supported:
+            problems.append(Problem(f"--{option}", unknown(option, value, supported)))
     if samples < 1:
         problems.append(Problem("--samples", f"{samples} does not fit: it must be at least 1"))
     if problems:
@@ -307,14 +307,14 @@ def sample(
     from gpt2lab.training.precision import choose_device, set_threads
 
     set_threads(threads)
-    place = choose_device(device)  # type: ignore[arg-type]
+    target = choose_device(device)  # type: ignore[arg-type]
     fill_slots(plugin or ())
-    trained = open_trained(source, Store(runs), device=place)
+    trained = open_trained(source, Store(runs), device=target)
     continue_text(trained, text, samples, settings, precision, past_end=past_end, window=window, as_json=json_)
 
 
 def read_prompt(prompt: str | None, file: str | None, problems: list[Problem]) -> str:
-    """The prompt's text, from whichever option has it."""
+    """The prompt's text, from either option."""
     if prompt is not None and file is not None:
         problems.append(Problem("--prompt-file", "the prompt is in --prompt already"))
     if file is None:
@@ -330,7 +330,7 @@ def read_prompt(prompt: str | None, file: str | None, problems: list[Problem]) -
 
 
 def read_settings(problems: list[Problem], **options: Any) -> Sampling | None:
-    """How to sample; what does not fit goes to `problems`."""
+    """The sampling settings; appends invalid ones to `problems`."""
     from pydantic import ValidationError
 
     from gpt2lab.generation import Sampling
@@ -339,9 +339,9 @@ def read_settings(problems: list[Problem], **options: Any) -> Sampling | None:
     try:
         return Sampling(**options)
     except ValidationError as error:
-        for misfit in error.errors():
-            option = "--" + str(misfit["loc"][0]).replace("_", "-")
-            problems.append(Problem(option, f"{shown(misfit['input'])} does not fit: {reason(misfit)}"))
+        for invalid in error.errors():
+            option = "--" + str(invalid["loc"][0]).replace("_", "-")
+            problems.append(Problem(option, f"{shown(invalid['input'])} does not fit: {reason(invalid)}"))
         return None
 
 
@@ -367,11 +367,11 @@ def continue_text(
             print(f"{warning}, but it may not know how; --window keeps to them", file=sys.stderr)
     if tokenizer.separator is not None and not past_end:
         settings = settings.model_copy(update={"stop_tokens": (tokenizer.separator,)})
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     numbers: Any = precision or trained.precision
-    if place.type == "cpu" and numbers in ("tf32", "fp16"):  # which it does not have
+    if device.type == "cpu" and numbers in ("tf32", "fp16"):  # not supported on CPU
         numbers = "fp32"
-    set_arithmetic(numbers, place)
+    set_arithmetic(numbers, device)
     texts = [Continuation(tokenizer, settings.stop) for _ in range(samples)]
     screen = None if as_json else Screen(prompt, texts, sys.stdout)
     began, count = time.perf_counter(), 0
@@ -406,7 +406,7 @@ def continue_text(
 
 
 class Screen:
-    """Samples on a terminal or in a pipe: the first that has not ended is shown as it grows, the next after it.
+    """Output of samples to a terminal or pipe: streams the first that has not ended, then the next.
 
     alive: samples that have not ended.
     """
@@ -418,20 +418,20 @@ class Screen:
         self._begin()
 
     def more(self, sample: int, text: str, *, last: bool) -> None:
-        """A sample goes on, or ends with this text."""
+        """Append text to a sample; last: it ends with this text."""
         if sample == self.current:
             self._write(text)
         if last:
             self._end(sample)
 
     def close(self) -> None:
-        """All samples end here."""
+        """End all samples."""
         for sample in sorted(self.alive):
             self._end(sample)
 
     def _end(self, sample: int) -> None:
         self.alive.discard(sample)
-        rest = self.texts[sample].finish()  # what was held back is certain now
+        rest = self.texts[sample].finish()  # release held-back text
         if sample == self.current:
             self._write(rest)
         while self.current < len(self.texts) and self.current not in self.alive:
@@ -473,34 +473,34 @@ def export(
     from gpt2lab.store import Store
 
     fill_slots(plugin or ())
-    found = open_trained(source, Store(runs), device=torch.device("cpu"))
-    tokenizer = found.kept.choice.name if found.kept else None
-    chosen, reason = settled(layout, found)
+    trained = open_trained(source, Store(runs), device=torch.device("cpu"))
+    tokenizer = trained.kept.choice.name if trained.kept else None
+    chosen, reason = choose_layout(layout, trained)
     if chosen == "huggingface":
-        save_gpt2(found.model, folder, gpt2_tokenizer=tokenizer == "gpt2")
+        save_gpt2(trained.model, folder, gpt2_tokenizer=tokenizer == "gpt2")
         tokenizer = tokenizer if tokenizer == "gpt2" else None
     else:
-        save_model(found.model, folder, tokenizer=found.kept, precision=found.precision)
-    parameters = sum(parameter.numel() for parameter in found.model.parameters())
+        save_model(trained.model, folder, tokenizer=trained.kept, precision=trained.precision)
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     if json_:
-        record = {"source": found.name, "folder": str(folder), "layout": chosen, "reason": reason}
+        record = {"source": trained.name, "folder": str(folder), "layout": chosen, "reason": reason}
         print_json({**record, "parameters": parameters, "tokenizer": tokenizer})
         return
-    print(f"{found.name}: {parameters:,} parameters, {f'tokenizer {tokenizer}' if tokenizer else 'no tokenizer'}")
+    print(f"{trained.name}: {parameters:,} parameters, {f'tokenizer {tokenizer}' if tokenizer else 'no tokenizer'}")
     print(f"written to {folder} in {'Hugging Face' if chosen == 'huggingface' else 'our own'} layout ({reason})")
 
 
-def settled(layout: Layout, found: Trained) -> tuple[str, str]:
-    """(layout, why it)."""
+def choose_layout(layout: Layout, trained: Trained) -> tuple[str, str]:
+    """(layout, reason)."""
     from gpt2lab.pretrained import misfits
 
     if layout != "auto":
         return layout, "as asked"
-    problems = misfits(found.model.config)
+    problems = misfits(trained.model.config)
     if problems:
         return "gpt2lab", f"Hugging Face's does not hold it: {'; '.join(map(str, problems))}"
-    if found.kept is not None and found.kept.choice.name != "gpt2":
-        return "gpt2lab", f"Hugging Face's does not hold the tokenizer {found.kept.choice}"
+    if trained.kept is not None and trained.kept.choice.name != "gpt2":
+        return "gpt2lab", f"Hugging Face's does not hold the tokenizer {trained.kept.choice}"
     return "huggingface", "transformers reads it"
 
 
@@ -554,29 +554,29 @@ def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -
     from gpt2lab.progress import console_for
     from gpt2lab.reuse.measure import threads
 
-    def tell(check: str) -> None:  # the line goes when the next one comes
+    def show_check(check: str) -> None:  # overwritten by the next one
         print(f"\r\x1b[K{check}", end="\r", file=sys.stderr, flush=True)
 
     fill_slots(plugins)
     folder = store.find(name)
     with threads(((folder.result() or {}).get("stack") or {}).get("threads") or 1):
-        found = examine(folder, progress=tell if sys.stderr.isatty() else None)
+        examination = examine(folder, progress=show_check if sys.stderr.isatty() else None)
     if as_json:
-        print_json(found.to_json(), indent=1)
+        print_json(examination.to_json(), indent=1)
         return
-    say(console_for(), *examination_lines(found))
-    if found.findings:
+    say(console_for(), *examination_lines(examination))
+    if examination.findings:
         raise SystemExit(NumericsFault.exit_code)
 
 
-def examination_lines(found: Examination) -> list[str]:
-    """An examination as people read it."""
+def examination_lines(examination: Examination) -> list[str]:
+    """The text of an examination."""
     from gpt2lab.text import plural
 
-    count = plural(len(found.findings), "finding") if found.findings else "nothing found"
-    lines = [f"run {found.run}, {found.status}, step {found.step:,}: {count}"]
-    for finding in found.findings:
+    count = plural(len(examination.findings), "finding") if examination.findings else "nothing found"
+    lines = [f"run {examination.run}, {examination.status}, step {examination.step:,}: {count}"]
+    for finding in examination.findings:
         lines += ["", f"{finding.severity} [{finding.name}] {finding.evidence}"]
         lines += [f"  usual causes: {'; '.join(finding.causes)}"]
-    lines += ["", f"sound: {', '.join(found.sound) or 'nothing'}"]
-    return lines + [f"not examined: {check}: {why}" for check, why in found.unknown.items()]
+    lines += ["", f"sound: {', '.join(examination.sound) or 'nothing'}"]
+    return lines + [f"not examined: {check}: {reason}" for check, reason in examination.unknown.items()]

@@ -24,7 +24,7 @@ def seeds_of(text: str) -> int | Literal["auto"]:
 
 
 def checked_time(text: str | None) -> str | None:
-    """An option's value as it is, if it is a time such as 6h. Raises typer.BadParameter."""
+    """Validates an option that is a time such as 6h. Raises typer.BadParameter."""
     from gpt2lab.text import seconds_of
 
     try:

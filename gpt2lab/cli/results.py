@@ -1,4 +1,4 @@
-"""Commands that read what runs left: report, runs, show, why, sync, ui."""
+"""Commands that read stored results: report, runs, show, why, sync, ui."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def report(
         return
     if Store(runs).kind(name) == "sweep":
         sweep = read_sweep(name, runs)
-        page, shown = write_sweep_report(sweep, out=out), partial(terminal_sweep, sweep, out=out)
+        page, summary = write_sweep_report(sweep, out=out), partial(terminal_sweep, sweep, out=out)
     else:
-        read = read_study(name, runs, force_exploratory=force_exploratory)
-        page = write_report(read, out=out, force_exploratory=force_exploratory)
-        shown = partial(terminal_summary, read, out)
+        study = read_study(name, runs, force_exploratory=force_exploratory)
+        page = write_report(study, out=out, force_exploratory=force_exploratory)
+        summary = partial(terminal_summary, study, out)
     if publish:
         print(f"published: {reports.publish(page.parent, out / 'published')}")
-    console_for().print(shown())
+    console_for().print(summary())
 
 
 def runs(runs: Runs = RUNS, json_: Json = False) -> None:
@@ -154,14 +154,14 @@ def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
 
     store, console = Store(runs), console_for()
     a, b = store.find(run_a), store.find(run_b)
-    found = differences(a, b, store)
+    causes = differences(a, b, store)
     if json_:
-        print_json({"a": a.id, "b": b.id, "differences": [asdict(difference) for difference in found]})
-    elif not found:
+        print_json({"a": a.id, "b": b.id, "differences": [asdict(difference) for difference in causes]})
+    elif not causes:
         same = "one and the same run" if a.id == b.id else "nothing differs that could change a weight"
         say(console, f"{a.id} and {b.id}: {same}")
     else:
-        for difference in found:
+        for difference in causes:
             say(console, str(difference))
             for line in difference.code:
                 console.print(f"    {line}", markup=False, highlight=False, style=STYLES.get(line[:1], ""))
@@ -226,8 +226,8 @@ def ui(
         try:
             probe.bind((host, port))
         except OSError as error:
-            other = {errno.EADDRINUSE: f" --port {port % 65535 + 1}", errno.EACCES: " --port 5000"}
-            hint = f"gpt2lab ui{other.get(error.errno or 0, ' --host 127.0.0.1')}"
+            remedy = {errno.EADDRINUSE: f" --port {port % 65535 + 1}", errno.EACCES: " --port 5000"}
+            hint = f"gpt2lab ui{remedy.get(error.errno or 0, ' --host 127.0.0.1')}"
             raise EnvironmentFault(str(error.strerror), where=f"{host}:{port}", hint=hint) from None
     if host != "127.0.0.1":
         print(f"warning: MLflow has no password; anyone who reaches {host}:{port} can read and delete runs")
@@ -236,7 +236,7 @@ def ui(
     sys.stdout.flush()
     environment = {
         **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven workers that nothing here needs
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # avoids seven idle workers
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_BACKEND_STORE_URI": uri,  # anyone can read a command line
     }
@@ -264,7 +264,7 @@ def print_links(store: Any, address: str, note: str = "") -> None:
 
 
 def dashboards(store: Any) -> list[str]:
-    """How to open Optuna's own dashboard on what the sweeps are kept in; a storage that several share comes once."""
+    """Commands that open Optuna's dashboard on the sweeps' storages, each storage once."""
     import importlib.util
 
     from gpt2lab.errors import DataFault
@@ -277,7 +277,7 @@ def dashboards(store: Any) -> list[str]:
                 names.setdefault(dashboard_command(storage), []).append(name)
     lines = [f"{', '.join(sweeps)}: {command}" for command, sweeps in names.items()]
     if any("***" in command for command in names):
-        lines.append("*** stands for the password, which is written nowhere")
+        lines.append("*** replaces the password, which is never stored")
     if lines and importlib.util.find_spec("optuna_dashboard") is None:
         lines.append("optuna-dashboard is not installed: pip install 'gpt2lab[dashboard]'")
     return lines

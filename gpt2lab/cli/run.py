@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from gpt2lab.records import SweepRecord
 
 NOTHING_FOUND = 1
-"""Exit code of a sweep in which no trial was finished, for other reasons than divergence."""
+"""Exit code of a sweep without a finished trial, unless all diverged."""
 
 
 def run(
@@ -74,9 +74,9 @@ def run(
     if machine and not dry_run:
         raise typer.BadParameter("a plan for another machine needs --dry-run", param_hint="--machine")
     console = console_for(to_stderr=json_)
-    there = machine_of(machine) if machine else None
+    target_machine = machine_of(machine) if machine else None
     failed = False
-    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, budget=budget, machine=there):
+    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, budget=budget, machine=target_machine):
         if dry_run:
             print_plan(study, console, json_)
             continue
@@ -91,26 +91,26 @@ def studies(
     file: str, scale: str | None, seeds: Any, jobs: int | None, arms: str | None, overrides: list[str] | None,
     plugins: list[str] | None, runs: Path, **more: Any,
 ) -> Iterable[Study]:  # fmt: skip
-    """The study at each scale: the one given, else those of the file's `scales`, else that of its `base`."""
+    """The study at `scale`, else at each of the file's `scales`, else at its `base`."""
     from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
 
-    for each in scales(scale, api.scales_of(file)):
+    for at_scale in scales(scale, api.scales_of(file)):
         with rich_progress() as progress:
             study = api.open_study(
-                file, scale=each, seeds=seeds, arms=names_in(arms), overrides=tuple(overrides or ()),
+                file, scale=at_scale, seeds=seeds, arms=names_in(arms), overrides=tuple(overrides or ()),
                 plugins=tuple(plugins or ()), jobs=jobs, runs=runs, progress=progress, **more,
             )  # fmt: skip
         yield study
 
 
-def scales(given: str | None, declared: Iterable[str]) -> list[str | None]:
+def scales(chosen: str | None, declared: Iterable[str]) -> list[str | None]:
     """The scales to run at; None is that of the file's `base`."""
-    return [given] if given else list(declared) or [None]
+    return [chosen] if chosen else list(declared) or [None]
 
 
 def train(study: Study, console: Any, *, tracking: bool) -> StudyResult:
-    """Train what a study has left to do, with its progress on the console."""
+    """Train the unfinished runs of a study, with progress on the console."""
     from gpt2lab import api
     from gpt2lab.planning.forecast import lines
     from gpt2lab.progress import display
@@ -129,13 +129,13 @@ def train(study: Study, console: Any, *, tracking: bool) -> StudyResult:
 def finish(
     result: StudyResult, out: Path, console: Any, *, tracking: bool, as_json: bool, force_exploratory: bool
 ) -> None:
-    """Write a study's page, log it to the tracker, and show the verdicts. A tracker that fails costs one line."""
+    """Write a study's page, log it to the tracker, and show the verdicts. A failing tracker prints one line."""
     from gpt2lab import api
     from gpt2lab.reports import read_study, terminal_summary, write_report
     from gpt2lab.tracking.addresses import reason
 
-    read = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
-    write_report(read, out=out, force_exploratory=force_exploratory)
+    study = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
+    write_report(study, out=out, force_exploratory=force_exploratory)
     if tracking:
         try:
             tracker = api.tracker_of(result.store, result.record.ablation)()
@@ -146,7 +146,7 @@ def finish(
     if as_json:
         print((out / result.name / "verdicts.json").read_text(encoding="utf-8"))
     else:
-        console.print(terminal_summary(read, out))
+        console.print(terminal_summary(study, out))
         say(console, *(["MLflow: gpt2lab ui"] if tracking else []))
 
 
@@ -207,7 +207,7 @@ def machine(
 
 
 def print_plan(study: Study, console: Any, as_json: bool) -> None:
-    """Print what would be done: runs, costs per arm, time on this machine, and the power to find differences."""
+    """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
     from gpt2lab.reports.sections.verdicts import next_steps
@@ -216,16 +216,16 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     plan, store = study.plan(), study.store
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
-    left, machine = forecast.seconds_left(plan, store), plan.machine
+    seconds, machine = forecast.seconds_left(plan, store), plan.machine
     if as_json:
-        record = {"study": study.name, "arms": rows, "seconds": left}
+        record = {"study": study.name, "arms": rows, "seconds": seconds}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
         print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
         return
     console.print(plan_table(f"{study.name}: {plan.ablation.question}", rows))
     due = trials_due(plan) if plan.searches else f"{len({run.id for run in plan.runs()})} runs, {len(done)} finished"
     lines = [
-        f"{due}; about {duration(left)} on {machine.device_name} ({machine.device}), {machine.jobs} at a time, "
+        f"{due}; about {duration(seconds)} on {machine.device_name} ({machine.device}), {machine.jobs} at a time, "
         f"threads each: {machine.threads}; speed from {machine.speed_from}"
     ]
     if plan.searches:
@@ -276,9 +276,12 @@ def trials_due(plan: Plan) -> str:
     from gpt2lab.text import plural
 
     first, *_ = searches = list(plan.searches.values())
-    total, left = sum(search.trials for search in searches), sum(a.tuning.left for a in plan.arms.values() if a.tuning)
+    total, remaining = (
+        sum(search.trials for search in searches),
+        sum(a.tuning.left for a in plan.arms.values() if a.tuning),
+    )
     runs = len({run.id for arm in plan.arms.values() for run in arm.runs})
-    done = f", {total - left} done" if left < total else ""
+    done = f", {total - remaining} done" if remaining < total else ""
     seeds = f" of {plural(len(first.seeds), 'seed')}" if len(first.seeds) > 1 else ""
     return f"{plural(first.trials, 'trial')} each first{done}{seeds}, then {runs} to {2 * runs} runs"
 
@@ -296,9 +299,9 @@ def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
         finished = f" ({len(row['finished'])} finished)" if row["finished"] else ""
         trials = f"{len(row['bracket'])} rates, " if row["bracket"] else ""
         if row["search"]:
-            known = set() if row["search"]["left"] else set(row["runs"].values())
-            again = len(set(row["shared"].values()) - known)
-            trials = f"{row['search']['trials']} trials, " + (f"{again} as written, " if again else "")
+            judged = set() if row["search"]["left"] else set(row["runs"].values())
+            extra = len(set(row["shared"].values()) - judged)
+            trials = f"{row['search']['trials']} trials, " + (f"{extra} as written, " if extra else "")
         table.add_row(
             Text(str(row["arm"])),
             Text(", ".join(f"{key} = {in_short(value)}" for key, value in row["changes"].items()) or "baseline"),
@@ -356,10 +359,10 @@ def sweep(
     from gpt2lab.sweep.declaration import scales_of
 
     console, code = console_for(to_stderr=json_), 0
-    for each in scales(scale, scales_of(file)):
+    for at_scale in scales(scale, scales_of(file)):
         with rich_progress() as progress:
             plan = api.open_sweep(
-                file, scale=each, trials=trials, overrides=tuple(set_ or ()), plugins=tuple(plugin or ()),
+                file, scale=at_scale, trials=trials, overrides=tuple(set_ or ()), plugins=tuple(plugin or ()),
                 budget=budget, jobs=jobs, audit_pruning=audit_pruning, runs=runs, progress=progress,
             )  # fmt: skip
         if dry_run and json_:
@@ -396,8 +399,8 @@ def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *,
         say(console, f"written: {path}; try: gpt2lab train {path}")
     outcomes = {trial.outcome for search in record.searches.values() for trial in search.trials}
     if outcomes <= {"diverged", "pruned"} and "diverged" in outcomes:
-        what = "no trial was finished: all of them diverged"
-        raise NumericsFault(what, where=str(page), hint="lower rates: see the page for which ones to try")
+        problem = "no trial was finished: all of them diverged"
+        raise NumericsFault(problem, where=str(page), hint="lower rates: see the page for which ones to try")
     return 0 if "finished" in outcomes or outcomes <= {"waiting", "running"} else NOTHING_FOUND
 
 
@@ -500,11 +503,11 @@ def adopt(
     from gpt2lab.experiments.ablation import adopt_runs, list_adoptable
     from gpt2lab.progress import console_for
 
-    tell, refused = partial(say, console_for()), False
+    report, refused = partial(say, console_for()), False
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs):
         if dry_run:
-            list_adoptable(study, tell)
+            list_adoptable(study, report)
         else:
-            refused |= adopt_runs(study, tell)
+            refused |= adopt_runs(study, report)
     if refused:
         raise SystemExit(1)

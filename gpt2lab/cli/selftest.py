@@ -49,8 +49,10 @@ def statistics(
     drawn, flagged = f"{result.draws:,} draws (seed {result.seed})", sum(row.control for row in result.rows)
     closing = f"calibrated: {plural(len(result.rows) - flagged, 'check')} accepted and "
     closing += f"{plural(flagged, 'wrong method')} flagged, with {drawn}"
-    wrong = f"NOT calibrated: {len(result.wrong)} of {plural(len(result.rows), 'check')} failed, with {drawn}"
-    console.print(closing if result.ok else f"{wrong}; trust no verdict of this version", markup=False, highlight=False)
+    failure = f"NOT calibrated: {len(result.wrong)} of {plural(len(result.rows), 'check')} failed, with {drawn}"
+    console.print(
+        closing if result.ok else f"{failure}; trust no verdict of this version", markup=False, highlight=False
+    )
     raise typer.Exit(int(not result.ok))
 
 

@@ -36,19 +36,19 @@ def train(
     from gpt2lab.errors import ConfigError, Gpt2labError
     from gpt2lab.training.ranks import RankEnvironment
 
-    place = RankEnvironment.read()
-    if place.size > 1 and nproc is not None:
-        raise ConfigError(f"torchrun has started {place.size} ranks already", where="--nproc", hint="leave --nproc out")
+    world = RankEnvironment.read()
+    if world.size > 1 and nproc is not None:
+        raise ConfigError(f"torchrun has started {world.size} ranks already", where="--nproc", hint="leave --nproc out")
     try:
         code = train_run(
-            preset, place, overrides=tuple(set_ or ()), seed=seed, nproc=nproc or 1, plugins=tuple(plugin or ()),
+            preset, world, overrides=tuple(set_ or ()), seed=seed, nproc=nproc or 1, plugins=tuple(plugin or ()),
             dry_run=dry_run, profile=profile, tracking=not no_tracking, runs=runs, as_json=json_,
         )  # fmt: skip
     except Gpt2labError as error:
-        if place.local_rank == 0:
+        if world.local_rank == 0:
             raise
         code = error.exit_code  # the first rank of this machine prints it
-    if code and place.size > 1:  # at once: what is left of a collective would wait for the others
+    if code and world.size > 1:  # immediately: a pending collective would wait for the other ranks
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -57,7 +57,7 @@ def train(
 
 
 def train_run(
-    preset: str, place: Any, *, overrides: tuple[str, ...], nproc: int, runs: Path, tracking: bool, as_json: bool,
+    preset: str, world: Any, *, overrides: tuple[str, ...], nproc: int, runs: Path, tracking: bool, as_json: bool,
     seed: int | None = None, plugins: tuple[str, ...] = (), dry_run: bool = False, profile: bool = False,
     watch: Watch | None = None,
 ) -> int:  # fmt: skip
@@ -67,24 +67,24 @@ def train_run(
     from gpt2lab.experiments.single import STUDY
     from gpt2lab.progress import PlainLines, console_for, display
 
-    many, leads = place.size > 1, place.rank == 0
+    many, leads = world.size > 1, world.rank == 0
     console = console_for(to_stderr=as_json)
 
-    def tell(*lines: str) -> None:
+    def report(*lines: str) -> None:
         say(console, *(lines if leads else ()), wrap=False)
 
-    with rich_progress() if place.local_rank == 0 else contextlib.nullcontext() as progress:
+    with rich_progress() if world.local_rank == 0 else contextlib.nullcontext() as progress:
         single = api.open_run(
-            preset, seed=seed, overrides=overrides, plugins=plugins, runs=runs, ranks=place.size if many else nproc,
-            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", place.size)) if many else None, progress=progress,
+            preset, seed=seed, overrides=overrides, plugins=plugins, runs=runs, ranks=world.size if many else nproc,
+            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if many else None, progress=progress,
             profile=profile,
         )  # fmt: skip
-    tell(*single.lines())
+    report(*single.lines())
     if dry_run:
-        tell(*(["finished already"] if single.is_finished else []))
+        report(*(["finished already"] if single.is_finished else []))
     elif single.is_finished:
         single.refuse_divergence()
-        tell("finished already; nothing is trained", *single.result_lines())
+        report("finished already; nothing is trained", *single.result_lines())
     else:
         tracker = api.tracker_of(single.store, STUDY) if tracking else None
         if many:
@@ -95,7 +95,7 @@ def train_run(
         else:
             with display(console) as listener:
                 single.train(on_event=listener, tracker=tracker, watch=watch)
-        tell(*single.result_lines(), *(["MLflow: gpt2lab ui"] if tracking else []))
+        report(*single.result_lines(), *(["MLflow: gpt2lab ui"] if tracking else []))
     if as_json and leads:
         print_json(single.as_record())
     return 0
@@ -133,9 +133,9 @@ def baseline(
     from gpt2lab.store import Store
     from gpt2lab.training.ranks import RankEnvironment
 
-    place, store = RankEnvironment.read(), Store(runs)
+    world, store = RankEnvironment.read(), Store(runs)
     console = console_for(to_stderr=json_)
-    refuse_torchrun(place.size)
+    refuse_torchrun(world.size)
     plan = Baseline.prepare(
         store, ranks=nproc or max(1, torch.cuda.device_count()), corpus=corpus, steps=steps, batch_tokens=batch_tokens,
         overrides=tuple(set_ or ()), say=partial(say, console),
@@ -147,7 +147,7 @@ def baseline(
         return
     plan.refuse_hopeless(store, max_days)
     code = train_run(
-        PRESET, place, overrides=plan.overrides, nproc=plan.ranks, tracking=not no_tracking, runs=runs, as_json=json_,
+        PRESET, world, overrides=plan.overrides, nproc=plan.ranks, tracking=not no_tracking, runs=runs, as_json=json_,
         watch=plan.watch(),
     )  # fmt: skip
     if code:

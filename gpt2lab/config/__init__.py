@@ -1,5 +1,5 @@
-"""From YAML to one frozen, typed `Config`: text with its lines and layers (source.py), conversion by the declared types
-(fitting.py), and the config, its presets and the combinations that cannot work (config.py).
+"""From YAML to one frozen, typed `Config`: text with lines and layers (source.py), conversion to the declared types
+(fitting.py), and the config, its presets and the checks of combinations (config.py).
 
 Names are imported on first use: reading YAML must not import torch, which the sections of a config need.
 """

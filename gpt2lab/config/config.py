@@ -1,4 +1,4 @@
-"""YAML and overrides become one frozen, typed `Config`; everything that is wrong with it is said at once."""
+"""Builds one frozen, typed `Config` from YAML and overrides; one error reports everything that is wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from gpt2lab.components.base import Dims
 from gpt2lab.config.fitting import Complaint, check, error_of, located
-from gpt2lab.config.source import MAX_VALUES, Place, YamlSource, lay, read_file, read_mapping, read_override
+from gpt2lab.config.source import MAX_VALUES, Place, YamlSource, overlay, read_file, read_mapping, read_override
 from gpt2lab.data.shards import DataConfig
 from gpt2lab.data.tokenizers import GPT2_SIZE
 from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
@@ -28,7 +28,7 @@ from gpt2lab.training.settings import TrainingConfig
 PRESETS = Path(__file__).parents[1] / "presets"
 BRANCH = re.compile(r"[0-9a-f]{16}@\d{1,12}")
 RUNS = Path("runs")
-"""Where runs to branch from are looked for, unless a path says otherwise."""
+"""Folder of the runs to branch from, unless a path is given."""
 ALIASES = {
     "gpt2": "gpt2-124m",
     "gpt2-small": "gpt2-124m",
@@ -39,12 +39,12 @@ ALIASES = {
 
 
 class ScaleConfig(Settings):
-    """What results at this scale may be used for."""
+    """How results at this scale are interpreted."""
 
     smallest_effect: float = Field(0.005, gt=0)
-    """Smallest difference in validation loss, in nats, that is of interest at this scale."""
+    """Smallest difference of interest in validation loss at this scale, in nats."""
     caveat: str | None = None
-    """What every report at this scale must say; null says nothing."""
+    """A caveat in every report at this scale; null for none."""
 
     @field_validator("caveat", mode="before")
     @classmethod
@@ -64,9 +64,10 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     """Sets initial weights, data order and dropout together."""
     repeat: int = Field(0, ge=0)
-    """Tells repeats with one seed apart."""
+    """Number of the repeat, to distinguish repeats with one seed."""
     branch: str | None = None
-    """The run and step whose checkpoint this training starts from, as 0123456789abcdef@1000; null starts afresh."""
+    """The run and step whose checkpoint this training starts from, as 0123456789abcdef@1000; null starts from
+    scratch."""
 
     @field_validator("branch", mode="before")
     @classmethod
@@ -91,20 +92,20 @@ class Config(Settings):
         return yaml.dump(self.tree(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
     def over_preset(self, name: str) -> dict[str, Any]:
-        """A file's tree that stands for this config: what it has over the shipped preset of that name, or all of it
-        where there is none."""
+        """A file's tree for this config: the differences from the shipped preset of that name, or the whole config
+        where there is no such preset."""
         if name not in preset_names():
             return self.tree()
         base = load_config(name)
-        theirs = _by_section(base.tree())
-        ours = {key: value for key, value in _by_section(self.tree()).items() if value != theirs.get(key)}
-        return {"extends": name, **ours} if base.with_changes(ours) == self else self.tree()
+        preset = _by_section(base.tree())
+        changed = {key: value for key, value in _by_section(self.tree()).items() if value != preset.get(key)}
+        return {"extends": name, **changed} if base.with_changes(changed) == self else self.tree()
 
     def with_changes(self, changes: Mapping[str, Any], source: str = "change") -> Config:
-        """This config with changes by dotted key; `source` says in errors where they came from."""
+        """This config with changes by dotted key; `source` names their origin in errors."""
         place = Place(f"{source} ")
         written = [(key, YamlSource(value, {(): place})) for key, value in changes.items()]
-        return resolve(lay(YamlSource(self.tree(), {}), written))
+        return resolve(overlay(YamlSource(self.tree(), {}), written))
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = (), *, plugins: Sequence[str | Path] = ()) -> Config:
@@ -113,11 +114,11 @@ def load_config(name: str | Path, overrides: Sequence[str] = (), *, plugins: Seq
     plugins: Python files that register components. Raises ConfigError with everything that is wrong.
     """
     fill_slots(plugins)
-    return resolve(lay(preset_source(name), read_overrides(overrides)))
+    return resolve(overlay(preset_source(name), read_overrides(overrides)))
 
 
 def config_from_text(text: str, file: str = "config.yaml") -> Config:
-    """What `Config.to_yaml` wrote. Components of plug-ins must be loaded before."""
+    """The config that `Config.to_yaml` wrote. Plug-ins with its components must be loaded before."""
     fill_slots()
     return resolve(read_mapping(text, file, max_values=10 * MAX_VALUES))
 
@@ -131,17 +132,17 @@ def resolve(source: YamlSource) -> Config:
 
 
 def examine(source: YamlSource) -> tuple[Config | None, list[Complaint]]:
-    """A config and all that is wrong with it; combinations that involve a value which is wrong itself are left out."""
+    """A config and its problems; combinations that involve a value that is itself wrong are not reported."""
     config, complaints = check(Config, source)
     if config is None:
         return None, complaints
     wrong = {key[:2] for complaint in complaints for key in complaint.keys}
-    together = [c for c in clashes(config) if not wrong & set(c.keys)]
-    return config, [*complaints, *together]
+    conflicting = [c for c in conflicts(config) if not wrong & set(c.keys)]
+    return config, [*complaints, *conflicting]
 
 
 def fill_slots(plugins: Sequence[str | Path] = ()) -> None:
-    """Register what installed packages and plug-in files offer; our own components came with the imports above."""
+    """Register the components of installed packages and of plug-in files; ours are registered by the imports above."""
     _load_installed()
     for plugin in plugins:
         load_plugin(plugin)
@@ -156,13 +157,14 @@ def preset_names() -> list[str]:
 
 
 def preset_name(name: str | Path) -> str:
-    """The name by which results of this preset or file are kept: aliases resolved, a file's name without its folder."""
+    """The name under which results of this preset or file are stored: aliases resolved, files without folder and
+    suffix."""
     text = str(name)
     return ALIASES.get(text, text if text in preset_names() else Path(text).stem)
 
 
-def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str, ...] = ()) -> YamlSource:
-    """A preset's or file's tree over those that it extends. A file is looked for in the folder `beside`, if given.
+def preset_source(name: str | Path, folder: Path | None = None, visited: tuple[str, ...] = ()) -> YamlSource:
+    """A preset's or file's tree over those that it extends. A file is looked for in `folder`, if given.
 
     Raises ConfigError.
     """
@@ -171,16 +173,16 @@ def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str,
     if preset in preset_names():
         path, file = PRESETS / f"{preset}.yaml", f"gpt2lab/presets/{preset}.yaml"
     elif text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text or os.path.isfile(text):
-        path = (beside or Path()) / text
+        path = (folder or Path()) / text
         file = str(path)
     else:
-        known = [*preset_names(), *ALIASES]
-        raise ConfigError(unknown("preset", text, known), hint="a name from this list, or a file such as ./mine.yaml")
+        names = [*preset_names(), *ALIASES]
+        raise ConfigError(unknown("preset", text, names), hint="a name from this list, or a file such as ./mine.yaml")
     identity = str(path.absolute())
-    if identity in seen:
+    if identity in visited:
         raise ConfigError("extends itself", where=file)
     source = read_file(path)
-    if file != str(path):  # a preset is not named by where Python has installed it
+    if file != str(path):  # name presets independently of the installation path
         places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
         source = YamlSource(source.tree, places, file)
     base = source.tree.pop("extends", None)
@@ -192,42 +194,42 @@ def preset_source(name: str | Path, beside: Path | None = None, seen: tuple[str,
     if not isinstance(base, str):
         raise ConfigError("the name of a preset or file is expected", where=where)
     try:
-        below = preset_source(base, path.parent, (*seen, identity))
+        lower = preset_source(base, path.parent, (*visited, identity))
     except Gpt2labError as error:
         if error.problems[0].where:
             raise
         raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
-    return lay(below, [(key, source.part((key,))) for key in source.tree])
+    return overlay(lower, [(key, source.part((key,))) for key in source.tree])
 
 
 def _branched(source: YamlSource, base: object) -> YamlSource:
-    """`branch: {from: RUN@STEP, set: {...}}`: the config of that run, with those changes, then with what else the file
-    says. RUN is an id in ./runs, or the path of a run's folder."""
+    """`branch: {from: RUN@STEP, set: {...}}`: the config of that run, with those changes, then with the other keys of
+    the file. RUN is an id in ./runs, or the path of a run's folder."""
     written, place = source.part(("branch",)), source.place(("branch",))
-    here = place.prefix + "branch"
+    where = place.prefix + "branch"
     if base is not None:
-        raise ConfigError("a branch extends the run that it comes from, and nothing else", where=here)
+        raise ConfigError("a branch extends the run that it comes from, and nothing else", where=where)
     changes = written.tree.get("set") or {}
     if written.tree.keys() - {"from", "set"} or not isinstance(changes, dict):
-        raise ConfigError("{from: RUN@STEP, set: {key: value}} is expected", where=here)
+        raise ConfigError("{from: RUN@STEP, set: {key: value}} is expected", where=where)
     run, _, step = str(written.tree.get("from", "")).rpartition("@")
     folder = Path(run) if "/" in run else RUNS / run
     origin, listed = f"{folder.name}@{step}", "gpt2lab runs lists what there is"
     if not BRANCH.fullmatch(origin):
         raise ConfigError(
             f"{shown(written.tree.get('from', ''))} is not RUN@STEP, such as 0123456789abcdef@1000",
-            where=f"{here}.from",
+            where=f"{where}.from",
             hint=listed,
         )
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"there is no run {folder.name} in {folder.parent}", where=f"{here}.from", hint=listed)
-    others = [(key, source.part((key,))) for key in source.tree if key != "branch"]
-    laid = [(key, written.part(("set", key))) for key in changes]
-    return lay(read_file(folder / "config.yaml"), [*laid, *others, ("branch", YamlSource(origin, {(): place}))])
+        raise ConfigError(f"there is no run {folder.name} in {folder.parent}", where=f"{where}.from", hint=listed)
+    rest = [(key, source.part((key,))) for key in source.tree if key != "branch"]
+    changed = [(key, written.part(("set", key))) for key in changes]
+    return overlay(read_file(folder / "config.yaml"), [*changed, *rest, ("branch", YamlSource(origin, {(): place}))])
 
 
 def read_overrides(overrides: Sequence[str]) -> list[tuple[str, YamlSource]]:
-    """`key=value` strings as changes. Raises one ConfigError with all that cannot be read."""
+    """`key=value` strings as changes. Raises one ConfigError with all that are invalid."""
     changes: list[tuple[str, YamlSource]] = []
     problems: list[Problem] = []
     for index, override in enumerate(overrides):
@@ -241,7 +243,7 @@ def read_overrides(overrides: Sequence[str]) -> list[tuple[str, YamlSource]]:
 
 
 def _by_section(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`section.key` -> value; what is no section stays as it is."""
+    """`section.key` -> value; other values under their own key."""
     sections = {key: value for key, value in tree.items() if isinstance(value, dict)}
     inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return inner | {key: value for key, value in tree.items() if key not in sections}
@@ -259,29 +261,29 @@ def _written(value: Any) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what our reader reads: no aliases."""
+    """Writes no aliases, which our reader rejects."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-# --- what fits by itself and not together ---
+# --- combinations of settings ---
 
 
-def clashes(config: Config) -> list[Complaint]:
-    """Every combination in `config` that cannot work, with the keys involved; each value fits by itself."""
+def conflicts(config: Config) -> list[Complaint]:
+    """Every invalid combination of settings in `config` that are valid individually, with the keys involved."""
     return [*_sizes(config), *_patterns(config), *_limits(config), *_needs(config), *_lengths(config)]
 
 
 def vocabulary(choice: Choice) -> int | None:
-    """How many ids a tokenizer has, as far as its choice tells."""
-    known = {"bytes": 256, "gpt2": GPT2_SIZE}
+    """Number of ids of a tokenizer, if its choice determines it."""
+    sizes = {"bytes": 256, "gpt2": GPT2_SIZE}
     size = choice.options.get("vocab_size")
-    return known.get(choice.name, size if isinstance(size, int) else None)
+    return sizes.get(choice.name, size if isinstance(size, int) else None)
 
 
 def separator(choice: Choice) -> int | None:
-    """The id with which a tokenizer ends documents, as far as its choice tells: the last of all."""
+    """The id with which a tokenizer ends documents, the last one; None without one, or if the choice does not tell."""
     size = vocabulary(choice)
     return None if size is None or choice.name == "bytes" else size - 1
 
@@ -292,51 +294,55 @@ def _sizes(config: Config) -> Iterator[Complaint]:
         yield _complaint(f"n_embd {model.n_embd} is no multiple of n_head {model.n_head}", "model.n_embd model.n_head")
     size = vocabulary(tokenizer)
     if size is not None and size > model.vocab_size:
-        what = f"tokenizer {tokenizer} has {size} ids and the model rows for {model.vocab_size}: write {size} or more"
-        yield _complaint(what, "model.vocab_size data.tokenizer")
+        problem = (
+            f"tokenizer {tokenizer} has {size} ids and the model rows for {model.vocab_size}: write {size} or more"
+        )
+        yield _complaint(problem, "model.vocab_size data.tokenizer")
     for choice in dict.fromkeys(model.mask):
         marker = choice.options.get("separator")
         if size is not None and marker is not None and marker != separator(tokenizer):
             ends = f"ends them with {separator(tokenizer)}" if separator(tokenizer) is not None else "has no separator"
-            what = f"mask {choice} tells documents apart by token {marker}, and tokenizer {tokenizer} {ends}"
-            yield _complaint(what, "model.mask data.tokenizer")
+            problem = f"mask {choice} tells documents apart by token {marker}, and tokenizer {tokenizer} {ends}"
+            yield _complaint(problem, "model.mask data.tokenizer")
 
 
 def _patterns(config: Config) -> Iterator[Complaint]:
-    """Per-layer patterns must fill the layers; lists of parts have their own rules."""
+    """Lengths of per-layer patterns, and the rules for lists of parts."""
     model = config.model
     for slot, choices in model.choices().items():
         path = SLOTS[slot].path
         if SLOTS[slot].arity == "per_layer" and not choices:
             yield _complaint(f"an empty list: write at least one {slot}", path)
         elif SLOTS[slot].arity == "per_layer" and model.n_layer % len(choices):
-            what = f"a pattern of {len(choices)} does not fill {model.n_layer} layers evenly (model.n_layer)"
-            yield _complaint(what, f"{path} model.n_layer")
+            problem = f"a pattern of {len(choices)} does not fill {model.n_layer} layers evenly (model.n_layer)"
+            yield _complaint(problem, f"{path} model.n_layer")
     if not model.objective:
         yield _complaint("an empty list: there is nothing to train for", "model.objective")
     tables = ["table" in SLOTS["embedding"][part.name].can for part in model.embedding]
     if not tables or not tables[0] or any(tables[1:]):
-        able = ", ".join(c.name for c in SLOTS["embedding"] if "table" in c.can)
-        yield _complaint(f"its first part, and no other, must look tokens up in a table ({able})", "model.embedding")
+        tables_available = ", ".join(c.name for c in SLOTS["embedding"] if "table" in c.can)
+        yield _complaint(
+            f"its first part, and no other, must look tokens up in a table ({tables_available})", "model.embedding"
+        )
 
 
 def _limits(config: Config) -> Iterator[Complaint]:
-    """What the chosen components themselves say about these sizes."""
+    """The chosen components' own checks of these sizes."""
     for section in (config.model, config.data, config.optim):
-        around = tuple(f"model.{size}" for size in Dims.model_fields) if section is config.model else ()
+        sizes = tuple(f"model.{size}" for size in Dims.model_fields) if section is config.model else ()
         for choice in dict.fromkeys(_choices(section)):
             test = SLOTS[choice.slot][choice.name].check
-            for what in test(section, choice.options) if test else []:
-                yield _complaint(what, " ".join([SLOTS[choice.slot].path, *around]))
+            for problem in test(section, choice.options) if test else []:
+                yield _complaint(problem, " ".join([SLOTS[choice.slot].path, *sizes]))
 
 
 def _needs(config: Config) -> Iterator[Complaint]:
-    """Components that need what a neighbour lacks."""
+    """Capabilities that a component needs and another one lacks."""
     choices = [choice for section in (config.model, config.data, config.optim) for choice in _choices(section)]
-    for path, what in unmet_needs(choices):
-        own = [SLOTS[c.slot][c.name] for c in choices if c.slot == path.rpartition(".")[2]]
-        needed = (SLOTS[slot].path for component in own for slot in component.needs)
-        yield _complaint(what, " ".join(dict.fromkeys([path, *needed])))
+    for path, problem in unmet_needs(choices):
+        components = [SLOTS[c.slot][c.name] for c in choices if c.slot == path.rpartition(".")[2]]
+        needed = (SLOTS[slot].path for component in components for slot in component.needs)
+        yield _complaint(problem, " ".join(dict.fromkeys([path, *needed])))
 
 
 def _lengths(config: Config) -> Iterator[Complaint]:
@@ -345,22 +351,22 @@ def _lengths(config: Config) -> Iterator[Complaint]:
     yield from _problems(training.problems(block_size), "model.block_size")
     yield from _problems(config.optim.problems(training.steps), "training.steps")
     if config.branch and config.first_step >= training.steps:
-        what = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
-        yield _complaint(what, "training.steps branch")
+        problem = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
+        yield _complaint(problem, "training.steps branch")
     yield from _problems(evaluation.problems(block_size), "evaluation.contexts model.block_size")
     if evaluation.tokens < block_size:
-        what = f"{evaluation.tokens} are too few: the context has {block_size} (model.block_size)"
-        yield _complaint(what, "evaluation.tokens model.block_size")
+        problem = f"{evaluation.tokens} are too few: the context has {block_size} (model.block_size)"
+        yield _complaint(problem, "evaluation.tokens model.block_size")
     sequences, micro = training.batch_tokens // block_size, training.micro_batch_sequences
     if micro is not None and sequences and sequences % micro:
-        what = f"a step has {sequences} sequences (batch_tokens / block_size), which is no multiple of {micro}"
-        yield _complaint(what, "training.micro_batch_sequences training.batch_tokens model.block_size")
+        problem = f"a step has {sequences} sequences (batch_tokens / block_size), which is no multiple of {micro}"
+        yield _complaint(problem, "training.micro_batch_sequences training.batch_tokens model.block_size")
 
 
-def _problems(problems: Iterable[Problem], others: str) -> Iterator[Complaint]:
-    """What a section says about itself and a neighbour's value."""
+def _problems(problems: Iterable[Problem], neighbours: str) -> Iterator[Complaint]:
+    """Problems reported by a section about its values and a neighbour's."""
     for problem in problems:
-        yield _complaint(problem.what, f"{problem.where} {others}")
+        yield _complaint(problem.what, f"{problem.where} {neighbours}")
 
 
 def _choices(section: Any) -> Iterator[Choice]:

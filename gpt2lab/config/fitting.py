@@ -1,4 +1,4 @@
-"""A tree of strings becomes typed settings, or one error with everything that does not fit, each at its line."""
+"""Converts a tree of strings to typed settings, or collects every problem with its line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_PROBLEMS = 50
 
 @dataclass(frozen=True)
 class Complaint:
-    """What is wrong, and the keys that are involved, the most telling one first."""
+    """A problem, and the keys that are involved, the most specific one first."""
 
     what: str
     keys: tuple[Key, ...]
@@ -29,10 +29,10 @@ class Complaint:
 def check(
     settings: type[S], source: YamlSource, *, stand_ins: Mapping[str, Any] | None = None
 ) -> tuple[S | None, list[Complaint]]:
-    """Settings and what is wrong with them.
+    """Settings and their problems.
 
-    Where something is wrong, the settings have its default or stand-in (and are None, if there is neither), so that the
-    rest can be checked further in the same pass.
+    A wrong value is replaced by its default or stand-in, so that the rest can be checked in the same pass; None where
+    there is neither.
     """
     try:
         return settings.model_validate(source.tree), []
@@ -48,18 +48,18 @@ def check(
 Located = tuple[Place, Problem]
 
 
-def error_of(found: Iterable[Located], *, more: Iterable[Problem] = (), hint: str | None = None) -> ConfigError:
-    """One error in the order of layers and lines, then `more`; each problem once, cut where nobody would read on."""
-    ordered = sorted(found, key=lambda item: (item[0].layer, item[0].line))
+def error_of(problems_at: Iterable[Located], *, more: Iterable[Problem] = (), hint: str | None = None) -> ConfigError:
+    """One error in the order of layers and lines, then `more`; each problem once, at most MAX_PROBLEMS."""
+    ordered = sorted(problems_at, key=lambda item: (item[0].layer, item[0].line))
     problems = list(dict.fromkeys([*(problem for _, problem in ordered), *more]))
-    left = len(problems) - MAX_PROBLEMS
-    if left > 0:
-        problems = [*problems[:MAX_PROBLEMS], Problem("", f"and {left} more problems")]
+    omitted = len(problems) - MAX_PROBLEMS
+    if omitted > 0:
+        problems = [*problems[:MAX_PROBLEMS], Problem("", f"and {omitted} more problems")]
     return ConfigError(problems, hint=hint)
 
 
 def located(source: YamlSource, complaint: Complaint) -> Located:
-    """The complaint at whichever of its keys was written last: that is the one which a user has just changed."""
+    """The complaint at the place of its key that was written last, which the user changed most recently."""
     keys = complaint.keys or ((),)
     key = max(keys, key=lambda key: (source.place(key).layer, key in source.places))  # the first of equals
     place = source.place(key)
@@ -67,42 +67,42 @@ def located(source: YamlSource, complaint: Complaint) -> Located:
 
 
 def _complaints(settings: type[Settings], source: YamlSource, error: ValidationError) -> Iterator[Complaint]:
-    """pydantic's errors in our words, one for each value."""
-    errors = [(found, *_walk(source.tree, found["loc"])) for found in error.errors(include_url=False)]
+    """pydantic's errors as complaints, one for each value."""
+    errors = [(entry, *_walk(source.tree, entry["loc"])) for entry in error.errors(include_url=False)]
     holders = {key[:length] for _, key, _ in errors for length in range(len(key))}
-    told: set[Key] = set()
-    for index, (found, key, left) in enumerate(errors):
-        if found["type"] == "misfit":
-            for below, what in found["ctx"]["problems"]:
-                yield Complaint(what, (_below(source.tree, key, below),))
-        elif found["type"] == "extra_forbidden":
-            what = _unknown_key(settings, key) if index < MAX_PROBLEMS else "unknown key"  # guessing takes a while
+    reported: set[Key] = set()
+    for index, (entry, key, remainder) in enumerate(errors):
+        if entry["type"] == "misfit":
+            for option, what in entry["ctx"]["problems"]:
+                yield Complaint(what, (_below(source.tree, key, option),))
+        elif entry["type"] == "extra_forbidden":
+            what = _unknown_key(settings, key) if index < MAX_PROBLEMS else "unknown key"  # suggestions are slow
             yield Complaint(what, (key,))
-        elif found["type"] == "missing" and _class_at(settings, key) is not None:
-            yield Complaint("is missing, and has no default", ((*key, *left),))
-        elif key not in told and key not in holders:
-            told.add(key)  # a union complains once for each of its members; the one that fits deepest is meant
-            yield Complaint(_sentence(settings, source, key, found, bool(left)), (key,))
+        elif entry["type"] == "missing" and _class_at(settings, key) is not None:
+            yield Complaint("is missing, and has no default", ((*key, *remainder),))
+        elif key not in reported and key not in holders:
+            reported.add(key)  # a union reports one error per member; the first is kept
+            yield Complaint(_sentence(settings, source, key, entry, bool(remainder)), (key,))
 
 
-def _sentence(settings: type[Settings], source: YamlSource, key: Key, found: Any, of_union: bool) -> str:
+def _sentence(settings: type[Settings], source: YamlSource, key: Key, entry: Any, of_union: bool) -> str:
     """Why a value was refused."""
     value: Any = source.tree
     for step in key:
         value = value[step]
     written = "an empty value" if value == "" else shown(value)
     owner = _class_at(settings, key[:-1])
-    ours = found["type"] == "value_error"  # a sentence of our own says more than a list of types
-    if of_union and not ours and owner is not None and str(key[-1]) in owner.model_fields:
+    own_message = entry["type"] == "value_error"  # our validators' messages say more than a list of types
+    if of_union and not own_message and owner is not None and str(key[-1]) in owner.model_fields:
         return f"{written} does not fit: {_expected(owner.model_fields[str(key[-1])].annotation)} is expected"
-    return f"{written} does not fit: {reason(found)}"
+    return f"{written} does not fit: {reason(entry)}"
 
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
 def _expected(annotation: Any) -> str:
-    """What a union admits, in words that need no Python."""
+    """The types that a union admits, for users."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _expected(args[0])
@@ -114,15 +114,15 @@ def _expected(annotation: Any) -> str:
 
 
 def _unknown_key(settings: type[Settings], key: Key) -> str:
-    """The sentence for a key that no field has; a key that is at home in another section is recognised."""
+    """The message for an unknown key, with a suggestion, also from other sections."""
     name, owner = str(key[-1]), _class_at(settings, key[:-1])
-    beside = list(owner.model_fields) if owner else []
+    siblings = list(owner.model_fields) if owner else []
     elsewhere = {field.rpartition(".")[2]: field for field in _fields(settings)}
-    guess = nearest(name, beside)
-    other = name if name in elsewhere else nearest(name, elsewhere) if guess is None else None
-    if other is None or name.casefold() == str(guess).casefold():
-        return unknown("key", name, beside)
-    return f"unknown key '{name}'; did you mean '{elsewhere[other]}'?"
+    guess = nearest(name, siblings)
+    other_section = name if name in elsewhere else nearest(name, elsewhere) if guess is None else None
+    if other_section is None or name.casefold() == str(guess).casefold():
+        return unknown("key", name, siblings)
+    return f"unknown key '{name}'; did you mean '{elsewhere[other_section]}'?"
 
 
 def _fields(settings: type[Settings], prefix: str = "") -> Iterator[str]:
@@ -139,20 +139,20 @@ def _settings_class(annotation: Any) -> type[Settings] | None:
     """The settings class among an annotation's members."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
-    return next((found for a in typing.get_args(annotation) if (found := _settings_class(a))), None)
+    return next((section for a in typing.get_args(annotation) if (section := _settings_class(a))), None)
 
 
 def _class_at(settings: type[Settings], key: Key) -> type[Settings] | None:
     """The settings class of the section at `key`."""
-    found: type[Settings] | None = settings
+    section: type[Settings] | None = settings
     for step in key:
-        field = found.model_fields.get(str(step)) if found else None
-        found = _settings_class(field.annotation) if field else None
-    return found
+        field = section.model_fields.get(str(step)) if section else None
+        section = _settings_class(field.annotation) if field else None
+    return section
 
 
 def _field(settings: type[Settings], key: Key) -> Key:
-    """`key` cut to the setting that it lies in: what can be left out as a whole."""
+    """`key` cut to the setting that contains it."""
     for length in range(1, len(key)):
         if _class_at(settings, key[:length]) is None:
             return key[:length]
@@ -160,13 +160,13 @@ def _field(settings: type[Settings], key: Key) -> Key:
 
 
 def _walk(tree: Any, location: Sequence[str | int]) -> tuple[Key, Key]:
-    """pydantic's location as the key that was written, and what is left of it (names of types, missing keys)."""
+    """pydantic's location as the key in the tree, and the remainder (names of types, missing keys)."""
     key: list[str | int] = []
     for index, step in enumerate(location):
         if _has(tree, step):
             key.append(step)
             tree = tree[step]
-        elif not any(_has(tree, later) for later in location[index + 1 : index + 2]):  # else the name of a type
+        elif not any(_has(tree, following) for following in location[index + 1 : index + 2]):  # else the name of a type
             return tuple(key), tuple(location[index:])
     return tuple(key), ()
 

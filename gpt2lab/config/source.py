@@ -1,9 +1,9 @@
-"""YAML text becomes a tree of strings that remembers where everything was written.
+"""Parses YAML text into a tree of strings with the position of every key.
 
-Strict on purpose: a scalar is the text that the user wrote (so `off`, `1e-6` and `12:00` mean what they say), and what
-YAML offers beyond mappings, lists and scalars is refused: tags, anchors, aliases, merge keys, repeated keys, several
-documents. Only the parser's events are used, never a constructor, so nothing in a file can run. `lay` puts one such
-tree over another.
+Strict on purpose: scalars stay text (`off`, `1e-6` and `12:00` are not converted), and tags, anchors, aliases, merge
+keys, repeated keys and several documents are rejected. Only the parser's events are used, never a constructor, so that
+no code in a file can run. `overlay` merges
+one such tree over another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpt2lab.errors import ConfigError, nearest
 from gpt2lab.registry import SLOTS
 
 Key = tuple[str | int, ...]
-"""The way to a value: names of mappings' keys, positions in lists."""
+"""Path to a value: keys of mappings, positions in lists."""
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
@@ -41,9 +41,9 @@ _DOTTED = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value was written. `prefix` stands before its dotted key in a message: `nano.yaml:7: `, `--set `.
+    """Where a value was written. `prefix`: of its dotted key in a message, such as `nano.yaml:7: ` or `--set `.
 
-    `layer` counts what was laid over what, `line` orders within a layer.
+    `layer`: higher ones override lower ones. `line` orders within a layer.
     """
 
     prefix: str
@@ -60,27 +60,31 @@ class YamlSource:
     file: str = ""
 
     def place(self, key: Key) -> Place:
-        """Of the key itself, else of the nearest above it, else of the first below it."""
+        """The place of the key, else of the nearest key above it, else of the first below it."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.places:
                 return self.places[key[:length]]
-        below = [place for other, place in self.places.items() if other[: len(key)] == key and other]
+        below = [place for key_below, place in self.places.items() if key_below[: len(key)] == key and key_below]
         return below[0] if key and below else self.places.get((), Place(f"{self.file}: " if self.file else ""))
 
     def part(self, key: Key) -> YamlSource:
-        """What lies at `key`, as a source of its own."""
+        """The value at `key`, as a source."""
         tree = self.tree
         for step in key:
             tree = tree[step]
-        inner = {other[len(key) :]: place for other, place in self.places.items() if other[: len(key)] == key}
+        inner = {
+            key_of_place[len(key) :]: place
+            for key_of_place, place in self.places.items()
+            if key_of_place[: len(key)] == key
+        }
         return YamlSource(tree, inner, self.file)
 
     def marked(self, prefix: str) -> YamlSource:
-        """The same, with `prefix` standing after every place's own."""
+        """A copy with `prefix` appended to the prefix of every place."""
         return replace(self, places={k: replace(p, prefix=p.prefix + prefix) for k, p in self.places.items()})
 
     def without(self, keys: Iterable[Key]) -> YamlSource:
-        """A copy that lacks some keys."""
+        """A copy without some keys."""
         tree = copy.deepcopy(self.tree)
         for key in keys:
             holder = tree
@@ -92,7 +96,7 @@ class YamlSource:
 
 
 def read_file(path: str | Path) -> YamlSource:
-    """The mapping that a YAML file holds. Raises ConfigError, in one line, for whatever else may be there."""
+    """The mapping in a YAML file. Raises ConfigError for anything else."""
     file = str(path)
     try:
         if os.path.isdir(file):
@@ -106,15 +110,15 @@ def read_file(path: str | Path) -> YamlSource:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError("not UTF-8 text", where=f"{shown_path(file)}:{line}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"cannot be read: {why}", where=shown_path(file)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"cannot be read: {reason}", where=shown_path(file)) from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"larger than {MAX_BYTES // 1024} KiB: is this a configuration?", where=shown_path(file))
     return read_mapping(text, file)
 
 
 def read_mapping(text: str, file: str, *, max_values: int = MAX_VALUES) -> YamlSource:
-    """The mapping that YAML text holds; `file` is its name in messages."""
+    """The mapping in YAML text; `file` is its name in messages."""
     source = parse(text, file, max_values=max_values)
     if source.tree == "":
         raise ConfigError("empty: a mapping of keys to values is expected", where=shown_path(file))
@@ -127,7 +131,7 @@ def read_mapping(text: str, file: str, *, max_values: int = MAX_VALUES) -> YamlS
 def read_override(written: str, index: int = 0) -> tuple[str, YamlSource]:
     """`key=value` as its dotted key and the value, which is read as YAML. Raises ConfigError.
 
-    index: its place among several.
+    index: its position among several.
     """
     key, equals, text = written.partition("=")
     key = key.strip()
@@ -157,13 +161,14 @@ def parse(text: str, file: str, *, max_values: int = MAX_VALUES) -> YamlSource:
 
 
 def at(file: str, mark: Any) -> str:
-    """`file:line`, or the file alone for what has no lines."""
+    """`file:line`, or the file alone where there is no line."""
     return f"{shown_path(file)}:{mark.line + 1}" if mark is not None and not file.startswith("--") else shown_path(file)
 
 
 @dataclass
 class _Reader:
-    """One pass over the parser's events; stops at the first thing that is not accepted, so that bombs do not unfold."""
+    """One pass over the parser's events; stops at the first one that is rejected, so that nested aliases never
+    expand."""
 
     events: Iterator[Any]
     file: str
@@ -185,7 +190,7 @@ class _Reader:
     def value(self, event: Any, key: Key) -> Any:
         """The value that `event` opens."""
         self.accept(event, key)
-        self.places.setdefault(key, self.here(event))
+        self.places.setdefault(key, self.place_of(event))
         if isinstance(event, events.MappingStartEvent):
             return self.mapping(key)
         if isinstance(event, events.SequenceStartEvent):
@@ -208,15 +213,17 @@ class _Reader:
             if name in tree:
                 first = self.places[(*key, name)].line
                 raise self.refuse(event, f"'{dotted((*key, name))}' is written twice, first in line {first}")
-            self.places[(*key, name)] = self.here(event)
+            self.places[(*key, name)] = self.place_of(event)
             tree[name] = self.value(next(self.events), (*key, name))
         return tree
 
     def accept(self, event: Any, key: Key) -> None:
-        """Raise ConfigError for what is no plain mapping, list or scalar, or is too much."""
-        alias, tag = isinstance(event, events.AliasEvent), getattr(event, "tag", None)
-        if alias or event.anchor is not None or tag is not None:
-            kind, sign = ("aliases", "*") if alias else ("anchors", "&") if event.anchor is not None else ("tags", "!")
+        """Raise ConfigError for anything but a plain mapping, list or scalar, and beyond the limits."""
+        is_alias, tag = isinstance(event, events.AliasEvent), getattr(event, "tag", None)
+        if is_alias or event.anchor is not None or tag is not None:
+            kind, sign = (
+                ("aliases", "*") if is_alias else ("anchors", "&") if event.anchor is not None else ("tags", "!")
+            )
             text = str(tag).replace("tag:yaml.org,2002:", "!!") if kind == "tags" else sign + event.anchor
             raise self.refuse(event, f"{kind} ({text}) are not accepted; a value that starts with {sign} needs quotes")
         if len(key) > MAX_DEPTH:
@@ -224,7 +231,7 @@ class _Reader:
         if len(self.places) > self.max_values:
             raise self.refuse(event, f"more than {self.max_values} values: is this a configuration?")
 
-    def here(self, event: Any) -> Place:
+    def place_of(self, event: Any) -> Place:
         line = event.start_mark.line + 1
         return Place(f"{at(self.file, event.start_mark)}: ", line)
 
@@ -233,33 +240,33 @@ class _Reader:
 
 
 def dotted(key: Key) -> str:
-    """A key as people write it."""
+    """A key in dotted form."""
     return ".".join(map(str, key))
 
 
 def shown_path(path: str) -> str:
-    """A path or argument, cut to what can be read."""
+    """A path or argument, cut to 200 characters."""
     text = path or "''"
     return text if len(text) <= 200 else "..." + text[-197:]
 
 
 def _similar(path: Path) -> str:
     try:
-        beside = {other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")}
+        names = {file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")}
     except OSError:
         return ""
-    guess = nearest(path.name, beside)
+    guess = nearest(path.name, names)
     return f"; did you mean '{path.with_name(guess)}'?" if guess else ""
 
 
 # --- one tree over another: a preset, a file, `--set`, the changes of an arm ---
 
 
-def lay(base: YamlSource, changes: Iterable[tuple[str, YamlSource]]) -> YamlSource:
-    """`base` with changes by dotted key, each over what was there before.
+def overlay(base: YamlSource, changes: Iterable[tuple[str, YamlSource]]) -> YamlSource:
+    """`base` with changes by dotted key, applied in order.
 
     A mapping for a section changes the keys that it holds. For a slot, `model.position` replaces the whole choice, and
-    `optim.schedule.final_fraction` changes one option of it and keeps the rest. Raises ConfigError for an option of a
+    `optim.schedule.final_fraction` changes one of its options. Raises ConfigError for an option of a
     list of several choices that does not say which one (`model.mask.0.window` does).
     """
     tree, places = copy.deepcopy(base.tree), dict(base.places)
@@ -273,7 +280,7 @@ def lay(base: YamlSource, changes: Iterable[tuple[str, YamlSource]]) -> YamlSour
 
 
 def expand(key: str, value: YamlSource) -> Iterator[tuple[str, YamlSource]]:
-    """A change of a whole section as changes of its keys; slots and their options stay whole."""
+    """A change of a section as changes of its keys; slots and their options are not split."""
     in_slot = any(key == slot.path or key.startswith(f"{slot.path}.") for slot in SLOTS.values())
     if in_slot or not isinstance(value.tree, dict) or not value.tree:
         yield key, value
@@ -283,22 +290,22 @@ def expand(key: str, value: YamlSource) -> Iterator[tuple[str, YamlSource]]:
 
 
 def _put(tree: dict[str, Any], places: dict[Key, Place], key: str, value: YamlSource, layer: int) -> None:
-    """Write `value` at a dotted key of a tree of our own."""
+    """Write `value` at a dotted key, in place."""
     steps: list[str | int] = [*key.split(".")]
-    here = replace(value.place(()), layer=layer)
+    written_at = replace(value.place(()), layer=layer)
     slot = next((slot for slot in SLOTS.values() if key.startswith(f"{slot.path}.")), None)
     option = key[len(slot.path) + 1 :] if slot else ""
-    if slot and option == "name":  # another component: the options of the old one go
-        steps, value = [*slot.path.split(".")], YamlSource({"name": value.tree}, {(): here})
+    if slot and option == "name":  # another component: drop the options of the old one
+        steps, value = [*slot.path.split(".")], YamlSource({"name": value.tree}, {(): written_at})
     if slot and option != "name":
         *sections, name = slot.path.split(".")
-        holder = _section(tree, places, sections, here)
-        holder[name], inside = _opened(holder.get(name, slot.default), option, here.prefix + key)
+        holder = _section(tree, places, sections, written_at)
+        holder[name], inside = _as_mapping(holder.get(name, slot.default), option, written_at.prefix + key)
         holder, steps = holder[name], [*sections, name, *inside]
         for step in inside[:-1]:
             holder = holder[step]
     else:
-        holder = _section(tree, places, steps[:-1], here)
+        holder = _section(tree, places, steps[:-1], written_at)
         if value.tree == {} and isinstance(holder.get(steps[-1]), dict):
             return
     holder[steps[-1]] = copy.deepcopy(value.tree)
@@ -308,19 +315,19 @@ def _put(tree: dict[str, Any], places: dict[Key, Place], key: str, value: YamlSo
         places[(*steps, *inner)] = replace(place, layer=layer)
 
 
-def _section(tree: Any, places: dict[Key, Place], steps: Sequence[str | int], here: Place) -> Any:
-    """The mapping at `steps`; what is none makes room for one, which was written `here`."""
+def _section(tree: Any, places: dict[Key, Place], steps: Sequence[str | int], place: Place) -> Any:
+    """The mapping at `steps`; any other value there is replaced by an empty one, written at `place`."""
     for length, step in enumerate(steps, 1):
         if not isinstance(tree.get(step), dict):
             if step in tree:
-                places[tuple(steps[:length])] = here
+                places[tuple(steps[:length])] = place
             tree[step] = {}
         tree = tree[step]
     return tree
 
 
-def _opened(written: Any, option: str, where: str) -> tuple[Any, list[str | int]]:
-    """A written choice in a form that takes one more option, and the way to that option from the slot."""
+def _as_mapping(written: Any, option: str, where: str) -> tuple[Any, list[str | int]]:
+    """A written choice as a mapping (or list of them) that can hold options, and the path to `option` from the slot."""
     written = list(written) if isinstance(written, (list, tuple)) else written
     if isinstance(written, list):
         first, _, rest = option.partition(".")
@@ -332,6 +339,6 @@ def _opened(written: Any, option: str, where: str) -> tuple[Any, list[str | int]
             raise ConfigError(
                 f"{len(written)} choices are there: say which one, as in ...0.{option}, or write them all", where=where
             )
-        written[index], inside = _opened(written[index], option, where)
-        return written, [index, *inside]
+        written[index], option_key = _as_mapping(written[index], option, where)
+        return written, [index, *option_key]
     return (dict(written) if isinstance(written, dict) else {"name": written}), [option]

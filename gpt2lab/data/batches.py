@@ -18,7 +18,7 @@ Ids = NDArray[np.int64]
 
 
 class TokenSequence(Protocol):
-    """Tokens to cut batches from: `prepared.Tokens`, or an int64 array."""
+    """A sequence of tokens: `prepared.Tokens`, or an int64 array."""
 
     def __len__(self) -> int: ...
 
@@ -27,7 +27,7 @@ class TokenSequence(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Training batches: each epoch has all non-overlapping blocks of T tokens once, in its own order.
+    """Training batches: each epoch has all non-overlapping blocks of T tokens once, in a new order.
 
     tokens:          the training tokens.
     block_size:      T, tokens per sequence.

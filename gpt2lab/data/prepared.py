@@ -1,5 +1,5 @@
-"""Prepared data, opened: token shards on disk as sequences, verified against their manifest; and the floors, which are
-the losses of unigram and bigram counts that a model must beat."""
+"""Prepared data: token shards on disk as sequences, verified against their manifest; and the floors: the losses of
+unigram and bigram counts, which a model must beat."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 DTYPES = ("<u2", "<u4")
 SHOW_PROGRESS_FROM = 100_000_000
-"""Tokens from which verifying them takes long enough for a progress bar."""
+"""Number of tokens from which verification shows progress."""
 
 
 class Tokens:
     """Token ids in shards on disk, as one sequence: `len(tokens)` and `tokens[a:b]` -> (b - a,) int64.
 
     Reading checks every id against the vocabulary and raises DataFault with shard and offset. Cheap to pickle.
-    skips: bytes before the first token of each shard; none where left out.
+    skips: bytes before the first token of each shard; 0 by default.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Tokens:
             end = min(stop, self.starts[shard + 1])
             parts.append(self._read(shard, start - self.starts[shard], end - self.starts[shard]))
             start, shard = end, shard + 1
-        if len(parts) == 1:  # spares a copy of what may be large
+        if len(parts) == 1:  # avoids a copy
             return parts[0]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
@@ -104,7 +104,7 @@ class Prepared:
 
     @property
     def vocab_size(self) -> int:
-        """Every token id is below it."""
+        """Size of the vocabulary."""
         return int(self.manifest["vocab_size"])
 
     @property
@@ -121,7 +121,7 @@ class Prepared:
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text that each id stands for.  -> (vocab_size,)"""
+        """Bytes of text of each id.  -> (vocab_size,)"""
         return self.tokenizer.byte_lengths
 
     def require(self, block_size: int) -> None:
@@ -202,7 +202,7 @@ def open_verified(path: Path | str, progress: Progress = quiet) -> Prepared:
 
 
 def list_prepared() -> list[tuple[Path, Prepared | Gpt2labError]]:
-    """Every prepared folder below `data_home()`, by name, opened, or with the reason why it does not open."""
+    """Every prepared folder below `data_home()`, by name: opened, or the error why it cannot be."""
     home = data_home() / "prepared"
     with disk(home):
         folders = sorted(home.iterdir()) if home.is_dir() else []
@@ -210,7 +210,7 @@ def list_prepared() -> list[tuple[Path, Prepared | Gpt2labError]]:
 
 
 def find_prepared(fingerprint: str | None) -> Prepared | None:
-    """The prepared folder with this fingerprint, its content verified; None where there is none. Raises DataFault."""
+    """The prepared folder with this fingerprint, its content verified; or None. Raises DataFault."""
     for path, data in list_prepared():
         if isinstance(data, Prepared) and data.fingerprint == fingerprint:
             return open_verified(path)
@@ -225,8 +225,8 @@ def _opened_or_error(path: Path) -> Prepared | Gpt2labError:
 
 
 def _missing(file: Path) -> Problem:
-    gone = f"missing: it is a link to {file.readlink()}, which is gone" if file.is_symlink() else "missing"
-    return Problem(str(file), gone)
+    what = f"missing: it is a link to {file.readlink()}, which is gone" if file.is_symlink() else "missing"
+    return Problem(str(file), what)
 
 
 def _wrong_size(folder: Path, shard: Mapping[str, Any], dtype: str) -> Problem | None:
@@ -285,17 +285,17 @@ def floors(train: TokenSequence, validation: TokenSequence, vocab_size: int, lim
     after = np.bincount(heads, weights=counts, minlength=vocab_size)  # c(h), (V,)
     distinct = np.bincount(heads, minlength=vocab_size)  # T(h), (V,)
 
-    nats = np.zeros(2)
+    totals = np.zeros(2)
     for stretch in _stretches(validation, limit, overlap=1):
         h, w = stretch[:-1], stretch[1:]
         p = unigram[w]
-        wanted = h * vocab_size + w
-        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-        together = np.where(pairs[place] == wanted, counts[place], 0)
+        pair_ids = h * vocab_size + w
+        place = np.minimum(np.searchsorted(pairs, pair_ids), len(pairs) - 1)
+        together = np.where(pairs[place] == pair_ids, counts[place], 0)
         total = after[h] + distinct[h]
         conditional = np.where(total > 0, (together + distinct[h] * p) / np.maximum(total, 1), p)
-        nats -= np.log(p).sum(), np.log(conditional).sum()
-    unigram_floor, bigram_floor = nats / (min(limit, len(validation)) - 1)
+        totals -= np.log(p).sum(), np.log(conditional).sum()
+    unigram_floor, bigram_floor = totals / (min(limit, len(validation)) - 1)
     return {"unigram": float(unigram_floor), "bigram": float(bigram_floor)}
 
 
@@ -308,7 +308,7 @@ def _stretches(tokens: TokenSequence, limit: int, overlap: int) -> Iterator[Ids]
 
 def _pair_counts(tokens: TokenSequence, vocab_size: int, limit: int) -> tuple[Ids, Ids]:
     """Distinct neighbours, written as first * V + second, sorted, and how often each occurs.  -> (P,), (P,)"""
-    # Half the memory where the numbers fit, and no second array of this size: it is the largest here.
+    # uint32 halves the memory of this array, the largest here
     pairs = np.empty(min(limit, len(tokens)) - 1, dtype=np.uint32 if vocab_size**2 <= 1 << 32 else np.int64)
     filled = 0
     for stretch in _stretches(tokens, limit, overlap=1):

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line now and then elsewhere."""
+"""Progress for users: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rich_progress(stream: TextIO | None = None) -> Iterator[Progress]:
 
         def update(done: int, total: int, what: str) -> None:
             nonlocal phase
-            if what != phase:  # the rate is that of this phase alone, and what was done before it began does not count
+            if what != phase:  # the rate is that of this phase only
                 phase = what
                 bar.reset(task, completed=done, total=total or None, description=what)
             bar.update(task, completed=done, total=total or None, description=what)
@@ -64,7 +64,7 @@ def _lines(stream: TextIO) -> Progress:
 
 
 def _span(seconds: float) -> str:
-    """`1:02:03`, hours where there are any."""
+    """`1:02:03`, or `2:03` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

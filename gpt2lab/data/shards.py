@@ -1,17 +1,17 @@
-"""Text becomes token shards: done once, kept below `data_home()`, found again by content.
+"""Prepares token shards of a corpus: once, stored below `data_home()` under a hash of content and config.
 
-A prepared folder holds `train_000.bin`, ..., `validation_000.bin`, ... (little-endian ids, or links to token files made
-elsewhere), whatever the tokenizer keeps, and `manifest.json`:
+A prepared folder holds `train_000.bin`, ..., `validation_000.bin`, ... (little-endian ids, or links to token files of
+other projects), the tokenizer's files, and `manifest.json`:
   format, dtype, vocab_size, separator, tokenizer, validation_fraction, fingerprint, floors, created,
   corpus  {name, source, identity, of the hub: commit}
   splits  {train | validation: {tokens, bytes, documents: [{name, bytes, tokens}], shards: [{file, tokens, sha256}]}}
-          of a stream no document is listed: document_count says how many there are, and `documents` of each shard how
-          many end in it; linked shards say how many bytes to skip, which their sha256 leaves out
+          of a stream, document_count instead of the list, and `documents` of each shard: how many end in it;
+          linked shards: how many bytes to skip, which their sha256 excludes
   files   {other file: sha256}
-  sha256  of all the rest
+  sha256  of everything above
 Bytes are those of the text in UTF-8; tokens include separators.
 
-Until it is complete, the folder is called `.KEY.partial`. After each complete shard, and every STATE_SECONDS, its
+Until it is complete, the folder is named `.KEY.partial`. After each complete shard, and every STATE_SECONDS, its
 shards are flushed to disk and `state.json` records their lengths and where reading continues; after a crash, they are
 truncated to these lengths.
 """
@@ -33,7 +33,7 @@ from pydantic import Field, field_validator
 
 from gpt2lab.data.corpora import SPLITS, Corpus, Place, SplitName, Stream, TokenFiles
 from gpt2lab.data.corpora import corpus as corpus_slot
-from gpt2lab.data.encode import DividedText, Piece, alone_because, batches, division, encoder, usable_cores
+from gpt2lab.data.encode import DividedText, Piece, batches, division, encoder, single_process_reason, usable_cores
 from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, file_sha256, quiet
 from gpt2lab.data.prepared import (
     FORMAT,
@@ -59,21 +59,21 @@ FLOOR_TOKENS = 50_000_000
 STATE_SECONDS = 10.0
 """How often the state is saved, besides after every complete shard."""
 POOL_BYTES = 32_000_000
-"""Of text: from here on tokenizing in several processes saves more than it takes to start them."""
+"""Bytes of text from which several tokenizing processes are faster than one."""
 LEARNING_BYTES = 1_000_000_000
-"""As much of a stream's training text a tokenizer is made from."""
+"""Bytes of a stream's training text that a tokenizer is trained on."""
 LARGE_BYTES = 1_000_000_000
 
 
 class DataConfig(Settings):
-    """Which text, as which tokens, and how much of it for validation."""
+    """The corpus, the tokenizer, and the share for validation."""
 
     corpus: Choice = Field(default_factory=lambda: corpus_slot.read(corpus_slot.default))
-    """Where the text comes from."""
+    """The source of the text."""
     tokenizer: Choice = Field(default_factory=lambda: tokenizer_slot.read(tokenizer_slot.default))
     """How text becomes token ids."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
-    """Share of the text's bytes that is kept for validation."""
+    """Share of the text's bytes that is held out for validation."""
 
     @field_validator("corpus", "tokenizer", mode="before")
     @classmethod
@@ -81,7 +81,7 @@ class DataConfig(Settings):
         return read_field(info.field_name, raw)
 
     def written(self) -> dict[str, Any]:
-        """In the shortest form that `--set` takes."""
+        """The short form, as for `--set`."""
         return {"corpus": self.corpus.written(), "tokenizer": self.tokenizer.written(),
                 "validation_fraction": self.validation_fraction}  # fmt: skip
 
@@ -93,13 +93,13 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     processes: int | None = None,
 ) -> Prepared:
-    """The prepared data of `config`, verified, and made if it is not there yet.
+    """The prepared data of `config`, verified; prepares it if necessary.
 
-    One process makes it while others wait; an unfinished folder never has its final name, and is continued by the next
-    call. processes: that tokenize; None is one for each core, or this one alone for little text. The result does not
-    depend on it.
+    One process prepares it while others wait; an unfinished folder never has its final name, and is continued by the
+    next call. processes: that tokenize; None is one for each core, or only this one for little text. The result does
+    not depend on it.
 
-    Raises ConfigError for text that cannot be used, EnvironmentFault for the machine, DataFault for what is damaged.
+    Raises ConfigError for unusable text, EnvironmentFault for problems of the machine, DataFault for damaged data.
     """
     corpus: Corpus | Stream | TokenFiles = corpus_slot.build(config.corpus)
     progress = progress or quiet
@@ -123,7 +123,7 @@ def prepare(
                 _Preparation(partial, config, progress, shard_tokens, processes).make(corpus)
                 publish_folder(partial, final)
             except BaseException as error:
-                # unusable text stays unusable; after any other error the same command may succeed
+                # after other errors the same command may continue
                 if isinstance(error, (ConfigError, DataFault)) or not (partial / STATE).exists():
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -159,12 +159,12 @@ def _remove_leftovers(home: Path, key: str) -> None:
     """Remove partial folders that cannot be continued: of `key`, whose lock is held, those with another name; of other
     keys, unless they are locked, those without a state."""
     for partial in home.glob(".*.partial"):
-        other = partial.name.split(".")[1]
-        if other == key:
+        other_key = partial.name.split(".")[1]
+        if other_key == key:
             if partial.name != f".{key}.partial":
                 shutil.rmtree(partial)
         elif not (partial / STATE).exists():
-            with suppress(LockHeld), file_lock(_lock(home, other), 0):
+            with suppress(LockHeld), file_lock(_lock(home, other_key), 0):
                 shutil.rmtree(partial)
 
 
@@ -178,7 +178,7 @@ class _Preparation:
         self.shard_tokens, self.processes = shard_tokens, processes
 
     def make(self, corpus: Corpus | Stream | TokenFiles) -> None:
-        """Continues from the state that is there already."""
+        """Prepare the data, continuing from the saved state, if any."""
         facts = {"name": self.config.corpus.name, "source": corpus.source, "identity": corpus.identity}
         if isinstance(corpus, TokenFiles):
             self._clean()
@@ -192,14 +192,14 @@ class _Preparation:
         for split, record in records.items():
             if record["tokens"] < 2:
                 hint = "more text" if divided.listed else "more text, or a larger data.validation_fraction"
-                what = f"{split} needs 2 tokens, has {record['tokens']}"
-                raise ConfigError(what, where="data.corpus", hint=hint)
+                problem = f"{split} needs 2 tokens, has {record['tokens']}"
+                raise ConfigError(problem, where="data.corpus", hint=hint)
         (self.folder / STATE).unlink(missing_ok=True)
         commit = place.get("commit") if isinstance(place, dict) else None
         self._seal(facts | ({"commit": commit} if commit else {}), tokenizer, files, records)
 
     def _clean(self) -> dict[str, Any] | None:
-        """Remove files that the state does not vouch for, and return the state to continue from, if any."""
+        """Remove files that the state does not list, and return the state to continue from, if any."""
         state = _load_state(self.folder)
         sizes: dict[str, int] = {}
         if state is not None:
@@ -215,7 +215,7 @@ class _Preparation:
         return state
 
     def _tokenizer(self, divided: DividedText, state: dict[str, Any] | None) -> tuple[Tokenizer, dict[str, str]]:
-        """The tokenizer, trained now or read again, and the sha256 of each file that it keeps."""
+        """The tokenizer, trained or read from its files, and the sha256 of each of these files."""
         text = None if state else lambda: pieces(self._training_text(divided))
         tokenizer: Tokenizer = tokenizer_slot.build(self.config.tokenizer, TokenizerSite(self.folder, text))
         if state:
@@ -223,7 +223,7 @@ class _Preparation:
         return tokenizer, {path.name: file_sha256(path) for path in sorted(self.folder.iterdir())}
 
     def _training_text(self, divided: DividedText) -> Iterator[str]:
-        """What a tokenizer is trained on: of a stream the first LEARNING_BYTES."""
+        """The text that a tokenizer is trained on: of a stream the first LEARNING_BYTES."""
         total = divided.size if divided.listed else min(divided.size, LEARNING_BYTES)
         done = 0
         for split, _, chunks in divided.open(None):
@@ -239,12 +239,12 @@ class _Preparation:
     def _encode(
         self, divided: DividedText, tokenizer: Tokenizer, files: dict[str, str], state: dict[str, Any] | None
     ) -> tuple[dict[SplitName, Any], Place]:
-        """Write all shards, saving the state now and then; -> the record of each split, and the last place."""
+        """Write all shards, saving the state regularly; -> the record of each split, and the last place."""
         choice, dtype = self.config.tokenizer, _dtype(tokenizer.vocab_size)
         facts = {"dtype": dtype, "files": files, "size": divided.size, "config": self.config.written()}
         texts = divided.open(state and state["place"])
         processes = self.processes or (usable_cores() if divided.size >= POOL_BYTES else 1)
-        if processes > 1 and (reason := alone_because(choice)):
+        if processes > 1 and (reason := single_process_reason(choice)):
             self.progress(0, 0, reason)
             processes = 1
         with ExitStack() as stack:
@@ -279,7 +279,7 @@ class _Preparation:
         return records, texts.place() if done else None
 
     def _check_room(self, size: int, text_bytes: int, token_bytes: int) -> None:
-        """Raise EnvironmentFault if the shards will not fit, estimated from the bytes that the first text became."""
+        """Raise EnvironmentFault if the shards will not fit, estimated from the ratio of the first batch."""
         needed = int(size * token_bytes / max(1, text_bytes))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -328,7 +328,7 @@ def _complete_shards(records: Mapping[SplitName, Any]) -> int:
 
 
 def _load_state(folder: Path) -> dict[str, Any] | None:
-    """The state that an interrupted preparation left; None when there is none, or a damaged one."""
+    """The state of an interrupted preparation; None if missing or damaged."""
     try:
         state = json.loads((folder / STATE).read_bytes())
         sha256 = state.pop("sha256")
@@ -352,7 +352,7 @@ class SplitWriter:
         counted = {} if listed else {"document_count": 0}
         self.record = record or {"tokens": 0, "bytes": 0, "documents": [], **counted, "shards": []}
         self._file: BinaryIO | None = None
-        self._document = {"bytes": 0, "tokens": 0}  # of the one that is being written
+        self._document = {"bytes": 0, "tokens": 0}  # of the current document
         shards = self.record["shards"]
         if shards and "sha256" not in shards[-1]:
             self._file = open(folder / shards[-1]["file"], "r+b")  # noqa: SIM115 (closed by finish or __exit__)
@@ -363,7 +363,7 @@ class SplitWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release the file, even when the disk does not take what is left."""
+        """Close the file, even if the rest cannot be written."""
         file, self._file = self._file, None
         if file is not None:
             try:
@@ -373,7 +373,7 @@ class SplitWriter:
                     file.raw.close()  # type: ignore[attr-defined]
 
     def add(self, piece: Piece, ids: NDArray[Any]) -> None:
-        """Append a piece's ids, over as many shards as they need; raises DataFault for one outside the vocabulary."""
+        """Append a piece's ids, starting new shards as needed; raises DataFault for an id outside the vocabulary."""
         for counts in (self.record, self._document):
             counts["bytes"] += piece.size
             counts["tokens"] += len(ids)
@@ -399,13 +399,13 @@ class SplitWriter:
             self._document = {"bytes": 0, "tokens": 0}
 
     def flush(self) -> None:
-        """Bring what was added to disk."""
+        """Flush to disk."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def finish(self) -> None:
-        """Close the present shard, if any."""
+        """Close the current shard, if any."""
         if self._file is not None:
             self.flush()
             self._file.close()

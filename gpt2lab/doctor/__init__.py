@@ -1,4 +1,4 @@
-"""Is this training sound, and is this machine fit to train?"""
+"""Checks of runs for bugs, and of the machine."""
 
 from gpt2lab.doctor.checks import CHECKS, Examination, ExaminedRun, Finding, NotExamined, examine
 

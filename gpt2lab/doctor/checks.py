@@ -44,15 +44,15 @@ from gpt2lab.training.state import TrainState
 # the run under examination --------------------------------------------------------------------------------------------
 
 SEQUENCES, LONGEST = 4, 512
-"""Of the validation windows that probes look at: as few as show what is to be shown."""
+"""Number and length of the validation windows for probes."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a sound training does not show.
+    """A symptom of a bug in training.
 
-    severity: `error` where the run's result cannot be trusted, `warning` where it is probably not what was meant.
-    evidence: a sentence with the numbers.  causes: what usually lies behind it, the commonest first.
+    severity: `error` if the run's result is invalid, `warning` if it is probably not as intended.
+    evidence: a sentence with the numbers.  causes: usual causes, the most common first.
     """
 
     name: str
@@ -61,27 +61,27 @@ class Finding:
     causes: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Plain data."""
         return {**asdict(self), "causes": list(self.causes)}
 
 
 def error(name: str, evidence: str, *causes: str) -> Finding:
-    """A finding because of which the run's result cannot be trusted."""
+    """A finding that makes the run's result invalid."""
     return Finding(name, "error", evidence, causes)
 
 
 def warning(name: str, evidence: str, *causes: str) -> Finding:
-    """A finding that is probably not what was meant."""
+    """A finding of something probably unintended."""
     return Finding(name, "warning", evidence, causes)
 
 
 class NotExamined(Exception):
-    """Why a check does not apply to this run: neither a finding nor a clean bill."""
+    """Raised where a check does not apply to a run, with the reason."""
 
 
 @dataclass(frozen=True)
 class ExaminedRun:
-    """One run under examination. What is not available raises NotExamined when it is used."""
+    """One run under examination. Attributes that are not available raise NotExamined."""
 
     folder: RunFolder
     config: Config
@@ -89,7 +89,7 @@ class ExaminedRun:
 
     @classmethod
     def load(cls, folder: RunFolder) -> ExaminedRun:
-        """Read what the run has written. Raises ConfigError when there is no such run, DataFault when it is damaged."""
+        """Read the run's files. Raises ConfigError when there is no such run, DataFault when it is damaged."""
         text, path = folder.config(), folder.path
         if folder.status() == "absent":
             raise ConfigError("there is no such run", where=str(path), hint="gpt2lab runs")
@@ -99,22 +99,22 @@ class ExaminedRun:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """result.json, empty while the run goes on."""
+        """result.json; empty until the run has ended."""
         return self.folder.result() or {}
 
     @cached_property
     def stack(self) -> dict[str, Any]:
-        """Which software and devices it ran on, as far as it is known."""
+        """Software and devices that it ran on; empty if unknown."""
         return self.result.get("stack") or {}
 
     @cached_property
     def device(self) -> torch.device:
-        """On which it is examined."""
+        """The device for the examination."""
         return choose_device(self.config.training.device)
 
     @cached_property
     def step(self) -> int:
-        """Steps that the newest weights have seen."""
+        """Training steps of the newest weights."""
         if self.result.get("status") == "finished":
             return int(self.result["steps"])
         return next((step for step, _ in checkpoints(self.folder.checkpoints)), 0)
@@ -133,7 +133,7 @@ class ExaminedRun:
 
     @cached_property
     def data(self) -> Prepared:
-        """What it was trained on."""
+        """Its training data."""
         try:
             return data_of(self.folder, self.config)
         except Gpt2labError as reason:
@@ -190,18 +190,18 @@ LOGITS, MOVED = "diag/logit_rms", "diag/update_ratio"
 BELOW_UNIFORM, ABOVE_UNIFORM = 0.1, 1.0
 """Nats around ln V within which the loss of a fresh model lies (the contract test of components says the same)."""
 IMPOSSIBLE = 0.2
-"""Of what xz needs for the same tokens: the best models that there are need about a third of it."""
+"""Share of xz's size for the same tokens; the best models reach about a third."""
 COMPRESSED_TOKENS = 1 << 20
 ENOUGH_STEPS, ENOUGH_SHARE = 300, 0.9
-"""Of training, after which a model must have passed the frequencies of single tokens."""
+"""Steps, and share of training, after which a model must beat the unigram frequencies."""
 GAP = 1.0
-"""Nats by which validation lies above training when a run knows its text by heart."""
+"""Nats by which the validation loss exceeds the training loss of a model that has memorised its text."""
 SMALLEST_MOVE, LARGEST_MOVE = 1e-6, 0.3
-"""Of a step against the size of the weights; 1e-3 is usual for large models, a few percent for tiny ones."""
+"""Update size relative to the weights; 1e-3 is usual for large models, a few percent for tiny ones."""
 LEAST_WARMUP, EARLY = 5, 0.9
-"""A warm-up of so many steps has not reached its peak before this share of it."""
+"""From this many warm-up steps on, the peak must not be reached before this share of them."""
 LONG_AT_THE_END = 0.5
-"""Of training, spent at the final rate."""
+"""Longest share of training at the final rate."""
 
 
 def checkpoint(run: ExaminedRun) -> Finding | None:
@@ -217,7 +217,7 @@ def checkpoint(run: ExaminedRun) -> Finding | None:
 
 
 def diverged(run: ExaminedRun) -> Finding | None:
-    """Training ended because a number was not finite."""
+    """Training ended with a non-finite number."""
     if run.result.get("status") != "diverged":
         return None
     causes = ("a rate that is too high, or no warm-up", "no clipping", "half precision where numbers are too large")
@@ -225,7 +225,7 @@ def diverged(run: ExaminedRun) -> Finding | None:
 
 
 def loss_at_start(run: ExaminedRun) -> Finding | None:
-    """A fresh model knows nothing and claims nothing, so its first loss is near ln V."""
+    """The first loss of an untrained model is near ln V."""
     losses = run.series(LOSS)
     if run.config.branch or 0 not in losses:
         raise NotExamined("no loss before the first step in its journal")
@@ -241,7 +241,7 @@ def loss_at_start(run: ExaminedRun) -> Finding | None:
 
 
 def impossible_loss(run: ExaminedRun) -> Finding | None:
-    """No model predicts text in a small part of the bits that a good compressor needs."""
+    """The loss is not far below the size of the compressed text."""
     step, loss = run.last(LOSS)
     validation = run.data.validation
     ids = np.asarray(validation[: min(len(validation), COMPRESSED_TOKENS)])
@@ -259,7 +259,7 @@ def impossible_loss(run: ExaminedRun) -> Finding | None:
 
 
 def learned_nothing(run: ExaminedRun) -> Finding | None:
-    """After some hundred steps a model must beat the frequencies of single tokens."""
+    """After some hundred steps the loss is below that of unigram frequencies."""
     step, loss = run.last(LOSS)
     if step < ENOUGH_STEPS or step < ENOUGH_SHARE * run.config.training.steps:
         return None
@@ -276,7 +276,7 @@ def learned_nothing(run: ExaminedRun) -> Finding | None:
 
 
 def train_gap(run: ExaminedRun) -> Finding | None:
-    """Validation far above training: the text is known by heart, or the two are not the same kind of text."""
+    """The validation loss is not far above the training loss (memorised text, or different kinds of text)."""
     step, loss = run.last(LOSS)
     recent = [value for s, value in run.series(TRAIN).items() if 0.9 * step < s <= step]
     if not recent:
@@ -296,7 +296,7 @@ def train_gap(run: ExaminedRun) -> Finding | None:
 
 
 def update_ratio(run: ExaminedRun) -> Finding | None:
-    """How far a step moves the weights, against their size."""
+    """The size of updates relative to the weights is in the usual range."""
     ratios = [value for step, value in run.series(MOVED).items() if step > run.config.optim.warmup_steps]
     if not ratios:
         raise NotExamined(f"no {MOVED} after the warm-up in its journal")
@@ -322,37 +322,37 @@ def learning_rate(run: ExaminedRun) -> Finding | None:
         raise NotExamined(f"no {RATE} in its journal")
     multiplier = optim.multiplier(training.steps)
     for step, rate in logged.items():
-        wanted = optim.lr * multiplier(step - 1)
-        if not math.isclose(rate, wanted, rel_tol=1e-6):
-            evidence = f"the rate of step {step} was {rate:.4g}; {optim.schedule} says {wanted:.4g}"
+        expected = optim.lr * multiplier(step - 1)
+        if not math.isclose(rate, expected, rel_tol=1e-6):
+            evidence = f"the rate of step {step} was {rate:.4g}; {optim.schedule} says {expected:.4g}"
             return error("learning_rate", evidence, per_batch, "the schedule was changed or stepped at another place")
     rates = [multiplier(step) for step in range(training.steps)]
     top, bottom = max(rates), min(rates[optim.warmup_steps :] or rates)
     peak = rates.index(top) + 1
-    turned = optim.warmup_steps >= LEAST_WARMUP and peak < EARLY * optim.warmup_steps
+    too_early = optim.warmup_steps >= LEAST_WARMUP and peak < EARLY * optim.warmup_steps
     still = len(list(itertools.takewhile(lambda rate: rate == rates[-1], reversed(rates))))
-    idle = rates[-1] == bottom < top and still > LONG_AT_THE_END * training.steps
-    if not turned and not idle:
+    too_long = rates[-1] == bottom < top and still > LONG_AT_THE_END * training.steps
+    if not too_early and not too_long:
         return None
-    said = f"the warm-up is {optim.warmup_steps} steps, and the rate peaks at step {peak}"
+    warmup_text = f"the warm-up is {optim.warmup_steps} steps, and the rate peaks at step {peak}"
     ending = f"it then stays at {optim.lr * rates[-1]:.3g} for the last {still} of {training.steps} steps"
-    fast = f"; {optim.warmup_steps / peak:.1f} times too fast" if turned else ""
-    finding = error if turned else warning
-    return finding("learning_rate", f"{said}; {ending}{fast}", per_batch, "a schedule shorter than the training")
+    fast = f"; {optim.warmup_steps / peak:.1f} times too fast" if too_early else ""
+    finding = error if too_early else warning
+    return finding("learning_rate", f"{warmup_text}; {ending}{fast}", per_batch, "a schedule shorter than the training")
 
 
 # the first steps ------------------------------------------------------------------------------------------------------
 
 REPEATED_STEPS = 5
 LARGEST_WORK, LARGEST_WORK_ON_GPU = 1 << 40, 1 << 46
-"""Parameters times tokens, three times over for each step that is done again: a minute or two on one core."""
+"""Parameters x tokens x 3 for each repeated step: a minute or two on one core."""
 SAME_DEVICE, OTHER_DEVICE = 0.02, 0.1
 """Share by which norms may differ, on the run's type of device and on another."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """Norms at one step. journal: as logged. own: of the run's objective. plain: of next-token cross entropy alone."""
+    """Gradient norms at one step. journal: as logged. own: of the objective. plain: of next-token cross entropy."""
 
     step: int
     journal: float
@@ -361,7 +361,7 @@ class Gradient:
 
 
 def gradients(run: ExaminedRun) -> list[Gradient]:
-    """Of the first steps that the journal holds. Raises NotExamined where they cannot be done again."""
+    """Of the first steps in the journal. Raises NotExamined where they cannot be repeated."""
     config, logged = run.config, run.series("train/grad_norm")
     training = config.training
     size = 3 * sum(p.numel() for p in run.start.parameters()) * training.batch_tokens
@@ -376,7 +376,11 @@ def gradients(run: ExaminedRun) -> list[Gradient]:
     if int(run.stack.get("ranks", 1)) > 1 and config.model.dropout:
         raise NotExamined("several ranks with dropout")
     repeated = repeated_steps(run, count)
-    return [Gradient(step, logged[step], own, plain) for step, own, plain in repeated if step in logged]
+    return [
+        Gradient(step, logged[step], objective_norm, loss_norm)
+        for step, objective_norm, loss_norm in repeated
+        if step in logged
+    ]
 
 
 def repeated_steps(run: ExaminedRun, count: int) -> Iterator[tuple[int, float, float]]:
@@ -400,12 +404,12 @@ def norms(run: ExaminedRun, model: GPT, inputs: Tensor, targets: Tensor, step: i
     """Norms of the mean gradient of a whole batch (n, T): of the objective, and of the plain loss."""
     size = run.config.training.micro_batch_sequences or len(inputs)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    own, plain = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    objective_sums, loss_sums = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     counted = (targets != -100).sum().item()
     for micro, start in enumerate(range(0, len(inputs), size)):
         x, y = inputs[start : start + size], targets[start : start + size]
         share = (y != -100).sum().item() / counted
-        for sums, objective in ((own, True), (plain, False)):
+        for sums, objective in ((objective_sums, True), (loss_sums, False)):
             reseed(run.config.seed, step, micro, 0, run.device)
             with autocast(run.config.training.precision, run.device):
                 if objective:
@@ -415,11 +419,11 @@ def norms(run: ExaminedRun, model: GPT, inputs: Tensor, targets: Tensor, step: i
             for total, part in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
                 if part is not None:
                     total.add_(part, alpha=share)
-    return tuple(float(torch.nn.utils.get_total_norm(sums)) for sums in (own, plain))  # type: ignore[return-value]
+    return tuple(float(torch.nn.utils.get_total_norm(sums)) for sums in (objective_sums, loss_sums))  # type: ignore[return-value]
 
 
 def gradient(run: ExaminedRun) -> Finding | None:
-    """The gradient of a step is the mean over its batch, and that of its batch alone."""
+    """The gradient of a step is the mean over its batch, without remains of earlier batches."""
     steps_again, training = gradients(run), run.config.training
     first = steps_again[0]
     sequences = training.batch_tokens // run.config.model.block_size
@@ -449,26 +453,26 @@ def gradient(run: ExaminedRun) -> Finding | None:
 # probes of the model --------------------------------------------------------------------------------------------------
 
 LEAK = 1e-4
-"""Of the logits' size: rounding moves them by a millionth."""
+"""Tolerance relative to the logits; rounding changes them by about 1e-6."""
 UNEVEN = 0.01
 """Share by which sums of attention weights may differ."""
 LEARNED = 0.3
-"""Nats by which training must have won more on one target than on another to have learned the one."""
+"""Nats by which training must have improved one target more than another to have learned it."""
 OFF_SCALE = 1.5
-"""Times by which the factor on dot products may be off; a wrong one is off by the root of some width."""
+"""Tolerated ratio of the factor on dot products; wrong ones differ by the square root of some width."""
 TOO_LARGE = 1.25
-"""Times the scale of GPT-2 for matrices that write into the stream; without it, one layer has 1.4 times that."""
+"""Tolerated ratio to GPT-2's scale of residual output matrices; without scaling it is 1.4 with one layer."""
 
 
 @torch.no_grad()
 def causality(run: ExaminedRun) -> Finding | None:
-    """Changing later tokens leaves the logits of earlier ones alone."""
+    """Changing later tokens does not change the logits of earlier ones."""
     model = run.newest
     tokens = run.tokens[:, :-1]
     middle = tokens.shape[1] // 2
-    others = tokens.clone()
-    others[:, middle:] = tokens[:, middle:].flip(0, 1)
-    before, after = model(tokens)[:, :middle], model(others)[:, :middle]  # (B, T / 2, V)
+    changed = tokens.clone()
+    changed[:, middle:] = tokens[:, middle:].flip(0, 1)
+    before, after = model(tokens)[:, :middle], model(changed)[:, :middle]  # (B, T / 2, V)
     moved = (before - after).abs().amax((0, 2)) / before.square().mean().sqrt()  # (T / 2,)
     if not moved.max() > LEAK:
         return None
@@ -484,7 +488,7 @@ def causality(run: ExaminedRun) -> Finding | None:
 
 
 class Constant(CrossLayer):
-    """Gives attention the same values at every token."""
+    """Replaces the values of attention by a constant."""
 
     def __init__(self, value: float) -> None:
         nn.Module.__init__(self)
@@ -496,7 +500,7 @@ class Constant(CrossLayer):
 
 @torch.no_grad()
 def softmax_rows(run: ExaminedRun) -> Finding | None:
-    """Attention weights of a query sum to one: with equal values everywhere, every token must read the same."""
+    """Attention weights of a query sum to one: with constant values, all outputs must be equal."""
     model = run.newest
     for choice in run.config.model.scores:
         if choice.options.get("gate") or choice.options.get("sink_logits"):
@@ -523,10 +527,10 @@ def softmax_rows(run: ExaminedRun) -> Finding | None:
 
 
 def read_by_attention(model: GPT, tokens: Tensor, value: float) -> list[Tensor]:
-    """What every block's attention hands on when all values are `value`.  -> (B, T, C) for each block"""
-    found: list[Tensor] = []
+    """Output of every block's attention when all values are `value`.  -> (B, T, C) for each block"""
+    outputs: list[Tensor] = []
     hooks = [
-        block.attn.register_forward_hook(lambda _, __, out: found.append(out.float()))  # type: ignore[union-attr]
+        block.attn.register_forward_hook(lambda _, __, out: outputs.append(out.float()))  # type: ignore[union-attr]
         for block in model.h
         if block.attn is not None
     ]
@@ -537,38 +541,38 @@ def read_by_attention(model: GPT, tokens: Tensor, value: float) -> list[Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return outputs
 
 
 class Scale:
-    """Looks on: by how much attention multiplies the dot products, by block call."""
+    """Observer of the factor by which attention multiplies dot products, by block call."""
 
     def __init__(self) -> None:
         self.found: dict[int, tuple[float, int]] = {}
 
     def stream(self, depth: int, x: Tensor) -> None:
-        """Not of interest."""
+        """Ignored."""
 
     def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
-        """Factor and D."""
+        """Record the factor and D."""
         q, k = q.float(), k.float()
-        plain, made = q @ k.mT, score_map(q, k, torch.zeros((), device=q.device), scores, scale)
-        self.found[depth] = (float(made.norm() / plain.norm()), q.shape[-1])
+        plain, scaled = q @ k.mT, score_map(q, k, torch.zeros((), device=q.device), scores, scale)
+        self.found[depth] = (float(scaled.norm() / plain.norm()), q.shape[-1])
 
 
 @torch.no_grad()
 def attention_scale(run: ExaminedRun) -> Finding | None:
     """Dot products of queries and keys are divided by sqrt(D), unless the config says otherwise."""
-    watch, pattern = Scale(), run.config.model.scores
+    observer, pattern = Scale(), run.config.model.scores
     step = run.start.context(run.tokens[:, :-1])
-    step.observer = watch
+    step.observer = observer
     run.start.hidden(step)
-    if not watch.found:
+    if not observer.found:
         raise NotExamined("its attention does not show its scores")
-    for depth, (factor, size) in watch.found.items():
+    for depth, (factor, size) in observer.found.items():
         written = pattern[depth % len(pattern)].options.get("scale")
-        wanted = (size**-0.5 if written is None else float(written)) * step.score_factor
-        if not wanted / OFF_SCALE < factor < wanted * OFF_SCALE:
+        expected = (size**-0.5 if written is None else float(written)) * step.score_factor
+        if not expected / OFF_SCALE < factor < expected * OFF_SCALE:
             largest = run.series("diag/attention_logit_max")
             grown = f"; the largest score of the run is {max(largest.values()):.1f}" if largest else ""
             return error(
@@ -584,7 +588,7 @@ def attention_scale(run: ExaminedRun) -> Finding | None:
 
 @torch.no_grad()
 def targets(run: ExaminedRun) -> Finding | None:
-    """Training makes the next token likelier, not the token that was just read."""
+    """Training increases the likelihood of the next token, not of the input token."""
     inputs, following = run.tokens[:, :-1], run.tokens[:, 1:]
     losses = {}
     for name, model in (("start", run.start), ("now", run.now)):
@@ -605,7 +609,7 @@ def targets(run: ExaminedRun) -> Finding | None:
 
 @torch.no_grad()
 def tie(run: ExaminedRun) -> Finding | None:
-    """Head and embedding that start as one matrix stay one."""
+    """Head and embedding that start tied stay tied."""
     then, now = ({p.role.kind: p.tensor for p in model.params()} for model in (run.start, run.now))
     if "head" not in then or then["head"].shape != then["embedding"].shape:
         return None
@@ -622,7 +626,7 @@ def tie(run: ExaminedRun) -> Finding | None:
 
 @torch.no_grad()
 def decay(run: ExaminedRun) -> Finding | None:
-    """Weight decay moves matrices and tables, and no gain, bias or scalar."""
+    """Weight decay applies to matrices and tables, not to gains, biases or scalars."""
     twin = copy.deepcopy(run.start)
     optim = run.config.optim
     before = {param.name: param.tensor.clone() for param in twin.params()}
@@ -649,37 +653,37 @@ def decay(run: ExaminedRun) -> Finding | None:
 
 
 def gains_now(run: ExaminedRun) -> str:
-    """How large what began at one is now."""
+    """The present mean of gains that began at 1, as a clause."""
     try:
         now = {param.name: param.tensor for param in run.now.params()}
     except NotExamined:
         return ""
     vectors = [p for p in run.start.params() if p.role.kind == "vector"]
-    ones = [now[p.name].mean().item() for p in vectors if bool((p.tensor == 1).all())]
-    return f"; gains that began at 1 are {statistics.fmean(ones):.3f} on average now" if ones else ""
+    means = [now[p.name].mean().item() for p in vectors if bool((p.tensor == 1).all())]
+    return f"; gains that began at 1 are {statistics.fmean(means):.3f} on average now" if means else ""
 
 
 @torch.no_grad()
 def residual_scaling(run: ExaminedRun) -> Finding | None:
-    """Matrices that write into the stream start smaller than the others, by 1/sqrt(2 L)."""
+    """Residual output matrices start smaller than the others, by 1/sqrt(2 L)."""
     if not run.start.h[-1].final_norm:
         raise NotExamined("its blocks normalise the stream themselves")
     if "even" in SLOTS["init"][run.config.model.init.name].can:
         raise NotExamined(f"{run.config.model.init} starts all matrices alike on purpose")
     params = run.start.params()
     written = [p for p in params if p.role.kind == "residual_out" and p.role.gain is None]
-    others = [p for p in params if p.role.kind == "hidden" and p.role.layer is not None]
-    if not written or not others:
+    hidden = [p for p in params if p.role.kind == "hidden" and p.role.layer is not None]
+    if not written or not hidden:
         return None
-    found, usual = spread(written) / spread(others), (2 * run.config.model.n_layer) ** -0.5
-    if found <= TOO_LARGE * usual:
+    ratio, usual = spread(written) / spread(hidden), (2 * run.config.model.n_layer) ** -0.5
+    if ratio <= TOO_LARGE * usual:
         return None
     metrics: dict[str, float] = next((dict(row["metrics"]) for row in run.rows if row["step"] == 0), {})
     rms = {int(k.rpartition("/")[2]): v for k, v in metrics.items() if k.startswith("diag/activation_rms/")}
     grown = f"; the stream grows from {rms[min(rms)]:.3f} to {rms[max(rms)]:.3f} rms through the blocks" if rms else ""
     return warning(
         "residual_scaling",
-        f"matrices that write into the stream start {found:.2f} times as large as the others, and 1/sqrt(2 L) "
+        f"matrices that write into the stream start {ratio:.2f} times as large as the others, and 1/sqrt(2 L) "
         f"is {usual:.2f}{grown}",
         "the scaling of GPT-2's initialisation left out",
         "a rule on names that matches no matrix",
@@ -712,14 +716,14 @@ class Examination:
     unknown: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Plain data."""
         return {**vars(self), "findings": [finding.to_json() for finding in self.findings]}
 
 
 def examine(folder: RunFolder, *, progress: Callable[[str], None] | None = None) -> Examination:
     """Run every check on a run; the plug-ins of its components must be loaded before.
 
-    Raises ConfigError when there is no such run, DataFault when what it wrote is damaged.
+    Raises ConfigError when there is no such run, DataFault when its files are damaged.
     """
     run = ExaminedRun.load(folder)
     findings, sound, unknown = [], [], {}

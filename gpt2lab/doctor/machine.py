@@ -1,4 +1,4 @@
-"""Is this machine fit to train? What it has, and what would stop a run."""
+"""Checks of this machine: its resources, and what would prevent a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SERVER_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class MachineCheck:
-    """One thing that was looked at. problem: why it would stop a run, None where all is well."""
+    """One check. found: its result. problem: why it would prevent a run, or None."""
 
     name: str
     found: str
@@ -42,7 +42,7 @@ class MachineCheck:
 
 
 def check_machine(store: Store) -> Iterator[MachineCheck]:
-    """Everything that a run needs, one after another; nothing stays behind on the disk."""
+    """Checks of everything that a run needs; leaves no files behind."""
     yield _version("Python", platform.python_version(), sys.version_info[:2], OLDEST_PYTHON)
     number = tuple(int(word) for word in torch.__version__.split("+")[0].split(".")[:2])
     yield _version("torch", torch.__version__, number, OLDEST_TORCH)
@@ -55,28 +55,28 @@ def check_machine(store: Store) -> Iterator[MachineCheck]:
     yield _folder("run store", store.root.absolute())
     yield _folder("data cache", data_home())
     yield _mlflow(store)
-    there = [name for name in EXTRAS if importlib.util.find_spec(name)]
-    yield MachineCheck("optional packages", ", ".join(there) or "none")
+    installed = [name for name in EXTRAS if importlib.util.find_spec(name)]
+    yield MachineCheck("optional packages", ", ".join(installed) or "none")
 
 
-def _version(name: str, shown: str, found: tuple[int, ...], oldest: tuple[int, ...]) -> MachineCheck:
-    wanted = ".".join(map(str, oldest))
-    return MachineCheck(name, shown, None if found >= oldest else f"{wanted} or newer is needed")
+def _version(name: str, text: str, version: tuple[int, ...], oldest: tuple[int, ...]) -> MachineCheck:
+    required = ".".join(map(str, oldest))
+    return MachineCheck(name, text, None if version >= oldest else f"{required} or newer is needed")
 
 
 def _folder(name: str, folder: Path) -> MachineCheck:
-    """Whether a folder, or where it would be made, can be written and has room."""
+    """Whether a folder, or its nearest existing parent, is writable and has free space."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(nearest).free
-    found = f"{folder}, {quantity(free, 'B')} free"
+    description = f"{folder}, {quantity(free, 'B')} free"
     problem = _refused(lambda: tempfile.TemporaryFile(dir=nearest).close())
     if problem is None and free < LEAST_FREE_BYTES:
         problem = "little room: a checkpoint of GPT-2 124M alone takes 1.5 GB"
-    return MachineCheck(name, found, problem)
+    return MachineCheck(name, description, problem)
 
 
 def _mlflow(store: Store) -> MachineCheck:
-    """Where runs are mirrored to, and why that fails: the folder of a file cannot be written, no server answers."""
+    """The tracking address, and why it fails: its folder is not writable, or no server answers."""
     uri, problem = default_uri(store.root), None
     try:
         check_uri(uri)
@@ -86,15 +86,15 @@ def _mlflow(store: Store) -> MachineCheck:
             nearest = next(path for path in (file.parent, *file.parent.parents) if path.exists())
             problem = _refused(lambda: tempfile.TemporaryFile(dir=nearest).close())
         elif address.hostname is not None and port is not None:
-            place = (address.hostname, port)
-            problem = _refused(lambda: socket.create_connection(place, SERVER_SECONDS).close())
+            target = (address.hostname, port)
+            problem = _refused(lambda: socket.create_connection(target, SERVER_SECONDS).close())
     except Gpt2labError as error:
         problem = str(error)
     return MachineCheck("MLflow", shown(uri), problem)
 
 
 def _refused(work: Callable[[], object]) -> str | None:
-    """Why the operating system refuses, None where it does not."""
+    """The operating system's error, or None."""
     try:
         work()
     except OSError as error:

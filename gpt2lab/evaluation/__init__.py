@@ -1,5 +1,5 @@
 """Measuring a trained model: validation loss, bits per byte, losses at other context lengths and per window, and
-metrics and tasks that anybody can add."""
+metrics and tasks, which plug-ins can extend."""
 
 from gpt2lab.evaluation import known_tasks  # noqa: F401  (fills the slot)
 from gpt2lab.evaluation.metrics import Rows, Subject, apply, document_loss, frequency_loss, metric

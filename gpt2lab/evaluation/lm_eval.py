@@ -1,9 +1,9 @@
-"""A gpt2lab model inside lm-evaluation-harness: any of its tasks that asks for likelihoods.
+"""Adapter for lm-evaluation-harness: any of its tasks that use likelihoods.
 
     python -m gpt2lab.evaluation.lm_eval --model gpt2lab --model_args source=RUN_OR_FOLDER --tasks arc_easy
 
-The harness knows no plug-ins, so this module registers the model and then hands over to its command line. Needs the
-extra `lm-eval`.
+The harness has no plug-ins, so this module registers the model and then calls its command line. Needs the extra
+`lm-eval`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 @register_model("gpt2lab")
 class Gpt2labLM(TemplateLM):  # type: ignore[misc]
-    """What `open_trained` opens. source: a run, or a folder of weights. runs: the run store's folder. tokens_at_once:
-    in one pass; None for what suits the device. The harness's own batch_size has no meaning here."""
+    """A model by `open_trained`. source: a run, or a folder of weights. runs: the run store's folder. tokens_at_once:
+    in one pass; None for the device's default. The harness's batch_size is ignored."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: object = None,
     ) -> None:
         super().__init__()
-        there = device and (
+        available = device and (
             torch.cuda.is_available() or not device.startswith("cuda")
         )  # the harness's default is cuda:0
-        chosen = torch.device(device) if device and there else None
+        chosen = torch.device(device) if device and available else None
         self.trained = open_trained(str(source), Store(runs), device=chosen)
         if self.trained.tokenizer is None:
             raise ConfigError("its tokenizer is not known", where=self.trained.name, hint="gpt2lab data list")
@@ -51,7 +51,7 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """What an empty context is. Raises ConfigError where documents have no separator."""
+        """The token for an empty context. Raises ConfigError where documents have no separator."""
         if self.text.separator is None:
             raise ConfigError("its tokenizer has no separator, which an empty context needs", where=self.trained.name)
         return self.text.separator
@@ -63,11 +63,11 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """Under which the harness may keep requests."""
+        """Key of the harness's request cache."""
         return f"gpt2lab-{self.text.vocab_size}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; none is special."""
+        """Ids of a text, without special tokens."""
         ids: list[int] = self.text.encode(string).tolist()
         return ids
 
@@ -93,7 +93,7 @@ class Gpt2labLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Refused: only likelihoods are offered."""
+        """Not supported: only likelihoods."""
         raise ConfigError("tasks that generate text are not offered", where="lm-eval model gpt2lab")
 
 

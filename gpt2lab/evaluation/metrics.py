@@ -1,4 +1,4 @@
-"""Metrics: what can be measured of a trained model on its validation tokens.
+"""Metrics of a trained model on its validation tokens.
 
     @metric.register("entropy", source="arXiv:...")
     def entropy(subject: Subject) -> float:
@@ -8,8 +8,8 @@
             total += Categorical(logits=rows.logits).entropy().double().sum().item()
         return total / subject.total
 
-A metric is one function of a `Subject`, with keyword-only options, that returns a number or several by name. It belongs
-to no config and to no run's identity: it is applied to runs that are finished.
+A metric is one function of a `Subject`, with keyword-only options, that returns a number or several by name. It is
+no part of a config or of a run's identity: it is applied to finished runs.
 Shapes: n windows, L tokens in a window, r rows, V vocabulary.
 """
 
@@ -58,9 +58,9 @@ metric = Slot("metric", "what is measured of finished runs (gpt2lab eval)", defa
 
 
 class Rows(NamedTuple):
-    """Some predictions. logits: (r, V) float32. targets: (r,) the tokens that did follow. positions: (r,) the place in
-    its window of the token that each is predicted from, counted from 0. places: (r,) where the targets stand in the
-    validation split. All on the model's device."""
+    """Some predictions. logits: (r, V) float32. targets: (r,) the actual next tokens. positions: (r,) index in its
+    window of the token from which each is predicted, from 0. places: (r,) indices of the targets in the validation
+    split. All on the model's device."""
 
     logits: Tensor
     targets: Tensor
@@ -70,15 +70,14 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """What a metric may look at. The model is in evaluation mode and no gradients are recorded.
+    """The input of a metric. The model is in evaluation mode and no gradients are recorded.
 
-    tokens:          the validation split; `rows` goes over the run's fixed part of it.
+    tokens:          the validation split; `rows` iterates over the run's fixed part of it.
     total:           targets in that part.
     batch_sequences: windows in one pass.
-    byte_lengths:    (V,) bytes of text that each token stands for; None where that is not known.
-    data:            the prepared data that the tokens are of, with its training split and names of documents; None
-                     where that is not known.
-    tell:            called with the targets done so far, and with how many there are.
+    byte_lengths:    (V,) bytes of text of each token; None if not known.
+    data:            the prepared data of the tokens, with training split and names of documents; None if not known.
+    tell:            progress callback: targets done so far, and in all.
     """
 
     model: GPT
@@ -93,7 +92,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return next(self.model.parameters()).device
 
     def windows(self) -> list[Window]:
@@ -101,7 +100,7 @@ class Subject:
         return plain_windows(self.tokens, block_size=self.block_size, total=self.total)
 
     def rows(self) -> Iterator[Rows]:
-        """Every prediction of every window once, a bounded number at a time; each call makes the passes anew."""
+        """Every prediction of every window once, a bounded number at a time; each call repeats the passes."""
         done = 0
         for batch in batches_of(self.windows(), self.batch_sequences):
             logits, wanted = forward(self.model, self.tokens, batch, self.precision)  # (n, L, V), (n, L)
@@ -114,7 +113,7 @@ class Subject:
 
 
 def apply(choice: Choice, subject: Subject) -> dict[str, float]:
-    """Measure; -> values by name: that of the metric, followed by `/` and a name of its own where it has several.
+    """Measure; -> values by name: the name of the metric, with `/` and a suffix where it has several values.
 
     Raises ConfigError, naming the metric, when it fails or returns something else; EnvironmentFault without memory.
     """
@@ -149,13 +148,13 @@ def loss(subject: Subject) -> float:
 
 @metric.register("perplexity", source="textbook")
 def perplexity(subject: Subject) -> float:
-    """e to the loss: among how many equally likely tokens the model is undecided."""
+    """exp(loss): the number of equally likely tokens with the same uncertainty."""
     return math.exp(loss(subject))
 
 
 @metric.register("bits_per_byte", source="arXiv:2101.00027, section 3.1")
 def bits_per_byte(subject: Subject) -> float:
-    """Cross entropy per byte of the text that was predicted, in bits: comparable between tokenizers."""
+    """Cross entropy per byte of the predicted text, in bits: comparable between tokenizers."""
     if subject.byte_lengths is None:
         raise ConfigError("needs the bytes of each token, which are not known here", where="metric bits_per_byte")
     nats, text_bytes = 0.0, 0
@@ -167,14 +166,14 @@ def bits_per_byte(subject: Subject) -> float:
 
 @metric.register("top1", source="textbook")
 def top1(subject: Subject) -> float:
-    """Share of tokens that the model holds the likeliest, from 0 to 1."""
+    """Share of tokens to which the model gives the highest probability, from 0 to 1."""
     right = sum(int((rows.logits.argmax(-1) == rows.targets).sum()) for rows in subject.rows())
     return right / subject.total
 
 
 @metric.register("calibration", source="arXiv:1706.04599")
 def calibration(subject: Subject, *, bins: int = 15) -> float:
-    """Expected calibration error of the first guess: how far its probability lies from its share of right guesses.
+    """Expected calibration error of the most likely token: |accuracy - confidence|, averaged over bins.
 
     sum over bins of (rows in it / rows) |share of right guesses - mean probability|, bins (i/M, (i+1)/M]
     bins: M, intervals of equal width between 0 and 1.
@@ -192,7 +191,7 @@ def calibration(subject: Subject, *, bins: int = 15) -> float:
 
 @metric.register("context_loss", source="arXiv:2001.08361, section 3.4")
 def context_loss(subject: Subject, *, bands: int = 4) -> dict[str, float]:
-    """Mean loss in nats by how many tokens a prediction can see, in bands of lengths that grow by one factor.
+    """Mean loss in nats by the number of visible tokens, in bands of geometrically growing lengths.
 
     bands: how many, fewer where the context is short; named by the fewest and most tokens seen.
     """
@@ -203,7 +202,7 @@ def context_loss(subject: Subject, *, bands: int = 4) -> dict[str, float]:
 
 @metric.register("frequency_loss", source="textbook")
 def frequency_loss(subject: Subject, *, groups: int = GROUPS) -> dict[str, float]:
-    """Mean loss in nats by how frequent the predicted token is in the training text.
+    """Mean loss in nats by the frequency of the target token in the training text.
 
     groups: how many, each with about an equal share of the training text; fewer where a few tokens make up most of it.
             Named by rank, from 1 for the most frequent token.
@@ -218,7 +217,7 @@ def frequency_loss(subject: Subject, *, groups: int = GROUPS) -> dict[str, float
 def document_loss(subject: Subject, *, most: int = MOST_DOCUMENTS) -> dict[str, float]:
     """Mean loss in nats of each document of the validation text.
 
-    most: how many of the longest stand by themselves; the others are taken together.
+    most: how many of the longest are reported individually; the others are combined.
     """
     if most < 1:
         raise ConfigError(f"at least 1 document is needed, not {most}", where="metric document_loss")

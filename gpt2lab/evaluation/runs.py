@@ -1,5 +1,5 @@
-"""Tasks and metrics of whatever `open_trained` opens. What a finished run reaches in a task is kept below it and
-computed once: its key names task, options, documents, limit and code."""
+"""Tasks and metrics of any model that `open_trained` opens. Results of finished runs are stored with the run and
+computed once, under a key of task, options, documents, limit and code."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SCORING = tuple(("gpt2lab.evaluation.tasks", name) for name in ("encode_task", "
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
-    """What a model reaches in tasks. name: as shown. run: its id, where it is a finished run. reused: tasks that had
-    been computed before."""
+    """Results of a model in tasks. name: for display. run: id of a finished run, else None. reused: number of tasks
+    read from the store."""
 
     name: str
     run: str | None
@@ -49,7 +49,7 @@ class TaskScores:
         return {name: value for result in self.results for name, value in result.values().items()}
 
     def as_record(self, limit: int | None) -> dict[str, Any]:
-        """For programs. limit: of documents, as it was given."""
+        """Plain data. limit: of documents, as given."""
         tasks = [record(result) for result in self.results]
         return {"source": self.name, "run": self.run, "limit": limit, "tasks": tasks, "reused": self.reused}
 
@@ -57,7 +57,7 @@ class TaskScores:
 def evaluate_tasks(
     source: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
 ) -> TaskScores:
-    """Put tasks to what `source` names, of each the first `limit` documents.
+    """Evaluate the model that `source` names in tasks, on the first `limit` documents of each.
 
     Raises what `open_trained` and fetching documents raise, and ConfigError for a model whose tokenizer is not known.
     """
@@ -72,7 +72,7 @@ def evaluate_tasks(
 def evaluate_run_tasks(
     run: RunFolder, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
 ) -> TaskScores:
-    """The same for a finished run; what was computed before is read. Raises what `ended` raises as well."""
+    """The same for a finished run; stored results are reused. Also raises what `ended` raises."""
     config, ending = ended(run)
     keys = {choice: task_key(choice, config, limit) for choice in tasks}
     records = {choice: run.evaluation(key) for choice, key in keys.items()}
@@ -91,17 +91,17 @@ def evaluate_run_tasks(
 def evaluate_study_tasks(
     name: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
 ) -> StudyMeasured:
-    """Tasks put to every finished run of a study, arms set against each other; see `over_study`."""
+    """Tasks of every finished run of a study, compared by arm; see `over_study`."""
 
-    def each(run: RunFolder) -> Measured:
+    def evaluate_run(run: RunFolder) -> Measured:
         scores = evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
         return Measured(id=run.id, values=scores.values(), reused=scores.reused)
 
-    return over_study(name, store, each, count=len(tasks))
+    return over_study(name, store, evaluate_run, count=len(tasks))
 
 
 def task_key(choice: Choice, config: Config, limit: int | None) -> str:
-    """Names the task; changes with options, documents, limit, context, and all code that its figures follow from."""
+    """The key of a task's result: changes with options, documents, limit, context, and all code that it depends on."""
     parts = {
         "task": choice.full(),
         "documents": documents_of(choice, open_task(choice)).identity,
@@ -127,7 +127,7 @@ def _reporter(progress: Progress | None, what: str) -> Tell:
 
 
 def _record(key: str, choice: Choice, result: TaskResult, limit: int | None, trained: Trained) -> dict[str, object]:
-    """As the run store keeps it."""
+    """The record in the run store."""
     errors = {f"{result.task}/{f.name}_stderr": f.stderr for f in result.figures if f.stderr is not None}
     return {
         "key": key,
@@ -144,9 +144,10 @@ def _record(key: str, choice: Choice, result: TaskResult, limit: int | None, tra
 def measure_on_text(
     source: str, store: Store, text: str, metrics: Sequence[Choice], *, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Metrics of what `source` names on the validation text of a corpus. text: a corpus by name, or files as a pattern.
+    """Metrics of the model that `source` names on the validation text of a corpus. text: a corpus by name, or files as
+    a pattern.
 
-    Raises ConfigError for a model whose tokenizer is not one that needs no training text.
+    Raises ConfigError for a model whose tokenizer was trained on text.
     """
     trained = open_trained(source, store)
     if trained.kept is None or trained.kept.files:
@@ -162,7 +163,7 @@ def measure_on_text(
 
 
 def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Subject:
-    """The model on as much of the validation split as an evaluation scores, or on all of it where that is less."""
+    """The model on the validation split, at most as many tokens as an evaluation scores."""
     block, device = trained.model.config.block_size, next(trained.model.parameters()).device
     at_once = EVALUATION_TOKENS_AT_ONCE.get(device.type, GPU_EVALUATION_TOKENS_AT_ONCE)
     return Subject(

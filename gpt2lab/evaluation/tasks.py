@@ -1,5 +1,4 @@
-"""What a task is, and what a model reaches in it: questions as pieces of text, their tokens, how likely a model holds
-each continuation to be, and what is counted of its answers.
+"""Tasks: questions as text, their tokens, the likelihood of each continuation under a model, and the scores.
 
     @task.register("capitals", source="my own")
     def capitals() -> Task:
@@ -11,8 +10,8 @@ each continuation to be, and what is counted of its answers.
             ask=lambda row: choose(f"The capital of {row['land']} is", row["cities"], row["right"]),
         )
 
-A task is one function with keyword-only options. It belongs to no run's identity: it changes no weight.
-Rows of a batch are padded on the right, where a causal model does not look. Only continuations pass the head.
+A task is one function with keyword-only options. It is no part of a run's identity, since it changes no weight.
+Rows of a batch are padded on the right, which a causal model ignores. Only continuations pass through the head.
 Shapes: B rows of a batch, T tokens, C channels, V vocabulary, r targets.
 """
 
@@ -43,9 +42,9 @@ from gpt2lab.training.precision import Precision, autocast, memory_guard
 task = Slot("task", "questions put to trained models (gpt2lab eval --tasks)", default=(), in_config=False)
 
 Row = Mapping[str, Any]
-"""One document, as its data set has it."""
+"""One document, as a row of its data set."""
 Tell = Callable[[int, int], None]
-"""Called with the requests done so far, and with how many there are."""
+"""Progress callback: requests done so far, and in all."""
 
 TOKENS_AT_ONCE = {"cpu": 4_096}
 GPU_TOKENS_AT_ONCE = 32_768
@@ -53,7 +52,7 @@ TARGETS_AT_ONCE = 1024  # rows of logits in float32 together: 200 MB with GPT-2'
 
 
 class Request(NamedTuple):
-    """How likely is `continuation` after `context`? Spaces between them belong to the continuation."""
+    """Asks for the likelihood of `continuation` after `context`. Spaces between them belong to the continuation."""
 
     context: str
     continuation: str
@@ -61,8 +60,8 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """One document as requests, of which `gold` is the right one. characters: of each choice, without the space before
-    it, by which lengths are made equal."""
+    """One document as requests. gold: index of the right one. characters: length of each choice without the space
+    before it, for normalisation."""
 
     requests: tuple[Request, ...]
     gold: int
@@ -70,8 +69,8 @@ class Question:
 
 
 class Answer(NamedTuple):
-    """What a model says to one request: the sum of the log-likelihoods of the continuation's tokens in nats, whether
-    each of these was the likeliest, and how many they are."""
+    """Result of one request: sum of the log-likelihoods of the continuation's tokens in nats, whether each of them was
+    the most likely one, and their number."""
 
     log_likelihood: float
     greedy: bool
@@ -80,9 +79,9 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """A number for each question, and how these become one figure: their mean, or e to minus their mean.
+    """A score per question, and its aggregation: the mean, or exp(-mean).
 
-    how: the definition in words, as it is shown with the figure.
+    how: the definition, shown with the figure.
     """
 
     name: str
@@ -92,7 +91,7 @@ class Measure:
 
 
 def highest(scores: Sequence[float]) -> int:
-    """Place of the highest score; of equal ones the first counts, as everywhere."""
+    """Index of the highest score, the first of equal ones."""
     return max(range(len(scores)), key=scores.__getitem__)
 
 
@@ -120,7 +119,7 @@ PERPLEXITY = Measure(
 
 @dataclass(frozen=True)
 class Documents:
-    """A task's documents. identity: changes whenever they do. source: where they come from, in words."""
+    """A task's documents. identity: a hash of them. source: a description of their origin."""
 
     rows: Sequence[Row]
     identity: str
@@ -129,9 +128,9 @@ class Documents:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Where documents come from, how each is asked, and what is counted.
+    """Documents of a task, how each becomes a question, and its measures.
 
-    protocol: in words, whose rules these are; shown with every figure. documents: fetches them when it is called.
+    protocol: whose rules are followed; shown with every figure. documents: fetches them when called.
     """
 
     protocol: str
@@ -141,24 +140,25 @@ class Task:
 
 
 def written(rows: Sequence[Row], source: str = "given in the task") -> Documents:
-    """Documents that are plain values."""
+    """Documents from rows of plain values."""
     return Documents(rows, canonical_sha256(list(rows)), source)
 
 
 def choose(context: str, choices: Sequence[str], gold: int, *, between: str = " ") -> Question:
-    """Which of `choices` follows? `between` stands before each."""
+    """A question: which of `choices` follows? `between` precedes each."""
     requests = tuple(Request(context, between + choice) for choice in choices)
     return Question(requests, gold, tuple(map(len, choices)))
 
 
 def fill(contexts: Sequence[str], continuation: str, gold: int, *, between: str = " ") -> Question:
-    """After which of `contexts` is the rest of the sentence likeliest?  Source: arXiv:1806.02847, partial scoring."""
+    """A question: after which of `contexts` is the rest of the sentence most likely?  Source: arXiv:1806.02847, partial
+    scoring."""
     requests = tuple(Request(context, between + continuation) for context in contexts)
     return Question(requests, gold, (len(continuation),) * len(contexts))
 
 
 def complete(context: str, continuation: str) -> Question:
-    """How does it go on? `continuation` begins with its space."""
+    """A question: is `continuation`, which begins with its space, predicted?"""
     return Question((Request(context, continuation),), 0, (len(continuation),))
 
 
@@ -175,7 +175,7 @@ def read_tasks(words: Sequence[str], where: str) -> list[Choice]:
     return list(dict.fromkeys(found))
 
 
-# --- questions as tokens, answers, and what they come to ---
+# --- questions as tokens, answers and results ---
 
 
 class Encoded(NamedTuple):
@@ -197,7 +197,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What a model reaches in a task. cut: questions longer than the model's context."""
+    """Results of a model in a task. cut: questions longer than the model's context."""
 
     task: str
     protocol: str
@@ -212,7 +212,7 @@ class TaskResult:
 
 @dataclass(frozen=True, eq=False)
 class EncodedTask:
-    """A task's questions as tokens, ready for any model with that tokenizer."""
+    """A task's questions as tokens, for any model with that tokenizer."""
 
     name: str
     task: Task
@@ -222,7 +222,7 @@ class EncodedTask:
 
 
 def open_task(choice: Choice) -> Task:
-    """The task as it is chosen. Raises ConfigError, naming it, when its function fails or returns something else."""
+    """The chosen task. Raises ConfigError that names it when its function fails or does not return a Task."""
     with _task_code(choice):
         found: Any = task.build(choice)
         if not isinstance(found, Task):
@@ -231,7 +231,7 @@ def open_task(choice: Choice) -> Task:
 
 
 def documents_of(choice: Choice, opened: Task) -> Documents:
-    """Fetch them. Raises ConfigError, naming the task, when its own code fails, or when there are none."""
+    """Fetch the documents. Raises ConfigError that names the task when its code fails or there are none."""
     with _task_code(choice):
         found = opened.documents()
         if not found.rows:
@@ -240,13 +240,13 @@ def documents_of(choice: Choice, opened: Task) -> Documents:
 
 
 def fetch_documents(tasks: Iterable[str]) -> None:
-    """Bring the documents of these tasks into the cache, before anything is trained. Raises as `documents_of`."""
+    """Fetch the documents of these tasks into the cache, before training. Raises as `documents_of`."""
     for choice in read_tasks(sorted(tasks), "evaluation.tasks"):
         documents_of(choice, open_task(choice))
 
 
 def encode_task(choice: Choice, tokenizer: Tokenizer, *, limit: int | None = None, spread: bool = False) -> EncodedTask:
-    """The questions of a task: of the first `limit` documents, or with `spread` of that many that lie evenly over all.
+    """The questions of a task: of the first `limit` documents, or with `spread` of that many at even distances.
 
     Raises ConfigError for a task that fails, and what fetching documents raises.
     """
@@ -276,7 +276,7 @@ def answer_task(
 
 
 def task_result(encoded: EncodedTask, answers: Sequence[Sequence[Answer]], block_size: int) -> TaskResult:
-    """What the answers come to. block_size: the context of the model that gave them."""
+    """The task's result from all answers. block_size: the context of the model."""
     cut = sum(any(is_cut(request, block_size) for request in requests) for requests in encoded.requests)
     figures = tuple(figure(measure, encoded.questions, answers) for measure in encoded.task.measures)
     return TaskResult(
@@ -295,25 +295,25 @@ def figure(measure: Measure, questions: Sequence[Question], found: Sequence[Sequ
     error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None
     if measure.joined == "mean":
         return Figure(measure.name, mean, error, measure.how)
-    value = math.exp(min(-mean, 700.0))  # beyond that a float has no room
+    value = math.exp(min(-mean, 700.0))  # avoid overflow
     return Figure(measure.name, value, None if error is None else value * error, measure.how)
 
 
 def record(result: TaskResult) -> dict[str, Any]:
-    """A result for programs."""
+    """A result as plain data."""
     plain = asdict(result)
     return {**plain, "figures": {figure.pop("name"): figure for figure in plain["figures"]}}
 
 
 def from_record(kept: Mapping[str, Any]) -> TaskResult:
-    """What `record` made."""
+    """The result from `record`'s plain data."""
     figures = tuple(Figure(name=name, **figure) for name, figure in kept["figures"].items())
     return TaskResult(**{**kept, "figures": figures})
 
 
 @contextlib.contextmanager
 def _task_code(choice: Choice) -> Iterator[None]:
-    """Turn what somebody's task raises into a sentence that names the task."""
+    """Convert exceptions of a task's code to ConfigError that names the task."""
     try:
         yield
     except Gpt2labError:
@@ -327,18 +327,17 @@ def _task_code(choice: Choice) -> Iterator[None]:
 
 
 class Line(NamedTuple):
-    """What the model reads, and how many targets end it, by the request that they answer. `targets` follow the last
-    `len(targets)` of `tokens`."""
+    """One input row, and its targets by request: those of a request follow the last tokens of the row."""
 
     tokens: tuple[int, ...]
     targets: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 def encode(request: Request, tokenizer: Tokenizer) -> Encoded:
-    """Tokens of both parts, cut where the context alone would end; spaces at its end go to the continuation. An empty
-    context is the token that separates documents.  Source: lm-evaluation-harness, `TemplateLM._encode_pair`.
+    """Tokens of both parts, split where the context alone would end; spaces at its end go to the continuation. An empty
+    context becomes the separator of documents.  Source: lm-evaluation-harness, `TemplateLM._encode_pair`.
 
-    Raises ConfigError when no token is left to be predicted.
+    Raises ConfigError when there is no token to predict.
     """
     context = request.context.rstrip()
     rest = request.context[len(context) :] + request.continuation
@@ -355,7 +354,7 @@ def encode(request: Request, tokenizer: Tokenizer) -> Encoded:
 
 
 def is_cut(request: Encoded, block_size: int) -> bool:
-    """Whether the model reads less of it than there is."""
+    """Whether it is longer than the context."""
     return len(request.context) + len(request.continuation) > block_size + 1
 
 
@@ -370,8 +369,8 @@ def log_likelihoods(
 ) -> list[Answer]:
     """The answer to each request, in their order, the same on every rank; ranks share the batches.
 
-    What is longer than the model's context loses its beginning. The model is in the mode it was in afterwards, and no
-    random number is drawn. Raises EnvironmentFault when memory runs out.
+    Requests longer than the model's context are truncated at the beginning. The model's mode is restored, and no random
+    number is drawn. Raises EnvironmentFault when memory runs out.
     """
     device = next(model.parameters()).device
     budget = tokens_at_once or TOKENS_AT_ONCE.get(device.type, GPU_TOKENS_AT_ONCE)
@@ -390,7 +389,7 @@ def log_likelihoods(
 
 
 def _lines(requests: Sequence[Encoded], block_size: int) -> list[Line]:
-    """Longest first, so that memory runs out at once if it does; requests that read the same share a line."""
+    """Longest first, so that memory errors occur early; requests with the same input share a line."""
     sharing: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for index, request in enumerate(requests):
         whole = (request.context + request.continuation)[-(block_size + 1) :]
@@ -435,7 +434,8 @@ def _score(
 
 
 def _targets(model: GPT, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of each target, and whether it is the likeliest token.  (r, C), (r,) -> (r,) float64, (r,) bool"""
+    """Log-likelihood of each target, and whether it is the most likely token.  (r, C), (r,) -> (r,) float64, (r,)
+    bool"""
     logs, greedy = [], []
     for some, targets in zip(hidden.split(TARGETS_AT_ONCE), wanted.split(TARGETS_AT_ONCE), strict=True):
         scores = model.lm_head(some, model.wte).float()  # (r, V)

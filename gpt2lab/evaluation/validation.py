@@ -45,7 +45,7 @@ ROWS_AT_ONCE = 4096  # rows of logits brought to float32 together: bounds memory
 
 
 class EvaluationConfig(Settings):
-    """When and on how much a model is evaluated; none of it changes what is trained."""
+    """When and on how much a model is evaluated; none of it affects training."""
 
     every_steps: int = Field(250, ge=1)
     """Steps between validations."""
@@ -55,14 +55,14 @@ class EvaluationConfig(Settings):
     """Other context lengths to score at the end, as multiples of block_size; empty for none."""
     context_tokens: int = Field(16_384, ge=1)
     """Validation tokens that are predicted at every one of those lengths; they cost more than the others, because each
-    segment of them needs a pass of its own at each length."""
+    segment needs a separate pass at each length."""
     tasks: tuple[str, ...] = ()
-    """Tasks asked at each of those evaluations, as hellaswag or arc_easy:split=validation; empty for none."""
+    """Tasks to evaluate at each validation, such as hellaswag or arc_easy:split=validation; empty for none."""
     task_documents: int = Field(100, ge=1)
-    """Documents of each task that are asked, the same ones at each evaluation, spread evenly over all."""
+    """Documents of each task, the same at each validation, spread evenly over all."""
 
     diagnostics: tuple[Choice, ...] = Field(default_factory=lambda: diagnostic.read_all(DEFAULT))
-    """Diagnostics measured at each of those evaluations."""
+    """Diagnostics measured at each validation."""
 
     @field_validator("diagnostics", mode="before")
     @classmethod
@@ -86,12 +86,12 @@ class EvaluationConfig(Settings):
         return tasks
 
     def spec(self, block_size: int) -> dict[str, Any]:
-        """All that an evaluation's result depends on, besides the run."""
+        """Everything that an evaluation's result depends on, apart from the run."""
         spec = {"tokens": self.tokens, "contexts": list(self.contexts), "block_size": block_size}
         return spec | ({"context_tokens": self.context_tokens} if self.contexts else {})
 
     def problems(self, block_size: int) -> list[Problem]:
-        """What cannot mean anything with a context of `block_size` tokens."""
+        """Settings that are invalid with a context of `block_size` tokens."""
         where = "evaluation.contexts"
         uneven = [c for c in self.contexts if not (c * block_size).is_integer()]
         if uneven:
@@ -105,8 +105,8 @@ class EvaluationConfig(Settings):
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """loss: mean nats per target.  bits_per_byte: None when the bytes of tokens are not known.  targets: how many.
-    windows, window_losses: what was scored, and the mean nats per target of each."""
+    """loss: mean nats per target.  bits_per_byte: None when the bytes of tokens are not known.  targets: their number.
+    windows, window_losses: the scored windows, and the mean nats per target of each."""
 
     loss: float
     bits_per_byte: float | None
@@ -116,7 +116,7 @@ class ValidationResult:
 
 
 def evaluation_key(spec: Mapping[str, Any]) -> str:
-    """A short name for an evaluation: equal for equal specs, however their numbers are written."""
+    """The key of an evaluation: a hash of its spec, independent of how numbers are written."""
     contexts = sorted(float(c) for c in spec["contexts"])
     text = json.dumps({**spec, "contexts": contexts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -134,11 +134,11 @@ def validation_loss(
     precision: Precision = "fp32",
     world: World = ALONE,
 ) -> ValidationResult:
-    """Score `total` tokens in blocks that do not overlap, spread evenly over all of `tokens`, so that the set holds
-    something of every document however they are ordered; the last block may be shorter.
+    """Score `total` tokens in blocks that do not overlap, spread evenly over all of `tokens`, so that the set covers
+    the documents independently of their order; the last block may be shorter.
 
-    byte_lengths: (V,) bytes of text that each token stands for. parts: where the loss of every target is added as well.
-    The model is in the mode it was in afterwards, and no random number is drawn. Raises ConfigError when there are
+    byte_lengths: (V,) bytes of text of each token. parts: sums to which the loss of every target is also added. The
+    model's mode is restored, and no random number is drawn. Raises ConfigError when there are
     not enough tokens, EnvironmentFault when memory runs out.
     """
     windows = plain_windows(tokens, block_size=block_size, total=total)
@@ -170,10 +170,10 @@ def context_losses(
 ) -> dict[str, float | None]:
     """Mean loss in nats at each context length, a multiple of `block_size`, on the same targets at every length.
 
-    The targets are segments as long as the shortest context, `total` tokens of them, spread evenly over what lies
-    behind the longest context. At length c each segment is scored by one pass over the c tokens before its last target,
-    so that its first target sees c - shortest + 1 of them. None where the positions do not reach that far. Raises
-    ConfigError when there are not enough tokens.
+    The targets are segments as long as the shortest context, `total` tokens of them, spread evenly over the text
+    after the first longest context. At length c each segment is scored by one pass over the c tokens before its last
+    target, so that its first target sees c - shortest + 1 of them. None where the positions do not reach that far.
+    Raises ConfigError when there are not enough tokens.
     """
     if not contexts:
         return {}
@@ -208,8 +208,8 @@ def evaluate_by_window(
     precision: Precision = "fp32",
     world: World = ALONE,
 ) -> tuple[dict[str, Any], WindowLosses]:
-    """Everything that `config` asks for, as the record that the run store keeps under its key, and the loss of each
-    plain window with the document that it starts in.
+    """The complete evaluation by `config`, as the record in the run store, and the loss of each plain window with the
+    document that it starts in.
 
     documents: first token of each document in `tokens` (`validation_documents`); None when there is one only.
     parts: see `validation_loss`.
@@ -268,7 +268,7 @@ def _nats(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _reducible(sums: Tensor, device: torch.device) -> Tensor:
-    """NCCL joins only what lies on a GPU."""
+    """On the GPU, as NCCL requires."""
     return sums.to(device) if device.type == "cuda" else sums
 
 

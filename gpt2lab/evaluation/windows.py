@@ -1,8 +1,8 @@
-"""Windows of validation text: passes over them, the loss of each with the document that it lies in, which text noise is
-computed from, and where the loss lies: by position in the context, by how frequent the token is, and by document.
+"""Windows of validation text: passes over them; the loss of each window with its document, for the noise of the text;
+and the loss by position in the context, by frequency of the token, and by document.
 
-One pass over the validation tokens fills the sums of all three divisions: that of a run's final evaluation does so
-beside what it measures anyway, and metrics of finished runs use the same sums.
+One pass over the validation tokens fills the sums of all three divisions; the final evaluation and metrics of finished
+runs use the same code.
 
 Shapes: n windows, L tokens in a window, r targets, G groups, V vocabulary, D documents.
 """
@@ -29,10 +29,10 @@ from gpt2lab.text import clean
 from gpt2lab.training.precision import Precision, autocast, memory_guard
 
 READ_TOKENS = 1 << 22
-DIGITS = 7  # losses are float32 per target: more digits would be noise
+DIGITS = 7  # losses are float32 per target
 BANDS, GROUPS, MOST_DOCUMENTS = 10, 10, 8
 COUNTED_TOKENS, STRETCH = 1 << 24, 1 << 18
-"""How much training text is counted at most, and in pieces of what size: ranks need no more."""
+"""Most training tokens that are counted, and the size of stretches; enough for frequency ranks."""
 
 EXAMPLES = 3
 VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
@@ -47,8 +47,8 @@ class Window(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Some targets. ids: (r,) the tokens. seen: (r,) how many tokens each prediction could see. places: (r,) where the
-    targets stand in the validation split."""
+    """Some targets. ids: (r,) the tokens. seen: (r,) number of tokens visible to each prediction. places: (r,) indices
+    of the targets in the validation split."""
 
     ids: Ids
     seen: Ids
@@ -57,8 +57,8 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowLosses:
-    """Of each plain validation window, in their order: its mean loss in nats, its targets, and the unit that it belongs
-    to, by index. `unit` is what that counts: documents, or the windows themselves where all lie in one document."""
+    """Of each plain validation window, in order: mean loss in nats, number of targets, and index of its unit. `unit`: a
+    document, or the window itself where all windows are in one document."""
 
     unit: Literal["document", "window"]
     losses: tuple[float, ...]
@@ -66,7 +66,7 @@ class WindowLosses:
     units: tuple[int, ...]
 
     def record(self, key: str) -> dict[str, Any]:
-        """As the run store keeps it beside the evaluation `key`."""
+        """The record stored with the evaluation `key`."""
         return {"key": key, **asdict(self), "losses": [round(loss, DIGITS) for loss in self.losses]}
 
 
@@ -98,7 +98,7 @@ def forward(
 
 
 def out_of_memory(windows: Sequence[Window], batch_sequences: int) -> AbstractContextManager[None]:
-    """Says what to do when scoring `windows` takes more memory than there is."""
+    """Raises EnvironmentFault with a hint when scoring `windows` runs out of memory."""
     return memory_guard(
         "evaluation",
         f"{min(batch_sequences, len(windows))} sequences of {windows[0].length} tokens in one pass",
@@ -108,7 +108,7 @@ def out_of_memory(windows: Sequence[Window], batch_sequences: int) -> AbstractCo
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
+    """The model in evaluation mode; restores every module's mode."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -136,7 +136,7 @@ def windows_by_document(
 def validation_documents(data: Prepared) -> NDArray[np.int64] | None:
     """First token of each document in the validation split; None when it is all one document.
 
-    Documents are those of the prepared data's manifest, or, when that lists one only, what its separators divide.
+    Documents are those of the prepared data's manifest, or, if it lists only one, those between separators.
     """
     lengths = [int(entry["tokens"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
     if len(lengths) > 1:
@@ -156,13 +156,13 @@ def divided(tokens: TokenSequence, separator: int) -> NDArray[np.int64] | None:
     return starts if len(starts) > 1 else None
 
 
-# --- where the loss lies ---
+# --- loss by parts ---
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Division:
     """One way to divide targets. groups: their names, each once. index: the group of each target, (r,) -> (r,).
-    examples: what each group holds, in a few words; empty where the names say it."""
+    examples: of each group's content; empty where the names say it."""
 
     name: str
     groups: Sequence[str]
@@ -171,7 +171,7 @@ class Division:
 
 
 class Parts:
-    """Sums over the groups of some divisions, filled a few targets at a time."""
+    """Sums over the groups of several divisions, accumulated batch by batch."""
 
     def __init__(self, divisions: Sequence[Division]) -> None:
         self.divisions = {division.name: division for division in divisions}
@@ -186,7 +186,7 @@ class Parts:
             self._sums[1, begin:end] += torch.bincount(index, minlength=end - begin)
 
     def join(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Replace the sums of this rank by those of all; `total` adds up a tensor over the ranks."""
+        """Replace this rank's sums by those over all ranks; `total` sums a tensor over the ranks."""
         self._sums = total(self._sums).cpu()
 
     def means(self, name: str) -> dict[str, tuple[float, int]]:
@@ -197,7 +197,7 @@ class Parts:
         return {group: (nat / count, int(count)) for group, nat, count in both if count}
 
     def record(self, key: str) -> dict[str, Any]:
-        """As the run store keeps it beside the evaluation `key`."""
+        """The record stored with the evaluation `key`."""
         parts: dict[str, Any] = {}
         for name, division in self.divisions.items():
             means = self.means(name)
@@ -213,15 +213,15 @@ class Parts:
 
 
 def divisions(data: Prepared, longest: int) -> list[Division]:
-    """Those of a final evaluation: by position within `longest` tokens, by frequency, and, where the validation text
-    holds more than one, by document."""
+    """The divisions of a final evaluation: by position within `longest` tokens, by frequency, and, for more than one,
+    by document."""
     starts, names = named_documents(data)
     found = [by_position(longest), by_frequency(token_counts(data.train, data.vocab_size), text=text_of(data))]
     return [*found, by_document(starts, names, len(data.validation))] if len(starts) > 1 else found
 
 
 def by_position(longest: int, bands: int = BANDS) -> Division:
-    """Bands of tokens seen, from 1 to `longest`, of lengths that grow by one factor; fewer where those are short."""
+    """Bands of visible tokens, from 1 to `longest`, of geometrically growing lengths; fewer for short contexts."""
     borders = np.unique(np.geomspace(1, longest + 1, bands + 1).round().astype(np.int64))  # first of each, and the end
     names = [f"{first}-{end - 1}" for first, end in itertools.pairwise(borders)]
     return Division(
@@ -275,9 +275,10 @@ def by_document(starts: Ids, names: Sequence[str], tokens: int, most: int = MOST
 
 
 def equal_shares(masses: Sequence[int], groups: int) -> list[int]:
-    """Where to cut a row of masses into at most `groups` parts of about equal mass; -> the first index of each.
+    """Cuts a sequence of masses into at most `groups` parts of about equal mass; -> the first index of each.
 
-    Each part takes as many as bring it nearest to an equal share of what is left, one at least, and the last one all.
+    Each part is the nearest to an equal share of the remaining mass, with at least one element; the last takes the
+    rest.
     """
     begins, left, at = [], sum(masses), 0
     for parts in range(groups, 0, -1):
@@ -292,7 +293,7 @@ def equal_shares(masses: Sequence[int], groups: int) -> list[int]:
 
 
 def token_counts(tokens: TokenSequence, vocab_size: int, limit: int = COUNTED_TOKENS) -> Ids:
-    """How often each token occurs in `tokens`; where they are more than `limit`, in stretches spread evenly over them.
+    """Occurrences of each token in `tokens`; beyond `limit` tokens, in stretches spread evenly over them.
 
     -> (V,)
     """
@@ -306,8 +307,8 @@ def token_counts(tokens: TokenSequence, vocab_size: int, limit: int = COUNTED_TO
 
 
 def named_documents(data: Prepared) -> tuple[Ids, list[str]]:
-    """First token of each document of the validation split (D,), and its name: as the manifest has it, else a number,
-    as for what came as a stream. Names that several documents share are told apart by their place."""
+    """First token of each document of the validation split (D,), and its name: that in the manifest, else a number (for
+    streams). Repeated names get their position appended."""
     listed = [clean(entry["name"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
     starts = validation_documents(data)
     if starts is None:
@@ -319,5 +320,5 @@ def named_documents(data: Prepared) -> tuple[Ids, list[str]]:
 
 
 def text_of(data: Prepared) -> Callable[[int], str]:
-    """A token as text on one line, its white space visible."""
+    """A token as text on one line, with visible white space."""
     return lambda token: clean(data.tokenizer.decode([token]).translate(VISIBLE))

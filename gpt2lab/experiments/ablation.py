@@ -30,17 +30,17 @@ from gpt2lab.text import plural
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A study that was trained as far as its runs allowed."""
+    """The outcome of training a study."""
 
     record: StudyRecord
     endings: Mapping[str, Ending]
-    """run id -> how it ended, of the runs that were trained now"""
+    """run id -> how it ended, of the runs trained by this call"""
     found: int
-    """runs that were found finished"""
+    """number of runs that were already finished"""
 
     @property
     def failed(self) -> list[str]:
-        """Ids of runs that did not end as they should; the same call tries them again."""
+        """Ids of runs that failed; the same call retries them."""
         return [run for run, ending in self.endings.items() if ending not in ("done", "found")]
 
 
@@ -48,10 +48,10 @@ class Outcome:
 class Study:
     """An ablation over prepared data, on one machine, in one store.
 
-    A study is planned and trained in stages: first the settings of each arm, where they are searched for, then the runs
-    at those that were found, then the seeds of the next look. Each stage's plan follows from what is finished.
+    A study is planned and trained in stages: the tuning of each arm, if any, then the runs at the tuned settings, then
+    the seeds of the next look. Each stage's plan follows from the finished runs.
 
-    seconds: a budget; the arms and seeds that the first plan chooses to fit it stay chosen, however long runs take.
+    seconds: a budget; the arms and seeds of the first plan are kept, however long runs take.
     reproduce: the command or call that repeats the study, for its record.
     """
 
@@ -76,7 +76,7 @@ class Study:
         reproduce: str = "",
     ) -> Study:
         """Prepare the data, once for all arms, and describe this machine unless another `machine` is given. Raises
-        ConfigError when the machine has no room for so many jobs, DataFault, EnvironmentFault."""
+        ConfigError when so many jobs do not fit on the machine, DataFault, EnvironmentFault."""
         baseline = ablation.arms[ablation.baseline].config
         data = prepare(baseline.data, progress=progress)
         fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
@@ -88,10 +88,10 @@ class Study:
         return f"{self.ablation.name}@{self.ablation.scale}"
 
     def plan(self, due: Mapping[str, int] | None = None) -> Plan:
-        """The plan by what is finished now. due: seeds of each arm, where looks were declared; those of the first look
-        unless given. Raises ConfigError."""
+        """The plan given the finished runs. due: seeds of each arm, where looks are declared; those of the first look
+        by default. Raises ConfigError."""
         if self._first is None:
-            self._first = self._made(self.ablation, due, self.seconds)
+            self._first = self._make(self.ablation, due, self.seconds)
             return self._first
         chosen = replace(
             self.ablation,
@@ -100,14 +100,14 @@ class Study:
             contrasts=self._first.ablation.contrasts,
             baseline_seeds=self._first.ablation.baseline_seeds,
         )
-        return replace(self._made(chosen, due, None), left_out=self._first.left_out)
+        return replace(self._make(chosen, due, None), left_out=self._first.left_out)
 
     def plan_of_all(self) -> Plan:
         """The plan up to the last declared look."""
         plan = self.plan()
         return self.plan(dict.fromkeys(plan.arms, plan.ablation.looks[-1])) if plan.ablation.looks else plan
 
-    def _made(self, ablation: LoadedAblation, due: Mapping[str, int] | None, seconds: float | None) -> Plan:
+    def _make(self, ablation: LoadedAblation, due: Mapping[str, int] | None, seconds: float | None) -> Plan:
         return make_plan(ablation, self.data, self.store, self.machine, seeds_now=due, seconds=seconds)
 
     def train(
@@ -117,42 +117,41 @@ class Study:
         tracker: TrackerFactory | None = None,
         executor: Executor | None = None,
     ) -> Outcome:
-        """Write the study's record, train what is not finished, and follow it, stage by stage.
+        """Write the study's record, train the unfinished runs, and follow them, stage by stage.
 
-        executor: where runs execute; processes of this machine unless given. A failed run leaves the others alone; it
-        is in the record of its folder and is tried again the next time. Raises Preempted when stopped, with everything
-        saved.
+        executor: where runs execute; processes of this machine by default. A failed run does not affect the others; the
+        next call retries it. Raises Preempted when stopped, with everything saved.
         """
         due: dict[str, int] | None = None
         endings: dict[str, Ending] = {}
-        found: set[str] = set()
+        finished_before: set[str] = set()
         searched = False
         while True:
             plan = self.plan(due)
             record = with_history(study_record(plan, reproduce=self.reproduce), self.store)
             self.store.write_study(record)
             keep_sources((arm.arm.config for arm in plan.arms.values()), self.store)
-            if plan.searches and not searched:  # once: what then is open still has been given up
+            if plan.searches and not searched:  # once: a search that is still open afterwards has failed
                 self._search(plan, on_event, tracker)
                 searched = True
                 continue
             runs = plan.runs()
-            todo = [run for run in runs if not is_finished(run, self.store)]
-            found |= {run.id for run in runs} - {run.id for run in todo} - endings.keys()
-            endings |= self._train(plan, runs, todo, record, on_event, tracker, executor)
-            stuck = any(endings.get(run.id, "done") not in ("done", "found") for run in runs)
-            if plan.tuning and not plan.searches and not stuck:
+            pending = [run for run in runs if not is_finished(run, self.store)]
+            finished_before |= {run.id for run in runs} - {run.id for run in pending} - endings.keys()
+            endings |= self._train(plan, runs, pending, record, on_event, tracker, executor)
+            failed = any(endings.get(run.id, "done") not in ("done", "found") for run in runs)
+            if plan.tuning and not plan.searches and not failed:
                 continue
-            due = None if stuck or plan.tuning else more_seeds(record, self.store, plan)
+            due = None if failed or plan.tuning else more_seeds(record, self.store, plan)
             if due is None:
-                elsewhere = [run for run, ending in endings.items() if ending == "found"]
+                foreign = [run for run, ending in endings.items() if ending == "found"]
                 trained: dict[str, Ending] = {run: ending for run, ending in endings.items() if ending != "found"}
-                return Outcome(record=record, endings=trained, found=len(found) + len(elsewhere))
+                return Outcome(record=record, endings=trained, found=len(finished_before) + len(foreign))
 
     def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None) -> None:
-        """Drive the searches of all arms to their end, side by side."""
+        """Run the searches of all arms to their end, in parallel."""
         from gpt2lab.sweep.declaration import sweep_record
-        from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load, and few studies need it
+        from gpt2lab.sweep.drive import run_searches  # Optuna is slow to import, and few studies need it
 
         ablation, baseline = plan.ablation, plan.baseline
         assert ablation.tune is not None
@@ -181,12 +180,12 @@ class Study:
 
 
 def adopt_runs(study: Study, say: Callable[[str], None]) -> bool:
-    """Keep what was trained by older code and still trains the same bits; -> whether any runs were refused. Searched
-    rates are adopted first; the runs at the best of them are known only then."""
+    """Adopt runs of older code that the new code reproduces bit for bit; -> whether any were refused. Runs of tried
+    rates are adopted first, since the runs at the best rates depend on them."""
     count, refused = 0, False
     while True:
         plan = study.plan_of_all()
-        lacking = without_old_runs(plan, study.store)
+        without_candidates = without_old_runs(plan, study.store)
         outcomes = adopt(plan, study.store, say)
         for outcome in outcomes:
             say(str(outcome))
@@ -194,7 +193,7 @@ def adopt_runs(study: Study, say: Callable[[str], None]) -> bool:
         refused |= any(outcome.refused for outcome in outcomes)
         if not plan.tuning or not outcomes or not all(outcome.adopted for outcome in outcomes):
             break
-    for line in lacking:
+    for line in without_candidates:
         say(line)
     say(f"{study.name}: {plural(count, 'run')} kept" if count else f"{study.name}: nothing to keep")
     return refused
@@ -212,7 +211,7 @@ def list_adoptable(study: Study, say: Callable[[str], None]) -> None:
 
 
 def job_of(run: Run, store: Store, plan: Plan) -> Job:
-    """The run as a worker receives it. The first seed of each arm can be replayed later, by other code."""
+    """The job for a worker. The first seed of each arm is replayable by later code."""
     seeds = plan.arms[run.arm].runs
     return job_for(
         run,
@@ -225,8 +224,8 @@ def job_of(run: Run, store: Store, plan: Plan) -> Job:
 
 
 def more_seeds(record: StudyRecord, store: Store, plan: Plan) -> dict[str, int] | None:
-    """Seeds that each arm needs at the next declared look: all of an arm in a contrast that is still open; None when
-    no contrast is, or no look is left. Of looks that were declared too late all seeds are due at once."""
+    """Seeds due for each arm at the next declared look: more for arms in an open contrast; None without open contrasts
+    or further looks. With looks that were declared too late, all seeds are due."""
     looks = plan.ablation.looks
     if not looks or plan.look is None or plan.look >= looks[-1]:
         return None
@@ -235,13 +234,13 @@ def more_seeds(record: StudyRecord, store: Store, plan: Plan) -> dict[str, int] 
     open_arms = {name for c in judge(record, store).contrasts if not c.settled for name in c.weights}
     if not open_arms:
         return None
-    coming = looks[looks.index(plan.look) + 1]
-    return {name: coming if name in open_arms else len(arm.runs) for name, arm in plan.arms.items()}
+    next_look = looks[looks.index(plan.look) + 1]
+    return {name: next_look if name in open_arms else len(arm.runs) for name, arm in plan.arms.items()}
 
 
 def longest_first(runs: Sequence[Run], plan: Plan) -> list[Run]:
-    """The order to start them in: seed by seed as they come, but within one the costliest first, so that no long run
-    is begun last and trains on beside idle cores."""
+    """The order of starting: seed by seed, and the costliest first within a seed, so that no long run starts last while
+    cores are idle."""
     turns, seconds = dict[str, int](), dict[str, float]()
     for arm in plan.arms.values():
         for turn, run in enumerate(arm.all_runs()):
@@ -251,12 +250,11 @@ def longest_first(runs: Sequence[Run], plan: Plan) -> list[Run]:
 
 
 def label(run: Run, plan: Plan) -> str:
-    """What tells a run from the others of its arm: its seed, with the rate or budget that is tried, or that it has the
-    settings as written."""
+    """A run's label within its arm: its seed, with the tried rate or budget, or `as written` for untuned settings."""
     arm = plan.arms[run.arm]
     if plan.tuning and arm.tuning and run.id in arm.tuning.labels:
         return f"{run.seed} {arm.tuning.labels[run.id]}"
-    if run.id not in {other.id for other in arm.runs} and run.id in {other.id for other in arm.shared}:
+    if run.id not in {candidate.id for candidate in arm.runs} and run.id in {candidate.id for candidate in arm.shared}:
         return f"{run.seed} as written"
-    budget = next((b for b, runs in arm.curve.items() if run.id in {other.id for other in runs}), 1.0)
+    budget = next((b for b, runs in arm.curve.items() if run.id in {candidate.id for candidate in runs}), 1.0)
     return str(run.seed) if budget == 1 else f"{run.seed} {budget:g}x"

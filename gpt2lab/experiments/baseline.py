@@ -1,4 +1,4 @@
-"""The reproduction of GPT-2 124M: what it takes on this machine, and the training itself."""
+"""The reproduction of GPT-2 124M: its cost on this machine, and the training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpt2lab.experiments.published_curve import (
 )
 from gpt2lab.experiments.single import Watch, check_ranks
 from gpt2lab.planning.machine import Machine, probe
-from gpt2lab.planning.probes import MicroBatch, given, micro_batch
+from gpt2lab.planning.probes import MicroBatch, micro_batch, micro_batch_of
 from gpt2lab.registry import Choice
 from gpt2lab.store import Store
 from gpt2lab.text import duration, memory, quantity
@@ -32,14 +32,14 @@ from gpt2lab.training.precision import choose_device
 PRESET = "gpt2-124m"
 PUBLISHED_CORPUS = "fineweb-10b"
 SMALL_CORPORA = {"shakespeare": 16_384}
-"""Tokens to evaluate on, of texts too small for the recipe's."""
+"""Evaluation tokens of corpora that are too small for the recipe's."""
 EVALUATION_TOKENS = 10_485_760
 CORPUS_TOKENS = {"fineweb-10b": 10_000_000_000, "fineweb-edu-10b": 10_000_000_000, "openwebtext": 9_000_000_000}
-"""Of large corpora, about; prepared, each takes two bytes."""
+"""Approximate tokens of large corpora; two bytes each when prepared."""
 TASK, TASK_DOCUMENTS = "hellaswag_nanogpt", {"cuda": 1000, "cpu": 40, "mps": 40}
-"""Asked at every evaluation; of its 10,042 documents so many, as a device is fast."""
+"""Task at every evaluation, and its documents (of 10,042) by type of device."""
 WARMUP_SHARE = 10
-"""A training of fewer steps than ten warm-ups warms up for a tenth of them."""
+"""Short trainings warm up for one in so many steps."""
 MICRO = "training.micro_batch_sequences"
 
 
@@ -69,21 +69,23 @@ class Baseline:
         overrides: Sequence[str] = (),
         say: Callable[[str], None] = lambda text: None,
     ) -> Baseline:
-        """What is to be trained, with the micro-batch that this machine holds; no data is touched. Raises ConfigError
-        for what cannot be, EnvironmentFault where the model does not fit."""
+        """The plan, with the micro-batch that fits on this machine; prepares no data. Raises ConfigError for invalid
+        settings, EnvironmentFault where the model does not fit into memory."""
         written = [*recipe_overrides(corpus, steps, batch_tokens), *overrides]
         fixed = any(item.startswith(f"{MICRO}=") for item in overrides)
         config = load_config(PRESET, written if fixed else [*written, f"{MICRO}=1"])  # 1 divides every batch
         check_ranks(config, ranks, ranks)
         cost = costs(config.model)
         machine = probe(store, config.training, cost.flops_per_token, ranks)
-        micro = given(config, machine, ranks) if fixed else micro_batch(config, machine, ranks, store.root, say)
+        micro = (
+            micro_batch_of(config, machine, ranks) if fixed else micro_batch(config, machine, ranks, store.root, say)
+        )
         written += [] if fixed else [f"{MICRO}={micro.sequences}"]
         return cls(load_config(PRESET, written), tuple(written), ranks, machine, cost, micro)
 
     @property
     def seconds(self) -> float:
-        """Of training, evaluations and exchange between ranks left out."""
+        """Of training, without evaluations and communication between ranks."""
         return self.config.training.steps * self.micro.step_seconds(self.share)
 
     @property
@@ -93,30 +95,30 @@ class Baseline:
 
     @property
     def disk_bytes(self) -> int:
-        """Of checkpoints: weights and AdamW's averages in float32, of those that stay and one that is being written."""
+        """Of checkpoints: weights and AdamW's averages in float32, of the kept ones and one being written."""
         return 12 * self.costs.parameters * (self.config.training.keep_checkpoints + 1)
 
     @property
     def differs(self) -> list[str]:
         """Why the published curve does not apply; empty where it does."""
         training, corpus, recipe = self.config.training, self.config.data.corpus, load_config(PRESET)
-        found = []
+        reasons = []
         if not is_published(corpus):
-            found.append(f"the text is {corpus.name}, not {PUBLISHED_CORPUS}")
+            reasons.append(f"the text is {corpus.name}, not {PUBLISHED_CORPUS}")
         if training.batch_tokens != BATCH_TOKENS:
-            found.append(f"a batch has {training.batch_tokens:,} tokens, not the recipe's {BATCH_TOKENS:,}")
+            reasons.append(f"a batch has {training.batch_tokens:,} tokens, not the recipe's {BATCH_TOKENS:,}")
         if training.steps != STEPS:
-            found.append(f"it has {training.steps:,} steps, not {STEPS:,}, and the rate follows its own schedule")
+            reasons.append(f"it has {training.steps:,} steps, not {STEPS:,}, and the rate follows its own schedule")
         for section in ("model", "optim"):  # another warm-up goes with another number of steps
-            ours, published = (
+            own_settings, published = (
                 {k: v for k, v in getattr(config, section).model_dump().items() if k != "warmup_steps"}
                 for config in (self.config, recipe)
             )
-            found += [f"{section} is not the recipe's"] if ours != published else []
-        return found
+            reasons += [f"{section} is not the recipe's"] if own_settings != published else []
+        return reasons
 
     def as_record(self) -> dict[str, Any]:
-        """What it takes as plain data."""
+        """The plan as plain data."""
         training = self.config.training
         return {
             "overrides": self.overrides, "ranks": self.ranks, "device": self.machine.device_name,
@@ -127,12 +129,12 @@ class Baseline:
         }  # fmt: skip
 
     def lines(self) -> list[str]:
-        """What it is, what it takes here, and what to expect, in sentences."""
+        """Recipe, cost on this machine and expected result, as sentences."""
         config, training, corpus = self.config, self.config.training, self.config.data.corpus.name
         tokens = training.steps * training.batch_tokens
         size = memory(2 * CORPUS_TOKENS[corpus]) if corpus in CORPUS_TOKENS else None
         text = f", and about {size} for the tokens of {corpus}, once they are prepared" if size else ""
-        many = f" on each of {self.ranks} ranks" if self.ranks > 1 else ""
+        shared = f" on each of {self.ranks} ranks" if self.ranks > 1 else ""
         micro = -(-self.share // self.micro.sequences)
         speed = training.batch_tokens / self.micro.step_seconds(self.share)
         return [
@@ -140,7 +142,7 @@ class Baseline:
             f"{training.steps:,} steps of {training.batch_tokens:,}",
             f"work: {self.costs.flops_per_token / 1e6:,.1f} MFLOP a token, "
             f"{self.costs.flops_per_token * tokens:.3g} FLOP in all",
-            f"batch: {self.share:,} sequences of {config.model.block_size:,}{many}, {self.micro.sequences} at a time "
+            f"batch: {self.share:,} sequences of {config.model.block_size:,}{shared}, {self.micro.sequences} at a time "
             f"({micro:,} micro-batch{'es' * (micro > 1)} a step)",
             f"time: about {duration(self.seconds)} at {speed:,.0f} tokens/s, measured on {self.machine.device_name} "
             f"({self.machine.device}), evaluations not counted",
@@ -189,9 +191,11 @@ class Baseline:
             )
 
     def watch(self) -> Watch:
-        """Reports when validation loss leaves the published curve, where that applies."""
+        """Reports departures of the validation loss from the published curve, where that applies."""
         applies = not self.differs
-        return lambda rows: [f"off the published curve: {found}" for found in departures(rows)] if applies else []
+        return lambda rows: (
+            [f"off the published curve: {departure}" for departure in departures(rows)] if applies else []
+        )
 
 
 def is_published(corpus: Choice) -> bool:
@@ -217,7 +221,7 @@ def recipe_overrides(corpus: str, steps: int | None, batch_tokens: int | None) -
 
 
 def refuse_torchrun(size: int) -> None:
-    """Raises ConfigError: every rank would look for a micro-batch on the same devices."""
+    """Raises ConfigError under torchrun: every rank would probe the micro-batch on the same devices."""
     if size > 1:
         raise ConfigError(
             "torchrun's ranks cannot each look for the micro-batch",

@@ -1,7 +1,7 @@
-"""The coordinate check: how far activations, scores and logits move in a few steps, at several widths.
+"""The coordinate check: the change of activations, scores and logits in a few steps, at several widths.
 
-Under a parametrisation that transfers a learning rate across widths, they move as far at every width; under one that
-does not, they move the further the wider the model is (arXiv:2203.03466, appendix D.1).
+Under a parametrisation that transfers a learning rate across widths, the change is the same at every width; otherwise
+it grows with the width (arXiv:2203.03466, appendix D.1).
 
 Shapes: B sequences, T tokens, C channels.
 """
@@ -27,43 +27,43 @@ from gpt2lab.training.precision import choose_device
 
 STEPS, SEEDS = 8, 3
 SEQUENCES, LONGEST = 4, 128
-"""Of a batch: as little as shows what is to be shown."""
+"""Size of a batch."""
 
 
 class ActivationRecorder:
-    """Looks on: the stream behind every block and the scores of its attention, as they are."""
+    """Observer that records the stream after every block and the scores of its attention."""
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
 
     def stream(self, depth: int, x: Tensor) -> None:
-        """The stream as the block hands it on."""
+        """Record the stream after a block."""
         self.found[f"block {depth}"] = x
 
     def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
-        """Scores of the pairs that may see each other; a block may call more than one kernel."""
-        made = score_map(q, k, bias, scores, scale)
-        seen = self.found.get(f"scores {depth}", made.new_empty(0))
-        self.found[f"scores {depth}"] = torch.cat([seen, made[(bias > -math.inf).expand_as(made)]])
+        """Record the scores of unmasked pairs; a block may call more than one kernel."""
+        scaled = score_map(q, k, bias, scores, scale)
+        recorded = self.found.get(f"scores {depth}", scaled.new_empty(0))
+        self.found[f"scores {depth}"] = torch.cat([recorded, scaled[(bias > -math.inf).expand_as(scaled)]])
 
 
 def coordinate_check(
     configs: Sequence[Config], *, steps: int = STEPS, seeds: int = SEEDS, tokens: TokenSequence | None = None
 ) -> dict[str, Any]:
-    """Train the model of each config for a few steps at its full rate, from the first step on, and look inside.
+    """Train the model of each config for a few steps at its full rate, and measure activations, scores and logits.
 
-    configs: one per width, alike but for it (see `at_widths`, or the scales of a ladder).
+    configs: one per width, otherwise equal (see `at_widths`, or the scales of a ladder).
     steps:   optimizer steps.
     seeds:   models of each width, from the config's own seed on; numbers are root mean squares over all of them.
     tokens:  to train on; None: those of the first config.
 
-    Returns plain data, with null for what is not finite:
+    Returns plain data, with null for non-finite values:
     {"widths": [n_embd of each config], "steps": [0, ..., steps], "seeds": [...], "lr": [of each config],
-     "rms": {name: [one list per width, one value per step]}, "change": the same of what differs from step 0,
+     "rms": {name: [one list per width, one value per step]}, "change": the same of the difference from step 0,
      "slopes": {name: slope of log change against log width after the last step}}
-    where a name is `block <i>` (the stream behind it), `scores <i>` (of its attention) or `logits`. They are taken on a
-    batch that is not trained on. There is no dropout, and global random state is left alone. Raises ConfigError for two
-    configs of one width, or tokens too few for a batch.
+    where a name is `block <i>` (the stream after it), `scores <i>` (of its attention) or `logits`. They are measured on
+    a batch that is not trained on, without dropout; global random state is unchanged. Raises ConfigError for two
+    configs of one width, or too few tokens for a batch.
     """
     widths = [config.model.n_embd for config in configs]
     if len(set(widths)) < len(widths) or not configs:
@@ -71,23 +71,25 @@ def coordinate_check(
     length = min(LONGEST, *(config.model.block_size for config in configs))
     train = prepare(configs[0].data).train if tokens is None else tokens
     batches = Batches(train, length, SEQUENCES, configs[0].seed)
-    own = range(configs[0].seed, configs[0].seed + seeds)
-    found = [joined([watched(config, seed, batches, steps) for seed in own]) for config in configs]
-    rms, change = ({name: [one[kind][name] for one in found] for name in found[0][kind]} for kind in ("rms", "change"))
+    seed_range = range(configs[0].seed, configs[0].seed + seeds)
+    results = [joined([record_movement(config, seed, batches, steps) for seed in seed_range]) for config in configs]
+    rms, change = (
+        {name: [model[kind][name] for model in results] for name in results[0][kind]} for kind in ("rms", "change")
+    )
     return {
         "widths": widths,
         "steps": list(range(steps + 1)),
-        "seeds": list(own),
+        "seeds": list(seed_range),
         "lr": [config.optim.lr for config in configs],
         "rms": rms,
         "change": change,
-        "slopes": {name: slope(widths, [one[-1] for one in values]) for name, values in change.items()},
+        "slopes": {name: slope(widths, [by_step[-1] for by_step in values]) for name, values in change.items()},
     }
 
 
 def at_widths(config: Config, widths: Sequence[int] | None = None) -> list[Config]:
-    """The same config at other widths: heads keep their size, and their number follows. None: half of its own width
-    where heads fit into it, else its own, and twice and four times that. Raises ConfigError where heads do not fit."""
+    """The same config at other widths: heads keep their size, and their number follows. None: half of its width if
+    heads fit, else its width; and twice and four times that. Raises ConfigError where heads do not fit."""
     size = config.model.head_size
     if widths is None:
         least = config.model.n_embd // (2 if config.model.n_head % 2 == 0 else 1)
@@ -98,36 +100,36 @@ def at_widths(config: Config, widths: Sequence[int] | None = None) -> list[Confi
     return [config.with_changes({"model.n_embd": width, "model.n_head": width // size}) for width in widths]
 
 
-Seen = dict[str, dict[str, list[float | None]]]
+Movement = dict[str, dict[str, list[float | None]]]
 """`rms` and `change`, each by name with one value per step."""
 
 
-def watched(config: Config, seed: int, batches: Batches, steps: int) -> Seen:
-    """One model."""
+def record_movement(config: Config, seed: int, batches: Batches, steps: int) -> Movement:
+    """The movement of one model."""
     device = choose_device(config.training.device)
     model = build_model(config.model, seed=seed, device=device).eval()  # without dropout
     optimizers = build_optimizers(config.optim, model.params())
     probe, _ = batches.at(steps)
-    start = inside(model, torch.as_tensor(probe, device=device))
-    found: Seen = {"rms": {}, "change": {}}
+    start = observe(model, torch.as_tensor(probe, device=device))
+    movement: Movement = {"rms": {}, "change": {}}
     for step in range(steps + 1):
         if step:
             advance(model, optimizers, batches, step - 1, config.optim.grad_clip)
-        for name, now in (inside(model, torch.as_tensor(probe, device=device)) if step else start).items():
-            found["rms"].setdefault(name, []).append(size_of(now))
-            found["change"].setdefault(name, []).append(size_of(now - start[name]))
-    return found
+        for name, now in (observe(model, torch.as_tensor(probe, device=device)) if step else start).items():
+            movement["rms"].setdefault(name, []).append(size_of(now))
+            movement["change"].setdefault(name, []).append(size_of(now - start[name]))
+    return movement
 
 
-def joined(models: Sequence[Seen]) -> Seen:
+def joined(models: Sequence[Movement]) -> Movement:
     """Root mean squares over models of one width; None where one of them has None."""
 
-    def one(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return math.sqrt(sum(v * v for v in known) / len(known)) if len(known) == len(values) else None
+    def rms(values: Sequence[float | None]) -> float | None:
+        finite = [value for value in values if value is not None]
+        return math.sqrt(sum(v * v for v in finite) / len(finite)) if len(finite) == len(values) else None
 
     return {
-        kind: {name: [one(values) for values in zip(*(m[kind][name] for m in models), strict=True)] for name in named}
+        kind: {name: [rms(values) for values in zip(*(m[kind][name] for m in models), strict=True)] for name in named}
         for kind, named in models[0].items()
     }
 
@@ -145,12 +147,12 @@ def advance(model: GPT, optimizers: Sequence[Any], batches: Batches, step: int, 
 
 
 @torch.no_grad()
-def inside(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
-    """What one pass over `tokens` (B, T) shows, by name."""
-    step, look = model.context(tokens), ActivationRecorder()
-    step.observer = look
+def observe(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
+    """Streams, scores and logits of one pass over `tokens` (B, T), by name."""
+    step, observer = model.context(tokens), ActivationRecorder()
+    step.observer = observer
     rows = model.hidden(step).flatten(0, 1)  # (n, C)
-    return {**look.found, "logits": model.lm_head(rows, model.wte)}
+    return {**observer.found, "logits": model.lm_head(rows, model.wte)}
 
 
 def size_of(x: Tensor) -> float | None:
@@ -165,5 +167,5 @@ def slope(widths: Sequence[int], values: Sequence[float | None]) -> float | None
     if len(points) < 2:
         return None
     x, y = (sum(column) / len(points) for column in zip(*points, strict=True))
-    found: float = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return found
+    ratio: float = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+    return ratio

@@ -1,6 +1,6 @@
-"""The study of repeats behind a noise floor: one recipe, with nothing but the seed changed; and one seed, twice.
+"""The study of repeats for a noise floor: one recipe with different seeds; and repeats of one seed.
 
-Repeats of a seed tell whether the kernels here give the same bits again: where they do, one repeat says it all.
+Repeats of a seed show whether kernels on this machine are deterministic; if so, a single repeat suffices.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ def aa_study(
     tokens_per_parameter: float | None = None,
     plugins: Sequence[str | Path] = (),
 ) -> LoadedAblation:
-    """The study of a preset: `seeds` runs of its recipe, on seeds that nothing else draws, and the first of them
-    `same_seed` times in all. Raises ConfigError."""
+    """The study of a preset: `seeds` runs of its recipe, on reserved seeds, and the first of them `same_seed` times in
+    all. Raises ConfigError."""
     if not FEWEST <= seeds <= MAX_SEEDS:
         raise ConfigError(f"from {FEWEST} to {MAX_SEEDS} seeds are expected, not {seeds}", where="--seeds")
     config, name = load_config(preset, overrides, plugins=plugins), preset_name(preset)
-    own = tuple(range(NOISE_SEEDS, NOISE_SEEDS + seeds))
-    arms = {REPEATS: Arm(REPEATS, {}, config, seeds=own)}
+    repeat_seeds = tuple(range(NOISE_SEEDS, NOISE_SEEDS + seeds))
+    arms = {REPEATS: Arm(REPEATS, {}, config, seeds=repeat_seeds)}
     for repeat in range(1, same_seed):
         again = config.model_copy(update={"repeat": config.repeat + repeat})
-        arms[f"{AGAIN} {repeat + 1}"] = Arm(f"{AGAIN} {repeat + 1}", {}, again, control=True, seeds=own[:1])
+        arms[f"{AGAIN} {repeat + 1}"] = Arm(f"{AGAIN} {repeat + 1}", {}, again, control=True, seeds=repeat_seeds[:1])
     return LoadedAblation(
         name="noise",
         question=f"How far do repeats of {name} lie apart?",
         scale=name if tokens_per_parameter is None else f"{name}-{tokens_per_parameter:g}tpp",
         baseline=REPEATS,
         arms=arms,
-        seeds=own,
+        seeds=repeat_seeds,
         contrasts=(),
         smallest_effect=config.scale.smallest_effect,
         alpha=0.05,
@@ -68,12 +68,13 @@ def keep_floor(plan: Plan, record: StudyRecord, store: Store) -> Floor:
 
 
 def measured(plan: Plan, store: Store) -> Floor:
-    """The noise floor by the finished runs of a study of repeats. Raises ConfigError when too few learned anything."""
+    """The noise floor from the finished runs of a study of repeats. Raises ConfigError when too few learned
+    anything."""
     losses = {run.seed: final_loss(run, store, plan.data.floors) for run in plan.arms[REPEATS].runs}
     good = {str(seed): loss for seed, loss in losses.items() if loss is not None and loss < float("inf")}
     if len(good) < FEWEST:
-        what = f"{len(good)} of {len(losses)} runs ended with a loss that means something, {FEWEST} are needed"
-        raise ConfigError(what, where=f"noise floor of {plan.ablation.scale}", hint="gpt2lab report noise")
+        problem = f"{len(good)} of {len(losses)} runs ended with a loss that means something, {FEWEST} are needed"
+        raise ConfigError(problem, where=f"noise floor of {plan.ablation.scale}", hint="gpt2lab report noise")
     first = [losses[plan.seeds[0]], *(final_loss(arm.runs[0], store, plan.data.floors) for name, arm in
              plan.arms.items() if name != REPEATS)]  # fmt: skip
     return make_floor(

@@ -1,4 +1,4 @@
-"""The published loss curve of GPT-2 124M, and how far a training that should follow it is off."""
+"""The published loss curve of GPT-2 124M, and departures of a training from it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 SOURCE = "llm.c's reproduction of GPT-2 124M (KellerJordan/modded-nanogpt, records/track_1_short/2024-10-13_llmc)"
 BATCH_TOKENS, STEPS = 524_288, 19_560
 FINAL = (3.27, 3.29)
-"""Validation loss that reproductions on FineWeb 10B end with."""
+"""Range of the final validation loss of reproductions on FineWeb 10B."""
 
 HELLASWAG = 0.30
-"""Normalised accuracy by build-nanogpt's rules that they end with: 0.299, and OpenAI's own weights have 0.2955."""
+"""Their final normalised accuracy by build-nanogpt's rules: 0.299; OpenAI's weights have 0.2955."""
 
 # step -> validation loss in nats on FineWeb
 CURVE = {
@@ -29,7 +29,7 @@ CAUSES = {
 
 @dataclass(frozen=True)
 class Departure:
-    """A validation loss that the published curve does not explain."""
+    """A validation loss outside the tolerance of the published curve."""
 
     step: int
     loss: float
@@ -47,15 +47,15 @@ class Departure:
 
 
 def tolerance(step: int) -> float:
-    """How far, in nats, sound reproductions with other seeds and builds lie apart at `step`."""
+    """Difference in nats at `step` between correct reproductions with other seeds and builds."""
     return 0.10 if step < 500 else 0.05 if step <= 2000 else 0.02
 
 
 def departures(rows: Iterable[Mapping[str, Any]]) -> list[Departure]:
-    """Of a journal's rows with a validation loss, those at a published step that lie outside the tolerance."""
-    found = []
+    """Validation losses of a journal at published steps that are outside the tolerance."""
+    result = []
     for row in rows:
         loss, published = row["metrics"].get("val/loss"), CURVE.get(row["step"])
         if loss is not None and published is not None and not abs(loss - published) <= tolerance(row["step"]):
-            found.append(Departure(row["step"], loss, published, tolerance(row["step"])))
-    return found
+            result.append(Departure(row["step"], loss, published, tolerance(row["step"])))
+    return result

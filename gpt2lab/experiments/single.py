@@ -1,7 +1,7 @@
-"""One run by itself: one config and one seed, in the same store as those of ablations.
+"""A single run: one config and one seed, in the same store as those of ablations.
 
-So an ablation that needs the same run finds it finished, and a run that an ablation trained is not trained again. All
-runs of one scale that were trained this way share a record, `train@<preset>`, from which MLflow is brought up to date.
+Runs are shared with ablations: neither trains a run that the other has finished. Single runs of one scale share a
+record, `train@<preset>`, which is sent to MLflow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
 from gpt2lab.config.source import YamlSource as ConfigSource
-from gpt2lab.config.source import lay
+from gpt2lab.config.source import overlay
 from gpt2lab.costs import Costs
 from gpt2lab.data.encode import usable_cores
 from gpt2lab.data.files import Progress as DataProgress
@@ -49,11 +49,11 @@ CUSTOM = "custom"
 """Scale of configs that are made in Python."""
 
 TICK_SECONDS = 0.5
-UNSEEN = "evaluation."
-"""Overrides that a run's name leaves out: they make no other run."""
+NOT_IN_LABEL = "evaluation."
+"""Prefix of overrides that are left out of a run's label, since they do not change the run."""
 
 Watch = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
-"""Looks at new rows of the journal; -> messages for the user."""
+"""Called with new rows of the journal; -> messages for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +91,11 @@ class Single:
         """The run of a preset, file or config with `overrides`; its data is prepared. local_ranks: those on this
         machine, if not all are. Raises ConfigError."""
         if isinstance(source, Config):
-            config, scale = resolve(lay(ConfigSource(source.tree(), {}), read_overrides(overrides))), CUSTOM
+            config, scale = resolve(overlay(ConfigSource(source.tree(), {}), read_overrides(overrides))), CUSTOM
             label = digest(settings(config))[:8]
         else:
             config, scale = load_config(source, overrides, plugins=plugins), preset_name(source)
-            label = " ".join(item for item in overrides if not item.startswith(UNSEEN)) or scale
+            label = " ".join(item for item in overrides if not item.startswith(NOT_IN_LABEL)) or scale
         check_ranks(config, ranks, local_ranks or ranks)
         arm = Arm(label, {}, config)
         data = prepare(config.data, progress=progress)
@@ -119,7 +119,7 @@ class Single:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the final evaluation; empty until there is one."""
+        """Metrics of the final evaluation; empty before it."""
         return (self.folder.evaluation(self.run.evaluation_key) or {}).get("metrics") or {}
 
     @property
@@ -136,7 +136,7 @@ class Single:
         return estimate_memory(config, self.costs, self.machine.device)
 
     def lines(self) -> list[str]:
-        """What the run is and what it costs, in sentences."""
+        """The run and its costs, as sentences."""
         costs, machine, training, many = self.costs, self.machine, self.run.config.training, self.ranks > 1
         tokens = tokens_of(self.run.config)
         share = f", {quantity(training.batch_tokens // self.ranks)} on each of {self.ranks} ranks" if many else ""
@@ -152,7 +152,7 @@ class Single:
         ]
 
     def as_record(self) -> dict[str, Any]:
-        """The same as plain data, with the result once there is one."""
+        """The same as plain data, with the result if finished."""
         return {
             "run": self.run.id,
             "path": str(self.folder.path),
@@ -172,7 +172,7 @@ class Single:
         }
 
     def result_lines(self) -> list[str]:
-        """How a finished run ended."""
+        """The result of a finished run, as sentences."""
         result, metrics = self.folder.result() or {}, self.metrics
         loss, bits, speed = metrics.get("val/loss"), metrics.get("val/bits_per_byte"), result.get("tokens_per_second")
         parts = [
@@ -192,15 +192,15 @@ class Single:
         watch: Watch | None = None,
         executor: Executor | None = None,
     ) -> None:
-        """Train the run in processes of its own, as many as it has ranks.
+        """Train the run in worker processes, one per rank.
 
         Raises Preempted when stopped, with everything saved; LockHeld; NumericsFault when it diverged; the error of its
         worker; RankLost.
         """
         if self.folder.status() == "running":
             holder = self.folder.holder()
-            what = f"in use by process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-            raise LockHeld(what, where=str(self.folder.path), hint="gpt2lab runs")
+            problem = f"in use by process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+            raise LockHeld(problem, where=str(self.folder.path), hint="gpt2lab runs")
         executor = executor or executor_for(
             replace(self.machine, jobs=1, gpus=min(1, self.machine.gpus)), self.ranks
         )  # fmt: skip
@@ -246,12 +246,12 @@ class Single:
         return code
 
     def refuse_divergence(self) -> None:
-        """Raises NumericsFault for a run that diverged: beside others that is a result, by itself it is a failure."""
+        """Raises NumericsFault for a run that diverged: in a study that is a result, for a single run a failure."""
         result = self.folder.result() or {}
         if result.get("status") == "diverged":
-            what = str(result.get("reason") or "the loss is not finite").removeprefix("training: ")
+            problem = str(result.get("reason") or "the loss is not finite").removeprefix("training: ")
             hint = "a lower optim.lr, or training.nonfinite=skip"
-            raise NumericsFault(what, where=str(self.folder.path), hint=hint)
+            raise NumericsFault(problem, where=str(self.folder.path), hint=hint)
 
     def _job(self) -> Job:
         job = job_for(
@@ -261,7 +261,7 @@ class Single:
         return replace(job, profile=self.profile)
 
     def _driver(self, on_event: Listener, tracker: TrackerFactory | None, watch: Watch | None) -> Driver:
-        """Declares the run and follows it while it trains; `watch` is asked for messages about its new rows."""
+        """Declares the run and follows it while it trains; `watch` is called with its new rows."""
         run = self.run
         progress = {run.id: RunProgress(self.label, str(run.seed), run.id, run.config.training.steps)}
 
@@ -273,30 +273,31 @@ class Single:
         return driver
 
     def _declare(self) -> StudyRecord:
-        """Add the run to the record of its scale; -> a record with this run alone, to follow."""
+        """Add the run to the record of its scale; -> a record with this run only, for the driver."""
         store = self.store
         record = single_record(
             STUDY, self.scale, self.label, self.run, self.costs, self.data, self.machine, reproduce=self.reproduce
         )
         with file_lock(store.root / "studies" / f".{record.name}.lock"):
-            whole = record
+            combined = record
             if record.name in store.studies():
-                before = store.study(record.name)
-                runs = before.arms[self.label].runs if self.label in before.arms else {}
+                earlier = store.study(record.name)
+                runs = earlier.arms[self.label].runs if self.label in earlier.arms else {}
                 arm = record.arms[self.label]
-                whole = record.with_(
-                    arms={**before.arms, self.label: arm.with_(runs={**runs, **arm.runs})},
-                    seeds=sorted({*before.seeds, self.run.seed}),
-                    baseline=before.baseline,
-                    created=before.created,
+                combined = record.with_(
+                    arms={**earlier.arms, self.label: arm.with_(runs={**runs, **arm.runs})},
+                    seeds=sorted({*earlier.seeds, self.run.seed}),
+                    baseline=earlier.baseline,
+                    created=earlier.created,
                 )
-            store.write_study(whole)
+            store.write_study(combined)
         keep_sources([self.run.config], store)
         return record
 
 
 def check_ranks(config: Config, ranks: int, local: int) -> None:
-    """Raises ConfigError when a batch cannot be shared by `ranks`, or this machine has no room for `local` of them."""
+    """Raises ConfigError when a batch cannot be divided among `ranks`, or `local` of them do not fit on this
+    machine."""
     problems = config.training.problems(config.model.block_size, ranks)
     hint = f"--set training.batch_tokens={problems[0].what.rpartition(' ')[2]}" if problems else None
     if local > 1:
@@ -305,17 +306,19 @@ def check_ranks(config: Config, ranks: int, local: int) -> None:
             config.training.threads or 1,
             usable_cores(),
         )
-        room = {"cpu": cores // threads, "cuda": torch.cuda.device_count(), "mps": 1}[device]
-        if local > room:
-            has = f"{cores} cores, and each rank takes {threads}" if device == "cpu" else f"{room} of device {device}"
-            problems.append(Problem("--nproc", f"{local} ranks; this machine has {has}"))
-            hint = f"--nproc {max(1, room)}"
+        largest = {"cpu": cores // threads, "cuda": torch.cuda.device_count(), "mps": 1}[device]
+        if local > largest:
+            available = (
+                f"{cores} cores, and each rank takes {threads}" if device == "cpu" else f"{largest} of device {device}"
+            )
+            problems.append(Problem("--nproc", f"{local} ranks; this machine has {available}"))
+            hint = f"--nproc {max(1, largest)}"
     if problems:
         raise ConfigError(problems, hint=hint)
 
 
 def error_of(failure: Mapping[str, object], folder: RunFolder) -> Gpt2labError:
-    """The error that a failure.json records; for an unexpected one RankLost, with the file that has its traceback."""
+    """The error that a failure.json records; RankLost with the log file for an unexpected one."""
     reason, hint = str(failure.get("reason")), failure.get("hint")
     error = Gpt2labError([Problem("", line) for line in reason.split("\n")], hint=None if hint is None else str(hint))
     code, exit_code = failure.get("code"), failure.get("exit_code")

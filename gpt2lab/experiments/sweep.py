@@ -25,7 +25,7 @@ from gpt2lab.text import duration, plural, quantity
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that is ready to run. `record`: without its searches."""
+    """A prepared sweep. `record`: without its searches."""
 
     loaded: LoadedSweep
     store: Store
@@ -70,7 +70,7 @@ class SweepPlan:
         nproc: int = 1,
         stays: bool = True,
     ) -> SweepRecord:
-        """Work on all searches until every trial has ended; -> the record, which is also in the store. Arguments
+        """Run all searches until every trial has ended; -> the record, which is also in the store. Arguments
         and errors as for `sweep.drive.run_searches`."""
         from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load
 
@@ -93,7 +93,7 @@ class SweepPlan:
         }
 
     def lines(self) -> list[str]:
-        """What is searched, and what that takes at most, in sentences."""
+        """The searches and their largest cost, as sentences."""
         lines = []
         seconds = 0.0
         for label, search in self.searches.items():
@@ -101,9 +101,9 @@ class SweepPlan:
             cost = search.costs.flops_per_token * search.tokens * runs
             seconds += cost / self.machine.speed / self.machine.jobs
             named = f"{label}: " if len(self.searches) > 1 else ""
-            each = f" of {search.settings.seeds} runs" if search.settings.seeds > 1 else ""
+            per_trial = f" of {search.settings.seeds} runs" if search.settings.seeds > 1 else ""
             lines.append(
-                f"{named}{plural(search.trials, 'trial')}{each}, {quantity(search.tokens * runs)} tokens, "
+                f"{named}{plural(search.trials, 'trial')}{per_trial}, {quantity(search.tokens * runs)} tokens, "
                 f"{cost / 1e15:,.3g} PFLOP; " + ", ".join(map(dimension_text, search.space.dimensions))
             )
         where = f"{self.machine.device_name} ({self.machine.device}), {self.machine.jobs} at a time"
@@ -111,7 +111,7 @@ class SweepPlan:
 
 
 def dimension_text(dimension: Any) -> str:
-    """A dimension in a few words."""
+    """A short description of a dimension."""
     condition = f" ({', '.join(f'{key} = {value}' for key, value in dimension.when.items())})" if dimension.when else ""
     if dimension.kind == "categorical":
         return f"{dimension.name}{condition}: {' | '.join(dimension.choices)}"
@@ -120,12 +120,12 @@ def dimension_text(dimension: Any) -> str:
 
 
 def coordinates(loaded: LoadedSweep, store: Store) -> dict[str, Any]:
-    """The coordinate check of every variant, as the record holds it; what an earlier start has found is kept."""
+    """The coordinate check of every variant, for the record; reuses earlier results of the same code and settings."""
     key = digest({"code": core_code(), **{label: settings(arm.config) for label, arm in loaded.arms.items()}})
-    before = store.sweep(loaded.name) if loaded.name in store.sweeps() else None
-    found = before.coordinates if before and before.coordinates_of == key else None
-    if not found:
+    earlier = store.sweep(loaded.name) if loaded.name in store.sweeps() else None
+    checks = earlier.coordinates if earlier and earlier.coordinates_of == key else None
+    if not checks:
         model = loaded.config_of_all.model
         widths = [w for w in (model.n_embd // 2, model.n_embd, 2 * model.n_embd) if w % model.head_size == 0]
-        found = {label: coordinate_check(at_widths(arm.config, widths)) for label, arm in loaded.arms.items()}
-    return {"coordinates": found, "coordinates_of": key}
+        checks = {label: coordinate_check(at_widths(arm.config, widths)) for label, arm in loaded.arms.items()}
+    return {"coordinates": checks, "coordinates_of": key}

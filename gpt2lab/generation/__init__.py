@@ -1,4 +1,4 @@
-"""From a model to text: sampling settings, a token at a time on top of the key/value cache, and text as it grows."""
+"""Text generation: sampling settings, decoding with a key/value cache, and incremental text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Text goes on, a token at a time for several samples at once: from scores to the next token, by filters and a draw
-from what they leave.
+"""Decoding: continues several samples token by token, by filters on the scores and sampling from the rest.
 
-Each filter is a pure function that equals the class of transformers named beside it, on the same scores; `filtered`
-applies them in the order in which transformers' `generate` does.
+Each filter is a pure function that equals the transformers class named in its docstring; `filtered` applies them in the
+order of transformers' `generate`.
 
 Shapes: n samples of one group, S tokens so far, V vocabulary.
 """
@@ -27,22 +26,22 @@ NEVER = float("-inf")
 
 
 class Sampling(Settings):
-    """How a continuation is drawn."""
+    """Settings of sampling."""
 
     max_new_tokens: int = Field(100, ge=1)
-    """Tokens after which a sample ends in any case."""
+    """Most tokens of a sample."""
     temperature: float = Field(1.0, ge=0)
-    """Scores are divided by it; 0 takes the best token always."""
+    """Divisor of the scores; 0: always take the best token."""
     top_k: int | None = Field(None, ge=1)
-    """Only the k best tokens can be drawn; null for all."""
+    """Sample from the k best tokens only; null for all."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Only the fewest best tokens that have this probability together can be drawn; null for all."""
+    """Sample from the smallest set of best tokens with this total probability; null for all."""
     min_p: float | None = Field(None, ge=0, le=1)
-    """Only tokens with at least this share of the best one's probability can be drawn; null for all."""
+    """Sample from tokens with at least this share of the best one's probability; null for all."""
     repetition_penalty: float = Field(1.0, gt=0)
-    """Above 1 makes tokens that are in the text already less likely; 1 for none."""
+    """Above 1: tokens that occurred in the text become less likely; 1 for none."""
     seed: int = Field(0, ge=0)
-    """Each sample has a generator of its own, from this and its number."""
+    """Seed; each sample has a separate random generator, from this and its number."""
     stop_tokens: tuple[int, ...] = ()
     """Ids that end a sample; the id itself is its last token."""
     stop: tuple[str, ...] = ()
@@ -63,13 +62,13 @@ def generate(
     >>> reader = Reader(model, rows=3)
     >>> for new in generate(reader, [tokenizer.encode("To be")] * 3, Sampling(temperature=0.8, seed=1)): ...
 
-    slide:      where text grows past the context, forget its older half (see `Batch`); otherwise that is refused.
-    vocab_size: of the tokenizer, if smaller than the model's: ids beyond it are never drawn.
-    ended:      asked after each token, with its sample's number; true ends the sample, as a stop token does.
+    slide:      beyond the context, drop the older half of the text (see `Batch`); otherwise that is an error.
+    vocab_size: of the tokenizer, if smaller than the model's: ids beyond it are never sampled.
+    ended:      called with sample number and token; true ends the sample, as a stop token does.
 
     Prompts of different length are computed in groups of equal length. A sample's random numbers do not depend on the
-    others. Raises ConfigError, before the first token, for a prompt that is empty, has an id that the model does not
-    know, or will not fit (`refuse_unless_it_fits`).
+    others. Raises ConfigError, before the first token, for a prompt that is empty, has an id outside
+    the vocabulary, or does not fit (`refuse_unless_it_fits`).
     """
     settings, model = settings or Sampling(), reader.model
     for number, prompt in enumerate(prompts):
@@ -84,7 +83,7 @@ def generate(
 
 
 def refuse_unless_it_fits(model: GPT, prompt_tokens: int, new_tokens: int) -> None:
-    """Raises ConfigError when the model's positions end before the text does. The last token is not read again."""
+    """Raises ConfigError when the text exceeds the model's positions. The last token is not read again."""
     limit = model.max_context
     if limit is not None and prompt_tokens + new_tokens - 1 > limit:
         room = limit + 1 - prompt_tokens
@@ -98,7 +97,7 @@ def refuse_unless_it_fits(model: GPT, prompt_tokens: int, new_tokens: int) -> No
 
 
 def context_of(model: GPT) -> int:
-    """The context in tokens that the model was trained at, which its positions may exceed but not fall short of."""
+    """The context length in tokens at which the model was trained, at most that of its positions."""
     return min(model.config.block_size, model.max_context or model.config.block_size)
 
 
@@ -129,12 +128,12 @@ def _continue(
 
 
 class Batch:
-    """Samples whose texts are equally long, and what the model remembers of them.
+    """Samples of equal length, with their key/value cache.
 
     samples: their numbers.
-    window:  longest context in tokens, or None. When it is full, the newest half of it is read again, and what was
-             before is forgotten; so text can grow without end, and reading again costs little per token. A model that
-             crops its context at each token, as nanoGPT does, must read all of it again each time.
+    window:  longest context in tokens, or None. When it is full, the newest half of it is read again and the rest is
+             dropped, so that text can grow without limit at little cost per token. (nanoGPT crops the context at each
+             token, and reads all of it again each time.)
     """
 
     def __init__(
@@ -195,7 +194,7 @@ def keep_top_p(scores: Tensor, p: float) -> Tensor:
     """
     rising, order = scores.sort()
     out = rising.softmax(-1).cumsum(-1) <= 1 - p
-    out[:, -1] = False  # one stays in any case
+    out[:, -1] = False  # keep at least one
     return scores.masked_fill(out.scatter(1, order, out), NEVER)
 
 
@@ -209,7 +208,7 @@ def keep_min_p(scores: Tensor, p: float) -> Tensor:
 
 
 def filtered(scores: Tensor, tokens: Tensor, settings: Sampling) -> Tensor:
-    """Scores from which the next token is drawn.  (n, V) float32, (n, S) -> (n, V)
+    """Scores from which the next token is sampled.  (n, V) float32, (n, S) -> (n, V)
 
     At temperature 0 only the repetition penalty matters, as the best token passes every filter.
     """
@@ -229,8 +228,8 @@ def filtered(scores: Tensor, tokens: Tensor, settings: Sampling) -> Tensor:
 
 
 class RandomStream:
-    """A sample's own random numbers: they depend on the seed and the sample's number, not on how many are drawn at
-    once, nor on the device. Its stream (PCG64's raw output) is one that numpy promises to keep."""
+    """Random numbers of a sample: they depend on the seed and the sample's number, not on the number of samples or the
+    device. numpy guarantees the stream (PCG64's raw output)."""
 
     def __init__(self, seed: int, sample: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence([seed, sample]))
@@ -241,13 +240,13 @@ class RandomStream:
 
 
 def draw(scores: Tensor, uniform: Tensor) -> Tensor:
-    """One token of each row by its odds, softmax(scores): the first at which they add up to more than `uniform`.
+    """Samples one token per row from softmax(scores): the first whose cumulative probability exceeds `uniform`.
 
     (n, V), (n,) float64 in [0, 1) -> (n,) int64, both on the CPU
     """
     reached = scores.softmax(-1).cpu().double().cumsum(-1)  # (n, V)
     total = reached[:, -1:]
-    last = (reached < total).sum(-1)  # no token behind it has any odds, and rounding may not reach there
+    last = (reached < total).sum(-1)  # the last token with non-zero probability, in case of rounding
     return torch.searchsorted(reached, uniform[:, None] * total, right=True)[:, 0].minimum(last)
 
 

@@ -1,9 +1,9 @@
-"""What reads few tokens at a time, as fast as memory allows.
+"""The forward pass for generation: few tokens at a time, at the speed of memory.
 
-With few rows a matrix product takes as long as its matrix takes to come from memory, and what is left to win is how
-the matrix lies there. On CPU, oneDNN lays it out anew once and then reads it in order; torch's own linear layer does so
-too late, for each product (docs/generation.md has the figures). In half precision the matrices are converted once, not
-for each token as autocast would. Pages of 2 MiB spare the processor the look-ups that those of 4 KiB cost.
+With few rows a matrix product is bound by the memory bandwidth of reading its matrix, which depends on the matrix's
+layout. On CPU, oneDNN packs it once and then reads it sequentially; torch's linear layer repacks it for each product
+(docs/generation.md has the figures). In half precision the matrices are converted once, not for each token as autocast
+would. Pages of 2 MiB avoid TLB misses of pages of 4 KiB.
 
 Shapes: B batch, T new tokens, C channels, V vocabulary, n rows.
 """
@@ -27,18 +27,17 @@ from gpt2lab.training.precision import AUTOCAST, Precision, autocast
 
 Product = Callable[[Tensor], Tensor]
 PRIVATE = ("_reorder_linear_weight", "_linear_pointwise", "data_ptr", "_nbytes")
-"""Operations of torch.ops.mkldnn that are used here."""
+"""Private operations of torch.ops.mkldnn that are used here."""
 HUGE_BYTES = 1 << 21
 MADV_COLLAPSE = 25
-"""Of Linux 6.1 on (include/uapi/asm-generic/mman-common.h); Python's mmap has no name for it."""
+"""Since Linux 6.1 (include/uapi/asm-generic/mman-common.h); not in Python's mmap."""
 
 
 class Reader:
-    """Reads for `generate`. Its model is a twin of the one given, which is left alone: they share all parameters but
-    the matrices that are laid out or converted anew. These take their size in memory once more, and up to a second
-    for GPT-2 124M.
+    """The model as `generate` uses it: a copy that shares all parameters except the matrices that are packed or
+    converted, which take additional memory, and up to a second for GPT-2 124M. The original model is unchanged.
 
-    rows:      of a usual matrix product, which is how many samples there will be.
+    rows:      usual rows of a matrix product: the number of samples.
     precision: of matrix products.
     """
 
@@ -48,7 +47,7 @@ class Reader:
         self.precision, self.device = precision, shared[0].device
         dtype = AUTOCAST.get(precision, torch.float32)
         for layer in self.model.modules():
-            if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:  # heirs may compute more
+            if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:  # subclasses may compute more
                 layer.forward = product(layer.weight, layer.bias, rows, dtype)  # type: ignore[assignment, method-assign]
         matrix_of = own_method(self.model.lm_head, "matrix")
         matrix = matrix_of(self.model.wte) if matrix_of else None
@@ -59,7 +58,7 @@ class Reader:
         )
 
     def scores(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Scores of the token after the last, the head having read no other.  (B, T) -> (B, V) float32"""
+        """Scores of the next token; the head is applied to the last position only.  (B, T) -> (B, V) float32"""
         with autocast(self.precision, self.device):
             x = self.model.hidden(self.model.context(tokens, cache))  # (B, T, C)
             return self._head(x[:, -1]).float()
@@ -77,17 +76,16 @@ def product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) 
 
 
 def has_packed_products(dtype: torch.dtype) -> bool:
-    """Whether this torch has oneDNN's products with a matrix laid out beforehand; they are what torch.compile uses, and
-    not part of torch's public interface, so they may be missing."""
-    there = all(hasattr(torch.ops.mkldnn, name) for name in PRIVATE)
-    if not (torch.backends.mkldnn.is_available() and there):
+    """Whether this torch has oneDNN's products with packed matrices. torch.compile uses them; they are not part of
+    torch's public interface, so may be missing."""
+    present = all(hasattr(torch.ops.mkldnn, name) for name in PRIVATE)
+    if not (torch.backends.mkldnn.is_available() and present):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def in_huge_pages(address: int, size_bytes: int) -> bool:
-    """Ask that all whole huge pages within this memory be such; -> whether they are. What lies there stays as it is,
-    and where the system cannot do it, all stays as it was."""
+    """Collapse this memory into huge pages, where the system can; -> whether it did. The content does not change."""
     begin = -(-address // HUGE_BYTES) * HUGE_BYTES
     length = (address + size_bytes) // HUGE_BYTES * HUGE_BYTES - begin
     if sys.platform != "linux" or length <= 0:

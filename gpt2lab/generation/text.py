@@ -1,4 +1,4 @@
-"""Text as it grows: characters once they are whole, and nothing of a stop string."""
+"""Incremental text of a sample: complete characters only, and without stop strings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Continuation:
     """The text of one sample so far.
 
     >>> text = Continuation(tokenizer, stop=["\\n\\n"])
-    >>> text.add(token)   # the text that is certain now, maybe none
+    >>> text.add(token)   # the text that is now final, possibly empty
     >>> text.finish()     # the text held back until now
 
-    A character may be spread over several tokens; until the last of them has come, its bytes decode to one U+FFFD at
-    the very end, which is held back. So is a beginning of a stop string, until it is known not to become one.
+    A character may span several tokens; until the last of them, its bytes decode to one U+FFFD at the end, which is
+    held back. A prefix of a stop string is also held back, until it cannot become one.
 
-    tokens:  all that were added.
-    text:    all that was shown.
+    tokens:  all added tokens.
+    text:    all released text.
     stopped: whether a stop string ended it.
     """
 
@@ -31,11 +31,11 @@ class Continuation:
         self.text = ""
         self.stopped = False
         self._pending: list[int] = []  # tokens since the last end of a character
-        self._taken = 0  # characters of them that are in _held or shown already
+        self._taken = 0  # characters of them that are in _held or released
         self._held = ""
 
     def add(self, token: int) -> str:
-        """-> the text that can be shown now."""
+        """-> the text that is now final."""
         self.tokens.append(token)
         self._pending.append(token)
         text = self.tokenizer.decode(self._pending)
@@ -46,12 +46,12 @@ class Continuation:
         return self._show(fresh)
 
     def finish(self) -> str:
-        """-> what was held back, as no more tokens come; bytes that are no character are U+FFFD now."""
+        """-> the text held back, at the end of the sample; incomplete characters become U+FFFD."""
         if self.stopped:
             return ""
         rest = self.tokenizer.decode(self._pending)[self._taken :] if self._pending else ""
         self._pending, self._taken = [], 0
-        return self._show(rest) + self._let_go(0)
+        return self._show(rest) + self._release(0)
 
     def _show(self, fresh: str) -> str:
         if self.stopped:
@@ -60,41 +60,40 @@ class Continuation:
         ends = [at for at in map(self._held.find, self.stop) if at >= 0]
         if ends:
             self.stopped, self._held = True, self._held[: min(ends)]
-            return self._let_go(0)
-        return self._let_go(max((beginning(self._held, stop) for stop in self.stop), default=0))
+            return self._release(0)
+        return self._release(max((beginning(self._held, stop) for stop in self.stop), default=0))
 
-    def _let_go(self, keep: int) -> str:
-        """Show what is held but for the last `keep` characters."""
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(shown) :]
-        self.text += shown
-        return shown
+    def _release(self, keep: int) -> str:
+        """Release the held text except its last `keep` characters."""
+        released = self._held[: len(self._held) - keep]
+        self._held = self._held[len(released) :]
+        self.text += released
+        return released
 
 
 def beginning(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are a beginning of `stop`."""
+    """Length of the longest end of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a prompt, at least one: an empty one begins as a document does, after the separator, or where there is
-    none after a line break.
+    """Ids of a prompt, at least one: an empty one becomes the separator, or a line break without one.
 
-    Raises ConfigError for characters that the tokenizer cannot write.
+    Raises ConfigError for characters that the tokenizer cannot encode.
     """
     if not prompt and tokenizer.separator is not None:
         return [tokenizer.separator]
     text = prompt or "\n"
     try:
         ids = [int(token) for token in tokenizer.encode(text)]
-        lost = not ids or tokenizer.decode(ids) != text
+        is_lossy = not ids or tokenizer.decode(ids) != text
     except (KeyError, ValueError, Gpt2labError):
-        lost = True
-    if lost:
-        strange = [c for c in dict.fromkeys(text) if not writes(tokenizer, c)]
-        named = ", ".join(repr(c) for c in strange[:10]) + (", ..." if len(strange) > 10 else "")
+        is_lossy = True
+    if is_lossy:
+        unsupported = [c for c in dict.fromkeys(text) if not writes(tokenizer, c)]
+        listed = ", ".join(repr(c) for c in unsupported[:10]) + (", ..." if len(unsupported) > 10 else "")
         raise ConfigError(
-            f"the model's tokenizer cannot write {named or 'it'}",
+            f"the model's tokenizer cannot write {listed or 'it'}",
             where="prompt",
             hint="a prompt without these characters",
         )
@@ -102,7 +101,7 @@ def encoded(prompt: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def writes(tokenizer: Tokenizer, character: str) -> bool:
-    """Whether the character comes back from its ids."""
+    """Whether the tokenizer can encode and decode the character."""
     try:
         return tokenizer.decode(tokenizer.encode(character)) == character
     except (KeyError, ValueError, Gpt2labError):

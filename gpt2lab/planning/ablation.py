@@ -1,4 +1,4 @@
-"""An ablation file becomes configs: a baseline, arms that each change something, and what is declared beforehand.
+"""Loads an ablation file: the config of the baseline and of every arm, seeds, contrasts and thresholds.
 
 All mistakes in the file and in any of its arms are reported in one error.
 """
@@ -17,7 +17,7 @@ import yaml
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import Config, examine, fill_slots, preset_name, preset_names, preset_source, read_overrides
 from gpt2lab.config.fitting import Complaint, Located, check, error_of, located
-from gpt2lab.config.source import Key, Place, YamlSource, dotted, expand, lay, read_file, read_mapping
+from gpt2lab.config.source import Key, Place, YamlSource, dotted, expand, overlay, read_file, read_mapping
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.declaration import (
@@ -45,9 +45,9 @@ from gpt2lab.schema import ABSENT, convert
 TUNING_SEED = 100
 NOISE_SEEDS = 200
 CONTROL_SEEDS = 500
-CONTROL_STRIDE = 2 * MAX_SEEDS  # a control arm is tuned on a seed of its own, too
+CONTROL_STRIDE = 2 * MAX_SEEDS  # includes the seeds that a control arm is tuned on
 
-# What all arms share, because runs are compared on it, or because another key sets it.
+# Keys that no arm may change, with the reason.
 SHARED = {
     "data": "all arms are trained and judged on the same tokens",
     "evaluation": "all arms are judged alike: see `evaluate`",
@@ -58,7 +58,7 @@ SHARED = {
     "training.device": "all arms run on one kind of device: use --set",
     "training.threads": "all arms run with as many threads: use --set",
 }
-# What moves the best learning rate: at a single shared rate such a contrast claims little (docs/statistics.md).
+# Changes that move the best learning rate: at a shared rate their contrasts are exploratory (docs/statistics.md).
 MOVES_RATE = ("model.init", "model.parametrization", "model.residual", "training.batch_tokens")
 
 
@@ -72,9 +72,9 @@ class Arm:
     control: bool = False
     expected: str | None = None
     first_seed: int = 0
-    """What is added to the ablation's seeds: control arms draw seeds of their own, each apart from all others."""
+    """Added to the ablation's seeds: each control arm has seeds that no other arm uses."""
     seeds: tuple[int, ...] | None = None
-    """Its own seeds, instead of the ablation's."""
+    """Replaces the ablation's seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class LoadedAblation:
     baseline: str
     arms: dict[str, Arm]
     seeds: tuple[int, ...] | None
-    """those of arms that are no controls; None for as many as the noise floor asks for"""
+    """of arms that are no controls; None: as many as the noise floor requires"""
     contrasts: tuple[Declared, ...]
     smallest_effect: float
     alpha: float
@@ -95,7 +95,7 @@ class LoadedAblation:
     design: str = "one factor"
     factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     expected: Mapping[str, str] = field(default_factory=dict)
-    """of effects that belong to no single arm"""
+    """expectations for effects of a factorial design"""
     baseline_seeds: int | None = None
     looks: tuple[int, ...] = ()
     tune: Tune | None = None
@@ -105,25 +105,25 @@ class LoadedAblation:
     budget_arms: tuple[str, ...] = ()
     tokens_per_parameter: float | None = None
     noise_command: str = "gpt2lab noise PRESET"
-    """measures the noise floor of its baseline's recipe"""
+    """command that measures the noise floor of the baseline"""
 
     @property
     def tunes_rate(self) -> bool:
-        """Whether every arm looks for its own learning rate."""
+        """Whether the learning rate is tuned in every arm."""
         return self.tune is not None and RATE in self.tune.keys
 
     def exploratory_reason(self, arm: str) -> str | None:
-        """Why contrasts of this arm may claim nothing, as the end of a sentence, or None."""
-        ours, theirs = self.arms[arm].config, self.arms[self.baseline].config
-        trunk = ours.branch or theirs.branch
+        """Why contrasts of this arm are exploratory, as a clause; None where they are not."""
+        ours, baseline = self.arms[arm].config, self.arms[self.baseline].config
+        trunk = ours.branch or baseline.branch
         if trunk:
             return f"it branches from {trunk}: its seeds differ only in what came after"
         if self.tunes_rate:
             return None
-        moved = [f"optim.{name}" for name, value in ours.optim if value != getattr(theirs.optim, name)]
+        moved = [f"optim.{name}" for name, value in ours.optim if value != getattr(baseline.optim, name)]
         for key in MOVES_RATE:
             section, name = key.split(".")
-            if getattr(getattr(ours, section), name) != getattr(getattr(theirs, section), name):
+            if getattr(getattr(ours, section), name) != getattr(getattr(baseline, section), name):
                 moved.append(key)
         if not moved:
             return None
@@ -131,13 +131,13 @@ class LoadedAblation:
 
 
 def ladder_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
-    """The scales that an ablation is run at one after another; none for one without `scales`."""
+    """The file's `scales`, at which the ablation is run one after another; empty without the key."""
     scales = read_source(source)[0].tree.get("scales")
     return tuple(map(str, scales)) if isinstance(scales, list) else ()
 
 
 def read_source(source: str | Path | Mapping[str, Any]) -> tuple[YamlSource, Path]:
-    """A YAML file, or the mapping that one would hold, and the folder that files named in it are relative to. Raises
+    """A YAML file, or a mapping with its content; and the folder that paths in it are relative to. Raises
     ConfigError."""
     if isinstance(source, Mapping):
         text = yaml.safe_dump(json.loads(json.dumps(source, default=str)), sort_keys=False)
@@ -154,7 +154,7 @@ def load_ablation(
     seeds: int | Sequence[int] | Literal["auto"] | None = None,
     plugins: Sequence[str | Path] = (),
 ) -> LoadedAblation:
-    """The ablation of a YAML file, or of the mapping that one would hold.
+    """The ablation of a YAML file, or of a mapping with its content.
 
     scale:     preset or file instead of the file's `base`.
     overrides: `key=value`, for every arm, before the arm's own changes.
@@ -164,48 +164,48 @@ def load_ablation(
     Raises ConfigError with everything that is wrong in the file, in the overrides and in any arm.
     """
     fill_slots(plugins)
-    read, folder = read_source(source)
-    declared, complaints = check(Ablation, read, stand_ins={"ablation": "unnamed", "question": "?", "base": "nano"})
-    found = [located(read, complaint) for complaint in complaints]
+    document, folder = read_source(source)
+    declared, complaints = check(Ablation, document, stand_ins={"ablation": "unnamed", "question": "?", "base": "nano"})
+    problems = [located(document, complaint) for complaint in complaints]
     if declared is None:
-        raise error_of(found)
-    found += [located(read, complaint) for complaint in file_problems(declared, read)]
+        raise error_of(problems)
+    problems += [located(document, complaint) for complaint in file_problems(declared, document)]
     design = declared.design()
     try:
         chosen = _chosen_arms(design, arms)
         listed, looks = _chosen_seeds(declared, seeds)
-        base = base_of(declared.base, read, folder, scale, overrides)
+        base = base_of(declared.base, document, folder, scale, overrides)
     except ConfigError as error:
-        raise error_of(found, more=error.problems, hint=error.hint) from error
-    found += [located(base.source, complaint) for complaint in base.complaints]
-    made: dict[str, Arm] = {}
+        raise error_of(problems, more=error.problems, hint=error.hint) from error
+    problems += [located(base.source, complaint) for complaint in base.complaints]
+    resolved: dict[str, Arm] = {}
     for name in chosen:
         is_baseline = name == design.baseline or design.baseline not in design.arms
         expected = declared.expected.get(name)
-        arm, problems = resolve_arm(design.arms[name], read, base, is_baseline=is_baseline, expected=expected)
-        found += problems
-        if arm is not None and not problems:
-            made[name] = arm
-    at = {name: written.at for name, written in design.arms.items()}
-    beside = [*_between_arms(declared, design.baseline, made, at)]
-    unread = any(key[:1] == ("tune",) for complaint in complaints for key in complaint.keys)
-    if made and not base.complaints and not (unread and declared.tune and not declared.tune.keys):
-        beside += _tune_problems(declared, made, at)
-    found += [located(read, complaint) for complaint in beside]
-    kept, problem = scale_name(scale or declared.base)
-    found += problem
-    if found:
-        raise error_of(found)
+        arm, arm_problems = resolve_arm(design.arms[name], document, base, is_baseline=is_baseline, expected=expected)
+        problems += arm_problems
+        if arm is not None and not arm_problems:
+            resolved[name] = arm
+    keys = {name: written.at for name, written in design.arms.items()}
+    arm_complaints = [*_between_arms(declared, design.baseline, resolved, keys)]
+    tune_unreadable = any(key[:1] == ("tune",) for complaint in complaints for key in complaint.keys)
+    if resolved and not base.complaints and not (tune_unreadable and declared.tune and not declared.tune.keys):
+        arm_complaints += _tune_problems(declared, resolved, keys)
+    problems += [located(document, complaint) for complaint in arm_complaints]
+    scale_label, name_problems = scale_name(scale or declared.base)
+    problems += name_problems
+    if problems:
+        raise error_of(problems)
     curve, per_parameter = declared.budget_curve, declared.tokens_per_parameter
     return LoadedAblation(
         name=declared.ablation,
         question=declared.question,
-        scale=kept if per_parameter is None else f"{kept}-{per_parameter:g}tpp",
+        scale=scale_label if per_parameter is None else f"{scale_label}-{per_parameter:g}tpp",
         baseline=design.baseline,
-        arms=made,
+        arms=resolved,
         seeds=listed,
         contrasts=_contrasts(declared, design, chosen),
-        smallest_effect=smallest_effect(declared.smallest_effect, kept, made[design.baseline].config),
+        smallest_effect=smallest_effect(declared.smallest_effect, scale_label, resolved[design.baseline].config),
         alpha=declared.alpha,
         screen=declared.screen,
         design=design.kind,
@@ -224,7 +224,7 @@ def load_ablation(
 
 
 def scale_name(scale: str) -> tuple[str, list[Located]]:
-    """The name that results at a scale are kept under, and what is wrong with it."""
+    """The name under which results at a scale are stored, and what is wrong with it."""
     name = preset_name(scale)
     if NAME.fullmatch(name):
         return name, []
@@ -232,14 +232,14 @@ def scale_name(scale: str) -> tuple[str, list[Located]]:
 
 
 def smallest_effect(declared: float | Mapping[str, float] | None, scale: str, config: Config) -> float:
-    """In nats at `scale`; the config's own where none was declared for it."""
+    """In nats at `scale`; the config's default where none is declared."""
     if isinstance(declared, Mapping):
         declared = {preset_name(name): value for name, value in declared.items()}.get(scale)
     return config.scale.smallest_effect if declared is None else declared
 
 
 def _relative(folder: Path, base: str) -> str:
-    """A file's base as one would name it from the working directory."""
+    """A file's base, relative to the working directory."""
     return base if preset_name(base) in preset_names() else str(folder / base)
 
 
@@ -248,29 +248,29 @@ def _noise_command(preset: str, per_parameter: float | None, overrides: Sequence
     return shlex.join(["gpt2lab", "noise", preset, *tokens, *(word for item in overrides for word in ("--set", item))])
 
 
-def _chosen_arms(design: Design, wanted: Sequence[str] | None) -> list[str]:
+def _chosen_arms(design: Design, requested: Sequence[str] | None) -> list[str]:
     """The arms to resolve, in the file's order. Raises ConfigError."""
     names = list(design.arms)[: MAX_ARMS + 1]
-    if wanted is None:
+    if requested is None:
         return names
-    problems = [Problem("--arms", unknown("arm", name, names)) for name in wanted if name not in names]
+    problems = [Problem("--arms", unknown("arm", name, names)) for name in requested if name not in names]
     if design.kind == "factorial":
         problems = [Problem("--arms", "a factorial design needs all of its arms")]
-    elif design.baseline not in wanted:
+    elif design.baseline not in requested:
         problems.append(Problem("--arms", f"must keep the baseline '{design.baseline}'"))
-    elif len(set(wanted)) < 2 and not problems:
+    elif len(set(requested)) < 2 and not problems:
         problems.append(Problem("--arms", "at least one arm besides the baseline is expected"))
     if problems:
         raise ConfigError(problems, hint=f"--arms {','.join(names)}")
-    return [name for name in names if name in wanted]
+    return [name for name in names if name in requested]
 
 
 def _chosen_seeds(
-    declared: Ablation, wanted: int | Sequence[int] | Literal["auto"] | None
+    declared: Ablation, requested: int | Sequence[int] | Literal["auto"] | None
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
-    """(seeds, None for automatic; looks). Asking for other seeds than the file's drops its looks."""
-    looks = declared.looks if wanted is None and declared.looks else ()
-    seeds = (declared.seeds or (looks[-1] if looks else SEEDS)) if wanted is None else wanted
+    """(seeds, None for automatic; looks). Seeds that differ from the file's drop its looks."""
+    looks = declared.looks if requested is None and declared.looks else ()
+    seeds = (declared.seeds or (looks[-1] if looks else SEEDS)) if requested is None else requested
     try:
         return None if isinstance(seeds, str) else seed_list(seeds), looks
     except ValueError as error:
@@ -278,7 +278,7 @@ def _chosen_seeds(
 
 
 def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tuple[Declared, ...]:
-    """What is compared among the chosen arms."""
+    """The contrasts whose arms are all among the chosen ones."""
     pairs = tuple(Declared.pair(*pair) for pair in declared.contrasts or ()) or design.contrasts
     return tuple(contrast for contrast in pairs if contrast.weights.keys() <= set(chosen))
 
@@ -288,19 +288,19 @@ def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tup
 
 @dataclass(frozen=True)
 class Base:
-    """What every arm changes, with what is wrong with it already."""
+    """The config that every arm changes, and what is wrong with it."""
 
     source: YamlSource
     complaints: tuple[Complaint, ...]
 
     @property
     def layer(self) -> int:
-        """The layer of changes laid over it."""
+        """The layer of changes over it."""
         return 1 + max((place.layer for place in self.source.places.values()), default=0)
 
 
 def base_of(name: str, source: YamlSource, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
-    """What the arms change: the scale, then `evaluate`, then overrides."""
+    """The preset or file of the scale, then `evaluate`, then overrides."""
     changes = read_overrides(overrides)
     try:
         base = preset_source(scale) if scale else preset_source(name, folder)
@@ -309,40 +309,42 @@ def base_of(name: str, source: YamlSource, folder: Path, scale: str | None, over
             raise
         where = "--scale" if scale else source.place(("base",)).prefix + "base"
         raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
-    given = source.tree.get("evaluate", {})
-    judged = [
+    evaluate = source.tree.get("evaluate", {})
+    evaluation_changes = [
         (f"evaluation.{key}", source.part(("evaluate", key)))
         for key in Evaluate.model_fields
-        if isinstance(given, dict) and key in given and given[key] not in ABSENT
+        if isinstance(evaluate, dict) and key in evaluate and evaluate[key] not in ABSENT
     ]
-    laid = lay(lay(base, judged), changes)
-    return Base(laid, tuple(examine(laid)[1]))
+    merged = overlay(overlay(base, evaluation_changes), changes)
+    return Base(merged, tuple(examine(merged)[1]))
 
 
 def resolve_arm(
     written: Written, file: YamlSource, base: Base, *, is_baseline: bool, expected: str | None
 ) -> tuple[Arm | None, list[Located]]:
-    """One arm of an ablation's `file` over `base`, or None; and what is wrong with it that is not so with the base."""
+    """One arm of an ablation's `file` over `base`, or None; and its problems that are not already those of the base."""
     name = written.name
-    changes = [item for one in written.changes for item in expand(one.key, file.part(one.at).marked(one.prefix))]
-    control, found = _control(written, file, nothing=not changes, is_baseline=is_baseline)
-    own: list[tuple[str, YamlSource]] = []
+    changes = [
+        item for change in written.changes for item in expand(change.key, file.part(change.at).marked(change.prefix))
+    ]
+    control, problems = _control(written, file, unchanged=not changes, is_baseline=is_baseline)
+    allowed: list[tuple[str, YamlSource]] = []
     for key, value in changes:
-        if why := _why_shared(key):
+        if reason := _why_shared(key):
             place = value.place(())
-            found.append((place, Problem(place.prefix + key, f"an arm cannot change this: {why}")))
+            problems.append((place, Problem(place.prefix + key, f"an arm cannot change this: {reason}")))
         else:
-            own.append((key, value))
+            allowed.append((key, value))
     try:
-        laid = lay(base.source, own)
+        merged = overlay(base.source, allowed)
     except ConfigError as error:
-        return None, [*found, *((file.place(written.at), problem) for problem in error.problems)]
-    config, complaints = examine(laid)
-    found += [_at_arm(written, file, laid, base, c) for c in complaints if c not in base.complaints]
+        return None, [*problems, *((file.place(written.at), problem) for problem in error.problems)]
+    config, complaints = examine(merged)
+    problems += [_at_arm(written, file, merged, base, c) for c in complaints if c not in base.complaints]
     if config is None:
-        return None, found
-    first = first_control_seed(name, file) if control else 0
-    return Arm(name, {key: value.tree for key, value in changes}, config, control, expected, first), found
+        return None, problems
+    first_seed = first_control_seed(name, file) if control else 0
+    return Arm(name, {key: value.tree for key, value in changes}, config, control, expected, first_seed), problems
 
 
 def _why_shared(key: str) -> str | None:
@@ -356,33 +358,35 @@ def first_control_seed(name: str, file: YamlSource) -> int:
     return CONTROL_SEEDS + CONTROL_STRIDE * controls.index(name)
 
 
-def _control(written: Written, file: YamlSource, *, nothing: bool, is_baseline: bool) -> tuple[bool, list[Located]]:
-    """Whether the arm is a control, and what is wrong with that."""
+def _control(written: Written, file: YamlSource, *, unchanged: bool, is_baseline: bool) -> tuple[bool, list[Located]]:
+    """Whether the arm is a control, and problems with that key."""
     complaints = []
-    own = file.tree.get("arms", {}).get(written.name) if written.at[:1] == ("arms",) else None
+    declared = file.tree.get("arms", {}).get(written.name) if written.at[:1] == ("arms",) else None
     control = False
     try:
-        control = bool(convert(own.get(CONTROL, "false"), bool)) if isinstance(own, dict) else False
+        control = bool(convert(declared.get(CONTROL, "false"), bool)) if isinstance(declared, dict) else False
     except ValueError as error:
         complaints.append(Complaint(str(error), ((*written.at, CONTROL),)))
-    if nothing and not control and not is_baseline:
+    if unchanged and not control and not is_baseline:
         complaints.append(Complaint("changes nothing; if that is meant, write `control: true`", (written.at,)))
     return control, [located(file, complaint) for complaint in complaints]
 
 
-def _at_arm(written: Written, file: YamlSource, laid: YamlSource, base: Base, complaint: Complaint) -> Located:
-    """The complaint at the arm's own change; at the arm itself where what it clashes with was written elsewhere."""
-    place, problem = located(laid, complaint)
+def _at_arm(written: Written, file: YamlSource, merged: YamlSource, base: Base, complaint: Complaint) -> Located:
+    """The complaint located at the arm's change that caused it, else at the arm."""
+    place, problem = located(merged, complaint)
     if place.layer == base.layer:
         return place, problem
-    here = file.place(written.at)
-    return here, Problem(f"{here.prefix}{dotted(written.at)}: {dotted(complaint.keys[0])}", complaint.what)
+    place_of_arm = file.place(written.at)
+    return place_of_arm, Problem(
+        f"{place_of_arm.prefix}{dotted(written.at)}: {dotted(complaint.keys[0])}", complaint.what
+    )
 
 
 def _between_arms(
-    declared: Ablation, baseline: str, arms: Mapping[str, Arm], at: Mapping[str, Key]
+    declared: Ablation, baseline: str, arms: Mapping[str, Arm], keys: Mapping[str, Key]
 ) -> Iterator[Complaint]:
-    """Arms that are the same, and those that train on unequal amounts. `at`: each arm's key in the file."""
+    """Arms that are the same, and those that train on unequal amounts. `keys`: of each arm in the file."""
     if baseline not in arms:
         return
     tokens = {name: arm.config.training.steps * arm.config.training.batch_tokens for name, arm in arms.items()}
@@ -391,7 +395,7 @@ def _between_arms(
     for name, arm in sorted(arms.items(), key=lambda item: item[0] != baseline):
         if declared.equalise.axis in ("tokens", "parameters") and tokens[name] != tokens[baseline]:
             unequal = f"trains on {tokens[name]} tokens, the baseline on {tokens[baseline]}"
-            yield Complaint(f"{unequal}: `equalise: tokens` wants them equal", (at[name],))
+            yield Complaint(f"{unequal}: `equalise: tokens` wants them equal", (keys[name],))
         if not arm.control:
             twin, what = seen.setdefault(digest(settings(arm.config)), name), "is the same training as"
             if twin == name:
@@ -399,7 +403,7 @@ def _between_arms(
                 twin, what = next(alike, name), "has other settings and computes the same as"
                 distinct.append(arm)
             if twin != name and arm.changes:
-                yield Complaint(f"{what} arm '{twin}'; if that is meant, write `control: true`", (at[name],))
+                yield Complaint(f"{what} arm '{twin}'; if that is meant, write `control: true`", (keys[name],))
 
 
 def _same_function(one: Config, other: Config) -> bool:
@@ -408,51 +412,51 @@ def _same_function(one: Config, other: Config) -> bool:
     return around == theirs and same_function(one.model, other.model)
 
 
-def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], at: Mapping[str, Key]) -> Iterator[Complaint]:
-    """What is wrong with the tuning at these arms, the controls among them. `at`: each arm's key in the file."""
+def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], keys: Mapping[str, Key]) -> Iterator[Complaint]:
+    """Problems of tuning these arms, controls included. `keys`: of each arm in the file."""
     tune = declared.tuning
     if tune is None:
         return
     shared = dict(_shared_keys(tune, declared.equalise.axis))
     if shared:
         yield from (
-            Complaint(f"no arm may change this: {why}", (("tune", "space", key),)) for key, why in shared.items()
+            Complaint(f"no arm may change this: {reason}", (("tune", "space", key),)) for key, reason in shared.items()
         )
         return
     spelled = "tune" if declared.tune else "lr_bracket"
     for name, arm in arms.items():
         for key in () if arm.control else tune.keys:
             if _sets(arm.changes, key):
-                yield Complaint(f"sets {key}, which `{spelled}` is to find; drop one of the two", (at[name],))
-    misfits: dict[Problem, list[str]] = {}
+                yield Complaint(f"sets {key}, which `{spelled}` is to find; drop one of the two", (keys[name],))
+    arms_with: dict[Problem, list[str]] = {}
     for name, arm in arms.items() if not tune.grid else ():
         try:
             check_search(tune.of(name), arm.config)
         except ConfigError as error:
             for problem in error.problems:
-                misfits.setdefault(problem, []).append(name)
-    for problem, names in misfits.items():
-        of = "" if len(names) == len(arms) else f"at arm{'s' if len(names) > 1 else ''} {', '.join(names)}: "
+                arms_with.setdefault(problem, []).append(name)
+    for problem, names in arms_with.items():
+        prefix = "" if len(names) == len(arms) else f"at arm{'s' if len(names) > 1 else ''} {', '.join(names)}: "
         where: Key = ("tune", "space", problem.where) if problem.where in tune.space else ("tune", "space")
         if problem.where.startswith("enqueue"):
-            where, of = ("tune", "enqueue"), of + problem.where.removeprefix("enqueue").lstrip(": ") + ": "
-        yield Complaint(f"{of}{problem.what}", (where,))
+            where, prefix = ("tune", "enqueue"), prefix + problem.where.removeprefix("enqueue").lstrip(": ") + ": "
+        yield Complaint(f"{prefix}{problem.what}", (where,))
 
 
 def _shared_keys(tune: Tune, axis: str) -> Iterator[tuple[str, str]]:
-    """Dimensions that would make arms differ in what they have to share, and why."""
+    """Dimensions that would change what all arms must share, and the reason."""
     for key in tune.space:
-        why = _why_shared(key)
+        reason = _why_shared(key)
         if key == "training.steps":
-            why = "arms train on as many tokens, whatever is tried"
+            reason = "arms train on as many tokens, whatever is tried"
         elif axis != "tokens" and not key.startswith("optim."):
-            why = f"it could change what `equalise: {axis}` makes equal"
-        if why is not None:
-            yield key, why
+            reason = f"it could change what `equalise: {axis}` makes equal"
+        if reason is not None:
+            yield key, reason
 
 
 def _sets(changes: Mapping[str, Any], key: str) -> bool:
-    """Whether an arm's changes have a value for `key`."""
+    """Whether an arm's changes set `key`, or a part of it."""
     for changed, value in changes.items():
         if f"{changed}.".startswith(f"{key}."):
             return True

@@ -1,4 +1,4 @@
-"""What an ablation's file may declare, its arms and contrasts by design, and what is wrong with it at any scale.
+"""The keys of an ablation file, the arms and contrasts of its design, and the checks that do not depend on the scale.
 
 arms:           one factor at a time: every arm against the baseline
 leave_one_out:  a baseline with all parts, and for each part an arm without it
@@ -43,7 +43,7 @@ Knob = Literal["mlp_width", "depth", "tokens"]
 
 @dataclass(frozen=True)
 class Change:
-    """One change of an arm: a dotted key, where in the file its value is, and what errors put before the key."""
+    """One change of an arm. key: dotted. at: the key of its value in the file. prefix: of the key in error messages."""
 
     key: str
     at: Key
@@ -80,17 +80,24 @@ def changes_at(at: Key, keys: Mapping[str, Any] | None) -> tuple[Change, ...]:
 
 def one_factor(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> Design:
     """Arms as they are written, each against the baseline."""
-    changes = {n: changes_at(("arms", n), {k: v for k, v in own.items() if k != CONTROL}) for n, own in arms.items()}
-    written = {n: Written(n, own, ("arms", n)) for n, own in changes.items()}
+    changes = {
+        n: changes_at(("arms", n), {k: v for k, v in settings.items() if k != CONTROL}) for n, settings in arms.items()
+    }
+    written = {n: Written(n, settings, ("arms", n)) for n, settings in changes.items()}
     return Design("one factor", baseline, written, tuple(Declared.pair(n, baseline) for n in arms if n != baseline))
 
 
 def leave_one_out(parts: Mapping[str, Mapping[str, Any]]) -> Design:
-    """`all` with the changes of every part, and `without X` for each part X: worse means that X helps."""
+    """`all` with the changes of every part, and `without X` for each part X: a worse loss without X means that X
+    helps."""
     at = {ALL: ("leave_one_out",), **{WITHOUT + part: ("leave_one_out", part) for part in parts}}
     changes = {part: changes_at(("leave_one_out", part), keys) for part, keys in parts.items()}
     arms = {
-        name: Written(name, tuple(c for part, own in changes.items() if name != WITHOUT + part for c in own), key)
+        name: Written(
+            name,
+            tuple(c for part, part_changes in changes.items() if name != WITHOUT + part for c in part_changes),
+            key,
+        )
         for name, key in at.items()
     }
     return Design("leave one out", ALL, arms, tuple(Declared.pair(WITHOUT + part, ALL) for part in parts))
@@ -107,7 +114,7 @@ def factorial(factors: Mapping[str, Sequence[Any] | Mapping[str, Any]]) -> Desig
     for cell in cells:
         changes = itertools.chain(*(levels[factor][level] for factor, level in cell.items()))
         arms[_cell_name(cell)] = Written(_cell_name(cell), tuple(changes), ("factors",))
-    names = {factor: tuple(own) for factor, own in levels.items()}
+    names = {factor: tuple(factor_levels) for factor, factor_levels in levels.items()}
     return Design("factorial", _cell_name(cells[0]), arms, tuple(_effects(names)), names)
 
 
@@ -150,14 +157,14 @@ def _weights(
     factors: Mapping[str, tuple[str, ...]], of: tuple[str, ...], signs: Mapping[tuple[str, ...], float]
 ) -> dict[str, float]:
     """Weight of every cell whose levels of the factors `of` have a sign, shared evenly over the other factors."""
-    others = math.prod(len(levels) for factor, levels in factors.items() if factor not in of)
+    repeats = math.prod(len(levels) for factor, levels in factors.items() if factor not in of)
     cells = (dict(zip(factors, combination, strict=True)) for combination in itertools.product(*factors.values()))
-    weights = {_cell_name(c): signs.get(tuple(c[factor] for factor in of), 0.0) / others for c in cells}
+    weights = {_cell_name(c): signs.get(tuple(c[factor] for factor in of), 0.0) / repeats for c in cells}
     return {cell: weight for cell, weight in sorted(weights.items(), key=lambda item: -item[1]) if weight}
 
 
 class Evaluate(Settings):
-    """How the arms of an ablation are judged; null leaves it to the scale."""
+    """How the arms of an ablation are evaluated; null: as the scale's preset says."""
 
     contexts: tuple[float, ...] | None = None
     """Other context lengths, as multiples of block_size."""
@@ -170,16 +177,16 @@ class Evaluate(Settings):
 
 
 class Equalise(Settings):
-    """What is made equal in all arms, and by which knob."""
+    """The quantity that is made equal in all arms, and the setting that is adjusted for it."""
 
     axis: Axis = "tokens"
     """tokens, parameters, flops (of a whole run) or wall_clock."""
     by: Knob | None = None
-    """What is adjusted: mlp_width, depth or tokens; null is mlp_width for parameters, else tokens."""
+    """The setting that is adjusted: mlp_width, depth or tokens; null is mlp_width for parameters, else tokens."""
 
 
 class BudgetCurve(Settings):
-    """Runs of some arms at other budgets, to express a difference in compute."""
+    """Runs of some arms at other budgets, to express a difference in loss as a compute multiplier."""
 
     budgets: tuple[Annotated[float, Field(gt=0)], ...]
     """Multiples of the training tokens; 1 is the study's own runs."""
@@ -208,11 +215,13 @@ def _sentence(text: str) -> str:
 
 def _nothing_is_no_changes(arms: Any) -> Any:
     """`learned:` means `learned: {}`."""
-    return {n: {} if own in ABSENT else own for n, own in arms.items()} if isinstance(arms, Mapping) else arms
+    return (
+        {n: {} if changes in ABSENT else changes for n, changes in arms.items()} if isinstance(arms, Mapping) else arms
+    )
 
 
 def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """`n` as the seeds 0 to n - 1, a list as it is. Raises ValueError for seeds that are reserved or repeated."""
+    """`n` as the seeds 0 to n - 1, a list unchanged. Raises ValueError for seeds that are reserved or repeated."""
     if isinstance(seeds, int) and not 1 <= seeds <= MAX_SEEDS:
         raise ValueError(f"from 1 to {MAX_SEEDS} seeds are expected")
     listed = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -230,16 +239,16 @@ Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_nothing_is_no_chan
 
 
 class Ablation(Settings):
-    """A question, as its file declares it."""
+    """The keys of an ablation file."""
 
     ablation: FileName
     """Its name, also that of files."""
     question: Sentence
-    """What it asks, in a sentence."""
+    """The question that it answers, as a sentence."""
     base: str
     """Preset or file that the arms change; `--scale` replaces it."""
     baseline: str | None = None
-    """The arm that others are compared with; designs other than `arms` have one of their own."""
+    """The arm that others are compared with; the other designs define their own."""
     arms: Named = Field(default_factory=dict)
     """Name -> changes by dotted key. `control: true` marks an arm that is meant to change nothing."""
     leave_one_out: Named | None = None
@@ -247,17 +256,17 @@ class Ablation(Settings):
     factors: dict[str, Any] | None = None
     """Dotted key -> values, or name -> levels with their changes: every combination is an arm."""
     seeds: int | list[int] | Literal["auto"] | None = None
-    """How many, or which ones; auto takes what the noise floor asks for, null is 3, or the number of the last look."""
+    """How many, or which ones; auto: as many as the noise floor requires, null: 3, or the number of the last look."""
     baseline_seeds: int | None = Field(None, ge=1, le=MAX_SEEDS)
-    """Seeds of the baseline, where it has more than the arms: the cheapest way to more power."""
+    """Seeds of the baseline, where it has more than the arms: the cheapest way to increase power."""
     looks: tuple[int, ...] | None = None
     """Seeds per arm at which results are looked at; arms that are decided stop there."""
     lr_bracket: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Older spelling of `tune: {grid: {optim.lr: ...}}`, as plain numbers."""
     tune: Tune | None = None
-    """How every arm looks for its own settings first: a grid of learning rates, or the same search for each."""
+    """How every arm is tuned first: a grid of learning rates, or the same search for each arm."""
     equalise: Equalise = Field(default_factory=Equalise)
-    """What is equal in all arms."""
+    """The quantity that is equal in all arms."""
     budget_curve: BudgetCurve | None = None
     """Other budgets at which the baseline is trained, such as [0.5, 1, 2]."""
     scales: tuple[str, ...] | None = None
@@ -266,15 +275,15 @@ class Ablation(Settings):
     """Training tokens for each parameter of the baseline, instead of the preset's steps."""
     evaluate: Evaluate = Field(default_factory=Evaluate)
     expected: dict[str, str] = Field(default_factory=dict)
-    """Arm, or effect of a factorial design such as `norm=rmsnorm`, -> what is expected of it, and by whom."""
+    """Arm, or effect of a factorial design such as `norm=rmsnorm`, -> the expected result, and its source."""
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Smallest difference of interest in nats: one for all scales, or by scale; null is the scale's own."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Error rate of the whole family of contrasts."""
     screen: bool = False
-    """A first look only: its contrasts are exploratory."""
+    """A screening study: its contrasts are exploratory."""
     contrasts: list[tuple[str, str]] | None = None
-    """Pairs (arm, against); null is what the design asks for."""
+    """Pairs (arm, against); null: the contrasts of the design."""
 
     @field_validator("equalise", mode="before")
     @classmethod
@@ -313,11 +322,11 @@ class Ablation(Settings):
 
     @property
     def tuning(self) -> Tune | None:
-        """`tune`, whichever way it is spelled."""
+        """`tune`, or the equivalent of `lr_bracket`."""
         return self.tune or (Tune(grid={RATE: self.lr_bracket}) if self.lr_bracket else None)
 
     def design(self) -> Design:
-        """Its arms and their contrasts, as the design has them; none where the file declares them wrongly."""
+        """The arms and contrasts; an empty design where the file declares them wrongly."""
         if any(design_problems(self.arms, self.leave_one_out, self.factors)):
             return Design("none", "", {})
         if self.factors:
@@ -330,19 +339,21 @@ class Ablation(Settings):
 def design_problems(
     arms: Mapping[str, Any], parts: Mapping[str, Any] | None, factors: Mapping[str, Any] | None
 ) -> Iterator[Complaint]:
-    """What is wrong with the way in which a file declares its arms."""
-    given = [n for n, v in (("arms", arms), ("leave_one_out", parts), ("factors", factors)) if v]
-    if len(given) != 1:
-        what = "one of `arms`, `leave_one_out` and `factors` is expected" + (f", not {len(given)}" if given else "")
-        yield Complaint(what, ((given[-1],) if given else (),))
+    """Problems in how a file declares its arms."""
+    declared = [n for n, v in (("arms", arms), ("leave_one_out", parts), ("factors", factors)) if v]
+    if len(declared) != 1:
+        problem = "one of `arms`, `leave_one_out` and `factors` is expected" + (
+            f", not {len(declared)}" if declared else ""
+        )
+        yield Complaint(problem, ((declared[-1],) if declared else (),))
     if parts and len(parts) < 2:
         yield Complaint("at least two parts are expected", (("leave_one_out",),))
-    seen: dict[str, str] = {}
+    first_parts: dict[str, str] = {}
     for part, changes in (parts or {}).items():
         if not changes:
             yield Complaint("changes nothing, so there is nothing to leave out", (("leave_one_out", part),))
         for key in changes:
-            twin = seen.setdefault(key, part)
+            twin = first_parts.setdefault(key, part)
             if twin != part:
                 yield Complaint(f"'{key}' is changed by '{twin}' as well", (("leave_one_out", part, key),))
     for key, values in (factors or {}).items():
@@ -360,7 +371,7 @@ def design_problems(
 
 
 def file_problems(declared: Ablation, source: YamlSource) -> Iterator[Complaint]:
-    """What is wrong with names, references and combinations of keys, whatever the scale."""
+    """Problems of names, references and combinations of keys, which do not depend on the scale."""
     wrong = list(design_problems(declared.arms, declared.leave_one_out, declared.factors))
     yield from wrong
     if wrong:
@@ -383,8 +394,8 @@ def _name_problems(at: Mapping[str, Key], source: YamlSource) -> Iterator[Compla
     by_folded: dict[str, str] = {}
     for name, key in at.items():
         if not name.isprintable() or not 0 < len(name) <= 64 or name != name.strip(" .") or set(name) & set("/\\,"):
-            what = "an arm's name is printable text without / \\ and commas, at most 64, no dot or space at its ends"
-            yield Complaint(f"{what}: {name}" if key == ("factors",) else what, (key,))
+            problem = "an arm's name is printable text without / \\ and commas, at most 64, no dot or space at its ends"
+            yield Complaint(f"{problem}: {name}" if key == ("factors",) else problem, (key,))
         twin = by_folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
         if twin != name:
             line = source.place(at[twin]).line
@@ -395,9 +406,9 @@ def _name_problems(at: Mapping[str, Key], source: YamlSource) -> Iterator[Compla
         yield Complaint("at least one arm besides the baseline is expected", (("arms",),))
 
 
-def _unknown(kind: str, names: Mapping[Key, str], known: Sequence[str] | Mapping[str, Any]) -> Iterator[Complaint]:
+def _unknown(kind: str, names: Mapping[Key, str], choices: Sequence[str] | Mapping[str, Any]) -> Iterator[Complaint]:
     """A complaint for each name that does not exist. `names`: by the key that has it."""
-    yield from (Complaint(unknown(kind, name, known), (key,)) for key, name in names.items() if name not in known)
+    yield from (Complaint(unknown(kind, name, choices), (key,)) for key, name in names.items() if name not in choices)
 
 
 def _references(declared: Ablation, design: Design) -> Iterator[Complaint]:
@@ -422,25 +433,25 @@ def _references(declared: Ablation, design: Design) -> Iterator[Complaint]:
     scales: dict[Key, str] = {("smallest_effect", scale): scale for scale in effect} if isinstance(effect, dict) else {}
     scales |= {("scales", index): scale for index, scale in enumerate(declared.scales or ())}
     named = {key: scale for key, scale in scales.items() if not scale.endswith((".yaml", ".yml"))}
-    known = preset_names()
+    presets = preset_names()
     yield from (
-        Complaint(unknown("scale", scale, known), (key,))
+        Complaint(unknown("scale", scale, presets), (key,))
         for key, scale in named.items()
-        if preset_name(scale) not in known
+        if preset_name(scale) not in presets
     )
 
 
 def _contrast_problems(contrasts: Sequence[tuple[str, str]] | None) -> Iterator[Complaint]:
     if contrasts == []:
-        what = "an empty list: nothing would be compared; leave it out for what the design asks for"
-        yield Complaint(what, (("contrasts",),))
-    seen: set[frozenset[str]] = set()
+        problem = "an empty list: nothing would be compared; leave it out for what the design asks for"
+        yield Complaint(problem, (("contrasts",),))
+    pairs: set[frozenset[str]] = set()
     for index, pair in enumerate(contrasts or ()):
         if pair[0] == pair[1]:
             yield Complaint(f"'{pair[0]}' against itself", (("contrasts", index),))
-        elif frozenset(pair) in seen:
+        elif frozenset(pair) in pairs:
             yield Complaint(f"'{pair[0]}' and '{pair[1]}' are compared twice", (("contrasts", index),))
-        seen.add(frozenset(pair))
+        pairs.add(frozenset(pair))
 
 
 def _combinations(declared: Ablation) -> Iterator[Complaint]:
@@ -457,8 +468,8 @@ def _combinations(declared: Ablation) -> Iterator[Complaint]:
             yield Complaint("looks give every arm as many seeds as the baseline", (("baseline_seeds",),))
     if tune is not None:
         if declared.lr_bracket is not None:
-            what = "`tune` and `lr_bracket` both look for each arm's own settings; drop one of the two"
-            yield Complaint(what, (("tune",), ("lr_bracket",)))
+            problem = "`tune` and `lr_bracket` both look for each arm's own settings; drop one of the two"
+            yield Complaint(problem, (("tune",), ("lr_bracket",)))
         for key in sorted(tune.model_fields_set - {"grid"}) if tune.grid else ():
             yield Complaint("is no part of a grid, which trains one run for each multiple", (("tune", key),))
         if (tune.metric, tune.direction) != (LOSS, "minimize"):

@@ -1,5 +1,5 @@
-"""How long arms are trained, and arms made equal in more than tokens: one declared knob of each is adjusted until it
-has what the baseline has, to within one per cent."""
+"""Training length of arms, and equal parameters, FLOPs or wall clock: one declared setting (the knob) of each arm is
+adjusted until the quantity equals the baseline's to within 1 %."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MOST = {"mlp_width": 8, "depth": 4, "tokens": 64}
 FINE_WIDTH = 8  # multiples of 8 suit tensor cores
 
 Measure = Callable[[Config], float]
-"""What a training has of the axis: parameters, FLOP of the whole run, or seconds of it."""
+"""The quantity of a training on the axis: parameters, FLOP of the whole run, or its seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adjustment:
-    """What was changed in one arm, and what that did to the axis, in the axis's unit."""
+    """The change of one arm's setting, and the quantity before and after, in the axis's unit."""
 
     axis: str
     what: str
@@ -68,9 +68,9 @@ def with_steps(config: Config, steps: int, source: str) -> Config:
 def equalise(
     config: Config, target: float, *, axis: str, knob: str, measure: Measure
 ) -> tuple[Config, Adjustment | None]:
-    """The config with its knob turned until `measure` is `target` to within 1 %; itself and None where it is already.
+    """The config with its knob adjusted until `measure` is within 1 % of `target`; unchanged, with None, where it is.
 
-    `measure` must not fall as the knob is turned up. Raises ConfigError when 1 % is out of reach, with what is not.
+    `measure` must not fall as the knob rises. Raises ConfigError when 1 % cannot be reached, with a knob that can.
     """
     before = measure(config)
     if _equal(before, target):
@@ -78,14 +78,16 @@ def equalise(
     adjusted = _nearest(config, target, knob, measure)
     after = measure(adjusted)
     if _equal(after, target):
-        what = f"{NAMES[knob]} {_value(config, knob)} -> {_value(adjusted, knob)}"
-        return adjusted, Adjustment(axis=axis, what=what, before=before, after=after, target=target)
+        problem = f"{NAMES[knob]} {_value(config, knob)} -> {_value(adjusted, knob)}"
+        return adjusted, Adjustment(axis=axis, what=problem, before=before, after=after, target=target)
     reached = _against(after, axis, target, f" at {NAMES[knob]} {_value(adjusted, knob)}")
-    what = f"{knob} cannot make {axis} equal to within 1 %: the nearest is {reached}"
-    for other in KNOBS[axis]:
-        if other != knob and _equal(measure(_nearest(config, target, other, measure)), target):
-            raise ConfigError(f"{what}; `by: {other}` would do", hint=f"equalise: {{axis: {axis}, by: {other}}}")
-    raise ConfigError(f"{what}; no other knob would do")
+    problem = f"{knob} cannot make {axis} equal to within 1 %: the nearest is {reached}"
+    for other_knob in KNOBS[axis]:
+        if other_knob != knob and _equal(measure(_nearest(config, target, other_knob, measure)), target):
+            raise ConfigError(
+                f"{problem}; `by: {other_knob}` would do", hint=f"equalise: {{axis: {axis}, by: {other_knob}}}"
+            )
+    raise ConfigError(f"{problem}; no other knob would do")
 
 
 def _equal(value: float, target: float) -> bool:
@@ -93,12 +95,12 @@ def _equal(value: float, target: float) -> bool:
 
 
 def _nearest(config: Config, target: float, knob: str, measure: Measure) -> Config:
-    """The config as near to the target as the knob brings it, on the coarsest grid of its values that will do."""
+    """The config nearest to the target, on the coarsest grid of the knob's values that comes within 1 %."""
     best = config
     for grid in _grids(config, knob):
-        first = bisect.bisect_left(grid, target, key=lambda value: measure(_turned(config, knob, value)))
-        beside = [_turned(config, knob, value) for value in grid[max(0, first - 1) : first + 1]]
-        best = min(beside, key=lambda candidate: abs(measure(candidate) - target))
+        first = bisect.bisect_left(grid, target, key=lambda value: measure(_with_value(config, knob, value)))
+        neighbours = [_with_value(config, knob, value) for value in grid[max(0, first - 1) : first + 1]]
+        best = min(neighbours, key=lambda candidate: abs(measure(candidate) - target))
         if _equal(measure(best), target):
             break
     return best
@@ -111,8 +113,8 @@ def _grids(config: Config, knob: str) -> Iterator[Sequence[int]]:
         yield range(FINE_WIDTH, most + 1, FINE_WIDTH)
     if knob == "depth":
         patterns = [len(c) for slot, c in config.model.choices().items() if SLOTS[slot].arity == "per_layer"]
-        every = math.lcm(*patterns)  # a pattern of components fills the layers evenly
-        yield [layers for layers in range(every, most + 1, every) if _fits(config, layers)]
+        period = math.lcm(*patterns)  # a pattern of components fills the layers evenly
+        yield [layers for layers in range(period, most + 1, period) if _fits(config, layers)]
     else:
         yield range(1, most + 1)
 
@@ -120,21 +122,21 @@ def _grids(config: Config, knob: str) -> Iterator[Sequence[int]]:
 def _fits(config: Config, layers: int) -> bool:
     """Whether the chosen components work at this depth."""
     try:
-        _turned(config, "depth", layers)
+        _with_value(config, "depth", layers)
     except ConfigError:
         return False
     return True
 
 
 def _value(config: Config, knob: str) -> int:
-    """The knob's value: width before what a gated MLP takes off it, layers, or steps."""
+    """The knob's value: MLP width (before a gated MLP reduces it), layers, or steps."""
     model = config.model
     if knob == "mlp_width":
         return max(1, round(model.mlp_ratio * model.n_embd))
     return model.n_layer if knob == "depth" else config.training.steps
 
 
-def _turned(config: Config, knob: str, value: int) -> Config:
+def _with_value(config: Config, knob: str, value: int) -> Config:
     if knob == "tokens":
         return with_steps(config, value, "equalise")
     if knob == "depth":
@@ -146,20 +148,20 @@ CostsOf = Callable[[Config], Costs]
 
 
 def at_budget(arm: Arm, multiple: float) -> Arm:
-    """The arm trained `multiple` times as long, on a schedule of its own."""
+    """The arm trained `multiple` times as long, with the schedule over that length."""
     steps = max(1, round(arm.config.training.steps * multiple))
     return replace(arm, config=with_steps(arm.config, steps, f"arm {arm.name} at {multiple:g} of the tokens"))
 
 
 def with_tokens(ablation: LoadedAblation, costs_of: CostsOf) -> LoadedAblation:
-    """The baseline trained for the declared tokens per parameter, if any were declared, and arms as much longer or
-    shorter: those with as many tokens as the baseline keep as many, whatever their batches."""
-    wanted = ablation.tokens_per_parameter
-    if wanted is None:
+    """The ablation with the baseline trained for the declared tokens per parameter, if any, and all arms scaled by the
+    same factor; equal numbers of tokens stay equal, whatever the batch sizes."""
+    per_parameter = ablation.tokens_per_parameter
+    if per_parameter is None:
         return ablation
     baseline = ablation.arms[ablation.baseline].config
     unit = math.lcm(*(arm.config.training.batch_tokens for arm in ablation.arms.values()))
-    tokens = unit * max(1, round(wanted * costs_of(baseline).parameters / unit))
+    tokens = unit * max(1, round(per_parameter * costs_of(baseline).parameters / unit))
     multiple = tokens / tokens_of(baseline)
     return replace(ablation, arms={name: at_budget(arm, multiple) for name, arm in ablation.arms.items()})
 
@@ -167,7 +169,7 @@ def with_tokens(ablation: LoadedAblation, costs_of: CostsOf) -> LoadedAblation:
 def equal_arms(
     ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine: Machine
 ) -> tuple[dict[str, Arm], dict[str, Adjustment]]:
-    """The arms made equal to the baseline, which stays as it is, on the declared axis, and what was changed in them.
+    """The arms made equal to the unchanged baseline on the declared axis, and their adjustments.
 
     Raises ConfigError with every arm that cannot be made equal.
     """
@@ -200,7 +202,7 @@ def equal_arms(
 
 
 def _measures(ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine: Machine) -> dict[str, Measure]:
-    """What each arm's training has of the axis, as a function of its config."""
+    """Arm -> the quantity on the axis, as a function of its config."""
 
     def parameters(config: Config) -> float:
         return float(costs_of(config).parameters)
@@ -219,11 +221,11 @@ def _measures(ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine
 
 def _undone(arms: Mapping[str, Arm], adjusted: Mapping[str, Adjustment], baseline: str) -> Iterator[tuple[str, str]]:
     """Adjusted arms that are now the same training as another: the knob reverted their change."""
-    seen = {digest(settings(arms[baseline].config)): baseline}
+    first_arms = {digest(settings(arms[baseline].config)): baseline}
     for name, arm in arms.items():
         if name == baseline or arm.control:
             continue
-        twin = seen.setdefault(digest(settings(arm.config)), name)
+        twin = first_arms.setdefault(digest(settings(arm.config)), name)
         adjustment = adjusted.get(name) or adjusted.get(twin)
         if twin != name and adjustment:
             yield name, f"made equal ({adjustment.what}), it is the same training as arm '{twin}'"

@@ -1,4 +1,4 @@
-"""What a plan will be able to claim, before anything runs: the smallest difference that it detects, and its cost."""
+"""The forecast of a plan before anything runs: the smallest difference that it detects, and its cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt2lab.text import plural
 
 @dataclass(frozen=True)
 class Forecast:
-    """By the noise floor of the scale, in nats, for the contrast with the largest standard error."""
+    """In nats, from the noise floor of the scale, for the contrast with the largest standard error."""
 
     seeds: int
     sd: float
@@ -27,7 +27,7 @@ class Forecast:
     needed: int
     """seeds per arm that find X with 80 % power, with the sd at its upper limit"""
     seconds_needed: float
-    """what a study of that many seeds would take here, from its start"""
+    """estimated time of a study with that many seeds on this machine, from its start"""
     level: float
     """of each contrast"""
 
@@ -49,29 +49,29 @@ def forecast(plan: Plan) -> Forecast | None:
 
 
 def seconds_left(plan: Plan, store: Store) -> float:
-    """Estimated time of all unfinished runs on this machine: those at other budgets count by their tokens, and while
-    settings are still looked for, the runs that come after are included."""
+    """Estimated time of all unfinished runs on this machine, in proportion to their tokens; while arms are being tuned,
+    the runs that follow are included."""
     trials: dict[str, float] = {}
-    others: dict[str, float] = {}
+    final: dict[str, float] = {}
     for name, arm in plan.arms.items():
         tuning = arm.tuning
         judged = [*arm.runs, *arm.shared, *(run for runs in arm.curve.values() for run in runs)]
-        for waiting, runs in ((trials, tuning.runs if tuning else ()), (others, judged)):
+        for pending, runs in ((trials, tuning.runs if tuning else ()), (final, judged)):
             for run in runs:
                 if not is_finished(run, store):
-                    waiting[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
+                    pending[run.id] = arm.seconds * tokens_of(run.config) / arm.tokens
         if tuning and tuning.search and tuning.open:  # then `runs` are those at the settings as written
             trials |= {f"{name} {i}": arm.seconds for i in range(tuning.left * tuning.search.settings.seeds)}
-            others |= {f"{name} {run.seed} again": arm.seconds for run in arm.runs}
+            final |= {f"{name} {run.seed} again": arm.seconds for run in arm.runs}
     jobs = plan.machine.jobs
-    return makespan(trials.values(), jobs) + makespan(others.values(), jobs)
+    return makespan(trials.values(), jobs) + makespan(final.values(), jobs)
 
 
 def lines(plan: Plan) -> list[str]:
     """The forecast in sentences, for the plan and the start of a run."""
-    ablation, found, floor = plan.ablation, forecast(plan), plan.floor
+    ablation, result, floor = plan.ablation, forecast(plan), plan.floor
     sentences = [f"left out to fit the budget: {'; '.join(plan.left_out)}"] if plan.left_out else []
-    if found is None or floor is None:
+    if result is None or floor is None:
         why = plan.why_no_floor or "its runs do not differ"
         unknown = f"no noise floor for {ablation.scale} ({why}), so power is unknown"
         return [*sentences, f"{unknown}; `{ablation.noise_command}` measures one"]
@@ -79,17 +79,17 @@ def lines(plan: Plan) -> list[str]:
         f"noise floor: sd {floor.sd:.2g} nats [{floor.low:.2g}, {floor.high:.2g}] of {len(floor.values)} repeats, "
         f"{floor.age}"
     )
-    seeds, enough = (f"{plural(n, 'seed')} per arm" for n in (found.seeds, found.needed))
-    if found.detectable < math.inf:
+    seeds, enough = (f"{plural(n, 'seed')} per arm" for n in (result.seeds, result.needed))
+    if result.detectable < math.inf:
         sentences.append(
-            f"with {seeds} a difference of {found.detectable:.2g} nats is found four times out of five "
-            f"({found.detectable_upper:.2g} if the noise is at its upper 80 % limit)"
+            f"with {seeds} a difference of {result.detectable:.2g} nats is found four times out of five "
+            f"({result.detectable_upper:.2g} if the noise is at its upper 80 % limit)"
         )
     effect = f"{ablation.smallest_effect:g} nats, the smallest effect of interest"
     sentences.append(
         f"that is enough for {effect}: {enough} would do"
-        if found.needed <= found.seeds
-        else f"for {effect}, it takes {enough}: about {clock(found.seconds_needed)}"
+        if result.needed <= result.seeds
+        else f"for {effect}, it takes {enough}: about {clock(result.seconds_needed)}"
     )
     if ablation.tune:
         sentences.append(
@@ -107,11 +107,13 @@ def clock(seconds: float) -> str:
 
 def as_record(plan: Plan) -> dict[str, Any] | None:
     """The forecast as plain data."""
-    found = forecast(plan)
-    if found is None:
+    result = forecast(plan)
+    if result is None:
         return None
-    detected = (found.detectable, found.detectable_upper) if found.detectable < math.inf else (None, None)  # for JSON
+    detected = (
+        (result.detectable, result.detectable_upper) if result.detectable < math.inf else (None, None)
+    )  # for JSON
     return {
-        "noise_sd": found.sd, "detectable": detected[0], "detectable_upper": detected[1],
-        "seeds_for_smallest_effect": found.needed, "seconds_for_smallest_effect": found.seconds_needed,
+        "noise_sd": result.sd, "detectable": detected[0], "detectable_upper": detected[1],
+        "seeds_for_smallest_effect": result.needed, "seconds_for_smallest_effect": result.seconds_needed,
     }  # fmt: skip

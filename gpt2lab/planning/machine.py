@@ -1,4 +1,4 @@
-"""The machine that runs will execute on, as far as a plan needs to know it, and the probe that describes this one."""
+"""The description of a machine that a plan depends on, and the probe that describes this one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gpt2lab.training.settings import TrainingConfig
 
 PROBE_SIZE, PROBE_SHARE = 512, 0.5  # a training step reaches about half of the speed of one large matmul
 GPU_PROBE_SIZE, GPU_STEP_SECONDS = 8192, 0.008
-"""On a GPU a smaller product measures how long it takes to ask for one; and no step is done sooner than a program can
-ask for its hundreds of kernels."""
+"""On a GPU a smaller product measures the launch of a kernel; and a step takes at least as long as launching its
+hundreds of kernels."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Machine:
     speed: float
     speed_from: str
     gpus: int = 0
-    """that runs are shared out over; more than one run may be on each"""
+    """runs are distributed over them; several runs may share one"""
     torch: str = torch.__version__
     python: str = field(default_factory=platform.python_version)
     platform: str = field(default_factory=platform.platform)
-    here: bool = True
+    local: bool = True
     """whether it is the machine of this process, on which speed can be measured"""
 
     def to_json(self) -> str:
         """Its description, for `machine_of`."""
-        return json.dumps({key: value for key, value in asdict(self).items() if key != "here"}, indent=2)
+        return json.dumps({key: value for key, value in asdict(self).items() if key != "local"}, indent=2)
 
     @property
     def stack(self) -> dict[str, str]:
@@ -64,7 +64,7 @@ def machine_of(path: str | Path) -> Machine:
     """A machine by the description in a file. Raises ConfigError."""
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Machine(**fields, here=False)
+        return Machine(**fields, local=False)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except (TypeError, ValueError, RecursionError):
@@ -75,7 +75,7 @@ def machine_of(path: str | Path) -> Machine:
 def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tuple[int, int]:
     """(jobs, threads) such that jobs x threads <= cores: more threads than cores make a step ten times slower.
 
-    Raises ConfigError when the wish is for more.
+    Raises ConfigError for a request that exceeds the cores.
     """
     if device == "cpu" and (threads or 1) > cores:
         raise ConfigError(
@@ -96,8 +96,7 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
 
 
 def probe(store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None) -> Machine:
-    """This machine with so many jobs side by side, or as many as it has room for. Raises ConfigError when there is none
-    for that many."""
+    """This machine with so many jobs side by side, or as many as fit. Raises ConfigError when that many do not fit."""
     device = choose_device(training.device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs, threads = shares(jobs, training.threads, cores, device.type)
@@ -113,7 +112,7 @@ def estimate_speed(
 
     Similar: within a factor of 3 in FLOPs per token, as small models reach a smaller share of the machine.
     """
-    seen = []
+    speeds = []
     for run in store.runs():
         try:
             result, identity = run.result() or {}, (run.identity() or {}).get("identity", {})
@@ -122,9 +121,9 @@ def estimate_speed(
         cost = result.get("flops_per_token")
         same = identity.get("device") == device.type and identity.get("threads") in (threads, 0)
         if same and cost and result.get("tokens_per_second") and 1 / 3 < cost / flops_per_token < 3:
-            seen.append(cost * result["tokens_per_second"] / (result.get("stack") or {}).get("ranks", 1))
-    if seen:
-        return statistics.median(seen), f"{len(seen)} finished runs here"
+            speeds.append(cost * result["tokens_per_second"] / (result.get("stack") or {}).get("ranks", 1))
+    if speeds:
+        return statistics.median(speeds), f"{len(speeds)} finished runs here"
     if device.type != "cuda":
         return PROBE_SHARE * matmul_flops(device, "fp32", threads, PROBE_SIZE), "a matmul probe, so rough"
     work = flops_per_token * training.batch_tokens
@@ -132,7 +131,7 @@ def estimate_speed(
     return work / (work / fastest + GPU_STEP_SECONDS), "a matmul probe, so rough"
 
 
-def estimate_memory(config: Config, found: Costs, device: str) -> int:
+def estimate_memory(config: Config, model_costs: Costs, device: str) -> int:
     """Bytes of weights, gradients and AdamW state, of activations kept for backward, and of logits; about right.
 
     Per layer and token 34 C values of 2 bytes are the usual count for 16-bit training (arXiv:2205.05198); without
@@ -142,11 +141,11 @@ def estimate_memory(config: Config, found: Costs, device: str) -> int:
     tokens = (training.micro_batch_sequences or training.batch_tokens // model.block_size) * model.block_size
     width = 34 * model.n_embd * (1 if training.precision in ("bf16", "fp16") else 2)
     scored = rows_at_once(tokens, model.vocab_size, device)
-    return 16 * found.parameters + tokens * model.n_layer * width + 12 * scored * model.vocab_size
+    return 16 * model_costs.parameters + tokens * model.n_layer * width + 12 * scored * model.vocab_size
 
 
 def device_name(device: torch.device) -> str:
-    """What people call this device."""
+    """The product name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):

@@ -1,4 +1,4 @@
-"""The noise floor: how far repeats of one recipe lie apart, measured by a study of repeats and kept in the store."""
+"""The noise floor: the spread of repeats of one recipe, measured by a study of repeats and kept in the store."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class Floor:
         return "measured today" if days < 1 else f"measured {plural(days, 'day')} ago"
 
     def as_record(self) -> dict[str, Any]:
-        """What a study's record keeps of it."""
-        kept = ("scale", "sd", "low", "high", "df", "failed", "created", "tokens")
-        return {key: getattr(self, key) for key in kept} | {"runs": len(self.values), "stack": dict(self.stack)}
+        """The part of it in a study's record."""
+        names = ("scale", "sd", "low", "high", "df", "failed", "created", "tokens")
+        return {key: getattr(self, key) for key in names} | {"runs": len(self.values), "stack": dict(self.stack)}
 
 
 def make_floor(
@@ -83,15 +83,15 @@ def make_floor(
     low, high = (float(sd * math.sqrt(df / tail)) for tail in tails)
     same = np.array(list(repeats))
     identical = bool(len(same) > 1 and np.all(same == same[0]))
-    again = {"runs": len(same), "identical": identical, "sd": float(same.std(ddof=1))} if len(same) > 1 else {}
+    same_seed = {"runs": len(same), "identical": identical, "sd": float(same.std(ddof=1))} if len(same) > 1 else {}
     return Floor(
         scale=scale, sd=sd, low=low, high=high, df=df, values=dict(values), runs=tuple(runs), failed=failed,
-        same_seed=again, parameters=costs.parameters, created=now(), **_place(config, data, machine),
+        same_seed=same_seed, parameters=costs.parameters, created=now(), **_place(config, data, machine),
     )  # fmt: skip
 
 
 def _place(config: Config, data: Prepared, machine: Machine) -> dict[str, Any]:
-    """What a floor holds for, beside its scale."""
+    """What a floor is valid for, in addition to its scale."""
     return {
         "tokens": config.training.steps * config.training.batch_tokens,
         "data": data.fingerprint,
@@ -101,7 +101,7 @@ def _place(config: Config, data: Prepared, machine: Machine) -> dict[str, Any]:
 
 
 def write_floor(floor: Floor, store: Store) -> None:
-    """Keep it in the store; the same place measured again replaces it."""
+    """Write it to the store; a floor measured again under the same conditions is replaced."""
     where = {k: v for k, v in asdict(floor).items() if k in ("scale", "tokens", "data", "evaluation", "stack")}
     write_json(store.root / "noise" / f"{floor.scale}-{digest(where)[:12]}.json", asdict(floor))
 
@@ -121,20 +121,22 @@ def floors(store: Store) -> Iterator[Floor]:
 def find_floor(
     store: Store, scale: str, config: Config, data: Prepared, machine: Machine, costs: Costs
 ) -> tuple[Floor | None, str]:
-    """The floor that holds for this baseline, and why none does where the store has one of this scale for other things.
+    """The floor that is valid for this baseline, or None and the reason.
 
     Contexts do not count, and neither do the rate and the arm's own components while the size is about the same: it is
     a floor of the scale, used for planning and for borrowed noise only.
     """
-    here = _place(config, data, machine)
-    others = []
+    place = _place(config, data, machine)
+    mismatches = []
     for floor in floors(store):
         if floor.scale == scale:
-            differing = [key for key, value in here.items() if getattr(floor, key) != value]
+            differing = [key for key, value in place.items() if getattr(floor, key) != value]
             differing += ["size"] * (abs(floor.parameters / costs.parameters - 1) > SIZES_ALIKE)
             if not differing:
                 return floor, ""
-            others.append(differing)
-    if not others:
+            mismatches.append(differing)
+    if not mismatches:
         return None, "none has been measured"
-    return None, "the one that was measured is for " + " and ".join(DIFFERENCES[key] for key in min(others, key=len))
+    return None, "the one that was measured is for " + " and ".join(
+        DIFFERENCES[key] for key in min(mismatches, key=len)
+    )

@@ -1,4 +1,4 @@
-"""From an ablation to its runs, with what they cost, before anything runs."""
+"""Resolves an ablation into runs with their estimated costs, before anything runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gpt2lab.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPlan:
-    """One arm's runs and costs. `arm`: as it is trained, equalised and at the settings that were found for it."""
+    """One arm's runs and costs. `arm`: as it is trained: equalised, and at its tuned settings."""
 
     arm: Arm
     runs: tuple[Run, ...]
-    """one per seed, as far as they are due"""
+    """one per seed that is due"""
     costs: Costs
     seconds: float
     """estimated training time of one run"""
@@ -33,9 +33,9 @@ class ArmPlan:
     """estimated bytes of one run"""
     adjustment: Adjustment | None = None
     tuning: Tuning | None = None
-    """how its settings are looked for, and the result"""
+    """the search of its settings, and the result"""
     shared: tuple[Run, ...] = ()
-    """where a search was made for it: the same seeds at the arm's settings as written; `runs` where those are best"""
+    """after a search: the same seeds at the settings as written; equal to `runs` where those are best"""
     curve: Mapping[float, tuple[Run, ...]] = field(default_factory=dict)
     """runs at other budgets, by multiple of the tokens"""
 
@@ -45,7 +45,7 @@ class ArmPlan:
         return tokens_of(self.arm.config)
 
     def all_runs(self) -> Iterator[Run]:
-        """Every run that is due, those of a grid of rates first. A search drives its own."""
+        """Every run that is due, those of a grid of rates first. Trials of a search are not included."""
         yield from self.tuning.runs if self.tuning else ()
         if self.tuning is None or not self.tuning.open:
             for pair in itertools.zip_longest(self.runs, self.shared):
@@ -56,11 +56,10 @@ class ArmPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an ablation will do: its arms with their runs, on one machine, over one text.
+    """The arms of an ablation with their runs, on one machine and one data set.
 
-    A plan is a function of the ablation and of what is finished: while grids of rates are tried, `runs` holds the
-    trials, and the plan made after them holds the runs at the best rates. While searches are open, it has those
-    searches and no runs.
+    A plan is a function of the ablation and of the finished runs: while grids of rates are open, `runs` holds their
+    trials; the plan after them holds the runs at the best rates. While searches are open, it has searches and no runs.
     """
 
     ablation: LoadedAblation
@@ -68,18 +67,18 @@ class Plan:
     machine: Machine
     data: Prepared
     seeds: tuple[int, ...]
-    """of every arm in the end"""
+    """of every arm, at the last look"""
     look: int | None
-    """seeds per arm at the look that is being prepared, where looks were declared"""
+    """seeds per arm at the next look, where looks are declared"""
     floor: Floor | None
     """the measured noise of this scale"""
     why_no_floor: str = ""
     left_out: tuple[str, ...] = ()
-    """what a budget had no room for, in words"""
+    """descriptions of what the budget excluded"""
 
     @property
     def tuning(self) -> bool:
-        """Whether settings of any arm are still being looked for."""
+        """Whether any arm is still being tuned."""
         return any(arm.tuning is not None and arm.tuning.open for arm in self.arms.values())
 
     @property
@@ -101,8 +100,8 @@ class Plan:
 
 def _in_turn(lists: Sequence[Sequence[Run]]) -> list[Run]:
     """The first of each, then the second of each, ...; every run once."""
-    rows = itertools.zip_longest(*lists)
-    return list({run.id: run for row in rows for run in row if run is not None}.values())
+    rounds = itertools.zip_longest(*lists)
+    return list({run.id: run for row in rounds for run in row if run is not None}.values())
 
 
 def make_plan(
@@ -114,72 +113,74 @@ def make_plan(
     seeds_now: Mapping[str, int] | None = None,
     seconds: float | None = None,
 ) -> Plan:
-    """Resolve every run of `ablation` on `machine`, by what is finished in `store`. Raises ConfigError when the data or
-    machine cannot serve it.
+    """Resolve every run of `ablation` on `machine`, given the finished runs in `store`. Raises ConfigError when the
+    data or machine does not fit.
 
-    seeds_now: how many seeds of each arm are due, where looks were declared; the first look's unless given.
+    seeds_now: how many seeds of each arm are due, where looks are declared; those of the first look by default.
     seconds: a budget; arms and seeds are chosen to fit into it.
     """
     reference = known_costs(ablation.arms[ablation.baseline].config)
-    made, adjustments = equal_arms(with_tokens(ablation, known_costs), known_costs, store, machine)
-    for arm in made.values():
+    arms_made, adjustments = equal_arms(with_tokens(ablation, known_costs), known_costs, store, machine)
+    for arm in arms_made.values():
         check_data(arm, data)
-    found = {name: known_costs(arm.config) for name, arm in made.items()}
-    base = made[ablation.baseline].config
-    floor, why_none = find_floor(store, ablation.scale, base, data, machine, reference)
-    cost = {n: found[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in made.items()}
-    scope = fit(ablation, floor, cost, seconds=seconds, jobs=machine.jobs, why_no_floor=why_none)
-    in_scope = {name: made[name] for name in scope.arms}
+    costs = {name: known_costs(arm.config) for name, arm in arms_made.items()}
+    base = arms_made[ablation.baseline].config
+    floor, no_floor = find_floor(store, ablation.scale, base, data, machine, reference)
+    run_seconds = {
+        n: costs[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in arms_made.items()
+    }
+    scope = fit(ablation, floor, run_seconds, seconds=seconds, jobs=machine.jobs, why_no_floor=no_floor)
+    in_scope = {name: arms_made[name] for name in scope.arms}
     tunings = tunings_of(f"{ablation.name}@{ablation.scale}", ablation.tune, in_scope, data, machine, store)
     arms = {}
     for name in scope.arms:
         tuning, count = tunings.get(name), None
-        arm = tuning.arm if tuning else made[name]
+        arm = tuning.arm if tuning else arms_made[name]
         if ablation.looks:
             count = (seeds_now or {}).get(name, ablation.looks[0])
-        own = scope.baseline_seeds if name == ablation.baseline else scope.seeds
-        seeds = [arm.first_seed + seed for seed in (arm.seeds or own)[:count]]
+        arm_seeds = scope.baseline_seeds if name == ablation.baseline else scope.seeds
+        seeds = [arm.first_seed + seed for seed in (arm.seeds or arm_seeds)[:count]]
         budgets = ablation.budgets if name in ablation.budget_arms else ()
         if tuning and tuning.found_nothing:
-            seeds, budgets = [], ()  # nothing was found, so there is nothing to confirm
+            seeds, budgets = [], ()  # the search found no setting to train at
         arms[name] = ArmPlan(
             arm=arm,
             runs=make_runs(arm, seeds, data, machine),
-            shared=make_runs(made[name], seeds, data, machine) if tuning and tuning.search else (),
-            costs=found[name] if arm is made[name] else known_costs(arm.config),
-            seconds=cost[name],
-            memory=estimate_memory(arm.config, found[name], machine.device),
+            shared=make_runs(arms_made[name], seeds, data, machine) if tuning and tuning.search else (),
+            costs=costs[name] if arm is arms_made[name] else known_costs(arm.config),
+            seconds=run_seconds[name],
+            memory=estimate_memory(arm.config, costs[name], machine.device),
             adjustment=adjustments.get(name),
             tuning=tuning,
             curve={b: make_runs(at_budget(arm, b), seeds, data, machine) for b in budgets if b != 1},
         )
     look = max((seeds_now or {}).values(), default=ablation.looks[0]) if ablation.looks else None
-    kept = replace(
+    planned = replace(
         ablation,
         contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= arms.keys()),
         baseline_seeds=ablation.baseline_seeds and min(ablation.baseline_seeds, len(scope.baseline_seeds)),
     )
     return Plan(
-        ablation=kept, arms=arms, machine=machine, data=data, seeds=scope.seeds, look=look, floor=floor,
-        why_no_floor=why_none, left_out=scope.left_out,
+        ablation=planned, arms=arms, machine=machine, data=data, seeds=scope.seeds, look=look, floor=floor,
+        why_no_floor=no_floor, left_out=scope.left_out,
     )  # fmt: skip
 
 
 def check_data(arm: Arm, data: Prepared) -> None:
-    """Raises ConfigError with all in which an arm's model or evaluation does not fit the prepared data."""
+    """Raises ConfigError with every setting of an arm that does not fit the prepared data."""
     model, evaluation = arm.config.model, arm.config.evaluation
     lengths = {"training": len(data.train), "validation": len(data.validation)}
-    wrong: list[tuple[str, int, str]] = []  # (key, a value that fits, why)
+    misfits: list[tuple[str, int, str]] = []  # (key, a value that fits, why)
     for split, n in lengths.items():
         if n <= model.block_size:
-            what = f"the {split} split needs {model.block_size + 1} tokens, has {n}"
-            wrong.append(("model.block_size", min(lengths.values()) - 1, what))
+            problem = f"the {split} split needs {model.block_size + 1} tokens, has {n}"
+            misfits.append(("model.block_size", min(lengths.values()) - 1, problem))
     if data.vocab_size > model.vocab_size:
-        what = f"the tokenizer has {data.vocab_size} tokens, the model rows for {model.vocab_size}"
-        wrong.append(("model.vocab_size", data.vocab_size, what))
+        problem = f"the tokenizer has {data.vocab_size} tokens, the model rows for {model.vocab_size}"
+        misfits.append(("model.vocab_size", data.vocab_size, problem))
     if lengths["validation"] <= evaluation.tokens:
-        what = f"the validation split needs {evaluation.tokens + 1} tokens, has {lengths['validation']}"
-        wrong.append(("evaluation.tokens", lengths["validation"] - 1, what))
-    if wrong:
-        problems = [Problem(f"arm {arm.name}: {key}", what) for key, _, what in wrong]
-        raise ConfigError(problems, hint=" ".join(dict.fromkeys(f"--set {key}={value}" for key, value, _ in wrong)))
+        problem = f"the validation split needs {evaluation.tokens + 1} tokens, has {lengths['validation']}"
+        misfits.append(("evaluation.tokens", lengths["validation"] - 1, problem))
+    if misfits:
+        problems = [Problem(f"arm {arm.name}: {key}", problem) for key, _, problem in misfits]
+        raise ConfigError(problems, hint=" ".join(dict.fromkeys(f"--set {key}={value}" for key, value, _ in misfits)))

@@ -1,8 +1,8 @@
-"""What is tried on this machine before training: how fast each arm trains, and how many sequences fit into memory.
+"""Probes of this machine before training: how fast each arm trains, and how many sequences fit into memory.
 
     runs/throughput/<key>.json    one for each way to train, device, number of threads, code and torch
 
-A recorded speed is never measured again, so that a study's runs do not depend on how busy the machine is today."""
+A recorded speed is never measured again, so that a study's runs do not depend on the load of the machine."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ from gpt2lab.training.state import TrainState
 ROUNDS = 3
 FEWEST_STEPS, SECONDS = 3, 0.5  # of each arm in a round, whichever takes longer
 LONG_SECONDS = 20.0
-"""Nothing is timed again in a round that took as long as this."""
+"""A round ends after this time."""
 
-# no matter for speed: how long, and at what rate
+# settings that do not affect speed
 NOT_SPEED = {"training": {"steps"}, "optim": {"lr", "warmup_steps", "schedule"}}
 
 
 def recorded(root: Path, configs: Mapping[str, Config], machine: Machine) -> dict[str, float]:
-    """Tokens per second of every config, as first measured on this machine and stack; the missing ones are measured.
+    """Tokens per second of every config, as first measured on this machine and stack; measures those without a record.
 
     Arms that train alike have one record. Raises DataFault for a damaged record.
     """
     parts = {name: speed_parts(config, machine) for name, config in configs.items()}
     paths = {name: root / "throughput" / f"{digest(part)[:16]}.json" for name, part in parts.items()}
     if not all(path.exists() for path in paths.values()):
-        if not machine.here:
-            what = f"equal wall clock needs the arms' speeds on {machine.device_name}, which are not measured yet"
-            raise ConfigError(what, where="equalise", hint="plan once on that machine, with the same --runs")
+        if not machine.local:
+            problem = f"equal wall clock needs the arms' speeds on {machine.device_name}, which are not measured yet"
+            raise ConfigError(problem, where="equalise", hint="plan once on that machine, with the same --runs")
         with file_lock(root / "throughput" / "lock"):  # two probes at once would slow each other down
             missing = {path: name for name, path in paths.items() if not path.exists()}
             speeds = measure({name: configs[name] for name in missing.values()}, machine)
@@ -74,14 +74,14 @@ def _read_speed(path: Path) -> float:
 
 
 def speed_parts(config: Config, machine: Machine) -> dict[str, Any]:
-    """All that speed depends on, as plain data."""
+    """Everything that speed depends on, as plain data."""
     parts = [choice for choice in choices(config) if choice.slot != "schedule"]
     code = digest([core_code(), *map(component_code, parts)])
     return {**_way_to_train(config, machine), "code": code, "torch": machine.torch}
 
 
 def _way_to_train(config: Config, machine: Machine) -> dict[str, Any]:
-    """The settings that speed and memory depend on, and where they apply."""
+    """The settings and the device that speed and memory depend on."""
     tree = {
         section: {key: value for key, value in values.items() if key not in NOT_SPEED.get(section, ())}
         for section, values in settings(config).items()
@@ -95,8 +95,8 @@ def _way_to_train(config: Config, machine: Machine) -> dict[str, Any]:
 
 
 def measure(configs: Mapping[str, Config], machine: Machine) -> dict[str, float]:
-    """Tokens per second of training on random tokens: the fastest of several rounds, in which arms take turns, as what
-    else the machine does can only slow it down. Leaves torch's threads and random numbers as they were."""
+    """Tokens per second of training on random tokens: the fastest of several rounds over all arms, since other load on
+    the machine only slows it down. Restores torch's number of threads and random state."""
     before, best = torch.get_num_threads(), dict.fromkeys(configs, math.inf)
     torch.set_num_threads(machine.threads)
     try:
@@ -119,7 +119,7 @@ def step_seconds(config: Config, device: torch.device) -> float:
 
 def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float]:
     """Seconds of one micro-batch of `rows` sequences forward and backward, and of an update. Raises EnvironmentFault
-    where memory does not hold them."""
+    when memory runs out."""
     config = _with(config, micro_batch_sequences=rows)
     training, block_size = config.training, config.model.block_size
     hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
@@ -171,19 +171,19 @@ def _timed_update(state: TrainState, grad_clip: float | None, device: torch.devi
 
 
 def _synchronise(device: torch.device) -> None:
-    """Wait for a GPU, which works through a queue."""
+    """Wait until the device has finished its queue."""
     getattr(torch, device.type).synchronize()
 
 
 SHARE = {"cuda": 0.92, "cpu": 0.6, "mps": 0.6}
-"""Of the memory that is there, as much as a training may take; the rest is for others, and for evaluation."""
+"""Share of the available memory that a training may take; the rest is for other processes and for evaluation."""
 MOST_TOKENS = {"cuda": 65_536, "cpu": 8_192, "mps": 16_384}
-"""In one pass: with more, a device's products of matrices do not get faster."""
+"""Tokens in one pass beyond which matrix products on the device get no faster."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """sequences: in one pass.  memory_bytes: at the peak of a training with it.  available_bytes: what a rank may use.
+    """sequences: in one pass.  memory_bytes: at the peak of a training with it.  available_bytes: for one rank.
     pass_seconds, update_seconds: of one pass forward and backward, and of an update."""
 
     sequences: int
@@ -199,7 +199,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a short training took."""
+    """Measurements of a short training."""
 
     memory_bytes: int
     pass_seconds: float
@@ -209,48 +209,48 @@ class Probe:
 def micro_batch(
     config: Config, machine: Machine, ranks: int, root: Path, say: Callable[[str], None] = lambda text: None
 ) -> MicroBatch:
-    """The largest power of two that divides a rank's share of the batch and fits. Raises EnvironmentFault where not
-    even one sequence does."""
+    """The largest power of two that divides a rank's share of the batch and fits into memory. Raises EnvironmentFault
+    where a single sequence does not fit."""
     path = root / "probes" / f"{digest(key(config, machine, ranks))[:16]}.json"
-    kept = read_json(path)
-    if kept is not None:
-        return MicroBatch(**kept["found"])
+    record = read_json(path)
+    if record is not None:
+        return MicroBatch(**record["found"])
     share = config.training.batch_tokens // config.model.block_size // ranks
     available = available_bytes(machine.device, ranks)
     say("trying how many sequences fit into memory")
-    line = _with(config, compile="off")
-    found = search(
+    uncompiled = _with(config, compile="off")
+    result = search(
         share,
-        most(machine.device, config.model.block_size),
+        largest_pass(machine.device, config.model.block_size),
         available,
-        lambda n: read(line, machine, n),  # compiled a training takes somewhat less
-        (lambda n: read(config, machine, n)) if is_compiled(config, machine.device) else None,
+        lambda n: probed(uncompiled, machine, n),  # a compiled training takes somewhat less memory
+        (lambda n: probed(config, machine, n)) if is_compiled(config, machine.device) else None,
     )
-    write_json(path, {"found": asdict(found), "measured": now(), **key(config, machine, ranks)})
-    return found
+    write_json(path, {"found": asdict(result), "measured": now(), **key(config, machine, ranks)})
+    return result
 
 
-def given(config: Config, machine: Machine, ranks: int) -> MicroBatch:
-    """What the size that the config names takes. Raises EnvironmentFault where memory does not hold it."""
+def micro_batch_of(config: Config, machine: Machine, ranks: int) -> MicroBatch:
+    """Memory and time at the size in the config. Raises EnvironmentFault where it does not fit into memory."""
     n = config.training.micro_batch_sequences or config.training.batch_tokens // config.model.block_size // ranks
-    taken = read(config, machine, n)
+    measured = probed(config, machine, n)
     available = available_bytes(machine.device, ranks)
-    return MicroBatch(n, taken.memory_bytes, available, taken.pass_seconds, taken.update_seconds)
+    return MicroBatch(n, measured.memory_bytes, available, measured.pass_seconds, measured.update_seconds)
 
 
 def search(
-    share: int, most: int, available: int, reading: Callable[[int], Probe],
+    share: int, largest: int, available: int, reading: Callable[[int], Probe],
     as_trained: Callable[[int], Probe] | None = None,
 ) -> MicroBatch:  # fmt: skip
-    """The line through one and two sequences, then the largest size on it that holds when it is tried.
+    """Memory is extrapolated linearly from one and two sequences; the largest size that should fit is then verified.
 
-    share: sequences of one rank in a step.  most: sequences that a pass may have, whatever memory there is.
-    as_trained: what the size that is tried takes, where `reading` is only near that.
+    share: sequences of one rank in a step.  largest: sequences that a pass may have, independent of memory.
+    as_trained: a more exact reading for the verification, where `reading` is approximate.
     """
-    sizes = [n for n in (1 << i for i in range(share.bit_length())) if share % n == 0 and n <= max(1, most)]
+    sizes = [n for n in (1 << i for i in range(share.bit_length())) if share % n == 0 and n <= max(1, largest)]
     readings = {n: reading(n) for n in sizes[:2]}
-    each = readings[2].memory_bytes - readings[1].memory_bytes if 2 in readings else 0
-    fitting = [n for n in sizes if readings[1].memory_bytes + (n - 1) * each <= available]
+    per_sequence = readings[2].memory_bytes - readings[1].memory_bytes if 2 in readings else 0
+    fitting = [n for n in sizes if readings[1].memory_bytes + (n - 1) * per_sequence <= available]
     if not fitting:
         raise EnvironmentFault(
             f"one sequence takes {memory(readings[1].memory_bytes)}, and a rank may use {memory(available)}",
@@ -259,18 +259,18 @@ def search(
         )
     for n in reversed(fitting):
         try:
-            taken = readings[n] if n in readings and not as_trained else (as_trained or reading)(n)
+            measured = readings[n] if n in readings and not as_trained else (as_trained or reading)(n)
         except EnvironmentFault:
             if n == 1:
                 raise
             continue
-        if taken.memory_bytes <= available or n == 1:
+        if measured.memory_bytes <= available or n == 1:
             break
-    return MicroBatch(n, taken.memory_bytes, available, taken.pass_seconds, taken.update_seconds)
+    return MicroBatch(n, measured.memory_bytes, available, measured.pass_seconds, measured.update_seconds)
 
 
-def most(device: str, block_size: int) -> int:
-    """Sequences beyond which a pass gets no faster."""
+def largest_pass(device: str, block_size: int) -> int:
+    """Sequences in a pass beyond which it gets no faster."""
     return MOST_TOKENS[device] // block_size
 
 
@@ -282,7 +282,7 @@ def available_bytes(device: str, ranks: int) -> int:
 
 
 def key(config: Config, machine: Machine, ranks: int) -> dict[str, Any]:
-    """All that the micro-batch depends on, as plain data."""
+    """Everything that the micro-batch depends on, as plain data."""
     parts = _way_to_train(config, machine)
     training = {name: value for name, value in parts["settings"]["training"].items() if name != "micro_batch_sequences"}
     return {
@@ -290,29 +290,29 @@ def key(config: Config, machine: Machine, ranks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read(config: Config, machine: Machine, sequences: int) -> Probe:
-    """A short training with so many sequences, in a process of its own: memory that was once held is held on to.
-    Raises EnvironmentFault when it does not come to its end, which mostly means that memory ran out."""
-    question = {"config": config.to_yaml(), "device": machine.device, "threads": machine.threads, "rows": sequences}
-    done = subprocess.run(
+def probed(config: Config, machine: Machine, sequences: int) -> Probe:
+    """A short training with so many sequences, in a separate process, since torch does not return memory. Raises
+    EnvironmentFault when the process fails, mostly because memory ran out."""
+    request = {"config": config.to_yaml(), "device": machine.device, "threads": machine.threads, "rows": sequences}
+    process = subprocess.run(
         [sys.executable, "-m", "gpt2lab.planning.probes"],
-        input=json.dumps(question), capture_output=True, text=True, check=False,
+        input=json.dumps(request), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         raise EnvironmentFault(f"a pass of {sequences} sequences failed: {last}", where="memory probe")
-    return Probe(**json.loads(done.stdout.splitlines()[-1]))
+    return Probe(**json.loads(process.stdout.splitlines()[-1]))
 
 
-def answer(question: Mapping[str, Any]) -> Probe:
-    """What the process of its own does."""
-    set_threads(question["threads"])
+def run_probe(request: Mapping[str, Any]) -> Probe:
+    """The body of that process."""
+    set_threads(request["threads"])
     keep_memory()  # as workers do
-    device = torch.device(question["device"])
-    one_pass, update = timed(config_from_text(question["config"]), device, question["rows"])
+    device = torch.device(request["device"])
+    one_pass, update = timed(config_from_text(request["config"]), device, request["rows"])
     peak = torch.cuda.max_memory_reserved() if device.type == "cuda" else high_water()
     return Probe(peak, one_pass, update)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(answer(json.load(sys.stdin)))))
+    print(json.dumps(asdict(run_probe(json.load(sys.stdin)))))

@@ -1,15 +1,14 @@
-"""Makes the records of studies: what is declared before the first run, what is known of it so far, and what was
-declared under the same name before.
+"""Builds the records of studies: the declaration, the results so far, and earlier declarations under the same name.
 
-A declaration counts as it was before the first results. So a study may be stopped, run again and extended, and its
-verdicts keep their meaning:
+A declaration counts as it was before the first results. A study may therefore be stopped, resumed and extended, and
+its verdicts stay valid:
 
 - Seeds that are added after a verdict are judged at the looks that every study has (analysis/looks.py).
-- Looks that are written down, changed or left out after results were there do not count; those declared first do.
-- Leaving out seeds that have results is a choice among results, and so is ending before the first look: exploratory.
-- Contrasts that are left out stay members of the family; a contrast whose results were there before it was declared is
-  exploratory. Smallest effect and alpha are those of the first declaration.
-- Fresh seeds alone begin anew, and may be added to likewise."""
+- Looks that are added, changed or removed after the first results do not count; those declared first do.
+- Leaving out seeds that have results, or ending before the first look, is selection by results: exploratory.
+- Contrasts that are left out stay members of the family; a contrast declared after its results existed is exploratory.
+  Smallest effect and alpha are those of the first declaration.
+- A declaration with new seeds only starts a new history, and may be extended in the same way."""
 
 from __future__ import annotations
 
@@ -41,8 +40,8 @@ def git_commit() -> str | None:
     """The commit of the folder that gpt2lab runs in, with a + when files differ from it; None outside git."""
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return process.stdout.strip() if process.returncode == 0 else None
 
     if shutil.which("git") is None or not (head := git("rev-parse", "--short=12", "HEAD")):
         return None
@@ -50,8 +49,8 @@ def git_commit() -> str | None:
 
 
 def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
-    """The record of a study. Its hash is that of what was declared; the runs that this means on this code and machine,
-    and the results of searches and looks, are added as they become known."""
+    """The record of a study. Its hash covers the declaration; the runs on this code and machine, and the results of
+    searches and looks, are added as they become known."""
     ablation, config = plan.ablation, plan.baseline.arm.config
     declared = _declared(ablation.name, ablation.scale, config) | {
         "question": ablation.question,
@@ -76,9 +75,9 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
     }
     bracketed = bool(declared["lr_bracket"])
     scope = scope_of(config, ablation.scale, plan.baseline.costs)
-    if ablation.tunes_rate and not bracketed:  # every arm has a rate of its own
+    if ablation.tunes_rate and not bracketed:  # the rates differ between arms
         scope = scope.with_(optimizer=str(config.optim.optimizer))
-    on_purpose = {name: mistakes(choices(ablation.arms[name].config)) for name in plan.arms}
+    mistakes_by_arm = {name: mistakes(choices(ablation.arms[name].config)) for name in plan.arms}
     return _record(
         declared,
         {name: _arm_fields(arm, plan) for name, arm in plan.arms.items()},
@@ -89,7 +88,7 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
         left_out=list(plan.left_out),
         scope=scope,
         caveat=config.scale.caveat,
-        mistakes={arm: [f"{c.slot}={c.name}" for c in found] for arm, found in on_purpose.items() if found},
+        mistakes={arm: [f"{c.slot}={c.name}" for c in wrong] for arm, wrong in mistakes_by_arm.items() if wrong},
         reproduce=reproduce,
         stack=stack_of(plan.machine),
     )
@@ -98,7 +97,7 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
 def single_record(
     study: str, scale: str, label: str, run: Run, costs: Costs, data: Prepared, machine: Machine, *, reproduce: str
 ) -> StudyRecord:  # fmt: skip
-    """The record of one run by itself: a study of one arm that compares nothing."""
+    """The record of a single run: a study of one arm without contrasts."""
     config = run.config
     declared = _declared(study, scale, config) | {
         "question": f"What does {scale} reach?",
@@ -122,21 +121,21 @@ def single_record(
 
 
 def _declared(study: str, scale: str, config: Config) -> dict[str, Any]:
-    """What every record declares: its name, and how final values are measured, with the key of that measurement."""
+    """The part of the declaration common to all records: the name, and the final evaluation with its key."""
     spec = config.evaluation.spec(config.model.block_size)
     name = {"format": FORMAT, "name": f"{study}@{scale}", "ablation": study, "scale": scale}
     return {**name, "evaluation": {"key": evaluation_key(spec), **spec}}
 
 
-def _record(declared: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], **known: Any) -> StudyRecord:
-    """What was declared, with its hash, and what is known; `arms`: what is known of each arm."""
+def _record(declared: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], **results: Any) -> StudyRecord:
+    """The declaration with its hash, and the results; `arms`: results by arm."""
     whole = {name: ArmRecord(**arm, **arms[name]) for name, arm in declared["arms"].items()}
-    return StudyRecord(**{**declared, **known, "arms": whole, "hash": digest(declared), "created": now()})
+    return StudyRecord(**{**declared, **results, "arms": whole, "hash": digest(declared), "created": now()})
 
 
 def _declared_tune(plan: Plan) -> dict[str, Any]:
-    """How settings are looked for: the multiples of a grid, and the search of every arm, if there is one: records from
-    before there were searches keep their hash."""
+    """The declared tuning: the multiples of a grid, and the search of every arm. The key `tune` is left out without a
+    search, so that the hashes of older records stay the same."""
     tune = plan.ablation.tune
     declared: dict[str, Any] = {"lr_bracket": list(tune.multiples) if tune else []}
     if tune is not None and not tune.multiples:
@@ -147,7 +146,7 @@ def _declared_tune(plan: Plan) -> dict[str, Any]:
 
 
 def _declared_arm(arm: Arm) -> dict[str, Any]:
-    """An arm as its file declares it; `settings` is a hash of all that it trains with, whatever the code."""
+    """An arm as its file declares it; `settings` is a hash of its training settings, independent of the code."""
     trained = digest(settings(arm.config))[:16]
     return {"changes": dict(arm.changes), "control": arm.control, "expected": arm.expected, "settings": trained}
 
@@ -160,7 +159,7 @@ def _declared_contrast(contrast: Declared) -> Any:
 
 
 def _arm_fields(arm: ArmPlan, plan: Plan) -> dict[str, Any]:
-    """An arm's runs and costs, and how it was made comparable; runs are known once no settings are looked for."""
+    """An arm's runs, costs, tuning and adjustment; there are no runs until tuning has ended."""
 
     def by_seed(runs: Sequence[Run]) -> dict[str, str]:
         return {} if plan.tuning else _by_seed(runs)
@@ -187,7 +186,7 @@ def _arm_fields(arm: ArmPlan, plan: Plan) -> dict[str, Any]:
 
 
 def _costs_of(config: Config, costs: Costs) -> dict[str, Any]:
-    """What one run of a config is made of and costs."""
+    """Components, learning rate, tokens and costs of one run."""
     made_of = {"components": components_of(config), "lr": config.optim.lr, "tokens": tokens_of(config)}
     return {**made_of, **asdict(costs)}
 
@@ -197,7 +196,7 @@ def _by_seed(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def components_of(config: Config) -> dict[str, str]:
-    """Slot -> its component as people write it."""
+    """Slot -> its component as written in a config."""
     written = {}
     for name, value in (*config.model, *config.optim):
         if isinstance(value, Choice):
@@ -208,12 +207,12 @@ def components_of(config: Config) -> dict[str, str]:
 
 
 def stack_of(machine: Machine) -> dict[str, Any]:
-    """What trained, and on what."""
+    """Software, device and commit."""
     return {**machine.stack, "git_commit": git_commit()}
 
 
 def scope_of(config: Config, scale: str, costs: Costs) -> ScopeRecord:
-    """What results hold for."""
+    """The conditions under which results are valid."""
     return ScopeRecord(
         preset=scale,
         parameters=costs.parameters,
@@ -229,11 +228,11 @@ ENDED = ("finished", "diverged", "damaged")
 REMEMBERED = (
     "hash", "created", "reproduce", "seeds", "baseline_seeds", "looks", "contrasts", "smallest_effect", "alpha",
 )  # fmt: skip
-"""What is kept of an earlier declaration, beside its arms and the seeds that had results."""
+"""Fields of an earlier declaration that are kept, in addition to its arms and the seeds with results."""
 
 
 def with_history(record: StudyRecord, store: Store) -> StudyRecord:
-    """The record, with what was declared under its name before. The same declaration again keeps its date."""
+    """The record with the earlier declarations under its name. An identical declaration keeps its date."""
     before = store.study(record.name) if record.name in store.studies() else None
     earlier = list(before.earlier) if before else []
     if before and before.hash == record.hash:
@@ -246,8 +245,8 @@ def with_history(record: StudyRecord, store: Store) -> StudyRecord:
 
 
 def seeds_finished(record: StudyRecord, store: Store) -> list[int]:
-    """The seeds at which two arms of a record have results, so that somebody may have compared them. The seeds of an
-    arm that has its own correspond to the study's one by one."""
+    """The seeds at which at least two arms of a record have results, so that they may have been compared. Seeds of an
+    arm with its own correspond to the study's by position."""
     arms = [{int(seed): run for seed, run in arm.runs.items()} for arm in record.arms.values()]
     finished = []
     for position, seed in enumerate(record.seeds):
@@ -258,52 +257,51 @@ def seeds_finished(record: StudyRecord, store: Store) -> list[int]:
 
 
 def history(record: StudyRecord, earlier: Sequence[Earlier]) -> History:
-    """What earlier declarations with results mean for this one: looks, first_seeds, first_baseline, smallest_effect and
-    alpha are those that were declared when no result could be seen."""
-    seen = _relevant(record, [past for past in earlier if past.finished and len(_same_arms(record, past)) > 1])
-    seeds, finished = set(record.seeds), {seed for past in seen for seed in past.finished}
-    fresh = History(
+    """The effect of earlier declarations with results: looks, first_seeds, first_baseline, smallest_effect and alpha
+    are those declared before any result existed."""
+    relevant = _relevant(record, [past for past in earlier if past.finished and len(_same_arms(record, past)) > 1])
+    seeds, finished = set(record.seeds), {seed for past in relevant for seed in past.finished}
+    declared = History(
         looks=list(record.looks), first_seeds=len(seeds), first_baseline=record.baseline_seeds,
         smallest_effect=record.smallest_effect, alpha=record.alpha,
     )  # fmt: skip
     if not finished & seeds:
-        return fresh
+        return declared
     pairs = [_pair(contrast) for contrast in record.contrasts]
-    before = [_pair(contrast) for past in seen for contrast in past.contrasts or ()]
-    same = {arm for past in seen for arm in _same_arms(record, past)}
+    before = [_pair(contrast) for past in relevant for contrast in past.contrasts or ()]
+    same = {arm for past in relevant for arm in _same_arms(record, past)}
     undeclared = _chosen_among(finished, seeds)
-    counting = fresh.with_(
+    valid = declared.with_(
         late=[pair for pair in pairs if before and pair not in before and set(pair) <= same],
         dropped=[list(pair) for pair in dict.fromkeys(map(tuple, before)) if list(pair) not in pairs],
-        looks=list(seen[0].looks or ()),
-        smallest_effect=seen[0].smallest_effect or record.smallest_effect,
-        alpha=seen[0].alpha or record.alpha,
+        looks=list(relevant[0].looks or ()),
+        smallest_effect=relevant[0].smallest_effect or record.smallest_effect,
+        alpha=relevant[0].alpha or record.alpha,
     )
-    first = next((past for past in seen if len(past.finished) >= FEWEST), None)  # fewer allow no verdict
+    first = next((past for past in relevant if len(past.finished) >= FEWEST), None)  # fewer do not allow a verdict
     if first is not None:
-        counting = counting.with_(first_seeds=len(first.seeds or ()), first_baseline=first.baseline_seeds)
-        due = (counting.looks or [counting.first_seeds])[0]
-        if undeclared is None and len(seeds) < due:  # whoever may stop where results please has looked at every seed
-            undeclared = f"{due} seeds were declared before results were there, and only {len(seeds)} are now"
-    counting = counting.with_(undeclared=undeclared)
-    return counting.with_(changed=_changed(record, counting, first or seen[0]))
+        valid = valid.with_(first_seeds=len(first.seeds or ()), first_baseline=first.baseline_seeds)
+        first_look = (valid.looks or [valid.first_seeds])[0]
+        if undeclared is None and len(seeds) < first_look:  # optional stopping amounts to a look at every seed
+            undeclared = f"{first_look} seeds were declared before results were there, and only {len(seeds)} are now"
+    valid = valid.with_(undeclared=undeclared)
+    return valid.with_(changed=_changed(record, valid, first or relevant[0]))
 
 
-def _relevant(record: StudyRecord, seen: Sequence[Earlier]) -> Sequence[Earlier]:
-    """The earlier declarations from the last one on whose seeds were all fresh; all of them, where this one has seeds
-    from before that again."""
+def _relevant(record: StudyRecord, declarations: Sequence[Earlier]) -> Sequence[Earlier]:
+    """The declarations since the last one with only new seeds; all of them, where this one reuses older seeds."""
     start, finished = 0, set[int]()
-    for i, past in enumerate(seen):
+    for i, past in enumerate(declarations):
         if not finished & set(past.seeds or ()):
             start = i
         finished |= set(past.finished)
-    older = {seed for past in seen[:start] for seed in past.finished}
-    return seen if older & set(record.seeds) else seen[start:]
+    older = {seed for past in declarations[:start] for seed in past.finished}
+    return declarations if older & set(record.seeds) else declarations[start:]
 
 
 def _same_arms(record: StudyRecord, past: Earlier) -> list[str]:
-    """The arms of an earlier declaration that this one trains in the same way."""
-    if not isinstance(past.arms, Mapping):  # records from before settings were remembered have the names alone
+    """The arms of an earlier declaration with the same settings in this one."""
+    if not isinstance(past.arms, Mapping):  # older records hold names only
         return [name for name in past.arms if name in record.arms]
     return [name for name, hashed in past.arms.items() if name in record.arms and record.arms[name].settings == hashed]
 
@@ -324,23 +322,23 @@ def _chosen_among(finished: set[int], seeds: set[int]) -> str | None:
     return None
 
 
-def _changed(record: StudyRecord, counting: History, first: Earlier) -> list[str]:
-    """What counts otherwise than the record declares now, in sentences without a stop."""
+def _changed(record: StudyRecord, valid: History, first: Earlier) -> list[str]:
+    """Differences between what the record declares and what counts, as sentences without a full stop."""
     changes = []
     n = len(first.finished)
-    if set(record.seeds) - set(first.seeds or ()) and not counting.undeclared:
+    if set(record.seeds) - set(first.seeds or ()) and not valid.undeclared:
         changes.append(f"Seeds were added after {n} had results")
-    if counting.looks and list(record.looks) != counting.looks:
-        looks = listed(map(str, counting.looks))
+    if valid.looks and list(record.looks) != valid.looks:
+        looks = listed(map(str, valid.looks))
         changes.append(f"`looks` were changed after {n} seeds had results; those that count are {looks}")
-    elif record.looks and not counting.looks:
+    elif record.looks and not valid.looks:
         changes.append(f"`looks` were written down after {n} seeds had results, and do not count as declared")
     for key, name in (("smallest_effect", "The smallest effect of interest"), ("alpha", "alpha")):
-        new, old = getattr(record, key), getattr(counting, key)
+        new, old = getattr(record, key), getattr(valid, key)
         if new != old:
             changes.append(f"{name} was changed to {new:g} after results were there; it counts as {old:g}")
-    if counting.dropped:
-        dropped = listed(f"{arm} against {against}" for arm, against in counting.dropped)
-        count = plural(len(counting.dropped), "contrast")
+    if valid.dropped:
+        dropped = listed(f"{arm} against {against}" for arm, against in valid.dropped)
+        count = plural(len(valid.dropped), "contrast")
         changes.append(f"{count} with results left out, still counted in the family: {dropped}")
     return changes

@@ -1,4 +1,4 @@
-"""A run: one config with one seed, its identity, what it costs, and what the store knows of its end."""
+"""A run: one config with one seed, its identity, its costs, and its result in the store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gpt2lab.training.compiling import decide
 
 @dataclass(frozen=True)
 class Run:
-    """One training to be done, or found done: `config` with its seed, and the id that this determines."""
+    """One training, finished or not: `config` with its seed, and the id that follows from it."""
 
     id: str
     arm: str
@@ -39,7 +39,7 @@ class Run:
 
     @property
     def evaluation_key(self) -> str:
-        """That of its final evaluation."""
+        """Key of the final evaluation."""
         return evaluation_key(self.config.evaluation.spec(self.config.model.block_size))
 
 
@@ -65,19 +65,19 @@ def is_compiled(config: Config, device: str) -> bool:
 
 
 def make_runs(arm: Arm, seeds: Sequence[int], data: Prepared, machine: Machine) -> tuple[Run, ...]:
-    """One arm with several seeds: all of their identity but the seed is worked out once."""
+    """One arm with several seeds; everything of the identity except the seed is computed once."""
     if not seeds:
         return ()
     first = make_run(arm, seeds[0], data, machine)
-    made = [first]
+    runs = [first]
     for seed in seeds[1:]:
         identity = {**first.identity, "seed": seed}
-        made.append(Run(run_id(identity), arm.name, arm.config.model_copy(update={"seed": seed}), identity))
-    return tuple(made)
+        runs.append(Run(run_id(identity), arm.name, arm.config.model_copy(update={"seed": seed}), identity))
+    return tuple(runs)
 
 
 def is_finished(run: Run, store: Store) -> bool:
-    """Whether nothing is left to do: trained, and evaluated as this study wants it."""
+    """Whether it is trained, and evaluated with this study's evaluation key, or diverged."""
     folder = store.run(run.id)
     status = folder.status()
     return status == "diverged" or (status == "finished" and folder.evaluation(run.evaluation_key) is not None)
@@ -104,24 +104,24 @@ def tokens_of(config: Config) -> int:
 
 
 def tokens_left(config: Config) -> int:
-    """Training tokens of one run without those that the run which it branches from has trained."""
+    """Training tokens of one run, excluding those of the run from which it branches."""
     return (config.training.steps - config.first_step) * config.training.batch_tokens
 
 
 def known_costs(config: Config) -> Costs:
-    """The costs of a model, remembered in the user's cache folder under all that they follow from: counting them needs
-    torch's compiler, whose import alone takes more than a second."""
+    """The costs of a model, cached in the user's cache folder: counting them imports torch's compiler, which takes more
+    than a second."""
     parts = {
         "model": settings(config)["model"],
         "code": [core_code(), *(component_code(choice) for choice in choices(config))],
         "torch": torch.__version__,
     }
     path = data_home() / "costs" / f"{digest(parts)[:32]}.json"
-    with contextlib.suppress(Gpt2labError, TypeError):  # unreadable is as good as absent
-        kept = read_json(path)
-        if kept is not None:
-            return Costs(**kept)
-    found = costs(config.model)
+    with contextlib.suppress(Gpt2labError, TypeError):  # an unreadable record counts as absent
+        record = read_json(path)
+        if record is not None:
+            return Costs(**record)
+    model_costs = costs(config.model)
     with contextlib.suppress(Gpt2labError):
-        write_json(path, asdict(found))
-    return found
+        write_json(path, asdict(model_costs))
+    return model_costs

@@ -1,4 +1,4 @@
-"""How many seeds, and of which arms: as declared, as the noise floor asks for, or as a budget of time allows."""
+"""The arms and seeds of a study: as declared, as the noise floor requires, or as a time budget allows."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gpt2lab.text import plural
 
 FEWEST = 3
 MOST_AUTOMATIC = 20
-"""Seeds per arm that `auto` goes up to; beyond, the plan says how many X would need."""
-MARGIN = 1.1  # of a budget that is suggested: estimates of time are rough
+"""Most seeds per arm that `auto` chooses; beyond, the plan says how many the smallest effect requires."""
+MARGIN = 1.1  # factor on a suggested budget, since time estimates are rough
 
 
 @dataclass(frozen=True)
 class StudyScope:
-    """The arms and seeds that a study will have, and what was left out of it, in words."""
+    """The arms and seeds of a study, and descriptions of what was left out."""
 
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -44,48 +44,48 @@ def fit(
 ) -> StudyScope:
     """Choose arms and seeds.
 
-    run_seconds: estimated time of one run of every arm. seconds: the budget; among what fits into it, the choice with
-    the largest number of contrasts that are expected to be found if all arms differ by the smallest effect. Arms are
+    run_seconds: estimated time of one run of every arm. seconds: the budget. Among the choices that fit, the one with
+    the largest expected number of significant contrasts if all arms differ by the smallest effect is taken. Arms are
     dropped from the end of the file, and fewer than 3 seeds are chosen only where no choice with 3 fits. Declared looks
-    keep their seeds. Raises ConfigError when nothing fits, or when `auto` has no noise floor to go by.
+    keep their seeds. Raises ConfigError when nothing fits, or when `auto` has no noise floor.
     """
-    names, wanted = tuple(ablation.arms), ablation.seeds
-    if wanted is None:
-        wanted = tuple(range(_automatic(ablation, floor, why_no_floor)))
-    whole = _scope(names, wanted, ablation.baseline_seeds)
+    names, seeds = tuple(ablation.arms), ablation.seeds
+    if seeds is None:
+        seeds = tuple(range(_automatic(ablation, floor, why_no_floor)))
+    whole = _scope(names, seeds, ablation.baseline_seeds)
 
     def fits(scope: StudyScope) -> bool:
         return seconds is None or study_seconds(ablation, scope, run_seconds, jobs) <= seconds
 
     if fits(whole):
         return whole
-    choices = list(_choices(ablation, wanted, fits))
+    choices = list(_choices(ablation, seeds, fits))
     if not choices:
-        raise _nothing_fits(ablation, wanted, run_seconds, jobs)
+        raise _nothing_fits(ablation, seeds, run_seconds, jobs)
     fewest = min(FEWEST, max(len(scope.seeds) for scope in choices))
     enough = [scope for scope in choices if len(scope.seeds) >= fewest]
     best = max(enough, key=lambda scope: _worth(ablation, floor, scope))
-    return replace(best, left_out=tuple(_lacking(best, whole)))
+    return replace(best, left_out=tuple(_excluded(best, whole)))
 
 
 def study_seconds(ablation: LoadedAblation, scope: StudyScope, run_seconds: Mapping[str, float], jobs: int) -> float:
-    """Estimated time of all runs of a scope on `jobs` places: the trials of searches or of the bracket, as long as it
-    need not be widened, then the seeds with those at other budgets; after searches every seed twice, since it is also
-    trained at the settings as written."""
+    """Estimated time of all runs of a scope with `jobs` in parallel: the trials of searches or of the bracket (assumed
+    not to be widened), then all seeds at all budgets; after a search every seed twice, since it is also trained at the
+    settings as written."""
     trials, runs = [], []
     tune = ablation.tune
-    each = tune.runs_per_arm if tune else 0
+    trials_per_arm = tune.runs_per_arm if tune else 0
     for name in scope.arms:
-        own = ablation.arms[name].seeds or (scope.baseline_seeds if name == ablation.baseline else scope.seeds)
+        seeds = ablation.arms[name].seeds or (scope.baseline_seeds if name == ablation.baseline else scope.seeds)
         budgets = {1.0, *(ablation.budgets if name in ablation.budget_arms else ())}
-        trials += [run_seconds[name]] * each
-        runs += [budget * run_seconds[name] for budget in budgets for _ in own]
-        runs += [run_seconds[name] for _ in own] if tune and tune.space else []
+        trials += [run_seconds[name]] * trials_per_arm
+        runs += [budget * run_seconds[name] for budget in budgets for _ in seeds]
+        runs += [run_seconds[name] for _ in seeds] if tune and tune.space else []
     return makespan(trials, jobs) + makespan(runs, jobs)
 
 
 def makespan(seconds: Iterable[float], jobs: int) -> float:
-    """When the last run ends if each starts, the longest first, as soon as one of `jobs` places is free."""
+    """Time until the last run ends if each starts, longest first, as soon as one of `jobs` slots is free."""
     ends = [0.0] * jobs
     for run in sorted(seconds, reverse=True):
         heapq.heapreplace(ends, ends[0] + run)
@@ -93,7 +93,7 @@ def makespan(seconds: Iterable[float], jobs: int) -> float:
 
 
 def level_of(ablation: LoadedAblation) -> float:
-    """The level at which each contrast is planned: that of a declared look, shared over the contrasts."""
+    """The level at which each contrast is planned: that of a declared look, divided by the number of contrasts."""
     level = extendable_looks(ablation.looks or (FEWEST,), ablation.alpha)[0].level
     return level / max(1, len(ablation.contrasts))
 
@@ -109,7 +109,7 @@ def family(ablation: LoadedAblation) -> Sequence[Declared]:
 
 
 def power(ablation: LoadedAblation, contrast: Declared, effect: float, n: int, base: int) -> float:
-    """Chance that a contrast of `effect` sd is found with n seeds per arm and `base` of the baseline; 0 below 2."""
+    """Power for a contrast of `effect` sd with n seeds per arm and `base` of the baseline; 0 for fewer than 2."""
     if n < 2:
         return 0.0
     weights = tuple(contrast.weights.values())
@@ -117,12 +117,13 @@ def power(ablation: LoadedAblation, contrast: Declared, effect: float, n: int, b
 
 
 def needed(ablation: LoadedAblation, floor: Floor) -> int:
-    """Seeds per arm that find X in every contrast with 80 % power, by the floor's sd at its upper 80 % limit."""
+    """Seeds per arm for 80 % power at the smallest effect in every contrast, by the floor's sd at its upper 80 %
+    limit."""
     effect = ablation.smallest_effect / float(planning.sd_upper(floor.sd, floor.df))
 
     def enough(n: int) -> bool:
         base = max(n, ablation.baseline_seeds or 0)
-        return all(power(ablation, one, effect, n, base) >= planning.POWER for one in family(ablation))
+        return all(power(ablation, contrast, effect, n, base) >= planning.POWER for contrast in family(ablation))
 
     most = 2
     while not enough(most):
@@ -131,7 +132,7 @@ def needed(ablation: LoadedAblation, floor: Floor) -> int:
 
 
 def _automatic(ablation: LoadedAblation, floor: Floor | None, why_no_floor: str) -> int:
-    """Seeds per arm that find X, from 3 to 20."""
+    """`needed`, limited to 3 to 20."""
     if floor is None:
         raise ConfigError(
             f"automatic seeds need the noise floor of {ablation.scale}" + (f": {why_no_floor}" if why_no_floor else ""),
@@ -142,63 +143,63 @@ def _automatic(ablation: LoadedAblation, floor: Floor | None, why_no_floor: str)
 
 
 def _scope(arms: tuple[str, ...], seeds: tuple[int, ...], baseline_seeds: int | None) -> StudyScope:
-    """With the arms' seeds for the baseline and, where it is to have more, the next ones after them."""
-    free = [seed for seed in range(MAX_SEEDS) if seed not in seeds]
-    return StudyScope(arms, seeds, (*seeds, *free[: max((baseline_seeds or 0) - len(seeds), 0)]))
+    """The baseline has the arms' seeds and, where it has more, the next unused ones."""
+    unused = [seed for seed in range(MAX_SEEDS) if seed not in seeds]
+    return StudyScope(arms, seeds, (*seeds, *unused[: max((baseline_seeds or 0) - len(seeds), 0)]))
 
 
 def _choices(
-    ablation: LoadedAblation, wanted: tuple[int, ...], fits: Callable[[StudyScope], bool]
+    ablation: LoadedAblation, seeds: tuple[int, ...], fits: Callable[[StudyScope], bool]
 ) -> Iterator[StudyScope]:
-    """What fits: for every number of arms, with and without more seeds of the baseline, as many seeds as possible."""
-    others = [name for name in ablation.arms if name != ablation.baseline]
-    fewest = 1 if ablation.design == "one factor" else len(others)  # other designs need all of their arms
-    for count in range(fewest, len(others) + 1):
-        kept = {ablation.baseline, *others[:count]}
-        arms = tuple(name for name in ablation.arms if name in kept)
+    """For every number of arms, with and without extra seeds of the baseline, the most seeds that fit."""
+    treatments = [name for name in ablation.arms if name != ablation.baseline]
+    fewest = 1 if ablation.design == "one factor" else len(treatments)  # other designs need all of their arms
+    for count in range(fewest, len(treatments) + 1):
+        chosen = {ablation.baseline, *treatments[:count]}
+        arms = tuple(name for name in ablation.arms if name in chosen)
         for baseline_seeds in dict.fromkeys((ablation.baseline_seeds, None)):
-            for n in [len(wanted)] if ablation.looks else range(len(wanted), 0, -1):
-                scope = _scope(arms, wanted[:n], baseline_seeds)
+            for n in [len(seeds)] if ablation.looks else range(len(seeds), 0, -1):
+                scope = _scope(arms, seeds[:n], baseline_seeds)
                 if fits(scope):
                     yield scope
                     break
 
 
 def _worth(ablation: LoadedAblation, floor: Floor | None, scope: StudyScope) -> tuple[float, int, int, int]:
-    """How many contrasts would be found if every one were of size X, without a floor how many there are; then, other
-    things being equal, arms, seeds and seeds of the baseline."""
-    kept = replace(ablation, contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= set(scope.arms)))
-    found, n, base = float(len(kept.contrasts)), len(scope.seeds), len(scope.baseline_seeds)
+    """Sort key: expected number of significant contrasts if each is of the smallest effect (without a floor, the number
+    of contrasts); then arms, seeds and seeds of the baseline."""
+    reduced = replace(ablation, contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= set(scope.arms)))
+    expected, n, base = float(len(reduced.contrasts)), len(scope.seeds), len(scope.baseline_seeds)
     if floor is not None and floor.sd > 0:
         effect = ablation.smallest_effect / float(planning.sd_upper(floor.sd, floor.df))
-        found = sum(power(kept, contrast, effect, n, base) for contrast in kept.contrasts)
-    return found, len(scope.arms), n, base
+        expected = sum(power(reduced, contrast, effect, n, base) for contrast in reduced.contrasts)
+    return expected, len(scope.arms), n, base
 
 
-def _lacking(scope: StudyScope, whole: StudyScope) -> Iterator[str]:
-    """What a scope lacks of the whole, in words."""
+def _excluded(scope: StudyScope, whole: StudyScope) -> Iterator[str]:
+    """Descriptions of what a scope leaves out of the whole."""
     n, all_seeds, fewest = len(scope.seeds), len(whole.seeds), min(FEWEST, len(whole.seeds))
     dropped = [name for name in whole.arms if name not in scope.arms]
     if dropped:
         yield f"arm{'s' if len(dropped) > 1 else ''} {', '.join(dropped)}"
     if n < all_seeds:
-        few = (
+        note = (
             f" (not even {fewest} fit, and below {FEWEST} no contrast is called better or worse)" if n < fewest else ""
         )
-        yield f"{all_seeds - n} of {all_seeds} seeds per arm{few}"
+        yield f"{all_seeds - n} of {all_seeds} seeds per arm{note}"
     planned = len(whole.baseline_seeds)
     if planned > max(all_seeds, len(scope.baseline_seeds)):
         yield f"{planned - len(scope.baseline_seeds)} of {planned} seeds of the baseline"
 
 
 def _nothing_fits(
-    ablation: LoadedAblation, wanted: tuple[int, ...], run_seconds: Mapping[str, float], jobs: int
+    ablation: LoadedAblation, seeds: tuple[int, ...], run_seconds: Mapping[str, float], jobs: int
 ) -> ConfigError:
-    """What the least study would take: the baseline and the first arm, with the looks' seeds or one."""
-    smallest = next(_choices(replace(ablation, baseline_seeds=None), wanted, lambda scope: True))
-    n = len(wanted) if ablation.looks else 1
-    least = study_seconds(ablation, _scope(smallest.arms, wanted[:n], None), run_seconds, jobs)
+    """The error with the time of the smallest study: baseline and first arm, with the looks' seeds or one."""
+    smallest = next(_choices(replace(ablation, baseline_seeds=None), seeds, lambda scope: True))
+    n = len(seeds) if ablation.looks else 1
+    least = study_seconds(ablation, _scope(smallest.arms, seeds[:n], None), run_seconds, jobs)
     minutes = math.ceil(MARGIN * least / 60)
     study = f"{len(smallest.arms)} arms with {plural(n, 'seed')}"
-    what = f"not even {study} fit: they take about {plural(minutes, 'minute')} here"
-    return ConfigError(what, where="--budget", hint=f"--budget {minutes}m")
+    problem = f"not even {study} fit: they take about {plural(minutes, 'minute')} here"
+    return ConfigError(problem, where="--budget", hint=f"--budget {minutes}m")

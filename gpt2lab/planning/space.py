@@ -1,4 +1,4 @@
-"""What a search may try: how a file declares it, and its dimensions resolved at one config."""
+"""Search spaces: as a file declares them, and their dimensions resolved at one config."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
 
 DIGITS = 4
-"""Significant digits of a real number that is tried: 0.002135 can be read and typed."""
+"""Significant digits of real-valued settings, as in 0.002135."""
 MOST_OF_A_GRID = 10_000
 MOST_TRIALS = 10_000
 RATE = "optim.lr"
 
 Kind = Literal["float", "int", "categorical"]
 Drawn = Literal["random", "grid", "qmc"]
-"""Samplers that need no results: their points follow from space, seed and index alone."""
+"""Samplers that do not use results: their points depend on space, seed and index only."""
 
 
 class DimensionSettings(Settings):
@@ -41,16 +41,16 @@ class DimensionSettings(Settings):
     relative: bool = False
     """Whether low and high are multiples of the config's own value."""
     step: float | None = Field(None, gt=0)
-    """Distance of the values that are tried."""
+    """Distance between values."""
     points: int | None = Field(None, ge=2)
     """Of a grid: how many values from low to high."""
     choices: tuple[Any, ...] | None = None
-    """What there is to choose from."""
+    """The values to choose from."""
     when: dict[str, str] = Field(default_factory=dict)
-    """Other dimension -> the value without which this one has no effect."""
+    """Other dimension -> the value at which alone this one has an effect."""
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with it by itself."""
+        """Problems that do not depend on other dimensions or on a config."""
         if self.choices is not None:
             numbers = (self.low, self.high, self.step, self.points)
             if numbers != (None,) * 4 or self.log or self.relative:
@@ -81,7 +81,7 @@ class Sampler(Settings):
     name: Literal["tpe", "random", "grid", "qmc"] = "tpe"
     """tpe learns from earlier trials (Bergstra et al. 2011); random, grid and qmc (Sobol's points) do not."""
     seed: int = Field(0, ge=0)
-    """Of what is drawn."""
+    """Seed of the sampler."""
     startup: int | None = Field(None, ge=1)
     """Trials that tpe draws at random before it learns; null is a third of all, at most 10."""
 
@@ -106,21 +106,21 @@ class SearchSettings(Settings):
     """A search as a file declares it; sweeps and the `tune:` of an ablation share it."""
 
     space: dict[str, DimensionSettings]
-    """Dotted key -> what may be tried for it."""
+    """Dotted key -> its range or choices."""
     trials: int = Field(16, ge=1, le=MOST_TRIALS)
-    """In all, however often it is started and whoever works on it."""
+    """Number of trials in all, over all invocations and workers."""
     sampler: Sampler = Field(default_factory=Sampler)
     pruner: Pruner = Field(default_factory=Pruner)
     seeds: int = Field(1, ge=1, le=20)
     """Runs per trial; its value is their mean. They are 100, 101, ..., which no verdict uses."""
     metric: str = LOSS
-    """What counts, of the final evaluation: val/loss, val/bits_per_byte or another of its metrics."""
+    """The objective, a metric of the final evaluation: val/loss, val/bits_per_byte or another."""
     direction: Literal["minimize", "maximize"] = "minimize"
     enqueue: tuple[dict[str, Any], ...] = ()
-    """Known good points that are tried first; what they leave out is the config's own. Multiples, where the dimension
-    is relative."""
+    """Known good points that are tried first; settings that they leave out are those of the config. Multiples, where
+    the dimension is relative."""
     max_failures: int = Field(5, ge=0)
-    """Trials that may fail (not: diverge) before the search gives up."""
+    """Trials that may fail (divergence is no failure) before the search ends."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -138,9 +138,9 @@ class SearchSettings(Settings):
             return {}
         if not isinstance(value, str):
             return value
-        known = get_args((Sampler if info.field_name == "sampler" else Pruner).model_fields["name"].annotation)
-        if value not in known:
-            raise ValueError(unknown(str(info.field_name), value, known))
+        names = get_args((Sampler if info.field_name == "sampler" else Pruner).model_fields["name"].annotation)
+        if value not in names:
+            raise ValueError(unknown(str(info.field_name), value, names))
         return {"name": value}
 
 
@@ -152,25 +152,25 @@ def _multiple(value: Any) -> Any:
 
 
 def bracket(multiples: tuple[float, ...]) -> tuple[float, ...]:
-    """Multiples of a rate, sorted. Raises ValueError where they cannot show that the best lies among them."""
+    """Multiples of a rate, sorted. Raises ValueError for fewer than three, repeated ones, or without 1."""
     if len(multiples) < 3 or len(set(multiples)) < len(multiples) or 1.0 not in multiples:
         raise ValueError("at least three different multiples are expected, 1 among them")
     return tuple(sorted(multiples))
 
 
 class Tune(SearchSettings):
-    """How every arm of an ablation looks for its own settings before it is judged on fresh seeds."""
+    """How every arm of an ablation is tuned before it is evaluated on new seeds."""
 
     space: dict[str, DimensionSettings] = Field(default_factory=dict)
-    """Dotted key -> what a search may try for it."""
+    """Dotted key -> its range or choices in a search."""
     grid: dict[str, tuple[Annotated[float, BeforeValidator(_multiple), Field(gt=0)], ...]] = Field(
         default_factory=dict, exclude=True  # records declare it as `lr_bracket`
     )  # fmt: skip
     """Instead of `space`: multiples of each arm's learning rate, such as {optim.lr: [0.5x, 1x, 2x]}, one run each. The
     grid is widened while the best lies at its edge."""
     centre: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = Field(default_factory=dict)
-    """Arm -> dotted key -> the multiple of its own value around which its relative space lies; 1 unless given. For arms
-    that are known beforehand to need quite another rate."""
+    """Arm -> dotted key -> the multiple of its own value at the centre of its relative space; 1 by default. For arms
+    that are known to need a very different rate."""
 
     @field_validator("grid")
     @classmethod
@@ -181,17 +181,17 @@ class Tune(SearchSettings):
 
     @property
     def multiples(self) -> tuple[float, ...]:
-        """Those of the grid; none where a space is searched."""
+        """Multiples of the grid; empty where a space is searched."""
         return self.grid.get(RATE, ())
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The settings that are looked for, by dotted key."""
+        """Dotted keys of the tuned settings."""
         return (*self.grid, *self.space)
 
     @property
     def runs_per_arm(self) -> int:
-        """Runs to find the settings of one arm, as long as a grid need not be widened."""
+        """Tuning runs of one arm, if a grid is not widened."""
         return len(self.multiples) or self.trials * self.seeds
 
     def of(self, arm: str) -> SearchSettings:
@@ -209,7 +209,7 @@ class Tune(SearchSettings):
 
 
 def _times(value: Any, multiple: float | None) -> Any:
-    """A known point's value at another centre; what is no number is refused later."""
+    """A known point's value at another centre; values that are no numbers are rejected later."""
     try:
         return value if multiple is None else float(value) * multiple
     except (TypeError, ValueError):
@@ -232,11 +232,11 @@ class Dimension:
     when: Mapping[str, str]
 
     def at(self, u: float) -> Any:
-        """The value at `u` in [0, 1) of the way from low to high, or through the choices."""
+        """The value at fraction `u` in [0, 1) of the range from low to high, or of the choices."""
         if self.kind == "categorical":
             return self.choices[int(u * len(self.choices))]
         if self.kind == "int":
-            if self.log:  # every whole number has the range from half below to half above
+            if self.log:  # every integer covers the range from 0.5 below to 0.5 above it
                 low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
                 return min(max(round(math.exp(low + u * (high - low))), int(self.low)), int(self.high))
             step = int(self.step or 1)
@@ -277,8 +277,8 @@ class Space:
     dimensions: tuple[Dimension, ...]
 
     def active(self, dimension: Dimension, params: Mapping[str, Any]) -> bool:
-        """Whether a dimension has an effect beside these parameters."""
-        return all(str(params.get(other)) == value for other, value in dimension.when.items())
+        """Whether a dimension has an effect given these parameters."""
+        return all(str(params.get(key)) == value for key, value in dimension.when.items())
 
     @property
     def conditional(self) -> bool:
@@ -286,7 +286,7 @@ class Space:
         return any(dimension.when for dimension in self.dimensions)
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What is trained for parameters that were drawn: rounded, without inactive dimensions."""
+        """The settings of sampled parameters: rounded, without inactive dimensions."""
         settings: dict[str, Any] = {}
         for dimension in self.dimensions:
             if dimension.name in params and self.active(dimension, settings):
@@ -309,8 +309,8 @@ class Space:
         return len(self._grid())
 
     def points(self, sampler: Drawn, seed: int, count: int) -> list[dict[str, Any]]:
-        """The first `count` points of a sampler that needs no results; as many as there are, for a grid. The first ones
-        are the same for any count."""
+        """The first `count` points of a sampler that does not use results; at most all points of a grid. The first
+        points do not depend on `count`."""
         if sampler == "grid":
             return self._grid()[:count]
         d = len(self.dimensions)
@@ -325,7 +325,7 @@ class Space:
         ]
 
     def _grid(self) -> list[dict[str, Any]]:
-        """Every combination once; those that differ in an inactive dimension only are one."""
+        """Every combination once; those that differ only in an inactive dimension count as one."""
         sides = [dimension.grid() for dimension in self.dimensions]
         if math.prod(map(len, sides)) > MOST_OF_A_GRID:
             raise ConfigError(f"a grid of {math.prod(map(len, sides)):,} points: at most {MOST_OF_A_GRID:,}")
@@ -343,7 +343,7 @@ def in_short(value: Any) -> str:
 
 
 def rounded(value: float) -> float:
-    """To the digits that are tried."""
+    """Rounded to DIGITS significant digits."""
     return float(f"{value:.{DIGITS}g}")
 
 
@@ -360,18 +360,19 @@ def value_at(config: Config, key: str) -> Any:
 
 
 def resolve_space(written: Mapping[str, DimensionSettings], config: Config) -> Space:
-    """The space at one config. Raises ConfigError with every dimension that cannot be; `where` is its key."""
+    """The space at one config. Raises ConfigError with every invalid dimension; `where` is its key."""
     if not written:
         raise ConfigError("nothing to try: at least one dimension is expected")
     problems = [Problem(key, what) for key, dimension in written.items() for what in dimension.problems()]
     problems += [Problem(key, what) for key in written for what in _condition_problems(key, written)]
     wrong = {problem.where for problem in problems}
     dimensions: list[Dimension] = []
-    for key in _in_order({key: one for key, one in written.items() if not wrong & {key, *one.when}}):
+    sound = {key: dimension for key, dimension in written.items() if not wrong & {key, *dimension.when}}
+    for key in _in_order(sound):
         try:
             chosen = {
-                other: next(choice for choice in written[other].choices or () if in_short(choice) == value)
-                for other, value in written[key].when.items()
+                condition: next(choice for choice in written[condition].choices or () if in_short(choice) == value)
+                for condition, value in written[key].when.items()
             }
             where_active = config.with_changes(chosen, "space") if chosen else config
             dimensions.append(_dimension(key, written[key], where_active))
@@ -383,12 +384,12 @@ def resolve_space(written: Mapping[str, DimensionSettings], config: Config) -> S
 
 
 def _condition_problems(key: str, written: Mapping[str, DimensionSettings]) -> Iterator[str]:
-    for other, value in written[key].when.items():
-        if other not in written or other == key:
-            yield f"when: {unknown('dimension', other, [name for name in written if name != key])}"
-        elif written[other].choices is None:
-            yield f"when: '{other}' has no choices"
-        elif value not in (names := [in_short(choice) for choice in written[other].choices or ()]):
+    for condition, value in written[key].when.items():
+        if condition not in written or condition == key:
+            yield f"when: {unknown('dimension', condition, [name for name in written if name != key])}"
+        elif written[condition].choices is None:
+            yield f"when: '{condition}' has no choices"
+        elif value not in (names := [in_short(choice) for choice in written[condition].choices or ()]):
             yield f"when: {unknown('choice', value, names)}"
 
 
@@ -404,7 +405,7 @@ def _in_order(written: Mapping[str, DimensionSettings]) -> list[str]:
 
 
 def _dimension(key: str, written: DimensionSettings, config: Config) -> Dimension:
-    """One dimension, each end or choice of which makes a config."""
+    """One dimension; checks that the config is valid at each end or choice."""
     if written.choices is not None:
         names = tuple(in_short(choice) for choice in written.choices)
         if len(set(names)) < len(names):
@@ -412,12 +413,12 @@ def _dimension(key: str, written: DimensionSettings, config: Config) -> Dimensio
         _try(config, key, written.choices)
         return Dimension(name=key, kind="categorical", choices=names, values=written.choices, when=written.when)
     assert written.low is not None and written.high is not None
-    low, high, own = written.low, written.high, value_at(config, key)
+    low, high, value = written.low, written.high, value_at(config, key)
     if written.relative:
-        if isinstance(own, bool) or not isinstance(own, (int, float)) or not own > 0:
-            raise ConfigError(f"`relative` needs a number of the config's own, which has {own if own else 'none'}")
-        low, high = own * low, own * high
-    whole = isinstance(own, int) and not isinstance(own, bool)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ConfigError(f"`relative` needs a number of the config's own, which has {value if value else 'none'}")
+        low, high = value * low, value * high
+    whole = isinstance(value, int) and not isinstance(value, bool)
     if whole and written.step is not None and written.step != int(written.step):
         raise ConfigError(f"a whole number is expected for the step, not {written.step:g}")
     low, high = (round(low), round(high)) if whole else (rounded(low), rounded(high))
@@ -429,7 +430,7 @@ def _dimension(key: str, written: DimensionSettings, config: Config) -> Dimensio
 
 
 def _try(config: Config, key: str, values: Sequence[Any]) -> None:
-    """Raises ConfigError with every value that does not fit at `key`, where everything else is the config's own."""
+    """Raises ConfigError with every value that is invalid at `key` of the config."""
     problems: list[Problem] = []
     for value in values:
         if value is not None and not (isinstance(value, str) and value in ABSENT):
@@ -442,7 +443,7 @@ def _try(config: Config, key: str, values: Sequence[Any]) -> None:
 
 
 def check_search(settings: SearchSettings, config: Config) -> Space:
-    """The space at a config. Raises ConfigError with all that is wrong with it and with the known points."""
+    """The space at a config. Raises ConfigError with all problems of the space and of the known points."""
     space = resolve_space(settings.space, config)
     if settings.sampler.name == "grid":
         vague = [d.name for d in space.dimensions if d.kind == "float" and d.points is None and d.step is None]
@@ -455,7 +456,7 @@ def check_search(settings: SearchSettings, config: Config) -> Space:
 
 
 def known_points(settings: SearchSettings, space: Space, config: Config) -> list[dict[str, Any]]:
-    """The points that are tried first, complete and as parameters. Raises ConfigError."""
+    """The points that are tried first, completed, as parameters. Raises ConfigError."""
     return [_known_point(written, settings, space, config) for written in settings.enqueue]
 
 
@@ -469,8 +470,8 @@ def _known_point(
     for dimension in space.dimensions:
         if space.active(dimension, point):
             try:
-                relative, own = settings.space[dimension.name].relative, value_at(config, dimension.name)
-                point[dimension.name] = _known_value(dimension, written.get(dimension.name), relative, own)
+                relative, value = settings.space[dimension.name].relative, value_at(config, dimension.name)
+                point[dimension.name] = _known_value(dimension, written.get(dimension.name), relative, value)
             except ValueError as error:
                 problems.append(Problem(f"enqueue: {dimension.name}", str(error)))
     if problems:
@@ -478,33 +479,35 @@ def _known_point(
     return point
 
 
-def _known_value(dimension: Dimension, given: Any, relative: bool, own: Any) -> Any:
-    """A dimension's value as a file writes it, or the config's own. Raises ValueError with a sentence."""
+def _known_value(dimension: Dimension, raw: Any, relative: bool, value_of_config: Any) -> Any:
+    """A dimension's value as a file writes it, or that of the config. Raises ValueError with a message for the user."""
     if dimension.kind == "categorical":
-        own = ", ".join(map(str, own)) if isinstance(own, tuple) else str(own)
-        choice = own if given is None else in_short(given)
+        value_of_config = (
+            ", ".join(map(str, value_of_config)) if isinstance(value_of_config, tuple) else str(value_of_config)
+        )
+        choice = value_of_config if raw is None else in_short(raw)
         if choice not in dimension.choices:
             raise ValueError(f"'{choice}' is none of its choices: {', '.join(dimension.choices)}")
         return choice
     try:
-        number = 1.0 if given is None else float(given)
+        number = 1.0 if raw is None else float(raw)
     except (TypeError, ValueError):
-        raise ValueError(f"'{given}' is no number") from None
-    if given is None or relative:
-        number *= own or 0.0
+        raise ValueError(f"'{raw}' is no number") from None
+    if raw is None or relative:
+        number *= value_of_config or 0.0
     value = round(number) if dimension.kind == "int" else rounded(number)
     if not dimension.low <= value <= dimension.high:
-        raise ValueError(f"{value:g} lies outside {dimension.low:g} to {dimension.high:g}")
+        raise ValueError(f"{value:g} is outside {dimension.low:g} to {dimension.high:g}")
     return value
 
 
 BATCH = "training.batch_tokens"
 WITH_BATCH = ("training.steps", "optim.warmup_steps", "evaluation.every_steps", "training.checkpoint_every_steps")
-"""Numbers of steps that change with the batch, so that every trial trains on as many tokens."""
+"""Numbers of steps that scale with the batch, so that every trial trains on the same number of tokens."""
 
 
 def changes_of(space: Space, config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a trial as changes to a config; with another batch, warm-up and evaluations stay at their tokens."""
+    """Settings of a trial as changes to a config; with another batch size, numbers of steps keep their tokens."""
     changes = space.changes(settings)
     if BATCH not in changes or "training.steps" in changes:
         return changes

@@ -1,6 +1,6 @@
-"""Fair tuning: every arm looks for its own settings in the same way, and is judged at the best of them on fresh seeds.
+"""Fair tuning: every arm is tuned in the same way, and evaluated at its best settings on new seeds.
 
-One shared rate can mislead by ten times: at nano, post-LN was 0.96 nats worse at pre-LN's rate and 0.10 at its own.
+A shared rate can mislead by a factor of ten: at nano, post-LN was 0.96 nats worse at pre-LN's rate and 0.10 at its own.
 
 `tune: {grid: ...}` tries multiples of each arm's learning rate with one seed each, as runs of the study; `tune: {space:
 ...}` is a search that Optuna drives, recorded as a sweep. Both give a `Tuning`.
@@ -35,13 +35,13 @@ from gpt2lab.planning.space import (
 from gpt2lab.store import Store
 
 EXTENSIONS = 3
-"""How often a grid of rates is widened, by a doubling or a halving, when the best rate lies at its edge."""
+"""How often a grid of rates is widened, by a factor of two, when the best rate is at its edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Settings that are tried for one arm, on this machine, over this data. `study`: the name under which its trials
-    are kept; it changes as soon as anything else would be tried or trained."""
+    """The search of one arm's settings, on one machine and data set. `study`: the name under which its trials are kept;
+    it changes with everything that the trials depend on."""
 
     label: str
     arm: Arm
@@ -53,7 +53,7 @@ class Search:
     study: str
 
     def arm_at(self, settings: Mapping[str, Any]) -> Arm:
-        """The arm with the settings of a trial. Raises ConfigError for a combination that cannot be."""
+        """The arm with the settings of a trial. Raises ConfigError for an invalid combination."""
         if not settings:
             return self.arm
         written = ", ".join(f"{key}={value}" for key, value in settings.items())
@@ -72,12 +72,12 @@ class Search:
 
     @property
     def known_points(self) -> list[dict[str, Any]]:
-        """The points that are tried first, complete, as parameters."""
+        """The points that are tried first, completed, as parameters."""
         return known_points(self.settings, self.space, self.arm.config)
 
     @property
     def trials(self) -> int:
-        """Trials in all: those that were asked for, or all points of a grid where those are fewer."""
+        """Trials in all: as declared, or all points of a grid where those are fewer."""
         if self.settings.sampler.name != "grid":
             return self.settings.trials
         return min(self.settings.trials, len(self.known_points) + self.space.grid_size())
@@ -89,8 +89,8 @@ class Search:
 
 
 def make_search(name: str, label: str, arm: Arm, settings: SearchSettings, data: Prepared, machine: Machine) -> Search:
-    """The search of one arm. `name`: of the sweep or ablation, at its scale. Raises ConfigError with all that is wrong
-    with the space at this arm."""
+    """The search of one arm. `name`: of the sweep or ablation, at its scale. Raises ConfigError with all problems of
+    the space at this arm."""
     space = check_search(settings, arm.config)
     declared = {
         "space": [dimension.as_record() | {"values": list(dimension.values)} for dimension in space.dimensions],
@@ -109,14 +109,14 @@ def make_search(name: str, label: str, arm: Arm, settings: SearchSettings, data:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How the settings of one arm are looked for, and the result so far."""
+    """The tuning of one arm, and its result so far."""
 
     open: bool
     """whether trials are still to come"""
     arm: Arm
     """at the best settings; as written until they are known"""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """run id -> what it tries, of the trials that are runs of the study"""
+    """run id -> label such as `lr x2`, of the trials that are runs of the study"""
     runs: tuple[Run, ...] = ()
     """those trials"""
     search: Search | None = None
@@ -126,7 +126,7 @@ class Tuning:
     settings: dict[str, Any] | None = None
     """the best ones that it found, by dotted key"""
     informative: int = 0
-    """its trials that did not fail, in which budgets are compared"""
+    """trials that did not fail: the tuning budget by which arms are compared"""
     reason: str | None = None
     """why the arm cannot be compared"""
     bracket: records.Bracket | None = None
@@ -134,11 +134,11 @@ class Tuning:
 
     @property
     def found_nothing(self) -> bool:
-        """Whether it ended without a setting to judge the arm at."""
+        """Whether the search ended without a finished trial."""
         return bool(self.search) and not self.open and self.settings is None
 
     def as_written(self) -> dict[str, Any]:
-        """The arm's own values of what is searched."""
+        """The arm's values of the searched settings, before tuning."""
         if self.search is None:
             return {}
         return {key.name: value_at(self.search.arm.config, key.name) for key in self.search.space.dimensions}
@@ -147,7 +147,7 @@ class Tuning:
 def tunings_of(
     name: str, tune: Tune | None, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
 ) -> dict[str, Tuning]:
-    """Every arm's tuning, as far as the store shows it has come; none without `tune`. `name`: of the record of its
+    """Every arm's tuning, with its progress in the store; empty without `tune`. `name`: of the record of its
     searches. Raises ConfigError."""
     if tune is None:
         return {}
@@ -191,14 +191,14 @@ def at_rate(arm: Arm, factor: float) -> Arm:
 def searches_of(
     name: str, tune: Tune, arms: Mapping[str, Arm], data: Prepared, machine: Machine, store: Store
 ) -> dict[str, Tuning]:
-    """Every arm's search, as far as the store's sweep record `name` has come. Arms that had fewer trials than others
-    cannot be compared with them. Raises ConfigError.
+    """Every arm's search, with its progress in the store's sweep record `name`. Arms with fewer trials than others are
+    not comparable with them. Raises ConfigError.
 
-    What was tried by other code, over other data or in another space does not count: such searches have other names.
+    Trials of other code, data or spaces do not count: such searches have other names.
     """
     try:
         record = store.sweep(name) if name in store.sweeps() else None
-    except DataFault:  # it is written anew from where the trials are kept
+    except DataFault:  # the record is rebuilt from the trials' own storage
         record = None
     tunings = {}
     for label, arm in arms.items():
@@ -209,34 +209,34 @@ def searches_of(
     for label, tuning in tunings.items():
         if not tuning.open and tuning.informative < most and tuning.reason is None and tuning.tuned:
             failed = tuning.tuned.failed
-            why = f", since {failed} of them failed" if failed else ""
-            reason = f"it was tuned by {tuning.informative} trials, others by {most}{why}"
+            cause = f", since {failed} of them failed" if failed else ""
+            reason = f"it was tuned by {tuning.informative} trials, others by {most}{cause}"
             tunings[label] = replace(tuning, reason=reason)
     return tunings
 
 
 def _so_far(name: str, search: Search, entry: records.SearchRecord | None) -> Tuning:
-    """The tuning of a search by its entry in the record, up to the trials that are asked for now."""
+    """The tuning of a search by its entry in the record, up to the number of trials now declared."""
     trials = [trial for trial in entry.trials if trial.index < search.trials] if entry else []
     counts = Counter[str](trial.outcome for trial in trials if trial.outcome not in OPEN)
     ended = counts.total()
-    open_ = ended < search.trials and counts["failed"] <= search.settings.max_failures
-    best = None if open_ or entry is None else chosen(entry.with_(trials=trials).plain(), slots=ended)
+    is_open = ended < search.trials and counts["failed"] <= search.settings.max_failures
+    best = None if is_open or entry is None else chosen(entry.with_(trials=trials).plain(), slots=ended)
     settings = dict(best.settings) if best and best.settings is not None else None
     reason = best.reason if best else None
     if best and settings is None:
-        ends = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        reason = f"no trial of its search finished ({ends})"
+        counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        reason = f"no trial of its search finished ({counted})"
     return Tuning(
-        open=open_,
+        open=is_open,
         arm=search.arm_at(settings or {}),
         search=search,
-        left=max(0, search.trials - ended) if open_ else 0,
+        left=max(0, search.trials - ended) if is_open else 0,
         settings=settings,
         informative=sum(counts[outcome] for outcome in RESULTS),
         reason=reason,
         tuned=records.Tuned(
-            sweep=name, label=search.arm.name, study=search.study, over=not open_, settings=settings,
+            sweep=name, label=search.arm.name, study=search.study, over=not is_open, settings=settings,
             value=best.value if best else None, edge=dict(best.edge) if best else {}, trials=ended,
             **{outcome: counts[outcome] for outcome in ("finished", "pruned", "diverged", "failed")},
         ),

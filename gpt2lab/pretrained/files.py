@@ -1,5 +1,5 @@
-"""Files of weights as others write them, read without running code or fetched from the Hugging Face hub, and folders
-that are replaced in one piece."""
+"""Weight files of other projects, read without running code or fetched from the Hugging Face hub; and atomic
+replacement of folders."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from gpt2lab.training.checkpoints import os_error
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 TOKENIZER = ("vocab.json", "tokenizer.json")
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
-"""Where a folder may keep its weights, in the order in which they are looked for."""
+"""Names of weight files in a folder, in order of preference."""
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """config.json. Raises ConfigError when there is none, DataFault when it cannot be read."""
     settings = read_json(folder / "config.json")
     if settings is None:
-        what = "no GPT-2 in Hugging Face layout here: there is no config.json"
-        raise ConfigError(what, where=str(folder), hint=f"ls {folder}")
+        problem = "no GPT-2 in Hugging Face layout here: there is no config.json"
+        raise ConfigError(problem, where=str(folder), hint=f"ls {folder}")
     return settings
 
 
@@ -41,8 +41,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     damaged or missing."""
     name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if name is None:
-        what = f"no GPT-2 in Hugging Face layout here: there is none of {', '.join(WEIGHTS)}"
-        raise ConfigError(what, where=str(folder), hint=f"ls {folder}")
+        problem = f"no GPT-2 in Hugging Face layout here: there is none of {', '.join(WEIGHTS)}"
+        raise ConfigError(problem, where=str(folder), hint=f"ls {folder}")
     if not name.endswith(".json"):
         return read_tensors(folder / name)
     weights: dict[str, Tensor] = {}
@@ -61,7 +61,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The names in an index, each once; names of files beside it and no paths. Raises DataFault."""
+    """The names in an index, each once; names of files in its folder, no paths. Raises DataFault."""
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         if all(Path(name).name == name for name in names):
@@ -85,34 +85,35 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def unpickled(file: Path) -> Any:
-    """What torch.save wrote, with `weights_only`: tensors and plain values, never code. Raises DataFault."""
+    """The content of a file of torch.save, with `weights_only`: tensors and plain values, never code. Raises
+    DataFault."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how others pickled
+            warnings.simplefilter("ignore")  # about pickle formats
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file of others can be anything
+    except Exception as error:  # of any malformed file
         asks_for_code = "nsupported global" in str(error) or "nsupported class" in str(error)
-        refused = "it holds more than tensors and plain values, and such files can run code: refused"
-        reason = refused if asks_for_code else f"cannot be read as a file of torch.save ({type(error).__name__})"
+        message = "it holds more than tensors and plain values, and such files can run code: refused"
+        reason = message if asks_for_code else f"cannot be read as a file of torch.save ({type(error).__name__})"
         raise DataFault(reason, where=str(file)) from error
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, known: Collection[str]) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `path` when all went well; a stop in the middle leaves the old folder or
-    none. A folder that holds anything but the files `known` is not ours to replace.
+    """An empty folder to fill, which replaces `path` on success; an interruption leaves the old folder or none. A
+    folder with files other than `known` is not replaced.
 
     Raises ConfigError for such a folder, EnvironmentFault when the disk is full or cannot be written.
     """
     final = Path(path).resolve()
     refuse_others_files(final, path, known)
-    temporary, aside = temporary_beside(final), temporary_beside(final)
+    temporary, backup = temporary_beside(final), temporary_beside(final)
     try:
         make_folder(final.parent)
         temporary.mkdir()
         yield temporary
         if final.exists():
-            os.replace(final, aside)
+            os.replace(final, backup)
         publish_folder(temporary, final)
     except (OSError, SafetensorError) as error:
         cause = os_error(error)
@@ -121,23 +122,23 @@ def replacing(path: str | Path, known: Collection[str]) -> Iterator[Path]:
         raise disk_fault(cause, final) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not final.exists():  # the new folder did not make it
-            os.replace(aside, final)
-        shutil.rmtree(aside, ignore_errors=True)
+        if backup.exists() and not final.exists():  # the replacement failed
+            os.replace(backup, final)
+        shutil.rmtree(backup, ignore_errors=True)
 
 
 def refuse_others_files(final: Path, path: str | Path, known: Collection[str]) -> None:
-    """Raises ConfigError when something is in the way that a save would destroy."""
+    """Raises ConfigError when a save would destroy other files."""
     if final.exists() and not final.is_dir():
         raise ConfigError("there is a file of that name", where=str(path), hint="another name")
-    others = sorted(entry.name for entry in final.iterdir() if entry.name not in known) if final.is_dir() else []
-    if others:
-        names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    other_files = sorted(entry.name for entry in final.iterdir() if entry.name not in known) if final.is_dir() else []
+    if other_files:
+        names = ", ".join(other_files[:3]) + (", ..." if len(other_files) > 3 else "")
         raise ConfigError(f"the folder holds other files ({names}): not replaced", where=str(path), hint="a new name")
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies or the tensors themselves, as safetensors wants them."""
+    """Contiguous float32 tensors on the CPU, as safetensors requires."""
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
 
 
@@ -146,7 +147,7 @@ def _line(error: BaseException) -> str:
 
 
 def fetched(name: str) -> Path:
-    """The folder in the hub's cache with config and weights of `name`, fetched if need be.
+    """The folder in the hub's cache with config and weights of `name`, fetched if necessary.
 
     Raises EnvironmentFault when the package is missing or the hub does not answer, ConfigError when it has no such
     model.
@@ -159,12 +160,12 @@ def fetched(name: str) -> Path:
         raise EnvironmentFault(
             "reading from the hub needs huggingface_hub", where=where, hint="pip install huggingface_hub"
         ) from None
-    away, elsewhere = not hub_answers(), "download it where there is a network, and give the folder"
+    offline, hint = not hub_answers(), "download it where there is a network, and give the folder"
 
-    def file(wanted: str) -> Path | None:
-        """Where it lies now; None when the hub, or without a network its cache, has no such file."""
+    def file(filename: str) -> Path | None:
+        """Its path in the cache; None when the hub (or, offline, the cache) has no such file."""
         try:
-            return Path(hf_hub_download(name, wanted, local_files_only=away))
+            return Path(hf_hub_download(name, filename, local_files_only=offline))
         except EntryNotFoundError:
             return None
 
@@ -174,28 +175,28 @@ def fetched(name: str) -> Path:
         if weights is not None and weights.name.endswith(".json"):
             weights = weights if all(map(file, shard_names(weights))) else None
         if config and weights:
-            for wanted in TOKENIZER:
-                file(wanted)
+            for filename in TOKENIZER:
+                file(filename)
             return config.parent
     except RepositoryNotFoundError:
         raise ConfigError("neither here nor on the hub", where=where, hint="the name of a folder") from None
-    except Exception as error:  # whatever a network does, through several libraries
-        raise EnvironmentFault(f"the hub cannot be read: {_line(error)}", where=where, hint=elsewhere) from error
-    if away:
+    except Exception as error:  # of the network, through several libraries
+        raise EnvironmentFault(f"the hub cannot be read: {_line(error)}", where=where, hint=hint) from error
+    if offline:
         raise EnvironmentFault(
-            "the hub cannot be read: it does not answer, and its cache does not hold this", where=where, hint=elsewhere
+            "the hub cannot be read: it does not answer, and its cache does not hold this", where=where, hint=hint
         )
     raise ConfigError(f"the hub has no config.json with weights ({', '.join(WEIGHTS)})", where=where)
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be reached; the package itself would try again and again for half a minute."""
+    """Whether the hub can be reached; the package itself would retry for half a minute."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever a network does
+    except Exception:  # of the network
         return False
     return True

@@ -1,5 +1,5 @@
-"""GPT-2 as others keep it: Hugging Face's layout (a folder, a `GPT2LMHeadModel`, or a name on the hub), read and
-written, and nanoGPT's checkpoints, read.
+"""GPT-2 in the formats of other projects: Hugging Face's layout (a folder, a `GPT2LMHeadModel`, or a name on the hub),
+read and written, and nanoGPT's checkpoints, read.
 
 Names of weights are the same on all sides. Hugging Face's linear layers in blocks store (in, out), ours and nanoGPT's
 (as torch's) (out, in); both others put the prefix `transformer.` before all but the head.
@@ -42,7 +42,7 @@ OUR_FILES = ("config.json", "generation_config.json", SAFETENSORS, *TOKENIZER_FI
 OTHER_FILES = (
     "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "README.md", ".gitattributes", PICKLED,
 )  # fmt: skip
-"""What others put into such a folder; one that holds these is still one that a save may replace."""
+"""Other files that such folders usually contain, and that a save may replace."""
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files store among the weights
 PREFIX = "transformer."
@@ -55,7 +55,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 ACTIVATION_NAMES = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu", "relu2": "relu2"}
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-DEFAULTS: dict[str, Any] = {  # of transformers' GPT2Config, for what a file leaves out
+DEFAULTS: dict[str, Any] = {  # of transformers' GPT2Config, for missing keys
     "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None,
     "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True,
@@ -67,14 +67,14 @@ CAN: dict[str, dict[str, tuple[str, ...]]] = {
     "mlp": dict.fromkeys(ACTIVATION_NAMES, ()), "linear": {"plain": ()}, "embedding": {"plain": ()}, "stack": {},
     "head": {"tied": (), "untied": ("zero_init",)}, "parametrization": {"standard": ()},
 }  # fmt: skip
-"""Slot -> component -> options, as far as Hugging Face's GPT-2 can express them. Other slots shape no output."""
+"""Slot -> component -> options that Hugging Face's GPT-2 can express. Other slots do not affect outputs."""
 PADDED = 50304  # GPT-2's vocabulary, padded to a multiple of 128 as nanoGPT does
 GPT2_VOCABULARIES = (GPT2_SIZE, PADDED)
 
 
 def load_gpt2(source: Any) -> GPT:
     """The assembly and weights of `source`, in evaluation mode: a folder in Hugging Face's layout, a nanoGPT
-    checkpoint, a `GPT2LMHeadModel`, or a name on the hub, when the network allows.
+    checkpoint, a `GPT2LMHeadModel`, or a name on the hub.
 
     Raises ConfigError when there is no such thing, or when weights or settings do not fit, with every difference;
     DataFault when a file is damaged; EnvironmentFault when the hub cannot be reached.
@@ -99,7 +99,7 @@ def load_gpt2(source: Any) -> GPT:
 
 def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = None) -> Path:
     """Write a folder that `transformers` loads by AutoModelForCausalLM and, where it has GPT-2's tokenizer, by
-    AutoTokenizer. An older folder of weights is replaced in one piece. Biases that the assembly lacks become zeros.
+    AutoTokenizer. An older folder of weights is replaced atomically. Biases that the assembly lacks become zeros.
 
     gpt2_tokenizer: whether the tokenizer's files go with it; None decides by the size of the vocabulary.
 
@@ -136,7 +136,7 @@ def has_gpt2_tokenizer(path: Path, vocab_size: int) -> bool:
 
 
 def _vocabulary(path: Path) -> Any:
-    """Token -> id, as far as the folder tells."""
+    """Token -> id, from the folder's files; None without any."""
     try:
         if (path / "vocab.json").is_file():
             return json.loads((path / "vocab.json").read_bytes())
@@ -158,7 +158,7 @@ def _filled(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: s
 
 
 def _absent_biases(model: GPT, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zeros for every bias of GPT-2 that this assembly does without."""
+    """Zeros for every bias of GPT-2 that this assembly lacks."""
     with torch.device("meta"):
         whole = GPT(model.config.model_copy(update={"bias": True}))
     return {name: torch.zeros(tensor.shape) for name, tensor in weights_of(whole).items() if name not in present}
@@ -181,11 +181,11 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_nanogpt(path: str | Path) -> GPT:
-    """The model of a checkpoint that nanoGPT's train.py wrote (`ckpt.pt`), in evaluation mode. Optimizer and config
-    beside it are left alone. A padded vocabulary keeps its rows: its scores take part in nanoGPT's softmax as well.
+    """The model of a checkpoint that nanoGPT's train.py wrote (`ckpt.pt`), in evaluation mode. Optimizer and
+    config in it are ignored. A padded vocabulary keeps its rows, since nanoGPT's softmax includes them.
 
     Source: karpathy/nanoGPT, model.py and train.py; its MLP uses torch's GELU without approximation. Raises ConfigError
-    when it is something else or weights do not fit, DataFault when it cannot be read.
+    when it is no such checkpoint or weights do not fit, DataFault when it cannot be read.
     """
     file = Path(path)
     saved = unpickled(file)
@@ -220,8 +220,8 @@ class Layout:
     whose: str
     transposed: bool
 
-    def turned(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the file as ours is, or ours as the file's."""
+    def converted(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of the file in our orientation, or the reverse."""
         return tensor.t() if self.transposed and name.endswith(TRANSPOSED) else tensor
 
 
@@ -237,7 +237,7 @@ def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face names and shapes -> ours. A head tied to the embedding is dropped, as ours has none."""
     return {
-        name: HUGGING_FACE.turned(name, tensor).contiguous()
+        name: HUGGING_FACE.converted(name, tensor).contiguous()
         for name, tensor in plain_names(weights).items()
         if name != HEAD
     }
@@ -246,7 +246,7 @@ def from_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Ours -> Hugging Face names and shapes, without a tied head, as their own files are."""
     return {
-        name if name == HEAD else PREFIX + name: HUGGING_FACE.turned(name, tensor).contiguous()
+        name if name == HEAD else PREFIX + name: HUGGING_FACE.converted(name, tensor).contiguous()
         for name, tensor in weights.items()
     }
 
@@ -263,19 +263,19 @@ def refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor], where: str
 
 
 def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) -> None:
-    """Copy `weights`, named and shaped as `layout` has them, into the model. Raises ConfigError with every name and
-    shape that does not fit, and then changes nothing."""
-    parameters, given = weights_of(model), plain_names(weights)
+    """Copy `weights` in this layout into the model. Raises ConfigError with every name and shape that does not fit, and
+    then changes nothing."""
+    parameters, tensors = weights_of(model), plain_names(weights)
     problems = []
-    if HEAD not in parameters and HEAD in given:
-        head = given.pop(HEAD)
-        if TABLE in given and not _same(head, given[TABLE]):
+    if HEAD not in parameters and HEAD in tensors:
+        head = tensors.pop(HEAD)
+        if TABLE in tensors and not _same(head, tensors[TABLE]):
             problems.append(Problem(HEAD, f"differs from {TABLE}, to which the settings tie it"))
-    shapes = {name: tuple(layout.turned(name, tensor).shape) for name, tensor in parameters.items()}
-    problems += differences(shapes, {name: tuple(tensor.shape) for name, tensor in given.items()})
+    shapes = {name: tuple(layout.converted(name, tensor).shape) for name, tensor in parameters.items()}
+    problems += differences(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     problems += [
         Problem(name, f"{str(tensor.dtype).removeprefix('torch.')}: only floating-point weights are read")
-        for name, tensor in given.items()
+        for name, tensor in tensors.items()
         if not tensor.is_floating_point()
     ]
     if problems:
@@ -283,21 +283,21 @@ def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) 
         raise ConfigError([Problem(where, what), *problems], hint="the config.json that these weights came with")
     with torch.no_grad():
         for name, tensor in parameters.items():
-            tensor.copy_(layout.turned(name, given[name]))
+            tensor.copy_(layout.converted(name, tensors[name]))
 
 
-def differences(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> list[Problem]:
+def differences(expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> list[Problem]:
     """Every name that is missing, unexpected, or has another shape."""
-    missing = [Problem(name, f"missing: {shape} is wanted") for name, shape in expected.items() if name not in given]
-    for name, shape in given.items():
+    problems = [Problem(name, f"missing: {shape} is wanted") for name, shape in expected.items() if name not in shapes]
+    for name, shape in shapes.items():
         if name not in expected:
-            missing.append(Problem(name, f"unexpected: {shape} found"))
+            problems.append(Problem(name, f"unexpected: {shape} found"))
     misshapen = [
         Problem(name, f"{expected[name]} is wanted, {shape} found")
-        for name, shape in given.items()
+        for name, shape in shapes.items()
         if name in expected and expected[name] != shape
     ]
-    return [*missing, *misshapen]
+    return [*problems, *misshapen]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -308,26 +308,26 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def config_of(settings: Mapping[str, Any], where: str) -> ModelConfig:
-    """The assembly that a config.json describes. Raises ConfigError with all that we cannot express."""
+    """The assembly that a config.json describes. Raises ConfigError with every setting that we cannot express."""
     kind = settings.get("model_type", "gpt2")
     if kind != "gpt2":
         raise ConfigError(f"a model of type '{kind}', not gpt2", where=where, hint="a GPT-2 is expected")
-    given = {**DEFAULTS, **settings}
-    given.setdefault("n_positions", given.get("n_ctx", 1024))
+    merged = {**DEFAULTS, **settings}
+    merged.setdefault("n_positions", merged.get("n_ctx", 1024))
     problems = [
-        Problem(where, f"{key} is {given[key]!r}: a whole number above 0 is expected")
+        Problem(where, f"{key} is {merged[key]!r}: a whole number above 0 is expected")
         for key in ("vocab_size", "n_layer", "n_head", "n_embd", "n_positions")
-        if not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1
+        if not isinstance(merged[key], int) or isinstance(merged[key], bool) or merged[key] < 1
     ]
-    if not problems and given["n_embd"] % given["n_head"]:
-        problems.append(Problem(where, f"n_embd {given['n_embd']} is no multiple of n_head {given['n_head']}"))
-    activation = given["activation_function"]
+    if not problems and merged["n_embd"] % merged["n_head"]:
+        problems.append(Problem(where, f"n_embd {merged['n_embd']} is no multiple of n_head {merged['n_head']}"))
+    activation = merged["activation_function"]
     if activation not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        problems.append(Problem(where, f"activation_function '{activation}': only {known} have a component here"))
-    if given["add_cross_attention"]:
+        activations = ", ".join(ACTIVATIONS)
+        problems.append(Problem(where, f"activation_function '{activation}': only {activations} have a component here"))
+    if merged["add_cross_attention"]:
         problems.append(Problem(where, "add_cross_attention: a decoder by itself is all that there is here"))
-    dropouts = [given[key] for key in DROPOUTS]
+    dropouts = [merged[key] for key in DROPOUTS]
     if len(set(dropouts)) > 1:
         unequal = ", ".join(f"{key} {value}" for key, value in zip(DROPOUTS, dropouts, strict=True))
         problems.append(
@@ -335,19 +335,19 @@ def config_of(settings: Mapping[str, Any], where: str) -> ModelConfig:
         )
     if problems:
         raise ConfigError(problems, hint="docs/weights.md")
-    norm: dict[str, Any] = {"name": "layernorm", "eps": float(given["layer_norm_epsilon"])}
+    norm: dict[str, Any] = {"name": "layernorm", "eps": float(merged["layer_norm_epsilon"])}
     return ModelConfig(
-        n_layer=given["n_layer"],
-        n_head=given["n_head"],
-        n_embd=given["n_embd"],
-        block_size=given["n_positions"],
-        vocab_size=given["vocab_size"],
+        n_layer=merged["n_layer"],
+        n_head=merged["n_head"],
+        n_embd=merged["n_embd"],
+        block_size=merged["n_positions"],
+        vocab_size=merged["vocab_size"],
         dropout=float(dropouts[0]),
-        mlp_ratio=(given["n_inner"] or 4 * given["n_embd"]) / given["n_embd"],
+        mlp_ratio=(merged["n_inner"] or 4 * merged["n_embd"]) / merged["n_embd"],
         mlp=ACTIVATIONS[activation],
         norm=norm,
-        scores=_scores(given),
-        head="tied" if given["tie_word_embeddings"] else "untied",
+        scores=_scores(merged),
+        head="tied" if merged["tie_word_embeddings"] else "untied",
     )
 
 
@@ -381,13 +381,13 @@ def settings_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def misfits(config: ModelConfig) -> list[Problem]:
-    """Why Hugging Face's GPT-2 cannot hold this assembly, slot by slot; nothing where it can."""
+    """Why Hugging Face's GPT-2 cannot express this assembly, by slot; empty where it can."""
     problems = []
-    for slot, known in CAN.items():
+    for slot, supported in CAN.items():
         path = SLOTS[slot].path
         choices = list(dict.fromkeys(config.choices()[slot]))
         for choice in choices:
-            problems += [Problem(path, what) for what in _unknown(choice, known)]
+            problems += [Problem(path, what) for what in _unknown(choice, supported)]
         if len(choices) > 1 and slot != "scores" and not any(problem.where == path for problem in problems):
             several = ", ".join(map(str, choices))
             problems.append(Problem(path, f"{several}: Hugging Face's GPT-2 is alike in all layers"))
@@ -398,7 +398,7 @@ def misfits(config: ModelConfig) -> list[Problem]:
 
 
 def scaling(config: ModelConfig) -> tuple[bool, bool] | None:
-    """(whether scores are divided by sqrt(D), whether by the number of their layer); None when by something else."""
+    """(whether scores are divided by sqrt(D), whether by the layer's number); None for other scales."""
     root = config.head_size**-0.5
     pattern = [choice.options["scale"] for choice in config.scores]
     cycle = [root if scale is None else scale for scale in pattern]
@@ -411,22 +411,22 @@ def scaling(config: ModelConfig) -> tuple[bool, bool] | None:
     return None
 
 
-def _scores(given: Mapping[str, Any]) -> Any:
+def _scores(merged: Mapping[str, Any]) -> Any:
     """The factor on the scores of every layer."""
-    root = (given["n_embd"] / given["n_head"]) ** -0.5 if given["scale_attn_weights"] else 1.0
-    if given["scale_attn_by_inverse_layer_idx"]:
-        return [{"name": "plain", "scale": root / (layer + 1)} for layer in range(given["n_layer"])]
-    return "plain" if given["scale_attn_weights"] else {"name": "plain", "scale": root}
+    root = (merged["n_embd"] / merged["n_head"]) ** -0.5 if merged["scale_attn_weights"] else 1.0
+    if merged["scale_attn_by_inverse_layer_idx"]:
+        return [{"name": "plain", "scale": root / (layer + 1)} for layer in range(merged["n_layer"])]
+    return "plain" if merged["scale_attn_weights"] else {"name": "plain", "scale": root}
 
 
-def _unknown(choice: Choice, known: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """What a choice is that Hugging Face's GPT-2 is not."""
-    if choice.name not in known:
-        can = f"has {' or '.join(known)} only" if known else "has nothing of the kind"
+def _unknown(choice: Choice, supported: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Properties of a choice that Hugging Face's GPT-2 cannot express."""
+    if choice.name not in supported:
+        can = f"has {' or '.join(supported)} only" if supported else "has nothing of the kind"
         return [f"{choice.name}: Hugging Face's GPT-2 {can}"]
     defaults = SLOTS[choice.slot][choice.name].defaults()
     return [
         f"{choice.name} with {option} {value}: Hugging Face's GPT-2 has no such option"
         for option, value in choice.options.items()
-        if option not in known[choice.name] and value != defaults[option]
+        if option not in supported[choice.name] and value != defaults[option]
     ]

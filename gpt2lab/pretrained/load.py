@@ -1,5 +1,4 @@
-"""A model that can be used, from wherever it lies: a run of the store, a folder of weights, a checkpoint of another
-project."""
+"""Opens a trained model from any source: a run of the store, a folder of weights, a checkpoint of another project."""
 
 from __future__ import annotations
 
@@ -31,15 +30,15 @@ from gpt2lab.training.checkpoints import checkpoints
 from gpt2lab.training.precision import Precision, choose_device
 
 WITHOUT_FILES = ("gpt2", "bytes")
-"""Tokenizers that are the same whatever text was prepared with them."""
+"""Tokenizers that do not depend on the training text."""
 OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 """Names on the hub without an owner."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model that can be used. name: as shown. model: in evaluation mode. tokenizer: None where it is not known.
-    kept: how that tokenizer is built again."""
+    """A trained model. name: for display. model: in evaluation mode. tokenizer: None if not known. kept: how to rebuild
+    that tokenizer."""
 
     name: str
     model: GPT
@@ -49,45 +48,47 @@ class Trained:
 
 
 def open_trained(source: str, store: Store, *, device: torch.device | None = None) -> Trained:
-    """The model that `source` names: a run id or how it begins, the path of a run's folder, a folder of weights in
+    """The model that `source` names: a run id or a prefix of it, the path of a run's folder, a folder of weights in
     Hugging Face's layout or gpt2lab's, a checkpoint of nanoGPT (.pt), or a name on the hub (`gpt2`, `owner/name`).
 
-    device: where the model goes; None takes a GPU if there is one. Plug-ins that it needs must be loaded before. Raises
-    ConfigError when there is no such thing, DataFault when it is damaged or its weights are gone.
+    device: None takes a GPU if there is one. Plug-ins that the model needs must be loaded before. Raises ConfigError
+    when the source does not exist, DataFault when it is damaged or its weights are missing.
     """
     fill_slots()
     device = device or choose_device()
     path = Path(source)
     if not source:
-        raise _nothing(source, store)
+        raise _not_found(source, store)
     run = run_of(source, store)
     if run is not None:
         return _of_run(run, device)
     if path.is_file():
         model = load_nanogpt(path)
-        return _made(source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device)
+        return _trained(
+            source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device
+        )
     if path.is_dir():
         return _of_native(path, device) if is_native(path) else _of_folder(path, source, device)
-    starts = sum(run.id.startswith(source) for run in store.runs())
-    if starts:
-        raise ConfigError(f"'{source}' begins {starts} run ids", hint="gpt2lab runs")
+    matches = sum(run.id.startswith(source) for run in store.runs())
+    if matches:
+        raise ConfigError(f"'{source}' begins {matches} run ids", hint="gpt2lab runs")
     owner, _, name = source.partition("/")
     if source in OFFICIAL or (owner and name and "/" not in name and not Path(owner).exists()):
         return _of_folder(fetched(source), source, device)
-    raise _nothing(source, store)
+    raise _not_found(source, store)
 
 
 def run_of(source: str, store: Store) -> RunFolder | None:
-    """The run that `source` names, by path or by how its id begins; None for anything else."""
+    """The run that `source` names, by path or by a prefix of its id; None for other sources."""
     path = Path(source)
     if (path / "run.json").is_file():
         return RunFolder(path.absolute())
-    starts = [] if path.exists() or not source else [run for run in store.runs() if run.id.startswith(source)]
-    return starts[0] if len(starts) == 1 else None
+    matches = [] if path.exists() or not source else [run for run in store.runs() if run.id.startswith(source)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _of_run(run: RunFolder, device: torch.device) -> Trained:
-    """A run's newest weights: those of its end, or so far."""
+    """A run's newest weights: final ones, or those of its newest checkpoint."""
     result, text = run.result(), run.config()
     if result is not None and result["status"] == "diverged":
         raise ConfigError("it diverged: there are no final weights", where=run.id, hint="gpt2lab runs")
@@ -104,11 +105,11 @@ def _of_run(run: RunFolder, device: torch.device) -> Trained:
     model = build_model(config.model, seed=config.seed)
     load_weights(model, run, step)
     model.progress.set(step / config.training.steps)
-    return _made(name, model, config.training.precision, _kept_by(run, config), device)
+    return _trained(name, model, config.training.precision, _tokenizer_of(run, config), device)
 
 
-def _kept_by(run: RunFolder, config: Config) -> KeptTokenizer | None:
-    """What made the run's tokens; None where its data is gone."""
+def _tokenizer_of(run: RunFolder, config: Config) -> KeptTokenizer | None:
+    """The tokenizer of the run's data; None if the data is missing."""
     choice = config.data.tokenizer
     if choice.name in WITHOUT_FILES:
         return KeptTokenizer(choice)
@@ -122,31 +123,33 @@ def _kept_by(run: RunFolder, config: Config) -> KeptTokenizer | None:
 def _of_folder(path: Path, name: str, device: torch.device) -> Trained:
     """Weights in Hugging Face's layout."""
     model = load_gpt2(path)
-    kept = _gpt2() if has_gpt2_tokenizer(path, model.config.vocab_size) else None
-    return _made(name, model, "fp32", kept, device)
+    tokenizer = _gpt2() if has_gpt2_tokenizer(path, model.config.vocab_size) else None
+    return _trained(name, model, "fp32", tokenizer, device)
 
 
 def _of_native(path: Path, device: torch.device) -> Trained:
     """Weights in gpt2lab's layout."""
     record = read_record(path)
-    return _made(str(path), load_model(path), record["precision"], tokenizer_in(path, record), device)
+    return _trained(str(path), load_model(path), record["precision"], tokenizer_in(path, record), device)
 
 
-def _made(name: str, model: GPT, precision: Precision, kept: KeptTokenizer | None, device: torch.device) -> Trained:
-    return Trained(name, model.to(device).eval(), kept.build() if kept else None, precision, kept)
+def _trained(
+    name: str, model: GPT, precision: Precision, tokenizer: KeptTokenizer | None, device: torch.device
+) -> Trained:
+    return Trained(name, model.to(device).eval(), tokenizer.build() if tokenizer else None, precision, tokenizer)
 
 
 def _gpt2() -> KeptTokenizer:
     return KeptTokenizer(tokenizer_slot.read("gpt2"))
 
 
-def _nothing(source: str, store: Store) -> ConfigError:
-    """Both were looked for, and neither is there."""
-    beside = Path(source).absolute().parent
-    names = [entry.name for entry in beside.iterdir() if entry.is_dir()] if beside.is_dir() else []
+def _not_found(source: str, store: Store) -> ConfigError:
+    """The error for a source that is neither a run nor a folder."""
+    parent = Path(source).absolute().parent
+    names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     guess = nearest(source, [run.id for run in store.runs()]) or nearest(Path(source).name, names)
-    meant = f"; did you mean '{guess}'?" if guess else ""
+    suggestion = f"; did you mean '{guess}'?" if guess else ""
     return ConfigError(
-        f"neither a run in {store.root} begins with '{source}', nor is there a folder of that name{meant}",
+        f"neither a run in {store.root} begins with '{source}', nor is there a folder of that name{suggestion}",
         hint="gpt2lab runs",
     )

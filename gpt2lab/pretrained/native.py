@@ -38,13 +38,13 @@ RECORD, TOKENIZER = "gpt2lab.json", "tokenizer"
 
 @dataclass(frozen=True)
 class KeptTokenizer:
-    """How a tokenizer is built again. files: what it kept when it was first built, by path."""
+    """How to rebuild a tokenizer. files: paths of the files that it wrote when first built."""
 
     choice: Choice
     files: tuple[Path, ...] = ()
 
     def build(self) -> Tokenizer:
-        """Raises EnvironmentFault when something that it needs is not installed."""
+        """Build it. Raises EnvironmentFault when a package that it needs is not installed."""
         folder = self.files[0].parent if self.files else Path()
         built: Tokenizer = tokenizer_slot.build(self.choice, TokenizerSite(folder))
         return built
@@ -53,20 +53,19 @@ class KeptTokenizer:
 def save_model(
     model: GPT, path: str | Path, *, tokenizer: KeptTokenizer | str | None = None, precision: Precision = "fp32"
 ) -> Path:
-    """Write any assembly so that `load_model` reads it. An older folder of weights is replaced in one piece.
+    """Write any assembly so that `load_model` reads it. An older folder of weights is replaced atomically.
 
-    tokenizer: what its texts are cut by; a name will do for those without files, such as gpt2.  precision: what it is
-    to be evaluated in.
+    tokenizer: of its texts; a name suffices for those without files, such as gpt2.  precision: for evaluation.
 
     Raises ConfigError when the folder holds other files, EnvironmentFault when it cannot be written.
     """
-    kept = KeptTokenizer(tokenizer_slot.read(tokenizer)) if isinstance(tokenizer, str) else tokenizer
+    saved_tokenizer = KeptTokenizer(tokenizer_slot.read(tokenizer)) if isinstance(tokenizer, str) else tokenizer
     weights = {name: tensor.cpu().contiguous() for name, tensor in weights_of(model).items()}
     with replacing(path, (SAFETENSORS, RECORD, TOKENIZER)) as folder:
         save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
-        if kept is not None and kept.files:
+        if saved_tokenizer is not None and saved_tokenizer.files:
             (folder / TOKENIZER).mkdir()
-            for file in kept.files:
+            for file in saved_tokenizer.files:
                 shutil.copyfile(file, folder / TOKENIZER / file.name)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         record = {
@@ -74,8 +73,8 @@ def save_model(
             "gpt2lab": gpt2lab.__version__,
             "model": _written(model.config),
             "precision": precision,
-            "tokenizer": kept.choice.full() if kept is not None else None,
-            "components": _from_plugins(model.config, kept),
+            "tokenizer": saved_tokenizer.choice.full() if saved_tokenizer is not None else None,
+            "components": _from_plugins(model.config, saved_tokenizer),
             "files": {str(file.relative_to(folder)): file_sha256(file) for file in files},
         }
         write_json(folder / RECORD, record)
@@ -85,8 +84,8 @@ def save_model(
 def load_model(path: str | Path) -> GPT:
     """The model that `save_model` wrote, in evaluation mode. Plug-ins that it needs must be loaded before.
 
-    Raises ConfigError when a plug-in is missing or the folder is something else, DataFault when a byte is not as
-    written.
+    Raises ConfigError when a plug-in is missing or the folder has another layout, DataFault when a file is
+    damaged.
     """
     folder = Path(path)
     record = read_record(folder)
@@ -110,7 +109,7 @@ def is_native(path: str | Path) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """gpt2lab.json, with all that it names checked. Raises ConfigError, DataFault."""
+    """gpt2lab.json, with its files and components checked. Raises ConfigError, DataFault."""
     file = folder / RECORD
     record = read_json(file)
     if record is None:
@@ -149,7 +148,7 @@ def tokenizer_in(folder: Path, record: Mapping[str, Any]) -> KeptTokenizer | Non
 
 
 def _written(config: ModelConfig) -> dict[str, Any]:
-    """Every setting, with every option of every component: defaults may change."""
+    """Every setting, with every option of every component, since defaults may change."""
     tree: dict[str, Any] = {}
     for name, value in config:
         if isinstance(value, Choice):
@@ -171,10 +170,10 @@ def _read(tree: Mapping[str, Any], where: str) -> ModelConfig:
         raise ConfigError(problems, hint="gpt2lab components, and the plug-ins of this model") from None
 
 
-def _from_plugins(config: ModelConfig, kept: KeptTokenizer | None) -> list[dict[str, str]]:
+def _from_plugins(config: ModelConfig, tokenizer: KeptTokenizer | None) -> list[dict[str, str]]:
     """Chosen components that are not ours, and the file or package that registers them."""
     choices = [choice for several in config.choices().values() for choice in several]
-    choices += [kept.choice] if kept is not None else []
+    choices += [tokenizer.choice] if tokenizer is not None else []
     records = []
     for choice in dict.fromkeys(choices):
         module = SLOTS[choice.slot][choice.name].factory.__module__

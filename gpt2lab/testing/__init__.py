@@ -1,6 +1,6 @@
-"""The contract tests: what every component must do, whoever wrote it.
+"""The contract tests: requirements on every component.
 
-`gpt2lab test-plugin FILE` runs them on a user's parts, our own test suite on every registered component.
+`gpt2lab test-plugin FILE` runs them on a user's components, our test suite on every registered one.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ BY_SLOT: dict[str, tuple[Check, ...]] = {
 
 
 def checks_for(slot: str) -> tuple[Check, ...]:
-    """The fast checks of a slot's components; slots outside the model that have none of their own get the first."""
+    """The fast checks of a slot's components; other slots without checks get the first one only."""
     behaviour = MODEL_CHECKS if slot in MODEL_SLOTS else BY_SLOT.get(slot, ())
     return (check_documented, *behaviour)
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check said of one case; `problem` is None when it passed."""
+    """The result of one check on one case; `problem` is None when it passed."""
 
     case: Case
     check: str
@@ -96,11 +96,11 @@ class CheckResult:
 
 def run_contract(components: Iterable[Component]) -> list[CheckResult]:
     """Every fast check, compilation, and two ranks against one, on every variant of every component."""
-    every = cases(components)
-    of_model = [case for case in every if case.slot in MODEL_SLOTS]
+    all_cases = cases(components)
+    of_model = [case for case in all_cases if case.slot in MODEL_SLOTS]
     outcomes = [
         CheckResult(case, check.__name__, problem_of(check, case))
-        for case in every
+        for case in all_cases
         for check in (*checks_for(case.slot), *([check_compile] if case in of_model else []))
     ]
     gaps = two_ranks_against_one(of_model) if of_model else []
@@ -110,7 +110,7 @@ def run_contract(components: Iterable[Component]) -> list[CheckResult]:
 
 
 def problem_of(check: Check, case: Case) -> str | None:
-    """The sentence with which `check` fails on `case`, or None. A crash inside a component is a failure as well."""
+    """The message with which `check` fails on `case`, or None. An exception in a component is also a failure."""
     try:
         check(case)
     except AssertionError as error:

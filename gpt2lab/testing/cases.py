@@ -1,4 +1,4 @@
-"""What contract tests are run on: one component in a tiny canonical GPT-2."""
+"""Cases of contract tests: one component in a tiny canonical GPT-2."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Case:
 
 
 def placed(slot: str, choice: dict[str, Any]) -> Any:
-    """A choice as its slot wants it written: beside the canonical first part in lists of parts that need one."""
-    found = SLOTS[slot]
-    if found.arity != "list":
+    """A choice in the form of its slot: in lists of parts, after the canonical first part if needed."""
+    registry = SLOTS[slot]
+    if registry.arity != "list":
         return choice
     starts = {"embedding": "table"}.get(slot)
-    alone = choice["name"] in found.default or (starts and starts in found[choice["name"]].can)
-    return [choice] if alone else [*found.default, choice]
+    alone = choice["name"] in registry.default or (starts and starts in registry[choice["name"]].can)
+    return [choice] if alone else [*registry.default, choice]
 
 
 def variants(component: Component) -> list[Case]:

@@ -1,8 +1,8 @@
-"""The checks: what every component of the model, every optimizer and every schedule must do, and that two ranks with
-half a batch each find the gradient that one process finds with the whole batch.
+"""The checks of components of the model, optimizers and schedules, and that two ranks with half a batch each compute
+the gradient of one process with the whole batch.
 
-A check is a function of one `Case` that raises AssertionError with a sentence; it never asks what the component is
-called.
+A check is a function of one `Case` that raises AssertionError with a message; it does not depend on the component's
+name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch
 
 
 def check_documented(case: Case) -> None:
-    """Says what it does, and where it comes from."""
+    """The component has a summary, documented options, and a source."""
     component = SLOTS[case.slot][case.name]
     assert component.source, "names no source"
     assert len(component.summary) > 20, "the docstring's first line does not say what it does"
@@ -47,7 +47,7 @@ def check_shape(case: Case) -> None:
 
 
 def check_no_look_ahead(case: Case) -> None:
-    """Changing later tokens leaves earlier logits alone."""
+    """Changing later tokens does not change earlier logits."""
     model, (tokens, _) = disturbed(case.model(n_layer=3)), batch()
     changed = tokens.clone()
     changed[:, 9:] = (changed[:, 9:] + 1) % VOCABULARY
@@ -56,7 +56,7 @@ def check_no_look_ahead(case: Case) -> None:
 
 
 def check_loss_at_init(case: Case) -> None:
-    """The first loss is near ln V: a fresh model prefers no token."""
+    """The first loss is near ln V."""
     tokens, targets = batch(rows=LARGE_ENOUGH)
     loss, uniform = case.model().loss(tokens, targets).item(), math.log(VOCABULARY)
     assert uniform - 0.05 <= loss <= uniform + 1, f"loss at initialisation {loss:.3f}, expected near {uniform:.3f}"
@@ -72,14 +72,15 @@ def check_gradients(case: Case) -> None:
 
 
 def check_seed(case: Case) -> None:
-    """Equal seeds give equal weights, different seeds different ones; global random state is neither read nor moved."""
+    """Equal seeds give equal weights, different seeds different ones; global random state is neither used nor
+    changed."""
     before = torch.get_rng_state()
-    one = case.model(seed=3).state_dict()
+    first = case.model(seed=3).state_dict()
     assert torch.equal(before, torch.get_rng_state()), "building draws from the global random generator"
     torch.rand(1)
-    two, other = case.model(seed=3).state_dict(), case.model(seed=4).state_dict()
-    assert all(torch.equal(one[k], two[k]) for k in one), "equal seeds give different weights"
-    assert any(not torch.equal(one[k], other[k]) for k in one), "different seeds give equal weights"
+    second, other = case.model(seed=3).state_dict(), case.model(seed=4).state_dict()
+    assert all(torch.equal(first[k], second[k]) for k in first), "equal seeds give different weights"
+    assert any(not torch.equal(first[k], other[k]) for k in first), "different seeds give equal weights"
 
 
 def check_save_and_load(case: Case) -> None:
@@ -91,23 +92,23 @@ def check_save_and_load(case: Case) -> None:
 
 
 def check_cached_equals_full(case: Case) -> None:
-    """Reading a text piece by piece with a cache gives what reading it at once gives: token by token, several tokens
-    at a time, both; past the training context where the positions have no end."""
+    """Processing a text in pieces with a cache gives the same logits as in one pass: token by token, several tokens at
+    a time, and both; beyond the training context where positions are unlimited."""
     model, (tokens, _) = disturbed(case.model(n_layer=3)), batch()
     if model.max_context is None:
         tokens = torch.cat([tokens, batch(seed=2)[0]], 1)
     with torch.no_grad():
         full = model(tokens)
-        for sizes in ([5, 3], [], [1, 9, 6]):  # and what is left of the text token by token
-            cache, ones = Cache(), [1] * (tokens.shape[1] - sum(sizes))
-            pieces = [model(piece, cache=cache) for piece in tokens.split([*sizes, *ones], 1)]
+        for sizes in ([5, 3], [], [1, 9, 6]):  # the rest of the text token by token
+            cache, singles = Cache(), [1] * (tokens.shape[1] - sum(sizes))
+            pieces = [model(piece, cache=cache) for piece in tokens.split([*sizes, *singles], 1)]
             gap = distance(torch.cat(pieces, 1), full)
             assert gap < 2e-5, f"cached and full forward differ by {gap:.1e}"
 
 
 def check_documents(case: Case) -> None:
-    """Given documents, attention stays within them: a document reads the same whatever precedes it, unless the
-    component passes neighbours on outside attention (which the first two tokens absorb)."""
+    """Given documents, attention stays within them: outputs of a document do not depend on the preceding one, except
+    through components outside attention (which the first two tokens absorb)."""
     if SLOTS[case.slot].name not in ("attention", "mask", "scores"):
         return
     model, (tokens, _) = disturbed(case.model(position="none")), batch()
@@ -143,10 +144,12 @@ def check_compile(case: Case) -> None:
         # dynamo looks at .grad of inner tensors after a graph break and hides the warning by patching how it is shown,
         # which does not help where warnings are errors
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        ours, theirs = model.objective(tokens, targets)[0], compiled(tokens, targets)
-    ours.backward()
-    theirs.backward()
-    assert abs(ours.item() - theirs.item()) < 1e-5, f"compiled loss {theirs.item()}, eager {ours.item()}"
+        eager, compiled_loss = model.objective(tokens, targets)[0], compiled(tokens, targets)
+    eager.backward()
+    compiled_loss.backward()
+    assert abs(eager.item() - compiled_loss.item()) < 1e-5, (
+        f"compiled loss {compiled_loss.item()}, eager {eager.item()}"
+    )
     for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
         if not a.requires_grad:
             continue
@@ -181,7 +184,7 @@ def check_overfits(case: Case) -> None:
 
 
 def ranks_problem(gap: float) -> str | None:
-    """The sentence for a gap between two ranks and one."""
+    """The message for a gap between two ranks and one; None if small."""
     return None if gap < 1e-5 else f"gradients of two ranks and of one differ by {gap:.1e}"
 
 
@@ -212,7 +215,7 @@ def _rank(rank: int, folder: str, todo: list[Case], plugins: tuple[str, ...]) ->
         torch.save(gaps, f"{folder}/gaps.pt")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # gloo's threads have been seen to abort a process that takes its time to say goodbye
+    os._exit(0)  # gloo's threads may abort a process during a regular exit
 
 
 def _gradient(case: Case, rows: slice) -> Tensor:

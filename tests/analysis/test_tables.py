@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from gpt2lab.analysis import Verdicts, compare, in_words
-from gpt2lab.analysis.table import known
+from gpt2lab.analysis.table import metric_spec
 from gpt2lab.errors import ConfigError
 
 VALUES = {
@@ -476,13 +476,13 @@ def read_as_metric(name: str = "value", base: Any = LOW, new: Any = HIGH, **term
 ])  # fmt: skip
 def test_metrics_known_by_name(names: str, higher: bool, unit: str) -> None:
     for name in names.split("|"):
-        found = known(name)
+        found = metric_spec(name)
         assert found and (found.higher_is_better, found.unit) == (higher, unit), name
 
 
 @pytest.mark.parametrize("name", ["quality", "acc_stderr", "loss_scale", "lr", "score", "accuracy_gap", "mem", ""])
 def test_metrics_of_no_known_direction(name: str) -> None:
-    assert known(name) is None
+    assert metric_spec(name) is None
 
 
 def test_better_is_a_positive_difference_where_higher_is_better() -> None:

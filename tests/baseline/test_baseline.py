@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import gpt2lab.experiments.baseline as reproduction
-from gpt2lab.cli import answer
+from gpt2lab.cli import execute
 from gpt2lab.config import load_config
 from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
@@ -126,13 +126,13 @@ def test_the_command_stops_before_any_data_is_touched(
 ) -> None:
     monkeypatch.setattr("gpt2lab.experiments.single.prepare", lambda *args, **how: pytest.fail("data was prepared"))
     runs = str(tmp_path / "runs")
-    assert answer(["baseline", "--runs", runs, "--nproc", "1"], debug=False) == 3
+    assert execute(["baseline", "--runs", runs, "--nproc", "1"], debug=False) == 3
     printed = capsys.readouterr()
     assert "116 days" in printed.err and "try: " in printed.err and "124,439,808 parameters" in printed.out
-    assert answer(["baseline", "--runs", runs, "--nproc", "1", "--dry-run", "--json"], debug=False) == 0
+    assert execute(["baseline", "--runs", runs, "--nproc", "1", "--dry-run", "--json"], debug=False) == 0
     record: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert record["micro_batch_sequences"] == 4 and record["seconds"] == 19_560 * (128 * 4.0 + 0.5)
-    assert answer(["baseline", "--runs", runs, "--batch-tokens", "1000"], debug=False) == 2
+    assert execute(["baseline", "--runs", runs, "--batch-tokens", "1000"], debug=False) == 2
     assert "1000 is no multiple of block_size 1024" in capsys.readouterr().err
 
 

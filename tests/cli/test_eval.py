@@ -200,7 +200,7 @@ def test_runs_that_learned_nothing_count_as_failed_where_arms_are_compared(gpt2l
         (["zzz", "--tasks", "pica"], "--tasks: unknown task 'pica'; did you mean 'piqa'"),
         (["zzz", "--tasks", "arc_easy:spilt=test"], "unknown option of task arc_easy 'spilt'; did you mean 'split'"),
         (["zzz", "--tasks", "piqa"], "neither a run in runs begins with 'zzz', nor"),
-        (["zzz", "--tasks", "piqa", "--metric", "loss"], "--tasks stands by itself"),
+        (["zzz", "--tasks", "piqa", "--metric", "loss"], "--tasks cannot be combined"),
         (["zzz", "--limit", "3"], "--limit is about --tasks"),
         (["--study", "tiny", "--corpus", "shakespeare"], "--corpus is about one model"),
     ],

@@ -16,8 +16,8 @@ from gpt2lab.output import lossy, lost
 SCRIPT = """
 import sys
 from gpt2lab import cli
-from gpt2lab.display import console_for, display
-from gpt2lab.events import Message
+from gpt2lab.progress import console_for, display
+from gpt2lab.progress import Message
 
 def work(arguments, debug, app):
     with display(console_for()) as listener:

@@ -1,4 +1,4 @@
-"""Trees laid over one another: sections key by key, choices as a whole, options one by one."""
+"""Trees merged: sections key by key, choices as a whole, options one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import gpt2lab.config.config  # noqa: F401  (fills the slots)
-from gpt2lab.config.source import Place, YamlSource, lay, read_mapping, read_override
+from gpt2lab.config.source import Place, YamlSource, overlay, read_mapping, read_override
 from gpt2lab.errors import ConfigError
 
 
@@ -74,23 +74,25 @@ from gpt2lab.errors import ConfigError
 )
 def test_changes_by_dotted_key(tree: dict[str, Any], changes: dict[str, Any], result: dict[str, Any]) -> None:
     before = repr(tree)
-    laid = lay(YamlSource(tree, {}), [(key, YamlSource(value, {(): Place("")})) for key, value in changes.items()])
-    assert laid.tree == result
+    merged = overlay(
+        YamlSource(tree, {}), [(key, YamlSource(value, {(): Place("")})) for key, value in changes.items()]
+    )
+    assert merged.tree == result
     assert repr(tree) == before
 
 
 def test_an_option_of_several_choices_must_say_of_which() -> None:
     base = read_mapping("model: {mask: [sliding_window, causal]}", "x.yaml")
     with pytest.raises(ConfigError, match=r"--set model.mask.window: 2 choices are there"):
-        lay(base, [read_override("model.mask.window=8")])
+        overlay(base, [read_override("model.mask.window=8")])
 
 
 def test_places_follow_what_was_written_last() -> None:
     base = read_mapping("model:\n  n_layer: 4\n  norm: {name: rmsnorm,\n    eps: 1}\n", "x.yaml")
-    laid = lay(base, [read_override("model.n_layer=6"), read_override("model.norm.eps=2")])
-    assert laid.place(("model", "n_layer")).prefix == "--set "
-    assert laid.place(("model", "norm", "eps")).prefix == "--set "
-    assert laid.place(("model", "norm", "name")).prefix == "x.yaml:3: "
-    replaced = lay(laid, [read_override("model.norm=layernorm")])
+    merged = overlay(base, [read_override("model.n_layer=6"), read_override("model.norm.eps=2")])
+    assert merged.place(("model", "n_layer")).prefix == "--set "
+    assert merged.place(("model", "norm", "eps")).prefix == "--set "
+    assert merged.place(("model", "norm", "name")).prefix == "x.yaml:3: "
+    replaced = overlay(merged, [read_override("model.norm=layernorm")])
     assert not [key for key in replaced.places if key[:2] == ("model", "norm") and len(key) > 2]
     assert replaced.place(("model", "norm")).layer == 2 and replaced.place(("model", "n_layer")).layer == 1

@@ -107,7 +107,7 @@ def test_ids_travel_in_few_bytes_and_keep_their_values(monkeypatch: pytest.Monke
     for ids, width in ([0, 255], 1), ([0, 256], 2), ([0, 65_536], 4), ([0, 2**32], 8), ([-1, 65_535], 4), ([], 8):
         table = ByteTable([], None, lambda text, ids=ids: np.array(ids, np.int64))  # type: ignore[misc]
         monkeypatch.setattr(module, "_built", lambda source, table=table: table)
-        packed, counts = module._encode_there(source, next(work("x")).pieces)
+        packed, counts = module._encode_in_process(source, next(work("x")).pieces)
         assert (packed.tolist(), packed.itemsize, counts.tolist()) == (ids, width, [len(ids)])
 
 

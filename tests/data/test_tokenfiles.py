@@ -115,7 +115,7 @@ def test_characters_of_nanogpt_are_no_gpt2_tokens(tmp_path: Path) -> None:
     for name in ("train", "val"):
         np.arange(60, dtype="<u2").tofile(tmp_path / f"{name}.bin")
     (tmp_path / "meta.pkl").write_bytes(b"")
-    with pytest.raises(DataFault, match=r"meta\.pkl beside it says that its ids are not GPT-2's"):
+    with pytest.raises(DataFault, match=r"meta\.pkl shows that its ids are not GPT-2's"):
         prepare(config(tmp_path / "train.bin", tmp_path / "val.bin"))
 
 

@@ -116,10 +116,10 @@ def test_the_schedule_is_the_right_one_four_times_as_fast() -> None:
 
 @pytest.mark.slow
 def test_the_command_that_tests_plugins_fails_for_them(capsys: pytest.CaptureFixture[str]) -> None:
-    from gpt2lab.cli import answer
+    from gpt2lab.cli import execute
 
     with pytest.raises(SystemExit) as ended:
-        answer(["test-plugin", str(PLUGIN)], debug=False)
+        execute(["test-plugin", str(PLUGIN)], debug=False)
     assert ended.value.code == 2
     told = capsys.readouterr().out.splitlines()
     assert {line.partition(":")[0] for line in told if line[:1] != " " and ", 0 failed" not in line} == set(CONTRACT)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gpt2lab import testing
-from gpt2lab.cli import answer
+from gpt2lab.cli import execute
 from gpt2lab.doctor import ExaminedRun, checks, examine, machine
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import MODEL_SLOTS
@@ -168,17 +168,17 @@ def test_a_divergence_is_named(trained: Any) -> None:
 def test_the_command_answers_with_a_code(trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained()
     words = ["doctor", "--run", run.id[:6], "--runs", str(run.path.parent)]
-    assert answer(words, debug=False) == 0
+    assert execute(words, debug=False) == 0
     assert "nothing found" in capsys.readouterr().out
     rewrite(run, lambda step, m: m.update({"train/loss": 0.1}) if "train/loss" in m else None)
     with pytest.raises(SystemExit) as ended:
-        answer(words, debug=True)
+        execute(words, debug=True)
     out = capsys.readouterr().out
     assert ended.value.code == 5 and "warning [train_gap] at step 60 validation is at" in out
-    assert answer([*words, "--json"], debug=False) == 0
+    assert execute([*words, "--json"], debug=False) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["run"] == run.id and [one["name"] for one in record["findings"]] == ["train_gap"]
-    assert answer(["doctor", "--run", "ffff", "--runs", str(run.path.parent)], debug=False) == 2
+    assert execute(["doctor", "--run", "ffff", "--runs", str(run.path.parent)], debug=False) == 2
 
 
 def test_the_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +202,6 @@ def test_a_machine_that_is_unfit_has_a_code_of_its_own(
 ) -> None:
     monkeypatch.setattr(machine, "OLDEST_PYTHON", (4, 0))
     with pytest.raises(SystemExit) as ended:
-        answer(["doctor", "--runs", str(tmp_path)], debug=True)
+        execute(["doctor", "--runs", str(tmp_path)], debug=True)
     assert ended.value.code == 3 and "4.0 or newer is needed" in capsys.readouterr().out
-    assert answer(["doctor", "--runs", str(tmp_path), "--json"], debug=False) == 0
+    assert execute(["doctor", "--runs", str(tmp_path), "--json"], debug=False) == 0

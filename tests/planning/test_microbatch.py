@@ -11,7 +11,7 @@ from gpt2lab.config import load_config
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.planning import probes
 from gpt2lab.planning.machine import Machine
-from gpt2lab.planning.probes import MicroBatch, Probe, given, micro_batch, read, search
+from gpt2lab.planning.probes import MicroBatch, Probe, micro_batch, micro_batch_of, probed, search
 
 HERE = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention")
 SMALL = ("model.n_layer=1", "model.n_embd=32", "training.batch_tokens=8192")
@@ -78,7 +78,7 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Invented(1000, 100)
-    monkeypatch.setattr(probes, "read", lambda config, machine, n: device(n))
+    monkeypatch.setattr(probes, "probed", lambda config, machine, n: device(n))
     monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 10**6)
     config = load_config("nano", SMALL)
     first = micro_batch(config, HERE, 1, tmp_path)
@@ -95,11 +95,11 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
 @pytest.mark.slow
 def test_a_real_training_is_measured_in_a_process_of_its_own() -> None:
     config = load_config("nano", [*SMALL, "training.micro_batch_sequences=64"])
-    few, many = read(config, HERE, 1), given(config, HERE, 1)
+    few, many = probed(config, HERE, 1), micro_batch_of(config, HERE, 1)
     assert many.sequences == 64
     assert 50e6 < few.memory_bytes < many.memory_bytes < 4e9
     whole = load_config("nano", [*SMALL, "training.micro_batch_sequences=1"])  # what is asked counts, not the config
-    again = read(whole, HERE, 64).memory_bytes
+    again = probed(whole, HERE, 64).memory_bytes
     assert again - few.memory_bytes > 0.7 * (many.memory_bytes - few.memory_bytes)
     assert 0 < few.pass_seconds < many.pass_seconds < 10 and many.update_seconds > 0
 
@@ -107,4 +107,4 @@ def test_a_real_training_is_measured_in_a_process_of_its_own() -> None:
 def test_a_training_that_breaks_says_why() -> None:
     config = load_config("nano", SMALL)
     with pytest.raises(EnvironmentFault, match=r"a pass of 1 sequences failed: .*(mps|MPS)"):
-        read(config, replace(HERE, device="mps"), 1)
+        probed(config, replace(HERE, device="mps"), 1)

@@ -101,7 +101,7 @@ def test_another_stack_or_code_measures_anew(
 
 
 def test_another_machine_is_not_measured_here(tmp_path: Path, probes: list[str]) -> None:
-    configs, there = {"a": load_config("nano")}, dataclasses.replace(HERE, here=False)
+    configs, there = {"a": load_config("nano")}, dataclasses.replace(HERE, local=False)
     with pytest.raises(ConfigError, match="not measured yet"):
         recorded(tmp_path, configs, there)
     recorded(tmp_path, configs, HERE)

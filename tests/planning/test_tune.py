@@ -230,7 +230,7 @@ def test_a_centre_moves_an_arms_space_and_nothing_else(planned: Planned) -> None
         ("optim.lr: {low", "training.steps: {low: 10, high: 20}, optim.lr: {low",
          "tune.space.training.steps: no arm may change this: arms train on as many tokens"),
         ("low: 0.25", "low: 4.25", "tune.space.optim.lr: low (4.25) must be less than high (4)"),
-        ("trials: 4", "trials: 4, enqueue: [{optim.lr: 9}]", "tune.enqueue: optim.lr: 0.09 lies outside"),
+        ("trials: 4", "trials: 4, enqueue: [{optim.lr: 9}]", "tune.enqueue: optim.lr: 0.09 is outside"),
         ("sampler: qmc", "sampler: qcm", "did you mean 'qmc'"),
     ],
 )  # fmt: skip

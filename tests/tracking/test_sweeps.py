@@ -268,7 +268,7 @@ def test_the_user_interface_links_to_a_sweep_and_says_how_to_open_optunas(
     assert lines[2:] == [
         "lr@nano, wd@nano: optuna-dashboard sqlite:////data/runs/sweeps/optuna.db",
         "pg@nano: optuna-dashboard 'postgresql://me:***@host/db'",
-        "*** stands for the password, which is written nowhere",
+        "*** replaces the password, which is never stored",
     ]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert results.dashboards(lab.store)[-1].endswith("pip install 'gpt2lab[dashboard]'")
