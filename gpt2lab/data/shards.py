@@ -47,11 +47,11 @@ from gpt2lab.data.prepared import (
 )
 from gpt2lab.data.tokenizers import GPT2_SIZE, Tokenizer, TokenizerSite, pieces
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld, Problem
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, Problem
 from gpt2lab.faults import point
 from gpt2lab.registry import Choice, read_field
 from gpt2lab.schema import Settings
-from gpt2lab.store import file_lock, now, publish_folder, write_json
+from gpt2lab.store import file_lock, now, publish_folder, read_json, write_json
 
 STATE = "state.json"
 SHARD_TOKENS = 100_000_000
@@ -271,7 +271,7 @@ class _Preparation:
                     for writer in writers.values():
                         writer.flush()
                     content = {**facts, "place": batch.place, "splits": records, "done": done}
-                    write_json(self.folder / STATE, {**content, "sha256": canonical_sha256(content)})
+                    write_json(self.folder / STATE, content)
                     point("data.state")
                     saved, complete = time.monotonic(), _complete_shards(records)
             for writer in writers.values():
@@ -330,11 +330,9 @@ def _complete_shards(records: Mapping[SplitName, Any]) -> int:
 def _load_state(folder: Path) -> dict[str, Any] | None:
     """The state of an interrupted preparation; None if missing or damaged."""
     try:
-        state = json.loads((folder / STATE).read_bytes())
-        sha256 = state.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return read_json(folder / STATE, sealed=True)
+    except Gpt2labError:
         return None
-    return state if sha256 == canonical_sha256(state) else None
 
 
 class SplitWriter:

@@ -68,7 +68,7 @@ def check_uri(uri: str) -> None:
         raise EnvironmentFault(
             f"the database driver {error.name} is not installed", where=where, hint=f"pip install {package}"
         ) from None
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ConfigError(f"not a database URI: {error}", where=where, hint=try_) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sys
@@ -104,12 +105,13 @@ def trained(
         preset = ablation.with_name("preset.yaml")
         preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
         earlier = trainings(" ".join(map(str, (*words, steps))))
-        if earlier.exists():
+        shared = os.environ["GPT2LAB_DATA"] == str(tmp_path / "data-home")
+        if shared and earlier.exists():
             shutil.copytree(earlier, tmp_path, dirs_exist_ok=True)
         else:
             answer = gpt2lab("run", ablation, "--no-tracking", *words)
             assert answer.code == 0, answer.err
-            for part in ("runs", "data-home"):
+            for part in ("runs", "data-home") if shared else ():
                 shutil.copytree(tmp_path / part, earlier / part)
         arms = Store(tmp_path / "runs").study("tiny").arms
         return {arm: entry.runs for arm, entry in arms.items()}

@@ -305,7 +305,7 @@ def test_components_are_listed_with_the_canonical_ones_marked(gpt2lab: Call) -> 
     marked = [line.split()[1] for line in answer.out.splitlines() if line.startswith("*")]
     others = [line.split()[0] for line in answer.out.splitlines() if re.match("  [a-z]", line)]
     assert answer.code == 0 and "model.mlp: the feed-forward network of a block" in answer.out
-    assert marked == ["gelu_tanh"] and {"gelu", "relu2", "swiglu", "moe"} == set(others)
+    assert marked == ["gelu_tanh"] and {"gelu", "relu2", "swiglu", "moe"} <= set(others)
     everything = gpt2lab("components").out
     assert re.search(r"^\* cross_entropy", everything, re.M) and re.search("^  value_residual", everything, re.M)
     assert "data.corpus: " in everything and "optim.schedule: " in everything

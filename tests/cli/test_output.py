@@ -27,7 +27,7 @@ def work(arguments, debug, app):
     open("done", "w").close()
     return 0
 
-cli.answer = work
+cli.execute = work
 sys.argv = ["gpt2lab", *sys.argv[1:]]
 cli.main()
 """

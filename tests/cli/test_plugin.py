@@ -270,7 +270,7 @@ def test_what_a_plugin_cannot_do_is_refused_with_the_reason(
     assert answer.code == 2
     assert answer.err.startswith(
         f"gpt2lab: error [CONFIG] {ablation}:8: arms.rotary.model.position: alibi needs 'bias' from the attention, "
-        "which narrow does not offer (those that do: mha, gqa)\n"
+        "which narrow does not offer (those that do: mha, gqa, "
     )
 
 

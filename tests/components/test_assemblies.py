@@ -7,10 +7,11 @@ import random
 
 import pytest
 import torch
+from torch import Tensor
 
 from gpt2lab import testing
 from gpt2lab.components.context import Cache
-from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
+from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.registry import SLOTS, unmet_needs
 from gpt2lab.testing.cases import VOCABULARY, Case
 
@@ -78,13 +79,18 @@ def test_every_pair_of_choices_trains_two_steps_and_caches(chunk: int) -> None:
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < losses[0], f"{name}: {losses}"
-        cache = Cache()
-        with torch.no_grad():
-            pieces = [model(tokens[:, :7], cache=cache)] + [
-                model(tokens[:, t : t + 1], cache=cache) for t in range(7, 16)
-            ]
-            gap = testing.distance(torch.cat(pieces, 1), model(tokens))
+        gap = cached_against_full(model, tokens)
+        if gap >= 2e-5:  # float64 has no rounding for a norm of small differences to amplify
+            gap = cached_against_full(model.double(), tokens)
         assert gap < 2e-5, f"{name}: cached and full differ by {gap:.1e}"
+
+
+@torch.no_grad()
+def cached_against_full(model: GPT, tokens: Tensor) -> float:
+    """The largest difference between logits of a sequence read in pieces and at once."""
+    cache = Cache()
+    pieces = [model(tokens[:, :7], cache=cache)] + [model(tokens[:, t : t + 1], cache=cache) for t in range(7, 16)]
+    return testing.distance(torch.cat(pieces, 1), model(tokens))
 
 
 def test_the_array_covers_every_pair_that_is_not_refused() -> None:

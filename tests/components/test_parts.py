@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gpt2lab.testing.model_checks import check_cached_equals_full, check_gradients, check_save_and_load
 from torch import Tensor, nn
 
 from gpt2lab import testing
@@ -19,6 +18,7 @@ from gpt2lab.components.linear import ternary
 from gpt2lab.components.position import Position
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import SLOTS
+from gpt2lab.testing.checks import check_cached_equals_full, check_gradients, check_save_and_load
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 97}
 

@@ -253,7 +253,7 @@ def ended(group: int, seconds: float) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "to_all", "code"),
-    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, -signal.SIGTERM), (signal.SIGKILL, False, -signal.SIGKILL)],
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 75), (signal.SIGKILL, False, -signal.SIGKILL)],
     ids=lambda value: str(value),
 )
 def test_signals_end_all_processes_within_seconds(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from drawn import NOISE, floor, is_smallest, power, upper
+from made_up_runs import end
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 from tiny_plan import ABLATION, Planned
@@ -153,7 +154,7 @@ def test_time_left_is_that_of_runs_which_are_not_finished(floored: Floored, plan
     plan, store = floored(0.01), Store(tmp_path / "others")
     assert seconds_left(plan, store) == 15 * 60
     first = plan.runs()[0]
-    store.run(first.id).finish({"status": "diverged"})
+    end(store.run(first.id), {"status": "diverged"})
     assert seconds_left(plan, store) == 14 * 60
     two = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, jobs=4))
     assert seconds_left(two, store) == 4 * 60  # 14 runs on 4 places

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_runs import end
 from tiny_plan import ABLATION, Planned
 
 from gpt2lab.costs import matmul_flops
@@ -111,8 +112,8 @@ def test_memory_grows_with_what_is_kept(planned: Planned) -> None:
 
 def finished(root: Path, name: str, *, cost: float, speed: float | None, device: str = "cpu", threads: int = 1) -> None:
     folder = Store(root).run(name * 16)
-    folder.write_identity({"id": folder.id, "identity": {"device": device, "threads": threads}})
-    folder.finish({"status": "finished", "flops_per_token": cost, "tokens_per_second": speed})
+    result = {"status": "finished", "flops_per_token": cost, "tokens_per_second": speed}
+    end(folder, result, device=device, threads=threads)
 
 
 def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_runs import end
 from tiny_plan import ABLATION, Planned
 
 from gpt2lab.errors import ConfigError
@@ -279,7 +280,7 @@ def test_a_grid_and_its_older_spelling_give_equal_plans_at_every_stage(planned: 
         assert old[1].lr_bracket == [0.5, 1, 2] and old[1].bracketed and old[1].tune is None
         ids.append(old[0])
         for run in plan.runs() if plan.tuning else ():
-            store.run(run.id).finish({"status": "finished"})
+            end(store.run(run.id), {"status": "finished"})
             loss = 2 + abs(run.config.optim.lr - 0.02)  # the best is first at an edge: x2 of 0.01
             store.run(run.id).write_evaluation({"key": run.evaluation_key, "metrics": {"val/loss": loss}})
     assert [len(found) for found in ids] == [6, 8, 8 + 4] and not plan.tuning

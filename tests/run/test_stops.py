@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar
 import pytest
 from workers import is_alive, wait_until
 
-from gpt2lab.cli import answer
+from gpt2lab.cli import execute
 from gpt2lab.errors import EnvironmentFault, Preempted, RankLost
 from gpt2lab.executors import worker_command
 from gpt2lab.executors.local import LocalExecutor
@@ -181,7 +181,7 @@ def test_a_command_that_is_stopped_while_nothing_trains_says_so(
 
     monkeypatch.setattr(Store, "studies", plan)
     stop_command()
-    assert answer(["runs"], debug=False) == 75 and ended == ["in order"]
+    assert execute(["runs"], debug=False) == 75 and ended == ["in order"]
     assert f"error [PREEMPTED] stopped by {number.name} while nothing trained" in capsys.readouterr().err
 
 
@@ -207,7 +207,7 @@ def test_an_interrupt_after_a_stop_says_what_it_does(
 
     monkeypatch.setattr(Store, "studies", closing)
     stop_command()
-    assert answer(["runs"], debug=False) == 130
+    assert execute(["runs"], debug=False) == 130
     assert "ended at once; every run continues from its last checkpoint" in capfd.readouterr().err
 
 

@@ -58,8 +58,8 @@ def test_a_run_that_is_not_finished_says_so(runs: list[str]) -> None:
     other = "f" * 16
     shutil.copytree(Path("runs", runs[0]), Path("runs", other))
     Path("runs", other, "result.json").unlink()
-    config = Path("runs", other, "config.yaml")
-    config.write_text(config.read_text().replace("steps: 24\n", "steps: 48\n", 1))
+    folder = Store("runs").run(other)
+    folder.write_config(str(folder.config()).replace("steps: 24\n", "steps: 48\n", 1))
     found = open_trained(other, Store("runs"), device=CPU)
     assert found.name == f"{other} (not finished: step 24 of 48)"
     assert equal(found.model, open_trained(runs[0], Store("runs"), device=CPU).model)
@@ -75,8 +75,8 @@ def test_a_run_without_good_weights(runs: list[str]) -> None:
     file.write_bytes(content)
     with pytest.raises(DataFault, match="damaged"):
         open_trained(runs[0], Store("runs"), device=CPU)
-    result = Path("runs", runs[1], "result.json")
-    result.write_text(json.dumps({**json.loads(result.read_text()), "status": "diverged"}))
+    folder = Store("runs").run(runs[1])
+    folder.finish({**(folder.result() or {}), "status": "diverged"})
     with pytest.raises(ConfigError, match="diverged"):
         open_trained(runs[1], Store("runs"), device=CPU)
 

@@ -16,7 +16,7 @@ import pytest
 from small_study import Lab, sweep_record
 
 from gpt2lab import redaction
-from gpt2lab.cli import answer, internal
+from gpt2lab.cli import execute, internal_error
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.redaction import masked, shown
 from gpt2lab.runner import Job, record_failure
@@ -101,7 +101,7 @@ def test_nothing_that_is_printed_logged_or_stored_holds_a_secret(
     lab.store.write_sweep(sweep_record(storage=shown(uri)))
     for words in (["sync"], ["ui", "--port", str(free_port())], ["runs"], ["show", lab.run().id]):
         for debug in (False, True):
-            answer([*words, "--runs", str(lab.store.root)], debug)
+            execute([*words, "--runs", str(lab.store.root)], debug)
     with contextlib.suppress(Gpt2labError):
         make: Callable[[], MlflowTracker] = lambda: MlflowTracker(uri, "gpt2lab", tmp_path)  # noqa: E731
         follower = Follower(lab.store, lab.record, make, print)
@@ -116,7 +116,7 @@ def test_nothing_that_is_printed_logged_or_stored_holds_a_secret(
             raise
     error = RuntimeError(f"cannot reach {uri!r}")
     record_failure(Job(str(lab.store.root), "e" * 16, "", {}, "", 1.0, 1), error)
-    said.append(internal(error))
+    said.append(internal_error(error))
     written = {str(path): path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
     written |= {"output": "".join(capfd.readouterr()), "log": caplog.text, "said": "\n".join(said)}
     assert [name for name, text in written.items() if SECRET in text] == [] and SECRET not in " ".join(started)
