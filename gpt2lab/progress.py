@@ -13,6 +13,7 @@ import io
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +101,7 @@ def ignore(event: Event) -> None:
     """Listens to nothing."""
 
 
-class Display:
+class Display(ABC):
     """A listener and context manager."""
 
     def __enter__(self) -> Display:
@@ -109,8 +110,8 @@ class Display:
     def __exit__(self, *exception: Any) -> None:
         return
 
-    def __call__(self, event: Event) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, event: Event) -> None: ...
 
 
 class LiveTable(Display):

@@ -6,6 +6,7 @@ an `Average`, or None to evaluate the trained weights. Training itself is not ch
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ AVERAGES = "averages"
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class Average:
+class Average(ABC):
     """An average of `weights` over the training. Subclasses define `update` and `mean`, and list their state.
 
     name: of the component, set by `build_averaging`; a checkpoint of another one does not fit.
@@ -35,25 +36,25 @@ class Average:
     def __init__(self, params: Sequence[Param]) -> None:
         self.weights: list[Tensor] = [param.tensor for param in params]
 
+    @abstractmethod
     def update(self, step: int) -> None:
         """Include the weights after `step` steps; called once after every step that changed them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean(self) -> Sequence[Tensor] | None:
         """The average of every weight, in the order of `weights`; None before there is one."""
-        raise NotImplementedError
 
     def evaluated(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every weight with its average."""
         yield from zip(self.weights, self.mean() or self.weights, strict=True)
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers that `load_state_dict` continues from exactly."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""
-        raise NotImplementedError
 
     def copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Copies of `tensors`, each on the device of its weight."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -139,32 +140,41 @@ def agreeing(update: Tensor, gradient: Tensor) -> Tensor:
     return update * mask * (mask.numel() / (mask.sum() + 1))
 
 
-class CautiousAdamW(Optimizer):
-    """torch's AdamW, with `agreeing` on the update."""
-
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+class PerWeight(Optimizer, ABC):
+    """An optimizer that updates one weight after the other. Subclasses define `update`."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update; gradients are not changed."""
         assert closure is None
         for group in self.param_groups:
-            first, second = group["betas"]
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state |= {"step": 0, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-                state["step"] += 1
-                average, squares = state["exp_avg"], state["exp_avg_sq"]
-                average.lerp_(weight.grad, 1 - first)
-                squares.mul_(second).addcmul_(weight.grad, weight.grad, value=1 - second)
-                root = (squares / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                rate = group["lr"] / (1 - first ** state["step"])
-                weight.addcdiv_(agreeing(average, weight.grad), root, value=-rate)
+                if weight.grad is not None:
+                    self.update(weight, weight.grad, group, self.state[weight])
+
+    @abstractmethod
+    def update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> None:
+        """Update a weight in place. state: of this weight, at first empty."""
+
+
+class CautiousAdamW(PerWeight):
+    """torch's AdamW, with `agreeing` on the update."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    def update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> None:
+        first, second = group["betas"]
+        if not state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+        state["step"] += 1
+        average, squares = state["exp_avg"], state["exp_avg_sq"]
+        average.lerp_(gradient, 1 - first)
+        squares.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        root = (squares / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        rate = group["lr"] / (1 - first ** state["step"])
+        weight.addcdiv_(agreeing(average, gradient), root, value=-rate)
 
 
 @optimizer.register("adamw_cautious", source="arXiv:2411.16085", can=("rates",))
@@ -188,7 +198,7 @@ def adamw_cautious(
     return [CautiousAdamW(decay_groups(params, weight_decay), lr, betas, eps)]
 
 
-class Lion(Optimizer):
+class Lion(PerWeight):
     """w -= rate (sign(b1 m + (1 - b1) g) + weight_decay w), then m = b2 m + (1 - b2) g. torch has no Lion.
 
     Source: arXiv:2302.06675, algorithm 2.
@@ -197,23 +207,15 @@ class Lion(Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], cautious: bool) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "cautious": cautious, "weight_decay": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; gradients are not changed."""
-        assert closure is None
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(weight)
-                average = state["exp_avg"]
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                update = average.lerp(weight.grad, 1 - first).sign_()
-                weight.add_(agreeing(update, weight.grad) if group["cautious"] else update, alpha=-group["lr"])
-                average.lerp_(weight.grad, 1 - second)
+    def update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> None:
+        first, second = group["betas"]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(weight)
+        average = state["exp_avg"]
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        update = average.lerp(gradient, 1 - first).sign_()
+        weight.add_(agreeing(update, gradient) if group["cautious"] else update, alpha=-group["lr"])
+        average.lerp_(gradient, 1 - second)
 
 
 @optimizer.register("lion", source="arXiv:2302.06675", examples=({"weight_decay": 0.0},))
@@ -251,7 +253,7 @@ def orthogonal(x: Tensor) -> Tensor:
     return (y.mT if tall else y).reshape(x.shape)
 
 
-class Muon(Optimizer):
+class Muon(PerWeight):
     """torch.optim.Muon with `match_rms_adamw`, for stacks of matrices too.
 
     heights: of a group, the rows of each matrix stacked in its tensors; tensors (E, A, B) are E matrices.
@@ -260,24 +262,16 @@ class Muon(Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, nesterov: bool) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; gradients are not changed."""
-        assert closure is None
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                average = state["momentum_buffer"]
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(average, group["momentum"]) if group["nesterov"] else average
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                heights = group["heights"] or weight.shape[-2]
-                for part, matrix in zip(weight.split(heights, -2), update.split(heights, -2), strict=True):
-                    part.add_(orthogonal(matrix), alpha=-group["lr"] * 0.2 * math.sqrt(max(part.shape[-2:])))
+    def update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> None:
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        average = state["momentum_buffer"]
+        average.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        heights = group["heights"] or weight.shape[-2]
+        for part, matrix in zip(weight.split(heights, -2), update.split(heights, -2), strict=True):
+            part.add_(orthogonal(matrix), alpha=-group["lr"] * 0.2 * math.sqrt(max(part.shape[-2:])))
 
 
 @optimizer.register("muon", source="arXiv:2502.16982; kellerjordan.github.io/posts/muon")
