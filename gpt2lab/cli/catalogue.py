@@ -114,7 +114,8 @@ def test_plugin(
     all_slots(None)
     registered = load_plugin(file)
     if not registered:
-        raise ConfigError("registers no component", where=file, hint="see docs/components.md")
+        what = "registers no component with contract tests (model, optimizer, schedule, averaging)"
+        raise ConfigError(what, where=file, hint="use other plug-ins with --plugin, see docs/extending.md")
     console = console_for()
     failed = 0
     for component in track(registered, "contract", console=console, transient=True, disable=not console.is_terminal):
