@@ -16,9 +16,10 @@ import typer
 from benchmarks import options as o
 from benchmarks.turns import ratio_of
 from gpt2lab.config import load_config
+from gpt2lab.cores import usable_cores
 from gpt2lab.data.corpora import Corpus, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
-from gpt2lab.data.encode import PieceBatch, batches, division, encoder, usable_cores
+from gpt2lab.data.encode import PieceBatch, batches, division, encoder
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, gpt2_encoding
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, NumericsFault

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"redaction"},
     {"errors"},
     {"faults"},
-    {"schema", "text", "records", "output", "signals"},
+    {"schema", "text", "records", "output", "signals", "cores"},
     {"registry", "store", "analysis", "progress"},
     {"components", "tracking", "results"},
     {"model", "data", "optim", "training"},

@@ -37,7 +37,7 @@ def checked_time(text: str | None) -> str | None:
 File = Annotated[str, typer.Argument(help="YAML file of an ablation, such as ablations/posenc.yaml.", metavar="FILE")]
 Run = Annotated[str, typer.Argument(help="A run id, or its first digits.", metavar="RUN")]
 Model = Annotated[
-    str, typer.Argument(help="A run id or its first digits, a folder, a nanoGPT checkpoint, or a name on the hub.")
+    str, typer.Argument(help="A run id or its first digits, a folder, a file of weights, or a name on the hub.")
 ]
 Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, such as nano or gpt2-124m.")]
 Seeds = Annotated[

@@ -276,11 +276,6 @@ def encode(tokenizer: Tokenizer, batch: Sequence[Piece]) -> Encoded:
     return (np.concatenate(ids) if ids else np.empty(0, np.int64)), counts
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def single_process_reason(choice: Choice) -> str | None:
     """Why other processes cannot tokenize with `choice`; None if they can."""
     if tokenizer_slot[choice.name].factory.__module__ == "__main__":

@@ -31,9 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from gpt2lab.cores import usable_cores
 from gpt2lab.data.corpora import SPLITS, Corpus, Place, SplitName, Stream, TokenFiles
 from gpt2lab.data.corpora import corpus as corpus_slot
-from gpt2lab.data.encode import DividedText, Piece, batches, division, encoder, single_process_reason, usable_cores
+from gpt2lab.data.encode import DividedText, Piece, batches, division, encoder, single_process_reason
 from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, file_sha256, quiet
 from gpt2lab.data.prepared import (
     FORMAT,

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 
-from gpt2lab.data.encode import usable_cores
+from gpt2lab.cores import usable_cores
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.planning.machine import device_name

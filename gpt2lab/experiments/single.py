@@ -17,8 +17,8 @@ import torch
 from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
 from gpt2lab.config.source import YamlSource as ConfigSource
 from gpt2lab.config.source import overlay
+from gpt2lab.cores import usable_cores
 from gpt2lab.costs import Costs
-from gpt2lab.data.encode import usable_cores
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare

@@ -13,6 +13,7 @@ import torch
 
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
+from gpt2lab.cores import usable_cores
 from gpt2lab.costs import Costs, matmul_flops
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.store import Store
@@ -79,7 +80,7 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
     """
     if device == "cpu" and (threads or 1) > cores:
         raise ConfigError(
-            f"{threads} threads in each run, this machine has {cores} cores",
+            f"{threads} threads in each run, {cores} cores can be used here",
             where="training.threads",
             hint=f"--set training.threads={cores}",
         )
@@ -88,7 +89,7 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
     threads = threads or max(1, cores // jobs)
     if device == "cpu" and jobs * threads > cores:
         raise ConfigError(
-            f"{jobs} jobs of {threads} threads need {jobs * threads} cores, this machine has {cores}",
+            f"{jobs} jobs of {threads} threads need {jobs * threads} cores, {cores} can be used here",
             where="--jobs",
             hint=f"--jobs {cores // threads}",
         )
@@ -98,8 +99,7 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
 def probe(store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None) -> Machine:
     """This machine with so many jobs side by side, or as many as fit. Raises ConfigError when that many do not fit."""
     device = choose_device(training.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs, threads = shares(jobs, training.threads, cores, device.type)
+    jobs, threads = shares(jobs, training.threads, usable_cores(), device.type)
     speed, speed_from = estimate_speed(store, device, threads, flops_per_token, training)
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     return Machine(device.type, device_name(device), threads, jobs, speed, speed_from, gpus)

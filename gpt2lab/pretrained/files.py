@@ -84,11 +84,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return weights
 
 
+class PickledConfig:
+    """The values of build-nanogpt's `GPTConfig`, a class that only its own script defines."""
+
+
 def unpickled(file: Path) -> Any:
-    """The content of a file of torch.save, with `weights_only`: tensors and plain values, never code. Raises
-    DataFault."""
+    """The content of a file of torch.save, with `weights_only`: tensors, plain values and `PickledConfig`, never code.
+    Raises DataFault."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(PickledConfig, "__main__.GPTConfig")]):
             warnings.simplefilter("ignore")  # about pickle formats
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of any malformed file

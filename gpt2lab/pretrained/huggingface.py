@@ -1,5 +1,5 @@
 """GPT-2 in the formats of other projects: Hugging Face's layout (a folder, a `GPT2LMHeadModel`, or a name on the hub),
-read and written, and nanoGPT's checkpoints, read.
+read and written, and checkpoints of nanoGPT and build-nanogpt, read.
 
 Names of weights are the same on all sides. Hugging Face's linear layers in blocks store (in, out), ours and nanoGPT's
 (as torch's) (out, in); both others put the prefix `transformer.` before all but the head.
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2lab.data.tokenizers import GPT2_SIZE, SEPARATOR_TEXT, gpt2_files
@@ -26,14 +25,17 @@ from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.pretrained.files import (
     PICKLED,
     SAFETENSORS,
+    PickledConfig,
     fetched,
     on_cpu,
     read_settings,
+    read_tensors,
     read_weights,
     replacing,
     unpickled,
 )
 from gpt2lab.registry import SLOTS, Choice
+from gpt2lab.training.checkpoints import save_tensors
 from gpt2lab.training.state import canonical, weights_of
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -73,8 +75,8 @@ GPT2_VOCABULARIES = (GPT2_SIZE, PADDED)
 
 
 def load_gpt2(source: Any) -> GPT:
-    """The assembly and weights of `source`, in evaluation mode: a folder in Hugging Face's layout, a nanoGPT
-    checkpoint, a `GPT2LMHeadModel`, or a name on the hub.
+    """The assembly and weights of `source`, in evaluation mode: a folder in Hugging Face's layout or its weights alone
+    (.safetensors), a checkpoint of nanoGPT or build-nanogpt, a `GPT2LMHeadModel`, or a name on the hub.
 
     Raises ConfigError when there is no such thing, or when weights or settings do not fit, with every difference;
     DataFault when a file is damaged; EnvironmentFault when the hub cannot be reached.
@@ -82,7 +84,7 @@ def load_gpt2(source: Any) -> GPT:
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_file():
-            return load_nanogpt(path)
+            return _of_weights(path) if path.suffix == ".safetensors" else load_nanogpt(path)
         if not path.is_dir():
             if not HUB_NAME.fullmatch(str(source)):
                 raise ConfigError("there is no such folder", where=str(source), hint="a folder with config.json")
@@ -118,7 +120,7 @@ def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = Non
     if not with_tokenizer:
         settings |= {"bos_token_id": None, "eos_token_id": None}
     with replacing(path, (*OUR_FILES, *OTHER_FILES)) as folder:
-        save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
+        save_tensors(weights, folder / SAFETENSORS)
         _write(folder / "config.json", settings)
         ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id") if settings[key] is not None}
         _write(folder / "generation_config.json", {"_from_model_config": True, **ids})
@@ -157,6 +159,48 @@ def _filled(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: s
     return model.eval()
 
 
+def _of_weights(file: Path) -> GPT:
+    """A GPT-2 from a file of weights; settings from config.json beside it, else from the shapes."""
+    weights, settings = read_tensors(file), file.parent / "config.json"
+    if settings.is_file():
+        return _filled(read_settings(file.parent), weights, str(file), str(settings))
+    return _filled(shaped_settings(weights, str(file)), weights, str(file), str(file))
+
+
+def shaped_settings(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """The config.json that fits the shapes of `weights`, with heads of 64 channels, as all of OpenAI's models have.
+
+    Raises ConfigError for what is no GPT-2, or has another width or orientation.
+    """
+    tensors, hint = plain_names(weights), "the config.json that these weights came with, in the same folder"
+    table, places, inner, qkv = (
+        tensors.get(name)
+        for name in (TABLE if TABLE in tensors else HEAD, "wpe.weight", "h.0.mlp.c_fc.weight", "h.0.attn.c_attn.weight")
+    )
+    if (
+        table is None
+        or places is None
+        or inner is None
+        or qkv is None
+        or {t.ndim for t in (table, places, inner)} != {2}
+    ):
+        raise ConfigError("no weights of a GPT-2 by their names", where=where, hint="a GPT-2 in Hugging Face's layout")
+    C = table.shape[1]
+    if C % 64:
+        raise ConfigError(
+            f"{C} channels are no multiple of 64: the number of heads is not known", where=where, hint=hint
+        )
+    if tuple(qkv.shape) != (C, 3 * C):
+        problem = f"linear layers are (out, in) as in nanoGPT ({tuple(qkv.shape)}), and the activation is not known"
+        raise ConfigError(problem, where=where, hint="the checkpoint that they came from (.pt)")
+    return {
+        "n_layer": len({name.split(".")[1] for name in tensors if name.startswith("h.")}),
+        "n_head": C // 64, "n_embd": C, "n_inner": inner.shape[1],
+        "vocab_size": table.shape[0], "n_positions": places.shape[0],
+        "tie_word_embeddings": TABLE not in tensors or HEAD not in tensors or _same(tensors[HEAD], table),
+    }  # fmt: skip
+
+
 def _absent_biases(model: GPT, present: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Zeros for every bias of GPT-2 that this assembly lacks."""
     with torch.device("meta"):
@@ -181,32 +225,35 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_nanogpt(path: str | Path) -> GPT:
-    """The model of a checkpoint that nanoGPT's train.py wrote (`ckpt.pt`), in evaluation mode. Optimizer and
-    config in it are ignored. A padded vocabulary keeps its rows, since nanoGPT's softmax includes them.
+    """The model of a checkpoint that nanoGPT (`ckpt.pt`) or build-nanogpt (`model_05000.pt`) wrote, in evaluation mode.
+    Optimizer and training settings in it are ignored. A padded vocabulary keeps its rows, since their softmax includes
+    them.
 
-    Source: karpathy/nanoGPT, model.py and train.py; its MLP uses torch's GELU without approximation. Raises ConfigError
-    when it is no such checkpoint or weights do not fit, DataFault when it cannot be read.
+    Source: karpathy/nanoGPT, model.py and train.py, whose MLP uses torch's GELU without approximation; and
+    karpathy/build-nanogpt, train_gpt2.py, whose MLP uses the one by tanh. Raises ConfigError when it is no such
+    checkpoint or weights do not fit, DataFault when it cannot be read.
     """
     file = Path(path)
     saved = unpickled(file)
-    if not isinstance(saved, Mapping) or not isinstance(saved.get("model"), Mapping) or "model_args" not in saved:
-        raise ConfigError(
-            "no checkpoint of nanoGPT: model and model_args are expected in it", where=str(path), hint="docs/weights.md"
-        )
-    args: Mapping[str, Any] = saved["model_args"]
-    missing = [key for key in SIZES if not isinstance(args.get(key), int) or args[key] < 1]
+    saved = saved if isinstance(saved, Mapping) else {}
+    built = isinstance(saved.get("config"), PickledConfig)
+    key = "config" if built else "model_args"
+    args = vars(saved["config"]) if built else saved.get(key)
+    if not isinstance(saved.get("model"), Mapping) or not isinstance(args, Mapping):
+        problem = "no checkpoint of nanoGPT or build-nanogpt: model is expected in it, with model_args or config"
+        raise ConfigError(problem, where=str(path), hint="docs/weights.md")
+    missing = [name for name in SIZES if not isinstance(args.get(name), int) or args[name] < 1]
     if missing:
-        raise DataFault(f"model_args lacks {', '.join(missing)}", where=str(path))
+        raise DataFault(f"{key} lacks {', '.join(missing)}", where=str(path))
     config = ModelConfig(
         **{key: args[key] for key in SIZES},
         bias=bool(args.get("bias", True)),  # checkpoints from before it was an option have biases
         dropout=float(args.get("dropout", 0.0)),
-        mlp="gelu",
+        mlp="gelu_tanh" if built else "gelu",
     )
-    weights: dict[str, Tensor] = canonical(saved["model"])
-    refuse_larger(config, weights, str(path))
+    refuse_larger(config, saved["model"], str(path))
     model = GPT(config)
-    fill(model, weights, NANOGPT, str(path))
+    fill(model, saved["model"], NANOGPT, str(path))
     return model.eval()
 
 
@@ -230,17 +277,20 @@ NANOGPT = Layout("nanoGPT", transposed=False)
 
 
 def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix, and without masks stored among the weights."""
-    return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if not name.endswith(NOT_WEIGHTS)}
+    """Without prefixes, those of wrappers too, and without masks stored among the weights."""
+    named = canonical(weights).items()
+    return {name.removeprefix(PREFIX): tensor for name, tensor in named if not name.endswith(NOT_WEIGHTS)}
 
 
 def from_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face names and shapes -> ours. A head tied to the embedding is dropped, as ours has none."""
-    return {
-        name: HUGGING_FACE.converted(name, tensor).contiguous()
-        for name, tensor in plain_names(weights).items()
-        if name != HEAD
-    }
+    tensors = _with_table(plain_names(weights))
+    return {name: HUGGING_FACE.converted(name, tensor).contiguous() for name, tensor in tensors.items() if name != HEAD}
+
+
+def _with_table(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the embedding under its own name: of a tied pair, safetensors' save_model keeps the head's name only."""
+    return tensors if TABLE in tensors or HEAD not in tensors else {**tensors, TABLE: tensors[HEAD]}
 
 
 def to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,6 +318,7 @@ def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) 
     parameters, tensors = weights_of(model), plain_names(weights)
     problems = []
     if HEAD not in parameters and HEAD in tensors:
+        tensors = _with_table(tensors)
         head = tensors.pop(HEAD)
         if TABLE in tensors and not _same(head, tensors[TABLE]):
             problems.append(Problem(HEAD, f"differs from {TABLE}, to which the settings tie it"))

@@ -13,14 +13,12 @@ from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, nearest
 from gpt2lab.model import GPT, build_model
 from gpt2lab.pretrained import (
-    GPT2_VOCABULARIES,
     KeptTokenizer,
     fetched,
     has_gpt2_tokenizer,
     is_native,
     load_gpt2,
     load_model,
-    load_nanogpt,
     read_record,
     tokenizer_in,
 )
@@ -49,7 +47,8 @@ class Trained:
 
 def open_trained(source: str, store: Store, *, device: torch.device | None = None) -> Trained:
     """The model that `source` names: a run id or a prefix of it, the path of a run's folder, a folder of weights in
-    Hugging Face's layout or gpt2lab's, a checkpoint of nanoGPT (.pt), or a name on the hub (`gpt2`, `owner/name`).
+    Hugging Face's layout or gpt2lab's, a lone file of weights (.safetensors), a checkpoint of nanoGPT or build-nanogpt
+    (.pt), or a name on the hub (`gpt2`, `owner/name`).
 
     device: None takes a GPU if there is one. Plug-ins that the model needs must be loaded before. Raises ConfigError
     when the source does not exist, DataFault when it is damaged or its weights are missing.
@@ -63,18 +62,15 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
     if run is not None:
         return _of_run(run, device)
     if path.is_file():
-        model = load_nanogpt(path)
-        return _trained(
-            source, model, "fp32", _gpt2() if model.config.vocab_size in GPT2_VOCABULARIES else None, device
-        )
+        return _of_weights(path, source, device)
     if path.is_dir():
-        return _of_native(path, device) if is_native(path) else _of_folder(path, source, device)
+        return _of_native(path, device) if is_native(path) else _of_weights(path, source, device)
     matches = sum(run.id.startswith(source) for run in store.runs())
     if matches:
         raise ConfigError(f"'{source}' begins {matches} run ids", hint="gpt2lab runs")
     owner, _, name = source.partition("/")
     if source in OFFICIAL or (owner and name and "/" not in name and not Path(owner).exists()):
-        return _of_folder(fetched(source), source, device)
+        return _of_weights(fetched(source), source, device)
     raise _not_found(source, store)
 
 
@@ -120,10 +116,11 @@ def _tokenizer_of(run: RunFolder, config: Config) -> KeptTokenizer | None:
     return KeptTokenizer(choice, tuple(data.path / name for name in data.manifest["files"]))
 
 
-def _of_folder(path: Path, name: str, device: torch.device) -> Trained:
-    """Weights in Hugging Face's layout."""
+def _of_weights(path: Path, name: str, device: torch.device) -> Trained:
+    """Whatever `load_gpt2` reads: a folder or a file."""
     model = load_gpt2(path)
-    tokenizer = _gpt2() if has_gpt2_tokenizer(path, model.config.vocab_size) else None
+    folder = path if path.is_dir() else path.parent
+    tokenizer = _gpt2() if has_gpt2_tokenizer(folder, model.config.vocab_size) else None
     return _trained(name, model, "fp32", tokenizer, device)
 
 

@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 import gpt2lab
 from gpt2lab.data.files import file_sha256
@@ -29,6 +28,7 @@ from gpt2lab.pretrained.files import SAFETENSORS, read_tensors, replacing
 from gpt2lab.registry import SLOTS, Choice, Misfit
 from gpt2lab.schema import reason
 from gpt2lab.store import read_json, write_json
+from gpt2lab.training.checkpoints import save_tensors
 from gpt2lab.training.precision import Precision
 from gpt2lab.training.state import weight_problems, weights_of
 
@@ -62,7 +62,7 @@ def save_model(
     saved_tokenizer = KeptTokenizer(tokenizer_slot.read(tokenizer)) if isinstance(tokenizer, str) else tokenizer
     weights = {name: tensor.cpu().contiguous() for name, tensor in weights_of(model).items()}
     with replacing(path, (SAFETENSORS, RECORD, TOKENIZER)) as folder:
-        save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
+        save_tensors(weights, folder / SAFETENSORS)
         if saved_tokenizer is not None and saved_tokenizer.files:
             (folder / TOKENIZER).mkdir()
             for file in saved_tokenizer.files:

@@ -177,15 +177,23 @@ def _write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
     content = state.state_dict()
     weights = {name: tensor.contiguous() for name, tensor in content.pop("model").items()}
     plain, tensors = split_tree(content)
-    save_file(weights, folder / MODEL, metadata={"format": "pt"})
+    save_tensors(weights, folder / MODEL)
     point("save.weights")
-    save_file(tensors, folder / OPTIMIZER, metadata={"format": "pt"})
+    save_tensors(tensors, folder / OPTIMIZER)
     point("save.optimizer")
     record = {"format": FORMAT, **plain, "random": RANDOM, "extra": extra}
     (folder / STATE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     point("save.state")
     write_manifest(folder, state.step)
     point("save.manifest")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write contiguous tensors to a new file, readable by whom the umask allows: safetensors alone makes it private."""
+    file.touch(exist_ok=False)
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def _read(folder: Path, step: int) -> dict[str, Any] | str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from benchmarks import ablation
 from benchmarks.ablation import Packing, Way, show_packing
+from gpt2lab.cores import usable_cores
 
 Call = Callable[..., tuple[int, str, str]]
 PRESET = """
@@ -60,7 +60,7 @@ def test_both_ways_train_the_same_runs_and_leave_nothing(
     assert code == 0, err
     found = json.loads(out)
     assert "Traceback" not in err and "none" in err
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     assert (found["arms"], found["runs"], found["steps"]) == (["learned", "none"], 2, 5)
     assert (found["packed"]["jobs"], found["packed"]["threads"]) == (cores, 1)
     assert (found["serial"]["jobs"], found["serial"]["threads"]) == (1, cores)

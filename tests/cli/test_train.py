@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gpt2lab.cores import usable_cores
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
@@ -152,7 +153,7 @@ def here(ablation: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_two_ranks_end_as_one_does(here: Path) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
+    if usable_cores() < 2:
         pytest.skip("needs two cores")
     losses = []
     for runs, words in (("one", ["--nproc", "1"]), ("two", ["--nproc", "2"])):

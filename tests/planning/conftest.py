@@ -32,7 +32,7 @@ def preset(tmp_path: Path) -> Path:
 def planned(preset: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
     """The plan of an ablation's text on a machine of four cores; keywords go to `load_ablation`, and `jobs`."""
     monkeypatch.chdir(preset.parent)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr("gpt2lab.planning.machine.usable_cores", lambda: 4)
 
     def plan(text: str = ABLATION, *, jobs: int | None = None, **options: object) -> Plan:
         file = preset.parent / "ablation.yaml"

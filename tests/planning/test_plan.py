@@ -171,10 +171,10 @@ def test_jobs_and_threads_share_the_cores(
 @pytest.mark.parametrize(
     ("jobs", "threads", "said", "hint"),
     [
-        (3, 3, "--jobs: 3 jobs of 3 threads need 9 cores, this machine has 8", "--jobs 2"),
-        (9, None, "--jobs: 9 jobs of 1 threads need 9 cores, this machine has 8", "--jobs 8"),
-        (None, 9, "training.threads: 9 threads in each run, this machine has 8 cores", "--set training.threads=8"),
-        (1, 9, "training.threads: 9 threads in each run, this machine has 8 cores", "--set training.threads=8"),
+        (3, 3, "--jobs: 3 jobs of 3 threads need 9 cores, 8 can be used here", "--jobs 2"),
+        (9, None, "--jobs: 9 jobs of 1 threads need 9 cores, 8 can be used here", "--jobs 8"),
+        (None, 9, "training.threads: 9 threads in each run, 8 cores can be used here", "--set training.threads=8"),
+        (1, 9, "training.threads: 9 threads in each run, 8 cores can be used here", "--set training.threads=8"),
     ],
 )
 def test_more_threads_than_cores_are_refused_with_what_fits(
@@ -189,7 +189,7 @@ def test_more_threads_than_cores_are_refused_with_what_fits(
 
 
 def test_a_plan_refuses_what_the_machine_lacks(planned: Planned) -> None:
-    with pytest.raises(ConfigError, match=r"--jobs: 5 jobs of 1 threads need 5 cores, this machine has 4"):
+    with pytest.raises(ConfigError, match=r"--jobs: 5 jobs of 1 threads need 5 cores, 4 can be used here"):
         planned(jobs=5)
     with pytest.raises(EnvironmentFault, match=r"training.device: this torch .* finds no mps device"):
         planned(overrides=["training.device=mps"])

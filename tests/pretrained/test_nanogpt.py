@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,29 @@ def test_it_becomes_the_equivalent_assembly(
     assert not same_logits(ours, theirs(), tokens)  # tanh is something else
     assert ours.config.bias is bias and ours.config.dropout == 0.2 and not ours.training
     assert any(name.endswith(".bias") for name, _ in ours.named_parameters()) is bias
+
+
+GPTConfig = dataclasses.make_dataclass("GPTConfig", list(SIZES))
+"""As in the script of build-nanogpt, whose checkpoints name it `__main__.GPTConfig`."""
+
+
+def test_a_checkpoint_of_build_nanogpt(
+    theirs: Theirs, tmp_path: Path, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = theirs()
+    GPTConfig.__module__ = "__main__"
+    monkeypatch.setattr(sys.modules["__main__"], "GPTConfig", GPTConfig, raising=False)
+    settings = GPTConfig(*SIZES.values())
+    settings.block_size = 16
+    weights = checkpoint(model, bias=True)["model"] | {"transformer.h.0.attn.bias": torch.ones(1, 1, 16, 16)}
+    torch.save({"model": weights, "config": settings, "step": 5, "val_loss": 3.1}, tmp_path / "model_00005.pt")
+    monkeypatch.undo()
+    assert same_logits(load_gpt2(tmp_path / "model_00005.pt"), model, tokens)
+    del settings.n_head
+    monkeypatch.setattr(sys.modules["__main__"], "GPTConfig", GPTConfig, raising=False)
+    torch.save({"model": weights, "config": settings}, tmp_path / "model_00005.pt")
+    with pytest.raises(DataFault, match="config lacks n_head"):
+        load_gpt2(tmp_path / "model_00005.pt")
 
 
 def test_padding_of_the_vocabulary_stays(theirs: Theirs, tmp_path: Path, tokens: torch.Tensor) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from their_gpt2 import SIZES, edit_weights, same_logits, their_model
 from transformers import GPT2LMHeadModel
 
@@ -64,6 +65,41 @@ def test_a_pickled_file_with_old_names(folder: Path, tokens: torch.Tensor, prefi
     torch.save(old, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert same_logits(load_gpt2(folder), their_model(), tokens)
+
+
+def test_a_tied_pair_under_the_heads_name_alone(folder: Path, tokens: torch.Tensor) -> None:
+    safetensors.torch.save_model(their_model(), str(folder / "model.safetensors"))
+    assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
+    assert same_logits(load_gpt2(folder), their_model(), tokens)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers(folder: Path, tokens: torch.Tensor, prefix: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    assert same_logits(load_gpt2(folder), their_model(), tokens)
+
+
+def test_a_lone_file_with_the_settings_beside_it_or_in_its_shapes(folder: Path, tokens: torch.Tensor) -> None:
+    file = folder / "model.safetensors"
+    assert same_logits(load_gpt2(file), their_model(), tokens)
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match="24 channels are no multiple of 64: the number of heads is not known"):
+        load_gpt2(file)
+    model = their_model(n_embd=128, n_head=2, n_inner=96)
+    model.save_pretrained(folder)
+    (folder / "config.json").unlink()
+    ours = load_gpt2(file)
+    assert same_logits(ours, model, tokens) and (ours.config.n_head, ours.config.head.name) == (2, "tied")
+    edit_weights(folder, lambda weights: weights.update({"lm_head.weight": torch.zeros(61, 128)}))
+    assert load_gpt2(file).config.head.name == "untied"
+    qkv = "transformer.h.0.attn.c_attn.weight"
+    edit_weights(folder, lambda weights: weights.update({qkv: weights[qkv].t().contiguous()}))
+    with pytest.raises(ConfigError, match=r"linear layers are \(out, in\) as in nanoGPT"):
+        load_gpt2(file)
+    save_file({"a": torch.zeros(2)}, file)
+    with pytest.raises(ConfigError, match="no weights of a GPT-2"):
+        load_gpt2(file)
 
 
 def test_a_model_in_memory_with_or_without_its_head(theirs: Theirs, tokens: torch.Tensor) -> None:

@@ -238,7 +238,7 @@ def test_a_stop_in_the_middle_leaves_the_old_folder_or_none(
     monkeypatch.undo()
     save(old, tmp_path / "out")
     home = "gpt2lab.pretrained.huggingface" if save is save_gpt2 else "gpt2lab.pretrained.native"
-    monkeypatch.setattr(f"{home}.save_file", stop)
+    monkeypatch.setattr(f"{home}.save_tensors", stop)
     with pytest.raises(KeyboardInterrupt):
         save(new, tmp_path / "out")
     assert equal(read(tmp_path / "out"), old) and os.listdir(tmp_path) == ["out"]
@@ -250,6 +250,16 @@ def test_a_stop_in_the_middle_leaves_the_old_folder_or_none(
     monkeypatch.undo()
     save(new, tmp_path / "out")
     assert equal(read(tmp_path / "out"), new) and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("save", [save_gpt2, save_model])
+def test_weights_are_readable_by_whom_the_umask_allows(tmp_path: Path, save: Callable[..., Path]) -> None:
+    before = os.umask(0o027)
+    try:
+        file = save(tiny(), tmp_path / "out") / "model.safetensors"
+    finally:
+        os.umask(before)
+    assert oct(file.stat().st_mode & 0o777) == "0o640"
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
