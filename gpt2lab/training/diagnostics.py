@@ -17,7 +17,8 @@ Shapes: B batch, H heads, T queries, S keys, C channels, V vocabulary, n = B T r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -54,6 +55,10 @@ class Diagnostic:
 
     def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
         """The arguments of `score_map`, once per attention kernel; bias is -inf where attention is masked."""
+
+    def output(self, name: str, module: nn.Module, x: Any) -> None:
+        """What `module` returned, for every module of the model; `name` as in `model.named_modules()`, such as
+        "h.0.mlp.activation". A module that is called several times reports every call."""
 
     def logits(self, parts: Callable[[], Iterable[Tensor]]) -> None:
         """parts() yields all logits (m, V), some rows at a time."""
@@ -100,6 +105,7 @@ class Model(Protocol):
     def hidden(self, ctx: ForwardContext) -> Tensor: ...
     def parameters(self) -> Any: ...
     def modules(self) -> Any: ...
+    def named_modules(self) -> Any: ...
 
 
 def build(choices: Iterable[Choice] | None = None) -> list[Diagnostic]:
@@ -112,10 +118,30 @@ def build(choices: Iterable[Choice] | None = None) -> list[Diagnostic]:
     return built
 
 
+def overrides(part: Diagnostic, *methods: str) -> bool:
+    """Whether a diagnostic overrides one of these methods."""
+    return any(getattr(type(part), method) is not getattr(Diagnostic, method) for method in methods)
+
+
 def observes_updates(part: Diagnostic) -> bool:
     """Whether a diagnostic overrides a method that is called around updates."""
-    methods = ("before_update", "after_update")
-    return any(getattr(type(part), method) is not getattr(Diagnostic, method) for method in methods)
+    return overrides(part, "before_update", "after_update")
+
+
+@contextmanager
+def output_hooks(model: Model, diagnostics: Sequence[Diagnostic]) -> Iterator[None]:
+    """While it is open, diagnostics that override `output` receive what every module returns."""
+    parts = [part for part in diagnostics if overrides(part, "output")]
+    hooks = [
+        module.register_forward_hook(lambda module, _, x, name=name, part=part: part.output(name, module, x))
+        for part in parts
+        for name, module in model.named_modules()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
@@ -135,7 +161,7 @@ def diagnose(
             module.training = False
         ctx = model.context(torch.as_tensor(tokens, dtype=torch.int64).to(device))
         ctx.observer = Observers(diagnostics)
-        with autocast(precision, device):
+        with autocast(precision, device), output_hooks(model, diagnostics):
             rows = model.hidden(ctx).flatten(0, 1)  # (n, C)
             width = model.lm_head(rows[:1], model.wte).numel()
             for part in diagnostics:

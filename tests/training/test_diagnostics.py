@@ -90,6 +90,33 @@ def test_an_array_will_do_and_chunks_change_nothing(theirs: GPT2LMHeadModel, mon
         assert diagnose(model, np.asarray(tokens), "fp32") == pytest.approx(whole, rel=1e-6)
 
 
+def test_outputs_of_modules_are_those_of_hugging_face(theirs: GPT2LMHeadModel) -> None:
+    class DeadShare(diagnostics.Diagnostic):
+        """Share of hidden MLP activations at or below zero."""
+
+        def output(self, name: str, module: torch.nn.Module, x: Tensor) -> None:
+            if name.endswith("mlp.activation"):
+                self.values[name.split(".")[1]] = (x <= 0).float().mean()
+
+    expected: dict[str, float] = {}
+    hooks = [
+        block.mlp.act.register_forward_hook(
+            lambda _module, _inputs, x, i=i: expected.update({f"diag/dead/{i}": float((x <= 0).float().mean())})
+        )
+        for i, block in enumerate(theirs.transformer.h)
+    ]
+    tokens, _ = batch(rows=3)
+    with torch.no_grad():
+        theirs(tokens)
+    for hook in hooks:
+        hook.remove()
+    part, model = DeadShare(), load_gpt2(theirs)
+    part.name = "dead"
+    assert diagnose(model, tokens, "fp32", [part]) == pytest.approx(expected, abs=2e-3)
+    assert len(expected) == 3
+    assert all(not module._forward_hooks for module in model.modules())
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precisions_come_close(theirs: GPT2LMHeadModel, precision: diagnostics.Precision) -> None:
     tokens, _ = batch()
