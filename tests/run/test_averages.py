@@ -5,21 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from gpt2lab.config import config_from_text
 from gpt2lab.pretrained.load import open_trained
+from gpt2lab.reuse.measure import data_of
+from gpt2lab.runner import measured
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
 SCHEDULE_FREE = ("--set", "optim.optimizer=schedule_free", "--set", "optim.schedule=constant")
 
 
-@pytest.mark.parametrize("choice", [SCHEDULE_FREE, ("--set", "optim.averaging=ema")], ids=["schedule_free", "ema"])
+LAWA = ("--set", "optim.averaging={name: lawa, interval: 0.2}")
+
+
+@pytest.mark.parametrize("choice", [SCHEDULE_FREE, LAWA], ids=["schedule_free", "lawa"])
 def test_a_run_its_evaluation_and_its_export_have_one_loss(
-    tiny: Path, gpt2lab: Call, inline: list[str], choice: tuple[str, ...]
+    tiny: Path, gpt2lab: Call, inline: list[str], choice: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    diagnosed: dict[str, torch.Tensor] = {}
+
+    def health(model: torch.nn.Module, config: Any, data: Any) -> dict[str, float]:
+        diagnosed.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return measured.health(model, config, data)
+
+    monkeypatch.setattr("gpt2lab.runner.training.health", health)
     assert gpt2lab("train", "tiny.yaml", "--no-tracking", *choice)[0] == 0
     (run,) = (Store("runs").run(id) for id in inline)
     curve = {row["step"]: row["metrics"] for row in run.rows() if "val/loss" in row["metrics"]}
@@ -36,3 +50,36 @@ def test_a_run_its_evaluation_and_its_export_have_one_loss(
         open_trained(name, Store("runs"), device=torch.device("cpu")).model.state_dict() for name in ("out", run.id)
     )
     assert all(torch.equal(taken[name], kept[name]) for name in kept)
+    assert all(torch.equal(diagnosed[name], kept[name]) for name in kept)
+    sampled = [
+        gpt2lab("sample", name, "--prompt", "The", "--max-new-tokens", "8", "--json") for name in (run.id, "out")
+    ]
+    texts = [json.JSONDecoder().raw_decode(text)[0] for _, text in sampled]
+    assert texts[0]["samples"] == texts[1]["samples"]
+
+
+def test_another_evaluation_measures_the_average_and_trains_nothing(
+    tiny: Path, gpt2lab: Call, inline: list[str]
+) -> None:
+    ema = ("--set", "optim.averaging=ema")
+    assert gpt2lab("train", "tiny.yaml", "--no-tracking", *ema)[0] == 0
+    run = Store("runs").run(inline[0])
+    journal = run.metrics.read_bytes()
+    tokens = json.loads(next((run.path / "evaluations").glob("*.json")).read_text())["spec"]["tokens"]
+    assert gpt2lab("train", "tiny.yaml", "--no-tracking", *ema, "--set", f"evaluation.tokens={tokens // 2}")[0] == 0
+    assert (set(inline), run.metrics.read_bytes()) == ({run.id}, journal)
+    records = [json.loads(file.read_text()) for file in (run.path / "evaluations").glob("*.json")]
+    (half,) = (record for record in records if record["spec"]["tokens"] == tokens // 2)
+    trained = open_trained(run.id, Store("runs"), device=torch.device("cpu"))
+    config = config_from_text(run.config() or "")
+    small = config.evaluation.model_copy(update={"tokens": tokens // 2})
+    again, _ = measured.evaluated(trained.model, config, data_of(run, config), "cpu", small)
+    assert half["metrics"]["val/loss"] == again["metrics"]["val/loss"]
+
+
+def test_an_average_does_not_change_the_training(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:
+    assert gpt2lab("train", "tiny.yaml", "--no-tracking")[0] == 0
+    assert gpt2lab("train", "tiny.yaml", "--no-tracking", "--set", "optim.averaging=polyak")[0] == 0
+    plain, averaged = (Store("runs").run(run).rows() for run in inline)
+    losses = [row["metrics"]["val/loss"] for row in plain if "val/loss" in row["metrics"]]
+    assert losses == [row["metrics"]["val/raw_loss"] for row in averaged if "val/loss" in row["metrics"]]
