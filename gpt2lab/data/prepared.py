@@ -112,6 +112,17 @@ class Prepared:
         """Cross entropy of validation under training counts, nats per token: "unigram" and "bigram"."""
         return {name: float(self.manifest["floors"][name]) for name in ("unigram", "bigram")}
 
+    @property
+    def corpora(self) -> dict[str, range]:
+        """Of the corpus `several`: the training tokens of each of its corpora; empty for others."""
+        spans: dict[str, range] = {}
+        if self.manifest["corpus"]["name"] == "several":
+            end = 0
+            for document in self.manifest["splits"]["train"]["documents"]:
+                name, start, end = document["name"].partition("/")[0], end, end + int(document["tokens"])
+                spans[name] = range(spans[name].start if name in spans else start, end)
+        return spans
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made these tokens."""

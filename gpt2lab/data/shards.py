@@ -34,6 +34,7 @@ from pydantic import Field, field_validator
 from gpt2lab.cores import usable_cores
 from gpt2lab.data.corpora import SPLITS, Corpus, Place, SplitName, Stream, TokenFiles
 from gpt2lab.data.corpora import corpus as corpus_slot
+from gpt2lab.data.curricula import batches as batches_slot
 from gpt2lab.data.encode import DividedText, Piece, batches, division, encoder, single_process_reason
 from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, file_sha256, quiet
 from gpt2lab.data.prepared import (
@@ -67,7 +68,7 @@ LARGE_BYTES = 1_000_000_000
 
 
 class DataConfig(Settings):
-    """The corpus, the tokenizer, and the share for validation."""
+    """The corpus, the tokenizer, the share for validation, and the order of the text."""
 
     corpus: Choice = Field(default_factory=lambda: corpus_slot.read(corpus_slot.default))
     """The source of the text."""
@@ -75,14 +76,16 @@ class DataConfig(Settings):
     """How text becomes token ids."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the text's bytes that is held out for validation."""
+    batches: tuple[Choice, ...] = Field(default_factory=lambda: batches_slot.read_all(batches_slot.default))
+    """What changes from step to step: size, order and length of sequences."""
 
-    @field_validator("corpus", "tokenizer", mode="before")
+    @field_validator("corpus", "tokenizer", "batches", mode="before")
     @classmethod
     def _choice(cls, raw: object, info: Any) -> object:
         return read_field(info.field_name, raw)
 
     def written(self) -> dict[str, Any]:
-        """The short form, as for `--set`."""
+        """What the prepared data depends on, in the short form, as for `--set`."""
         return {"corpus": self.corpus.written(), "tokenizer": self.tokenizer.written(),
                 "validation_fraction": self.validation_fraction}  # fmt: skip
 

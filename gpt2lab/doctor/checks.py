@@ -27,7 +27,7 @@ from gpt2lab.components.base import Param
 from gpt2lab.components.scores import Scores
 from gpt2lab.components.stack import CrossLayer
 from gpt2lab.config import Config, config_from_text
-from gpt2lab.data.batches import Batches
+from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
 from gpt2lab.evaluation.validation import plain_windows
@@ -388,10 +388,10 @@ def repeated_steps(run: ExaminedRun, count: int) -> Iterator[tuple[int, float, f
     config, training = run.config, run.config.training
     model = run.build()
     state = TrainState(model, build_optimizers(config.optim, model.params()))
-    block = config.model.block_size
-    batches = Batches(run.data.train, block, training.batch_tokens // block, config.seed)
+    batches = batches_of(config, run.data)
     set_arithmetic(training.precision, run.device, training.deterministic)
-    trained: Any = steps(state, batches, config.optim, training, seed=config.seed, stop_at=count, late=False)
+    optim = optim_of(config, batches)
+    trained: Any = steps(state, batches, optim, training, seed=config.seed, stop_at=count, late=False)
     model.train()
     for step in range(count):
         inputs, targets = (torch.as_tensor(x, device=run.device) for x in batches.at(step))

@@ -18,6 +18,7 @@ from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import Config, examine, fill_slots, preset_name, preset_names, preset_source, read_overrides
 from gpt2lab.config.fitting import Complaint, Located, check, error_of, located
 from gpt2lab.config.source import Key, Place, YamlSource, dotted, expand, overlay, read_file, read_mapping
+from gpt2lab.data.curricula import LENGTH, SIZE
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.declaration import (
@@ -37,6 +38,7 @@ from gpt2lab.planning.declaration import (
 )
 from gpt2lab.planning.placebo import same_function
 from gpt2lab.planning.space import RATE, Tune, check_search
+from gpt2lab.registry import SLOTS
 from gpt2lab.schema import ABSENT, convert
 
 # Seeds are reserved by purpose, so that no verdict uses a run that was also used to choose or to plan: an ablation's
@@ -58,8 +60,12 @@ SHARED = {
     "training.device": "all arms run on one kind of device: use --set",
     "training.threads": "all arms run with as many threads: use --set",
 }
+OWN = ("data.batches",)
+"""Keys below those that an arm may change."""
 # Changes that move the best learning rate: at a shared rate their contrasts are exploratory (docs/statistics.md).
 MOVES_RATE = ("model.init", "model.parametrization", "model.residual", "training.batch_tokens")
+RESIZES = {SIZE, LENGTH}
+"""Capabilities of parts of `data.batches` that move it, too."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,9 @@ class LoadedAblation:
             section, name = key.split(".")
             if getattr(getattr(ours, section), name) != getattr(getattr(baseline, section), name):
                 moved.append(key)
+        sizes = [[part for part in config.data.batches if RESIZES & SLOTS["batches"][part.name].can]
+                 for config in (ours, baseline)]  # fmt: skip
+        moved += ["data.batches"] * (sizes[0] != sizes[1])
         if not moved:
             return None
         return f"it changes {', '.join(moved)}, which moves the best learning rate, and rates were not bracketed"
@@ -349,6 +358,8 @@ def resolve_arm(
 
 def _why_shared(key: str) -> str | None:
     """Why no arm may change `key`, or None."""
+    if f"{key}.".startswith(tuple(f"{own}." for own in OWN)):
+        return None
     return next((why for shared, why in SHARED.items() if f"{key}.".startswith(f"{shared}.")), None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpt2lab.costs import Costs
+from gpt2lab.data.curricula import batches_of
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.planning.ablation import Arm, LoadedAblation
@@ -181,6 +182,8 @@ def check_data(arm: Arm, data: Prepared) -> None:
     if lengths["validation"] <= evaluation.tokens:
         problem = f"the validation split needs {evaluation.tokens + 1} tokens, has {lengths['validation']}"
         misfits.append(("evaluation.tokens", lengths["validation"] - 1, problem))
+    if not misfits:
+        batches_of(arm.config, data)  # raises where its parts do not fit
     if misfits:
         problems = [Problem(f"arm {arm.name}: {key}", problem) for key, _, problem in misfits]
         raise ConfigError(problems, hint=" ".join(dict.fromkeys(f"--set {key}={value}" for key, value, _ in misfits)))

@@ -198,7 +198,8 @@ def _by_seed(runs: Sequence[Run]) -> dict[str, str]:
 def components_of(config: Config) -> dict[str, str]:
     """Slot -> its component as written in a config."""
     written = {}
-    for name, value in (*config.model, *config.optim):
+    drawn = [("batches", config.data.batches)] if config.data.batches else []
+    for name, value in (*config.model, *config.optim, *drawn):
         if isinstance(value, Choice):
             written[name] = str(value)
         elif isinstance(value, tuple) and all(isinstance(choice, Choice) for choice in value):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gpt2lab.config import Config, config_from_text
-from gpt2lab.data.batches import Batches
+from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import DataFault, EnvironmentFault, Gpt2labError, LockHeld
@@ -320,9 +320,9 @@ def _fresh(config: Config, is_compiled: bool = False) -> TrainState:
 
 def _retrain(state: TrainState, config: Config, data: Prepared, logged: Logged, *, until: int) -> None:
     """Train `state` on to step `until`, and compare every step that was logged with the journal."""
-    block, training = config.model.block_size, config.training
-    batches = Batches(data.train, block, training.batch_tokens // block, config.seed)
-    for record in steps(state, batches, config.optim, training, seed=config.seed, stop_at=until):
+    batches = batches_of(config, data)
+    optim = optim_of(config, batches)
+    for record in steps(state, batches, optim, config.training, seed=config.seed, stop_at=until):
         now, before = (
             {k: v for k, v in metrics.items() if k.startswith("train/")}
             for metrics in (record.metrics, logged.get(record.step, {}))

@@ -17,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpt2lab.config import Config, config_from_text
-from gpt2lab.data.batches import Batches
+from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared, open_verified
 from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted
@@ -173,8 +173,7 @@ class Training:
             scaler=loss_scaler(config.training.precision, self.device),
             averaging=build_averaging(config.optim, model.params(), config.training.steps),
         )
-        block_size = config.model.block_size
-        self.batches = Batches(data.train, block_size, config.training.batch_tokens // block_size, config.seed)
+        self.batches = batches_of(config, data, world=world.size)
         self.tasks = encoded_tasks(config, data)
         self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
         report_position(lambda: RankPosition(self.state.step, self.clock.phase, self.clock.entered))
@@ -266,7 +265,7 @@ class Training:
         return steps(
             self.state,
             self.batches,
-            self.config.optim,
+            optim_of(self.config, self.batches),
             self.config.training,
             seed=self.config.seed,
             world=self.world,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import gpt2lab.optim  # noqa: F401  (fills its slots)
 from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import Component
+from gpt2lab.testing.batch_checks import check_batches
 from gpt2lab.testing.cases import Case, batch, cases, distance, disturbed, placed, variants
 from gpt2lab.testing.checks import (
     check_bf16,
@@ -76,6 +77,7 @@ BY_SLOT: dict[str, tuple[Check, ...]] = {
     ),
     "averaging": (check_average, check_resume),
     "schedule": (check_schedule,),
+    "batches": (check_batches,),
 }
 
 

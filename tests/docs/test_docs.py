@@ -307,6 +307,7 @@ def python(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess[
 def test_example_files_are_valid(tmp_path: Path) -> None:
     assert sorted(example_files(tmp_path)) == [
         "decay.yaml",
+        "my_batches.py",
         "my_diagnostics.py",
         "my_metrics.py",
         "my_nano.yaml",

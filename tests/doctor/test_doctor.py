@@ -57,7 +57,7 @@ def test_every_shipped_component_is_left_alone(case: testing.Case, trained: Any)
 def test_the_gradient_is_that_of_torch(trained: Any) -> None:
     examined = ExaminedRun.load(trained("training.micro_batch_sequences=2"))
     first = checks.gradients(examined)[0]
-    batches = checks.Batches(examined.data.train, 16, 8, examined.config.seed)
+    batches = checks.batches_of(examined.config, examined.data)
     inputs, targets = (torch.as_tensor(x) for x in batches.at(0))
     model = examined.start
     torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()

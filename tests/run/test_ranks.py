@@ -151,8 +151,12 @@ def undisturbed(make_job: Jobs) -> Job:
 
 @pytest.mark.parametrize(
     "override",
-    ["training.micro_batch_sequences=2", "model.mlp={name: moe, experts: 8}"],
-    ids=["accumulation 4", "experts"],
+    [
+        "training.micro_batch_sequences=2",
+        "model.mlp={name: moe, experts: 8}",
+        "data.batches=[{name: batch_ramp, multiple: 2}, easy_first]",
+    ],
+    ids=["accumulation 4", "experts", "ramp"],
 )
 def test_two_ranks_train_as_one_process_does(make_job: Jobs, override: str) -> None:
     overrides = [override, "optim.optimizer={name: adamw, eps: 1e-3}"]  # less amplifies rounding of tiny gradients
