@@ -236,7 +236,7 @@ class Evaluation(Record):
     """How final values are measured; `key` names the measurement in each run's evaluations."""
 
     key: str
-    tokens: int | None = None
+    tokens: int | Literal["all"] | None = None
     contexts: list[float] = Field(default_factory=list)
     block_size: int | None = None
     context_tokens: int | None = None
@@ -334,6 +334,8 @@ class StudyRecord(Record):
     tokens_per_parameter: float | None = None
     screen: bool = False
     evaluation: Evaluation
+    validation_text: str | None = None
+    """sha256 of the validation text, where arms have data of their own and this text in common"""
     bracketed: bool = False
     floors: dict[str, float] | None = None
     """losses of counting single tokens (`unigram`) and pairs (`bigram`) on this text"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.analysis.scaling import Reach, reach
 from gpt2lab.analysis.statistics import document_error, effective_documents
+from gpt2lab.analysis.table import PLAIN, MetricSpec, metric_spec
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Study = StudyRecord
-LOSS = "val/loss"
+LOSS, BITS = "val/loss", "val/bits_per_byte"
+TARGET = re.compile(r"(tokens|seconds) to val/loss (\S+)")
 
 COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "device": "device"}
 """Parts of a run's identity that must agree before two arms are compared."""
@@ -87,6 +90,37 @@ def collect(study: StudyRecord, store: Store) -> list[StudyRun]:
     return runs
 
 
+def target_name(key: str, loss: float) -> str:
+    """The metric of `tokens_to` or `seconds_to`. Raises KeyError, ValueError."""
+    if not 0 < loss < math.inf:
+        raise ValueError(loss)
+    return f"{ {'tokens_to': 'tokens', 'seconds_to': 'seconds'}[key] } to {LOSS} {loss:g}"
+
+
+def target_of(metric: str) -> tuple[str, float] | None:
+    """(tokens or seconds, the loss to be reached) of such a metric, else None."""
+    match = TARGET.fullmatch(metric)
+    return (match[1], float(match[2])) if match else None
+
+
+def until(what: str, loss: float, rows: Sequence[Mapping[str, Any]]) -> float:
+    """Tokens or seconds of training when the validation loss was first at most `loss`, on the straight line between
+    two evaluations; NaN where it never was."""
+    before: tuple[float, float] | None = None
+    for at, reached in ((float(row[what]), row["metrics"][LOSS]) for row in rows if LOSS in row["metrics"]):
+        if reached <= loss:
+            share = (before[1] - loss) / (before[1] - reached) if before else 1.0
+            return before[0] + share * (at - before[0]) if before else at
+        before = at, reached
+    return math.nan
+
+
+def unevaluated(study: StudyRecord) -> str:
+    """The evaluation that a run without a value lacks."""
+    named = study.metric.startswith("task/")
+    return study.metric if named else f"evaluation {study.evaluation.key}"
+
+
 def damage_text(fault: Gpt2labError) -> str:
     """Which file is damaged, and what to do, as the reason of a run that has no value."""
     return clean(f"{fault} (try: {fault.hint})" if fault.hint else str(fault))
@@ -103,9 +137,13 @@ def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str)
     if status == "diverged":
         reason, value = clean(result.get("reason") or "the loss is not finite"), math.nan
     elif status == "finished":
-        value = evaluation.get("metrics", {}).get(study.metric)
-        if value is None:
-            status, reason = "unevaluated", f"finished, but evaluation {study.evaluation.key} has not been done"
+        measured = result if study.metric.startswith("task/") else evaluation
+        value = measured.get("metrics", {}).get(study.metric)
+        if evaluation and (target := target_of(study.metric)):
+            value = until(*target, folder.rows())
+            reason = None if math.isfinite(value) else f"{LOSS} never reached {target[1]:g}"
+        elif value is None or not evaluation:
+            status, reason, value = "unevaluated", f"finished, but {unevaluated(study)} has not been done", None
         elif not math.isfinite(value):
             status, reason, value = "diverged", f"the final {study.metric} is not finite", math.nan
     elif status == "failed":
@@ -163,8 +201,12 @@ def judge_runs(
     first = past.first_seeds if past else len(study.seeds)
     looks = past.looks if past else study.looks
     rates = searches(study, store) if store else {}
+    read = reading(study)
+    column = "value" if read.continuous else study.metric
+    values = [(run.arm, run.seed, run.value) for run in runs] + _no_runs(study, runs)
     return compare(
-        [{"arm": run.arm, "seed": run.seed, "value": run.value} for run in runs] + _no_runs(study, runs),
+        [{"arm": arm, "seed": seed, column: value} for arm, seed, value in values],
+        value=None if read.continuous else column,
         baseline=study.baseline,
         smallest_effect=smallest_effect(study),
         alpha=past.alpha if past else study.alpha,
@@ -186,8 +228,8 @@ def judge_runs(
         scope=", ".join([scope_text(study), *(_unbounded(study, rates) if store else [])]),
         at_shared_rate=shares_rate(study),
         caveat=study.caveat,
-        unit=unit(study),
-        higher_is_better=False,
+        unit=read.unit,
+        higher_is_better=read.higher_is_better,
     )
 
 
@@ -267,19 +309,30 @@ def _search(losses: Mapping[float, float | None], chosen: float | None) -> RateS
 def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> dict[tuple[str, str], TextNoise]:
     """(arm, against) -> the noise of the validation text, for every declared pair of arms whose final evaluations
     stored their windows."""
+    if study.metric not in (LOSS, BITS):
+        return {}
     windows: dict[str, list[Any]] = {}
+    data: dict[str, Any] = {}
+    factors: dict[str, float] = {}
     for run in usable_runs(study, runs):
+        metrics = run.evaluation["metrics"]
+        factors[run.arm] = metrics[BITS] / metrics[LOSS] if study.metric == BITS else 1.0  # equal for equal data
+        data[run.arm] = run.identity.get("data")
         windows.setdefault(run.arm, []).append(_windows(store, run, study.evaluation.key))
     noise = {}
     for pair in (contrast for contrast in study.contrasts if not isinstance(contrast, Effect)):
         a, b = windows.get(pair[0]), windows.get(pair[1])
+        if data.get(pair[0]) != data.get(pair[1]):  # other tokens in the same windows
+            continue
         if not a or not b or None in (*a, *b) or any(run["units"] != a[0]["units"] for run in (*a, *b)):
             continue
         first, (arm_losses, against_losses) = a[0], ([run["losses"] for run in side] for side in (a, b))
         se, count = document_error(arm_losses, against_losses, first["units"], targets=first["targets"])
         if math.isfinite(se):
             effective = effective_documents(first["units"], targets=first["targets"])
-            noise[pair[0], pair[1]] = TextNoise(se=se, count=count, unit=f"{first['unit']}s", effective=effective)
+            noise[pair[0], pair[1]] = TextNoise(
+                se=factors[pair[0]] * se, count=count, unit=f"{first['unit']}s", effective=effective
+            )
     return noise
 
 
@@ -297,11 +350,11 @@ def _still_looking(study: StudyRecord) -> str:
     return BRACKETING if study.bracketed else ""
 
 
-def _no_runs(study: StudyRecord, runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
+def _no_runs(study: StudyRecord, runs: Sequence[StudyRun]) -> list[tuple[str, int, float | None]]:
     """Rows for arms without runs: tuning is not finished, or has failed."""
     present = {run.arm for run in runs}
     arms = [arm for arm in study.arms if arm not in present]
-    return [{"arm": arm, "seed": seed, "value": None} for arm in arms for seed in study.seeds]
+    return [(arm, seed, None) for arm in arms for seed in study.seeds]
 
 
 def tuned_settings(study: StudyRecord) -> list[str]:
@@ -336,10 +389,11 @@ def _not_comparable(study: StudyRecord, runs: Sequence[StudyRun]) -> dict[str, s
     """Arms whose rate lies at the edge of its bracket, or whose runs rest on other core code, data, torch or kind of
     device than the baseline's, or do not say on which."""
     reasons = {arm: entry.not_comparable for arm, entry in study.arms.items() if entry.not_comparable}
+    compared = {part: name for part, name in COMPARED.items() if part != "data" or study.validation_text is None}
     for arm in study.arms:
         both = [run for run in runs if run.value is not None and run.arm in (arm, study.baseline)]
-        parts = {part: {str(run.identity.get(part)) for run in both} for part in COMPARED}
-        differing = [name for part, name in COMPARED.items() if len(parts[part]) > 1]
+        parts = {part: {str(run.identity.get(part)) for run in both} for part in compared}
+        differing = [name for part, name in compared.items() if len(parts[part]) > 1]
         missing = sorted({run.id for run in both if any(run.identity.get(part) is None for part in COMPARED)})
         if differing and arm != study.baseline:
             reason = f"{' and '.join(differing)} differ between its runs and the baseline's"
@@ -373,8 +427,15 @@ def smallest_effect(study: StudyRecord) -> float:
 
 def unit(study: StudyRecord | Mapping[str, Any]) -> str:
     """Of the primary metric and of differences in it."""
+    return reading(study).unit
+
+
+def reading(study: StudyRecord | Mapping[str, Any]) -> MetricSpec:
+    """How the primary metric is read; one whose name says nothing as a loss in nats."""
     metric = study.metric if isinstance(study, StudyRecord) else study["metric"]
-    return "bits per byte" if "bits_per_byte" in metric else "nats"
+    if target := target_of(metric):
+        return MetricSpec(higher_is_better=False, unit=target[0], continuous=False)
+    return metric_spec(metric) or PLAIN
 
 
 def scope_text(study: StudyRecord | Mapping[str, Any]) -> str:

@@ -360,7 +360,7 @@ def _lengths(config: Config) -> Iterator[Complaint]:
         problem = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
         yield _complaint(problem, "training.steps branch")
     yield from _problems(evaluation.problems(block_size), "evaluation.contexts model.block_size")
-    if evaluation.tokens < block_size:
+    if evaluation.tokens != "all" and evaluation.tokens < block_size:
         problem = f"{evaluation.tokens} are too few: the context has {block_size} (model.block_size)"
         yield _complaint(problem, "evaluation.tokens model.block_size")
     sequences, micro = training.batch_tokens // block_size, training.micro_batch_sequences

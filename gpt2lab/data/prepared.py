@@ -3,6 +3,7 @@ unigram and bigram counts, which a model must beat."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,14 @@ class Prepared:
     def floors(self) -> dict[str, float]:
         """Cross entropy of validation under training counts, nats per token: "unigram" and "bigram"."""
         return {name: float(self.manifest["floors"][name]) for name in ("unigram", "bigram")}
+
+    @cached_property
+    def validation_text(self) -> str:
+        """sha256 of the validation split's text in UTF-8, whatever the tokenizer."""
+        ids = self.validation[:]
+        if self.tokenizer.separator is not None:
+            ids = ids[ids != self.tokenizer.separator]
+        return hashlib.sha256(self.tokenizer.decode(ids).encode()).hexdigest()
 
     @property
     def corpora(self) -> dict[str, range]:

@@ -170,7 +170,7 @@ def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Sub
         model=trained.model,
         tokens=data.validation,
         block_size=block,
-        total=min(EvaluationConfig().tokens, len(data.validation) - 1),
+        total=min(EvaluationConfig().total(data.validation), len(data.validation) - 1),
         batch_sequences=max(1, at_once // block),
         byte_lengths=data.byte_lengths,
         data=data,

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -44,13 +44,16 @@ from gpt2lab.training.precision import Precision
 ROWS_AT_ONCE = 4096  # rows of logits brought to float32 together: bounds memory where the vocabulary is large
 
 
+WholeOrCount = Annotated[int, Field(ge=1)] | Literal["all"]
+
+
 class EvaluationConfig(Settings):
     """When and on how much a model is evaluated; none of it affects training."""
 
     every_steps: int = Field(250, ge=1)
     """Steps between validations."""
-    tokens: int = Field(10_485_760, ge=1)
-    """Validation tokens that are predicted, in blocks spread evenly over the validation split."""
+    tokens: WholeOrCount = 10_485_760
+    """Validation tokens that are predicted, in blocks spread evenly over the validation split; or all."""
     contexts: tuple[float, ...] = ()
     """Other context lengths to score at the end, as multiples of block_size; empty for none."""
     context_tokens: int = Field(16_384, ge=1)
@@ -84,6 +87,10 @@ class EvaluationConfig(Settings):
         except ConfigError as error:
             raise ValueError(error.problems[0].what) from error
         return tasks
+
+    def total(self, tokens: TokenSequence) -> int:
+        """How many of a validation split's tokens are predicted; the first one never is."""
+        return len(tokens) - 1 if self.tokens == "all" else self.tokens
 
     def spec(self, block_size: int) -> dict[str, Any]:
         """Everything that an evaluation's result depends on, apart from the run."""
@@ -215,7 +222,8 @@ def evaluate_by_window(
     parts: see `validation_loss`.
     """
     spec = config.spec(block_size)
-    sizes: dict[str, Any] = {"block_size": block_size, "total": config.tokens, "batch_sequences": batch_sequences}
+    total = config.total(tokens)
+    sizes: dict[str, Any] = {"block_size": block_size, "total": total, "batch_sequences": batch_sequences}
     how: dict[str, Any] = {"precision": precision, "world": world}
     result = validation_loss(model, tokens, byte_lengths=byte_lengths, parts=parts, **sizes, **how)
     metrics = {"val/loss": result.loss}

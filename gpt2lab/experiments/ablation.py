@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
+from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.executors import Ending, Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
-from gpt2lab.planning.ablation import LoadedAblation
+from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan, make_plan
 from gpt2lab.planning.record import study_record, with_history
@@ -79,6 +80,7 @@ class Study:
         ConfigError when so many jobs do not fit on the machine, DataFault, EnvironmentFault."""
         baseline = ablation.arms[ablation.baseline].config
         data = prepare(baseline.data, progress=progress)
+        ablation = replace(ablation, arms=with_own_data(ablation, data, progress))
         fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
         machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs)
         return cls(ablation, store, machine, data, seconds, reproduce)
@@ -179,6 +181,23 @@ class Study:
             return endings
 
 
+def with_own_data(ablation: LoadedAblation, data: Prepared, progress: DataProgress | None) -> dict[str, Arm]:
+    """The arms, each with its own data where that is not the baseline's. Raises ConfigError for other validation
+    text: bits per byte of different texts cannot be compared."""
+    arms, common = dict(ablation.arms), ablation.arms[ablation.baseline].config.data.written()
+    problems = []
+    for name, arm in ablation.arms.items():
+        if arm.config.data.written() != common:
+            arms[name] = replace(arm, data=(own := prepare(arm.config.data, progress=progress)))
+            if own.validation_text != data.validation_text:
+                sizes = [f"{d.manifest['splits']['validation']['bytes']:,} bytes" for d in (own, data)]
+                problem = f"its validation text ({sizes[0]}) is not the baseline's ({sizes[1]})"
+                problems.append(Problem(f"arm {name}", problem))
+    if problems:
+        raise ConfigError(problems, hint="corpus `several` in the base, weighed by `data.batches` in each arm")
+    return arms
+
+
 def adopt_runs(study: Study, say: Callable[[str], None]) -> bool:
     """Adopt runs of older code that the new code reproduces bit for bit; -> whether any were refused. Runs of tried
     rates are adopted first, since the runs at the best rates depend on them."""
@@ -216,7 +235,7 @@ def job_of(run: Run, store: Store, plan: Plan) -> Job:
     return job_for(
         run,
         store,
-        plan.data,
+        plan.data_of(run.arm),
         flops_per_token=plan.arms[run.arm].costs.flops_per_token,
         threads=plan.machine.threads,
         replayable=bool(seeds) and run.id == seeds[0].id,

@@ -19,6 +19,7 @@ from gpt2lab.config import Config, examine, fill_slots, preset_name, preset_name
 from gpt2lab.config.fitting import Complaint, Located, check, error_of, located
 from gpt2lab.config.source import Key, Place, YamlSource, dotted, expand, overlay, read_file, read_mapping
 from gpt2lab.data.curricula import LENGTH, SIZE
+from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.declaration import (
@@ -39,6 +40,7 @@ from gpt2lab.planning.declaration import (
 from gpt2lab.planning.placebo import same_function
 from gpt2lab.planning.space import RATE, Tune, check_search
 from gpt2lab.registry import SLOTS
+from gpt2lab.results import BITS, LOSS
 from gpt2lab.schema import ABSENT, convert
 
 # Seeds are reserved by purpose, so that no verdict uses a run that was also used to choose or to plan: an ablation's
@@ -51,7 +53,8 @@ CONTROL_STRIDE = 2 * MAX_SEEDS  # includes the seeds that a control arm is tuned
 
 # Keys that no arm may change, with the reason.
 SHARED = {
-    "data": "all arms are trained and judged on the same tokens",
+    "data": f"all arms are trained and judged on the same tokens, unless `metric: {BITS}` judges them by all bytes of "
+    "one validation text (`evaluate: {tokens: all}`)",
     "evaluation": "all arms are judged alike: see `evaluate`",
     "scale": "the scale is that of the whole ablation",
     "seed": "see `seeds`",
@@ -62,6 +65,8 @@ SHARED = {
 }
 OWN = ("data.batches",)
 """Keys below those that an arm may change."""
+OWN_WITH_BITS = ("data.batches", "data.corpus", "data.tokenizer", "data.validation_fraction")
+"""The same where arms are judged by bits per byte."""
 # Changes that move the best learning rate: at a shared rate their contrasts are exploratory (docs/statistics.md).
 MOVES_RATE = ("model.init", "model.parametrization", "model.residual", "training.batch_tokens")
 RESIZES = {SIZE, LENGTH}
@@ -81,6 +86,8 @@ class Arm:
     """Added to the ablation's seeds: each control arm has seeds that no other arm uses."""
     seeds: tuple[int, ...] | None = None
     """Replaces the ablation's seeds."""
+    data: Prepared | None = None
+    """Its own data, where it has other than the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,7 @@ class LoadedAblation:
     budgets: tuple[float, ...] = ()
     budget_arms: tuple[str, ...] = ()
     tokens_per_parameter: float | None = None
+    metric: str = LOSS
     noise_command: str = "gpt2lab noise PRESET"
     """command that measures the noise floor of the baseline"""
 
@@ -191,7 +199,10 @@ def load_ablation(
     for name in chosen:
         is_baseline = name == design.baseline or design.baseline not in design.arms
         expected = declared.expected.get(name)
-        arm, arm_problems = resolve_arm(design.arms[name], document, base, is_baseline=is_baseline, expected=expected)
+        own = OWN_WITH_BITS if declared.metric == BITS else OWN
+        arm, arm_problems = resolve_arm(
+            design.arms[name], document, base, is_baseline=is_baseline, expected=expected, own=own
+        )
         problems += arm_problems
         if arm is not None and not arm_problems:
             resolved[name] = arm
@@ -203,6 +214,10 @@ def load_ablation(
     problems += [located(document, complaint) for complaint in arm_complaints]
     scale_label, name_problems = scale_name(scale or declared.base)
     problems += name_problems
+    effects = declared.smallest_effect
+    if declared.metric != LOSS and isinstance(effects, dict) and scale_label not in map(preset_name, effects):
+        what = f"none for {scale_label}: one in the unit of {declared.metric} is expected"
+        problems.append(located(document, Complaint(what, (("smallest_effect",),))))
     if problems:
         raise error_of(problems)
     curve, per_parameter = declared.budget_curve, declared.tokens_per_parameter
@@ -217,6 +232,7 @@ def load_ablation(
         smallest_effect=smallest_effect(declared.smallest_effect, scale_label, resolved[design.baseline].config),
         alpha=declared.alpha,
         screen=declared.screen,
+        metric=declared.metric,
         design=design.kind,
         factors=design.factors,
         expected={name: text for name, text in declared.expected.items() if name not in design.arms},
@@ -329,7 +345,13 @@ def base_of(name: str, source: YamlSource, folder: Path, scale: str | None, over
 
 
 def resolve_arm(
-    written: Written, file: YamlSource, base: Base, *, is_baseline: bool, expected: str | None
+    written: Written,
+    file: YamlSource,
+    base: Base,
+    *,
+    is_baseline: bool,
+    expected: str | None,
+    own: tuple[str, ...] = OWN,
 ) -> tuple[Arm | None, list[Located]]:
     """One arm of an ablation's `file` over `base`, or None; and its problems that are not already those of the base."""
     name = written.name
@@ -339,7 +361,7 @@ def resolve_arm(
     control, problems = _control(written, file, unchanged=not changes, is_baseline=is_baseline)
     allowed: list[tuple[str, YamlSource]] = []
     for key, value in changes:
-        if reason := _why_shared(key):
+        if reason := _why_shared(key, own):
             place = value.place(())
             problems.append((place, Problem(place.prefix + key, f"an arm cannot change this: {reason}")))
         else:
@@ -356,9 +378,9 @@ def resolve_arm(
     return Arm(name, {key: value.tree for key, value in changes}, config, control, expected, first_seed), problems
 
 
-def _why_shared(key: str) -> str | None:
+def _why_shared(key: str, own: tuple[str, ...] = OWN) -> str | None:
     """Why no arm may change `key`, or None."""
-    if f"{key}.".startswith(tuple(f"{own}." for own in OWN)):
+    if f"{key}.".startswith(tuple(f"{one}." for one in own)):
         return None
     return next((why for shared, why in SHARED.items() if f"{key}.".startswith(f"{shared}.")), None)
 
@@ -404,11 +426,16 @@ def _between_arms(
     seen: dict[str, str] = {}
     distinct: list[Arm] = []
     for name, arm in sorted(arms.items(), key=lambda item: item[0] != baseline):
+        own_data = arm.config.data.written() != arms[baseline].config.data.written()
+        if own_data and arm.config.evaluation.tokens != "all":
+            what = "has other data than the baseline, so all of one text must be scored: `evaluate: {tokens: all}`"
+            yield Complaint(what, (keys[name],))
         if declared.equalise.axis in ("tokens", "parameters") and tokens[name] != tokens[baseline]:
             unequal = f"trains on {tokens[name]} tokens, the baseline on {tokens[baseline]}"
             yield Complaint(f"{unequal}: `equalise: tokens` wants them equal", (keys[name],))
         if not arm.control:
-            twin, what = seen.setdefault(digest(settings(arm.config)), name), "is the same training as"
+            trained = {**settings(arm.config), "prepared": arm.config.data.written()}
+            twin, what = seen.setdefault(digest(trained), name), "is the same training as"
             if twin == name:
                 alike = (other.name for other in distinct if _same_function(other.config, arm.config))
                 twin, what = next(alike, name), "has other settings and computes the same as"
@@ -419,7 +446,7 @@ def _between_arms(
 
 def _same_function(one: Config, other: Config) -> bool:
     """Whether two configs differ in nothing but models that compute the same."""
-    around, theirs = ({**settings(config), "model": None} for config in (one, other))
+    around, theirs = ({**settings(config), "model": None, "prepared": config.data.written()} for config in (one, other))
     return around == theirs and same_function(one.model, other.model)
 
 

@@ -22,8 +22,9 @@ from gpt2lab.config import preset_name, preset_names
 from gpt2lab.config.fitting import Complaint
 from gpt2lab.config.source import Key, YamlSource
 from gpt2lab.errors import unknown
+from gpt2lab.evaluation.validation import WholeOrCount
 from gpt2lab.planning.space import RATE, Tune, bracket, in_short
-from gpt2lab.results import LOSS
+from gpt2lab.results import BITS, LOSS, target_name, target_of
 from gpt2lab.schema import ABSENT, Settings
 
 MAX_ARMS = 100
@@ -168,8 +169,10 @@ class Evaluate(Settings):
 
     contexts: tuple[float, ...] | None = None
     """Other context lengths, as multiples of block_size."""
-    tokens: int | None = Field(None, ge=1)
-    """Validation tokens."""
+    tokens: WholeOrCount | None = None
+    """Validation tokens, or all."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks that are evaluated with each validation."""
     context_tokens: int | None = Field(None, ge=1)
     """Validation tokens at each of the other lengths."""
     diagnostics: tuple[Any, ...] | None = None
@@ -280,6 +283,9 @@ class Ablation(Settings):
     """Smallest difference of interest in nats: one for all scales, or by scale; null is the scale's own."""
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Error rate of the whole family of contrasts."""
+    metric: str = LOSS
+    """What arms are judged by: val/loss, val/bits_per_byte, task/NAME/MEASURE at the end of training, or
+    {tokens_to: LOSS} or {seconds_to: LOSS}, the training until the validation loss is at most that."""
     screen: bool = False
     """A screening study: its contrasts are exploratory."""
     contrasts: list[tuple[str, str]] | None = None
@@ -292,6 +298,27 @@ class Ablation(Settings):
         if isinstance(value, str) and value not in (*get_args(Axis), *ABSENT):
             raise ValueError("tokens, parameters, flops or wall_clock is expected")
         return {"axis": value} if isinstance(value, str) and value not in ABSENT else value
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _target(cls, value: Any) -> Any:
+        """`{tokens_to: 3.2}` as the name of that metric."""
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            [(key, loss)] = value.items()
+            return target_name(key, float(loss))
+        except (ValueError, TypeError, KeyError):
+            raise ValueError("{tokens_to: LOSS} or {seconds_to: LOSS} is expected, with a loss above 0") from None
+
+    @field_validator("metric")
+    @classmethod
+    def _measured(cls, name: str) -> str:
+        if name not in (LOSS, BITS) and not name.startswith("task/") and target_of(name) is None:
+            raise ValueError(
+                f"{LOSS}, {BITS}, task/NAME/MEASURE, {{tokens_to: LOSS}} or {{seconds_to: LOSS}} is expected"
+            )
+        return name
 
     @field_validator("budget_curve", mode="before")
     @classmethod
@@ -475,6 +502,13 @@ def _combinations(declared: Ablation) -> Iterator[Complaint]:
         if (tune.metric, tune.direction) != (LOSS, "minimize"):
             key = "metric" if tune.metric != LOSS else "direction"
             yield Complaint(f"arms are judged by a low {LOSS}, so they are tuned for it", (("tune", key),))
+    if declared.metric != LOSS and declared.smallest_effect is None:
+        yield Complaint(
+            f"one in the unit of {declared.metric} is expected: that of a scale is in nats", (("smallest_effect",),)
+        )
+    tasks = declared.evaluate.tasks or ()
+    if declared.metric.startswith("task/") and not any(declared.metric.split("/")[1] == t.split(":")[0] for t in tasks):
+        yield Complaint("its task is not evaluated: name it in `evaluate: {tasks: [...]}`", (("metric",),))
     axis, knob = declared.equalise.axis, declared.equalise.by
     if knob is not None and (axis == "tokens" or (axis == "parameters" and knob == "tokens")):
         yield Complaint(f"`by: {knob}` cannot make {axis} equal", (("equalise", "by"),))

@@ -17,6 +17,7 @@ from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
 from gpt2lab.planning.tuning import Search, Tuning, tunings_of
+from gpt2lab.results import LOSS
 from gpt2lab.store import Store
 
 
@@ -94,6 +95,10 @@ class Plan:
             return _in_turn([arm.tuning.runs for arm in self.arms.values() if arm.tuning])
         return _in_turn([list(arm.all_runs()) for arm in self.arms.values()])
 
+    def data_of(self, arm: str) -> Prepared:
+        """The data of an arm."""
+        return self.arms[arm].arm.data or self.data
+
     @property
     def baseline(self) -> ArmPlan:
         return self.arms[self.ablation.baseline]
@@ -123,10 +128,13 @@ def make_plan(
     reference = known_costs(ablation.arms[ablation.baseline].config)
     arms_made, adjustments = equal_arms(with_tokens(ablation, known_costs), known_costs, store, machine)
     for arm in arms_made.values():
-        check_data(arm, data)
+        check_data(arm, arm.data or data)
     costs = {name: known_costs(arm.config) for name, arm in arms_made.items()}
     base = arms_made[ablation.baseline].config
-    floor, no_floor = find_floor(store, ablation.scale, base, data, machine, reference)
+    floor: Floor | None = None
+    no_floor = f"it would be of {LOSS}, and arms are judged by {ablation.metric}"
+    if ablation.metric == LOSS:
+        floor, no_floor = find_floor(store, ablation.scale, base, data, machine, reference)
     run_seconds = {
         n: costs[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in arms_made.items()
     }
@@ -179,8 +187,9 @@ def check_data(arm: Arm, data: Prepared) -> None:
     if data.vocab_size > model.vocab_size:
         problem = f"the tokenizer has {data.vocab_size} tokens, the model rows for {model.vocab_size}"
         misfits.append(("model.vocab_size", data.vocab_size, problem))
-    if lengths["validation"] <= evaluation.tokens:
-        problem = f"the validation split needs {evaluation.tokens + 1} tokens, has {lengths['validation']}"
+    total = evaluation.total(data.validation)
+    if lengths["validation"] <= total:
+        problem = f"the validation split needs {total + 1} tokens, has {lengths['validation']}"
         misfits.append(("evaluation.tokens", lengths["validation"] - 1, problem))
     if not misfits:
         batches_of(arm.config, data)  # raises where its parts do not fit

@@ -31,7 +31,6 @@ from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.runs import Run, tokens_of
 from gpt2lab.records import FORMAT, ArmRecord, BudgetPoint, Earlier, Effect, History, ScopeRecord, Shared, StudyRecord
 from gpt2lab.registry import Choice, mistakes
-from gpt2lab.results import LOSS
 from gpt2lab.store import Store, now
 from gpt2lab.text import plural
 
@@ -65,7 +64,7 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
         "looks": list(ablation.looks),
         "budgets": list(ablation.budgets),
         **_declared_tune(plan),
-        "metric": LOSS,
+        "metric": ablation.metric,
         "smallest_effect": ablation.smallest_effect,
         "alpha": ablation.alpha,
         "equalise": ablation.axis,
@@ -77,11 +76,15 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
     scope = scope_of(config, ablation.scale, plan.baseline.costs)
     if ablation.tunes_rate and not bracketed:  # the rates differ between arms
         scope = scope.with_(optimizer=str(config.optim.optimizer))
+    own_data = any(arm.arm.data for arm in plan.arms.values())
+    if own_data:
+        scope = scope.with_(data=f"validated on {corpus_name(config)}")
     mistakes_by_arm = {name: mistakes(choices(ablation.arms[name].config)) for name in plan.arms}
     return _record(
         declared,
         {name: _arm_fields(arm, plan) for name, arm in plan.arms.items()},
         bracketed=bracketed,
+        validation_text=plan.data.validation_text if own_data else None,
         floors=plan.data.floors,
         noise=plan.floor.as_record() if plan.floor else None,
         noise_command=ablation.noise_command,
@@ -218,9 +221,15 @@ def scope_of(config: Config, scale: str, costs: Costs) -> ScopeRecord:
         preset=scale,
         parameters=costs.parameters,
         tokens=tokens_of(config),
-        data=f"{config.data.corpus.name} ({config.data.tokenizer})",  # its options may hold a machine's paths
+        data=f"{corpus_name(config)} ({config.data.tokenizer})",
         optimizer=f"{config.optim.optimizer}, lr {config.optim.lr:g}",
     )
+
+
+def corpus_name(config: Config) -> str:
+    """The corpus, or those that it is made of; without options, which may hold a machine's paths."""
+    corpus = config.data.corpus
+    return " and ".join(corpus.options["corpora"]) if corpus.name == "several" else corpus.name
 
 
 ENDED = ("finished", "diverged", "damaged")

@@ -44,11 +44,11 @@ class Run:
 
 
 def make_run(arm: Arm, seed: int, data: Prepared, machine: Machine) -> Run:
-    """One arm with one seed."""
+    """One arm with one seed, on its own data where it has any."""
     config = arm.config.model_copy(update={"seed": seed})
     identity = run_identity(
         config,
-        data=data.fingerprint,
+        data=(arm.data or data).fingerprint,
         device=machine.device,
         threads=machine.threads if machine.device == "cpu" else 0,
         torch_version=machine.torch,

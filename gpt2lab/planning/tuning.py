@@ -161,7 +161,8 @@ def rate_grid(arm: Arm, multiples: tuple[float, ...], data: Prepared, machine: M
     factors = sorted(multiples)
     for extension in range(EXTENSIONS + 1):
         tried = {x: make_run(at_rate(arm, x), arm.first_seed + TUNING_SEED, data, machine) for x in factors}
-        losses = {x: loss for x, run in tried.items() if (loss := final_loss(run, store, data.floors)) is not None}
+        floors = (arm.data or data).floors
+        losses = {x: loss for x, run in tried.items() if (loss := final_loss(run, store, floors)) is not None}
         best = min(losses, key=lambda x: (losses[x], abs(x - 1))) if len(losses) == len(tried) else None
         if best is None or factors[0] < best < factors[-1] or extension == EXTENSIONS:
             break

@@ -16,7 +16,7 @@ from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.reports.style import ARMS, ArmStyle, Curve, looks
 from gpt2lab.reports.tables import Cell, Table, tabulate
-from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, unit, usable_runs
+from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
 from gpt2lab.store import Store
 from gpt2lab.text import setting
 
@@ -83,6 +83,11 @@ class StudyRead(Once):
     @property
     def unit(self) -> str:
         return unit(self.study)
+
+    @property
+    def measured(self) -> str:
+        """The primary metric in words: `final val/loss`, `tokens to val/loss 3.2`."""
+        return self.metric if target_of(self.metric) else f"final {self.metric}"
 
     @property
     def looks(self) -> dict[str, ArmStyle]:

@@ -17,7 +17,7 @@ from gpt2lab.reports.sections import tuned
 from gpt2lab.reports.sections.method import failed_runs, floor_sentence
 from gpt2lab.reports.sections.scaling import worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
-from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text
+from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text, target_of
 from gpt2lab.text import plural
 
 FILES = ("report.md", "results.csv", "verdicts.json", "figures/")
@@ -82,7 +82,9 @@ def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
         text = f"{missing.total()} of {declared} have no final value ({counted}); see Runs."
         found.append(Remark("This study is incomplete.", text))
     if failed := failed_runs(read):
-        text = f"Diverged, or no better than guessing by token frequency; counted, never dropped: {failed}."
+        target = target_of(read.metric)
+        alternative = f"above the loss of {target[1]:g}" if target else "no better than guessing by token frequency"
+        text = f"Diverged, or {alternative}; counted, never dropped: {failed}."
         count = sum(arm.failed for arm in read.arms.values())
         found.append(Remark(f"{plural(count, 'run')} failed.", text))
     return found

@@ -166,7 +166,7 @@ def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Adopti
             continue
         say(f"{group}: replaying {group.replayable.id}")
         try:
-            evaluation = replay(group.replayable, plan.data, plan.machine.threads)
+            evaluation = replay(group.replayable, plan.data_of(group.candidates[0].new.arm), plan.machine.threads)
         except Refused as reason:
             outcomes.append(Adoption(str(group), refused=str(reason)))
         else:

@@ -293,7 +293,7 @@ def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Sub
         model=model,
         tokens=data.validation,
         block_size=block,
-        total=config.evaluation.tokens,
+        total=config.evaluation.total(data.validation),
         batch_sequences=sequences_at_once(config, next(model.parameters()).device.type),
         byte_lengths=data.byte_lengths,
         data=data,

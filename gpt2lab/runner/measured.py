@@ -90,7 +90,7 @@ def on_tasks(tasks: Sequence[EncodedTask], model: GPT, config: Config, world: Wo
 def health(model: GPT, config: Config, data: Prepared) -> dict[str, float]:
     """Diagnostics on the first of the validation windows, the same for every arm."""
     block = config.model.block_size
-    windows = plain_windows(data.validation, block_size=block, total=config.evaluation.tokens)
+    windows = plain_windows(data.validation, block_size=block, total=config.evaluation.total(data.validation))
     whole = [w.start for w in windows if w.length == block][: max(1, TOKENS // block)]
     if not whole:
         return {}

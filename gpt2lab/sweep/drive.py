@@ -212,7 +212,7 @@ class Drive:
         trial.submitted = True
         search = trial.search
         return job_for(
-            trial.run, self.store, search.data,
+            trial.run, self.store, search.arm.data or search.data,
             flops_per_token=search.costs.flops_per_token, threads=search.machine.threads,
         )  # fmt: skip
 

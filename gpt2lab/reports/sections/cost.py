@@ -90,14 +90,15 @@ def _loss_and_cost(read: StudyRead) -> list[style.Picture]:
     if not points:
         return []
     caption = "Mean final loss against the median over runs. Names at the height of their marks."
-    return [style.picture("cost", "Loss and cost", caption, cost(points, read.looks, axis, read.metric), "half")]
+    figure = cost(points, read.looks, axis, f"{read.measured}, {read.unit}")
+    return [style.picture("cost", "Loss and cost", caption, figure, "half")]
 
 
 def cost(
     points: Mapping[str, tuple[float, float]], look: Mapping[str, style.ArmStyle], axis: str, metric: str
 ) -> Figure:
     """Mean final loss against what training costs; `points` is arm -> (cost, loss), both finite."""
-    figure, axes = style.panel(style.HALF, style.half_height(len(points)), axis, f"final {metric}, nats")
+    figure, axes = style.panel(style.HALF, style.half_height(len(points)), axis, metric)
     for arm, (x, y) in points.items():
         axes.plot([x], [y], look[arm].marker, color=look[arm].colour, markersize=8, zorder=3)
     axes.margins(x=0.12, y=0.15)

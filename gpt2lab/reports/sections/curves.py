@@ -16,7 +16,7 @@ from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.style import ArmStyle, Curve, Curves
-from gpt2lab.results import ENDED, LOSS, contexts_of, curve_of, failure_ceiling
+from gpt2lab.results import BITS, ENDED, LOSS, StudyRun, contexts_of, curve_of, failure_ceiling
 from gpt2lab.text import clean, shorten
 
 TRAINING = (
@@ -44,10 +44,17 @@ def curves(read: StudyRead) -> LossCurves:
     damaged: dict[str, str] = {}
     for run in read.runs:
         try:
-            by_run[run.id] = curve_of(read.store, run, LOSS)
+            tokens, losses = curve_of(read.store, run, LOSS)
+            by_run[run.id] = tokens, [loss * per_byte(read, run) for loss in losses]
         except DataFault as fault:  # one damaged file must not cost the others their curves
             damaged[run.id] = str(fault)
     return LossCurves(by_run, damaged)
+
+
+def per_byte(read: StudyRead, run: StudyRun) -> float:
+    """The factor from nats per token to bits per byte, where arms have tokenizers of their own; else 1."""
+    metrics = run.evaluation.get("metrics", {})
+    return float(metrics[BITS] / metrics[LOSS]) if read.study.validation_text and BITS in metrics else 1.0
 
 
 @section(order=20, title="Validation loss during training")
@@ -64,7 +71,9 @@ def during_training(read: StudyRead) -> Section:
         drawn[run.arm][run.status not in ENDED].append(curve)
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
-    figure = training(by_arm, read.looks, read.study.floors or {}, LOSS)
+    own = read.study.validation_text is not None
+    name = f"{BITS}, bits per byte" if own else f"{LOSS}, nats per token"
+    figure = training(by_arm, read.looks, {} if own else read.study.floors or {}, name)
     return Section(front=[style.picture("training", "Validation loss during training", caption, figure)])
 
 
@@ -81,8 +90,7 @@ def training(
         for c in by_arm:
             style.draw_curves(axes, c, look[c.arm])
 
-    name = f"{metric}, nats per token"
-    figure, panels = style.over_training(draw, last, name, floors, [y for _, y in points], zoom)
+    figure, panels = style.over_training(draw, last, metric, floors, [y for _, y in points], zoom)
     style.label_ends(panels[-1], {arm: float(y[-1]) for arm, (_, y) in ends.items() if y.size}, look)
     return figure
 
@@ -101,14 +109,14 @@ def every_seed(read: StudyRead) -> Section | None:
     finals = {arm: [r.value for r in read.runs if r.arm == arm and r.value is not None] for arm in read.looks}
     if not any(math.isfinite(value) for values in finals.values() for value in values):
         return None
-    figure = seeds(finals, read.looks, failure_ceiling(read.study), read.metric)
+    figure = seeds(finals, read.looks, failure_ceiling(read.study), f"{read.measured}, {read.unit}")
     caption = "Final loss of each run; its height within the row means nothing."
     return Section(front=[style.picture("seeds", "Every seed", caption, figure, "half")])
 
 
 def seeds(finals: Mapping[str, Sequence[float]], look: Mapping[str, ArmStyle], ceiling: float, metric: str) -> Figure:
     """Every seed's final loss, one row per arm; failed runs (NaN, or not below `ceiling`) are counted at the side."""
-    figure, axes = style.panel(style.HALF, style.half_height(len(finals)), f"final {metric}, nats (bar: mean)")
+    figure, axes = style.panel(style.HALF, style.half_height(len(finals)), f"{metric} (bar: mean)")
     for row, (arm, values) in enumerate(finals.items()):
         healthy = [value for value in values if math.isfinite(value) and value < ceiling]
         for i, value in enumerate(healthy):

@@ -95,6 +95,13 @@ def _power(read: StudyRead) -> str:
     return text + f" The smallest true difference that they detect with 80 % power: {span} {read.unit}{at}."
 
 
+def scored(study: Study) -> str:
+    """The validation text of a study's runs."""
+    if study.evaluation.tokens == "all":
+        return "all of the same validation text, but for its first token"
+    return f"the same {quantity(study.evaluation.tokens)} validation tokens"
+
+
 @section(order=140, title="Method")
 def declared(read: StudyRead) -> Section:
     """What was declared before the first run, in sentences."""
@@ -102,7 +109,7 @@ def declared(read: StudyRead) -> Section:
     points = [
         f"Design: {study.design}, {plural(len(study.arms), 'arm')}, baseline "
         f"{study.baseline}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
-        f"Every run is scored at its end on the same {quantity(study.evaluation.tokens)} validation tokens. A seed "
+        f"Every run is scored at its end on {scored(study)}. Judged by {study.metric}. A seed "
         "sets initialisation, data order and dropout together; all arms share data order and, where shapes agree, "
         "initial weights.",
         f"Estimator: Welch's t with critical values that hold at every ratio of the arms' noise, Holm-adjusted, at "

@@ -111,6 +111,8 @@ class Origins:
 def origins(read: StudyRead) -> Origins:
     """Of every arm but those that cannot be compared with the baseline. Failed runs are left out, and so are arms of
     which some run has no parts, for the others would not represent it."""
+    if read.study.validation_text:  # tokens of several tokenizers have no parts in common
+        return Origins()
     baseline, alpha = read.baseline, read.study.alpha
     apart = [c.arm for c in read.verdicts.contrasts if c.word == "not comparable" and c.against == baseline]
     parts: dict[str, list[Parts]] = {}

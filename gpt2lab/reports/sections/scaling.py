@@ -132,7 +132,7 @@ def differences_worth(read: StudyRead) -> Section:
         return Section(data=data)
     points = [f"{arm}: {multiplier_text(reach)}." for arm, reach in found.multipliers.items()]
     points += [f"{arm} {share_text(reach, read.baseline)}." for arm, reach in found.shares.items()]
-    figure = _drawn(found.budgets, read.looks, read.metric)
+    figure = _drawn(found.budgets, read.looks, f"{read.measured}, {read.unit}")
     front = [style.picture("budgets", "Final loss against training tokens", CAPTION, figure)]
     return Section(table=_table(read, found), note=NOTE, points=points, front=front, data=data)
 
@@ -172,7 +172,7 @@ def _share_cell(share: Reach | None) -> Cell:
 
 def _drawn(finals: Budgets, look: Mapping[str, style.ArmStyle], metric: str) -> Figure:
     """Final loss against training tokens."""
-    x, y = "training tokens, on a schedule of their own", f"final {metric}, nats per token"
+    x, y = "training tokens, on a schedule of their own", metric
     figure, axes = style.panel(style.WIDE, 3.5, x, y)
     ticks = sorted({tokens for by_tokens in finals.values() for tokens in by_tokens})
     ends = style.draw_measured(axes, finals, look, {tokens: quantity(tokens) for tokens in ticks})

@@ -151,8 +151,9 @@ def _note(read: StudyRead) -> str:
             f", but for {listed(alone)}: decided at a later step of Holm's method, each holds by itself, and those "
             "that hold together are in the CSV and JSON as joint_low and joint_high"
         )
+    better = "higher" if verdicts.higher_is_better else "lower"
     return (
-        f"Difference: arm minus baseline in final {read.metric}, {read.unit}; lower is better. Below it the "
+        f"Difference: arm minus baseline in {read.measured}, {read.unit}; {better} is better. Below it the "
         f"{tables.confidence(verdicts)} interval (Welch), adjusted for the family of "
         f"{plural(verdicts.members, 'contrast')}, as p is by Holm's method: {together}. A difference below {small} was "
         "declared too small to matter. Cost: FLOPs of a whole run, and training speed, against the baseline's."
@@ -180,13 +181,18 @@ def _forest(read: StudyRead) -> list[style.Picture]:
     title, to = "Difference to the baseline", f" to {shorten(read.baseline)}"
     if read.study.factors:
         title, to = "Effects of the factors", ""
-    return [style.picture("differences", title, caption, forest(effects, verdicts.smallest_effect, to, noise))]
+    called = "final loss" if read.metric == LOSS else read.measured
+    figure = forest(effects, verdicts.smallest_effect, to, noise, called, read.unit)
+    return [style.picture("differences", title, caption, figure)]
 
 
-def forest(effects: Sequence[style.Interval], smallest_effect: float, to: str, noise: float | None = None) -> Figure:
+def forest(
+    effects: Sequence[style.Interval], smallest_effect: float, to: str, noise: float | None = None,
+    called: str = "final loss", unit: str = "nats",
+) -> Figure:  # fmt: skip
     """Differences with their family-adjusted intervals, over the band of effects too small to matter; dotted lines one
     sd of the noise floor away from nothing. `to`: what the differences are to, as ` to learned`."""
-    x = f"difference in final loss{to}, nats (shaded: ±{smallest_effect:g})"
+    x = f"difference in {called}{to}, {unit} (shaded: ±{smallest_effect:g})"
     figure, axes = style.panel(style.WIDE, 1.1 + 0.4 * max(2, len(effects)), x)
     points = [e.difference for e in effects if math.isfinite(e.difference)] or [0.0]
     ends = [end for e in effects for end in (e.low, e.high)]
@@ -197,7 +203,8 @@ def forest(effects: Sequence[style.Interval], smallest_effect: float, to: str, n
     style.zero_line(axes, "vertical")
     for side in (-noise, noise) if noise else ():
         axes.axvline(side, color=style.MUTED, linewidth=1, dashes=(1, 2), zorder=1)
-    style.draw_intervals(axes, effects, (low - margin, high + margin), ("lower loss", "higher loss"))
+    what = called.removeprefix("final ")
+    style.draw_intervals(axes, effects, (low - margin, high + margin), (f"lower {what}", f"higher {what}"))
     return figure
 
 
