@@ -85,7 +85,8 @@ class Component:
         hints = typing.get_type_hints(_callable(self.factory), include_extras=True)
         keyword_only = inspect.Parameter.KEYWORD_ONLY
         signature = inspect.signature(self.factory)
-        return {n: p.replace(annotation=hints[n]) for n, p in signature.parameters.items() if p.kind is keyword_only}
+        options = {n: p for n, p in signature.parameters.items() if p.kind is keyword_only}
+        return {n: p.replace(annotation=hints.get(n, p.empty)) for n, p in options.items()}
 
     def defaults(self) -> dict[str, Any]:
         """Options that have a default, with it."""
@@ -139,14 +140,16 @@ class Slot:
     """A swappable place in GPT-2 or its training.
 
     `path` is its key in a config (`model.norm`). `arity`: `one` choice; `per_layer`, one choice or a pattern repeated
-    over the layers; `list`, an ordered list whose parts add up. `default` is what canonical GPT-2 has.
+    over the layers; `list`, an ordered list whose parts add up. `default` is what canonical GPT-2 has. `base` is the
+    class of which every component makes an instance, where there is one.
     What is in no config and changes no run, as metrics do not, is registered alike with `in_config=False`.
     """
 
     def __init__(
-        self, path: str, what: str, *, default: str | Sequence[str], arity: Arity = "one", in_config: bool = True
-    ) -> None:
-        self.path, self.what, self.default, self.arity = path, what, default, arity
+        self, path: str, what: str, *, default: str | Sequence[str], arity: Arity = "one", in_config: bool = True,
+        base: type | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self.what, self.default, self.arity, self.base = path, what, default, arity, base
         self.name, self.in_config = path.rpartition(".")[2], in_config
         self._components: dict[str, Component] = {}
         if self.name in SLOTS or self.name in BESIDE_CONFIG:
@@ -189,11 +192,17 @@ class Slot:
                 if option == "name":
                     raise ValueError(f"{self.name} {name!r}: an option cannot be called 'name'")
                 if parameter.annotation is parameter.empty:
-                    raise ValueError(f"{self.name} {name!r}: option {option!r} has no type")
+                    raise ValueError(f"{self.name} {name!r}: option {option!r} has no type (write {option}: int, say)")
+            if inspect.isclass(factory) and self.base and not issubclass(factory, self.base):
+                raise ValueError(f"{self.name} {name!r} does not derive from {self._base_name}")
             self._components[name] = component
             return factory
 
         return add
+
+    @property
+    def _base_name(self) -> str:
+        return f"{self.base.__module__}.{self.base.__name__}".removeprefix("builtins.") if self.base else ""
 
     def names(self) -> list[str]:
         """Registered names, in the order they were registered."""
@@ -219,7 +228,7 @@ class Slot:
         if not isinstance(raw["name"], str):
             raise Misfit([("name", f"{raw['name']} does not fit: the name of a {self.name} is expected")])
         if raw["name"] not in self._components:
-            raise Misfit([("", unknown(self.name, raw["name"], self._components))])
+            raise Misfit([("", unknown(self.name, raw["name"], self._components) + "; a plug-in's: --plugin FILE")])
         component = self._components[raw["name"]]
         given = {key: value for key, value in raw.items() if key != "name"}
         return Choice(self.name, component.name, component.options_from(given))
@@ -240,8 +249,12 @@ class Slot:
         return tuple(choices)
 
     def build(self, choice: Choice, *args: Any) -> Any:
-        """Call the chosen component with `args` and its options."""
-        return self._components[choice.name].factory(*args, **choice.options)
+        """Call the chosen component with `args` and its options. Raises ConfigError if that makes no `base`."""
+        made = self._components[choice.name].factory(*args, **choice.options)
+        if self.base and not isinstance(made, self.base):
+            what = f"{self.name} {choice.name} makes a {type(made).__name__}, which is no {self._base_name}"
+            raise ConfigError(what, where=self.path, hint="docs/components.md, the contract")
+        return made
 
 
 SLOTS: dict[str, Slot] = {}
@@ -320,11 +333,16 @@ def load_plugin(path: str | Path) -> list[Component]:
 
 def _fault(error: Exception, path: str, file: Path) -> Problem:
     """Why a plug-in failed to load, with the line of its file that did it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    what = f"{type(error).__name__}: {error}"
+    line, what = line_in(error, str(file)), f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename == str(file):
-        lines, what = [error.lineno], str(error.msg)
-    return Problem(f"{path}:{lines[-1]}" if lines else path, f"plug-in failed to load: {what}")
+        line, what = error.lineno, str(error.msg)
+    return Problem(f"{path}:{line}" if line else path, f"plug-in failed to load: {what}")
+
+
+def line_in(error: BaseException, file: str) -> int | None:
+    """The innermost line of `file` in the trace of an error; None if it was raised elsewhere."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return lines[-1] if lines else None
 
 
 def _callable(factory: Callable[..., Any]) -> Callable[..., Any]:

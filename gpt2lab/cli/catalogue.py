@@ -103,27 +103,37 @@ def explain(
 
 def test_plugin(
     file: Annotated[str, typer.Argument(help="A Python file that registers components.", metavar="FILE")],
+    component: Annotated[
+        list[str] | None, typer.Option("--component", help="Test only this one.", metavar="NAME|SLOT=NAME")
+    ] = None,  # noqa: PT028  (this is no test)
+    check: Annotated[list[str] | None, typer.Option("--check", help="Run only this check.", metavar="CHECK")] = None,  # noqa: PT028
 ) -> None:
     """Run the contract tests on your own components."""
     from rich.progress import track
 
     from gpt2lab.progress import console_for
     from gpt2lab.registry import load_plugin
-    from gpt2lab.testing import run_contract, variants
+    from gpt2lab.testing import CHECK_NAMES, run_contract, variants
 
     all_slots(None)
     registered = load_plugin(file)
     if not registered:
         what = "registers no component with contract tests (model, optimizer, schedule, averaging)"
         raise ConfigError(what, where=file, hint="use other plug-ins with --plugin, see docs/extending.md")
+    names = {name: one for one in registered for name in (one.name, f"{one.slot}={one.name}")}
+    for given, known, kind in ((component, names, "component"), (check, CHECK_NAMES, "check")):
+        for name in given or ():
+            if name not in known:
+                raise ConfigError(unknown(kind, name, known), where=f"--{kind}")
+    selected = [one for one in registered if component is None or {one.name, f"{one.slot}={one.name}"} & {*component}]
     console = console_for()
     failed = 0
-    for component in track(registered, "contract", console=console, transient=True, disable=not console.is_terminal):
-        outcomes = run_contract([component])
+    for one in track(selected, "contract", console=console, transient=True, disable=not console.is_terminal):
+        outcomes = run_contract([one], check or CHECK_NAMES)
         failures = [outcome for outcome in outcomes if outcome.problem]
         failed += bool(failures)
-        count = f"{len(outcomes)} checks on {len(variants(component))} variants"
-        say(console, f"{component.slot}={component.name}: {count}, {len(failures)} failed")
+        count = f"{len(outcomes)} checks on {len(variants(one))} variants"
+        say(console, f"{one.slot}={one.name}: {count}, {len(failures)} failed")
         say(console, *(f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in failures))
     if failed:
         raise SystemExit(2)

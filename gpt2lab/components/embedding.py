@@ -16,7 +16,7 @@ from gpt2lab.components.base import Builder
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.registry import Slot
 
-embedding = Slot("model.embedding", "from tokens to vectors", default=["plain"], arity="list")
+embedding = Slot("model.embedding", "from tokens to vectors", default=["plain"], arity="list", base=nn.Module)
 
 
 @embedding.register("plain", source="GPT-2 (Radford et al. 2019)", can=("table",))

@@ -15,7 +15,7 @@ from gpt2lab.components.base import Builder, Linear, Role, own_method, parameter
 from gpt2lab.components.embedding import TokenEmbedding
 from gpt2lab.registry import Slot
 
-head = Slot("model.head", "from the last layer to logits over the vocabulary", default="tied")
+head = Slot("model.head", "from the last layer to logits over the vocabulary", default="tied", base=nn.Module)
 
 Softcap = Annotated[float, Field(gt=0)] | None
 

@@ -11,7 +11,7 @@ from gpt2lab.components.attend import Mask
 from gpt2lab.components.base import Builder
 from gpt2lab.registry import Slot
 
-mask = Slot("model.mask", "which earlier tokens a token may attend to", default="causal", arity="per_layer")
+mask = Slot("model.mask", "which earlier tokens a token may attend to", default="causal", arity="per_layer", base=Mask)
 
 
 @mask.register("causal", source="arXiv:1706.03762")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gpt2lab.components.base import Builder
 from gpt2lab.registry import Slot
 
-norm = Slot("model.norm", "how activations are normalised", default="layernorm", arity="per_layer")
+norm = Slot("model.norm", "how activations are normalised", default="layernorm", arity="per_layer", base=nn.Module)
 
 
 class LayerNorm(nn.Module):

@@ -23,7 +23,9 @@ CrossEntropyOf = Callable[[Tensor, Tensor], Tensor]
 """Cross entropy of rows (..., C) for targets (...), summed over those that are not -100, by the model's head and in
 chunks.  -> ()"""
 
-objective = Slot("model.objective", "terms of the training objective", default=["cross_entropy"], arity="list")
+objective = Slot(
+    "model.objective", "terms of the training objective", default=["cross_entropy"], arity="list", base=nn.Module
+)
 
 
 @objective.register("cross_entropy", source="GPT-2 (Radford et al. 2019)")

@@ -14,8 +14,6 @@ from pydantic import Field
 from gpt2lab.components.base import Builder, Kind
 from gpt2lab.registry import Slot
 
-parametrization = Slot("model.parametrization", "how initial weights and rates depend on the width", default="standard")
-
 
 @dataclass(frozen=True)
 class Scaling:
@@ -31,6 +29,11 @@ class Scaling:
     rate: Mapping[Kind, float] = field(default_factory=dict)
     output: float = 1.0
     scores: float = 1.0
+
+
+parametrization = Slot(
+    "model.parametrization", "how initial weights and rates depend on the width", default="standard", base=Scaling
+)
 
 
 @parametrization.register("standard", source="GPT-2 (Radford et al. 2019)")

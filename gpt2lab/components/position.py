@@ -18,9 +18,6 @@ from gpt2lab.components.base import Builder, Dims
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.registry import Slot
 
-position = Slot("model.position", "how the order of tokens is represented", default="learned", arity="per_layer")
-
-
 Which = Literal["q", "k"]
 Scaling = Literal["linear", "ntk", "yarn"]
 
@@ -49,6 +46,11 @@ class Position(nn.Module):
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | None:
         """The bias on attention scores.  (T,), (S,) -> (H, T, S) or None"""
         return None
+
+
+position = Slot(
+    "model.position", "how the order of tokens is represented", default="learned", arity="per_layer", base=Position
+)
 
 
 class Learned(Position):

@@ -19,10 +19,6 @@ from gpt2lab.components.base import Builder, Dims, Role, parameter
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.registry import Slot
 
-residual = Slot(
-    "model.residual", "where norms are and how branches are added to the stream", default="pre", arity="per_layer"
-)
-
 
 class Block(nn.Module):
     """Two branches, attention and MLP, each with a norm. Placements differ in `forward`.
@@ -59,6 +55,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """One block.  (B, T, C) -> (B, T, C)"""
         raise NotImplementedError
+
+
+residual = Slot(
+    "model.residual",
+    "where norms are and how branches are added to the stream",
+    default="pre",
+    arity="per_layer",
+    base=Block,
+)
 
 
 @residual.register("pre", source="GPT-2 (Radford et al. 2019); arXiv:2002.04745")

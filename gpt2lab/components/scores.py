@@ -18,8 +18,6 @@ from gpt2lab.components.base import Builder
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.registry import Slot
 
-scores = Slot("model.scores", "how attention scores are computed", default="plain", arity="per_layer")
-
 
 class Scores(nn.Module):
     """softmax(q k^T * scale) v, alone by default. Subclasses override `prepare`, `bias`, `weights`, `finish`.
@@ -79,6 +77,9 @@ class Scores(nn.Module):
         """Change the concatenated heads y before the output projection; x is the input of attention, v the values of
         the new tokens.  y (B, T, C), x (B, T, C), v (B, G, T, D) -> (B, T, C)"""
         return y if self.c_gate is None else y * torch.sigmoid(self.c_gate(x))
+
+
+scores = Slot("model.scores", "how attention scores are computed", default="plain", arity="per_layer", base=Scores)
 
 
 @scores.register(

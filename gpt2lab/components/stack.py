@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from gpt2lab.components.base import Builder, Dims
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.errors import ConfigError
-from gpt2lab.registry import Slot
-
-stack = Slot("model.stack", "connections between layers", default=[], arity="list")
+from gpt2lab.registry import Choice, Slot
 
 
 class CrossLayer(nn.Module):
@@ -49,12 +47,28 @@ class CrossLayer(nn.Module):
         return v
 
 
+stack = Slot("model.stack", "connections between layers", default=[], arity="list", base=CrossLayer)
+
+
 def several_layers(dims: Dims, options: dict[str, Any]) -> list[str]:
     """At least two layers are needed."""
     return ["it connects layers, and there is only one: raise model.n_layer"] if dims.n_layer < 2 else []
 
 
-@stack.register("value_residual", source="arXiv:2410.17897", needs={"attention": "value"}, check=several_layers)
+def equal_value_heads(dims: Dims, options: dict[str, Any]) -> list[str]:
+    """At least two layers, with as many key/value heads each, as far as their attention has `n_kv_head`."""
+    pattern: tuple[Choice, ...] = getattr(dims, "attention", ())
+    heads = set[int]()
+    if len(set(pattern)) > 1:
+        builder = Builder(dims, dims.choices())  # type: ignore[attr-defined]
+        with torch.device("meta"):
+            parts = [builder.at(layer=layer).build("attention") for layer in range(dims.n_layer)]
+        heads = {part.n_kv_head for part in parts if hasattr(part, "n_kv_head")}
+    unequal = f"it mixes values of equal heads, and layers have {' or '.join(map(str, sorted(heads)))} key/value heads"
+    return several_layers(dims, options) + ([unequal] if len(heads) > 1 else [])
+
+
+@stack.register("value_residual", source="arXiv:2410.17897", needs={"attention": "value"}, check=equal_value_heads)
 class ValueResidual(CrossLayer):
     """Mix the first layer's attention values into every later layer's.  v (B, H, T, D) -> (B, H, T, D)
 

@@ -5,27 +5,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import gpt2lab.optim  # noqa: F401  (fills its slots)
 from gpt2lab.model import MODEL_SLOTS
-from gpt2lab.registry import Component
+from gpt2lab.registry import SLOTS, Component, line_in
+from gpt2lab.testing.assemblies import check_neighbours
 from gpt2lab.testing.batch_checks import check_batches
 from gpt2lab.testing.cases import Case, batch, cases, distance, disturbed, placed, variants
 from gpt2lab.testing.checks import (
     check_bf16,
+    check_builds,
     check_cached_equals_full,
     check_compile,
+    check_costs,
     check_documented,
     check_documents,
     check_gradients,
     check_loss_at_init,
     check_no_look_ahead,
     check_overfits,
-    check_save_and_load,
+    check_promises,
+    check_resume_of_model,
     check_seed,
     check_shape,
+    compiled_as_eager,
     ranks_problem,
     two_ranks_against_one,
 )
@@ -46,6 +56,7 @@ __all__ = [
     "batch",
     "cases",
     "checks_for",
+    "compiled_as_eager",
     "distance",
     "disturbed",
     "placed",
@@ -56,17 +67,23 @@ __all__ = [
 
 Check = Callable[[Case], None]
 MODEL_CHECKS: tuple[Check, ...] = (
+    check_builds,
     check_shape,
     check_no_look_ahead,
     check_loss_at_init,
     check_gradients,
     check_seed,
-    check_save_and_load,
+    check_resume_of_model,
     check_cached_equals_full,
     check_documents,
+    check_promises,
+    check_costs,
     check_bf16,
 )
+TOGETHER: tuple[Check, ...] = (check_compile, check_neighbours)
+"""Checks of components of the model that take long; our test suite covers them by assemblies of many components."""
 SLOW_CHECKS: tuple[Check, ...] = (check_overfits,)
+TWO_RANKS = "two_ranks"
 BY_SLOT: dict[str, tuple[Check, ...]] = {
     "optimizer": (
         check_optimizer,
@@ -87,6 +104,18 @@ def checks_for(slot: str) -> tuple[Check, ...]:
     return (check_documented, *behaviour)
 
 
+def name_of(check: Check) -> str:
+    """What a check is called in commands and messages."""
+    return check.__name__.removeprefix("check_")
+
+
+CHECK_NAMES = tuple(
+    dict.fromkeys(
+        [*(name_of(c) for slot in ("norm", *BY_SLOT) for c in checks_for(slot)), *map(name_of, TOGETHER), TWO_RANKS]
+    )
+)
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """The result of one check on one case; `problem` is None when it passed."""
@@ -96,27 +125,45 @@ class CheckResult:
     problem: str | None
 
 
-def run_contract(components: Iterable[Component]) -> list[CheckResult]:
-    """Every fast check, compilation, and two ranks against one, on every variant of every component."""
-    all_cases = cases(components)
-    of_model = [case for case in all_cases if case.slot in MODEL_SLOTS]
-    outcomes = [
-        CheckResult(case, check.__name__, problem_of(check, case))
-        for case in all_cases
-        for check in (*checks_for(case.slot), *([check_compile] if case in of_model else []))
-    ]
-    gaps = two_ranks_against_one(of_model) if of_model else []
-    return outcomes + [
-        CheckResult(case, "check_two_ranks", ranks_problem(gap)) for case, gap in zip(of_model, gaps, strict=True)
-    ]
+def run_contract(components: Iterable[Component], only: Collection[str] = CHECK_NAMES) -> list[CheckResult]:
+    """The checks called `only` on every variant of every component: the fast ones, compilation, neighbours, and two
+    ranks against one. What cannot be built is not checked further."""
+    results: list[CheckResult] = []
+    trained: list[Case] = []
+    for case in cases(components):
+        of_model = case.slot in MODEL_SLOTS
+        for check in (*checks_for(case.slot), *(TOGETHER if of_model else ())):
+            if name_of(check) in only:
+                results.append(CheckResult(case, name_of(check), problem_of(check, case)))
+            if check is check_builds and problem_of(check, case):
+                break
+        if of_model and TWO_RANKS in only and not problem_of(check_gradients, case):
+            trained.append(case)
+    return results + two_ranks(trained)
+
+
+def two_ranks(todo: list[Case]) -> list[CheckResult]:
+    """Whether two ranks compute the gradient of one."""
+    if not todo:
+        return []
+    try:
+        problems = [ranks_problem(gap) for gap in two_ranks_against_one(todo)]
+    except ProcessRaisedException as error:
+        problems = ["a process of two fails: " + str(error).strip().splitlines()[-1]] * len(todo)
+    return [CheckResult(case, TWO_RANKS, problem) for case, problem in zip(todo, problems, strict=True)]
 
 
 def problem_of(check: Check, case: Case) -> str | None:
-    """The message with which `check` fails on `case`, or None. An exception in a component is also a failure."""
+    """The message with which `check` fails on `case`, or None. An exception in a component is also a failure, which
+    says where in the component's file it was raised."""
     try:
         check(case)
-    except AssertionError as error:
-        return str(error)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        file = inspect.getsourcefile(SLOTS[case.slot][case.name].factory) or ""
+        line, first = line_in(error, file), str(error).strip().partition("\n")[0]
+        if line is None and (mentioned := re.findall(rf'File "{re.escape(file)}", line (\d+)', str(error))):
+            line = int(mentioned[-1])  # of code that torch.compile traced
+        if isinstance(error, AssertionError) and line is None:
+            return str(error)
+        return f"{type(error).__name__}{f' at {Path(file).name}:{line}' if line else ''}: {first}"
     return None

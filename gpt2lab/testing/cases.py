@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt2lab.model import GPT, ModelConfig, build_model
-from gpt2lab.registry import SLOTS, Component
+from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
+from gpt2lab.registry import SLOTS, Choice, Component
 
 VOCABULARY, CONTEXT, LAYERS, HEADS, HEAD_SIZE = 97, 16, 2, 4, 8
 LARGE_ENOUGH = 64  # rows in a batch that reaches every expert of any router at init
@@ -27,19 +28,21 @@ class Case:
     def __str__(self) -> str:
         return f"{self.slot}={self.name}" + "".join(f",{k}={v}" for k, v in self.options.items())
 
+    def choice(self) -> Choice:
+        """The component with all of its options."""
+        return SLOTS[self.slot].read({"name": self.name, **self.options})
+
     def config(self, *, n_head: int = HEADS, n_layer: int = LAYERS, **changes: Any) -> ModelConfig:
         """A tiny canonical GPT-2 with this component in its slot."""
-        choice = {"name": self.name, **self.options}
-        sizes = {"n_head": n_head, "n_layer": n_layer, "n_embd": n_head * HEAD_SIZE}
-        return ModelConfig(
-            **{
-                **sizes,
-                "block_size": CONTEXT,
-                "vocab_size": VOCABULARY,
-                self.slot: placed(self.slot, choice),
-                **changes,
-            }
-        )
+        sizes = {"n_head": n_head, "n_layer": n_layer, "n_embd": n_head * HEAD_SIZE, "block_size": CONTEXT}
+        choices = {self.slot: placed(self.slot, {"name": self.name, **self.options})} | self.neighbours()
+        return ModelConfig(**{**sizes, "vocab_size": VOCABULARY, **choices, **changes})
+
+    def neighbours(self) -> dict[str, str]:
+        """For every slot whose default lacks what this component needs from it, the first component that offers it."""
+        needs = SLOTS[self.slot][self.name].needs.items()
+        able = {slot: [c.name for c in SLOTS[slot] if word in c.can] for slot, word in needs if slot in MODEL_SLOTS}
+        return {slot: names[0] for slot, names in able.items() if names and SLOTS[slot].default not in names}
 
     def model(self, *, seed: int = 0, **changes: Any) -> GPT:
         """The tiny model, in evaluation mode."""
@@ -80,6 +83,22 @@ def disturbed(model: GPT) -> GPT:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return model
+
+
+def modes(model: GPT) -> Iterator[tuple[str, GPT]]:
+    """The model in evaluation, and a copy in the middle of a training, each with words for messages."""
+    yield "", model.eval()
+    training = copy.deepcopy(model).train()
+    training.progress.set(0.3)
+    yield " while training", training
+
+
+def seeded(model: GPT, tokens: Tensor, **options: Any) -> Tensor:
+    """Logits from a copy of the model, with the same random numbers every time."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        logits: Tensor = (copy.deepcopy(model) if model.training else model)(tokens, **options)
+    return logits
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import copy
 import datetime
+import logging
 import math
 import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +24,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from gpt2lab.components.context import Cache
+from gpt2lab.costs import costs
+from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
-from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch, distance, disturbed
+from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch, distance, disturbed, modes, seeded
 
 
 def check_documented(case: Case) -> None:
@@ -37,6 +42,11 @@ def check_documented(case: Case) -> None:
 # --- components of the model ---
 
 
+def check_builds(case: Case) -> None:
+    """A tiny model with it can be built. If not, the other checks are left out."""
+    case.model()
+
+
 def check_shape(case: Case) -> None:
     """(B, T) -> (B, T, V), finite, with 4, 12 and 25 heads (powers of two, even, odd)."""
     tokens, _ = batch()
@@ -47,12 +57,17 @@ def check_shape(case: Case) -> None:
 
 
 def check_no_look_ahead(case: Case) -> None:
-    """Changing later tokens does not change earlier logits."""
-    model, (tokens, _) = disturbed(case.model(n_layer=3)), batch()
-    changed = tokens.clone()
-    changed[:, 9:] = (changed[:, 9:] + 1) % VOCABULARY
-    gap = distance(model(tokens)[:, :9], model(changed)[:, :9])
-    assert gap < 1e-5, f"logits before the change moved by {gap:.1e}: the component looks ahead"
+    """Changing the tokens from any place on does not change earlier logits, in evaluation and while training."""
+    tokens = batch(rows=1)[0].expand(CONTEXT, -1)
+    later = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu()  # row t: the tokens from t on
+    changed = torch.where(later, (tokens + 1) % VOCABULARY, tokens)
+    for when, model in modes(disturbed(case.model(n_layer=3))):
+        gaps = (seeded(model, tokens) - seeded(model, changed)).abs().amax(-1).masked_fill(later, 0.0)
+        place, token = divmod(int(gaps.argmax()), CONTEXT)
+        assert gaps.max() < 1e-5, (
+            f"the component looks ahead{when}: logits of token {token} moved by {gaps.max():.1e} when the tokens from "
+            f"{place} on changed"
+        )
 
 
 def check_loss_at_init(case: Case) -> None:
@@ -63,8 +78,8 @@ def check_loss_at_init(case: Case) -> None:
 
 
 def check_gradients(case: Case) -> None:
-    """The objective's gradient reaches every parameter."""
-    model, (tokens, targets) = disturbed(case.model(n_layer=3)), batch(rows=LARGE_ENOUGH)
+    """The objective's gradient reaches every parameter while training."""
+    model, (tokens, targets) = disturbed(case.model(n_layer=3)).train(), batch(rows=LARGE_ENOUGH)
     model.objective(tokens, targets)[0].backward()
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     unreached = [n for n, p in trained if p.grad is None or not p.grad.abs().max() > 0]
@@ -83,12 +98,46 @@ def check_seed(case: Case) -> None:
     assert any(not torch.equal(first[k], other[k]) for k in first), "different seeds give equal weights"
 
 
-def check_save_and_load(case: Case) -> None:
-    """The state dict holds everything that the output depends on."""
-    tokens, _ = batch()
-    model, fresh = disturbed(case.model()), case.model(seed=9)
+def check_resume_of_model(case: Case) -> None:
+    """The state dict holds everything that training and evaluation depend on: after a step, a model loaded from it
+    gives the same logits and continues with the same weights."""
+    model, fresh = disturbed(case.model()).train(), case.model(seed=9).train()
+    train_step(model, seed=0)
     fresh.load_state_dict(model.state_dict())
-    assert distance(model(tokens), fresh(tokens)) == 0.0, "a loaded model computes something else"
+    tokens, _ = batch()
+    gap = distance(seeded(model.eval(), tokens), seeded(fresh.eval(), tokens))
+    different = ", ".join(unsaved(model, fresh))
+    cause = (
+        f"{different} changed while training and is not in the state dict: use register_buffer"
+        if different
+        else "its state dict misses something, or its random numbers are not from torch's global generator"
+    )
+    assert gap == 0.0, f"a model loaded after a step of training computes something else: {cause}"
+    for one in (model, fresh):
+        train_step(one.train(), seed=1)
+    pairs = zip(model.state_dict().items(), fresh.state_dict().values(), strict=True)
+    moved = [name for (name, a), b in pairs if not torch.equal(a, b)]
+    assert not moved, f"a training that was resumed gives another {moved[0]}: {cause}"
+
+
+def train_step(model: GPT, seed: int) -> None:
+    """One step of gradient descent on a batch, with seeded random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        model.objective(*batch(seed))[0].backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=0.1)
+
+
+def unsaved(one: GPT, other: GPT) -> Iterator[str]:
+    """Attributes with plain values that differ between two models."""
+    for (name, a), b in zip(one.named_modules(), other.modules(), strict=True):
+        for key, value in vars(a).items():
+            if isinstance(value, (bool, int, float, str)) and value != vars(b).get(key):
+                yield f"{name}.{key}"
 
 
 def check_cached_equals_full(case: Case) -> None:
@@ -107,25 +156,59 @@ def check_cached_equals_full(case: Case) -> None:
 
 
 def check_documents(case: Case) -> None:
-    """Given documents, attention stays within them: outputs of a document do not depend on the preceding one, except
-    through components outside attention (which the first two tokens absorb)."""
+    """Given documents, attention stays within them, in evaluation and while training: outputs of a document do not
+    depend on the preceding one, except through components outside attention (which the first two tokens absorb)."""
     if SLOTS[case.slot].name not in ("attention", "mask", "scores"):
         return
-    model, (tokens, _) = disturbed(case.model(position="none")), batch()
+    tokens, _ = batch()
     documents = (torch.arange(CONTEXT, device=tokens.device) >= 6).long().expand(2, -1)
     changed = tokens.clone()
     changed[:, :6] = (changed[:, :6] + 1) % VOCABULARY
-    gap = distance(model(tokens, documents=documents)[:, 6:], model(changed, documents=documents)[:, 6:])
-    assert gap < 1e-5, f"a document's logits moved by {gap:.1e} when the one before it changed"
+    for when, model in modes(disturbed(case.model(position="none"))):
+        gap = distance(*(seeded(model, x, documents=documents)[:, 6:] for x in (tokens, changed)))
+        assert gap < 1e-5, (
+            f"attention crosses documents{when}: the logits of one moved by {gap:.1e} when the one before it changed "
+            "(see ctx.documents; Mask.allowed respects it)"
+        )
+
+
+PROMISES: dict[str, dict[str, Any]] = {
+    "bias": {"position": "alibi"}, "rotate": {"position": "rotary"}, "value": {"stack": ["value_residual"]},
+}  # fmt: skip
+"""Capabilities of an attention, each with a choice that it must let through."""
+
+
+def check_promises(case: Case) -> None:
+    """(attention) What its capabilities promise to other components changes the logits."""
+    words = SLOTS[case.slot][case.name].can & PROMISES.keys() if case.slot == "attention" else ()
+    plain = disturbed(case.model(position="none"))
+    if plain.h[0].attn is None:  # switched off
+        return
+    for word in words:
+        changed = disturbed(case.model(**{"position": "none", **PROMISES[word]}))
+        with torch.no_grad():
+            for name, tensor in plain.named_parameters():
+                changed.get_parameter(name).copy_(tensor)
+        what = ", ".join(f"{slot}={choice}" for slot, choice in PROMISES[word].items())
+        assert distance(plain(batch()[0]), changed(batch()[0])) > 0, f"offers '{word}', but {what} changes nothing"
+
+
+def check_costs(case: Case) -> None:
+    """Forward and backward run on the meta device, where tensors have shapes but no numbers: parameters and FLOPs of
+    every model are counted there."""
+    costs(case.config())
 
 
 def check_bf16(case: Case) -> None:
-    """Forward and backward run under bfloat16 autocast, with finite gradients and a loss near float32's."""
+    """Forward and backward of training run under bfloat16 autocast, with finite gradients and a loss near float32's."""
     tokens, targets = batch(rows=LARGE_ENOUGH)
-    model = disturbed(case.model())
-    exact = model.loss(tokens, targets).item()
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
-        loss, parts = model.objective(tokens, targets)
+    model = disturbed(case.model()).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        exact = copy.deepcopy(model).loss(tokens, targets).item()
+        torch.manual_seed(0)
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+            loss, parts = model.objective(tokens, targets)
     loss.backward()
     assert parts["loss"].dtype == torch.float32, "the loss is not float32 under autocast"
     assert abs(parts["loss"].item() - exact) < 0.05, f"loss {parts['loss'].item():.3f}, in float32 {exact:.3f}"
@@ -134,33 +217,38 @@ def check_bf16(case: Case) -> None:
 
 
 def check_compile(case: Case) -> None:
-    """torch.compile traces forward and backward (aot_eager) to the same loss and gradients."""
+    """torch.compile traces forward and backward of training (aot_eager) to the same loss and gradients."""
+    choice, test = case.choice(), SLOTS[case.slot][case.name].check
+    connects_layers = bool(test and test(case.config(n_layer=1), choice.options))
+    compiled_as_eager(case.config(n_layer=2 if connects_layers else 1))
+
+
+def compiled_as_eager(config: ModelConfig) -> None:
+    """Raise AssertionError if a compiled model has other losses or gradients."""
     tokens, targets = batch(rows=LARGE_ENOUGH)
-    model = disturbed(case.model(n_layer=1 if "several_layers" not in _limits(case) else 2))
+    model = disturbed(build_model(config)).train()
     twin = copy.deepcopy(model)
     torch._dynamo.reset()
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # a graph break costs time, but is no mistake
     compiled = torch.compile(lambda x, y: twin.objective(x, y)[0], backend="aot_eager")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # dynamo looks at .grad of inner tensors after a graph break and hides the warning by patching how it is shown,
         # which does not help where warnings are errors
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        eager, compiled_loss = model.objective(tokens, targets)[0], compiled(tokens, targets)
+        torch.manual_seed(0)
+        eager = model.objective(tokens, targets)[0]
+        torch.manual_seed(0)
+        compiled_loss = compiled(tokens, targets)
     eager.backward()
     compiled_loss.backward()
     assert abs(eager.item() - compiled_loss.item()) < 1e-5, (
         f"compiled loss {compiled_loss.item()}, eager {eager.item()}"
     )
     for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
-        if not a.requires_grad:
-            continue
-        assert b.grad is not None, f"compiled: no gradient for {name}"
-        assert a.grad is not None
-        assert distance(a.grad, b.grad) < 1e-4, f"compiled gradient of {name} differs"
-
-
-def _limits(case: Case) -> str:
-    check = SLOTS[case.slot][case.name].check
-    return check.__name__ if check else ""
+        if a.grad is None or b.grad is None:
+            assert a.grad is b.grad, f"{name} has a gradient only {'if' if a.grad is None else 'if not'} compiled"
+        else:
+            assert distance(a.grad, b.grad) < 1e-4, f"compiled gradient of {name} differs"
 
 
 def check_overfits(case: Case) -> None:
@@ -175,9 +263,6 @@ def check_overfits(case: Case) -> None:
         optimizer.step()
     loss = model.loss(tokens, targets).item()
     assert loss < 0.7, f"after 200 steps on one batch its loss is still {loss:.2f}"
-
-
-# --- optimizers and schedules ---
 
 
 # --- two ranks ---
@@ -218,9 +303,18 @@ def _rank(rank: int, folder: str, todo: list[Case], plugins: tuple[str, ...]) ->
     os._exit(0)  # gloo's threads may abort a process during a regular exit
 
 
+def draws(model: GPT) -> bool:
+    """Whether training uses random numbers, which differ between ranks."""
+    tokens, targets = batch(rows=1)
+    before = torch.get_rng_state()
+    copy.deepcopy(model).train().objective(tokens, targets)
+    return not torch.equal(before, torch.get_rng_state())
+
+
 def _gradient(case: Case, rows: slice) -> Tensor:
     model = disturbed(case.model())
     tokens, targets = (x[rows] for x in batch(rows=8))
+    model.train(not draws(model))
     model.objective(tokens, targets)[0].backward()
     flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return torch.cat([g.flatten() for g in flat])

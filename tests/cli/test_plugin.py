@@ -91,6 +91,31 @@ MUTE = """from gpt2lab.components.mlp import mlp
 def mute(site):
     return None
 """
+BROKEN = '''
+
+@mlp.register("broken", source="a mistake")
+def broken(site) -> nn.Module:
+    """An MLP with a misspelt size.  (B, T, C) -> (B, T, C)"""
+    return nn.Linear(site.dims.n_embed, 4)
+'''
+UNTYPED = '''from torch import nn
+
+from gpt2lab.components.mlp import mlp
+
+
+@mlp.register("untyped", source="a mistake")
+def untyped(site, *, speed=1.0) -> nn.Module:
+    """An MLP with an option of any type."""
+'''
+STRANGER = '''from torch import nn
+
+from gpt2lab.components.stack import stack
+
+
+@stack.register("stranger", source="a mistake")
+class Stranger(nn.Module):
+    """A part of the stack that is no CrossLayer."""
+'''
 NARROW = '''
 from torch import nn
 
@@ -138,7 +163,7 @@ def test_a_plugin_is_listed_and_explained(gpt2lab: Call, plugin: Callable[[str],
 def test_a_good_plugin_passes_the_contract_tests(gpt2lab: Call, plugin: Callable[[str], Path]) -> None:
     """With two ranks, which are processes of their own and have to load it themselves."""
     answer = gpt2lab("test-plugin", plugin(SINE))
-    checks = len(testing.checks_for("mlp")) + 2  # compilation, and two ranks
+    checks = len(testing.checks_for("mlp")) + 3  # compilation, neighbours, and two ranks
     assert answer.out == f"mlp=sine: {checks} checks on 1 variants, 0 failed\n" and answer.code == 0
 
 
@@ -148,14 +173,14 @@ def test_a_good_plugin_passes_the_contract_tests(gpt2lab: Call, plugin: Callable
         (
             AHEAD,
             "norm=ahead",
-            {"check_no_look_ahead": "logits before the change moved by .*: the component looks ahead"},
+            {"no_look_ahead": "the component looks ahead: logits of token "},
         ),
         (
             DEAF,
             "mlp=deaf",
             {
-                "check_gradients": r"no gradient reaches h\.0\.mlp\.unused, h\.1\.mlp\.unused",
-                "check_documented": r"the docstring does not explain loud \(write 'option: meaning'\)",
+                "gradients": r"no gradient reaches h\.0\.mlp\.unused, h\.1\.mlp\.unused",
+                "documented": r"the docstring does not explain loud \(write 'option: meaning'\)",
             },
         ),
     ],
@@ -177,19 +202,48 @@ def test_a_bad_plugin_is_told_which_checks_it_fails(
     for check, why in failed.items():
         assert any(re.match(f"  {head} {check}: {why}", line) for line in told), (check, told)
     if head == "mlp=deaf":
-        assert len(told) == 3  # the compiled model misses the gradient as well
+        assert len(told) == 2
+
+
+def test_checks_and_components_can_be_chosen(gpt2lab: Call, plugin: Callable[[str], Path]) -> None:
+    """A component that cannot be built does not keep the others from their checks."""
+    file = plugin(SINE + BROKEN)
+    answer = gpt2lab("test-plugin", file, "--check", "seed", "--check", "builds")
+    assert answer.code == 2 and answer.out.splitlines() == [
+        "mlp=sine: 2 checks on 1 variants, 0 failed",
+        "mlp=broken: 1 checks on 1 variants, 1 failed",
+        "  mlp=broken builds: AttributeError at my-parts.py:30: 'ModelConfig' object has no attribute 'n_embed'",
+    ]
+    chosen = gpt2lab("test-plugin", file, "--check", "seed", "--component", "mlp=sine")
+    assert (chosen.code, chosen.out) == (0, "mlp=sine: 1 checks on 1 variants, 0 failed\n")
+    for words, said in (
+        (("--check", "sead"), "--check: unknown check 'sead'; did you mean 'seed'?"),
+        (("--component", "sin"), "--component: unknown component 'sin'; did you mean 'sine'?"),
+    ):
+        answer = gpt2lab("test-plugin", file, *words)
+        assert answer.code == 2 and said in answer.err
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (UNTYPED, ":6: plug-in failed to load: ValueError: mlp 'untyped': option 'speed' has no type"),
+        (STRANGER, ":6: plug-in failed to load: ValueError: stack 'stranger' does not derive from gpt2lab.components."),
         (MUTE, ":4: plug-in failed to load: ValueError: mlp 'mute' has no docstring"),
         ("import torch\n\ndef broken(:\n", ":3: plug-in failed to load: invalid syntax"),
         ("import torch\nimport no_such_module\n", ":2: plug-in failed to load: ModuleNotFoundError: No module named"),
         (MUTE.replace("mute", "gelu"), ":4: plug-in failed to load: ValueError: mlp 'gelu' is registered already"),
         ("x = 1\n", ": registers no component"),
     ],
-    ids=["no docstring", "syntax error", "missing module", "a name that is taken", "nothing"],
+    ids=[
+        "no type",
+        "another class",
+        "no docstring",
+        "syntax error",
+        "missing module",
+        "a name that is taken",
+        "nothing",
+    ],
 )
 def test_a_plugin_that_cannot_be_loaded_says_where_and_why(
     text: str, said: str, gpt2lab: Call, plugin: Callable[[str], Path]
@@ -216,6 +270,7 @@ def test_an_ablation_uses_a_plugin(
     ablation.write_text(ablation.read_text().replace("rotary: {model.position: rotary}", arm))
     without = gpt2lab("check", ablation)
     assert without.code == 2 and "ablation.yaml:8: arms.sine.model.mlp: unknown mlp 'sine'" in without.err
+    assert "a plug-in's: --plugin FILE" in without.err
     assert gpt2lab("check", ablation, "--plugin", file).code == 0
     answer = gpt2lab("run", ablation, "--plugin", file, "--no-tracking")
     assert answer.code == 0, answer.err

@@ -12,7 +12,6 @@ TESTED = [slot for name, slot in SLOTS.items() if name in (*MODEL_SLOTS, *testin
 CASES = [case for slot in TESTED for case in testing.cases(slot)]
 PAIRS = [(case, check) for case in CASES for check in testing.checks_for(case.slot)]
 MODULAR = [case for case in CASES if case.slot in MODEL_SLOTS]
-PLAIN = [case for case in MODULAR if not case.options]
 
 
 def label(value: object) -> str:
@@ -24,14 +23,9 @@ def test_contract(case: testing.Case, check: testing.Check) -> None:
     check(case)
 
 
-@pytest.mark.parametrize("case", PLAIN, ids=label)
-def test_compiles(case: testing.Case) -> None:
-    testing.check_compile(case)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in MODULAR if case.options], ids=label)
-def test_compiles_with_options(case: testing.Case) -> None:
+@pytest.mark.parametrize("case", MODULAR, ids=label)
+def test_compiles_alone(case: testing.Case) -> None:
     testing.check_compile(case)
 
 

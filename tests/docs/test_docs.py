@@ -314,6 +314,7 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
         "my_parts.py",
         "my_tasks.py",
         "my_tracker.py",
+        "new_head.yaml",
         "norms.yaml",
         "poems.py",
         "sine.yaml",
@@ -327,6 +328,7 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
         trunk.mkdir(parents=True)
         (trunk / "config.yaml").write_text(load_config("nano").to_yaml(), encoding="utf-8")
         assert load_config("decay.yaml").first_step == 2000
+        assert load_config("new_head.yaml").first_step == 0
         load_ablation(ROOT / "ablations" / "posenc.yaml", scale="my_nano.yaml")
     done = call(tmp_path, "check", "sine.yaml", "--plugin", "my_parts.py")
     assert done.returncode == 0, done.stderr
@@ -375,13 +377,35 @@ def test_compare_prints_what_the_page_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/extending.md", "docs/components.md"])
-def test_example_components_pass_the_contract(page: str, tmp_path: Path) -> None:
-    if page == "docs/extending.md":
-        example_files(tmp_path)
-    else:
-        _, _, examples = (ROOT / page).read_text(encoding="utf-8").partition("## Worked examples")
-        code = [text for language, text in FENCE.findall(examples) if language == "python"]
-        (tmp_path / "my_parts.py").write_text("\n\n".join(code), encoding="utf-8")
+def test_example_components_pass_the_contract(tmp_path: Path) -> None:
+    _, _, examples = (ROOT / "docs" / "components.md").read_text(encoding="utf-8").partition("## Worked examples")
+    code = [text for language, text in FENCE.findall(examples) if language == "python"]
+    (tmp_path / "my_parts.py").write_text("\n\n".join(code), encoding="utf-8")
     done = call(tmp_path, "test-plugin", "my_parts.py")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def guide() -> list[str]:
+    """The blocks of the guide from an empty file to an ablation: a component, an ablation, commands."""
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    return [text for _, text in FENCE.findall(page.partition("From an empty file")[2])[:3]]
+
+
+def test_the_guide_to_a_component_takes_less_than_twenty_lines() -> None:
+    assert len([line for block in guide() for line in block.splitlines() if line.strip()]) < 20
+
+
+@pytest.mark.slow
+def test_the_guide_to_a_component_leads_to_an_ablation(tmp_path: Path) -> None:
+    example_files(tmp_path)
+    (tmp_path / "my_text").mkdir()
+    (tmp_path / "my_text" / "a.txt").write_text("to be or not to be\n" * 9000, encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(
+        "extends: my_nano.yaml\nmodel: {n_layer: 2, n_head: 2, n_embd: 16, block_size: 32}\n"
+        "training: {steps: 20, batch_tokens: 64}\noptim: {warmup_steps: 2}\n"
+    )
+    test, run = (line.split()[1:] for line in guide()[2].splitlines())
+    for words in (test, [*run, "--scale", "tiny.yaml", "--no-tracking"]):
+        done = call(tmp_path, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 trained now" in done.stdout, done.stdout

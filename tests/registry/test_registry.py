@@ -50,7 +50,7 @@ def test_a_choice_is_written_in_its_shortest_form(slot: Slot) -> None:
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        ("ruond", "unknown toy 'ruond'; did you mean 'round'? (known: round, square)"),
+        ("ruond", "unknown toy 'ruond'; did you mean 'round'? (known: round, square); a plug-in's: --plugin FILE"),
         ({"name": "round", "sise": "5"}, "unknown option of toy round 'sise'; did you mean 'size'?"),
         ({"name": "round", "size": "big"}, "'big' does not fit"),
         ({"name": "round", "size": True}, "a number is expected, not a boolean"),
@@ -90,13 +90,30 @@ def test_registering_refuses_what_would_be_unusable(slot: Slot) -> None:
         slot.register("fine", source="")(fine)
     with pytest.raises(ValueError, match="no docstring"):
         slot.register("bare", source="here")(bare)
-    with pytest.raises((ValueError, KeyError)):
+    with pytest.raises(ValueError, match=r"toy 'untyped': option 'size' has no type \(write size: int, say\)"):
         slot.register("untyped", source="here")(untyped)
     with pytest.raises(ValueError, match="cannot be called 'name'"):
         slot.register("named", source="here")(named)
     with pytest.raises(ValueError, match="already defined"):
         Slot("other.toy", "again", default="round")
     assert slot.names() == ["round", "square"]
+
+
+def test_what_is_made_has_the_class_of_its_slot(slot: Slot) -> None:
+    slot.base = dict
+
+    def lists(site: Any) -> list[Any]:
+        """Makes something else."""
+        return []
+
+    class Listed(list[Any]):
+        """Is something else."""
+
+    slot.register("lists", source="here")(lists)
+    with pytest.raises(ConfigError, match="toy lists makes a list, which is no dict"):
+        slot.build(slot.read("lists"), "here")
+    with pytest.raises(ValueError, match="toy 'listed' does not derive from dict"):
+        slot.register("listed", source="here")(Listed)
 
 
 def test_needs_name_who_could_meet_them(slot: Slot) -> None:

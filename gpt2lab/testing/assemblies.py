@@ -1,0 +1,144 @@
+"""Components together: assemblies of many choices at once, and what each must do."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gpt2lab.components.context import Cache
+from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
+from gpt2lab.registry import SLOTS, unmet_needs
+from gpt2lab.testing.cases import (
+    CONTEXT,
+    HEAD_SIZE,
+    HEADS,
+    VOCABULARY,
+    Case,
+    batch,
+    cases,
+    distance,
+    disturbed,
+    placed,
+    seeded,
+)
+
+Row = Mapping[str, Case]
+"""Slots of the model with one case each."""
+Pair = frozenset[str]
+"""Names of one or two cases."""
+
+
+def fits(a: Case, b: Case) -> bool:
+    """Whether both offer what the other needs."""
+    sides = ((a, SLOTS[b.slot][b.name]), (b, SLOTS[a.slot][a.name]))
+    return all(SLOTS[x.slot][x.name].needs.get(y.slot) in (None, *y.can) for x, y in sides)
+
+
+def allowed_pairs(levels: Mapping[str, Sequence[Case]]) -> set[Pair]:
+    """Every pair of cases from two slots that fit each other."""
+    slots = itertools.combinations(levels, 2)
+    pairs = (pair for s, t in slots for pair in itertools.product(levels[s], levels[t]))
+    return {frozenset(map(str, pair)) for pair in pairs if fits(*pair)}
+
+
+def covering_array(levels: Mapping[str, Sequence[Case]], wanted: set[Pair], seed: int = 0) -> list[Row]:
+    """Assemblies in which every wanted case, or pair of cases from two slots, occurs at least once, and no pair that is
+    not allowed (greedy, 30 candidates)."""
+    dice = random.Random(seed)
+    allowed, todo = allowed_pairs(levels), set(wanted)
+    rows: list[Row] = []
+
+    def parts(row: Row, size: int) -> set[Pair]:
+        return set(map(frozenset, itertools.combinations(map(str, row.values()), size)))
+
+    while todo:
+        start = sorted(map(sorted, todo))[dice.randrange(len(todo))]
+        candidates: list[Row] = []
+        while len(candidates) < 30:
+            row = {slot: dice.choice(own) for slot, own in levels.items()}
+            row |= {slot: case for slot, own in levels.items() for case in own if str(case) in start}
+            if parts(row, 2) <= allowed:
+                candidates.append(row)
+        best = max(candidates, key=lambda row: len(parts(row, len(start)) & todo))
+        todo -= parts(best, len(start))
+        rows.append(best)
+    return rows
+
+
+def config(row: Row, n_layer: int = 3) -> ModelConfig:
+    """A tiny model, canonical in slots that the row lacks."""
+    choices = {slot: placed(slot, {"name": case.name, **case.options}) for slot, case in row.items()}
+    sizes = {"n_layer": n_layer, "n_head": HEADS, "n_embd": HEADS * HEAD_SIZE, "block_size": CONTEXT}
+    return ModelConfig(**sizes, vocab_size=VOCABULARY, **choices)
+
+
+def check_assembly(row: Row) -> None:
+    """Three steps lower the loss of their batch, reading in pieces gives the logits of reading at once (so they do not
+    depend on later tokens), and while training later tokens change no earlier logits either."""
+    model = disturbed(build_model(config(row)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    tokens, targets = batch(rows=8)
+    losses = []
+    for _ in range(3):
+        loss, _ = model.objective(tokens, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0], f"three steps on one batch have losses {losses}"
+    gap = cached_against_full(model.eval(), tokens)
+    if gap >= 2e-5:  # float64 has no rounding for a norm of small differences to amplify
+        gap = cached_against_full(model.double(), tokens)
+    assert gap < 2e-5, f"cached and full forward differ by {gap:.1e}"
+    changed = torch.cat([tokens[:, :9], (tokens[:, 9:] + 1) % VOCABULARY], 1)
+    gap = distance(*(seeded(model.train(), x)[:, :9] for x in (tokens, changed)))
+    assert gap < 1e-5, f"looks ahead while training: logits before a change moved by {gap:.1e}"
+
+
+@torch.no_grad()
+def cached_against_full(model: GPT, tokens: Tensor) -> float:
+    """The largest difference between logits of a sequence read in pieces and at once."""
+    cache = Cache()
+    pieces = [model(tokens[:, :7], cache=cache)] + [model(tokens[:, t : t + 1], cache=cache) for t in range(7, CONTEXT)]
+    return distance(torch.cat(pieces, 1), model(tokens))
+
+
+def check_neighbours(case: Case) -> None:
+    """The component works beside every component, and every example of its options, in the other slots, as far as
+    capabilities allow it."""
+    levels = {slot: [case] if slot == case.slot else shipped(slot, case) for slot in MODEL_SLOTS}
+    wanted = {frozenset([str(case), str(other)]) for own in levels.values() for other in own if other is not case}
+    for row in covering_array(levels, wanted):
+        if problem_in(row) is not None:
+            row = fewest(row, case)
+            beside = ", ".join(str(other) for slot, other in row.items() if slot != case.slot)
+            raise AssertionError(f"beside {beside or 'other canonical parts'}: {problem_in(row)}")
+
+
+def shipped(slot: str, beside: Case) -> list[Case]:
+    """Components of this package that fit `beside`, with their variants; of other packages if there are none."""
+    ours = cases(c for c in SLOTS[slot] if c.factory.__module__.startswith("gpt2lab."))
+    return [c for c in ours if fits(c, beside)] or [c for c in cases(SLOTS[slot]) if fits(c, beside)]
+
+
+def problem_in(row: Row) -> str | None:
+    """What `check_assembly` finds in the row; None if nothing."""
+    try:
+        check_assembly(row)
+    except AssertionError as error:
+        return str(error)
+    return None
+
+
+def fewest(row: Row, case: Case) -> Row:
+    """A part of `row` that still has a problem, with as few neighbours of `case` as possible."""
+    for slot in [slot for slot in row if slot != case.slot]:
+        fewer = {other: choice for other, choice in row.items() if other != slot}
+        together = [choice for choices in config(fewer).choices().values() for choice in choices]
+        if not unmet_needs(together) and problem_in(fewer) is not None:
+            row = fewer
+    return row
