@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import Field, field_validator
 
@@ -19,8 +20,8 @@ from gpt2lab.data.shards import DataConfig
 from gpt2lab.data.tokenizers import GPT2_SIZE
 from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
 from gpt2lab.evaluation.validation import EvaluationConfig
-from gpt2lab.model import ModelConfig
-from gpt2lab.optim.groups import OptimConfig
+from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig
+from gpt2lab.optim.groups import OptimConfig, freeze_problems
 from gpt2lab.registry import SLOTS, Choice, load_entry_points, load_plugin, unmet_needs
 from gpt2lab.schema import ABSENT, Settings, shown
 from gpt2lab.training.settings import TrainingConfig
@@ -68,6 +69,9 @@ class Config(Settings):
     branch: str | None = None
     """The run and step whose checkpoint this training starts from, as 0123456789abcdef@1000; null starts from
     scratch."""
+    branch_takes: Literal["all", "weights"] = "all"
+    """What a branch takes from the checkpoint: all of it, or the weights that fit by name and shape. Those begin at
+    step 0 with a new optimizer, beside new values of the others."""
 
     @field_validator("branch", mode="before")
     @classmethod
@@ -81,7 +85,7 @@ class Config(Settings):
     @property
     def first_step(self) -> int:
         """The step that training starts from."""
-        return int(self.branch.partition("@")[2]) if self.branch else 0
+        return int(self.branch.partition("@")[2]) if self.branch and self.branch_takes == "all" else 0
 
     def tree(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, choices written short; reading it back gives an equal config."""
@@ -203,15 +207,15 @@ def preset_source(name: str | Path, folder: Path | None = None, visited: tuple[s
 
 
 def _branched(source: YamlSource, base: object) -> YamlSource:
-    """`branch: {from: RUN@STEP, set: {...}}`: the config of that run, with those changes, then with the other keys of
-    the file. RUN is an id in ./runs, or the path of a run's folder."""
+    """`branch: {from: RUN@STEP, take: ..., set: {...}}`: the config of that run, with those changes, then with the
+    other keys of the file. RUN is an id in ./runs, or the path of a run's folder."""
     written, place = source.part(("branch",)), source.place(("branch",))
     where = place.prefix + "branch"
     if base is not None:
         raise ConfigError("a branch extends the run that it comes from, and nothing else", where=where)
     changes = written.tree.get("set") or {}
-    if written.tree.keys() - {"from", "set"} or not isinstance(changes, dict):
-        raise ConfigError("{from: RUN@STEP, set: {key: value}} is expected", where=where)
+    if written.tree.keys() - {"from", "take", "set"} or not isinstance(changes, dict):
+        raise ConfigError("{from: RUN@STEP, take: all or weights, set: {key: value}} is expected", where=where)
     run, _, step = str(written.tree.get("from", "")).rpartition("@")
     folder = Path(run) if "/" in run else RUNS / run
     origin, listed = f"{folder.name}@{step}", "gpt2lab runs lists what there is"
@@ -225,7 +229,9 @@ def _branched(source: YamlSource, base: object) -> YamlSource:
         raise ConfigError(f"there is no run {folder.name} in {folder.parent}", where=f"{where}.from", hint=listed)
     rest = [(key, source.part((key,))) for key in source.tree if key != "branch"]
     changed = [(key, written.part(("set", key))) for key in changes]
-    return overlay(read_file(folder / "config.yaml"), [*changed, *rest, ("branch", YamlSource(origin, {(): place}))])
+    takes = [("branch_takes", written.part(("take",)))] if "take" in written.tree else []
+    branch = [("branch", YamlSource(origin, {(): place})), *takes]
+    return overlay(read_file(folder / "config.yaml"), [*changed, *rest, *branch])
 
 
 def read_overrides(overrides: Sequence[str]) -> list[tuple[str, YamlSource]]:
@@ -272,7 +278,8 @@ class _Dumper(yaml.SafeDumper):
 
 def conflicts(config: Config) -> list[Complaint]:
     """Every invalid combination of settings in `config` that are valid individually, with the keys involved."""
-    return [*_sizes(config), *_patterns(config), *_limits(config), *_needs(config), *_lengths(config)]
+    found = [*_sizes(config), *_patterns(config), *_limits(config), *_needs(config), *_lengths(config)]
+    return found or list(_frozen(config))
 
 
 def vocabulary(choice: Choice) -> int | None:
@@ -367,6 +374,14 @@ def _lengths(config: Config) -> Iterator[Complaint]:
     if micro is not None and sequences and sequences % micro:
         problem = f"a step has {sequences} sequences (batch_tokens / block_size), which is no multiple of {micro}"
         yield _complaint(problem, "training.micro_batch_sequences training.batch_tokens model.block_size")
+
+
+def _frozen(config: Config) -> Iterator[Complaint]:
+    """Patterns of frozen parameters that fit none, or all."""
+    if config.optim.freeze:
+        with torch.device("meta"):
+            names = [name for name, _ in GPT(config.model).named_parameters()]
+        yield from _problems(freeze_problems(config.optim.freeze, names), " ".join(f"model.{s}" for s in MODEL_SLOTS))
 
 
 def _problems(problems: Iterable[Problem], neighbours: str) -> Iterator[Complaint]:

@@ -39,7 +39,7 @@ from gpt2lab.store import Row, RunFolder
 from gpt2lab.training.checkpoints import FILES, checkpoints, damage
 from gpt2lab.training.loop import reseed, steps
 from gpt2lab.training.precision import autocast, choose_device, set_arithmetic
-from gpt2lab.training.state import TrainState
+from gpt2lab.training.state import TrainState, step_of
 
 # the run under examination --------------------------------------------------------------------------------------------
 
@@ -634,7 +634,7 @@ def decay(run: ExaminedRun) -> Finding | None:
         for group in optimizer.param_groups:
             for tensor in group["params"]:
                 tensor.grad = torch.zeros_like(tensor)
-        optimizer.step()
+        step_of(optimizer, lambda: None)
     moved = [
         param for param in twin.params()
         if param.role.kind == "vector" and not torch.equal(before[param.name], param.tensor)

@@ -24,6 +24,7 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.training.precision import choose_device
+from gpt2lab.training.state import step_of
 
 STEPS, SEEDS = 8, 3
 SEQUENCES, LONGEST = 4, 128
@@ -138,12 +139,16 @@ def advance(model: GPT, optimizers: Sequence[Any], batches: Batches, step: int, 
     """One update at the peak rate."""
     device = next(model.parameters()).device
     inputs, targets = (torch.as_tensor(x, device=device) for x in batches.at(step))
-    model.zero_grad()
-    model.objective(inputs, targets)[0].backward()
-    if grad_clip is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+
+    def gradients() -> None:
+        model.zero_grad()
+        model.objective(inputs, targets)[0].backward()
+        if grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+
+    gradients()
     for optimizer in optimizers:
-        optimizer.step()
+        step_of(optimizer, gradients)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +34,8 @@ class OptimConfig(Settings):
     """How the rate changes after the warm-up."""
     averaging: Choice = Field(default_factory=lambda: _default("averaging"))
     """Which average of the weights is evaluated in their place."""
+    freeze: tuple[str, ...] = ()
+    """Patterns such as h.*.attn.*, of names of parameters that are not trained."""
 
     @field_validator("optimizer", "schedule", "averaging", mode="before")
     @classmethod
@@ -51,12 +55,21 @@ class OptimConfig(Settings):
 
 
 def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optimizer]:
-    """The chosen optimizer over `params`. Each group has its peak rate as `base_lr`, with the factor on the rate of its
-    parameters; the rate of a step is base_lr times the schedule's multiplier.
+    """The chosen optimizer over `params`, except the frozen ones, which get no gradient from now on. Each group has its
+    peak rate as `base_lr`, with the factor on the rate of its parameters; the rate of a step is base_lr times the
+    schedule's multiplier.
 
-    Raises ConfigError if the component omits a parameter, updates it twice, or puts parameters with different rates
-    into one group.
+    Raises ConfigError if a pattern of frozen ones fits none or all, or if the component omits a parameter, updates it
+    twice, or puts parameters with different rates into one group.
     """
+    problems = freeze_problems(config.freeze, [param.name for param in params])
+    if problems:
+        raise ConfigError(problems)
+    names = frozen(config.freeze, [param.name for param in params])
+    for param in params:
+        if param.name in names:
+            param.tensor.requires_grad_(False)
+    params = [param for param in params if param.name not in names]
     optimizers: list[Optimizer] = list(SLOTS["optimizer"].build(config.optimizer, params, config.lr))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     updates = Counter(id(tensor) for group in groups for tensor in group["params"])
@@ -77,6 +90,21 @@ def build_optimizers(config: OptimConfig, params: Sequence[Param]) -> list[Optim
         group["lr"] *= rates.pop()
         group.setdefault("base_lr", float(group["lr"]))
     return optimizers
+
+
+def frozen(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+    """Names that fit one of the patterns, in which * stands for any characters."""
+    return {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+
+
+def freeze_problems(patterns: Sequence[str], names: Sequence[str]) -> list[Problem]:
+    """Patterns that fit no name, and the whole model frozen."""
+    unused = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    some = ", ".join(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
+    problems = [Problem("optim.freeze", f"'{pattern}' fits no parameter (there are {some})") for pattern in unused]
+    if len(frozen(patterns, names)) == len(names):
+        problems.append(Problem("optim.freeze", "all parameters are frozen: nothing is left to train"))
+    return problems
 
 
 def build_averaging(config: OptimConfig, params: Sequence[Param], steps: int) -> Average | None:

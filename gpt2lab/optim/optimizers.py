@@ -27,7 +27,7 @@ from gpt2lab.optim.averaging import AVERAGES
 from gpt2lab.optim.groups import decay_groups
 from gpt2lab.registry import Slot
 
-optimizer = Slot("optim.optimizer", "how gradients become updates", default="adamw")
+optimizer = Slot("optim.optimizer", "how gradients become updates", default="adamw", base=list)
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -88,6 +88,55 @@ def adamw_independent(
                   adamw.
     """
     return adamw(params, lr, betas=betas, eps=eps, weight_decay=weight_decay / lr)
+
+
+class SharpnessAware(torch.optim.AdamW):
+    """AdamW with gradients at the weights w + rho g / |g|, where |g| is the norm of the whole gradient."""
+
+    takes_closure = True
+
+    def __init__(self, groups: Iterable[dict[str, Any]], rho: float, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self.rho = rho
+
+    def step(self, closure: Callable[[], Any]) -> None:  # type: ignore[override]
+        """One update. closure: replaces the gradients by those at the present weights."""
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        with torch.no_grad():
+            gradients = [weight.grad for weight in weights]
+            before = [weight.clone() for weight in weights]
+            norm = torch.nn.utils.get_total_norm(gradients).clamp(min=1e-12)
+            torch._foreach_add_(weights, torch._foreach_mul(gradients, self.rho / norm))
+        try:
+            closure()
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, before)
+        super().step()
+
+
+@optimizer.register("sam", source="arXiv:2010.01412", can=("rates",))
+def sam(
+    params: Sequence[Param],
+    lr: float,
+    *,
+    rho: Positive = 0.05,
+    betas: tuple[Decay, Decay] = (0.9, 0.95),
+    eps: Positive = 1e-8,
+    weight_decay: NotNegative = 0.1,
+) -> list[Optimizer]:
+    """Sharpness-aware minimisation: AdamW by the gradient at the worst weights nearby, so that minima are flat.
+
+    w -= rate (m / (sqrt(v) + eps) + weight_decay w)   with m and v averages of g(w + rho g / |g|) and its square
+
+    rho:          distance to those weights, in the 2-norm over all weights.
+    betas:        as in adamw.
+    eps:          as in adamw.
+    weight_decay: as in adamw.
+    A step has two forward and backward passes, so it takes twice as long. The paper uses it with SGD, and on several
+    machines each with the worst weights of its own share of the batch.
+    """
+    return [SharpnessAware(decay_groups(params, weight_decay), rho, lr=lr, betas=betas, eps=eps)]
 
 
 @optimizer.register("sgd", source="Sutskever et al. 2013; arXiv:1412.6980, section 6 compares it")

@@ -36,7 +36,7 @@ from gpt2lab.training.compiling import compiled
 from gpt2lab.training.distributed import ALONE, Replica
 from gpt2lab.training.loop import Batch, accumulate
 from gpt2lab.training.precision import loss_scaler, memory_guard, set_arithmetic, set_threads
-from gpt2lab.training.state import TrainState
+from gpt2lab.training.state import TrainState, step_of
 
 ROUNDS = 3
 FEWEST_STEPS, SECONDS = 3, 0.5  # of each arm in a round, whichever takes longer
@@ -118,8 +118,8 @@ def step_seconds(config: Config, device: torch.device) -> float:
 
 
 def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float]:
-    """Seconds of one micro-batch of `rows` sequences forward and backward, and of an update. Raises EnvironmentFault
-    when memory runs out."""
+    """Seconds of one micro-batch of `rows` sequences forward and backward, times the passes that an update needs, and
+    of the rest of an update. Raises EnvironmentFault when memory runs out."""
     config = _with(config, micro_batch_sequences=rows)
     training, block_size = config.training, config.model.block_size
     hint = f"--set training.micro_batch_sequences={max(1, rows // 2)}"
@@ -135,13 +135,14 @@ def timed(config: Config, device: torch.device, rows: int) -> tuple[float, float
             _timed_pass(state, tokens, config, device)  # which compiles
         passes: list[float] = []
         updates: list[float] = []
+        again: list[None] = []  # an entry for each pass that the optimizer asks for
         began = time.perf_counter()
         while len(passes) < FEWEST_STEPS or time.perf_counter() - began < SECONDS:
             passes.append(_timed_pass(state, tokens, config, device))
-            updates.append(_timed_update(state, config.optim.grad_clip, device))
+            updates.append(_timed_update(state, config.optim.grad_clip, device, again))
             if time.perf_counter() - began > LONG_SECONDS:
                 break
-    return min(passes), min(updates)
+    return min(passes) * (1 + len(again) / len(updates)), min(updates)
 
 
 def _with(config: Config, **training: Any) -> Config:
@@ -159,12 +160,12 @@ def _timed_pass(state: TrainState, tokens: Tensor, config: Config, device: torch
     return time.perf_counter() - began
 
 
-def _timed_update(state: TrainState, grad_clip: float | None, device: torch.device) -> float:
-    """Seconds of clipping and of the optimizers' steps."""
+def _timed_update(state: TrainState, grad_clip: float | None, device: torch.device, again: list[None]) -> float:
+    """Seconds of clipping and of the optimizers' steps, which add to `again` instead of computing gradients anew."""
     began = time.perf_counter()
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), math.inf if grad_clip is None else grad_clip)
     for optimizer in state.optimizers:
-        optimizer.step()
+        step_of(optimizer, lambda: again.append(None))
         optimizer.zero_grad(set_to_none=True)
     _synchronise(device)
     return time.perf_counter() - began

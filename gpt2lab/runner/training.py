@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from gpt2lab.schema import flatten
 from gpt2lab.signals import StopRequest
 from gpt2lab.store import RunFolder, Store, now, read_json
 from gpt2lab.tracking.journal import Journal
-from gpt2lab.training.checkpoints import MANIFEST, Loaded, best_step, load_latest, prune, save, start_from
+from gpt2lab.training.checkpoints import MANIFEST, Loaded, best_step, load_latest, prune, save, start_from, weights_from
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.diagnostics import Diagnostic, observes_updates
@@ -178,10 +179,17 @@ class Training:
         self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
         report_position(lambda: RankPosition(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)
+        self.start: dict[str, Any] | None = self.loaded.extra.get("start") if self.loaded else None
         if self.loaded is None and config.branch:
             trunk = Store(job.root).run(config.branch.partition("@")[0])
-            start_from(trunk.checkpoints, config.first_step, self.state)
-            self.log(f"branching from run {trunk.id} at step {config.first_step}")
+            step = int(config.branch.partition("@")[2])
+            self.log(f"branching from run {trunk.id} at step {step}")
+            if config.branch_takes == "all":
+                start_from(trunk.checkpoints, step, self.state)
+            else:
+                fit = weights_from(trunk.checkpoints, step, self.state)
+                self.start = asdict(fit)
+                self.log(str(fit))
         set_progress(model, self.state.step, config.training)
         require_equal(world, start_of(run, self.loaded))
         if self.loaded:
@@ -309,7 +317,8 @@ class Training:
         """Where a checkpoint comes from, as stored in it."""
         time = self.clock.split()
         origin = {"run": self.run.id, "config": self.job.config, "identity": self.job.identity}
-        return {**origin, "ranks": self.world.size, "time": time}
+        start = {"start": self.start} if self.start else {}
+        return {**origin, **start, "ranks": self.world.size, "time": time}
 
     def prune(self, keep: int) -> None:
         """Delete the checkpoints that the config does not keep."""
@@ -362,4 +371,6 @@ class Training:
         else:
             where = {"step": diverged.step, "lr": diverged.lr, "loss": diverged.loss, "grad_norm": diverged.grad_norm}
             values["divergence"] = {**where, "batch": self.batches.where(diverged.step - 1)}
+        if self.start:
+            values["start"] = self.start
         return {"status": status, "reason": reason, **cost, **values, "finished_at": now()}

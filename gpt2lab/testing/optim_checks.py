@@ -13,7 +13,7 @@ from gpt2lab.optim.groups import OptimConfig, build_averaging, build_optimizers
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import Case, batch, distance, disturbed
 from gpt2lab.training.checkpoints import join_tree, split_tree
-from gpt2lab.training.state import TrainState
+from gpt2lab.training.state import TrainState, step_of
 
 RATES = (3e-3, 0.1)
 """Rates to try: not every optimizer takes steps of Adam's size."""
@@ -33,16 +33,23 @@ def advance(state: TrainState, steps: int, generator_seed: int = 0) -> float:
     model: Any = state.model
     tokens, targets = batch()
     for _ in range(steps):
-        model.zero_grad()
-        model.loss(tokens, targets).backward()
+        gradients(model)
         torch.manual_seed(generator_seed)
         for optimizer in state.optimizers:
-            optimizer.step()
+            step_of(optimizer, lambda: gradients(model))
         state.step += 1
         if state.averaging is not None:
             state.averaging.update(state.step)
     loss: Tensor = model.loss(tokens, targets)
     return loss.item()
+
+
+def gradients(model: Any, seed: int = 1, factor: float = 1.0) -> Tensor:
+    """Replace the gradients by those of a batch's loss times a factor, and return it."""
+    model.zero_grad()
+    loss: Tensor = factor * model.loss(*batch(seed))
+    loss.backward()
+    return loss
 
 
 def gap(one: TrainState, other: TrainState, part: str = "model") -> float:
@@ -117,12 +124,11 @@ def check_gradients_untouched(case: Case) -> None:
     parameters = list(model.parameters())
     for seed in range(3):
         wanted = torch.autograd.grad(model.loss(*batch(seed)), parameters)
-        model.zero_grad()
-        model.loss(*batch(seed)).backward()
+        gradients(model, seed)
         off = max(distance(p.grad, g) for p, g in zip(parameters, wanted, strict=True) if p.grad is not None)
         assert off < 1e-6, f"after {seed} steps the gradient of a batch is off by {off:.1e}: something was added to it"
         for optimizer in state.optimizers:
-            optimizer.step()
+            step_of(optimizer, lambda seed=seed: gradients(model, seed))  # type: ignore[misc]
 
 
 def check_rates(case: Case) -> None:
@@ -144,10 +150,10 @@ def check_rates(case: Case) -> None:
         before = [p.tensor.detach().clone() for p in params]
         kinds = ("hidden", "residual_out")
         inside = [(p, start) for p, start in zip(params, before, strict=True) if p.role.kind in kinds]
-        (loss_factor * model.loss(*batch())).backward()
+        gradients(model, factor=loss_factor)
         for _ in range(2):  # the first step of some only initialises averages
             for optimizer in optimizers:
-                optimizer.step()
+                step_of(optimizer, lambda: gradients(model, factor=loss_factor))
             if any(distance(p.tensor, start) for p, start in inside):
                 break
         return {(p.name, p.role.kind): distance(p.tensor, start) for p, start in inside}

@@ -27,7 +27,7 @@ from torch import Tensor
 from gpt2lab.errors import ConfigError, DataFault, Problem
 from gpt2lab.faults import point
 from gpt2lab.store import disk_fault, make_folder, publish_folder, temporary_beside
-from gpt2lab.training.state import TrainState
+from gpt2lab.training.state import Fit, TrainState, take_fitting
 
 STEP = re.compile(r"step_([0-9]{6,})")
 MODEL, OPTIMIZER, STATE = FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -111,6 +111,23 @@ def load_latest(folder: Path, state: TrainState) -> Loaded | None:
 def start_from(folder: Path, step: int, state: TrainState) -> None:
     """Let `state` begin where the training in `folder` stood after `step`. Raises ConfigError when there is no such
     checkpoint or it does not fit, DataFault when it is damaged."""
+    path, saved = _kept(folder, step)
+    try:
+        state.start_from(saved)
+    except ConfigError as error:
+        raise _misfit(error, path, "branch: {take: weights} begins with the weights that fit") from None
+
+
+def weights_from(folder: Path, step: int, state: TrainState) -> Fit:
+    """Let the model of `state` begin with the weights that the training in `folder` had after `step`, its average where
+    it had one, as far as they fit. Raises ConfigError when there is no such checkpoint or nothing fits, DataFault when
+    it is damaged."""
+    _, saved = _kept(folder, step)
+    return take_fitting(state.model, saved["model"])
+
+
+def _kept(folder: Path, step: int) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a step to branch from, and its content."""
     path = folder / f"step_{step:06d}"
     steps = sorted(step for step, _ in checkpoints(folder))
     if step not in steps:
@@ -123,10 +140,7 @@ def start_from(folder: Path, step: int, state: TrainState) -> None:
     saved = _read(path, step)
     if isinstance(saved, str):
         raise DataFault(saved, where=str(path))
-    try:
-        state.start_from(saved)
-    except ConfigError as error:
-        raise _misfit(error, path) from None
+    return path, saved
 
 
 def prune(
@@ -223,11 +237,12 @@ def _fit(state: TrainState, saved: dict[str, Any], path: Path) -> None:
         raise _misfit(error, path) from None
 
 
-def _misfit(error: ConfigError, path: Path) -> ConfigError:
-    return ConfigError(
-        [Problem(str(path), "belongs to another architecture"), *error.problems],
-        hint="use the config that this checkpoint was trained with, or another run folder",
-    )
+def _misfit(
+    error: ConfigError,
+    path: Path,
+    hint: str = "use the config that this checkpoint was trained with, or another run folder",
+) -> ConfigError:
+    return ConfigError([Problem(str(path), "belongs to another architecture"), *error.problems], hint=hint)
 
 
 def _remove(path: Path) -> None:

@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ from gpt2lab.training.distributed import ALONE, Replica, World
 from gpt2lab.training.guard import Diverged
 from gpt2lab.training.precision import autocast, memory_guard, set_arithmetic
 from gpt2lab.training.settings import TrainingConfig
-from gpt2lab.training.state import TrainState
+from gpt2lab.training.state import TrainState, step_of
 
 if TYPE_CHECKING:
     from gpt2lab.training.diagnostics import Diagnostic
@@ -127,6 +128,14 @@ class PendingMetrics:
             self._metrics = StepMetrics(loss, objective, norm, finite, stop > 0)
         return self._metrics
 
+    def spoil(self) -> None:
+        """Count the step as one with a number that is not finite."""
+        self._metrics = replace(self.read(), finite=False)
+
+
+class NotFinite(ArithmeticError):
+    """Gradients at other weights, which an optimizer asked for, are not finite."""
+
 
 class Update:
     """Clips gradients and steps optimizers. late: whether the metrics of a step are read during the next one."""
@@ -141,7 +150,7 @@ class Update:
         late: bool | None = None,
     ) -> None:
         self.state, self.optim, self.replica, self.world = state, optim, replica, world
-        self.multiplier = optim.multiplier(training.steps)
+        self.multiplier, self.steps = optim.multiplier(training.steps), training.steps
         # such optimizers take `found_inf` and then change nothing: torch's contract with its GradScaler
         takes_flag = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in state.optimizers)
         takes_flag &= state.averaging is None  # which must not include a step that changed nothing
@@ -149,14 +158,19 @@ class Update:
         assert takes_flag or not self.late
 
     def __call__(
-        self, step: int, losses: Tensor, batch: Batch, *, stop: bool, diagnostics: Sequence[Diagnostic]
-    ) -> PendingMetrics:
+        self, step: int, losses: Tensor, batch: Batch, *, stop: bool, diagnostics: Sequence[Diagnostic],
+        accumulated: Callable[[], Tensor],
+    ) -> PendingMetrics:  # fmt: skip
         """Update the weights by the gradients of `step`, counted from 0, unless one of its numbers is not finite.
 
-        losses (3,): as `accumulate` returns them.  diagnostics: observe the update.
+        losses (3,): as `accumulate` returns them.  diagnostics: observe the update.  accumulated: accumulates the
+        gradients of the step at the present weights.
         """
         device, world = self.replica.device, self.world
         stopping = torch.full((1,), float(stop), device=device)
+        if self.state.scaler is not None:
+            for optimizer in self.state.optimizers:
+                self.state.scaler.unscale_(optimizer)
         norm = self._clip().to(losses).reshape(1)  # the same on all ranks, unless one of them computes wrongly
         values = world.mean(torch.cat([losses, stopping, norm]))  # one reduction for all that ranks have to agree on
         factor = self.multiplier(step)
@@ -166,6 +180,7 @@ class Update:
         for optimizer in self.state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
+                group["progress"] = step / self.steps
         point("optimizer")
         parameters = self.state.model.params() if diagnostics else ()  # type: ignore[operator]
         for diagnostic in diagnostics:
@@ -176,11 +191,15 @@ class Update:
             if device.type == "cuda":
                 metrics.ready = torch.cuda.Event()
                 metrics.ready.record()
-            self._step(not_finite)
+            self._step(not_finite, accumulated)
         elif metrics.read().finite:
-            self._step(None)
-            if self.state.averaging is not None:
-                self.state.averaging.update(step + 1)
+            try:
+                self._step(None, accumulated)
+            except NotFinite:
+                metrics.spoil()
+            else:
+                if self.state.averaging is not None:
+                    self.state.averaging.update(step + 1)
         for diagnostic in diagnostics:
             diagnostic.after_update(parameters)
             metrics.extra |= diagnostic.metrics()
@@ -199,9 +218,6 @@ class Update:
 
         torch's clip_grad_norm_ alone would silently turn every gradient into NaN.
         """
-        if self.state.scaler is not None:
-            for optimizer in self.state.optimizers:
-                self.state.scaler.unscale_(optimizer)
         with_gradient = [p for p in self.replica.parameters if p.grad is not None]
         gradients: Sequence[Tensor] = [p.grad for p in with_gradient if p.grad is not None]
         if gradients:
@@ -211,13 +227,28 @@ class Update:
             torch.nn.utils.clip_grads_with_norm_(with_gradient, self.optim.grad_clip, norm)
         return norm
 
-    def _step(self, not_finite: Tensor | None) -> None:
+    def _again(self, accumulated: Callable[[], Tensor]) -> Tensor:
+        """Replace the gradients by those at the present weights, clipped, over all ranks.  -> objective ()
+
+        Raises NotFinite on all ranks if a number on one of them is not finite.
+        """
+        self.drop_gradients()
+        losses = accumulated()
+        if self.state.scaler is not None:  # which unscales once a step only
+            gradients = [p.grad for p in self.replica.parameters if p.grad is not None]
+            torch._foreach_div_(gradients, self.state.scaler.get_scale())
+        values = self.world.mean(torch.cat([losses, self._clip().to(losses).reshape(1)]))
+        if not values.isfinite().all():
+            raise NotFinite
+        return values[1]
+
+    def _step(self, not_finite: Tensor | None, accumulated: Callable[[], Tensor]) -> None:
         """Step every optimizer; with a flag of 1 on the device it changes nothing."""
         for optimizer in self.state.optimizers:
             settable: Any = optimizer
             if not_finite is not None:
                 settable.found_inf = not_finite
-            optimizer.step()
+            step_of(optimizer, lambda: self._again(accumulated))
             if not_finite is not None:
                 del settable.found_inf
 
@@ -273,14 +304,19 @@ def steps(
                 with clock("data"):
                     batch = next(source)
                 set_progress(state.model, step, training)
-                losses = accumulate(replica, state, batch, training, seed=seed, step=step, world=world, clock=clock)
+                accumulated = partial(
+                    accumulate, replica, state, batch, training, seed=seed, step=step, world=world, clock=clock
+                )
+                losses = accumulated()
                 if pending is not None:
                     yield (record := finish_step(state, pending, training, began))
                     began, pending = time.perf_counter(), None
                     if record.stop:
                         return
                 with clock("optimizer"):
-                    pending = update(step, losses, batch, stop=stop(), diagnostics=diagnostics(step + 1))
+                    pending = update(
+                        step, losses, batch, stop=stop(), diagnostics=diagnostics(step + 1), accumulated=accumulated
+                    )
                 if not update.late:
                     yield finish_step(state, pending, training, began)
                     began, pending = time.perf_counter(), None

@@ -6,7 +6,7 @@ and the learning rate are functions of the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -37,6 +37,16 @@ class TwoPoints(Protocol):
 
     def eval(self) -> None: ...
     def train(self) -> None: ...
+
+
+def step_of(optimizer: Optimizer, closure: Callable[[], Any]) -> None:
+    """Step an optimizer. One whose class says `takes_closure = True` gets `closure`, which replaces the gradients by
+    those of the same batch at the present weights, and returns the objective. If it raises, the optimizer must leave
+    its weights as they were before the step."""
+    if getattr(optimizer, "takes_closure", False):
+        optimizer.step(closure)
+    else:
+        optimizer.step()
 
 
 @dataclass
@@ -196,6 +206,36 @@ def weight_problems(model: nn.Module, saved: Mapping[str, Tensor]) -> list[Probl
         elif tensor.shape != expected[name].shape:
             problems.append(Problem(name, f"{_shape(tensor)} in the checkpoint, {_shape(expected[name])} in the model"))
     return problems
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Names of weights in a model and in a checkpoint: `taken` from it, `new` in the model, `reshaped` (in both, with
+    different shapes, hence new), and `left`, which the model lacks."""
+
+    taken: tuple[str, ...]
+    new: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = {"new here": self.new, "of another shape, so new": self.reshaped, "not used": self.left}
+        texts = [f"{title}: {', '.join(names)}" for title, names in parts.items() if names]
+        return "; ".join([f"{len(self.taken)} weights taken", *texts])
+
+
+def take_fitting(model: nn.Module, saved: Mapping[str, Tensor]) -> Fit:
+    """Copy the weights whose name and shape fit into `model`. Raises ConfigError if none does."""
+    weights, saved = weights_of(model), canonical(saved)
+    common = [name for name in weights if name in saved]
+    taken = [name for name in common if saved[name].shape == weights[name].shape]
+    if not taken:
+        raise ConfigError("no weight of the checkpoint has a name and shape of the model's", where="branch")
+    with torch.no_grad():
+        for name in taken:
+            weights[name].copy_(saved[name])
+    new, left = ([name for name in a if name not in b] for a, b in ((weights, saved), (saved, weights)))
+    return Fit(tuple(taken), tuple(new), tuple(name for name in common if name not in taken), tuple(left))
 
 
 def _optimizer_problems(optimizers: Sequence[Optimizer], saved: Sequence[Mapping[str, Any]]) -> list[Problem]:

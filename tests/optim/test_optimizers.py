@@ -99,6 +99,19 @@ def test_every_group_keeps_its_peak_rate() -> None:
     assert {group["base_lr"] for o in optimizers for group in o.param_groups} == {2e-3}
 
 
+def test_frozen_parameters_get_no_gradient_and_no_decay() -> None:
+    model = build_model(TINY)
+    config = OptimConfig(freeze=("wte.*", "h.*.attn.*"))
+    optimizers = build_optimizers(config, model.params())
+    taken = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        still = name.startswith("wte.") or ".attn." in name
+        assert (id(p) in taken, p.requires_grad) == (not still, not still), name
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    model.objective(tokens, tokens)[0].backward()
+    assert all((p.grad is None) != p.requires_grad for p in model.parameters())
+
+
 def test_an_optimizer_that_forgets_parameters_is_refused(forgetful: str) -> None:
     config = OptimConfig.model_validate({"optimizer": forgetful})
     with pytest.raises(ConfigError, match=r"forgetful updates .*bias 0 times"):
@@ -311,6 +324,27 @@ def test_schedule_free_by_hand() -> None:
         return 0.1 * memory["z"] + 0.9 * memory["x"]
 
     against_formula("schedule_free", rule, steps=6)
+
+
+def test_sam_by_hand() -> None:
+    """Three steps on |w|^4 / 4, whose gradient is |w|^2 w; Adam's part is torch's."""
+    weight = nn.Parameter(torch.tensor([[3.0, -4.0], [1.0, 2.0]]))
+    by_hand = nn.Parameter(weight.detach().clone())
+    config = OptimConfig.model_validate({"lr": RATE, "optimizer": {"name": "sam", "rho": 0.5}})
+    (sam,) = build_optimizers(config, [Param("w", weight, Role("hidden"))])
+    adamw = torch.optim.AdamW([by_hand], lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def gradient() -> None:
+        weight.grad = weight.detach().square().sum() * weight.detach()
+
+    for _ in range(3):
+        gradient()
+        sam.step(gradient)  # type: ignore[arg-type]
+        start = by_hand.detach()
+        worst = start + 0.5 * start / start.norm()  # the gradient has the direction of w
+        by_hand.grad = worst.square().sum() * worst
+        adamw.step()
+        torch.testing.assert_close(weight, by_hand, rtol=0, atol=1e-6)
 
 
 def test_independent_decay_does_not_depend_on_the_rate() -> None:

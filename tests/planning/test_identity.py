@@ -35,7 +35,8 @@ WEIGHTS = [
     "model.init=zero_projections", "model.parametrization=mup",
     "optim.lr=1e-3", "optim.warmup_steps=3", "optim.grad_clip=0.5",
     "optim.optimizer.weight_decay=0", "optim.optimizer.betas=[0.9, 0.99]", "optim.schedule=linear",
-    "optim.schedule.final_fraction=0", "optim.averaging=ema", "training.steps=641", "training.batch_tokens=2048",
+    "optim.schedule.final_fraction=0", "optim.averaging=ema", "optim.freeze=['wte.*']",
+    "training.steps=641", "training.batch_tokens=2048",
     "training.micro_batch_sequences=4", "training.precision=bf16",
     "training.nonfinite=skip", "training.max_skipped_steps=3", "training.deterministic=true", "seed=1", "repeat=1",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,11 +148,11 @@ def trunk(tiny: Path, gpt2lab: Call, inline: list[str]) -> RunFolder:
     return Store("runs").run(inline.pop())
 
 
-def branch(run: RunFolder, step: int, **changes: str) -> Path:
+def branch(run: RunFolder, step: int, take: str = "all", **changes: str) -> Path:
     """A file that branches from `run`."""
     path = Path("branch.yaml")
     inside = ", ".join(f"{key.replace('__', '.')}: {value}" for key, value in changes.items())
-    path.write_text(f"branch: {{from: {run.id}@{step}, set: {{{inside}}}}}\n")
+    path.write_text(f"branch: {{from: {run.id}@{step}, take: {take}, set: {{{inside}}}}}\n")
     return path
 
 
@@ -228,13 +229,49 @@ def test_what_cannot_be_branched_from_is_said(trunk: RunFolder, gpt2lab: Call) -
         ("branch: {from: nowhere}", "'nowhere' is not RUN@STEP"),
         ("branch: {from: 0123456789abcdef@3}", "there is no run 0123456789abcdef in runs"),
         (f"extends: nano\nbranch: {{from: {trunk.id}@6}}", "extends the run that it comes from, and nothing else"),
-        (f"branch: {{from: {trunk.id}@6, sett: {{}}}}", "{from: RUN@STEP, set: {key: value}} is expected"),
+        (
+            f"branch: {{from: {trunk.id}@6, sett: {{}}}}",
+            "{from: RUN@STEP, take: all or weights, set: {key: value}} is expected",
+        ),
         (f"branch: {{from: {trunk.id}@6, set: {{optim.lrr: 1}}}}", "did you mean 'lr'"),
     ):
         Path("wrong.yaml").write_text(text + "\n")
         with pytest.raises(ConfigError) as caught:
             load_config("wrong.yaml")
         assert sentence in str(caught.value)
+
+
+def test_a_branch_takes_the_weights_that_fit_and_trains_what_is_not_frozen(
+    trunk: RunFolder, gpt2lab: Call, inline: list[str]
+) -> None:
+    """It begins at step 0; its log and result say what was taken and what is new; a resumed run says it, too."""
+    changes = {"model__head": "untied", "optim__freeze": "[wte.*, 'h.*']", "training__steps": "12"}
+    file = branch(trunk, 12, "weights", model__block_size="32", training__batch_tokens="128", **changes)
+    arm("raise@step:9")
+    code, out = gpt2lab("train", str(file), "--no-tracking")
+    assert code == 7 and "InjectedFault" in out
+    assert "weights taken; new here: lm_head.weight; of another shape, so new: wpe.weight" in out
+    arm("")
+    code, out = gpt2lab("train", str(file), "--no-tracking")
+    assert code == 0 and "continuing from step 6" in out, out
+    own = Store("runs").run(inline[-1])
+    result = own.result()
+    assert result is not None and result["steps"] == 12 and own.rows()[0]["step"] == 0
+    start = result["start"]
+    before, after = weights(trunk, 12), weights(own, 12)
+    assert (start["new"], start["reshaped"], start["left"]) == (["lm_head.weight"], ["wpe.weight"], [])
+    assert {*start["taken"], "lm_head.weight", "wpe.weight"} == after.keys()
+    still = [name for name in start["taken"] if torch.equal(before[name], after[name])]
+    assert set(start["taken"]) - set(still) == {"ln_f.weight", "ln_f.bias"}
+
+
+def test_patterns_of_frozen_parameters_are_checked(tiny: Path) -> None:
+    for pattern, sentence in (
+        ("h.*.atn.*", "'h.*.atn.*' fits no parameter (there are wte.weight, wpe.weight, h.*.ln_1.weight, "),
+        ("*", "all parameters are frozen: nothing is left to train"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            load_config(tiny.with_name("tiny.yaml"), [f"optim.freeze=[{pattern!r}]"])
 
 
 def test_arms_that_branch_claim_nothing(trunk: RunFolder, tiny: Path, gpt2lab: Call) -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
+from trainings import Twice, weights
 
 from gpt2lab.errors import ConfigError, NumericsFault
 from gpt2lab.evaluation import context_losses, validation_loss
@@ -38,10 +39,10 @@ class SomeIgnored:
         return ids[mine, :-1].copy(), targets[mine]
 
 
-def new_state(optim: OptimConfig) -> TrainState:
+def new_state(optim: OptimConfig, kind: type[torch.optim.SGD] = torch.optim.SGD) -> TrainState:
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": BLOCK, "vocab_size": VOCABULARY}
     model = build_model(ModelConfig.model_validate(sizes), seed=1)
-    sgd = torch.optim.SGD(model.parameters(), lr=optim.lr)  # Adam would amplify rounding of gradients that are zero
+    sgd = kind(model.parameters(), lr=optim.lr)  # Adam would amplify rounding of gradients that are zero
     sgd.param_groups[0]["base_lr"] = optim.lr
     return TrainState(model, [sgd])
 
@@ -52,6 +53,8 @@ def trained(world: World) -> dict[str, Any]:
     state = new_state(optim)
     training = TrainingConfig(steps=STEPS, batch_tokens=SEQUENCES * BLOCK, micro_batch_sequences=3)
     records = list(steps(state, SomeIgnored(), optim, training, seed=0, world=world))
+    ahead = new_state(optim, Twice)  # gradients at other weights, from all ranks
+    list(steps(ahead, SomeIgnored(), optim, training, seed=0, world=world))
     tokens = np.random.default_rng(5).integers(0, VOCABULARY, 101)
     sizes: dict[str, Any] = {"block_size": BLOCK, "total": 100, "batch_sequences": 2, "world": world}
     lengths = np.arange(VOCABULARY)
@@ -61,7 +64,8 @@ def trained(world: World) -> dict[str, Any]:
         "loss": torch.tensor([r.metrics["train/loss"] for r in records]),
         "norm": torch.tensor([r.metrics["train/grad_norm"] for r in records]),
         "tokens": torch.tensor([r.tokens for r in records]),
-        "weights": torch.cat([p.detach().flatten() for p in state.model.parameters()]),
+        "weights": weights(state),
+        "ahead": weights(ahead),
         "validation": torch.tensor([validation.loss, validation.bits_per_byte or math.nan, validation.targets]),
         "contexts": torch.tensor([contexts["0.5"] or math.nan, contexts["1"] or math.nan]),
     }

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from trainings import Fresh, config, spoiled, weights
+from trainings import Fresh, Twice, config, spoiled, weights
 
+from gpt2lab.components.base import Param
 from gpt2lab.errors import DataFault, EnvironmentFault
-from gpt2lab.optim import OptimConfig
+from gpt2lab.optim import OptimConfig, optimizer
 from gpt2lab.training import Diverged, StepRecord, TrainState, World, steps
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.loop import reseed
 
 
-def run(state: TrainState, batches: Any, optim: OptimConfig, seed: int = 7, **changes: Any) -> list[StepRecord]:
-    return list(steps(state, batches, optim, config(**changes), seed=seed))
+def run(
+    state: TrainState, batches: Any, optim: OptimConfig, seed: int = 7, stop_at: int | None = None, **changes: Any
+) -> list[StepRecord]:
+    return list(steps(state, batches, optim, config(**changes), seed=seed, stop_at=stop_at))
 
 
 def test_records_count_steps_and_tokens(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
@@ -94,6 +98,7 @@ def test_rate_of_every_group_follows_the_schedule(fresh: Fresh, batches: Any, op
         first, second = (group["lr"] for group in state.optimizers[0].param_groups)
         assert first == record.metrics["train/lr"] == optim.lr * multiplier(record.step - 1)
         assert second == 3e-3 * multiplier(record.step - 1)
+        assert {group["progress"] for group in state.optimizers[0].param_groups} == {(record.step - 1) / 6}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -245,3 +250,49 @@ def test_batch_must_be_whole_sequences_on_every_rank() -> None:
     (problem,) = config(batch_tokens=1000).problems(block_size=128)
     assert (problem.where, "nearest is 1024" in problem.what) == ("training.batch_tokens", True)
     assert config(batch_tokens=1024).problems(block_size=128, world_size=3)
+
+
+@pytest.fixture
+def twice() -> Iterator[OptimConfig]:
+    @optimizer.register("twice", source="a test")
+    def made(params: Sequence[Param], lr: float) -> list[torch.optim.Optimizer]:
+        """Steps by the gradient one step ahead."""
+        return [Twice([param.tensor for param in params], lr=lr)]
+
+    Twice.norms.clear()
+    yield OptimConfig(lr=0.5, warmup_steps=0, grad_clip=0.1, optimizer={"name": "twice"}, schedule="constant")
+    del optimizer._components["twice"]
+
+
+def test_an_optimizer_gets_gradients_at_other_weights(fresh: Fresh, batches: Any, twice: OptimConfig) -> None:
+    """Those of the same batch and dropout, over all micro-batches, clipped; against two steps by hand."""
+    state, by_hand = (fresh(twice, dropout=0.1) for _ in range(2))
+    run(state, batches, twice, steps=1)
+    start = [p.detach().clone() for p in by_hand.model.parameters()]
+    inputs, targets = (torch.as_tensor(x) for x in batches.at(0))
+    by_hand.model.train()
+    for _ in range(2):
+        reseed(7, 0, 0, 0, torch.device("cpu"))
+        by_hand.model.zero_grad()
+        by_hand.model.loss(inputs, targets).backward()  # type: ignore[operator]
+        torch.nn.utils.clip_grad_norm_(by_hand.model.parameters(), 0.1)
+        with torch.no_grad():
+            for i, p in enumerate(by_hand.model.parameters()):
+                p.copy_(start[i] - 0.5 * p.grad)  # type: ignore[operator]
+    for a, b in zip(state.model.parameters(), by_hand.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    assert Twice.norms == [pytest.approx(0.1, rel=1e-4)]
+    whole, parts = (fresh(twice) for _ in range(2))
+    run(whole, batches, twice, steps=3)
+    run(parts, batches, twice, steps=3, micro_batch_sequences=2)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_second_gradient_that_is_not_finite_changes_nothing(fresh: Fresh, batches: Any, twice: OptimConfig) -> None:
+    state = fresh(twice)
+    run(state, batches, twice, steps=2, stop_at=1)
+    start = weights(state)
+    with spoiled(state, 1), pytest.raises(Diverged, match="step 2"):  # the second backward pass of that step
+        run(state, batches, twice, steps=2)
+    assert torch.equal(start, weights(state))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -30,3 +30,22 @@ def spoiled(state: TrainState, *at_calls: int, value: float = math.inf) -> Itera
     handle = next(state.model.parameters()).register_hook(hook)
     yield
     handle.remove()
+
+
+class Twice(torch.optim.SGD):
+    """Steps with the gradient at the weights that a plain step would lead to."""
+
+    takes_closure = True
+    norms: ClassVar[list[float]] = []
+
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        before = [weight.detach().clone() for weight in weights]
+        super().step()
+        try:
+            closure()
+        finally:
+            for weight, start in zip(weights, before, strict=True):
+                weight.data.copy_(start)
+        self.norms.append(float(torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])))
+        super().step()
