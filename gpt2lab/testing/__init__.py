@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException
 
 import gpt2lab.optim  # noqa: F401  (fills its slots)
 from gpt2lab.model import MODEL_SLOTS
@@ -148,7 +148,7 @@ def two_ranks(todo: list[Case]) -> list[CheckResult]:
         return []
     try:
         problems = [ranks_problem(gap) for gap in two_ranks_against_one(todo)]
-    except ProcessRaisedException as error:
+    except ProcessException as error:
         problems = ["a process of two fails: " + str(error).strip().splitlines()[-1]] * len(todo)
     return [CheckResult(case, TWO_RANKS, problem) for case, problem in zip(todo, problems, strict=True)]
 
