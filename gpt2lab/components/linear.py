@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from gpt2lab.components.base import Builder, Linear, Progress
+from gpt2lab.components.base import Builder, Linear, Progress, Role, parameter
 from gpt2lab.registry import Slot
 
 linear = Slot("model.linear", "linear maps inside blocks", default="plain", arity="per_layer")
@@ -101,3 +102,33 @@ def quantized(
     The paper uses one unit for a whole matrix, and averages over batches for activations.
     """
     return Quantized(n_in, n_out, bias, bits, activation_bits, False, warmup, builder.progress)
+
+
+class LowRank(Linear):
+    """A linear map with a low-rank addition: a (rank, n_in), b (n_out, rank)."""
+
+    def __init__(self, builder: Builder, n_in: int, n_out: int, bias: bool, rank: int, alpha: float) -> None:
+        super().__init__(n_in, n_out, bias=bias)
+        self.factor = alpha / rank
+        self.a = parameter(torch.empty(rank, n_in), Role("hidden", builder.layer))
+        self.b = parameter(torch.empty(n_out, rank), Role("hidden", builder.layer, 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + self.factor * F.linear(F.linear(x, self.a), self.b)
+
+
+@linear.register("lora", source="arXiv:2106.09685")
+def lora(
+    builder: Builder, n_in: int, n_out: int, bias: bool,
+    *, rank: Annotated[int, Field(ge=1)] = 8, alpha: Annotated[float, Field(gt=0)] = 8.0,
+) -> Linear:  # fmt: skip
+    """A matrix plus a product of two thin ones, to train those alone.  (..., n_in) -> (..., n_out)
+
+    (W + (alpha / rank) b a) x + bias   with a (rank, n_in) and b (n_out, rank), which is initially zero
+    rank:  of the product.
+    alpha: factor that lets ranks share a rate.
+    Freeze the rest by `optim.freeze: ["w*", "ln_f.*", "h.*.weight", "h.*.bias"]`, and start with trained weights by a
+    branch with `take: weights`. The paper adds it to queries and values only, here every matrix in blocks has it; a is
+    drawn by the init.
+    """
+    return LowRank(builder, n_in, n_out, bias, rank, alpha)

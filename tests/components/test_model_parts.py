@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2lab import testing
-from gpt2lab.components import chunked, linear
-from gpt2lab.components.base import Builder, Linear, Progress, Role, parameter
+from gpt2lab.components import chunked
+from gpt2lab.components.base import Builder, Progress
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.linear import ternary
 from gpt2lab.components.position import Position
 from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.optim import OptimConfig, build_optimizers
 from gpt2lab.registry import SLOTS
-from gpt2lab.testing.checks import check_cached_equals_full, check_gradients, check_save_and_load
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 97}
 
@@ -95,27 +95,23 @@ def test_heads_routers_and_embeddings_stay_exact() -> None:
     assert kinds["h.0.mlp.router"] == "Linear"
 
 
-def test_low_rank_adaptation_is_one_class() -> None:
-    """arXiv:2106.09685: W + B A with W frozen."""
-
-    class Lora(Linear):
-        """A frozen matrix and a trained product of two narrow ones.  (..., n_in) -> (..., n_out)"""
-
-        def __init__(self, builder: Builder, n_in: int, n_out: int, bias: bool, *, rank: int = 2) -> None:
-            super().__init__(n_in, n_out, bias=bias)
-            self.weight.requires_grad_(False)
-            self.down = parameter(torch.empty(rank, n_in), Role("hidden", builder.layer))
-            self.up = parameter(torch.empty(n_out, rank), Role("hidden", builder.layer, 0.0))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + F.linear(F.linear(x, self.down), self.up)
-
-    linear.register("lora_of_a_test", source="arXiv:2106.09685")(Lora)
-    try:
-        for check in (check_gradients, check_save_and_load, check_cached_equals_full):
-            check(testing.Case("linear", "lora_of_a_test"))
-    finally:
-        del linear._components["lora_of_a_test"]
+def test_low_rank_adaptation_begins_as_the_plain_model_and_trains_alone() -> None:
+    plain, adapted = (build_model(ModelConfig(**SIZES, linear=name)) for name in ("plain", "lora"))
+    tokens, targets = testing.batch()
+    assert torch.equal(plain(tokens), adapted(tokens))
+    frozen = OptimConfig(freeze=("w*", "ln_f.*", "h.*.weight", "h.*.bias"))
+    (optimizer,) = build_optimizers(frozen, adapted.params())
+    for _ in range(2):  # a has no gradient before b has moved
+        adapted.objective(tokens, targets)[0].backward()
+        optimizer.step()
+    before = dict(plain.named_parameters())
+    for name, weight in adapted.named_parameters():
+        assert (name not in before) or torch.equal(weight, before[name]), name
+    layer = adapted.h[0].mlp.c_fc
+    assert layer.a.grad is not None and layer.b.abs().max() > 0
+    x = torch.randn(3, 32)
+    merged = F.linear(x, layer.weight + layer.b @ layer.a, layer.bias)
+    torch.testing.assert_close(layer(x), merged)
 
 
 # --- embedding, stack, mlp ---
