@@ -667,7 +667,7 @@ def gains_now(run: ExaminedRun) -> str:
 def residual_scaling(run: ExaminedRun) -> Finding | None:
     """Residual output matrices start smaller than the others, by 1/sqrt(2 L)."""
     if not run.start.h[-1].final_norm:
-        raise NotExamined("its blocks normalise the stream themselves")
+        raise NotExamined("its blocks normalise the stream, or scale what they add to it, themselves")
     if "even" in SLOTS["init"][run.config.model.init.name].can:
         raise NotExamined(f"{run.config.model.init} starts all matrices alike on purpose")
     params = run.start.params()

@@ -49,7 +49,11 @@ def test_every_shipped_component_is_left_alone(case: testing.Case, trained: Any)
     found = examine(run)
     assert not found.findings
     weighing = ("gate", "sink_logits", "sigmoid", "talking_heads", "top_k")
-    allowed = {"softmax_rows": weighing, "residual_scaling": ("post", "deepnorm", "gpt2_tf")}
+    allowed = {
+        "softmax_rows": weighing,
+        "attention_scale": ("none",),  # no scores
+        "residual_scaling": ("post", "deepnorm", "rezero", "gpt2_tf", "small_init"),
+    }
     for check in found.unknown:
         assert {case.name, *case.options} & set(allowed[check]), (check, found.unknown)
 
