@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from gpt2lab.config import Config, load_config
-from gpt2lab.errors import ConfigError
+from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
 from gpt2lab.experiments.ablation import Outcome, Study
-from gpt2lab.experiments.single import STUDY, Single
+from gpt2lab.experiments.single import STUDY, Single, error_of
 from gpt2lab.planning.ablation import ladder_of, load_ablation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
 from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord, best_trial
-from gpt2lab.results import collect, final_values, judge, missing_runs
+from gpt2lab.results import collect, damage_text, final_values, judge, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
 from gpt2lab.text import seconds_of
 from gpt2lab.tracking import open_tracker
@@ -94,6 +94,15 @@ class StudyResult(Outcome):
     def missing(self) -> pd.DataFrame:
         """Columns arm, seed, run, status, reason: runs without a final value, and why."""
         return missing_runs(self.record, self.store)
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Run id -> which of its files is damaged, or which data, and what to do: the same call does not mend it."""
+        damaged = {run.id: run.reason or "" for run in self.runs if run.status == "damaged"}
+        for folder in map(self.store.run, self.failed):
+            if folder.id not in damaged and (failure := folder.failure() or {}).get("code") == DataFault.code:
+                damaged[folder.id] = damage_text(error_of(failure, folder))
+        return damaged
 
     def report(self, out: str | Path = "reports") -> Path:
         """Write the study's page below `out`; -> its index.html."""

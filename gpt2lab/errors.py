@@ -70,6 +70,13 @@ class DataFault(Gpt2labError):
     exit_code = 4
 
 
+class Unreadable(DataFault):
+    """A stored file that the machine does not let us read: a permission, a failing disk."""
+
+    code = EnvironmentFault.code
+    exit_code = EnvironmentFault.exit_code
+
+
 class NumericsFault(Gpt2labError):
     """Training produced numbers that are not finite, or results that should agree do not."""
 

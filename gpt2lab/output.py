@@ -50,7 +50,7 @@ def lossy(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(Lossy(descriptor)),
         encoding=stream.encoding,
-        errors="replace" if stream.errors == "strict" else stream.errors,
+        errors="replace" if stream.errors in ("strict", "surrogateescape") else stream.errors,
         line_buffering=stream.line_buffering,
     )
 

@@ -145,7 +145,7 @@ class PlainLines(Display):
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):
-            self.console.print(event.text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(harmless(event.text), markup=False, highlight=False, soft_wrap=True)
             return
         for run in event.runs:
             before, state = self.seen.get(run.run_id), (run.status, run.val_loss)
@@ -216,7 +216,7 @@ STYLES = {"running": "bold", "finished": "green", "failed": "red", "diverged": "
 def table(runs: Sequence[RunProgress], title: str) -> Table:
     """All runs, or only running ones if there are more than MOST_ROWS."""
     selected = runs if len(runs) <= MOST_ROWS else [run for run in runs if run.status == "running"]
-    result = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
+    result = Table(title=Text(harmless(title)), title_justify="left", box=None, padding=(0, 1))
     for name in ("arm", "seed", "status", "progress"):
         result.add_column(name)
     for name in ("step", "train loss", "val loss", "tokens/s", "left"):

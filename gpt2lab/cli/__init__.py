@@ -81,6 +81,11 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
     """Run one command, with errors printed to standard error; -> its exit code."""
     name = str(app.info.name)
     try:
+        os.getcwd()
+    except OSError as error:
+        fault = EnvironmentFault(str(error.strerror), where="the current folder", hint="cd to a folder that exists")
+        return print_error(fault.render(), fault.exit_code)
+    try:
         code = app(args=arguments, standalone_mode=False, prog_name=name)
     except Gpt2labError as error:
         if debug:
@@ -100,6 +105,9 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
             return print_error(masked(traceback.format_exc()), 1)
         if out_of_memory(error):
             return print_error(no_memory(error).render(), EnvironmentFault.exit_code)
+        if isinstance(error, OSError) and error.errno in REFUSED:
+            fault = EnvironmentFault(str(error.strerror), where=str(error.filename or name), hint="add --debug")
+            return print_error(fault.render(), fault.exit_code)
         return print_error(internal_error(error), 1)
     return code if isinstance(code, int) else 0
 
@@ -124,6 +132,11 @@ def usage_error(error: Any) -> int:
 MEMORY = ("not enough memory", "annot allocate memory", "can't allocate memory", "can't start new thread",
           "failed to map segment", "std::bad_alloc")  # fmt: skip
 """What torch, the loader of libraries and the kernel say when a process may not have more memory."""
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE,
+    errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+)  # fmt: skip
+"""Errors of the operating system that are no bug of a program, wherever they occur."""
 TRACES_KEPT = 20
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2lab.cli.options import Json, Runs
+from gpt2lab.text import harmless
 
 if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
@@ -133,7 +134,7 @@ def compare(
             error.hint = error.hint and re.sub(python, option, error.hint)
         raise
     refuse_unknown_arms(verdicts)
-    print(json.dumps(verdicts.to_json(), indent=1) if json_ else f"{verdicts}\nread as: {verdicts.read_as}")
+    print(json.dumps(verdicts.to_json(), indent=1) if json_ else harmless(f"{verdicts}\nread as: {verdicts.read_as}"))
 
 
 def rows_of(table: str, tracking_uri: str | None, runs: Path) -> Any:

@@ -75,15 +75,25 @@ def run(
         raise typer.BadParameter("a plan for another machine needs --dry-run", param_hint="--machine")
     console = console_for(to_stderr=json_)
     target_machine = machine_of(machine) if machine else None
-    failed = False
+    results = []
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, budget=budget, machine=target_machine):
         if dry_run:
             print_plan(study, console, json_)
             continue
         result = train(study, console, tracking=not no_tracking)
         finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
-        failed |= bool(result.failed)
-    if failed:
+        results.append(result)
+    refuse_failures(*results)
+
+
+def refuse_failures(*results: StudyResult) -> None:
+    """Raises DataFault for what another call does not mend, and SystemExit for other failed runs."""
+    from gpt2lab.errors import DataFault, Problem
+
+    damaged = {run: reason for result in results for run, reason in result.damaged.items()}
+    if damaged:
+        raise DataFault([Problem(run, reason) for run, reason in damaged.items()], hint="gpt2lab runs")
+    if any(result.failed for result in results):
         raise SystemExit(1)
 
 
@@ -121,7 +131,9 @@ def train(study: Study, console: Any, *, tracking: bool) -> StudyResult:
     with display(console) as listener:
         result = api.train_study(study, tracking=tracking, on_event=listener)
     trained = len(result.endings) - len(result.failed)
-    failed = f", {len(result.failed)} failed (tried again by the same command)" if result.failed else ""
+    again = len(result.failed) - len(result.damaged.keys() & set(result.failed))
+    failed = f", {again} failed (tried again by the same command)" if again else ""
+    failed += f", {len(result.damaged)} damaged" if result.damaged else ""
     say(console, f"{plural(result.found, 'run')} found finished, {trained} trained now{failed}")
     return result
 
@@ -452,8 +464,7 @@ def noise(
         print_plan(study, console, json_)
         return
     result = train(study, console, tracking=not no_tracking)
-    if result.failed:
-        raise SystemExit(1)
+    refuse_failures(result)
     show_floors([keep_floor(study.plan(), result.record, store)], console, as_json=json_)
 
 

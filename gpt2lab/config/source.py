@@ -101,7 +101,9 @@ def read_file(path: str | Path) -> YamlSource:
     try:
         if os.path.isdir(file):
             raise ConfigError("a folder, not a YAML file", where=shown_path(file), hint=f"ls {file}")
-        if not os.path.isfile(file):  # nor a pipe, nor a device
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ConfigError("no regular file, which can be read more than once", where=shown_path(file))
+        if not os.path.isfile(file):
             raise ConfigError("no such file" + _similar(Path(file)), where=shown_path(file))
         with open(file, "rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
@@ -256,7 +258,7 @@ def _similar(path: Path) -> str:
     except OSError:
         return ""
     guess = nearest(path.name, names)
-    return f"; did you mean '{path.with_name(guess)}'?" if guess else ""
+    return f"; did you mean '{path.with_name(guess)}'?" if guess and guess != path.name else ""
 
 
 # --- one tree over another: a preset, a file, `--set`, the changes of an arm ---

@@ -278,7 +278,7 @@ class Single:
         record = single_record(
             STUDY, self.scale, self.label, self.run, self.costs, self.data, self.machine, reproduce=self.reproduce
         )
-        with file_lock(store.root / "studies" / f".{record.name}.lock"):
+        with file_lock(store.folder("studies") / f".{record.name}.lock"):
             combined = record
             if record.name in store.studies():
                 earlier = store.study(record.name)

@@ -103,7 +103,7 @@ def _place(config: Config, data: Prepared, machine: Machine) -> dict[str, Any]:
 def write_floor(floor: Floor, store: Store) -> None:
     """Write it to the store; a floor measured again under the same conditions is replaced."""
     where = {k: v for k, v in asdict(floor).items() if k in ("scale", "tokens", "data", "evaluation", "stack")}
-    write_json(store.root / "noise" / f"{floor.scale}-{digest(where)[:12]}.json", asdict(floor))
+    write_json(store.folder("noise") / f"{floor.scale}-{digest(where)[:12]}.json", asdict(floor))
 
 
 def floors(store: Store) -> Iterator[Floor]:

@@ -28,7 +28,7 @@ from gpt2lab.model import build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import is_compiled
-from gpt2lab.store import file_lock, now, read_json, write_json
+from gpt2lab.store import Store, file_lock, now, read_json, write_json
 from gpt2lab.text import memory
 from gpt2lab.training.allocator import high_water, keep_memory
 from gpt2lab.training.clock import Clock
@@ -58,7 +58,7 @@ def recorded(root: Path, configs: Mapping[str, Config], machine: Machine) -> dic
         if not machine.local:
             problem = f"equal wall clock needs the arms' speeds on {machine.device_name}, which are not measured yet"
             raise ConfigError(problem, where="equalise", hint="plan once on that machine, with the same --runs")
-        with file_lock(root / "throughput" / "lock"):  # two probes at once would slow each other down
+        with file_lock(Store(root).folder("throughput") / "lock"):  # two probes at once would slow each other down
             missing = {path: name for name, path in paths.items() if not path.exists()}
             speeds = measure({name: configs[name] for name in missing.values()}, machine)
             for path, name in missing.items():
@@ -227,6 +227,7 @@ def micro_batch(
         lambda n: probed(uncompiled, machine, n),  # a compiled training takes somewhat less memory
         (lambda n: probed(config, machine, n)) if is_compiled(config, machine.device) else None,
     )
+    Store(root).folder("probes")
     write_json(path, {"found": asdict(result), "measured": now(), **key(config, machine, ranks)})
     return result
 

@@ -40,7 +40,7 @@ def keep_sources(configs: Iterable[Config], store: Store) -> None:
     """Keep in the store what the code hashes of these configs' identities stand for."""
     for config in configs:
         for code, parts in sources(config).items():
-            path = store.root / "code" / f"{code[:32]}.json"
+            path = store.folder("code") / f"{code[:32]}.json"
             if not path.exists():
                 write_json(path, parts)
 

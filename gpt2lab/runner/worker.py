@@ -98,6 +98,6 @@ def record_failure(job: Job, error: BaseException) -> None:
         record["rank"] = environment.rank
     if isinstance(error, Gpt2labError):
         record |= {"code": error.code, "exit_code": error.exit_code, "hint": error.hint}
-    with contextlib.suppress(EnvironmentFault):  # a full disk may be the failure: then the log alone has it
+    with contextlib.suppress(ConfigError, EnvironmentFault):  # a full disk may be it: then the log alone has it
         folder.fail(record)
         write_atomically(folder.path / "error.log", masked("".join(traceback.format_exception(error))))

@@ -27,6 +27,7 @@ from gpt2lab.store.files import (
     fsync_folder,
     is_locked,
     make_folder,
+    open_file,
     parse_json,
     publish_folder,
     read_bytes,
@@ -50,6 +51,7 @@ __all__ = [
     "fsync_folder",
     "make_folder",
     "now",
+    "open_file",
     "parse_json",
     "parse_rows",
     "publish_folder",
@@ -112,7 +114,8 @@ def _row(line: bytes) -> Row | None:
 def refuse_link(folder: Path) -> None:
     """Raises ConfigError for a symbolic link in the place of a folder of the store."""
     if folder.is_symlink():
-        raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder))
+        hint = f"rm {folder}; to keep runs on another disk, give --runs a folder there"
+        raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder), hint=hint)
 
 
 class RunFolder:
@@ -422,6 +425,15 @@ class Store:
         self.root = Path(root)
         self._studies = _Records(self.root / "studies", "study", StudyRecord)
         self._sweeps = _Records(self.root / "sweeps", "sweep", SweepRecord)
+
+    def folder(self, *names: str) -> Path:
+        """A folder below the root that is going to be written to, whether it exists or not. Raises ConfigError for a
+        symbolic link in its place."""
+        folder = self.root
+        for name in names:
+            folder = folder / name
+            refuse_link(folder)
+        return folder
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of a run, whether it exists or not. Raises ConfigError for what cannot be a run id."""

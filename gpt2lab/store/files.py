@@ -6,16 +6,18 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.errors import DataFault, EnvironmentFault
+from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,8 +30,9 @@ def temporary_beside(final: Path) -> Path:
     return final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace the file `path` in one step; the content is on the disk when this returns.
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Replace the file `path` in one step; the content is on the disk when this returns. private: only this user may
+    read it.
 
     Raises EnvironmentFault (disk full, no permission), with the old file intact and no temporary left.
     """
@@ -44,6 +47,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                     fcntl.flock(file, fcntl.LOCK_EX)
                 if not temporary.exists():  # swept in the moment before the lock
                     continue
+                if private:
+                    os.fchmod(file.fileno(), 0o600)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -145,18 +150,33 @@ def _cause(error: OSError, folder: Path) -> str:
     return "the disk is full"
 
 
+class NoRegularFile(OSError):
+    """A folder, a pipe or a device in the place of a file. A pipe would wait for a writer, a device may have no end."""
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """A file to read. Raises OSError: NoRegularFile where something else is in its place."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NoRegularFile(errno.EINVAL, "is a directory" if stat.S_ISDIR(mode) else "is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read_bytes(path: Path) -> bytes | None:
     """The content of a file, None when there is none. Raises DataFault where something else is in its place, and
-    EnvironmentFault when it cannot be read."""
+    Unreadable when the machine does not let us read it."""
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except FileNotFoundError:
         return None
-    except (IsADirectoryError, NotADirectoryError) as error:
+    except (NoRegularFile, NotADirectoryError) as error:
         raise DataFault(f"cannot be read: {str(error.strerror).lower()}", where=str(path)) from None
     except OSError as error:
         what = f"cannot be read: {str(error.strerror).lower()}"
-        raise EnvironmentFault(what, where=str(path), hint=f"ls -l {path}") from None
+        raise Unreadable(what, where=str(path), hint=f"ls -l {path}") from None
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
@@ -183,12 +203,12 @@ def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any] | None:
     return found
 
 
-def write_json(path: Path, record: Mapping[str, Any], *, indent: int | None = 1) -> None:
+def write_json(path: Path, record: Mapping[str, Any], *, indent: int | None = 1, private: bool = False) -> None:
     """Write a JSON object and its seal atomically; NaN and infinities as Python's json writes them. indent: None for
-    one line."""
+    one line. private: as `write_atomically`."""
     separators = (",", ":") if indent is None else None
     sealed = {**record, SEAL: seal_of(record)}
-    write_atomically(path, json.dumps(sealed, indent=indent, separators=separators) + "\n")
+    write_atomically(path, json.dumps(sealed, indent=indent, separators=separators) + "\n", private=private)
 
 
 def seal_of(record: Mapping[str, Any]) -> str:
@@ -217,8 +237,8 @@ def _unlink_unlocked(path: Path) -> bool:
 def is_locked(path: Path) -> bool:
     """Whether some process holds the kernel lock on this file. What is written in the file plays no part."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would wait for a writer
+    except OSError:  # nor can anybody else open it
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import LockHeld
-from gpt2lab.store.files import disk_fault, make_folder
+from gpt2lab.store.files import disk_fault, make_folder, open_file
 
 _held: set[int] = set()
 
@@ -98,7 +98,8 @@ def _named(lock: Path) -> str:
 def lock_holder(lock: Path) -> dict[str, Any]:
     """What the last holder wrote into a lock file; {} when there is nothing to read."""
     try:
-        found = json.loads(lock.read_text())
+        with open_file(lock) as file:
+            found = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

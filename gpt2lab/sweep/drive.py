@@ -401,7 +401,7 @@ def search_record(search: Search, trials: Trials, scale: str) -> SearchRecord:
 
 def write_record(record: SweepRecord, store: Store) -> SweepRecord:
     """Write it as the sweep's record; a sweep keeps the date on which it was declared first."""
-    with file_lock(store.root / "sweeps" / f".{record.name}.lock", LOCK_PATIENCE_SECONDS):
+    with file_lock(store.folder("sweeps") / f".{record.name}.lock", LOCK_PATIENCE_SECONDS):
         before = store.sweep(record.name) if record.name in store.sweeps() else None
         created = before.created if before and before.hash == record.hash else ""
         record = record.with_(created=created or now(), updated=now())

@@ -30,7 +30,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLA
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, unknown
 from gpt2lab.redaction import shown
-from gpt2lab.store import disk_fault, file_lock, make_folder
+from gpt2lab.store import Store, disk_fault, file_lock, make_folder
 from gpt2lab.tracking.addresses import reason, sqlite_path
 
 LOCKS = ("flock", "symlink")
@@ -54,7 +54,7 @@ TRANSIENT_ERRNO = (errno.EAGAIN, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, er
 def default_address(root: Path) -> str:
     """Where the searches of a run store are kept unless an address is given. Never MLflow's file: both would make their
     tables in it, and each find the other's version there."""
-    return f"sqlite:///{root.resolve()}/sweeps/optuna.db"
+    return f"sqlite:///{Store(root.resolve()).folder('sweeps')}/optuna.db"
 
 
 def open_storage(

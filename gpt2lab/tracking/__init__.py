@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from gpt2lab.errors import ConfigError, unknown
 from gpt2lab.redaction import shown
 from gpt2lab.registry import Slot, load_entry_points
-from gpt2lab.store import RunFolder, Status
+from gpt2lab.store import RunFolder, Status, Store
 
 tracker = Slot("tracker", "where results are mirrored (GPT2LAB_TRACKER)", default="mlflow", in_config=False)
 
@@ -102,7 +102,7 @@ def open_tracker(root: Path, experiment: str) -> Tracker:
         hint = "--plugin FILE, where its class is registered"
         raise ConfigError(unknown("tracker", name, tracker.names()), where="GPT2LAB_TRACKER", hint=hint)
     shown(address)  # messages hide its secrets, whatever the class makes of it
-    made: Tracker = tracker[name].factory(address, experiment, root / "artifacts")
+    made: Tracker = tracker[name].factory(address, experiment, Store(root).folder("artifacts"))
     return made
 
 

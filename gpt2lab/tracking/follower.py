@@ -322,6 +322,7 @@ class Delivery:
 
     def _locked(self) -> Any:
         """Two commands that follow one study must not both make its runs in the tracker."""
+        self._store.folder(*_folders(self._study))
         return file_lock(_beside(self._store, self._study, "lock"), LOCK_PATIENCE_SECONDS)
 
     def _write_links(self) -> None:
@@ -333,7 +334,7 @@ class Delivery:
             "runs": {run.folder.id: run.copy.id for run in self._runs if run.copy},
         }
         if links != self._links:
-            write_json(_beside(self._store, self._study, "json"), links)
+            write_json(_beside(self._store, self._study, "json"), links, private=True)
             self._links = links
 
 
@@ -525,5 +526,8 @@ def links(store: Store, name: str, kind: str = "study") -> dict[str, Any] | None
 
 def _beside(store: Store, study: Record, ending: str) -> Path:
     """A file about the copies of a study or sweep; those that share a name have one each."""
-    folder = store.root / "tracking"
-    return (folder / "sweeps" if study.get("kind") == "sweep" else folder) / f"{study['name']}.{ending}"
+    return store.root.joinpath(*_folders(study), f"{study['name']}.{ending}")
+
+
+def _folders(study: Record) -> tuple[str, ...]:
+    return ("tracking", "sweeps") if study.get("kind") == "sweep" else ("tracking",)

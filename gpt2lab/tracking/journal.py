@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gpt2lab.errors import DataFault, EnvironmentFault
+from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable
 from gpt2lab.faults import point
 from gpt2lab.store import (
     DISK_FULL,
@@ -18,7 +18,9 @@ from gpt2lab.store import (
     disk_fault,
     fsync_folder,
     make_folder,
+    open_file,
     parse_rows,
+    read_bytes,
     still_named,
     write_atomically,
 )
@@ -50,7 +52,7 @@ class Journal:
             fsync_folder(path.parent)
         except OSError as error:
             raise disk_fault(error, path) from error
-        rows, end = parse_rows(path.read_bytes(), str(path))
+        rows, end = parse_rows(read_bytes(path) or b"", str(path))
         if end < path.stat().st_size:
             os.ftruncate(self._descriptor, end)  # a torn last line would swallow the next row
         self.last_step = rows[-1]["step"] if rows else -1
@@ -90,7 +92,7 @@ class Journal:
     def truncate_after(self, step: int) -> None:
         """Drop the rows of later steps, in one step: what a run does that continues from the checkpoint of `step`."""
         self.sync()
-        data = self.path.read_bytes()
+        data = read_bytes(self.path) or b""
         rows, end = parse_rows(data, str(self.path))
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
@@ -148,7 +150,7 @@ class Tail:
         we read it (its `seconds` differ), so it is read from the start, and only later steps than ours are returned.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self._offset - len(self._last_line))
                 if file.read(len(self._last_line)) != self._last_line:
                     self._offset, self._last_line = 0, b""
@@ -156,6 +158,8 @@ class Tail:
                 data = file.read()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error.strerror}", where=str(self.path)) from None
         rows, length = parse_rows(data, str(self.path))
         if length:
             self._offset += length

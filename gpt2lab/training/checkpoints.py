@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gpt2lab.errors import ConfigError, DataFault, Problem
 from gpt2lab.faults import point
-from gpt2lab.store import disk_fault, make_folder, publish_folder, temporary_beside
+from gpt2lab.store import disk_fault, make_folder, open_file, publish_folder, temporary_beside
 from gpt2lab.training.state import Fit, TrainState, take_fitting
 
 STEP = re.compile(r"step_([0-9]{6,})")
@@ -281,7 +281,8 @@ def damage(folder: Path, step: int, names: Collection[str]) -> str | None:
     Finds accidents, not forgery: whoever can write the files can write the manifest.
     """
     try:
-        written = (folder / MANIFEST).read_bytes()
+        with open_file(folder / MANIFEST) as file:
+            written = file.read()
         content = json.loads(written)
         files = content.pop("files")
         seal = content.pop("sha256")
@@ -306,7 +307,7 @@ def damage(folder: Path, step: int, names: Collection[str]) -> str | None:
 
 
 def _described(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return {"bytes": opened.tell(), "sha256": digest}
 

@@ -244,6 +244,16 @@ def test_a_bug_is_one_line_and_the_name_of_a_file(
     assert answer.code == 1 and 'raise RuntimeError("boom' in answer.err
 
 
+def test_what_the_system_refuses_is_no_bug(gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = gpt2lab("runs", "--runs", "x" * 300)
+    assert answer.code == 3 and re.match(r"gpt2lab: error \[ENVIRONMENT\] x+\S*: File name too long\ntry: ", answer.err)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    answer = gpt2lab("runs")
+    assert answer.code == 3 and "the current folder: No such file or directory\ntry: cd " in answer.err
+
+
 def test_debug_shows_the_trace_of_a_users_error(gpt2lab: Call) -> None:
     answer = gpt2lab("components", "--debug", "mpl")
     assert answer.code == 2 and "Traceback (most recent call last)" in answer.err

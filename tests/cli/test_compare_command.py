@@ -85,6 +85,13 @@ def test_contrasts_take_the_place_of_every_arm_against_the_baseline(judged: Call
     assert answer.code == 0 and answer.err == ""
 
 
+def test_names_in_a_table_cannot_control_the_terminal(judged: Call, tmp_path: Path) -> None:
+    table = next(tmp_path.glob("*.csv"))
+    table.write_text(table.read_text().replace("rotary", "\x1b[2Jrotary"))
+    answer = judged()
+    assert "[2Jrotary against" in answer.out and "\x1b" not in answer.out
+
+
 def test_looks_judge_at_their_own_level(judged: Call) -> None:
     answer = judged("--looks", "3,5", "--json")
     contrasts = {c["arm"]: c for c in json.loads(answer.out)["contrasts"]}

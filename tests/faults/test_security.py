@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import saving
 
 import gpt2lab
+from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.noise import Floor, write_floor
+from gpt2lab.planning.probes import MicroBatch, micro_batch, recorded
+from gpt2lab.reuse.why import keep_sources
 from gpt2lab.store import Store, sweep_leftovers
+from gpt2lab.sweep.storage import default_address
+from gpt2lab.tracking import open_tracker
 from gpt2lab.tracking.journal import Journal
 from gpt2lab.training import load_latest, prune, save
 
@@ -66,6 +74,36 @@ def test_a_run_whose_folder_is_a_link_is_not_worked_on(tmp_path: Path, outside: 
     before = content(outside)
     with pytest.raises(ConfigError, match="symbolic link"), run.lock():
         pass
+    assert content(outside) == before
+
+
+HERE = Machine("cpu", "a processor", 1, 1, 1e9, "a test")
+FLOOR = Floor(
+    scale="nano", sd=0.1, low=0.1, high=0.1, df=2, values={}, runs=(), failed=0, same_seed={}, parameters=1, tokens=1,
+    data="data", evaluation="key", stack={"torch": "2", "device": "cpu"}, created="",
+)  # fmt: skip
+WRITERS: dict[str, Callable[[Store], object]] = {
+    "code": lambda store: keep_sources([load_config("nano")], store),
+    "noise": lambda store: write_floor(FLOOR, store),
+    "throughput": lambda store: recorded(store.root, {"a": load_config("nano")}, HERE),
+    "probes": lambda store: micro_batch(load_config("nano"), HERE, 1, store.root),
+    "sweeps": lambda store: default_address(store.root),
+    "artifacts": lambda store: open_tracker(store.root, "an experiment"),
+}
+"""Folder of a store -> what writes there. Those of studies and copies in a tracker are tested beside their writers."""
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_no_folder_of_a_store_is_written_through_a_link(
+    tmp_path: Path, outside: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2lab.planning.probes.search", lambda *_: MicroBatch(1, 1, 1, 1.0, 1.0))
+    store = Store(tmp_path / "runs")
+    store.root.mkdir()
+    (store.root / name).symlink_to(outside)
+    before = content(outside)
+    with pytest.raises(ConfigError, match=f"{name}: is a symbolic link"):
+        WRITERS[name](store)
     assert content(outside) == before
 
 

@@ -95,6 +95,16 @@ def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path, linked: str)
     assert not list(outside.iterdir())
 
 
+def test_no_record_is_written_through_a_symbolic_link(tmp_path: Path) -> None:
+    store, outside = Store(tmp_path / "runs"), tmp_path / "outside"
+    outside.mkdir()
+    store.root.mkdir()
+    (store.root / "studies").symlink_to(outside)
+    with pytest.raises(ConfigError, match="symbolic link"):
+        store.write_study(study("posenc@nano"))
+    assert not list(outside.iterdir())
+
+
 def test_status_follows_the_life_of_a_run(tmp_path: Path, run: RunFolder) -> None:
     assert run.status() == "absent"
     with run.lock():

@@ -61,6 +61,21 @@ def test_polling_gives_news_and_delivers(lab: Lab, tracker: Recorder, said: list
     assert said == []
 
 
+def test_what_is_kept_of_copies_is_for_this_user_alone_and_never_written_through_a_link(
+    lab: Lab, tracker: Recorder, said: list[str]
+) -> None:
+    lab.train_all()
+    assert Follower(lab.store, lab.record, lambda: tracker, said.append).close() == 0
+    (kept,) = (lab.store.root / "tracking").glob("*.json")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    outside = kept.parent.rename(lab.store.root.parent / "outside")
+    kept.parent.symlink_to(outside)
+    before = {path: path.stat() for path in outside.iterdir()}
+    assert Follower(lab.store, lab.record, Recorder, said.append).close() > 0
+    assert {path: path.stat() for path in outside.iterdir()} == before
+    assert "tracking: is a symbolic link" in said[0]
+
+
 def test_following_works_without_a_tracker(lab: Lab, said: list[str]) -> None:
     lab.train_all()
     follower = Follower(lab.store, lab.record, None, said.append)
