@@ -280,6 +280,7 @@ class Earlier(Record):
     contrasts: list[list[str] | Effect] | None = None
     smallest_effect: float | None = None
     alpha: float | None = None
+    judged_contexts: list[float] | None = None
     arms: dict[str, str | None] | list[str] = Field(default_factory=dict)
     """name -> hash of its settings; names alone in records from before those were remembered"""
     finished: list[int] = Field(default_factory=list)
@@ -295,6 +296,8 @@ class History(Record):
     """why nothing can be claimed"""
     late: list[list[str]] = Field(default_factory=list)
     """contrasts of which alone nothing can be claimed"""
+    late_contexts: list[float] = Field(default_factory=list)
+    """judged contexts of which nothing can be claimed, for the same reason"""
     dropped: list[list[str]] = Field(default_factory=list)
     """contrasts that were left out and still count in the family"""
     smallest_effect: float
@@ -336,6 +339,8 @@ class StudyRecord(Record):
     evaluation: Evaluation
     validation_text: str | None = None
     """sha256 of the validation text, where arms have data of their own and this text in common"""
+    judged_contexts: list[float] = Field(default_factory=list)
+    """multiples of the training context at which every arm is judged against itself at that context"""
     bracketed: bool = False
     floors: dict[str, float] | None = None
     """losses of counting single tokens (`unigram`) and pairs (`bigram`) on this text"""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2lab.analysis import Noise, Verdicts, compare
+from gpt2lab.analysis import Contrast, Noise, Verdicts, compare
 from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.analysis.scaling import Reach, reach
@@ -47,6 +48,8 @@ ENDED = ("finished", "unevaluated")
 """Statuses of runs whose training is complete."""
 
 LATE = "declared after its results were there"
+NOT_DECLARED = "not declared in `evaluate.judged_contexts`"
+HERE = "the training context"
 
 NOISE_DESIGN = "noise floor"
 """Design of a study that compares nothing: repeats of one recipe."""
@@ -196,10 +199,8 @@ def judge_runs(
     """
     waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study.arms, _still_looking(study))
     past = study.history
-    undeclared = dict.fromkeys(study.arms, (past and past.undeclared) or study.undeclared_look or "")
+    undeclared = dict.fromkeys(study.arms, _undeclared(study))
     declared = {arm: entry.exploratory for arm, entry in study.arms.items() if entry.exploratory}
-    first = past.first_seeds if past else len(study.seeds)
-    looks = past.looks if past else study.looks
     rates = searches(study, store) if store else {}
     read = reading(study)
     column = "value" if read.continuous else study.metric
@@ -208,8 +209,7 @@ def judge_runs(
         [{"arm": arm, "seed": seed, column: value} for arm, seed, value in values],
         value=None if read.continuous else column,
         baseline=study.baseline,
-        smallest_effect=smallest_effect(study),
-        alpha=past.alpha if past else study.alpha,
+        **_terms(study),
         contrasts=[c.plain() if isinstance(c, Effect) else c for c in study.contrasts],
         unigram=_floor(study, "unigram"),
         noise=noise_of(study),
@@ -217,9 +217,6 @@ def judge_runs(
         late={(str(arm), str(against)): LATE for arm, against in (past.late if past else ())},
         dropped=len(past.dropped) if past else 0,
         not_comparable=_not_comparable(study, runs),
-        screen=study.screen,
-        looks=looks or ((first,) if first >= FEWEST else None),
-        extendable=True,
         baseline_seeds=past.first_baseline if past else study.baseline_seeds,
         searches=rates,
         text=text_noise(study, runs, store) if store else None,
@@ -231,6 +228,81 @@ def judge_runs(
         unit=read.unit,
         higher_is_better=read.higher_is_better,
     )
+
+
+def _terms(study: StudyRecord) -> dict[str, Any]:
+    """The arguments of `compare` that every family of a study's contrasts shares."""
+    past = study.history
+    first, looks = (past.first_seeds, past.looks) if past else (len(study.seeds), study.looks)
+    return {
+        "smallest_effect": smallest_effect(study),
+        "alpha": past.alpha if past else study.alpha,
+        "screen": study.screen,
+        "looks": looks or ((first,) if first >= FEWEST else None),
+        "extendable": True,
+    }
+
+
+def _undeclared(study: StudyRecord) -> str:
+    """Why nothing of a study is claimed, "" where that is not so."""
+    return (study.history and study.history.undeclared) or study.undeclared_look or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtContext:
+    """One arm at another context than the training one. `multiple`, `length`: that context, as a multiple and in
+    tokens. `loss`: mean over the runs. `contrast`: against the same runs at the training context, on the same
+    targets; None where the arm cannot be read at that context."""
+
+    arm: str
+    multiple: float
+    length: int
+    loss: float = math.nan
+    contrast: Contrast | None = None
+
+
+def judge_contexts(study: StudyRecord, runs: Sequence[StudyRun]) -> list[AtContext]:
+    """Whether arms hold beyond the training context: for every arm, and every context in `evaluate.judged_contexts`,
+    the loss there minus the loss at the training context, run by run. These contrasts are a family of their own, at
+    the study's alpha, looks and smallest effect; longer contexts that were scored without being declared so
+    are exploratory."""
+    if study.metric != LOSS:  # contexts are scored by their loss, and the smallest effect is in the metric's unit
+        return []
+    declared, past = study.judged_contexts, study.history
+    block, usable = study.evaluation.block_size or 1, usable_runs(study, runs)
+    at: dict[tuple[str, float], dict[int, float]] = {}
+    for arm, seed, multiple, _, loss in contexts_of(study, usable):
+        at.setdefault((arm, multiple), {})[seed] = loss
+    longer = declared or [multiple for multiple in study.evaluation.contexts if multiple > 1]
+    whole = [(arm, multiple) for arm in study.arms for multiple in longer]
+    names = {f"{arm} at {round(multiple * block)}": (arm, multiple) for arm, multiple in whole if (arm, multiple) in at}
+    if not names or any((arm, 1.0) not in at for arm, _ in names.values()):
+        return []
+    healthy, late = {run.id for run in usable}, past.late_contexts if past else ()
+    values: dict[tuple[str, int], float | None] = {(HERE, run.seed): 0.0 for run in runs}
+    for name, (arm, multiple) in names.items():
+        own = [run for run in runs if run.arm == arm]
+        values |= {(name, run.seed): None if run.value is None else math.nan for run in own if run.id not in healthy}
+        values |= {(name, seed): loss - at[arm, 1.0][seed] for seed, loss in at[arm, multiple].items()}
+    judged = compare(
+        [{"arm": name, "seed": seed, "value": value} for (name, seed), value in values.items()],
+        baseline=HERE,
+        **_terms(study),
+        contrasts=[(name, HERE) for name in names],
+        exploratory={
+            name: _undeclared(study) or (NOT_DECLARED if not declared else LATE if multiple in late else "")
+            for name, (_, multiple) in names.items()
+        },
+        sensitivity=False,
+    )
+    contrasts = {names[c.arm]: replace(c, notes=tuple(n for n in c.notes if HERE not in n)) for c in judged.contrasts}
+    return [
+        AtContext(
+            arm=arm, multiple=multiple, length=round(multiple * block), contrast=contrasts.get((arm, multiple)),
+            loss=statistics.fmean(at.get((arm, multiple), {0: math.nan}).values()),
+        )
+        for arm, multiple in whole
+    ]  # fmt: skip
 
 
 def _unbounded(study: StudyRecord, rates: Mapping[str, RateSearch]) -> list[str]:

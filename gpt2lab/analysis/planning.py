@@ -81,6 +81,10 @@ def _smallest(enough: Callable[[int], bool], least: int) -> int:
     return many
 
 
+HOPELESS = 500.0
+"""A quantile of t beyond which nothing is called detectable; scipy's noncentral t does not converge far beyond it."""
+
+
 @functools.lru_cache(maxsize=4096)
 def detectable(
     sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, alpha: float = 0.05, target_power: float = POWER,
@@ -94,6 +98,8 @@ def detectable(
         return math.inf
     scale = math.sqrt(sum(w**2 / n for w, n in zip(weights, sizes, strict=True)))
     quantile = float(stats.t.isf(_nominal(alpha, sizes, df) / 2, df or min(sizes) - 1))
+    if quantile > HOPELESS:
+        return math.inf
     # power .8 or .9 never needs more, and the noncentral t loses precision far beyond it
     largest = scale * (2 * quantile + 5)
 

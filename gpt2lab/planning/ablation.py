@@ -118,6 +118,8 @@ class LoadedAblation:
     budget_arms: tuple[str, ...] = ()
     tokens_per_parameter: float | None = None
     metric: str = LOSS
+    judged_contexts: tuple[float, ...] = ()
+    """multiples of block_size at which every arm is judged against itself at block_size"""
     noise_command: str = "gpt2lab noise PRESET"
     """command that measures the noise floor of the baseline"""
 
@@ -244,6 +246,7 @@ def load_ablation(
         budgets=curve.budgets if curve else (),
         budget_arms=tuple(a for a in (design.baseline, *curve.arms) if a in chosen) if curve else (),
         tokens_per_parameter=per_parameter,
+        judged_contexts=declared.evaluate.judged_contexts,
         noise_command=_noise_command(scale or _relative(folder, declared.base), per_parameter, overrides),
     )
 
@@ -338,7 +341,7 @@ def base_of(name: str, source: YamlSource, folder: Path, scale: str | None, over
     evaluation_changes = [
         (f"evaluation.{key}", source.part(("evaluate", key)))
         for key in Evaluate.model_fields
-        if isinstance(evaluate, dict) and key in evaluate and evaluate[key] not in ABSENT
+        if isinstance(evaluate, dict) and key in evaluate and evaluate[key] not in ABSENT and key != "judged_contexts"
     ]
     merged = overlay(overlay(base, evaluation_changes), changes)
     return Base(merged, tuple(examine(merged)[1]))

@@ -169,6 +169,8 @@ class Evaluate(Settings):
 
     contexts: tuple[float, ...] | None = None
     """Other context lengths, as multiples of block_size."""
+    judged_contexts: tuple[float, ...] = ()
+    """Those at which every arm is judged against itself at block_size: a second family of contrasts."""
     tokens: WholeOrCount | None = None
     """Validation tokens, or all."""
     tasks: tuple[str, ...] | None = None
@@ -483,7 +485,9 @@ def _contrast_problems(contrasts: Sequence[tuple[str, str]] | None) -> Iterator[
 
 def _combinations(declared: Ablation) -> Iterator[Complaint]:
     """Settings that exclude each other."""
-    looks, tune = declared.looks, declared.tune
+    looks, tune, scored = declared.looks, declared.tune, declared.evaluate.contexts or ()
+    if any(at == 1 or not {at, 1.0} <= set(scored) for at in declared.evaluate.judged_contexts):
+        yield Complaint("are some of `contexts`, which holds 1 as well", (("evaluate", "judged_contexts"),))
     if looks is not None:
         if declared.seeds == "auto":
             yield Complaint(

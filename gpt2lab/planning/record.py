@@ -72,6 +72,8 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
         "tokens_per_parameter": ablation.tokens_per_parameter,
         "screen": ablation.screen,
     }
+    if ablation.judged_contexts:  # else without the key, so that the hashes of older records stay the same
+        declared["judged_contexts"] = list(ablation.judged_contexts)
     bracketed = bool(declared["lr_bracket"])
     scope = scope_of(config, ablation.scale, plan.baseline.costs)
     if ablation.tunes_rate and not bracketed:  # the rates differ between arms
@@ -237,6 +239,7 @@ ENDED = ("finished", "diverged", "damaged")
 
 REMEMBERED = (
     "hash", "created", "reproduce", "seeds", "baseline_seeds", "looks", "contrasts", "smallest_effect", "alpha",
+    "judged_contexts",
 )  # fmt: skip
 """Fields of an earlier declaration that are kept, in addition to its arms and the seeds with results."""
 
@@ -283,6 +286,9 @@ def history(record: StudyRecord, earlier: Sequence[Earlier]) -> History:
     undeclared = _chosen_among(finished, seeds)
     valid = declared.with_(
         late=[pair for pair in pairs if before and pair not in before and set(pair) <= same],
+        late_contexts=[
+            at for at in record.judged_contexts if any(at not in (past.judged_contexts or ()) for past in relevant)
+        ],
         dropped=[list(pair) for pair in dict.fromkeys(map(tuple, before)) if list(pair) not in pairs],
         looks=list(relevant[0].looks or ()),
         smallest_effect=relevant[0].smallest_effect or record.smallest_effect,

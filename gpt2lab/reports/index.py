@@ -19,9 +19,8 @@ from gpt2lab.reports.page import Page, Remark, made_of, write_page
 from gpt2lab.reports.published import (
     PublishedAgreement,
     PublishedEffect,
-    expected_of,
+    expectation,
     matching,
-    with_expected,
     with_published,
 )
 from gpt2lab.reports.read import Once, error_text, read_sweep
@@ -229,15 +228,14 @@ def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepE
 
 
 def _finding(study: Study, contrast: Contrast) -> StudyContrast:
-    pair = len(contrast.weights) == 2  # effects over more arms repeat nothing, whatever they are called
-    effects = matching(study, contrast.arm, contrast.against) if pair else []
-    expected = expected_of(study, contrast) if pair else study.expected.get(contrast.arm, "")
+    effects = matching(study, contrast.arm, contrast.against) if len(contrast.weights) == 2 else []
+    expected, agreement = expectation(study, contrast)
     return StudyContrast(
         contrast=contrast,
         verdict=verdict_cell(contrast),
         difference=difference_cell(contrast.difference, contrast.low, contrast.high),
         expected=expected,
-        agreement=with_expected(study, contrast, expected, effects) if expected else None,
+        agreement=agreement,
         published=[(effect, with_published(study, contrast, effect)) for effect in effects],
     )
 

@@ -161,7 +161,6 @@ class Page:
     warnings: Sequence[Remark] = ()
     answer: Sequence[str] = ()
     basis: Sequence[str] = ()
-    caveat: str | None = None
     sections: Sequence[Section] = ()
     files: Sequence[str] = ()
     """beside the page, its twin first"""

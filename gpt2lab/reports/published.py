@@ -346,6 +346,14 @@ def with_expected(
     return _agree(study, contrast, direction, max(sizes, default=None), same)
 
 
+def expectation(study: Study, contrast: Contrast) -> tuple[str, PublishedAgreement | None]:
+    """What the study's file expects of a contrast, and how the verdict agrees with it; "" and None for nothing."""
+    pair = len(contrast.weights) == 2  # effects over more arms repeat nothing, whatever they are called
+    expected = expected_of(study, contrast) if pair else study.expected.get(contrast.arm, "")
+    effects = matching(study, contrast.arm, contrast.against) if pair else []
+    return expected, with_expected(study, contrast, expected, effects) if expected else None
+
+
 def expected_direction(expected: str) -> int | None:
     """-1, 0 or 1 by how the sentence begins; None where it begins otherwise."""
     text = expected.strip().lower()

@@ -53,6 +53,8 @@ class Summary:
     tokens_per_second: float | None
     peak_memory_bytes: int | None
     mfu: float | None = None
+    bits_per_byte: float = math.nan
+    """mean over the runs that did not fail; NaN where they were not measured beside the loss"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +141,14 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
         speeds = [speed for result in results if (speed := result.get("tokens_per_second"))]
         peaks = [peak for result in results if (peak := result.get("peak_memory_bytes"))]
         shares = [share for result in results if isinstance(share := result.get("mfu"), float)]
-        arm = judged[name]
+        arm, usable = judged[name], usable_runs(study, runs) if study.metric == LOSS else []
+        bits = [run.evaluation["metrics"].get("val/bits_per_byte", math.nan) for run in usable if run.arm == name]
         arms[name] = Summary(
             arm=name, look=look_of(place), n=arm.n, failed=arm.failed, missing=arm.missing,
             mean=arm.mean if arm.n else None, sd=arm.sd if arm.n > 1 else None,
             tokens_per_second=statistics.median(speeds) if speeds else None,
             peak_memory_bytes=max(peaks, default=None), mfu=statistics.median(shares) if shares else None,
+            bits_per_byte=statistics.fmean(bits) if bits else math.nan,
         )  # fmt: skip
     return arms
 

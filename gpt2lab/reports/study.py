@@ -12,9 +12,11 @@ from rich.text import Text
 
 from gpt2lab.analysis import in_words
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
+from gpt2lab.reports.published import AGAINST, expectation
 from gpt2lab.reports.read import StudyRead, read_study
 from gpt2lab.reports.sections import tuned
-from gpt2lab.reports.sections.method import failed_runs, floor_sentence
+from gpt2lab.reports.sections.curves import holding
+from gpt2lab.reports.sections.method import failed_runs, floor_sentence, strongest_caveat
 from gpt2lab.reports.sections.scaling import worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
 from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text, target_of
@@ -51,22 +53,25 @@ def build(read: StudyRead) -> Page:
         heading=study.question,
         title=f"{study.question} – {read.name}",
         warnings=_warnings(read, judged=judged),
-        answer=[sentence for sentence in (answer, worth_sentence(read)) if sentence] if judged else [],
+        answer=[sentence for sentence in (answer, holding(read), worth_sentence(read)) if sentence] if judged else [],
         basis=basis if judged else [f"Declared to hold {scope_text(study)}."],
-        caveat=study.caveat,
         sections=made_of(read, "study"),
         files=FILES,
     )
 
 
 def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
-    found = []
+    found = [Remark("Caveat:", caveat)] if (caveat := read.once(strongest_caveat)) else []
     if read.forced:
         text = "Refusals were turned into numbers by --force-exploratory: none of them is a finding."
         found.append(Remark("Exploratory.", text))
     if not judged:
         text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
         found.append(Remark("No verdict yet.", tuned.progress(read) or text))
+    expected = {c.arm: expectation(read.study, c) for c in read.verdicts.contrasts}
+    if against := {arm: said for arm, (said, agreement) in expected.items() if agreement and agreement.kind == AGAINST}:
+        text = "; ".join(f"of {arm} was expected: {said}" for arm, said in against.items())
+        found.append(Remark("Not as expected.", f"{text}."))
     if wrong := read.study.mistakes:
         arms = "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items())
         text = f"They show what a mistake does and how it is found; none of them is a choice for a model: {arms}."
@@ -101,6 +106,7 @@ def terminal_summary(read: StudyRead, out: str | Path = "reports") -> Group:
     ]
     missing = sum(run.value is None for run in runs)
     lines = [Text(f"{plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
+    lines += [Text(line)] if (line := holding(read)) else []
     lines += [Text(line) for c in read.verdicts.contrasts if (line := tuned.summary(read, c))]
     return Group(terminal_table(titles, rows, study.question), *lines, page_place(Path(out) / read.name))
 

@@ -66,10 +66,9 @@ def build(read: SweepRead) -> Page:
         about=read.name,
         heading=record["question"],
         title=f"{record['question']} – {read.name}",
-        warnings=warnings(read),
+        warnings=[*([Remark("Caveat:", record["caveat"])] if record.get("caveat") else []), *warnings(read)],
         answer=answer(read),
         basis=[_basis(read), *([winners_caution(read)] if read.counts[FINISHED] else [])],
-        caveat=record.get("caveat"),
         sections=made_of(read, "sweep"),
         files=("report.md", "trials.csv", "sweep.json", *best_configs(read), "figures/"),
     )
@@ -231,7 +230,9 @@ def _json(read: SweepRead, page: Page) -> str:
             "outcomes": dict(search.counts),
             "optima": {name: {key: getattr(o, key) for key in keys} for name, o in search.optima.items()},
         }
-    return page.json({"answer": page.answer, "caveat": page.caveat, "searches": searches, "record": dict(read.record)})
+    return page.json(
+        {"answer": page.answer, "caveat": read.record.get("caveat"), "searches": searches, "record": dict(read.record)}
+    )
 
 
 def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Group:

@@ -122,13 +122,14 @@ def p_text(value: float, alpha: float) -> str:
 def verdict_cell(contrast: Contrast) -> Cell:
     """The verdict's word as a label; what it adds, why, and what to beware of on the line below."""
     start = max((known for known in CHIPS if contrast.word.startswith(known)), key=len)
-    label = contrast.word if start == "no difference" else start
+    slight = "(smaller" in contrast.word  # significant, and within the zone too small to matter
+    label = contrast.word if start == "no difference" or slight else start
     details = [contrast.word.removeprefix(label).strip(" :()")]
     if contrast.survivors:
         details.append(f"conditional on not failing: {contrast.survivors}")
     if contrast.reason and start in ("exploratory", "not comparable"):
         details.append(contrast.reason)
-    return Cell(label, "; ".join(filter(None, (*details, *contrast.notes))), CHIPS[start])
+    return Cell(label, "; ".join(filter(None, (*details, *contrast.notes))), CHIPS[start] + " slight" * slight)
 
 
 def worth_cell(reach: Reach | None) -> Cell:

@@ -35,6 +35,11 @@ def test_the_detectable_effect_has_the_power_it_promises(sizes: tuple[int, int],
     assert power(effect, sizes, alpha=alpha) == pytest.approx(0.8, abs=1e-4)
 
 
+def test_few_seeds_and_a_large_family_detect_nothing() -> None:
+    assert planning.detectable((2, 3), alpha=0.04) < math.inf
+    assert planning.detectable((2, 3), alpha=0.0005) == math.inf  # and scipy is not asked, which takes minutes
+
+
 def test_with_borrowed_noise_one_seed_has_the_power_of_the_t_test_that_it_is() -> None:
     assert planning.detectable((1, 1)) == math.inf
     effect, bar = planning.detectable((1, 1), df=9.0), stats.t.ppf(0.975, 9)

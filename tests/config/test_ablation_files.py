@@ -41,7 +41,7 @@ def test_shipped_ablations_ask_what_they_should() -> None:
     }
     posenc = load_ablation(SHIPPED[[path.stem for path in SHIPPED].index("posenc")])
     assert list(posenc.arms) == ["learned", "rotary", "none", "sinusoidal", "alibi", "t5_bias"]
-    assert posenc.arms["rotary"].config.evaluation.contexts == (0.5, 1, 2, 4)
+    assert posenc.arms["rotary"].config.evaluation.contexts == (0.5, 1, 2, 4) and posenc.judged_contexts == (2, 4)
     assert posenc.scale == "gpt2-124m" and posenc.smallest_effect == 0.005
 
 
@@ -251,6 +251,8 @@ def test_tokens_are_equal_in_all_arms(file: Path) -> None:
         ("alpha: 1", "alpha: '1' does not fit: it must be less than 0.5"),
         ("evaluate: {context: [1]}", "evaluate.context: unknown key 'context'; did you mean 'contexts'?"),
         ("evaluate: {contexts: [0.3]}", "no whole number of tokens"),
+        ("evaluate: {contexts: [1, 2], judged_contexts: [4]}", "evaluate.judged_contexts: are some of `contexts`"),
+        ("evaluate: {contexts: [2, 4], judged_contexts: [4]}", "evaluate.judged_contexts: are some of `contexts`"),
         ("expected: {bb: x}", "expected.bb: unknown arm 'bb'; did you mean 'b'?"),
         ("expected: [b]", "expected: ['b'] does not fit: keys with values are expected"),
     ],

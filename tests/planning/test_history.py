@@ -55,7 +55,8 @@ def before_settings_were_remembered(seeds: int, **changed: Any) -> Record:
 def test_without_results_everything_counts_as_it_is_declared() -> None:
     now = record(5, looks=[3, 5], baseline_seeds=8)
     as_declared = {
-        "looks": [3, 5], "first_seeds": 5, "first_baseline": 8, "undeclared": None, "late": [], "dropped": [],
+        "looks": [3, 5], "first_seeds": 5, "first_baseline": 8, "undeclared": None, "late": [], "late_contexts": [],
+        "dropped": [],
         "smallest_effect": 0.05, "alpha": 0.05, "changed": [],
     }  # fmt: skip
     assert history(now, []) == as_declared
@@ -259,3 +260,11 @@ def test_the_same_declaration_again_keeps_its_date_and_another_remembers_it(tmp_
     assert other.created == "now" and kept.created == "then" and kept.hash == "1"
     assert (kept.finished, kept.arms, kept.contrasts) == ([0, 1, 2], ARMS, PAIRS)
     assert other.history is not None and other.history.first_seeds == 3
+
+
+def test_contexts_judged_only_after_results_were_there_are_late() -> None:
+    now = record(3, judged_contexts=[2, 4])
+    assert history(now, [seen(3, judged_contexts=[2, 4])])["late_contexts"] == []
+    assert history(now, [seen(3, judged_contexts=[2])])["late_contexts"] == [4]
+    assert history(now, [seen(3)])["late_contexts"] == [2, 4]
+    assert history(now, [seen(3, finished=[])])["late_contexts"] == []

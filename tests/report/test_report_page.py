@@ -21,6 +21,7 @@ from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.reports import page, read_study, study, terminal_summary, write_report
 from gpt2lab.reports.sections import health
+from gpt2lab.reports.sections.verdicts import verdict_table
 
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
@@ -33,18 +34,21 @@ def report(root: Path, name: str = "posenc") -> tuple[str, str, Reader]:
     return source, (index.parent / "report.md").read_text(), Reader(source)
 
 
+def study_page(root: Path) -> page.Page:
+    return study.build(read_study("posenc", root / "runs"))
+
+
 def test_the_page_answers_in_order(finished: Path) -> None:
     source = (finished / "reports/posenc@nano/index.html").read_text()
     shown = Reader(source).text
     parts = [
-        "Which position encoding reaches the lowest", "rotary is better than learned by 0.253 nats",
-        "Caveat: early training: sign only", "Verdicts", "model.position = rotary", "Figures",
-        "Difference to the baseline", "What it costs", "Sensitivity", "Runs", run_id("learned", 0),
-        "What this shows, and what it does not", "How to reproduce", "gpt2lab run ablations/posenc.yaml --scale nano",
-        "git commit 0123abc",
+        "Which position encoding reaches the lowest", "early training: sign only", "0.253 nats",
+        "Verdicts", "model.position = rotary", "Beyond the training context", "Figures", "What it costs", "Sensitivity",
+        "Recipe", "Runs", run_id("learned", 0), "gpt2lab run ablations/posenc.yaml --scale nano", "git commit 0123abc",
     ]  # fmt: skip
-    places = [shown.index(part) if i < 2 else shown.index(part, shown.index(parts[1])) for i, part in enumerate(parts)]
-    assert places == sorted(places)
+    place = shown.index(parts[0])
+    for part in parts[1:]:
+        place = shown.index(part, place)
     for expected in ("1.9046", "better; EleutherAI: −0.05 at 125M", "at the shared rate", "826 k", "−1.9 %", "5.20 M"):
         assert expected in shown
     assert_harmless(source)
@@ -191,6 +195,44 @@ def test_a_baseline_near_the_bigram_floor_is_said(
 ) -> None:
     make_study(means={"learned": learned, "rotary": 1.89})
     assert ("attention switches on" in report(tmp_path)[2].text) is said
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_verdict_against_what_was_expected_is_marked(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    for said, against in (("worse, somebody said", True), ("better, somebody said", False)):
+        study["arms"]["rotary"]["expected"] = said
+        write(tmp_path / "runs/studies/posenc@nano.json", study)
+        assert any(said in remark.text for remark in study_page(tmp_path).warnings) is against
+        rows = {row.cells[0].text: row.cells[-1] for row in verdict_table(read_study("posenc", tmp_path / "runs")).rows}
+        assert ("broken" in rows["rotary"].chip) is against
+
+
+def test_better_within_the_zone_too_small_to_matter_looks_different(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study(smallest_effect=0.5)
+    rows = {row.cells[0].text: row.cells for row in verdict_table(read_study("posenc", tmp_path / "runs")).rows}
+    [chip] = [cell for cell in rows["rotary"] if cell.text.startswith("better")]
+    assert chip.chip == "better slight" and chip.text != "better"
+
+
+def test_the_recipe_is_that_of_the_baselines_runs(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study()
+    settings = {
+        "model": {"n_layer": 5, "n_head": 3, "n_embd": 96, "block_size": 128, "vocab_size": 777, "dropout": 0.25},
+        "optim": {
+            "lr": 0.0123, "warmup_steps": 44, "grad_clip": 1.5, "optimizer": {"name": "lion", "weight_decay": 0.3},
+            "schedule": {"name": "cosine", "final_fraction": 0.1},
+        },
+        "training": {"steps": 440, "batch_tokens": 1024, "precision": "bf16"},
+    }  # fmt: skip
+    run = tmp_path / "runs" / study["arms"]["learned"]["runs"]["0"] / "run.json"
+    record = json.loads(run.read_text())
+    write(run, record | {"identity": record["identity"] | {"settings": settings}})
+    [recipe] = [part for part in study_page(tmp_path).sections if part.title == "Recipe"]
+    told = " ".join(value for _, value in recipe.facts)
+    for value in ("5 layers", "3 heads", "96", "777", "0.25", "0.0123", "44", "1.5", "lion", "0.3", "cosine", "bf16",
+                  "8 sequences", "a processor", "shakespeare (bytes)"):  # fmt: skip
+        assert value in told, value
 
 
 @pytest.mark.usefixtures("no_figures")

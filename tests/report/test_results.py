@@ -11,10 +11,22 @@ from typing import Any
 
 import pytest
 from made_up_study import IDENTITY, KEY, UNIGRAM, run_id, typed, write
+from scipy import stats
 
 from gpt2lab.analysis import compare
 from gpt2lab.errors import ConfigError
-from gpt2lab.results import cleaned, contexts, final_values, judge, load_results, missing_runs
+from gpt2lab.records import History, StudyRecord
+from gpt2lab.results import (
+    LATE,
+    cleaned,
+    collect,
+    contexts,
+    final_values,
+    judge,
+    judge_contexts,
+    load_results,
+    missing_runs,
+)
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]
@@ -152,3 +164,41 @@ def test_cleaned_records_can_be_printed_anywhere() -> None:
     record = cleaned({"a\x00b": ["x\ud800\u202ey", 3, None], "n": {"line\nbreak": True}})
     assert record == {"a\ufffdb": ["x\ufffd\ufffdy", 3, None], "n": {"line break": True}}
     json.dumps(record, ensure_ascii=False).encode()
+
+
+def test_arms_are_judged_beyond_the_training_context_against_themselves(make_study: MakeStudy, store: Store) -> None:
+    study = typed(make_study(judged_contexts=[2, 4], seeds=4))
+    rows = {(row.arm, row.multiple): row for row in judge_contexts(study, collect(study, store))}
+    assert rows.keys() == {(arm, at) for arm in ("learned", "rotary", "none") for at in (2, 4)}
+    assert rows["learned", 2].contrast is None  # its positions end there
+    losses = contexts(study, store).query("arm == 'rotary'").pivot(index="seed", columns="multiple", values="loss")
+    for multiple in (2, 4):
+        paired = stats.ttest_rel(losses[multiple], losses[1.0])
+        low, high = paired.confidence_interval(0.96)  # a fifth of the 5 % is kept back for later seeds
+        row = rows["rotary", multiple]
+        assert row.loss == pytest.approx(losses[multiple].mean()) and row.length == 128 * multiple
+        contrast = row.contrast
+        assert contrast is not None and contrast.word == "worse"
+        assert contrast.difference == pytest.approx((losses[multiple] - losses[1.0]).mean())
+        assert contrast.raw_low < low < high < contrast.raw_high  # valid at any ratio of noise, hence wider
+        assert contrast.p_holm >= contrast.p >= paired.pvalue
+
+
+def test_longer_contexts_claim_nothing_unless_they_were_declared_in_time(make_study: MakeStudy, store: Store) -> None:
+    study = typed(make_study(judged_contexts=[2]))
+    undeclared, late = study.with_(judged_contexts=[]), study.with_(history=typed_history(study, late_contexts=[2]))
+    for record, arms in ((undeclared, 4), (late, 2)):
+        judged = [row.contrast for row in judge_contexts(record, collect(record, store)) if row.contrast]
+        assert len(judged) == arms and {c.word for c in judged} == {"exploratory"}
+    assert LATE in {c.reason for c in judged}
+
+
+def test_a_run_that_failed_is_counted_at_longer_contexts(make_study: MakeStudy, store: Store) -> None:
+    study = typed(make_study(judged_contexts=[2]))
+    set_final(store.root / run_id("rotary", 0), math.inf)
+    rows = {row.arm: row.contrast for row in judge_contexts(study, collect(study, store))}
+    assert rows["rotary"] and rows["rotary"].word.startswith("unstable")
+
+
+def typed_history(study: StudyRecord, **changed: Any) -> History:
+    return History(looks=[], first_seeds=3, smallest_effect=study.smallest_effect, alpha=study.alpha, **changed)

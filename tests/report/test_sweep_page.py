@@ -65,9 +65,9 @@ def test_the_page_opens_with_the_answer_and_goes_on_in_order(lr_page: Path) -> N
     source = (lr_page / "index.html").read_text()
     shown = Reader(source).text
     parts = [
-        "Which learning rate reaches the lowest", said(sweep()),
+        "Which learning rate reaches the lowest", "early training: sign only", said(sweep()),
         "one loses less than 0.05 nats", "24 trials, 1 seed each: 11 finished, 11 pruned, 2 diverged.",
-        "at 842 k parameters", "is no estimate of what its settings reach", "Caveat: early training: sign only",
+        "at 842 k parameters", "is no estimate of what its settings reach",
         "Best settings", "inside", "Figures", "Loss against optim.lr", "Training curves by optim.lr",
         "The best so far", "The winning config", "extends: nano optim.lr: 0.004899", "What pruning saved",
         "What ended without a value", "nan loss", "Trials", run_id("lr", 2), "Method", "TPE", "How to reproduce",

@@ -14,6 +14,7 @@ from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import Record, SearchRead, StudyRead, SweepRead
 from gpt2lab.reports.sections import health, tuned
 from gpt2lab.reports.sections.runs import elsewhere
+from gpt2lab.reports.sections.verdicts import shown
 from gpt2lab.results import LOSS, RATE, Study, scope_text, shares_rate
 from gpt2lab.text import number, plural, quantity, setting, time_taken
 
@@ -200,39 +201,75 @@ def _declared_before(study: Study) -> list[str]:
 @section(order=180, title="What this shows, and what it does not")
 def limits(read: StudyRead) -> Section:
     study = read.study
-    caveat = f" Caveat of this scale: {study.caveat}." if study.caveat else ""
     points = [
         f"It holds {scope_text(study)}; larger models, longer training or other data may order the arms differently."
-        + caveat
     ]
     if shares_rate(study):
         points.append(
             "All arms share one learning rate, which suits some better than others: each at its own best rate, a "
             "difference can shrink or turn round."
         )
-    points += _near_bigram(study, read.arms[read.baseline].mean)
     points.append(f"Only the declared contrasts on {study.metric} carry verdict words; the rest is description.")
     return Section(points=points)
 
 
-def _near_bigram(study: Study, baseline: float | None) -> list[str]:
-    bigram = (study.floors or {}).get("bigram")
-    if study.metric != LOSS or bigram is None or baseline is None or baseline < bigram - NEAR_BIGRAM:
-        return []
-    place = "above" if baseline > bigram + NEAR_BIGRAM else f"within {NEAR_BIGRAM:g} nats of"
-    return [
-        f"The baseline ends at {number(baseline, 3)}, {place} what counting pairs of tokens reaches "
-        f"({number(bigram, 3)}): such contrasts measure when attention switches on, not how good the arms become."
-    ]
+def strongest_caveat(read: StudyRead) -> str:
+    """What a reader must know before all else: a baseline that ends near the bigram floor, and the scale's own."""
+    study, mean = read.study, read.arms[read.baseline].mean
+    bigram, scale = (study.floors or {}).get("bigram"), study.caveat or ""
+    if study.metric != LOSS or bigram is None or mean is None or mean < bigram - NEAR_BIGRAM:
+        return scale
+    place = "above" if mean > bigram + NEAR_BIGRAM else f"within {NEAR_BIGRAM:g} nats of"
+    return (
+        f"{read.baseline} ends at {number(mean, 3)}, {place} what counting pairs of tokens reaches "
+        f"({number(bigram, 3)}): differences to it measure when attention switches on, not how good the arms become."
+    ) + (f" Caveat of this scale: {scale}." if scale else "")
+
+
+@section(order=145, title="Recipe")
+def recipe(read: StudyRead) -> Section:
+    """What a methods section says of the baseline's training; arms differ from it as the table of verdicts says."""
+    study, entry = read.study, read.study.arms[read.baseline]
+    run = next((run for run in read.runs if run.arm == read.baseline and run.identity.get("settings")), None)
+    settings = run.identity["settings"] if run else {}
+    model, optim, training = ({**settings.get(part, {})} for part in ("model", "optim", "training"))
+    flops = quantity(entry.tokens * entry.flops_per_token, "FLOP")
+    facts: dict[str, Any] = {
+        "Parameters": f"{quantity(entry.parameters)}, {quantity(entry.non_embedding_parameters)} without embeddings",
+        "Data (tokenizer)": study.scope.data,
+        "Training": f"{quantity(entry.tokens)} tokens, {flops} per run",
+        "Validation": scored(study).removeprefix("the same "),
+    }
+    if run:
+        batch, length = training["batch_tokens"], model["block_size"]
+        stack = run.result.get("stack") or {}
+        facts |= {
+            "Model": f"{model['n_layer']} layers, {model['n_head']} heads, width {model['n_embd']}, context {length} "
+            f"tokens, vocabulary {model['vocab_size']:,}, dropout {model['dropout']:g}",
+            "Batch": f"{batch:,} tokens ({batch / length:g} sequences of {length})",
+            "Steps": f"{training['steps']:,}, of which {optim['warmup_steps']:,} warm-up",
+            "Optimizer": f"{shown(optim['optimizer'])}, learning rate {optim['lr']:g}, "
+            f"gradients clipped at norm {shown(optim['grad_clip'])}",
+            "Schedule": shown(optim["schedule"]),
+            "Precision": training["precision"],
+            "Processes": f"{stack.get('ranks', 1)} of {plural(stack['threads'], 'thread')}"
+            if "threads" in stack
+            else "",
+        }
+    seconds = sum(float(run.result.get("seconds") or 0) for run in read.runs)
+    facts |= {
+        "Seeds": ", ".join(map(str, study.seeds)),
+        "Hardware": where_it_ran(study.plain())["Device"],
+        "Time": f"{time_taken(seconds)} of training over {plural(len(read.runs), 'run')}" if seconds else "",
+    }
+    return Section(aside=f"Of {read.baseline}, the baseline.", facts=_known(facts))
 
 
 @section(order=190, title="How to reproduce")
 def reproduce(read: StudyRead) -> Section:
     study = read.study
     facts = {
-        "Data": study.scope.data,
         "Preset": study.scope.preset,
-        "Seeds": ", ".join(map(str, study.seeds)),
         **where_it_ran(study.plain()),
     }
     return Section(code=study.reproduce, facts=_known(facts))

@@ -18,6 +18,7 @@ from gpt2lab.analysis.verdicts import FEWEST
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.reports import style, tables
 from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.published import expectation, found_direction
 from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.sections.scaling import worth
 from gpt2lab.reports.tables import (
@@ -87,13 +88,20 @@ def _contrast_row(read: StudyRead, contrast: Contrast) -> Row:
     if arm is None:
         counts = f"{contrast.n_arm} + {contrast.n_against}"
         name = Cell(contrast.arm, f"against {contrast.against}, over {len(contrast.weights)} cells")
-        expected = Cell(study.expected.get(contrast.arm, ""))
-        return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), expected))
+        return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), _expected_cell(study, contrast)))
     to_baseline = contrast.against == read.baseline
     name = Cell(arm.arm, ("" if to_baseline else f"against {contrast.against}; ") + changes(study, arm.arm))
     multiplier = read.once(worth).multipliers.get(arm.arm) if to_baseline else None
     cells = (name, *_statistics(arm, contrast.n_arm), *numbers, worth_cell(multiplier), _cost_cell(read, arm.arm))
-    return Row((*cells, Cell(study.arms[arm.arm].expected or "")), look=arm.look)
+    return Row((*cells, _expected_cell(study, contrast)), look=arm.look)
+
+
+def _expected_cell(study: Study, contrast: Contrast) -> Cell:
+    """What was expected; where the verdict decides something, below a label of how it agrees with that."""
+    expected, agreement = expectation(study, contrast)
+    if agreement is None or found_direction(contrast) is None:
+        return Cell(expected)
+    return Cell(agreement.word, expected, agreement.chip, remark=agreement.why)
 
 
 def _arm_row(read: StudyRead, name: str, verdict: Cell) -> Row:
@@ -106,7 +114,12 @@ def _statistics(arm: Summary, judged: int | None = None) -> tuple[Cell, Cell]:
     """Mean and n; `judged` is shown where it is fewer, for seeds beyond a look do not count."""
     counts = {"failed": arm.failed, "missing": arm.missing, "judged": judged if judged and judged < arm.n else 0}
     spread = f"sd {number(arm.sd)}" if arm.sd is not None else ""
-    return Cell(number(arm.mean), spread), Cell(str(arm.n), ", ".join(f"{n} {what}" for what, n in counts.items() if n))
+    units = ""
+    if arm.mean is not None and math.isfinite(arm.bits_per_byte):
+        units = f"{arm.bits_per_byte:.3f} bpb, {math.exp(arm.mean):.4g} ppl"
+    return Cell(number(arm.mean), spread, remark=units), Cell(
+        str(arm.n), ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    )
 
 
 def _cost_cell(read: StudyRead, name: str) -> Cell:
@@ -125,16 +138,16 @@ def changes(study: Study, arm: str) -> str:
     entry = study.arms[arm]
     if not entry.changes:
         return "control: changes nothing" if entry.control else "nothing changed"
-    return "; ".join(f"{key} = {_shown(value)}" for key, value in entry.changes.items())
+    return "; ".join(f"{key} = {shown(value)}" for key, value in entry.changes.items())
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """`rotary`, `plain(qk_norm=true)`, `rotary, none`."""
     if isinstance(value, Mapping):
-        options = ", ".join(f"{key}={_shown(inner)}" for key, inner in value.items() if key != "name")
+        options = ", ".join(f"{key}={shown(inner)}" for key, inner in value.items() if key != "name")
         return f"{value['name']}({options})" if "name" in value else options
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(shown, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -156,7 +169,8 @@ def _note(read: StudyRead) -> str:
         f"Difference: arm minus baseline in {read.measured}, {read.unit}; {better} is better. Below it the "
         f"{tables.confidence(verdicts)} interval (Welch), adjusted for the family of "
         f"{plural(verdicts.members, 'contrast')}, as p is by Holm's method: {together}. A difference below {small} was "
-        "declared too small to matter. Cost: FLOPs of a whole run, and training speed, against the baseline's."
+        "declared too small to matter. Bpb: bits per byte; ppl: perplexity of the mean. Cost: FLOPs of a whole run, "
+        "and training speed, against the baseline's."
     )
 
 
