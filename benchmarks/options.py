@@ -17,10 +17,14 @@ from gpt2lab.training.precision import choose_device, set_threads
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 Size = Annotated[
-    str, typer.Option("--config", help="Sizes: a, b256, b50k, c (GPT-2 124M) or d (see docs/performance.md).")
+    str, typer.Option("--config", help="Sizes: a, nano, b256, b50k, c (GPT-2 124M) or d (see docs/performance.md).")
 ]
 Versus = Annotated[
-    str, typer.Option("--vs", help="The other side: plain, transformers, or nanogpt=PATH of a checkout.")
+    str,
+    typer.Option(
+        "--vs",
+        help="The other side: plain, engine (the plain model in our training loop), transformers, or nanogpt=PATH.",
+    ),
 ]
 Precision = Annotated[str, typer.Option("--precision", help="Of our matrix products: fp32, bf16 or fp16.")]
 OtherPrecision = Annotated[str, typer.Option("--vs-precision", help="Of the other side's: fp32 or bf16.")]

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from gpt2lab.components.base import Param, Role
 from gpt2lab.data.batches import Batches
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
-from gpt2lab.model import ModelConfig, build_model
+from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.optim.groups import OptimConfig, build_optimizers
 from gpt2lab.pretrained import from_hf, to_hf
+from gpt2lab.registry import Choice
+from gpt2lab.testing import placed
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.loop import StepRecord, steps
 from gpt2lab.training.precision import Precision, autocast, loss_scaler
@@ -33,14 +35,15 @@ from gpt2lab.training.state import TrainState
 
 LR, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
 NEVER_ENDING = 10**9
-OTHERS = ("plain", "nanogpt=PATH", "transformers")
+OTHERS = ("plain", "engine", "nanogpt=PATH", "transformers")
 DIFFERENT_STEPS = 20
 """Steps until the random tokens come again."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A model's sizes and its batch: what one training step has to do. sequences: in a batch."""
+    """A model's sizes and its batch: what one training step has to do. sequences: in a batch.  choice: a component and
+    its options, in place of canonical GPT-2's."""
 
     n_layer: int
     n_head: int
@@ -49,6 +52,7 @@ class Work:
     sequences: int
     vocab_size: int
     bias: bool = False
+    choice: Choice | None = None
 
     @property
     def tokens(self) -> int:
@@ -64,6 +68,7 @@ class Work:
             block_size=self.block_size,
             vocab_size=self.vocab_size,
             bias=self.bias,
+            **({self.choice.slot: placed(self.choice.slot, self.choice.full())} if in_model(self.choice) else {}),
         )
 
     def batches(self, seed: int = 0) -> Batches:
@@ -72,15 +77,21 @@ class Work:
         return Batches(tokens, self.block_size, self.sequences, seed)
 
 
+def in_model(choice: Choice | None) -> TypeGuard[Choice]:
+    """Whether it is a component of the model, and not of the optimizer or of nothing."""
+    return choice is not None and choice.slot in MODEL_SLOTS
+
+
 WORKS = {
     "a": Work(4, 4, 128, 64, 12, 65),
+    "nano": Work(4, 4, 128, 128, 8, 256, bias=True),
     "b256": Work(6, 6, 384, 256, 8, 256),
     "b50k": Work(6, 6, 384, 256, 8, 50_304),
     "c": Work(12, 12, 768, 1024, 1, 50_304),
     "d": Work(12, 12, 768, 1024, 32, 50_304),
 }
-"""nanoGPT's example for a CPU; a small model with a vocabulary of bytes, and with GPT-2's; GPT-2 124M, with a batch of
-one sequence and of as many as keep a GPU busy."""
+"""nanoGPT's example for a CPU; our demo scale; a small model with a vocabulary of bytes, and with GPT-2's; GPT-2 124M,
+with a batch of one sequence and of as many as keep a GPU busy."""
 
 
 def work_named(name: str) -> Work:
@@ -102,9 +113,10 @@ class Side(Protocol):
 
 
 def other_side(name: str) -> tuple[str, str]:
-    """What `--vs` names: plain, transformers or nanogpt, and the path of nanoGPT's checkout. Raises ConfigError."""
+    """What `--vs` names: plain, engine (the plain model in our training loop), transformers or nanogpt, and the path of
+    nanoGPT's checkout. Raises ConfigError."""
     kind, _, path = name.partition("=")
-    if name not in ("plain", "transformers") and kind != "nanogpt":
+    if name not in ("plain", "engine", "transformers") and kind != "nanogpt":
         raise ConfigError(unknown("side", name, OTHERS), where="--vs")
     return kind, path or "."
 
@@ -123,7 +135,9 @@ class Engine:
         self.name = "gpt2lab" + (", plain model" if plain else "") + (", compiled" if compile else "")
         self.precision = precision
         model, params = (_plain if plain else _ours)(work, device)
-        optim = OptimConfig(lr=LR, warmup_steps=0, grad_clip=CLIP, schedule="constant")
+        chosen = {} if work.choice is None or in_model(work.choice) else {work.choice.slot: work.choice}
+        settings = {"lr": LR, "warmup_steps": 0, "grad_clip": CLIP, "schedule": "constant", **chosen}
+        optim = OptimConfig.model_validate(settings)
         training = TrainingConfig(steps=NEVER_ENDING, batch_tokens=work.tokens, precision=precision, log_every_steps=1)
         if compile:
             compiled(model, data_home() / "compiled")
@@ -273,6 +287,8 @@ class Spec:
         if self.name == "gpt2lab":
             return Engine(work, self.precision, device, plain=self.plain_model, compile=self.compile)
         kind, path = other_side(self.name)
+        if kind == "engine":
+            return Engine(work, self.precision, device, plain=True)
         other: Other
         if kind == "nanogpt":
             other = NanoGPT(work, device, path)

@@ -20,6 +20,7 @@ from benchmarks.step import compare
 from benchmarks.turns import SideProcess, ratio_of
 from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.registry import SLOTS
 
 Call = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
@@ -203,6 +204,21 @@ def test_what_the_command_prints(answer: Call, monkeypatch: pytest.MonkeyPatch) 
     assert [ours.split()[0], theirs.split()[0]] == ["gpt2lab", "plain"]
     assert "of the limit" in head and "%" in ours
     assert "times as fast as plain, 95 % interval" in said and "2 blocks each" in said
+
+
+def test_every_component_of_a_slot_has_its_cost(answer: Call) -> None:
+    for slot, names in (("head", SLOTS["head"].names()), ("schedule", None)):
+        code, out, err = answer("components", slot, "--config", "a", "--blocks", "1", "--json")
+        if names is None:
+            assert code == 2 and "unknown slot 'schedule'" in err
+            continue
+        found = json.loads(out)
+        assert code == 0 and [row["component"] for row in found] == names
+        assert all(row["milliseconds"] > 0 and 0.05 < row["ratio"] < 20 for row in found)
+
+
+def test_the_plain_model_in_our_loop_is_a_side() -> None:
+    assert losses(Spec("engine"), TINY) == losses(Spec("gpt2lab", plain_model=True), TINY)
 
 
 @pytest.mark.slow
