@@ -2,6 +2,7 @@
 
 arms:           one factor at a time: every arm against the baseline
 leave_one_out:  a baseline with all parts, and for each part an arm without it
+cumulative:     the base, and for each step an arm with its changes and those of all steps before it
 factors:        every combination of levels, for main effects and two-way interactions
 """
 
@@ -34,6 +35,7 @@ FEWEST_AT_A_LOOK = 3
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 CONTROL = "control"  # the one key of an arm that is no change
 ALL = "all"
+START = "start"
 WITHOUT = "without "
 TOGETHER = "their effects added"
 
@@ -65,7 +67,7 @@ class Design:
     """The arms of an ablation, its baseline, and the contrasts that follow from it."""
 
     kind: str
-    """one factor, leave one out, or factorial"""
+    """one factor, leave one out, cumulative, or factorial"""
     baseline: str
     arms: Mapping[str, Written]
     contrasts: tuple[Declared, ...] = ()
@@ -102,6 +104,17 @@ def leave_one_out(parts: Mapping[str, Mapping[str, Any]]) -> Design:
         for name, key in at.items()
     }
     return Design("leave one out", ALL, arms, tuple(Declared.pair(WITHOUT + part, ALL) for part in parts))
+
+
+def cumulative(steps: Mapping[str, Mapping[str, Any]]) -> Design:
+    """`start` without changes, and for each step an arm with its changes on top of those before; a later change of a
+    key replaces an earlier one. Each step is compared with the one before it."""
+    arms, changes = {START: Written(START, (), ("cumulative",))}, dict[str, Change]()
+    for step, keys in steps.items():
+        changes |= {change.key: change for change in changes_at(("cumulative", step), keys)}
+        arms[step] = Written(step, tuple(changes.values()), ("cumulative", step))
+    names = list(arms)
+    return Design("cumulative", START, arms, tuple(map(Declared.pair, names[1:], names[:-1])))
 
 
 def factorial(factors: Mapping[str, Sequence[Any] | Mapping[str, Any]]) -> Design:
@@ -258,6 +271,8 @@ class Ablation(Settings):
     """Name -> changes by dotted key. `control: true` marks an arm that is meant to change nothing."""
     leave_one_out: Named | None = None
     """Part -> its changes: the baseline has all parts, every other arm lacks one."""
+    cumulative: Named | None = None
+    """Step -> its changes, on top of those of the steps before it: each step is compared with the one before."""
     factors: dict[str, Any] | None = None
     """Dotted key -> values, or name -> levels with their changes: every combination is an arm."""
     seeds: int | list[int] | Literal["auto"] | None = None
@@ -356,8 +371,10 @@ class Ablation(Settings):
 
     def design(self) -> Design:
         """The arms and contrasts; an empty design where the file declares them wrongly."""
-        if any(design_problems(self.arms, self.leave_one_out, self.factors)):
+        if any(design_problems(self)):
             return Design("none", "", {})
+        if self.cumulative:
+            return cumulative(self.cumulative)
         if self.factors:
             return factorial(self.factors)
         if self.leave_one_out:
@@ -365,18 +382,21 @@ class Ablation(Settings):
         return one_factor(self.arms, self.baseline or next(iter(self.arms), ""))
 
 
-def design_problems(
-    arms: Mapping[str, Any], parts: Mapping[str, Any] | None, factors: Mapping[str, Any] | None
-) -> Iterator[Complaint]:
+def design_problems(ablation: Ablation) -> Iterator[Complaint]:
     """Problems in how a file declares its arms."""
-    declared = [n for n, v in (("arms", arms), ("leave_one_out", parts), ("factors", factors)) if v]
+    parts, factors = ablation.leave_one_out, ablation.factors
+    declared = [name for name in ("arms", "leave_one_out", "cumulative", "factors") if getattr(ablation, name)]
     if len(declared) != 1:
-        problem = "one of `arms`, `leave_one_out` and `factors` is expected" + (
+        problem = "one of `arms`, `leave_one_out`, `cumulative` and `factors` is expected" + (
             f", not {len(declared)}" if declared else ""
         )
         yield Complaint(problem, ((declared[-1],) if declared else (),))
     if parts and len(parts) < 2:
         yield Complaint("at least two parts are expected", (("leave_one_out",),))
+    for step, changes in (ablation.cumulative or {}).items():
+        if not changes or step == START:
+            problem = f"the arm without changes is called `{START}` already" if step == START else "changes nothing"
+            yield Complaint(problem, (("cumulative", step),))
     first_parts: dict[str, str] = {}
     for part, changes in (parts or {}).items():
         if not changes:
@@ -401,7 +421,7 @@ def design_problems(
 
 def file_problems(declared: Ablation, source: YamlSource) -> Iterator[Complaint]:
     """Problems of names, references and combinations of keys, which do not depend on the scale."""
-    wrong = list(design_problems(declared.arms, declared.leave_one_out, declared.factors))
+    wrong = list(design_problems(declared))
     yield from wrong
     if wrong:
         return

@@ -43,6 +43,20 @@ def test_leaving_one_part_out(tmp_path: Path) -> None:
     ]
 
 
+def test_steps_add_up(tmp_path: Path) -> None:
+    steps = ("norm: {model.norm: rmsnorm}", "act: {model.mlp: relu2, optim.lr: 1e-3}", "gate: {model.mlp: swiglu}")
+    text = "cumulative:\n" + "".join(f"  {step}\n" for step in steps)
+    ablation = loaded(tmp_path, text)
+    assert (ablation.baseline, ablation.design) == ("start", "cumulative")
+    assert {name: arm.changes for name, arm in ablation.arms.items()} == {
+        "start": {},
+        "norm": {"model.norm": "rmsnorm"},
+        "act": {"model.norm": "rmsnorm", "model.mlp": "relu2", "optim.lr": "1e-3"},
+        "gate": {"model.norm": "rmsnorm", "model.mlp": "swiglu", "optim.lr": "1e-3"},
+    }
+    assert [(c.arm, c.against) for c in ablation.contrasts] == [("norm", "start"), ("act", "norm"), ("gate", "act")]
+
+
 def test_a_two_by_two_factorial_has_the_weights_of_a_textbook(tmp_path: Path) -> None:
     ablation = loaded(tmp_path, "factors:\n  model.norm: [layernorm, rmsnorm]\n  model.position: [learned, rotary]\n")
     assert list(ablation.arms) == ["layernorm+learned", "layernorm+rotary", "rmsnorm+learned", "rmsnorm+rotary"]
@@ -90,7 +104,9 @@ def test_components_with_options_are_levels_too(tmp_path: Path) -> None:
 
 WRONG = {
     "two designs": ("arms: {a: {}}\nleave_one_out: {b: {model.norm: rmsnorm}}\n", "one of `arms`, `leave_one_out`"),
-    "no design": ("seeds: 3\n", "one of `arms`, `leave_one_out` and `factors` is expected"),
+    "no design": ("seeds: 3\n", "one of `arms`, `leave_one_out`, `cumulative` and `factors` is expected"),
+    "an empty step": ("cumulative: {b: {}}\n", "cumulative.b: changes nothing"),
+    "a step called start": ("cumulative: {start: {model.norm: rmsnorm}}\n", "is called `start` already"),
     "one part": ("leave_one_out: {b: {model.norm: rmsnorm}}\n", "at least two parts"),
     "an empty part": ("leave_one_out: {b: {}, c: {model.norm: rmsnorm}}\n", "nothing to leave out"),
     "one key in two parts": (
