@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt2lab.components.context import Cache
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.model import GPT, ModelConfig
@@ -32,6 +33,19 @@ class Costs:
     non_embedding_parameters: int
     active_parameters: int
     flops_per_token: float
+
+
+@lru_cache(maxsize=256)
+def cache_numbers(config: ModelConfig) -> float:
+    """Numbers that generation keeps for each token of a full context, such as keys and values of all layers. Counted by
+    running the model on the meta device; a window shorter than the context saves none, as nothing is dropped."""
+    with torch.device("meta"):
+        model, cache = GPT(config), Cache()
+        tokens = torch.zeros(1, config.block_size, dtype=torch.int64)
+    with torch.no_grad():
+        model(tokens, cache=cache)
+    kept = [*cache.rows.values(), *cache.last.values()]
+    return sum(rows.numel() for rows in kept) / config.block_size
 
 
 @lru_cache(maxsize=256)

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 from pydantic_core import PydanticCustomError
 
 from gpt2lab.errors import ConfigError, Problem, unknown
-from gpt2lab.schema import convert, type_name
+from gpt2lab.schema import convert, schema_of, type_name
 
 ENTRY_POINTS = "gpt2lab.components"
 BUG = "bug"
@@ -101,6 +101,17 @@ class Component:
     def summary(self) -> str:
         """The docstring's first line."""
         return self.doc.partition("\n")[0]
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema of this component written as a mapping."""
+        options = {name: schema_of(parameter.annotation) for name, parameter in self.parameters.items()}
+        for name, default in self.defaults().items():
+            options[name]["default"] = default
+        return {
+            "type": "object", "description": self.summary, "additionalProperties": False,
+            "properties": {"name": {"const": self.name}, **options},
+            "required": ["name", *(name for name in options if name not in self.defaults())],
+        }  # fmt: skip
 
     def options_from(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given`, converted and completed with defaults; raises a ValueError that carries every problem."""
@@ -247,6 +258,15 @@ class Slot:
         if problems:
             raise Misfit(problems)
         return tuple(choices)
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema of what a config may have here: a component's name, or a mapping with its options, or a list."""
+        bare = [c.name for c in self if c.parameters.keys() == c.defaults().keys()]
+        mappings = [component.json_schema() for component in self]
+        choice: dict[str, Any] = {"anyOf": [{"enum": bare}, *mappings]}
+        if self.arity != "one":
+            choice["anyOf"].append({"type": "array", "items": {"anyOf": [{"enum": bare}, *mappings]}})
+        return {"description": self.what, "default": self.default, **choice}
 
     def build(self, choice: Choice, *args: Any) -> Any:
         """Call the chosen component with `args` and its options. Raises ConfigError if that makes no `base`."""

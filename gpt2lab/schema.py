@@ -55,6 +55,11 @@ def convert(value: object, annotation: Any) -> Any:
         raise ValueError(f"{shown(value)} does not fit: {why}") from None
 
 
+def schema_of(annotation: Any) -> dict[str, Any]:
+    """JSON Schema of what `convert` takes for `annotation`, as a YAML reader sees it."""
+    return _adapter(annotation).json_schema()
+
+
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return _kept_adapter(annotation)

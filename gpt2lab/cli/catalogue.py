@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,8 @@ OPTIONAL, LAST_WIDTH = ("sizes", "training"), 34  # columns that a narrow termin
 
 def components(
     slot: Annotated[str | None, typer.Argument(help="List only this slot.", metavar="[SLOT]")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="List what does not combine with what, and why.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/components.md.")] = False,
     plugin: Plugin = None,
     json_: Json = False,
 ) -> None:
@@ -39,6 +42,12 @@ def components(
     if slot is not None and slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     selected = {slot: slots[slot]} if slot else slots
+    if matrix:
+        print_matrix(refused_pairs(slots, slot), json_)
+        return
+    if markdown:
+        print(markdown_table(selected.values()))
+        return
     if json_:
         print_json({name: [as_json(component) for component in slot_] for name, slot_ in selected.items()})
         return
@@ -59,8 +68,85 @@ def components(
         console.print(table)
 
 
+def refused_pairs(slots: dict[str, Slot], only: str | None = None) -> tuple[int, list[tuple[str, str, str]]]:
+    """All pairs of components of two slots, with their defaults in GPT-2 124M: how many there are, and those that a
+    config may not have, with the reason."""
+    from gpt2lab.config import load_config
+    from gpt2lab.config.config import conflicts
+    from gpt2lab.registry import Misfit
+    from gpt2lab.testing.cases import placed
+
+    plain = load_config(FLAGSHIP)
+
+    def problem(*choices: Choice) -> str:
+        config = plain
+        for choice in choices:
+            slot, section = slots[choice.slot], slots[choice.slot].path.split(".")[0]
+            value = placed(choice.slot, choice.full())
+            value = slot.read(value) if slot.arity == "one" else slot.read_all(value)
+            changed = getattr(config, section).model_copy(update={choice.slot: value})
+            config = config.model_copy(update={section: changed})
+        return "; ".join(complaint.what for complaint in conflicts(config))
+
+    read: dict[str, list[Choice]] = {}
+    for name, slot in slots.items():
+        for component in slot if slot.in_config and slot.path.split(".")[0] in ("model", "optim") else ():
+            try:
+                read.setdefault(name, []).append(slot.read(component.name))
+            except Misfit:  # an option without a default
+                continue
+    count, refused = 0, []
+    for first, second in itertools.combinations(read, 2):
+        for a, b in itertools.product(read[first], read[second]) if only in (None, first, second) else ():
+            count += 1
+            why = problem(a, b)
+            refused += [(f"{a.slot}={a.name}", f"{b.slot}={b.name}", why)] if why else []
+    return count, refused
+
+
+def print_matrix(found: tuple[int, list[tuple[str, str, str]]], json_: bool) -> None:
+    """One line for each component and slot with refused pairs, and how many pairs there are."""
+    from gpt2lab.progress import console_for
+
+    count, refused = found
+    if json_:
+        print_json(
+            {"pairs": count, "refused": [dict(zip(("one", "other", "why"), pair, strict=True)) for pair in refused]}
+        )
+        return
+    table = table_of("component", "not with", "why")
+    grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for one, other, why in refused:
+        slot, _, name = other.partition("=")
+        grouped.setdefault((one, slot), []).append((name, why))
+    for (one, slot), others in grouped.items():
+        table.add_row(one, f"{slot}: {', '.join(name for name, _ in others)}", others[0][1])
+    console = console_for()
+    if grouped:
+        console.print(table)
+    say(console, f"{count:,} pairs of components of two slots, {count - len(refused):,} of which combine; "
+                 "options with limits of their own are checked by `gpt2lab check`")  # fmt: skip
+
+
+def markdown_table(slots: Iterable[Slot]) -> str:
+    """The table of components in docs/components.md; what packages and plug-ins add is left out."""
+    lines = ["| slot | component | what it does | options | source |", "|---|---|---|---|---|"]
+    for slot in slots:
+        for component in slot:
+            if component.factory.__module__.split(".")[0] != "gpt2lab":
+                continue
+            name = f"`{component.name}`"
+            cells = (
+                slot.name, f"**{name}**" if component.name in defaults(slot) else name,
+                component.summary.partition("  ")[0], ", ".join(f"`{option}`" for option in component.parameters),
+                component.source,
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
 def explain(
-    what: Annotated[str, typer.Argument(help="position=rotary, or mlp=moe,experts=4", metavar="SLOT=NAME")],
+    what: Annotated[str, typer.Argument(help="rotary, position=rotary, or mlp=moe,experts=4", metavar="[SLOT=]NAME")],
     plugin: Plugin = None,
 ) -> None:
     """Explain one component. Formula, shapes, options, cost at 124M, source."""
@@ -81,6 +167,8 @@ def explain(
         print(f"needs:   {needed_slot} that offers {word}")
     for line in cost_lines(choice):
         print(f"cost:    {line}")
+    for line in effect_lines(choice):
+        print(f"effect:  {line}")
     print(f"source:  {component.source}")
     if component.tags:
         print(f"tags:    {', '.join(sorted(component.tags))}")
@@ -150,12 +238,19 @@ def all_slots(plugin: list[str] | None) -> dict[str, Slot]:
 
 
 def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
-    """`slot=name,option=value,...` as slot, component and choice."""
+    """`slot=name,option=value,...` as slot, component and choice; of a name that one slot alone has, its default."""
     from gpt2lab.registry import Misfit
 
-    slot, equals, rest = what.partition("=")
-    if not equals:
-        raise ConfigError(f"'{what}' is not SLOT=NAME", hint="gpt2lab explain position=rotary")
+    if "=" not in what:
+        having = [name for name, slot in slots.items() if what in slot]
+        if len(having) > 1:
+            raise ConfigError(
+                f"{', '.join(having)} have a component {what}", hint=f"gpt2lab explain {having[0]}={what}"
+            )
+        if not having:
+            raise ConfigError(f"'{what}' is not SLOT=NAME, nor a component", hint="gpt2lab explain position=rotary")
+        what = f"{having[0]}={what}"
+    slot, _, rest = what.partition("=")
     if slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     name, *options = rest.split(",")
@@ -181,7 +276,7 @@ def canonical_costs() -> Costs:
 
 def cost_lines(choice: Choice) -> list[str]:
     """Parameters and FLOPs that the choice adds to canonical GPT-2 124M; nothing for slots outside the model."""
-    from gpt2lab.costs import costs
+    from gpt2lab.costs import cache_numbers, costs
     from gpt2lab.model import MODEL_SLOTS, ModelConfig
     from gpt2lab.testing.cases import placed
 
@@ -197,7 +292,22 @@ def cost_lines(choice: Choice) -> list[str]:
         f"{changed_costs.flops_per_token / 1e6:,.1f} MFLOP per token, forward and backward ({flops / 1e6:+,.1f})",
     ]
     active = f"{changed_costs.active_parameters:,} parameters work on one token"
-    return lines + ([active] if changed_costs.active_parameters != changed_costs.parameters else [])
+    lines += [active] if changed_costs.active_parameters != changed_costs.parameters else []
+    kept, before = (2 * cache_numbers(ModelConfig(**parts)) for parts in (changed, {}))
+    return [*lines, f"{kept:,.0f} bytes of cache per token in half precision ({kept - before:+,.0f})"]
+
+
+def effect_lines(choice: Choice) -> list[str]:
+    """What others measured for this component."""
+    from gpt2lab.reports.published import published
+
+    lines = []
+    for effect in published():
+        for side in (effect, effect.turned()):
+            if (side.slot, side.component.partition("(")[0]) == (choice.slot, choice.name) and not side.is_setting:
+                lines.append(f"{side} [{side.source}{f', {side.address}' if side.address else ''}]")
+                break
+    return lines
 
 
 def defaults(slot: Slot) -> tuple[str, ...]:

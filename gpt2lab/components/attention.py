@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gpt2lab.components.attend import attend
 from gpt2lab.components.base import Builder, Dims
 from gpt2lab.components.context import ForwardContext
-from gpt2lab.registry import Slot
+from gpt2lab.registry import SLOTS, Slot
 
 attention = Slot("model.attention", "how tokens exchange information", default="mha", arity="per_layer")
 
@@ -216,6 +216,75 @@ def differential(builder: Builder) -> nn.Module:
     same l. The norm is the model's, where the paper has RMSNorm.
     """
     return DifferentialAttention(builder)
+
+
+class SizedAttention(nn.Module):
+    """Multi-head attention whose number of heads and channels per head do not follow from n_embd."""
+
+    def __init__(self, builder: Builder, n_head: int, qk_size: int, v_size: int) -> None:
+        super().__init__()
+        dims = builder.dims.model_copy(update={"n_head": n_head})
+        self.n_head, self.dropout = n_head, dims.dropout
+        rows = {"query": n_head * qk_size, "key": n_head * qk_size, "value": n_head * v_size}
+        self.sizes = list(rows.values())
+        self.c_attn = builder.linear(dims.n_embd, sum(self.sizes), rows=rows)
+        self.c_proj = builder.linear(n_head * v_size, dims.n_embd, "residual_out")
+        self.resid_dropout = nn.Dropout(dims.dropout)
+        self.mask = builder.build("mask")
+        self.scores = builder.at(dims=dims, width=qk_size).build("scores")
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        assert ctx.position is not None
+        q, k, v = (
+            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).split(self.sizes, -1)
+        )  # (B, H, T, D) each, with the sizes of heads
+        q, k = self.scores.prepare(q, k, ctx)
+        q, k = ctx.position.rotate(q, ctx, "q"), ctx.position.rotate(k, ctx, "k")
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, ctx.cached("k", k), ctx.cached("v", v), x, ctx, self.mask, self.scores, dropout=dropout)
+        y = self.scores.finish(y.transpose(1, 2).flatten(-2), x, v)
+        out: Tensor = self.resid_dropout(self.c_proj(y))
+        return out
+
+
+def sized_limits(dims: Dims, options: dict[str, Any]) -> list[str]:
+    """A bias by position is for the model's heads; an output gate for n_embd channels."""
+    n_head, problems = options["n_head"] or dims.n_head, []
+    schemes = [choice.name for choice in getattr(dims, "position", ())]
+    biases = [name for name in schemes if SLOTS["position"][name].needs.get("attention") == "bias"]
+    if biases and n_head % dims.n_head:
+        problems.append(f"{biases[0]} has a bias for each of n_head {dims.n_head}; {n_head} is not a multiple of it")
+    gated = any(choice.options.get("gate") for choice in getattr(dims, "scores", ()))
+    if gated and n_head * (options["v_size"] or dims.head_size) != dims.n_embd:
+        problems.append("scores with gate need n_head times v_size equal to n_embd")
+    return problems
+
+
+@attention.register(
+    "sized",
+    source="arXiv:2002.07028 (low-rank bottleneck of heads); x-transformers (dim_head, value_dim_head)",
+    can=("bias", "rotate"),
+    check=sized_limits,
+    examples=({"n_head": 8, "qk_size": 4, "v_size": 6},),
+)
+def sized(
+    builder: Builder,
+    *,
+    n_head: Annotated[int, Field(ge=1)] | None = None,
+    qk_size: Annotated[int, Field(ge=2, multiple_of=2)] | None = None,
+    v_size: Annotated[int, Field(ge=1)] | None = None,
+) -> nn.Module:
+    """Multi-head attention with sizes of its own, in each layer if you like.  (B, T, C) -> (B, T, C)
+
+    softmax(q k^T / sqrt(qk_size)) v in each of n_head heads, concatenated and projected from n_head v_size to C
+
+    n_head:  number of heads; null is the model's.
+    qk_size: channels of each query and key; null is n_embd / model.n_head.
+    v_size:  channels of each value; null is n_embd / model.n_head.
+    With all of them null it is `mha`.
+    """
+    dims = builder.dims
+    return SizedAttention(builder, n_head or dims.n_head, qk_size or dims.head_size, v_size or dims.head_size)
 
 
 @attention.register("none", source="gpt2lab (a branch switched off)", can=("bias", "rotate", "value"))

@@ -78,3 +78,65 @@ def untied(
     matrix = builder.linear(builder.dims.n_embd, builder.dims.vocab_size, "head", bias=False)
     parameter(matrix.weight, Role("head", gain=0.0 if zero_init else None))
     return Head(matrix, builder.dims.vocab_size if bias else 0, softcap, scale)
+
+
+class SigmoidSoftcap(Head):
+    """A head whose logits are bounded by a sigmoid."""
+
+    def __init__(self, matrix: Linear | None, cap: float, shift: float, width: float) -> None:
+        super().__init__(matrix, 0, None, 1.0)
+        self.cap, self.shift, self.width = cap, shift, width
+
+    def matrix(self, embedding: TokenEmbedding) -> Tensor | None:
+        return None
+
+    def forward(self, rows: Tensor, embedding: TokenEmbedding) -> Tensor:
+        return self.cap * torch.sigmoid((super().forward(rows, embedding) + self.shift) / self.width)
+
+
+@head.register("sigmoid_softcap", source="KellerJordan/modded-nanogpt, record of 2025-12-26 (asymmetric logit rescale)")
+def sigmoid_softcap(
+    builder: Builder, *, cap: Annotated[float, Field(gt=0)] = 23.0, shift: float = 5.0,
+    width: Annotated[float, Field(gt=0)] = 7.5, tied: bool = True,
+) -> Head:  # fmt: skip
+    """Bound logits between 0 and a cap, unevenly around zero.  (n, C) -> (n, V)
+
+    logits = cap sigmoid((z + shift) / width)   with z = h wte^T, or h W^T if not tied
+
+    cap:   the largest logit.
+    shift: how far the middle of the sigmoid is below z = 0.
+    width: of the sigmoid, in units of z.
+    tied:  whether the token embedding is the output matrix.
+    """
+    matrix = None if tied else builder.linear(builder.dims.n_embd, builder.dims.vocab_size, "head", bias=False)
+    return SigmoidSoftcap(matrix, cap, shift, width)
+
+
+class MixtureOfSoftmaxes(Head):
+    """Several softmaxes by one matrix, from several vectors per row, averaged by trained weights."""
+
+    def __init__(self, builder: Builder, softmaxes: int) -> None:
+        super().__init__(None, 0, None, 1.0)
+        C = builder.dims.n_embd
+        self.mix = builder.linear(C, softmaxes, "router", bias=False)
+        self.project = builder.linear(C, softmaxes * C, bias=False)
+
+    def matrix(self, embedding: TokenEmbedding) -> Tensor | None:
+        return None
+
+    def forward(self, rows: Tensor, embedding: TokenEmbedding) -> Tensor:
+        shares = self.mix(rows).float().log_softmax(-1)  # (n, K)
+        vectors: Tensor = torch.tanh(self.project(rows)).unflatten(-1, (shares.shape[-1], -1))  # (n, K, C)
+        parts: Tensor = embedding.unembed(vectors.flatten(0, 1)).float().log_softmax(-1).unflatten(0, vectors.shape[:2])
+        return (shares[..., None] + parts).logsumexp(1)
+
+
+@head.register("mixture_of_softmaxes", source="arXiv:1711.03953")
+def mixture_of_softmaxes(builder: Builder, *, softmaxes: Annotated[int, Field(ge=2)] = 4) -> Head:
+    """Average several softmaxes, which a single product of rank C cannot express.  (n, C) -> (n, V)
+
+    log sum_k pi_k softmax(tanh(P_k h) wte^T)   with pi = softmax(W h)
+
+    softmaxes: number of them; each costs a product with the vocabulary.
+    """
+    return MixtureOfSoftmaxes(builder, softmaxes)

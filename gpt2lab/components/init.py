@@ -20,6 +20,7 @@ init = Slot("model.init", "initial weights", default="gpt2")
 
 Draw = Callable[[Param, Generator], None]
 Std = Annotated[float, Field(gt=0)]
+TABLES = ("embedding", "position", "head")
 UNSCALED_ROWS = ("query", "key")  # a gain concerns values: it scales what is written to the stream
 
 
@@ -116,5 +117,45 @@ def small_init(builder: Builder) -> Draw:
 
     def draw(param: Param, generator: Generator) -> None:
         normal(param, std, 1.0 if param.role.gain is None else param.role.gain, generator)
+
+    return draw
+
+
+@init.register("xavier", source="Glorot and Bengio 2010; arXiv:1706.03762 uses it", can=("even",))
+def xavier(builder: Builder, *, table_std: Std = 0.02) -> Draw:
+    """A standard deviation that depends on both sides of a matrix; tables of tokens and positions have their own.
+
+    N(0, 2 / (n_in + n_out))   for each matrix, stacked ones by themselves; N(0, table_std^2) for tables
+
+    table_std: standard deviation of embedding, positions and head.
+    """
+
+    def draw(param: Param, generator: Generator) -> None:
+        gain = 1.0 if param.role.gain is None else param.role.gain
+        normal(param, table_std if param.role.kind in TABLES else 1.0, gain, generator)
+        if param.role.kind not in TABLES:
+            for matrix in param.tensor.data.split([n for _, n in param.role.rows] or param.tensor.shape[-2], -2):
+                matrix.mul_((2 / sum(matrix.shape[-2:])) ** 0.5)
+
+    return draw
+
+
+@init.register("orthogonal", source="arXiv:1312.6120", can=("even",))
+def orthogonal(builder: Builder, *, scale: Std = 0.5, table_std: Std = 0.02) -> Draw:
+    """Random orthogonal matrices, whose singular values are all the same.
+
+    scale Q   with orthonormal rows or columns, for each matrix, stacked ones apart;  N(0, table_std^2) for tables
+
+    scale:     every singular value; N(0, 0.02^2) has 0.02 sqrt(C) on average, 0.55 at 768 channels.
+    table_std: standard deviation of embedding, positions and head.
+    """
+
+    def draw(param: Param, generator: Generator) -> None:
+        gain = 1.0 if param.role.gain is None else param.role.gain
+        normal(param, table_std, gain, generator)
+        if param.role.kind not in TABLES:
+            for matrix in param.tensor.data.split([n for _, n in param.role.rows] or param.tensor.shape[-2], -2):
+                for part in matrix.reshape(-1, *matrix.shape[-2:]):
+                    torch.nn.init.orthogonal_(part, scale * gain, generator=generator)
 
     return draw

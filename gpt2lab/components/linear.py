@@ -132,3 +132,27 @@ def lora(
     drawn by the init.
     """
     return LowRank(builder, n_in, n_out, bias, rank, alpha)
+
+
+def rounded_to_float8(x: Tensor) -> Tensor:
+    """x in eight bits with four of exponent and three of mantissa, scaled to use the whole range.  (n, m) -> (n, m)"""
+    unit = x.abs().amax().clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    return (x / unit).to(torch.float8_e4m3fn).to(x.dtype) * unit
+
+
+class Float8(Linear):
+    """A linear map whose weight is rounded to eight-bit floating point in the forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, straight_through(self.weight, rounded_to_float8(self.weight), 1.0), self.bias)
+
+
+@linear.register("float8", source="arXiv:2209.05433; KellerJordan/modded-nanogpt, record of 2026-05-21")
+def float8(builder: Builder, n_in: int, n_out: int, bias: bool) -> Linear:
+    """Weights rounded to eight-bit floating point (E4M3) in forward passes, trained straight-through.
+
+    float8(W / u) u x + b   with u = max |W| / 448, one for the matrix; stacked queries, keys and values together
+
+    It shows what the rounding does to a training, and is not faster. Inputs and gradients stay as they are.
+    """
+    return Float8(n_in, n_out, bias=bias)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
+from torch import Tensor
 
 from gpt2lab.components.attend import Mask
 from gpt2lab.components.base import Builder
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.registry import Slot
 
 mask = Slot("model.mask", "which earlier tokens a token may attend to", default="causal", arity="per_layer", base=Mask)
@@ -35,6 +38,41 @@ def sliding_window(
     sinks:  number of tokens at the start of the context that are always visible.
     """
     return Mask(window or max(1, builder.dims.block_size // 2), sinks)
+
+
+@dataclass(frozen=True)
+class GrowingWindow(Mask):
+    """A window that grows from `start` tokens to `window` over the first `warmup` of the training."""
+
+    start: int = 1
+    warmup: float = 1.0
+
+    def allowed(self, ctx: ForwardContext) -> Tensor:
+        assert self.window is not None
+        share = (ctx.progress / self.warmup).clamp(max=1.0)
+        reach = self.start + (self.window - self.start) * share
+        near: Tensor = ctx.q_positions[:, None] - ctx.k_positions[None] < reach
+        return super().allowed(ctx) & near
+
+
+@mask.register("growing_window", source="KellerJordan/modded-nanogpt, record of 2024-11-24 (attention window warmup)")
+def growing_window(
+    builder: Builder,
+    *,
+    start: Annotated[int, Field(ge=1)] | None = None,
+    window: Annotated[int, Field(ge=1)] | None = None,
+    warmup: Annotated[float, Field(gt=0, le=1)] = 1.0,
+) -> Mask:
+    """A sliding window that grows during the training. Evaluations use the full one.
+
+    Token i attends to j if i - w < j <= i   with w from `start` to `window`, linear in the progress of the training
+
+    start:  tokens at the beginning, the token itself included; null is an eighth of the context.
+    window: tokens at the end; null is the whole context.
+    warmup: share of the training over which it grows.
+    """
+    size = builder.dims.block_size
+    return GrowingWindow(window or size, start=start or max(1, size // 8), warmup=warmup)
 
 
 def _check_documents(section: Any, options: Mapping[str, Any]) -> list[str]:

@@ -263,6 +263,68 @@ def moe(
     return MixtureOfExperts(builder, experts, top_k, balance, ACTIVATIONS[activation](), ratio)
 
 
+class Solu(nn.Module):
+    """u softmax(u), with the softmax over channels."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u * u.softmax(-1)
+
+
+FURTHER_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "celu": nn.CELU, "elu": nn.ELU, "hardswish": nn.Hardswish, "identity": nn.Identity, "leaky_relu": nn.LeakyReLU,
+    "mish": nn.Mish, "prelu": nn.PReLU, "relu6": nn.ReLU6, "selu": nn.SELU, "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus, "softsign": nn.Softsign, "solu": Solu, "tanh": nn.Tanh,
+}  # fmt: skip
+
+
+class Activated(nn.Module):
+    """A linear map to the hidden width, an activation and optionally a gate and a norm, a linear map back."""
+
+    def __init__(self, builder: Builder, activation: nn.Module, gated: bool, norm: bool, ratio: float | None) -> None:
+        super().__init__()
+        C, hidden = builder.dims.n_embd, round((ratio or builder.dims.mlp_ratio) * builder.dims.n_embd)
+        hidden = max(8, 8 * round(hidden * 2 / 3 / 8)) if gated else hidden
+        self.activation, self.gated = activation, gated
+        self.c_fc = builder.linear(C, hidden * (1 + gated), rows={"gate": hidden, "up": hidden} if gated else None)
+        self.ln = builder.at(width=hidden).build("norm") if norm else nn.Identity()
+        self.c_proj = builder.linear(hidden, C, "residual_out")
+        self.dropout = nn.Dropout(builder.dims.dropout)
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        gate, *up = self.c_fc(x).chunk(2, -1) if self.gated else (self.c_fc(x),)
+        hidden = self.activation(gate) * up[0] if up else self.activation(gate)
+        out: Tensor = self.dropout(self.c_proj(self.ln(hidden)))
+        return out
+
+
+@mlp.register(
+    "activated",
+    source="torch.nn (its activations); norm: arXiv:2110.09456 (NormFormer); solu: Elhage et al. 2022",
+    examples=({"activation": "solu", "norm": True}, {"activation": "prelu"}),
+)
+def activated(
+    builder: Builder,
+    *,
+    activation: Literal[
+        "celu", "elu", "hardswish", "identity", "leaky_relu", "mish", "prelu", "relu6", "selu", "sigmoid", "softplus",
+        "softsign", "solu", "tanh",
+    ] = "mish",
+    gated: bool = False,
+    norm: bool = False,
+    ratio: Ratio = None,
+) -> nn.Module:  # fmt: skip
+    """One hidden layer with any of torch's further activations.  (B, T, C) -> (B, T, C)
+
+    c_proj(norm(g(c_fc(x))))   or, gated, c_proj(norm(g(gate) * up)) with gate and up the two halves of c_fc(x)
+    activation: g, by torch's name; solu is u softmax(u) over channels, which its source uses with `norm`.
+    gated: multiply with a second half; the hidden width is 2/3 as in swiglu, `activation: sigmoid` is GLU.
+    norm:  the model's norm behind the activation.
+    ratio: hidden width over C; null follows `model.mlp_ratio`.
+    The ordinary activations have names of their own: gelu, relu, silu, relu2, swiglu, geglu, reglu.
+    """
+    return Activated(builder, FURTHER_ACTIVATIONS[activation](), gated, norm, ratio)
+
+
 @mlp.register("none", source="Elhage et al. 2021 (attention-only transformers)")
 def none(builder: Builder) -> None:
     """No MLP in this layer, nor its norm.

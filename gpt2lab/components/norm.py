@@ -52,6 +52,31 @@ class DynamicTanh(nn.Module):
         return torch.tanh(self.alpha * x) * self.weight + self.bias
 
 
+class DynamicErf(nn.Module):
+    """erf of a trained linear function, then a gain and a bias."""
+
+    def __init__(self, width: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha, self.shift = nn.Parameter(torch.tensor(alpha)), nn.Parameter(torch.zeros(()))
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erf(self.alpha * x + self.shift) * self.weight + self.bias
+
+
+class PartialRMSNorm(nn.Module):
+    """Divide by the root mean square of the first channels, then apply a gain."""
+
+    def __init__(self, width: int, eps: float, seen: int) -> None:
+        super().__init__()
+        self.eps, self.seen = eps, seen
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x[..., : self.seen].float().square().mean(-1, keepdim=True)
+        return (x * torch.rsqrt(mean + self.eps)).to(x.dtype) * self.weight
+
+
 class ScaleNorm(nn.Module):
     """Scale to a trained length."""
 
@@ -95,6 +120,30 @@ def dyt(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 0.5) -> nn.M
     For language models the paper tunes a by width and place, and adds a trained factor behind the embedding.
     """
     return DynamicTanh(builder.width or builder.dims.n_embd, alpha)
+
+
+@norm.register("derf", source="arXiv:2512.10938")
+def derf(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 0.5) -> nn.Module:
+    """The error function in place of a norm: no statistics over channels.  (..., C) -> (..., C)
+
+    y = erf(a x + s) * weight + bias   with trained numbers a and s
+    alpha: a at the beginning; s is 0.
+    """
+    return DynamicErf(builder.width or builder.dims.n_embd, alpha)
+
+
+@norm.register("partial_rmsnorm", source="arXiv:1910.07467, section 3.2 (pRMSNorm)")
+def partial_rmsnorm(
+    builder: Builder, *, fraction: Annotated[float, Field(gt=0, le=1)] = 0.125, eps: float = 1e-5
+) -> nn.Module:
+    """RMSNorm whose statistic is that of the first channels only.  (..., C) -> (..., C)
+
+    y = x / sqrt(mean(x_1^2 ... x_k^2) + eps) * weight
+    fraction: k / C, but at least 8 channels: of fewer, the statistic may be near zero. The paper has 1/16.
+    eps:      prevents division by zero.
+    """
+    width = builder.width or builder.dims.n_embd
+    return PartialRMSNorm(width, eps, min(width, max(8, round(fraction * width))))
 
 
 @norm.register("scale_norm", source="arXiv:1910.05895")

@@ -87,6 +87,28 @@ class LabelSmoothing(nn.Module):
         return self.amount * (torch.logsumexp(logits, -1) - logits.mean(-1) - nll)
 
 
+@objective.register("focal", source="arXiv:1708.02002")
+class Focal(nn.Module):
+    """What focal loss subtracts from cross entropy: tokens that the model is sure of count less.  -> (n,)
+
+    ((1 - p)^gamma - 1) (-log p)   with p = softmax(logits)[target], used together with cross_entropy
+
+    gamma: 0 is cross entropy.
+    """
+
+    def __init__(self, builder: Builder, *, gamma: Annotated[float, Field(gt=0)] = 1.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def from_nll(self, nll: Tensor, lse: Tensor) -> Tensor:
+        """This term from each row's cross entropy and log-sum-exp, without its logits.  (n,), (n,) -> (n,)"""
+        return ((-torch.expm1(-nll)).clamp(min=1e-6) ** self.gamma - 1) * nll
+
+    def rows(self, logits: Tensor, targets: Tensor, nll: Tensor) -> Tensor:
+        """logits (n, V) float32, targets (n,), their cross entropy nll (n,) -> (n,)"""
+        return self.from_nll(nll, nll)
+
+
 @objective.register("multi_token", source="arXiv:2404.19737", examples=({"tokens": 3, "weight": 0.3},))
 class MultiToken(nn.Module):
     """Predict tokens further ahead as well, each distance by a further block and the model's own head.

@@ -206,6 +206,22 @@ class Fire(Position):
         return bias.permute(2, 0, 1)
 
 
+class DynamicBias(Position):
+    """A small network of the distance, with one output per head."""
+
+    def __init__(self, builder: Builder, width: int, log: bool) -> None:
+        super().__init__()
+        self.log = log
+        self.c_fc = builder.linear(1, width)
+        self.out = builder.linear(width, builder.dims.n_head, bias=False)
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
+        longest = int(k_positions.shape[0])
+        distance = torch.arange(longest, device=k_positions.device, dtype=torch.float32)[:, None]
+        table: Tensor = self.out(F.silu(self.c_fc(distance.log1p() if self.log else distance / 100)))  # (S, H)
+        return table[(q_positions[:, None] - k_positions[None]).clamp(min=0)].permute(2, 0, 1)
+
+
 def alibi_slopes(n_head: int) -> list[float]:
     """Slope of each head's linear distance penalty; for a number of heads that is no power of two, the slopes of the
     power below it, then every other slope of the power above it.  -> H floats.  Source: arXiv:2108.12409, section 3."""
@@ -367,6 +383,20 @@ def t5_bias(builder: Builder, *, buckets: Annotated[int, Field(ge=2)] = 32, max_
     T5 has no factor 1/sqrt(D) on attention scores; here it is kept.
     """
     return T5Bias(builder, buckets, max_distance)
+
+
+@position.register(
+    "dynamic_bias", source="arXiv:2111.09883 (Swin V2), as in x-transformers", needs={"attention": "bias"}
+)
+def dynamic_bias(builder: Builder, *, width: Annotated[int, Field(ge=1)] = 32, log: bool = True) -> Position:
+    """Add to each score a trained function of the distance, a network with one hidden layer.
+
+    score(t, s) + f_h(ln(1 + t - s))   with f = W_2 silu(W_1 u + b_1), one for all layers
+
+    width: of the hidden layer.
+    log:   whether f sees the logarithm of the distance, or a hundredth of the distance.
+    """
+    return DynamicBias(builder, width, log)
 
 
 @position.register("none", source="arXiv:2203.16634")

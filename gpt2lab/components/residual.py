@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -225,6 +226,60 @@ class ScaledResidual(Block):
         return x
 
 
+@residual.register("macaron", source="arXiv:1906.02762")
+class Macaron(Block):
+    """Half an MLP before attention and half of another one behind it.  (B, T, C) -> (B, T, C)
+
+    x = x + mlp_1(norm(x)) / 2;  x = x + attention(norm(x));  x = x + mlp_2(norm(x)) / 2;  a final norm at the end.
+    The paper has MLPs of the usual width, hence more parameters: halve `model.mlp_ratio` to keep their number.
+    """
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__(builder)
+        self.mlp_first = builder.build("mlp")
+        self.ln_first = None if self.mlp_first is None else builder.build("norm")
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        if self.mlp_first is not None and self.ln_first is not None:
+            x = x + 0.5 * self.mlp_first(self.ln_first(x), ctx)
+            for name in [name for name in ctx.losses if name.endswith(f".{ctx.depth}")]:
+                ctx.losses[f"{name}.first"] = ctx.losses.pop(name)
+        for norm, branch in self.branches:
+            x = x + (0.5 if branch is self.mlp else 1.0) * branch(norm(x), ctx)
+        return x
+
+
+@residual.register("orthogonal", source="arXiv:2505.11881")
+class Orthogonal(Block):
+    """Add only the part of a branch's output that is orthogonal to the stream.  (B, T, C) -> (B, T, C)
+
+    x = x + f - (f . x) x / |x|^2   with f = attention(norm(x)), then with f = mlp(norm(x)), for every token
+    """
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        for norm, branch in self.branches:
+            update = branch(norm(x), ctx).to(x.dtype)
+            along = (update * x).sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True).clamp(min=1e-6)
+            x = x + update - along * x
+        return x
+
+
+@residual.register("token_shift", source="RWKV (arXiv:2305.13048); github.com/BlinkDL")
+class TokenShift(Block):
+    """Each branch sees half of the previous token's channels in the place of its own.  (B, T, C) -> (B, T, C)
+
+    h = norm(x);  x_t = x_t + branch([h_(t-1)[: C/2], h_t[C/2 :]])   with zeros in front of the first token
+    """
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        for index, (norm, branch) in enumerate(self.branches):
+            h = norm(x)
+            half = h.shape[-1] // 2
+            earlier = ctx.previous(f"token_shift.{index}", h[..., :half])
+            x = x + branch(torch.cat([earlier, h[..., half:]], -1), ctx)
+        return x
+
+
 class Connection(nn.Module):
     """How one branch reads n streams, how they mix, and how the branch's output is added to each.
 
@@ -296,3 +351,28 @@ class HyperConnections(Block):
             out = branch(norm(read), ctx)
             x = torch.stack(mixed, 1) + weights[..., -1, :].mT[..., None] * out[:, None]
         return x
+
+
+@residual.register("residual_dual", source="arXiv:2304.14802 (ResiDual)", check=alike_in_all_layers)
+class ResiDual(Block):
+    """Post-norm, and beside it the plain sum of all branches, which joins behind the last block.  (B, 2, T, C)
+
+    p = norm(p + f), s = s + f   with f = attention(p), then with f = mlp(p);  output p + layernorm(s)
+    Both streams start as the embedding. The last layernorm has neither gain nor bias.
+    """
+
+    final_norm = False
+
+    def open(self, x: Tensor) -> Tensor:
+        return x[:, None].expand(-1, 2, -1, -1)
+
+    def close(self, x: Tensor) -> Tensor:
+        post, total = x.unbind(1)
+        return post + F.layer_norm(total, total.shape[-1:])
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        post, total = x.unbind(1)
+        for norm, branch in self.branches:
+            update = branch(post, ctx)
+            post, total = norm(post + update), total + update
+        return torch.stack([post, total], 1)

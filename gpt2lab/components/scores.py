@@ -7,7 +7,8 @@ are those of the tensors: an attention may have other heads than the model's siz
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -221,3 +222,231 @@ class TopK(Scores):
     def weights(self, logits: Tensor, ctx: ForwardContext) -> Tensor:
         smallest = logits.detach().topk(min(self.k, logits.shape[-1]), dim=-1).values[..., -1:]
         return logits.masked_fill(logits < smallest, -math.inf).softmax(-1)
+
+
+@scores.register(
+    "off_by_one", source="Miller 2023 (attention is off by one); add_zero_attn of torch", needs={"attention": "bias"}
+)
+class OffByOne(Scores):
+    """A softmax that may attend to nothing: one score of zero without a value.
+
+    exp(s_i) / (1 + sum_j exp(s_j))   `sink_logits` of plain trains that score, one for each head
+
+    qk_norm: normalise the queries and keys of each head.
+    """
+
+    def __init__(self, builder: Builder, *, qk_norm: bool = False) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+
+    def weights(self, logits: Tensor, ctx: ForwardContext) -> Tensor:
+        return F.pad(logits, (0, 1)).softmax(-1)[..., :-1]
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu2": lambda s: torch.relu(s).square(),
+    "softplus": F.softplus,
+    "squareplus": lambda s: (s + (s.square() + 4).sqrt()) / 2,
+}
+
+
+@scores.register(
+    "pointwise",
+    source="relu: arXiv:2309.08586; relu2: arXiv:2104.07012; squareplus: arXiv:2112.11687",
+    needs={"attention": "bias"},
+    examples=({"function": "squareplus"},),
+)
+class Pointwise(Scores):
+    """A function of each score by itself in place of the softmax, divided by a constant.
+
+    f(q k^T * scale) / divisor   and 0 where attention is masked
+
+    function: f. squareplus is (s + sqrt(s^2 + 4)) / 2, a smooth relu without exponentials.
+    divisor:  null is block_size, as in the first source.
+    qk_norm:  normalise the queries and keys of each head.
+    """
+
+    def __init__(
+        self, builder: Builder, *, function: Literal["relu", "relu2", "softplus", "squareplus"] = "relu",
+        divisor: Annotated[float, Field(gt=0)] | None = None, qk_norm: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(builder, qk_norm=qk_norm)
+        self.function, self.divisor = FUNCTIONS[function], divisor or builder.dims.block_size
+
+    def weights(self, logits: Tensor, ctx: ForwardContext) -> Tensor:
+        masked = logits == -math.inf
+        return self.function(logits.masked_fill(masked, 0.0)).masked_fill(masked, 0.0) / self.divisor
+
+
+@scores.register("consmax", source="arXiv:2402.10930", needs={"attention": "bias"})
+class ConSmax(Scores):
+    """A softmax whose maximum and sum are replaced by two trained numbers per head, so that keys need no reduction.
+
+    exp(s - b_h) / g_h   with b = 2.5 and g = block_size / 4 at the beginning
+
+    qk_norm: normalise the queries and keys of each head.
+    The paper starts g at 100 for contexts of 256. exp is bounded at s - b = 20, where a step would be lost.
+    """
+
+    def __init__(self, builder: Builder, *, qk_norm: bool = False) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+        self.b = nn.Parameter(torch.full((builder.dims.n_head,), 2.5))
+        self.g = nn.Parameter(torch.full((builder.dims.n_head,), builder.dims.block_size / 4))
+
+    def weights(self, logits: Tensor, ctx: ForwardContext) -> Tensor:
+        b, g = (x.float()[:, None, None] for x in (self.b, self.g))
+        return (logits - b).clamp(max=20.0).exp() / g
+
+
+@scores.register("distance", source="arXiv:2006.04710 (L2 attention)", needs={"attention": "bias"})
+class Distance(Scores):
+    """Minus half the squared distance of query and key in place of their product.
+
+    softmax(-|q - k|^2 / 2 * scale)   in which |q|^2 cancels
+
+    qk_norm: normalise the queries and keys of each head, with which it is the product again, up to a constant.
+    The paper also ties the projections of queries and keys, for a Lipschitz bound.
+    """
+
+    def __init__(self, builder: Builder, *, qk_norm: bool = False) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+
+    def bias(self, q: Tensor, k: Tensor, x: Tensor, ctx: ForwardContext) -> Tensor:
+        return -0.5 * self.factor(q, ctx) * k.float().square().sum(-1)[:, :, None]
+
+
+@scores.register("residual_scores", source="arXiv:2012.11747 (RealFormer)", needs={"attention": "bias"})
+class ResidualScores(Scores):
+    """Add the scores of the layer before, so that layers refine one map of attention.
+
+    s_l = q k^T * scale + s_(l-1), then softmax   where both layers have equal numbers of heads
+
+    qk_norm: normalise the queries and keys of each head.
+    """
+
+    def __init__(self, builder: Builder, *, qk_norm: bool = False) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+
+    def weights(self, logits: Tensor, ctx: ForwardContext) -> Tensor:
+        earlier = ctx.carry.get("residual_scores")
+        if earlier is not None and earlier.shape == logits.shape:
+            logits = logits + earlier
+        ctx.carry["residual_scores"] = logits.masked_fill(logits == -math.inf, 0.0)
+        return logits.softmax(-1)
+
+
+@scores.register("z_loss", source="arXiv:2202.08906 (ST-MoE's z-loss, of attention)", needs={"attention": "bias"})
+class ZLoss(Scores):
+    """A penalty that keeps the normaliser of the attention softmax near 1.
+
+    weight mean(log(sum exp s)^2) is added to the training objective, over sequences, heads and tokens of each layer
+
+    weight:  of the penalty.
+    qk_norm: normalise the queries and keys of each head.
+    """
+
+    def __init__(
+        self, builder: Builder, *, weight: Annotated[float, Field(gt=0)] = 1e-4, qk_norm: bool = False
+    ) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+        self.weight = weight
+
+    def weights(self, logits: Tensor, ctx: ForwardContext) -> Tensor:
+        ctx.losses[f"attention_z.{ctx.depth}"] = self.weight * logits.logsumexp(-1).square().mean()
+        return logits.softmax(-1)
+
+
+@scores.register(
+    "head_gate", source="KellerJordan/modded-nanogpt, record of 2025-08-23 (sparse attention gate); arXiv:2505.06708"
+)
+class HeadGate(Scores):
+    """Multiply the output of each head by a gate that depends on a few channels of the input.
+
+    sigmoid(W x[: inputs])_h y_h   with W (H, inputs)
+
+    inputs:  channels that the gates see; null is all of them.
+    qk_norm: normalise the queries and keys of each head.
+    Gates are near 1/2 in a fresh model; the first source starts W at zero.
+    """
+
+    def __init__(
+        self, builder: Builder, *, inputs: Annotated[int, Field(ge=1)] | None = 12, qk_norm: bool = False
+    ) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+        self.inputs = min(inputs or builder.dims.n_embd, builder.dims.n_embd)
+        self.head_gate = builder.linear(self.inputs, builder.dims.n_head, bias=False)
+
+    def finish(self, y: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        gates = torch.sigmoid(self.head_gate(x[..., : self.inputs]))  # (B, T, H)
+        heads: Tensor = y.unflatten(-1, (gates.shape[-1], -1))
+        return (heads * gates[..., None]).flatten(-2)
+
+
+@scores.register("head_scale", source="arXiv:2110.09456 (NormFormer)")
+class HeadScale(Scores):
+    """Multiply the output of each head by a trained number.
+
+    g_h y_h   with g = 1 at the beginning
+
+    qk_norm: normalise the queries and keys of each head.
+    """
+
+    def __init__(self, builder: Builder, *, qk_norm: bool = False) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+        self.gain = nn.Parameter(torch.ones(builder.dims.n_head))
+
+    def finish(self, y: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        heads: Tensor = y.unflatten(-1, (len(self.gain), -1))
+        return (heads * self.gain[:, None]).flatten(-2)
+
+
+@scores.register("xsa", source="arXiv:2603.09078; trained: KellerJordan/modded-nanogpt, record of 2026-04-29")
+class Exclusive(Scores):
+    """Remove from the output of each head its share along the token's own value, which the stream carries anyway.
+
+    y_h - tanh(a_h) (y_h . v_h) v_h / |v_h|^2   with v_h the value of the token itself
+
+    trained: whether a_h is trained, from 0; false removes the whole share, as in the paper.
+    qk_norm: normalise the queries and keys of each head.
+    """
+
+    def __init__(self, builder: Builder, *, trained: bool = True, qk_norm: bool = False) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+        self.share = nn.Parameter(torch.zeros(builder.dims.n_head)) if trained else None
+
+    def finish(self, y: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        v = v.transpose(1, 2)  # (B, T, G, D)
+        heads: Tensor = y.unflatten(-1, (-1, v.shape[-1]))  # (B, T, H, D)
+        v = v.repeat_interleave(heads.shape[2] // v.shape[2], 2)
+        along = (heads * v).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True).clamp(min=1e-8)
+        removed = (along * v).flatten(-2).to(y.dtype)
+        if self.share is not None:
+            removed = removed * torch.tanh(self.share).repeat_interleave(y.shape[-1] // len(self.share))
+        return y - removed
+
+
+@scores.register("key_offset", source="KellerJordan/modded-nanogpt, record of 2025-12-14 (partial key offset)")
+class KeyOffset(Scores):
+    """Keys whose second half of channels is that of the token before, so that one layer can continue what it has seen.
+
+    k_t = [k_t[: D/2], k_(t-1)[D/2 :]]   with zeros in front of the first token of the context, or of a document
+
+    qk_norm: normalise the queries and keys of each head, before the shift.
+    In the source those channels are not rotated: `position: {name: rotary, fraction: 0.5}`, whose unrotated channels
+    are the second half.
+    """
+
+    def __init__(self, builder: Builder, *, qk_norm: bool = False) -> None:
+        super().__init__(builder, qk_norm=qk_norm)
+
+    def prepare(self, q: Tensor, k: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
+        q, k = super().prepare(q, k, ctx)
+        half = k.shape[-1] // 2
+        if k.shape[-2] > len(ctx.q_positions):  # those of all tokens, for an attention that computes them anew
+            earlier = F.pad(k[:, :, :-1, half:], (0, 0, 1, 0))
+        else:
+            earlier = ctx.previous("key_offset", k[..., half:].transpose(1, 2)).transpose(1, 2)
+        if ctx.documents is not None:  # (B, S)
+            begins = F.pad(ctx.documents[:, 1:] != ctx.documents[:, :-1], (1, 0))[:, -k.shape[-2] :]
+            earlier = earlier.masked_fill(begins[:, None, :, None], 0.0)
+        return q, torch.cat([k[..., :half], earlier], -1)

@@ -198,3 +198,94 @@ class ValueEmbeddings(CrossLayer):
         extra = F.embedding(ctx.tokens, self.tables[index])[..., : H * D].view(B, T, H, D).transpose(1, 2)
         mixed: Tensor = mix[0] * v + mix[1] * extra.to(v.dtype)
         return mixed
+
+
+@stack.register(
+    "value_norm", source="KellerJordan/modded-nanogpt, track 2, record of 2025-03-25", needs={"attention": "value"}
+)
+class ValueNorm(CrossLayer):
+    """Divide attention values by their root mean square, head by head.  v (B, H, T, D) -> the same
+
+    v / sqrt(mean(v^2))   without a gain; `scores: {name: plain, qk_norm: true}` does it for queries and keys
+    """
+
+    def mix_values(self, depth: int, v: Tensor, ctx: ForwardContext) -> Tensor:
+        return F.rms_norm(v, v.shape[-1:])
+
+
+@stack.register("backout", source="KellerJordan/modded-nanogpt, record of 2025-10-04 (backout)", check=several_layers)
+class Backout(CrossLayer):
+    """Subtract from the final stream a share of what it was at two thirds of the layers.  x (B, T, C) -> the same
+
+    x_L - w x_m   with m = round(2 L / 3), at least one layer before the last, and a trained number w
+
+    start: w at the beginning.
+    """
+
+    def __init__(self, builder: Builder, *, start: float = 0.5) -> None:
+        super().__init__(builder)
+        self.source = max(0, min(round(self.n_layer * 2 / 3), self.n_layer - 1) - 1)
+        self.share = nn.Parameter(torch.tensor(start))
+
+    def after(self, depth: int, x: Tensor, ctx: ForwardContext) -> Tensor:
+        if depth == self.source:
+            ctx.carry["backout"] = x
+        return x - self.share * ctx.carry["backout"] if depth == self.n_layer - 1 else x
+
+
+@stack.register("depth_average", source="arXiv:2402.02622 (DenseFormer)")
+class DepthAverage(CrossLayer):
+    """Behind every block, a trained sum of the embedding and the outputs of all blocks so far.  x (B, T, C) -> the same
+
+    x_l = sum_(i <= l) a_li h_i   with h_0 the embedding, h_l the output of block l; a_ll = 1, others 0 at first
+
+    The paper's period and dilation, which leave out some of the sums, are 1 here.
+    """
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__(builder)
+        identity = torch.eye(self.n_layer + 1)
+        self.weights = nn.ParameterList(identity[layer, : layer + 1].clone() for layer in range(1, self.n_layer + 1))
+
+    def before(self, depth: int, x: Tensor, ctx: ForwardContext) -> Tensor:
+        if depth == 0:
+            ctx.carry["depth_average"] = [x]
+        return x
+
+    def after(self, depth: int, x: Tensor, ctx: ForwardContext) -> Tensor:
+        outputs: list[Tensor] = ctx.carry["depth_average"]
+        outputs.append(x)
+        return torch.einsum("n,n...->...", self.weights[depth], torch.stack(outputs))
+
+
+@stack.register("attention_residuals", source="arXiv:2603.15031", check=several_layers)
+class AttentionResiduals(CrossLayer):
+    """The input of a block attends, over depth, to the embedding and what each earlier block added.  x (B, T, C)
+
+    x_l = sum_i softmax_i(w_l . v_i / rms(v_i)) v_i   with v_0 the embedding, v_i the change by block i, w_l (C,) from 0
+
+    The sums are means at first. The head reads such a sum, too. The paper does it for every branch, here for blocks.
+    """
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__(builder)
+        self.queries = nn.ParameterList(torch.zeros(builder.dims.n_embd) for _ in range(self.n_layer))
+
+    def before(self, depth: int, x: Tensor, ctx: ForwardContext) -> Tensor:
+        if depth == 0:
+            ctx.carry["attention_residuals"] = []
+        x = self.mixed(depth - 1, ctx) if depth else x
+        ctx.carry["attention_residuals.input"] = x
+        if depth == 0:
+            ctx.carry["attention_residuals"].append(x)
+        return x
+
+    def after(self, depth: int, x: Tensor, ctx: ForwardContext) -> Tensor:
+        ctx.carry["attention_residuals"].append(x - ctx.carry["attention_residuals.input"])
+        return self.mixed(depth, ctx) if depth == self.n_layer - 1 else x
+
+    def mixed(self, index: int, ctx: ForwardContext) -> Tensor:
+        """The sum by the query `index`.  -> (B, T, C)"""
+        parts = torch.stack(ctx.carry["attention_residuals"])  # (N, B, T, C)
+        scores = F.rms_norm(parts, parts.shape[-1:]) @ self.queries[index].to(parts.dtype)
+        return torch.einsum("n...c,n...->...c", parts, scores.softmax(0))

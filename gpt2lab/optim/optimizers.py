@@ -10,6 +10,8 @@ Those that torch lacks come from the package pytorch-optimizer where its version
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -285,18 +287,25 @@ def lion(
     return [Lion(decay_groups(params, weight_decay), lr, betas, cautious)]
 
 
-def orthogonal(x: Tensor) -> Tensor:
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+"""Coefficients of five equal steps.  Source: kellerjordan.github.io/posts/muon"""
+POLAR_EXPRESS = (
+    (8.2373, -23.1577, 16.6806), (4.0824, -2.8930, 0.5253), (3.9263, -2.8547, 0.5318), (3.2982, -2.4245, 0.4863),
+    (2.2970, -1.6366, 0.4003),
+)  # fmt: skip
+"""Coefficients of five steps, each of least error for what the one before leaves.  Source: arXiv:2505.16932"""
+
+
+def orthogonal(x: Tensor, coefficients: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ) -> Tensor:
     """The nearest orthogonal matrix, roughly: most singular values between 0.7 and 1.2.  (..., A, B) -> (..., A, B)
 
-    Five Newton-Schulz steps in bfloat16, as in torch.optim.Muon, which takes one matrix at a time.
-    Source: kellerjordan.github.io/posts/muon
+    Polynomial steps in bfloat16, by default those of torch.optim.Muon, which takes one matrix at a time.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[-2] > x.shape[-1]
     y = x.bfloat16().reshape(-1, *x.shape[-2:])
     y = y.mT if tall else y
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
+    for a, b, c in coefficients:
         gram = y @ y.mT
         y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     return (y.mT if tall else y).reshape(x.shape)
@@ -306,24 +315,59 @@ class Muon(PerWeight):
     """torch.optim.Muon with `match_rms_adamw`, for stacks of matrices too.
 
     heights: of a group, the rows of each matrix stacked in its tensors; tensors (E, A, B) are E matrices.
+    rows_beta: decay factor of the averages of squares of every row (NorMuon), None without them.
+    warmup_steps: of the momentum, from 0.85.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, nesterov: bool) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, nesterov: bool, *, polar: bool = False,
+        rows_beta: float | None = None, warmup_steps: int = 0, cautious_decay: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(groups, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.0})
+        self.coefficients = POLAR_EXPRESS if polar else NEWTON_SCHULZ
+        self.rows_beta, self.warmup_steps, self.cautious_decay = rows_beta, warmup_steps, cautious_decay
 
     def update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> None:
+        momentum = group["momentum"]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
+            if self.rows_beta is not None:
+                state["row_squares"] = weight.new_zeros(*weight.shape[:-1], 1)
+            if self.warmup_steps:
+                state["step"] = 0
+        if self.warmup_steps:
+            momentum = 0.85 + (momentum - 0.85) * min(1.0, state["step"] / self.warmup_steps)
+            state["step"] += 1
         average = state["momentum_buffer"]
-        average.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        average.lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(average, momentum) if group["nesterov"] else average
         heights = group["heights"] or weight.shape[-2]
-        for part, matrix in zip(weight.split(heights, -2), update.split(heights, -2), strict=True):
-            part.add_(orthogonal(matrix), alpha=-group["lr"] * 0.2 * math.sqrt(max(part.shape[-2:])))
+        parts = [orthogonal(matrix, self.coefficients) for matrix in update.split(heights, -2)]
+        if self.rows_beta is not None:
+            parts = list(self.normalised(torch.cat(parts, -2), state["row_squares"]).split(heights, -2))
+        if not self.cautious_decay:
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+        for part, matrix in zip(weight.split(heights, -2), parts, strict=True):
+            size = 0.2 * math.sqrt(max(part.shape[-2:]))
+            if self.rows_beta is not None:  # the rms of the rows is not that of an orthogonal matrix any more
+                size = 0.2 * math.sqrt(math.prod(part.shape[-2:]))
+                matrix = matrix / matrix.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-10)
+            if self.cautious_decay:
+                part.sub_(part * (part * matrix > 0), alpha=group["lr"] * group["weight_decay"])
+            part.add_(matrix, alpha=-group["lr"] * size)
+
+    def normalised(self, update: Tensor, squares: Tensor) -> Tensor:
+        """Every row over the root of its average of squares.  (..., A, B), (..., A, 1) -> (..., A, B)"""
+        assert self.rows_beta is not None
+        squares.lerp_(update.float().square().mean(-1, keepdim=True), 1 - self.rows_beta)
+        return update.float() / (squares.sqrt() + 1e-10)
 
 
-@optimizer.register("muon", source="arXiv:2502.16982; kellerjordan.github.io/posts/muon")
+@optimizer.register(
+    "muon",
+    source="arXiv:2502.16982; kellerjordan.github.io/posts/muon; rows 2510.05491; polar 2505.16932; decay 2510.12402",
+    examples=({"momentum_warmup_steps": 3},),
+)
 def muon(
     params: Sequence[Param],
     lr: float,
@@ -333,6 +377,10 @@ def muon(
     weight_decay: NotNegative = 0.1,
     split_rows: bool = True,
     nesterov: bool = True,
+    normed_rows: bool = False,
+    polar_express: bool = False,
+    momentum_warmup_steps: Annotated[int, Field(ge=0)] = 0,
+    cautious_decay: bool = False,
 ) -> list[Optimizer]:
     """Orthogonalised momentum for the matrices in blocks, with updates of Adam's size; adamw for everything else.
 
@@ -343,6 +391,11 @@ def muon(
     weight_decay: of matrices and embeddings, as in adamw.
     split_rows:   orthogonalise stacked matrices, such as query, key and value in c_attn, each by itself.
     nesterov:     orthogonalise momentum m + (1 - momentum) g instead of m.
+    normed_rows:  divide every row of the orthogonal matrix by the root of its average of squares, then scale the matrix
+                  to an rms of 0.2 (NorMuon). The average has the decay factor betas[1].
+    polar_express: five different steps towards the orthogonal matrix in the place of five equal ones.
+    momentum_warmup_steps: steps over which momentum grows from 0.85, as in modded-nanogpt (300 there).
+    cautious_decay: decay only those weights that the update moves towards zero as well.
     The matrices of experts (E, A, B) are always orthogonalised each by itself. Updates are scaled to the rms of Adam's,
     so that the same rate suits both (section 2.2).
     """
@@ -359,7 +412,14 @@ def muon(
         for shared, alike in groupby(sorted(in_blocks, key=heights), key=heights)
         for group in decay_groups(list(alike), weight_decay)
     ]
-    made: list[Optimizer] = [Muon(groups, lr, momentum, nesterov)] if groups else []
+    made: list[Optimizer] = []
+    if groups:
+        made = [
+            Muon(
+                groups, lr, momentum, nesterov, polar=polar_express, rows_beta=betas[1] if normed_rows else None,
+                warmup_steps=momentum_warmup_steps, cautious_decay=cautious_decay,
+            )
+        ]  # fmt: skip
     return [*made, *(adamw(others, lr, betas=betas, weight_decay=weight_decay) if others else [])]
 
 
@@ -481,3 +541,48 @@ def schedule_free(
     for counter in ("weight_sum", "lr_max"):
         del made.defaults[counter]  # which says that they are no settings
     return [made]
+
+
+@optimizer.register("library", source="torch.optim; pytorch-optimizer (github.com/kozistr/pytorch_optimizer)")
+def by_library(
+    params: Sequence[Param],
+    lr: float,
+    *,
+    optimizer: str = "NAdam",
+    weight_decay: NotNegative = 0.1,
+    settings: Mapping[str, Any] = {},
+) -> list[Optimizer]:
+    """Any optimizer of torch.optim or of the package pytorch-optimizer, by the name of its class.
+
+    optimizer:    the class, such as NAdam, RAdam, Adamax, RMSprop; of the package Lamb, Adan, AdaBelief, Shampoo,
+                  Prodigy, MARS, CAME and a hundred others.
+    weight_decay: of matrices and embeddings, in the sense of that class; decoupled where it can be.
+    settings:     further arguments of the class, such as {betas: [0.98, 0.92, 0.99]}, as numbers or lists.
+    Nothing here checks that the class computes what its paper says: compare it with the paper before you conclude.
+    """
+    kinds = (vars(torch.optim), vars(library()) if optimizer not in vars(torch.optim) else {})
+    kind: Any = next((names[optimizer] for names in kinds if optimizer in names), None)
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        what = f"neither torch.optim nor pytorch-optimizer has an optimizer {optimizer}"
+        raise ConfigError(what, where="optim.optimizer", hint="the name of the class, such as NAdam or Lamb")
+    make: Callable[..., Optimizer] = kind
+    accepted = inspect.signature(make).parameters
+    given = {name: number(value) for name, value in settings.items()}
+    decoupled = {name: True for name in ("decoupled_weight_decay", "weight_decouple") if name in accepted}
+    try:
+        return [make(decay_groups(params, weight_decay), lr=lr, **{**decoupled, **given})]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{optimizer}: {error}", where="optim.optimizer.settings") from None
+
+
+def number(value: Any) -> Any:
+    """A setting as YAML writes it, as a number, boolean or tuple of numbers."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(number, value))
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        try:
+            return float(value)  # 1e-3 is a number, and .5
+        except ValueError:
+            return value

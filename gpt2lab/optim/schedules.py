@@ -111,3 +111,34 @@ def inverse_sqrt(steps: int, warmup_steps: int) -> Multiplier:
         return math.sqrt(start / max(start, warmup_steps + progress * (steps - warmup_steps)))
 
     return after_warmup(steps, warmup_steps, decay)
+
+
+@schedule.register("exponential", source="arXiv:1908.06477, section 3; torch.optim.lr_scheduler.ExponentialLR")
+def exponential(
+    steps: int, warmup_steps: int, *, final_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+) -> Multiplier:
+    """Fall by the same factor with every step, to `final_fraction` of the peak.
+
+    multiplier = f ^ progress
+
+    final_fraction: f, the final rate relative to the peak.
+    """
+    return after_warmup(steps, warmup_steps, lambda progress: final_fraction**progress)
+
+
+@schedule.register("stairs", source="arXiv:1512.03385 (step decay); arXiv:2401.02954 (DeepSeek LLM)")
+def stairs(
+    steps: int,
+    warmup_steps: int,
+    *,
+    at: tuple[Fraction, ...] = (0.8, 0.9),
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.316,
+) -> Multiplier:
+    """The peak rate, multiplied by a factor at some points of the training.
+
+    multiplier = factor ^ n   after n of the points
+
+    at:     the points, as shares of what follows the warm-up.
+    factor: the default, 1/sqrt(10), and its points are those of the DeepSeek LLM.
+    """
+    return after_warmup(steps, warmup_steps, lambda progress: factor ** sum(progress >= point for point in at))

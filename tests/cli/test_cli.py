@@ -109,7 +109,8 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "too many seeds": (["check", POSENC, "--seeds", "101"], "--seeds: from 1 to 100 seeds are expected"),
     "unknown slot": (["components", "mpl"], "unknown slot 'mpl'; did you mean 'mlp'"),
     "unknown slot to explain": (["explain", "nrm=rmsnorm"], "unknown slot 'nrm'; did you mean 'norm'"),
-    "no SLOT=NAME": (["explain", "rmsnorm"], "'rmsnorm' is not SLOT=NAME"),
+    "no SLOT=NAME": (["explain", "rmsnrom"], "'rmsnrom' is not SLOT=NAME, nor a component"),
+    "name of several slots": (["explain", "plain"], "scores, linear, embedding have a component plain"),
     "unknown component": (["explain", "norm=rmsnrom"], "norm=rmsnrom: unknown norm 'rmsnrom'; did you mean 'rmsnorm'"),
     "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe"),
     "bad option": (["explain", "mlp=moe,experts=1"], "mlp=moe,experts=1: '1' does not fit: it must be at least 2"),
@@ -321,13 +322,42 @@ def test_components_are_listed_with_the_canonical_ones_marked(gpt2lab: Call) -> 
     assert "data.corpus: " in everything and "optim.schedule: " in everything
 
 
+def test_the_matrix_lists_pairs_that_a_config_may_not_have(gpt2lab: Call) -> None:
+    found = json.loads(gpt2lab("components", "--matrix", "--json").out)
+    pairs = {frozenset([pair["one"], pair["other"]]): pair["why"] for pair in found["refused"]}
+    assert "needs 'value'" in pairs[frozenset(["attention=mla", "stack=value_residual"])]
+    assert "averages already" in pairs[frozenset(["averaging=ema", "optimizer=schedule_free"])]
+    assert frozenset(["attention=gqa", "stack=value_residual"]) not in pairs
+    assert found["pairs"] > 5000
+    words = gpt2lab("components", "stack", "--matrix").out
+    assert "attention=mla" in words and "averaging" not in words
+
+
+def test_json_schemas_have_every_component_with_its_options() -> None:
+    from gpt2lab.registry import SLOTS
+
+    for slot in SLOTS.values():
+        bare, *mappings = json.loads(json.dumps(slot.json_schema()))["anyOf"]
+        mappings = [mapping for mapping in mappings if mapping["type"] == "object"]
+        assert [mapping["properties"]["name"]["const"] for mapping in mappings] == slot.names()
+        assert bare["enum"] == [c.name for c in slot if "paths" not in c.parameters]  # an option without a default
+        for mapping, component in zip(mappings, slot, strict=True):
+            assert set(mapping["properties"]) == {"name", *component.parameters}
+    moe = next(m for m in SLOTS["mlp"].json_schema()["anyOf"][1:] if m.get("properties", {})["name"]["const"] == "moe")
+    assert moe["properties"]["experts"] == {"type": "integer", "minimum": 2, "default": 8}
+    assert (moe["required"], moe["additionalProperties"]) == (["name"], False)
+    assert SLOTS["mlp"].json_schema()["anyOf"][-1]["type"] == "array"
+    assert "array" not in [kind.get("type") for kind in SLOTS["head"].json_schema()["anyOf"]]
+
+
 def test_every_component_can_be_explained(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpt2lab import costs
     from gpt2lab.cli.catalogue import canonical_costs
     from gpt2lab.registry import SLOTS
 
-    full = costs.costs
-    monkeypatch.setattr(costs, "costs", lambda config: full(config.model_copy(update={"n_layer": 1})))  # in time
+    for name in ("costs", "cache_numbers"):  # of one layer, to save time
+        full = getattr(costs, name)
+        monkeypatch.setattr(costs, name, lambda config, full=full: full(config.model_copy(update={"n_layer": 1})))
     canonical_costs.cache_clear()
     try:
         for slot in SLOTS.values():
@@ -341,7 +371,7 @@ def test_every_component_can_be_explained(gpt2lab: Call, monkeypatch: pytest.Mon
                 assert f"yaml:    {slot.path}: " in answer.out
                 assert all(f"\n  {option}: " in answer.out for option in component.parameters)
                 in_model = slot.path.startswith("model.")
-                assert answer.out.count("cost:    ") == (0 if not in_model else 3 if component.name == "moe" else 2)
+                assert answer.out.count("cost:    ") == (0 if not in_model else 4 if component.name == "moe" else 3)
                 assert ("; canonical GPT-2: " in answer.out) == in_model
     finally:
         canonical_costs.cache_clear()
@@ -354,6 +384,9 @@ def test_an_explanation_counts_what_124m_costs(gpt2lab: Call) -> None:
     assert 'yaml:    model.mlp: {"name": "moe", "experts": 2, "top_k": 1}' in experts
     assert re.search(r"cost:    181,[\d,]+ parameters at gpt2-124m \(\+56,\d+,\d+ against canonical\)", experts)
     assert re.search(r"cost:    124,[\d,]+ parameters work on one token", experts)
+    assert "cost:    36,864 bytes of cache per token in half precision (+0)" in learned  # 2 x 12 x 768 numbers
+    assert "cost:    3,072 bytes of cache per token in half precision (-33,792)" in gpt2lab("explain", "mqa").out
+    assert "effect:  rotary against learned: better (2.759 against 2.809 nats)" in gpt2lab("explain", "rotary").out
     assert "needs:   attention that offers bias" in gpt2lab("explain", "position=alibi").out
     assert "offers:  bias, rotate, value" in gpt2lab("explain", "attention=mha").out
 

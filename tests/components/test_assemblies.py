@@ -12,7 +12,8 @@ from gpt2lab.registry import SLOTS, unmet_needs
 from gpt2lab.testing import assemblies
 from gpt2lab.testing.assemblies import allowed_pairs, covering_array
 
-LEVELS = {slot: testing.cases(SLOTS[slot]) for slot in MODEL_SLOTS}
+VARIANTS = {slot: testing.cases(SLOTS[slot]) for slot in MODEL_SLOTS}
+LEVELS = {slot: [case for case in cases if not case.options] for slot, cases in VARIANTS.items()}
 ALLOWED = allowed_pairs(LEVELS)
 ROWS = covering_array(LEVELS, ALLOWED)
 EACH_ONCE = covering_array(LEVELS, {frozenset([str(case)]) for own in LEVELS.values() for case in own})
@@ -25,6 +26,13 @@ def test_every_pair_of_choices_trains_and_caches_and_does_not_look_ahead(chunk: 
         choices = assemblies.config(row).choices().values()
         assert not unmet_needs([choice for pattern in choices for choice in pattern]), name
         assert assemblies.problem_in(row) is None, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(8))
+def test_every_pair_of_options_trains_and_caches_and_does_not_look_ahead(chunk: int) -> None:
+    for row in covering_array(VARIANTS, allowed_pairs(VARIANTS))[chunk::8]:
+        assert assemblies.problem_in(row) is None, " ".join(map(str, row.values()))
 
 
 @pytest.mark.parametrize("row", EACH_ONCE, ids=range(len(EACH_ONCE)))
