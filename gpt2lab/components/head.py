@@ -125,7 +125,7 @@ class MixtureOfSoftmaxes(Head):
         return None
 
     def forward(self, rows: Tensor, embedding: TokenEmbedding) -> Tensor:
-        shares = self.mix(rows).float().log_softmax(-1)  # (n, K)
+        shares: Tensor = self.mix(rows).float().log_softmax(-1)  # (n, K)
         vectors: Tensor = torch.tanh(self.project(rows)).unflatten(-1, (shares.shape[-1], -1))  # (n, K, C)
         parts: Tensor = embedding.unembed(vectors.flatten(0, 1)).float().log_softmax(-1).unflatten(0, vectors.shape[:2])
         return (shares[..., None] + parts).logsumexp(1)
