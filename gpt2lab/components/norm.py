@@ -112,22 +112,22 @@ def rmsnorm(builder: Builder, *, eps: float = 1e-5, scale: bool = True) -> nn.Mo
 
 
 @norm.register("dyt", source="arXiv:2503.10622")
-def dyt(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 0.5) -> nn.Module:
+def dyt(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 1.0) -> nn.Module:
     """A tanh in place of a norm: no statistics over channels.  (..., C) -> (..., C)
 
     y = tanh(a x) * weight + bias   with a trained number a
-    alpha: a at the beginning.
-    For language models the paper tunes a by width and place, and adds a trained factor behind the embedding.
+    alpha: a at the beginning. The paper has 0.5, and for language models a value by width and place, 1 for narrow ones.
+    There it also has a trained factor behind the embedding.
     """
     return DynamicTanh(builder.width or builder.dims.n_embd, alpha)
 
 
 @norm.register("derf", source="arXiv:2512.10938")
-def derf(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 0.5) -> nn.Module:
+def derf(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 1.0) -> nn.Module:
     """The error function in place of a norm: no statistics over channels.  (..., C) -> (..., C)
 
     y = erf(a x + s) * weight + bias   with trained numbers a and s
-    alpha: a at the beginning; s is 0.
+    alpha: a at the beginning; s is 0. The paper has 0.5; see dyt for language models.
     """
     return DynamicErf(builder.width or builder.dims.n_embd, alpha)
 
