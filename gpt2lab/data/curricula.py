@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -265,6 +265,21 @@ class DocumentStarts(TrainingBatches):
         return int(self.starts[order[position]])
 
 
+def by_surprise(text: TrainingText) -> Ids:
+    """All blocks of T tokens, those of the most frequent tokens first: by the mean of -log(frequency)."""
+    tokens, size = text.tokens, text.block_size
+    count = (len(tokens) - 1) // size
+    stretch = max(1, STRETCH // size)
+    stretches = [slice(at * size, min(count, at + stretch) * size) for at in range(0, count, stretch)]
+    frequencies = np.zeros(1, np.int64)
+    for part in stretches:
+        some = np.bincount(tokens[part], minlength=len(frequencies))
+        some[: len(frequencies)] += frequencies
+        frequencies = some
+    surprise = -np.log(np.maximum(frequencies, 1) / frequencies.sum())
+    return np.argsort(np.concatenate([surprise[tokens[p]].reshape(-1, size).mean(1) for p in stretches]), kind="stable")
+
+
 @batches.register("easy_first", source="arXiv:1903.09848", can=(ORDER,), examples=({"start": 0.01, "over": 1.0},))
 class EasyFirst(TrainingBatches):
     """Blocks of frequent tokens first: sequences are drawn from the easiest share of all blocks, which grows.
@@ -284,20 +299,7 @@ class EasyFirst(TrainingBatches):
     @cached_property
     def easiest(self) -> Ids:
         """All blocks, by the mean surprise of their tokens."""
-        tokens, size = self.text.tokens, self.text.block_size
-        count = (len(tokens) - 1) // size
-        stretch = max(1, STRETCH // size)
-        frequencies = np.zeros(1, np.int64)
-        for block in range(0, count, stretch):
-            some = np.bincount(tokens[block * size : min(count, block + stretch) * size], minlength=len(frequencies))
-            some[: len(frequencies)] += frequencies
-            frequencies = some
-        surprise = -np.log(np.maximum(frequencies, 1) / frequencies.sum())
-        means = [
-            surprise[tokens[block * size : min(count, block + stretch) * size]].reshape(-1, size).mean(1)
-            for block in range(0, count, stretch)
-        ]
-        return np.argsort(np.concatenate(means), kind="stable")
+        return by_surprise(self.text)
 
     def start(self, index: int) -> int:
         """A block among the easiest, by a draw of its own for each index."""
@@ -308,6 +310,38 @@ class EasyFirst(TrainingBatches):
         among = max(1, round(count * ((1 - self.first**2) * share + self.first**2) ** 0.5))
         draw = np.random.PCG64(np.random.SeedSequence([self.text.seed, index])).random_raw()
         return int(self.easiest[int(draw) % among]) * self.text.block_size
+
+
+@batches.register("pruned", source="arXiv:2309.04564", can=(ORDER,), examples=({"side": "common"},))
+class Pruned(TrainingBatches):
+    """Only a share of all blocks, chosen by how frequent their tokens are; they are repeated more often.
+
+    Blocks are ranked by the mean -log(frequency) of their tokens, a unigram model in the place of the source's.
+
+    keep: the share of blocks that is kept.
+    side: the middle of the ranks, as was best in the source, or the end with common or with rare tokens.
+    """
+
+    def __init__(
+        self, text: TrainingText, before: TrainingBatches, *, keep: Share = 0.7,
+        side: Literal["middle", "common", "rare"] = "middle",
+    ) -> None:  # fmt: skip
+        super().__init__(text, before)
+        self.keep, self.side = keep, side
+
+    @cached_property
+    def kept(self) -> Ids:
+        """The blocks that are left."""
+        ranked = by_surprise(self.text)
+        count = max(1, round(self.keep * len(ranked)))
+        first = {"middle": (len(ranked) - count) // 2, "common": 0, "rare": len(ranked) - count}[self.side]
+        return np.sort(ranked[first : first + count])
+
+    def start(self, index: int) -> int:
+        """Each epoch has all blocks that are left once, in a new order."""
+        epoch, position = divmod(index, len(self.kept))
+        order = _order(self.text.seed, epoch, len(self.kept), 0)[1]
+        return int(self.kept[order[position]]) * self.text.block_size
 
 
 def _known_corpora(data: Any, options: Mapping[str, Any]) -> list[str]:

@@ -101,6 +101,16 @@ def test_easy_text_comes_first() -> None:
     assert made.start(SEQUENCES * STEPS // 2) == TrainingBatches(TEXT).start(SEQUENCES * STEPS // 2)
 
 
+@pytest.mark.parametrize(("side", "left_out"), [("common", (0, 30)), ("rare", (30, 0)), ("middle", (15, 15))])
+def test_pruned_text_lacks_the_blocks_at_the_ends(side: str, left_out: tuple[int, int]) -> None:
+    made = built({"name": "pruned", "keep": 0.92, "side": side})
+    surprise = -np.log(np.bincount(TEXT.tokens[: 374 * BLOCK]) / (374 * BLOCK))
+    means = surprise[TEXT.tokens[: 374 * BLOCK]].reshape(-1, BLOCK).mean(1)
+    ranked = np.argsort(means, kind="stable")
+    epoch = [made.start(index) // BLOCK for index in range(344)]
+    assert set(epoch) == set(ranked[left_out[0] : 374 - left_out[1]].tolist()) and epoch != sorted(epoch)
+
+
 def test_a_mixture_has_its_shares_all_along_and_repeats_small_corpora() -> None:
     weights = {"first": 3, "second": 1}
     made = built({"name": "mixture", "weights": weights}, seed=3)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import replace_in, write_text
+from workers import replace_in, rows_of, write_text
 
-from gpt2lab.errors import ConfigError
+from gpt2lab.errors import ConfigError, Preempted
 from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.results import collect, judge, load_results, until
+from gpt2lab.runner.training import Training
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
@@ -98,6 +99,28 @@ def test_arms_may_differ_in_batches_and_share_all_else(tiny: Path, gpt2lab: Call
     assert ramp.exploratory_reason("other") is None
     replace_in(ablation, ("easy_first", "batch_ramp"))
     assert "data.batches" in str(load_ablation(ablation).exploratory_reason("other"))
+
+
+def test_a_training_with_changing_batches_continues_exactly(
+    tiny: Path, gpt2lab: Call, inline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ("--set", "data.batches=[batch_ramp, short_to_long, easy_first]")
+    assert gpt2lab("train", "tiny.yaml", "--no-tracking", *parts, "--runs", "whole")[0] == 0
+    save = Training.save_if_due
+
+    def stop_at_13(training: Training, record: Any, journal: Any) -> None:
+        save(training, record, journal)
+        if record.step == 13:
+            raise Preempted("stopped", hint="the same command")
+
+    monkeypatch.setattr(Training, "save_if_due", stop_at_13)
+    assert gpt2lab("train", "tiny.yaml", "--no-tracking", *parts, "--runs", "stopped")[0] != 0
+    monkeypatch.setattr(Training, "save_if_due", save)
+    code, said = gpt2lab("train", "tiny.yaml", "--no-tracking", *parts, "--runs", "stopped")
+    assert code == 0 and "continuing from step 12" in said
+    (whole,), (stopped,) = Store("whole").runs(), Store("stopped").runs()
+    rows = rows_of(whole)
+    assert rows == rows_of(stopped) and [row["tokens"] for row in whole.rows()][:4] == [0, 16, 48, 80]
 
 
 def test_tokens_to_a_loss_are_read_off_the_curve(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:
