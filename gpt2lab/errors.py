@@ -7,6 +7,7 @@ with its code. Any other exception is a bug in gpt2lab.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ from gpt2lab.redaction import masked
 def printable(text: str) -> str:
     """`text` as one printable line: line breaks and control characters in user input are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def command(*words: object) -> str:
+    """A command line for a hint; paths may hold blanks and brackets."""
+    return shlex.join(map(str, words))
 
 
 @dataclass(frozen=True)

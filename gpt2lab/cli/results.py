@@ -139,7 +139,7 @@ def show(run: Run, runs: Runs = RUNS, json_: Json = False) -> None:
         config = about["config"]
         shown = config if isinstance(config, str) else json.dumps(config or "")
         print(harmless(f"# {folder.path}: {about['status']}\n{shown}"))
-        print(json.dumps({**record, "evaluations": evaluations}, indent=1))
+        print_json({**record, "evaluations": evaluations}, indent=1)
     if damaged:
         raise SystemExit(DataFault.exit_code)
 
@@ -213,7 +213,7 @@ def ui(
     from gpt2lab.errors import EnvironmentFault
     from gpt2lab.redaction import shown
     from gpt2lab.store import Store
-    from gpt2lab.tracking.addresses import check_uri, default_uri, is_server
+    from gpt2lab.tracking.addresses import check_uri, default_uri, is_server, sqlite_path
 
     store = Store(runs)
     uri = default_uri(store.root)
@@ -244,6 +244,9 @@ def ui(
         sys.executable, "-m", "mlflow", "server", "--artifacts-destination", str(store.root.resolve() / "artifacts"),
         "--host", host, "--port", str(port), "--workers", "1",
     ]  # fmt: skip
+    if "%" in uri and (database := sqlite_path(uri)):  # MLflow would make the folders of the quoted path
+        environment["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{database.name}"
+        os.chdir(database.parent)
     os.execve(command[0], command, environment)
 
 

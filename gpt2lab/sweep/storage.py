@@ -28,10 +28,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, unknown
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, command, unknown
 from gpt2lab.redaction import shown
 from gpt2lab.store import Store, disk_fault, file_lock, make_folder
-from gpt2lab.tracking.addresses import reason, sqlite_path
+from gpt2lab.tracking.addresses import reason, sqlite_path, sqlite_uri
 
 LOCKS = ("flock", "symlink")
 EXAMPLES = "sqlite:////absolute/path/optuna.db, journal:/shared/disk/optuna.log or postgresql://user@host/db"
@@ -54,7 +54,7 @@ TRANSIENT_ERRNO = (errno.EAGAIN, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, er
 def default_address(root: Path) -> str:
     """Where the searches of a run store are kept unless an address is given. Never MLflow's file: both would make their
     tables in it, and each find the other's version there."""
-    return f"sqlite:///{Store(root.resolve()).folder('sweeps')}/optuna.db"
+    return sqlite_uri(Store(root).folder("sweeps") / "optuna.db")
 
 
 def open_storage(
@@ -187,7 +187,7 @@ def _open_sqlite(address: str, storage: PatientStorage) -> BaseStorage:
         if path.exists():
             _refuse_others(path, storage.address)
         options = {"connect_args": {"timeout": BUSY_SECONDS}}
-        database = _database(f"sqlite:///{path.resolve()}", storage.address, options)
+        database = _database(sqlite_uri(path), storage.address, options)
     _begin_ourselves(database.engine, storage)
     database.engine.dispose()  # connections that were opened before lack it
     return get_storage(database)
@@ -196,7 +196,7 @@ def _open_sqlite(address: str, storage: PatientStorage) -> BaseStorage:
 def _refuse_others(path: Path, where: str) -> None:
     """Raises DataFault for a file that is no database, or not Optuna's; EnvironmentFault where it cannot be written."""
     if not os.access(path, os.R_OK | os.W_OK):
-        raise EnvironmentFault("the database cannot be written", where=where, hint=f"ls -l {path}")
+        raise EnvironmentFault("the database cannot be written", where=where, hint=command("ls", "-l", path))
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
             tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
@@ -341,5 +341,5 @@ def _database(url: str, where: str, options: dict[str, Any]) -> RDBStorage:
         raise EnvironmentFault(
             f"the storage belongs to another version of Optuna: {reason(error)}",
             where=where,
-            hint=f"optuna storage upgrade --storage {where}",
+            hint=command("optuna", "storage", "upgrade", "--storage", where),
         ) from None

@@ -32,7 +32,7 @@ def mlflow_name(name: str) -> str:
 
 def default_uri(root: Path) -> str:
     """Where MLflow is: at MLFLOW_TRACKING_URI, else in the file `mlflow.db` in the store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db")
 
 
 def is_server(uri: str) -> bool:
@@ -72,10 +72,24 @@ def check_uri(uri: str) -> None:
         raise ConfigError(f"not a database URI: {error}", where=where, hint=try_) from None
 
 
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite file for SQLAlchemy, which MLflow and Optuna pass it to. Only what would be read otherwise is
+    quoted: MLflow takes what it sees for the path, and makes its folders."""
+    return "sqlite:///" + re.sub(r"[%?]", lambda sign: quote(sign[0]), str(path.resolve()))
+
+
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite URI; None for everything else."""
-    found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
-    return Path(found[1]) if found else None
+    """The file of a SQLite URI, as SQLAlchemy reads it; None for everything else."""
+    if not uri.startswith("sqlite"):
+        return None
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        database = make_url(uri).database
+    except (ArgumentError, ValueError):
+        return None
+    return Path(database) if database else None
 
 
 def runs_link(ui: str, experiment_id: str, parent_run_id: str, metric: str = "val/loss") -> str:

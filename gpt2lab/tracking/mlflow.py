@@ -27,7 +27,7 @@ from gpt2lab.redaction import shown
 from gpt2lab.schema import flatten
 from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, temporary_beside
 from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, milliseconds, started_ms, tracker
-from gpt2lab.tracking.addresses import DATABASES, check_uri, is_server, mlflow_name, reason, sqlite_path
+from gpt2lab.tracking.addresses import DATABASES, check_uri, is_server, mlflow_name, reason, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -304,7 +304,15 @@ def client_of(uri: str) -> MlflowClient:
         import mlflow.store.db.utils
 
         mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+        _leave_folders_alone()
     return MlflowClient(uri)
+
+
+def _leave_folders_alone() -> None:
+    """MLflow would make the folders of a database by the quoted path in its URI. The folder is there already."""
+    import mlflow.store.db.utils
+
+    mlflow.store.db.utils._make_parent_dirs_if_sqlite = lambda db_uri: None
 
 
 def create_database(path: Path, artifact_root: Path) -> None:
@@ -320,9 +328,8 @@ def create_database(path: Path, artifact_root: Path) -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         temporary = temporary_beside(path)
-        SqlAlchemyStore(  # type: ignore[no-untyped-call]
-            f"sqlite:///{temporary.resolve()}", str(artifact_root)
-        ).engine.dispose()
+        _leave_folders_alone()
+        SqlAlchemyStore(sqlite_uri(temporary), str(artifact_root)).engine.dispose()  # type: ignore[no-untyped-call]
         connection = sqlite3.connect(temporary)
         connection.execute("pragma journal_mode=WAL")
         connection.close()  # the last to close folds the write-ahead log back in: one file is the whole database
@@ -364,7 +371,21 @@ def connect(
             where=shown_uri,
             hint=f"mlflow experiments restore --experiment-id {found.experiment_id}",
         )
+    if database and database.parent == artifact_root.parent and found.artifact_location != artifact_root.as_uri():
+        _move_artifacts(database, found.experiment_id, found.artifact_location, artifact_root.as_uri())
     return client, found.experiment_id
+
+
+def _move_artifacts(database: Path, experiment_id: str, old: str, new: str) -> None:
+    """Give an experiment and its runs a new place for artifacts: the run store that holds both was moved or copied.
+    MLflow itself keeps the first place for ever."""
+    with contextlib.closing(sqlite3.connect(database, timeout=10)) as connection, connection:
+        connection.execute(
+            "update runs set artifact_uri = ? || substr(artifact_uri, ?)"
+            " where experiment_id = ? and (artifact_uri = ? or substr(artifact_uri, 1, ?) = ?)",
+            (new, len(old) + 1, experiment_id, old, len(old) + 1, f"{old}/"),
+        )
+        connection.execute("update experiments set artifact_location = ? where experiment_id = ?", (new, experiment_id))
 
 
 # --- reading ---

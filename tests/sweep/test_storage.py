@@ -33,13 +33,17 @@ def refused(address: str, kind: type[Gpt2labError]) -> Gpt2labError:
 
 
 def test_every_kind_is_opened_twice_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for address in (default_address(tmp_path), f"journal:{tmp_path}/a/b.log", f"journal:{tmp_path}/c.log?lock=symlink"):
+    odd = tmp_path / "st?x=%41"
+    journals = f"journal:{tmp_path}/a/b.log", f"journal:{tmp_path}/c.log?lock=symlink"
+    for address in (default_address(tmp_path), default_address(odd), *journals):
         for count in (2, 3):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 work_all(trials_of(open_storage(address, print), count))
     assert capfd.readouterr() == ("", "")
-    assert (tmp_path / "sweeps" / "optuna.db").is_file() and not list(tmp_path.rglob("*.partial"))
+    assert all((root / "sweeps" / "optuna.db").is_file() for root in (tmp_path, odd)) and not list(
+        tmp_path.rglob("*.partial")
+    )
 
 
 @pytest.mark.parametrize(

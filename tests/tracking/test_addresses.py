@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.redaction import masked
@@ -87,6 +88,17 @@ def test_the_default_is_a_database_in_the_store(tmp_path: Path, monkeypatch: pyt
     assert sqlite_path("http://host") is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert default_uri(Path("runs")) == "http://host:5000"
+
+
+@pytest.mark.parametrize("name", ["a%41", "st?x=1", "a#b", "[x] (y)", "ü@:+&", "a%3Fb?"])
+def test_any_folder_has_its_own_sqlite_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / name).mkdir()
+    uri = default_uri(tmp_path / name)
+    check_uri(uri)
+    assert sqlite_path(uri) == tmp_path / name / "mlflow.db"
+    sqlalchemy.create_engine(uri).connect().close()
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["mlflow.db"] and (tmp_path / name / "mlflow.db").exists()
 
 
 def test_links_open_the_curves_of_a_study() -> None:

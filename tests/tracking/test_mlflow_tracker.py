@@ -13,6 +13,8 @@ import pytest
 from small_study import Lab, Look, row
 
 from gpt2lab.errors import EnvironmentFault
+from gpt2lab.store import Store
+from gpt2lab.tracking.addresses import default_uri
 from gpt2lab.tracking.follower import Delivery, links, sync
 from gpt2lab.tracking.mlflow import MlflowTracker
 
@@ -239,6 +241,28 @@ def test_a_report_is_kept_with_the_parent(lab: Lab, sink_factory: Sinks, look: L
     (parent,) = look.parents()
     assert [a.path for a in look.client.list_artifacts(parent.info.run_id, "report")] == ["report/report.html"]
     assert parent.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("name", ["moved", "st?x=1 %41#"])
+def test_a_store_that_was_moved_keeps_its_artifacts_in_itself(
+    lab: Lab, sink_factory: Sinks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    lab.train_all()
+    sync(lab.store, "posenc", sink_factory)
+    lab.store.root.rename(tmp_path / name)
+    store = Store(tmp_path / name)
+    tracker = MlflowTracker(default_uri(store.root), "gpt2lab", store.root / "mlartifacts")
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").write_text("42")
+    tracker.log_report(lab.record, tmp_path / "page")
+    look = Look(tracker)
+    (parent,) = look.parents()
+    for run, files in ((parent, ["report"]), (look.children(lab.run("rotary", 1))[0], ["config.yaml"])):
+        assert [a.path for a in look.client.list_artifacts(run.info.run_id)] == files
+    assert len(list((store.root / "mlartifacts").rglob("index.html"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "page"])
+    assert tracker.notes == []
 
 
 def test_artifacts_that_cannot_be_kept_do_not_hold_up_metrics(lab: Lab, sink_factory: Sinks, look: Look) -> None:
