@@ -66,6 +66,20 @@ def lost(stream: TextIO) -> OSError | None:
     return raw.error if isinstance(raw, Lossy) else None
 
 
+def open_closed_streams() -> None:
+    """Connect standard streams that the caller closed (`>&-`) to nothing: the next files that are opened would take
+    their numbers, and with them what this process and its children print."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            stream = os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
+
+
 def make_output_lossy() -> None:
     """For this process, whose work is worth more than its words."""
+    open_closed_streams()
     sys.stdout, sys.stderr = lossy(sys.stdout), lossy(sys.stderr)

@@ -6,9 +6,11 @@ where a float is declared, and `off` is a valid arm name where a string is.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_
 from pydantic_core import PydanticCustomError
 
 ABSENT = ("null", "~", "")
-MOST_DIGITS = 18  # more exceed the precision of floats
+MOST_DIGITS = 18  # more exceed 63 bits
+TOO_LARGE = 10**MOST_DIGITS
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 class Settings(BaseModel):
@@ -33,16 +37,21 @@ class Settings(BaseModel):
 
 
 def plain(value: object, annotation: Any) -> object:
-    """`value` prepared for conversion to `annotation`: written nulls become None; for numbers, booleans and too many
-    digits are rejected."""
+    """`value` prepared for conversion to `annotation`: written nulls become None, and whole numbers such as 1e3 digits;
+    for numbers, booleans and too many digits are rejected."""
     allowed = _members(annotation)
     if value is None or (isinstance(value, str) and value in ABSENT and str not in allowed):
         if type(None) in allowed:
             return None
     if isinstance(value, bool) and bool not in allowed and allowed & {int, float}:
         raise PydanticCustomError("bool_for_number", "a number is expected, not a boolean")
-    if isinstance(value, str) and len(value) > MOST_DIGITS and int in allowed and not allowed & {str, float}:
-        raise PydanticCustomError("int_parsing_size", "it has too many digits")
+    if int in allowed and not allowed & {str, float}:
+        if isinstance(value, str) and EXPONENT.fullmatch(value):
+            number = Decimal(value)
+            if number.adjusted() <= MOST_DIGITS and number == number.to_integral_value():
+                value = int(number)
+        if len(value) > MOST_DIGITS if isinstance(value, str) else isinstance(value, int) and abs(value) >= TOO_LARGE:
+            raise PydanticCustomError("int_parsing_size", "it has too many digits")
     return value
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.options import Json, Runs
+from gpt2lab.cli.options import Json, Runs, print_json
 from gpt2lab.text import harmless
 
 if TYPE_CHECKING:
@@ -134,7 +133,10 @@ def compare(
             error.hint = error.hint and re.sub(python, option, error.hint)
         raise
     refuse_unknown_arms(verdicts)
-    print(json.dumps(verdicts.to_json(), indent=1) if json_ else harmless(f"{verdicts}\nread as: {verdicts.read_as}"))
+    if json_:
+        print_json(verdicts.to_json(), indent=1)
+    else:
+        print(harmless(f"{verdicts}\nread as: {verdicts.read_as}"))
 
 
 def rows_of(table: str, tracking_uri: str | None, runs: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -400,7 +399,7 @@ def continue_text(
             "samples": [{"text": text.text, "tokens": text.tokens} for text in texts], "seconds": seconds,
             "tokens_per_second": count / seconds,
         }  # fmt: skip
-        print(json.dumps(record))
+        print_json(record)
     else:
         print(f"{count:,} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
 

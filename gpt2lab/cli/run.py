@@ -396,7 +396,7 @@ def sweep(
 
 def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *, apply: bool, as_json: bool) -> int:
     """Write the page and print the result; -> the exit code. Raises NumericsFault when everything diverged."""
-    from gpt2lab.errors import NumericsFault
+    from gpt2lab.errors import NumericsFault, command
     from gpt2lab.reports import terminal_sweep, write_sweep_report
 
     root, loaded = plan.store.root, plan.loaded
@@ -408,7 +408,7 @@ def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *,
     for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
         path = Path(f"{loaded.scale}-{loaded.declared.sweep}{best.stem.removeprefix('best')}.yaml")
         path.write_text(best.read_text(encoding="utf-8"), encoding="utf-8")
-        say(console, f"written: {path}; try: gpt2lab train {path}")
+        say(console, f"written: {path}; try: {command('gpt2lab', 'train', path)}")
     outcomes = {trial.outcome for search in record.searches.values() for trial in search.trials}
     if outcomes <= {"diverged", "pruned"} and "diverged" in outcomes:
         problem = "no trial was finished: all of them diverged"

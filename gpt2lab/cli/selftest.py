@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gpt2lab.cli.options import Json
+from gpt2lab.cli.options import Json, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +40,7 @@ def statistics(
     with console_for(to_stderr=True).status("self-test") as status:
         result = run(count, progress=lambda part, rows: status.update(f"self-test: {part}, {rows} rows so far"))
     if json_:
-        print(json.dumps(result.to_json(), indent=1, allow_nan=False))
+        print_json(result.to_json(), indent=1)
         raise typer.Exit(int(not result.ok))
     console = console_for()
     for part, (title, _) in PARTS.items():

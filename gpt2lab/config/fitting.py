@@ -59,11 +59,15 @@ def error_of(problems_at: Iterable[Located], *, more: Iterable[Problem] = (), hi
 
 
 def located(source: YamlSource, complaint: Complaint) -> Located:
-    """The complaint at the place of its key that was written last, which the user changed most recently."""
+    """The complaint at the place of its key that was written last, which the user changed most recently. One that
+    begins with a value names the key that has it."""
     keys = complaint.keys or ((),)
     key = max(keys, key=lambda key: (source.place(key).layer, key in source.places))  # the first of equals
-    place = source.place(key)
-    return place, Problem((place.prefix + dotted(key)).rstrip(": "), complaint.what)
+    place, about = source.place(key), keys[0]
+    what = complaint.what
+    if key != about and what[:1].isdigit():
+        what = f"{dotted(about)}: {what}"
+    return place, Problem((place.prefix + dotted(key)).rstrip(": "), what)
 
 
 def _complaints(settings: type[Settings], source: YamlSource, error: ValidationError) -> Iterator[Complaint]:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from yaml import events
 
-from gpt2lab.errors import ConfigError, nearest
+from gpt2lab.errors import ConfigError, command, nearest
 from gpt2lab.registry import SLOTS
 
 Key = tuple[str | int, ...]
@@ -100,7 +100,7 @@ def read_file(path: str | Path) -> YamlSource:
     file = str(path)
     try:
         if os.path.isdir(file):
-            raise ConfigError("a folder, not a YAML file", where=shown_path(file), hint=f"ls {file}")
+            raise ConfigError("a folder, not a YAML file", where=shown_path(file), hint=command("ls", file))
         if os.path.exists(file) and not os.path.isfile(file):
             raise ConfigError("no regular file, which can be read more than once", where=shown_path(file))
         if not os.path.isfile(file):

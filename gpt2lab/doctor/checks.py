@@ -29,7 +29,7 @@ from gpt2lab.components.stack import CrossLayer
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, command
 from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
@@ -94,7 +94,7 @@ class ExaminedRun:
         if folder.status() == "absent":
             raise ConfigError("there is no such run", where=str(path), hint="gpt2lab runs")
         if text is None:
-            raise DataFault("no config.yaml: what it trains is not known", where=str(path), hint=f"ls {path}")
+            raise DataFault("no config.yaml: what it trains is not known", where=str(path), hint=command("ls", path))
         return cls(folder, config_from_text(text, str(path / "config.yaml")), folder.rows())
 
     @cached_property

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt2lab.data.files import Archive, data_home, disk, fetch, read_member
-from gpt2lab.errors import DataFault, EnvironmentFault
+from gpt2lab.errors import DataFault, EnvironmentFault, command
 from gpt2lab.evaluation.tasks import (
     ACC,
     ACC_NORM_TOKENS,
@@ -154,7 +154,7 @@ def _read(kept: Path) -> Documents:
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise DataFault("damaged: it is not what was written", where=str(kept), hint=f"rm {kept}")
+        raise DataFault("damaged: it is not what was written", where=str(kept), hint=command("rm", kept))
     return Documents([json.loads(line) for line in lines.splitlines()], header["sha256"], header["source"])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.files import data_home
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, command
 from gpt2lab.identity import choices, component_code, core_code, digest, settings
 from gpt2lab.model import build_model
 from gpt2lab.optim.groups import build_optimizers
@@ -70,7 +70,7 @@ def _read_speed(path: Path) -> float:
     speed = (read_json(path) or {}).get("tokens_per_second")
     if isinstance(speed, (int, float)) and math.isfinite(speed) and speed > 0:
         return float(speed)
-    raise DataFault("no speed in it", where=str(path), hint=f"rm {path}; it is then measured again")
+    raise DataFault("no speed in it", where=str(path), hint=command("rm", path) + "; it is then measured again")
 
 
 def speed_parts(config: Config, machine: Machine) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import gpt2lab
 from gpt2lab.data.files import file_sha256
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
-from gpt2lab.errors import ConfigError, DataFault, Problem
+from gpt2lab.errors import ConfigError, DataFault, Problem, command
 from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.pretrained.files import SAFETENSORS, read_tensors, replacing
 from gpt2lab.registry import SLOTS, Choice, Misfit
@@ -129,7 +129,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     ]
     if unknown:
         plugins = {part["from"] for part in record["components"]}
-        raise ConfigError(unknown, hint=" ".join(f"--plugin {name}" for name in sorted(plugins)))
+        raise ConfigError(unknown, hint=" ".join(command("--plugin", name) for name in sorted(plugins)))
     if record["precision"] not in get_args(Precision):
         raise DataFault(f"precision '{record['precision']}' is unknown", where=str(file))
     return record

@@ -21,7 +21,7 @@ from gpt2lab.analysis.verdicts import Contrast
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.prepared import Prepared, find_prepared
 from gpt2lab.data.shards import prepare
-from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.errors import ConfigError, DataFault, command
 from gpt2lab.evaluation import Parts, Subject, apply, divisions, metric, validation_loss
 from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
 from gpt2lab.model import GPT, build_model
@@ -205,7 +205,9 @@ def ended(run: RunFolder) -> tuple[Config, Mapping[str, Any]]:
     if result["status"] == "diverged":
         raise ConfigError("it diverged: there are no final weights to measure", where=run.id, hint="gpt2lab runs")
     if text is None:
-        raise DataFault("no config.yaml: what it trained is not known", where=str(run.path), hint=f"ls {run.path}")
+        raise DataFault(
+            "no config.yaml: what it trained is not known", where=str(run.path), hint=command("ls", run.path)
+        )
     return config_from_text(text, str(run.path / "config.yaml")), result
 
 
@@ -315,7 +317,9 @@ def load_weights(model: GPT, run: RunFolder, step: int) -> None:
     """The run's weights after its last step, into `model`. Raises DataFault when they are not there as written."""
     newest = next(checkpoints(run.checkpoints), None)
     if newest is None:
-        raise DataFault("no checkpoint: the final weights are gone", where=str(run.checkpoints), hint=f"ls {run.path}")
+        raise DataFault(
+            "no checkpoint: the final weights are gone", where=str(run.checkpoints), hint=command("ls", run.path)
+        )
     saved_step, path = newest
     reason = damage(path, saved_step, FILES)
     if reason is None and saved_step != step:

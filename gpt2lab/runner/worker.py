@@ -19,6 +19,7 @@ from gpt2lab.runner.training import execute
 from gpt2lab.signals import StopRequest, parent_of
 from gpt2lab.store import Store, make_folder, now, write_atomically
 from gpt2lab.training.allocator import keep_memory
+from gpt2lab.training.compiling import compile_fault
 from gpt2lab.training.distributed import ALONE, World
 from gpt2lab.training.precision import choose_device
 from gpt2lab.training.ranks import OtherRankFailed, RankEnvironment, join_world
@@ -65,9 +66,10 @@ def work(job: Job, stop: StopRequest) -> int:
         print(error.render(), file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        record_failure(job, error)
+        fault = compile_fault(error)
+        record_failure(job, fault or error)
         print(masked(traceback.format_exc()), file=sys.stderr)
-        return 1
+        return fault.exit_code if fault else 1
 
 
 def world_of(job: Job, stop: StopRequest) -> AbstractContextManager[World]:

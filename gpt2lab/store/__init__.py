@@ -11,7 +11,6 @@ state or the new one. Imports no config class, torch or mlflow.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -19,22 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal
 
-from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.errors import ConfigError, DataFault, command, unknown
 from gpt2lab.records import EvaluationRecord, IdentityRecord, R, Record, ResultRecord, StudyRecord, SweepRecord
 from gpt2lab.store.files import (
     DISK_FULL,
     disk_fault,
+    from_json,
     fsync_folder,
     is_locked,
     make_folder,
     open_file,
-    parse_json,
     publish_folder,
     read_bytes,
     read_json,
     sha256,
     sweep_leftovers,
     temporary_beside,
+    to_json,
     write_atomically,
     write_json,
 )
@@ -48,11 +48,11 @@ __all__ = [
     "Store",
     "disk_fault",
     "file_lock",
+    "from_json",
     "fsync_folder",
     "make_folder",
     "now",
     "open_file",
-    "parse_json",
     "parse_rows",
     "publish_folder",
     "read_bytes",
@@ -61,12 +61,14 @@ __all__ = [
     "still_named",
     "sweep_leftovers",
     "temporary_beside",
+    "to_json",
     "write_atomically",
     "write_json",
 ]
 
 Row = dict[str, Any]
-"""One line of metrics.jsonl: {"step": int, "tokens": int, "seconds": float, "metrics": {name: float}}."""
+"""One line of metrics.jsonl: {"step": int, "tokens": int, "seconds": float, "metrics": {name: float}}, written by
+`to_json`."""
 
 Status = Literal["absent", "partial", "running", "finished", "diverged", "failed", "damaged"]
 
@@ -103,7 +105,7 @@ def parse_rows(data: bytes, where: str) -> tuple[list[Row], int]:
 
 def _row(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = from_json(line)
     except (ValueError, RecursionError):
         return None
     whole = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("metrics"), dict)
@@ -229,7 +231,9 @@ class RunFolder:
         """result.json; None before the end of training. Raises DataFault, with a remedy, when it or another file that
         belongs to a run that has ended is missing, was changed, or does not agree with the others."""
         path = self.path / "result.json"
-        result = self._read(path, ResultRecord, f"rm {path}; the same command continues from the last checkpoint")
+        result = self._read(
+            path, ResultRecord, command("rm", path) + "; the same command continues from the last checkpoint"
+        )
         if result is not None:
             with _remedy(self._again):
                 self._verify(result)
@@ -267,7 +271,9 @@ class RunFolder:
         """One evaluation with the files that belong to it, against each other and the end of the journal."""
         sealed, own = JOURNAL_SUM in result, result.get("evaluation") == key
         record = self._evaluation(key, sealed=sealed) or {}
-        with _remedy(f"rm -rf {self._evaluations}/{{,windows/,parts/}}{key}.json; the same command measures again"):
+        with _remedy(
+            f"rm -rf {command(self._evaluations)}/{{,windows/,parts/}}{key}.json; the same command measures again"
+        ):
             windows = read_json(_file(self._windows, key), sealed=sealed)
             read_json(_file(self._parts, key), sealed=sealed)
             if own and windows is None:
@@ -290,7 +296,7 @@ class RunFolder:
 
     def failure(self) -> dict[str, Any] | None:
         path = self.path / "failure.json"
-        with _remedy(f"rm -r {path}; the same command tries again"):
+        with _remedy(command("rm", "-r", path) + "; the same command tries again"):
             return read_json(path)
 
     def fail(self, failure: Mapping[str, Any]) -> None:
@@ -310,7 +316,9 @@ class RunFolder:
 
     def _evaluation(self, key: str, *, sealed: bool = False) -> dict[str, Any] | None:
         path = _file(self._evaluations, key)
-        return self._read(path, EvaluationRecord, f"rm -r {path}; the same command measures again", sealed=sealed)
+        return self._read(
+            path, EvaluationRecord, command("rm", "-r", path) + "; the same command measures again", sealed=sealed
+        )
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         self.refuse_links()
@@ -352,7 +360,7 @@ class RunFolder:
     @property
     def _again(self) -> str:
         """What to do where only another training helps."""
-        return f"mv {self.path} {self.path}.damaged; the same command trains it again"
+        return command("mv", self.path, f"{self.path}.damaged") + "; the same command trains it again"
 
     def refuse_links(self) -> None:
         """Raises ConfigError for a symbolic link in the place of one of the run's folders."""
@@ -405,7 +413,7 @@ class _Records(Generic[R]):
         if len(matches) > 1:
             raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
         path = self.folder / f"{matches[0] if matches else name}.json"
-        with _remedy(f"restore {path} from a copy, or mv it away: the same command then declares anew"):
+        with _remedy(f"restore {command(path)} from a copy, or mv it away: the same command then declares anew"):
             data = read_json(path) if matches else None
             if data is None:
                 raise ConfigError(unknown(self.kind, name, known), hint="gpt2lab runs")

@@ -8,21 +8,24 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable
+from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable, command
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEAL = "seal"
 """The last key of every JSON file that is written here: a hash of all other keys. Files of older versions have none."""
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+LIKE_A_NUMBER = re.compile(r"\"'*(NaN|-?Infinity)\"")
 
 
 def temporary_beside(final: Path) -> Path:
@@ -176,15 +179,49 @@ def read_bytes(path: Path) -> bytes | None:
         raise DataFault(f"cannot be read: {str(error.strerror).lower()}", where=str(path)) from None
     except OSError as error:
         what = f"cannot be read: {str(error.strerror).lower()}"
-        raise Unreadable(what, where=str(path), hint=f"ls -l {path}") from None
+        raise Unreadable(what, where=str(path), hint=command("ls", "-l", path)) from None
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
-    """What JSON text says. Raises DataFault for anything else, and for what is nested too deeply."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataFault(f"not readable as JSON: {error}", where=where) from None
+def to_json(value: Any, **options: Any) -> str:
+    """Plain data as JSON text, which `from_json` reads back exactly. JSON has no form for numbers that are not finite:
+    they become the texts of NOT_FINITE, and a text that reads like one of these gets an apostrophe before it.
+
+    options: of json.dumps. Raises TypeError for what is not plain.
+    """
+    with contextlib.suppress(ValueError):
+        text = json.dumps(value, allow_nan=False, **options)
+        if not LIKE_A_NUMBER.search(text):
+            return text
+    return json.dumps(_mapped(value, _marked), allow_nan=False, **options)
+
+
+def from_json(text: str | bytes) -> Any:
+    """The data of `to_json`, or of Python's json, whose NaN and Infinity older versions wrote. Raises ValueError, and
+    RecursionError for what is nested too deeply."""
+    return _restored(json.loads(text), text)
+
+
+def _restored(data: Any, text: str | bytes) -> Any:
+    words = (b"NaN", b"Infinity") if isinstance(text, bytes) else ("NaN", "Infinity")
+    return _mapped(data, _unmarked) if any(word in text for word in words) else data  # type: ignore[operator]
+
+
+def _marked(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return f"'{value}" if isinstance(value, str) and value.lstrip("'") in NOT_FINITE else value
+
+
+def _unmarked(value: Any) -> Any:
+    if not isinstance(value, str) or value.lstrip("'") not in NOT_FINITE:
+        return value
+    return NOT_FINITE[value] if value in NOT_FINITE else value[1:]
+
+
+def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _mapped(value, change) for key, value in tree.items()}
+    return [_mapped(value, change) for value in tree] if isinstance(tree, (list, tuple)) else change(tree)
 
 
 def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any] | None:
@@ -193,26 +230,31 @@ def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any] | None:
     data = read_bytes(path)
     if data is None:
         return None
-    found = parse_json(data, str(path))
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataFault(f"not readable as JSON: {error}", where=str(path)) from None
     if not isinstance(found, dict):
         raise DataFault("a JSON object is expected", where=str(path))
     seal = found.pop(SEAL, None)
     if seal != seal_of(found) and (sealed or seal is not None):
         what = "has no seal" if seal is None else "does not agree with its seal"
         raise DataFault(f"{what}: it was changed after it was written", where=str(path))
-    return found
+    restored: dict[str, Any] = _restored(found, data)
+    return restored
 
 
 def write_json(path: Path, record: Mapping[str, Any], *, indent: int | None = 1, private: bool = False) -> None:
-    """Write a JSON object and its seal atomically; NaN and infinities as Python's json writes them. indent: None for
-    one line. private: as `write_atomically`."""
+    """Write a JSON object and its seal atomically, as `to_json` does. indent: None for one line. private: as
+    `write_atomically`."""
     separators = (",", ":") if indent is None else None
-    sealed = {**record, SEAL: seal_of(record)}
+    plain = json.loads(to_json(record))  # the seal is of what the file says
+    sealed = {**plain, SEAL: seal_of(plain)}
     write_atomically(path, json.dumps(sealed, indent=indent, separators=separators) + "\n", private=private)
 
 
 def seal_of(record: Mapping[str, Any]) -> str:
-    """128 bits of the sha256 of a JSON object, independent of how it is laid out in a file."""
+    """128 bits of the sha256 of a JSON object as it is in its file, independent of the layout there."""
     return sha256(json.dumps(record, separators=(",", ":")).encode())[:32]
 
 

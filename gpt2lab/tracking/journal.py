@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable
+from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable, command
 from gpt2lab.faults import point
 from gpt2lab.store import (
     DISK_FULL,
@@ -22,6 +21,7 @@ from gpt2lab.store import (
     parse_rows,
     read_bytes,
     still_named,
+    to_json,
     write_atomically,
 )
 
@@ -62,7 +62,7 @@ class Journal:
         if row["step"] <= self.last_step:
             raise ValueError(f"a row of step {row['step']} after one of step {self.last_step}")
         point("journal.append")
-        self._waiting += json.dumps(row).encode() + b"\n"
+        self._waiting += to_json(row).encode() + b"\n"
         self.last_step = row["step"]
         fault = self._write()
         if fault and len(self._waiting) > self._limit:
@@ -82,7 +82,8 @@ class Journal:
             raise DataFault(
                 "was removed or replaced while the run trained",
                 where=str(self.path),
-                hint=f"mv {self.path.parent} {self.path.parent}.damaged; the same command trains it again",
+                hint=command("mv", self.path.parent, f"{self.path.parent}.damaged")
+                + "; the same command trains it again",
             )
         try:
             os.fsync(self._descriptor)

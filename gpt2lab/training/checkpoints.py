@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt2lab.errors import ConfigError, DataFault, Problem
+from gpt2lab.errors import ConfigError, DataFault, Problem, command
 from gpt2lab.faults import point
-from gpt2lab.store import disk_fault, make_folder, open_file, publish_folder, temporary_beside
+from gpt2lab.store import disk_fault, from_json, make_folder, open_file, publish_folder, temporary_beside, to_json
 from gpt2lab.training.state import Fit, TrainState, take_fitting
 
 STEP = re.compile(r"step_([0-9]{6,})")
@@ -104,7 +104,7 @@ def load_latest(folder: Path, state: TrainState) -> Loaded | None:
         _fit(state, saved, path)
         return Loaded(step, saved["extra"], tuple(damaged), newest - step)
     if damaged:
-        raise DataFault(damaged, hint=f"to train again from the start, remove {folder}")
+        raise DataFault(damaged, hint=f"to train again from the start, remove {command(folder)}")
     return None
 
 
@@ -196,7 +196,7 @@ def _write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
     save_tensors(tensors, folder / OPTIMIZER)
     point("save.optimizer")
     record = {"format": FORMAT, **plain, "random": RANDOM, "extra": extra}
-    (folder / STATE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / STATE).write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
     point("save.state")
     write_manifest(folder, state.step)
     point("save.manifest")
@@ -218,7 +218,7 @@ def _read(folder: Path, step: int) -> dict[str, Any] | str:
     if reason is not None:
         return f"damaged: {reason}"
     try:
-        content: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        content: dict[str, Any] = from_json((folder / STATE).read_bytes())
         if content["format"] != FORMAT:
             return f"{STATE} is of format {content['format']}; this version reads {FORMAT}"
         # Copies, because a mapped file is aligned otherwise than torch's memory, and matrix products can see that.

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gpt2lab.errors import EnvironmentFault
+
 Compile = Literal["auto", "on", "off"]
 
 PAYS_FROM_FLOPS = {"cuda": 5e16}
@@ -28,6 +30,17 @@ def decide(setting: Compile, device_type: str, total_flops: float) -> tuple[bool
         return False, f"on {device_type} compiling saves less time than it takes"
     work = f"the training takes {total_flops:.2g} FLOP, and compiling on {device_type} pays from {least:.2g}"
     return total_flops >= least, work
+
+
+def compile_fault(error: BaseException | None) -> EnvironmentFault | None:
+    """The fault where torch's compiler raised `error`, as it does without a C++ compiler; None for another error."""
+    while error is not None and not type(error).__module__.startswith(("torch._inductor.", "torch._dynamo.")):
+        error = error.__cause__
+    if error is None:
+        return None
+    what = f"torch.compile failed: {str(error).partition(chr(10))[0]}"
+    hint = "install a C++ compiler such as g++, or --set training.compile=off"
+    return EnvironmentFault(what, where="training.compile", hint=hint)
 
 
 def compiled(model: nn.Module, cache: Path) -> nn.Module:

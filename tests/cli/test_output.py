@@ -51,6 +51,16 @@ def test_a_command_goes_on_without_its_reader(tmp_path: Path, word: str, code: i
     os.close(write)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_command_goes_on_without_its_standard_streams(tmp_path: Path, closed: str) -> None:
+    opened = "import os; os.write(os.open('file', os.O_CREAT | os.O_WRONLY), b'kept'); os.system('echo printed')\n"
+    script = SCRIPT.replace("    open(", f"    {opened}    open(")
+    command = ["sh", "-c", f'exec "$0" -c "$1" run {closed}', sys.executable, script]
+    done = subprocess.run(command, cwd=tmp_path, timeout=60, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "done").exists()
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize(("word", "code", "kind"), [("run", 0, "warning:"), ("components", 3, "error [ENVIRONMENT]")])
 def test_a_command_goes_on_when_its_log_is_on_a_full_disk(tmp_path: Path, word: str, code: int, kind: str) -> None:

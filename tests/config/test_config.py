@@ -59,6 +59,8 @@ def test_e3_the_schema_alone_converts() -> None:
     config = load_config("nano", ["optim.lr=1e-4", "training.steps=0200", "model.bias=no", "optim.grad_clip=null"])
     optim = config.optim
     assert (optim.lr, config.training.steps, config.model.bias, optim.grad_clip) == (1e-4, 200, False, None)
+    for written in ("1e3", "1000.0", "1.0E+3", "10000e-1"):
+        assert load_config("nano", [f"training.steps={written}"]).training.steps == 1000
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,9 @@ def test_e3_the_schema_alone_converts() -> None:
         ("optim.warmup_steps=", "an empty value does not fit: a whole number is expected"),
         ("optim.warmup_steps=[1]", "['1'] does not fit: a whole number is expected"),
         ("optim.warmup_steps=-1", "'-1' does not fit: it must be at least 0"),
+        ("seed=1e-3", "'1e-3' does not fit: a whole number is expected"),
+        ("seed=1e18", "'1e18' does not fit: it has too many digits"),
+        ("seed=1e999999999", "'1e999999999' does not fit: a whole number is expected"),
         ("seed=" + "9" * 30, f"'{'9' * 30}' does not fit: it has too many digits"),
         ("optim.lr=no", "'no' does not fit: a number is expected"),
         ("optim.lr=0", "'0' does not fit: it must be greater than 0"),
@@ -100,6 +105,8 @@ CLASHES = {
     "tokenizer gpt2 has 50257 ids and the model rows for 256": ["data.tokenizer=gpt2"],
     "has 512 ids and the model rows for 256": ["data.tokenizer={name: bpe, vocab_size: 512}"],
     "the nearest is 1024": ["training.batch_tokens=1000"],
+    "training.batch_tokens: 1024 is no multiple of block_size 100": ["model.block_size=100"],
+    "optim.warmup_steps: 44 steps of warm-up in a training of 9": ["training.steps=9"],
     "8 sequences (batch_tokens / block_size), which is no multiple of 3": ["training.micro_batch_sequences=3"],
     "50 steps of warm-up in a training of 49 steps": ["optim.warmup_steps=50", "training.steps=49"],
     "a pattern of 3 does not fill 4 layers evenly": ["model.norm=[rmsnorm, layernorm, rmsnorm]"],

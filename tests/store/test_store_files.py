@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
+import math
 import os
 import resource
 import shutil
@@ -11,17 +14,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.store import (
     disk_fault,
+    from_json,
     publish_folder,
     read_json,
     sweep_leftovers,
     temporary_beside,
+    to_json,
     write_atomically,
     write_json,
 )
@@ -179,3 +184,42 @@ def test_json_keeps_what_is_not_finite_and_refuses_what_is_damaged(tmp_path: Pat
         path.write_text(damaged)
         with pytest.raises(DataFault, match=r"a\.json"):
             read_json(path)
+
+
+def strict(text: str | bytes) -> Any:
+    """What a parser of the standard alone reads (RFC 8259): Python's is more generous."""
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refused)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (math.nan, '"NaN"'),
+        ([math.inf, -math.inf, 1.5], '["Infinity", "-Infinity", 1.5]'),
+        ({"NaN": {"a": "NaN", "b": "'Infinity", "c": "nan", "d": "NaN!"}},
+         """{"NaN": {"a": "'NaN", "b": "''Infinity", "c": "nan", "d": "NaN!"}}"""),
+        ({"a": [0.1, None, True, "x"], "b": {"c": 10**20}},
+         '{"a": [0.1, null, true, "x"], "b": {"c": 100000000000000000000}}'),
+    ],
+)  # fmt: skip
+def test_any_plain_data_becomes_strict_json_and_comes_back(value: Any, text: str) -> None:
+    assert to_json(value) == text
+    strict(text)
+    assert repr(from_json(text)) == repr(from_json(text.encode())) == repr(value)  # NaN equals nothing
+
+
+def test_numbers_that_are_not_finite_are_sealed_and_those_of_older_versions_are_read(tmp_path: Path) -> None:
+    record = {"metrics": {"val/loss": math.nan, "a": math.inf}, "name": "NaN"}
+    write_json(tmp_path / "new.json", record)
+    strict((tmp_path / "new.json").read_bytes())
+    assert repr(read_json(tmp_path / "new.json", sealed=True)) == repr(record)
+    seal = hashlib.sha256(b'{"a":NaN}').hexdigest()[:32]
+    (tmp_path / "old.json").write_text(json.dumps({"a": math.nan, "seal": seal}))  # as Python's json writes it
+    assert repr(read_json(tmp_path / "old.json", sealed=True)) == "{'a': nan}"
+    (tmp_path / "new.json").write_text((tmp_path / "new.json").read_text().replace("Infinity", "-Infinity"))
+    with pytest.raises(DataFault, match="does not agree with its seal"):
+        read_json(tmp_path / "new.json")

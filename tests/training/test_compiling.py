@@ -11,7 +11,7 @@ from gpt2lab import testing
 from gpt2lab.config import load_config
 from gpt2lab.costs import costs
 from gpt2lab.model import GPT
-from gpt2lab.training.compiling import compiled, decide
+from gpt2lab.training.compiling import compile_fault, compiled, decide
 
 # torch's compiler uses what torch itself calls deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -42,6 +42,17 @@ def test_auto_compiles_long_trainings_on_gpus_alone() -> None:
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GPT:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     return testing.Case("norm", "layernorm").model()
+
+
+def test_what_the_compiler_raises_is_a_fault_of_the_machine() -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        raise RuntimeError("a step") from InvalidCxxCompiler()
+    except RuntimeError as error:
+        fault = compile_fault(error)
+    assert fault is not None and "training.compile: torch.compile failed: " in str(fault) and "C++" in str(fault)
+    assert "\n" not in str(fault) and compile_fault(ValueError("other")) is None
 
 
 def test_names_and_evaluations_stay(model: GPT, tmp_path: Path) -> None:
