@@ -8,12 +8,16 @@ A corpus is a function that returns a `Corpus` (documents that can be listed), a
 from __future__ import annotations
 
 import codecs
+import gzip
 import hashlib
 import importlib
+import io
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,11 +35,12 @@ from gpt2lab.data.files import (
     known_sums,
     matching,
     named,
+    others,
     quiet,
     read_members,
     unreadable,
 )
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, command
 from gpt2lab.registry import Misfit, Slot
 
 __all__ = [
@@ -56,7 +61,15 @@ corpus = Slot("data.corpus", "where the text comes from", default="shakespeare")
 Place = Any
 """Position at which reading continues, as plain JSON; None is the start."""
 REACH_SECONDS = 20.0
-OnBadBytes = Literal["strict", "replace"]
+OnBadText = Literal["strict", "replace", "skip"]
+OTHER_CONTENT = {
+    b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"\xfd7zXZ\x00": "compressed by xz", b"BZh91AY&SY": "compressed by bzip2", b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+}  # fmt: skip
+"""What a file is that begins so, instead of UTF-8."""
+LONGEST_SIGN = max(map(len, OTHER_CONTENT))
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
 TABLES = {
@@ -93,14 +106,18 @@ class Document:
     chunks: Callable[[], Iterator[str]]
 
 
-def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadBytes = "strict") -> Iterator[str]:
+def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadText = "strict") -> Iterator[str]:
     """UTF-8 blocks as text, without the byte order mark; line ends and NULs stay as they are.
 
-    Raises ConfigError with `where`, line and byte at the first byte that is not UTF-8, unless `errors` is "replace".
+    Raises ConfigError for what begins like something else, and, with `where`, line and byte, at the first byte that is
+    not UTF-8, unless `errors` is "replace".
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    done, lines, first = 0, 1, True  # bytes and lines before those pending in the decoder
+    decoder = codecs.getincrementaldecoder("utf-8")("replace" if errors == "replace" else "strict")
+    done, lines, first, head = 0, 1, True, b""  # bytes and lines before those pending in the decoder
     for block, final in itertools.chain(((block, False) for block in blocks), [(b"", True)]):
+        if len(head) < LONGEST_SIGN:
+            head += block[:LONGEST_SIGN]
+            _check_encoding(head, where)
         held = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final)
@@ -109,7 +126,7 @@ def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadBytes = "strict
             raise ConfigError(
                 f"byte {done + error.start} (0x{error.object[error.start]:02x}) is not UTF-8",
                 where=f"{where}:{lines + before.count(10)}",
-                hint="convert it to UTF-8, or choose the corpus with `errors: replace`",
+                hint="convert it to UTF-8, or choose the corpus with `errors: replace` or `errors: skip`",
             ) from None
         done += len(block) + held - len(decoder.getstate()[0])
         lines += text.count("\n")
@@ -117,6 +134,15 @@ def decoded(blocks: Iterable[bytes], *, where: str, errors: OnBadBytes = "strict
             text, first = text.removeprefix("\ufeff"), False
         if text:
             yield text
+
+
+def _check_encoding(head: bytes, where: str) -> None:
+    """Raises ConfigError for the beginning of a file that is no UTF-8 text, and that replacing bytes would not mend."""
+    for sign, what in OTHER_CONTENT.items():
+        if head.startswith(sign):
+            remedy = "iconv -f UTF-16 -t UTF-8 converts it" if what == "UTF-16" else "decompress it first"
+            hint = "corpus documents reads Parquet" if what == "Parquet" else remedy
+            raise ConfigError(f"is {what}, not UTF-8 text", where=where, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -239,24 +265,44 @@ def _check_paths(name: str) -> Callable[[object, Mapping[str, Any]], list[str]]:
 
 
 @corpus.register("text", source="local files", check=_check_paths("text"))
-def text(*, paths: list[str], errors: OnBadBytes = "strict") -> Corpus:
+def text(*, paths: list[str], errors: OnBadText = "strict", separator: str | None = None) -> Corpus | Stream:
     """Local UTF-8 files, one document each: `paths` are files or globs (`~` and `**` work).
 
-    `errors: replace` puts U+FFFD where a file is not UTF-8, instead of refusing it.
+    errors: where text is not UTF-8, `replace` puts U+FFFD there, and `skip` leaves the document out.
+    separator: what divides a file into documents, such as `<|endoftext|>`, without the line ends around it.
     """
-    names = named(matching(paths))
+    files = matching(paths)
+    if separator:
+        about = ["separated text", errors, separator]
+        reader = read_between(separator, errors)
+        return local_stream(about, [], files, reader, "text", lambda path: path.stat().st_size, skips=errors == "skip")
+    skipped = [path for path in files if not _is_text(path)] if errors == "skip" else []
+    names = named([path for path in files if path not in skipped])
     facts = [(name, *_size_and_sha256(path)) for name, path in names.items()]
     total = sum(size for _, size, _ in facts)
+    left_out = f", without {len(skipped)} that {'are' if len(skipped) > 1 else 'is'} not UTF-8" if skipped else ""
 
     def document(name: str, size: int, sha256: str) -> Document:
         path = names[name]
         return Document(name, size, lambda: decoded(_file_blocks(path, sha256), where=str(path), errors=errors))
 
     return Corpus(
-        source=f"{len(facts)} text file{'s' * (len(facts) != 1)}, {total:,} bytes",
-        identity=canonical_sha256(["text", errors, facts]),
+        source=f"{len(facts)} text file{'s' * (len(facts) != 1)}, {total:,} bytes{left_out}",
+        identity=canonical_sha256(["text", "strict" if errors == "skip" else errors, facts]),
         documents=lambda: [document(*fact) for fact in facts],
     )
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            for _ in decoded(iter(lambda: file.read(READ_BYTES), b""), where=str(path)):
+                pass
+    except ConfigError:
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return True
 
 
 def _size_and_sha256(path: Path) -> tuple[int, str]:
@@ -285,37 +331,49 @@ def changed(path: Path) -> DataFault:
     return DataFault("changed while it was being read", where=str(path), hint="the same command, once it is at rest")
 
 
+class Rows(Protocol):
+    """The texts of a part of a stream, in order; None for a row without."""
+
+    def __iter__(self) -> Iterator[str | None]: ...
+
+    def state(self) -> Any:
+        """Where reading continues, as plain JSON."""
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Part of a stream of rows. split: where the corpus defines one. open: -> a streamed dataset."""
+    """Part of a stream of rows. split: where the corpus defines one. open: starts reading at a state, None for the
+    start."""
 
     split: SplitName | None
-    open: Callable[[], Any]
+    open: Callable[[Any], Rows]
 
 
 class RowPass:
     """One pass over the rows of segments: see `TextPass`.
 
-    field: the column that holds the text. commit: of the hub's data set. failed: turns an exception of the libraries
-    into an error of ours. after: called at the end.
+    commit: of the hub's data set. failed: turns an exception of the libraries into an error of ours. after: called at
+    the end.
     """
 
     def __init__(
-        self, segments: Sequence[Segment], field: str, place: Place, commit: str | None,
+        self, segments: Sequence[Segment], place: Place, commit: str | None,
         failed: Callable[[Exception], Gpt2labError], after: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.segments, self.field, self.commit, self.failed, self.after = segments, field, commit, failed, after
+        self.segments, self.commit, self.failed, self.after = segments, commit, failed, after
         self._current: int = place["part"] if place else 0
-        self._state: dict[str, Any] | None = place["state"] if place else None
-        self._dataset: Any = None
+        self._state: Any = place["state"] if place else None
+        self._skipped: int = place.get("skipped", 0) if place else 0
+        self._rows: Any = None
 
     def __iter__(self) -> Iterator[tuple[str, SplitName | None]]:
         for index, segment in list(enumerate(self.segments))[self._current :]:
+            self._skipped += getattr(self._rows, "skipped", 0)
             self._current = index
             try:
-                self._dataset = self._opened(segment)
-                for row in self._dataset:
-                    if (content := self._text(row)) is not None:
+                self._rows, self._state = segment.open(self._state), None
+                for content in self._rows:
+                    if content is not None:
                         yield content, segment.split
             except Gpt2labError:
                 raise
@@ -324,33 +382,219 @@ class RowPass:
         self.after()
 
     def place(self) -> Place:
-        """The segment, the state of its dataset, and the commit on the hub."""
-        return {"part": self._current, "state": self._dataset.state_dict(), "commit": self.commit}
+        """The segment, the state of its rows, the commit on the hub, and how many bad documents were skipped."""
+        skipped = self._skipped + getattr(self._rows, "skipped", 0)
+        return {"part": self._current, "state": self._rows.state(), "commit": self.commit, "skipped": skipped}
 
-    def _opened(self, segment: Segment) -> Any:
-        dataset = segment.open()
+
+class HubRows:
+    """The column `field` of a streamed dataset of the hub."""
+
+    def __init__(self, dataset: Any, field: str, state: Any) -> None:
         if dataset.column_names is not None:
-            self._check(dataset.column_names)
-            dataset = dataset.select_columns([self.field])
-        if self._state is not None:
-            dataset.load_state_dict(self._state)
-            self._state = None
-        return dataset
+            _check_column(field, dataset.column_names)
+            dataset = dataset.select_columns([field])
+        if state is not None:
+            dataset.load_state_dict(state)
+        self.dataset, self.field = dataset, field
 
-    def _text(self, row: Mapping[str, Any]) -> str | None:
-        """A row's text, or None."""
-        content = row.get(self.field)
-        if content is None:
-            self._check(row)
-        elif not isinstance(content, str):
-            problem = f"column '{self.field}' holds {type(content).__name__}, not text"
-            raise ConfigError(problem, where="data.corpus.field", hint="the name of a column of text")
-        return content
+    def __iter__(self) -> Iterator[str | None]:
+        for row in self.dataset:
+            content = row.get(self.field)
+            if content is None:
+                _check_column(self.field, row)
+            elif not isinstance(content, str):
+                raise ConfigError(_not_text(self.field, content), where="data.corpus.field", hint=A_COLUMN)
+            yield content
 
-    def _check(self, columns: Any) -> None:
-        if self.field not in columns:
-            problem = f"there is no column '{self.field}' (there are: {', '.join(sorted(columns))})"
-            raise ConfigError(problem, where="data.corpus.field", hint="--set data.corpus.field=NAME")
+    def state(self) -> Any:
+        return self.dataset.state_dict()
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """What is wrong with a row. where: in its file. remedy: besides leaving it out."""
+
+    problem: str
+    where: str
+    remedy: str = "mend it"
+
+
+Reader = Callable[[Path, int], Iterator[str | BadRow | None]]
+"""The documents of a file, without the first so many."""
+
+
+class FileRows:
+    """The documents of several files by `reader`. skips: count bad ones in `skipped`, instead of raising DataFault with
+    file and line."""
+
+    def __init__(self, files: Sequence[Path], reader: Reader, state: Any, *, skips: bool) -> None:
+        if state is not None and state.keys() != {"file", "row"}:
+            problem = "this preparation was begun by an earlier version, which read its files otherwise"
+            raise DataFault(problem, where="data.corpus", hint="the same command begins anew")
+        self.files, self.reader, self.skips, self.skipped = files, reader, skips, 0
+        self._file: int = state["file"] if state else 0
+        self._row: int = state["row"] if state else 0
+
+    def __iter__(self) -> Iterator[str | None]:
+        for index in range(self._file, len(self.files)):
+            path, start = self.files[index], self._row if index == self._file else 0
+            self._file, self._row = index, start
+            try:
+                for content in self.reader(path, start):
+                    self._row += 1
+                    if not isinstance(content, BadRow):
+                        yield content
+                    elif not self.skips:
+                        hint = f"{content.remedy}, or --set data.corpus.errors=skip to leave such documents out"
+                        raise DataFault(content.problem, where=f"{path}{content.where}", hint=hint)
+                    else:
+                        self.skipped += 1
+            except Gpt2labError:
+                raise
+            except Exception as error:  # of any library below
+                what = f"cannot be read behind document {self._row:,}: {_first_line(error)}"
+                raise DataFault(what, where=str(path), hint=command("ls", "-l", path)) from error
+
+    def state(self) -> Any:
+        return {"file": self._file, "row": self._row}
+
+
+def read_table(field: str) -> Reader:
+    """A column of Parquet, JSON lines or Arrow files."""
+
+    def read(path: Path, start: int) -> Iterator[str | BadRow | None]:
+        kind = _kind(path)
+        if kind != "json":
+            for number, value in enumerate(_column(path, kind, field, start), start + 1):
+                yield _as_text(value, field, f": row {number}")
+            return
+        for number, (row, where) in enumerate(_json_rows(path)):
+            if number == 0 and isinstance(row, dict):
+                _check_column(field, row)
+            if number >= start:
+                yield row if isinstance(row, BadRow | None) else _as_text(row.get(field), field, where)
+
+    return read
+
+
+def _as_text(value: Any, field: str, where: str) -> str | BadRow | None:
+    return value if isinstance(value, str | None) else BadRow(_not_text(field, value), where, A_COLUMN)
+
+
+def _column(path: Path, kind: str, field: str, start: int) -> Iterator[Any]:
+    """The values of a column from row `start` on."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    def groups() -> Iterator[tuple[int, Callable[[], Any]]]:
+        """Rows of each group, and its tables."""
+        if kind == "parquet":
+            file = parquet.ParquetFile(path)
+            _check_column(field, file.schema_arrow.names)
+            for i in range(file.num_row_groups):
+                yield file.metadata.row_group(i).num_rows, partial(file.iter_batches, row_groups=[i], columns=[field])
+            return
+        with path.open("rb") as opened:
+            try:
+                batches = ipc.open_stream(opened)
+            except pyarrow.ArrowInvalid:
+                whole = ipc.open_file(opened)
+                batches = (whole.get_batch(i) for i in range(whole.num_record_batches))
+            for batch in batches:
+                _check_column(field, batch.schema.names)
+                yield batch.num_rows, partial(list, [batch.select([field])])
+
+    for rows, tables in groups():
+        if rows <= start:
+            start -= rows
+            continue
+        for table in tables():
+            yield from table.column(0).to_pylist()[start:]
+            start = max(0, start - table.num_rows)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any] | BadRow | None, str]]:
+    """The rows of JSON lines, None for a blank one, or of one array, with the place of each in the file."""
+    with _decompressed(path) as file:
+        head = file.readline()
+        if path.suffix == ".json" and head.lstrip().startswith(b"["):
+            for number, item in enumerate(json.loads(head + file.read()), 1):
+                yield item if isinstance(item, dict) else BadRow("no object", f": item {number}"), f": item {number}"
+            return
+        for number, line in enumerate(itertools.chain([head], file) if head else (), 1):
+            where = f":{number}"
+            try:
+                row = json.loads(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                yield BadRow(f"no JSON: {error.msg.lower()} at character {error.pos + 1}", where), where
+                continue
+            except (ValueError, RecursionError) as error:  # bytes that are no text, or far too deep
+                yield BadRow(f"no JSON: {_first_line(error)}", where), where
+                continue
+            yield row if isinstance(row, dict | None) else BadRow("a JSON object is expected", where), where
+
+
+def _decompressed(path: Path) -> Any:
+    """A binary file to read, decompressed as its suffix says."""
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def read_between(separator: str, errors: OnBadText) -> Reader:
+    """The documents of UTF-8 files that `separator` ends or divides, without the line ends around it."""
+
+    def read(path: Path, start: int) -> Iterator[str | BadRow | None]:
+        line = 1
+        with path.open("rb") as file:
+            for number, raw in enumerate(_between(file, separator.encode())):
+                if number == 0:
+                    _check_encoding(raw, str(path))
+                try:
+                    if number >= start:
+                        text = raw.decode("utf-8", "replace" if errors == "replace" else "strict")
+                        yield (text if number else text.removeprefix("\ufeff")).strip("\r\n") or None
+                except UnicodeDecodeError as error:
+                    at = line + raw[: error.start].count(b"\n")
+                    yield BadRow(f"byte 0x{raw[error.start]:02x} is not UTF-8", f":{at}")
+                line += raw.count(b"\n")
+
+    return read
+
+
+def _between(file: Any, separator: bytes) -> Iterator[bytes]:
+    """The parts of a file between separators."""
+    pending: list[bytes] = []
+    rest = b""
+    while block := file.read(READ_BYTES):
+        *parts, rest = (rest + block).split(separator)
+        for part in parts:
+            yield b"".join([*pending, part])
+            pending = []
+        # what may be the beginning of a separator stays
+        kept = len(separator) - 1
+        if len(rest) > kept:
+            pending.append(rest[: len(rest) - kept])
+            rest = rest[len(rest) - kept :]
+    yield b"".join([*pending, rest])
+
+
+A_COLUMN = "--set data.corpus.field=NAME"
+
+
+def _check_column(field: str, columns: Any) -> None:
+    if field not in columns:
+        problem = f"there is no column '{field}' (there are: {', '.join(sorted(columns))})"
+        raise ConfigError(problem, where="data.corpus.field", hint=A_COLUMN)
+
+
+def _not_text(field: str, value: object) -> str:
+    return f"column '{field}' holds {type(value).__name__}, not text"
 
 
 def library() -> Any:
@@ -363,30 +607,44 @@ def library() -> Any:
 
 
 @corpus.register("documents", source="local files", check=_check_paths("documents"))
-def documents(*, paths: list[str], field: str = "text", validation_paths: list[str] | None = None) -> Stream:
+def documents(
+    *, paths: list[str], field: str = "text", validation_paths: list[str] | None = None,
+    errors: Literal["strict", "skip"] = "strict",
+) -> Stream:  # fmt: skip
     """Local Parquet, JSON lines or Arrow files, one document a row: `paths` are files or globs.
 
     field: the column that holds the text; rows without text are skipped.
     validation_paths: files for validation only; null splits documents by the hash of their text.
+    errors: `skip` leaves out rows that cannot be read or hold no text, and counts them.
     """
     validation = [] if validation_paths is None else matching(
         validation_paths, key="validation_paths", example="*.parquet")  # fmt: skip
-    files = [file for file in matching(paths, example="*.parquet") if file not in validation]
+    files = others(matching(paths, example="*.parquet"), validation)
+    for path in [*validation, *files]:
+        _kind(path)
+    return local_stream(
+        ["documents", field], validation, files, read_table(field), "documents", lambda path: _text_bytes(path, field),
+        skips=errors == "skip",
+    )  # fmt: skip
+
+
+def local_stream(
+    about: list[Any], validation: Sequence[Path], files: Sequence[Path], reader: Reader, what: str,
+    size: Callable[[Path], int], *, skips: bool,
+) -> Stream:  # fmt: skip
+    """Documents of local files. about: what identifies them, besides names and content. validation: files for
+    validation only, if there are any. size: about how many bytes of text are in a file."""
     all_files = [*validation, *files]
     facts = [(name, path.stat().st_size, known_sha256(path)) for name, path in named(all_files).items()]
     times = {path: path.stat().st_mtime_ns for path in all_files}
-    groups: list[tuple[SplitName | None, list[Path]]] = [
+    groups: list[tuple[SplitName | None, Sequence[Path]]] = [
         ("validation", validation), ("train" if validation else None, files)
     ]  # fmt: skip
     segments = [
-        Segment(split, _local(kind, [str(file) for file in alike]))
+        Segment(split, lambda state, group=group: FileRows(group, reader, state, skips=skips))  # type: ignore[misc]
         for split, group in groups
-        for kind, alike in itertools.groupby(group, key=_kind)
+        if group
     ]
-
-    def failed(error: Exception) -> Gpt2labError:
-        folder = files[0].parent
-        return DataFault(f"cannot be read: {_first_line(error)}", where=str(folder), hint=f"ls -l {folder}")
 
     def unchanged() -> None:
         for path, mtime in times.items():
@@ -394,10 +652,10 @@ def documents(*, paths: list[str], field: str = "text", validation_paths: list[s
                 raise changed(path)
 
     return Stream(
-        source=f"{len(facts)} file{'s' * (len(facts) != 1)} of documents",
-        identity=canonical_sha256(["documents", field, facts, len(validation)]),
-        size=sum(_text_bytes(path, field) for path in all_files),
-        open=lambda place: RowPass(segments, field, place, None, failed, unchanged),
+        source=f"{len(facts)} file{'s' * (len(facts) != 1)} of {what}",
+        identity=canonical_sha256([*about, facts, len(validation)]),
+        size=sum(map(size, all_files)),
+        open=lambda place: RowPass(segments, place, None, lambda error: DataFault(_first_line(error)), unchanged),
     )
 
 
@@ -409,10 +667,6 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _local(kind: str, files: list[str]) -> Callable[[], Any]:
-    return lambda: library().load_dataset(kind, data_files=files, split="train", streaming=True)
-
-
 def _text_bytes(path: Path, field: str) -> int:
     """About how many bytes of text a file holds."""
     if path.suffix != ".parquet":
@@ -422,7 +676,9 @@ def _text_bytes(path: Path, field: str) -> int:
     try:
         metadata = parquet.read_metadata(path)
     except (OSError, ValueError) as error:
-        raise DataFault(f"is no Parquet: {_first_line(error)}", where=str(path), hint=f"ls -l {path}") from error
+        raise DataFault(
+            f"is no Parquet: {_first_line(error)}", where=str(path), hint=command("ls", "-l", path)
+        ) from error
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = [group.column(j) for group in groups for j in range(group.num_columns)]
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
@@ -439,12 +695,16 @@ def hub(name: str, config: str | None, revision: str, *, size: int, validation: 
         library()
         commit = place["commit"] if place else _commit(name, revision)
 
-        def load(split: str) -> Callable[[], Any]:
-            return lambda: library().load_dataset(name, config, split=split, revision=commit, streaming=True)
+        def load(split: str) -> Callable[[Any], Rows]:
+            def rows(state: Any) -> Rows:
+                dataset = library().load_dataset(name, config, split=split, revision=commit, streaming=True)
+                return HubRows(dataset, "text", state)
+
+            return rows
 
         segments = [Segment("validation", load("validation"))] if validation else []
         segments.append(Segment("train" if validation else None, load("train")))
-        return RowPass(segments, "text", place, commit, lambda error: _unreachable(name, error))
+        return RowPass(segments, place, commit, lambda error: _unreachable(name, error))
 
     return Stream(
         source=f"{name}{f' ({config})' if config else ''} of the Hugging Face hub, revision {revision}",
@@ -580,7 +840,7 @@ def tokens(*, paths: list[str], validation_paths: list[str] | None = None) -> To
         split_of = {path: _split_of(path) for path in matches}
     else:
         validation = matching(validation_paths, key="validation_paths", example="*.bin")
-        split_of = {path: "train" for path in matches if path not in validation}
+        split_of = dict.fromkeys(others(matches, validation), "train")
         split_of |= dict.fromkeys(validation, "validation")
     files = {split: [token_file(path) for path, where in split_of.items() if where == split] for split in SPLITS}
     for split in SPLITS:
@@ -615,7 +875,7 @@ def token_file(path: Path) -> TokenFile:
     if magic == LLAMA_MAGIC:
         raise refused("holds llm.c's tokens of Llama 3, not of GPT-2", "shards made for GPT-2")
     if magic != MAGIC:
-        if (path.parent / "meta.pkl").exists():
+        if any((folder / "meta.pkl").exists() for folder in (path.parent, path.resolve().parent)):
             raise refused("the folder's meta.pkl shows that its ids are not GPT-2's", "the text itself, as corpus text")
         if size % 2:
             raise refused(f"{size:,} bytes are no whole number of 16-bit tokens")

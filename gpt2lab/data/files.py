@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import psutil
 
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, command
 from gpt2lab.store import DISK_FULL, file_lock, fsync_folder, write_json
 from gpt2lab.store.files import read_json
 
@@ -75,7 +75,7 @@ def disk(folder: Path, continues: Callable[[], bool] = lambda: False) -> Iterato
 
 def unreadable(path: Path, error: OSError) -> EnvironmentFault:
     """The error for a file that the operating system refuses to read."""
-    return EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=f"ls -l {path}")
+    return EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=command("ls", "-l", path))
 
 
 # --- checksums ---
@@ -162,24 +162,55 @@ def on_shared_disk(path: Path) -> bool:
 
 
 def matching(paths: Sequence[str], *, key: str = "paths", example: str = "*.txt") -> list[Path]:
-    """Files that `paths` (names and globs, `~` allowed) match, each once, sorted.
+    """Files that `paths` (names and globs, `~` allowed) match, sorted by the names that they have there, links too;
+    each once, a link only where its file does not match by itself.
 
-    key: the corpus option that `paths` come from. Raises ConfigError for a pattern without a match.
+    key: the corpus option that `paths` come from. Raises ConfigError for a pattern without a match, and for a link to
+    nothing.
     """
-    files: set[Path] = set()
+    files: dict[Path, Path] = {}  # by the file that a name leads to
     for written in paths:
         pattern = os.path.expanduser(written)
-        hits = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
-        matches = {Path(hit).resolve() for hit in hits if os.path.isfile(hit)}
+        hits = [pattern] if os.path.lexists(pattern) else glob.glob(_literal_folder(pattern), recursive=True)
+        dangling = [hit for hit in hits if os.path.islink(hit) and not os.path.exists(hit)]
+        if dangling:
+            problem = f"'{dangling[0]}' is a link to '{os.readlink(dangling[0])}', which is not there"
+            raise ConfigError(problem, where=f"data.corpus.{key}", hint=command("ls", "-l", dangling[0]))
+        matches = [_as_named(hit) for hit in hits if os.path.isfile(hit)]
         if not matches:
             folder = os.path.isdir(pattern)
+            listed = command("ls", os.path.dirname(pattern) or ".")
             raise ConfigError(
                 f"'{written}' {'is a folder' if folder else 'matches no file'}",
                 where=f"data.corpus.{key}",
-                hint=f"{key}: ['{written.rstrip('/')}/{example}']" if folder else f"ls {written}",
+                hint=f"{key}: ['{written.rstrip('/')}/{example}']" if folder else listed,
             )
-        files |= matches
-    return sorted(files)
+        for path in matches:
+            target = path.resolve()
+            known = files.setdefault(target, path)
+            files[target] = min(known, path, key=lambda name: (name.is_symlink(), name))
+    return sorted(files.values())
+
+
+def others(files: Sequence[Path], excluded: Sequence[Path]) -> list[Path]:
+    """`files` without those that `excluded` leads to, whatever their names."""
+    targets = {path.resolve() for path in excluded}
+    return [path for path in files if path.resolve() not in targets]
+
+
+def _literal_folder(pattern: str) -> str:
+    """A pattern whose first folders, as far as they are there as they are written, are no wildcards: `a[b]/*.txt`."""
+    parts = Path(pattern).parts
+    count = next((i for i in range(len(parts) - 1, 0, -1) if os.path.isdir(os.path.join(*parts[:i]))), 0)
+    return os.path.join(glob.escape(os.path.join(*parts[:count])), *parts[count:]) if count else pattern
+
+
+def _as_named(hit: str) -> Path:
+    """An absolute path that keeps names of links; up to its last `..`, which means another folder behind a link, it is
+    resolved."""
+    path = Path(hit).absolute()
+    up = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
+    return Path(Path(*path.parts[:up]).resolve(), *path.parts[up:]) if up else path
 
 
 def named(files: Sequence[Path]) -> dict[str, Path]:
@@ -248,12 +279,12 @@ def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
             if not fnmatch.fnmatchcase(member.name, archive.members):
                 continue
             if not member.isreg() or inside.is_absolute() or ".." in inside.parts or member.size > LARGEST_MEMBER:
-                raise DataFault(f"unsafe archive member {member.name!r}", where=str(path), hint=f"rm {path}")
+                raise DataFault(f"unsafe archive member {member.name!r}", where=str(path), hint=command("rm", path))
             file = opened.extractfile(member)
             assert file is not None  # a regular member has content
             members[str(inside) if archive.by_path else inside.name] = file.read()
     if not members:
-        raise DataFault(f"no member matches {archive.members}", where=str(path), hint=f"rm {path}")
+        raise DataFault(f"no member matches {archive.members}", where=str(path), hint=command("rm", path))
     return dict(sorted(members.items()))
 
 
@@ -267,7 +298,9 @@ def read_member(path: Path, archive: Archive, name: str) -> bytes:
                 raise DataFault(f"member {name!r} is larger than {LARGEST_MEMBER:,} bytes", where=str(path))
             return opened.read(name)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise DataFault(f"member {name!r} cannot be read: {error}", where=str(path), hint=f"rm {path}") from error
+        raise DataFault(
+            f"member {name!r} cannot be read: {error}", where=str(path), hint=command("rm", path)
+        ) from error
 
 
 def _download(archive: Archive, file: Path, final: Path) -> None:
@@ -294,4 +327,4 @@ def _download(archive: Archive, file: Path, final: Path) -> None:
 def _check(path: Path, archive: Archive) -> None:
     actual = file_sha256(path)
     if actual != archive.sha256:
-        raise DataFault(f"sha256 is {actual}, not {archive.sha256}", where=str(path), hint=f"rm {path}")
+        raise DataFault(f"sha256 is {actual}, not {archive.sha256}", where=str(path), hint=command("rm", path))

@@ -19,7 +19,7 @@ from gpt2lab.data.corpora import SPLITS, SplitName
 from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, known_sums, quiet
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
-from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, Problem
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, Problem, command
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -185,7 +185,7 @@ def _shards(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _again(path: Path) -> str:
-    return f"rm -r {path}, then prepare it again"
+    return command("rm", "-r", path) + ", then prepare it again"
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -265,7 +265,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataFault(f"no {MANIFEST}: not prepared data", where=str(path), hint="gpt2lab data list") from None
     except OSError as error:
-        raise DataFault(f"cannot be read: {error.strerror}", where=str(file), hint=f"ls -l {file}") from error
+        raise DataFault(f"cannot be read: {error.strerror}", where=str(file), hint=command("ls", "-l", file)) from error
     except (ValueError, RecursionError):
         raise DataFault("damaged: not JSON", where=str(file), hint=again) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -199,8 +199,10 @@ class _Preparation:
                 problem = f"{split} needs 2 tokens, has {record['tokens']}"
                 raise ConfigError(problem, where="data.corpus", hint=hint)
         (self.folder / STATE).unlink(missing_ok=True)
-        commit = place.get("commit") if isinstance(place, dict) else None
-        self._seal(facts | ({"commit": commit} if commit else {}), tokenizer, files, records)
+        known = {key: place[key] for key in ("commit", "skipped") if isinstance(place, dict) and place.get(key)}
+        if "skipped" in known:
+            self.progress(0, 0, f"bad documents left out: {known['skipped']:,}")
+        self._seal(facts | known, tokenizer, files, records)
 
     def _clean(self) -> dict[str, Any] | None:
         """Remove files that the state does not list, and return the state to continue from, if any."""

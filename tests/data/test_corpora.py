@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -87,6 +88,80 @@ def test_a_file_that_is_not_utf8_is_named_and_can_be_replaced(texts: Path) -> No
         ["".join(d.chunks()) for d in text_corpus(texts / "*.txt").documents()]
     found = text_corpus(texts / "*.txt", errors="replace").documents()
     assert "".join(found[7].chunks()) == "one\ntwo\ufffd\n"
+
+
+def test_files_that_are_not_utf8_can_be_left_out(texts: Path) -> None:
+    (texts / "play07.txt").write_bytes(b"one\ntwo\xff\n")
+    found = text_corpus(texts / "*.txt", errors="skip")
+    assert "without 1 that is not UTF-8" in found.source and "play07.txt" not in [d.name for d in found.documents()]
+    (texts / "play07.txt").unlink()
+    assert found.identity == text_corpus(texts / "*.txt").identity
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "hint"),
+    [
+        ("text".encode("utf-16"), "is UTF-16, not UTF-8 text", "iconv -f UTF-16 -t UTF-8 converts it"),
+        (gzip.compress(b"text"), "is compressed by gzip", "decompress it first"),
+        (b"PAR1....", "is Parquet", "corpus documents reads Parquet"),
+    ],
+)
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_what_replacing_bytes_would_not_mend_is_named(
+    texts: Path, content: bytes, said: str, hint: str, errors: str
+) -> None:
+    (texts / "play07.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        ["".join(d.chunks()) for d in text_corpus(texts / "*.txt", errors=errors).documents()]
+    assert caught.value.hint == hint
+
+
+def test_links_are_taken_by_their_own_names(texts: Path, tmp_path: Path) -> None:
+    links, blobs = tmp_path / "links", tmp_path / "blobs"
+    links.mkdir()
+    blobs.mkdir()
+    for i, file in enumerate(sorted(texts.glob("*.txt"))):  # as the hub's cache has them, in another order
+        file.rename(blobs / f"{99 - i:02d}")
+        (links / file.name).symlink_to(blobs / f"{99 - i:02d}")
+    (tmp_path / "folder").symlink_to(links)
+    names = [f"play{i:02d}.txt" for i in range(len(list(blobs.iterdir())))]
+    for folder in (links, tmp_path / "folder", tmp_path / "folder" / ".." / "links"):
+        found = text_corpus(folder / "*.txt")
+        assert [d.name for d in found.documents()] == names
+        assert found.identity == text_corpus(links / "*.txt").identity
+    assert [d.name for d in text_corpus(links / "*.txt", links / "play01.txt", blobs / "98").documents()] != names
+    (links / "play03.txt").unlink()
+    (links / "play03.txt").symlink_to(blobs / "gone")
+    for paths in (links / "*.txt", links / "play03.txt"):
+        with pytest.raises(ConfigError, match=r"play03\.txt' is a link to '.*gone', which is not there"):
+            text_corpus(paths)
+
+
+def test_a_link_to_a_table_or_to_tokens_counts_by_its_own_suffix_and_name(tmp_path: Path, stories: list[str]) -> None:
+    write(tmp_path / "blob.parquet", list(stories[:30]))
+    (tmp_path / "blob.parquet").rename(tmp_path / "blob")
+    (tmp_path / "data.parquet").symlink_to("blob")
+    assert [text for text, _ in stream([str(tmp_path / "*.parquet")]).open(None)] == stories[:30]
+    np.arange(999, dtype="<u2").tofile(tmp_path / "tokens")
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).symlink_to("tokens")
+    with pytest.raises(ConfigError, match="no file for validation among 1"):  # both are one file
+        corpus.build(corpus.read({"name": "tokens", "paths": [str(tmp_path / "*.bin")]}))
+    (tmp_path / "val.bin").unlink()
+    np.arange(99, dtype="<u2").tofile(tmp_path / "val.bin")
+    found = corpus.build(corpus.read({"name": "tokens", "paths": [str(tmp_path / "*.bin")]})).files
+    assert [found[split][0].path.name for split in ("train", "validation")] == ["train.bin", "val.bin"]
+
+
+def test_folders_whose_names_look_like_wildcards(tmp_path: Path) -> None:
+    folder = tmp_path / "my [data] v*"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    assert [d.name for d in text_corpus(folder / "*.txt").documents()] == ["a.txt"]
+    assert [d.name for d in text_corpus(tmp_path / "my ?data?*" / "*.txt").documents()] == ["a.txt"]
+    with pytest.raises(ConfigError, match="matches no file") as caught:
+        text_corpus(folder / "*.md")
+    assert caught.value.hint == f"ls '{folder}'"
 
 
 def test_a_file_that_changes_between_hashing_and_reading_is_refused(texts: Path) -> None:
@@ -224,7 +299,8 @@ def write(path: Path, texts: list[str | None], column: str = "text") -> None:
             out.write_table(table, max_chunksize=7)
     else:
         lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
-        path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
+        with pa.output_stream(path, compression={".gz": "gzip", ".zst": "zstd"}.get(path.suffix)) as file:
+            file.write(lines.encode())
 
 
 @pytest.fixture(scope="session")
@@ -266,7 +342,7 @@ def read_back(made: Prepared, split: str) -> list[str]:
     return [made.tokenizer.decode(part[:-1]) for part in parts]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "arrow", "jsonl.gz"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "arrow", "jsonl.gz", "jsonl.zst"])
 def test_every_kind_of_file_gives_the_same_tokens(
     tables: Callable[[str], list[str]], stories: list[str], kind: str
 ) -> None:
@@ -284,6 +360,75 @@ def test_every_kind_of_file_gives_the_same_tokens(
     ends = made.train[:500] == made.tokenizer.separator
     assert shards[0]["documents"] == int(ends.sum())
     made.verify()
+
+
+BAD_LINES = ['{"text": "cut', "[1]", '{"text": 7}', '{"text": "\\ud800"', "{'text': 'x'}"]
+
+
+def test_bad_documents_are_named_by_file_and_line_or_left_out_and_counted(tmp_path: Path, stories: list[str]) -> None:
+    write(tmp_path / "part0.jsonl", list(stories[:30]))
+    for i, line in enumerate(BAD_LINES):
+        good = [json.dumps({"text": story}) for story in stories[30 : 60 + i]]
+        (tmp_path / "part1.jsonl").write_text("\n".join([*good[:20], "", line, *good[20:]]))
+        paths = [str(tmp_path / "*.jsonl")]
+        with pytest.raises(DataFault, match=r"part1\.jsonl:22: ") as caught:
+            prepare(tables_config(paths))
+        assert "data.corpus.errors=skip" in str(caught.value.hint)
+        made = prepare(tables_config(paths, errors="skip"))
+        assert sorted(read_back(made, "train") + read_back(made, "validation")) == sorted(stories[: 60 + i])
+        assert made.manifest["corpus"]["skipped"] == 1
+
+
+def test_the_count_of_bad_documents_goes_on_from_any_place(tmp_path: Path, stories: list[str]) -> None:
+    for i in range(3):
+        lines = [line for story in stories[10 * i : 10 * i + 10] for line in (json.dumps({"text": story}), "{")]
+        (tmp_path / f"part{i}.jsonl").write_text("\n".join(lines))
+    made = stream([str(tmp_path / "*.jsonl")], errors="skip")
+    place, found = None, []
+    for count in (1, 9, 4, 16, 99):
+        reading = made.open(json.loads(json.dumps(place)))
+        for text, _ in reading:
+            found.append(text)
+            count -= 1
+            if count == 0:
+                break
+        place = reading.place()
+    assert found == stories[:30] and place["skipped"] == 30
+
+
+def test_an_array_of_objects_is_read_as_rows(tmp_path: Path, stories: list[str]) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": story} for story in stories[:30]], indent=1))
+    assert [text for text, _ in stream([str(tmp_path / "a.json")]).open(None)] == stories[:30]
+
+
+@pytest.mark.parametrize("block", [1, 7, 13, 1 << 20])
+def test_a_separator_divides_a_text_into_documents(
+    tmp_path: Path, stories: list[str], monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(corpora, "READ_BYTES", block)
+    odd = ["\ufeffone", "ü <|endoftext", "<|<|endoftext|", *stories[:5]]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join([*odd[:4], ""]))
+    (tmp_path / "b.txt").write_text("<|endoftext|>".join(odd[4:]))
+    chosen = {"name": "text", "paths": [str(tmp_path / "*.txt")], "separator": "<|endoftext|>"}
+    made = corpus.build(DataConfig.model_validate({"corpus": chosen}).corpus)
+    texts = [text for text, _ in made.open(None)]
+    assert texts == ["one", *(text.strip("\n") for text in odd[1:])]
+    reading = made.open(None)
+    for _ in zip(range(5), reading, strict=False):
+        pass
+    assert [text for text, _ in made.open(reading.place())] == texts[5:]
+
+
+def test_separated_text_that_is_not_utf8_is_named_replaced_or_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo<|end|>\n\nx\xffy<|end|>three")
+    found = {}
+    for errors in ("strict", "replace", "skip"):
+        chosen = {"name": "text", "paths": [str(tmp_path / "a.txt")], "separator": "<|end|>", "errors": errors}
+        found[errors] = corpus.build(DataConfig.model_validate({"corpus": chosen}).corpus).open(None)
+    assert [text for text, _ in found["replace"]] == ["one\ntwo", "x\ufffdy", "three"]
+    assert [text for text, _ in found["skip"]] == ["one\ntwo", "three"] and found["skip"].place()["skipped"] == 1
+    with pytest.raises(DataFault, match=r"a\.txt:4: byte 0xff is not UTF-8"):
+        list(found["strict"])
 
 
 def test_own_validation_files_and_other_columns(tmp_path: Path, stories: list[str]) -> None:
@@ -333,10 +478,13 @@ def test_what_cannot_be_read_is_said_in_one_line(tables: Callable[[str], list[st
     paths = tables(kind)
     with pytest.raises(ConfigError, match=r"no column 'body' \(there are: id, text\)"):
         prepare(tables_config(paths, field="body"))
-    with pytest.raises(ConfigError, match="column 'id' holds int, not text"):
+    first = tmp_path / kind / f"part0.{kind}"
+    where = f"{first}{':1' if kind == 'jsonl' else ': row 1'}: column 'id' holds int, not text"
+    with pytest.raises(DataFault, match=re.escape(where)) as caught:
         prepare(tables_config(paths, field="id"))
+    assert str(caught.value.hint).startswith("--set data.corpus.field=NAME, or ")
     (tmp_path / kind / f"part1.{kind}").write_bytes(b"{ no table")
-    with pytest.raises(DataFault, match=r"cannot be read|is no Parquet") as caught:
+    with pytest.raises(DataFault, match=rf"part1\.{kind}:.*(cannot be read|is no Parquet|no JSON)") as caught:
         prepare(tables_config(paths))
     assert len(caught.value.render().splitlines()) == 2
     assert list((tmp_path / "home" / "prepared").glob(".*.partial")) == []
@@ -390,10 +538,10 @@ def test_without_the_extra_or_a_network_it_says_what_to_do(
             prepare(wanted)
         assert "name: documents" in str(caught.value.hint)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    for lacking in (DataConfig.model_validate({"corpus": "tinystories"}), tables_config(tables("parquet"))):
-        with pytest.raises(EnvironmentFault, match="datasets, which reads such corpora, is not installed") as caught:
-            prepare(lacking)
-        assert caught.value.hint == "pip install 'gpt2lab[data]'"
+    with pytest.raises(EnvironmentFault, match="datasets, which reads such corpora, is not installed") as caught:
+        prepare(DataConfig.model_validate({"corpus": "tinystories"}))
+    assert caught.value.hint == "pip install 'gpt2lab[data]'"
+    assert len(prepare(tables_config(tables("parquet"))).train)  # local files need no more than pyarrow
 
 
 def test_the_hub_is_asked_for_one_commit_and_goes_through_the_same_reading(

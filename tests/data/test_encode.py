@@ -357,7 +357,6 @@ def test_only_a_byte_order_mark_at_the_start_is_dropped(size: int) -> None:
         (b"ok\n\xff", 2, 3),
         ("é\n\nab".encode() + b"\xe9t\xe9", 3, 6),
         (b"a\nbc\xe2\x82", 2, 4),  # ends inside a character
-        (b"\xff\xfeh\x00", 1, 0),  # UTF-16
     ],
 )
 def test_bad_utf8_names_file_line_and_byte_and_offers_to_replace(size: int, raw: bytes, line: int, byte: int) -> None:
