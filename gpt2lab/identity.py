@@ -274,8 +274,8 @@ def settings(config: Any) -> dict[str, Any]:
     for section, value in config:
         if section in NOT_TRAINING or section in ("seed", "repeat"):
             continue
-        if section in ("branch", "branch_takes"):  # the id of the original run identifies its weights
-            tree |= {section: value} if value not in (None, "all") else {}
+        if section in ("branch", "branch_takes"):  # the id of a run, or a digest, identifies the weights
+            tree |= {section: value.rpartition("#")[2]} if value not in (None, "all") else {}
             continue
         tree[section] = {k: _plain(v) for k, v in value if k not in NOT_WEIGHTS and (k != "freeze" or v)}
     # all else about the data is in its fingerprint; without parts, runs keep the ids from before there were any

@@ -22,12 +22,14 @@ from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
 from gpt2lab.evaluation.validation import EvaluationConfig
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig
 from gpt2lab.optim.groups import OptimConfig, freeze_problems
+from gpt2lab.pretrained.origin import is_weights, origin_of
 from gpt2lab.registry import SLOTS, Choice, load_entry_points, load_plugin, unmet_needs
 from gpt2lab.schema import ABSENT, Settings, shown
 from gpt2lab.training.settings import TrainingConfig
 
 PRESETS = Path(__file__).parents[1] / "presets"
 BRANCH = re.compile(r"[0-9a-f]{16}@\d{1,12}")
+WEIGHTS = re.compile(r"(.+)#[0-9a-f]{16}")
 RUNS = Path("runs")
 """Folder of the runs to branch from, unless a path is given."""
 ALIASES = {
@@ -67,8 +69,8 @@ class Config(Settings):
     repeat: int = Field(0, ge=0)
     """Number of the repeat, to distinguish repeats with one seed."""
     branch: str | None = None
-    """The run and step whose checkpoint this training starts from, as 0123456789abcdef@1000; null starts from
-    scratch."""
+    """What this training starts from: the checkpoint of a run and step, as 0123456789abcdef@1000, or weights, as their
+    path or name with a digest of them behind a #; null starts from scratch."""
     branch_takes: Literal["all", "weights"] = "all"
     """What a branch takes from the checkpoint: all of it, or the weights that fit by name and shape. Those begin at
     step 0 with a new optimizer, beside new values of the others."""
@@ -78,14 +80,21 @@ class Config(Settings):
     def _origin(cls, value: object) -> object:
         if value is None or value in ABSENT:
             return None
-        if not isinstance(value, str) or not BRANCH.fullmatch(value):
+        if not isinstance(value, str) or not (BRANCH.fullmatch(value) or WEIGHTS.fullmatch(value)):
             raise ValueError("RUN@STEP is expected, such as 0123456789abcdef@1000")
         return value
 
     @property
+    def from_weights(self) -> bool:
+        """Whether training starts from weights alone."""
+        return self.branch is not None and WEIGHTS.fullmatch(self.branch) is not None
+
+    @property
     def first_step(self) -> int:
         """The step that training starts from."""
-        return int(self.branch.partition("@")[2]) if self.branch and self.branch_takes == "all" else 0
+        if self.branch is None or self.from_weights or self.branch_takes != "all":
+            return 0
+        return int(self.branch.partition("@")[2])
 
     def tree(self) -> dict[str, Any]:
         """Plain mappings, lists and scalars, choices written short; reading it back gives an equal config."""
@@ -190,48 +199,57 @@ def preset_source(name: str | Path, folder: Path | None = None, visited: tuple[s
         places = {key: Place(f"{file}:{place.line}: ", place.line) for key, place in source.places.items()}
         source = YamlSource(source.tree, places, file)
     base = source.tree.pop("extends", None)
+    lower = None
+    if base is not None:
+        where = source.place(("extends",)).prefix + "extends"
+        if not isinstance(base, str):
+            raise ConfigError("the name of a preset or file is expected", where=where)
+        try:
+            lower = preset_source(base, path.parent, (*visited, identity))
+        except Gpt2labError as error:
+            if error.problems[0].where:
+                raise
+            raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
     if isinstance(source.tree.get("branch"), dict):
-        return _branched(source, base)
-    if base is None:
-        return source
-    where = source.place(("extends",)).prefix + "extends"
-    if not isinstance(base, str):
-        raise ConfigError("the name of a preset or file is expected", where=where)
-    try:
-        lower = preset_source(base, path.parent, (*visited, identity))
-    except Gpt2labError as error:
-        if error.problems[0].where:
-            raise
-        raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
-    return overlay(lower, [(key, source.part((key,))) for key in source.tree])
+        return _branched(source, lower)
+    return source if lower is None else overlay(lower, [(key, source.part((key,))) for key in source.tree])
 
 
-def _branched(source: YamlSource, base: object) -> YamlSource:
+def _branched(source: YamlSource, lower: YamlSource | None) -> YamlSource:
     """`branch: {from: RUN@STEP, take: ..., set: {...}}`: the config of that run, with those changes, then with the
-    other keys of the file. RUN is an id in ./runs, or the path of a run's folder."""
+    other keys of the file. RUN is an id in ./runs, or the path of a run's folder.
+
+    `branch: {from: WEIGHTS, ...}`: the model of these weights, all else from `lower`, which the file extends.
+    """
     written, place = source.part(("branch",)), source.place(("branch",))
     where = place.prefix + "branch"
-    if base is not None:
-        raise ConfigError("a branch extends the run that it comes from, and nothing else", where=where)
     changes = written.tree.get("set") or {}
     if written.tree.keys() - {"from", "take", "set"} or not isinstance(changes, dict):
         raise ConfigError("{from: RUN@STEP, take: all or weights, set: {key: value}} is expected", where=where)
     run, _, step = str(written.tree.get("from", "")).rpartition("@")
+    rest = [(key, source.part((key,))) for key in source.tree if key != "branch"]
+    changed = [(key, written.part(("set", key))) for key in changes]
+    changed += [("branch_takes", written.part(("take",)))] if "take" in written.tree else []
     folder = Path(run) if "/" in run else RUNS / run
     origin, listed = f"{folder.name}@{step}", "gpt2lab runs lists what there is"
+    if not BRANCH.fullmatch(origin) and is_weights(str(written.tree.get("from", ""))):
+        start = origin_of(str(written.tree["from"]))
+        above = {"model": _written(start.model), "branch": start.branch}
+        above |= {"data": {"tokenizer": start.tokenizer}} if start.tokenizer else {}
+        base = (lower or YamlSource({}, {})).without([("model",)])
+        taken = [(key, YamlSource(value, {(): place})) for key, value in above.items()]
+        return overlay(base, [*taken, *changed, *rest])
     if not BRANCH.fullmatch(origin):
         raise ConfigError(
-            f"{shown(written.tree.get('from', ''))} is not RUN@STEP, such as 0123456789abcdef@1000",
+            f"{shown(written.tree.get('from', ''))} is not RUN@STEP, such as 0123456789abcdef@1000, nor weights",
             where=f"{where}.from",
             hint=listed,
         )
+    if lower is not None:
+        raise ConfigError("a branch extends the run that it comes from, and nothing else", where=where)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"there is no run {folder.name} in {folder.parent}", where=f"{where}.from", hint=listed)
-    rest = [(key, source.part((key,))) for key in source.tree if key != "branch"]
-    changed = [(key, written.part(("set", key))) for key in changes]
-    takes = [("branch_takes", written.part(("take",)))] if "take" in written.tree else []
-    branch = [("branch", YamlSource(origin, {(): place})), *takes]
-    return overlay(read_file(folder / "config.yaml"), [*changed, *rest, *branch])
+    return overlay(read_file(folder / "config.yaml"), [*changed, *rest, ("branch", YamlSource(origin, {(): place}))])
 
 
 def read_overrides(overrides: Sequence[str]) -> list[tuple[str, YamlSource]]:

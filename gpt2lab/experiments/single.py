@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
 from gpt2lab.config.source import YamlSource as ConfigSource
@@ -32,13 +33,14 @@ from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine, estimate_memory, probe
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import single_record
-from gpt2lab.planning.runs import Run, is_finished, known_costs, make_run, tokens_left, tokens_of
+from gpt2lab.planning.runs import Run, is_finished, known_costs, make_run, repetition, tokens_left, tokens_of
 from gpt2lab.progress import Listener, RunProgress, ignore
 from gpt2lab.records import StudyRecord
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job, StopRequest
 from gpt2lab.runner.job import job_for
 from gpt2lab.runner.worker import work
+from gpt2lab.schema import convert
 from gpt2lab.store import Row, RunFolder, Store, file_lock
 from gpt2lab.text import duration, memory, quantity
 from gpt2lab.training.precision import choose_device
@@ -96,6 +98,10 @@ class Single:
         else:
             config, scale = load_config(source, overrides, plugins=plugins), preset_name(source)
             label = " ".join(item for item in overrides if not item.startswith(NOT_IN_LABEL)) or scale
+        try:
+            seed = config.seed if seed is None else convert(seed, Annotated[int, Field(ge=0)])
+        except ValueError as error:
+            raise ConfigError(str(error), where="seed", hint="a smaller one") from None
         check_ranks(config, ranks, local_ranks or ranks)
         arm = Arm(label, {}, config)
         data = prepare(config.data, progress=progress)
@@ -103,7 +109,7 @@ class Single:
         check_data(arm, data)
         costs = known_costs(config)
         machine = probe(store, config.training, costs.flops_per_token, local_ranks or ranks)
-        run = make_run(arm, config.seed if seed is None else seed, data, machine)
+        run = make_run(arm, seed, data, machine)
         return cls(
             label=label, scale=scale, run=run, costs=costs, machine=machine, data=data, store=store, ranks=ranks,
             profile=profile, reproduce=reproduce,
@@ -149,6 +155,7 @@ class Single:
             f"{costs.flops_per_token / 1e6:,.1f} MFLOP/token, {costs.flops_per_token * tokens / 1e15:,.3g} PFLOP: "
             f"about {duration(self.seconds)} and {memory(self.memory)}{' a rank' if many else ''} on "
             f"{machine.device_name} ({machine.device}{threads}); speed from {machine.speed_from}",
+            *repetition(tokens, self.data),
         ]
 
     def as_record(self) -> dict[str, Any]:
@@ -325,9 +332,11 @@ def error_of(failure: Mapping[str, object], folder: RunFolder) -> Gpt2labError:
     if failure.get("phase") == "worker":  # written by the process that watched it
         return RankLost(reason, hint=HINT)
     if not isinstance(code, str) or not isinstance(exit_code, int):
-        rank, step = failure.get("rank", 0), failure.get("step", 0)
+        rank, step, line = failure.get("rank", 0), failure.get("step", 0), reason.partition("\n")[0]
         logs = [path for name in ("error.log", "run.log") if (path := folder.path / name).exists()]
-        what = f"rank {rank} raised {reason} at step {step}" + "".join(f"; log: {path}" for path in logs[:1])
-        return RankLost(what, hint=HINT)
+        what = f"rank {rank} raised {line} at step {step}" + "".join(f"; log: {path}" for path in logs[:1])
+        return RankLost(
+            what, hint=HINT if folder.saved_step() else "the log has the trace; the same command tries again"
+        )
     error.code, error.exit_code = code, exit_code
     return error

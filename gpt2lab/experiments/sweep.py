@@ -14,7 +14,7 @@ from gpt2lab.experiments.coordinates import at_widths, coordinate_check
 from gpt2lab.identity import core_code, digest, settings
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.noise import find_floor
-from gpt2lab.planning.runs import known_costs
+from gpt2lab.planning.runs import known_costs, repetition
 from gpt2lab.planning.tuning import Search
 from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord
@@ -107,6 +107,8 @@ class SweepPlan:
                 f"{cost / 1e15:,.3g} PFLOP; " + ", ".join(map(dimension_text, search.space.dimensions))
             )
         where = f"{self.machine.device_name} ({self.machine.device}), {self.machine.jobs} at a time"
+        search = max(self.searches.values(), key=lambda search: search.tokens)
+        lines += repetition(search.tokens, search.data)
         return [*lines, f"at most {duration(seconds)} on {where}; speed from {self.machine.speed_from}"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2lab.analysis import planning
 from gpt2lab.planning.plan import Plan
-from gpt2lab.planning.runs import is_finished, tokens_of
+from gpt2lab.planning.runs import is_finished, repetition, tokens_of
 from gpt2lab.planning.scope import StudyScope, family, level_of, makespan, needed, sizes, study_seconds
 from gpt2lab.store import Store
 from gpt2lab.text import plural
@@ -71,6 +71,8 @@ def lines(plan: Plan) -> list[str]:
     """The forecast in sentences, for the plan and the start of a run."""
     ablation, result, floor = plan.ablation, forecast(plan), plan.floor
     sentences = [f"left out to fit the budget: {'; '.join(plan.left_out)}"] if plan.left_out else []
+    often = max(plan.arms, key=lambda name: tokens_of(plan.arms[name].arm.config) / len(plan.data_of(name).train))
+    sentences += repetition(tokens_of(plan.arms[often].arm.config), plan.data_of(often))
     if result is None or floor is None:
         why = plan.why_no_floor or "its runs do not differ"
         unknown = f"no noise floor for {ablation.scale} ({why}), so power is unknown"

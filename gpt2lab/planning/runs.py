@@ -21,7 +21,11 @@ from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.results import LOSS, failure_ceiling_of
 from gpt2lab.store import Store, read_json, write_json
+from gpt2lab.text import quantity
 from gpt2lab.training.compiling import decide
+
+MOST_EPOCHS = 4
+"""Up to here repeated text is nearly as good as new text, by Muennighoff et al. 2023, arXiv:2305.16264."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,15 @@ def tokens_of(config: Config) -> int:
 def tokens_left(config: Config) -> int:
     """Training tokens of one run, excluding those of the run from which it branches."""
     return (config.training.steps - config.first_step) * config.training.batch_tokens
+
+
+def repetition(tokens: int, data: Prepared) -> list[str]:
+    """A sentence, where a training of so many tokens sees its text much more often than pays."""
+    epochs = tokens / len(data.train)
+    if epochs <= MOST_EPOCHS:
+        return []
+    text = f"{quantity(tokens)} tokens are {epochs:,.1f} epochs of a text of {quantity(len(data.train))}"
+    return [f"{text}: beyond {MOST_EPOCHS}, repeated text teaches little (arXiv:2305.16264)"]
 
 
 def known_costs(config: Config) -> Costs:

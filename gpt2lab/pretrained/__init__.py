@@ -1,7 +1,7 @@
 """Weights in and out: GPT-2 in Hugging Face's layout and nanoGPT's checkpoints (huggingface.py), gpt2lab's layout
 for any assembly (native.py), and `open_trained` (load.py), which takes whatever names a model, runs included."""
 
-from gpt2lab.pretrained.files import fetched
+from gpt2lab.pretrained.files import fetched, is_hub_name
 from gpt2lab.pretrained.huggingface import (
     GPT2_VOCABULARIES,
     from_hf,
@@ -19,6 +19,7 @@ __all__ = [
     "fetched",
     "from_hf",
     "has_gpt2_tokenizer",
+    "is_hub_name",
     "is_native",
     "load_gpt2",
     "load_model",

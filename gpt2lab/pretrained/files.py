@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Problem
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Problem, command
 from gpt2lab.store import disk_fault, make_folder, publish_folder, read_json, temporary_beside
 from gpt2lab.training.checkpoints import os_error
 
@@ -25,6 +25,8 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 TOKENIZER = ("vocab.json", "tokenizer.json")
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
 """Names of weight files in a folder, in order of preference."""
+OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+"""Names on the hub without an owner."""
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     settings = read_json(folder / "config.json")
     if settings is None:
         problem = "no GPT-2 in Hugging Face layout here: there is no config.json"
-        raise ConfigError(problem, where=str(folder), hint=f"ls {folder}")
+        raise ConfigError(problem, where=str(folder), hint=command("ls", folder))
     return settings
 
 
@@ -42,7 +44,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if name is None:
         problem = f"no GPT-2 in Hugging Face layout here: there is none of {', '.join(WEIGHTS)}"
-        raise ConfigError(problem, where=str(folder), hint=f"ls {folder}")
+        raise ConfigError(problem, where=str(folder), hint=command("ls", folder))
     if not name.endswith(".json"):
         return read_tensors(folder / name)
     weights: dict[str, Tensor] = {}
@@ -191,6 +193,13 @@ def fetched(name: str) -> Path:
             "the hub cannot be read: it does not answer, and its cache does not hold this", where=where, hint=hint
         )
     raise ConfigError(f"the hub has no config.json with weights ({', '.join(WEIGHTS)})", where=where)
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source` may be a name on the hub: one of OpenAI's, or owner/name where no folder is called like the
+    owner."""
+    owner, _, name = source.partition("/")
+    return source in OFFICIAL or bool(owner and name and "/" not in name and not Path(owner).exists())
 
 
 def hub_answers() -> bool:

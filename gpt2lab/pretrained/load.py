@@ -10,12 +10,13 @@ import torch
 from gpt2lab.config import Config, config_from_text, fill_slots
 from gpt2lab.data.tokenizers import Tokenizer
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
-from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, nearest
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, command, nearest
 from gpt2lab.model import GPT, build_model
 from gpt2lab.pretrained import (
     KeptTokenizer,
     fetched,
     has_gpt2_tokenizer,
+    is_hub_name,
     is_native,
     load_gpt2,
     load_model,
@@ -29,8 +30,6 @@ from gpt2lab.training.precision import Precision, choose_device
 
 WITHOUT_FILES = ("gpt2", "bytes")
 """Tokenizers that do not depend on the training text."""
-OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
-"""Names on the hub without an owner."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
     matches = sum(run.id.startswith(source) for run in store.runs())
     if matches:
         raise ConfigError(f"'{source}' begins {matches} run ids", hint="gpt2lab runs")
-    owner, _, name = source.partition("/")
-    if source in OFFICIAL or (owner and name and "/" not in name and not Path(owner).exists()):
+    if is_hub_name(source):
         return _of_weights(fetched(source), source, device)
     raise _not_found(source, store)
 
@@ -89,7 +87,9 @@ def _of_run(run: RunFolder, device: torch.device) -> Trained:
     if result is not None and result["status"] == "diverged":
         raise ConfigError("it diverged: there are no final weights", where=run.id, hint="gpt2lab runs")
     if text is None:
-        raise DataFault("no config.yaml: what it trained is not known", where=str(run.path), hint=f"ls {run.path}")
+        raise DataFault(
+            "no config.yaml: what it trained is not known", where=str(run.path), hint=command("ls", run.path)
+        )
     config = config_from_text(text, str(run.path / "config.yaml"))
     if result is not None:
         step, name = int(result["steps"]), run.id

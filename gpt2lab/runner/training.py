@@ -21,11 +21,12 @@ from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared, open_verified
-from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted
+from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted, command
 from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
 from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_averaging, build_optimizers
+from gpt2lab.pretrained.origin import start_from_weights
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.job import REPLAYED, Job
 from gpt2lab.runner.measured import (
@@ -42,7 +43,17 @@ from gpt2lab.schema import flatten
 from gpt2lab.signals import StopRequest
 from gpt2lab.store import RunFolder, Store, now, read_json
 from gpt2lab.tracking.journal import Journal
-from gpt2lab.training.checkpoints import MANIFEST, Loaded, best_step, load_latest, prune, save, start_from, weights_from
+from gpt2lab.training.checkpoints import (
+    MANIFEST,
+    Loaded,
+    best_step,
+    checkpoints,
+    load_latest,
+    prune,
+    save,
+    start_from,
+    weights_from,
+)
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.diagnostics import Diagnostic, observes_updates
@@ -164,6 +175,10 @@ class Training:
         set_arithmetic(config.training.precision, self.device, config.training.deterministic)
         self.clock = Clock(self.device)
         model = build_model(config.model, seed=config.seed, device=self.device)
+        fit = None
+        if config.from_weights and not any(checkpoints(run.checkpoints)):
+            fit = start_from_weights(str(config.branch), model, strict=config.branch_takes == "all")
+            self.log(f"starting from the weights of {config.branch}: {fit}")
         if job.identity.get("compiled"):
             compiled(model, data_home() / "compiled")
         self.model: GPT = model
@@ -179,8 +194,10 @@ class Training:
         self.final: tuple[dict[str, Any], WindowLosses, Parts] | None = None
         report_position(lambda: RankPosition(self.state.step, self.clock.phase, self.clock.entered))
         self.loaded = load_latest(run.checkpoints, self.state)
-        self.start: dict[str, Any] | None = self.loaded.extra.get("start") if self.loaded else None
-        if self.loaded is None and config.branch:
+        self.start: dict[str, Any] | None = asdict(fit) if fit else None
+        if self.loaded:
+            self.start = self.loaded.extra.get("start")
+        if self.loaded is None and config.branch and not config.from_weights:
             trunk = Store(job.root).run(config.branch.partition("@")[0])
             step = int(config.branch.partition("@")[2])
             self.log(f"branching from run {trunk.id} at step {step}")
@@ -265,7 +282,7 @@ class Training:
             raise DataFault(
                 f"the rows up to step {step} are gone, of which there is a checkpoint",
                 where=str(self.run.metrics),
-                hint=f"mv {self.run.path} {self.run.path}.damaged; the same command trains it again",
+                hint=command("mv", self.run.path, f"{self.run.path}.damaged") + "; the same command trains it again",
             )
 
     def steps(self) -> Iterator[StepRecord]:

@@ -31,7 +31,7 @@ from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store, file_lock, now
 from gpt2lab.sweep.storage import default_address, open_storage
 from gpt2lab.sweep.trials import Attempt, End, Trials, worker_id
-from gpt2lab.text import number
+from gpt2lab.text import number, plural
 from gpt2lab.tracking.follower import Follower, as_study
 from gpt2lab.tracking.journal import Tail
 
@@ -67,6 +67,8 @@ def run_searches(
         )
         for label, search in searches.items()
     }  # fmt: skip
+    for text in started_anew(searches, store, record.name):
+        say(text)
     record = record.with_(storage=shown(address))
     follower = Follower(store, as_study(record), tracker, say)
     deadline = time.monotonic() + seconds if seconds else math.inf
@@ -74,6 +76,16 @@ def run_searches(
         return Drive(searches, trials, record, store, on_event, follower, nproc, deadline, stays).run()
     finally:
         follower.close(timeout=CLOSE_SECONDS)
+
+
+def started_anew(searches: Mapping[str, Search], store: Store, name: str) -> Iterator[str]:
+    """A sentence for each search that was declared otherwise when the sweep's record was written."""
+    before = store.sweep(name).searches if name in store.sweeps() else {}
+    for label, search in searches.items():
+        entry = before.get(label)
+        if entry is not None and entry.study != search.study and entry.trials:
+            earlier = plural(len(entry.trials), "earlier trial")
+            yield f"{label}: its space, settings or base are not those of its {earlier}, so the search starts anew"
 
 
 @dataclass

@@ -19,7 +19,9 @@ from benchmarks.__main__ import app as benchmarks
 from gpt2lab.cli import app
 from gpt2lab.cli.catalogue import all_slots, chosen, markdown_table
 from gpt2lab.config import load_config
+from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.planning.ablation import load_ablation
+from gpt2lab.pretrained import save_gpt2
 from gpt2lab.sweep.declaration import load_sweep, scales_of
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +300,7 @@ def python(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess[
 def test_example_files_are_valid(tmp_path: Path) -> None:
     assert sorted(example_files(tmp_path)) == [
         "decay.yaml",
+        "finetune.yaml",
         "my_batches.py",
         "my_diagnostics.py",
         "my_metrics.py",
@@ -320,6 +323,8 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
         (trunk / "config.yaml").write_text(load_config("nano").to_yaml(), encoding="utf-8")
         assert load_config("decay.yaml").first_step == 2000
         assert load_config("new_head.yaml").first_step == 0
+        save_gpt2(build_model(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=1024)), "gpt2")  # for the hub's
+        assert load_config("finetune.yaml").model.n_embd == 8
         load_ablation(ROOT / "ablations" / "posenc.yaml", scale="my_nano.yaml")
     done = call(tmp_path, "check", "sine.yaml", "--plugin", "my_parts.py")
     assert done.returncode == 0, done.stderr

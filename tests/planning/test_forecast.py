@@ -21,6 +21,7 @@ from gpt2lab.planning import plan as planning
 from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.planning.forecast import as_record, clock, forecast, lines, seconds_left
 from gpt2lab.planning.plan import Plan
+from gpt2lab.planning.runs import repetition
 from gpt2lab.store import Store
 
 Floored = Callable[..., Plan]
@@ -37,6 +38,15 @@ def floored(planned: Planned) -> Floored:
         return dataclasses.replace(found, floor=floor(sd, df), why_no_floor="", arms=arms)
 
     return plan
+
+
+def test_a_text_that_training_repeats_often_is_said(planned: Planned) -> None:
+    plan = planned(ABLATION)
+    text = len(plan.data.train)
+    assert repetition(4 * text, plan.data) == [] and not any("epochs" in line for line in lines(plan))
+    assert repetition(9 * text, plan.data)[0].endswith("repeated text teaches little (arXiv:2305.16264)")
+    steps = 9 * text // 64
+    assert "9.0 epochs of a text of " in lines(planned(ABLATION, overrides=(f"training.steps={steps}",)))[0]
 
 
 @pytest.mark.parametrize(("sd", "df"), [(0.012, 9), (0.03, 4)])

@@ -14,8 +14,13 @@ from safetensors.torch import load_file
 
 from gpt2lab import costs
 from gpt2lab.config import load_config
+from gpt2lab.data.shards import prepare
+from gpt2lab.data.tokenizers import tokenizer
 from gpt2lab.errors import ConfigError
 from gpt2lab.faults import arm
+from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.pretrained import KeptTokenizer, save_gpt2, save_model
+from gpt2lab.runner.measured import validation_loss
 from gpt2lab.store import RunFolder, Store
 from gpt2lab.training.precision import shortcomings
 
@@ -88,6 +93,12 @@ def test_a_skipped_step_is_counted_in_journal_and_result(tiny: Path, gpt2lab: Ca
     skipped = [row["step"] for row in run.rows() if row["metrics"].get("train/skipped")]
     assert skipped == [10]
     assert all(math.isfinite(row["metrics"]["val/loss"]) for row in run.rows() if "val/loss" in row["metrics"])
+
+
+def test_a_seed_that_a_run_could_not_read_back_is_refused_before_it(tiny: Path, gpt2lab: Call) -> None:
+    code, out = gpt2lab("train", "tiny.yaml", "--seed", str(10**18), "--dry-run")
+    assert code == 2 and f"seed: {10**18} does not fit: it has too many digits" in out
+    assert gpt2lab("train", "tiny.yaml", "--seed", str(10**18 - 1), "--dry-run")[0] == 0
 
 
 def test_a_trace_is_written_where_it_is_asked_for(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:
@@ -272,6 +283,54 @@ def test_patterns_of_frozen_parameters_are_checked(tiny: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=re.escape(sentence)):
             load_config(tiny.with_name("tiny.yaml"), [f"optim.freeze=[{pattern!r}]"])
+
+
+@pytest.fixture
+def pretrained(tiny: Path, gpt2lab: Call) -> GPT:
+    """A model in the folder `weights`, and finetune.yaml, which trains on from it."""
+    model = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=32, vocab_size=256), seed=5).eval()
+    save_gpt2(model, "weights")
+    Path("finetune.yaml").write_text("extends: ./tiny.yaml\nbranch: {from: weights, set: {model.block_size: 16}}\n")
+    return model
+
+
+def test_training_goes_on_from_weights(pretrained: GPT, gpt2lab: Call, inline: list[str]) -> None:
+    config, base = load_config("finetune.yaml"), load_config("tiny.yaml")
+    assert (config.model.n_layer, config.model.block_size, config.first_step) == (2, 16, 0)
+    assert (config.optim, config.training, config.data.corpus) == (base.optim, base.training, base.data.corpus)
+    code, out = gpt2lab("train", "finetune.yaml", "--no-tracking")
+    assert code == 0, out
+    run = Store("runs").run(inline[-1])
+    losses = {row["step"]: row["metrics"]["val/loss"] for row in run.rows() if "val/loss" in row["metrics"]}
+    assert losses[0] == pytest.approx(validation_loss(pretrained, config, prepare(config.data), "cpu"), abs=1e-6)
+    assert losses[24] < losses[0]
+
+    save_model(pretrained, "moved", tokenizer="bytes")  # the same weights in another file, under another name
+    Path("moved.yaml").write_text(Path("finetune.yaml").read_text().replace("weights", "moved"))
+    code, out = gpt2lab("train", "moved.yaml", "--no-tracking")
+    assert code == 0 and "finished already" in out
+
+
+def test_weights_that_do_not_fit_or_are_not_there_are_said(pretrained: GPT, gpt2lab: Call) -> None:
+    written = Path("finetune.yaml").read_text()
+    for old, new, code, sentence in (
+        ("model.block_size: 16", "model.n_layer: 3", 2, "its weights do not fit the model section"),
+        ("from: weights", "from: nowhere", 2, "'nowhere' is not RUN@STEP, such as 0123456789abcdef@1000, nor weights"),
+        ("from: weights", "from: tiny.yaml", 4, "cannot be read as a file of torch.save"),
+    ):
+        Path("other.yaml").write_text(written.replace(old, new))
+        ended, out = gpt2lab("train", "other.yaml", "--no-tracking")
+        assert ended == code and sentence in out, out
+    fitting = written.replace("set: {model.block_size: 16}", "take: weights, set: {model.n_layer: 3}")
+    Path("other.yaml").write_text(fitting)
+    ended, out = gpt2lab("train", "other.yaml", "--no-tracking", "--set", "training.steps=6")
+    start = (next(iter(Store("runs").runs())).result() or {})["start"]
+    assert ended == 0 and {name[:4] for name in start["new"]} == {"h.2."} and start["reshaped"] == [], out
+    bpe = KeptTokenizer(tokenizer.read({"name": "bpe", "vocab_size": 300}), (Path("tiny.yaml"),))
+    save_model(pretrained, "learned", tokenizer=bpe)
+    Path("other.yaml").write_text(written.replace("from: weights", "from: learned"))
+    ended, out = gpt2lab("train", "other.yaml", "--no-tracking")
+    assert ended == 2 and "its tokenizer was trained on its own text" in out
 
 
 def test_arms_that_branch_claim_nothing(trunk: RunFolder, tiny: Path, gpt2lab: Call) -> None:

@@ -87,6 +87,9 @@ def test_a_space_in_an_answer_out_and_nothing_trained_twice(lr: Path, gpt2lab: C
     code, said = gpt2lab("sweep", str(lr), "--no-tracking")
     [other] = trials(tmp_path, "other", "other")
     assert other["found"] and other["value"] == found[0]["value"] and other["curve"] == found[0]["curve"] != []
+    changed(lr, ("sweep: other", "sweep: lr"))
+    code, said = gpt2lab("sweep", str(lr), "--no-tracking")
+    assert "lr: its space, settings or base are not those of its 6 earlier trials, so the search starts anew" in said
     assert all((store.run(run).path / "result.json").stat().st_mtime_ns == at for run, at in stamps.items())
 
 
