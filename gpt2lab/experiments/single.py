@@ -106,7 +106,7 @@ class Single:
         arm = Arm(label, {}, config)
         data = prepare(config.data, progress=progress)
         fetch_documents(config.evaluation.tasks)
-        check_data(arm, data)
+        check_data(arm, data, ranks)
         costs = known_costs(config)
         machine = probe(store, config.training, costs.flops_per_token, local_ranks or ranks)
         run = make_run(arm, seed, data, machine)

@@ -175,8 +175,8 @@ def make_plan(
     )  # fmt: skip
 
 
-def check_data(arm: Arm, data: Prepared) -> None:
-    """Raises ConfigError with every setting of an arm that does not fit the prepared data."""
+def check_data(arm: Arm, data: Prepared, ranks: int = 1) -> None:
+    """Raises ConfigError with every setting of an arm that does not fit the prepared data, or so many ranks."""
     model, evaluation = arm.config.model, arm.config.evaluation
     lengths = {"training": len(data.train), "validation": len(data.validation)}
     misfits: list[tuple[str, int, str]] = []  # (key, a value that fits, why)
@@ -192,7 +192,7 @@ def check_data(arm: Arm, data: Prepared) -> None:
         problem = f"the validation split needs {total + 1} tokens, has {lengths['validation']}"
         misfits.append(("evaluation.tokens", lengths["validation"] - 1, problem))
     if not misfits:
-        batches_of(arm.config, data)  # raises where its parts do not fit
+        batches_of(arm.config, data, world=ranks)  # raises where its parts do not fit
     if misfits:
         problems = [Problem(f"arm {arm.name}: {key}", problem) for key, _, problem in misfits]
         raise ConfigError(problems, hint=" ".join(dict.fromkeys(f"--set {key}={value}" for key, value, _ in misfits)))

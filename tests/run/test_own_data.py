@@ -123,6 +123,12 @@ def test_a_training_with_changing_batches_continues_exactly(
     assert rows == rows_of(stopped) and [row["tokens"] for row in whole.rows()][:4] == [0, 16, 48, 80]
 
 
+def test_a_ramp_that_ranks_cannot_share_is_refused_before_it_runs(tiny: Path, gpt2lab: Call) -> None:
+    words = ("train", "tiny.yaml", "--dry-run", "--nproc", "2", "--set", "data.batches=batch_ramp")
+    code, said = gpt2lab(*words)
+    assert code == 2 and "cannot be divided evenly among 2 ranks" in said
+
+
 def test_tokens_to_a_loss_are_read_off_the_curve(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:
     head = "metric: {tokens_to: 4.9}\nsmallest_effect: 64"
     assert gpt2lab("run", str(changed(tiny, "{optim.lr: 1e-5}", head, "{}")), "--no-tracking")[0] == 0
