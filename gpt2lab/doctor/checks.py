@@ -508,6 +508,8 @@ def softmax_rows(run: ExaminedRun) -> Finding | None:
     for part in model.modules():
         if isinstance(part, Scores) and type(part).weights is not Scores.weights:
             raise NotExamined(f"{type(part).__name__} has weights other than those of a softmax")
+        if isinstance(part, Scores) and type(part).finish is not Scores.finish:
+            raise NotExamined(f"{type(part).__name__} changes what a query reads")
     tokens = run.tokens[:, :-1]
     with_ones, with_zeros = (read_by_attention(model, tokens, value) for value in (1.0, 0.0))
     for layer, (ones, zeros) in enumerate(zip(with_ones, with_zeros, strict=True)):

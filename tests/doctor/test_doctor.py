@@ -48,11 +48,23 @@ def test_every_shipped_component_is_left_alone(case: testing.Case, trained: Any)
     run = trained(f"{section}.{case.slot}={json.dumps(choice)}")
     found = examine(run)
     assert not found.findings
-    weighing = ("gate", "sink_logits", "sigmoid", "talking_heads", "top_k")
+    weighing = (
+        "gate", "sink_logits", "sigmoid", "talking_heads", "top_k", "off_by_one", "pointwise", "consmax",
+        "residual_scores", "z_loss", "head_gate", "head_scale", "xsa",
+    )  # fmt: skip
     allowed = {
         "softmax_rows": weighing,
         "attention_scale": ("none",),  # no scores
-        "residual_scaling": ("post", "deepnorm", "rezero", "gpt2_tf", "small_init"),
+        "residual_scaling": (
+            "post",
+            "deepnorm",
+            "rezero",
+            "residual_dual",
+            "gpt2_tf",
+            "small_init",
+            "xavier",
+            "orthogonal",
+        ),
     }
     for check in found.unknown:
         assert {case.name, *case.options} & set(allowed[check]), (check, found.unknown)
