@@ -222,7 +222,8 @@ def test_plugin(
         failed += bool(failures)
         count = f"{len(outcomes)} checks on {len(variants(one))} variants"
         say(console, f"{one.slot}={one.name}: {count}, {len(failures)} failed")
-        say(console, *(f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in failures))
+        lines = (f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in failures)
+        say(console, *lines, wrap=console.is_terminal)
     if failed:
         raise SystemExit(2)
 

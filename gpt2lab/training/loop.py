@@ -304,18 +304,17 @@ def steps(
                 with clock("data"):
                     batch = next(source)
                 set_progress(state.model, step, training)
-                accumulated = partial(
-                    accumulate, replica, state, batch, training, seed=seed, step=step, world=world, clock=clock
-                )
-                losses = accumulated()
+                accumulated = partial(accumulate, replica, state, batch, training, seed=seed, step=step, world=world)
+                losses = accumulated(clock=clock)
                 if pending is not None:
                     yield (record := finish_step(state, pending, training, began))
                     began, pending = time.perf_counter(), None
                     if record.stop:
                         return
                 with clock("optimizer"):
+                    again = partial(accumulated, clock=Clock())  # which is time of the optimizer
                     pending = update(
-                        step, losses, batch, stop=stop(), diagnostics=diagnostics(step + 1), accumulated=accumulated
+                        step, losses, batch, stop=stop(), diagnostics=diagnostics(step + 1), accumulated=again
                     )
                 if not update.late:
                     yield finish_step(state, pending, training, began)

@@ -54,6 +54,14 @@ def test_a_result_accounts_for_its_time_and_speed(tiny: Path, gpt2lab: Call, inl
     assert (result["stack"]["ranks"], result["stack"]["compiled"]) == (1, False)
 
 
+def test_the_second_pass_of_a_step_is_time_of_the_optimizer(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:
+    result = trained(gpt2lab, inline, "--set", "optim.optimizer=sam").result()
+    assert result is not None
+    time = result["time"]
+    assert sum(time[phase] for phase in ("data", "forward", "backward", "optimizer")) < result["seconds"] + 0.01
+    assert time["optimizer"] > time["backward"]
+
+
 def test_time_goes_on_where_a_resumed_run_stopped(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:
     arm("raise@step:20")
     code, said = gpt2lab("train", "tiny.yaml", "--no-tracking")
