@@ -56,15 +56,15 @@ def several_layers(dims: Dims, options: dict[str, Any]) -> list[str]:
 
 
 def equal_value_heads(dims: Dims, options: dict[str, Any]) -> list[str]:
-    """At least two layers, with as many key/value heads each, as far as their attention has `n_kv_head`."""
+    """At least two layers, with equal numbers of value heads, as far as their attention has `n_kv_head` or `n_head`."""
     pattern: tuple[Choice, ...] = getattr(dims, "attention", ())
     heads = set[int]()
     if len(set(pattern)) > 1:
         builder = Builder(dims, dims.choices())  # type: ignore[attr-defined]
         with torch.device("meta"):
             parts = [builder.at(layer=layer).build("attention") for layer in range(dims.n_layer)]
-        heads = {part.n_kv_head for part in parts if hasattr(part, "n_kv_head")}
-    unequal = f"it mixes values of equal heads, and layers have {' or '.join(map(str, sorted(heads)))} key/value heads"
+        heads = {getattr(part, "n_kv_head", getattr(part, "n_head", None)) for part in parts} - {None}
+    unequal = f"it mixes values of equal heads, and layers have {' or '.join(map(str, sorted(heads)))} of them"
     return several_layers(dims, options) + ([unequal] if len(heads) > 1 else [])
 
 

@@ -130,6 +130,13 @@ def test_e5_an_embedding_has_one_table_and_it_comes_first(parts: str) -> None:
     assert load_config("nano", ["model.embedding=[plain, smear]"]).model.embedding[1].name == "smear"
 
 
+@pytest.mark.parametrize(("pattern", "heads"), [("[gqa, mha]", "2 or 4"), ("[differential, mqa]", "1 or 4")])
+def test_values_of_unequal_heads_do_not_mix(pattern: str, heads: str) -> None:
+    [problem] = problems("nano", f"model.attention={pattern}", "model.stack=[value_residual]")
+    assert problem == f"--set model.stack: it mixes values of equal heads, and layers have {heads} of them"
+    load_config("nano", ["model.attention=[differential, mha]", "model.stack=[value_residual]"])
+
+
 def test_e5_unmet_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     @SLOTS["attention"].register("deaf", source="a test")
     def deaf(site: object) -> None:
