@@ -10,7 +10,10 @@ from gpt2lab.registry import SLOTS
 
 TESTED = [slot for name, slot in SLOTS.items() if name in (*MODEL_SLOTS, *testing.BY_SLOT)]
 CASES = [case for slot in TESTED for case in testing.cases(slot)]
-PAIRS = [(case, check) for case in CASES for check in testing.checks_for(case.slot)]
+ON_VARIANTS = {
+    "gradients", "no_look_ahead", "cached_equals_full", "optimizer", "resume", "average", "schedule", "batches",
+}  # fmt: skip
+"""Checks of every set of options; the others are slow tests, except on defaults."""
 MODULAR = [case for case in CASES if case.slot in MODEL_SLOTS]
 
 
@@ -18,8 +21,23 @@ def label(value: object) -> str:
     return str(value) if isinstance(value, testing.Case) else getattr(value, "__name__", "")
 
 
-@pytest.mark.parametrize(("case", "check"), PAIRS, ids=label)
+def pairs(slow: bool) -> list[tuple[testing.Case, testing.Check]]:
+    every = [(case, check) for case in CASES for check in testing.checks_for(case.slot)]
+    return [
+        (case, check)
+        for case, check in every
+        if slow == bool(case.options and testing.name_of(check) not in ON_VARIANTS)
+    ]
+
+
+@pytest.mark.parametrize(("case", "check"), pairs(slow=False), ids=label)
 def test_contract(case: testing.Case, check: testing.Check) -> None:
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "check"), pairs(slow=True), ids=label)
+def test_contract_of_variants(case: testing.Case, check: testing.Check) -> None:
     check(case)
 
 
@@ -35,10 +53,11 @@ def test_overfits_one_batch(case: testing.Case) -> None:
     testing.check_overfits(case)
 
 
-def test_two_ranks_equal_one() -> None:
-    gaps = testing.two_ranks_against_one(MODULAR)
-    wrong = {str(case): gap for case, gap in zip(MODULAR, gaps, strict=True) if testing.ranks_problem(gap)}
-    assert not wrong
+@pytest.mark.parametrize("variants", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_ranks_equal_one(variants: bool) -> None:
+    todo = [case for case in MODULAR if bool(case.options) == variants]
+    gaps = testing.two_ranks_against_one(todo)
+    assert not {str(case): gap for case, gap in zip(todo, gaps, strict=True) if testing.ranks_problem(gap)}
 
 
 def test_every_slot_of_the_model_is_filled() -> None:
