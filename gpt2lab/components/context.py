@@ -114,13 +114,18 @@ class ForwardContext:
         return x if self.cache is None else self.cache.append(f"{self.depth}.{name}", x, dim)
 
     def previous(self, name: str, x: Tensor) -> Tensor:
-        """For every token the row of the token before it, zeros for the first.  (B, T, ...) -> (B, T, ...)"""
+        """For every token the row of the token before it, zeros for the first of a text, and of a document where
+        `documents` are given.  (B, T, ...) -> (B, T, ...)"""
         first = torch.zeros_like(x[:, :1])
         if self.cache is not None:
             key = f"{self.depth}.{name}"
             first = self.cache.last.get(key, first)
             self.cache.last[key] = x[:, -1:]
-        return torch.cat([first, x[:, :-1]], 1)
+        rows = torch.cat([first, x[:, :-1]], 1)
+        if self.documents is None:
+            return rows
+        changes = self.documents.diff(dim=1, prepend=self.documents[:, :1])[:, -x.shape[1] :] != 0
+        return rows.masked_fill(changes.view(*changes.shape, *(1 for _ in x.shape[2:])), 0)
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """`make()`, called once per forward pass: all layers share masks, rotation tables and biases."""

@@ -156,9 +156,9 @@ def check_cached_equals_full(case: Case) -> None:
 
 
 def check_documents(case: Case) -> None:
-    """Given documents, attention stays within them, in evaluation and while training: outputs of a document do not
-    depend on the preceding one, except through components outside attention (which the first two tokens absorb)."""
-    if SLOTS[case.slot].name not in ("attention", "mask", "scores"):
+    """Given documents, tokens see nothing of others, in evaluation and while training: the outputs of a document do not
+    depend on the one before it."""
+    if case.slot not in ("attention", "mask", "scores", "embedding"):
         return
     tokens, _ = batch()
     documents = (torch.arange(CONTEXT, device=tokens.device) >= 6).long().expand(2, -1)
@@ -167,7 +167,7 @@ def check_documents(case: Case) -> None:
     for when, model in modes(disturbed(case.model(position="none"))):
         gap = distance(*(seeded(model, x, documents=documents)[:, 6:] for x in (tokens, changed)))
         assert gap < 1e-5, (
-            f"attention crosses documents{when}: the logits of one moved by {gap:.1e} when the one before it changed "
+            f"it crosses documents{when}: the logits of one moved by {gap:.1e} when the one before it changed "
             "(see ctx.documents; Mask.allowed respects it)"
         )
 

@@ -155,7 +155,7 @@ def dilated(builder: Builder) -> Mask:
             testing.check_builds,
             r"at test_checks_of_models\.py:\d+: 'ModelConfig' object has no attribute",
         ),
-        ("mask", dilated, check_documents, "attention crosses documents: the logits of one moved by "),
+        ("mask", dilated, check_documents, "it crosses documents: the logits of one moved by "),
     ],
 )
 def test_what_breaks_a_rule_is_found(

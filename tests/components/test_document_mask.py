@@ -95,3 +95,14 @@ def test_the_separator_must_be_the_tokenizers() -> None:
         load_config("nano", ["model.mask={name: documents, separator: 7}"])
     with pytest.raises(ConfigError, match="has separator 50256, but vocab_size is 4096"):
         load_config("gpt2-124m", [*bpe, "model.mask=documents"])
+
+
+def test_the_row_before_is_that_of_the_same_document() -> None:
+    documents, x = torch.tensor([[0, 0, 1, 1, 1, 2]]), torch.arange(1.0, 7).view(1, 6, 1)
+    cache, pieces = Cache(), []
+    for part in (slice(0, 3), slice(3, 5), slice(5, 6)):
+        ctx = ForwardContext(documents[:, part], documents=documents[:, part], cache=cache)
+        pieces.append(ctx.previous("x", x[:, part]))
+        cache.length += part.stop - part.start
+    whole = ForwardContext(documents, documents=documents).previous("x", x)
+    assert whole.flatten().tolist() == torch.cat(pieces, 1).flatten().tolist() == [0, 1, 0, 3, 4, 0]
