@@ -63,7 +63,8 @@ def equal_value_heads(dims: Dims, options: dict[str, Any]) -> list[str]:
         builder = Builder(dims, dims.choices())  # type: ignore[attr-defined]
         with torch.device("meta"):
             parts = [builder.at(layer=layer).build("attention") for layer in range(dims.n_layer)]
-        heads = {getattr(part, "n_kv_head", getattr(part, "n_head", None)) for part in parts} - {None}
+        counts = (getattr(part, "n_kv_head", getattr(part, "n_head", None)) for part in parts)
+        heads = {count for count in counts if count is not None}
     unequal = f"it mixes values of equal heads, and layers have {' or '.join(map(str, sorted(heads)))} of them"
     return several_layers(dims, options) + ([unequal] if len(heads) > 1 else [])
 

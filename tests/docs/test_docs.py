@@ -404,4 +404,4 @@ def test_the_guide_to_a_component_leads_to_an_ablation(tmp_path: Path) -> None:
     for words in (test, [*run, "--scale", "tiny.yaml", "--no-tracking"]):
         done = call(tmp_path, *words)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 trained now" in done.stdout, done.stdout
+    assert "9 trained now" in done.stdout, done.stdout
