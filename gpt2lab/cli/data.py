@@ -1,4 +1,4 @@
-"""Commands about data: data prepare, data list, data check."""
+"""Commands about data: data prepare, data show, data list, data check."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.options import Json, Plugin, print_json
+from gpt2lab.cli.options import Json, Plugin, print_json, say, table_of
+from gpt2lab.text import clean
 
 if TYPE_CHECKING:
     from gpt2lab.data.shards import DataConfig
 
-group = typer.Typer(name="data", help="Prepare, list and verify token data.", no_args_is_help=True)
+group = typer.Typer(name="data", help="Prepare, show, list and verify token data.", no_args_is_help=True)
 
 NOTHING = "nothing is prepared yet; try: gpt2lab data prepare nano"
 What = Annotated[
@@ -72,6 +73,76 @@ def data_config(what: str, tokenizer: str | None, overrides: Any, plugins: Any) 
     if nearest(what, [*preset_names(), *ALIASES, *corpus.names()]) in corpus:
         raise ConfigError(unknown("corpus", what, corpus.names()), where="data prepare")
     return load_config(what, [*chosen, *overrides]).data
+
+
+SAMPLE = 300
+"""Characters."""
+
+
+@group.command()
+def show(what: What, set_: Set = None, plugin: Plugin = None, json_: Json = False) -> None:
+    """What a corpus is made of, with samples. Fetches it if necessary, but makes no tokens."""
+    from gpt2lab.data.corpora import Corpus, corpus
+    from gpt2lab.data.prepared import Prepared, list_prepared
+    from gpt2lab.data.progress import rich_progress
+    from gpt2lab.errors import ConfigError
+
+    chosen = data_config(what, None, set_ or (), plugin or ()).corpus
+    made = corpus.build(chosen)
+    if not isinstance(made, Corpus):
+        problem = f"corpus {chosen.name} does not list its documents"
+        raise ConfigError(problem, where="data show", hint=f"gpt2lab data prepare {what}; gpt2lab data list")
+    with rich_progress() as progress:
+        made.ready(progress)
+    documents, sources = list(made.documents()), made.composition()
+    prepared = [data for _, data in list_prepared() if isinstance(data, Prepared)
+                and data.manifest["corpus"]["identity"] == made.identity]  # fmt: skip
+    if sources:
+        groups = [[d for d in documents if d.name.startswith(f"{source['name']}/")] for source in sources]
+    else:
+        groups = [documents[i * len(documents) // 3 : (i + 1) * len(documents) // 3] for i in range(3)]
+    middle = [group[len(group) // 2] for group in groups if group]
+    facts = {
+        "corpus": chosen.written(),
+        "source": made.source,
+        "bytes": sum(document.size for document in documents),
+        "documents": len(documents),
+        "tokens": [{"tokenizer": data.manifest["tokenizer"], "train": len(data.train),
+                    "validation": len(data.validation)} for data in prepared],
+        "sources": sources,
+        "samples": {document.name: next(document.chunks(), "")[:SAMPLE] for document in middle},
+    }  # fmt: skip
+    if json_:
+        print_json(facts)
+    else:
+        _print_facts(str(chosen), facts)
+
+
+def _print_facts(name: str, facts: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    total = facts["bytes"]
+    say(console, f"{name}: {total:,} bytes, {facts['documents']:,} documents", facts["source"])
+    for made in facts["tokens"]:
+        options = ", ".join(str(value) for key, value in made["tokenizer"].items())
+        say(console, f"{made['train']:,} training and {made['validation']:,} validation tokens ({options})")
+    if facts["sources"]:
+        table = table_of("source", "domain", "share", "MB", "documents", "duplicates", "licence",
+                         right=("share", "MB", "documents", "duplicates"))  # fmt: skip
+        for source in facts["sources"]:
+            table.add_row(
+                source["name"],
+                source["domain"],
+                f"{100 * source['bytes'] / total:.1f} %",
+                f"{source['bytes'] / 1e6:.1f}",
+                f"{source['documents']:,}",
+                f"{source['duplicate_bytes'] / 1e6:.1f} MB",
+                source["license"],
+            )
+        console.print(table)
+    for document, sample in facts["samples"].items():
+        say(console, f"\n[{document}]", clean(sample))
 
 
 @group.command("list")

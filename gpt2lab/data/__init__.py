@@ -1,0 +1,3 @@
+"""Text and token data."""
+
+from gpt2lab.data import english  # noqa: F401  (fills the slot)

@@ -149,14 +149,18 @@ def _check_encoding(head: bytes, where: str) -> None:
 class Corpus:
     """A set of documents, few enough to be listed.
 
-    source:    a description of their origin, without machine paths.
-    identity:  changes whenever names or content of the documents do; computed with as little reading as possible.
-    documents: fetches them if necessary, and lists them.
+    source:      a description of their origin, without machine paths.
+    identity:    changes whenever names or content of the documents do; computed with as little reading as possible.
+    documents:   fetches them if necessary, and lists them.
+    ready:       fetches them beforehand where that takes a while, with progress.
+    composition: a row for each of several sources, for users; fetches them if necessary.
     """
 
     source: str
     identity: str
     documents: Callable[[], Sequence[Document]]
+    ready: Callable[[Progress], object] = field(default=lambda progress: None, kw_only=True)
+    composition: Callable[[], Sequence[Mapping[str, Any]]] = field(default=list, kw_only=True)
 
 
 class TextPass(Protocol):
@@ -227,6 +231,10 @@ def several(*, corpora: dict[str, Any]) -> Several:
             replace(document, name=f"{name}/{document.name}")
             for name, one in built.items()
             for document in one.documents()
+        ],
+        ready=lambda progress: [one.ready(progress) for one in built.values()],
+        composition=lambda: [
+            {**row, "name": f"{name}/{row['name']}"} for name, one in built.items() for row in one.composition()
         ],
         corpora=built,
     )

