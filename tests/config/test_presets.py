@@ -14,7 +14,7 @@ SIZES = {
     "gpt2-774m": (36, 20, 1280, 774_030_080),
     "gpt2-1558m": (48, 25, 1600, 1_557_611_200),
 }
-CORPUS_TOKENS = {"bytes": 4_783_427, "bpe": 1_561_803}  # of the training works
+CORPUS_TOKENS = {"nano": 4_783_427, "nano-long": 4_783_427, "micro": 31_024_760, "mini": 25_711_429}  # for training
 
 
 def test_all_presets_are_there() -> None:
@@ -67,10 +67,20 @@ def test_nano_is_as_designed() -> None:
     assert 3.2e6 < long.training.steps * long.training.batch_tokens < 3.4e6
 
 
-def test_small_presets_stay_within_one_pass_over_the_corpus() -> None:
-    for name in ("nano", "nano-long", "micro"):
-        config = load_config(name)
-        assert config.training.steps * config.training.batch_tokens <= CORPUS_TOKENS[config.data.tokenizer.name]
+def test_small_presets_stay_within_as_many_passes_over_the_corpus_as_they_say() -> None:
+    for name, tokens in CORPUS_TOKENS.items():
+        training = load_config(name).training
+        assert training.steps * training.batch_tokens <= (4 if name == "mini" else 1) * tokens
+
+
+def test_mini_lies_between_micro_and_124m() -> None:
+    config = load_config("mini")
+    with torch.device("meta"):
+        model = GPT(config.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 33_870_848
+    assert config.model.block_size == 512 and config.data.tokenizer.options == {"vocab_size": config.model.vocab_size}
+    assert 99.9e6 < config.training.steps * config.training.batch_tokens < 100.1e6
+    assert 0.005 < config.scale.smallest_effect < load_config("micro").scale.smallest_effect
 
 
 def test_micro_gives_the_embedding_a_share_that_means_something() -> None:
