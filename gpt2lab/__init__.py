@@ -26,17 +26,21 @@ if TYPE_CHECKING:
         StudyResult,
         SweepResult,
         describe_machine,
+        difference,
+        load_model,
+        load_study,
         plan,
         report,
         run_ablation,
         run_sweep,
         scales_of,
+        studies,
         train,
     )
     from gpt2lab.config import load_config
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
     from gpt2lab.model import GPT, ModelConfig, build_model
-    from gpt2lab.pretrained import load_gpt2, load_model, save_gpt2, save_model
+    from gpt2lab.pretrained import load_gpt2, save_gpt2, save_model
     from gpt2lab.progress import Event, Message, Progress, show_progress
     from gpt2lab.results import load_results, tokens_to
     from gpt2lab.training.diagnostics import Diagnostic, diagnostic
@@ -49,18 +53,22 @@ _MODULES = {
         "StudyResult",
         "SweepResult",
         "describe_machine",
+        "difference",
+        "load_model",
+        "load_study",
         "plan",
         "report",
         "run_ablation",
         "run_sweep",
         "scales_of",
+        "studies",
         "train",
     ),
     "gpt2lab.config": ("load_config",),
     "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
     "gpt2lab.progress": ("Event", "Message", "Progress", "show_progress"),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
-    "gpt2lab.pretrained": ("load_gpt2", "load_model", "save_gpt2", "save_model"),
+    "gpt2lab.pretrained": ("load_gpt2", "save_gpt2", "save_model"),
     "gpt2lab.results": ("load_results", "tokens_to"),
     "gpt2lab.training.diagnostics": ("Diagnostic", "diagnostic"),
 }
@@ -82,11 +90,13 @@ __all__ = [
     "complete",
     "describe_machine",
     "diagnostic",
+    "difference",
     "fill",
     "load_config",
     "load_gpt2",
     "load_model",
     "load_results",
+    "load_study",
     "metric",
     "plan",
     "report",
@@ -96,6 +106,7 @@ __all__ = [
     "save_model",
     "scales_of",
     "show_progress",
+    "studies",
     "task",
     "tokens_to",
     "train",
@@ -107,3 +118,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'gpt2lab' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

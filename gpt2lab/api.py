@@ -5,6 +5,7 @@
     for contrast in study.verdicts.contrasts:
         print(contrast.verdict)
     study.losses            # a data frame: arm, seed, value
+    study.plot("training")  # a figure, in notebooks
     study.report()          # reports/posenc@nano/index.html
 
 Progress is a stream of events (events.py): pass `on_event=` a function, or `g.show_progress()` for people.
@@ -13,8 +14,10 @@ Progress is a stream of events (events.py): pass `on_event=` a function, or `g.s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -30,9 +33,9 @@ from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
 from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord, best_trial
-from gpt2lab.results import collect, damage_text, final_values, judge, missing_runs
+from gpt2lab.results import collect, damage_text, final_values, first_runs, judge, load_results, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
-from gpt2lab.text import seconds_of
+from gpt2lab.text import clean, html_table, plural, seconds_of
 from gpt2lab.tracking import open_tracker
 
 if TYPE_CHECKING:
@@ -41,8 +44,13 @@ if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
     from gpt2lab.data.files import Progress as DataProgress
     from gpt2lab.experiments.sweep import SweepPlan
+    from gpt2lab.model import GPT
     from gpt2lab.pretrained.load import Trained
+    from gpt2lab.reports.style import Picture
     from gpt2lab.results import StudyRun
+
+PROMPTS = ("The king ", "In the morning, ", "What is ")
+"""Beginnings that every arm continues for a study's page."""
 
 Source = str | Path | Mapping[str, Any]
 """A YAML file, or a mapping with its content."""
@@ -73,12 +81,26 @@ class StudyOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult(Outcome):
-    """A study that was trained: its record, its runs and its verdicts."""
+    """A study that was trained: its record, its runs and its verdicts, which are read and judged at first use."""
 
-    verdicts: Verdicts
-    runs: list[StudyRun]
-    """of every arm and seed, with status and value"""
     store: Store
+
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        """Every declared contrast, judged."""
+        return judge(self.record, self.store)
+
+    @cached_property
+    def runs(self) -> list[StudyRun]:
+        """Of every arm and seed, with status and value."""
+        return collect(self.record, self.store)
+
+    def __repr__(self) -> str:
+        record = self.record
+        return f"<Study {record.name}: {plural(len(record.arms), 'arm')}, {plural(len(record.seeds), 'seed')}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{escape(self.name)}</b>: {escape(clean(self.record.question))}</p>{self.verdicts._repr_html_()}"
 
     @property
     def name(self) -> str:
@@ -104,6 +126,20 @@ class StudyResult(Outcome):
                 damaged[folder.id] = damage_text(error_of(failure, folder))
         return damaged
 
+    def frame(self) -> pd.DataFrame:
+        """Columns arm, seed, step, metric, value: all that was measured, see `load_results`."""
+        return load_results(self.name, self.store.root)
+
+    def plot(self, figure: str = "differences") -> Picture:
+        """A figure of the study's page, which notebooks show: such as differences, training, seeds or contexts.
+
+        Raises ConfigError for another name, or where the runs have nothing to draw.
+        """
+        from gpt2lab.reports.page import figure_of
+        from gpt2lab.reports.read import read_study
+
+        return figure_of(read_study(self.name, self.store.root), figure)
+
     def report(self, out: str | Path = "reports") -> Path:
         """Write the study's page below `out`; -> its index.html."""
         return report(self.name, out=out, runs=self.store.root)
@@ -116,6 +152,9 @@ class SweepResult:
     name: str
     record: SweepRecord
     store: Store
+
+    def __repr__(self) -> str:
+        return f"<Sweep {self.name}: {'; '.join(f'{label} {best}' for label, best in self.best.items())}>"
 
     @property
     def best(self) -> dict[str, dict[str, Any]]:
@@ -154,6 +193,13 @@ class RunResult:
     """of its final evaluation: val/loss in nats, val/bits_per_byte, ..."""
     found: bool
     """whether it was already finished, so that nothing was trained"""
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id}, seed {self.seed}: {', '.join(f'{k} {v:.4f}' for k, v in self.metrics.items())}>"
+
+    def _repr_html_(self) -> str:
+        rows = [*self.metrics.items(), *((k, v) for k, v in self.result.items() if isinstance(v, (int, float, str)))]
+        return html_table(("", f"run {self.id}, seed {self.seed}"), rows)
 
     @property
     def path(self) -> Path:
@@ -239,8 +285,56 @@ def train_study(
     """Train an opened study to its end, and judge it. Raises what `run_ablation` does."""
     tracker = tracker_of(study.store, study.ablation.name) if tracking else None
     outcome = study.train(on_event=on_event, tracker=tracker, executor=executor)
-    record, store = outcome.record, study.store
-    return StudyResult(**vars(outcome), verdicts=judge(record, store), runs=collect(record, store), store=store)
+    return StudyResult(**vars(outcome), store=study.store)
+
+
+def load_study(name: str, runs: str | Path = "runs") -> StudyResult:
+    """A recorded study, as `posenc` or `posenc@nano`, without training anything. Raises ConfigError, DataFault."""
+    store = Store(runs)
+    record = store.study(name)
+    return StudyResult(record=record, endings={}, found=sum(len(arm.runs) for arm in record.arms.values()), store=store)
+
+
+def studies(runs: str | Path = "runs") -> list[StudyResult]:
+    """Every study in the store, by name."""
+    return [load_study(name, runs) for name in Store(runs).studies()]
+
+
+def load_model(path: str | Path) -> GPT:
+    """The model of a run's folder, such as runs/ID, or of one that `save_model` wrote, in evaluation mode. Plug-ins
+    that it needs must be loaded before. Raises ConfigError, DataFault."""
+    if (Path(path) / "run.json").is_file():
+        from gpt2lab.pretrained.load import open_trained
+
+        return open_trained(str(path), Store(Path(path).parent)).model
+    from gpt2lab.pretrained import load_model as load_saved
+
+    return load_saved(path)
+
+
+class Difference(dict[str, tuple[Any, Any]]):
+    """Dotted key -> its value in either config, of the keys in which they differ."""
+
+    def __repr__(self) -> str:
+        return "; ".join(f"{key}: {one} -> {other}" for key, (one, other) in self.items()) or "no difference"
+
+    def _repr_html_(self) -> str:
+        return html_table(("setting", "first", "second"), [(key, *values) for key, values in self.items()])
+
+
+def difference(one: Config, other: Config) -> Difference:
+    """The settings in which two configs differ."""
+    first, second = (dict(_flat(config.model_dump(mode="json"))) for config in (one, other))
+    keys = dict.fromkeys([*first, *second])
+    return Difference({k: (first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)})
+
+
+def _flat(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and "name" not in value:
+            yield from _flat(value, f"{start}{key}.")
+        else:
+            yield f"{start}{key}", value
 
 
 def open_run(
@@ -382,6 +476,18 @@ def report(
         return write_sweep_report(read_sweep(name, runs), out=Path(out))
     study = read_study(name, runs, force_exploratory=force_exploratory)
     return write_report(study, out=out, force_exploratory=force_exploratory)
+
+
+def write_samples(name: str, *, runs: str | Path = "runs", tokens: int = 100) -> None:
+    """Let the first finished run of every arm continue the same prompts, with the same random numbers, and keep the
+    texts with the run, for the study's page. Raises ConfigError for an unknown study, DataFault."""
+    from gpt2lab.generation import Sampling
+    from gpt2lab.pretrained.load import open_trained
+
+    store = Store(runs)
+    for run in first_runs(collect(store.study(name), store)).values():
+        texts = open_trained(run.id, store).continued(PROMPTS, Sampling(max_new_tokens=tokens, temperature=0.8))
+        store.run(run.id).write_samples(dict(zip(PROMPTS, texts, strict=True)))
 
 
 def tracker_of(store: Store, experiment: str) -> TrackerFactory:

@@ -515,7 +515,10 @@ def scope_text(study: StudyRecord | Mapping[str, Any]) -> str:
     scope = study.scope if isinstance(study, StudyRecord) else ScopeRecord(**study["scope"])
     sizes = f"at {quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
     parts = [sizes, *(part for part in (scope.data, scope.optimizer) if part)]
-    if not isinstance(study, StudyRecord) or not (tuned_settings(study) or study.bracketed):
+    if not isinstance(study, StudyRecord):  # a sweep
+        searched = {dimension["name"] for search in study.get("searches", {}).values() for dimension in search["space"]}
+        return ", ".join([*parts[:-1], parts[-1].partition(", lr ")[0]] if RATE in searched else parts)
+    if not (tuned_settings(study) or study.bracketed):
         return ", ".join(parts)
     parts[-1] = parts[-1].partition(", lr ")[0]  # no rate in particular
     keys = tuned_settings(study) or [RATE]
@@ -593,6 +596,11 @@ def usable_runs(study: Study, runs: Sequence[StudyRun]) -> list[StudyRun]:
     """The runs that have a final value and did not fail."""
     ceiling = failure_ceiling(study)
     return [run for run in runs if run.value is not None and run.value < ceiling]
+
+
+def first_runs(runs: Sequence[StudyRun]) -> dict[str, StudyRun]:
+    """Arm -> its finished run of the lowest seed."""
+    return {run.arm: run for run in reversed(runs) if run.status == "finished"}
 
 
 def usable_values(study: Study, runs: Sequence[StudyRun], arm: str) -> list[float]:

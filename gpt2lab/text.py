@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
+from html import escape
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -130,13 +132,45 @@ def time_taken(seconds: float) -> str:
 
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]~|]|^[-+#=]|^\d+(?=[.)]\s)")
+_LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$", "±": r"$\pm$",
+    "×": r"$\times$",
+}  # fmt: skip
+
+
+def latex(value: object) -> str:
+    """`value` as text in LaTeX, escaped."""
+    return "".join(_LATEX.get(c, c) for c in clean(value))
+
+
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 
 
+CODE = re.compile(r"`([\w.:=@,/()\[\] -]+)`")
+"""What documents show as code: names, settings and commands between backticks."""
+
+
 def markdown(value: object) -> str:
-    """`value` as text in Markdown, escaped so that it cannot start a tag, link, table cell, formula or list."""
-    text = _SPECIAL.sub(lambda m: m.group() + "\\" if m.group().isdigit() else "\\" + m.group(), clean(value))
+    """`value` as text in Markdown, escaped so that it cannot start a tag, link, table cell, formula or list. What
+    stands between backticks stays code."""
+    parts = CODE.split(clean(value))  # every second one is code
+    return "".join(f"`{part}`" if i % 2 else _escaped(part) for i, part in enumerate(parts))
+
+
+def _escaped(value: str) -> str:
+    text = _SPECIAL.sub(lambda m: m.group() + "\\" if m.group().isdigit() else "\\" + m.group(), value)
     return re.sub(r"[&<>$]", lambda m: _ENTITIES[m.group()], text)
+
+
+def html_table(titles: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """A table for notebooks, every cell escaped."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(clean(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    head = f"<caption>{escape(clean(caption))}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table>{head}<thead>{line(titles, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def fenced(text: str) -> str:

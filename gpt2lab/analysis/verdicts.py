@@ -13,6 +13,7 @@ from scipy import stats
 
 from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.statistics import no_spread
+from gpt2lab.text import html_table, interval, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,6 +203,9 @@ class Contrast:
     next_alpha: float | None = None
     """the level of that look"""
 
+    def __repr__(self) -> str:
+        return f"<Contrast {self.arm} against {self.against}: {self.verdict}>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
@@ -228,6 +232,17 @@ class Verdicts:
     def members(self) -> int:
         """Contrasts that the family is adjusted for."""
         return len(self.contrasts) + self.dropped
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{c.arm} {c.word}" for c in self.contrasts)
+        return f"<Verdicts against {self.baseline}: {words or 'no contrast'}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (c.arm, c.against, signed(c.difference), interval(c.low, c.high), f"{c.p_holm:.2g}", c.word)
+            for c in self.contrasts
+        ]
+        return html_table(("arm", "against", f"difference, {self.unit}", "interval", "Holm p", "verdict"), rows)
 
     def __str__(self) -> str:
         if not self.contrasts:

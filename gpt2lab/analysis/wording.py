@@ -25,6 +25,10 @@ SMALLEST_P = 1e-15
 """A smaller p is rounding error of the arithmetic."""
 MOST_MORE = 100
 """Further seeds per arm beyond which a contrast is called not decidable here."""
+ESTIMATORS = {
+    "paired": "paired by seed", "blocked": "with arm and seed as factors", "permutation": "by permutation",
+}  # fmt: skip
+"""Name of a sensitivity estimator -> what a remark calls it."""
 MOST_TIES = 0.1
 """Share of pairs of equal values in an arm up to which they are not mentioned; rounding to a third of an sd gives as
 many."""
@@ -196,7 +200,7 @@ def _disagreement(case: ContrastCase, estimates: Mapping[str, Mapping[str, float
     """Estimators that are significant where Welch's test is not, or the reverse; "" for none."""
     alpha, p = case.terms.alpha, case.as_chosen["p"]
     unlike = [
-        f"{name} p {probability(estimate['p'], alpha)}"
+        f"{ESTIMATORS[name]} p {probability(estimate['p'], alpha)}"
         for name, estimate in estimates.items()
         if (estimate["p"] < alpha) != (p < alpha)
     ]

@@ -34,9 +34,9 @@ app = typer.Typer(
 )
 COMMANDS = (
     run.run, run.check, run.machine, run.sweep, train.train, train.baseline, results.report, results.runs, results.show,
-    results.sync, results.ui, compare.compare, catalogue.components, catalogue.explain, catalogue.test_plugin,
-    selftest.group, run.noise, results.why, run.adopt, models.eval_, models.export, models.doctor, catalogue.trace,
-    models.sample, data.group,
+    results.sync, results.ui, results.serve, compare.compare, catalogue.components, catalogue.explain,
+    catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt, models.eval_, models.export,
+    models.doctor, catalogue.trace, models.sample, data.group,
 )  # fmt: skip
 """In the order of the help text."""
 for command in COMMANDS:

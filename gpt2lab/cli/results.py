@@ -23,6 +23,10 @@ def report(
     all_: Annotated[bool, typer.Option("--all", help="Write the index of all studies instead.")] = False,
     force_exploratory: Exploratory = False,
     publish: Annotated[bool, typer.Option("--publish", help="Write the copy in published/, to be committed.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Let every arm continue three prompts first, for the report.")
+    ] = False,
     plugin: Plugin = None,
     runs: Runs = RUNS,
     out: Out = OUT,
@@ -47,18 +51,27 @@ def report(
     for file in plugin or ():
         load_plugin(file)
     if name is None:
-        print(f"report: {write_index(runs, out)}")
+        page = write_index(runs, out)
+        print(f"report: {page}")
+        if open_:
+            show_in_browser(page.resolve().as_uri())
         return
     if Store(runs).kind(name) == "sweep":
         sweep = read_sweep(name, runs)
         page, summary = write_sweep_report(sweep, out=out), partial(terminal_sweep, sweep, out=out)
     else:
+        if samples:
+            from gpt2lab import api
+
+            api.write_samples(name, runs=runs)
         study = read_study(name, runs, force_exploratory=force_exploratory)
         page = write_report(study, out=out, force_exploratory=force_exploratory)
         summary = partial(terminal_summary, study, out)
     if publish:
         print(f"published: {reports.publish(page.parent, out / 'published')}")
     console_for().print(summary())
+    if open_:
+        show_in_browser(page.resolve().as_uri())
 
 
 def runs(runs: Runs = RUNS, json_: Json = False) -> None:
@@ -200,6 +213,49 @@ def sync(
         raise damaged[-1]
 
 
+def free_port(command: str, host: str, port: int) -> None:
+    """Raises EnvironmentFault where nothing can listen there."""
+    import socket
+
+    from gpt2lab.errors import EnvironmentFault
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            remedy = {errno.EADDRINUSE: f" --port {port % 65535 + 1}", errno.EACCES: " --port 5000"}
+            hint = f"gpt2lab {command}{remedy.get(error.errno or 0, ' --host 127.0.0.1')}"
+            raise EnvironmentFault(str(error.strerror), where=f"{host}:{port}", hint=hint) from None
+
+
+def serve(
+    port: Annotated[int, typer.Option("--port", "-p", help="Port of the pages.", min=1, max=65534)] = 8000,
+    open_: Annotated[bool, typer.Option("--open", help="Open the pages in the browser.")] = False,
+    runs: Runs = RUNS,
+    out: Out = OUT,
+) -> None:
+    """Serve reports, and MLflow beside them, on this machine. Pages are made from the store when they are opened, and
+    refresh themselves while runs go on."""
+    free_port("serve", "127.0.0.1", port)
+    from gpt2lab.cli.serve import server
+
+    with server(runs, out, port) as listening:
+        address = f"http://127.0.0.1:{port}"
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        if open_:
+            show_in_browser(address)
+        listening.serve_forever()
+
+
+def show_in_browser(address: str) -> None:
+    """Open it, or say that there is no browser."""
+    import webbrowser
+
+    if not webbrowser.open(address):
+        print(f"no browser was found for {address}", file=sys.stderr)
+
+
 def ui(
     port: Annotated[int, typer.Option("--port", "-p", help="Port of the MLflow UI.", min=1, max=65535)] = 5000,
     host: Annotated[
@@ -208,9 +264,6 @@ def ui(
     runs: Runs = RUNS,
 ) -> None:
     """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
-    import socket
-
-    from gpt2lab.errors import EnvironmentFault
     from gpt2lab.redaction import shown
     from gpt2lab.store import Store
     from gpt2lab.tracking.addresses import check_uri, default_uri, is_server, sqlite_path
@@ -221,14 +274,7 @@ def ui(
     if is_server(uri):  # it has a user interface of its own
         print_links(store, shown(uri))
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            remedy = {errno.EADDRINUSE: f" --port {port % 65535 + 1}", errno.EACCES: " --port 5000"}
-            hint = f"gpt2lab ui{remedy.get(error.errno or 0, ' --host 127.0.0.1')}"
-            raise EnvironmentFault(str(error.strerror), where=f"{host}:{port}", hint=hint) from None
+    free_port("ui", host, port)
     if host != "127.0.0.1":
         print(f"warning: MLflow has no password; anyone who reaches {host}:{port} can read and delete runs")
     address = f"http://{host}:{port}"

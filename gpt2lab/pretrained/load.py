@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gpt2lab.config import Config, config_from_text, fill_slots
 from gpt2lab.data.tokenizers import Tokenizer
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, command, nearest
+from gpt2lab.generation import Continuation, Reader, Sampling, encoded, generate
 from gpt2lab.model import GPT, build_model
 from gpt2lab.pretrained import (
     KeptTokenizer,
@@ -25,6 +27,7 @@ from gpt2lab.pretrained import (
 )
 from gpt2lab.reuse.measure import data_of, load_weights
 from gpt2lab.store import RunFolder, Store
+from gpt2lab.text import quantity
 from gpt2lab.training.checkpoints import checkpoints
 from gpt2lab.training.precision import Precision, choose_device
 
@@ -42,6 +45,23 @@ class Trained:
     tokenizer: Tokenizer | None
     precision: Precision
     kept: KeptTokenizer | None = None
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        tokenizer = self.kept.choice if self.kept else "unknown"
+        return f"<Trained {self.name}: {quantity(count)} parameters, tokenizer {tokenizer}>"
+
+    def continued(self, prompts: Sequence[str], settings: Sampling) -> list[str]:
+        """What it writes after each prompt, kept within its context. Raises ConfigError without a tokenizer."""
+        if self.tokenizer is None:
+            raise ConfigError("its tokenizer is not known, so it can neither read nor write text", where=self.name)
+        samples = [Continuation(self.tokenizer, settings.stop) for _ in prompts]
+        reader = Reader(self.model, rows=len(prompts))
+        tokens = [encoded(prompt, self.tokenizer) for prompt in prompts]
+        for new in generate(reader, tokens, settings, slide=True, vocab_size=self.tokenizer.vocab_size):
+            for sample, token in new.items():
+                samples[sample].add(token)
+        return [sample.text + sample.finish() for sample in samples]
 
 
 def open_trained(source: str, store: Store, *, device: torch.device | None = None) -> Trained:

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from gpt2lab import text
 from gpt2lab.analysis.verdicts import as_json
-from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.errors import ConfigError, DataFault, unknown
 from gpt2lab.reports.style import Picture, drawing
 from gpt2lab.reports.tables import Table
 from gpt2lab.store import read_bytes, read_json, write_atomically, write_json
@@ -37,6 +37,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 WRITTEN = ".written.json"
 """Beside a page: the list of its files."""
 OF_A_PAGE = re.compile(r"(figures/)?[^/\\.][^/\\]*")
+LOCAL = {
+    "index.html": re.compile(r'<a href="http://(?:127\.0\.0\.1|localhost)[^"]*">(.*?)</a>'),
+    "report.md": re.compile(r"\[([^\]]*)\]\(http://(?:127\.0\.0\.1|localhost)[^)]*\)"),
+}
+"""Links that lead nowhere from a published page."""
 FIGURES = 10.0
 """Order of the part of the page that shows the figures which sections put in front."""
 
@@ -131,6 +136,20 @@ def made_by(entry: Registered, read: Any) -> list[Section]:
     return [section if section.title else replace(section, title=entry.title) for section in sections]
 
 
+def figure_of(read: Any, name: str, kind: str = "study") -> Picture:
+    """One figure of a page, by the name of its file. Raises ConfigError where there is none of that name."""
+    importlib.import_module("gpt2lab.reports.sections").load()
+    names = []
+    for entry in SECTIONS[kind]:
+        with drawing():
+            made = made_by(entry, read)
+        for figure in (figure for section in made for figure in (*section.front, *section.figures)):
+            names.append(figure.name)
+            if figure.name == name:
+                return figure
+    raise ConfigError(unknown("figure", name, names), hint=", ".join(names))
+
+
 def _made_or_error(entry: Registered, read: Any) -> list[Section]:
     try:
         return made_by(entry, read)
@@ -171,12 +190,19 @@ class Page:
 
     @property
     def shown(self) -> list[Section]:
-        return [section for section in self.sections if section.is_shown]
+        """Those that have something to show, each with an anchor of its own."""
+        sections: dict[str, Section] = {}
+        for section in (section for section in self.sections if section.is_shown):
+            anchor = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "part"
+            anchor += f"-{len(sections)}" if anchor in sections else ""
+            sections[anchor] = replace(section, anchor=anchor)
+        return list(sections.values())
 
     @property
     def drawings(self) -> list[Picture]:
         """Every figure, wherever it is."""
-        return [figure for section in self.sections for part in (section, *section.parts) for figure in part.figures]
+        drawn = [figure for section in self.sections for part in (section, *section.parts) for figure in part.figures]
+        return [picture for figure in drawn for picture in figure.all]
 
     def json(self, record: Mapping[str, Any]) -> str:
         """The JSON file: a record and what sections have for it; numbers that are not finite are null."""
@@ -216,7 +242,8 @@ def write_page(folder: Path, page: Page, numbers: Mapping[str, str]) -> Path:
     """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Everything is rendered before
     the first file is written, so a page that cannot be made leaves the previous one as it was."""
     files: dict[str, str | bytes] = {f"{page.figures}{figure.name}.svg": figure.alone for figure in page.drawings}
-    files |= {f"{page.figures}{figure.name}.png": figure.png for figure in page.drawings if page.figures}
+    for ending in ("png", "pdf") if page.figures else ():
+        files |= {f"{page.figures}{figure.name}.{ending}": getattr(figure, ending) for figure in page.drawings}
     files |= {page.files[0]: render_markdown(page), **numbers, "index.html": render_html(page)}
     return write_files(folder, files)
 
@@ -229,7 +256,7 @@ def publish(folder: Path, place: Path) -> Path:
         content = read_bytes(folder / name)
         if content is None:
             raise DataFault("is missing", where=str(folder / name), hint=f"gpt2lab report {folder.name}")
-        files[name] = content
+        files[name] = LOCAL[name].sub(r"\1", content.decode()) if name in LOCAL else content
     return write_files(place / folder.name, files).parent
 
 
@@ -268,6 +295,7 @@ def render_html(page: Page) -> str:
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     environment = _environment(autoescape=True)
+    environment.filters["prose"] = lambda value: Markup(text.CODE.sub(r"<code>\1</code>", str(escape(value))))
     environment.filters["drawing"] = Markup  # our own SVG, in which ElementTree has escaped every name
     return environment.get_template("page.html.j2").render(page=page, css=Markup(css), policy=policy)
 

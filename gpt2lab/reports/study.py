@@ -20,15 +20,18 @@ from gpt2lab.reports.sections.method import failed_runs, floor_sentence, stronge
 from gpt2lab.reports.sections.scaling import worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
 from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text, target_of
-from gpt2lab.text import plural
+from gpt2lab.text import latex, plural
 
-FILES = ("report.md", "results.csv", "verdicts.json", "figures/")
+FILES = ("report.md", "results.csv", "verdicts.json", "verdicts.tex", "figures/")
+IN_PAPERS = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")
+"""Columns of the table of verdicts that its LaTeX file has."""
 
 
 def write_report(
     study: str | StudyRead, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
 ) -> Path:
-    """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json; returns index.html.
+    """Write `out`/<study>/ with index.html, report.md, figures/, results.csv, verdicts.json and
+    verdicts.tex; returns index.html.
 
     study: its name in the store at `root`, or what `read_study` read of it.
     force_exploratory: show numbers where a verdict is refused, under a banner that says so.
@@ -37,7 +40,8 @@ def write_report(
     """
     read = study if isinstance(study, StudyRead) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read)
-    return write_page(Path(out) / read.name, page, {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page)})
+    numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page), "verdicts.tex": _latex(read)}
+    return write_page(Path(out) / read.name, page, numbers)
 
 
 def build(read: StudyRead) -> Page:
@@ -116,6 +120,20 @@ def _csv(runs: Sequence[StudyRun]) -> str:
     measured = ("tokens", "tokens_per_second", "peak_memory_bytes")
     rows = [[r.arm, r.seed, r.value, r.id, r.status, *map(r.result.get, measured)] for r in runs]
     return csv_text([["arm", "seed", "value", "run", "status", *measured], *rows])
+
+
+def _latex(read: StudyRead) -> str:
+    """The verdicts as a table for papers, without packages."""
+    table = verdict_table(read)
+    at = [i for i, column in enumerate(table.columns) if column.title in IN_PAPERS]
+    kinds = "".join("r" if table.columns[i].kind == "number" else "l" for i in at)
+    rows = [[table.columns[i].title for i in at]]
+    for row in table.rows:
+        bounds = {i: f" {row.cells[i].detail}" for i in at if table.columns[i].title in ("Mean", "Difference")}
+        rows.append([f"{row.cells[i].text}{bounds.get(i, '')}".strip() for i in at])
+    lines = [" & ".join(map(latex, row)) + r" \\" for row in rows]
+    begin, end = f"\\begin{{tabular}}{{{kinds}}}", r"\end{tabular}"
+    return "\n".join([f"% {read.name}", begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", end]) + "\n"
 
 
 def _json(read: StudyRead, page: Page) -> str:

@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,10 +28,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as AxisOfPlot
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
+from gpt2lab.store import write_atomically
 from gpt2lab.text import setting, shorten
 
 Array = NDArray[np.float64]
@@ -42,6 +47,8 @@ WIDE, HALF = 9.2, 4.5
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 PNG_DPI = 200
+SIDE = "side"
+"""Label of texts that a phone has no room for; a table has them as well."""
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, GRID, SURFACE = "#1b2430", "#5f6b7a", "#e3e7ec", "#ffffff"
 BAND = "#eceff3"
@@ -54,10 +61,12 @@ VARIABLES |= {colour: f"--arm-{i}" for i, colour in enumerate(ARMS, start=1)}
 # without the end that white would swallow; the page has lighter ones for its dark scheme).
 RAMP = ("#130789", "#44039e", "#6f00a8", "#9613a1", "#b52f8c", "#cd4a76", "#e16462", "#f07f4f", "#fa9b3d")
 VARIABLES |= {colour: f"--ramp-{i}" for i, colour in enumerate(RAMP)}
+OTHER_SCRIPTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS",
+                 "Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola", "Unifont")  # fmt: skip
 DRAWING: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gpt2lab",  # without it, every id is drawn from a random source
-    "font.family": "DejaVu Sans",  # ships with matplotlib; wider than what browsers put in its place, so labels fit
+    "pdf.fonttype": 42,  # text stays text, and conferences refuse fonts of type 3
     "font.size": 9.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -90,10 +99,18 @@ def drawing() -> Iterator[None]:
     defaults: dict[Any, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(("backend", "interactive"))
     }
-    with matplotlib.rc_context({**defaults, **DRAWING}), warnings.catch_warnings():
+    with matplotlib.rc_context({**defaults, **DRAWING, "font.family": families()}), warnings.catch_warnings():
         # The browser has glyphs that DejaVu lacks; only the width of such a label is a guess.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
         yield
+
+
+@cache
+def families() -> list[str]:
+    """DejaVu Sans, which ships with matplotlib and is wider than what browsers put in its place, so labels fit; then
+    whatever this machine has for the writing systems that it lacks."""
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
 
 
 @dataclass(frozen=True)
@@ -107,13 +124,58 @@ class Picture:
     width: str
     alone: str
     inline: str
+    narrow: str
+    """`inline` for a phone; "" for a figure that is narrow enough"""
     png: bytes
+    pdf: bytes
+    against: str = ""
+    """name of its horizontal axis, where `others` have another one"""
+    others: Sequence[Picture] = ()
+    """the same against something else, shown in its place by a switch"""
+
+    def __repr__(self) -> str:
+        return f"<Picture {self.name}: {self.title}>"
+
+    def _repr_svg_(self) -> str:
+        return self.alone
+
+    def save(self, file: str | Path) -> None:
+        """Write it as the ending says: svg, png or pdf."""
+        contents: dict[str, str | bytes] = {".svg": self.alone, ".png": self.png, ".pdf": self.pdf}
+        write_atomically(Path(file), contents[Path(file).suffix])
+
+    @property
+    def all(self) -> tuple[Picture, ...]:
+        """Itself and the others."""
+        return (self, *self.others)
 
 
 def picture(name: str, title: str, caption: str, figure: Figure, width: str = "wide") -> Picture:
     """Save a figure; call inside `drawing()`. name: of its files."""
     alone, inline = render(figure, name, title, caption)
-    return Picture(name, title, caption, width, alone, inline, png(figure))
+    png = saved(figure, "png", dpi=PNG_DPI, metadata={"Software": None})
+    pdf = saved(figure, "pdf", metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
+    narrow = ""
+    if width == "wide":
+        to_phone(figure)
+        narrow = render(figure, f"{name}-narrow", title, caption)[1]
+    return Picture(name, title, caption, width, alone, inline, narrow, png, pdf)
+
+
+def to_phone(figure: Figure) -> None:
+    """Redraw a wide figure as narrow as a phone: panels one below the other, without the texts at the side of rows."""
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    specs = [spec for axes in panels if (spec := axes.get_subplotspec())]
+    columns = specs[0].get_gridspec().ncols if specs else 1
+    if columns > 1 and len(panels) == columns:
+        widths = np.asarray(specs[0].get_gridspec().get_width_ratios(), float)
+        grid = GridSpec(columns, 1, figure=figure, height_ratios=np.maximum(widths, 0.3))  # a bar of colours is thin
+        for i, axes in enumerate(panels):
+            axes.set_subplotspec(grid[i])
+    for axes in panels:
+        for artist in [text for text in axes.texts if text.get_label() == SIDE]:
+            artist.remove()
+    figure.set_size_inches(HALF, figure.get_figheight() * (0.8 * columns if columns > 1 else 1.0))
 
 
 def panel(width: float, height: float, x: str = "", y: str = "") -> tuple[Figure, Axes]:
@@ -150,10 +212,11 @@ def render(figure: Figure, name: str, title: str, description: str) -> tuple[str
     return alone, ElementTree.tostring(root, encoding="unicode")
 
 
-def png(figure: Figure) -> bytes:
-    """`figure` as pixels, for slides and papers; call inside `drawing()`. The same figure gives the same bytes."""
+def saved(figure: Figure, ending: str, **options: Any) -> bytes:
+    """`figure` as pixels for slides, or as PDF for papers; call inside `drawing()`. The same figure gives the same
+    bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    figure.savefig(buffer, format=ending, **options)
     return buffer.getvalue()
 
 
@@ -344,7 +407,7 @@ def draw_intervals(
             fill = line.colour if has_interval else SURFACE
             at = min(max(line.difference, limits[0]), limits[1])
             axes.plot([at], [row], line.marker, color=line.colour, markerfacecolor=fill, markersize=size, zorder=3)
-        note(axes, shorten(line.text, 44), (1, row), (10, 0), "fd", va="center", color=INK)
+        note(axes, shorten(line.text, 44), (1, row), (10, 0), "fd", va="center", color=INK, label=SIDE)
     rows(axes, [line if isinstance(line, str) else line.label for line in lines])
     for line, label in zip(lines, axes.get_yticklabels(), strict=True):
         if isinstance(line, str):
@@ -395,7 +458,7 @@ ZOOM_FROM = 0.7
 
 def over_training(
     draw: Callable[[Axes], None], last: float, name: str, floors: Mapping[str, float], whole: Sequence[Array],
-    zoom: tuple[float, float] | None, *, bar: bool = False,
+    zoom: tuple[float, float] | None, *, bar: bool = False, x: str = "training tokens",
 ) -> tuple[Figure, list[Axes]]:  # fmt: skip
     """Losses against tokens up to `last`: the whole of training, and its last 30 % where `zoom` has limits for it.
 
@@ -410,7 +473,7 @@ def over_training(
         draw(axes)
         for value in floors.values():
             axes.axhline(value, color=MUTED, linewidth=1, dashes=(3, 2), zorder=1)
-        axes.set_xlabel("training tokens")
+        axes.set_xlabel(x)
         axes.xaxis.set_major_formatter(thousands)
     low = min([float(y.min()) for y in whole] + list(floors.values()), default=0.0)
     high = max([float(y[0]) for y in whole] + list(floors.values()), default=1.0)  # not of a loss that blows up

@@ -342,6 +342,13 @@ class RunFolder:
     def write_parts(self, parts: Mapping[str, Any]) -> None:
         self._write_compact(self._parts, parts)
 
+    def samples(self) -> dict[str, str]:
+        """Prompt -> how the trained model continues it; empty where nobody asked."""
+        return {str(k): str(v) for k, v in (read_json(self.path / "samples.json") or {}).items()}
+
+    def write_samples(self, samples: Mapping[str, str]) -> None:
+        write_json(self.path / "samples.json", samples)
+
     def _write_compact(self, folder: Path, record: Mapping[str, Any]) -> None:
         self.refuse_links()
         write_json(_file(folder, str(record["key"])), record, indent=None)

@@ -40,4 +40,4 @@ def no_section_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn but not saved, which takes most of the time."""
     monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "png", lambda _: b"")
+    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")

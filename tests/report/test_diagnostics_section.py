@@ -158,6 +158,7 @@ def test_the_page_and_its_twin_tell_what_broke_off_and_what_jumped(study: Path, 
     for sentence in said:
         assert sentence in source, sentence
         assert sentence in plain, sentence
+    source = source.partition("</nav>")[2]
     places = [source.index(part) for part in ("Verdicts", "What it costs", "Where the time went", "Training health",
                                               'id="activations-title"', "What this shows")]  # fmt: skip
     assert places == sorted(places)  # verdicts first; a training's health is far down, folded
@@ -266,3 +267,13 @@ def test_the_page_reads_what_the_training_measures() -> None:
 def test_the_note_says_when_a_spike_is_one() -> None:
     assert f"more than {guard.SIGMAS:g} standard deviations" in health.NOTE
     assert f"up to {guard.WINDOW} losses" in health.NOTE
+
+
+def test_a_peak_of_the_gradient_norm_is_not_thinned_away() -> None:
+    steps = [float(i) for i in range(1000)]
+    run = health.RunHealth(run=StudyRun(arm="a", seed=0, id="0", status="finished"), curves={
+        health.GRADIENT: (steps, [108.0 if i == 14 else 0.6 for i in range(1000)]),
+        health.LOGITS: (steps, [108.0 if i == 14 else 0.6 for i in range(1000)]),
+    })  # fmt: skip
+    assert max(health._over_training(health.GRADIENT, run)[1]) == 108
+    assert max(health._over_training(health.LOGITS, run)[1]) == 0.6

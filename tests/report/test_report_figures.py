@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from page_reader import assert_plain_svg
 
 from gpt2lab.reports import style
-from gpt2lab.reports.sections import cost, curves, verdicts
+from gpt2lab.reports.sections import curves, verdicts
 
 TEXT = f"{{{style.SVG}}}text"
 HOSTILE = [
@@ -54,7 +54,7 @@ def effect(label: str, difference: float, low: float, high: float, words: str) -
     return style.Interval(label, difference, low, high, words, style.ARMS[0])
 
 
-def all_five(arms: list[str]) -> list[tuple[Callable[..., Figure], tuple[Any, ...]]]:
+def all_figures(arms: list[str]) -> list[tuple[Callable[..., Figure], tuple[Any, ...]]]:
     """Every figure, with these arms in it."""
     shown = look(arms)
     effects = [effect(arm, -0.2, -0.3, -0.1, f"better {arm}") for arm in arms[1:]]
@@ -65,13 +65,12 @@ def all_five(arms: list[str]) -> list[tuple[Callable[..., Figure], tuple[Any, ..
         (curves.training, (lines, shown, FLOORS, "val/loss")),
         (curves.contexts, (lengths, shown, 128, "val/loss")),
         (curves.seeds, ({arm: [2.0, 2.1] for arm in arms}, shown, 3.28, "val/loss")),
-        (cost.cost, ({arm: (100.0 + i, 2.0) for i, arm in enumerate(arms)}, shown, "speed", "val/loss")),
     ]
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(4))
 def test_hostile_names_stay_text(index: int) -> None:
-    make, arguments = all_five(["base", *HOSTILE])[index]
+    make, arguments = all_figures(["base", *HOSTILE])[index]
     root = drawn(make, *arguments)
     assert_plain_svg(root)
     shown = "\n".join(texts(root))
@@ -79,16 +78,16 @@ def test_hostile_names_stay_text(index: int) -> None:
         assert style.shorten(name, 22) in shown or style.shorten(name) in shown
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(4))
 def test_equal_data_gives_equal_bytes(index: int) -> None:
-    make, arguments = all_five(["a", "b"])[index]
+    make, arguments = all_figures(["a", "b"])[index]
     with style.drawing():
         first, second = (style.render(make(*arguments), "name", "t", "d") for _ in range(2))
     assert first == second
 
 
 def test_the_drawing_ignores_the_machines_settings_and_leaves_them_alone() -> None:
-    make, arguments = all_five(["a", "$x^2$"])[0]
+    make, arguments = all_figures(["a", "$x^2$"])[0]
     expected = ElementTree.tostring(drawn(make, *arguments))
     with matplotlib.rc_context({"font.size": 30, "text.usetex": True, "svg.hashsalt": None}):
         before = dict(matplotlib.rcParams)
@@ -100,7 +99,7 @@ def test_the_drawing_ignores_the_machines_settings_and_leaves_them_alone() -> No
 def test_any_number_of_arms(count: int) -> None:
     arms = [f"arm {i}" for i in range(count)]
     assert len(set(look(arms).values())) == count
-    for make, arguments in all_five(arms):
+    for make, arguments in all_figures(arms):
         root = drawn(make, *arguments)
         if make is not verdicts.forest:
             assert {arm for arm in arms if any(arm in text for text in texts(root))} == set(arms)
@@ -145,7 +144,6 @@ def test_other_figures_survive_nothing_and_nan() -> None:
     drawn(curves.seeds, {"a": []}, one, math.inf, "val/loss")
     assert "× 2 failed" in texts(drawn(curves.seeds, {"a": [NAN, 3.3, 2.0]}, one, 3.28, "val/loss"))
     drawn(curves.contexts, {"a": {128.0: [2.0]}}, one, 128, "val/loss")
-    drawn(cost.cost, {"a": (1.0, 2.0)}, one, "speed", "val/loss")
 
 
 def test_forest_frame_holds_every_point_and_is_not_stretched_by_one_interval() -> None:
@@ -184,7 +182,7 @@ def test_labels_are_spread_apart_in_order_and_within_the_axes() -> None:
 
 
 def test_inline_markup_takes_its_colours_from_the_page_and_its_ids_are_its_own() -> None:
-    make, arguments = all_five(["a", "b"])[1]
+    make, arguments = all_figures(["a", "b"])[1]
     with style.drawing():
         alone, inline = style.render(make(*arguments), "name", "t", "d")
     colours = re.compile(r'(?:fill|stroke)="(#[0-9a-f]{6})"')

@@ -22,6 +22,7 @@ from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.reports import page, read_study, study, terminal_summary, write_report
 from gpt2lab.reports.sections import health
 from gpt2lab.reports.sections.verdicts import verdict_table
+from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
@@ -76,7 +77,51 @@ def test_verdicts_json_and_results_csv_hold_the_numbers(finished: Path) -> None:
 
 def test_the_twin_says_what_the_page_says(finished: Path) -> None:
     figures = assert_twin(finished / "reports/posenc@nano")
-    assert figures == ["contexts", "cost", "differences", "seeds", "training"]
+    assert figures == ["contexts", "differences", "seeds", "training", "training-flops", "training-seconds"]
+
+
+def test_anchors_are_unique_and_every_link_leads_somewhere(finished: Path) -> None:
+    folder = finished / "reports/posenc@nano"
+    read = Reader((folder / "index.html").read_text())
+    ids = [str(a["id"]) for _, a in read.tags if a.get("id")]
+    assert len(ids) == len(set(ids))
+    places = [link.removeprefix("#") for link in read.links() if link.startswith("#")]
+    assert len(places) > 10 and set(places) <= set(ids)
+    files = [link for link in read.links() if not link.startswith("#")]
+    assert {"report.md", "verdicts.tex"} <= set(files) and all((folder / file).exists() for file in files)
+    switched = {str(a["for"]) for tag, a in read.tags if tag == "label"}
+    assert len(switched) == 3 and switched <= set(ids)
+
+
+def test_every_wide_figure_has_a_narrow_twin_for_phones(finished: Path) -> None:
+    source = (finished / "reports/posenc@nano/index.html").read_text()
+    found = re.findall(r'<div class="drawing([^"]*)"><svg[^>]*viewBox="0 0 ([\d.]+)', source)
+    widths = {kind: [float(width) for of, width in found if of == kind] for kind in ("", " on-paper", " on-phone")}
+    assert len(widths[" on-phone"]) == len(widths[" on-paper"]) > 3
+    assert max(widths[""] + widths[" on-phone"]) < 330 < min(widths[" on-paper"])  # points; a phone has 390 pixels
+
+
+def test_the_latex_table_has_the_verdicts(finished: Path, make_study: MakeStudy, tmp_path: Path) -> None:
+    table = (finished / "reports/posenc@nano/verdicts.tex").read_text()
+    rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 4 and {line.count("&") for line in rows} == {5}
+    make_study({"learned": 2.15, "50% of $x^2$ & {y}_1 \\z": 1.89})
+    report(tmp_path)
+    row = (tmp_path / "reports/posenc@nano/verdicts.tex").read_text().splitlines()[-3]
+    assert r"50\% of \$x\textasciicircum{}2\$ \& \{y\}\_1 \textbackslash{}z &" in row
+
+
+def test_published_pages_have_no_links_to_this_machine(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished / "reports/posenc@nano", tmp_path / "posenc@nano")
+    for file, link in (
+        ("index.html", '<a href="http://127.0.0.1:5000/#/x">run</a>'),
+        ("report.md", "[run](http://localhost:5000/#/x)"),
+    ):
+        (folder / file).write_text((folder / file).read_text() + link)
+    published = page.publish(folder, tmp_path / "published")
+    for file in ("index.html", "report.md"):
+        text_ = (published / file).read_text()
+        assert text_.endswith("run") and "127.0.0.1" not in text_ and "localhost" not in text_
 
 
 @pytest.mark.slow
@@ -115,6 +160,7 @@ def test_removing_the_escape_is_noticed(make_study: MakeStudy, tmp_path: Path, m
     make_study({"learned": 2.15, HOSTILE[0]: 1.9})
     real = page._environment
     monkeypatch.setattr(page, "_environment", lambda *, autoescape: real(autoescape=False))
+    monkeypatch.setattr(page, "escape", str)
     source, _, _ = report(tmp_path)
     with pytest.raises(AssertionError):
         assert_harmless(source)
@@ -334,3 +380,14 @@ def test_nan_never_ranks(make_study: MakeStudy, tmp_path: Path) -> None:
     assert "rotary is better" not in read.text
     assert "unstable" in read.text
     assert "3 of rotary" in read.text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_samples_of_the_arms_stand_side_by_side(make_study: MakeStudy, tmp_path: Path) -> None:
+    make_study()
+    store = Store(tmp_path / "runs")
+    store.run(run_id("rotary", 0)).write_samples({"The ": "king & <b>"})
+    store.run(run_id("learned", 0)).write_samples({"The ": "queen"})
+    source, _, read = report(tmp_path)
+    assert "king & <b>" in read.text and "queen" in read.text
+    assert_harmless(source)

@@ -89,5 +89,5 @@ def test_tables_and_links_are_escaped_in_both_forms() -> None:
     shown = page.Page(about="a", heading="h", title="t", sections=[Section(title="T", table=table)], files=["x.md"])
     source, twin = page.render_html(shown), page.render_markdown(shown)
     assert [c.kind for c in table.columns] == ["number", "", "id"] and table.columns[1].title == "Ratio 1:2"
-    assert Reader(source).links() == ["https://example.org/", "#place", "y"] and "<i>" not in source
+    assert Reader(source).links() == ["https://example.org/", "#place", "y", "x.md"] and "<i>" not in source
     assert r"| **a\|b**; c [&lt;i&gt;](https://example.org/) d; e | one; two<br>three; here | [x](y) |" in twin

@@ -11,7 +11,7 @@ from gpt2lab import text
 
 HOSTILE = [
     "<script>alert(1)</script>", '" onload="alert(1)', "javascript:alert(1)", "[x](javascript:alert(1))",
-    "![x](https://example.org/x.png)", "a | b", "`code`", "*bold* _it_ ~~gone~~", "# head", "- item", "1. item",
+    "![x](https://example.org/x.png)", "a | b", "`<b>`", "*bold* _it_ ~~gone~~", "# head", "- item", "1. item",
     "+ item", "> quote", "&lt;", "<https://example.org>", "a\\|b", "===", "x\n\n# head", "10) item", "$x^2$",
 ]  # fmt: skip
 
@@ -79,3 +79,8 @@ def test_a_formula_cannot_start_and_a_fence_outlasts_the_backticks_inside() -> N
 )
 def test_numbers(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_names_between_backticks_stay_code() -> None:
+    assert text.markdown("set `optim.lr` to *x*") == r"set `optim.lr` to \*x\*"
+    assert text.markdown("`<b>`") == r"\`&lt;b&gt;\`"

@@ -49,7 +49,7 @@ def gpt2lab(
     """Call the command line in this process, as its entry point does; -> exit code, everything printed. Figures of
     reports are drawn but not saved, which takes most of the time."""
     monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "png", lambda _: b"")
+    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

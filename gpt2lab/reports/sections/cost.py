@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from matplotlib.figure import Figure
-
-from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.sections.scaling import worth
@@ -25,9 +21,7 @@ DECLARED = {"Parameters": "parameters", "Non-embedding": "non_embedding_paramete
 
 @section(order=50, title="What it costs")
 def costs(read: StudyRead) -> Section:
-    return Section(
-        table=_table(read), note=NOTE, points=[*_per_second(read), *cost_points(read)], front=_loss_and_cost(read)
-    )
+    return Section(table=_table(read), note=NOTE, points=[*_per_second(read), *cost_points(read)])
 
 
 def _table(read: StudyRead) -> Table | None:
@@ -74,35 +68,3 @@ def _per_second(read: StudyRead) -> list[str]:
             f"{slower}: per second it {result}, since its loss takes the baseline {ratio:.2f} times as long."
         )
     return sentences
-
-
-def _loss_and_cost(read: StudyRead) -> list[style.Picture]:
-    costs: dict[str, float | None] = {name: arm.tokens_per_second for name, arm in read.arms.items()}
-    axis = "training speed, tokens per second"
-    if not any(costs.values()):
-        axis = "FLOPs per token"
-        costs = {name: read.study.arms[name].flops_per_token for name in read.arms}
-    points = {
-        name: (float(spent), arm.mean)
-        for name, arm in read.arms.items()
-        if (spent := costs[name]) is not None and arm.mean is not None
-    }
-    if not points:
-        return []
-    caption = "Mean final loss against the median over runs. Names at the height of their marks."
-    figure = cost(points, read.looks, axis, f"{read.measured}, {read.unit}")
-    return [style.picture("cost", "Loss and cost", caption, figure, "half")]
-
-
-def cost(
-    points: Mapping[str, tuple[float, float]], look: Mapping[str, style.ArmStyle], axis: str, metric: str
-) -> Figure:
-    """Mean final loss against what training costs; `points` is arm -> (cost, loss), both finite."""
-    figure, axes = style.panel(style.HALF, style.half_height(len(points)), axis, metric)
-    for arm, (x, y) in points.items():
-        axes.plot([x], [y], look[arm].marker, color=look[arm].colour, markersize=8, zorder=3)
-    axes.margins(x=0.12, y=0.15)
-    axes.xaxis.set_major_formatter(style.thousands)
-    axes.locator_params(axis="x", nbins=4)
-    style.label_ends(axes, {arm: y for arm, (_, y) in points.items()}, look, gap=0.075)
-    return figure

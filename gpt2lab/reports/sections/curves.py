@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,7 +34,8 @@ from gpt2lab.text import DASH, clean, number, shorten, signed
 TRAINING = (
     "Mean over seeds; the band runs from the lowest seed to the highest. Dashed with a cross: a run that diverged or "
     "has not finished, up to its last finite loss. Grey lines: what counting tokens (unigram) and pairs of tokens "
-    "(bigram) reach. These evaluations during training are not what the verdicts rest on."
+    "(bigram) reach. These evaluations during training are not what the verdicts rest on. Seconds: at the median speed "
+    "of each arm."
 )
 BEYOND = (
     "Loss at a longer context minus the loss of the same runs at the training context, on the same target tokens. "
@@ -90,15 +91,36 @@ def during_training(read: StudyRead) -> Section:
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
     own = read.study.validation_text is not None
-    name = f"{BITS}, bits per byte" if own else f"{LOSS}, nats per token"
-    figure = training(by_arm, read.looks, {} if own else read.study.floors or {}, name)
-    return Section(front=[style.picture("training", "Validation loss during training", caption, figure)])
+    metric = f"{BITS}, bits per byte" if own else f"{LOSS}, nats per token"
+    per_token = {"tokens": dict.fromkeys(read.arms, 1.0)}
+    per_token["FLOPs"] = {arm: read.study.arms[arm].flops_per_token for arm in read.arms}
+    per_token["seconds"] = {arm: 1 / (one.tokens_per_second or math.inf) for arm, one in read.arms.items()}
+    drawings = []
+    for unit, factors in per_token.items():
+        if all(factors[curves.arm] for curves in by_arm if curves.points()):
+            scaled = [_scaled(curves, factors[curves.arm]) for curves in by_arm]
+            figure = training(scaled, read.looks, {} if own else read.study.floors or {}, metric, f"training {unit}")
+            name = "training" if unit == "tokens" else f"training-{unit.lower()}"
+            drawn_as = style.picture(name, "Validation loss during training", caption, figure)
+            drawings.append(replace(drawn_as, against=f"against {unit}"))
+    first, *others = drawings
+    return Section(front=[replace(first, others=others)])
+
+
+def _scaled(curves: Curves, factor: float) -> Curves:
+    """The same curves over tokens x factor: the FLOPs or seconds of a token, which the runs of an arm share."""
+
+    def scaled(of: Sequence[Curve]) -> list[Curve]:
+        return [([factor * tokens for tokens in x], y) for x, y in of]
+
+    return Curves(curves.arm, scaled(curves.healthy), scaled(curves.failed))
 
 
 def training(
-    by_arm: Sequence[Curves], look: Mapping[str, ArmStyle], floors: Mapping[str, float], metric: str
-) -> Figure:
-    """Loss against tokens: the whole of training on the left, its last 30 % on the right."""
+    by_arm: Sequence[Curves], look: Mapping[str, ArmStyle], floors: Mapping[str, float], metric: str,
+    x: str = "training tokens",
+) -> Figure:  # fmt: skip
+    """Loss against tokens, or another measure of training: the whole on the left, its last 30 % on the right."""
     points = [xy for c in by_arm for xy in c.points()]
     last = max((float(x.max()) for x, _ in points), default=0.0)
     ends = {c.arm: style.since(c.healthy, style.ZOOM_FROM * last) for c in by_arm if c.healthy}
@@ -108,7 +130,7 @@ def training(
         for c in by_arm:
             style.draw_curves(axes, c, look[c.arm])
 
-    figure, panels = style.over_training(draw, last, metric, floors, [y for _, y in points], zoom)
+    figure, panels = style.over_training(draw, last, metric, floors, [y for _, y in points], zoom, x=x)
     style.label_ends(panels[-1], {arm: float(y[-1]) for arm, (_, y) in ends.items() if y.size}, look)
     return figure
 
@@ -230,7 +252,7 @@ def contexts(losses: style.Measured, look: Mapping[str, ArmStyle], block_size: i
     ends = style.draw_measured(axes, losses, look, {length: f"{length:g}" for length in lengths})
     for arm, end in ends.items():
         if end[0] != lengths[-1]:
-            style.note(axes, f"{shorten(arm)} ends here", end, (6, 5), "dd", va="bottom", color=style.INK)
+            style.note(axes, f"{shorten(arm)} ends here", end, (6, -5), "dd", va="top", color=style.INK)
     axes.axvline(block_size, color=style.MUTED, linewidth=1, dashes=(3, 2), zorder=1)
     style.note(axes, "training length", (block_size, 1), (3, -3), "df", va="top")
     style.label_ends(axes, {arm: loss for arm, (length, loss) in ends.items() if length == lengths[-1]}, look)

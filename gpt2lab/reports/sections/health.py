@@ -54,7 +54,7 @@ LOGARITHMIC_FROM = 10.0
 
 OVER_TOKENS = (
     ("gradient", "Gradient norm", "gradient norm before clipping", GRADIENT,
-     f"Before clipping; of longer trainings the median over each of {MOST_POINTS} equal stretches."),
+     f"Before clipping; of longer trainings the largest of each of {MOST_POINTS} equal stretches."),
     ("scores", "Largest attention logit", "largest score before the softmax", SCORES,
      "Over all layers, heads and pairs of tokens that may see each other, on the same few windows of validation text."),
     ("logits", "Logit rms", "rms of the output logits", LOGITS,
@@ -382,7 +382,7 @@ def drawn(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Picture]:
         figure = lines(depths, look, "block", "rms of the residual stream")
         pictures.append(style.picture("activations", "Activations over depth", caption, figure, "half"))
     for name, title, axis, metric, caption in OVER_TOKENS:
-        curves = _by_arm(health, lambda run, metric=metric: thinned(run.curves.get(metric, ((), ()))))  # type: ignore[misc]
+        curves = _by_arm(health, partial(_over_training, metric))
         if curves:
             figure = lines(curves, look, "training tokens", axis)
             pictures.append(style.picture(name, title, caption, figure, "half"))
@@ -409,7 +409,7 @@ def _plugged_in(health: Health, look: Mapping[str, ArmStyle]) -> list[style.Pict
 
 
 def _over_training(metric: str, run: RunHealth) -> Curve:
-    return thinned(run.curves.get(metric, ((), ())))
+    return thinned(run.curves.get(metric, ((), ())), np.max if metric == GRADIENT else np.median)
 
 
 def _over_blocks(metric: str, run: RunHealth) -> Curve:
@@ -444,13 +444,13 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         style.log_ticks(axes.yaxis, min(values), max(values), style.thousands)
 
 
-def thinned(curve: Curve) -> Curve:
-    """At most MOST_POINTS points: the median of each equal stretch, at its end."""
+def thinned(curve: Curve, of: Callable[[Any], Any] = np.median) -> Curve:
+    """At most MOST_POINTS points: the median of each equal stretch, or `of` it, at its end."""
     x, y = finite(curve)
     if len(x) <= MOST_POINTS:
         return list(x), list(y)
     parts = np.array_split(np.arange(len(x)), MOST_POINTS)
-    return [float(x[part[-1]]) for part in parts], [float(np.median(y[part])) for part in parts]
+    return [float(x[part[-1]]) for part in parts], [float(of(y[part])) for part in parts]
 
 
 def _by_arm(health: Health, curve_of: Callable[[RunHealth], Curve]) -> list[Curves]:

@@ -174,7 +174,7 @@ def deviations(read: StudyRead) -> Section:
         points.append(
             f"{plural(len(adopted), 'run')} taken over from older code that trains the same bits (`gpt2lab adopt`)."
         )
-    return Section(points=points or ["Nothing that the store knows of."])
+    return Section(points=points or ["Nothing that the store knows of."], folded=not points)
 
 
 def failed_runs(read: StudyRead) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -12,10 +13,15 @@ from gpt2lab.errors import DataFault
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.sections.tuned import tunings
-from gpt2lab.reports.tables import Cell, Row, Table, columns
-from gpt2lab.results import failure_ceiling
+from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
+from gpt2lab.results import failure_ceiling, first_runs
 from gpt2lab.text import DASH, number
 from gpt2lab.tracking.follower import links
+
+SAMPLES = (
+    "One text per arm and prompt, by its run of the lowest seed, at temperature 0.8 and with the same random numbers. "
+    "Such texts show what a model has learned to write; they compare nothing."
+)
 
 
 def elsewhere(read: StudyRead) -> dict[str, list[str]]:
@@ -65,3 +71,19 @@ def mlflow_link(links: Mapping[str, Any], run: str) -> str:
     uri = str(links.get("uri") or "")
     server = uri.rstrip("/") if re.fullmatch(r"https?://[\w.:/-]+", uri) else "http://127.0.0.1:5000"
     return f"{server}/#/experiments/{experiment}/runs/{copy}"
+
+
+@section(order=165, title="Samples")
+def samples(read: StudyRead) -> Section | None:
+    """How the first run of every arm continues the same prompts; nothing before `gpt2lab report --samples`."""
+    texts: dict[str, dict[str, str]] = {}
+    for arm, run in first_runs(read.runs).items():
+        with contextlib.suppress(DataFault):
+            texts[arm] = read.store.run(run.id).samples()
+    arms = [arm for arm in read.arms if texts.get(arm)]
+
+    def cells(prompt: str) -> dict[str, str]:
+        return {"Prompt": prompt} | {f"{arm}:words": texts[arm].get(prompt, "") for arm in arms}
+
+    table = tabulate(dict.fromkeys(prompt for arm in arms for prompt in texts[arm]), cells)
+    return Section(table=table, note=SAMPLES, folded=True) if table else None

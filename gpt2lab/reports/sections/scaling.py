@@ -38,6 +38,9 @@ NEAR = 0.02
 ENOUGH = 3
 """Sizes from which on a line is more than the two points it goes through."""
 
+ENOUGH_ARMS = 5
+"""Arms from which on the agreement of two orders says much."""
+
 NOTE = (
     "Mean final losses of runs that each finished a schedule of their own. A multiplier is the compute (or the tokens) "
     "that the baseline needs for an arm's loss, divided by what the arm took. The 95 % interval takes for granted only "
@@ -195,7 +198,8 @@ def order_of_arms(read: StudyRead) -> Section:
         },
     )
     data = as_json({"horizon": [asdict(agreed) for agreed in agreements]})
-    return Section(table=table, note=HORIZON, data=data) if agreements else Section(data=data)
+    few = all(agreed.arms < ENOUGH_ARMS for agreed in agreements)
+    return Section(table=table, note=HORIZON, data=data, folded=few) if agreements else Section(data=data)
 
 
 def horizon(read: StudyRead) -> list[Agreement]:

@@ -1,0 +1,140 @@
+"""`gpt2lab serve`: the pages of a store, made when they are opened, and MLflow, behind one local address."""
+
+from __future__ import annotations
+
+import atexit
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from mimetypes import guess_type
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from gpt2lab import api
+from gpt2lab.errors import Gpt2labError
+from gpt2lab.reports import write_index
+from gpt2lab.reports.page import written_before
+from gpt2lab.store import Store
+
+EVERY_SECONDS = 60
+"""A page of runs that go on is made anew, and loaded anew by the browser, no more often."""
+
+
+class Pages:
+    """The pages of a store below `out`, made anew when what they rest on has changed."""
+
+    def __init__(self, runs: Path, out: Path) -> None:
+        self.store, self.out, self.lock, self.made = Store(runs), out, threading.Lock(), dict[str, float]()
+
+    @property
+    def names(self) -> list[str]:
+        """Of studies and sweeps."""
+        return [*self.store.studies(), *self.store.sweeps()]
+
+    def page(self, name: str) -> bytes:
+        """The HTML of a study or sweep, "" for the index; made anew where it is older than its runs. Raises
+        Gpt2labError."""
+        page = self.out / name / "index.html"
+        with self.lock:
+            due = time.monotonic() - self.made.get(name, -EVERY_SECONDS) >= EVERY_SECONDS
+            if not page.is_file() or (due and self._changed(name) > page.stat().st_mtime):
+                if name:
+                    api.report(name, out=self.out, runs=self.store.root)
+                else:
+                    write_index(self.store.root, self.out)
+                self.made[name] = time.monotonic()
+            return page.read_bytes()
+
+    def is_running(self, name: str) -> bool:
+        """Whether a run of it trains."""
+        return any(self.store.run(run).status() == "running" for run in self._runs(name))
+
+    def file(self, name: str, file: str) -> bytes | None:
+        """A file of a page that gpt2lab wrote; None for any other."""
+        folder = self.out / name
+        return (folder / file).read_bytes() if file in written_before(folder) and (folder / file).is_file() else None
+
+    def _runs(self, name: str) -> Iterator[str]:
+        if name in self.store.studies():
+            for arm in self.store.study(name).arms.values():
+                yield from arm.runs.values()
+
+    def _changed(self, name: str) -> float:
+        """When what a page rests on was written last."""
+        records = [self.store.root / kind / f"{one}.json" for kind in ("studies", "sweeps") for one in self.names
+                   if name in ("", one)]  # fmt: skip
+        journals = [self.store.run(run).path / "metrics.jsonl" for run in self._runs(name)]
+        results = [journal.with_name("result.json") for journal in journals]
+        return max((path.stat().st_mtime for path in (*records, *journals, *results) if path.is_file()), default=0.0)
+
+
+def server(runs: Path, out: Path, port: int) -> ThreadingHTTPServer:
+    """A server of the pages on this machine; MLflow gets the next port."""
+    return ThreadingHTTPServer(("127.0.0.1", port), handler(Pages(runs, out), port + 1))
+
+
+def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
+    """Answers GET for the pages, their files, and /mlflow."""
+    mlflow: list[subprocess.Popen[bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path).removeprefix("/")
+            name, _, file = path.partition("/")
+            if str(self.headers["Host"]).partition(":")[0] not in ("127.0.0.1", "localhost"):
+                return self._answer(b"unknown host", "text/plain", 421)  # a page elsewhere whose name leads here
+            try:
+                if path == "mlflow":
+                    self._mlflow()
+                elif path in ("", "index.html"):
+                    self._page("")
+                elif name in pages.names and file in ("", "index.html"):
+                    self._page(name)
+                elif (content := pages.file(name, file) if file else pages.file("", name)) is not None:
+                    self._answer(content, guess_type(path)[0] or "application/octet-stream")
+                else:
+                    self._answer(b"there is no such page", "text/plain", 404)
+            except Gpt2labError as error:
+                self._answer(str(error).encode(), "text/plain; charset=utf-8", 500)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: a log of requests would bury the address."""
+
+        def _page(self, name: str) -> None:
+            links = [("/", "all studies"), *((f"/{quote(one)}/", one) for one in pages.names), ("/mlflow", "MLflow")]
+            shown = " · ".join(f'<a href="{address}">{escape(text)}</a>' for address, text in links)
+            body = pages.page(name).replace(b"<main>", f'<main><p class="kicker">{shown}</p>'.encode(), 1)
+            self._answer(body, "text/html; charset=utf-8", refresh=EVERY_SECONDS if pages.is_running(name) else 0)
+
+        def _mlflow(self) -> None:
+            """Started at the first visit, which takes some seconds."""
+            if not mlflow:
+                command = [sys.executable, "-m", "gpt2lab", "ui", "--port", str(mlflow_port), "--runs",
+                           str(pages.store.root)]  # fmt: skip
+                mlflow.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+                atexit.register(mlflow[0].terminate)
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", mlflow_port)):
+                    state = "MLflow starts." if mlflow[0].poll() is None else "MLflow did not start: gpt2lab ui"
+                    self._answer(state.encode(), "text/plain", refresh=0 if mlflow[0].poll() else 2)
+                    return
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{mlflow_port}")
+            self.end_headers()
+
+        def _answer(self, body: bytes, kind: str, status: int = 200, refresh: int = 0) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Content-Type-Options", "nosniff")
+            if refresh:  # by the browser itself: pages run no script
+                self.send_header("Refresh", str(refresh))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return Handler

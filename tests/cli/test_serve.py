@@ -1,0 +1,70 @@
+"""`gpt2lab serve`: pages are made when they are opened, only their own files are given, and running ones refresh."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2lab.cli import serve
+from gpt2lab.store import Store
+
+STUDY = {
+    "name": "mine@nano", "ablation": "mine", "scale": "nano", "question": "Which?", "baseline": "a",
+    "arms": {"a": {"runs": {"0": "a" * 16}}, "b": {"runs": {"0": "b" * 16}}}, "contrasts": [["b", "a"]], "seeds": [0],
+    "smallest_effect": 0.05, "alpha": 0.05, "evaluation": {"key": "k" * 16},
+}  # fmt: skip
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    from gpt2lab.records import StudyRecord
+
+    Store(tmp_path / "runs").write_study(StudyRecord.read(STUDY, "a test"))
+    (tmp_path / "secret").write_text("secret")
+    with serve.server(tmp_path / "runs", tmp_path / "reports", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def get(port: int, path: str, host: str = "127.0.0.1") -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers={"Host": host})
+    return connection.getresponse()
+
+
+def test_pages_are_made_when_they_are_opened(port: int, tmp_path: Path) -> None:
+    assert not (tmp_path / "reports").exists()
+    index, page = get(port, "/"), get(port, "/mine@nano/")
+    assert (index.status, page.status) == (200, 200)
+    assert b"/mine%40nano/" in index.read() and b"Which?" in page.read()
+    assert page.headers["Refresh"] is None
+    assert get(port, "/mine@nano/report.md").status == 200
+
+
+def test_a_page_refreshes_itself_while_a_run_trains(port: int, tmp_path: Path) -> None:
+    run = Store(tmp_path / "runs").run("a" * 16)
+    with run.lock():
+        assert get(port, "/mine@nano/").headers["Refresh"] == str(serve.EVERY_SECONDS)
+
+
+OUTSIDE = (
+    "/../secret", "/mine@nano/../../secret", "/mine@nano/..%2f..%2fsecret", "/%2e%2e/secret",
+    "/mine@nano/.written.json", "/other@nano/",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_nothing_but_pages_is_given(port: int, path: str) -> None:
+    get(port, "/mine@nano/")
+    assert get(port, path).status == 404
+
+
+def test_another_name_for_this_machine_gets_no_page(port: int) -> None:
+    assert get(port, "/", host="elsewhere.example").status == 421
