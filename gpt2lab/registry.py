@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 import typing
@@ -327,7 +328,7 @@ def load_entry_points() -> None:
 
 def load_plugin(path: str | Path) -> list[Component]:
     """Run a Python file that registers components and return them; a file already loaded is not run again."""
-    file = Path(path).resolve()
+    file = Path(os.path.realpath(path))  # resolve() raises RuntimeError for a loop of links
     if not file.is_file() or file.suffix != ".py":
         what = (
             "no such plug-in file" if not file.exists() else "a plug-in is a Python file, with a name that ends in .py"
@@ -342,7 +343,7 @@ def load_plugin(path: str | Path) -> list[Component]:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise ConfigError([_fault(error, str(path), file)]) from error
         PLUGINS.append(str(file))
@@ -351,7 +352,7 @@ def load_plugin(path: str | Path) -> list[Component]:
     ]
 
 
-def _fault(error: Exception, path: str, file: Path) -> Problem:
+def _fault(error: BaseException, path: str, file: Path) -> Problem:
     """Why a plug-in failed to load, with the line of its file that did it."""
     line, what = line_in(error, str(file)), f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename == str(file):

@@ -108,6 +108,9 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
         if isinstance(error, OSError) and error.errno in REFUSED:
             fault = EnvironmentFault(str(error.strerror), where=str(error.filename or name), hint="add --debug")
             return print_error(fault.render(), fault.exit_code)
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve before Python 3.13
+            fault = EnvironmentFault(str(error), where=name, hint="add --debug")
+            return print_error(fault.render(), fault.exit_code)
         return print_error(internal_error(error), 1)
     return code if isinstance(code, int) else 0
 

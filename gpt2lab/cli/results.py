@@ -264,6 +264,7 @@ def ui(
     runs: Runs = RUNS,
 ) -> None:
     """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
+    from gpt2lab.errors import EnvironmentFault
     from gpt2lab.redaction import shown
     from gpt2lab.store import Store
     from gpt2lab.tracking.addresses import check_uri, default_uri, is_server, sqlite_path
@@ -274,6 +275,9 @@ def ui(
     if is_server(uri):  # it has a user interface of its own
         print_links(store, shown(uri))
         return
+    database = sqlite_path(uri)
+    if database and database.parent.is_dir() and not os.access(database.parent, os.W_OK):  # MLflow tries for a minute
+        raise EnvironmentFault("cannot be written", where=str(database.parent), hint="a copy of the store, by --runs")
     free_port("ui", host, port)
     if host != "127.0.0.1":
         print(f"warning: MLflow has no password; anyone who reaches {host}:{port} can read and delete runs")

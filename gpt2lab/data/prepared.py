@@ -20,6 +20,7 @@ from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, know
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, Problem, command
+from gpt2lab.store import open_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -261,7 +262,8 @@ def _wrong_size(folder: Path, shard: Mapping[str, Any], dtype: str) -> Problem |
 def _read_manifest(path: Path) -> dict[str, Any]:
     file, again = path / MANIFEST, _again(path)
     try:
-        manifest = json.loads(file.read_bytes())
+        with open_file(file) as opened:
+            manifest = json.load(opened)
     except FileNotFoundError:
         raise DataFault(f"no {MANIFEST}: not prepared data", where=str(path), hint="gpt2lab data list") from None
     except OSError as error:

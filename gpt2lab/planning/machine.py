@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
@@ -64,8 +66,10 @@ class Machine:
 def machine_of(path: str | Path) -> Machine:
     """A machine by the description in a file. Raises ConfigError."""
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Machine(**fields, local=False)
+        machine = replace(TypeAdapter(Machine).validate_json(Path(path).read_bytes(), strict=True), local=False)
+        if min(machine.jobs, machine.threads) < 1 or machine.gpus < 0 or not 0 < machine.speed < math.inf:
+            raise ValueError
+        return machine
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except (TypeError, ValueError, RecursionError):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from scipy import stats
 
 from gpt2lab.analysis.statistics import no_spread
@@ -111,11 +112,11 @@ def floors(store: Store) -> Iterator[Floor]:
     folder = store.root / "noise"
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
-            record = read_json(path)
-            if record is not None:
-                yield Floor(**{**record, "runs": tuple(record["runs"])})
-        except (Gpt2labError, TypeError):
+            floor = TypeAdapter(Floor).validate_python(read_json(path))
+            datetime.fromisoformat(floor.created)
+        except (Gpt2labError, ValueError):
             continue
+        yield floor
 
 
 def find_floor(

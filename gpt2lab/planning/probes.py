@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from gpt2lab.config import Config, config_from_text
@@ -215,7 +216,11 @@ def micro_batch(
     path = root / "probes" / f"{digest(key(config, machine, ranks))[:16]}.json"
     record = read_json(path)
     if record is not None:
-        return MicroBatch(**record["found"])
+        try:
+            return TypeAdapter(MicroBatch).validate_python(record.get("found"))
+        except ValueError:
+            hint = command("rm", path) + "; it is then measured again"
+            raise DataFault("no micro-batch in it", where=str(path), hint=hint) from None
     share = config.training.batch_tokens // config.model.block_size // ranks
     available = available_bytes(machine.device, ranks)
     say("trying how many sequences fit into memory")

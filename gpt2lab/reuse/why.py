@@ -95,7 +95,7 @@ def _code(what: str, a: str | None, b: str | None, store: Store) -> Iterator[Dif
         if x == y:
             continue
         how = "added" if x is None else "gone" if y is None else "changed"
-        lines = difflib.unified_diff((x or "").splitlines(), (y or "").splitlines(), lineterm="", n=2)
+        lines = difflib.unified_diff(str(x or "").splitlines(), str(y or "").splitlines(), lineterm="", n=2)
         yield Difference(f"{what}: {name.replace(':', '.')} {how}", "", "", tuple(lines)[2:])
 
 

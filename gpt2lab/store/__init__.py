@@ -116,7 +116,7 @@ def _row(line: bytes) -> Row | None:
 def refuse_link(folder: Path) -> None:
     """Raises ConfigError for a symbolic link in the place of a folder of the store."""
     if folder.is_symlink():
-        hint = f"rm {folder}; to keep runs on another disk, give --runs a folder there"
+        hint = command("rm", folder) + "; to keep runs on another disk, give --runs a folder there"
         raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder), hint=hint)
 
 
@@ -232,7 +232,7 @@ class RunFolder:
         belongs to a run that has ended is missing, was changed, or does not agree with the others."""
         path = self.path / "result.json"
         result = self._read(
-            path, ResultRecord, command("rm", path) + "; the same command continues from the last checkpoint"
+            path, ResultRecord, command("rm", "-r", path) + "; the same command continues from the last checkpoint"
         )
         if result is not None:
             with _remedy(self._again):

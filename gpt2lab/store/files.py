@@ -134,23 +134,25 @@ def disk_fault(error: OSError, path: Path, needed_bytes: int | None = None) -> E
             hint="check that the folder exists and can be written, then run the same command again",
         )
     existing = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    what, remedy = _cause(error, existing)
     needs = "" if needed_bytes is None else f"{needed_bytes:,} bytes needed, "
     return EnvironmentFault(
-        f"{_cause(error, existing)}: {needs}{shutil.disk_usage(existing).free:,} free",
+        f"{what}: {needs}{shutil.disk_usage(existing).free:,} free",
         where=str(path),
-        hint="free some space, then run the same command again",
+        hint=f"{remedy}, then run the same command again",
     )
 
 
-def _cause(error: OSError, folder: Path) -> str:
+def _cause(error: OSError, folder: Path) -> tuple[str, str]:
+    """Why there is no room, and what helps."""
     if error.errno == errno.EFBIG:
-        return "the file size limit of this process is reached"
+        return "the file size limit of this process is reached", "ulimit -f unlimited"
     if error.errno == errno.EDQUOT:
-        return "the quota of this user is used up"
+        return "the quota of this user is used up", "free some space"
     inodes = os.statvfs(folder)
     if inodes.f_files and not inodes.f_favail:
-        return f"the disk holds as many files as it can ({inodes.f_files:,}), so delete some"
-    return "the disk is full"
+        return f"the disk holds as many files as it can ({inodes.f_files:,})", "delete some files"
+    return "the disk is full", "free some space"
 
 
 class NoRegularFile(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -248,11 +249,37 @@ def test_a_bug_is_one_line_and_the_name_of_a_file(
 def test_what_the_system_refuses_is_no_bug(gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = gpt2lab("runs", "--runs", "x" * 300)
     assert answer.code == 3 and re.match(r"gpt2lab: error \[ENVIRONMENT\] x+\S*: File name too long\ntry: ", answer.err)
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(Store, "runs", lambda _: (tmp_path / "loop").resolve(strict=True))
+    assert gpt2lab("runs").code == 3
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     answer = gpt2lab("runs")
     assert answer.code == 3 and "the current folder: No such file or directory\ntry: cd " in answer.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_limit_of_memory_is_no_bug(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refused(self: object) -> None:
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("a library's own words") from cause
+
+    monkeypatch.setattr(Store, "runs", refused)
+    answer = gpt2lab("runs")
+    assert answer.code == 3 and re.search(r"error \[ENVIRONMENT\] .*: out of memory.*\ntry: ulimit -v", answer.err)
 
 
 def test_debug_shows_the_trace_of_a_users_error(gpt2lab: Call) -> None:
@@ -589,6 +616,15 @@ def test_the_user_interface_listens_to_this_machine_alone(
     assert "warning: MLflow has no password" in gpt2lab("ui", "--host", "0.0.0.0", "--port", port).out
 
 
+def test_no_user_interface_is_started_over_a_store_that_cannot_be_written(
+    gpt2lab: Call, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("nothing is to be started"))
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)  # root can write wherever the disk lets it
+    answer = gpt2lab("ui")
+    assert answer.code == 3 and "cannot be written" in answer.err
+
+
 def test_a_server_has_a_user_interface_of_its_own(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("nothing is to be started"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@tracking.corp.com/mlflow")
@@ -609,6 +645,7 @@ def test_a_plan_for_another_machine_is_made_from_its_description(gpt2lab: Call, 
     assert not set(ids[0]) & set(ids[1])  # another device and torch make other runs
     refused = gpt2lab("run", ablation, "--machine", "node.json")
     assert refused.code == 2 and "--dry-run" in refused.err
-    (tmp_path / "node.json").write_text("[]")
-    refused = gpt2lab("run", ablation, "--dry-run", "--machine", "node.json")
-    assert refused.code == 2 and "does not describe a machine" in refused.err
+    for wrong in ([], {**there, "jobs": "4"}, {**there, "threads": 0}, {**there, "speed": math.inf}):
+        (tmp_path / "node.json").write_text(json.dumps(wrong))
+        refused = gpt2lab("run", ablation, "--dry-run", "--machine", "node.json")
+        assert refused.code == 2 and "does not describe a machine" in refused.err

@@ -234,6 +234,7 @@ def test_checks_and_components_can_be_chosen(gpt2lab: Call, plugin: Callable[[st
         ("import torch\nimport no_such_module\n", ":2: plug-in failed to load: ModuleNotFoundError: No module named"),
         (MUTE.replace("mute", "gelu"), ":4: plug-in failed to load: ValueError: mlp 'gelu' is registered already"),
         ("x = 1\n", ": registers no component"),
+        ("import sys\nsys.exit(3)\n", ":2: plug-in failed to load: SystemExit: 3"),
     ],
     ids=[
         "no type",
@@ -243,6 +244,7 @@ def test_checks_and_components_can_be_chosen(gpt2lab: Call, plugin: Callable[[st
         "missing module",
         "a name that is taken",
         "nothing",
+        "an exit",
     ],
 )
 def test_a_plugin_that_cannot_be_loaded_says_where_and_why(
@@ -256,6 +258,9 @@ def test_a_plugin_that_cannot_be_loaded_says_where_and_why(
 
 
 def test_a_plugin_is_a_python_file(gpt2lab: Call, tmp_path: Path) -> None:
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    answer = gpt2lab("components", "--plugin", "loop.py")
+    assert answer.code == 2 and "no such plug-in file" in answer.err
     (tmp_path / "parts.txt").write_text("x = 1")
     answer = gpt2lab("components", "--plugin", "parts.txt")
     assert answer.code == 2 and "parts.txt: a plug-in is a Python file" in answer.err

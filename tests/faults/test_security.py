@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import gpt2lab
 from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.planning.machine import Machine
-from gpt2lab.planning.noise import Floor, write_floor
+from gpt2lab.planning.noise import Floor, floors, write_floor
 from gpt2lab.planning.probes import MicroBatch, micro_batch, recorded
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.store import Store, sweep_leftovers
@@ -105,6 +107,17 @@ def test_no_folder_of_a_store_is_written_through_a_link(
     with pytest.raises(ConfigError, match=f"{name}: is a symbolic link"):
         WRITERS[name](store)
     assert content(outside) == before
+
+
+def test_a_noise_floor_that_was_edited_is_left_out(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    write_floor(replace(FLOOR, created="2026-01-01"), store)
+    (path,) = (store.root / "noise").iterdir()
+    whole = json.loads(path.read_text())
+    del whole["seal"]
+    for change in ({}, {"scale": 7}, {"created": ["x"]}, {"created": "yesterday"}, {"runs": 1}):
+        path.write_text(json.dumps({**whole, **change}))
+        assert len(list(floors(store))) == (not change), change
 
 
 @pytest.mark.parametrize("name", ["lock", "metrics.jsonl"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.config import load_config
-from gpt2lab.errors import EnvironmentFault
+from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.planning import probes
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.probes import MicroBatch, Probe, micro_batch, micro_batch_of, probed, search
@@ -90,6 +90,10 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
     wider = load_config("nano", [*SMALL, "model.n_embd=64"])
     assert micro_batch(wider, HERE, 1, tmp_path).sequences == 2
     assert micro_batch(config, replace(HERE, device_name="another"), 1, tmp_path).sequences == 2
+    for kept in (tmp_path / "probes").iterdir():
+        kept.write_text('{"found": {"sequences": "many"}}')
+    with pytest.raises(DataFault, match="no micro-batch in it"):
+        micro_batch(config, HERE, 1, tmp_path)
 
 
 @pytest.mark.slow

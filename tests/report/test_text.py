@@ -8,6 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from gpt2lab import text
+from gpt2lab.reports.page import csv_text
 
 HOSTILE = [
     "<script>alert(1)</script>", '" onload="alert(1)', "javascript:alert(1)", "[x](javascript:alert(1))",
@@ -30,6 +31,12 @@ def test_markdown_renders_hostile_names_as_their_own_text(name: str) -> None:
         assert {child.type for child in children} <= {"text", "text_special"}
         shown = ["".join(child.content for child in token.children or []) for token in inline]
         assert text.clean(name) in shown
+
+
+def test_no_cell_of_a_csv_file_is_a_formula() -> None:
+    for cell in ("=1+1", "+1", "-1", "@A1", "\t=1", "\r=1"):
+        assert csv_text([["a", cell]]) in (f"a,'{cell}\n", f'a,"\'{cell}"\n')
+    assert csv_text([["a=1", "", -0.5, None]]) == "a=1,,-0.5,\n"
 
 
 def test_a_formula_cannot_start_and_a_fence_outlasts_the_backticks_inside() -> None:

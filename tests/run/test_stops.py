@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import pytest
-from workers import is_alive, wait_until
+from workers import command, is_alive, wait_for_rows, wait_until
 
 from gpt2lab.cli import execute
 from gpt2lab.errors import EnvironmentFault, Preempted, RankLost
@@ -224,3 +224,47 @@ def test_elsewhere_than_on_linux_a_thread_looks_for_the_parent(monkeypatch: pyte
     assert seen == []
     gone.append("")
     wait_until(lambda: seen == [signal.SIGUSR1], 2)
+
+
+# commands that train
+
+
+SWEEP = """
+sweep: lr
+question: Which rate suits a tiny model?
+base: {base}
+space:
+  optim.lr: {{low: 1e-3, high: 1e-1, log: true}}
+trials: 2
+sampler: random
+"""
+LONGER = ("--set", "training.steps=300", "--no-tracking", "--runs", "runs")
+
+
+def journals(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """What two equal stores have in common: the rows of every run, without times."""
+    rows = {run.id: run.rows() for run in Store(root).runs()}
+    return {run: [{k: v for k, v in row.items() if k != "seconds"} for row in found] for run, found in rows.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["train", "run", "sweep"])
+def test_a_command_that_trains_saves_on_any_signal_and_continues(tiny: Path, tmp_path: Path, word: str) -> None:
+    """Each signal by itself, and pairs of them 50 ms apart, as clusters send them."""
+    sweep, preset = tmp_path / "lr.yaml", tmp_path / "tiny.yaml"
+    sweep.write_text(SWEEP.format(base=preset))
+    words = {"train": [str(preset)], "run": [str(tiny), "--seeds", "1"], "sweep": [str(sweep)]}[word]
+    assert command(tmp_path / "undisturbed", word, *words, *LONGER).wait(120) == 0
+    expected = journals(tmp_path / "undisturbed" / "runs")
+    single = [(n,) for n in STOP_SIGNALS if n != signal.SIGINT]
+    for number, pair in enumerate([*single, (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGUSR1)]):
+        folder = tmp_path / str(number)
+        process = command(folder, word, *words, *LONGER)
+        wait_for_rows(folder / "runs", 10)
+        for sent in pair:
+            process.send_signal(sent)
+            time.sleep(0.05)
+        said = f"{pair}: {(folder / 'log.txt').read_text()}"
+        assert process.wait(30) == 75, said
+        assert command(folder, word, *words, *LONGER).wait(120) == 0, said
+        assert journals(folder / "runs") == expected, said

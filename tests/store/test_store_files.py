@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -167,6 +168,20 @@ def test_a_full_disk_says_what_is_needed_and_what_is_free(tmp_path: Path) -> Non
     assert str(fault).endswith(" free")
     assert abs(int(str(fault).split()[-2].replace(",", "")) - free) < 10 * 2**30
     assert fault.exit_code == 3
+
+
+def test_what_is_used_up_other_than_space_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = disk_fault(OSError(errno.EFBIG, "File too large"), tmp_path / "a", 1234)
+    assert "the file size limit of this process is reached: 1,234 bytes needed" in str(fault)
+    assert fault.hint and fault.hint.startswith("ulimit -f unlimited")
+    assert "the quota of this user is used up" in str(disk_fault(OSError(errno.EDQUOT, "quota"), tmp_path / "a"))
+    full = SimpleNamespace(f_files=4096, f_favail=0, f_bavail=1, f_bfree=1, f_blocks=2, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    fault = disk_fault(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "a")
+    assert "the disk holds as many files as it can (4,096)" in str(fault)
+    assert fault.hint and fault.hint.startswith("delete some files")
 
 
 def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) -> None:
