@@ -257,8 +257,10 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
     name, *options = rest.split(",")
     values = dict(option.partition("=")[::2] for option in options)
     filled = slots[slot]
-    # a value for the option without a default, so that a corpus of files can be explained before it is used
-    needed = {"paths": ["my_text/*.txt"]} if name in filled and "paths" in filled[name].parameters else {}
+    # values for options without a default, so that a corpus of files can be explained before it is used
+    having = filled[name].parameters if name in filled else {}
+    examples = {"paths": ["my_text/*.txt"], "corpora": {"prose": "shakespeare", "code": "python"}}
+    needed = {option: value for option, value in examples.items() if option in having}
     try:
         choice = filled.read({"name": name, **needed, **values})
     except Misfit as misfit:

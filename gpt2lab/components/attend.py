@@ -123,8 +123,8 @@ def unfused_attention(
 
 
 def score_map(q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> Tensor:
-    """The input of the softmax, in float32: dot products, scaled, capped, biased.  -> (B, H, T, S)"""
-    logits = (q @ k.mT).float() * scale
+    """The input of the softmax, in float32 or float64: dot products, scaled, capped, biased.  -> (B, H, T, S)"""
+    logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * scale
     if scores.softcap is not None:
         logits = scores.softcap * torch.tanh(logits / scores.softcap)
     return logits + bias

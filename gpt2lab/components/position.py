@@ -217,7 +217,7 @@ class DynamicBias(Position):
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         longest = int(k_positions.shape[0])
-        distance = torch.arange(longest, device=k_positions.device, dtype=torch.float32)[:, None]
+        distance = torch.arange(longest, device=k_positions.device, dtype=self.c_fc.weight.dtype)[:, None]
         table: Tensor = self.out(F.silu(self.c_fc(distance.log1p() if self.log else distance / 100)))  # (S, H)
         return table[(q_positions[:, None] - k_positions[None]).clamp(min=0)].permute(2, 0, 1)
 

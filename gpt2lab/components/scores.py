@@ -201,7 +201,7 @@ class TalkingHeads(Scores):
     @staticmethod
     def mixed(maps: Tensor, weight: Tensor) -> Tensor:
         """(I + weight) applied to the heads of maps.  (B, H, T, S), (H, H) -> (B, H, T, S)"""
-        return maps + torch.einsum("gh,bhts->bgts", weight, maps)
+        return maps + torch.einsum("gh,bhts->bgts", weight.to(maps.dtype), maps)
 
 
 @scores.register("top_k", source="arXiv:1912.11637", needs={"attention": "bias"})
@@ -444,9 +444,9 @@ class KeyOffset(Scores):
         half = k.shape[-1] // 2
         if k.shape[-2] > len(ctx.q_positions):  # those of all tokens, for an attention that computes them anew
             earlier = F.pad(k[:, :, :-1, half:], (0, 0, 1, 0))
+            if ctx.documents is not None:
+                begins = F.pad(ctx.documents.diff(dim=1) != 0, (1, 0))  # (B, S)
+                earlier = earlier.masked_fill(begins[:, None, :, None], 0.0)
         else:
             earlier = ctx.previous("key_offset", k[..., half:].transpose(1, 2)).transpose(1, 2)
-        if ctx.documents is not None:  # (B, S)
-            begins = F.pad(ctx.documents[:, 1:] != ctx.documents[:, :-1], (1, 0))[:, -k.shape[-2] :]
-            earlier = earlier.masked_fill(begins[:, None, :, None], 0.0)
         return q, torch.cat([k[..., :half], earlier], -1)

@@ -207,11 +207,11 @@ class ValueEmbeddings(CrossLayer):
 class ValueNorm(CrossLayer):
     """Divide attention values by their root mean square, head by head.  v (B, H, T, D) -> the same
 
-    v / sqrt(mean(v^2))   without a gain; `scores: {name: plain, qk_norm: true}` does it for queries and keys
+    v / sqrt(mean(v^2) + 1e-5)   without a gain; `scores: {name: plain, qk_norm: true}` does it for queries and keys
     """
 
     def mix_values(self, depth: int, v: Tensor, ctx: ForwardContext) -> Tensor:
-        return F.rms_norm(v, v.shape[-1:])
+        return F.rms_norm(v, v.shape[-1:], eps=1e-5)
 
 
 @stack.register("backout", source="KellerJordan/modded-nanogpt, record of 2025-10-04 (backout)", check=several_layers)
@@ -288,5 +288,5 @@ class AttentionResiduals(CrossLayer):
     def mixed(self, index: int, ctx: ForwardContext) -> Tensor:
         """The sum by the query `index`.  -> (B, T, C)"""
         parts = torch.stack(ctx.carry["attention_residuals"])  # (N, B, T, C)
-        scores = F.rms_norm(parts, parts.shape[-1:]) @ self.queries[index].to(parts.dtype)
+        scores = F.rms_norm(parts, parts.shape[-1:], eps=1e-5) @ self.queries[index].to(parts.dtype)
         return torch.einsum("n...c,n...->...c", parts, scores.softmax(0))

@@ -367,7 +367,7 @@ def test_json_schemas_have_every_component_with_its_options() -> None:
         bare, *mappings = json.loads(json.dumps(slot.json_schema()))["anyOf"]
         mappings = [mapping for mapping in mappings if mapping["type"] == "object"]
         assert [mapping["properties"]["name"]["const"] for mapping in mappings] == slot.names()
-        assert bare["enum"] == [c.name for c in slot if "paths" not in c.parameters]  # an option without a default
+        assert bare["enum"] == [c.name for c in slot if len(c.defaults()) == len(c.parameters)]
         for mapping, component in zip(mappings, slot, strict=True):
             assert set(mapping["properties"]) == {"name", *component.parameters}
     moe = next(m for m in SLOTS["mlp"].json_schema()["anyOf"][1:] if m.get("properties", {})["name"]["const"] == "moe")
