@@ -243,7 +243,7 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
     from gpt2lab.registry import Misfit
 
     if "=" not in what:
-        having = [name for name, slot in slots.items() if what in slot]
+        having = sorted(name for name, slot in slots.items() if what in slot)
         if len(having) > 1:
             raise ConfigError(
                 f"{', '.join(having)} have a component {what}", hint=f"gpt2lab explain {having[0]}={what}"
@@ -258,9 +258,9 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
     values = dict(option.partition("=")[::2] for option in options)
     filled = slots[slot]
     # values for options without a default, so that a corpus of files can be explained before it is used
-    having = filled[name].parameters if name in filled else {}
+    options_of = filled[name].parameters if name in filled else {}
     examples = {"paths": ["my_text/*.txt"], "corpora": {"prose": "shakespeare", "code": "python"}}
-    needed = {option: value for option, value in examples.items() if option in having}
+    needed = {option: value for option, value in examples.items() if option in options_of}
     try:
         choice = filled.read({"name": name, **needed, **values})
     except Misfit as misfit:
