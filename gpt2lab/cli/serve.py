@@ -116,7 +116,7 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
             if not mlflow:
                 command = [sys.executable, "-m", "gpt2lab", "ui", "--port", str(mlflow_port), "--runs",
                            str(pages.store.root)]  # fmt: skip
-                mlflow.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+                mlflow.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
                 atexit.register(mlflow[0].terminate)
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", mlflow_port)):
