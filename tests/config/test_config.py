@@ -41,7 +41,10 @@ def test_e2_an_unknown_component_is_told_with_line_and_nearest_name(tmp_path: Pa
     file = written(tmp_path, "model:\n  norm: rmsnrom\n  position:\n    name: rotary\n    thetta: 3\n")
     names = ", ".join(sorted(SLOTS["norm"].names()))
     first, second = problems(file)
-    assert first == f"{file}:2: model.norm: unknown norm 'rmsnrom'; did you mean 'rmsnorm'? (known: {names})"
+    assert first == (
+        f"{file}:2: model.norm: unknown norm 'rmsnrom'; did you mean 'rmsnorm'? (known: {names}); "
+        "a plug-in's: --plugin FILE"
+    )
     assert second.startswith(f"{file}:5: model.position.thetta: unknown option of position rotary 'thetta'")
     assert "did you mean 'theta'" in second
 
