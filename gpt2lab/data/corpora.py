@@ -526,7 +526,7 @@ def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any] | BadRow | None, str
     """The rows of JSON lines, None for a blank one, or of one array, with the place of each in the file."""
     with _decompressed(path) as file:
         head = file.readline()
-        if path.suffix == ".json" and head.lstrip().startswith(b"["):
+        if ".json" in path.suffixes[-2:] and head.lstrip().startswith(b"["):
             for number, item in enumerate(json.loads(head + file.read()), 1):
                 yield item if isinstance(item, dict) else BadRow("no object", f": item {number}"), f": item {number}"
             return
