@@ -150,7 +150,7 @@ def list_(json_: Json = False) -> None:
     """List prepared and partly prepared data."""
     from gpt2lab.data.prepared import list_prepared
     from gpt2lab.data.shards import unfinished
-    from gpt2lab.text import clean
+    from gpt2lab.errors import printable
 
     rows = [row(path, data) for path, data in list_prepared()] + [unfinished_row(*entry) for entry in unfinished()]
     if json_:
@@ -161,7 +161,7 @@ def list_(json_: Json = False) -> None:
             form = "{path}  {corpus} ({tokenizer}): {train:,} + {validation:,} tokens"
         else:
             form = "{path}  {problem}" if facts["problem"].startswith("unfinished") else "{path}  unusable: {problem}"
-        print(clean(form.format(**facts)))
+        print(printable(form.format(**facts)))
     if not rows:
         print(NOTHING)
 
