@@ -33,9 +33,9 @@ from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
 from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord, best_trial
-from gpt2lab.results import collect, damage_text, final_values, first_runs, judge, load_results, missing_runs
+from gpt2lab.results import collect, final_values, first_runs, judge, load_results, missing_runs
 from gpt2lab.store import Row, RunFolder, Store
-from gpt2lab.text import clean, html_table, plural, seconds_of
+from gpt2lab.text import clean, damage_text, html_table, plural, seconds_of
 from gpt2lab.tracking import open_tracker
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ Source = str | Path | Mapping[str, Any]
 class StudyOptions(TypedDict, total=False):
     """Options of `run_ablation`, `plan` and `open_study`."""
 
+    name: str | None
+    """in place of the source's own, for a variant with a record and page of its own"""
     scale: str | None
     """a preset, or the file of one, in place of the source's `base`"""
     seeds: int | Sequence[int] | Literal["auto"] | None
@@ -228,17 +230,18 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
     Raises ConfigError with everything that is wrong.
     """
     scale, overrides, plugins = options.get("scale"), options.get("overrides", ()), options.get("plugins", ())
-    seeds, arms, budget = options.get("seeds"), options.get("arms"), options.get("budget")
+    seeds, arms, budget, name = options.get("seeds"), options.get("arms"), options.get("budget"), options.get("name")
     ablation = load_ablation(
-        source, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds, plugins=plugins
-    )
+        source, name=name, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds,
+        plugins=plugins,
+    )  # fmt: skip
     if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
         reproduce = _call(
-            "run_ablation", source, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins
+            "run_ablation", source, name=name, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins
         )
     else:
         reproduce = command(
-            "run", source, scale=scale, seeds=seeds, arms=",".join(arms) if arms else None, budget=budget,
+            "run", source, name=name, scale=scale, seeds=seeds, arms=",".join(arms) if arms else None, budget=budget,
             set=overrides, plugin=plugins,
         )  # fmt: skip
     return Study.prepare(
@@ -403,6 +406,7 @@ def train(
 def open_sweep(
     source: Source,
     *,
+    name: str | None = None,
     scale: str | None = None,
     trials: int | None = None,
     overrides: Sequence[str] = (),
@@ -421,9 +425,14 @@ def open_sweep(
 
     replaced = ({"trials": trials} if trials else {}) | ({"audit_pruning": True} if audit_pruning else {})
     loaded = load_sweep(
-        source, scale=scale or _only(sweep_scales(source)), overrides=overrides, replaced=replaced, plugins=plugins
+        source,
+        name=name,
+        scale=scale or _only(sweep_scales(source)),
+        overrides=overrides,
+        replaced=replaced,
+        plugins=plugins,
     )
-    arguments: dict[str, Any] = {"scale": scale, "trials": trials, "audit_pruning": audit_pruning}
+    arguments: dict[str, Any] = {"name": name, "scale": scale, "trials": trials, "audit_pruning": audit_pruning}
     if isinstance(source, Mapping):
         reproduce = _call("run_sweep", source, **arguments, overrides=overrides, plugins=plugins)
     else:
@@ -435,6 +444,7 @@ def open_sweep(
 def run_sweep(
     source: Source,
     *,
+    name: str | None = None,
     scale: str | None = None,
     trials: int | None = None,
     overrides: Sequence[str] = (),
@@ -455,8 +465,9 @@ def run_sweep(
     errors as for `run_ablation`.
     """
     sweep = open_sweep(
-        source, scale=scale, trials=trials, overrides=overrides, plugins=plugins, budget=budget, jobs=jobs, runs=runs
-    )
+        source, name=name, scale=scale, trials=trials, overrides=overrides, plugins=plugins, budget=budget, jobs=jobs,
+        runs=runs,
+    )  # fmt: skip
     tracker = tracker_of(sweep.store, sweep.loaded.declared.sweep) if tracking else None
     record = sweep.train(on_event=on_event, tracker=tracker, storage=storage, nproc=ranks)
     return SweepResult(name=record.name, record=record, store=sweep.store)
@@ -496,9 +507,9 @@ def tracker_of(store: Store, experiment: str) -> TrackerFactory:
     return lambda: open_tracker(store.root, experiment)
 
 
-def command(verb: str, source: str | Path, **options: Any) -> str:
+def command(verb: str, source: str | Path | None = None, **options: Any) -> str:
     """A command line with its options: None, False and empty values are left out, several values repeat the option."""
-    words = ["gpt2lab", verb, str(source)]
+    words = ["gpt2lab", verb, *([] if source is None else [str(source)])]
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, (list, tuple)):

@@ -111,6 +111,17 @@ class Preempted(Gpt2labError):
     exit_code = 75
 
 
+SYNONYMS = {
+    "learning_rate": ("lr",), "batch_size": ("batch_tokens",), "n_layers": ("n_layer",), "num_layers": ("n_layer",),
+    "depth": ("n_layer",), "n_heads": ("n_head",), "num_heads": ("n_head",), "d_model": ("n_embd",),
+    "hidden_size": ("n_embd",), "width": ("n_embd",), "seq_len": ("block_size",), "context_length": ("block_size",),
+    "max_seq_len": ("block_size",), "n_ctx": ("block_size",), "rope": ("rotary",), "rms_norm": ("rmsnorm",),
+    "layer_norm": ("layernorm",), "max_steps": ("steps",), "num_steps": ("steps",), "iterations": ("steps",),
+    "warmup": ("warmup_steps",), "max_grad_norm": ("grad_clip",), "adam": ("adamw",), "lr_scheduler": ("schedule",),
+    "scheduler": ("schedule",), "activation": ("mlp",), "ffn": ("mlp",), "dataset": ("corpus",),
+    "dtype": ("precision",), "nope": ("none",),
+}  # fmt: skip
+"""What others call our keys and components -> our names, of which the first that is known counts."""
 LONGEST_NAME = 64  # longer ones are no typos, and comparing them is slow
 
 
@@ -121,7 +132,10 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     """
     if len(name) > LONGEST_NAME:
         return None
-    written = name.casefold()
+    written, names = name.casefold(), list(names)
+    for meant in SYNONYMS.get(written.rpartition(".")[2], ()):
+        if meant in names:
+            return meant
     by_folded = {k.casefold(): k for k in names}
     allowed = max(1, len(written) // 4)
     close = {k: edits(written, k) for k in by_folded if abs(len(k) - len(written)) <= allowed}

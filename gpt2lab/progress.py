@@ -25,13 +25,17 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2lab.output import lossy
-from gpt2lab.text import duration, harmless
+from gpt2lab.text import duration, harmless, shorten
 
 LINE_SECONDS = 15.0
 NOTEBOOK_SECONDS = 1.0
 SHOWN_MESSAGES = 20
 LOG_WIDTH = 140
-MOST_ROWS = 40  # with more runs, only running ones have a row
+MOST_ROWS = 40
+WIDE = 100
+"""Columns of a terminal that shows every column of the table."""
+SHOWN_FIRST = ("running", "failed", "diverged", "waiting")
+LAST = len(SHOWN_FIRST)
 
 
 @dataclass
@@ -132,7 +136,7 @@ class LiveTable(Display):
         if isinstance(event, Message):
             self.console.print(harmless(event.text), markup=False, highlight=False)
         else:
-            self.live.update(drawn(event))
+            self.live.update(drawn(event, self.console.width, self.console.height))
 
 
 class PlainLines(Display):
@@ -181,9 +185,11 @@ class NotebookTable(Display):
             self.handle.update(self.html(console.export_html(inline_styles=True)))
 
 
-def drawn(progress: Progress) -> RenderableType:
-    """The table with a line of summary."""
-    return Group(table(progress.runs, progress.title), Text(summary(progress.runs, progress.jobs), style="dim"))
+def drawn(progress: Progress, width: int = LOG_WIDTH, height: int | None = None) -> RenderableType:
+    """The table with a line of summary, which a terminal of this size shows in full."""
+    line = Text(summary(progress.runs, progress.jobs), style="dim", no_wrap=True, overflow="ellipsis")
+    most = MOST_ROWS if height is None else max(1, height - 4)  # title, head, summary, and the line of the cursor
+    return Group(table(progress.runs, progress.title, width, most), line)
 
 
 def display(console: Console) -> Display:
@@ -213,27 +219,29 @@ def console_for(*, to_stderr: bool = False) -> Console:
 STYLES = {"running": "bold", "finished": "green", "failed": "red", "diverged": "red", "waiting": "dim"}
 
 
-def table(runs: Sequence[RunProgress], title: str) -> Table:
-    """All runs, or only running ones if there are more than MOST_ROWS."""
-    selected = runs if len(runs) <= MOST_ROWS else [run for run in runs if run.status == "running"]
-    result = Table(title=Text(harmless(title)), title_justify="left", box=None, padding=(0, 1))
-    for name in ("arm", "seed", "status", "progress"):
-        result.add_column(name)
-    for name in ("step", "train loss", "val loss", "tokens/s", "left"):
-        result.add_column(name, justify="right")
-    for run in selected:
+def table(runs: Sequence[RunProgress], title: str, width: int = LOG_WIDTH, most: int = MOST_ROWS) -> Table:
+    """All runs, or `most` of them, running ones before others. A narrow table has no bars and no train losses."""
+    by_need = sorted(runs, key=lambda run: SHOWN_FIRST.index(run.status) if run.status in SHOWN_FIRST else LAST)
+    chosen = {run.run_id for run in by_need[: min(most, MOST_ROWS)]}
+    wide = width >= WIDE
+    title = harmless(title) if wide else shorten(harmless(title), width - 1)
+    result = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
+    for name in ("arm", "seed", "status", *(["progress"] if wide else [])):
+        result.add_column(name, no_wrap=True, overflow="ellipsis")
+    for name in ("step", *(["train loss"] if wide else []), "val loss", "tokens/s", "left"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for run in runs:
+        if run.run_id not in chosen:
+            continue
         running = run.status == "running"
-        result.add_row(
-            Text(run.arm),
-            run.seed,
+        cells: list[RenderableType] = [
+            Text(run.arm if wide else shorten(run.arm, 16)), run.seed,
             Text(run.status, style=STYLES.get(run.status, "")),
-            ProgressBar(total=run.steps, completed=run.step, width=16),
-            f"{run.step}/{run.steps}",
-            number(run.loss),
-            number(run.val_loss),
-            speed_text(run.tokens_per_second) if running else "",
+            ProgressBar(total=run.steps, completed=run.step, width=16), f"{run.step}/{run.steps}", number(run.loss),
+            number(run.val_loss), speed_text(run.tokens_per_second) if running else "",
             duration(run.seconds_left) if running else "",
-        )
+        ]  # fmt: skip
+        result.add_row(*(cell for index, cell in enumerate(cells) if wide or index not in (3, 5)))
     return result
 
 

@@ -11,6 +11,7 @@ file, and by key.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +22,10 @@ FORMAT = 2
 """Of study records. 1: before arms had settings and records a history."""
 SWEEP_FORMAT = 1
 """Of sweep records."""
+NUMBERED = "#"
+"""Between the name of a record that was replaced and its number."""
+SINGLE = "one run"
+"""Design of the records of single runs."""
 
 Outcome = Literal["waiting", "running", "finished", "pruned", "diverged", "failed"]
 """Of a trial. Those after the first two are final."""
@@ -361,6 +366,21 @@ class StudyRecord(Record):
     history: History | None = None
     undeclared_look: str | None = None
 
+    def replaces(self, before: StudyRecord) -> bool:
+        """Whether what `before` says would be lost with it: it was declared otherwise, or another run has the place of
+        one of its runs, because code or machine have changed. Single runs of a scale share a record that only grows."""
+        both = [(self.arms[name].runs, arm.runs) for name, arm in before.arms.items() if name in self.arms]
+        other_runs = any(now.get(seed, run) != run for now, then in both for seed, run in then.items())
+        return other_runs or (self.design != SINGLE and self.hash != before.hash)
+
+
+def replacing(name: str, kept: str) -> str:
+    """What the user must know before a record takes the place of another one."""
+    return (
+        f"{name} was declared otherwise before, or its code has changed: what was there stays as {kept}; "
+        "--name NAME would give this one a record and page of its own"
+    )
+
 
 class DimensionRecord(Record):
     """One setting that is searched for. Numbers from `low` to `high`, or one of `choices`; `when`: the values of other
@@ -489,3 +509,27 @@ class SweepRecord(Record):
     created: str = ""
     updated: str = ""
     hash: str = ""
+
+    def replaces(self, before: SweepRecord) -> bool:
+        """Whether results of `before` would be lost with it: it has trials of searches that are not in this record."""
+        known = {search.study for search in self.searches.values()}
+        return any(search.study not in known and search.trials for search in before.searches.values())
+
+
+def page_folder(out: str | Path, name: str) -> Path:
+    """Where the page of a study or sweep lies: `posenc@nano~1` for `posenc@nano#1`, since # ends an address."""
+    return Path(out) / name.replace(NUMBERED, "~")
+
+
+def run_ids(record: StudyRecord | SweepRecord) -> list[str]:
+    """Every run that a record names, once: those that are judged, tried and measured on the way."""
+    if isinstance(record, SweepRecord):
+        trials = [trial for search in record.searches.values() for trial in search.trials]
+        return list(dict.fromkeys(run for trial in trials for run in trial.runs.values()))
+    named: list[str] = []
+    for arm in record.arms.values():
+        named += arm.runs.values()
+        named += [trial.run for trial in arm.bracket.trials] if arm.bracket else []
+        named += arm.shared.runs.values() if arm.shared else ()
+        named += [run for point in arm.curve for run in point.runs.values()]
+    return list(dict.fromkeys(named))

@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.schema import convert, schema_of, type_name
+from gpt2lab.shipped import found
 
 ENTRY_POINTS = "gpt2lab.components"
 BUG = "bug"
@@ -328,7 +329,7 @@ def load_entry_points() -> None:
 
 def load_plugin(path: str | Path) -> list[Component]:
     """Run a Python file that registers components and return them; a file already loaded is not run again."""
-    file = Path(os.path.realpath(path))  # resolve() raises RuntimeError for a loop of links
+    file = Path(os.path.realpath(found(path)))  # resolve() raises RuntimeError for a loop of links
     if not file.is_file() or file.suffix != ".py":
         what = (
             "no such plug-in file" if not file.exists() else "a plug-in is a Python file, with a name that ends in .py"

@@ -28,7 +28,7 @@ from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
 from gpt2lab.records import Bracket, Effect, RateTrial, Record, ScopeRecord, StudyRecord, Tuned
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
-from gpt2lab.text import clean, quantity
+from gpt2lab.text import clean, damage_text, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,11 +122,6 @@ def unevaluated(study: StudyRecord) -> str:
     """The evaluation that a run without a value lacks."""
     named = study.metric.startswith("task/")
     return study.metric if named else f"evaluation {study.evaluation.key}"
-
-
-def damage_text(fault: Gpt2labError) -> str:
-    """Which file is damaged, and what to do, as the reason of a run that has no value."""
-    return clean(f"{fault} (try: {fault.hint})" if fault.hint else str(fault))
 
 
 def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:

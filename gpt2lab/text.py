@@ -7,6 +7,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
+
+from gpt2lab.errors import Gpt2labError
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -118,9 +121,23 @@ def change(value: float | None, baseline: float | None) -> str:
     return f"{percent} %"
 
 
+def in_short(value: Any) -> str:
+    """A written value in one line: `rotary`, `sliding_window(window=64)`, `rotary, none`."""
+    if isinstance(value, dict):
+        options = ", ".join(f"{key}={in_short(inner)}" for key, inner in value.items() if key != "name")
+        return f"{value['name']}({options})" if "name" in value else options
+    return ", ".join(map(in_short, value)) if isinstance(value, list) else str(value)
+
+
+def damage_text(fault: Gpt2labError) -> str:
+    """Which file is damaged, and what to do, as the reason of a run that has no value."""
+    return clean(f"{fault} (try: {fault.hint})" if fault.hint else str(fault))
+
+
 def plural(count: int, noun: str) -> str:
-    """`1 run`, `3 runs`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """`1 run`, `3 runs`, `2 studies`."""
+    many = f"{noun[:-1]}ies" if noun.endswith("dy") else f"{noun}s"
+    return f"{count} {noun if count == 1 else many}"
 
 
 def time_taken(seconds: float) -> str:

@@ -18,11 +18,11 @@ LAYERS: list[set[str]] = [
     {"redaction"},
     {"errors"},
     {"faults"},
-    {"schema", "text", "records", "output", "signals", "cores"},
+    {"schema", "text", "records", "output", "signals", "cores", "shipped"},
     {"registry", "store", "analysis", "progress"},
     {"components", "tracking", "results"},
     {"model", "data", "optim", "training"},
-    {"costs", "generation", "trace", "pretrained"},
+    {"costs", "generation", "trace", "pretrained", "listing"},
     {"evaluation"},
     {"config"},
     {"testing", "identity"},
@@ -59,7 +59,7 @@ WITHIN: dict[str, list[set[str]]] = {
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "reports", "registry", "schema", "errors", "config.source", "config.fitting",
-    "results", "text", "records", "progress",
+    "results", "text", "records", "progress", "listing",
 )  # fmt: skip
 
 

@@ -12,11 +12,12 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli import catalogue, compare, data, models, results, run, selftest, train
+from gpt2lab.cli import catalogue, compare, data, manage, models, results, run, selftest, train
+from gpt2lab.cli.project import project_options
 from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, printable
 from gpt2lab.output import lost, make_output_lossy
 from gpt2lab.redaction import masked
@@ -28,12 +29,32 @@ app = typer.Typer(
     epilog="With --debug anywhere on the line, errors show their traceback.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"gpt2lab {version('gpt2lab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Options before a command."""
+
+
 COMMANDS = (
-    run.run, run.check, run.machine, run.sweep, train.train, train.baseline, results.report, results.runs, results.show,
+    run.run, run.check, run.machine, run.sweep, train.train, train.baseline, results.report, manage.studies,
+    manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag, manage.note, manage.clean,
     results.sync, results.ui, results.serve, compare.compare, catalogue.components, catalogue.explain,
     catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt, models.eval_, models.export,
     models.doctor, catalogue.trace, models.sample, data.group,
@@ -86,7 +107,9 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
         fault = EnvironmentFault(str(error.strerror), where="the current folder", hint="cd to a folder that exists")
         return print_error(fault.render(), fault.exit_code)
     try:
-        code = app(args=arguments, standalone_mode=False, prog_name=name)
+        options = project_options()
+        defaults = dict.fromkeys(typer.main.get_command(app).commands, options) if options else {}  # type: ignore[attr-defined]
+        code = app(args=arguments, standalone_mode=False, prog_name=name, default_map=defaults)
     except Gpt2labError as error:
         if debug:
             print(masked(traceback.format_exc()), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from gpt2lab.store import Store
 
 
 def seeds_of(text: str) -> int | Literal["auto"]:
@@ -34,12 +37,13 @@ def checked_time(text: str | None) -> str | None:
     return text
 
 
-File = Annotated[str, typer.Argument(help="YAML file of an ablation, such as ablations/posenc.yaml.", metavar="FILE")]
+File = Annotated[str, typer.Argument(help="YAML file of an ablation, or the name of a shipped one.", metavar="FILE")]
 Run = Annotated[str, typer.Argument(help="A run id, or its first digits.", metavar="RUN")]
 Model = Annotated[
     str, typer.Argument(help="A run id or its first digits, a folder, a file of weights, or a name on the hub.")
 ]
 Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, such as nano or gpt2-124m.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of this variant, with a record and a page of its own.")]
 Seeds = Annotated[
     Any,
     typer.Option(
@@ -62,7 +66,39 @@ NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Do not log to M
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaxDays = Annotated[float, typer.Option("--max-days", help="Ask before a longer training, or stop.", min=0)]
+MAX_DAYS = 7.0
 RUNS, OUT = Path("runs"), Path("reports")
+
+
+def confirm_time(seconds: float, max_days: float, where: str) -> None:
+    """Ask whether a training that takes longer than `max_days` is meant. Raises EnvironmentFault where it is not, or
+    where nobody can answer."""
+    from gpt2lab.errors import EnvironmentFault
+    from gpt2lab.text import duration
+
+    if seconds <= max_days * 86_400:
+        return
+    what = f"it would take about {duration(seconds)} here, more than {max_days:g} days"
+    if sys.stdin.isatty() and typer.confirm(f"{where}: {what}. Start it?", err=True):
+        return
+    hint = f"a smaller --scale, as --scale nano; or --max-days {seconds / 86_400 + 1:.0f} to start all the same"
+    raise EnvironmentFault(what, where=where, hint=hint)
+
+
+def store_at(root: Path) -> Store:
+    """The store in a folder. Raises ConfigError for one that is not there."""
+    from gpt2lab.errors import ConfigError
+    from gpt2lab.store import Store
+
+    if not root.is_dir():
+        raise ConfigError("there is no such folder of runs", where=str(root), hint="--runs FOLDER, or gpt2lab run FILE")
+    return Store(root)
+
+
+def given(runs: Path) -> Path | None:
+    """The folder of runs where it is not the usual one, as an option has to say."""
+    return None if runs == RUNS else runs
 
 
 def names_in(text: str | None) -> list[str] | None:

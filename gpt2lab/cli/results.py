@@ -1,13 +1,11 @@
-"""Commands that read stored results: report, runs, show, why, sync, ui."""
+"""Commands that read stored results: report, why, sync, ui."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -72,89 +70,6 @@ def report(
     console_for().print(summary())
     if open_:
         show_in_browser(page.resolve().as_uri())
-
-
-def runs(runs: Runs = RUNS, json_: Json = False) -> None:
-    """List the runs of the store. Shows the studies and sweeps that use them."""
-    from gpt2lab.errors import DataFault
-    from gpt2lab.store import Store
-    from gpt2lab.text import clean, plural
-    from gpt2lab.tracking.follower import tracked_records
-
-    store, damaged = Store(runs), list[DataFault]()
-    owners: dict[str, list[str]] = {}
-    for record in tracked_records(store, on_damage=damaged.append):
-        for arm, entry in record["arms"].items():
-            for seed, run_id in entry["runs"].items():
-                owners.setdefault(run_id, []).append(f"{record['name']} {arm} seed {seed}")
-    rows = [run_row(folder, owners.get(folder.id, [])) for folder in store.runs()]
-    if json_:
-        print_json(rows)
-    else:
-        for row in rows:
-            loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
-            used = clean("; ".join(row["studies"]))
-            print(f"{row['id']}  {row['status']:<9} step {row['step']:>6}  val {loss:<8} {used}")
-            if row["damage"]:
-                print(f"  {row['damage']}")
-        sweeps = f", {plural(len(store.sweeps()), 'sweep')}" if store.sweeps() else ""
-        print(f"{len(rows)} runs, {len(store.studies())} studies{sweeps} in {runs}")
-    for fault in damaged:
-        print(fault.render(), file=sys.stderr)
-    if damaged or any(row["damage"] for row in rows):
-        raise SystemExit(DataFault.exit_code)
-
-
-def run_row(folder: Any, studies: list[str]) -> dict[str, Any]:
-    """One run in short; of a damaged one, which file it is and what to do, in the place of its loss."""
-    from gpt2lab.results import damage_text
-
-    status, step, loss = folder.status(), 0, None
-    damage = folder.damage() if status in ("damaged", "failed", "partial") else None
-    if damage is None:
-        rows = folder.rows()
-        losses = [row["metrics"]["val/loss"] for row in rows if "val/loss" in row["metrics"]]
-        step, loss = rows[-1]["step"] if rows else 0, losses[-1] if losses else None
-    return {
-        "id": folder.id,
-        "status": "damaged" if damage else status,
-        "step": step,
-        "val_loss": loss,
-        "studies": studies,
-        "damage": damage and damage_text(damage),
-    }
-
-
-def show(run: Run, runs: Runs = RUNS, json_: Json = False) -> None:
-    """Show everything about one run. Identity, config, result or failure, evaluations; what is damaged by its error."""
-    from gpt2lab.errors import DataFault
-    from gpt2lab.results import damage_text
-    from gpt2lab.store import Store
-    from gpt2lab.text import harmless
-
-    damaged = False
-
-    def read(part: Callable[[], Any]) -> Any:
-        nonlocal damaged
-        try:
-            return part()
-        except DataFault as fault:
-            damaged = True
-            return {"damaged": damage_text(fault)}
-
-    folder = Store(runs).find(run)
-    about = {"id": folder.id, "status": folder.status(), "config": read(folder.config)}
-    record = {"run": read(folder.identity), "result": read(folder.result), "failure": read(folder.failure)}
-    evaluations = [read(partial(folder.evaluation, key)) for key in folder.evaluation_keys()]
-    if json_:
-        print_json({**about, **record, "evaluations": evaluations}, indent=1)
-    else:
-        config = about["config"]
-        shown = config if isinstance(config, str) else json.dumps(config or "")
-        print(harmless(f"# {folder.path}: {about['status']}\n{shown}"))
-        print_json({**record, "evaluations": evaluations}, indent=1)
-    if damaged:
-        raise SystemExit(DataFault.exit_code)
 
 
 def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
@@ -292,7 +207,7 @@ def ui(
     }
     command = [
         sys.executable, "-m", "mlflow", "server", "--artifacts-destination", str(store.root.resolve() / "artifacts"),
-        "--host", host, "--port", str(port), "--workers", "1",
+        "--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning",
     ]  # fmt: skip
     if "%" in uri and (database := sqlite_path(uri)):  # MLflow would make the folders of the quoted path
         environment["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{database.name}"

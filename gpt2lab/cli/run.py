@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2lab.cli.options import (
+    MAX_DAYS,
     OUT,
     RUNS,
     Arms,
@@ -17,6 +18,8 @@ from gpt2lab.cli.options import (
     File,
     Jobs,
     Json,
+    MaxDays,
+    Name,
     NoTracking,
     Out,
     Plugin,
@@ -25,6 +28,8 @@ from gpt2lab.cli.options import (
     Seeds,
     Set,
     checked_time,
+    confirm_time,
+    given,
     names_in,
     print_json,
     say,
@@ -50,6 +55,7 @@ def run(
     jobs: Jobs = None,
     arms: Arms = None,
     set_: Set = None,
+    name: Name = None,
     plugin: Plugin = None,
     budget: Annotated[
         str | None,
@@ -61,6 +67,7 @@ def run(
         Path | None,
         typer.Option("--machine", help="With --dry-run: plan for that machine, as `gpt2lab machine` describes it."),
     ] = None,
+    max_days: MaxDays = MAX_DAYS,
     force_exploratory: Exploratory = False,
     no_tracking: NoTracking = False,
     runs: Runs = RUNS,
@@ -76,11 +83,12 @@ def run(
     console = console_for(to_stderr=json_)
     target_machine = machine_of(machine) if machine else None
     results = []
-    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, budget=budget, machine=target_machine):
+    more: dict[str, Any] = {"name": name, "budget": budget, "machine": target_machine}
+    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, **more):
         if dry_run:
             print_plan(study, console, json_)
             continue
-        result = train(study, console, tracking=not no_tracking)
+        result = train(study, console, tracking=not no_tracking, max_days=max_days)
         finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
         results.append(result)
     refuse_failures(*results)
@@ -119,15 +127,17 @@ def scales(chosen: str | None, declared: Iterable[str]) -> list[str | None]:
     return [chosen] if chosen else list(declared) or [None]
 
 
-def train(study: Study, console: Any, *, tracking: bool) -> StudyResult:
-    """Train the unfinished runs of a study, with progress on the console."""
+def train(study: Study, console: Any, *, tracking: bool, max_days: float) -> StudyResult:
+    """Train the unfinished runs of a study, with progress on the console, if that takes at most `max_days` or the user
+    agrees. Raises EnvironmentFault."""
     from gpt2lab import api
-    from gpt2lab.planning.forecast import lines
+    from gpt2lab.planning.forecast import lines, seconds_left
     from gpt2lab.progress import display
     from gpt2lab.text import plural
 
     plan = study.plan()
-    say(console, f"{study.name}: {plan.ablation.question}", *lines(plan))
+    say(console, f"{study.name}: {plan.ablation.question}", total_line(study), *lines(plan))
+    confirm_time(seconds_left(plan, study.store), max_days, study.name)
     with display(console) as listener:
         result = api.train_study(study, tracking=tracking, on_event=listener)
     trained = len(result.endings) - len(result.failed)
@@ -159,7 +169,7 @@ def finish(
         print((out / result.name / "verdicts.json").read_text(encoding="utf-8"))
     else:
         console.print(terminal_summary(study, out))
-        say(console, *(["MLflow: gpt2lab ui"] if tracking else []))
+        say(console, *([f"MLflow: {api.command('ui', runs=given(result.store.root))}"] if tracking else []))
 
 
 def check(
@@ -171,15 +181,14 @@ def check(
     plugin: Plugin = None,
 ) -> None:
     """Report mistakes in ablation and sweep files. Prepares no data and trains nothing."""
-    from gpt2lab.config.source import read_file
     from gpt2lab.errors import ConfigError, Problem
-    from gpt2lab.planning.ablation import ladder_of, load_ablation
+    from gpt2lab.planning.ablation import ladder_of, load_ablation, read_source
     from gpt2lab.sweep.declaration import load_sweep, scales_of
 
     overrides, plugins = tuple(set_ or ()), tuple(plugin or ())
 
     def lines(file: str) -> Iterator[str]:
-        if "sweep" in read_file(file).tree:
+        if "sweep" in read_source(file)[0].tree:
             for each in scales(scale, scales_of(file)):
                 sweep = load_sweep(file, scale=each, overrides=overrides, plugins=plugins)
                 several = f"{len(sweep.arms)} searches ({', '.join(sweep.arms)})"
@@ -220,26 +229,26 @@ def machine(
 
 def print_plan(study: Study, console: Any, as_json: bool) -> None:
     """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
+    from gpt2lab.analysis.verdicts import FEWEST
     from gpt2lab.planning import forecast
     from gpt2lab.planning.runs import is_finished
+    from gpt2lab.records import replacing
     from gpt2lab.reports.sections.verdicts import next_steps
-    from gpt2lab.text import duration
+    from gpt2lab.text import plural
 
     plan, store = study.plan(), study.store
     done = {run.id for run in plan.runs() if is_finished(run, store)}
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
     seconds, machine = forecast.seconds_left(plan, store), plan.machine
+    kept = study.replaces()
     if as_json:
-        record = {"study": study.name, "arms": rows, "seconds": seconds}
+        record = {"study": study.name, "arms": rows, "seconds": seconds, "replaces": kept}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
         print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
         return
+    say(console, total_line(study))
     console.print(plan_table(f"{study.name}: {plan.ablation.question}", rows))
-    due = trials_due(plan) if plan.searches else f"{len({run.id for run in plan.runs()})} runs, {len(done)} finished"
-    lines = [
-        f"{due}; about {duration(seconds)} on {machine.device_name} ({machine.device}), {machine.jobs} at a time, "
-        f"threads each: {machine.threads}; speed from {machine.speed_from}"
-    ]
+    lines: list[str] = []
     if plan.searches:
         lines.append(
             "trials first, the same for every arm; then the seeds above at the best settings of each, and once more at "
@@ -250,7 +259,27 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     if plan.ablation.looks:
         lines.append(f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there")
     lines += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
+    lines += [replacing(study.name, kept)] if kept else []
+    if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
+        lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: no more than likely better or worse, and exploratory "
+                     f"without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip
     say(console, *lines, *forecast.lines(plan), *next_steps(study.name, store))
+
+
+def total_line(study: Study) -> str:
+    """How much there is to train, and how long it takes here."""
+    from gpt2lab.planning.forecast import seconds_left
+    from gpt2lab.planning.runs import is_finished
+    from gpt2lab.text import duration, plural
+
+    plan, machine = study.plan(), study.plan().machine
+    runs = {run.id: run for run in plan.runs()}
+    done = sum(is_finished(run, study.store) for run in runs.values())
+    due = trials_due(plan) if plan.searches else f"{plural(len(runs), 'run')}, {done} finished"
+    return (
+        f"{due}; about {duration(seconds_left(plan, study.store))} on {machine.device_name} ({machine.device}), "
+        f"{machine.jobs} at a time, threads each: {machine.threads}; speed from {machine.speed_from}"
+    )
 
 
 def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
@@ -302,8 +331,7 @@ def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
     """The arms with their costs, for a terminal."""
     from rich.text import Text
 
-    from gpt2lab.planning.space import in_short
-    from gpt2lab.text import duration
+    from gpt2lab.text import duration, in_short, memory
 
     numbers = ("parameters", "MFLOP/token", "tokens", "PFLOP", "time a run", "memory", "runs")
     table = table_of("arm", "what changes", *numbers, right=numbers, title=title)
@@ -322,7 +350,7 @@ def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
             f"{row['tokens']:,}",
             f"{row['flops'] / 1e15:,.3g}",
             duration(row["seconds_per_run"]),
-            f"{row['memory_bytes'] / 2**30:.1f} GiB",
+            memory(row["memory_bytes"]),
             f"{trials}{len(row['runs'])}{finished}",
         )
     return table
@@ -357,8 +385,10 @@ def sweep(
         bool, typer.Option("--apply", help="Write the best settings as a preset into the current folder.")
     ] = False,
     set_: Set = None,
+    name: Name = None,
     plugin: Plugin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; train nothing.")] = False,
+    max_days: MaxDays = MAX_DAYS,
     no_tracking: NoTracking = False,
     runs: Runs = RUNS,
     out: Out = OUT,
@@ -374,8 +404,9 @@ def sweep(
     for at_scale in scales(scale, scales_of(file)):
         with rich_progress() as progress:
             plan = api.open_sweep(
-                file, scale=at_scale, trials=trials, overrides=tuple(set_ or ()), plugins=tuple(plugin or ()),
-                budget=budget, jobs=jobs, audit_pruning=audit_pruning, runs=runs, progress=progress,
+                file, name=name, scale=at_scale, trials=trials, overrides=tuple(set_ or ()),
+                plugins=tuple(plugin or ()), budget=budget, jobs=jobs, audit_pruning=audit_pruning, runs=runs,
+                progress=progress,
             )  # fmt: skip
         if dry_run and json_:
             print_json({"sweep": plan.loaded.name, "searches": plan.as_record()})
@@ -383,6 +414,7 @@ def sweep(
         say(console, f"{plan.record.name}: {plan.record.question}", *plan.lines())
         if dry_run:
             continue
+        confirm_time(plan.seconds, max_days, plan.record.name)
         tracker = None if no_tracking else api.tracker_of(plan.store, plan.loaded.declared.sweep)
         with display(console) as listener:
             record = plan.train(
@@ -432,6 +464,7 @@ def noise(
     jobs: Jobs = None,
     plugin: Plugin = None,
     dry_run: DryRun = False,
+    max_days: MaxDays = MAX_DAYS,
     no_tracking: NoTracking = False,
     runs: Runs = RUNS,
     json_: Json = False,
@@ -463,7 +496,7 @@ def noise(
     if dry_run:
         print_plan(study, console, json_)
         return
-    result = train(study, console, tracking=not no_tracking)
+    result = train(study, console, tracking=not no_tracking, max_days=max_days)
     refuse_failures(result)
     show_floors([keep_floor(study.plan(), result.record, store)], console, as_json=json_)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.options import RUNS, Json, NoTracking, Plugin, Runs, Set, print_json, say
+from gpt2lab.cli.options import (
+    MAX_DAYS,
+    RUNS,
+    Json,
+    MaxDays,
+    NoTracking,
+    Plugin,
+    Runs,
+    Set,
+    confirm_time,
+    given,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from gpt2lab.experiments.single import Watch
@@ -28,6 +42,7 @@ def train(
     plugin: Plugin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the run and its cost; train nothing.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into the run's trace.json.")] = False,
+    max_days: MaxDays = MAX_DAYS,
     no_tracking: NoTracking = False,
     runs: Runs = RUNS,
     json_: Json = False,
@@ -42,7 +57,7 @@ def train(
     try:
         code = train_run(
             preset, world, overrides=tuple(set_ or ()), seed=seed, nproc=nproc or 1, plugins=tuple(plugin or ()),
-            dry_run=dry_run, profile=profile, tracking=not no_tracking, runs=runs, as_json=json_,
+            dry_run=dry_run, profile=profile, max_days=max_days, tracking=not no_tracking, runs=runs, as_json=json_,
         )  # fmt: skip
     except Gpt2labError as error:
         if world.local_rank == 0:
@@ -59,7 +74,7 @@ def train(
 def train_run(
     preset: str, world: Any, *, overrides: tuple[str, ...], nproc: int, runs: Path, tracking: bool, as_json: bool,
     seed: int | None = None, plugins: tuple[str, ...] = (), dry_run: bool = False, profile: bool = False,
-    watch: Watch | None = None,
+    max_days: float = math.inf, watch: Watch | None = None,
 ) -> int:  # fmt: skip
     """Plan the run, train it and print the result; -> the exit code. Raises what planning and training raise."""
     from gpt2lab import api
@@ -86,6 +101,7 @@ def train_run(
         single.refuse_divergence()
         report("finished already; nothing is trained", *single.result_lines())
     else:
+        confirm_time(single.seconds, max_days, preset)
         tracker = api.tracker_of(single.store, STUDY) if tracking else None
         if many:
             code = single.train_as_rank(leads=leads, on_event=PlainLines(console), tracker=tracker, watch=watch)
@@ -95,7 +111,7 @@ def train_run(
         else:
             with display(console) as listener:
                 single.train(on_event=listener, tracker=tracker, watch=watch)
-        report(*single.result_lines(), *(["MLflow: gpt2lab ui"] if tracking else []))
+        report(*single.result_lines(), *([f"MLflow: {api.command('ui', runs=given(runs))}"] if tracking else []))
     if as_json and leads:
         print_json(single.as_record())
     return 0
@@ -113,7 +129,7 @@ def baseline(
     nproc: Annotated[
         int | None, typer.Option("--nproc", help="Ranks; by default one per GPU of this machine.", min=1)
     ] = None,
-    max_days: Annotated[float, typer.Option("--max-days", help="Do not start a longer training.")] = 7,
+    max_days: MaxDays = MAX_DAYS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimate; train nothing.")] = False,
     no_tracking: NoTracking = False,
     runs: Runs = RUNS,

@@ -24,6 +24,7 @@ from gpt2lab.redaction import shown
 from gpt2lab.store import Store
 from gpt2lab.text import quantity
 from gpt2lab.tracking.addresses import check_uri, default_uri, sqlite_path
+from gpt2lab.tracking.mlflow import artifacts_elsewhere
 from gpt2lab.training.precision import choose_device
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 11), (2, 11)
@@ -85,6 +86,8 @@ def _mlflow(store: Store) -> MachineCheck:
         if file is not None:
             nearest = next(path for path in (file.parent, *file.parent.parents) if path.exists())
             problem = _refused(lambda: tempfile.TemporaryFile(dir=nearest).close())
+            if moved := artifacts_elsewhere(file, store.root / "artifacts"):
+                problem = f"it looks for artifacts in {moved[0]}, where the store was before; `gpt2lab sync` mends that"
         elif address.hostname is not None and port is not None:
             target = (address.hostname, port)
             problem = _refused(lambda: socket.create_connection(target, SERVER_SECONDS).close())

@@ -18,8 +18,8 @@ from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan, make_plan
 from gpt2lab.planning.record import study_record, with_history
 from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
-from gpt2lab.progress import Listener, RunProgress, ignore
-from gpt2lab.records import StudyRecord
+from gpt2lab.progress import Listener, Message, RunProgress, ignore
+from gpt2lab.records import StudyRecord, replacing
 from gpt2lab.results import judge
 from gpt2lab.reuse.adopt import adopt, groups, without_old_runs
 from gpt2lab.reuse.why import keep_sources
@@ -104,6 +104,11 @@ class Study:
         )
         return replace(self._make(chosen, due, None), left_out=self._first.left_out)
 
+    def replaces(self) -> str | None:
+        """The name under which the study's present record will stay when this one is trained; None without one that
+        differs."""
+        return self.store.replaced_by(study_record(self.plan(), reproduce=self.reproduce))
+
     def plan_of_all(self) -> Plan:
         """The plan up to the last declared look."""
         plan = self.plan()
@@ -131,6 +136,8 @@ class Study:
         while True:
             plan = self.plan(due)
             record = with_history(study_record(plan, reproduce=self.reproduce), self.store)
+            if kept := self.store.replaced_by(record):
+                on_event(Message(replacing(self.name, kept)))
             self.store.write_study(record)
             keep_sources((arm.arm.config for arm in plan.arms.values()), self.store)
             if plan.searches and not searched:  # once: a search that is still open afterwards has failed

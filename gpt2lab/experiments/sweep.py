@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs, repetition
 from gpt2lab.planning.tuning import Search
 from gpt2lab.progress import Listener, ignore
-from gpt2lab.records import SweepRecord
+from gpt2lab.records import SearchRecord, SweepRecord, replacing
 from gpt2lab.store import Store
 from gpt2lab.sweep.declaration import LoadedSweep, sweep_record
 from gpt2lab.text import duration, plural, quantity
@@ -79,6 +80,12 @@ class SweepPlan:
             seconds=self.record.time_budget, stays=stays,
         )  # fmt: skip
 
+    @property
+    def seconds(self) -> float:
+        """Of training all trials here, at most; no longer than the time budget."""
+        flops = sum(map(_flops, self.searches.values()))
+        return min(flops / self.machine.speed / self.machine.jobs, self.record.time_budget or math.inf)
+
     def as_record(self) -> dict[str, Any]:
         """Search -> its size and cost as plain data."""
         return {
@@ -86,7 +93,7 @@ class SweepPlan:
                 "trials": search.trials,
                 "seeds": list(search.seeds),
                 "tokens": search.tokens,
-                "flops": search.costs.flops_per_token * search.tokens * search.trials * search.settings.seeds,
+                "flops": _flops(search),
                 "space": [dimension.as_record() for dimension in search.space.dimensions],
             }
             for label, search in self.searches.items()
@@ -95,11 +102,9 @@ class SweepPlan:
     def lines(self) -> list[str]:
         """The searches and their largest cost, as sentences."""
         lines = []
-        seconds = 0.0
         for label, search in self.searches.items():
             runs = search.trials * search.settings.seeds
-            cost = search.costs.flops_per_token * search.tokens * runs
-            seconds += cost / self.machine.speed / self.machine.jobs
+            cost = _flops(search)
             named = f"{label}: " if len(self.searches) > 1 else ""
             per_trial = f" of {search.settings.seeds} runs" if search.settings.seeds > 1 else ""
             lines.append(
@@ -109,7 +114,10 @@ class SweepPlan:
         where = f"{self.machine.device_name} ({self.machine.device}), {self.machine.jobs} at a time"
         search = max(self.searches.values(), key=lambda search: search.tokens)
         lines += repetition(search.tokens, search.data)
-        return [*lines, f"at most {duration(seconds)} on {where}; speed from {self.machine.speed_from}"]
+        lines.append(f"at most {duration(self.seconds)} on {where}; speed from {self.machine.speed_from}")
+        empty = {label: SearchRecord(study=search.study, trials=[]) for label, search in self.searches.items()}
+        kept = self.store.replaced_by(self.record.with_(searches=empty))
+        return [*lines, replacing(self.record.name, kept)] if kept else lines
 
 
 def dimension_text(dimension: Any) -> str:
@@ -131,3 +139,8 @@ def coordinates(loaded: LoadedSweep, store: Store) -> dict[str, Any]:
         widths = [w for w in (model.n_embd // 2, model.n_embd, 2 * model.n_embd) if w % model.head_size == 0]
         checks = {label: coordinate_check(at_widths(arm.config, widths)) for label, arm in loaded.arms.items()}
     return {"coordinates": checks, "coordinates_of": key}
+
+
+def _flops(search: Search) -> float:
+    """Of all trials of a search, if none is pruned."""
+    return search.costs.flops_per_token * search.tokens * search.trials * search.settings.seeds

@@ -20,7 +20,7 @@ from gpt2lab.config.fitting import Complaint, Located, check, error_of, located
 from gpt2lab.config.source import Key, Place, YamlSource, dotted, expand, overlay, read_file, read_mapping
 from gpt2lab.data.curricula import LENGTH, SIZE
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, Problem, unknown
+from gpt2lab.errors import ConfigError, Problem, nearest, unknown
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.declaration import (
     CONTROL,
@@ -36,12 +36,14 @@ from gpt2lab.planning.declaration import (
     Written,
     file_problems,
     seed_list,
+    variant_name,
 )
 from gpt2lab.planning.placebo import same_function
 from gpt2lab.planning.space import RATE, Tune, check_search
 from gpt2lab.registry import SLOTS
 from gpt2lab.results import BITS, LOSS
 from gpt2lab.schema import ABSENT, convert
+from gpt2lab.shipped import found, shipped_names
 
 # Seeds are reserved by purpose, so that no verdict uses a run that was also used to choose or to plan: an ablation's
 # own seeds are 0 to 99 (what a file may name), tuning uses those from 100 on, noise floors 200 to 299, control arms
@@ -161,12 +163,19 @@ def read_source(source: str | Path | Mapping[str, Any]) -> tuple[YamlSource, Pat
     if isinstance(source, Mapping):
         text = yaml.safe_dump(json.loads(json.dumps(source, default=str)), sort_keys=False)
         return read_mapping(text, "ablation"), Path()
-    return read_file(source), Path(source).parent
+    file = found(source)
+    try:
+        return read_file(file), file.parent
+    except ConfigError as error:
+        if not file.exists() and len(file.parts) == 1 and not file.suffix:
+            raise ConfigError(unknown("ablation or sweep", file.name, shipped_names()), hint="or a YAML file") from None
+        raise error
 
 
 def load_ablation(
     source: str | Path | Mapping[str, Any],
     *,
+    name: str | None = None,
     scale: str | None = None,
     overrides: Sequence[str] = (),
     arms: Sequence[str] | None = None,
@@ -175,6 +184,7 @@ def load_ablation(
 ) -> LoadedAblation:
     """The ablation of a YAML file, or of a mapping with its content.
 
+    name:      instead of the file's, for a variant with a record and page of its own.
     scale:     preset or file instead of the file's `base`.
     overrides: `key=value`, for every arm, before the arm's own changes.
     arms:      only these; the baseline must be among them.
@@ -188,6 +198,8 @@ def load_ablation(
     problems = [located(document, complaint) for complaint in complaints]
     if declared is None:
         raise error_of(problems)
+    if name is not None:
+        declared = declared.model_copy(update={"ablation": variant_name(name)})
     problems += [located(document, complaint) for complaint in file_problems(declared, document)]
     design = declared.design()
     try:
@@ -289,7 +301,9 @@ def _chosen_arms(design: Design, requested: Sequence[str] | None) -> list[str]:
     elif len(set(requested)) < 2 and not problems:
         problems.append(Problem("--arms", "at least one arm besides the baseline is expected"))
     if problems:
-        raise ConfigError(problems, hint=f"--arms {','.join(names)}")
+        meant = {name if name in names else nearest(name, names) for name in requested} | {design.baseline}
+        meant = meant if len(meant) > 1 and design.kind != "factorial" else set(names)
+        raise ConfigError(problems, hint=f"--arms {','.join(name for name in names if name in meant)}")
     return [name for name in names if name in requested]
 
 

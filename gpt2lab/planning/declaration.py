@@ -22,11 +22,12 @@ from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.config import preset_name, preset_names
 from gpt2lab.config.fitting import Complaint
 from gpt2lab.config.source import Key, YamlSource
-from gpt2lab.errors import unknown
+from gpt2lab.errors import ConfigError, unknown
 from gpt2lab.evaluation.validation import WholeOrCount
-from gpt2lab.planning.space import RATE, Tune, bracket, in_short
+from gpt2lab.planning.space import RATE, Tune, bracket
 from gpt2lab.results import BITS, LOSS, target_name, target_of
 from gpt2lab.schema import ABSENT, Settings
+from gpt2lab.text import in_short
 
 MAX_ARMS = 100
 MAX_SEEDS = 100
@@ -219,7 +220,16 @@ class BudgetCurve(Settings):
         return tuple(sorted(budgets))
 
 
-def _file_name(name: str) -> str:
+def variant_name(name: str) -> str:
+    """A name in the place of a file's own. Raises ConfigError."""
+    try:
+        return file_name(name)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--name") from None
+
+
+def file_name(name: str) -> str:
+    """A name that files can have. Raises ValueError."""
     if not NAME.fullmatch(name) or name.endswith("."):
         raise ValueError("a name of letters, digits, _ . + - is expected, at most 64, the first a letter or digit")
     return name
@@ -250,7 +260,7 @@ def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:
     return listed
 
 
-FileName = Annotated[str, AfterValidator(_file_name)]
+FileName = Annotated[str, AfterValidator(file_name)]
 Sentence = Annotated[str, AfterValidator(_sentence)]
 Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_nothing_is_no_changes)]
 """Name -> changes by dotted key."""

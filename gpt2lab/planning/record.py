@@ -29,7 +29,18 @@ from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.runs import Run, tokens_of
-from gpt2lab.records import FORMAT, ArmRecord, BudgetPoint, Earlier, Effect, History, ScopeRecord, Shared, StudyRecord
+from gpt2lab.records import (
+    FORMAT,
+    SINGLE,
+    ArmRecord,
+    BudgetPoint,
+    Earlier,
+    Effect,
+    History,
+    ScopeRecord,
+    Shared,
+    StudyRecord,
+)
 from gpt2lab.registry import Choice, mistakes
 from gpt2lab.store import Store, now
 from gpt2lab.text import plural
@@ -106,7 +117,7 @@ def single_record(
     config = run.config
     declared = _declared(study, scale, config) | {
         "question": f"What does {scale} reach?",
-        "design": "one run",
+        "design": SINGLE,
         "baseline": label,
         "arms": {label: {"settings": digest(settings(config))[:16]}},
         "contrasts": [],

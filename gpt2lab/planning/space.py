@@ -17,6 +17,7 @@ from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.registry import Choice
 from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
+from gpt2lab.text import in_short
 
 DIGITS = 4
 """Significant digits of real-valued settings, as in 0.002135."""
@@ -332,14 +333,6 @@ class Space:
         names = [dimension.name for dimension in self.dimensions]
         points = (self.settings(dict(zip(names, values, strict=True))) for values in itertools.product(*sides))
         return list({repr(sorted(point.items())): point for point in points}.values())
-
-
-def in_short(value: Any) -> str:
-    """A written value in one line: `rotary`, `sliding_window(window=64)`, `rotary, none`."""
-    if isinstance(value, dict):
-        options = ", ".join(f"{key}={in_short(inner)}" for key, inner in value.items() if key != "name")
-        return f"{value['name']}({options})" if "name" in value else options
-    return ", ".join(map(in_short, value)) if isinstance(value, list) else str(value)
 
 
 def rounded(value: float) -> float:

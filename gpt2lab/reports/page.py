@@ -238,55 +238,67 @@ def page_place(folder: Path) -> Text:
     return Text(f"report: {index}" if index.exists() else f"report: gpt2lab report {folder.name}")
 
 
-def write_page(folder: Path, page: Page, numbers: Mapping[str, str]) -> Path:
+def write_page(folder: Path, page: Page, numbers: Mapping[str, str], declaration: int = 1) -> Path:
     """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Everything is rendered before
-    the first file is written, so a page that cannot be made leaves the previous one as it was."""
+    the first file is written, so a page that cannot be made leaves the previous one as it was. The page of an earlier
+    declaration is first copied to a folder of its own."""
     files: dict[str, str | bytes] = {f"{page.figures}{figure.name}.svg": figure.alone for figure in page.drawings}
     for ending in ("png", "pdf") if page.figures else ():
         files |= {f"{page.figures}{figure.name}.{ending}": getattr(figure, ending) for figure in page.drawings}
     files |= {page.files[0]: render_markdown(page), **numbers, "index.html": render_html(page)}
-    return write_files(folder, files)
+    return write_files(folder, files, declaration)
 
 
 def publish(folder: Path, place: Path) -> Path:
     """Copy the files of the page in `folder` to a folder of its name in `place`, which it returns. Raises DataFault
     when the page has lost one."""
     files: dict[str, str | bytes] = {}
-    for name in sorted(written_before(folder)):
+    listed, declaration = written_before(folder)
+    for name in sorted(listed):
         content = read_bytes(folder / name)
         if content is None:
             raise DataFault("is missing", where=str(folder / name), hint=f"gpt2lab report {folder.name}")
         files[name] = LOCAL[name].sub(r"\1", content.decode()) if name in LOCAL else content
-    return write_files(place / folder.name, files).parent
+    return write_files(place / folder.name, files, declaration or 1).parent
 
 
-def write_files(folder: Path, files: Mapping[str, str | bytes]) -> Path:
+def write_files(folder: Path, files: Mapping[str, str | bytes], declaration: int = 1) -> Path:
     """Write the files of a page, each in a single step and index.html last, which it returns; then remove those that
-    an earlier page wrote here and this one does not. Nothing else in the folder is touched.
+    an earlier page wrote here and this one does not. Nothing else in the folder is touched. A page of an earlier
+    `declaration` of the same name is copied to `<folder>~<number>` before.
 
     Raises ConfigError for a symbolic link in the place of a folder.
     """
     for inside in dict.fromkeys((folder, *((folder / name).parent for name in files))):
         if inside.is_symlink():
             raise ConfigError("is a symbolic link; reports are never written through one", where=str(inside))
-    before = written_before(folder)
-    write_json(folder / WRITTEN, {"files": sorted(before | files.keys())})  # first: a kill leaves nothing unlisted
+    before, earlier = written_before(folder)
+    earlier = earlier or max(1, declaration - 1)
+    beside = folder.with_name(f"{folder.name}~{earlier}")
+    if earlier < declaration and before and not beside.exists():
+        contents = {name: content for name in before if (content := read_bytes(folder / name)) is not None}
+        write_files(beside, contents, earlier)
+    # first: a kill leaves nothing unlisted
+    write_json(folder / WRITTEN, {"files": sorted(before | files.keys()), "declaration": declaration})
     for name in sorted(files, key=lambda name: name == "index.html"):
         write_atomically(folder / name, files[name])
     for stale in before - files.keys():
         path = folder / stale
         if not path.parent.is_symlink() and (path.is_file() or path.is_symlink()):
             path.unlink()
-    write_json(folder / WRITTEN, {"files": sorted(files)})
+    write_json(folder / WRITTEN, {"files": sorted(files), "declaration": declaration})
     return folder / "index.html"
 
 
-def written_before(folder: Path) -> set[str]:
-    """Names of the files that pages wrote in `folder`, by the list beside them; none where it is missing or damaged."""
+def written_before(folder: Path) -> tuple[set[str], int | None]:
+    """Names of the files that pages wrote in `folder`, by the list beside them, none where it is missing or damaged;
+    and the number of the declaration that they show, if it is known."""
     with contextlib.suppress(DataFault):
-        names = (read_json(folder / WRITTEN) or {}).get("files", [])
-        return {name for name in names if isinstance(name, str) and OF_A_PAGE.fullmatch(name)}
-    return set()
+        listed = read_json(folder / WRITTEN) or {}
+        names = {name for name in listed.get("files", []) if isinstance(name, str) and OF_A_PAGE.fullmatch(name)}
+        number = listed.get("declaration")
+        return names, number if isinstance(number, int) else None
+    return set(), None
 
 
 def render_html(page: Page) -> str:

@@ -118,7 +118,7 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
     """A study from the store. Raises ConfigError for an unknown study, DataFault for a damaged record."""
     store = Store(root)
     study = cleaned(store.study(name))
-    _check_name(study.name, store.studies(), "study", name)
+    _check_name(study.name, [*store.studies(), *store.earlier()], "study", name)
     runs = collect(study, store)
     verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory)
     arms = summaries(study, runs, verdicts)
@@ -324,7 +324,7 @@ def read_sweep(name: str, root: str | Path) -> SweepRead:
     """A sweep from the store. Raises ConfigError for an unknown name, DataFault for a damaged record."""
     store = Store(root)
     record = store.sweep(name).plain()
-    _check_name(record.get("name"), store.sweeps(), "sweep", name)
+    _check_name(record.get("name"), [*store.sweeps(), *store.earlier(kind="sweep")], "sweep", name)
     return read_record(record, store)
 
 

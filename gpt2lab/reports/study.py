@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.text import Text
 
 from gpt2lab.analysis import in_words
+from gpt2lab.records import page_folder
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
 from gpt2lab.reports.published import AGAINST, expectation
 from gpt2lab.reports.read import StudyRead, read_study
@@ -41,7 +42,7 @@ def write_report(
     read = study if isinstance(study, StudyRead) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read)
     numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page), "verdicts.tex": _latex(read)}
-    return write_page(Path(out) / read.name, page, numbers)
+    return write_page(page_folder(out, read.name), page, numbers, read.store.declaration(read.name))
 
 
 def build(read: StudyRead) -> Page:
@@ -112,7 +113,8 @@ def terminal_summary(read: StudyRead, out: str | Path = "reports") -> Group:
     lines = [Text(f"{plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
     lines += [Text(line)] if (line := holding(read)) else []
     lines += [Text(line) for c in read.verdicts.contrasts if (line := tuned.summary(read, c))]
-    return Group(terminal_table(titles, rows, study.question), *lines, page_place(Path(out) / read.name))
+    lines += [Text(f"earlier declarations: {', '.join(earlier)}")] if (earlier := read.store.earlier(read.name)) else []
+    return Group(terminal_table(titles, rows, study.question), *lines, page_place(page_folder(out, read.name)))
 
 
 def _csv(runs: Sequence[StudyRun]) -> str:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gpt2lab.analysis.wording import listed
+from gpt2lab.records import page_folder
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
 from gpt2lab.reports.read import (
     DIVERGED,
@@ -46,8 +47,9 @@ def write_sweep_report(sweep: Sweep, *, root: str | Path = "runs", out: str | Pa
     written (the old report stays).
     """
     read = _read(sweep, root)
-    page, folder, configs = build(read), Path(out) / read.name, best_configs(read)
-    index = write_page(folder, page, {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs})
+    page, folder, configs = build(read), page_folder(out, read.name), best_configs(read)
+    numbers = {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs}
+    index = write_page(folder, page, numbers, read.store.declaration(read.name, "sweep"))
     for stale in set(folder.glob("best*.yaml")) - {folder / file for file in configs}:
         stale.unlink()
     return index
@@ -248,6 +250,6 @@ def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path =
         ]
         if rows:
             shown.append(terminal_table(titles, rows, "" if read.single else label))
-    folder = Path(out) / read.name
+    folder = page_folder(out, read.name)
     files = [folder / file for file in best_files(read) if (folder / file).exists()]
     return Group(*shown, page_place(folder), *(Text(f"winning config: {file}") for file in files))

@@ -27,9 +27,10 @@ from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest,
 from gpt2lab.model import GPT, build_model
 from gpt2lab.records import StudyRecord
 from gpt2lab.registry import Choice, Misfit, Slot
-from gpt2lab.results import StudyRun, cleaned, collect, damage_text, failure_ceiling, judge_runs
+from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
 from gpt2lab.runner import sequences_at_once
 from gpt2lab.store import RunFolder, Store, now
+from gpt2lab.text import damage_text
 from gpt2lab.training.checkpoints import FILES, MODEL, checkpoints, damage
 from gpt2lab.training.precision import choose_device, set_threads
 from gpt2lab.training.state import canonical, weight_problems, weights_of

@@ -6,6 +6,7 @@ state or the new one. Imports no config class, torch or mlflow.
     runs/<run id>/evaluations/{<key>.json, windows/<key>.json, parts/<key>.json}
     runs/studies/<ablation>@<scale>.json
     runs/sweeps/<sweep>@<scale>.json
+    runs/{studies,sweeps}/earlier/<name>#<n>.json    the nth declaration, which a later one has replaced
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from gpt2lab.errors import ConfigError, DataFault, command, unknown
-from gpt2lab.records import EvaluationRecord, IdentityRecord, R, Record, ResultRecord, StudyRecord, SweepRecord
+from gpt2lab.records import NUMBERED, EvaluationRecord, IdentityRecord, Record, ResultRecord, StudyRecord, SweepRecord
 from gpt2lab.store.files import (
     DISK_FULL,
     disk_fault,
@@ -75,6 +76,7 @@ Status = Literal["absent", "partial", "running", "finished", "diverged", "failed
 NUMBERS = {int, float}
 JOURNAL_SUM = "journal_sha256"
 """What result.json says of metrics.jsonl. Runs of older versions lack it, and seals in their other files."""
+REMARKS = "remarks.json"
 CONFIG_SEAL = "# sha256: "
 ALIKE = 1e-6
 """Relative; windows keep 7 decimals of a loss, and the order of sums may differ between two evaluations."""
@@ -82,6 +84,8 @@ ALIKE = 1e-6
 RUN_ID = re.compile(r"[0-9a-f]{16}")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 LOCK_PATIENCE_SECONDS = 0.3
+
+Kept = TypeVar("Kept", StudyRecord, SweepRecord)
 
 
 def parse_rows(data: bytes, where: str) -> tuple[list[Row], int]:
@@ -184,6 +188,16 @@ class RunFolder:
 
     def write_identity(self, identity: Mapping[str, Any]) -> None:
         self._write("run.json", identity)
+
+    def remarks(self) -> dict[str, Any]:
+        """{"tags": [...], "note": "..."}: what the user has written about the run. Raises DataFault."""
+        with _remedy(f"rm {self.path / REMARKS}"):
+            written = read_json(self.path / REMARKS) or {}
+        return {"tags": list(written.get("tags", [])), "note": str(written.get("note", ""))}
+
+    def remark(self, **changed: Any) -> None:
+        """Change the `tags` or the `note` of the run."""
+        self._write(REMARKS, self.remarks() | changed)
 
     def config(self) -> str | None:
         """The resolved config as YAML text. Raises DataFault when it is not as it was written."""
@@ -404,31 +418,57 @@ def _mean_of(windows: Mapping[str, Any] | None, where: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Records(Generic[R]):
-    """Records of one kind, `study` or `sweep`, each a file in `folder` under its name."""
+class _Records(Generic[Kept]):
+    """Records of one kind, `study` or `sweep`, each a file in `folder` under its name. Those that were replaced are in
+    `earlier/`, as <name>#1, <name>#2, ..."""
 
     folder: Path
     kind: str
-    type: type[R]
+    type: type[Kept]
 
     def names(self) -> list[str]:
         return _names(self.folder)
 
-    def read(self, name: str) -> R:
+    def earlier(self, name: str) -> list[str]:
+        """Names of the declarations that were replaced, the first one first; those of all records for ""."""
+        found = (path.stem for path in (self.folder / "earlier").glob(f"{name or '*'}{NUMBERED}*.json"))
+        numbered = [name.partition(NUMBERED) for name in found]
+        order = sorted((name, int(number)) for name, _, number in numbered if number.isdecimal())
+        return [f"{name}{NUMBERED}{number}" for name, number in order]
+
+    def read(self, name: str) -> Kept:
         known = self.names()
-        matches = [name] if name in known else [full for full in known if full.partition("@")[0] == name]
+        plain, mark, number = name.partition(NUMBERED)
+        matches = [plain] if plain in known else [full for full in known if full.partition("@")[0] == plain]
         if len(matches) > 1:
             raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
-        path = self.folder / f"{matches[0] if matches else name}.json"
+        found = f"{matches[0]}{mark}{number}" if matches else name
+        if mark and matches and found not in (earlier := self.earlier(matches[0])):
+            raise ConfigError(unknown(f"earlier {self.kind}", found, earlier), hint="gpt2lab studies")
+        path = self.folder / ("earlier" if mark else "") / f"{found}.json"
         with _remedy(f"restore {command(path)} from a copy, or mv it away: the same command then declares anew"):
             data = read_json(path) if matches else None
             if data is None:
-                raise ConfigError(unknown(self.kind, name, known), hint="gpt2lab runs")
+                raise ConfigError(unknown(self.kind, name, known), hint="gpt2lab studies")
             return self.type.read(data, str(path))
 
-    def write(self, name: str, record: R) -> Path:
-        path = _file(self.folder, name, f"{self.kind} name")
+    def replaced_by(self, record: Kept) -> Kept | None:
+        """The record that would be lost when `record` is written, under the name by which it is to stay."""
+        before = self.read(record.name) if record.name in self.names() else None
+        if before is None or not record.replaces(before):
+            return None
+        earlier = self.earlier(record.name)
+        kept = before.with_(name=f"{record.name}{NUMBERED}{len(earlier) + 1}")
+        last = self.read(earlier[-1]) if earlier else None  # of a write that a kill has cut short
+        return last if last == kept.with_(name=earlier[-1] if earlier else "") else kept
+
+    def write(self, record: Kept) -> Path:
+        path = _file(self.folder, record.name, f"{self.kind} name")
         refuse_link(self.folder)
+        kept = self.replaced_by(record)
+        if kept is not None:
+            refuse_link(self.folder / "earlier")
+            write_json(self.folder / "earlier" / f"{kept.name}.json", kept.plain())
         write_json(path, record.plain())
         return path
 
@@ -481,8 +521,26 @@ class Store:
         return self._studies.read(name)
 
     def write_study(self, record: StudyRecord) -> Path:
-        """Record a study under its name; returns the file."""
-        return self._studies.write(record.name, record)
+        """Record a study under its name; returns the file. What it replaces stays, as `replaced_by` names it."""
+        return self._studies.write(record)
+
+    def replaced_by(self, record: StudyRecord | SweepRecord) -> str | None:
+        """The name under which the present record stays when this one is written; None where none would be lost."""
+        kept = (
+            self._sweeps.replaced_by(record) if isinstance(record, SweepRecord) else self._studies.replaced_by(record)
+        )
+        return kept.name if kept else None
+
+    def earlier(self, name: str = "", kind: str = "study") -> list[str]:
+        """Names of the declarations of a study or sweep that were replaced, `posenc@nano#1` first; all without a
+        name."""
+        return (self._studies if kind == "study" else self._sweeps).earlier(name)
+
+    def declaration(self, name: str, kind: str = "study") -> int:
+        """Which declaration under its name `name` is: 2 for `posenc@nano#2`, and for `posenc@nano` after one that was
+        replaced."""
+        number = name.partition(NUMBERED)[2]
+        return int(number) if number else len(self.earlier(name, kind)) + 1
 
     def sweeps(self) -> list[str]:
         """Names of the recorded sweeps, `<sweep>@<scale>`, those that belong to an ablation among them."""
@@ -493,17 +551,17 @@ class Store:
         return self._sweeps.read(name)
 
     def write_sweep(self, record: SweepRecord) -> Path:
-        """Record a sweep under its name; returns the file."""
-        return self._sweeps.write(record.name, record)
+        """Record a sweep under its name; returns the file. What it replaces stays."""
+        return self._sweeps.write(record)
 
     def kind(self, name: str) -> str:
         """Whether a name, with or without its scale, is that of a `study` or of a `sweep`; of both, a study, which
         shows the sweep that it rests on. Raises ConfigError for one that is neither."""
         known = {"study": self.studies(), "sweep": self.sweeps()}
         for kind, names in known.items():
-            if any(name in (full, full.partition("@")[0]) for full in names):
+            if any(name.partition(NUMBERED)[0] in (full, full.partition("@")[0]) for full in names):
                 return kind
-        raise ConfigError(unknown("study or sweep", name, [*known["study"], *known["sweep"]]), hint="gpt2lab runs")
+        raise ConfigError(unknown("study or sweep", name, [*known["study"], *known["sweep"]]), hint="gpt2lab studies")
 
 
 def _names(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
 from gpt2lab.planning.ablation import TUNING_SEED, Arm, base_of, read_source, resolve_arm
-from gpt2lab.planning.declaration import NAME, Change, Effect, Evaluate, Written
+from gpt2lab.planning.declaration import NAME, Change, Effect, Evaluate, FileName, Written, variant_name
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.plan import check_data
@@ -33,7 +33,7 @@ from gpt2lab.text import seconds_of
 class Sweep(SearchSettings):
     """A search for settings, as its file declares it."""
 
-    sweep: str
+    sweep: FileName
     """Its name, also of its files."""
     question: str
     """What it asks, in a sentence."""
@@ -54,13 +54,6 @@ class Sweep(SearchSettings):
     """Let every trial run to its end, and report how often pruning would have stopped the eventual best."""
     coordinates: bool = False
     """Whether the page shows how activations grow with width in every variant (the coordinate check)."""
-
-    @field_validator("sweep")
-    @classmethod
-    def _file_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name) or name.endswith("."):
-            raise ValueError("a name of letters, digits, _ . + - is expected, at most 64, the first a letter or digit")
-        return name
 
     @field_validator("question")
     @classmethod
@@ -119,6 +112,7 @@ def scales_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
 def load_sweep(
     source: str | Path | Mapping[str, Any],
     *,
+    name: str | None = None,
     scale: str | None = None,
     overrides: Sequence[str] = (),
     replaced: Mapping[str, Any] | None = None,
@@ -126,6 +120,7 @@ def load_sweep(
 ) -> LoadedSweep:
     """The sweep of a YAML file, or of the mapping that one would hold.
 
+    name:      in the place of the file's own, for a variant with a record and page of its own.
     scale:     preset or file in the place of the file's `base`.
     overrides: `key=value` for every trial.
     replaced:  settings in the place of the file's own, such as {"trials": 8}.
@@ -139,7 +134,7 @@ def load_sweep(
     problems = [located(file, complaint) for complaint in complaints]
     if declared is None:
         raise error_of(problems)
-    declared = declared.model_copy(update=dict(replaced or {}))
+    declared = declared.model_copy(update={**(replaced or {}), **({"sweep": variant_name(name)} if name else {})})
     try:
         base = base_of(declared.base, file, folder, scale, overrides)
     except ConfigError as error:

@@ -22,6 +22,8 @@ MEANINGS = (
     ("database is locked", "another process keeps the database locked"),
     ("out-of-date database schema", "the database belongs to another MLflow version (mlflow db upgrade URI)"),
 )
+DATABASE = "mlflow.db"
+"""File in the store, where no other place is given."""
 KEY_LIMIT = 250  # MLflow's own
 
 
@@ -32,7 +34,7 @@ def mlflow_name(name: str) -> str:
 
 def default_uri(root: Path) -> str:
     """Where MLflow is: at MLFLOW_TRACKING_URI, else in the file `mlflow.db` in the store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / "mlflow.db")
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / DATABASE)
 
 
 def is_server(uri: str) -> bool:

@@ -109,9 +109,10 @@ class Follower:
         left = self._delivery.undelivered() if self._delivery else 0
         if self._delivery and (left or self._failing or (self._sender and self._sender.is_alive())):
             rows = f"{left:,} rows of {self._name} are" if left else f"the last state of {self._name} is"
+            known = "" if self._delivery.answered else "known to be "  # they may have been sent before
             self._messages.put(
-                f"{rows} not delivered to {self._delivery.tracker.shown_uri}; everything is kept in {self._store.root},"
-                f" and `gpt2lab sync {self._name}` sends it later"
+                f"{rows} not {known}delivered to {self._delivery.tracker.shown_uri}; everything is kept in "
+                f"{self._store.root}, and `gpt2lab sync {self._name}` sends it later"
             )
         self._pass_on()
         return left
@@ -179,6 +180,8 @@ class Delivery:
         self._store, self._study, self._newest, self._say = store, study, study, say
         self._parent: TrackedRun | None = None
         self._failed = False
+        self.answered = False
+        """whether the tracker has said what it has"""
         self._links: dict[str, Any] = {}
         self._runs = [_Copied(arm, seed, run) for arm, seed, run in runs_of(store, study)]
 
@@ -261,6 +264,7 @@ class Delivery:
         if self._parent is None:
             with self._locked():
                 self._parent = self.tracker.open_study(self._study)
+            self.answered = True
         return self._parent
 
     def _send_run(self, run: _Copied) -> int:

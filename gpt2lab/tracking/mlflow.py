@@ -339,6 +339,20 @@ def create_database(path: Path, artifact_root: Path) -> None:
         fsync_folder(path.parent)
 
 
+def artifacts_elsewhere(database: Path, artifact_root: Path) -> list[str]:
+    """Where a database that lies beside its artifacts still looks for them, because the folder of both was moved or
+    copied; `connect` mends that for an experiment. Raises EnvironmentFault for a file that is no database."""
+    if not database.is_file() or database.resolve().parent != artifact_root.resolve().parent:
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            query = "select distinct artifact_location from experiments where artifact_location like 'file:%'"
+            places = [str(place) for (place,) in connection.execute(query)]
+    except sqlite3.Error as error:
+        raise EnvironmentFault(f"MLflow cannot be read: {error}", where=str(database)) from None
+    return [place for place in places if place != artifact_root.resolve().as_uri()]
+
+
 def connect(
     uri: str, shown_uri: str, experiment: str, artifact_root: Path, client: MlflowClient | None = None
 ) -> tuple[MlflowClient, str]:

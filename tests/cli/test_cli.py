@@ -523,15 +523,19 @@ def test_runs_are_listed_with_the_studies_that_use_them(gpt2lab: Call, store: Pa
     diverged.metrics.parent.mkdir()
     diverged.metrics.write_text('{"step": 5, "tokens": 5, "seconds": 1, "metrics": {"val/loss": NaN}}\n')
     answer = gpt2lab("runs")
-    assert answer.code == 0 and answer.out.endswith("11 runs, 1 studies in runs\n")
-    assert len(re.findall(r"^[0-9a-f]{16}  finished  step    800  val \d\.\d{4}   posenc@nano \w+ seed \d$",
-                          answer.out, re.M)) == 9  # fmt: skip
-    assert re.search(r"^1{16}  failed    step      0  val -", answer.out, re.M)
-    rows = {row["id"]: row for row in json.loads(gpt2lab("runs", "--json").out, parse_constant=refuse)}
-    assert rows["2" * 16] == {"id": "2" * 16, "status": "partial", "step": 5, "val_loss": None, "studies": [],
-                              "damage": None}  # fmt: skip
+    assert answer.code == 0 and answer.out.endswith("11 runs, 1 study in runs\n")
+    lines = [" ".join(line.split()) for line in answer.out.splitlines()]
+    assert lines[0] == "run status arm seed changes loss age study"
+    row = re.compile(r"[0-9a-f]{16} finished \w+ \d (position=\w+ )?\d\.\d{4} \S+ (\w+ )?posenc@nano")
+    assert sum(bool(row.fullmatch(line)) for line in lines) == 9
+    assert any(line.startswith("1" * 16 + " failed 0 - - - -") for line in lines)
+    rows = {row["id"]: row for row in json.loads(gpt2lab("runs", "--json").out, parse_constant=refuse)["runs"]}
+    partial = {"id": "2" * 16, "status": "partial", "step": 5, "val_loss": None, "studies": [], "damage": None}
+    assert partial.items() <= rows["2" * 16].items()
     assert sum(row["status"] == "finished" and math.isfinite(row["val_loss"]) for row in rows.values()) == 9
-    assert gpt2lab("runs", "--runs", "elsewhere").out == "0 runs, 0 studies in elsewhere\n"
+    for command in (("runs",), ("status",), ("studies",), ("show", "f"), ("clean", "--orphans")):
+        answer = gpt2lab(*command, "--runs", "elsewhere")
+        assert answer.code == 2 and "elsewhere: there is no such folder of runs" in answer.err
 
 
 def refuse(constant: str) -> None:
@@ -541,12 +545,18 @@ def refuse(constant: str) -> None:
 def test_show_tells_all_of_one_run(gpt2lab: Call, store: Path) -> None:
     run = Store(store).runs()[0]
     run.write_config("model: {n_layer: 4}\n")
-    answer = gpt2lab("show", run.id[:7])
-    assert answer.code == 0 and answer.out.startswith(f"# runs/{run.id}: finished\nmodel: {{n_layer: 4}}\n")
-    record = json.loads(answer.out.partition("\n\n")[2])
+    short = gpt2lab("show", run.id[:7])
+    assert short.code == 0 and short.out.startswith(f"{run.id}: finished, ") and len(short.out.splitlines()) <= 10
+    assert "used by   posenc@nano" in short.out and "▁" in short.out and f"files     runs/{run.id}\n" in short.out
+    answer = gpt2lab("show", run.id[:7], "--full")
+    assert answer.code == 0 and answer.out.startswith(short.out)
+    assert f"\n# runs/{run.id}: finished\nmodel: {{n_layer: 4}}\n" in answer.out
+    record = json.loads(answer.out.partition("\n\n")[2].partition("\n\n")[2])
     assert record["result"]["status"] == "finished" and record["failure"] is None
     assert len(record["evaluations"]) == 1 and record["run"]["id"] == run.id
     told = json.loads(gpt2lab("show", run.id, "--json").out)
+    summary = told.pop("summary")
+    assert summary["id"] == run.id and summary["study"] == "posenc@nano"
     assert told == {"id": run.id, "status": "finished", "config": "model: {n_layer: 4}\n", **record}
 
 

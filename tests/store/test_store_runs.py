@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
-from gpt2lab.records import Evaluation, StudyRecord, best_trial
+from gpt2lab.records import ArmRecord, Evaluation, SearchRecord, StudyRecord, SweepRecord, TrialRecord, best_trial
 from gpt2lab.store import RunFolder, Store, file_lock, temporary_beside, write_json
 
 RUN = "0123456789abcdef"
@@ -326,6 +326,63 @@ def test_studies_are_found_by_name(tmp_path: Path) -> None:
         store.study("norm")
     with pytest.raises(ConfigError, match="unknown study"):
         store.study("../studies/norm@nano")
+
+
+def test_a_record_that_another_replaces_stays_under_a_number(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = study("posenc@nano").with_(hash="1", arms={"a": ArmRecord(runs={"0": "f" * 16})})
+    store.write_study(first)
+    more = first.with_(arms={"a": ArmRecord(runs={"0": "f" * 16, "1": "e" * 16})})
+    assert store.replaced_by(more) is None  # the same declaration, further on
+    store.write_study(more)
+    other_code = first.with_(arms={"a": ArmRecord(runs={"0": "d" * 16})})
+    assert store.replaced_by(other_code) == "posenc@nano#1"
+    for record in (other_code, other_code, other_code.with_(hash="2")):
+        store.write_study(record)
+    assert store.earlier("posenc@nano") == store.earlier() == ["posenc@nano#1", "posenc@nano#2"]
+    assert store.studies() == ["posenc@nano"]
+    assert store.study("posenc#1") == store.study("posenc@nano#1") == more.with_(name="posenc@nano#1")
+    assert store.study("posenc@nano#2").hash == "1" and store.study("posenc").hash == "2"
+    assert [store.declaration(f"posenc@nano{n}") for n in ("#1", "#2", "")] == [1, 2, 3]
+    assert store.kind("posenc@nano#2") == "study"
+    with pytest.raises(ConfigError, match="unknown earlier study 'posenc@nano#3'; did you mean"):
+        store.study("posenc#3")
+
+
+def test_a_kill_between_keeping_a_record_and_replacing_it_keeps_it_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write_study(study("posenc@nano").with_(hash="1"))
+    before = path.read_bytes()
+    store.write_study(study("posenc@nano").with_(hash="2"))
+    path.write_bytes(before)
+    store.write_study(study("posenc@nano").with_(hash="2"))
+    assert store.earlier() == ["posenc@nano#1"] and store.study("posenc").hash == "2"
+
+
+def test_a_record_of_single_runs_grows_and_loses_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one = study("train@nano").with_(design="one run", hash="1", arms={"nano": ArmRecord(runs={"0": "f" * 16})})
+    two = one.with_(hash="2", arms={"nano": ArmRecord(runs={"0": "f" * 16, "1": "e" * 16})})
+    for record in (one, two):
+        store.write_study(record)
+    assert store.earlier() == []
+    store.write_study(two.with_(arms={"nano": ArmRecord(runs={"0": "d" * 16, "1": "e" * 16})}))
+    assert store.earlier() == ["train@nano#1"]
+
+
+def test_a_sweep_over_another_space_leaves_the_record_of_the_first(tmp_path: Path) -> None:
+    store, trial = Store(tmp_path), TrialRecord(slot=0, outcome="finished", settings={"optim.lr": 0.01})
+    sweep = SweepRecord(
+        name="lr@nano", sweep="lr", scale="nano", trials=4, evaluation=Evaluation(key="k"),
+        searches={"lr": SearchRecord(study="lr/lr/1", trials=[trial])},
+    )  # fmt: skip
+    store.write_sweep(sweep)
+    store.write_sweep(sweep)
+    assert store.earlier() == []
+    other = sweep.with_(searches={"lr": SearchRecord(study="lr/lr/2", trials=[])})
+    assert store.replaced_by(other) == "lr@nano#1"
+    store.write_sweep(other)
+    assert store.sweep("lr#1").searches["lr"].trials == [trial] and store.declaration("lr@nano", "sweep") == 2
 
 
 def test_a_folder_that_another_process_replaces_meanwhile_is_locked(

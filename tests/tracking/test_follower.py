@@ -186,8 +186,8 @@ def test_a_tracker_that_hangs_never_slows_polling(lab: Lab, tracker: Recorder, s
     assert follower._sender
     assert follower._sender.daemon, "the program must be able to end while the call hangs"
     assert said == [
-        f"20 rows of posenc@nano are not delivered to http://tracker; everything is kept in {lab.store.root}, and "
-        "`gpt2lab sync posenc@nano` sends it later"
+        "20 rows of posenc@nano are not known to be delivered to http://tracker; everything is kept in "
+        f"{lab.store.root}, and `gpt2lab sync posenc@nano` sends it later"
     ]
     release.set()
 

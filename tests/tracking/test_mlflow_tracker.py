@@ -16,7 +16,7 @@ from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import Store
 from gpt2lab.tracking.addresses import default_uri
 from gpt2lab.tracking.follower import Delivery, links, sync
-from gpt2lab.tracking.mlflow import MlflowTracker
+from gpt2lab.tracking.mlflow import MlflowTracker, artifacts_elsewhere
 
 Sinks = Callable[[], MlflowTracker]
 
@@ -255,7 +255,10 @@ def test_a_store_that_was_moved_keeps_its_artifacts_in_itself(
     tracker = MlflowTracker(default_uri(store.root), "gpt2lab", store.root / "mlartifacts")
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "index.html").write_text("42")
+    database, artifacts = store.root / "mlflow.db", store.root / "mlartifacts"
+    assert artifacts_elsewhere(database, artifacts) == [(lab.store.root / "mlartifacts").as_uri()]
     tracker.log_report(lab.record, tmp_path / "page")
+    assert artifacts_elsewhere(database, artifacts) == []
     look = Look(tracker)
     (parent,) = look.parents()
     for run, files in ((parent, ["report"]), (look.children(lab.run("rotary", 1))[0], ["config.yaml"])):

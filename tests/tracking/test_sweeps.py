@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from small_study import Lab, Look, Recorder, row, sweep_record, trial
 
-from gpt2lab.cli import results
+from gpt2lab.cli import manage, results
 from gpt2lab.errors import ConfigError
 from gpt2lab.store import RunFolder
 from gpt2lab.tracking.follower import Delivery, Follower, as_study, links, sync, tracked_records
@@ -242,9 +243,10 @@ def test_sync_and_runs_know_sweeps(
     sink = MlflowTracker(f"sqlite:///{lab.store.root}/mlflow.db", "lr", lab.store.root / "artifacts")
     (parent,) = Look(sink).parents()
     assert [one.path for one in Look(sink).client.list_artifacts(parent.info.run_id, "report")] == ["report/sweep.json"]
-    results.runs(lab.store.root)
+    manage.runs(runs=lab.store.root)
     out = capsys.readouterr().out
-    assert "lr@nano trial 000 seed 100" in out and out.endswith(f"1 runs, 1 studies, 1 sweep in {lab.store.root}\n")
+    assert re.search(r"trial 000 +100 .*lr@nano", out)
+    assert out.endswith(f"1 run, 1 study, 1 sweep in {lab.store.root}\n")
 
 
 def test_the_user_interface_links_to_a_sweep_and_says_how_to_open_optunas(

@@ -1,0 +1,372 @@
+"""Commands that list and manage what is in the store: studies, runs, status, show, diff, curves, tag, note, clean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpt2lab.cli.options import OUT, RUNS, Json, Out, Run, Runs, print_json, say, store_at, table_of
+
+Where = Annotated[
+    str | None,
+    typer.Option("--where", help='Conditions, as "arm=rotary and val<2.0". Keys: columns, slots, settings.'),
+]
+DIFF_POINTS = 8
+"""Steps at which `diff` shows both curves."""
+
+
+def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
+    """List studies and sweeps, with earlier declarations. `gpt2lab report NAME#1` opens the page of an earlier one."""
+    from rich.text import Text
+
+    from gpt2lab.errors import DataFault
+    from gpt2lab.progress import console_for
+    from gpt2lab.text import plural
+
+    store, damaged, rows = store_at(runs), list[DataFault](), list[dict[str, Any]]()
+    for kind, names in (("study", store.studies()), ("sweep", store.sweeps())):
+        for current in names:
+            for name in (*store.earlier(current, kind), current):
+                try:
+                    rows.append(study_row(store, kind, name, out))
+                except DataFault as fault:
+                    damaged.append(fault)
+    if json_:
+        print_json({"studies": rows})
+    else:
+        console = console_for()
+        numbers = ("arms", "seeds", "runs")
+        table = table_of("name", "declared", *numbers, "page", right=numbers)
+        for row in rows:
+            cells = (row["name"], row["declared"][:16].replace("T", " "), str(len(row["arms"])), str(row["seeds"]),
+                     f"{row['finished']} of {row['runs']}", row["page"] or "-")  # fmt: skip
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        counts = plural(len(store.studies()), "study"), plural(len(store.sweeps()), "sweep")
+        say(console, f"{', '.join(counts)} in {runs}")
+    for damage in damaged:
+        print(damage.render(), file=sys.stderr)
+    if damaged:
+        raise SystemExit(DataFault.exit_code)
+
+
+def study_row(store: Any, kind: str, name: str, out: Any) -> dict[str, Any]:
+    """One study or sweep in short, as plain data. Raises DataFault."""
+    from gpt2lab.records import page_folder, run_ids
+
+    record = store.study(name) if kind == "study" else store.sweep(name)
+    ids, page = run_ids(record), page_folder(out, name) / "index.html"
+    finished = sum(store.run(run).status() in ("finished", "diverged") for run in ids)
+    arms = list(record.arms if kind == "study" else record.searches)
+    return {
+        "name": name, "kind": kind, "question": record.question, "declared": record.created, "arms": arms,
+        "seeds": len(record.seeds), "runs": len(ids), "finished": finished, "reproduce": record.reproduce,
+        "page": str(page) if page.is_file() else None,
+    }  # fmt: skip
+
+
+def runs(
+    where: Where = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="A column, as val; -val for the other way round. Newest first.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Show so many.", min=1)] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print all columns as CSV.")] = False,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:
+    """List the runs of the store. Shows what each changes, what it reached, and the study that uses it."""
+    from rich.text import Text
+
+    from gpt2lab.errors import DataFault
+    from gpt2lab.listing import COLUMNS, age, ordered, run_rows, selected
+    from gpt2lab.progress import console_for
+    from gpt2lab.text import clean, in_short, plural
+
+    store, damaged = store_at(runs), list[DataFault]()
+    rows = ordered(selected(run_rows(store, damaged.append), where, store), sort)[:limit]
+    if json_:
+        print_json({"runs": rows})
+    elif csv:
+        from gpt2lab.reports.page import csv_text
+
+        cells = [[_flat(row[name]) for name in COLUMNS] for row in rows]
+        print(csv_text([COLUMNS, *cells]), end="")
+    else:
+        console = console_for()
+        table = table_of("run", "status", "arm", "seed", "changes", "loss", "age", "study", right=("loss", "age"))
+        for row in rows:
+            loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
+            changes = ", ".join(f"{key.rpartition('.')[2]}={in_short(value)}" for key, value in row["changes"].items())
+            status = row["status"] if row["status"] in ("finished", "diverged") else f"{row['status']} {row['step']}"
+            marks = "".join(f" #{tag}" for tag in row["tags"])
+            cells = [row["id"], status, row["arm"] or "-", row["seed"] or "-", changes, loss, age(row["ended"]),
+                     (row["study"] or "-") + marks]  # fmt: skip
+            table.add_row(*(Text(clean(cell)) for cell in cells))
+        if rows:
+            console.print(table)
+        say(console, *(f"{row['id']}: {row['damage']}" for row in rows if row["damage"]))
+        counts = [plural(len(rows), "run"), plural(len(store.studies()), "study")]
+        counts += [plural(len(store.sweeps()), "sweep")] if store.sweeps() else []
+        say(console, f"{', '.join(counts)} in {runs}")
+    for damage in damaged:
+        print(damage.render(), file=sys.stderr)
+    if damaged or any(row["damage"] for row in rows):
+        raise SystemExit(DataFault.exit_code)
+
+
+def _flat(value: Any) -> Any:
+    """A cell of a CSV file."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def status(runs: Runs = RUNS, json_: Json = False) -> None:
+    """Show what trains now in this runs folder, here and on other machines that share it."""
+    from gpt2lab.listing import age, run_row, uses
+    from gpt2lab.progress import console_for
+
+    store = store_at(runs)
+    working = [folder for folder in store.runs() if folder.holder()]
+    used = uses(store, lambda _: None) if working else {}
+    rows = [run_row(folder, used.get(folder.id, [])) | {"holder": folder.holder()} for folder in working]
+    if json_:
+        print_json({"running": rows})
+        return
+    console = console_for()
+    for row in rows:
+        holder, loss = row["holder"], "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
+        what = "; ".join(row["studies"]) or "no study"
+        say(console, f"{row['id']}  {what}  step {row['step']}  val {loss}  last row {age(row['ended'])} ago  "
+                     f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}")  # fmt: skip
+    say(console, *([] if rows else [f"nothing trains in {runs}"]))
+
+
+def show(
+    run: Run,
+    full: Annotated[bool, typer.Option("--full", help="Config, identity, result and evaluations as well.")] = False,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:
+    """Show one run in short: study, arm, loss, curve, time, files. What is damaged is shown by its error."""
+    from gpt2lab.errors import DataFault
+    from gpt2lab.listing import run_row, uses
+    from gpt2lab.progress import console_for
+    from gpt2lab.text import damage_text, harmless
+
+    damaged = False
+
+    def read(part: Callable[[], Any]) -> Any:
+        nonlocal damaged
+        try:
+            return part()
+        except DataFault as fault:
+            damaged = True
+            return {"damaged": damage_text(fault)}
+
+    store = store_at(runs)
+    folder = store.find(run)
+    row = run_row(folder, uses(store, lambda _: None).get(folder.id, []))
+    damaged = bool(row["damage"])
+    if full or json_:
+        about = {"id": folder.id, "status": folder.status(), "config": read(folder.config)}
+        record = {"run": read(folder.identity), "result": read(folder.result), "failure": read(folder.failure)}
+        evaluations = [read(partial(folder.evaluation, key)) for key in folder.evaluation_keys()]
+    if json_:
+        print_json({**about, **record, "evaluations": evaluations, "summary": row}, indent=1)
+    else:
+        say(console_for(), *summary_lines(folder, row), wrap=False)
+        if full:
+            config = about["config"]
+            shown = config if isinstance(config, str) else json.dumps(config or "")
+            print(harmless(f"\n# {folder.path}: {about['status']}\n{shown}"))
+            print_json({**record, "evaluations": evaluations}, indent=1)
+    if damaged:
+        raise SystemExit(DataFault.exit_code)
+
+
+def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
+    """A run in ten lines."""
+    from gpt2lab.listing import age, curve_of, sparkline
+    from gpt2lab.text import quantity, time_taken
+
+    head = [f"{row['id']}: {row['status']}, {age(row['ended'])} ago"]
+    head += [f"used by   {use}" for use in row["studies"][:3]] or ["used by   no study"]
+    if row["damage"]:
+        return [*head, f"damaged   {row['damage']}"]
+    changes = ", ".join(f"{key}={value}" for key, value in row["changes"].items())
+    result, curve = folder.result() or {}, curve_of(folder)
+    tokens = result.get("tokens") or max((line.get("tokens", 0) for line in folder.rows()), default=0)
+    speed = f" at {quantity(row['tokens_per_second'])} tokens/s" if row["tokens_per_second"] else ""
+    loss = f"{row['val_loss']:.4f} nats at step {row['step']:,}" if row["val_loss"] is not None else "none yet"
+    lines = [*head, f"changes   {changes or 'nothing'}", f"val/loss  {loss}"]
+    if len(curve) > 1:
+        lines.append(f"curve     {sparkline([value for _, value in curve])}  {curve[0][1]:.3g} to {curve[-1][1]:.4g}")
+    train = [value for _, value in curve_of(folder, "train/loss")]
+    lines += [f"training  {sparkline(train)}  {train[0]:.3g} to {train[-1]:.4g}"] if len(train) > 1 else []
+    lines.append(f"tokens    {quantity(tokens)} in {time_taken(row['seconds'] or 0.0)}{speed}")
+    lines += [f"failed    {result['reason']}"] if result.get("reason") else []
+    failure = folder.failure() or {}
+    lines += [f"failed    {failure.get('reason')}"] if failure else []
+    if row["tags"] or row["note"]:
+        lines.append(f"remarks   {' '.join(f'#{tag}' for tag in row['tags'])} {row['note']}".rstrip())
+    return [*lines, f"files     {folder.path}", f"more      gpt2lab show {row['id'][:8]} --full"]
+
+
+def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
+    """Compare two runs: settings that differ, and validation loss at the same steps."""
+    from rich.text import Text
+
+    from gpt2lab.listing import config_of, curve_of
+    from gpt2lab.progress import console_for
+    from gpt2lab.text import signed
+
+    store = store_at(runs)
+    a, b = store.find(run_a), store.find(run_b)
+    ours, theirs = config_of(a), config_of(b)
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    settings = [{"key": key, "a": ours.get(key), "b": theirs.get(key)} for key in keys]
+    left, right = dict(curve_of(a)), dict(curve_of(b))
+    steps = sorted(left.keys() & right.keys())
+    if json_:
+        curve = [{"step": step, "a": left[step], "b": right[step]} for step in steps]
+        print_json({"a": a.id, "b": b.id, "settings": settings, "curve": curve})
+        return
+    console = console_for()
+    table = table_of("", a.id, b.id)
+    for setting in settings:
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in setting.values()))
+    console.print(table) if settings else say(console, f"{a.id} and {b.id}: the same settings")
+    if steps:
+        shown = sorted({steps[round(i * (len(steps) - 1) / (DIFF_POINTS - 1))] for i in range(DIFF_POINTS)})
+        table = table_of("step", a.id, b.id, "second - first", right=("step", a.id, b.id, "second - first"))
+        for step in shown:
+            change = signed(right[step] - left[step])
+            table.add_row(f"{step:,}", f"{left[step]:.4f}", f"{right[step]:.4f}", change)
+        console.print(table)
+    say(console, f"what else differs, code included: gpt2lab why {a.id[:8]} {b.id[:8]}")
+
+
+def curves(
+    name: Annotated[str, typer.Argument(help="A study, such as posenc@nano.", metavar="NAME")],
+    file: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.", metavar="FILE", dir_okay=False)],
+    runs: Runs = RUNS,
+) -> None:
+    """Write every curve of a study to a file. Columns arm, seed, step, metric, value."""
+    from gpt2lab.errors import ConfigError, EnvironmentFault
+    from gpt2lab.results import load_results
+    from gpt2lab.text import plural
+
+    if file.suffix not in (".csv", ".parquet"):
+        raise ConfigError("a name that ends with .csv or .parquet is expected", where=str(file), hint="curves.csv")
+    store_at(runs)
+    frame = load_results(name, runs)
+    try:
+        frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write: {error.strerror or error}", where=str(file)) from None
+    print(f"{file}: {plural(len(frame), 'value')} of {plural(frame['metric'].nunique(), 'metric')}")
+
+
+def tag(
+    run: Run,
+    tags: Annotated[list[str], typer.Argument(help="Words to find it by; -WORD takes one away.", metavar="TAG...")],
+    runs: Runs = RUNS,
+) -> None:
+    """Tag a run, for `gpt2lab runs --where tags=WORD`. A leading minus, after --, takes a tag away."""
+    folder = store_at(runs).find(run)
+    kept = folder.remarks()["tags"]
+    for word in tags:
+        kept = [other for other in kept if other != word.removeprefix("-")]
+        kept += [] if word.startswith("-") else [word]
+    folder.remark(tags=kept)
+    print(f"{folder.id}: {' '.join(f'#{word}' for word in kept) or 'no tags'}")
+
+
+def note(
+    run: Run,
+    text: Annotated[str, typer.Argument(help="What to remember; empty to forget.", metavar="TEXT")],
+    runs: Runs = RUNS,
+) -> None:
+    """Write a note about a run. `show` and `runs --json` have it."""
+    folder = store_at(runs).find(run)
+    folder.remark(note=text)
+    print(f"{folder.id}: {text or 'no note'}")
+
+
+def clean(
+    orphans: Annotated[bool, typer.Option("--orphans", help="Runs that no study or sweep names.")] = False,
+    where: Where = None,
+    older: Annotated[str | None, typer.Option("--older", help="Only those that ended before, as 30d or 12h.")] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Delete only the checkpoints; results and curves stay.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Delete runs, or their checkpoints, after asking. Runs at work and records of studies stay."""
+    from gpt2lab.errors import ConfigError, EnvironmentFault, LockHeld
+    from gpt2lab.listing import age, run_rows, selected
+    from gpt2lab.progress import console_for
+    from gpt2lab.text import memory, plural
+
+    if not (orphans or where or older):
+        raise ConfigError(
+            "which runs? --orphans, --where or --older is expected", hint="gpt2lab clean --orphans --dry-run"
+        )
+    store, console = store_at(runs), console_for()
+    rows = selected(run_rows(store, _refuse_damaged), where, store)
+    rows = [row for row in rows if row["status"] != "running" and not (orphans and row["studies"])]
+    rows = [row for row in rows if older is None or _is_older(row, older)]
+    folders = {row["id"]: [store.run(row["id"]).path] for row in rows}
+    if checkpoints:
+        folders = {run: [path / part for part in ("checkpoints", "replay")] for run, [path] in folders.items()}
+    sizes = {run: sum(map(_size, paths)) for run, paths in folders.items()}
+    rows = [row for row in rows if sizes[row["id"]]]
+    say(console, *(f"{row['id']}  {memory(sizes[row['id']])}  {age(row['ended'])}  "
+                   f"{'; '.join(row['studies']) or 'no study'}" for row in rows))  # fmt: skip
+    what = f"{plural(len(rows), 'run')}, {memory(sum(sizes[row['id']] for row in rows))}"
+    what = f"the checkpoints of {what}" if checkpoints else what
+    if dry_run or not rows:
+        say(console, f"would delete {what}" if rows else "nothing to delete")
+        return
+    if not yes and not (sys.stdin.isatty() and typer.confirm(f"delete {what}?", err=True)):
+        raise EnvironmentFault(f"nothing is deleted without an answer: {what}", where=str(runs), hint="--yes")
+    for row in rows:
+        try:
+            with store.run(row["id"]).lock():
+                for path in folders[row["id"]]:
+                    shutil.rmtree(path, ignore_errors=True)
+        except LockHeld as held:
+            print(held.render(), file=sys.stderr)
+    say(console, f"deleted {what}")
+
+
+def _refuse_damaged(fault: Any) -> None:
+    """What a damaged record names is not known, so that no run can be called an orphan."""
+    raise fault
+
+
+def _is_older(row: dict[str, Any], than: str) -> bool:
+    from datetime import UTC, datetime
+
+    from gpt2lab.errors import ConfigError
+    from gpt2lab.text import seconds_of
+
+    try:
+        seconds = seconds_of(than)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--older", hint="--older 30d") from None
+    ended = row["ended"]
+    return bool(ended) and (datetime.now(UTC) - datetime.fromisoformat(ended)).total_seconds() > seconds
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -1,0 +1,237 @@
+"""Runs as rows: what each is, what it reached, which studies use it; filtered, sorted and compared."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+import yaml
+
+from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.records import SINGLE, StudyRecord, SweepRecord
+from gpt2lab.schema import flatten
+from gpt2lab.store import RunFolder, Store
+from gpt2lab.text import damage_text
+
+Row = dict[str, Any]
+COLUMNS = (
+    "id", "status", "study", "arm", "seed", "changes", "step", "val_loss", "seconds", "tokens_per_second", "ended",
+    "tags", "note",
+)  # fmt: skip
+"""Of a row, in the order of a CSV file; `studies`, `components` and `damage` are beside them."""
+ALIASES = {"val": "val_loss", "loss": "val_loss", "run": "id", "name": "study", "age": "ended"}
+CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a run is in a study or sweep."""
+
+    study: str
+    arm: str
+    seed: str
+    changes: Mapping[str, Any]
+    components: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.study} {self.arm} seed {self.seed}"
+
+
+def uses(store: Store, on_damage: Callable[[DataFault], None]) -> dict[str, list[Use]]:
+    """Run id -> what studies and sweeps use it for, those with current declarations first."""
+    found: dict[str, list[Use]] = {}
+    reads: list[tuple[Callable[[str], Any], list[str]]] = [
+        (store.study, [*store.studies(), *store.earlier()]),
+        (store.sweep, [*store.sweeps(), *store.earlier(kind="sweep")]),
+    ]
+    for read, names in reads:
+        for name in names:
+            try:
+                record = read(name)
+            except DataFault as fault:
+                on_damage(fault)
+                continue
+            for run, use in _of_sweep(record) if isinstance(record, SweepRecord) else _of_study(record):
+                found.setdefault(run, []).append(use)
+    return found
+
+
+def _of_study(record: StudyRecord) -> Iterator[tuple[str, Use]]:
+    shared = dict(_settings(record.reproduce)) if record.design != SINGLE else {}
+    for name, arm in record.arms.items():
+        label = dict(item.split("=", 1) for item in name.split() if "=" in item) if record.design == SINGLE else {}
+        changes = {**shared, **label, **arm.changes}
+        labelled = {run: seed for seed, run in arm.runs.items()}
+        trials = arm.bracket.trials if arm.bracket else ()
+        labelled = {trial.run: f"{trial.seed} lr x{trial.factor:g}" for trial in trials} | labelled
+        labelled = {run: f"{seed} shared" for seed, run in (arm.shared.runs if arm.shared else {}).items()} | labelled
+        curve = {run: f"{seed} {point.budget:g}x" for point in arm.curve for seed, run in point.runs.items()}
+        for run, seed in (curve | labelled).items():
+            yield run, Use(record.name, name, seed, changes, arm.components)
+
+
+def _of_sweep(record: SweepRecord) -> Iterator[tuple[str, Use]]:
+    for label, search in record.searches.items():
+        named = f"{label} " if len(record.searches) > 1 else ""
+        for trial in search.trials:
+            for seed, run in trial.runs.items():
+                yield run, Use(record.name, f"{named}trial {trial.index:03d}", seed, trial.settings, search.components)
+
+
+def _settings(command: str) -> Iterator[tuple[str, str]]:
+    """What `--set` sets in a command line."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return
+    for option, value in pairwise(words):
+        if option == "--set" and "=" in value:
+            key, _, text = value.partition("=")
+            yield key, text
+
+
+def run_rows(store: Store, on_damage: Callable[[DataFault], None]) -> list[Row]:
+    """Every run of the store, the newest first."""
+    used = uses(store, on_damage)
+    rows = [run_row(folder, used.get(folder.id, [])) for folder in store.runs()]
+    return sorted(rows, key=lambda row: row["ended"] or "", reverse=True)
+
+
+def run_row(folder: RunFolder, used: Sequence[Use]) -> Row:
+    """One run; of a damaged one `damage` says which file it is and what to do."""
+    status = folder.status()
+    damage = folder.damage() if status in ("damaged", "failed", "partial") else None
+    row: Row = dict.fromkeys(COLUMNS) | {"id": folder.id, "step": 0, "tags": [], "changes": {}, "components": {}}
+    row |= {"status": "damaged" if damage else status, "damage": damage and damage_text(damage)}
+    if used:
+        first = used[0]
+        row |= {"study": first.study, "arm": first.arm, "seed": first.seed}
+        row |= {"changes": dict(first.changes), "components": dict(first.components)}
+    row["studies"] = [str(use) for use in used]
+    if damage is None:
+        journal, result, remarks = folder.rows(), folder.result() or {}, folder.remarks()
+        losses = [line["metrics"]["val/loss"] for line in journal if "val/loss" in line["metrics"]]
+        row |= {"step": journal[-1]["step"] if journal else 0, "val_loss": losses[-1] if losses else None}
+        row |= {"seconds": journal[-1].get("seconds") if journal else None, **remarks}
+        row |= {"tokens_per_second": result.get("tokens_per_second"), "ended": result.get("finished_at")}
+    if row["ended"] is None and folder.metrics.exists():
+        row["ended"] = datetime.fromtimestamp(folder.metrics.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    return row
+
+
+def selected(rows: Sequence[Row], where: str | None, store: Store) -> list[Row]:
+    """The rows for which all conditions hold: `arm=rotary and val<2.0 and optim.lr>=0.002`. Keys are columns, slots of
+    components, and settings of the config; the operators are =, !=, <, <=, >, >= and ~ (contains). Raises
+    ConfigError."""
+    found = list(rows)
+    for part in re.split(r"\s+and\s+", where.strip()) if where else ():
+        match = CONDITION.fullmatch(part)
+        if match is None:
+            raise ConfigError(f"'{part}' is not KEY=VALUE", where="--where", hint='--where "arm=rotary and val<2.0"')
+        key, operator, wanted = match.groups()
+        key = ALIASES.get(key, key)
+        values = {row["id"]: _value(row, key, store) for row in found}
+        if found and all(value is ABSENT for value in values.values()):
+            known = {*COLUMNS, *ALIASES, *(slot for row in found for slot in row["components"])}
+            raise ConfigError(unknown("column", key, known), where="--where", hint="or a setting, as optim.lr<0.01")
+        found = [row for row in found if _holds(values[row["id"]], operator, wanted)]
+    return found
+
+
+ABSENT = object()
+
+
+def _value(row: Row, key: str, store: Store) -> Any:
+    """A column, the component in a slot, or a setting of the run's config."""
+    if key in row:
+        return row[key]
+    if key in row["components"]:
+        return row["components"][key]
+    config = config_of(store.run(row["id"])) if row["status"] != "damaged" else {}
+    named = {name.rpartition(".")[2]: value for name, value in config.items()} | config
+    return named.get(key, ABSENT)
+
+
+def _holds(value: Any, operator: str, wanted: str) -> bool:
+    if value is ABSENT or value is None:
+        return operator == "!="
+    if isinstance(value, list):
+        present = wanted in value
+        return present if operator in ("=", "==", "~") else not present if operator == "!=" else False
+    if operator == "~":
+        return wanted.lower() in str(value).lower()
+    if operator in ("=", "==", "!="):
+        text = str(value)
+        same = wanted in (text, text.partition("@")[0]) or _number(text) == _number(wanted) is not None
+        return same == (operator != "!=")
+    one, other = _number(str(value)), _number(wanted)
+    if one is None or other is None:
+        smaller, same = str(value) < wanted, str(value) == wanted
+    else:
+        smaller, same = one < other, one == other
+    return {"<": smaller, "<=": smaller or same, ">": not (smaller or same), ">=": not smaller}[operator]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def ordered(rows: Sequence[Row], by: str | None) -> list[Row]:
+    """Sorted by a column, `-val` the other way round; runs without a value come last. Raises ConfigError."""
+    if by is None:
+        return list(rows)
+    key = ALIASES.get(by.lstrip("-"), by.lstrip("-"))
+    if key not in COLUMNS:
+        raise ConfigError(unknown("column", key, [*COLUMNS, *ALIASES]), where="--sort", hint="--sort val")
+    numbered = [row for row in rows if isinstance(row[key], (int, float)) and row[key] == row[key]]
+    texts = [row for row in rows if row[key] not in (None, "", []) and not isinstance(row[key], (int, float))]
+    with_values = sorted(numbered, key=lambda row: row[key]) + sorted(texts, key=lambda row: str(row[key]))
+    if by.startswith("-"):
+        with_values.reverse()
+    return [*with_values, *(row for row in rows if all(row is not other for other in with_values))]
+
+
+def config_of(folder: RunFolder) -> dict[str, Any]:
+    """The resolved config by dotted key, every scalar as it is written; nothing where it is damaged."""
+    try:
+        return dict(flatten(yaml.load(folder.config() or "{}", Loader=yaml.BaseLoader)))
+    except (DataFault, yaml.YAMLError):
+        return {}
+
+
+def curve_of(folder: RunFolder, metric: str = "val/loss") -> list[tuple[int, float]]:
+    """(step, value) of one metric. Raises DataFault."""
+    return [(row["step"], row["metrics"][metric]) for row in folder.rows() if metric in row["metrics"]]
+
+
+def sparkline(values: Sequence[float], width: int = 56) -> str:
+    """A curve in one line of text, its least value lowest."""
+    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    if not finite:
+        return ""
+    if len(finite) > width:
+        finite = [finite[round(i * (len(finite) - 1) / (width - 1))] for i in range(width)]
+    low, high = min(finite), max(finite)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / (high - low)) if high > low else 0] for value in finite)
+
+
+def age(moment: str | None) -> str:
+    """How long ago a moment was: `4 min`, `3 h`, `12 d`."""
+    if not moment:
+        return "-"
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    except (ValueError, TypeError):
+        return "-"
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
