@@ -106,10 +106,10 @@ def runs(
             loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
             changes = ", ".join(f"{key.rpartition('.')[2]}={in_short(value)}" for key, value in row["changes"].items())
             status = row["status"] if row["status"] in ("finished", "diverged") else f"{row['status']} {row['step']}"
-            marks = "".join(f" #{tag}" for tag in row["tags"])
-            cells = [row["id"], status, row["arm"] or "-", row["seed"] or "-", changes, loss, age(row["ended"]),
-                     (row["study"] or "-") + marks]  # fmt: skip
-            table.add_row(*(Text(clean(cell)) for cell in cells))
+            study = (row["study"] or "-") + "".join(f" #{tag}" for tag in row["tags"])
+            shown: list[Any] = [row["id"], status, row["arm"] or "-", row["seed"] or "-", changes, loss]
+            shown += [age(row["ended"]), study]
+            table.add_row(*(Text(clean(cell)) for cell in shown))
         if rows:
             console.print(table)
         say(console, *(f"{row['id']}: {row['damage']}" for row in rows if row["damage"]))

@@ -20,7 +20,7 @@ FILE = "gpt2lab.toml"
 OPTIONS = {"plugins": "plugin", "scale": "scale", "runs": "runs", "reports": "out", "jobs": "jobs",
            "tracking": "no_tracking"}  # fmt: skip
 """Key of the file -> parameter of commands."""
-TYPES: dict[str, type | tuple[type, ...]] = {"plugins": list, "jobs": int, "tracking": (str, bool)}
+TYPES: dict[str, Any] = {"plugins": list, "jobs": int, "tracking": (str, bool)}
 
 
 def project_file() -> Path | None:
@@ -46,6 +46,7 @@ def project_options() -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(file)) from None
     options: dict[str, Any] = {}
+    value: Any
     for key, value in written.items():
         if key not in OPTIONS:
             raise ConfigError(unknown("key", key, OPTIONS), where=str(file))
