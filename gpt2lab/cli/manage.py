@@ -112,7 +112,7 @@ def runs(
             table.add_row(*(Text(clean(cell)) for cell in shown))
         if rows:
             console.print(table)
-        say(console, *(f"{row['id']}: {row['damage']}" for row in rows if row["damage"]))
+        say(console, *(f"{row['id']}: {row['damage']}" for row in rows if row["damage"]), wrap=False)
         counts = [plural(len(rows), "run"), plural(len(store.studies()), "study")]
         counts += [plural(len(store.sweeps()), "sweep")] if store.sweeps() else []
         say(console, f"{', '.join(counts)} in {runs}")

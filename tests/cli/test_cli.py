@@ -219,7 +219,8 @@ def test_damaged_data_and_machines_have_codes_of_their_own(gpt2lab: Call, store:
     damaged.metrics.write_bytes(b"{\n" + damaged.metrics.read_bytes())
     answer = gpt2lab("runs")
     assert answer.code == 4 and answer.out.count("  finished  ") == 8
-    line = rf"^{damaged.id}  damaged .*\n  runs/{damaged.id}/metrics.jsonl: line 1 is damaged \(try: mv .*\)$"
+    assert re.search(rf"^{damaged.id}  damaged ", answer.out, re.M)
+    line = rf"^{damaged.id}: runs/{damaged.id}/metrics.jsonl: line 1 is damaged \(try: mv .*\)$"
     assert re.search(line, answer.out, re.M)
 
 
@@ -230,6 +231,7 @@ def test_a_bug_is_one_line_and_the_name_of_a_file(
         raise RuntimeError("boom\nand more")
 
     monkeypatch.setattr(Store, "runs", broken)
+    (tmp_path / "runs").mkdir()
     traces = tmp_path / "state-home" / "gpt2lab" / "traces"
     for count in range(25):
         traces.mkdir(parents=True, exist_ok=True)
@@ -289,11 +291,12 @@ def test_debug_shows_the_trace_of_a_users_error(gpt2lab: Call) -> None:
     assert "Traceback" not in gpt2lab("components", "mpl").err
 
 
-def test_an_interrupt_is_quiet(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_quiet(gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "runs", interrupted)
+    (tmp_path / "runs").mkdir()
     answer = gpt2lab("runs")
     assert (answer.code, answer.out, answer.err) == (130, "", "")
 
