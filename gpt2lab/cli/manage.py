@@ -128,7 +128,7 @@ def _flat(value: Any) -> Any:
 
 
 def status(runs: Runs = RUNS, json_: Json = False) -> None:
-    """Show what trains now in this runs folder, here and on other machines that share it."""
+    """Show what trains now. Also on other machines that share the folder of runs."""
     from gpt2lab.listing import age, run_row, uses
     from gpt2lab.progress import console_for
 
@@ -220,7 +220,7 @@ def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
 
 
 def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
-    """Compare two runs: settings that differ, and validation loss at the same steps."""
+    """Compare two runs. Settings that differ, and validation loss at the same steps."""
     from rich.text import Text
 
     from gpt2lab.listing import config_of, curve_of
