@@ -57,7 +57,7 @@ class Pages:
     def file(self, name: str, file: str) -> bytes | None:
         """A file of a page that gpt2lab wrote; None for any other."""
         folder = self.out / name
-        return (folder / file).read_bytes() if file in written_before(folder) and (folder / file).is_file() else None
+        return (folder / file).read_bytes() if file in written_before(folder)[0] and (folder / file).is_file() else None
 
     def _runs(self, name: str) -> Iterator[str]:
         if name in self.store.studies():

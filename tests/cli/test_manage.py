@@ -25,7 +25,7 @@ Call = Callable[..., Any]
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, which takes most of the time."""
     monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "png", lambda _: b"")
+    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
 
 
 def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(

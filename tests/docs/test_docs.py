@@ -194,8 +194,8 @@ def test_every_command_in_pages_and_comments_exists() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("run `gpt2lab status`", ["gpt2lab status"]),
-        ("gpt2lab clean", ["gpt2lab clean"]),
+        ("run `gpt2lab watch`", ["gpt2lab watch"]),
+        ("gpt2lab wipe", ["gpt2lab wipe"]),
         ("gpt2lab run x.yaml --sedes 3", ["gpt2lab run --sedes"]),
         ("try: gpt2lab data chekc", ["gpt2lab data chekc"]),
         (
