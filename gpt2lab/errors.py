@@ -125,6 +125,12 @@ SYNONYMS = {
 LONGEST_NAME = 64  # longer ones are no typos, and comparing them is slow
 
 
+def synonym(name: str, names: Iterable[str]) -> str | None:
+    """Our name for what others call `name`, if it is among `names`."""
+    known = set(names)
+    return next((meant for meant in SYNONYMS.get(name.casefold().rpartition(".")[2], ()) if meant in known), None)
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The most similar name to `name`, or None when none is close.
 
@@ -133,9 +139,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     if len(name) > LONGEST_NAME:
         return None
     written, names = name.casefold(), list(names)
-    for meant in SYNONYMS.get(written.rpartition(".")[2], ()):
-        if meant in names:
-            return meant
+    if meant := synonym(name, names):
+        return meant
     by_folded = {k.casefold(): k for k in names}
     allowed = max(1, len(written) // 4)
     close = {k: edits(written, k) for k in by_folded if abs(len(k) - len(written)) <= allowed}
