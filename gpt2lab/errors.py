@@ -10,6 +10,7 @@ import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2lab.redaction import masked
 
@@ -54,6 +55,11 @@ class Gpt2labError(Exception):
         """The text for a terminal: one line per problem, then the hint."""
         lines = [f"gpt2lab: error [{self.code}] {problem}" for problem in self.problems]
         return "\n".join([*lines, f"try: {printable(self.hint)}"] if self.hint else lines)
+
+    def as_record(self) -> dict[str, Any]:
+        """The same as plain data."""
+        problems = [{"where": problem.where, "what": problem.what} for problem in self.problems]
+        return {"code": self.code, "exit_code": self.exit_code, "problems": problems, "try": self.hint}
 
 
 class ConfigError(Gpt2labError):

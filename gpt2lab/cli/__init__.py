@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from gpt2lab.cli import catalogue, compare, data, manage, models, results, run, selftest, train
+from gpt2lab.cli.options import SCHEMA
 from gpt2lab.cli.project import project_options
 from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, printable
 from gpt2lab.output import lost, make_output_lossy
@@ -115,9 +117,9 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
             print(masked(traceback.format_exc()), file=sys.stderr)
         words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
         error.hint = error.hint or " ".join([name, *words, "--help"])
-        return print_error(error.render(), error.exit_code)
+        return print_fault(error, as_json="--json" in arguments)
     except USAGE as error:
-        return usage_error(error)
+        return usage_error(error, as_json="--json" in arguments)
     except Stopped as stop:
         what = f"stopped by {stop} while nothing trained; nothing is lost"
         return print_error(Preempted(what, hint="the same command continues").render(), Preempted.exit_code)
@@ -144,15 +146,27 @@ def print_error(text: str, code: int) -> int:
     return code
 
 
-def usage_error(error: Any) -> int:
+def usage_error(error: Any, *, as_json: bool = False) -> int:
     """Print a usage error; for a group of commands without a command, its help."""
     what = error.format_message()
     if what.startswith("Usage:"):
         print(what)
         return 0
     where = error.ctx.command_path if error.ctx else "gpt2lab"
-    problem = Problem(where, what[:1].lower() + what[1:].rstrip("."))
-    return print_error(f"gpt2lab: error [USAGE] {problem}\ntry: {where} --help", 2)
+    fault = Usage(what[:1].lower() + what[1:].rstrip("."), where=where, hint=f"{where} --help")
+    return print_fault(fault, as_json=as_json)
+
+
+class Usage(Gpt2labError):
+    """A command line that cannot be read."""
+
+    code = "USAGE"
+
+
+def print_fault(fault: Gpt2labError, *, as_json: bool) -> int:
+    """Print an error, as JSON on one line where the command was to print JSON; -> the exit code."""
+    text = json.dumps({"schema": SCHEMA, "error": fault.as_record()}) if as_json else fault.render()
+    return print_error(text, fault.exit_code)
 
 
 MEMORY = ("not enough memory", "annot allocate memory", "can't allocate memory", "can't start new thread",

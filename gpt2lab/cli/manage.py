@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli.options import OUT, RUNS, Json, Out, Run, Runs, print_json, say, store_at, table_of
+from gpt2lab.cli.options import OUT, RUNS, SCHEMA, Json, Out, Run, Runs, print_json, say, store_at, table_of
 
 Where = Annotated[
     str | None,
@@ -39,7 +39,7 @@ def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
                 except DataFault as fault:
                     damaged.append(fault)
     if json_:
-        print_json({"studies": rows})
+        print_json({"schema": SCHEMA, "studies": rows})
     else:
         console = console_for()
         numbers = ("arms", "seeds", "runs")
@@ -93,7 +93,7 @@ def runs(
     store, damaged = store_at(runs), list[DataFault]()
     rows = ordered(selected(run_rows(store, damaged.append), where, store), sort)[:limit]
     if json_:
-        print_json({"runs": rows})
+        print_json({"schema": SCHEMA, "runs": rows})
     elif csv:
         from gpt2lab.reports.page import csv_text
 
@@ -137,7 +137,7 @@ def status(runs: Runs = RUNS, json_: Json = False) -> None:
     used = uses(store, lambda _: None) if working else {}
     rows = [run_row(folder, used.get(folder.id, [])) | {"holder": folder.holder()} for folder in working]
     if json_:
-        print_json({"running": rows})
+        print_json({"schema": SCHEMA, "running": rows})
         return
     console = console_for()
     for row in rows:
@@ -236,7 +236,7 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
     steps = sorted(left.keys() & right.keys())
     if json_:
         curve = [{"step": step, "a": left[step], "b": right[step]} for step in steps]
-        print_json({"a": a.id, "b": b.id, "settings": settings, "curve": curve})
+        print_json({"schema": SCHEMA, "a": a.id, "b": b.id, "settings": settings, "curve": curve})
         return
     console = console_for()
     table = table_of("", a.id, b.id)

@@ -68,6 +68,8 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MaxDays = Annotated[float, typer.Option("--max-days", help="Ask before a longer training, or stop.", min=0)]
 MAX_DAYS = 7.0
+SCHEMA = 1
+"""Version of what `--json` prints (docs/results.md)."""
 RUNS, OUT = Path("runs"), Path("reports")
 
 

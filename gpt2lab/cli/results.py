@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli.options import OUT, RUNS, Exploratory, Json, Out, Plugin, Run, Runs, print_json, say
+from gpt2lab.cli.options import OUT, RUNS, SCHEMA, Exploratory, Json, Out, Plugin, Run, Runs, print_json, say
 
 
 def report(
@@ -28,6 +29,7 @@ def report(
     plugin: Plugin = None,
     runs: Runs = RUNS,
     out: Out = OUT,
+    json_: Json = False,
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
     from gpt2lab import reports
@@ -50,7 +52,7 @@ def report(
         load_plugin(file)
     if name is None:
         page = write_index(runs, out)
-        print(f"report: {page}")
+        print_json({"schema": SCHEMA, "page": str(page)}) if json_ else print(f"report: {page}")
         if open_:
             show_in_browser(page.resolve().as_uri())
         return
@@ -65,9 +67,14 @@ def report(
         study = read_study(name, runs, force_exploratory=force_exploratory)
         page = write_report(study, out=out, force_exploratory=force_exploratory)
         summary = partial(terminal_summary, study, out)
-    if publish:
-        print(f"published: {reports.publish(page.parent, out / 'published')}")
-    console_for().print(summary())
+    published = reports.publish(page.parent, out / "published") if publish else None
+    if json_:
+        numbers = page.parent / ("sweep.json" if (page.parent / "sweep.json").is_file() else "verdicts.json")
+        record = json.loads(numbers.read_text(encoding="utf-8"))
+        print_json({"schema": SCHEMA, **record, "page": str(page), "published": published and str(published)})
+    else:
+        print(*([f"published: {published}\n"] if published else []), sep="", end="")
+        console_for().print(summary())
     if open_:
         show_in_browser(page.resolve().as_uri())
 
@@ -103,6 +110,7 @@ def sync(
     runs: Runs = RUNS,
     out: Out = OUT,
     plugin: Plugin = None,
+    json_: Json = False,
 ) -> None:
     """Send to MLflow what is missing there."""
     from gpt2lab import api
@@ -115,13 +123,16 @@ def sync(
     for file in plugin or ():
         load_plugin(file)
     store, damaged = Store(runs), list[DataFault]()
+    sent, messages = dict[str, int](), sys.stderr if json_ else sys.stdout
     for record in tracked_records(store, name, damaged.append):
         tracker = api.tracker_of(store, record["ablation"])
-        sent = bring_up_to_date(store, record, tracker, print)
+        sent[record["name"]] = bring_up_to_date(store, record, tracker, partial(print, file=messages))
         page = out / record["name"]
         if page.is_dir() and (page / "sweep.json").is_file() == (record.get("kind") == "sweep"):
             tracker().log_report(record, page)
-        print(f"{record['name']}: {sent} rows sent")
+        print(f"{record['name']}: {sent[record['name']]} rows sent", file=messages)
+    if json_:
+        print_json({"schema": SCHEMA, "sent": sent})
     if damaged:
         for fault in damaged[:-1]:
             print(fault.render(), file=sys.stderr)

@@ -12,6 +12,7 @@ from gpt2lab.cli.options import (
     MAX_DAYS,
     OUT,
     RUNS,
+    SCHEMA,
     Arms,
     DryRun,
     Exploratory,
@@ -179,6 +180,7 @@ def check(
     arms: Arms = None,
     set_: Set = None,
     plugin: Plugin = None,
+    json_: Json = False,
 ) -> None:
     """Report mistakes in ablation and sweep files. Prepares no data and trains nothing."""
     from gpt2lab.errors import ConfigError, Problem
@@ -204,16 +206,21 @@ def check(
             yield f"{len(ablation.arms)} arms ({names}) x {count} seeds at {ablation.scale}: no mistakes"
 
     problems: list[Problem] = []
+    sound: list[dict[str, str]] = []
     hints: list[str] = []
     for file in files:
         try:
             for line in lines(file):
-                print(f"{file}: {line}")
+                sound.append({"file": file, "what": line.removesuffix(": no mistakes")})
+                if not json_:
+                    print(f"{file}: {line}")
         except ConfigError as error:
             problems += error.problems
             hints += [error.hint] if error.hint else []
     if problems:
         raise ConfigError(problems, hint=hints[0] if len(set(hints)) == 1 else None)
+    if json_:
+        print_json({"schema": SCHEMA, "sound": sound})
 
 
 def machine(

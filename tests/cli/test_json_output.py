@@ -1,0 +1,50 @@
+"""What commands print for programs: objects with the version of their schema, errors too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2lab.reports import style
+
+Call = Callable[..., Any]
+
+
+def test_mistakes_are_data(gpt2lab: Call, ablation: Path) -> None:
+    sound = json.loads(gpt2lab("check", ablation, "--json").out)
+    assert sound["schema"] == 1 and sound["sound"][0]["what"].startswith("2 arms (learned, rotary) x 1 seeds")
+    ablation.write_text(ablation.read_text().replace("position: rotary", "position: rope"))
+    answer = gpt2lab("check", ablation, "--json")
+    error = json.loads(answer.err)["error"]
+    assert (answer.code, answer.out) == (2, "") and (error["code"], error["exit_code"]) == ("CONFIG", 2)
+    [problem] = error["problems"]
+    assert ":8: arms.rotary.model.position" in problem["where"] and "did you mean 'rotary'?" in problem["what"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("runs", "--bogus"), "USAGE"), (("runs", "--runs", "nowhere"), "CONFIG"), (("report", "nothing"), "CONFIG")],
+)
+def test_every_error_is_one_object(gpt2lab: Call, words: tuple[str, ...], code: str) -> None:
+    answer = gpt2lab(*words, "--json")
+    found = json.loads(answer.err)
+    assert answer.code == 2 and answer.out == "" and found["schema"] == 1
+    assert found["error"].keys() == {"code", "exit_code", "problems", "try"} and found["error"]["code"] == code
+    assert found["error"]["try"]
+
+
+def test_a_report_is_told_with_its_verdicts_and_place(
+    gpt2lab: Call, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
+    monkeypatch.setattr(style, "png", lambda _: b"")
+    found = json.loads(gpt2lab("report", "posenc", "--json", "--publish").out)
+    assert found["schema"] == 1 and found["page"] == "reports/posenc@nano/index.html"
+    assert found["published"] == "reports/published/posenc@nano"
+    assert {contrast["arm"]: contrast["word"] for contrast in found["contrasts"]}["rotary"].startswith("better")
+    for command in (("runs",), ("studies",), ("status",)):
+        assert json.loads(gpt2lab(*command, "--json").out)["schema"] == 1
