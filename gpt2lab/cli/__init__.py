@@ -55,11 +55,11 @@ def options(
 
 
 COMMANDS = (
-    run.run, run.check, run.machine, run.sweep, train.train, train.baseline, results.report, manage.studies,
-    manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag, manage.note, manage.clean,
-    results.sync, results.ui, results.serve, compare.compare, catalogue.components, catalogue.explain,
-    catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt, models.eval_, models.export,
-    models.doctor, catalogue.trace, models.sample, data.group,
+    run.run, run.check, run.machine, run.sweep, train.train, train.baseline, results.report,
+    manage.studies, manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag, manage.note,
+    manage.clean, results.sync, results.ui, results.serve, compare.compare, catalogue.components, catalogue.explain,
+    catalogue.schema, catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt, models.eval_,
+    models.export, models.doctor, catalogue.trace, models.sample, data.group,
 )  # fmt: skip
 """In the order of the help text."""
 for command in COMMANDS:

@@ -189,6 +189,24 @@ def explain(
     print(f"code:    {inspect.getsourcefile(component.factory)}")
 
 
+def schema(
+    kind: Annotated[str, typer.Argument(help="Of which files: ablation, sweep or preset.", metavar="KIND")],
+    plugin: Plugin = None,
+) -> None:
+    """Print the JSON schema of YAML files. Editors complete and explain keys by it."""
+    from gpt2lab.config import Config
+    from gpt2lab.config.editor import json_schema
+    from gpt2lab.planning.declaration import Ablation
+    from gpt2lab.schema import Settings
+    from gpt2lab.sweep.declaration import Sweep
+
+    kinds: dict[str, type[Settings]] = {"ablation": Ablation, "sweep": Sweep, "preset": Config}
+    if kind not in kinds:
+        raise ConfigError(unknown("kind of file", kind, kinds), hint="gpt2lab schema ablation")
+    all_slots(plugin)
+    print(json.dumps(json_schema(kinds[kind], preset=kind == "preset"), indent=1))
+
+
 def test_plugin(
     file: Annotated[str, typer.Argument(help="A Python file that registers components.", metavar="FILE")],
     component: Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gpt2lab.reports import style
 
@@ -48,3 +49,16 @@ def test_a_report_is_told_with_its_verdicts_and_place(
     assert {contrast["arm"]: contrast["word"] for contrast in found["contrasts"]}["rotary"].startswith("better")
     for command in (("runs",), ("studies",), ("status",)):
         assert json.loads(gpt2lab(*command, "--json").out)["schema"] == 1
+
+
+def test_schemas_know_every_key_and_component(gpt2lab: Call) -> None:
+    found = {kind: json.loads(gpt2lab("schema", kind).out) for kind in ("ablation", "sweep", "preset")}
+    for kind, folder in (("ablation", "ablations"), ("sweep", "sweeps"), ("preset", "gpt2lab/presets")):
+        keys = found[kind]["properties"].keys()
+        for file in (Path(__file__).parents[2] / folder).glob("*.yaml"):
+            assert yaml.load(file.read_text(), Loader=yaml.BaseLoader).keys() <= keys, file
+        assert found[kind]["additionalProperties"] is False
+    model = found["preset"]["$defs"]["ModelConfig"]["properties"]
+    assert "rotary" in str(model["position"]) and model["n_layer"]["type"] == ["integer", "string"]
+    assert model["n_layer"]["description"] == "Transformer blocks."
+    assert "did you mean 'preset'" in gpt2lab("schema", "presets").err
