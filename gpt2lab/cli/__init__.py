@@ -55,7 +55,7 @@ def options(
 
 
 COMMANDS = (
-    run.run, run.check, run.machine, run.sweep, train.train, train.baseline, results.report,
+    run.run, catalogue.new, run.check, run.machine, run.sweep, train.train, train.baseline, results.report,
     manage.studies, manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag, manage.note,
     manage.clean, results.sync, results.ui, results.serve, compare.compare, catalogue.components, catalogue.explain,
     catalogue.schema, catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt, models.eval_,
@@ -132,9 +132,6 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
             return print_error(no_memory(error).render(), EnvironmentFault.exit_code)
         if isinstance(error, OSError) and error.errno in REFUSED:
             fault = EnvironmentFault(str(error.strerror), where=str(error.filename or name), hint="add --debug")
-            return print_error(fault.render(), fault.exit_code)
-        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve before Python 3.13
-            fault = EnvironmentFault(str(error), where=name, hint="add --debug")
             return print_error(fault.render(), fault.exit_code)
         return print_error(internal_error(error), 1)
     return code if isinstance(code, int) else 0

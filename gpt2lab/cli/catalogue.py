@@ -189,6 +189,38 @@ def explain(
     print(f"code:    {inspect.getsourcefile(component.factory)}")
 
 
+NEW = """# gpt2lab check {name}.yaml --scale nano
+# gpt2lab run {name}.yaml --scale nano --dry-run
+ablation: {name}
+question: Does RMSNorm reach the loss of LayerNorm?
+base: gpt2-124m                 # replaced by --scale
+baseline: layernorm             # the arm that the others are compared with
+arms:                           # each changes something; gpt2lab components lists what there is
+  layernorm: {{}}
+  rmsnorm: {{model.norm: rmsnorm}}
+seeds: 3                        # fewer than 3 allow no verdict
+smallest_effect: {{nano: 0.05}}   # the smallest difference that matters, in nats; every scale has a default
+expected: {{rmsnorm: about equal}} # shown beside the result
+# tune: {{grid: {{optim.lr: [0.5x, 1x, 2x]}}}}   # each arm at its own learning rate
+"""
+"""An ablation to begin with."""
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the ablation; the file is NAME.yaml.", metavar="NAME")],
+) -> None:
+    """Write an ablation to begin with. A file with comments, in this folder."""
+    from gpt2lab.planning.declaration import variant_name
+
+    file = Path(f"{variant_name(name.removesuffix('.yaml'), where='NAME')}.yaml")
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(NEW.format(name=file.stem))
+    except FileExistsError:
+        raise ConfigError("is there already", where=str(file), hint="another name") from None
+    print(f"{file}: edit it, then gpt2lab check {file} --scale nano")
+
+
 def schema(
     kind: Annotated[str, typer.Argument(help="Of which files: ablation, sweep or preset.", metavar="KIND")],
     plugin: Plugin = None,

@@ -220,12 +220,12 @@ class BudgetCurve(Settings):
         return tuple(sorted(budgets))
 
 
-def variant_name(name: str) -> str:
+def variant_name(name: str, where: str = "--name") -> str:
     """A name in the place of a file's own. Raises ConfigError."""
     try:
         return file_name(name)
     except ValueError as error:
-        raise ConfigError(str(error), where="--name") from None
+        raise ConfigError(str(error), where=where) from None
 
 
 def file_name(name: str) -> str:

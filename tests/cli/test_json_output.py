@@ -62,3 +62,12 @@ def test_schemas_know_every_key_and_component(gpt2lab: Call) -> None:
     assert "rotary" in str(model["position"]) and model["n_layer"]["type"] == ["integer", "string"]
     assert model["n_layer"]["description"] == "Transformer blocks."
     assert "did you mean 'preset'" in gpt2lab("schema", "presets").err
+
+
+def test_a_new_ablation_has_no_mistakes_and_replaces_nothing(gpt2lab: Call, tmp_path: Path) -> None:
+    assert gpt2lab("new", "mine").code == 0
+    answer = gpt2lab("check", "mine.yaml", "--scale", "nano")
+    assert answer.code == 0 and "2 arms (layernorm, rmsnorm) x 3 seeds at nano" in answer.out
+    written = (tmp_path / "mine.yaml").read_text()
+    assert "is there already" in gpt2lab("new", "mine.yaml").err and (tmp_path / "mine.yaml").read_text() == written
+    assert gpt2lab("new", "../up").code == 2
