@@ -54,7 +54,7 @@ WITHIN: dict[str, list[set[str]]] = {
     ],
     "reuse": [{"why"}, {"adopt", "measure"}],
     "doctor": [{"machine", "checks"}],
-    "config": [{"source"}, {"fitting"}, {"config"}],
+    "config": [{"source"}, {"fitting", "editor"}, {"config"}],
 }  # the same within packages that have an order of their own
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (

@@ -26,7 +26,7 @@ def json_schema(settings: type[Settings], *, preset: bool = False) -> dict[str, 
         section, _, name = slot.path.rpartition(".")
         owner = definitions.get(f"{section.capitalize()}Config", {}).get("properties", {})
         if name in owner:
-            owner[name] = {"description": slot.what, **_choice(slot)}
+            owner[name] = {"description": slot.what, "anyOf": [*slot.json_schema()["anyOf"], SHORT]}
     definitions["Choice"] = {"type": ["string", "object", "null"]}
     for definition in (schema, *definitions.values()):
         if definition is not schema or preset:  # a file changes some keys of what it extends
@@ -36,14 +36,6 @@ def json_schema(settings: type[Settings], *, preset: bool = False) -> dict[str, 
     if preset:
         schema["properties"] |= BESIDE
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _choice(slot: Any) -> dict[str, Any]:
-    """A component by name, with options, or a list of them."""
-    names = sorted(component.name for component in slot)
-    known = {"enum": names}
-    options = {"type": "object", "properties": {"name": {"anyOf": [known, {"type": "string"}]}}, "required": ["name"]}
-    return {"anyOf": [known, {"type": "string"}, options, {"type": "array"}, {"type": "null"}]}
 
 
 def _with_short_forms(value: Any) -> Any:
