@@ -42,7 +42,7 @@ def test_a_report_is_told_with_its_verdicts_and_place(
     gpt2lab: Call, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "png", lambda _: b"")
+    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
     found = json.loads(gpt2lab("report", "posenc", "--json", "--publish").out)
     assert found["schema"] == 1 and found["page"] == "reports/posenc@nano/index.html"
     assert found["published"] == "reports/published/posenc@nano"
