@@ -91,7 +91,8 @@ class SigmoidSoftcap(Head):
         return None
 
     def forward(self, rows: Tensor, embedding: TokenEmbedding) -> Tensor:
-        return self.cap * torch.sigmoid((super().forward(rows, embedding) + self.shift) / self.width)
+        logits = super().forward(rows, embedding).float()  # around cap/2 16-bit numbers are too coarse for differences
+        return self.cap * torch.sigmoid((logits + self.shift) / self.width)
 
 
 @head.register("sigmoid_softcap", source="KellerJordan/modded-nanogpt, record of 2025-12-26 (asymmetric logit rescale)")

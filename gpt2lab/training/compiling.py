@@ -34,8 +34,11 @@ def decide(setting: Compile, device_type: str, total_flops: float) -> tuple[bool
 
 def compile_fault(error: BaseException | None) -> EnvironmentFault | None:
     """The fault where torch's compiler raised `error`, as it does without a C++ compiler; None for another error."""
-    while error is not None and not type(error).__module__.startswith(("torch._inductor.", "torch._dynamo.")):
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:  # a chain may be a circle
+        chain.append(error)
         error = error.__cause__
+    error = next((e for e in chain if type(e).__module__.startswith(("torch._inductor.", "torch._dynamo."))), None)
     if error is None:
         return None
     what = f"torch.compile failed: {str(error).partition(chr(10))[0]}"

@@ -209,7 +209,7 @@ def test_estimators_that_disagree_are_printed() -> None:
     table += [{"arm": "arm", "seed": s, "value": v + step} for s, (v, step) in enumerate(zip(base, steps, strict=True))]
     found = judged(table)
     assert found.word.startswith("inconclusive")
-    assert "unlike Welch" in found.verdict and "paired p = " in found.verdict
+    assert "unlike Welch" in found.verdict and "paired by seed p = " in found.verdict
 
 
 def test_an_interval_wider_than_x_beside_no_difference_is_explained() -> None:

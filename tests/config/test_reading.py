@@ -187,5 +187,5 @@ def test_overrides_that_cannot_be_read_are_refused_with_their_place(written: str
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")  # opening it would wait for ever
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="no regular file"):
         read_file(tmp_path / "pipe.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,20 @@ def test_loss_and_gradients_are_those_of_the_direct_way(
     expected = expected_loss + (len(objective) - 1) * 0.02 * logits.logsumexp(-1).square()[counted].mean()
     expected.backward()
     direct = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for (
+            weight
+        ) in twin.parameters():  # moves a router's gradient, a sum of small differences
+            weight.mul_(1 + 2**-23 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).sign())
+    rounding = worst(gradients(twin, tokens, targets)[1], direct)
     monkeypatch.setitem(chunked.LOGITS_AT_ONCE, "cpu", SIZE * V)
     short = spied(monkeypatch, "matrix_sums")
     found, ours = gradients(model, tokens, targets)
     assert bool(short) == (str(head) in SHORT)
     assert found == pytest.approx(expected.item(), rel=1e-6)
-    assert worst(ours, direct) < 1e-6
+    gap = worst(ours, direct)
+    assert gap < 1e-6 or gap < 8 * rounding, f"{gap:.1e}, and {rounding:.1e} by the last bit of the weights"
     assert model.objective(tokens, targets)[1]["loss"].item() == pytest.approx(expected_loss.item(), rel=1e-6)
     with torch.no_grad():
         assert model.loss(tokens, targets).item() == pytest.approx(expected_loss.item(), rel=1e-6)

@@ -73,7 +73,8 @@ def section_of(runs: Path) -> str:
     """The section's text on the page; "" without one."""
     source = html.unescape(write_report("posenc", root=runs, out=runs.parent / "reports").read_text())
     _, there, rest = source.partition("<h2>Where the difference comes from</h2>")
-    return re.sub(r"<[^>]+>", " ", rest.partition("<h2>")[0]) if there else ""
+    text = re.sub(r"</?code>", "`", rest.partition("<h2>")[0])
+    return re.sub(r"<[^>]+>", " ", text) if there else ""
 
 
 def test_every_difference_is_welchs_over_seeds(study: Path) -> None:

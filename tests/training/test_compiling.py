@@ -53,6 +53,9 @@ def test_what_the_compiler_raises_is_a_fault_of_the_machine() -> None:
         fault = compile_fault(error)
     assert fault is not None and "training.compile: torch.compile failed: " in str(fault) and "C++" in str(fault)
     assert "\n" not in str(fault) and compile_fault(ValueError("other")) is None
+    circle, cause = ValueError("other"), ValueError("cause")
+    circle.__cause__, cause.__cause__ = cause, circle
+    assert compile_fault(circle) is None
 
 
 def test_names_and_evaluations_stay(model: GPT, tmp_path: Path) -> None:
