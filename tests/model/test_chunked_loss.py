@@ -72,9 +72,7 @@ def test_loss_and_gradients_are_those_of_the_direct_way(
     direct = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     twin = copy.deepcopy(model)
     with torch.no_grad():
-        for (
-            weight
-        ) in twin.parameters():  # moves a router's gradient, a sum of small differences
+        for weight in twin.parameters():  # moves a router's gradient, a sum of small differences
             weight.mul_(1 + 2**-23 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).sign())
     rounding = worst(gradients(twin, tokens, targets)[1], direct)
     monkeypatch.setitem(chunked.LOGITS_AT_ONCE, "cpu", SIZE * V)
