@@ -148,7 +148,7 @@ def _cause(error: OSError, folder: Path) -> tuple[str, str]:
     if error.errno == errno.EFBIG:
         return "the file size limit of this process is reached", "ulimit -f unlimited"
     if error.errno == errno.EDQUOT:
-        return "the quota of this user is used up", "free some space"
+        return "the disk quota is used up", "free some space"
     inodes = os.statvfs(folder)
     if inodes.f_files and not inodes.f_favail:
         return f"the disk holds as many files as it can ({inodes.f_files:,})", "delete some files"

@@ -252,6 +252,7 @@ def test_what_the_system_refuses_is_no_bug(gpt2lab: Call, tmp_path: Path, monkey
     answer = gpt2lab("runs", "--runs", "x" * 300)
     assert answer.code == 3 and re.match(r"gpt2lab: error \[ENVIRONMENT\] x+\S*: File name too long\ntry: ", answer.err)
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "runs").mkdir()
     monkeypatch.setattr(Store, "runs", lambda _: (tmp_path / "loop").resolve(strict=True))
     assert gpt2lab("runs").code == 3
     (tmp_path / "gone").mkdir()
@@ -272,7 +273,11 @@ def test_what_the_system_refuses_is_no_bug(gpt2lab: Call, tmp_path: Path, monkey
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_limit_of_memory_is_no_bug(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_limit_of_memory_is_no_bug(
+    gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (tmp_path / "runs").mkdir()
+
     def refused(self: object) -> None:
         try:
             raise error

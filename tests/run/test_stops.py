@@ -164,7 +164,7 @@ def test_a_worker_that_cannot_be_started_is_one_line(job: Job, monkeypatch: pyte
 
 @pytest.mark.parametrize("number", [n for n in STOP_SIGNALS if n != signal.SIGINT], ids=lambda number: number.name)
 def test_a_command_that_is_stopped_while_nothing_trains_says_so(
-    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Twice in a row, and no handler of errors keeps it."""
     ended: list[str] = []
@@ -181,7 +181,7 @@ def test_a_command_that_is_stopped_while_nothing_trains_says_so(
 
     monkeypatch.setattr(Store, "studies", plan)
     stop_command()
-    assert execute(["runs"], debug=False) == 75 and ended == ["in order"]
+    assert execute(["runs", "--runs", str(tmp_path)], debug=False) == 75 and ended == ["in order"]
     assert f"error [PREEMPTED] stopped by {number.name} while nothing trained" in capsys.readouterr().err
 
 
@@ -196,7 +196,7 @@ def test_a_second_signal_does_not_disturb_a_command_that_is_stopping() -> None:
 
 
 def test_an_interrupt_after_a_stop_says_what_it_does(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def closing(self: object) -> list[str]:
         try:
@@ -207,7 +207,7 @@ def test_an_interrupt_after_a_stop_says_what_it_does(
 
     monkeypatch.setattr(Store, "studies", closing)
     stop_command()
-    assert execute(["runs"], debug=False) == 130
+    assert execute(["runs", "--runs", str(tmp_path)], debug=False) == 130
     assert "ended at once; every run continues from its last checkpoint" in capfd.readouterr().err
 
 

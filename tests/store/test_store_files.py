@@ -176,7 +176,7 @@ def test_what_is_used_up_other_than_space_is_named_with_its_remedy(
     fault = disk_fault(OSError(errno.EFBIG, "File too large"), tmp_path / "a", 1234)
     assert "the file size limit of this process is reached: 1,234 bytes needed" in str(fault)
     assert fault.hint and fault.hint.startswith("ulimit -f unlimited")
-    assert "the quota of this user is used up" in str(disk_fault(OSError(errno.EDQUOT, "quota"), tmp_path / "a"))
+    assert "the disk quota is used up" in str(disk_fault(OSError(errno.EDQUOT, "quota"), tmp_path / "a"))
     full = SimpleNamespace(f_files=4096, f_favail=0, f_bavail=1, f_bfree=1, f_blocks=2, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda _: full)
     fault = disk_fault(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "a")
