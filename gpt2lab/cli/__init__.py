@@ -130,8 +130,10 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
             return print_error(masked(traceback.format_exc()), 1)
         if out_of_memory(error):
             return print_error(no_memory(error).render(), EnvironmentFault.exit_code)
-        if isinstance(error, OSError) and error.errno in REFUSED:
-            fault = EnvironmentFault(str(error.strerror), where=str(error.filename or name), hint="add --debug")
+        # Python before 3.13 turns a loop of links into a RuntimeError
+        system = error.__context__ if str(error).startswith("Symlink loop") else error
+        if isinstance(system, OSError) and system.errno in REFUSED:
+            fault = EnvironmentFault(str(system.strerror), where=str(system.filename or name), hint="add --debug")
             return print_error(fault.render(), fault.exit_code)
         return print_error(internal_error(error), 1)
     return code if isinstance(code, int) else 0
