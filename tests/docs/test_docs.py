@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.__main__ import app as benchmarks
 from gpt2lab.cli import app
-from gpt2lab.cli.catalogue import all_slots, chosen, markdown_table
+from gpt2lab.cli.catalogue import all_slots, chosen
 from gpt2lab.config import load_config
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.planning.ablation import load_ablation
@@ -277,9 +277,10 @@ def test_training_lengths_in_the_table_of_scales_are_those_of_the_presets() -> N
         assert re.search(rf"^\| `{preset}`.*{re.escape(said)}", text, re.MULTILINE), preset
 
 
-def test_the_table_of_components_is_that_of_the_registry() -> None:
+def test_the_table_of_components_is_that_of_the_registry(tmp_path: Path) -> None:
+    """In a process of its own: the order is that of imports."""
     text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
-    table = markdown_table(all_slots(None).values())
+    table = call(tmp_path, "components", "--markdown").stdout.strip()
     assert f"\n\n{table}\n\n" in text, "print it anew: gpt2lab components --markdown"
 
 
