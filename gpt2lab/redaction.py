@@ -20,6 +20,8 @@ OURS = "mlflow"
 """What precedes a URI, as in GPT2LAB_TRACKER, or a study in `mlflow:posenc@nano`."""
 SHORTEST, WITHIN_WORDS = 3, 6
 """Characters that a part of a secret must have to be hidden by itself, and to be hidden inside longer words, too."""
+LIKE_A_TOKEN = re.compile(r".*\d|.{20}", re.DOTALL)
+"""A user's name that may be one. Others may be common words, so they are hidden in their URI alone."""
 
 _SETTING = re.compile(r"(?<![\w-])(password|passwd|pwd)=([^\s&]+)", re.IGNORECASE)
 _PARAMETER = re.compile(r"[?&;#]([^\s=&;#?/]+)=([^&]*)")
@@ -43,39 +45,46 @@ def shown(uri: str) -> str:
     """A URI without its secrets, which `masked` hides from now on. It may hold blanks: all of it is one URI."""
     clear = _without_secrets(uri)
     public = set(re.findall(r"\w+", clear))
-    _remembered.update(form for begin, end in _secrets(uri) for form in _forms(uri[begin:end]) if form not in public)
+    secrets = (uri[begin:end] for _, begin, end in _secrets(uri))
+    _remembered.update(form for secret in secrets for form in _forms(secret) if form not in public)
     return clear
 
 
 def _without_secrets(uri: str) -> str:
-    for begin, end in reversed(_secrets(uri)):
+    for begin, _, end in reversed(_secrets(uri)):
         uri = uri[:begin] + HIDDEN + uri[end:]
     return uri
 
 
-def _secrets(uri: str) -> list[tuple[int, int]]:
-    """Where the secrets of one URI are, with a scheme or without: before the last @, since a secret may hold any
-    character, and in the parameters behind it."""
+def _secrets(uri: str) -> list[tuple[int, int, int]]:
+    """Where the secrets of one URI begin, where of each that begins which is hidden outside the URI too, and where they
+    end. With a scheme or without: before the last @, since a secret may hold any character, and in the parameters
+    behind it."""
     at = uri.rfind("@")
-    begin = _end_of_user(uri[:at]) if at >= 0 else at
-    found = [(begin, at)] if begin < at else []
+    begin, everywhere = _after_user(uri[:at]) if at >= 0 else (at, at)
+    found = [(begin, everywhere, at)] if begin < at else []
     for parameter in _PARAMETER.finditer(uri, at if found else 0):
         if SECRET_NAME.search(unquote(parameter[1])):
-            found.append(parameter.span(2))
+            found.append((parameter.start(2), *parameter.span(2)))
     return found
 
 
-def _end_of_user(before: str) -> int:
-    """How much may be shown of what a URI has before its @."""
+def _after_user(before: str) -> tuple[int, int]:
+    """How much may be shown of what a URI has before its @: in the URI, and elsewhere."""
     scheme, colon, rest = before.partition(":")
     if not colon:  # an address of mail, or //token@host
-        return len(before) if "//" not in before else before.rindex("//") + 2
+        begin = len(before) if "//" not in before else before.rindex("//") + 2
+        return begin, begin
     if scheme.endswith(OURS):
-        return len(before) - len(rest) + _end_of_user(rest)
+        begin, everywhere = _after_user(rest)
+        return len(before) - len(rest) + begin, len(before) - len(rest) + everywhere
     name = rest.lstrip("/")
     user, colon, _ = name.partition(":")
-    is_token = len(name) == len(rest) or scheme.lower().endswith(TOKEN_AS_USER)
-    return len(before) - len(name) + (0 if is_token else len(user) + len(colon))
+    begin = len(before) - len(name)
+    password = begin + len(user) + len(colon)
+    if not scheme.lower().endswith(TOKEN_AS_USER):
+        return (begin, begin) if len(name) == len(rest) else (password, password)
+    return begin, password if colon and not LIKE_A_TOKEN.match(user) else begin
 
 
 def _forms(secret: str) -> set[str]:

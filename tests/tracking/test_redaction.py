@@ -82,6 +82,16 @@ def test_what_is_no_secret_is_shown() -> None:
     assert masked("the server postgres at localhost") == "the server postgres at localhost"
 
 
+def test_a_user_beside_a_password_is_hidden_in_the_uri_alone() -> None:
+    assert shown("mlflow:http://user:pass:word@host") == "mlflow:http://***@host"
+    assert masked("the quota of this user: pass, word") == "the quota of this user: ***, ***"
+    assert masked("at http://user:other@host") == "at http://***@host"
+    shown(f"http://{SECRET}:secret@host")
+    assert masked(f"{SECRET} is a token, it seems") == "*** is a token, it seems"
+    shown("http://user@host")
+    assert masked("the token is user") == "the token is ***"
+
+
 @pytest.mark.usefixtures("template")
 @pytest.mark.parametrize("uri", ODD)
 def test_nothing_that_is_printed_logged_or_stored_holds_a_secret(
