@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from gpt2lab.planning.noise import Floor
     from gpt2lab.planning.plan import ArmPlan, Plan
     from gpt2lab.records import SweepRecord
+    from gpt2lab.store import Store
 
 NOTHING_FOUND = 1
 """Exit code of a sweep without a finished trial, unless all diverged."""
@@ -136,9 +137,11 @@ def train(study: Study, console: Any, *, tracking: bool, max_days: float) -> Stu
     from gpt2lab.progress import display
     from gpt2lab.text import plural
 
-    plan = study.plan()
-    say(console, f"{study.name}: {plan.ablation.question}", total_line(study), *lines(plan))
-    confirm_time(seconds_left(plan, study.store), max_days, study.name)
+    plan, store = study.plan(), study.store
+    seconds = seconds_left(plan, store)
+    total = total_line(plan, finished_runs(plan, store), seconds)
+    say(console, f"{study.name}: {plan.ablation.question}", total, *lines(plan))
+    confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
         result = api.train_study(study, tracking=tracking, on_event=listener)
     trained = len(result.endings) - len(result.failed)
@@ -195,7 +198,7 @@ def check(
                 sweep = load_sweep(file, scale=each, overrides=overrides, plugins=plugins)
                 several = f"{len(sweep.arms)} searches ({', '.join(sweep.arms)})"
                 count = several if sweep.declared.variants else "1 search"
-                yield f"{count} of {sweep.declared.trials} trials at {sweep.scale}: no mistakes"
+                yield f"{count} of {sweep.declared.trials} trials at {sweep.scale}"
             return
         for each in scales(scale, ladder_of(file)):
             ablation = load_ablation(
@@ -203,7 +206,7 @@ def check(
             )
             count = "automatic" if ablation.seeds is None else str(len(ablation.seeds))
             names = ", ".join(ablation.arms)
-            yield f"{len(ablation.arms)} arms ({names}) x {count} seeds at {ablation.scale}: no mistakes"
+            yield f"{len(ablation.arms)} arms ({names}) x {count} seeds at {ablation.scale}"
 
     problems: list[Problem] = []
     sound: list[dict[str, str]] = []
@@ -211,9 +214,9 @@ def check(
     for file in files:
         try:
             for line in lines(file):
-                sound.append({"file": file, "what": line.removesuffix(": no mistakes")})
+                sound.append({"file": file, "what": line})
                 if not json_:
-                    print(f"{file}: {line}")
+                    print(f"{file}: {line}: no mistakes")
         except ConfigError as error:
             problems += error.problems
             hints += [error.hint] if error.hint else []
@@ -238,22 +241,21 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
     from gpt2lab.analysis.verdicts import FEWEST
     from gpt2lab.planning import forecast
-    from gpt2lab.planning.runs import is_finished
     from gpt2lab.records import replacing
     from gpt2lab.reports.sections.verdicts import next_steps
     from gpt2lab.text import plural
 
     plan, store = study.plan(), study.store
-    done = {run.id for run in plan.runs() if is_finished(run, store)}
+    done = finished_runs(plan, store)
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
     seconds, machine = forecast.seconds_left(plan, store), plan.machine
-    kept = study.replaces()
+    kept = study.replaces(plan)
     if as_json:
         record = {"study": study.name, "arms": rows, "seconds": seconds, "replaces": kept}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
         print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
         return
-    say(console, total_line(study))
+    say(console, total_line(plan, done, seconds))
     console.print(plan_table(f"{study.name}: {plan.ablation.question}", rows))
     lines: list[str] = []
     if plan.searches:
@@ -273,18 +275,22 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     say(console, *lines, *forecast.lines(plan), *next_steps(study.name, store))
 
 
-def total_line(study: Study) -> str:
-    """How much there is to train, and how long it takes here."""
-    from gpt2lab.planning.forecast import seconds_left
+def finished_runs(plan: Plan, store: Store) -> set[str]:
+    """Ids of the runs of a plan that need no training."""
     from gpt2lab.planning.runs import is_finished
+
+    return {run.id for run in plan.runs() if is_finished(run, store)}
+
+
+def total_line(plan: Plan, done: set[str], seconds: float) -> str:
+    """How much there is to train, and how long it takes here."""
     from gpt2lab.text import duration, plural
 
-    plan, machine = study.plan(), study.plan().machine
-    runs = {run.id: run for run in plan.runs()}
-    done = sum(is_finished(run, study.store) for run in runs.values())
-    due = trials_due(plan) if plan.searches else f"{plural(len(runs), 'run')}, {done} finished"
+    machine = plan.machine
+    runs = plural(len({run.id for run in plan.runs()}), "run")
+    due = trials_due(plan) if plan.searches else f"{runs}, {len(done)} finished"
     return (
-        f"{due}; about {duration(seconds_left(plan, study.store))} on {machine.device_name} ({machine.device}), "
+        f"{due}; about {duration(seconds)} on {machine.device_name} ({machine.device}), "
         f"{machine.jobs} at a time, threads each: {machine.threads}; speed from {machine.speed_from}"
     )
 

@@ -104,10 +104,10 @@ class Study:
         )
         return replace(self._make(chosen, due, None), left_out=self._first.left_out)
 
-    def replaces(self) -> str | None:
-        """The name under which the study's present record will stay when this one is trained; None without one that
+    def replaces(self, plan: Plan) -> str | None:
+        """The name under which the study's present record will stay when `plan` is trained; None without one that
         differs."""
-        return self.store.replaced_by(study_record(self.plan(), reproduce=self.reproduce))
+        return self.store.replaced_by(study_record(plan, reproduce=self.reproduce))
 
     def plan_of_all(self) -> Plan:
         """The plan up to the last declared look."""
