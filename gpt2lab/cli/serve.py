@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
@@ -17,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from gpt2lab import api
 from gpt2lab.errors import Gpt2labError
+from gpt2lab.records import run_ids
 from gpt2lab.reports import write_index
 from gpt2lab.reports.page import written_before
 from gpt2lab.store import Store
@@ -59,10 +59,11 @@ class Pages:
         folder = self.out / name
         return (folder / file).read_bytes() if file in written_before(folder)[0] and (folder / file).is_file() else None
 
-    def _runs(self, name: str) -> Iterator[str]:
-        if name in self.store.studies():
-            for arm in self.store.study(name).arms.values():
-                yield from arm.runs.values()
+    def _runs(self, name: str) -> list[str]:
+        """Of the index none, which rests on records alone."""
+        if not name:
+            return []
+        return run_ids(self.store.study(name) if self.store.kind(name) == "study" else self.store.sweep(name))
 
     def _changed(self, name: str) -> float:
         """When what a page rests on was written last."""

@@ -19,11 +19,19 @@ STUDY = {
 }  # fmt: skip
 
 
+SWEEP = {
+    "name": "lr@nano", "sweep": "lr", "scale": "nano", "question": "Which rate?", "trials": 1,
+    "evaluation": {"key": "k" * 16}, "hash": "h", "searches": {"lr": {"slots": 1, "seeds": [100], "trials": [
+        {"slot": 0, "outcome": "running", "settings": {"optim.lr": 0.1}, "runs": {"100": "c" * 16}}]}},
+}  # fmt: skip
+
+
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    from gpt2lab.records import StudyRecord
+    from gpt2lab.records import StudyRecord, SweepRecord
 
     Store(tmp_path / "runs").write_study(StudyRecord.read(STUDY, "a test"))
+    Store(tmp_path / "runs").write_sweep(SweepRecord.read(SWEEP, "a test"))
     (tmp_path / "secret").write_text("secret")
     with serve.server(tmp_path / "runs", tmp_path / "reports", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -52,6 +60,9 @@ def test_a_page_refreshes_itself_while_a_run_trains(port: int, tmp_path: Path) -
     run = Store(tmp_path / "runs").run("a" * 16)
     with run.lock():
         assert get(port, "/mine@nano/").headers["Refresh"] == str(serve.EVERY_SECONDS)
+        assert get(port, "/lr@nano/").headers["Refresh"] is None
+    with Store(tmp_path / "runs").run("c" * 16).lock():
+        assert get(port, "/lr@nano/").headers["Refresh"] == str(serve.EVERY_SECONDS)
 
 
 OUTSIDE = (
