@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,23 +118,23 @@ class Preempted(Gpt2labError):
 
 
 SYNONYMS = {
-    "learning_rate": ("lr",), "batch_size": ("batch_tokens",), "n_layers": ("n_layer",), "num_layers": ("n_layer",),
-    "depth": ("n_layer",), "n_heads": ("n_head",), "num_heads": ("n_head",), "d_model": ("n_embd",),
-    "hidden_size": ("n_embd",), "width": ("n_embd",), "seq_len": ("block_size",), "context_length": ("block_size",),
-    "max_seq_len": ("block_size",), "n_ctx": ("block_size",), "rope": ("rotary",), "rms_norm": ("rmsnorm",),
-    "layer_norm": ("layernorm",), "max_steps": ("steps",), "num_steps": ("steps",), "iterations": ("steps",),
-    "warmup": ("warmup_steps",), "max_grad_norm": ("grad_clip",), "adam": ("adamw",), "lr_scheduler": ("schedule",),
-    "scheduler": ("schedule",), "activation": ("mlp",), "ffn": ("mlp",), "dataset": ("corpus",),
-    "dtype": ("precision",), "nope": ("none",),
+    "learning_rate": "lr", "batch_size": "batch_tokens", "n_layers": "n_layer", "num_layers": "n_layer",
+    "depth": "n_layer", "n_heads": "n_head", "num_heads": "n_head", "d_model": "n_embd",
+    "hidden_size": "n_embd", "width": "n_embd", "seq_len": "block_size", "context_length": "block_size",
+    "max_seq_len": "block_size", "n_ctx": "block_size", "rope": "rotary", "rms_norm": "rmsnorm",
+    "layer_norm": "layernorm", "max_steps": "steps", "num_steps": "steps", "iterations": "steps",
+    "warmup": "warmup_steps", "max_grad_norm": "grad_clip", "adam": "adamw", "lr_scheduler": "schedule",
+    "scheduler": "schedule", "activation": "mlp", "ffn": "mlp", "dataset": "corpus",
+    "dtype": "precision", "nope": "none",
 }  # fmt: skip
-"""What others call our keys and components -> our names, of which the first that is known counts."""
+"""What others call our keys and components -> our name."""
 LONGEST_NAME = 64  # longer ones are no typos, and comparing them is slow
 
 
-def synonym(name: str, names: Iterable[str]) -> str | None:
+def synonym(name: str, names: Collection[str]) -> str | None:
     """Our name for what others call `name`, if it is among `names`."""
-    known = set(names)
-    return next((meant for meant in SYNONYMS.get(name.casefold().rpartition(".")[2], ()) if meant in known), None)
+    meant = SYNONYMS.get(name.casefold().rpartition(".")[2])
+    return meant if meant in names else None
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
