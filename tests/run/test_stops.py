@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import pytest
-from workers import command, is_alive, wait_for_rows, wait_until
+from workers import SWEEP, command, is_alive, wait_for_rows, wait_until
 
 from gpt2lab.cli import execute
 from gpt2lab.errors import EnvironmentFault, Preempted, RankLost
@@ -229,15 +229,6 @@ def test_elsewhere_than_on_linux_a_thread_looks_for_the_parent(monkeypatch: pyte
 # commands that train
 
 
-SWEEP = """
-sweep: lr
-question: Which rate suits a tiny model?
-base: {base}
-space:
-  optim.lr: {{low: 1e-3, high: 1e-1, log: true}}
-trials: 2
-sampler: random
-"""
 LONGER = ("--set", "training.steps=300", "--no-tracking", "--runs", "runs")
 
 
@@ -252,7 +243,7 @@ def journals(root: Path) -> dict[str, list[dict[str, Any]]]:
 def test_a_command_that_trains_saves_on_any_signal_and_continues(tiny: Path, tmp_path: Path, word: str) -> None:
     """One signal, and two of them 50 ms apart, as clusters send them."""
     sweep, preset = tmp_path / "lr.yaml", tmp_path / "tiny.yaml"
-    sweep.write_text(SWEEP.format(base=preset))
+    sweep.write_text(SWEEP.format(base=preset) + "trials: 2\nsampler: random\n")
     words = {"train": [str(preset)], "run": [str(tiny), "--seeds", "1"], "sweep": [str(sweep)]}[word]
     assert command(tmp_path / "undisturbed", word, *words, *LONGER).wait(120) == 0
     expected = journals(tmp_path / "undisturbed" / "runs")

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import command, replace_in, wait_for_rows
+from workers import SWEEP, command, replace_in, wait_for_rows
 
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
 Trial = dict[str, Any]
 
-SWEEP = """
-sweep: lr
-question: Which rate suits a tiny model?
-base: {base}
-space:
-  optim.lr: {{low: 1e-3, high: 1e-1, log: true}}
+TRIALS = """
 trials: 5
-sampler: {{name: tpe, startup: 2}}
-enqueue: [{{}}]
+sampler: {name: tpe, startup: 2}
+enqueue: [{}]
 """
 
 
@@ -33,7 +28,7 @@ enqueue: [{{}}]
 def lr(tiny: Path) -> Path:
     """A sweep's file beside the tiny preset."""
     file = tiny.with_name("lr.yaml")
-    file.write_text(SWEEP.format(base=tiny.with_name("tiny.yaml")))
+    file.write_text(SWEEP.format(base=tiny.with_name("tiny.yaml")) + TRIALS)
     return file
 
 

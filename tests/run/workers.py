@@ -17,6 +17,14 @@ from gpt2lab.experiments.ablation import job_of
 from gpt2lab.runner import Job, StopRequest, work
 from gpt2lab.store import RunFolder, Store
 
+SWEEP = """
+sweep: lr
+question: Which rate suits a tiny model?
+base: {base}
+space:
+  optim.lr: {{low: 1e-3, high: 1e-1, log: true}}
+"""
+"""A sweep's file, without what differs between tests."""
 WORDS = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
 
 
