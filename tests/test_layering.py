@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"registry", "store", "analysis", "progress"},
     {"components", "tracking", "results"},
     {"model", "data", "optim", "training"},
-    {"costs", "generation", "trace", "pretrained", "listing"},
+    {"costs", "generation", "trace", "pretrained"},
     {"evaluation"},
     {"config"},
     {"testing", "identity"},
@@ -59,7 +59,7 @@ WITHIN: dict[str, list[set[str]]] = {
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "reports", "registry", "schema", "errors", "config.source", "config.fitting",
-    "results", "text", "records", "progress", "listing",
+    "results", "text", "records", "progress",
 )  # fmt: skip
 
 

@@ -12,7 +12,20 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli.options import OUT, RUNS, SCHEMA, Json, Out, Run, Runs, print_json, say, store_at, table_of
+from gpt2lab.cli.options import (
+    OUT,
+    RUNS,
+    SCHEMA,
+    Json,
+    Out,
+    Run,
+    Runs,
+    checked_time,
+    print_json,
+    say,
+    store_at,
+    table_of,
+)
 
 Where = Annotated[
     str | None,
@@ -86,8 +99,8 @@ def runs(
     from rich.text import Text
 
     from gpt2lab.errors import DataFault
-    from gpt2lab.listing import COLUMNS, age, ordered, run_rows, selected
     from gpt2lab.progress import console_for
+    from gpt2lab.store.listing import COLUMNS, age, ordered, run_rows, selected
     from gpt2lab.text import clean, in_short, plural
 
     store, damaged = store_at(runs), list[DataFault]()
@@ -129,13 +142,13 @@ def _flat(value: Any) -> Any:
 
 def status(runs: Runs = RUNS, json_: Json = False) -> None:
     """Show what trains now. Also on other machines that share the folder of runs."""
-    from gpt2lab.listing import age, run_row, uses
     from gpt2lab.progress import console_for
+    from gpt2lab.store.listing import age, run_row, uses
 
     store = store_at(runs)
-    working = [folder for folder in store.runs() if folder.holder()]
+    working = [(folder, holder) for folder in store.runs() if (holder := folder.holder())]
     used = uses(store, lambda _: None) if working else {}
-    rows = [run_row(folder, used.get(folder.id, [])) | {"holder": folder.holder()} for folder in working]
+    rows = [run_row(folder, used.get(folder.id, [])) | {"holder": holder} for folder, holder in working]
     if json_:
         print_json({"schema": SCHEMA, "running": rows})
         return
@@ -156,8 +169,8 @@ def show(
 ) -> None:
     """Show one run in short: study, arm, loss, curve, time, files. What is damaged is shown by its error."""
     from gpt2lab.errors import DataFault
-    from gpt2lab.listing import run_row, uses
     from gpt2lab.progress import console_for
+    from gpt2lab.store.listing import run_row, uses
     from gpt2lab.text import damage_text, harmless
 
     damaged = False
@@ -193,7 +206,7 @@ def show(
 
 def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
     """A run in ten lines."""
-    from gpt2lab.listing import age, curve_of, sparkline
+    from gpt2lab.store.listing import age, curve_of, sparkline
     from gpt2lab.text import quantity, time_taken
 
     head = [f"{row['id']}: {row['status']}, {age(row['ended'])} ago"]
@@ -223,8 +236,8 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
     """Compare two runs. Settings that differ, and validation loss at the same steps."""
     from rich.text import Text
 
-    from gpt2lab.listing import config_of, curve_of
     from gpt2lab.progress import console_for
+    from gpt2lab.store.listing import config_of, curve_of
     from gpt2lab.text import signed
 
     store = store_at(runs)
@@ -303,7 +316,10 @@ def note(
 def clean(
     orphans: Annotated[bool, typer.Option("--orphans", help="Runs that no study or sweep names.")] = False,
     where: Where = None,
-    older: Annotated[str | None, typer.Option("--older", help="Only those that ended before, as 30d or 12h.")] = None,
+    older: Annotated[
+        str | None,
+        typer.Option("--older", callback=checked_time, help="Only those that ended before, as 30d or 12h."),
+    ] = None,
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Delete only the checkpoints; results and curves stay.")
     ] = False,
@@ -313,9 +329,9 @@ def clean(
 ) -> None:
     """Delete runs, or their checkpoints, after asking. Runs at work and records of studies stay."""
     from gpt2lab.errors import ConfigError, EnvironmentFault, LockHeld
-    from gpt2lab.listing import age, run_rows, selected
     from gpt2lab.progress import console_for
-    from gpt2lab.text import memory, plural
+    from gpt2lab.store.listing import age, run_rows, seconds_since, selected
+    from gpt2lab.text import memory, plural, seconds_of
 
     if not (orphans or where or older):
         raise ConfigError(
@@ -324,7 +340,7 @@ def clean(
     store, console = store_at(runs), console_for()
     rows = selected(run_rows(store, _refuse_damaged), where, store)
     rows = [row for row in rows if row["status"] != "running" and not (orphans and row["studies"])]
-    rows = [row for row in rows if older is None or _is_older(row, older)]
+    rows = [row for row in rows if older is None or (seconds_since(row["ended"]) or 0.0) > seconds_of(older)]
     folders = {row["id"]: [store.run(row["id"]).path] for row in rows}
     if checkpoints:
         folders = {run: [path / part for part in ("checkpoints", "replay")] for run, [path] in folders.items()}
@@ -352,20 +368,6 @@ def clean(
 def _refuse_damaged(fault: Any) -> None:
     """What a damaged record names is not known, so that no run can be called an orphan."""
     raise fault
-
-
-def _is_older(row: dict[str, Any], than: str) -> bool:
-    from datetime import UTC, datetime
-
-    from gpt2lab.errors import ConfigError
-    from gpt2lab.text import seconds_of
-
-    try:
-        seconds = seconds_of(than)
-    except ValueError as error:
-        raise ConfigError(str(error), where="--older", hint="--older 30d") from None
-    ended = row["ended"]
-    return bool(ended) and (datetime.now(UTC) - datetime.fromisoformat(ended)).total_seconds() > seconds
 
 
 def _size(folder: Path) -> int:

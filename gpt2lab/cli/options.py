@@ -94,7 +94,6 @@ def store_at(root: Path) -> Store:
     from gpt2lab.store import Store
 
     if not root.is_dir():
-        root.absolute()  # raises where the current folder is gone
         raise ConfigError("there is no such folder of runs", where=str(root), hint="--runs FOLDER, or gpt2lab run FILE")
     return Store(root)
 

@@ -149,6 +149,8 @@ def test_clean_deletes_what_was_named_after_asking(gpt2lab: Call, store: Path, t
     assert only.code == 0 and "the checkpoints of 1 run, 2.0 KiB" in only.out
     assert not kept.checkpoints.exists() and kept.status() == "finished"
     assert gpt2lab("clean", "--older", "1000d").out == "nothing to delete\n"
+    wrong = gpt2lab("clean", "--older", "long")
+    assert wrong.code == 2 and "'--older'" in wrong.err and kept.path.is_dir()
     working = Store(store).run("1" * 16)
     with working.lock():
         assert gpt2lab("clean", "--orphans", "-y").out == "nothing to delete\n"

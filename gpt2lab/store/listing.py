@@ -196,7 +196,8 @@ def ordered(rows: Sequence[Row], by: str | None) -> list[Row]:
     with_values = sorted(numbered, key=lambda row: row[key]) + sorted(texts, key=lambda row: str(row[key]))
     if by.startswith("-"):
         with_values.reverse()
-    return [*with_values, *(row for row in rows if all(row is not other for other in with_values))]
+    placed = {row["id"] for row in with_values}
+    return [*with_values, *(row for row in rows if row["id"] not in placed)]
 
 
 def config_of(folder: RunFolder) -> dict[str, Any]:
@@ -223,13 +224,18 @@ def sparkline(values: Sequence[float], width: int = 56) -> str:
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / (high - low)) if high > low else 0] for value in finite)
 
 
+def seconds_since(moment: str | None) -> float | None:
+    """None for what is no moment."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(moment or "")).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
 def age(moment: str | None) -> str:
     """How long ago a moment was: `4 min`, `3 h`, `12 d`."""
-    if not moment:
-        return "-"
-    try:
-        seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
-    except (ValueError, TypeError):
+    seconds = seconds_since(moment)
+    if seconds is None:
         return "-"
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
