@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpt2lab.data.corpora import SHAKESPEARE, Corpus, Document, corpus, decoded
+from gpt2lab.data.corpora import Corpus, Document, corpus
 from gpt2lab.data.files import (
     READ_BYTES,
     Archive,
@@ -38,6 +38,7 @@ from gpt2lab.data.files import (
     quiet,
     released,
 )
+from gpt2lab.data.texts import SHAKESPEARE, decoded
 from gpt2lab.errors import DataFault, EnvironmentFault, command, unknown
 from gpt2lab.store import file_lock, publish_folder, read_json, write_json
 

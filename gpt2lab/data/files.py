@@ -79,6 +79,11 @@ def unreadable(path: Path, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=command("ls", "-l", path))
 
 
+def changed(path: Path) -> DataFault:
+    """The error for a file that has changed since its hash was taken."""
+    return DataFault("changed while it was being read", where=str(path), hint="the same command, once it is at rest")
+
+
 # --- checksums ---
 
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from gpt2lab.cores import usable_cores
-from gpt2lab.data.corpora import SPLITS, Corpus, Place, SplitName, Stream, TokenFiles
+from gpt2lab.data.corpora import SPLITS, Corpus, Place, SplitName, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
 from gpt2lab.data.curricula import batches as batches_slot
 from gpt2lab.data.encode import DividedText, Piece, batches, division, encoder, single_process_reason
@@ -47,6 +47,7 @@ from gpt2lab.data.prepared import (
     floors,
     open_verified,
 )
+from gpt2lab.data.tokenfiles import TokenFiles
 from gpt2lab.data.tokenizers import GPT2_SIZE, Tokenizer, TokenizerSite, pieces
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, Problem

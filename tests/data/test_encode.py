@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 from gpt2lab.data import encode as module
-from gpt2lab.data.corpora import Document, Stream, decoded
+from gpt2lab.data.corpora import Document, Stream
 from gpt2lab.data.encode import PENDING, Part, Piece, PieceBatch, batches, between, divide, division, encode, encoder
 from gpt2lab.data.files import READ_BYTES
 from gpt2lab.data.shards import DataConfig, prepare
+from gpt2lab.data.texts import decoded
 from gpt2lab.data.tokenizers import ByteTable, TokenizerSite, tokenizer
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.registry import load_plugin
