@@ -278,14 +278,21 @@ def test_plugin(
         raise SystemExit(2)
 
 
+LISTED = ("model", "data", "optim", "task", "evaluation", "metric", "tracker")
+"""The order of slots, by what their paths begin with; among those of one package it is the order of its imports."""
+
+
 def all_slots(plugin: list[str] | None) -> dict[str, Slot]:
-    """Every slot, filled with our components, those of installed packages, and those of plug-in files."""
+    """Every slot, filled with our components, those of installed packages, and those of plug-in files; in the same
+    order whatever was imported first."""
     from gpt2lab.config import fill_slots
     from gpt2lab.registry import BESIDE_CONFIG, SLOTS
     from gpt2lab.tracking import mlflow  # noqa: F401  (registers its tracker)
 
     fill_slots(plugin or ())
-    return {**SLOTS, **BESIDE_CONFIG}
+    rank = {section: number for number, section in enumerate(LISTED)}
+    slots = {**SLOTS, **BESIDE_CONFIG}
+    return dict(sorted(slots.items(), key=lambda item: rank.get(item[1].path.partition(".")[0], len(rank))))
 
 
 def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
