@@ -90,9 +90,10 @@ def division(corpus: Corpus | Stream, fraction: float) -> DividedText:
     if isinstance(corpus, Stream):
         share = min(fraction, MOST_VALIDATION_BYTES / max(1, corpus.size))
         return DividedText(corpus.size, False, lambda place: _Streamed(corpus.open(place), share))
-    divided = [divide(corpus.documents(), fraction)]
     if isinstance(corpus, Several):
         divided = [_renamed(name, divide(one.documents(), fraction)) for name, one in corpus.corpora.items()]
+    else:
+        divided = [divide(corpus.documents(), fraction)]
     in_order = [(split, part) for split in SPLITS for parts in divided for part in parts[split]]
     return DividedText(sum(part.size for _, part in in_order), True, lambda place: _Listed(in_order, place or 0))
 
