@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,16 @@ def stream(paths: list[str], **options: Any) -> Stream:
     return made
 
 
+def read_in_passes(made: Stream, counts: Sequence[int]) -> tuple[list[str], Any]:
+    """Documents by passes of at most so many each, and the place after the last."""
+    place, found = None, []
+    for count in counts:
+        reading = made.open(json.loads(json.dumps(place)))
+        found += [text for text, _ in itertools.islice(reading, count)]
+        place = reading.place()
+    return found, place
+
+
 def read_back(made: Prepared, split: str) -> list[str]:
     """Documents of a split, by its separators."""
     ids = getattr(made, split)[:]
@@ -387,15 +398,7 @@ def test_the_count_of_bad_documents_goes_on_from_any_place(tmp_path: Path, stori
         lines = [line for story in stories[10 * i : 10 * i + 10] for line in (json.dumps({"text": story}), "{")]
         (tmp_path / f"part{i}.jsonl").write_text("\n".join(lines))
     made = stream([str(tmp_path / "*.jsonl")], errors="skip")
-    place, found = None, []
-    for count in (1, 9, 4, 16, 99):
-        reading = made.open(json.loads(json.dumps(place)))
-        for text, _ in reading:
-            found.append(text)
-            count -= 1
-            if count == 0:
-                break
-        place = reading.place()
+    found, place = read_in_passes(made, (1, 9, 4, 16, 99))
     assert found == stories[:30] and place["skipped"] == 30
 
 
@@ -512,15 +515,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tables: Callable[[str],
 def test_a_pass_goes_on_from_any_place_and_from_places_of_such_passes(tables: Callable[[str], list[str]]) -> None:
     made = stream([*tables("parquet"), *tables("jsonl")])  # two kinds, so two parts
     whole = [text for text, _ in made.open(None)]
-    place, found = None, []
-    for count in (1, 11, 19, 30, 45, 1, 200):
-        reading = made.open(json.loads(json.dumps(place)))
-        for text, _ in reading:
-            found.append(text)
-            count -= 1
-            if count == 0:
-                break
-        place = reading.place()
+    found, _ = read_in_passes(made, (1, 11, 19, 30, 45, 1, 200))
     assert found == whole and len(whole) == 180
 
 
