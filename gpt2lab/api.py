@@ -14,7 +14,7 @@ Progress is a stream of events (events.py): pass `on_event=` a function, or `g.s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -34,6 +34,7 @@ from gpt2lab.planning.runs import known_costs
 from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord, best_trial
 from gpt2lab.results import collect, final_values, first_runs, judge, load_results, missing_runs
+from gpt2lab.schema import flatten
 from gpt2lab.store import Row, RunFolder, Store
 from gpt2lab.text import clean, damage_text, html_table, plural, seconds_of
 from gpt2lab.tracking import open_tracker
@@ -327,17 +328,9 @@ class Difference(dict[str, tuple[Any, Any]]):
 
 def difference(one: Config, other: Config) -> Difference:
     """The settings in which two configs differ."""
-    first, second = (dict(_flat(config.model_dump(mode="json"))) for config in (one, other))
+    first, second = (flatten(config.tree()) for config in (one, other))
     keys = dict.fromkeys([*first, *second])
     return Difference({k: (first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)})
-
-
-def _flat(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and "name" not in value:
-            yield from _flat(value, f"{start}{key}.")
-        else:
-            yield f"{start}{key}", value
 
 
 def open_run(
