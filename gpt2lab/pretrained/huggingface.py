@@ -130,10 +130,11 @@ def save_gpt2(model: GPT, path: str | Path, *, gpt2_tokenizer: bool | None = Non
 
 
 def has_gpt2_tokenizer(path: Path, vocab_size: int) -> bool:
-    """Whether this model uses GPT-2's tokenizer: its vocabulary has that size, and the folder holds no other one."""
+    """Whether the model of a file or folder uses GPT-2's tokenizer: its vocabulary has that size, and the folder holds
+    no other one."""
     if vocab_size not in GPT2_VOCABULARIES:
         return False
-    vocabulary = _vocabulary(path)
+    vocabulary = _vocabulary(path if path.is_dir() else path.parent)
     return vocabulary is None or vocabulary == json.loads(gpt2_files()["encoder.json"].read_bytes())
 
 

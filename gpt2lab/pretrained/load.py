@@ -139,8 +139,7 @@ def _tokenizer_of(run: RunFolder, config: Config) -> KeptTokenizer | None:
 def _of_weights(path: Path, name: str, device: torch.device) -> Trained:
     """Whatever `load_gpt2` reads: a folder or a file."""
     model = load_gpt2(path)
-    folder = path if path.is_dir() else path.parent
-    tokenizer = _gpt2() if has_gpt2_tokenizer(folder, model.config.vocab_size) else None
+    tokenizer = _gpt2() if has_gpt2_tokenizer(path, model.config.vocab_size) else None
     return _trained(name, model, "fp32", tokenizer, device)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from gpt2lab.errors import ConfigError, DataFault, Problem
 from gpt2lab.model import GPT, ModelConfig
-from gpt2lab.pretrained.files import is_hub_name
+from gpt2lab.pretrained.files import fetched, is_hub_name
 from gpt2lab.pretrained.huggingface import has_gpt2_tokenizer, load_gpt2
 from gpt2lab.pretrained.native import is_native, load_model, read_record, tokenizer_in
 from gpt2lab.training.state import Fit, take_fitting, weight_problems, weights_of
@@ -60,9 +60,10 @@ def _opened(source: str) -> tuple[GPT, object]:
             problem = f"its tokenizer was trained on its own text ({kept.choice}), and other text would get another one"
             raise ConfigError(problem, where=source, hint="weights with the tokenizer gpt2 or bytes")
         return load_model(path), kept.choice.full() if kept else None
-    model = load_gpt2(source)
-    folder = path if path.is_dir() else path.parent
-    return model, "gpt2" if has_gpt2_tokenizer(folder, model.config.vocab_size) else None
+    if not path.exists() and is_hub_name(source):
+        path = fetched(source)
+    model = load_gpt2(path)
+    return model, "gpt2" if has_gpt2_tokenizer(path, model.config.vocab_size) else None
 
 
 def start_from_weights(branch: str, model: GPT, *, strict: bool) -> Fit:

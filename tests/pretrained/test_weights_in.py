@@ -20,6 +20,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2lab import load_gpt2
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
+from gpt2lab.pretrained.origin import origin_of
 
 Theirs = Callable[..., GPT2LMHeadModel]
 
@@ -265,6 +266,16 @@ def test_a_hub_name_in_several_files(theirs: Theirs, cache: Path, tokens: torch.
     min(stored.rglob("model-*.safetensors")).unlink()
     with pytest.raises(EnvironmentFault, match="cannot be read"):
         load_gpt2("someone/tiny")
+
+
+def test_a_tokenizer_on_the_hub_is_that_of_the_weights(theirs: Theirs, cache: Path) -> None:
+    stored = cache / "models--someone--french"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text("0" * 40)
+    snapshot = stored / "snapshots" / ("0" * 40)
+    theirs(vocab_size=50257, n_embd=8, n_head=1).save_pretrained(snapshot)
+    (snapshot / "vocab.json").write_text('{"le": 0}')
+    assert origin_of("someone/french").tokenizer is None  # GPT-2's size, and other tokens
 
 
 def test_without_the_hubs_package(monkeypatch: pytest.MonkeyPatch) -> None:
