@@ -132,7 +132,8 @@ def _points(sizes: tuple[int, ...]) -> tuple[Array, Array]:
 def _true_shares(sizes: Sequence[int]) -> list[Array]:
     """Every share of the true noise that is tried; among arms of one size the order does not matter.  -> (A,) each"""
     if len(sizes) == 2:
-        return [np.array([share, 1 - share]) for share in special.expit(LOGITS)]
+        tried = LOGITS if sizes[0] != sizes[1] else LOGITS[LOGITS >= 0]
+        return [np.array([share, 1 - share]) for share in special.expit(tried)]
     mixtures = {
         tuple(part / max(mix) for _, part in sorted(zip(sizes, mix, strict=True)))
         for mix in itertools.product(PARTS, repeat=len(sizes))
