@@ -153,8 +153,10 @@ class Picture:
 def picture(name: str, title: str, caption: str, figure: Figure, width: str = "wide") -> Picture:
     """Save a figure; call inside `drawing()`. name: of its files."""
     alone, inline = render(figure, name, title, caption)
-    png = saved(figure, "png", dpi=PNG_DPI, metadata={"Software": None})
+    figure.set_layout_engine(None)  # PDF has text as wide as SVG, and so the same layout; pixels round widths
     pdf = saved(figure, "pdf", metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
+    figure.set_layout_engine("constrained")
+    png = saved(figure, "png", dpi=PNG_DPI, metadata={"Software": None})
     narrow = ""
     if width == "wide":
         to_phone(figure)
