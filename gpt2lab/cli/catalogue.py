@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def components(
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     selected = {slot: slots[slot]} if slot else slots
     if matrix:
-        print_matrix(refused_pairs(slots, slot), json_)
+        print_matrix(slot, json_)
         return
     if markdown:
         print(markdown_table(selected.values()))
@@ -68,47 +67,13 @@ def components(
         console.print(table)
 
 
-def refused_pairs(slots: dict[str, Slot], only: str | None = None) -> tuple[int, list[tuple[str, str, str]]]:
-    """All pairs of components of two slots, with their defaults in GPT-2 124M: how many there are, and those that a
-    config may not have, with the reason."""
-    from gpt2lab.config import load_config
-    from gpt2lab.config.config import conflicts
-    from gpt2lab.registry import Misfit
-    from gpt2lab.testing.cases import placed
-
-    plain = load_config(FLAGSHIP)
-
-    def problem(*choices: Choice) -> str:
-        config = plain
-        for choice in choices:
-            slot, section = slots[choice.slot], slots[choice.slot].path.split(".")[0]
-            value = placed(choice.slot, choice.full())
-            value = slot.read(value) if slot.arity == "one" else slot.read_all(value)
-            changed = getattr(config, section).model_copy(update={choice.slot: value})
-            config = config.model_copy(update={section: changed})
-        return "; ".join(complaint.what for complaint in conflicts(config))
-
-    read: dict[str, list[Choice]] = {}
-    for name, slot in slots.items():
-        for component in slot if slot.in_config and slot.path.split(".")[0] in ("model", "optim") else ():
-            try:
-                read.setdefault(name, []).append(slot.read(component.name))
-            except Misfit:  # an option without a default
-                continue
-    count, refused = 0, []
-    for first, second in itertools.combinations(read, 2):
-        for a, b in itertools.product(read[first], read[second]) if only in (None, first, second) else ():
-            count += 1
-            why = problem(a, b)
-            refused += [(f"{a.slot}={a.name}", f"{b.slot}={b.name}", why)] if why else []
-    return count, refused
-
-
-def print_matrix(found: tuple[int, list[tuple[str, str, str]]], json_: bool) -> None:
+def print_matrix(slot: str | None, json_: bool) -> None:
     """One line for each component and slot with refused pairs, and how many pairs there are."""
+    from gpt2lab.config import load_config
     from gpt2lab.progress import console_for
+    from gpt2lab.testing.assemblies import refused_pairs
 
-    count, refused = found
+    count, refused = refused_pairs(load_config(FLAGSHIP), slot)
     if json_:
         print_json(
             {"pairs": count, "refused": [dict(zip(("one", "other", "why"), pair, strict=True)) for pair in refused]}

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from gpt2lab.components.context import Cache
+from gpt2lab.config import Config
+from gpt2lab.config.config import conflicts
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
-from gpt2lab.registry import SLOTS, unmet_needs
+from gpt2lab.registry import SLOTS, Choice, Misfit, unmet_needs
 from gpt2lab.testing.cases import (
     CONTEXT,
     HEAD_SIZE,
@@ -44,6 +46,37 @@ def allowed_pairs(levels: Mapping[str, Sequence[Case]]) -> set[Pair]:
     slots = itertools.combinations(levels, 2)
     pairs = (pair for s, t in slots for pair in itertools.product(levels[s], levels[t]))
     return {frozenset(map(str, pair)) for pair in pairs if fits(*pair)}
+
+
+def refused_pairs(plain: Config, only: str | None = None) -> tuple[int, list[tuple[str, str, str]]]:
+    """All pairs of components of two slots of model and optimizer, or of the slot `only` and another, with their
+    defaults in a config that is otherwise `plain`: how many there are, and those that a config may not have, with the
+    reason."""
+
+    def problem(*choices: Choice) -> str:
+        config = plain
+        for choice in choices:
+            slot, section = SLOTS[choice.slot], SLOTS[choice.slot].path.split(".")[0]
+            value = placed(choice.slot, choice.full())
+            value = slot.read(value) if slot.arity == "one" else slot.read_all(value)
+            changed = getattr(config, section).model_copy(update={choice.slot: value})
+            config = config.model_copy(update={section: changed})
+        return "; ".join(complaint.what for complaint in conflicts(config))
+
+    read: dict[str, list[Choice]] = {}
+    for name, slot in SLOTS.items():
+        for component in slot if slot.path.split(".")[0] in ("model", "optim") else ():
+            try:
+                read.setdefault(name, []).append(slot.read(component.name))
+            except Misfit:  # an option without a default
+                continue
+    count, refused = 0, []
+    for first, second in itertools.combinations(read, 2):
+        for a, b in itertools.product(read[first], read[second]) if only in (None, first, second) else ():
+            count += 1
+            why = problem(a, b)
+            refused += [(f"{a.slot}={a.name}", f"{b.slot}={b.name}", why)] if why else []
+    return count, refused
 
 
 def covering_array(levels: Mapping[str, Sequence[Case]], wanted: set[Pair], seed: int = 0) -> list[Row]:
