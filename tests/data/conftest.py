@@ -28,6 +28,12 @@ def play() -> Callable[..., str]:
     return play_text
 
 
+@pytest.fixture(scope="session")
+def stories() -> list[str]:
+    """Ninety short texts, all different."""
+    return [play_text(f"story {i}", lines=1 + i % 5) for i in range(90)]
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "home"))
