@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from gpt2lab.data.corpora import Place, SplitName, Stream
 from gpt2lab.data.files import canonical_sha256, changed, known_sha256, named
 from gpt2lab.errors import DataFault, Gpt2labError, command
+from gpt2lab.text import plural
 
 
 class Rows(Protocol):
@@ -141,7 +142,7 @@ def local_stream(
                 raise changed(path)
 
     return Stream(
-        source=f"{len(facts)} file{'s' * (len(facts) != 1)} of {what}",
+        source=f"{plural(len(facts), 'file')} of {what}",
         identity=canonical_sha256([*about, facts, len(validation)]),
         size=sum(map(size, all_files)),
         open=lambda place: RowPass(segments, place, None, lambda error: DataFault(first_line(error)), unchanged),

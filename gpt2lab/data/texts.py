@@ -24,6 +24,7 @@ from gpt2lab.data.files import (
 )
 from gpt2lab.data.rows import BadRow, Reader, local_stream
 from gpt2lab.errors import ConfigError
+from gpt2lab.text import plural
 
 OnBadText = Literal["strict", "replace", "skip"]
 OTHER_CONTENT = {
@@ -139,7 +140,7 @@ def text(*, paths: list[str], errors: OnBadText = "strict", separator: str | Non
         return Document(name, size, lambda: decoded(_file_blocks(path, sha256), where=str(path), errors=errors))
 
     return Corpus(
-        source=f"{len(facts)} text file{'s' * (len(facts) != 1)}, {total:,} bytes{left_out}",
+        source=f"{plural(len(facts), 'text file')}, {total:,} bytes{left_out}",
         identity=canonical_sha256(["text", "strict" if errors == "skip" else errors, facts]),
         documents=lambda: [document(*fact) for fact in facts],
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gpt2lab.data.corpora import SPLITS, SplitName, corpus
 from gpt2lab.data.files import Progress, canonical_sha256, known_sums, matching, others, quiet, unreadable
 from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.text import plural
 
 HEADER_BYTES = 256 * 4
 MAGIC, VERSION = 20240520, 1
@@ -88,7 +89,7 @@ def tokens(*, paths: list[str], validation_paths: list[str] | None = None) -> To
         if not files[split]:
             problem = f"no file for {split} among {len(split_of)}"
             raise ConfigError(problem, where="data.corpus.paths", hint=NAME_VALIDATION)
-    return TokenFiles(f"{len(split_of)} file{'s' * (len(split_of) != 1)} of tokens made elsewhere", files)
+    return TokenFiles(f"{plural(len(split_of), 'file')} of tokens made elsewhere", files)
 
 
 def _split_of(path: Path) -> SplitName:
