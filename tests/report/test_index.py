@@ -35,6 +35,7 @@ def test_an_empty_store_says_what_to_run(tmp_path: Path) -> None:
     assert not (tmp_path / "reports/index.svg").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_is_told_with_its_verdicts_and_agreements(tmp_path: Path) -> None:
     record(tmp_path / "runs", means=POSENC, arms={"rotary": {"expected": "better: says somebody"}})
     source, markdown, record_ = made(tmp_path)
@@ -58,6 +59,7 @@ def test_a_study_is_told_with_its_verdicts_and_agreements(tmp_path: Path) -> Non
     assert f"{cell.text} {cell.detail}" in shown
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_verdicts_are_those_of_the_studys_own_report_whatever_lies_beside_it(tmp_path: Path) -> None:
     from gpt2lab.reports import write_report
 
@@ -81,6 +83,7 @@ def test_nothing_in_a_name_or_question_can_run(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)\]\(javascript", markdown)  # escaped brackets make no link
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_every_table_of_the_markdown_is_whole(tmp_path: Path) -> None:
     record(tmp_path / "runs", means=POSENC | {"a|b": 2.3}, question="a | b")
     record(tmp_path / "runs", scale="nano", means=POSENC)
@@ -96,6 +99,7 @@ def test_every_table_of_the_markdown_is_whole(tmp_path: Path) -> None:
     assert all(len(count) == 1 for count in tables), tables
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_with_a_report_is_linked_to_it(tmp_path: Path) -> None:
     record(tmp_path / "runs", means=POSENC)
     record(tmp_path / "runs", scale="micro", means=POSENC)
@@ -110,6 +114,7 @@ def test_a_study_with_a_report_is_linked_to_it(tmp_path: Path) -> None:
     assert {s["name"]: s["report"] for s in found["studies"]}["posenc@gpt2-124m"] is None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_contrasts_stand_side_by_side_over_scales_from_small_to_large(tmp_path: Path) -> None:
     record(tmp_path / "runs", scale="gpt2-124m", means=POSENC)
     record(tmp_path / "runs", scale="nano", means={"learned": 2.2, "rotary": 2.0}, smallest_effect=0.05)
@@ -126,6 +131,7 @@ def test_contrasts_stand_side_by_side_over_scales_from_small_to_large(tmp_path: 
     assert {link[1:] for link in Reader(source).links() if link.startswith("#")} <= anchors
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_shared_pool_of_baseline_runs_is_counted(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         record(tmp_path / "runs", name, pool="shared", means=POSENC)
@@ -143,6 +149,7 @@ def test_a_shared_pool_of_baseline_runs_is_counted(tmp_path: Path) -> None:
     assert "4 studies, 8 contrasts, 30 runs, 30.0 GFLOP, 30.0 minutes of training" in shown  # 36 but for the 6 shared
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_noise_floor_is_told_where_there_is_one(tmp_path: Path) -> None:
     stack = {"torch": "2.13", "device": "cpu"}
     noise = {"scale": "micro", "sd": 0.0123, "low": 0.0085, "high": 0.0225, "df": 9, "failed": 0, "tokens": 1000,
@@ -153,6 +160,7 @@ def test_a_noise_floor_is_told_where_there_is_one(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_failed_or_is_missing_is_said(tmp_path: Path) -> None:
     study = record(tmp_path / "runs", means={"learned": 2.2, "rotary": 3.32})  # above the unigram floor less the margin
     absent = tmp_path / "runs" / study["arms"]["learned"]["runs"]["0"]
@@ -169,6 +177,7 @@ def test_what_failed_or_is_missing_is_said(tmp_path: Path) -> None:
 EFFECT = {"arm": "rotary", "against": "learned", "weights": {"rotary": 0.5, "none": 0.5, "learned": -1.0}}
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("contrasts", "of_arms", "of_effects", "expected"),
     [
@@ -191,6 +200,7 @@ def test_what_is_expected_is_compared_with_the_contrast_that_it_is_about(
         assert (shown[0]["agreement"] or {}).get("word") == ("found again" if of_effects else None)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_damaged_record_costs_its_own_lines_only(tmp_path: Path) -> None:
     record(tmp_path / "runs", means=POSENC)
     studies = tmp_path / "runs/studies"
@@ -203,6 +213,7 @@ def test_a_damaged_record_costs_its_own_lines_only(tmp_path: Path) -> None:
     assert "The record of hollow@nano cannot be read." in source and "The record of hollow@nano" in markdown
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_agreements_are_counted(tmp_path: Path) -> None:
     arms = {"rotary": {"expected": "better"}, "none": {"expected": "worse"}, "alibi": {"expected": "worse"}}
     record(tmp_path / "runs", means=POSENC | {"alibi": 2.1}, arms=arms, seeds=5)

@@ -101,6 +101,7 @@ def test_every_wide_figure_has_a_narrow_twin_for_phones(finished: Path) -> None:
     assert max(widths[""] + widths[" on-phone"]) < 330 < min(widths[" on-paper"])  # points; a phone has 390 pixels
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_latex_table_has_the_verdicts(finished: Path, make_study: MakeStudy, tmp_path: Path) -> None:
     table = (finished / "reports/posenc@nano/verdicts.tex").read_text()
     rows = [line for line in table.splitlines() if line.endswith(r"\\")]
@@ -261,6 +262,7 @@ def test_better_within_the_zone_too_small_to_matter_looks_different(make_study: 
     assert chip.chip == "better slight" and chip.text != "better"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_recipe_is_that_of_the_baselines_runs(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study()
     settings = {
@@ -289,6 +291,7 @@ def test_a_metric_in_bits_knows_no_floor_in_nats(make_study: MakeStudy, tmp_path
     assert "failed" not in read.text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_failing_render_leaves_the_old_report(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +330,7 @@ def test_a_failing_write_leaves_the_old_page(
     assert "Another?" in report(tmp_path)[0]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_figure_that_is_no_longer_drawn_is_removed(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study()
     report(tmp_path)
