@@ -179,15 +179,14 @@ def _escaped(value: str) -> str:
     return re.sub(r"[&<>$]", lambda m: _ENTITIES[m.group()], text)
 
 
-def html_table(titles: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+def html_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table for notebooks, every cell escaped."""
 
     def line(cells: Sequence[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(clean(cell))}</{tag}>" for cell in cells) + "</tr>"
 
-    head = f"<caption>{escape(clean(caption))}</caption>" if caption else ""
     body = "".join(line(row, "td") for row in rows)
-    return f"<table>{head}<thead>{line(titles, 'th')}</thead><tbody>{body}</tbody></table>"
+    return f"<table><thead>{line(titles, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def fenced(text: str) -> str:
