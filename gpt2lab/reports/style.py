@@ -34,6 +34,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
+from gpt2lab.errors import ConfigError
 from gpt2lab.store import write_atomically
 from gpt2lab.text import setting, shorten
 
@@ -140,9 +141,12 @@ class Picture:
         return self.alone
 
     def save(self, file: str | Path) -> None:
-        """Write it as the ending says: svg, png or pdf."""
+        """Write it as the ending says: svg, png or pdf. Raises ConfigError for another one."""
         contents: dict[str, str | bytes] = {".svg": self.alone, ".png": self.png, ".pdf": self.pdf}
-        write_atomically(Path(file), contents[Path(file).suffix])
+        content = contents.get(Path(file).suffix)
+        if content is None:
+            raise ConfigError("a name that ends with .svg, .png or .pdf is expected", where=str(file))
+        write_atomically(Path(file), content)
 
     @property
     def all(self) -> tuple[Picture, ...]:

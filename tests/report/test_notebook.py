@@ -60,6 +60,8 @@ def test_figures_of_the_page_are_shown_and_saved(make_study: MakeStudy, tmp_path
     for ending, start in (("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")):
         figure.save(tmp_path / f"it.{ending}")
         assert (tmp_path / f"it.{ending}").read_bytes().startswith(start)
+    with pytest.raises(ConfigError, match="ends with"):
+        figure.save(tmp_path / "it.jpg")
     with pytest.raises(ConfigError, match="seeds"):
         study.plot("seed")
 
