@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,16 @@ def printable(text: str) -> str:
 def command(*words: object) -> str:
     """A command line for a hint; paths may hold blanks and brackets."""
     return shlex.join(map(str, words))
+
+
+def causes(error: BaseException | None, *, implicit: bool = False) -> Iterator[BaseException]:
+    """`error`, what it was raised from, and so on; implicit: where nothing is named, what was being handled. Each once,
+    also where a library has made a circle of them."""
+    passed: set[int] = set()
+    while error is not None and id(error) not in passed:
+        passed.add(id(error))
+        yield error
+        error = error.__cause__ or (error.__context__ if implicit else None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import typer
 from gpt2lab.cli import catalogue, compare, data, manage, models, results, run, selftest, train
 from gpt2lab.cli.options import SCHEMA
 from gpt2lab.cli.project import project_options
-from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, printable
+from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, causes, printable
 from gpt2lab.output import lost, make_output_lossy
 from gpt2lab.redaction import masked
 from gpt2lab.signals import Stopped, ignore_stops, stop_command
@@ -179,15 +179,12 @@ REFUSED = (
 TRACES_KEPT = 20
 
 
-def out_of_memory(error: BaseException | None) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether this, or what it was raised from, is a limit of memory rather than a bug."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(cause, MemoryError) or any(words in str(cause) for words in MEMORY)
+        for cause in causes(error, implicit=True)
+    )
 
 
 def no_memory(error: BaseException) -> EnvironmentFault:

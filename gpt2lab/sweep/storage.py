@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
-from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, command, unknown
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, causes, command, unknown
 from gpt2lab.redaction import shown
 from gpt2lab.store import Store, disk_fault, file_lock, make_folder
 from gpt2lab.tracking.addresses import reason, sqlite_path, sqlite_uri
@@ -142,16 +142,15 @@ def _in_this_process(pid: int, close: Callable[[], None]) -> None:
         close()
 
 
-def is_transient(error: BaseException | None) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same call may well succeed a little later: after a lock, a deadlock, a lost connection."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNO:
             return True
-        if isinstance(error, sqlite3.Error):
-            return "locked" in str(error)
-        if isinstance(error, (OperationalError, InterfaceError)) and not isinstance(error.orig, sqlite3.Error):
+        if isinstance(cause, sqlite3.Error):
+            return "locked" in str(cause)
+        if isinstance(cause, (OperationalError, InterfaceError)) and not isinstance(cause.orig, sqlite3.Error):
             return True
-        error = error.__cause__
     return False
 
 
@@ -169,9 +168,8 @@ def storage_fault(error: BaseException, address: str) -> Gpt2labError:
 
 
 def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    *_, root = causes(error)
+    return root
 
 
 # SQLite

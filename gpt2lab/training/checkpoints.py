@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt2lab.errors import ConfigError, DataFault, Problem, command
+from gpt2lab.errors import ConfigError, DataFault, Problem, causes, command
 from gpt2lab.faults import point
 from gpt2lab.store import disk_fault, from_json, make_folder, open_file, publish_folder, temporary_beside, to_json
 from gpt2lab.training.state import Fit, TrainState, take_fitting
@@ -257,15 +257,14 @@ def _size(state: TrainState) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in split_tree(state.state_dict())[1].values())
 
 
-def os_error(error: BaseException | None) -> OSError | None:
+def os_error(error: BaseException) -> OSError | None:
     """The operating system's reason behind `error`: itself, what it was raised from, or what its sentence quotes."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        quoted = re.search(r"\(os error (\d+)\)", str(error))
+    for cause in causes(error, implicit=True):
+        if isinstance(cause, OSError):
+            return cause
+        quoted = re.search(r"\(os error (\d+)\)", str(cause))
         if quoted:
             return OSError(int(quoted[1]), os.strerror(int(quoted[1])))
-        error = error.__cause__ or error.__context__
     return None
 
 

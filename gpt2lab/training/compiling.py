@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gpt2lab.errors import EnvironmentFault
+from gpt2lab.errors import EnvironmentFault, causes
 
 Compile = Literal["auto", "on", "off"]
 
@@ -32,16 +32,13 @@ def decide(setting: Compile, device_type: str, total_flops: float) -> tuple[bool
     return total_flops >= least, work
 
 
-def compile_fault(error: BaseException | None) -> EnvironmentFault | None:
+def compile_fault(error: BaseException) -> EnvironmentFault | None:
     """The fault where torch's compiler raised `error`, as it does without a C++ compiler; None for another error."""
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:  # a chain may be a circle
-        chain.append(error)
-        error = error.__cause__
-    error = next((e for e in chain if type(e).__module__.startswith(("torch._inductor.", "torch._dynamo."))), None)
-    if error is None:
+    compilers = ("torch._inductor.", "torch._dynamo.")
+    cause = next((cause for cause in causes(error) if type(cause).__module__.startswith(compilers)), None)
+    if cause is None:
         return None
-    what = f"torch.compile failed: {str(error).partition(chr(10))[0]}"
+    what = f"torch.compile failed: {str(cause).partition(chr(10))[0]}"
     hint = "install a C++ compiler such as g++, or --set training.compile=off"
     return EnvironmentFault(what, where="training.compile", hint=hint)
 

@@ -160,7 +160,10 @@ def join_world(
             raise
         if monitor is None:
             raise RankLost(f"the ranks did not find each other: {_line(error)}", hint=HINT) from error
-        raise _first_cause(error, monitor) from error
+        reported = _first_cause(error, monitor)
+        if reported is error:  # which must not become its own cause
+            raise
+        raise reported from error
     finally:
         _monitor = None
 

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from gpt2lab.errors import RankLost
-from gpt2lab.training.ranks import Monitor, RankPosition, call_within
+from gpt2lab.training.ranks import Monitor, RankPosition, call_within, join_world
 
 TIMEOUT = 10.0
 
@@ -158,3 +158,15 @@ def test_a_process_whose_starter_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -
         time.sleep(60)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_the_first_rank_to_fail_raises_its_error_without_a_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("gpt2lab.training.ranks.host_store", lambda size: dist.HashStore())  # type: ignore[attr-defined]
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: None)
+    bug = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug") as caught, join_world("cpu", TIMEOUT):
+        raise bug
+    assert caught.value is bug
+    assert bug.__cause__ is None
