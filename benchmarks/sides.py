@@ -68,7 +68,7 @@ class Work:
             block_size=self.block_size,
             vocab_size=self.vocab_size,
             bias=self.bias,
-            **({self.choice.slot: placed(self.choice.slot, self.choice.full())} if in_model(self.choice) else {}),
+            **({self.choice.slot: placed(self.choice)} if in_model(self.choice) else {}),
         )
 
     def batches(self, seed: int = 0) -> Batches:

@@ -308,7 +308,7 @@ def cost_lines(choice: Choice) -> list[str]:
     if choice.slot not in MODEL_SLOTS:
         return []
     plain = canonical_costs()
-    changed: dict[str, Any] = {choice.slot: placed(choice.slot, choice.full())}
+    changed: dict[str, Any] = {choice.slot: placed(choice)}
     changed_costs = costs(ModelConfig(**changed))
     more = changed_costs.parameters - plain.parameters
     flops = changed_costs.flops_per_token - plain.flops_per_token

@@ -18,7 +18,7 @@ from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import SLOTS, Component, line_in
 from gpt2lab.testing.assemblies import check_neighbours
 from gpt2lab.testing.batch_checks import check_batches
-from gpt2lab.testing.cases import Case, batch, cases, distance, disturbed, placed, variants
+from gpt2lab.testing.cases import Case, batch, cases, distance, disturbed, nudged, placed, variants
 from gpt2lab.testing.checks import (
     check_bf16,
     check_builds,
@@ -59,6 +59,7 @@ __all__ = [
     "compiled_as_eager",
     "distance",
     "disturbed",
+    "nudged",
     "placed",
     "run_contract",
     "two_ranks_against_one",
@@ -127,17 +128,20 @@ class CheckResult:
 
 def run_contract(components: Iterable[Component], only: Collection[str] = CHECK_NAMES) -> list[CheckResult]:
     """The checks called `only` on every variant of every component: the fast ones, compilation, neighbours, and two
-    ranks against one. What cannot be built is not checked further."""
+    ranks against one. What cannot be built is not checked further, and what has no gradient not on two ranks."""
+    needed = {*only, name_of(check_builds), *([name_of(check_gradients)] if TWO_RANKS in only else [])}
     results: list[CheckResult] = []
     trained: list[Case] = []
     for case in cases(components):
         of_model = case.slot in MODEL_SLOTS
+        problems: dict[Check, str | None] = {}
         for check in (*checks_for(case.slot), *(TOGETHER if of_model else ())):
-            if name_of(check) in only:
-                results.append(CheckResult(case, name_of(check), problem_of(check, case)))
-            if check is check_builds and problem_of(check, case):
+            if name_of(check) in needed:
+                problems[check] = problem_of(check, case)
+            if check is check_builds and problems[check]:
                 break
-        if of_model and TWO_RANKS in only and not problem_of(check_gradients, case):
+        results += [CheckResult(case, name_of(c), problem) for c, problem in problems.items() if name_of(c) in only]
+        if of_model and TWO_RANKS in only and problems.get(check_gradients, "not built") is None:
             trained.append(case)
     return results + two_ranks(trained)
 

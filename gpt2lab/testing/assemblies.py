@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import random
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from gpt2lab.testing.cases import (
     cases,
     distance,
     disturbed,
+    nudged,
     placed,
     seeded,
 )
@@ -57,7 +57,7 @@ def refused_pairs(plain: Config, only: str | None = None) -> tuple[int, list[tup
         config = plain
         for choice in choices:
             slot, section = SLOTS[choice.slot], SLOTS[choice.slot].path.split(".")[0]
-            value = placed(choice.slot, choice.full())
+            value = placed(choice)
             value = slot.read(value) if slot.arity == "one" else slot.read_all(value)
             changed = getattr(config, section).model_copy(update={choice.slot: value})
             config = config.model_copy(update={section: changed})
@@ -105,7 +105,7 @@ def covering_array(levels: Mapping[str, Sequence[Case]], wanted: set[Pair], seed
 
 def config(row: Row, n_layer: int = 3) -> ModelConfig:
     """A tiny model, canonical in slots that the row lacks."""
-    choices = {slot: placed(slot, {"name": case.name, **case.options}) for slot, case in row.items()}
+    choices = {slot: placed(case.choice()) for slot, case in row.items()}
     sizes = {"n_layer": n_layer, "n_head": HEADS, "n_embd": HEADS * HEAD_SIZE, "block_size": CONTEXT}
     return ModelConfig(**sizes, vocab_size=VOCABULARY, **choices)
 
@@ -141,12 +141,8 @@ def cached_against_full(model: GPT, tokens: Tensor) -> float:
 
 @torch.no_grad()
 def rounding(model: GPT, tokens: Tensor) -> float:
-    """How far logits move when every weight changes by its last bit: some assemblies amplify rounding, as a norm of
-    small differences does."""
-    twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    for weight in twin.parameters():
-        weight.mul_(1 + 2**-23 * torch.randn(weight.shape, generator=generator).sign())
-    return distance(twin(tokens), model(tokens))
+    """What rounding moves logits by: some assemblies amplify it, as a norm of small differences does."""
+    return distance(nudged(model)(tokens), model(tokens))
 
 
 def check_neighbours(case: Case) -> None:

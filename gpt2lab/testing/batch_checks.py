@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from gpt2lab.data.curricula import TrainingBatches, TrainingText, build_batches
-from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import Case
 
 TOKENS, BLOCK, SEQUENCES, STEPS, SEPARATOR = 6000, 16, 8, 40, 0
@@ -22,10 +21,9 @@ def training_text(seed: int = 1) -> TrainingText:
 def check_batches(case: Case) -> None:
     """Neighbouring tokens of the text, a pure function of seed and step, shared by two ranks, as many in all as without
     the part."""
-    choice = SLOTS["batches"].read({"name": case.name, **case.options})
 
     def built() -> TrainingBatches:
-        made = build_batches((choice,), training_text())
+        made = build_batches((case.choice(),), training_text())
         assert isinstance(made, TrainingBatches), "no TrainingBatches"
         return made
 

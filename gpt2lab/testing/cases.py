@@ -35,7 +35,7 @@ class Case:
     def config(self, *, n_head: int = HEADS, n_layer: int = LAYERS, **changes: Any) -> ModelConfig:
         """A tiny canonical GPT-2 with this component in its slot."""
         sizes = {"n_head": n_head, "n_layer": n_layer, "n_embd": n_head * HEAD_SIZE, "block_size": CONTEXT}
-        choices = {self.slot: placed(self.slot, {"name": self.name, **self.options})} | self.neighbours()
+        choices = {self.slot: placed(self.choice())} | self.neighbours()
         return ModelConfig(**{**sizes, "vocab_size": VOCABULARY, **choices, **changes})
 
     def neighbours(self) -> dict[str, str]:
@@ -49,14 +49,14 @@ class Case:
         return build_model(self.config(**changes), seed=seed).eval()
 
 
-def placed(slot: str, choice: dict[str, Any]) -> Any:
+def placed(choice: Choice) -> Any:
     """A choice in the form of its slot: in lists of parts, after the canonical first part if needed."""
-    registry = SLOTS[slot]
-    if registry.arity != "list":
-        return choice
-    starts = {"embedding": "table"}.get(slot)
-    alone = choice["name"] in registry.default or (starts and starts in registry[choice["name"]].can)
-    return [choice] if alone else [*registry.default, choice]
+    slot, written = SLOTS[choice.slot], choice.full()
+    if slot.arity != "list":
+        return written
+    starts = {"embedding": "table"}.get(slot.name)
+    alone = choice.name in slot.default or (starts and starts in slot[choice.name].can)
+    return [written] if alone else [*slot.default, written]
 
 
 def variants(component: Component) -> list[Case]:
@@ -83,6 +83,15 @@ def disturbed(model: GPT) -> GPT:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return model
+
+
+def nudged(model: GPT) -> GPT:
+    """A copy whose weights differ by their last bit: how far its results are off is what rounding amounts to."""
+    twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            weight.mul_(1 + 2**-23 * torch.randn(weight.shape, generator=generator).sign())
+    return twin
 
 
 def modes(model: GPT) -> Iterator[tuple[str, GPT]]:

@@ -22,8 +22,7 @@ RATES = (3e-3, 0.1)
 def training(case: Case, lr: float = RATES[0]) -> TrainState:
     """A tiny GPT-2 in training with this optimizer or average."""
     model = Case("norm", "layernorm").model().train()
-    choice = {"name": case.name, **case.options}
-    config = OptimConfig.model_validate({"lr": lr, case.slot: choice})
+    config = OptimConfig.model_validate({"lr": lr, case.slot: case.choice()})
     optimizers = build_optimizers(config, model.params())
     return TrainState(model, optimizers, averaging=build_averaging(config, model.params(), steps=8))
 
@@ -168,10 +167,8 @@ def check_rates(case: Case) -> None:
 
 def check_schedule(case: Case) -> None:
     """A pure function of the step with values in [0, 1] that rises during warm-up and never ends above its peak."""
-    slot = SLOTS["schedule"]
-    choice = slot.read({"name": case.name, **case.options})
     for steps, warmup in ((100, 10), (100, 0), (7, 7)):
-        multiplier = slot.build(choice, steps, warmup)
+        multiplier = SLOTS["schedule"].build(case.choice(), steps, warmup)
         values = [multiplier(step) for step in range(steps)]
         assert all(0 <= v <= 1 for v in values), f"values outside [0, 1]: {min(values)} .. {max(values)}"
         assert values == [multiplier(step) for step in range(steps)], "not a pure function of the step"

@@ -40,7 +40,7 @@ def test_sound_trainings_are_left_alone(assembly: str, trained: Any) -> None:
 @pytest.mark.parametrize("case", EVERYTHING, ids=str)
 def test_every_shipped_component_is_left_alone(case: testing.Case, trained: Any) -> None:
     section = "optim" if case.slot in ("optimizer", "schedule") else "model"
-    choice = testing.placed(case.slot, {"name": case.name, **case.options})
+    choice = testing.placed(case.choice())
     if case.name == "documents":  # the preset's bytes have no separator to tell documents apart by
         with pytest.raises(ConfigError):
             trained(f"{section}.{case.slot}={json.dumps(choice)}")
