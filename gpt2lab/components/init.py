@@ -6,7 +6,7 @@ initial weights wherever their shapes agree. Vectors (gains, biases) keep the va
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import torch
@@ -121,6 +121,13 @@ def small_init(builder: Builder) -> Draw:
     return draw
 
 
+def matrices(param: Param) -> Iterator[tuple[str, Tensor]]:
+    """Each matrix stacked in a parameter by name, (A, B) or of experts (E, A, B); the name of a single one is empty."""
+    rows = param.role.rows or (("", param.tensor.shape[-2]),)
+    parts = param.tensor.data.split([height for _, height in rows], -2)
+    return zip((name for name, _ in rows), parts, strict=True)
+
+
 @init.register("xavier", source="Glorot and Bengio 2010; arXiv:1706.03762 uses it", can=("even",))
 def xavier(builder: Builder, *, table_std: Std = 0.02) -> Draw:
     """A standard deviation that depends on both sides of a matrix; tables of tokens and positions have their own.
@@ -134,7 +141,7 @@ def xavier(builder: Builder, *, table_std: Std = 0.02) -> Draw:
         gain = 1.0 if param.role.gain is None else param.role.gain
         normal(param, table_std if param.role.kind in TABLES else 1.0, gain, generator)
         if param.role.kind not in TABLES:
-            for matrix in param.tensor.data.split([n for _, n in param.role.rows] or param.tensor.shape[-2], -2):
+            for _, matrix in matrices(param):
                 matrix.mul_((2 / sum(matrix.shape[-2:])) ** 0.5)
 
     return draw
@@ -154,8 +161,9 @@ def orthogonal(builder: Builder, *, scale: Std = 0.5, table_std: Std = 0.02) -> 
         gain = 1.0 if param.role.gain is None else param.role.gain
         normal(param, table_std, gain, generator)
         if param.role.kind not in TABLES:
-            for matrix in param.tensor.data.split([n for _, n in param.role.rows] or param.tensor.shape[-2], -2):
+            for name, matrix in matrices(param):
+                size = scale if name in UNSCALED_ROWS else scale * gain
                 for part in matrix.reshape(-1, *matrix.shape[-2:]):
-                    torch.nn.init.orthogonal_(part, scale * gain, generator=generator)
+                    torch.nn.init.orthogonal_(part, size, generator=generator)
 
     return draw

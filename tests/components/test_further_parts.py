@@ -319,6 +319,12 @@ def test_initial_matrices_are_orthogonal_or_of_xaviers_variance() -> None:
     assert wide.wte.weight.std().item() == pytest.approx(0.02, rel=0.03)
 
 
+def test_the_gain_of_deepnorm_is_not_that_of_queries_and_keys() -> None:
+    made = build_model(ModelConfig(**SIZES, init="orthogonal", residual="deepnorm"))
+    for part, gain in zip(made.h[0].attn.c_attn.weight.split(C), (1, 1, 24**-0.25), strict=True):
+        assert torch.allclose(torch.linalg.svdvals(part), torch.full((C,), 0.5 * gain), atol=1e-5)
+
+
 # --- optimizers and schedules ---
 
 
