@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,15 @@ Register = Callable[..., Case]
 
 
 @pytest.fixture
-def registered() -> Iterator[Register]:
+def registered(no_plugins_after: None) -> Register:
     """Registers a component for the time of a test."""
-    names: list[tuple[str, str]] = []
 
     def register(slot: str, factory: Any, **words: Any) -> Case:
         factory.__doc__ = factory.__doc__ or "A mistake for a test of the checks."
         SLOTS[slot].register("wrong", source="a test", **words)(factory)
-        names.append((slot, "wrong"))
         return Case(slot, "wrong")
 
-    yield register
-    for slot, name in names:
-        del SLOTS[slot]._components[name]
+    return register
 
 
 class AheadInTraining(CrossLayer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -67,11 +66,10 @@ class WithoutPrefix(nn.Module):
 
 
 @pytest.fixture(params=[("attention", Recurrent), ("head", Untying), ("objective", WithoutPrefix)], ids=lambda p: p[0])
-def case(request: pytest.FixtureRequest) -> Iterator[testing.Case]:
+def case(request: pytest.FixtureRequest, no_plugins_after: None) -> testing.Case:
     slot, factory = request.param
     SLOTS[slot].register("hooked", source="a test")(factory)
-    yield testing.Case(slot, "hooked")
-    del SLOTS[slot]._components["hooked"]
+    return testing.Case(slot, "hooked")
 
 
 def test_the_contract_holds(case: testing.Case) -> None:
@@ -79,12 +77,10 @@ def test_the_contract_holds(case: testing.Case) -> None:
     assert not {name: problem for name, problem in problems.items() if problem}
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_a_head_that_unties_does_so_in_the_middle_of_the_training() -> None:
     SLOTS["head"].register("hooked", source="a test")(Untying)
-    try:
-        model = testing.disturbed(testing.Case("head", "hooked").model())
-    finally:
-        del SLOTS["head"]._components["hooked"]
+    model = testing.disturbed(testing.Case("head", "hooked").model())
     tokens, targets = testing.batch()
     trained = []
     for share in (0.4, 0.6):
@@ -95,12 +91,10 @@ def test_a_head_that_unties_does_so_in_the_middle_of_the_training() -> None:
     assert trained == [False, True]
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_a_prefix_without_loss_has_none() -> None:
     SLOTS["objective"].register("hooked", source="a test")(WithoutPrefix)
-    try:
-        model = testing.Case("norm", "layernorm").model(objective=["hooked"])
-    finally:
-        del SLOTS["objective"]._components["hooked"]
+    model = testing.Case("norm", "layernorm").model(objective=["hooked"])
     tokens, targets = testing.batch()
     objective, _ = model.objective(tokens, targets)
     plain = F.cross_entropy(model(tokens)[:, 3:].flatten(0, 1), targets[:, 3:].flatten(), reduction="sum")

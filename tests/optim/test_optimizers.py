@@ -1,4 +1,4 @@
-"""Optimizers against torch's own and the formulas of their papers, and the recipe's parameter groups."""
+"""Optimizers against torch's own, a library's and the formulas of their papers, and the recipe's parameter groups."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_optimizer import NorMuon
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +18,7 @@ from gpt2lab.components.base import Param, Role
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.optim import OptimConfig, build_optimizers, decay_groups, optimizer
+from gpt2lab.optim.optimizers import POLAR_EXPRESS, orthogonal
 from gpt2lab.registry import SLOTS
 
 TINY = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=29)
@@ -387,6 +389,73 @@ def test_muon_takes_stacked_matrices_and_experts_one_by_one(nesterov: bool) -> N
             one.step()
     for mine, reference in zip((*stacked.split([8, 4, 8]), *experts), parts, strict=True):
         torch.testing.assert_close(mine, reference, rtol=0, atol=1e-6)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_normed_rows_are_those_of_the_library() -> None:
+    start = normal(12, 8)
+    mine, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    config = OptimConfig.model_validate(
+        {"lr": 0.01, "optimizer": {"name": "muon", "normed_rows": True, "weight_decay": 0.1}}
+    )
+    (ours,) = build_optimizers(config, [Param("w", mine, Role("hidden"))])
+    reference = NorMuon(
+        [{"params": [theirs], "use_muon": True}], lr=0.01, update_scale="match_rms", weight_decay=0.1, beta2=0.95
+    )
+    for step in range(3):
+        for weight in (mine, theirs):
+            weight.grad = normal(12, 8, seed=step + 1)
+        ours.step()
+        reference.step()
+    assert torch.allclose(mine, theirs, atol=2e-4)  # both orthogonalise in bfloat16
+    assert (mine - start).abs().max() > 4e-3
+
+
+def test_polar_express_steps_end_nearer_to_orthogonal() -> None:
+    x = normal(64, 128)
+    old, new = (torch.linalg.svdvals(y.float()) for y in (orthogonal(x), orthogonal(x, POLAR_EXPRESS)))
+    assert (new - 1).abs().mean() < (old - 1).abs().mean() < 0.2
+
+
+def test_momentum_grows_and_cautious_decay_spares_weights() -> None:
+    weight = nn.Parameter(normal(4, 4))
+    options = {"momentum_warmup_steps": 2, "cautious_decay": True, "weight_decay": 1.0, "nesterov": False}
+    config = OptimConfig.model_validate({"lr": 0.1, "optimizer": {"name": "muon", **options}})
+    (made,) = build_optimizers(config, [Param("w", weight, Role("hidden"))])
+    gradients, average = [normal(4, 4, seed=i) for i in range(3)], torch.zeros(4, 4)
+    for gradient, momentum in zip(gradients, (0.85, 0.9, 0.95), strict=True):
+        average = momentum * average + (1 - momentum) * gradient
+        before = weight.detach().clone()
+        weight.grad = gradient.clone()
+        made.step()
+        update = orthogonal(average).float()
+        wanted = before - 0.1 * before * (before * update > 0) - 0.1 * 0.4 * update
+        assert torch.allclose(weight, wanted, atol=1e-5)
+
+
+def test_optimizers_of_the_libraries_by_name() -> None:
+    start = normal(4, 4)
+    for name, settings, kind in (("RAdam", {"betas": ["0.8", "0.9"]}, torch.optim.RAdam), ("Lamb", {}, None)):
+        weight, twin = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+        chosen = {"name": "library", "optimizer": name, "settings": settings, "weight_decay": 0.0}
+        (made,) = build_optimizers(
+            OptimConfig.model_validate({"lr": 0.1, "optimizer": chosen}), [Param("w", weight, Role("hidden"))]
+        )
+        assert type(made).__name__ == name
+        weight.grad, twin.grad = normal(4, 4, seed=1), normal(4, 4, seed=1)
+        made.step()
+        if kind is not None:
+            kind([twin], lr=0.1, betas=(0.8, 0.9)).step()
+            assert torch.equal(weight, twin)
+    for wrong in ({"optimizer": "Adam2"}, {"settings": {"beta": "1"}}):
+        with pytest.raises(ConfigError, match=r"Adam2|beta"):
+            build_optimizers(
+                OptimConfig.model_validate({"optimizer": {"name": "library", **wrong}}),
+                [Param("w", nn.Parameter(start), Role("hidden"))],
+            )
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,12 @@ def test_agreement_with_torchs_cosine_annealing() -> None:
         theirs.step()
 
 
+def test_exponential_and_stairs() -> None:
+    assert built("exponential", steps=4, warmup=0)[:3:2] == pytest.approx([1, 0.1**0.5])
+    stairs = built("stairs", steps=10, warmup=0)
+    assert [round(stairs[step], 3) for step in (0, 7, 8, 9)] == [1, 1, 0.316, 0.1]
+
+
 def test_a_warmup_longer_than_the_training_is_a_problem() -> None:
     config = OptimConfig(warmup_steps=100)
     assert [problem.where for problem in config.problems(99)] == ["optim.warmup_steps"]

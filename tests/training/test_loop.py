@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -253,15 +253,14 @@ def test_batch_must_be_whole_sequences_on_every_rank() -> None:
 
 
 @pytest.fixture
-def twice() -> Iterator[OptimConfig]:
+def twice(no_plugins_after: None) -> OptimConfig:
     @optimizer.register("twice", source="a test")
     def made(params: Sequence[Param], lr: float) -> list[torch.optim.Optimizer]:
         """Steps by the gradient one step ahead."""
         return [Twice([param.tensor for param in params], lr=lr)]
 
     Twice.norms.clear()
-    yield OptimConfig(lr=0.5, warmup_steps=0, grad_clip=0.1, optimizer={"name": "twice"}, schedule="constant")
-    del optimizer._components["twice"]
+    return OptimConfig(lr=0.5, warmup_steps=0, grad_clip=0.1, optimizer={"name": "twice"}, schedule="constant")
 
 
 def test_an_optimizer_gets_gradients_at_other_weights(fresh: Fresh, batches: Any, twice: OptimConfig) -> None:
