@@ -247,7 +247,7 @@ def _undeclared(study: StudyRecord) -> str:
 class AtContext:
     """One arm at another context than the training one. `multiple`, `length`: that context, as a multiple and in
     tokens. `loss`: mean over the runs. `contrast`: against the same runs at the training context, on the same
-    targets; None where the arm cannot be read at that context."""
+    targets; None where the arm has no positions there."""
 
     arm: str
     multiple: float
@@ -535,7 +535,7 @@ def cleaned(value: Any) -> Any:
 
 
 def contexts(study: StudyRecord, store: Store) -> pd.DataFrame:
-    """Columns arm, seed, multiple, length, loss: the final loss at each context length that the arm can be read at."""
+    """Columns arm, seed, multiple, length, loss: the final loss at each context length that the arm has."""
     rows = contexts_of(study, collect(study, store))
     return _frame(rows, arm=object, seed=int, multiple=float, length=int, loss=float)
 

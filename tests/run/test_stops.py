@@ -44,7 +44,8 @@ class Slow(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch":
             open(NOTE, "w").close()
-            time.sleep(60)
+            for _ in range(6000):  # a stop that comes between two instructions waits for the next sleep
+                time.sleep(0.01)
 sys.meta_path.insert(0, Slow())
 """
 

@@ -196,7 +196,7 @@ def over_contexts(read: StudyRead) -> Section | None:
             f"At {block}:number": number(float(np.mean(own)) if own else None),
             "Difference:number": difference_cell(c.difference, c.low, c.high) if c else DASH,
             "Holm p:number": p_text(c.p_holm, c.alpha) if c else DASH,
-            "Verdict:words": verdict_cell(c) if c else Cell("cannot be read", "its positions end there", "grey"),
+            "Verdict:words": verdict_cell(c) if c else Cell("no positions", "its encoding ends before", "grey"),
         }
 
     table = tabulate(judged, cells, lambda row: read.arms[row.arm].look)
@@ -234,7 +234,7 @@ def _claim(lengths: Sequence[AtContext], unit: str) -> str:
     for row in lengths:
         c, size = row.contrast, ""
         if c is None:
-            verb = "cannot be read"
+            verb = "has no positions"
         elif c.word.startswith(("no difference", "better")) or "(smaller" in c.word:
             verb = "holds"
         else:
