@@ -47,7 +47,7 @@ def components(
             each, ratio = median(own for own, _ in pairs), median(own / other for own, other in pairs)
             found.append({"slot": name, "component": component.name, "milliseconds": 1000 * each, "ratio": ratio})
     if json_:
-        print_json(found)
+        print_json({"rows": found})
         return
     table = o.table_of("", "ms per step", "of canonical")
     for row in found:

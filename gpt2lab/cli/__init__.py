@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import sys
 import tempfile
@@ -17,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli import catalogue, compare, data, manage, models, results, run, selftest, train
-from gpt2lab.cli.options import SCHEMA
+from gpt2lab.cli import begin, catalogue, compare, data, manage, models, results, run, selftest, train
+from gpt2lab.cli.options import print_fault
 from gpt2lab.cli.project import project_options
-from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, causes, printable
+from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, causes
 from gpt2lab.output import lost, make_output_lossy
 from gpt2lab.redaction import masked
 from gpt2lab.signals import Stopped, ignore_stops, stop_command
@@ -55,11 +54,11 @@ def options(
 
 
 COMMANDS = (
-    run.run, catalogue.new, run.check, run.machine, run.sweep, train.train, train.baseline, results.report,
-    manage.studies, manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag, manage.note,
-    manage.clean, results.sync, results.ui, results.serve, compare.compare, catalogue.components, catalogue.explain,
-    catalogue.schema, catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt, models.eval_,
-    models.export, models.doctor, catalogue.trace, models.sample, data.group,
+    begin.init, begin.new, begin.try_, run.run, run.check, run.machine, run.sweep, train.train, train.baseline,
+    results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag,
+    manage.note, manage.clean, results.sync, results.ui, results.serve, compare.compare, catalogue.components,
+    catalogue.explain, catalogue.schema, catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt,
+    models.eval_, models.export, models.doctor, catalogue.trace, models.sample, data.group,
 )  # fmt: skip
 """In the order of the help text."""
 for command in COMMANDS:
@@ -70,7 +69,7 @@ for command in COMMANDS:
 
 INTERRUPTED = 130
 READER_GONE = 141
-TRAINS = {"run", "sweep", "train", "baseline", "noise", "adopt"}
+TRAINS = {"run", "try", "sweep", "train", "baseline", "noise", "adopt"}
 # typer brings its own click since 0.16 or so, and used the installed one before: of both, this is the usage error
 USAGE: type[Any] = typer.BadParameter.__bases__[0]
 
@@ -96,64 +95,63 @@ def with_losses(code: int, words: list[str]) -> int:
         return 0 if set(words[:1]) & TRAINS else READER_GONE
     problem = Problem("standard output", f"what was printed is lost: {error.strerror}")
     if set(words[:1]) & TRAINS:
-        return print_error(f"gpt2lab: warning: {problem}", 0)
-    return print_error(EnvironmentFault([problem]).render(), EnvironmentFault.exit_code)
+        print(f"gpt2lab: warning: {problem}", file=sys.stderr)
+        return 0
+    return print_fault(EnvironmentFault([problem]), as_json="--json" in words)
 
 
 def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
     """Run one command, with errors printed to standard error; -> its exit code."""
     name = str(app.info.name)
     try:
-        os.getcwd()
-    except OSError as error:
-        fault = EnvironmentFault(str(error.strerror), where="the current folder", hint="cd to a folder that exists")
-        return print_error(fault.render(), fault.exit_code)
-    try:
+        refuse_lost_folder()
         options = project_options()
         defaults = dict.fromkeys(typer.main.get_command(app).commands, options) if options else {}  # type: ignore[attr-defined]
         code = app(args=arguments, standalone_mode=False, prog_name=name, default_map=defaults)
-    except Gpt2labError as error:
-        if debug:
-            print(masked(traceback.format_exc()), file=sys.stderr)
-        words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
-        error.hint = error.hint or " ".join([name, *words, "--help"])
-        return print_fault(error, as_json="--json" in arguments)
-    except USAGE as error:
-        return usage_error(error, as_json="--json" in arguments)
-    except Stopped as stop:
-        what = f"stopped by {stop} while nothing trained; nothing is lost"
-        return print_error(Preempted(what, hint="the same command continues").render(), Preempted.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except Exception as error:
-        if debug:
-            return print_error(masked(traceback.format_exc()), 1)
-        if out_of_memory(error):
-            return print_error(no_memory(error).render(), EnvironmentFault.exit_code)
-        # Python before 3.13 turns a loop of links into a RuntimeError
-        system = error.__context__ if str(error).startswith("Symlink loop") else error
-        if isinstance(system, OSError) and system.errno in REFUSED:
-            fault = EnvironmentFault(str(system.strerror), where=str(system.filename or name), hint="add --debug")
-            return print_error(fault.render(), fault.exit_code)
-        return print_error(internal_error(error), 1)
+    except (Exception, Stopped) as error:
+        if isinstance(error, USAGE) and (help_text := error.format_message()).startswith("Usage:"):
+            print(help_text)  # of a group of commands without a command
+            return 0
+        if debug and not isinstance(error, (USAGE, Stopped)):
+            print(masked(traceback.format_exc()), file=sys.stderr)
+            if not isinstance(error, Gpt2labError):
+                return 1
+        fault = fault_of(error, name)
+        words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+        fault.hint = fault.hint or " ".join([name, *words, "--help"])
+        return print_fault(fault, as_json="--json" in arguments)
     return code if isinstance(code, int) else 0
 
 
-def print_error(text: str, code: int) -> int:
-    """Print to standard error; -> the exit code."""
-    print(text, file=sys.stderr)
-    return code
+def refuse_lost_folder() -> None:
+    """Raises EnvironmentFault where the current folder is gone."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        hint = "cd to a folder that exists"
+        raise EnvironmentFault(str(error.strerror), where="the current folder", hint=hint) from None
 
 
-def usage_error(error: Any, *, as_json: bool = False) -> int:
-    """Print a usage error; for a group of commands without a command, its help."""
-    what = error.format_message()
-    if what.startswith("Usage:"):
-        print(what)
-        return 0
-    where = error.ctx.command_path if error.ctx else "gpt2lab"
-    fault = Usage(what[:1].lower() + what[1:].rstrip("."), where=where, hint=f"{where} --help")
-    return print_fault(fault, as_json=as_json)
+def fault_of(error: Exception | Stopped, name: str) -> Gpt2labError:
+    """What a command raised, for its user. A bug of ours leaves its trace in a file."""
+    if isinstance(error, Gpt2labError):
+        return error
+    if isinstance(error, Stopped):
+        return Preempted(
+            f"stopped by {error} while nothing trained; nothing is lost", hint="the same command continues"
+        )
+    if isinstance(error, USAGE):
+        what, where = error.format_message(), error.ctx.command_path if error.ctx else name
+        return Usage(what[:1].lower() + what[1:].rstrip("."), where=where, hint=f"{where} --help")
+    if out_of_memory(error):
+        return no_memory(error)
+    # Python before 3.13 turns a loop of links into a RuntimeError
+    system = error.__context__ if str(error).startswith("Symlink loop") else error
+    if isinstance(system, OSError) and system.errno in REFUSED:
+        return EnvironmentFault(str(system.strerror), where=str(system.filename or name), hint="add --debug")
+    return Bug(error)
 
 
 class Usage(Gpt2labError):
@@ -162,10 +160,22 @@ class Usage(Gpt2labError):
     code = "USAGE"
 
 
-def print_fault(fault: Gpt2labError, *, as_json: bool) -> int:
-    """Print an error, as JSON on one line where the command was to print JSON; -> the exit code."""
-    text = json.dumps({"schema": SCHEMA, "error": fault.as_record()}) if as_json else fault.render()
-    return print_error(text, fault.exit_code)
+class Bug(Gpt2labError):
+    """Our own mistake, with the trace kept in a file."""
+
+    code = "INTERNAL"
+    exit_code = 1
+
+    def __init__(self, error: Exception) -> None:
+        trace = masked("".join(traceback.format_exception(error)))
+        try:
+            kept = f"this is a bug in gpt2lab; its trace is in {keep_trace(trace)}"
+        except OSError:
+            kept = f"this is a bug in gpt2lab:\n{trace}"
+        super().__init__(f"{type(error).__name__}: {error}", hint=kept)
+
+    def render(self) -> str:
+        return "\n".join([*super().render().splitlines()[:1], str(self.hint)])
 
 
 MEMORY = ("not enough memory", "annot allocate memory", "can't allocate memory", "can't start new thread",
@@ -195,18 +205,6 @@ def no_memory(error: BaseException) -> EnvironmentFault:
         where=type(error).__name__,
         hint="ulimit -v unlimited, fewer --jobs, or a smaller model or batch",
     )
-
-
-def internal_error(error: Exception) -> str:
-    """Our own bug, in one line, with the trace kept in a file."""
-    summary = (
-        f"gpt2lab: error [INTERNAL] {printable(masked(f'{type(error).__name__}: {error}'))}\nthis is a bug in gpt2lab"
-    )
-    trace = masked("".join(traceback.format_exception(error)))
-    try:
-        return f"{summary}; its trace is in {keep_trace(trace)}"
-    except OSError:
-        return f"{summary}:\n{trace}"
 
 
 def state_home() -> Path:

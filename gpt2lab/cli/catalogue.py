@@ -48,7 +48,7 @@ def components(
         print(markdown_table(selected.values()))
         return
     if json_:
-        print_json({name: [as_json(component) for component in slot_] for name, slot_ in selected.items()})
+        print_json({"slots": {name: [as_json(component) for component in slot_] for name, slot_ in selected.items()}})
         return
     from rich.text import Text
 
@@ -113,10 +113,16 @@ def markdown_table(slots: Iterable[Slot]) -> str:
 def explain(
     what: Annotated[str, typer.Argument(help="rotary, position=rotary, or mlp=moe,experts=4", metavar="[SLOT=]NAME")],
     plugin: Plugin = None,
+    json_: Json = False,
 ) -> None:
     """Explain one component. Formula, shapes, options, cost at 124M, source."""
     slots = all_slots(plugin)
     slot, component, choice = chosen(what, slots)
+    if json_:
+        measured = {"cost": cost_lines(choice), "effects": effect_lines(choice)}
+        record = {"slot": slot.name, "key": slot.path, "value": choice.written(), "doc": component.doc}
+        print_json({**as_json(component), **record, **measured})
+        return
     print(f"{slot.path} = {component.name}\n\n{component.doc}\n")
     if component.parameters:
         from gpt2lab.schema import type_name
@@ -154,38 +160,6 @@ def explain(
     print(f"code:    {inspect.getsourcefile(component.factory)}")
 
 
-NEW = """# gpt2lab check {name}.yaml --scale nano
-# gpt2lab run {name}.yaml --scale nano --dry-run
-ablation: {name}
-question: Does RMSNorm reach the loss of LayerNorm?
-base: gpt2-124m                 # replaced by --scale
-baseline: layernorm             # the arm that the others are compared with
-arms:                           # each changes something; gpt2lab components lists what there is
-  layernorm: {{}}
-  rmsnorm: {{model.norm: rmsnorm}}
-seeds: 3                        # fewer than 3 allow no verdict
-smallest_effect: {{nano: 0.05}}   # the smallest difference that matters, in nats; every scale has a default
-expected: {{rmsnorm: about equal}} # shown beside the result
-# tune: {{grid: {{optim.lr: [0.5x, 1x, 2x]}}}}   # each arm at its own learning rate
-"""
-"""An ablation to begin with."""
-
-
-def new(
-    name: Annotated[str, typer.Argument(help="Name of the ablation; the file is NAME.yaml.", metavar="NAME")],
-) -> None:
-    """Write an ablation to begin with. A file with comments, in this folder."""
-    from gpt2lab.planning.declaration import variant_name
-
-    file = Path(f"{variant_name(name.removesuffix('.yaml'), where='NAME')}.yaml")
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(NEW.format(name=file.stem))
-    except FileExistsError:
-        raise ConfigError("is there already", where=str(file), hint="another name") from None
-    print(f"{file}: edit it, then gpt2lab check {file} --scale nano")
-
-
 def schema(
     kind: Annotated[str, typer.Argument(help="Of which files: ablation, sweep or preset.", metavar="KIND")],
     plugin: Plugin = None,
@@ -210,6 +184,7 @@ def test_plugin(
         list[str] | None, typer.Option("--component", help="Test only this one.", metavar="NAME|SLOT=NAME")
     ] = None,  # noqa: PT028  (this is no test)
     check: Annotated[list[str] | None, typer.Option("--check", help="Run only this check.", metavar="CHECK")] = None,  # noqa: PT028
+    json_: Json = False,  # noqa: PT028
 ) -> None:
     """Run the contract tests on your own components."""
     from rich.progress import track
@@ -229,16 +204,20 @@ def test_plugin(
             if name not in known:
                 raise ConfigError(unknown(kind, name, known), where=f"--{kind}")
     selected = [one for one in registered if component is None or {one.name, f"{one.slot}={one.name}"} & {*component}]
-    console = console_for()
-    failed = 0
+    console = console_for(to_stderr=json_)
+    failed, tested = 0, list[dict[str, Any]]()
     for one in track(selected, "contract", console=console, transient=True, disable=not console.is_terminal):
         outcomes = run_contract([one], check or CHECK_NAMES)
         failures = [outcome for outcome in outcomes if outcome.problem]
         failed += bool(failures)
+        said = [{"case": str(outcome.case), "check": outcome.check, "problem": outcome.problem} for outcome in failures]
+        tested.append({"slot": one.slot, "name": one.name, "checks": len(outcomes), "failures": said})
         count = f"{len(outcomes)} checks on {len(variants(one))} variants"
         say(console, f"{one.slot}={one.name}: {count}, {len(failures)} failed")
         lines = (f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in failures)
         say(console, *lines, wrap=console.is_terminal)
+    if json_:
+        print_json({"components": tested})
     if failed:
         raise SystemExit(2)
 

@@ -35,6 +35,7 @@ def prepare(
     processes: Annotated[
         int | None, typer.Option("--processes", help="Tokenizing processes; one per core by default.", min=1)
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Fetch and tokenize a corpus or a preset's data. Does nothing if it is prepared already.
 
@@ -51,7 +52,10 @@ def prepare(
     except KeyboardInterrupt:
         print("gpt2lab: interrupted; the same command continues", file=sys.stderr)
         raise
-    print(f"{len(data.train):,} training and {len(data.validation):,} validation tokens in {data.path}")
+    if json_:
+        print_json(row(data.path, data))
+    else:
+        print(f"{len(data.train):,} training and {len(data.validation):,} validation tokens in {data.path}")
 
 
 def data_config(what: str, tokenizer: str | None, overrides: Any, plugins: Any) -> DataConfig:
@@ -154,7 +158,7 @@ def list_(json_: Json = False) -> None:
 
     rows = [row(path, data) for path, data in list_prepared()] + [unfinished_row(*entry) for entry in unfinished()]
     if json_:
-        print_json(rows)
+        print_json({"data": rows})
         return
     for facts in rows:
         if facts["usable"]:
@@ -199,7 +203,7 @@ def unfinished_row(path: Any, state: Any) -> dict[str, Any]:
 
 
 @group.command()
-def check() -> None:
+def check(json_: Json = False) -> None:
     """Verify all prepared data against its checksums."""
     from gpt2lab.data.prepared import Prepared, list_prepared
     from gpt2lab.data.progress import rich_progress
@@ -207,6 +211,7 @@ def check() -> None:
 
     folders = list_prepared()
     faults: list[Gpt2labError] = []
+    whole: list[str] = []
     for path, data in folders:
         try:
             if not isinstance(data, Prepared):
@@ -216,8 +221,11 @@ def check() -> None:
         except DataFault as fault:
             faults.append(fault)
         else:
-            print(f"{path}: whole")
+            whole.append(str(path))
+            print(*([] if json_ else [f"{path}: whole\n"]), sep="", end="")
     if faults:
         raise DataFault([problem for fault in faults for problem in fault.problems], hint=faults[0].hint)
-    if not folders:
+    if json_:
+        print_json({"whole": whole})
+    elif not folders:
         print(NOTHING)

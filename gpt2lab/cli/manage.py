@@ -5,27 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2lab.cli.options import (
     OUT,
     RUNS,
-    SCHEMA,
     Json,
     Out,
     Run,
     Runs,
     checked_time,
+    print_fault,
     print_json,
     say,
     store_at,
     table_of,
 )
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Where = Annotated[
     str | None,
@@ -52,7 +56,7 @@ def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
                 except DataFault as fault:
                     damaged.append(fault)
     if json_:
-        print_json({"schema": SCHEMA, "studies": rows})
+        print_json({"studies": rows})
     else:
         console = console_for()
         numbers = ("arms", "seeds", "runs")
@@ -65,7 +69,7 @@ def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
         counts = plural(len(store.studies()), "study"), plural(len(store.sweeps()), "sweep")
         say(console, f"{', '.join(counts)} in {runs}")
     for damage in damaged:
-        print(damage.render(), file=sys.stderr)
+        print_fault(damage, as_json=json_)
     if damaged:
         raise SystemExit(DataFault.exit_code)
 
@@ -106,7 +110,7 @@ def runs(
     store, damaged = store_at(runs), list[DataFault]()
     rows = ordered(selected(run_rows(store, damaged.append), where, store), sort)[:limit]
     if json_:
-        print_json({"schema": SCHEMA, "runs": rows})
+        print_json({"runs": rows})
     elif csv:
         from gpt2lab.reports.page import csv_text
 
@@ -130,7 +134,7 @@ def runs(
         counts += [plural(len(store.sweeps()), "sweep")] if store.sweeps() else []
         say(console, f"{', '.join(counts)} in {runs}")
     for damage in damaged:
-        print(damage.render(), file=sys.stderr)
+        print_fault(damage, as_json=json_)
     if damaged or any(row["damage"] for row in rows):
         raise SystemExit(DataFault.exit_code)
 
@@ -150,7 +154,7 @@ def status(runs: Runs = RUNS, json_: Json = False) -> None:
     used = uses(store, lambda _: None) if working else {}
     rows = [run_row(folder, used.get(folder.id, [])) | {"holder": holder} for folder, holder in working]
     if json_:
-        print_json({"schema": SCHEMA, "running": rows})
+        print_json({"running": rows})
         return
     console = console_for()
     for row in rows:
@@ -238,7 +242,6 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
 
     from gpt2lab.progress import console_for
     from gpt2lab.store.listing import config_of, curve_of
-    from gpt2lab.text import signed
 
     store = store_at(runs)
     a, b = store.find(run_a), store.find(run_b)
@@ -246,45 +249,88 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     settings = [{"key": key, "a": ours.get(key), "b": theirs.get(key)} for key in keys]
     left, right = dict(curve_of(a)), dict(curve_of(b))
-    steps = sorted(left.keys() & right.keys())
     if json_:
+        steps = sorted(left.keys() & right.keys())
         curve = [{"step": step, "a": left[step], "b": right[step]} for step in steps]
-        print_json({"schema": SCHEMA, "a": a.id, "b": b.id, "settings": settings, "curve": curve})
+        print_json({"a": a.id, "b": b.id, "settings": settings, "curve": curve})
         return
     console = console_for()
     table = table_of("", a.id, b.id)
     for setting in settings:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in setting.values()))
     console.print(table) if settings else say(console, f"{a.id} and {b.id}: the same settings")
-    if steps:
-        shown = sorted({steps[round(i * (len(steps) - 1) / (DIFF_POINTS - 1))] for i in range(DIFF_POINTS)})
-        table = table_of("step", a.id, b.id, "second - first", right=("step", a.id, b.id, "second - first"))
-        for step in shown:
-            change = signed(right[step] - left[step])
-            table.add_row(f"{step:,}", f"{left[step]:.4f}", f"{right[step]:.4f}", change)
-        console.print(table)
+    if curve_table := side_by_side((a.id, b.id), left, right):
+        console.print(curve_table)
     say(console, f"what else differs, code included: gpt2lab why {a.id[:8]} {b.id[:8]}")
+
+
+def side_by_side(names: tuple[str, str], left: Mapping[int, float], right: Mapping[int, float]) -> Table | None:
+    """Two curves at common steps, with the difference; None without common steps."""
+    from gpt2lab.text import signed
+
+    steps = sorted(left.keys() & right.keys())
+    if not steps:
+        return None
+    shown = sorted({steps[round(i * (len(steps) - 1) / (DIFF_POINTS - 1))] for i in range(DIFF_POINTS)})
+    columns = ("step", *names, "second - first")
+    table = table_of(*columns, right=columns)
+    for step in shown:
+        table.add_row(f"{step:,}", f"{left[step]:.4f}", f"{right[step]:.4f}", signed(right[step] - left[step]))
+    return table
 
 
 def curves(
     name: Annotated[str, typer.Argument(help="A study, such as posenc@nano.", metavar="NAME")],
-    file: Annotated[Path, typer.Argument(help="File to write: .csv or .parquet.", metavar="FILE", dir_okay=False)],
+    file: Annotated[
+        Path, typer.Argument(help="File to write: .csv or .parquet; a folder for TensorBoard.", metavar="FILE|FOLDER")
+    ],
     runs: Runs = RUNS,
 ) -> None:
-    """Write every curve of a study to a file. Columns arm, seed, step, metric, value."""
+    """Write every curve of a study to a file. Columns arm, seed, step, metric, value; or a folder for TensorBoard."""
     from gpt2lab.errors import ConfigError, EnvironmentFault
     from gpt2lab.results import load_results
     from gpt2lab.text import plural
 
-    if file.suffix not in (".csv", ".parquet"):
-        raise ConfigError("a name that ends with .csv or .parquet is expected", where=str(file), hint="curves.csv")
+    if file.suffix not in (".csv", ".parquet", "") or (file.is_dir() != (not file.suffix) and file.exists()):
+        problem = "a file .csv or .parquet is expected, or a folder without suffix"
+        raise ConfigError(problem, where=str(file), hint="curves.csv, or curves for TensorBoard")
     store_at(runs)
     frame = load_results(name, runs)
     try:
-        frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
+        if not file.suffix:
+            frame = write_events(frame, file)
+        else:
+            frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
     except OSError as error:
         raise EnvironmentFault(f"cannot write: {error.strerror or error}", where=str(file)) from None
     print(f"{file}: {plural(len(frame), 'value')} of {plural(frame['metric'].nunique(), 'metric')}")
+
+
+def write_events(frame: Any, folder: Path) -> Any:
+    """Write the curves of all runs in TensorBoard's format, in place of earlier ones: FOLDER/ARM/seed N has the events
+    of one run. What was measured at the end alone is left out. -> the rows that are written. Raises
+    EnvironmentFault."""
+    from gpt2lab.errors import EnvironmentFault
+    from gpt2lab.results import FINAL
+
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        hint = "pip install 'gpt2lab[tensorboard]', or a file curves.csv"
+        raise EnvironmentFault("TensorBoard is not installed", where=str(folder), hint=hint) from None
+    frame = frame[~frame["metric"].str.startswith(FINAL)]
+    for (arm, seed), rows in frame.groupby(["arm", "seed"], sort=False):
+        place = folder / arm / f"seed {seed}"
+        for earlier in place.glob("events.out.tfevents.*"):
+            earlier.unlink()
+        writer = EventFileWriter(str(place))
+        for step, metric, value in zip(rows["step"], rows["metric"], rows["value"], strict=True):
+            summary = Summary(value=[Summary.Value(tag=metric, simple_value=value)])
+            writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        writer.close()
+    return frame
 
 
 def tag(
@@ -326,6 +372,7 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")] = False,
     runs: Runs = RUNS,
+    json_: Json = False,
 ) -> None:
     """Delete runs, or their checkpoints, after asking. Runs at work and records of studies stay."""
     from gpt2lab.errors import ConfigError, EnvironmentFault, LockHeld
@@ -337,7 +384,7 @@ def clean(
         raise ConfigError(
             "which runs? --orphans, --where or --older is expected", hint="gpt2lab clean --orphans --dry-run"
         )
-    store, console = store_at(runs), console_for()
+    store, console = store_at(runs), console_for(to_stderr=json_)
     rows = selected(run_rows(store, _refuse_damaged), where, store)
     rows = [row for row in rows if row["status"] != "running" and not (orphans and row["studies"])]
     rows = [row for row in rows if older is None or (seconds_since(row["ended"]) or 0.0) > seconds_of(older)]
@@ -350,19 +397,24 @@ def clean(
                    f"{'; '.join(row['studies']) or 'no study'}" for row in rows))  # fmt: skip
     what = f"{plural(len(rows), 'run')}, {memory(sum(sizes[row['id']] for row in rows))}"
     what = f"the checkpoints of {what}" if checkpoints else what
+    deleted = list[str]()
     if dry_run or not rows:
         say(console, f"would delete {what}" if rows else "nothing to delete")
-        return
-    if not yes and not (sys.stdin.isatty() and typer.confirm(f"delete {what}?", err=True)):
+    elif not yes and not (sys.stdin.isatty() and typer.confirm(f"delete {what}?", err=True)):
         raise EnvironmentFault(f"nothing is deleted without an answer: {what}", where=str(runs), hint="--yes")
-    for row in rows:
+    for row in rows if not dry_run else ():
         try:
             with store.run(row["id"]).lock():
                 for path in folders[row["id"]]:
                     shutil.rmtree(path, ignore_errors=True)
+            deleted.append(row["id"])
         except LockHeld as held:
-            print(held.render(), file=sys.stderr)
-    say(console, f"deleted {what}")
+            print_fault(held, as_json=json_)
+    if deleted:
+        say(console, f"deleted {what}")
+    if json_:
+        found = [{"id": row["id"], "bytes": sizes[row["id"]], "deleted": row["id"] in deleted} for row in rows]
+        print_json({"runs": found, "checkpoints": checkpoints})
 
 
 def _refuse_damaged(fault: Any) -> None:

@@ -514,7 +514,7 @@ def doctor(
 ) -> None:
     """Check this machine, or a run for bugs. In a run: look-ahead, targets, gradients, learning rate and more.
 
-    Exit code 0 when nothing is found, 3 for the machine and 5 for a run otherwise; always 0 with --json.
+    Exit code 0 when nothing is found, 3 for the machine and 5 for a run otherwise.
     """
     from gpt2lab.store import Store
 
@@ -535,13 +535,13 @@ def examine_machine(store: Store, *, as_json: bool) -> None:
 
     parts = list(check_machine(store))
     if as_json:
-        print_json([asdict(part) for part in parts], indent=1)
-        return
-    table = table_of("", "", "", header=False)
-    for part in parts:
-        verdict = Text(part.problem, style="red") if part.problem else Text("ok", style="green")
-        table.add_row(Text(part.name), verdict, Text(part.found))
-    console_for().print(table)
+        print_json({"parts": [asdict(part) for part in parts]}, indent=1)
+    else:
+        table = table_of("", "", "", header=False)
+        for part in parts:
+            verdict = Text(part.problem, style="red") if part.problem else Text("ok", style="green")
+            table.add_row(Text(part.name), verdict, Text(part.found))
+        console_for().print(table)
     if any(part.problem for part in parts):
         raise SystemExit(EnvironmentFault.exit_code)
 
@@ -562,8 +562,8 @@ def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -
         examination = examine(folder, progress=show_check if sys.stderr.isatty() else None)
     if as_json:
         print_json(examination.to_json(), indent=1)
-        return
-    say(console_for(), *examination_lines(examination))
+    else:
+        say(console_for(), *examination_lines(examination))
     if examination.findings:
         raise SystemExit(NumericsFault.exit_code)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from gpt2lab.errors import Gpt2labError
     from gpt2lab.store import Store
 
 
@@ -116,11 +117,18 @@ def say(console: Console, *lines: str, wrap: bool = True) -> None:
         console.print(harmless(line), markup=False, highlight=False, soft_wrap=not wrap)
 
 
-def print_json(record: Any, indent: int | None = None) -> None:
-    """Print plain data as JSON, numbers that are not finite as null."""
+def print_json(record: Mapping[str, Any], indent: int | None = None) -> None:
+    """Print plain data as JSON with the version of its schema, numbers that are not finite as null."""
     from gpt2lab.analysis.verdicts import as_json
 
-    print(json.dumps(as_json(record), indent=indent, allow_nan=False))
+    print(json.dumps(as_json({"schema": SCHEMA, **record}), indent=indent, allow_nan=False))
+
+
+def print_fault(fault: Gpt2labError, *, as_json: bool) -> int:
+    """Print an error, as JSON on one line where the command was to print JSON; -> the exit code."""
+    text = json.dumps({"schema": SCHEMA, "error": fault.as_record()}) if as_json else fault.render()
+    print(text, file=sys.stderr)
+    return fault.exit_code
 
 
 def table_of(*columns: str, right: Iterable[str] = (), header: bool = True, title: str | None = None) -> Table:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli.options import OUT, RUNS, SCHEMA, Exploratory, Json, Out, Plugin, Run, Runs, print_json, say
+from gpt2lab.cli.options import OUT, RUNS, Exploratory, Json, Out, Plugin, Run, Runs, print_fault, print_json, say
 
 
 def report(
@@ -52,7 +52,7 @@ def report(
         load_plugin(file)
     if name is None:
         page = write_index(runs, out)
-        print_json({"schema": SCHEMA, "page": str(page)}) if json_ else print(f"report: {page}")
+        print_json({"page": str(page)}) if json_ else print(f"report: {page}")
         if open_:
             show_in_browser(page.resolve().as_uri())
         return
@@ -71,7 +71,7 @@ def report(
     if json_:
         numbers = page.parent / ("sweep.json" if (page.parent / "sweep.json").is_file() else "verdicts.json")
         record = json.loads(numbers.read_text(encoding="utf-8"))
-        print_json({"schema": SCHEMA, **record, "page": str(page), "published": published and str(published)})
+        print_json({**record, "page": str(page), "published": published and str(published)})
     else:
         print(*([f"published: {published}\n"] if published else []), sep="", end="")
         console_for().print(summary())
@@ -132,10 +132,10 @@ def sync(
             tracker().log_report(record, page)
         print(f"{record['name']}: {sent[record['name']]} rows sent", file=messages)
     if json_:
-        print_json({"schema": SCHEMA, "sent": sent})
+        print_json({"sent": sent})
     if damaged:
         for fault in damaged[:-1]:
-            print(fault.render(), file=sys.stderr)
+            print_fault(fault, as_json=json_)
         raise damaged[-1]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,6 @@ from gpt2lab.cli.options import (
     MAX_DAYS,
     OUT,
     RUNS,
-    SCHEMA,
     Arms,
     DryRun,
     Exploratory,
@@ -38,11 +38,12 @@ from gpt2lab.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gpt2lab.api import StudyResult
+    from gpt2lab.api import Source, StudyResult
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.planning.noise import Floor
     from gpt2lab.planning.plan import ArmPlan, Plan
+    from gpt2lab.progress import Listener
     from gpt2lab.records import SweepRecord
     from gpt2lab.store import Store
 
@@ -108,7 +109,7 @@ def refuse_failures(*results: StudyResult) -> None:
 
 
 def studies(
-    file: str, scale: str | None, seeds: Any, jobs: int | None, arms: str | None, overrides: list[str] | None,
+    file: Source, scale: str | None, seeds: Any, jobs: int | None, arms: str | None, overrides: list[str] | None,
     plugins: list[str] | None, runs: Path, **more: Any,
 ) -> Iterable[Study]:  # fmt: skip
     """The study at `scale`, else at each of the file's `scales`, else at its `base`."""
@@ -129,9 +130,12 @@ def scales(chosen: str | None, declared: Iterable[str]) -> list[str | None]:
     return [chosen] if chosen else list(declared) or [None]
 
 
-def train(study: Study, console: Any, *, tracking: bool, max_days: float) -> StudyResult:
+def train(
+    study: Study, console: Any, *, tracking: bool, max_days: float,
+    through: Callable[[Listener], Listener] = lambda listener: listener,
+) -> StudyResult:  # fmt: skip
     """Train the unfinished runs of a study, with progress on the console, if that takes at most `max_days` or the user
-    agrees. Raises EnvironmentFault."""
+    agrees. through: what the console's listener is wrapped in. Raises EnvironmentFault."""
     from gpt2lab import api
     from gpt2lab.planning.forecast import lines, seconds_left
     from gpt2lab.progress import display
@@ -143,7 +147,7 @@ def train(study: Study, console: Any, *, tracking: bool, max_days: float) -> Stu
     say(console, f"{study.name}: {plan.ablation.question}", total, *lines(plan))
     confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
-        result = api.train_study(study, tracking=tracking, on_event=listener)
+        result = api.train_study(study, tracking=tracking, on_event=through(listener))
     trained = len(result.endings) - len(result.failed)
     again = len(result.failed) - len(result.damaged.keys() & set(result.failed))
     failed = f", {again} failed (tried again by the same command)" if again else ""
@@ -170,7 +174,7 @@ def finish(
             later = f"`gpt2lab sync {result.name}` sends it later"
             say(console, f"the report is not in MLflow ({reason(error)}); {later}")
     if as_json:
-        print((out / result.name / "verdicts.json").read_text(encoding="utf-8"))
+        print_json(json.loads((out / result.name / "verdicts.json").read_text(encoding="utf-8")), indent=1)
     else:
         console.print(terminal_summary(study, out))
         say(console, *([f"MLflow: {api.command('ui', runs=given(result.store.root))}"] if tracking else []))
@@ -223,7 +227,7 @@ def check(
     if problems:
         raise ConfigError(problems, hint=hints[0] if len(set(hints)) == 1 else None)
     if json_:
-        print_json({"schema": SCHEMA, "sound": sound})
+        print_json({"sound": sound})
 
 
 def machine(
@@ -447,7 +451,7 @@ def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *,
     root, loaded = plan.store.root, plan.loaded
     page = write_sweep_report(record.name, root=root, out=out)
     if as_json:
-        print((page.parent / "sweep.json").read_text(encoding="utf-8"))
+        print_json(json.loads((page.parent / "sweep.json").read_text(encoding="utf-8")), indent=1)
     else:
         console.print(terminal_sweep(record.plain(), root=root, out=out))
     for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
@@ -523,7 +527,7 @@ def show_floors(floors: list[Floor], console: Any, *, as_json: bool) -> None:
     from gpt2lab.text import quantity
 
     if as_json:
-        print_json([asdict(floor) for floor in floors])
+        print_json({"floors": [asdict(floor) for floor in floors]})
         return
     if not floors:
         say(console, "no noise floor has been measured; `gpt2lab noise nano` measures one")
@@ -553,18 +557,23 @@ def adopt(
     plugin: Plugin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs that could be kept.")] = False,
     runs: Runs = RUNS,
+    json_: Json = False,
 ) -> None:
     """Keep finished runs after a code change. First tests that the new code trains the same bits."""
+    from dataclasses import asdict
     from functools import partial
 
     from gpt2lab.experiments.ablation import adopt_runs, list_adoptable
     from gpt2lab.progress import console_for
 
-    report, refused = partial(say, console_for()), False
+    report, results = partial(say, console_for(to_stderr=json_)), list[dict[str, Any]]()
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs):
         if dry_run:
-            list_adoptable(study, report)
+            found = list_adoptable(study, report)
+            results += [{"study": study.name, **group.as_record()} for group in found]
         else:
-            refused |= adopt_runs(study, report)
-    if refused:
+            results += [{"study": study.name, **asdict(adoption)} for adoption in adopt_runs(study, report)]
+    if json_:
+        print_json({"groups": results})
+    if any(group.get("refused") for group in results):
         raise SystemExit(1)

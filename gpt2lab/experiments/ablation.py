@@ -21,7 +21,7 @@ from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
 from gpt2lab.progress import Listener, Message, RunProgress, ignore
 from gpt2lab.records import StudyRecord, replacing
 from gpt2lab.results import judge
-from gpt2lab.reuse.adopt import adopt, groups, without_old_runs
+from gpt2lab.reuse.adopt import Adoption, ReplayGroup, adopt, groups, without_old_runs
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
@@ -205,35 +205,37 @@ def with_own_data(ablation: LoadedAblation, data: Prepared, progress: DataProgre
     return arms
 
 
-def adopt_runs(study: Study, say: Callable[[str], None]) -> bool:
-    """Adopt runs of older code that the new code reproduces bit for bit; -> whether any were refused. Runs of tried
+def adopt_runs(study: Study, say: Callable[[str], None]) -> list[Adoption]:
+    """Adopt runs of older code that the new code reproduces bit for bit; -> what became of every group. Runs of tried
     rates are adopted first, since the runs at the best rates depend on them."""
-    count, refused = 0, False
+    every: list[Adoption] = []
     while True:
         plan = study.plan_of_all()
         without_candidates = without_old_runs(plan, study.store)
         outcomes = adopt(plan, study.store, say)
         for outcome in outcomes:
             say(str(outcome))
-        count += sum(len(outcome.adopted) for outcome in outcomes)
-        refused |= any(outcome.refused for outcome in outcomes)
+        every += outcomes
         if not plan.tuning or not outcomes or not all(outcome.adopted for outcome in outcomes):
             break
     for line in without_candidates:
         say(line)
+    count = sum(len(outcome.adopted) for outcome in every)
     say(f"{study.name}: {plural(count, 'run')} kept" if count else f"{study.name}: nothing to keep")
-    return refused
+    return every
 
 
-def list_adoptable(study: Study, say: Callable[[str], None]) -> None:
+def list_adoptable(study: Study, say: Callable[[str], None]) -> list[ReplayGroup]:
     """Report which runs could be adopted, and from which run each group would be replayed."""
     plan = study.plan_of_all()
-    for group in groups(plan, study.store):
+    found = groups(plan, study.store)
+    for group in found:
         for run in group.candidates:
             say(f"{run.new.arm} seed {run.new.seed}: {run.old.id} differs in code alone")
         say(f"{group}: {group.replayable.id if group.replayable else 'none of them'} can be replayed")
     for line in without_old_runs(plan, study.store):
         say(line)
+    return found
 
 
 def job_of(run: Run, store: Store, plan: Plan) -> Job:

@@ -78,6 +78,11 @@ class ReplayGroup:
         """The arms."""
         return ", ".join(dict.fromkeys(candidate.new.arm for candidate in self.candidates))
 
+    def as_record(self) -> dict[str, Any]:
+        """Plain data."""
+        runs = [{"old": c.old.id, "new": c.new.id, "arm": c.new.arm, "seed": c.new.seed} for c in self.candidates]
+        return {"group": str(self), "runs": runs, "replayable": self.replayable and self.replayable.id}
+
 
 @dataclass(frozen=True)
 class Adoption:

@@ -212,7 +212,7 @@ def test_every_component_of_a_slot_has_its_cost(answer: Call) -> None:
         if names is None:
             assert code == 2 and "unknown slot 'schedule'" in err
             continue
-        found = json.loads(out)
+        found = json.loads(out)["rows"]
         assert code == 0 and [row["component"] for row in found] == names
         assert all(row["milliseconds"] > 0 and 0.05 < row["ratio"] < 20 for row in found)
 

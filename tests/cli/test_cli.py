@@ -333,7 +333,7 @@ def test_components_as_json_map_slots_to_components(gpt2lab: Call) -> None:
     from gpt2lab.registry import BESIDE_CONFIG, SLOTS
 
     answer = gpt2lab("components", "--json")
-    found = json.loads(answer.out)
+    found = json.loads(answer.out)["slots"]
     assert answer.code == 0
     assert {slot: [one["name"] for one in ones] for slot, ones in found.items()} == {
         name: slot.names() for name, slot in {**SLOTS, **BESIDE_CONFIG}.items()
@@ -343,7 +343,7 @@ def test_components_as_json_map_slots_to_components(gpt2lab: Call) -> None:
     assert moe["source"] and moe["summary"] and moe["file"] == "mlp.py"
     alibi = next(one for one in found["position"] if one["name"] == "alibi")
     assert alibi["needs"] == {"attention": "bias"}
-    assert list(json.loads(gpt2lab("components", "norm", "--json").out)) == ["norm"]
+    assert list(json.loads(gpt2lab("components", "norm", "--json").out)["slots"]) == ["norm"]
 
 
 def test_components_are_listed_with_the_canonical_ones_marked(gpt2lab: Call) -> None:
@@ -471,12 +471,12 @@ def test_a_dry_run_refuses_what_does_not_fit_the_data(gpt2lab: Call, ablation: P
 def test_data_is_prepared_listed_and_checked(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:
     assert "nothing is prepared yet" in gpt2lab("data", "list").out
     assert "nothing is prepared yet" in gpt2lab("data", "check").out
-    assert json.loads(gpt2lab("data", "list", "--json").out) == []
+    assert json.loads(gpt2lab("data", "list", "--json").out)["data"] == []
     answer = gpt2lab("data", "prepare", "./preset.yaml")
     size = (tmp_path / "text.txt").stat().st_size
     train, validation = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:training|validation)", answer.out))
     assert answer.code == 0 and train + validation == size and train > 3 * validation > 0
-    [one] = json.loads(gpt2lab("data", "list", "--json").out)
+    [one] = json.loads(gpt2lab("data", "list", "--json").out)["data"]
     assert (one["corpus"], one["tokenizer"], one["train"], one["usable"]) == ("text", "bytes", train, True)
     assert f"text (bytes): {train:,} + {validation:,} tokens" in gpt2lab("data", "list").out
     assert gpt2lab("data", "prepare", "./preset.yaml").out == answer.out
@@ -488,7 +488,7 @@ def test_data_is_prepared_listed_and_checked(gpt2lab: Call, ablation: Path, tmp_
 def test_damaged_data_is_told_and_the_rest_is_checked(gpt2lab: Call, ablation: Path) -> None:
     for fraction in ("0.1", "0.2", "0.3"):
         gpt2lab("data", "prepare", "./preset.yaml", "--set", f"data.validation_fraction={fraction}")
-    first, second, _ = (Path(one["path"]) for one in json.loads(gpt2lab("data", "list", "--json").out))
+    first, second, _ = (Path(one["path"]) for one in json.loads(gpt2lab("data", "list", "--json").out)["data"])
     shard = first / "train_000.bin"
     shard.write_bytes(b"??" + shard.read_bytes()[2:])
     (second / "manifest.json").write_text("{")
@@ -498,7 +498,7 @@ def test_damaged_data_is_told_and_the_rest_is_checked(gpt2lab: Call, ablation: P
     assert ERROR.fullmatch(said) and said.count("[DATA]") == 2
     assert f"{shard}: damaged: its sha256 is " in said and f"{second}" in said
     assert f"{second}  unusable: " in gpt2lab("data", "list").out
-    assert [one["usable"] for one in json.loads(gpt2lab("data", "list", "--json").out)] == [True, False, True]
+    assert [one["usable"] for one in json.loads(gpt2lab("data", "list", "--json").out)["data"]] == [True, False, True]
 
 
 # Results.

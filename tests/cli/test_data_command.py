@@ -38,7 +38,7 @@ def test_a_corpus_is_prepared_by_its_name(gpt2lab: Call, tmp_path: Path) -> None
     answer = gpt2lab("data", "prepare", "documents", "--tokenizer", "bytes", "--processes", "2",
                      "--set", "data.corpus.paths=[a.jsonl]", "--set", "data.corpus.field=body")  # fmt: skip
     assert answer.code == 0, answer.err
-    [row] = json.loads(gpt2lab("data", "list", "--json").out)
+    [row] = json.loads(gpt2lab("data", "list", "--json").out)["data"]
     assert (row["corpus"], row["tokenizer"], row["usable"]) == ("documents", "bytes", True)
     whole = gpt2lab("data", "check")
     assert whole.code == 0 and ": whole" in whole.out
@@ -53,7 +53,7 @@ def test_the_corpus_and_tokenizer_of_the_documentation_work_from_a_plugin(gpt2la
     assert " ".join(["gpt2lab", *command]) in page
     answer = gpt2lab(*command, "--processes", "2")
     assert answer.code == 0, answer.err
-    [row] = json.loads(gpt2lab("data", "list", "--json").out)
+    [row] = json.loads(gpt2lab("data", "list", "--json").out)["data"]
     made = open_prepared(row["path"])
     assert (row["corpus"], row["tokenizer"], made.vocab_size) == ("haiku", "letters", 31)
     text = made.tokenizer.decode(made.train[:])
@@ -64,7 +64,7 @@ def test_the_corpus_and_tokenizer_of_the_documentation_work_from_a_plugin(gpt2la
     contract = gpt2lab("test-plugin", "poems.py")
     assert contract.code == 0 and contract.out.count(", 0 failed") == 2
     other = gpt2lab(*command, "--set", "data.corpus.count=12", "--set", "data.tokenizer.known=abc")
-    assert other.code == 0 and len(json.loads(gpt2lab("data", "list", "--json").out)) == 2
+    assert other.code == 0 and len(json.loads(gpt2lab("data", "list", "--json").out)["data"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -121,5 +121,5 @@ def test_the_command_that_data_list_shows_continues(gpt2lab: Call, tmp_path: Pat
     assert words[:3] == ["gpt2lab", "data", "prepare"]
     answer = gpt2lab(*words[1:])
     assert answer.code == 0, answer.err
-    [row] = json.loads(gpt2lab("data", "list", "--json").out)
+    [row] = json.loads(gpt2lab("data", "list", "--json").out)["data"]
     assert row["usable"] and f".{Path(row['path']).name}.partial" == Path(path).name

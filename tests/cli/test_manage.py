@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from gpt2lab import shipped
 from gpt2lab.progress import Progress, RunProgress, drawn
 from gpt2lab.reports import style
+from gpt2lab.results import load_results
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
@@ -164,7 +166,32 @@ def test_curves_are_written_as_csv(gpt2lab: Call, store: Path, tmp_path: Path) -
     assert answer.code == 0, answer.err
     rows = list(csv.DictReader(io.StringIO((tmp_path / "curves.csv").read_text())))
     assert {row["arm"] for row in rows} == {"learned", "rotary", "none"} and "val/loss" in {r["metric"] for r in rows}
-    assert "ends with .csv or .parquet" in gpt2lab("curves", "posenc", "curves.xls").err
+    assert "a file .csv or .parquet is expected" in gpt2lab("curves", "posenc", "curves.xls").err
+
+
+def test_curves_are_read_by_tensorboard(gpt2lab: Call, store: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for _ in range(2):  # the second time in place of the first
+        answer = gpt2lab("curves", "posenc", "board")
+        assert answer.code == 0 and answer.out.startswith("board: "), answer.err
+    frame = load_results("posenc", store)
+    frame = frame[~frame["metric"].str.startswith("final/")]
+    places = sorted(path.relative_to(tmp_path / "board").parts for path in (tmp_path / "board").glob("*/*"))
+    assert places == sorted({(row.arm, f"seed {row.seed}") for row in frame.itertuples()})
+    for (arm, seed), rows in frame.groupby(["arm", "seed"]):
+        read = accumulator.EventAccumulator(str(tmp_path / "board" / arm / f"seed {seed}"), {"scalars": 0}).Reload()
+        found = [(event.step, tag, event.value) for tag in read.Tags()["scalars"] for event in read.Scalars(tag)]
+        expected = [(row.step, row.metric, row.value) for row in rows.itertuples()]
+        assert [f[:2] for f in sorted(found)] == [e[:2] for e in sorted(expected)]
+        assert [f[2] for f in sorted(found)] == pytest.approx([e[2] for e in sorted(expected)], rel=1e-6)
+
+
+def test_without_tensorboard_it_says_what_to_install(
+    gpt2lab: Call, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    answer = gpt2lab("curves", "posenc", "board")
+    assert answer.code == 3 and "pip install 'gpt2lab[tensorboard]'" in answer.err
 
 
 def test_the_version_is_printed(gpt2lab: Call) -> None:

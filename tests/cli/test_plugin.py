@@ -148,7 +148,7 @@ def test_a_plugin_is_listed_and_explained(gpt2lab: Call, plugin: Callable[[str],
     answer = gpt2lab("components", "mlp", "--plugin", file)
     assert answer.code == 0
     assert re.search(r"^  sine +One hidden layer bent by a sine\..*arXiv:2006\.09661", answer.out, re.M)
-    listed = json.loads(gpt2lab("components", "mlp", "--plugin", file, "--json").out)["mlp"]
+    listed = json.loads(gpt2lab("components", "mlp", "--plugin", file, "--json").out)["slots"]["mlp"]
     assert listed[-1]["name"] == "sine" and listed[-1]["file"] == "my-parts.py"
     assert listed[-1]["options"] == {"frequency": {"type": "float", "default": 1.0}}
     told = gpt2lab("explain", "mlp=sine,frequency=30", "--plugin", file)
@@ -358,7 +358,7 @@ def test_an_installed_package_offers_components(
     installed(SINE.replace('"sine"', '"theirs"'))
     ablation.write_text(ablation.read_text().replace("{model.position: rotary}", "{model.mlp: theirs}"))
     assert gpt2lab("check", ablation).code == 0
-    names = [one["name"] for one in json.loads(gpt2lab("components", "mlp", "--json").out)["mlp"]]
+    names = [one["name"] for one in json.loads(gpt2lab("components", "mlp", "--json").out)["slots"]["mlp"]]
     assert names[-1] == "theirs"
     assert "One hidden layer bent by a sine" in gpt2lab("explain", "mlp=theirs").out
 

@@ -191,7 +191,9 @@ def test_the_command_answers_with_a_code(trained: Any, capsys: pytest.CaptureFix
         execute(words, debug=True)
     out = capsys.readouterr().out
     assert ended.value.code == 5 and "warning [train_gap] at step 60 validation is at" in out
-    assert execute([*words, "--json"], debug=False) == 0
+    with pytest.raises(SystemExit) as ended:
+        execute([*words, "--json"], debug=True)
+    assert ended.value.code == 5
     record = json.loads(capsys.readouterr().out)
     assert record["run"] == run.id and [one["name"] for one in record["findings"]] == ["train_gap"]
     assert execute(["doctor", "--run", "ffff", "--runs", str(run.path.parent)], debug=False) == 2
@@ -220,4 +222,6 @@ def test_a_machine_that_is_unfit_has_a_code_of_its_own(
     with pytest.raises(SystemExit) as ended:
         execute(["doctor", "--runs", str(tmp_path)], debug=True)
     assert ended.value.code == 3 and "4.0 or newer is needed" in capsys.readouterr().out
-    assert execute(["doctor", "--runs", str(tmp_path), "--json"], debug=False) == 0
+    with pytest.raises(SystemExit) as ended:
+        execute(["doctor", "--runs", str(tmp_path), "--json"], debug=True)
+    assert ended.value.code == 3 and json.loads(capsys.readouterr().out)["parts"][0]["problem"]

@@ -253,7 +253,7 @@ def test_a_noise_floor_is_measured_stored_and_lent(
     preset = str(tmp_path / "tiny.yaml")
     code, said = gpt2lab("noise", preset, "--seeds", "10", "--no-tracking", "--json")
     assert code == 0, said
-    [floor] = json.loads(said[said.index('[{"scale"') :].splitlines()[0])
+    [floor] = json.loads(said[said.index('{"schema"') :].splitlines()[0])["floors"]
     values = [floor["values"][str(seed)] for seed in range(200, 210)]
     assert floor["sd"] == pytest.approx(statistics.stdev(values))
     assert floor["low"] == pytest.approx(floor["sd"] * math.sqrt(9 / stats.chi2.ppf(0.975, 9)))

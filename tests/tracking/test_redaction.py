@@ -16,7 +16,7 @@ import pytest
 from small_study import Lab, sweep_record
 
 from gpt2lab import redaction
-from gpt2lab.cli import execute, internal_error
+from gpt2lab.cli import Bug, execute
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.redaction import masked, shown
 from gpt2lab.runner import Job, record_failure
@@ -126,7 +126,7 @@ def test_nothing_that_is_printed_logged_or_stored_holds_a_secret(
             raise
     error = RuntimeError(f"cannot reach {uri!r}")
     record_failure(Job(str(lab.store.root), "e" * 16, "", {}, "", 1.0, 1), error)
-    said.append(internal_error(error))
+    said.append(Bug(error).render())
     written = {str(path): path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()}
     written |= {"output": "".join(capfd.readouterr()), "log": caplog.text, "said": "\n".join(said)}
     assert [name for name, text in written.items() if SECRET in text] == [] and SECRET not in " ".join(started)

@@ -1,0 +1,227 @@
+"""Commands that begin something: init, new, try."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2lab.cli.catalogue import FLAGSHIP, all_slots, chosen
+from gpt2lab.cli.options import (
+    MAX_DAYS,
+    RUNS,
+    Json,
+    MaxDays,
+    NoTracking,
+    Plugin,
+    Runs,
+    Scale,
+    Set,
+    given,
+    print_json,
+    say,
+)
+from gpt2lab.cli.project import FILE
+from gpt2lab.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from gpt2lab.progress import Event, Listener
+    from gpt2lab.store import RunFolder
+
+ABLATION = """# gpt2lab check {name}.yaml --scale {scale}
+# gpt2lab run {name}.yaml --scale {scale} --dry-run
+ablation: {name}
+question: {question}
+base: {base}  # replaced by --scale
+baseline: {baseline}  # the arm that the others are compared with
+arms:  # each changes something; gpt2lab components lists what there is
+  {baseline}: {{}}
+  {arm}: {{{changes}}}
+seeds: 3  # fewer than 3 allow no verdict
+"""
+EXAMPLE = """smallest_effect: {nano: 0.05}  # the smallest difference that matters, in nats; every scale has a default
+expected: {rmsnorm: about equal}  # shown beside the result
+# tune: {grid: {optim.lr: [0.5x, 1x, 2x]}}  # each arm at its own learning rate
+"""
+PROJECT = """# options that need not be typed at each command; the command line wins
+scale = "nano"
+runs = "runs"
+reports = "reports"
+# plugins = ["parts.py"]
+# jobs = 2
+# tracking = "http://127.0.0.1:5000"   # an MLflow server; false logs nowhere
+"""
+IGNORED = "/runs/\n/reports/*@*/\n"
+FIRST = "norms"
+ALONE = "baseline"
+
+
+def ablation_text(name: str, question: str, base: str, baseline: str, arm: str, changes: Mapping[str, Any]) -> str:
+    """An ablation file with two arms and comments."""
+
+    def plain(value: Any) -> str:
+        return value if isinstance(value, str) and re.fullmatch(r"[\w.+-][\w.+= ;-]*", value) else json.dumps(value)
+
+    flat = ", ".join(f"{key}: {plain(value)}" for key, value in changes.items())
+    scale = "nano" if base == FLAGSHIP else base
+    return ABLATION.format(
+        name=name, question=question, base=base, baseline=baseline, arm=plain(arm), changes=flat, scale=scale
+    )
+
+
+def example_text(name: str) -> str:
+    """An ablation to begin with."""
+    question, changes = "Does RMSNorm reach the loss of LayerNorm?", {"model.norm": "rmsnorm"}
+    return ablation_text(name, question, FLAGSHIP, "layernorm", "rmsnorm", changes) + EXAMPLE
+
+
+def write_new(file: Path, text: str, hint: str = "another name") -> None:
+    """Write a file that must not be there. Raises ConfigError."""
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise ConfigError("is there already", where=str(file), hint=hint) from None
+
+
+def file_of(name: str, where: str) -> Path:
+    """NAME.yaml in this folder. Raises ConfigError for what is no name."""
+    from gpt2lab.planning.declaration import variant_name
+
+    return Path(f"{variant_name(name.removesuffix('.yaml'), where=where)}.yaml")
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the ablation; the file is NAME.yaml.", metavar="NAME")],
+) -> None:
+    """Write an ablation to begin with. A file with comments, in this folder."""
+    file = file_of(name, "NAME")
+    write_new(file, example_text(file.stem))
+    print(f"{file}: edit it, then gpt2lab check {file} --scale nano")
+
+
+def init() -> None:
+    """Make this folder a project. Options, an ablation to begin with, what git ignores; files that are there stay."""
+    write_new(Path(FILE), PROJECT, "gpt2lab new NAME writes another ablation into this project")
+    files = {f"{FIRST}.yaml": example_text(FIRST), ".gitignore": IGNORED}
+    missing = {name: text for name, text in files.items() if not Path(name).exists()}
+    for name, text in missing.items():
+        write_new(Path(name), text)
+    print(f"{', '.join([FILE, *missing])}: next, gpt2lab run {FIRST}.yaml --dry-run")
+
+
+def try_(
+    changes: Annotated[
+        list[str],
+        typer.Argument(help="SLOT=NAME, SLOT=NAME,OPTION=VALUE or a setting, as optim.lr=0.002; several together.",
+                       metavar="CHANGE..."),
+    ],
+    scale: Scale = None,
+    seed: Annotated[int, typer.Option("--seed", help="The one seed.", min=0, max=99)] = 0,
+    set_: Set = None,
+    promote: Annotated[
+        str | None, typer.Option("--promote", help="Write the ablation file NAME.yaml as well.", metavar="NAME")
+    ] = None,
+    plugin: Plugin = None,
+    max_days: MaxDays = MAX_DAYS,
+    no_tracking: NoTracking = False,
+    runs: Runs = RUNS,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Try a change with one seed. Shows its loss beside the baseline's at the same steps while it trains."""
+    from gpt2lab import api
+    from gpt2lab.cli.manage import side_by_side
+    from gpt2lab.cli.run import refuse_failures, studies, train
+    from gpt2lab.progress import console_for
+    from gpt2lab.store.listing import curve_of
+
+    scale = scale or "nano"
+    file = file_of(promote, "--promote") if promote else None
+    if file and file.exists():
+        raise ConfigError("is there already", where=str(file), hint="another --promote NAME")
+    changed, label = changes_of(changes, plugin), re.sub(r"[/\\,]+", ";", " ".join(changes))[:64].strip(" .")
+    question = f"What does {label} change?"
+    source = {
+        "ablation": f"try-{re.sub(r'[^A-Za-z0-9_.+-]+', '-', label)}"[:60].rstrip("."),
+        "question": question,
+        "base": scale,
+        "baseline": ALONE,
+        "arms": {ALONE: {}, label: changed},
+    }
+    console = console_for(to_stderr=json_)
+    [study] = studies(source, scale, [seed], None, None, set_, plugin, runs)
+    options = api.command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin)
+    study.reproduce = f"{options} {shlex.join(changes)}"
+    arm, baseline = (study.store.run(study.plan().arms[name].runs[0].id) for name in (label, ALONE))
+    result = train(
+        study, console, tracking=not no_tracking, max_days=max_days,
+        through=lambda listener: Beside(listener, arm, baseline),
+    )  # fmt: skip
+    refuse_failures(result)
+    [contrast] = result.verdicts.contrasts
+    ours, theirs = dict(curve_of(arm)), dict(curve_of(baseline))
+    if file:
+        write_new(file, ablation_text(file.stem, question, scale, ALONE, label, changed))
+    if json_:
+        curve = [{"step": step, "baseline": theirs[step], "arm": ours[step]} for step in sorted(ours.keys() & theirs)]
+        record = {"study": study.name, "changes": changed, "seed": seed, "baseline": baseline.id, "arm": arm.id}
+        judged = {"difference": contrast.difference, "word": contrast.word, "verdict": contrast.verdict}
+        print_json({**record, "curve": curve, **judged, "file": file and str(file)})
+        return
+    table = side_by_side((ALONE, label), theirs, ours)
+    console.print(table) if table else None
+    say(console, f"{label}: {contrast.verdict}")
+    if file:
+        say(console, f"{file}: {api.command('run', file, scale=scale, set=set_, plugin=plugin, runs=given(runs))}")
+    else:
+        say(console, "with --promote NAME the same command writes an ablation file, for more seeds and a verdict")
+
+
+def changes_of(written: Sequence[str], plugin: list[str] | None) -> dict[str, Any]:
+    """Dotted key -> value, of components as `explain` takes them and of settings as --set does. Raises ConfigError."""
+    from gpt2lab.config.source import read_override
+
+    slots, changes = all_slots(plugin), dict[str, Any]()
+    for text in written:
+        key = text.partition("=")[0]
+        if "." in key:
+            key, value = read_override(text)[0], read_override(text)[1].tree
+        else:
+            slot, _, choice = chosen(text, slots)
+            if not slot.in_config:
+                in_config = [name for name, slot in slots.items() if slot.in_config]
+                raise ConfigError(unknown("slot of a config", slot.name, in_config), hint="gpt2lab components")
+            key, value = slot.path, choice.written()
+        if key in changes:
+            raise ConfigError("is changed twice", where=key, hint="gpt2lab try once for each")
+        changes[key] = value
+    return changes
+
+
+class Beside:
+    """A listener that passes events on, and says each new loss of a run beside the baseline's at the same step."""
+
+    def __init__(self, listener: Listener, arm: RunFolder, baseline: RunFolder) -> None:
+        self.listener, self.arm, self.baseline = listener, arm, baseline
+        self.losses, self.steps = "", set[int]()
+
+    def __call__(self, event: Event) -> None:
+        from gpt2lab.progress import Message
+        from gpt2lab.store.listing import curve_of
+        from gpt2lab.text import signed
+
+        self.listener(event)
+        losses = "" if isinstance(event, Message) else str([run.val_loss for run in event.runs])  # nan equals nan
+        if losses in ("", self.losses):
+            return
+        self.losses = losses
+        ours, theirs = dict(curve_of(self.arm)), dict(curve_of(self.baseline))
+        for step in sorted(ours.keys() & theirs.keys() - self.steps):
+            self.steps.add(step)
+            change = signed(ours[step] - theirs[step])
+            self.listener(Message(f"step {step:>5}: {ours[step]:.4f}, baseline {theirs[step]:.4f}: {change}"))
