@@ -49,6 +49,13 @@ def cache_numbers(config: ModelConfig) -> float:
 
 
 @lru_cache(maxsize=256)
+def parameters(config: ModelConfig) -> int:
+    """All parameters of a model, each once: the figure of `costs`, in a few milliseconds."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(config).parameters())
+
+
+@lru_cache(maxsize=256)
 def costs(config: ModelConfig) -> Costs:
     """Build on the meta device, run one sequence of block_size tokens forward and backward, and count.
 

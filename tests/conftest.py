@@ -50,3 +50,10 @@ def no_plugins_after() -> Iterator[None]:
     PLUGINS[:] = plugins
     for module in [module for module in sys.modules if module.startswith("gpt2lab_plugin_")]:
         del sys.modules[module]
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports are drawn but not saved, which takes most of the time."""
+    monkeypatch.setattr("gpt2lab.reports.style.render", lambda *_: ("<svg/>", "<svg/>"))
+    monkeypatch.setattr("gpt2lab.reports.style.saved", lambda *_, **__: b"")

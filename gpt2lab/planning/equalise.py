@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.config import Config
-from gpt2lab.costs import Costs
+from gpt2lab.costs import Costs, parameters
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.ablation import Arm, LoadedAblation
@@ -204,8 +204,8 @@ def equal_arms(
 def _measures(ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine: Machine) -> dict[str, Measure]:
     """Arm -> the quantity on the axis, as a function of its config."""
 
-    def parameters(config: Config) -> float:
-        return float(costs_of(config).parameters)
+    def count(config: Config) -> float:
+        return float(parameters(config.model))  # of each candidate, without the work of counting FLOP
 
     def flops(config: Config) -> float:
         return costs_of(config).flops_per_token * tokens_of(config)
@@ -214,7 +214,7 @@ def _measures(ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine
         return lambda config: tokens_of(config) / speed
 
     if ablation.axis != "wall_clock":
-        return dict.fromkeys(ablation.arms, parameters if ablation.axis == "parameters" else flops)
+        return dict.fromkeys(ablation.arms, count if ablation.axis == "parameters" else flops)
     speeds = recorded(store.root, {name: arm.config for name, arm in ablation.arms.items()}, machine)
     return {name: seconds_at(speed) for name, speed in speeds.items()}
 

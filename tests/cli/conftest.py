@@ -51,7 +51,9 @@ Call = Callable[..., Answer]
 
 
 @pytest.fixture
-def gpt2lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+def gpt2lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_figures: None
+) -> Call:
     """Call the command line in an empty folder, as its entry point does."""
     monkeypatch.chdir(tmp_path)
 

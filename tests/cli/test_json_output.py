@@ -15,7 +15,6 @@ import yaml
 
 from gpt2lab.cli import app
 from gpt2lab.errors import DataFault
-from gpt2lab.reports import style
 from gpt2lab.signals import Stopped
 from gpt2lab.store import Store
 
@@ -45,11 +44,7 @@ def test_every_error_is_one_object(gpt2lab: Call, words: tuple[str, ...], code: 
     assert found["error"]["try"]
 
 
-def test_a_report_is_told_with_its_verdicts_and_place(
-    gpt2lab: Call, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
+def test_a_report_is_told_with_its_verdicts_and_place(gpt2lab: Call, store: Path) -> None:
     found = json.loads(gpt2lab("report", "posenc", "--json", "--publish").out)
     assert found["schema"] == 1 and found["page"] == "reports/posenc@nano/index.html"
     assert found["published"] == "reports/published/posenc@nano"

@@ -16,18 +16,10 @@ from rich.console import Console
 
 from gpt2lab import shipped
 from gpt2lab.progress import Progress, RunProgress, drawn
-from gpt2lab.reports import style
 from gpt2lab.results import load_results
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are not drawn, which takes most of the time."""
-    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
 
 
 def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(

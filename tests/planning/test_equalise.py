@@ -8,6 +8,7 @@ import pytest
 
 from gpt2lab.config import Config, config_from_text, load_config
 from gpt2lab.costs import costs
+from gpt2lab.costs import parameters as count
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import build_model
 from gpt2lab.planning.equalise import KNOBS, Adjustment, Measure, equalise, with_steps
@@ -16,7 +17,7 @@ WIDE = "model.mlp={name: swiglu, two_thirds: false}"
 
 
 def parameters(config: Config) -> float:
-    return float(costs(config.model).parameters)
+    return float(count(config.model))
 
 
 def flops(config: Config) -> float:
@@ -64,7 +65,7 @@ def test_mlp_width_makes_parameters_equal(scale: str, change: str, width: int) -
     assert config.model.mlp_ratio * config.model.n_embd == pytest.approx(width) and width % 8 == 0
     assert config == own.with_changes({"model.mlp_ratio": repr(config.model.mlp_ratio)})  # and nothing else changed
     built = build_model(config.model, seed=0)
-    assert sum(p.numel() for p in built.parameters()) == costs(config.model).parameters
+    assert sum(p.numel() for p in built.parameters()) == costs(config.model).parameters == parameters(config)
     hidden = {p.shape[1] for name, p in built.named_parameters() if name.endswith("mlp.c_proj.weight")}
     assert hidden == {width}
     assert config_from_text(config.to_yaml()) == config

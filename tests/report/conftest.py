@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_up_study import declare
 
-from gpt2lab.reports import page, style
+from gpt2lab.reports import page
 
 
 @pytest.fixture
@@ -34,10 +34,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_section_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in a section is one of its test."""
     monkeypatch.setattr(page, "_made_or_error", page.made_by)
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn but not saved, which takes most of the time."""
-    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")

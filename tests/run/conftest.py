@@ -10,7 +10,6 @@ import pytest
 from workers import write_text
 
 from gpt2lab.executors.inline import InlineExecutor
-from gpt2lab.reports import style
 
 TINY = """
 model: {{n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256, dropout: 0.1}}
@@ -44,12 +43,9 @@ def tiny(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gpt2lab(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_figures: None
 ) -> Callable[..., tuple[int, str]]:
-    """Call the command line in this process, as its entry point does; -> exit code, everything printed. Figures of
-    reports are drawn but not saved, which takes most of the time."""
-    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
+    """Call the command line in this process, as its entry point does; -> exit code, everything printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
