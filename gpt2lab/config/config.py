@@ -385,9 +385,11 @@ def _lengths(config: Config) -> Iterator[Complaint]:
         problem = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
         yield _complaint(problem, "training.steps branch")
     yield from _problems(evaluation.problems(block_size), "evaluation.contexts model.block_size")
-    if evaluation.tokens != "all" and evaluation.tokens < block_size:
-        problem = f"{evaluation.tokens} are too few: the context has {block_size} (model.block_size)"
-        yield _complaint(problem, "evaluation.tokens model.block_size")
+    for key in ("tokens", "curve_tokens"):
+        count = getattr(evaluation, key)
+        if isinstance(count, int) and count < block_size:
+            problem = f"{count} are too few: the context has {block_size} (model.block_size)"
+            yield _complaint(problem, f"evaluation.{key} model.block_size")
     sequences, micro = training.batch_tokens // block_size, training.micro_batch_sequences
     if micro is not None and sequences and sequences % micro:
         problem = f"a step has {sequences} sequences (batch_tokens / block_size), which is no multiple of {micro}"

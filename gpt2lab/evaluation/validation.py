@@ -54,6 +54,8 @@ class EvaluationConfig(Settings):
     """Steps between validations."""
     tokens: WholeOrCount = 10_485_760
     """Validation tokens that are predicted, in blocks spread evenly over the validation split; or all."""
+    curve_tokens: int | None = Field(None, ge=1)
+    """Validation tokens before the end of training where these are fewer; null: as many as at the end."""
     contexts: tuple[float, ...] = ()
     """Other context lengths to score at the end, as multiples of block_size; empty for none."""
     context_tokens: int = Field(16_384, ge=1)
@@ -91,6 +93,11 @@ class EvaluationConfig(Settings):
     def total(self, tokens: TokenSequence) -> int:
         """How many of a validation split's tokens are predicted; the first one never is."""
         return len(tokens) - 1 if self.tokens == "all" else self.tokens
+
+    def loss_only(self, *, is_last: bool) -> EvaluationConfig:
+        """Without other contexts, and before the end of training with the tokens of the curve."""
+        counts = [n for n in (self.tokens, None if is_last else self.curve_tokens) if isinstance(n, int)]
+        return self.model_copy(update={"contexts": (), "tokens": min(counts, default=self.tokens)})
 
     def spec(self, block_size: int) -> dict[str, Any]:
         """Everything that an evaluation's result depends on, apart from the run."""

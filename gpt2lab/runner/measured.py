@@ -57,10 +57,11 @@ def evaluated(
     )  # fmt: skip
 
 
-def validation_loss(model: GPT, config: Config, data: Prepared, device: str, world: World = ALONE) -> float:
-    """The loss on the fixed validation tokens, without other contexts. Every rank must call it."""
-    plain = config.evaluation.model_copy(update={"contexts": ()})
-    record, _ = evaluated(model, config, data, device, plain, world=world)
+def validation_loss(
+    model: GPT, config: Config, data: Prepared, device: str, world: World = ALONE, *, is_last: bool = False
+) -> float:
+    """The loss on the validation tokens of the curve, or of the final evaluation. Every rank must call it."""
+    record, _ = evaluated(model, config, data, device, config.evaluation.loss_only(is_last=is_last), world=world)
     return float(record["metrics"]["val/loss"])
 
 

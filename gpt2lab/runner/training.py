@@ -310,7 +310,7 @@ class Training:
             return self.curve() if is_due(step, self.config) else {}
         with self.clock("evaluation"):
             self.final = self.evaluate()
-            loss = {"val/loss": self.final[0]["metrics"]["val/loss"]} | self.raw_loss()
+            loss = {"val/loss": self.final[0]["metrics"]["val/loss"]} | self.raw_loss(is_last=True)
             with self.state.evaluated():
                 diagnostics = health(self.model, self.config, self.data)
                 return loss | diagnostics | on_tasks(self.tasks, self.model, self.config, self.world)
@@ -359,11 +359,12 @@ class Training:
                 curve = point_of_curve(self.model, self.config, self.data, self.device.type, self.world)
                 return curve | raw | on_tasks(self.tasks, self.model, self.config, self.world)
 
-    def raw_loss(self) -> dict[str, float]:
+    def raw_loss(self, *, is_last: bool = False) -> dict[str, float]:
         """The loss of the weights in training, where others are evaluated."""
         if not self.state.has_average:
             return {}
-        loss = validation_loss(self.model, self.config, self.data, self.device.type, self.world)
+        device = self.device.type
+        loss = validation_loss(self.model, self.config, self.data, device, self.world, is_last=is_last)
         return {"val/raw_loss": loss}
 
     def evaluate(self) -> tuple[dict[str, Any], WindowLosses, Parts]:

@@ -443,7 +443,7 @@ def test_a_dry_run_tells_what_would_be_done(gpt2lab: Call, text: Path, tmp_path:
     assert (rotary["arm"], rotary["changes"]) == ("rotary", {"model.position": "rotary"})
     assert rotary["parameters"] == 842_496 - 128 * 128
     for arm in plan["arms"]:
-        assert arm["tokens"] == 440 * 1024
+        assert arm["tokens"] == 800 * 1024
         assert arm["flops"] == arm["flops_per_token"] * arm["tokens"] > 1e12
         assert list(arm["runs"]) == ["0", "1", "2"] and arm["finished"] == []
         assert arm["seconds_per_run"] > 0 and arm["memory_bytes"] > 1e6

@@ -107,9 +107,9 @@ def test_broken_files_load_or_are_refused(part: int, tmp_path: Path, monkeypatch
         of_ablation = dice.random() < 0.5
         raw = broken(dice.choice(ablations if of_ablation else presets), dice)
         Path("x.yaml").write_bytes(raw)
-        began = time.perf_counter()
+        began = time.process_time()
         error = outcome(of_ablation)
-        assert time.perf_counter() - began < 1, raw
+        assert time.process_time() - began < 1, raw
         assert error is None or isinstance(error, ConfigError), f"file {number} of part {part}: {error!r}\n{raw!r}"
         if error is None:
             loaded += 1

@@ -76,7 +76,7 @@ def test_what_was_changed_is_said() -> None:
         "MLP width (mlp_ratio x n_embd) 512 -> 344: 1,106,688 -> 847,296 parameters, the baseline has 842,496 (+0.57 %)"
     )
     assert str(equal("nano", WIDE, axis="flops", knob="tokens")[1]) == (
-        "steps 440 -> 345: 3.278e+12 -> 2.57e+12 FLOP, the baseline has 2.569e+12 (+0.04 %)"
+        "steps 800 -> 627: 5.959e+12 -> 4.671e+12 FLOP, the baseline has 4.671e+12 (-0.00 %)"
     )
     assert "n_layer 4 -> 3: " in str(equal("nano", WIDE, knob="depth")[1])
 
@@ -116,7 +116,7 @@ def test_tokens_make_flops_equal_and_warm_up_keeps_its_share(scale: str, change:
 
 def test_tokens_count_batches_of_the_arms_own_size() -> None:
     config, _ = equal("nano", "training.batch_tokens=2048", axis="flops", knob="tokens")
-    assert (config.training.steps, config.optim.warmup_steps) == (220, 22)
+    assert (config.training.steps, config.optim.warmup_steps) == (400, 40)
 
 
 def test_width_makes_flops_equal() -> None:

@@ -42,7 +42,8 @@ WEIGHTS = [
 ]  # fmt: skip
 NOT_WEIGHTS = [
     "evaluation.every_steps=7", "evaluation.tokens=1024", "evaluation.contexts=[0.5]",
-    "evaluation.context_tokens=4096", "evaluation.tasks=[hellaswag]", "evaluation.task_documents=7",
+    "evaluation.context_tokens=2048", "evaluation.curve_tokens=1024",
+    "evaluation.tasks=[hellaswag]", "evaluation.task_documents=7",
     "training.log_every_steps=5", "training.checkpoint_every_steps=3",
     "training.keep_checkpoints=3", "training.keep_best=true", "training.milestone_every_steps=9",
     "training.rank_timeout_seconds=9", "training.compile=on", "training.threads=2",

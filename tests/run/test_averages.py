@@ -83,3 +83,25 @@ def test_an_average_does_not_change_the_training(tiny: Path, gpt2lab: Call, inli
     plain, averaged = (Store("runs").run(run).rows() for run in inline)
     losses = [row["metrics"]["val/loss"] for row in plain if "val/loss" in row["metrics"]]
     assert losses == [row["metrics"]["val/raw_loss"] for row in averaged if "val/loss" in row["metrics"]]
+
+
+def test_fewer_tokens_before_the_end_leave_the_final_losses_as_they_are(
+    tiny: Path, gpt2lab: Call, inline: list[str]
+) -> None:
+    few = ("--set", "evaluation.curve_tokens=64", "--runs", "few")
+    for options in ((), few):
+        assert gpt2lab("train", "tiny.yaml", "--no-tracking", "--set", "optim.averaging=polyak", *options)[0] == 0
+    kept, fewer = (Store(root).run(inline[0]) for root in ("runs", "few"))
+    assert len(set(inline)) == 1  # no run trains again because of it
+    curves = [
+        [tuple(row["metrics"][f"val/{name}"] for name in ("loss", "raw_loss")) for row in run.rows()
+         if "val/loss" in row["metrics"]] for run in (kept, fewer)
+    ]  # fmt: skip
+    assert curves[0][-1] == curves[1][-1] and all(a != b for a, b in zip(curves[0][:-1], curves[1][:-1], strict=True))
+    trained = open_trained(fewer.id, Store("few"), device=torch.device("cpu"))
+    config = config_from_text(fewer.config() or "")
+    small = config.evaluation.model_copy(update={"tokens": 64, "contexts": ()})
+    again, _ = measured.evaluated(trained.model, config, data_of(fewer, config), "cpu", small)
+    assert again["metrics"]["val/loss"] == measured.validation_loss(
+        trained.model, config, data_of(fewer, config), "cpu"
+    ) != curves[1][-1][0]  # fmt: skip
