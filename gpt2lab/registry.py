@@ -30,6 +30,7 @@ from pydantic_core import PydanticCustomError
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.schema import convert, schema_of, type_name
 from gpt2lab.shipped import found
+from gpt2lab.signals import Stopped
 
 ENTRY_POINTS = "gpt2lab.components"
 BUG = "bug"
@@ -344,8 +345,10 @@ def load_plugin(path: str | Path) -> list[Component]:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             del sys.modules[name]
+            if isinstance(error, (KeyboardInterrupt, Stopped)):
+                raise
             raise ConfigError([_fault(error, str(path), file)]) from error
         PLUGINS.append(str(file))
     return [

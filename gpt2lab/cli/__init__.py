@@ -110,7 +110,9 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
         code = app(args=arguments, standalone_mode=False, prog_name=name, default_map=defaults)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except (Exception, Stopped) as error:
+    except SystemExit:  # a command's own exit code
+        raise
+    except BaseException as error:  # a plug-in may raise any
         if isinstance(error, USAGE) and (help_text := error.format_message()).startswith("Usage:"):
             print(help_text)  # of a group of commands without a command
             return 0
@@ -134,7 +136,7 @@ def refuse_lost_folder() -> None:
         raise EnvironmentFault(str(error.strerror), where="the current folder", hint=hint) from None
 
 
-def fault_of(error: Exception | Stopped, name: str) -> Gpt2labError:
+def fault_of(error: BaseException, name: str) -> Gpt2labError:
     """What a command raised, for its user. A bug of ours leaves its trace in a file."""
     if isinstance(error, Gpt2labError):
         return error
@@ -166,7 +168,7 @@ class Bug(Gpt2labError):
     code = "INTERNAL"
     exit_code = 1
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         trace = masked("".join(traceback.format_exception(error)))
         try:
             kept = f"this is a bug in gpt2lab; its trace is in {keep_trace(trace)}"

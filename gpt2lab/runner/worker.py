@@ -65,7 +65,7 @@ def work(job: Job, stop: StopRequest) -> int:
             record_failure(job, error)
         print(error.render(), file=sys.stderr)
         return error.exit_code
-    except Exception as error:
+    except BaseException as error:  # a component may even exit
         fault = compile_fault(error)
         record_failure(job, fault or error)
         print(masked(traceback.format_exc()), file=sys.stderr)

@@ -235,6 +235,7 @@ def test_checks_and_components_can_be_chosen(gpt2lab: Call, plugin: Callable[[st
         (MUTE.replace("mute", "gelu"), ":4: plug-in failed to load: ValueError: mlp 'gelu' is registered already"),
         ("x = 1\n", ": registers no component"),
         ("import sys\nsys.exit(3)\n", ":2: plug-in failed to load: SystemExit: 3"),
+        ("class X(BaseException): ...\n\nraise X(7)\n", ":3: plug-in failed to load: X: 7"),
     ],
     ids=[
         "no type",
@@ -245,6 +246,7 @@ def test_checks_and_components_can_be_chosen(gpt2lab: Call, plugin: Callable[[st
         "a name that is taken",
         "nothing",
         "an exit",
+        "no exception",
     ],
 )
 def test_a_plugin_that_cannot_be_loaded_says_where_and_why(

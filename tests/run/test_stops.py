@@ -21,8 +21,8 @@ from gpt2lab.errors import EnvironmentFault, Preempted, RankLost
 from gpt2lab.executors import worker_command
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
-from gpt2lab.runner import Job
-from gpt2lab.signals import PARENT, STOP_SIGNALS, Stopped, die_with_parent, stop_command
+from gpt2lab.runner import Job, worker
+from gpt2lab.signals import PARENT, STOP_SIGNALS, Stopped, StopRequest, die_with_parent, stop_command
 from gpt2lab.store import Store
 from gpt2lab.training import ranks
 from gpt2lab.training.ranks import find_store, host_store
@@ -33,6 +33,15 @@ def job(tmp_path: Path) -> Job:
     made = Job(str(tmp_path), "a" * 16, "", {}, "", 1.0, 1)
     made.write()
     return made
+
+
+def test_a_component_that_exits_fails_its_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*_: object) -> bool:
+        sys.exit(0)
+
+    monkeypatch.setattr(worker, "execute", leave)
+    assert worker.work(job, StopRequest()) == 1
+    assert (Store(job.root).run(job.run_id).failure() or {})["reason"] == "SystemExit: 0"
 
 
 # before torch is imported
