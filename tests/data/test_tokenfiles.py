@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,38 @@ def test_raw_tokens_of_nanogpt_are_the_same_tokens(shards: Path, tmp_path: Path)
     assert made.train[:].tolist() == ids(1, 1000).tolist()
     same = prepare(config(shards / "*_val_*.bin", shards / "*_train_000001.bin"))
     assert same.fingerprint == made.fingerprint and same.path == made.path  # equal tokens, whatever the header
+
+
+def test_arrays_of_build_nanogpt_are_the_same_tokens(shards: Path, tmp_path: Path) -> None:
+    for name, seed, count in (("edufineweb_val_000000", 0, 300), ("edufineweb_train_000001", 1, 1000)):
+        np.save(tmp_path / name, ids(seed, count))  # as its fineweb.py writes them
+    made = prepare(config(tmp_path / "*.npy"))
+    assert made.train[:].tolist() == ids(1, 1000).tolist() and made.validation[:].tolist() == ids(0, 300).tolist()
+    assert made.path == prepare(config(shards / "*_val_*.bin", shards / "*_train_000001.bin")).path
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_array"),
+    [*((kind, True) for kind in ("<i4", "<i8", "<u4", ">u2", "<i2", "<f4")), ("<i4", False), ("<i8", False)],
+)
+def test_numbers_of_another_kind_are_refused(shards: Path, kind: str, is_array: bool) -> None:
+    file, tokens = shards / "fineweb_train_000003", np.arange(40).astype(kind)
+    if is_array:
+        np.save(file.with_suffix(".npy"), tokens)
+    else:
+        tokens.tofile(file.with_suffix(".bin"))
+    with pytest.raises(DataFault, match="uint16 is expected" if is_array else "wider than 16 bits") as refused:
+        prepare(config(shards / "*train_000003*", shards / "*_val_*.bin"))
+    assert "astype('<u2')" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:9], lambda raw: raw[:-2], lambda raw: raw[:6] + b"\x07" + raw[7:]])
+def test_damaged_arrays_are_refused(shards: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = shards / "fineweb_train_000003.npy"
+    np.save(file, ids(3, 90))
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DataFault, match=r"header is not|bytes expected"):
+        prepare(config(file, shards / "*_val_*.bin"))
 
 
 def test_which_file_is_for_what(tmp_path: Path) -> None:
