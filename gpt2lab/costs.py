@@ -102,6 +102,16 @@ def peak_flops(device: torch.device, precision: Precision, threads: int) -> tupl
     return measured, f"a product of {SIZE} x {SIZE} matrices measured here{cores}"
 
 
+def slower_precision(device: torch.device, precision: Precision, threads: int) -> list[str]:
+    """A note where this CPU multiplies bfloat16 numbers more slowly than float32 ones, as some with instructions for
+    them do."""
+    if device.type != "cpu" or precision != "bf16":
+        return []
+    bf16, fp32 = (_measured(device, kind, threads) / 1e9 for kind in ("bf16", "fp32"))
+    slower = f"bf16 is slower than fp32 on this CPU: {bf16:.0f} against {fp32:.0f} GFLOP/s in matrix products"
+    return [slower] if bf16 < fp32 else []
+
+
 def _measured(device: torch.device, precision: Precision, threads: int) -> float:
     kind = f"{device.type}-{precision}-{threads}-{torch.__version__}".replace("+", "_")
     path = data_home() / "peaks" / f"{kind}.json"

@@ -17,15 +17,15 @@ import psutil
 import torch
 
 from gpt2lab.cores import usable_cores
+from gpt2lab.costs import peak_flops
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.planning.machine import device_name
 from gpt2lab.redaction import shown
 from gpt2lab.store import Store
 from gpt2lab.text import quantity
 from gpt2lab.tracking.addresses import check_uri, default_uri, sqlite_path
 from gpt2lab.tracking.mlflow import artifacts_elsewhere
-from gpt2lab.training.precision import choose_device
+from gpt2lab.training.precision import choose_device, device_name
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 11), (2, 11)
 LEAST_FREE_BYTES = 1 << 30
@@ -50,6 +50,11 @@ def check_machine(store: Store) -> Iterator[MachineCheck]:
     device = choose_device()
     bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
     yield MachineCheck("device", f"{device.type}, {device_name(device)}{'' if bf16 else ', without bf16'}")
+    if device.type == "cpu":
+        speeds = {kind: peak_flops(device, kind, 1)[0] or 0.0 for kind in ("fp32", "bf16")}
+        words = ", ".join(f"{kind} {speed / 1e9:.0f} GFLOP/s" for kind, speed in speeds.items())
+        faster = max(speeds, key=speeds.__getitem__)
+        yield MachineCheck("precision", f"{words} in products with one thread: {faster} is faster")
     yield MachineCheck("threads", f"{torch.get_num_threads()} of torch, on {usable_cores()} cores")
     memory = psutil.virtual_memory()
     yield MachineCheck("memory", f"{quantity(memory.available, 'B')} free of {quantity(memory.total, 'B')}")

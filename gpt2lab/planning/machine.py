@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import statistics
 from dataclasses import asdict, dataclass, field, replace
@@ -16,10 +15,10 @@ from pydantic import TypeAdapter
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
 from gpt2lab.cores import usable_cores
-from gpt2lab.costs import Costs, matmul_flops
+from gpt2lab.costs import Costs, matmul_flops, slower_precision
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.store import Store
-from gpt2lab.training.precision import choose_device
+from gpt2lab.training.precision import choose_device, device_name, shortcomings
 from gpt2lab.training.settings import TrainingConfig
 
 PROBE_SIZE, PROBE_SHARE = 512, 0.5  # a training step reaches about half of the speed of one large matmul
@@ -105,6 +104,8 @@ def probe(store: Store, training: TrainingConfig, flops_per_token: float, jobs: 
     device = choose_device(training.device)
     jobs, threads = shares(jobs, training.threads, usable_cores(), device.type)
     speed, speed_from = estimate_speed(store, device, threads, flops_per_token, training)
+    notes = shortcomings(training.precision, device) or slower_precision(device, training.precision, threads)
+    speed_from = "; ".join([speed_from, *notes])
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     return Machine(device.type, device_name(device), threads, jobs, speed, speed_from, gpus)
 
@@ -114,7 +115,8 @@ def estimate_speed(
 ) -> tuple[float, str]:
     """FLOP/s that one job reaches in training: from finished runs of similar cost on such a device, else from a probe.
 
-    Similar: within a factor of 3 in FLOPs per token, as small models reach a smaller share of the machine.
+    Similar: in the same precision on the same model of device, and within a factor of 3 in FLOPs per token, as small
+    models reach a smaller share of the machine.
     """
     speeds = []
     for run in store.runs():
@@ -123,13 +125,19 @@ def estimate_speed(
         except DataFault:
             continue
         cost = result.get("flops_per_token")
-        same = identity.get("device") == device.type and identity.get("threads") in (threads, 0)
+        trained = (identity.get("settings") or {}).get("training") or {}
+        stack = result.get("stack") or {}
+        same = (
+            (identity.get("device"), trained.get("precision")) == (device.type, training.precision)
+            and identity.get("threads") in (threads, 0)
+            and stack.get("device_name") in (None, device_name(device))
+        )
         if same and cost and result.get("tokens_per_second") and 1 / 3 < cost / flops_per_token < 3:
-            speeds.append(cost * result["tokens_per_second"] / (result.get("stack") or {}).get("ranks", 1))
+            speeds.append(cost * result["tokens_per_second"] / stack.get("ranks", 1))
     if speeds:
         return statistics.median(speeds), f"{len(speeds)} finished runs here"
     if device.type != "cuda":
-        return PROBE_SHARE * matmul_flops(device, "fp32", threads, PROBE_SIZE), "a matmul probe, so rough"
+        return PROBE_SHARE * matmul_flops(device, training.precision, threads, PROBE_SIZE), "a matmul probe, so rough"
     work = flops_per_token * training.batch_tokens
     fastest = PROBE_SHARE * matmul_flops(device, training.precision, threads, GPU_PROBE_SIZE)
     return work / (work / fastest + GPU_STEP_SECONDS), "a matmul probe, so rough"
@@ -146,15 +154,3 @@ def estimate_memory(config: Config, model_costs: Costs, device: str) -> int:
     width = 34 * model.n_embd * (1 if training.precision in ("bf16", "fp16") else 2)
     scored = rows_at_once(tokens, model.vocab_size, device)
     return 16 * model_costs.parameters + tokens * model.n_layer * width + 12 * scored * model.vocab_size
-
-
-def device_name(device: torch.device) -> str:
-    """The product name of the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()

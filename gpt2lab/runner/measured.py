@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpt2lab.config import Config
-from gpt2lab.costs import peak_flops
+from gpt2lab.costs import peak_flops, slower_precision
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import EvaluationConfig, Parts, WindowLosses, evaluate_by_window
 from gpt2lab.evaluation.tasks import EncodedTask, answer_task, encode_task, read_tasks, task_result
@@ -21,7 +21,7 @@ from gpt2lab.runner.job import Job
 from gpt2lab.training.allocator import high_water
 from gpt2lab.training.diagnostics import TOKENS, build, diagnose
 from gpt2lab.training.distributed import ALONE, World
-from gpt2lab.training.precision import memory_guard, shortcomings
+from gpt2lab.training.precision import device_name, memory_guard, shortcomings
 from gpt2lab.training.state import TrainState
 
 SCREENS = (0.1, 0.25, 0.5, 0.75)
@@ -126,11 +126,12 @@ def account(
             "torch": torch.__version__,
             "python": platform.python_version(),
             "device": device.type,
+            "device_name": device_name(device),
             "threads": job.threads,
             "ranks": ranks,
             "compiled": bool(job.identity.get("compiled")),
         },
-        "notes": shortcomings(precision, device),
+        "notes": shortcomings(precision, device) or slower_precision(device, precision, job.threads),
     }
 
 

@@ -9,7 +9,9 @@ losses are scaled up, so that small gradients do not become zero.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -37,6 +39,19 @@ def choose_device(name: DeviceName = "auto", local_rank: int = 0) -> torch.devic
             hint="--set training.device=auto",
         )
     return torch.device(chosen, local_rank) if chosen == "cuda" and local_rank else torch.device(chosen)
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """The product name of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 def set_threads(threads: int | None) -> None:

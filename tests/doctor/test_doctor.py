@@ -202,7 +202,8 @@ def test_the_command_answers_with_a_code(trained: Any, capsys: pytest.CaptureFix
 def test_the_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     parts = {part.name: part for part in machine.check_machine(Store(tmp_path / "runs"))}
-    assert {"Python", "torch", "device", "threads", "memory", "run store", "data cache", "MLflow"} <= parts.keys()
+    assert {"Python", "torch", "device", "precision", "threads", "memory"} <= parts.keys()
+    assert {"run store", "data cache", "MLflow"} <= parts.keys()
     assert all(part.problem is None for part in parts.values())
     assert not (tmp_path / "runs").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")

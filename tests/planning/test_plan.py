@@ -24,12 +24,13 @@ from gpt2lab.identity import run_id, run_identity
 from gpt2lab.planning import machine
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning import record as declaring
-from gpt2lab.planning.machine import Machine, device_name, estimate_memory, estimate_speed, shares
+from gpt2lab.planning.machine import Machine, estimate_memory, estimate_speed, shares
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import git_commit, study_record
 from gpt2lab.runner import Job, StopRequest, execute
 from gpt2lab.store import Store
 from gpt2lab.training import TrainingConfig
+from gpt2lab.training.precision import device_name
 
 SECOND = (
     ABLATION.replace("ablation: tiny", "ablation: norms")
@@ -110,10 +111,18 @@ def test_memory_grows_with_what_is_kept(planned: Planned) -> None:
 # Speed from finished runs.
 
 
-def finished(root: Path, name: str, *, cost: float, speed: float | None, device: str = "cpu", threads: int = 1) -> None:
+def finished(
+    root: Path, name: str, *, cost: float, speed: float | None, device: str = "cpu", threads: int = 1,
+    precision: str = "fp32", processor: str = "",
+) -> None:  # fmt: skip
     folder = Store(root).run(name * 16)
-    result = {"status": "finished", "flops_per_token": cost, "tokens_per_second": speed}
-    end(folder, result, device=device, threads=threads)
+    result = {
+        "status": "finished",
+        "flops_per_token": cost,
+        "tokens_per_second": speed,
+        "stack": {"device_name": processor} if processor else {},
+    }
+    end(folder, result, device=device, threads=threads, settings={"training": {"precision": precision}})
 
 
 def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:
@@ -124,10 +133,12 @@ def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:
     finished(tmp_path, "c", cost=1e6, speed=77.0, device="cuda", threads=0)
     finished(tmp_path, "d", cost=1e6, speed=77.0, threads=2)
     finished(tmp_path, "e", cost=1e6, speed=None)
+    finished(tmp_path, "6", cost=1e6, speed=77.0, precision="bf16")
+    finished(tmp_path, "7", cost=1e6, speed=77.0, processor="another")
     Store(tmp_path).run("f" * 16).fail({"reason": "it broke"})
     assert "probe" in estimate_speed(store, cpu, 1, 1e6, TrainingConfig())[1]
     for name, speed in (("1", 100.0), ("2", 300.0), ("3", 200.0)):
-        finished(tmp_path, name, cost=2e6, speed=speed)
+        finished(tmp_path, name, cost=2e6, speed=speed, processor=device_name(cpu) if speed > 100 else "")
     assert estimate_speed(store, cpu, 1, 1e6, TrainingConfig()) == (200.0 * 2e6, "3 finished runs here")
 
 

@@ -19,9 +19,11 @@ from gpt2lab.data.tokenizers import tokenizer
 from gpt2lab.errors import ConfigError
 from gpt2lab.faults import arm
 from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.planning import machine
 from gpt2lab.pretrained import KeptTokenizer, save_gpt2, save_model
 from gpt2lab.runner.measured import validation_loss
 from gpt2lab.store import RunFolder, Store
+from gpt2lab.training import TrainingConfig
 from gpt2lab.training.precision import shortcomings
 
 Call = Callable[..., tuple[int, str]]
@@ -131,6 +133,21 @@ def test_the_peak_is_the_best_that_was_seen(monkeypatch: pytest.MonkeyPatch, tmp
     found = [costs.peak_flops(CPU, "fp32", 1)[0] for _ in range(3)]
     assert found == [1e10, 3e10, 3e10]
     assert costs.peak_flops(CPU, "fp16", 1) == (None, "fp16 on CPU is emulated")
+
+
+def test_a_cpu_that_multiplies_bfloat16_more_slowly_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As some with instructions for them do: then a run in bf16 takes longer, and would without a word."""
+    monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path))
+    speeds = {"fp32": 151e9, "bf16": 80e9}
+    monkeypatch.setattr(costs, "matmul_flops", lambda device, precision, *_: speeds[precision])
+    (note,) = costs.slower_precision(CPU, "bf16", 1)
+    assert note == "bf16 is slower than fp32 on this CPU: 80 against 151 GFLOP/s in matrix products"
+    assert costs.slower_precision(CPU, "fp32", 1) == costs.slower_precision(torch.device("cuda"), "bf16", 1) == []
+    monkeypatch.setattr(machine, "shortcomings", lambda *_: [])
+    planned = machine.probe(Store(tmp_path), TrainingConfig(precision="bf16"), 1e6, jobs=1)
+    assert planned.speed_from.endswith(f"; {note}")
+    speeds["bf16"] = 300e9
+    assert costs.slower_precision(CPU, "bf16", 1) == []
 
 
 def test_one_large_product_reaches_what_its_size_over_its_time_says() -> None:
