@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"registry", "store", "analysis", "progress"},
     {"components", "tracking", "results"},
     {"model", "data", "optim", "training"},
-    {"costs", "generation", "trace", "pretrained"},
+    {"costs", "generation", "trace", "lens", "pretrained"},
     {"evaluation"},
     {"config"},
     {"testing", "identity"},

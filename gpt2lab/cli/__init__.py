@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2lab.cli import begin, catalogue, compare, data, manage, models, results, run, selftest, train
+from gpt2lab.cli import begin, catalogue, compare, data, manage, models, results, run, selftest, trace, train
 from gpt2lab.cli.options import print_fault
 from gpt2lab.cli.project import project_options
 from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, causes
@@ -58,7 +58,7 @@ COMMANDS = (
     results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag,
     manage.note, manage.clean, results.sync, results.ui, results.serve, compare.compare, catalogue.components,
     catalogue.explain, catalogue.schema, catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt,
-    models.eval_, models.export, models.doctor, catalogue.trace, models.sample, data.group,
+    models.eval_, models.export, models.doctor, trace.trace, models.sample, data.group,
 )  # fmt: skip
 """In the order of the help text."""
 for command in COMMANDS:

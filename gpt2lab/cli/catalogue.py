@@ -1,11 +1,11 @@
-"""Commands about components and models: components, explain, test-plugin, trace."""
+"""Commands about components and models: components, explain, schema, test-plugin."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,15 +17,9 @@ from gpt2lab.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from gpt2lab.costs import Costs
     from gpt2lab.registry import Choice, Component, Slot
-    from gpt2lab.trace import Trace, TraceRow
 
 FLAGSHIP = "gpt2-124m"
 ARITY = {"per_layer": "one for all layers, or a list that repeats over them", "list": "an ordered list of parts"}
-COLUMNS = ("tensor", "shape", "sizes", "parameters", "forward", "training", "what it is")
-NUMBERS = ("parameters", "forward", "training")
-LETTERS = {"B": "sequences", "T": "tokens", "C": "channels", "H": "heads", "D": "channels per head",
-           "F": "hidden width", "V": "vocabulary"}  # fmt: skip
-OPTIONAL, LAST_WIDTH = ("sizes", "training"), 34  # columns that a narrow terminal drops; least width of the last one
 
 
 def components(
@@ -339,74 +333,3 @@ def as_json(component: Component) -> dict[str, Any]:
         "needs": dict(component.needs),
         "file": Path(inspect.getsourcefile(component.factory) or "").name,
     }
-
-
-def trace(
-    what: Annotated[
-        str, typer.Argument(help="A preset, or a YAML file with a config.", metavar="[PRESET|FILE]")
-    ] = "gpt2-124m",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of it.")] = None,
-    layer: Annotated[int | None, typer.Option("--layer", help="Show this block in detail, from 0.", min=0)] = None,
-    all_layers: Annotated[bool, typer.Option("--all-layers", help="Show every block in detail.")] = False,
-    batch: Annotated[int, typer.Option("--batch", help="Sequences.", min=1)] = 1,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens in each; the whole context.", min=1)] = None,
-    plugin: Plugin = None,
-    json_: Json = False,
-) -> None:
-    """Walk through one forward pass. Shows every tensor with its shape, meaning and cost."""
-    from gpt2lab.config import load_config
-    from gpt2lab.trace import folded
-    from gpt2lab.trace import trace as traced
-
-    config = load_config(what, set_ or (), plugins=plugin or ())
-    layers = config.model.n_layer
-    if layer is not None and layer >= layers:
-        raise ConfigError(f"there is no block {layer}: blocks are 0 to {layers - 1}", where="--layer")
-    result = traced(config.model, batch=batch, tokens=tokens)
-    if json_:
-        print_json(result.as_record())
-    else:
-        print_trace(what, result, folded(result.rows, layer=layer, all_layers=all_layers))
-
-
-def print_trace(what: str, result: Trace, rows: Sequence[TraceRow]) -> None:
-    """A table with totals, as wide as the terminal; elsewhere lines are not cut."""
-    from gpt2lab.progress import console_for
-    from gpt2lab.text import shorten
-
-    console = console_for()
-    table = [list(COLUMNS), *(cells(result, row) for row in rows)]
-    widths = {name: max(map(len, column)) for name, column in zip(COLUMNS, zip(*table, strict=True), strict=True)}
-    for name in OPTIONAL if console.is_terminal else ():
-        if sum(widths.values()) - widths[COLUMNS[-1]] + 2 * len(widths) + LAST_WIDTH > console.width:
-            del widths[name]
-
-    def write(line: str, style: str = "") -> None:
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=not console.is_terminal)
-
-    write(f"{what}: one pass over {result.batch:,} x {result.tokens:,} tokens")
-    write(
-        ", ".join(f"{letter} {name} = {result.letters[letter]:,}" for letter, name in LETTERS.items()) + ", n = B T\n"
-    )
-    for line, heading in zip(table, [True, *(row.shape is None for row in rows)], strict=True):
-        named = zip(COLUMNS, line, strict=True)
-        padded = [f"{text:{'>' if name in NUMBERS else '<'}{widths[name]}}" for name, text in named if name in widths]
-        text = "  ".join(padded).rstrip()
-        write(shorten(text, console.width) if console.is_terminal else text, "bold" if heading else "")
-    forward, training = (result.per_token(n) / 1e6 for n in (result.forward, result.forward + result.backward))
-    write(
-        f"\n{result.parameters:,} parameters; {forward:,.1f} MFLOP per token forward, {training:,.1f} MFLOP in training"
-    )
-    write("FLOP are those of matrix products as they are written: scores count as a whole, masked or not; norms, "
-          "softmax and activations are not counted.")  # fmt: skip
-
-
-def cells(result: Trace, row: TraceRow) -> list[str]:
-    """One row of the table as text, FLOPs per token."""
-    from gpt2lab.text import quantity
-
-    forward, training = result.per_token(row.forward), result.per_token(row.forward + row.backward)
-    sizes = [f"{size:,}" for size in row.shape or ()]
-    shapes = [f"({', '.join(shape)})" if row.shape is not None else "" for shape in (row.letters or sizes, sizes)]
-    costs = [f"{row.parameters:,}" if row.parameters else "", *(quantity(n) if n else "" for n in (forward, training))]
-    return ["  " * row.level + row.name, *shapes, *costs, row.meaning]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gpt2lab.analysis import selftest
 from gpt2lab.analysis.selftest import LONG, PARTS, QUICK, Measurement, SelfTest
-from gpt2lab.cli.catalogue import print_trace as show
+from gpt2lab.cli.trace import print_trace as show
 from gpt2lab.model import ModelConfig
 from gpt2lab.store import Store, write_json
 from gpt2lab.trace import folded, trace

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from benchmarks.__main__ import app as benchmarks
@@ -312,8 +313,10 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
         "finetune.yaml",
         "my_batches.py",
         "my_diagnostics.py",
+        "my_mask.py",
         "my_metrics.py",
         "my_nano.yaml",
+        "my_norm.py",
         "my_parts.py",
         "my_tasks.py",
         "my_tracker.py",
@@ -341,6 +344,44 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
     assert "unknown study 'none'" in done.stderr and "surprises" not in done.stderr
     done = call(tmp_path, "eval", "--study", "none", "--metric", "surprise", "--plugin", "my_metrics.py")
     assert "did you mean 'surprises'?" in done.stderr
+
+
+def test_solutions_of_exercises_are_judged_as_the_page_says(tmp_path: Path) -> None:
+    example_files(tmp_path)
+    done = call(tmp_path, "test-plugin", "my_mask.py", "--check", "no_look_ahead")
+    assert done.returncode == 2 and "no_look_ahead: " in done.stdout, done.stderr
+    done = call(tmp_path, "test-plugin", "my_norm.py", "--check", "no_look_ahead", "--check", "gradients")
+    assert done.returncode == 0 and "0 failed" in done.stdout, done.stderr
+
+
+def test_what_others_call_it_exists_there_and_here() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+    from gpt2lab.schema import flatten
+
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    section = page.partition("## What others call it")[2].partition("\n## ")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "`" in line]
+    rows = [(re.findall("`(.+?)`", row[2]), re.findall("`(.+?)`", row[3]), row[2]) for row in cells if len(row) == 4]
+    ours = build_model(ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=4, vocab_size=9))
+    theirs = GPT2LMHeadModel(
+        GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=4, vocab_size=9, bos_token_id=0, eos_token_id=0)
+    )
+    settings = {**vars(GPT2Config()), **TrainingArguments.__dataclass_fields__}
+    keys = list(flatten(load_config("nano").tree()))
+    parts = 0
+    for there, here, said in rows:
+        assert there and len(here) == 1
+        if here[0].partition(".")[0] in ("model", "optim", "training", "evaluation"):
+            assert any(key == here[0] or key.startswith(f"{here[0]}.") for key in keys), here
+            assert [name for name in there if name not in settings] == []
+            continue
+        parts += 1
+        own = ours.get_submodule(here[0])
+        other = theirs.get_submodule(there[0] if there[0] == "lm_head" else f"transformer.{there[0]}")
+        if isinstance(getattr(own, "weight", None), torch.nn.Parameter):
+            assert own.weight.shape == (other.weight.T if "transposed" in said else other.weight).shape, here
+    assert parts == 13 and len(rows) == 30
 
 
 def test_the_example_diagnostic_is_measured(tmp_path: Path) -> None:
