@@ -14,6 +14,15 @@ from gpt2lab.errors import Gpt2labError
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 
+# The baseline is ink-grey; the arms take Okabe and Ito's colours, ordered so that neighbours differ most.
+BASELINE_COLOUR = "#4a5563"
+ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5579b", "#e69f00", "#3fa3e0")
+
+
+def arm_colour(place: int) -> str:
+    """Of an arm by its place among those that are not the baseline."""
+    return ARM_COLOURS[place % len(ARM_COLOURS)]
+
 
 def clean(text: object) -> str:
     """One printable line: control characters, lone surrogates and direction overrides become U+FFFD, white space one

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
+from gpt2lab.cli.compare import MLFLOW
 from gpt2lab.cli.options import RUNS, Json, Model, Plugin, Runs, print_json, say, table_of
 from gpt2lab.errors import ConfigError, EnvironmentFault, NumericsFault, Problem, unknown
 
@@ -455,7 +456,12 @@ class Screen:
 
 def export(
     source: Model,
-    folder: Annotated[Path, typer.Argument(help="Where to write; an older folder of weights is replaced.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Where to write; an older folder of weights is replaced. mlflow: keeps it with the run there."
+        ),
+    ],
     layout: Annotated[
         Layout, typer.Option("--layout", help="auto takes Hugging Face's where it holds model and tokenizer.")
     ] = "auto",
@@ -463,7 +469,10 @@ def export(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
-    """Write weights for use elsewhere. In the layout of transformers, or in gpt2lab's, which holds any model."""
+    """Write weights for use elsewhere. In the layout of transformers, in gpt2lab's, which holds any model, or to
+    MLflow, as a model that generates text."""
+    import tempfile
+
     import torch
 
     from gpt2lab.config import fill_slots
@@ -474,6 +483,21 @@ def export(
     fill_slots(plugin or ())
     trained = open_trained(source, Store(runs), device=torch.device("cpu"))
     tokenizer = trained.kept.choice.name if trained.kept else None
+    if str(folder) == MLFLOW:
+        with tempfile.TemporaryDirectory() as scratch:
+            weights = save_model(
+                trained.model, Path(scratch) / "weights", tokenizer=trained.kept, precision=trained.precision
+            )
+            address, uri = log_model(source, Store(runs), weights)
+        if json_:
+            print_json({"source": trained.name, "model": address, "tracking_uri": uri})
+            return
+        print(f"{trained.name}: {address}, in MLflow at {uri}")
+        print(
+            f"MLFLOW_TRACKING_URI={uri} python -c \"import mlflow; print(mlflow.pyfunc.load_model('{address}')"
+            ".predict(['To be']))\""
+        )
+        return
     chosen, reason = choose_layout(layout, trained)
     if chosen == "huggingface":
         save_gpt2(trained.model, folder, gpt2_tokenizer=tokenizer == "gpt2")
@@ -487,6 +511,36 @@ def export(
         return
     print(f"{trained.name}: {parameters:,} parameters, {f'tokenizer {tokenizer}' if tokenizer else 'no tokenizer'}")
     print(f"written to {folder} in {'Hugging Face' if chosen == 'huggingface' else 'our own'} layout ({reason})")
+
+
+def log_model(source: str, store: Store, weights: Path) -> tuple[str, str]:
+    """Keep a folder of weights with the copy of a run in MLflow; (address of the model, that of MLflow)."""
+    from gpt2lab.api import tracker_of
+    from gpt2lab.errors import Gpt2labError
+    from gpt2lab.generation import Sampling
+    from gpt2lab.pretrained import load
+    from gpt2lab.tracking.addresses import reason
+    from gpt2lab.tracking.follower import runs_of, tracked_records
+
+    run = load.run_of(source, store)
+    for record in tracked_records(store) if run else ():
+        for arm, seed, other in runs_of(store, record):
+            if run is None or other.id != run.id:
+                continue
+            tracker: Any = tracker_of(store, record["ablation"])()
+            if not hasattr(tracker, "log_model"):
+                raise ConfigError(
+                    "this tracker keeps no models", where="GPT2LAB_TRACKER", hint="gpt2lab export RUN FOLDER"
+                )
+            options = {k: v for k, v in Sampling().model_dump().items() if isinstance(v, (int, float))}
+            try:
+                copy = tracker.open_run(record, tracker.open_study(record), arm, seed, run)
+                return tracker.log_model(copy, weights, load.__name__, options), tracker.shown_uri
+            except Gpt2labError:
+                raise
+            except Exception as error:
+                raise EnvironmentFault(f"tracking does not work: {reason(error)}", where=tracker.shown_uri) from None
+    raise ConfigError("only a run of a study or sweep is in MLflow", where=source, hint="gpt2lab runs")
 
 
 def choose_layout(layout: Layout, trained: Trained) -> tuple[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,6 +91,25 @@ def open_trained(source: str, store: Store, *, device: torch.device | None = Non
     if is_hub_name(source):
         return _of_weights(fetched(source), source, device)
     raise _not_found(source, store)
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A trained model as MLflow wants it."""
+
+    trained: Trained
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
+        """What follows each prompt. model_input: a list of prompts, or a frame whose first column has them. params:
+        settings of `Sampling`."""
+        prompts = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
+        return self.trained.continued([str(prompt) for prompt in prompts], Sampling(**params or {}))
+
+
+def _load_pyfunc(path: str) -> TextModel:
+    """The function that `mlflow.pyfunc.load_model` calls, with a folder of weights in gpt2lab's layout."""
+    fill_slots()
+    return TextModel(_of_native(Path(path), choose_device()))
 
 
 def run_of(source: str, store: Store) -> RunFolder | None:

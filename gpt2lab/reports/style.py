@@ -36,7 +36,7 @@ from scipy.optimize import isotonic_regression
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.store import write_atomically
-from gpt2lab.text import setting, shorten
+from gpt2lab.text import ARM_COLOURS, BASELINE_COLOUR, setting, shorten
 
 Array = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -53,9 +53,7 @@ SIDE = "side"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, GRID, SURFACE = "#1b2430", "#5f6b7a", "#e3e7ec", "#ffffff"
 BAND = "#eceff3"
-# The baseline is ink-grey; the arms take Okabe and Ito's colours, ordered so that neighbours differ most.
-BASELINE = "#4a5563"
-ARMS = ("#0072b2", "#d55e00", "#009e73", "#b5579b", "#e69f00", "#3fa3e0")
+BASELINE, ARMS = BASELINE_COLOUR, ARM_COLOURS
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", BAND: "--band", BASELINE: "--arm-0"}
 VARIABLES |= {colour: f"--arm-{i}" for i, colour in enumerate(ARMS, start=1)}
 # From low to high: even steps of lightness, so that it reads in grey and without red or green (matplotlib's plasma,

@@ -94,20 +94,13 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(database) if database else None
 
 
-def runs_link(ui: str, experiment_id: str, parent_run_id: str, metric: str = "val/loss") -> str:
-    """Address in the MLflow UI at `ui` that shows the curves of all runs of a study, best `metric` first.
+def runs_link(ui: str, experiment_id: str, parent_run_id: str) -> str:
+    """Address in the MLflow UI at `ui` of the curves of a study or sweep, in the view that was stored with its run.
 
-    A plain link to the parent shows nothing: MLflow collapses children, and opens an overview page first.
+    A plain link to the parent shows nothing: MLflow collapses children, and opens an overview page of traces first.
     """
-    options = {
-        "workflowType": "machine_learning",
-        "compareRunsMode": "CHART",
-        "orderByKey": f"metrics.`{mlflow_name(metric)}`",
-        "orderByAsc": "true",
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent_run_id}'",
-    }
-    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
-    return f"{ui.rstrip('/')}/#/experiments/{quote(experiment_id, safe='')}/runs?{query}"
+    view = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={quote(parent_run_id, safe='')}"
+    return f"{ui.rstrip('/')}/#/experiments/{quote(experiment_id, safe='')}/runs?{view}"
 
 
 def reason(error: BaseException) -> str:

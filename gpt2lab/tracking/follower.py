@@ -459,9 +459,7 @@ def as_study(sweep: SweepRecord) -> dict[str, Any]:
     each. An arm has two entries more than a study's: `tags`, which the tracker shows, and `params`, its settings."""
     searches = sweep.searches
     arms = {
-        f"{label} trial {trial.index:03d}" if len(searches) > 1 else f"trial {trial.index:03d}": _arm(
-            trial, label, search.components
-        )
+        f"{label} trial {trial.index:03d}" if len(searches) > 1 else f"trial {trial.index:03d}": _arm(trial, label)
         for label, search in searches.items()
         for trial in search.trials
     }
@@ -479,7 +477,7 @@ def as_study(sweep: SweepRecord) -> dict[str, Any]:
     }
 
 
-def _arm(trial: TrialRecord, label: str, components: Mapping[str, str]) -> dict[str, Any]:
+def _arm(trial: TrialRecord, label: str) -> dict[str, Any]:
     tags = {
         OUTCOME: trial.outcome,
         "gpt2lab.slot": trial.index,
@@ -487,9 +485,7 @@ def _arm(trial: TrialRecord, label: str, components: Mapping[str, str]) -> dict[
         "gpt2lab.stopped_at": trial.stopped_at,
         "gpt2lab.would_stop_at": trial.would_stop_at,
     }
-    chosen = {key.rpartition(".")[2]: str(value) for key, value in trial.settings.items() if key.count(".") == 1}
     return {
-        "components": {slot: chosen.get(slot, name) for slot, name in components.items()},
         "runs": dict(trial.runs),
         "tags": {key: str(value) for key, value in tags.items() if value is not None},
         "params": dict(trial.settings),

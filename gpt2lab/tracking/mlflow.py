@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import json
 import logging
 import math
 import os
 import sqlite3
+import tempfile
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,16 +30,32 @@ import yaml
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
 from gpt2lab.redaction import shown
 from gpt2lab.schema import flatten
-from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, temporary_beside
+from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, read_json, temporary_beside
 from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, milliseconds, started_ms, tracker
 from gpt2lab.tracking.addresses import DATABASES, check_uri, is_server, mlflow_name, reason, sqlite_path, sqlite_uri
+from gpt2lab.tracking.comparison import (
+    ARM,
+    BETWEEN,
+    OTHER,
+    ROLE,
+    SEED,
+    colour_of,
+    contrast_note,
+    contrast_numbers,
+    contrast_table,
+    mean_curve,
+    shared_view,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Metric, Run
 
 VALUE_LIMIT, TAG_LIMIT, PARAMS_PER_CALL = 6000, 5000, 100  # MLflow's own limits
+METRICS_PER_CALL, DIGEST_LIMIT = 1000, 36
 RUNS_PER_PAGE = 1000
+NOTE, KIND, MADE_OF = "mlflow.note.content", "mlflow.experimentKind", "gpt2lab.made_of"
+TABLE = "verdicts.json"
 STUDY, SWEEP = "tags.gpt2lab.study", "tags.gpt2lab.sweep"
 RUN_STATUS: dict[Status, str] = {
     "running": "RUNNING",
@@ -76,7 +97,7 @@ class MlflowTracker:
             f"gpt2lab.{kind}_hash": study.get("hash"),
             "gpt2lab.scale": study.get("scale"),
             "gpt2lab.baseline": study.get("baseline"),
-            "mlflow.note.content": f"{study.get('question', '')}\n\n`{study.get('reproduce', '')}`",
+            NOTE: _about(study),
         }
         wanted = {f"gpt2lab.{kind}": name}
         run, deleted = self._find(wanted, _is_parent)
@@ -86,8 +107,20 @@ class MlflowTracker:
             tags |= {"mlflow.runName": name if kind == "study" else f"{kind} {name}", "gpt2lab.replaces": deleted}
             run = self._create(wanted, _is_parent, tags=self._all_tags(tags, study))
         else:
+            if run.data.tags.get(NOTE, "").startswith(tags[NOTE].partition("\n\n")[0]):
+                del tags[NOTE]  # it has the verdicts, too
             client.log_batch(run.info.run_id, tags=_as_tags(tags))
+        self._set_up_pages(run.info.run_id, grouped=kind == "study")
         return self._tracked(run)
+
+    def _set_up_pages(self, parent: str, grouped: bool) -> None:
+        """The experiment opens as one of model training, and has the view that `runs_link` names."""
+        client = self._connect()
+        known = client.get_experiment(self.experiment_id).tags
+        view = f"mlflow.sharedViewState.{parent}"
+        for key, value in {KIND: "custom_model_development", view: shared_view(parent, grouped)}.items():
+            if known.get(key) != value and (key != KIND or key not in known):
+                client.set_experiment_tag(self.experiment_id, key, value)
 
     def open_run(self, study: Mapping[str, Any], parent: TrackedRun, arm: str, seed: str, run: RunFolder) -> TrackedRun:
         """The child of `parent` that mirrors `run`, with how far it is; taken over from a parent that was deleted."""
@@ -99,23 +132,27 @@ class MlflowTracker:
             return bool(other.data.tags.get("gpt2lab.arm") == arm[:TAG_LIMIT])
 
         child, deleted = self._find(wanted, fits)
+        tags = {
+            **wanted,
+            "mlflow.parentRunId": parent.id,
+            "mlflow.runName": arm if study.get("seeds") == 1 and kind == "sweep" else f"{arm} seed {seed}",
+            "mlflow.runColor": colour_of(study, arm),
+            "gpt2lab.arm": arm,
+            "gpt2lab.seed": seed,
+            ROLE: SEED if seed.isdecimal() else OTHER,
+            "gpt2lab.replaces": deleted,
+            **entry.get("tags", {}),
+        }
         if child is None:
             if deleted:
                 self.notes.append(f"the MLflow run of {arm} seed {seed} was deleted; its rows go to a new one")
-            tags = {
-                **wanted,
-                "mlflow.parentRunId": parent.id,
-                "mlflow.runName": arm if study.get("seeds") == 1 and kind == "sweep" else f"{arm} seed {seed}",
-                "gpt2lab.arm": arm,
-                "gpt2lab.seed": seed,
-                "gpt2lab.repeat": (run.identity() or {}).get("repeat", 0),
-                "gpt2lab.replaces": deleted,
-                **{f"component.{slot}": name for slot, name in entry.get("components", {}).items()},
-                **entry.get("tags", {}),
-            }
             child = self._create(wanted, fits, start_time=started, tags=self._all_tags(tags, study))
-        elif child.data.tags.get("mlflow.parentRunId") != parent.id:
-            client.set_tag(child.info.run_id, "mlflow.parentRunId", parent.id)
+        else:
+            had = child.data.tags
+            if missing := {
+                k: v for k, v in tags.items() if k not in had or (v != had[k] and k == "mlflow.parentRunId")
+            }:
+                client.log_batch(child.info.run_id, tags=_as_tags(missing))
         if "gpt2lab.described" not in child.data.tags:
             self._describe(child, run, entry.get("params", {}), started)
         return self._tracked(child)
@@ -146,15 +183,17 @@ class MlflowTracker:
         return self._find(wanted, fits)[0] or run
 
     def _describe(self, child: Run, run: RunFolder, settings: Mapping[str, Any], time_ms: int) -> None:
-        """Resolved config as parameters and artifact, and what a trial was tried with; can be repeated after a failure
-        half-way. MLflow sorts by parameters as by text, so numbers that are tried are metrics, too."""
-        from mlflow.entities import Metric, Param
+        """The settings that can change a weight as parameters, the data as a dataset, and the whole config as an
+        artifact; can be repeated after a failure half-way. MLflow sorts by parameters as by text, so numbers that a
+        trial was tried with are metrics, too."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
         client, run_id = self._connect(), child.info.run_id
-        config = flatten(yaml.load(run.config() or "{}", Loader=yaml.BaseLoader))  # every scalar as it is written
+        config = yaml.load(run.config() or "{}", Loader=yaml.BaseLoader)  # every scalar as it is written
+        identity = (run.identity() or {}).get("identity", {})
         params = [
             Param(mlflow_name(name), (value if isinstance(value, str) else json.dumps(value))[:VALUE_LIMIT])
-            for name, value in config.items()
+            for name, value in flatten(_that_matter(config, identity.get("settings"))).items()
             if mlflow_name(name) not in child.data.params
         ]
         for at in range(0, len(params), PARAMS_PER_CALL):
@@ -164,20 +203,29 @@ class MlflowTracker:
             for key, value in settings.items()
             if isinstance(value, (int, float))
         ]
-        texts = _as_tags({f"trial.{key}": value for key, value in settings.items() if isinstance(value, str)})
-        if numbers or texts:
-            client.log_batch(run_id, metrics=numbers, tags=texts)
+        if numbers:
+            client.log_batch(run_id, metrics=numbers)
+        if "data" in identity:
+            corpus, source = config["data"]["corpus"], json.dumps(config["data"])
+            name = str(corpus["name"] if isinstance(corpus, Mapping) else corpus)
+            dataset = Dataset(name, identity["data"][:DIGEST_LIMIT], "gpt2lab", source)
+            client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         if config:
             self._artifact(run_id, run.path / "config.yaml")
             client.set_tag(run_id, "gpt2lab.described", "true")
 
     def _artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        log = self._connect().log_artifacts if path.is_dir() else self._connect().log_artifact
+        with self._noting_artifacts():
+            log(run_id, str(path), folder)
+
+    @contextlib.contextmanager
+    def _noting_artifacts(self) -> Iterator[None]:
         """Artifacts are a convenience: where their store fails, metrics must still flow."""
         from mlflow.exceptions import MlflowException
 
         try:
-            log = self._connect().log_artifacts if path.is_dir() else self._connect().log_artifact
-            log(run_id, str(path), folder)
+            yield
         except (MlflowException, OSError) as error:
             self.notes.append(f"MLflow at {self.shown_uri} takes no artifacts: {reason(error)}")
 
@@ -223,8 +271,101 @@ class MlflowTracker:
             client.log_batch(run.id, tags=_as_tags(tags))
 
     def log_report(self, study: Mapping[str, Any], folder: Path) -> None:
-        """Keep a finished report (a folder) with the parent run."""
-        self._artifact(self.open_study(study).id, folder, "report")
+        """Keep a finished report (a folder) with the parent run; of a study, its verdicts as numbers, and a run for the
+        mean curve of each arm."""
+        parent = self.open_study(study)
+        self._artifact(parent.id, folder, "report")
+        if verdicts := read_json(folder / "verdicts.json"):
+            self._log_contrasts(study, parent.id, verdicts["contrasts"])
+            self._log_means(study, parent.id, {arm["name"]: arm for arm in verdicts["arms"]})
+
+    def _log_contrasts(self, study: Mapping[str, Any], parent: str, contrasts: Sequence[Mapping[str, Any]]) -> None:
+        """What changed since the last time; a number that is no longer claimed becomes NaN, as MLflow deletes none."""
+        from mlflow.entities import Metric
+
+        client, time_ms = self._connect(), milliseconds(None)
+        known = {k: v for k, v in client.get_run(parent).data.metrics.items() if BETWEEN in k}
+        numbers = {mlflow_name(name): value for name, value in contrast_numbers(contrasts).items()}
+        numbers |= {k: math.nan for k in known.keys() - numbers.keys() if not math.isnan(known[k])}
+        changed = [Metric(k, v, time_ms, 0) for k, v in numbers.items() if known.get(k) != v]
+        tags = {
+            NOTE: _about(study, contrast_note(contrasts)),
+            "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
+        }
+        client.log_batch(parent, changed, tags=_as_tags(tags))
+        with self._noting_artifacts():
+            client.log_dict(parent, contrast_table(contrasts), TABLE)
+
+    def _log_means(self, study: Mapping[str, Any], parent: str, judged: Mapping[str, Mapping[str, Any]]) -> None:
+        """The mean over the finished seeds of an arm, as a run; a new one when it is that of other runs, since MLflow
+        replaces no points."""
+        from mlflow.entities import Metric
+
+        client, seeds, made_of = self._connect(), defaultdict[str, list[Any]](list), dict[str, str]()
+        query = f"tags.`gpt2lab.study` = '{study['name']}' and tags.`{ROLE}` = "
+        for run in _runs(client, self.experiment_id, f"{query}'{SEED}'"):
+            arm = run.data.tags["gpt2lab.arm"]
+            declared = study["arms"].get(arm, {}).get("runs", {}).values()
+            if run.info.status == "FINISHED" and run.data.tags["gpt2lab.run_id"] in declared:
+                seeds[arm].append(run)
+        for arm, runs in seeds.items():
+            copies = sorted((run.info.run_id, run.data.metrics["tokens"]) for run in runs)
+            made_of[arm] = hashlib.sha256(json.dumps([parent, copies, judged.get(arm)]).encode()).hexdigest()
+        for run in _runs(client, self.experiment_id, f"{query}'{ARM}'"):
+            if made_of.get(run.data.tags["gpt2lab.arm"], "") == run.data.tags.get(MADE_OF):
+                del made_of[run.data.tags["gpt2lab.arm"]]
+            else:
+                client.delete_run(run.info.run_id)
+        for arm, digest in made_of.items():
+            points = [
+                Metric(mlflow_name(name), value, time_ms, step)
+                for metric in sorted(
+                    {name for run in seeds[arm] for name in run.data.metrics if name.startswith("val/")}
+                )
+                for name, value, time_ms, step in mean_curve(
+                    metric, [client.get_metric_history(run.info.run_id, metric) for run in seeds[arm]]
+                )
+            ]
+            now = milliseconds(None)
+            final = {f"final/{name}": judged.get(arm, {}).get(name) for name in ("mean", "sd", "n", "failed")}
+            points += [Metric(name, float(value), now, 0) for name, value in final.items() if value is not None]
+            tags = {
+                "gpt2lab.study": study["name"],
+                "mlflow.parentRunId": parent,
+                "mlflow.runName": arm,
+                "mlflow.runColor": colour_of(study, arm),
+                "gpt2lab.arm": arm,
+                ROLE: ARM,
+            }
+            started = min(run.info.start_time for run in seeds[arm])
+            mean = client.create_run(self.experiment_id, started, self._all_tags(tags, study)).info.run_id
+            for at in range(0, len(points), METRICS_PER_CALL):
+                client.log_batch(mean, points[at : at + METRICS_PER_CALL])
+            client.set_tag(mean, MADE_OF, digest)  # the sign that it is whole
+            client.set_terminated(mean, end_time=now)
+
+    def log_model(self, run: TrackedRun, weights: Path, loader: str, options: Mapping[str, Any]) -> str:
+        """Keep a folder of weights as a model of a run; returns the address for `mlflow.pyfunc.load_model`.
+
+        loader: the module whose `_load_pyfunc` reads the folder. options: what `predict` takes, with their defaults.
+        Raises what mlflow raises.
+        """
+        client = self._connect()
+        from mlflow.models import infer_signature
+        from mlflow.pyfunc import save_model
+
+        signature = infer_signature(["To be, or"], [" not to be"], params=dict(options))
+        model = client.create_logged_model(self.experiment_id, "model", run.id)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "An input example was not provided")
+            place = Path(folder) / "model"
+            save_model(
+                place, loader_module=loader, data_path=str(weights), signature=signature,
+                pip_requirements=[f"gpt2lab=={version('gpt2lab')}"],
+            )  # fmt: skip
+            client.log_model_artifacts(model.model_id, str(place))
+        client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_uri)
 
     @contextlib.contextmanager
     def _raising_gone(self, run_id: str) -> Iterator[None]:
@@ -263,6 +404,27 @@ def _is_parent(run: Run) -> bool:
 def kind_of(study: Mapping[str, Any]) -> str:
     """`study` or `sweep`, which may share a name and an experiment."""
     return str(study.get("kind", "study"))
+
+
+def _about(study: Mapping[str, Any], verdicts: str = "") -> str:
+    """The description of a parent run."""
+    parts = (study.get("question", ""), verdicts, f"`{study.get('reproduce', '')}`")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _that_matter(config: Mapping[str, Any], identity: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A config without what a run's identity leaves out because it cannot change a weight, and without what is not
+    set; all of it where there is no identity. The data stays: the identity has only its fingerprint."""
+    if identity is None:
+        return dict(config)
+    matter = {**identity, "seed": {}, "data": config.get("data", {})}
+    kept = {section: config[section] for section in config if section in matter}
+    return {
+        section: {key: value for key, value in part.items() if key in matter[section] and value not in ([], "null")}
+        if isinstance(part, Mapping)
+        else part
+        for section, part in kept.items()
+    }
 
 
 def _as_tags(tags: Mapping[str, Any]) -> list[Any]:
@@ -447,10 +609,10 @@ def _find(client: MlflowClient, name: str, where: str) -> tuple[Experiment, str 
     raise ConfigError(unknown("MLflow experiment", name, known), where=where)
 
 
-def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
+def _runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[Run]:
     token = None
     while token != "":
-        page = client.search_runs([experiment_id], max_results=RUNS_PER_PAGE, page_token=token)
+        page = client.search_runs([experiment_id], query, max_results=RUNS_PER_PAGE, page_token=token)
         yield from page
         token = page.token or ""
 

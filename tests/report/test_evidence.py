@@ -183,12 +183,13 @@ def test_runs_are_linked_to_mlflow_and_to_nothing_else(make_study: MakeStudy, tm
     write(tmp_path / "runs/tracking/posenc@nano.json", links)
     told(tmp_path, study)
     source = (tmp_path / "reports/posenc@nano/index.html").read_text()
-    assert f'<a href="https://tracking.example:5000/#/experiments/3/runs/0a1b2c">{first}</a>' in source
+    page = "https://tracking.example:5000/#/experiments/3/runs/0a1b2c?workflowType=machine_learning"
+    assert f'<a href="{page}">{first}</a>' in source
     assert "onclick" not in source
     write(tmp_path / "runs/tracking/posenc@nano.json", links | {"uri": "javascript:alert(1)"})
     told(tmp_path, study)
     source = (tmp_path / "reports/posenc@nano/index.html").read_text()
-    assert "javascript" not in source and 'href="http://127.0.0.1:5000/#/experiments/3/runs/0a1b2c"' in source
+    assert "javascript" not in source and 'href="http://127.0.0.1:5000/#/experiments/3/runs/0a1b2c?' in source
 
 
 def test_the_order_of_arms_during_training_against_the_end(make_study: MakeStudy, tmp_path: Path) -> None:

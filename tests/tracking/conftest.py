@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import postgres, postgres_cluster  # noqa: F401
 from small_study import Lab, Look
 
 from gpt2lab.tracking.mlflow import MlflowTracker, create_database

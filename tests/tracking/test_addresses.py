@@ -104,8 +104,7 @@ def test_any_folder_has_its_own_sqlite_uri(tmp_path: Path, monkeypatch: pytest.M
 def test_links_open_the_curves_of_a_study() -> None:
     assert runs_link("http://127.0.0.1:5000/", "1", "abc") == (
         "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
-        "&orderByKey=metrics.%60val%2Floss%60&orderByAsc=true"
-        "&searchFilter=tags.%60mlflow.parentRunId%60%20%3D%20%27abc%27"
+        "&viewStateShareKey=abc"
     )
 
 

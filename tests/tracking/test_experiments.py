@@ -131,7 +131,7 @@ def test_our_own_mirror_says_what_the_same_results_say_as_csv(study: Lab, uri: s
         assert str(verdicts(source)) == str(expected)
         assert [arm.values for arm in verdicts(source).arms] == [arm.values for arm in expected.arms]
         assert verdicts(source).metric == "val-final/loss"
-        assert str(verdicts(source, arm="component.position")) == str(expected)
+        assert str(verdicts(source, arm="gpt2lab.arm")) == str(expected)
     bits = {arm: tuple(loss / math.log(2) for loss in losses) for arm, losses in LOSSES.items()}
     said = str(verdicts(table(tmp_path / "bits.csv", bits), unit="bits per byte"))
     assert str(verdicts(rows, metric="final/val/bits_per_byte")) == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import sqlite3
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_study import Lab, Look, row
+from small_study import CREATED, Lab, Look, row
 
+from gpt2lab.analysis import compare
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import Store
 from gpt2lab.tracking.addresses import default_uri
 from gpt2lab.tracking.follower import Delivery, links, sync
-from gpt2lab.tracking.mlflow import MlflowTracker, artifacts_elsewhere
+from gpt2lab.tracking.mlflow import MlflowTracker, artifacts_elsewhere, read_experiment
 
 Sinks = Callable[[], MlflowTracker]
 
@@ -41,11 +43,13 @@ def test_a_study_is_one_parent_with_one_child_per_run(lab: Lab, sink_factory: Si
         "mlflow.runName": "rotary seed 1",
         "gpt2lab.arm": "rotary",
         "gpt2lab.seed": "1",
-        "component.position": "rotary",
+        "gpt2lab.role": "seed",
+        "mlflow.runColor": "#0072b2",
         "mlflow.source.git.commit": "c0ffee",
         "gpt2lab.status": "finished",
     }
     assert expected.items() <= child.data.tags.items()
+    assert not [tag for tag in child.data.tags if "position" in tag or "norm" in tag]  # parameters have them
     assert child.data.params == {"model.n_layer": "4", "model.norm": "layernorm", "optim.lr": "4e-3", "seed": "0"}
     assert child.info.status == "FINISHED"
     points = look.points(lab.run("rotary", 1))
@@ -241,6 +245,125 @@ def test_a_report_is_kept_with_the_parent(lab: Lab, sink_factory: Sinks, look: L
     (parent,) = look.parents()
     assert [a.path for a in look.client.list_artifacts(parent.info.run_id, "report")] == ["report/report.html"]
     assert parent.info.status == "FINISHED"
+
+
+def test_parameters_are_what_can_change_a_weight_and_the_data_is_a_dataset(
+    lab: Lab, sink_factory: Sinks, look: Look
+) -> None:
+    run = lab.begin(lab.run())
+    run.write_config(
+        "model: {n_layer: 4, stack: []}\ndata: {corpus: {name: several, corpora: {a: x}}, tokenizer: bytes}\n"
+        "training: {steps: 9, device: auto, rank_timeout_seconds: 120.0, micro_batch_sequences: null}\n"
+        "evaluation: {tokens: 64}\nseed: 3\nbranch: null\n"
+    )
+    training = {"steps": 9, "micro_batch_sequences": None}
+    identity = {"settings": {"model": {"n_layer": 4, "stack": []}, "training": training}, "data": "0123456789" * 6}
+    run.write_identity({"id": run.id, "seed": 3, "repeat": 0, "created": CREATED, "identity": identity})
+    for _ in range(2):
+        once(lab, sink_factory)
+    (child,) = look.children(run)
+    corpus = {"data.corpus.name": "several", "data.corpus.corpora.a": "x", "data.tokenizer": "bytes"}
+    assert child.data.params == {"model.n_layer": "4", **corpus, "training.steps": "9", "seed": "3"}
+    (kept,) = child.inputs.dataset_inputs
+    assert (kept.dataset.name, kept.dataset.digest) == ("several", ("0123456789" * 6)[:36])
+
+
+def verdicts_of(difference: float, **more: Any) -> dict[str, Any]:
+    contrast = {"arm": "rotary", "against": "learned", "word": "better", "difference": difference, "low": -0.3,
+                "high": -0.1, "p_holm": 0.01, "n_arm": 2, "n_against": 2, **more}  # fmt: skip
+    arms = [{"name": name, "n": 2, "mean": 4.5, "sd": 0.1, "failed": 0} for name in ("learned", "rotary")]
+    return {"contrasts": [contrast], "arms": arms}
+
+
+def report(lab: Lab, sinks: Sinks, page: Path, verdicts: dict[str, Any]) -> None:
+    """As `run` and `sync` do at their end."""
+    page.mkdir(exist_ok=True)
+    (page / "verdicts.json").write_text(json.dumps(verdicts))
+    sync(lab.store, lab.record, sinks)
+    sinks().log_report(lab.record, page)
+
+
+def test_the_study_carries_its_verdicts_and_a_new_report_replaces_them(
+    lab: Lab, sink_factory: Sinks, look: Look, tmp_path: Path
+) -> None:
+    lab.train_all()
+    for _ in range(2):
+        report(lab, sink_factory, tmp_path / "page", verdicts_of(-0.2))
+    (parent,) = look.parents()
+    name = "rotary vs learned"
+    expected = {"difference": -0.2, "low": -0.3, "high": -0.1, "p": 0.01, "n": 2.0, "n_against": 2.0}
+    assert parent.data.metrics == {f"{name}/{key}": value for key, value in expected.items()}
+    assert len(look.client.get_metric_history(parent.info.run_id, f"{name}/p")) == 1
+    assert "| rotary | learned | better |" in parent.data.tags["mlflow.note.content"]
+    table = json.loads(Path(look.client.download_artifacts(parent.info.run_id, "verdicts.json")).read_text())
+    assert table["columns"] == ["arm", "against", "verdict", *expected]
+    assert table["data"] == [["rotary", "learned", "better", *expected.values()]]
+    once(lab, sink_factory)
+    assert look.parents()[0].data.tags == parent.data.tags
+    report(lab, sink_factory, tmp_path / "page", verdicts_of(0.0, arm="none|<b>", p_holm=None))
+    (parent,) = look.parents()
+    stale = {key: value for key, value in parent.data.metrics.items() if key.startswith(name)}
+    assert len(stale) == 6 and all(map(math.isnan, stale.values()))
+    assert (
+        parent.data.metrics["none__b_ vs learned/difference"] == 0
+        and "none__b_ vs learned/p" not in parent.data.metrics
+    )
+    assert "none/<b>" in parent.data.tags["mlflow.note.content"]
+
+
+def test_every_arm_has_a_run_with_its_mean_and_range_that_follows_its_seeds(
+    lab: Lab, sink_factory: Sinks, look: Look, tmp_path: Path
+) -> None:
+    def means() -> dict[str, Any]:
+        return {run.info.run_name: run for run in look.runs() if run.data.tags.get("gpt2lab.role") == "arm"}
+
+    def curve(metric: str) -> list[tuple[int, float]]:
+        points = look.client.get_metric_history(means()["rotary"].info.run_id, metric)
+        return [(point.step, round(point.value, 6)) for point in points]
+
+    for arm, seed, offset in (("learned", 0, 0.0), ("rotary", 0, 0.0), ("rotary", 1, 0.5)):
+        run = lab.begin(lab.run(arm, seed))
+        lab.write(run, [row(step, **{"val/loss": 5.0 - step + offset}) for step in range(3 if seed else 4)])
+        lab.finish(run)
+    lab.train(lab.store.run("f" * 16))
+    lab.record["arms"]["rotary"]["curve"] = [{"budget": 0.5, "tokens": 9, "runs": {"0": "f" * 16}}]  # is no seed
+    report(lab, sink_factory, tmp_path / "page", verdicts_of(-0.2))
+    assert set(means()) == {"learned", "rotary"} and {run.info.status for run in means().values()} == {"FINISHED"}
+    assert curve("val/loss") == [(0, 5.25), (1, 4.25), (2, 3.25)]  # the steps that both have
+    assert curve("val/loss_low") == [(0, 5.0), (1, 4.0), (2, 3.0)]
+    assert curve("val/loss_high") == [(0, 5.5), (1, 4.5), (2, 3.5)]
+    assert means()["rotary"].data.tags["mlflow.parentRunId"] == look.parents()[0].info.run_id
+    assert means()["rotary"].data.metrics["final/mean"] == 4.5 and means()["rotary"].data.metrics["final/n"] == 2
+    before = {name: run.info.run_id for name, run in means().items()}
+    report(lab, sink_factory, tmp_path / "page", verdicts_of(-0.2))
+    assert {name: run.info.run_id for name, run in means().items()} == before
+    lab.train(lab.run("learned", 1))
+    report(lab, sink_factory, tmp_path / "page", verdicts_of(-0.2))
+    after = {name: run.info.run_id for name, run in means().items()}
+    assert after["rotary"] == before["rotary"] and after["learned"] != before["learned"]
+    assert verdict_rows(lab) == {"learned", "rotary"}
+
+
+def verdict_rows(lab: Lab) -> set[str]:
+    """The arms that `compare` finds in the experiment: means are not taken for seeds."""
+    rows = read_experiment("gpt2lab", f"sqlite:///{lab.store.root}/mlflow.db")
+    return {arm.name for arm in compare(rows, baseline="learned", smallest_effect=0.05, metric="val/loss").arms}
+
+
+def test_links_open_curves_by_arm_with_validation_first(lab: Lab, sink_factory: Sinks, look: Look) -> None:
+    for _ in range(2):
+        once(lab, sink_factory)
+    tags, (parent,) = look.client.get_experiment(look.experiment).tags, look.parents()
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags[f"mlflow.sharedViewState.{parent.info.run_id}"])
+    assert [part["name"] for part in view["compareRunSections"]] == ["val", "train", "val-final"]
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "gpt2lab.arm"}]
+    lab.train_all()
+    sync(lab.store, lab.record, sink_factory)
+    assert len(look.client.search_runs([look.experiment], view["searchFilter"])) == 4
+    look.client.set_experiment_tag(look.experiment, "mlflow.experimentKind", "regression")  # a user's own choice
+    once(lab, sink_factory)
+    assert look.client.get_experiment(look.experiment).tags["mlflow.experimentKind"] == "regression"
 
 
 @pytest.mark.parametrize("name", ["moved", "st?x=1 %41#"])

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import itertools
 import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import Proxy, Server, until
 from small_study import Lab, row
 
 from gpt2lab.tracking.follower import Follower
@@ -23,63 +18,21 @@ from gpt2lab.tracking.mlflow import MlflowTracker
 pytestmark = pytest.mark.slow
 
 
-class Server:
-    """`mlflow server` at one port, over a database that changes."""
-
-    def __init__(self, folder: Path, template: Path) -> None:
-        self.folder, self.template, self.count = folder, template, 0
-        self.process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start_empty(self) -> Any:
-        """Start over a new database; -> a client."""
-        from mlflow import MlflowClient
-
-        self.count += 1
-        home = self.folder / f"server-{self.count}"
-        home.mkdir()
-        shutil.copy(self.template, home / "mlflow.db")
-        words = ["--artifacts-destination", str(home), "--port", str(self.port), "--workers", "1"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{home}/mlflow.db",
-                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            start_new_session=True,
-        )  # fmt: skip
-        until(lambda: socket.create_connection(("127.0.0.1", self.port), 1).close() or True)
-        client = MlflowClient(self.uri)
-        until(lambda: bool(client.search_experiments()))
-        return client
-
-    def stop(self) -> None:
-        if self.process:
-            os.killpg(self.process.pid, 9)
-            self.process.wait()
-            self.process = None
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    """Wait until it holds; an error means that it does not yet."""
-    deadline = time.monotonic() + seconds
-    holds = False
-    while not holds:
-        assert time.monotonic() < deadline, "it did not happen in time"
-        with contextlib.suppress(Exception):
-            holds = bool(condition())
-        time.sleep(0.1)
-
-
 @pytest.fixture
-def server(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr("gpt2lab.tracking.follower.FIRST_PAUSE_SECONDS", 0.2)
     monkeypatch.setattr("gpt2lab.tracking.follower.LONGEST_PAUSE_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    made = Server(tmp_path, template)
+    made = Server(tmp_path / "artifacts")
     yield made
     made.stop()
+
+
+def start_empty(server: Server, template: Path, folder: Path) -> Any:
+    """Start over a new database in a new folder; -> a client."""
+    folder.mkdir()
+    shutil.copy(template, folder / "mlflow.db")
+    return server.start(f"sqlite:///{folder}/mlflow.db")
 
 
 def copies(client: Any, lab: Lab) -> dict[str, list[int]]:
@@ -95,8 +48,10 @@ def copies(client: Any, lab: Lab) -> dict[str, list[int]]:
     }
 
 
-def test_a_server_that_comes_back_with_another_database_gets_all_and_spoils_nothing(lab: Lab, server: Server) -> None:
-    client = server.start_empty()
+def test_a_server_that_comes_back_with_another_database_gets_all_and_spoils_nothing(
+    lab: Lab, server: Server, template: Path, tmp_path: Path
+) -> None:
+    client = start_empty(server, template, tmp_path / "first")
     for arm, seed in (("learned", 0), ("rotary", 0), ("learned", 1)):
         lab.train(lab.run(arm, seed))
     live = lab.begin(lab.run("rotary", 1))
@@ -110,7 +65,7 @@ def test_a_server_that_comes_back_with_another_database_gets_all_and_spoils_noth
         server.stop()
         lab.write(live, [row(1)])
         until(lambda: follower.poll() is not None and bool(said))
-        client = server.start_empty()
+        client = start_empty(server, template, tmp_path / "second")
         theirs = client.create_experiment("theirs")
         lab.write(live, [row(2)])
         until(lambda: follower.poll() is not None and copies(client, lab) == {**expected, live.id: [0, 1, 2]})
@@ -119,48 +74,10 @@ def test_a_server_that_comes_back_with_another_database_gets_all_and_spoils_noth
     assert "does not work at present" in said[0] and len(said) == 1
 
 
-class Dropping(threading.Thread):
-    """A proxy that passes requests on, but loses the first answer to each that creates a run."""
-
-    def __init__(self, target: int) -> None:
-        super().__init__(daemon=True)
-        self.target, self.lost = target, 0
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{self.server.getsockname()[1]}"
-
-    def run(self) -> None:
-        while True:
-            try:
-                client, _ = self.server.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
-
-    def serve(self, client: socket.socket) -> None:
-        """One request, then the connection ends."""
-        with client, socket.create_connection(("127.0.0.1", self.target)) as target:
-            request = b""
-            while b"\r\n\r\n" not in request:
-                request += client.recv(65536) or b"\r\n\r\n"
-            head, _, body = request.partition(b"\r\n\r\n")
-            length = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-            while length and len(body) < int(length[0].split(b":")[1]):
-                body += client.recv(65536)
-            lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
-            target.sendall(b"\r\n".join([*lines, b"Connection: close", b"", b""]) + body)
-            answer = b""
-            while part := target.recv(65536):
-                answer += part
-            if b"runs/create" in lines[0]:
-                self.lost += 1
-                if self.lost % 2:
-                    return
-            client.sendall(answer)
-
-
-def test_answers_that_are_lost_leave_no_doubles(lab: Lab, server: Server) -> None:
-    client = server.start_empty()
-    proxy = Dropping(server.port)
+def test_answers_that_are_lost_leave_no_doubles(lab: Lab, server: Server, template: Path, tmp_path: Path) -> None:
+    client = start_empty(server, template, tmp_path / "first")
+    turns = itertools.count()
+    proxy = Proxy(server.port, lambda line, _: "lost" if b"runs/create" in line and next(turns) % 2 == 0 else "")
     proxy.start()
     lab.train_all()
     make = lambda: MlflowTracker(proxy.uri, "gpt2lab", lab.store.root)  # noqa: E731
@@ -171,4 +88,4 @@ def test_answers_that_are_lost_leave_no_doubles(lab: Lab, server: Server) -> Non
     assert follower.close() == 0
     proxy.server.close()
     runs = client.search_runs([client.get_experiment_by_name("gpt2lab").experiment_id])
-    assert proxy.lost >= 5 and len(runs) == 5 and {run.info.status for run in runs} == {"FINISHED"}
+    assert proxy.spoiled >= 5 and len(runs) == 5 and {run.info.status for run in runs} == {"FINISHED"}

@@ -70,7 +70,7 @@ def mlflow_link(links: Mapping[str, Any], run: str) -> str:
         return ""
     uri = str(links.get("uri") or "")
     server = uri.rstrip("/") if re.fullmatch(r"https?://[\w.:/-]+", uri) else "http://127.0.0.1:5000"
-    return f"{server}/#/experiments/{experiment}/runs/{copy}"
+    return f"{server}/#/experiments/{experiment}/runs/{copy}?workflowType=machine_learning"
 
 
 @section(order=165, title="Samples")
