@@ -194,6 +194,7 @@ def ui(
     from gpt2lab.redaction import shown
     from gpt2lab.store import Store
     from gpt2lab.tracking.addresses import check_uri, default_uri, is_server, sqlite_path
+    from gpt2lab.tracking.mlflow import create_database, prepare_environment
 
     store = Store(runs)
     uri = default_uri(store.root)
@@ -210,6 +211,9 @@ def ui(
     address = f"http://{host}:{port}"
     print_links(store, address, "  (Ctrl-C ends it)")
     sys.stdout.flush()
+    if database and not database.exists():  # a run may begin at the same time
+        prepare_environment()
+        create_database(database, store.root.resolve() / "artifacts")
     environment = {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # avoids seven idle workers
