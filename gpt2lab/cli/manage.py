@@ -349,12 +349,19 @@ def tag(
 
 
 def note(
-    run: Run,
+    name: Annotated[str, typer.Argument(help="A run id or its first digits, or a study.", metavar="NAME")],
     text: Annotated[str, typer.Argument(help="What to remember; empty to forget.", metavar="TEXT")],
     runs: Runs = RUNS,
 ) -> None:
-    """Write a note about a run. `show` and `runs --json` have it."""
-    folder = store_at(runs).find(run)
+    """Write a note about a run, or the conclusion of a study. `show` and `runs --json` have the notes of runs; a
+    conclusion stands on the study's page."""
+    store = store_at(runs)
+    if name in (studies := store.studies()) or any(name == study.partition("@")[0] for study in studies):
+        study = store.study(name)
+        store.conclude(study, text)
+        print(f"{study.name}: {text or 'no conclusion'}\ntry: gpt2lab report {study.name}")
+        return
+    folder = store.find(name)
     folder.remark(note=text)
     print(f"{folder.id}: {text or 'no note'}")
 

@@ -21,7 +21,12 @@ def report(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Write the index of all studies instead.")] = False,
     force_exploratory: Exploratory = False,
-    publish: Annotated[bool, typer.Option("--publish", help="Write the copy in published/, to be committed.")] = False,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish", help="Write the copy in published/, to be committed, and the page of all that are there."
+        ),
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     samples: Annotated[
         bool, typer.Option("--samples", help="Let every arm continue three prompts first, for the report.")
@@ -40,6 +45,7 @@ def report(
         read_sweep,
         terminal_summary,
         terminal_sweep,
+        write_front,
         write_index,
         write_report,
         write_sweep_report,
@@ -51,7 +57,7 @@ def report(
     for file in plugin or ():
         load_plugin(file)
     if name is None:
-        page = write_index(runs, out)
+        page = write_front(out / "published") if publish else write_index(runs, out)
         print_json({"page": str(page)}) if json_ else print(f"report: {page}")
         if open_:
             show_in_browser(page.resolve().as_uri())
@@ -68,6 +74,8 @@ def report(
         page = write_report(study, out=out, force_exploratory=force_exploratory)
         summary = partial(terminal_summary, study, out)
     published = reports.publish(page.parent, out / "published") if publish else None
+    if published:
+        write_front(out / "published")
     if json_:
         numbers = page.parent / ("sweep.json" if (page.parent / "sweep.json").is_file() else "verdicts.json")
         record = json.loads(numbers.read_text(encoding="utf-8"))

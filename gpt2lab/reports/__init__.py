@@ -1,5 +1,6 @@
 """The pages of studies, sweeps and the whole store, from the run store alone: no torch, no config, no tracker."""
 
+from gpt2lab.reports.front import write_front
 from gpt2lab.reports.index import write_index
 from gpt2lab.reports.page import publish
 from gpt2lab.reports.read import read_study, read_sweep
@@ -12,6 +13,7 @@ __all__ = [
     "read_sweep",
     "terminal_summary",
     "terminal_sweep",
+    "write_front",
     "write_index",
     "write_report",
     "write_sweep_report",

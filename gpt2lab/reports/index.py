@@ -208,7 +208,7 @@ def _record(name: str, store: Store) -> Study:
 def _entry(study: Study, records: Mapping[str, Study], store: Store, link: str) -> StudyEntry:
     runs = collect(study, store)
     verdicts = judge_runs(study, runs, store, sensitivity=False)
-    findings = [_finding(study, contrast) for contrast in verdicts.contrasts]
+    findings = [finding(study, contrast) for contrast in verdicts.contrasts]
     sharing = shared_by(study, records)
     return StudyEntry(study=study, runs=runs, verdicts=verdicts, findings=findings, sharing=sharing, link=link)
 
@@ -227,7 +227,8 @@ def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepE
     )  # fmt: skip
 
 
-def _finding(study: Study, contrast: Contrast) -> StudyContrast:
+def finding(study: Study, contrast: Contrast) -> StudyContrast:
+    """A contrast beside what its study expects and what others published."""
     effects = matching(study, contrast.arm, contrast.against) if len(contrast.weights) == 2 else []
     expected, agreement = expectation(study, contrast)
     return StudyContrast(
@@ -324,7 +325,7 @@ def as_json(entry: StudyEntry) -> dict[str, Any]:
         "baseline_serves": entry.sharing, "report": entry.link or None, "runs": len(entry.runs),
         "missing": sum(run.value is None for run in entry.runs), "flops": total.flops, "seconds": total.seconds,
         "noise": study.noise.plain() if study.noise and study.metric == LOSS else None,
-        "contrasts": [_contrast_json(finding) for finding in entry.findings],
+        "contrasts": [_contrast_json(shown) for shown in entry.findings],
     }  # fmt: skip
 
 
@@ -334,6 +335,13 @@ def _contrast_json(finding: StudyContrast) -> dict[str, Any]:
     return {
         "arm": c.arm, "against": c.against, "word": c.word,
         **{key: value if math.isfinite(value) else None for key, value in numbers.items()},
+        **agreements(finding),
+    }  # fmt: skip
+
+
+def agreements(finding: StudyContrast) -> dict[str, Any]:
+    """What was expected and published of a contrast, for programs."""
+    return {
         "expected": finding.expected or None,
         "agreement": finding.agreement and finding.agreement.to_json(),
         "published": [

@@ -179,6 +179,8 @@ class Page:
     """of the browser's window"""
     warnings: Sequence[Remark] = ()
     answer: Sequence[str] = ()
+    conclusion: str = ""
+    """of the author, below the answer"""
     basis: Sequence[str] = ()
     sections: Sequence[Section] = ()
     files: Sequence[str] = ()
@@ -187,6 +189,8 @@ class Page:
     """what else lies there"""
     figures: str = "figures/"
     """folder of the figures"""
+    source: str = "the run store"
+    """what it was made from"""
 
     @property
     def shown(self) -> list[Section]:

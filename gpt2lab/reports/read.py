@@ -18,7 +18,7 @@ from gpt2lab.reports.style import ARMS, ArmStyle, Curve, looks
 from gpt2lab.reports.tables import Cell, Table, tabulate
 from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
 from gpt2lab.store import Store
-from gpt2lab.text import setting
+from gpt2lab.text import clean, setting
 
 Record = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -69,6 +69,8 @@ class StudyRead(Once):
     """the baseline first"""
     forced: bool = False
     cache: dict[Any, Any] = field(default_factory=dict)
+    conclusion: str = ""
+    """of its author"""
 
     @property
     def name(self) -> str:
@@ -122,7 +124,10 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
     runs = collect(study, store)
     verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory)
     arms = summaries(study, runs, verdicts)
-    return StudyRead(study=study, runs=runs, verdicts=verdicts, store=store, arms=arms, forced=force_exploratory)
+    return StudyRead(
+        study=study, runs=runs, verdicts=verdicts, store=store, arms=arms, forced=force_exploratory,
+        conclusion=clean(store.conclusion(study)),
+    )  # fmt: skip
 
 
 def _check_name(written: object, known: Collection[str], kind: str, name: str) -> None:

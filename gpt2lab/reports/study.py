@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gpt2lab.analysis import in_words
 from gpt2lab.records import page_folder
+from gpt2lab.reports.index import agreements, compute, finding
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
 from gpt2lab.reports.published import AGAINST, expectation
 from gpt2lab.reports.read import StudyRead, read_study
@@ -59,6 +60,7 @@ def build(read: StudyRead) -> Page:
         title=f"{study.question} – {read.name}",
         warnings=_warnings(read, judged=judged),
         answer=[sentence for sentence in (answer, holding(read), worth_sentence(read)) if sentence] if judged else [],
+        conclusion=read.conclusion,
         basis=basis if judged else [f"Declared to hold {scope_text(study)}."],
         sections=made_of(read, "study"),
         files=FILES,
@@ -142,7 +144,18 @@ def _json(read: StudyRead, page: Page) -> str:
     """The verdicts for programs; numbers that are not finite are null."""
     study = read.study
     record = {key: getattr(study, key) for key in ("name", "hash", "question", "caveat")} | read.verdicts.to_json()
-    record["metric"] = study.metric
+    record |= {key: getattr(study, key) for key in ("metric", "ablation", "scale", "created")}
+    record |= {
+        "parameters": study.scope.parameters,
+        "tokens": study.scope.tokens,
+        "conclusion": read.conclusion or None,
+    }
+    record |= {
+        "answer": page.answer[0] if page.answer else None,
+        "seconds": compute((study, run) for run in read.runs).seconds,
+    }
+    for contrast, judged in zip(record["contrasts"], read.verdicts.contrasts, strict=True):
+        contrast |= agreements(finding(study, judged))
     record["missing"] = [
         {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}
         for run in read.runs

@@ -524,6 +524,17 @@ class Store:
         """Record a study under its name; returns the file. What it replaces stays, as `replaced_by` names it."""
         return self._studies.write(record)
 
+    def conclusion(self, record: StudyRecord) -> str:
+        """What its author concludes from the runs of a study; "" for nothing. Raises DataFault."""
+        path = self.root / "studies" / "conclusions" / f"{_sum_of(record)}.json"
+        with _remedy(command("rm", path)):
+            return str((read_json(path) or {}).get("text", ""))
+
+    def conclude(self, record: StudyRecord, text: str) -> None:
+        """Write that conclusion. Of other runs under the same name nothing is concluded."""
+        written = {"text": text, "study": record.name, "written": now()}
+        write_json(self.folder("studies", "conclusions") / f"{_sum_of(record)}.json", written)
+
     def replaced_by(self, record: StudyRecord | SweepRecord) -> str | None:
         """The name under which the present record stays when this one is written; None where none would be lost."""
         kept = (
@@ -562,6 +573,12 @@ class Store:
             if any(name.partition(NUMBERED)[0] in (full, full.partition("@")[0]) for full in names):
                 return kind
         raise ConfigError(unknown("study or sweep", name, [*known["study"], *known["sweep"]]), hint="gpt2lab studies")
+
+
+def _sum_of(record: StudyRecord) -> str:
+    """A sum over a study's declaration and the ids of its runs."""
+    runs = sorted(run for arm in record.arms.values() for run in arm.runs.values())
+    return sha256("\n".join([record.hash, *runs]).encode())[:16]
 
 
 def _names(folder: Path) -> list[str]:

@@ -44,7 +44,7 @@ def first_command(read: Overview) -> Section | None:
     return None if read.entries or read.sweeps else Section(code=COMMAND)
 
 
-@section(order=10, title="PublishedAgreement", of="index")
+@section(order=10, title="Agreement", of="index")
 def agreement(read: Overview) -> Section | None:
     expected = [finding.agreement for finding in read.findings if finding.agreement]
     published = [agreement for finding in read.findings for _, agreement in finding.published]

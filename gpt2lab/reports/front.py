@@ -1,0 +1,101 @@
+"""The page of published results: every question, its answer at each scale, and what its author concludes.
+
+It is made from the `verdicts.json` of the published pages alone, so a clone without a run store can rewrite it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gpt2lab.errors import DataFault
+from gpt2lab.reports.page import Page, Section, write_page
+from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, difference_cell
+from gpt2lab.store import read_json
+from gpt2lab.text import clean, plural, quantity, time_taken
+
+Record = Mapping[str, Any]
+"""A `verdicts.json`."""
+
+
+def write_front(place: str | Path) -> Path:
+    """Write `place`/index.html and README.md over the pages of studies in the folder `place`; returns index.html.
+    Raises DataFault for a file that is not as a page writes it."""
+    place = Path(place)
+    records = [read(path) for path in sorted(place.glob("*/verdicts.json"))]
+    by_question: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: (record["ablation"], record["parameters"] or 0)):
+        by_question.setdefault(record["ablation"], []).append(record)
+    contrasts = sum(len(record["contrasts"]) for record in records)
+    seconds = sum(record["seconds"] for record in records)
+    page = Page(
+        about="published results",
+        heading="What was found with gpt2lab",
+        title="Published results – gpt2lab",
+        answer=[
+            f"{plural(len(by_question), 'question')}, {plural(len(records), 'study')}, "
+            f"{plural(contrasts, 'contrast')}; {time_taken(seconds)} of training."
+        ],
+        sections=[section_of(studies) for studies in by_question.values()],
+        files=("README.md",),
+        figures="",
+        source="the published pages",
+    )
+    return write_page(place, page, {})
+
+
+def read(path: Path) -> Record:
+    """A published `verdicts.json`. Raises DataFault."""
+    record = read_json(path)
+    needed = ("name", "ablation", "scale", "question", "conclusion", "parameters", "tokens", "seconds", "contrasts")
+    if not isinstance(record, dict) or not set(needed) <= record.keys():
+        name = path.parent.name
+        raise DataFault("is not as a page writes it", where=str(path), hint=f"gpt2lab report {name} --publish")
+    return record
+
+
+def section_of(studies: Sequence[Record]) -> Section:
+    """One question: conclusions, and a table with a row for each contrast and a column for each scale."""
+    return Section(
+        title=clean(studies[0]["question"]),
+        lead=[f"{_place(study)}: {clean(study['conclusion'] or study['answer'])}" for study in studies],
+        table=Table(
+            [Column("Contrast"), *(Column(clean(study["scale"]), "", _size(study)) for study in studies),
+             Column("Published", "words")],
+            list(_rows(studies)),
+        ),
+    )  # fmt: skip
+
+
+def _rows(studies: Sequence[Record]) -> Iterator[Row]:
+    labels = dict.fromkeys((c["arm"], c["against"]) for study in studies for c in study["contrasts"])
+    for label in labels:
+        cells, published = [], dict[str, Cell]()
+        for study in studies:
+            contrast = next((c for c in study["contrasts"] if (c["arm"], c["against"]) == label), None)
+            cells.append(_found(contrast, study) if contrast else Cell())
+            for effect in contrast["published"] if contrast else ():
+                published[effect["effect"]] = Cell(effect["word"], f"{effect['effect']}; {effect['source']}")
+        yield Row([Cell(clean(label[0]), f"against {clean(label[1])}"), *cells, Cell(parts=list(published.values()))])
+
+
+def _found(contrast: Record, study: Record) -> Cell:
+    """The verdict at one scale; below it the difference and its interval, with a link to the study's page."""
+    start = max((known for known in CHIPS if contrast["word"].startswith(known)), key=len, default="exploratory")
+    low, middle, high = (
+        math.nan if contrast[key] is None else float(contrast[key]) for key in ("low", "difference", "high")
+    )
+    difference = difference_cell(middle, low, high)
+    shown, page = f"{difference.text} {difference.detail}".strip(), quote(f"{study['name']}/index.html")
+    return Cell(start, Link(shown, page, after=f" {study['unit']}, n = {contrast['n_arm']}"), CHIPS[start])
+
+
+def _place(study: Record) -> str:
+    return f"At {clean(study['scale'])} ({_size(study)})"
+
+
+def _size(study: Record) -> str:
+    return f"{quantity(study['parameters'])} parameters, {quantity(study['tokens'])} tokens"
