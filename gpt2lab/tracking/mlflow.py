@@ -453,7 +453,7 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    for name in ("alembic", "mlflow.store"):  # they print traces of errors that they raise, too
+    for name in ("alembic", "mlflow.store", "psycopg"):  # they print errors that they raise, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -529,11 +529,11 @@ def connect(
     database = sqlite_path(uri)
     if database:
         create_database(database, artifact_root)
-    # the first call to a database without a server makes its tables, which two at a time cannot
+    # a client makes the tables of a database, which two at a time cannot
     alone = is_server(uri) or database or client
-    client = client or client_of(uri)
     with contextlib.nullcontext() if alone else file_lock(artifact_root / ".tables.lock"):
-        found = client.get_experiment_by_name(experiment)
+        client = client or client_of(uri)
+    found = client.get_experiment_by_name(experiment)
     if found is None:
         # Without an absolute place, artifacts would follow the working directory; a server has its own.
         keeps_artifacts = urlsplit(uri).scheme.partition("+")[0] in DATABASES
