@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt2lab.text import BASELINE_COLOUR, arm_colour, clean, interval, number, signed
+from gpt2lab.tracking.addresses import mlflow_name
 
 Table = dict[str, list[Any]]
 
@@ -24,20 +25,22 @@ ROLE = "gpt2lab.role"
 """The tag that has the role."""
 
 
-def shared_view(parent: str, grouped: bool) -> str:
+def shared_view(parent: str, study: Mapping[str, Any]) -> str:
     """State of MLflow's page of runs, as the tag of an experiment that a link can name. Of a study, the seeds of each
-    arm are grouped: their mean and range are drawn.
+    arm are grouped: their mean and range are drawn. Of a sweep, what was tried is drawn against the loss.
 
     Charts that the state lacks are added by MLflow at the end of their section.
     """
+    grouped = study.get("kind") != "sweep"
     role = f" and tags.`{ROLE}` = '{SEED}'" if grouped else ""
     state = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'{role}",
         "orderByKey": "metrics.`val/loss`",
         "orderByAsc": True,
-        "compareRunCharts": [],
+        "compareRunCharts": [] if grouped else [_trials_chart(study)],
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "isReordered": False} for name in SECTIONS
+            {"uuid": name, "name": name, "display": True, "isReordered": False, "columns": columns}
+            for name, columns in SECTIONS.items()
         ],
         "isAccordionReordered": True,
     }
@@ -45,6 +48,22 @@ def shared_view(parent: str, grouped: bool) -> str:
         by_arm = {"mode": "tag", "groupByData": "gpt2lab.arm"}
         state["groupBy"] = {"aggregateFunction": "average", "groupByKeys": [by_arm]}
     return json.dumps(state)
+
+
+def _trials_chart(study: Mapping[str, Any]) -> dict[str, Any]:
+    """A line for each trial, through its settings and its final loss."""
+    settings = [list(arm["params"].items()) for arm in study["arms"].values()]
+    tried = dict.fromkeys(name for arm in settings for name, value in arm if isinstance(value, (int, float)))
+    return {
+        "type": "PARALLEL",
+        "uuid": "trials",
+        "metricSectionId": "val",
+        "selectedParams": [],
+        "selectedMetrics": [*(mlflow_name(f"trial/{name}") for name in tried), "val-final/loss"],
+        "showAllRuns": True,
+        "isGenerated": False,
+        "deleted": False,
+    }
 
 
 def colour_of(study: Mapping[str, Any], arm: str) -> str | None:

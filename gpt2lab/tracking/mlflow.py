@@ -110,15 +110,15 @@ class MlflowTracker:
             if run.data.tags.get(NOTE, "").startswith(tags[NOTE].partition("\n\n")[0]):
                 del tags[NOTE]  # it has the verdicts, too
             client.log_batch(run.info.run_id, tags=_as_tags(tags))
-        self._set_up_pages(run.info.run_id, grouped=kind == "study")
+        self._set_up_pages(run.info.run_id, study)
         return self._tracked(run)
 
-    def _set_up_pages(self, parent: str, grouped: bool) -> None:
+    def _set_up_pages(self, parent: str, study: Mapping[str, Any]) -> None:
         """The experiment opens as one of model training, and has the view that `runs_link` names."""
         client = self._connect()
         known = client.get_experiment(self.experiment_id).tags
         view = f"mlflow.sharedViewState.{parent}"
-        for key, value in {KIND: "custom_model_development", view: shared_view(parent, grouped)}.items():
+        for key, value in {KIND: "custom_model_development", view: shared_view(parent, study)}.items():
             if known.get(key) != value and (key != KIND or key not in known):
                 client.set_experiment_tag(self.experiment_id, key, value)
 

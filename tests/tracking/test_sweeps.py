@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -90,6 +91,9 @@ def test_what_is_tried_can_be_sorted_by(lab: Lab, sink_factory: Sinks, look: Loo
     assert [run.data.metrics["trial/optim.lr"] for run in ordered] == sorted([*rates, 0.01])
     names = {run.data.tags["mlflow.runName"] for run in ordered}
     assert names >= {"trial 000 seed 100", "trial 002 seed 100", "trial 002 seed 101"}
+    view = look.client.get_experiment(look.experiment).tags[f"mlflow.sharedViewState.{look.parents()[0].info.run_id}"]
+    (chart,) = json.loads(view)["compareRunCharts"]
+    assert chart["selectedMetrics"] == ["trial/optim.lr", "val-final/loss"] and "groupBy" not in view
 
 
 def test_the_parent_runs_until_all_trials_have_ended(lab: Lab, sink_factory: Sinks, look: Look) -> None:
