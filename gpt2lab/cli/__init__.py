@@ -54,11 +54,11 @@ def options(
 
 
 COMMANDS = (
-    begin.init, begin.new, begin.try_, run.run, run.check, run.machine, run.sweep, train.train, train.baseline,
-    results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff, manage.curves, manage.tag,
-    manage.note, manage.clean, results.sync, results.ui, results.serve, compare.compare, catalogue.components,
-    catalogue.explain, catalogue.schema, catalogue.test_plugin, selftest.group, run.noise, results.why, run.adopt,
-    models.eval_, models.export, models.doctor, trace.trace, models.sample, data.group,
+    begin.init, begin.new, begin.try_, run.run, run.work, run.check, run.machine, run.sweep, train.train,
+    train.baseline, results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff,
+    manage.curves, manage.tag, manage.note, manage.clean, results.sync, results.ui, results.serve, compare.compare,
+    catalogue.components, catalogue.explain, catalogue.schema, catalogue.test_plugin, selftest.group, run.noise,
+    results.why, run.adopt, models.eval_, models.export, models.doctor, trace.trace, models.sample, data.group,
 )  # fmt: skip
 """In the order of the help text."""
 for command in COMMANDS:
@@ -69,7 +69,7 @@ for command in COMMANDS:
 
 INTERRUPTED = 130
 READER_GONE = 141
-TRAINS = {"run", "try", "sweep", "train", "baseline", "noise", "adopt"}
+TRAINS = {"run", "work", "try", "sweep", "train", "baseline", "noise", "adopt"}
 # typer brings its own click since 0.16 or so, and used the installed one before: of both, this is the usage error
 USAGE: type[Any] = typer.BadParameter.__bases__[0]
 

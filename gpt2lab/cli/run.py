@@ -1,4 +1,4 @@
-"""Commands that plan and train many runs: run, check, machine, sweep, noise, adopt."""
+"""Commands that plan and train many runs: run, work, check, machine, sweep, noise, adopt."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from gpt2lab.cli.options import (
     names_in,
     print_json,
     say,
+    store_at,
     table_of,
 )
 
@@ -46,6 +47,17 @@ if TYPE_CHECKING:
     from gpt2lab.progress import Listener
     from gpt2lab.records import SweepRecord
     from gpt2lab.store import Store
+
+LOCAL = "local"
+EXECUTORS = (LOCAL, "print")
+
+
+def executor_of(text: str) -> str:
+    """The name of an executor. Raises typer.BadParameter."""
+    if text not in EXECUTORS:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(EXECUTORS)}")
+    return text
+
 
 NOTHING_FOUND = 1
 """Exit code of a sweep without a finished trial, unless all diverged."""
@@ -66,9 +78,15 @@ def run(
                      "fit."),
     ] = None,
     dry_run: DryRun = False,
+    executor: Annotated[
+        str,
+        typer.Option("--executor", parser=executor_of, metavar="local|print", help="Where runs train: here, or "
+                     "wherever the printed command is started."),
+    ] = LOCAL,
     machine: Annotated[
         Path | None,
-        typer.Option("--machine", help="With --dry-run: plan for that machine, as `gpt2lab machine` describes it."),
+        typer.Option("--machine", help="With --dry-run or --executor: plan for that machine, as `gpt2lab machine` "
+                     "describes it."),
     ] = None,
     max_days: MaxDays = MAX_DAYS,
     force_exploratory: Exploratory = False,
@@ -81,8 +99,8 @@ def run(
     from gpt2lab.planning.machine import machine_of
     from gpt2lab.progress import console_for
 
-    if machine and not dry_run:
-        raise typer.BadParameter("a plan for another machine needs --dry-run", param_hint="--machine")
+    if machine and not dry_run and executor == LOCAL:
+        raise typer.BadParameter("a plan for another machine needs --dry-run or --executor", param_hint="--machine")
     console = console_for(to_stderr=json_)
     target_machine = machine_of(machine) if machine else None
     results = []
@@ -91,10 +109,51 @@ def run(
         if dry_run:
             print_plan(study, console, json_)
             continue
+        if executor == "print":
+            declare(study, console, json_)
+            continue
         result = train(study, console, tracking=not no_tracking, max_days=max_days)
         finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
         results.append(result)
     refuse_failures(*results)
+
+
+def declare(study: Study, console: Any, as_json: bool) -> None:
+    """Write what workers need, and print how to start one."""
+    from gpt2lab import api
+    from gpt2lab.progress import Message
+    from gpt2lab.text import plural
+
+    jobs = study.declare(lambda event: say(console, event.text) if isinstance(event, Message) else None)
+    worker = api.command("work", study.name, runs=study.store.root.resolve())
+    if as_json:
+        print_json({"study": study.name, "runs": [job.run_id for job in jobs], "worker": worker if jobs else None})
+    elif jobs:
+        say(console, f"{study.name}: {plural(len(jobs), 'run')} to train; start this any number of times, on any "
+                     "machine that sees the folder:")  # fmt: skip
+        say(console, worker, wrap=False)
+    else:
+        say(console, f"{study.name}: every run is finished; without --executor, the same command writes the report")
+
+
+def work(
+    studies: Annotated[list[str], typer.Argument(help="Declared studies, or run ids.", metavar="STUDY...")],
+    jobs: Jobs = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Train declared runs that no other process trains, until none is left. Any number of these may work on a study,
+    on any machine that sees the folder of runs (docs/cluster.md)."""
+    from gpt2lab.experiments.work import work as work_on
+    from gpt2lab.progress import console_for
+
+    console = console_for()
+    pool = work_on(studies, store_at(runs), jobs=jobs, say=lambda text: say(console, text))
+    endings = list(pool.endings.values())
+    failed = f", {endings.count('failed')} failed" if "failed" in endings else ""
+    elsewhere = f"; {len(pool.left)} at work in other processes" if pool.left else ""
+    say(console, f"{endings.count('done')} trained here{failed}{elsewhere}; nothing else is left to do")
+    if failed:
+        raise SystemExit(1)
 
 
 def refuse_failures(*results: StudyResult) -> None:

@@ -45,12 +45,15 @@ class Scheduler:
     """Runs jobs on an executor, as a rule in the order in which they come.
 
     on_tick: called several times a second while jobs run. is_done: whether a run is finished by now, called before its
-    job is submitted, because another process may work on the same study.
+    job is submitted, because another process may work on the same study. shared: whether jobs come from the store, for
+    any number of processes: their job.json is there already, and a run that another process holds is not waited for
+    but ends as "locked".
     """
 
     executor: Executor
     on_tick: Callable[[], None] = lambda: None
     is_done: Callable[[str], bool] = lambda run_id: False
+    shared: bool = False
     _stop: bool = field(default=False, init=False)
     _ready: list[str] = field(default_factory=list, init=False)
     _waiting: deque[Waiting] = field(default_factory=deque, init=False)
@@ -124,7 +127,7 @@ class Scheduler:
             self._cancelled.discard(run_id)
             if ending == "lost":
                 self._lost(job, cancelled)
-            elif ending == "locked":
+            elif ending == "locked" and not self.shared:
                 self._waiting.append(Waiting(job, time.monotonic() + LOCKED_PAUSE_SECONDS))
             else:
                 self._over(job, ending)
@@ -172,11 +175,15 @@ class Scheduler:
             elif time.monotonic() < waiting.not_before or run_id in self._working:
                 self._waiting.append(waiting)
             elif Store(job.root).run(run_id).status() == "running":  # a worker takes longer to find that out
+                if self.shared:
+                    self._over(job, "locked")
+                    continue
                 self._waiting.append(Waiting(job, time.monotonic() + LOCKED_PAUSE_SECONDS))
             elif self.is_done(run_id):
                 self._over(job, "found")
             else:
-                job.write()
+                if not self.shared:
+                    job.write()
                 self.executor.submit(job)
                 self._working[run_id] = job
 

@@ -134,12 +134,7 @@ class Study:
         finished_before: set[str] = set()
         searched = False
         while True:
-            plan = self.plan(due)
-            record = with_history(study_record(plan, reproduce=self.reproduce), self.store)
-            if kept := self.store.replaced_by(record):
-                on_event(Message(replacing(self.name, kept)))
-            self.store.write_study(record)
-            keep_sources((arm.arm.config for arm in plan.arms.values()), self.store)
+            plan, record = self._record(due, on_event)
             if plan.searches and not searched:  # once: a search that is still open afterwards has failed
                 self._search(plan, on_event, tracker)
                 searched = True
@@ -156,6 +151,38 @@ class Study:
                 foreign = [run for run, ending in endings.items() if ending == "found"]
                 trained: dict[str, Ending] = {run: ending for run, ending in endings.items() if ending != "found"}
                 return Outcome(record=record, endings=trained, found=len(finished_before) + len(foreign))
+
+    def declare(self, on_event: Listener = ignore) -> list[Job]:
+        """Write the study's record and the job.json of every unfinished run of its present stage, for workers; -> those
+        jobs. None are left when the study is at its end. Raises ConfigError for a study with searches, whose trials
+        follow from each other."""
+        due: dict[str, int] | None = None
+        while True:
+            self.refuse_searches()
+            plan, record = self._record(due, on_event)
+            pending = [run for run in plan.runs() if not is_finished(run, self.store)]
+            jobs = [job_of(run, self.store, plan) for run in longest_first(pending, plan)]
+            for job in jobs:
+                job.write()
+            due = None if jobs or plan.tuning else more_seeds(record, self.store, plan)
+            if due is None:
+                return jobs
+
+    def refuse_searches(self) -> None:
+        """Raises ConfigError for a study whose arms are tuned by searches, whose trials train on this machine."""
+        if self.plan().searches:
+            hint = "the same command without --executor trains the trials here; the runs after them can go elsewhere"
+            raise ConfigError("its arms are tuned first, trial after trial", where=self.name, hint=hint)
+
+    def _record(self, due: Mapping[str, int] | None, on_event: Listener) -> tuple[Plan, StudyRecord]:
+        """The plan of the present stage, with its record, which is written."""
+        plan = self.plan(due)
+        record = with_history(study_record(plan, reproduce=self.reproduce), self.store)
+        if kept := self.store.replaced_by(record):
+            on_event(Message(replacing(self.name, kept)))
+        self.store.write_study(record)
+        keep_sources((arm.arm.config for arm in plan.arms.values()), self.store)
+        return plan, record
 
     def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None) -> None:
         """Run the searches of all arms to their end, in parallel."""

@@ -1,0 +1,167 @@
+"""A worker for runs that are declared in a store: any number of them work on a study, and nothing hands the runs out.
+
+A run is free when its job.json is there and no process holds its lock. A run that failed after it was declared is left
+alone, as every other worker would try it again. One whose job.json is taken away is saved and ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import torch
+
+from gpt2lab.config import Config, config_from_text
+from gpt2lab.cores import usable_cores
+from gpt2lab.errors import EnvironmentFault
+from gpt2lab.executors import Ending
+from gpt2lab.executors.local import LocalExecutor
+from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.identity import digest, run_id, run_identity
+from gpt2lab.planning.machine import shares
+from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.records import run_ids
+from gpt2lab.registry import load_plugin
+from gpt2lab.reuse.why import NAMES
+from gpt2lab.runner import Job
+from gpt2lab.store import RUN_ID, Store
+from gpt2lab.training.precision import choose_device
+
+LOOK_SECONDS = 5.0
+"""How often a worker with room to spare looks for runs that have become free."""
+
+
+@dataclass
+class Pool:
+    """The runs that one worker may take, in their order."""
+
+    store: Store
+    left: list[str]
+    at_work: dict[str, Job] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
+    """run id -> how it ended, of the runs that this worker had"""
+
+    def free(self) -> Iterator[Job | None]:
+        """The next free run, and None while there is none but this worker still trains."""
+        looked = -LOOK_SECONDS
+        while True:
+            if time.monotonic() >= looked + LOOK_SECONDS or not self.at_work:
+                for run in list(self.left):
+                    if job := self._claimable(run):
+                        self.left.remove(run)
+                        self.at_work[run] = job
+                        yield job
+                looked = time.monotonic()
+            if not self.at_work:
+                return
+            yield None
+
+    def ended(self, run: str, ending: Ending) -> None:
+        """Take note of how a run ended here."""
+        del self.at_work[run]
+        if ending == "locked":
+            self.left.append(run)
+        else:
+            self.endings[run] = ending
+
+    def withdrawn(self) -> list[str]:
+        """The runs at work here whose job.json was taken away."""
+        return [run for run, job in self.at_work.items() if not job.path.exists()]
+
+    def _claimable(self, run: str) -> Job | None:
+        """The job of a run, if it is free; a run that needs no worker is left out from now on."""
+        folder = self.store.run(run)
+        status, declared = folder.status(), folder.path / "job.json"
+        if status == "running":
+            return None
+        if (
+            not declared.exists()
+            or status == "damaged"
+            or (status == "failed" and is_newer(folder.path / "failure.json", declared))
+        ):
+            self.left.remove(run)
+            return None
+        job = Job.read(declared)
+        config = config_of(job)
+        if is_finished(Run(run, "", config, job.identity), self.store):
+            self.left.remove(run)
+            return None
+        refuse_another_run(job, config, self.store)
+        return job
+
+
+def work(names: Sequence[str], store: Store, *, jobs: int | None = None, say: Callable[[str], None] = print) -> Pool:
+    """Train what is free of the named studies and runs, on this machine, as many side by side as fit or `jobs`, until
+    nothing is left that this worker could do; -> what became of them.
+
+    Raises ConfigError for names that are neither, EnvironmentFault where a run would become another one here, and
+    Preempted when stopped, with everything saved.
+    """
+    pool = Pool(store, [run for name in names for run in runs_of(name, store)])
+    free = pool.free()
+    first = next(free, None)
+    if first is None:
+        return pool
+    device = choose_device(config_of(first).training.device).type
+    side_by_side, _ = shares(jobs, first.threads, usable_cores(), device)
+    executor = LocalExecutor(side_by_side, torch.cuda.device_count() if device == "cuda" else 0)
+    say(f"{first.root}: {executor.label}, {device}")
+
+    def tick() -> None:
+        for run in pool.withdrawn():
+            scheduler.cancel(run)
+
+    def ended(run: str, ending: Ending) -> None:
+        pool.ended(run, ending)
+        if ending != "locked":
+            say(f"{run} {ending}")
+
+    scheduler = Scheduler(executor, tick, shared=True)
+    scheduler.run(chain([first], free), ended)
+    return pool
+
+
+def runs_of(name: str, store: Store) -> list[str]:
+    """The runs of a study, the first of each arm before the second; or the run itself. Raises ConfigError."""
+    if RUN_ID.fullmatch(name):
+        return [name]
+    record = store.study(name)
+    arms = [run_ids(record.with_(arms={name: arm})) for name, arm in record.arms.items()]
+    return list(dict.fromkeys(run for turn in zip_longest(*arms) for run in turn if run))
+
+
+def config_of(job: Job) -> Config:
+    """Its config, once its plug-ins are loaded."""
+    for plugin in job.plugins:
+        load_plugin(plugin)
+    return config_from_text(job.config)
+
+
+def is_newer(file: Path, other: Path) -> bool:
+    """Whether a file was written after another one; by the clock of the disk that both lie on."""
+    return file.exists() and file.stat().st_mtime_ns > other.stat().st_mtime_ns
+
+
+def refuse_another_run(job: Job, config: Config, store: Store) -> None:
+    """Raises EnvironmentFault where code, torch or device are not those that the run was declared with."""
+    where = f"run {job.run_id}"
+    if Path(job.root) != store.root.resolve():
+        hint = "mount the store, and the folder of prepared data, under the same path everywhere"
+        raise EnvironmentFault(f"declared in {job.root}, which is not this store", where=where, hint=hint)
+    device = choose_device(config.training.device).type
+    here = run_identity(
+        config,
+        data=job.identity["data"],
+        device=device,
+        threads=job.threads if device == "cpu" else 0,
+        torch_version=torch.__version__,
+        compiled=bool(job.identity.get("compiled")),
+    )
+    if run_id(here) != job.run_id:
+        parts = [NAMES.get(key, key) for key, value in here.items() if digest(value) != digest(job.identity.get(key))]
+        what = f"it would be another run here: {', '.join(parts)} differ from what was declared"
+        hint = "the environment and the code of the declaring machine; or declare again from this one"
+        raise EnvironmentFault(what, where=where, hint=hint)
