@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2lab.planning.ablation import load_ablation
+
 ROOT = Path(__file__).parents[2]
 NOTES = ROOT / "docs" / "notes"
 
@@ -28,6 +30,17 @@ def loaded(name: str) -> ModuleType:
 
 
 m = loaded("measures")
+
+
+def test_the_trainings_that_notes_end_with_can_be_repeated() -> None:
+    pinned = re.findall(r"--set (\S+)", (NOTES / "measured.yaml").read_text(encoding="utf-8"))
+    loaded_ablation = load_ablation(NOTES / "measured.yaml", overrides=pinned)
+    training = loaded_ablation.arms["gpt2"].config.training
+    assert (training.steps, training.batch_tokens, loaded_ablation.scale) == (440, 1024, "nano")
+    for note in NOTES.glob("*.md"):
+        last = note.read_text(encoding="utf-8").rpartition("\n## ")[2]
+        assert note.stem == "parametrisation" or last.startswith("In a training\n"), note
+        assert "440 steps" in last or note.stem == "parametrisation", note
 
 
 def test_scores_grow_with_the_root_of_their_width_and_the_factor_takes_it_out() -> None:
