@@ -125,8 +125,9 @@ def _measured(device: torch.device, precision: Precision, threads: int) -> float
     return max(best, flops)
 
 
+@lru_cache
 def matmul_flops(device: torch.device, precision: Precision, threads: int, size: int = SIZE) -> float:
-    """FLOP/s of a square matrix product, the best of repeats over SECONDS."""
+    """FLOP/s of a square matrix product, the best of repeats over SECONDS; measured once by each process."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,6 +30,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def not_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests write need not outlive the machine, and a disk takes milliseconds for each file."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
     """A command takes signals over and keeps them, since its process ends with it."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -37,19 +44,88 @@ def signals_as_before() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+class Answer(NamedTuple):
+    """What one command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def gpt2lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_figures: None
+) -> Callable[..., Answer]:
+    """Call the command line in an empty folder, as its entry point does."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path) -> Answer:
+        from gpt2lab.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["gpt2lab", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Answer(int(ended.value.code or 0), *capfd.readouterr())
+
+    return call
+
+
 @pytest.fixture
 def no_plugins_after() -> Iterator[None]:
     """Take out again what a test's plug-ins registered."""
-    from gpt2lab.registry import PLUGINS, SLOTS
+    from gpt2lab.cli.catalogue import all_slots
+    from gpt2lab.registry import PLUGINS
 
-    before = {name: dict(slot._components) for name, slot in SLOTS.items()}
+    before = [(slot, dict(slot._components)) for slot in all_slots(None).values()]
     plugins = list(PLUGINS)
     yield
-    for name, slot in SLOTS.items():
-        slot._components = before[name]
+    for slot, components in before:
+        slot._components = components
     PLUGINS[:] = plugins
     for module in [module for module in sys.modules if module.startswith("gpt2lab_plugin_")]:
         del sys.modules[module]
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs are trained in this process, one after another; -> their ids in that order. Starting a worker takes seconds,
+    and what a study does between its runs does not depend on it."""
+    from gpt2lab.executors.inline import InlineExecutor
+
+    executor = InlineExecutor()
+    for module in ("experiments.ablation", "experiments.single", "sweep.drive"):
+        monkeypatch.setattr(f"gpt2lab.{module}.executor_for", lambda *_: executor)
+    return executor.trained
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """A process that forks workers, for all tests that do not kill it: to start one takes seconds."""
+    from gpt2lab.executors.fork_server import ForkServer
+
+    class Kept(ForkServer):
+        def close(self) -> None:
+            if self.process is not None and self.process.poll() is not None:
+                super().close()
+
+    made = Kept()
+    yield made
+    ForkServer.close(made)
+
+
+@pytest.fixture
+def forks(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executors on this machine share that server."""
+    from gpt2lab.executors.local import LocalExecutor
+
+    initialise = LocalExecutor.__init__
+
+    def shared(self: LocalExecutor, *arguments: Any, **options: Any) -> None:
+        initialise(self, *arguments, **options)
+        self._server = server
+
+    monkeypatch.setattr(LocalExecutor, "__init__", shared)
 
 
 @pytest.fixture

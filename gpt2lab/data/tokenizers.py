@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -171,14 +171,19 @@ def gpt2(site: TokenizerSite) -> Tokenizer:
 
 def gpt2_encoding() -> tuple[Encoding, dict[bytes, int]]:
     """tiktoken's encoding and its ranks, from the installed files. Raises EnvironmentFault."""
+    # checked there, because with TIKTOKEN_CACHE_DIR="" tiktoken checks no hash
+    return _encoding_of(*map(str, gpt2_files().values()))
+
+
+@lru_cache(maxsize=1)
+def _encoding_of(vocab: str, encoder: str) -> tuple[Encoding, dict[bytes, int]]:
     # imported lazily: only this tokenizer needs it
     from tiktoken import Encoding
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    files = gpt2_files()  # checked there, because with TIKTOKEN_CACHE_DIR="" tiktoken checks no hash
     ranks = data_gym_to_mergeable_bpe_ranks(
-        vocab_bpe_file=str(files["vocab.bpe"]),
-        encoder_json_file=str(files["encoder.json"]),
+        vocab_bpe_file=vocab,
+        encoder_json_file=encoder,
         vocab_bpe_hash=GPT2_FILES["vocab.bpe"],
         encoder_json_hash=GPT2_FILES["encoder.json"],
     )

@@ -1,4 +1,4 @@
-"""The command line called in this process, an ablation to call it with, and a store that others' runs filled."""
+"""An ablation to call the command line with, and a store that others' runs filled."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.store import Store
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))  # for its made-up study
@@ -36,37 +34,6 @@ arms:
   rotary: {model.position: rotary}
 seeds: 1
 """
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one command answered."""
-
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Answer]
-
-
-@pytest.fixture
-def gpt2lab(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_figures: None
-) -> Call:
-    """Call the command line in an empty folder, as its entry point does."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str | Path) -> Answer:
-        from gpt2lab.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["gpt2lab", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Answer(int(ended.value.code or 0), *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture
@@ -97,11 +64,9 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[object], Pa
 
 @pytest.fixture
 def trained(
-    gpt2lab: Callable[..., Any], ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainings: Any
+    gpt2lab: Callable[..., Any], ablation: Path, tmp_path: Path, inline: list[str], trainings: Any
 ) -> Callable[..., dict[str, dict[str, str]]]:
     """Train the ablation with some seeds in this process, once for all tests; -> run ids by arm and seed."""
-
-    monkeypatch.setattr("gpt2lab.experiments.ablation.executor_for", lambda *_: InlineExecutor())
 
     def train(*words: object, steps: int = 30) -> dict[str, dict[str, str]]:
         preset = ablation.with_name("preset.yaml")

@@ -392,9 +392,10 @@ def test_every_component_can_be_explained(gpt2lab: Call, monkeypatch: pytest.Mon
     from gpt2lab.cli.catalogue import canonical_costs
     from gpt2lab.registry import SLOTS
 
-    for name in ("costs", "cache_numbers"):  # of one layer, to save time
+    small = {"n_layer": 1, "block_size": 64, "vocab_size": 512}  # to save time
+    for name in ("costs", "cache_numbers"):
         full = getattr(costs, name)
-        monkeypatch.setattr(costs, name, lambda config, full=full: full(config.model_copy(update={"n_layer": 1})))
+        monkeypatch.setattr(costs, name, lambda config, full=full: full(config.model_copy(update=small)))
     canonical_costs.cache_clear()
     try:
         for slot in SLOTS.values():

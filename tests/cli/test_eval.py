@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from gpt2lab.store import Store
 
 Call = Callable[..., Any]
 
-pytestmark = pytest.mark.usefixtures("no_plugins_after", "nothing_registered_after")
+pytestmark = pytest.mark.usefixtures("no_plugins_after")
 
 METRIC = '''
 from gpt2lab import metric
@@ -39,14 +39,6 @@ def sharpness(subject, *, power: float = 1.0):
 '''
 
 
-@pytest.fixture
-def nothing_registered_after() -> Iterator[None]:
-    before = {slot: dict(slot._components) for slot in (metric, task)}
-    yield
-    for slot, components in before.items():
-        slot._components = components
-
-
 def with_plugin(gpt2lab: Call, file: Path, text: str, *words: str) -> dict[str, Any]:
     """The JSON of `eval` with a plug-in of this text."""
     file.write_text(text)
@@ -58,7 +50,7 @@ def with_plugin(gpt2lab: Call, file: Path, text: str, *words: str) -> dict[str, 
 def test_a_run_is_measured_once_on_its_own_validation_tokens(
     gpt2lab: Call, trained: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Store(tmp_path / "runs").run(trained("--seeds", 1, steps=120)["learned"]["0"])
+    run = Store(tmp_path / "runs").run(trained("--seeds", 2, steps=120)["learned"]["0"])
     before = (run.path / "result.json").read_bytes()
     [judged] = [json.loads(file.read_text()) for file in (run.path / "evaluations").glob("*.json")]
     answer = gpt2lab("eval", run.id[:9], "--json")
@@ -88,7 +80,7 @@ def test_a_run_is_measured_once_on_its_own_validation_tokens(
 def test_losses_by_part_are_kept_by_a_run_and_made_up_for_one_that_has_none(
     gpt2lab: Call, trained: Call, tmp_path: Path
 ) -> None:
-    run = Store(tmp_path / "runs").run(trained("--seeds", 1, steps=120)["learned"]["0"])
+    run = Store(tmp_path / "runs").run(trained("--seeds", 2, steps=120)["learned"]["0"])
     [key] = run.evaluation_keys()
     record = run.evaluation(key)
     kept = run.parts(key)
@@ -214,7 +206,7 @@ def test_what_cannot_be_meant_is_said_in_one_line(gpt2lab: Call, words: list[str
 def test_a_metric_of_ones_own_is_measured_and_measured_again_when_it_is_edited(
     gpt2lab: Call, trained: Call, tmp_path: Path
 ) -> None:
-    run = trained("--seeds", 1, steps=120)["learned"]["0"]
+    run = trained("--seeds", 2, steps=120)["learned"]["0"]
 
     def measured(name: str, text: str) -> dict[str, Any]:
         metric._components.pop("sharpness", None)
@@ -351,7 +343,9 @@ def test_a_folder_is_measured_on_other_text(gpt2lab: Call, folder: Path, text: P
     assert plain == f"loss: {values['loss']:.6g}\n"
 
 
-def test_asking_on_the_way_changes_no_bit(gpt2lab: Call, ablation: Path, plugin: Path, tmp_path: Path) -> None:
+def test_asking_on_the_way_changes_no_bit(
+    gpt2lab: Call, ablation: Path, plugin: Path, tmp_path: Path, inline: list[str]
+) -> None:
     preset = ablation.with_name("preset.yaml")
     config = preset.read_text().replace("n_embd: 16,", "n_embd: 16, dropout: 0.1,")
     weights, rows = [], []

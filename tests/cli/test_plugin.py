@@ -18,7 +18,7 @@ from gpt2lab.store import Store
 
 Call = Callable[..., Any]
 
-pytestmark = pytest.mark.usefixtures("no_plugins_after")
+pytestmark = pytest.mark.usefixtures("no_plugins_after", "forks")
 
 SINE = '''
 import torch

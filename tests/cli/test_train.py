@@ -22,7 +22,9 @@ Call = Callable[..., Any]
 SECONDS = 120.0
 
 
-def test_one_run_is_trained_told_found_again_and_shared_with_an_ablation(gpt2lab: Call, ablation: Path) -> None:
+def test_one_run_is_trained_told_found_again_and_shared_with_an_ablation(
+    gpt2lab: Call, ablation: Path, inline: list[str]
+) -> None:
     plan = gpt2lab("train", "preset.yaml", "--dry-run")
     assert plan.code == 0
     assert "4 steps of 64" in plan.out

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.pretrained import save_gpt2
 from gpt2lab.sweep.declaration import load_sweep, scales_of
 
+pytestmark = pytest.mark.usefixtures("no_plugins_after")
+
+Call = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
@@ -81,7 +84,6 @@ def test_the_readme_is_a_page() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
-@pytest.mark.usefixtures("no_plugins_after")
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[0])
 def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
     name, given = parsed(list(words))
@@ -299,15 +301,11 @@ def example_files(folder: Path) -> list[str]:
     return written
 
 
-def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return python(folder, "from gpt2lab.cli import main; main()", *words)
-
-
 def python(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_example_files_are_valid(tmp_path: Path) -> None:
+def test_example_files_are_valid(tmp_path: Path, gpt2lab: Call) -> None:
     assert sorted(example_files(tmp_path)) == [
         "decay.yaml",
         "finetune.yaml",
@@ -338,20 +336,20 @@ def test_example_files_are_valid(tmp_path: Path) -> None:
         save_gpt2(build_model(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=1024)), "gpt2")  # for the hub's
         assert load_config("finetune.yaml").model.n_embd == 8
         load_ablation(ROOT / "ablations" / "posenc.yaml", scale="my_nano.yaml")
-    done = call(tmp_path, "check", "sine.yaml", "--plugin", "my_parts.py")
-    assert done.returncode == 0, done.stderr
-    done = call(tmp_path, "eval", "--study", "none", "--metric", "surprises,above=6", "--plugin", "my_metrics.py")
-    assert "unknown study 'none'" in done.stderr and "surprises" not in done.stderr
-    done = call(tmp_path, "eval", "--study", "none", "--metric", "surprise", "--plugin", "my_metrics.py")
-    assert "did you mean 'surprises'?" in done.stderr
+    done = gpt2lab("check", "sine.yaml", "--plugin", "my_parts.py")
+    assert done.code == 0, done.err
+    done = gpt2lab("eval", "--study", "none", "--metric", "surprises,above=6", "--plugin", "my_metrics.py")
+    assert "unknown study 'none'" in done.err and "surprises" not in done.err
+    done = gpt2lab("eval", "--study", "none", "--metric", "surprise", "--plugin", "my_metrics.py")
+    assert "did you mean 'surprises'?" in done.err
 
 
-def test_solutions_of_exercises_are_judged_as_the_page_says(tmp_path: Path) -> None:
+def test_solutions_of_exercises_are_judged_as_the_page_says(tmp_path: Path, gpt2lab: Call) -> None:
     example_files(tmp_path)
-    done = call(tmp_path, "test-plugin", "my_mask.py", "--check", "no_look_ahead")
-    assert done.returncode == 2 and "no_look_ahead: " in done.stdout, done.stderr
-    done = call(tmp_path, "test-plugin", "my_norm.py", "--check", "no_look_ahead", "--check", "gradients")
-    assert done.returncode == 0 and "0 failed" in done.stdout, done.stderr
+    done = gpt2lab("test-plugin", "my_mask.py", "--check", "no_look_ahead")
+    assert done.code == 2 and "no_look_ahead: " in done.out, done.err
+    done = gpt2lab("test-plugin", "my_norm.py", "--check", "no_look_ahead", "--check", "gradients")
+    assert done.code == 0 and "0 failed" in done.out, done.err
 
 
 def test_what_others_call_it_exists_there_and_here() -> None:
@@ -408,27 +406,27 @@ def test_the_example_diagnostic_is_measured(tmp_path: Path) -> None:
     assert done.stdout == "True True\n", done.stderr
 
 
-def test_the_example_task_is_found(tmp_path: Path) -> None:
+def test_the_example_task_is_found(tmp_path: Path, gpt2lab: Call) -> None:
     example_files(tmp_path)
-    done = call(tmp_path, "eval", "--study", "none", "--tasks", "capitals", "--plugin", "my_tasks.py")
-    assert "unknown study 'none'" in done.stderr and "capitals" not in done.stderr
+    done = gpt2lab("eval", "--study", "none", "--tasks", "capitals", "--plugin", "my_tasks.py")
+    assert "unknown study 'none'" in done.err and "capitals" not in done.err
 
 
-def test_compare_prints_what_the_page_shows(tmp_path: Path) -> None:
+def test_compare_prints_what_the_page_shows(tmp_path: Path, gpt2lab: Call) -> None:
     page = ROOT / "docs" / "results.md"
     (table,), (shown,) = blocks(page, "csv"), blocks(page, "text")
     (tmp_path / "results.csv").write_text(table, encoding="utf-8")
-    done = call(tmp_path, "compare", "results.csv", "--baseline", "learned", "--smallest-effect", "0.05")
-    assert done.stdout == shown, done.stderr
+    done = gpt2lab("compare", "results.csv", "--baseline", "learned", "--smallest-effect", "0.05")
+    assert done.out == shown, done.err
 
 
 @pytest.mark.slow
-def test_example_components_pass_the_contract(tmp_path: Path) -> None:
+def test_example_components_pass_the_contract(tmp_path: Path, gpt2lab: Call) -> None:
     _, _, examples = (ROOT / "docs" / "components.md").read_text(encoding="utf-8").partition("## Worked examples")
     code = [text for language, text in FENCE.findall(examples) if language == "python"]
     (tmp_path / "my_parts.py").write_text("\n\n".join(code), encoding="utf-8")
-    done = call(tmp_path, "test-plugin", "my_parts.py")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = gpt2lab("test-plugin", "my_parts.py")
+    assert done.code == 0, done.out + done.err
 
 
 def guide() -> list[str]:
@@ -442,7 +440,7 @@ def test_the_guide_to_a_component_takes_less_than_twenty_lines() -> None:
 
 
 @pytest.mark.slow
-def test_the_guide_to_a_component_leads_to_an_ablation(tmp_path: Path) -> None:
+def test_the_guide_to_a_component_leads_to_an_ablation(tmp_path: Path, gpt2lab: Call) -> None:
     example_files(tmp_path)
     (tmp_path / "my_text").mkdir()
     (tmp_path / "my_text" / "a.txt").write_text("to be or not to be\n" * 9000, encoding="utf-8")
@@ -452,6 +450,6 @@ def test_the_guide_to_a_component_leads_to_an_ablation(tmp_path: Path) -> None:
     )
     test, run = (line.split()[1:] for line in guide()[2].splitlines())
     for words in (test, [*run, "--scale", "tiny.yaml", "--no-tracking"]):
-        done = call(tmp_path, *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 trained now" in done.stdout, done.stdout
+        done = gpt2lab(*words)
+        assert done.code == 0, done.out + done.err
+    assert "9 trained now" in done.out, done.out

@@ -25,7 +25,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+def call(tmp_path: Path, gpt2lab: Call) -> Call:
     """The command line in an empty folder with three models: of bytes, with rotary positions, and with GPT-2's BPE."""
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 48}
     save_model(build_model(ModelConfig(**sizes, vocab_size=256), seed=1), tmp_path / "bytes", tokenizer="bytes")
@@ -33,18 +33,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     save_model(rotary, tmp_path / "rotary", tokenizer="bytes", precision="bf16")
     save_gpt2(build_model(ModelConfig(**sizes), seed=1), tmp_path / "gpt2")
     save_model(build_model(ModelConfig(**sizes, vocab_size=99)), tmp_path / "mute")
-    monkeypatch.chdir(tmp_path)
-
-    def answer(*words: str) -> tuple[int, str, str]:
-        from gpt2lab.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["gpt2lab", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return answer
+    return gpt2lab
 
 
 def sampled(call: Call, *words: str) -> dict[str, object]:

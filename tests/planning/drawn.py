@@ -34,8 +34,9 @@ def is_smallest(n: int, power_of: Callable[[int], float], least: int = 2) -> boo
 def floor(sd: float, df: int = 9) -> Floor:
     """A floor of that sd from df + 1 repeats; what plans do not read is made up."""
     return Floor(
-        scale="tiny", sd=sd, low=0.7 * sd, high=1.8 * sd, df=df, values={str(s): 2.0 for s in range(df + 1)}, runs=(),
-        failed=0, same_seed={}, parameters=1, tokens=1, data="d", evaluation="e", stack={}, created=now(),
+        scale="tiny", sd=sd, low=0.7 * sd, high=1.8 * sd, df=df,
+        values={str(s): 2.0 for s in range(min(df + 1, 99))}, runs=(), failed=0, same_seed={}, parameters=1, tokens=1,
+        data="d", evaluation="e", stack={}, created=now(),
     )  # fmt: skip
 
 

@@ -184,6 +184,7 @@ def test_results_from_before_are_said_to_lack_it(make_study: MakeStudy, tmp_path
     assert health.NOTHING not in source
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("value", [None, "much", [], {}, [None, 3], {"data": None}, True, math.nan, -1])
 def test_no_value_of_a_record_costs_the_page(make_study: MakeStudy, tmp_path: Path, value: Any) -> None:
     make_study({"learned": 2.15, "rotary": 1.9}, seeds=1)

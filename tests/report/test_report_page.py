@@ -126,7 +126,7 @@ def test_published_pages_have_no_links_to_this_machine(finished: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_writing_twice_gives_equal_files(finished: Path, tmp_path: Path) -> None:
+def test_writing_twice_gives_equal_files(finished: Path, tmp_path: Path, pixels: None) -> None:
     index = write_report("posenc@nano", root=finished / "runs", out=tmp_path)
     assert_same_files(index.parent, finished / "reports/posenc@nano")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from workers import write_text
-
-from gpt2lab.executors.inline import InlineExecutor
 
 TINY = """
 model: {{n_layer: 2, n_head: 2, n_embd: 16, block_size: 16, vocab_size: 256, dropout: 0.1}}
@@ -42,31 +40,12 @@ def tiny(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gpt2lab(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_figures: None
-) -> Callable[..., tuple[int, str]]:
-    """Call the command line in this process, as its entry point does; -> exit code, everything printed."""
-    monkeypatch.chdir(tmp_path)
+def gpt2lab(gpt2lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Call the command line in this process; -> exit code, everything printed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*words: str) -> tuple[int, str]:
-        from gpt2lab.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["gpt2lab", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out + err
+        answer = gpt2lab(*words)
+        return answer.code, answer.out + answer.err
 
     return call
-
-
-@pytest.fixture
-def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs are trained in this process, one after another; -> their ids in that order. Starting a worker takes seconds,
-    and what a study does between its runs does not depend on it."""
-    executor = InlineExecutor()
-    for module in ("experiments.ablation", "experiments.single", "sweep.drive"):
-        monkeypatch.setattr(f"gpt2lab.{module}.executor_for", lambda *_: executor)
-    return executor.trained

@@ -49,25 +49,11 @@ def kinds(names: Any = KINDS) -> list[Any]:
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[LocalExecutor]:
-    """One for all tests: its server takes seconds to start."""
-    made = LocalExecutor(2)
+@pytest.fixture
+def executor(request: pytest.FixtureRequest, forks: None) -> Iterator[Executor]:
+    made = KINDS[request.param]()
     yield made
     made.close()
-
-
-@pytest.fixture
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    if request.param == "forks":
-        made = request.getfixturevalue("forks")
-        yield made
-        if made._workers:
-            made.close()
-    else:
-        made = KINDS[request.param]()
-        yield made
-        made.close()
 
 
 def ended(executor: Executor, *jobs: Job) -> list[Ending]:

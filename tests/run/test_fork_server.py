@@ -66,14 +66,6 @@ def witness(site):
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    """One for all tests of this file that do not kill it."""
-    made = ForkServer()
-    yield made
-    made.close()
-
-
 def started(start: Start, job: Job, **environment: str) -> Any:
     job.write()
     return started_worker(start, job, **environment)

@@ -336,7 +336,7 @@ def test_training_goes_on_from_weights(pretrained: GPT, gpt2lab: Call, inline: l
     assert code == 0 and "finished already" in out
 
 
-def test_weights_that_do_not_fit_or_are_not_there_are_said(pretrained: GPT, gpt2lab: Call) -> None:
+def test_weights_that_do_not_fit_or_are_not_there_are_said(pretrained: GPT, gpt2lab: Call, inline: list[str]) -> None:
     written = Path("finetune.yaml").read_text()
     for old, new, code, sentence in (
         ("model.block_size: 16", "model.n_layer: 3", 2, "its weights do not fit the model section"),

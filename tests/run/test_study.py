@@ -18,6 +18,7 @@ import gpt2lab as g
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 def outcomes(root: Path) -> dict[str, list[Any]]:

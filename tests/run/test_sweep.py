@@ -16,6 +16,7 @@ from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
 Trial = dict[str, Any]
+pytestmark = pytest.mark.usefixtures("forks")
 
 TRIALS = """
 trials: 5
