@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -126,6 +127,23 @@ def forks(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self._server = server
 
     monkeypatch.setattr(LocalExecutor, "__init__", shared)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path, Callable[[], None]], None]:
+    """Train what `key` names in a folder, the first time; later, copy runs and data of that time to the folder."""
+    kept = tmp_path_factory.mktemp("trained")
+
+    def train(key: str, folder: Path, first: Callable[[], None]) -> None:
+        earlier = kept / key
+        if earlier.exists():
+            shutil.copytree(earlier, folder, dirs_exist_ok=True)
+        else:
+            first()
+            for part in ("runs", "data-home"):
+                shutil.copytree(folder / part, earlier / part)
+
+    return train
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,31 +54,24 @@ def ablation(tmp_path: Path, text: Path) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[object], Path]:
-    """A folder for each key, in which `trained` keeps what it has trained for the tests to come."""
-    folder = tmp_path_factory.mktemp("trainings")
-    return lambda key: folder / str(key)
-
-
 @pytest.fixture
 def trained(
-    gpt2lab: Callable[..., Any], ablation: Path, tmp_path: Path, inline: list[str], trainings: Any
+    gpt2lab: Callable[..., Any], ablation: Path, tmp_path: Path, inline: list[str], once: Any
 ) -> Callable[..., dict[str, dict[str, str]]]:
     """Train the ablation with some seeds in this process, once for all tests; -> run ids by arm and seed."""
 
     def train(*words: object, steps: int = 30) -> dict[str, dict[str, str]]:
         preset = ablation.with_name("preset.yaml")
         preset.write_text(preset.read_text().replace("steps: 4,", f"steps: {steps},"))
-        earlier = trainings(" ".join(map(str, (*words, steps))))
-        shared = os.environ["GPT2LAB_DATA"] == str(tmp_path / "data-home")
-        if shared and earlier.exists():
-            shutil.copytree(earlier, tmp_path, dirs_exist_ok=True)
-        else:
+
+        def first() -> None:
             answer = gpt2lab("run", ablation, "--no-tracking", *words)
             assert answer.code == 0, answer.err
-            for part in ("runs", "data-home") if shared else ():
-                shutil.copytree(tmp_path / part, earlier / part)
+
+        if os.environ["GPT2LAB_DATA"] == str(tmp_path / "data-home"):
+            once(" ".join(map(str, (*words, steps))), tmp_path, first)
+        else:
+            first()
         arms = Store(tmp_path / "runs").study("tiny").arms
         return {arm: entry.runs for arm, entry in arms.items()}
 

@@ -254,7 +254,11 @@ def ended(group: int, seconds: float) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "to_all", "code"),
-    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 75), (signal.SIGKILL, False, -signal.SIGKILL)],
+    [
+        pytest.param(signal.SIGINT, True, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, False, 75),
+        pytest.param(signal.SIGKILL, False, -signal.SIGKILL, marks=pytest.mark.slow),
+    ],
     ids=lambda value: str(value),
 )
 def test_signals_end_all_processes_within_seconds(

@@ -79,7 +79,10 @@ def test_looks_share_alpha_too(floored: Floored) -> None:
     assert power(found.detectable / 0.02, (8, 8), level=found.level) == pytest.approx(0.8, abs=NOISE)
 
 
-@pytest.mark.parametrize(("sd", "df", "effect"), [(0.012, 9, 0.05), (0.03, 4, 0.05), (0.03, 9, 0.02)])
+@pytest.mark.parametrize(
+    ("sd", "df", "effect"),
+    [(0.012, 9, 0.05), (0.03, 4, 0.05), pytest.param(0.03, 9, 0.02, marks=pytest.mark.slow)],
+)
 def test_seeds_for_the_smallest_effect_find_it_in_four_of_five_drawn_studies(
     floored: Floored, sd: float, df: int, effect: float
 ) -> None:

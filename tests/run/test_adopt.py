@@ -129,14 +129,20 @@ def test_runs_are_kept_if_and_only_if_the_new_code_trains_the_same_bits(tiny: Pa
 
 
 @pytest.fixture
-def recoded(tiny: Path, gpt2lab: Call, inline: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Store]:
+def recoded(
+    tiny: Path, gpt2lab: Call, inline: list[str], once: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Store]:
     """Train the tiny ablation in so many steps, then let the core's code have another hash; -> the store."""
 
     def train(steps: int = 40, *words: str) -> Store:
         pairs = ("steps: 24", f"steps: {steps}"), ("checkpoint_every_steps: 6", "checkpoint_every_steps: 20")
         replace_in(tiny.parent / "tiny.yaml", *pairs)
-        code, said = gpt2lab("run", str(tiny), "--no-tracking", *words)
-        assert code == 0, said
+
+        def first() -> None:
+            code, said = gpt2lab("run", str(tiny), "--no-tracking", *words)
+            assert code == 0, said
+
+        once(f"adopt {steps} {words}", tiny.parent, first)
         monkeypatch.setattr("gpt2lab.identity.core_code", lambda: "c" * 64)
         return Store(tiny.parent / "runs")
 

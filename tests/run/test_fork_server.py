@@ -237,7 +237,7 @@ def test_a_killed_worker_takes_nobody_with_it(tiny: Path) -> None:
     assert executor._server.launched == 1
 
 
-def test_in_a_thread_an_executor_is_stopped_by_its_method(tiny: Path) -> None:
+def test_in_a_thread_an_executor_is_stopped_by_its_method(tiny: Path, forks: None) -> None:
     jobs = jobs_of(tiny, ENDLESS)
     scheduler, raised = Scheduler(LocalExecutor(2)), []
 

@@ -118,6 +118,7 @@ def test_a_users_script_prints_what_it_prints_and_nothing_else(tiny: Path) -> No
     assert len(done.stdout.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_sweep_is_run_from_a_mapping(tiny: Path, monkeypatch: pytest.MonkeyPatch, inline: list[str]) -> None:
     monkeypatch.chdir(tiny.parent)
     declared = {

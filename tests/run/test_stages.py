@@ -148,6 +148,7 @@ def test_seeds_added_after_a_verdict_count_at_the_looks_that_every_study_has(
     assert len(inline) == 18
 
 
+@pytest.mark.slow
 def test_a_choice_among_seeds_with_results_claims_nothing_and_fresh_seeds_do(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
