@@ -140,18 +140,21 @@ def work(
     studies: Annotated[list[str], typer.Argument(help="Declared studies, or run ids.", metavar="STUDY...")],
     jobs: Jobs = None,
     runs: Runs = RUNS,
+    json_: Json = False,
 ) -> None:
-    """Train declared runs that no other process trains, until none is left. Any number of these may work on a study,
-    on any machine that sees the folder of runs (docs/cluster.md)."""
+    """Train declared runs that no other process trains. Ends when none is left; any number of these may work on a
+    study, on any machine that sees the folder of runs (docs/cluster.md)."""
     from gpt2lab.experiments.work import work as work_on
     from gpt2lab.progress import console_for
 
-    console = console_for()
+    console = console_for(to_stderr=json_)
     pool = work_on(studies, store_at(runs), jobs=jobs, say=lambda text: say(console, text))
     endings = list(pool.endings.values())
     failed = f", {endings.count('failed')} failed" if "failed" in endings else ""
     elsewhere = f"; {len(pool.left)} at work in other processes" if pool.left else ""
     say(console, f"{endings.count('done')} trained here{failed}{elsewhere}; nothing else is left to do")
+    if json_:
+        print_json({"endings": dict(pool.endings), "left": list(pool.left)})
     if failed:
         raise SystemExit(1)
 
