@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,13 @@ Function = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 @dataclass(frozen=True)
 class Module:
     """A parsed source file. `definitions`: name -> the top-level statements that bind or change it. `imports`: name ->
-    (module, name in it, or None for the module itself). `stars`: modules of which all names were imported."""
+    (module, name in it, or None for the module itself). `stars`: modules of which all names were imported. `known`: of
+    definitions that were reached already, their normalised text and what they mention."""
 
     definitions: Mapping[str, list[ast.stmt]]
     imports: Mapping[str, tuple[str, str | None]]
     stars: tuple[str, ...]
+    known: dict[str, tuple[str, list[Definition]]] = field(default_factory=dict)
 
 
 @cache
@@ -157,9 +159,12 @@ def reached(roots: Iterable[Definition]) -> dict[str, str]:
         visited.add((module, name))
         source = parse(module)
         if name in source.definitions:
-            nodes = [bare(node) for node in source.definitions[name]]
-            texts[f"{module}:{name}"] = "\n".join(map(ast.unparse, nodes))
-            todo += [mention for node in nodes for mention in _mentions(node, module, source)]
+            if name not in source.known:
+                nodes = [bare(node) for node in source.definitions[name]]
+                mentions = [mention for node in nodes for mention in _mentions(node, module, source)]
+                source.known[name] = "\n".join(map(ast.unparse, nodes)), mentions
+            texts[f"{module}:{name}"], mentions = source.known[name]
+            todo += mentions
         elif name in source.imports:  # re-exported
             where, original = source.imports[name]
             todo.append((where, original or name))

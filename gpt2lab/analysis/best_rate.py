@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from gpt2lab.analysis.calibration import degrees, nominal_level
 from gpt2lab.text import plural
@@ -281,7 +281,7 @@ def _halfwidth(arms: Sequence[WeightedArm], sizes: Sequence[int], level: float) 
     if not parts.sum() > 0:
         return math.nan
     df = degrees(parts / parts.sum(), sizes)
-    critical = float(-special.stdtrit(df, nominal_level(level, sizes) / 2))
+    critical = float(-scipy.special.stdtrit(df, nominal_level(level, sizes) / 2))
     half = critical * math.sqrt(parts.sum())
     if not any(arm.search for arm in arms):
         return half

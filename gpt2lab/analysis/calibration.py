@@ -19,8 +19,8 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 Array = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def power(effect: float, sizes: Sequence[int], weights: Sequence[float] = (1.0, 
     parts = np.asarray(weights, dtype=np.float64) ** 2 / np.asarray(sizes, dtype=np.float64)
     points, chance = _points(tuple(sizes))
     bar, freedom = _bars(parts / parts.sum(), points, sizes, nominal_level(alpha, sizes))
-    rejected = stats.nct.sf(bar, freedom, effect / np.sqrt(parts.sum()))
+    rejected = 1 - scipy.special.nctdtr(freedom, effect / np.sqrt(parts.sum()), bar)
     return float(np.nan_to_num(rejected, nan=0.0) @ chance)
 
 
@@ -98,7 +98,7 @@ def _table(sizes: tuple[int, ...]) -> tuple[Array, Array]:
     worst = np.zeros(len(levels))
     for shares in _true_shares(sizes):
         bar, freedom = _bars(shares, points, sizes, levels[:, None])
-        worst = np.maximum(worst, 2 * special.stdtr(freedom, -bar) @ chance)
+        worst = np.maximum(worst, 2 * scipy.special.stdtr(freedom, -bar) @ chance)
     chances = np.maximum.accumulate(np.minimum(SKEWED * worst, 1.0))
     rising = np.concatenate([[True], np.diff(chances) > 0])
     return levels[rising], chances[rising]
@@ -112,7 +112,7 @@ def _bars(shares: Array, points: Array, sizes: Sequence[int], level: Array) -> t
     freedom = np.asarray(sizes, dtype=np.float64) - 1.0
     observed = shares * points / freedom  # (K, A)
     total = observed.sum(-1)
-    quantile = -special.stdtrit(degrees(observed / total[:, None], sizes), np.asarray(level) / 2)
+    quantile = -scipy.special.stdtrit(degrees(observed / total[:, None], sizes), np.asarray(level) / 2)
     return quantile * np.sqrt(freedom.sum() * total), int(freedom.sum())
 
 
@@ -121,11 +121,11 @@ def _points(sizes: tuple[int, ...]) -> tuple[Array, Array]:
     """Each arm's share of the sum of squares if all were equally noisy, with its probability.  -> (K, A), (K,)"""
     if len(sizes) == 2:
         first, second = ((size - 1) / 2 for size in sizes)
-        nodes, chance = special.roots_jacobi(POINTS, second - 1, first - 1)
+        nodes, chance = scipy.special.roots_jacobi(POINTS, second - 1, first - 1)
         share = (1 + nodes) / 2
         return np.stack([share, 1 - share], axis=-1), chance / chance.sum()
-    uniform = stats.qmc.Sobol(len(sizes), seed=0).random(DRAWN)
-    squares = special.gammaincinv((np.array(sizes) - 1) / 2, np.clip(uniform, 1e-9, 1 - 1e-9))
+    uniform = scipy.stats.qmc.Sobol(len(sizes), seed=0).random(DRAWN)
+    squares = scipy.special.gammaincinv((np.array(sizes) - 1) / 2, np.clip(uniform, 1e-9, 1 - 1e-9))
     return squares / squares.sum(-1, keepdims=True), np.full(DRAWN, 1 / DRAWN)
 
 
@@ -133,7 +133,7 @@ def _true_shares(sizes: Sequence[int]) -> list[Array]:
     """Every share of the true noise that is tried; among arms of one size the order does not matter.  -> (A,) each"""
     if len(sizes) == 2:
         tried = LOGITS if sizes[0] != sizes[1] else LOGITS[LOGITS >= 0]
-        return [np.array([share, 1 - share]) for share in special.expit(tried)]
+        return [np.array([share, 1 - share]) for share in scipy.special.expit(tried)]
     mixtures = {
         tuple(part / max(mix) for _, part in sorted(zip(sizes, mix, strict=True)))
         for mix in itertools.product(PARTS, repeat=len(sizes))

@@ -20,7 +20,7 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from gpt2lab.analysis.statistics import Array
 
@@ -226,7 +226,7 @@ def _misfit(u: Array, y: Array) -> float:
     )
     if winding_sum <= 1e-12 * float(np.ptp(y)) ** 2:
         return math.nan
-    return float(stats.f.sf(max(curve_sum - winding_sum, 0) / 2 / (winding_sum / freedom), 2, freedom))
+    return float(scipy.special.fdtrc(2, freedom, max(curve_sum - winding_sum, 0) / 2 / (winding_sum / freedom)))
 
 
 def _least_squares(z: Array, y: Array) -> Array:
@@ -273,11 +273,11 @@ def _interval(profile: _Profile, sums: Array, df: int, noise_sd: float | None) -
     rest = float(sums.min())
     if noise_sd:
         ratio = rest / df / noise_sd**2 if df >= FREEDOM else 1.0
-        misfit = float(stats.chi2.sf(ratio * df, df)) if df >= FREEDOM else math.nan
-        variance, quantile = noise_sd**2 * max(1.0, ratio), float(stats.norm.ppf(1 - ALPHA / 2))
+        misfit = float(scipy.special.chdtrc(df, ratio * df)) if df >= FREEDOM else math.nan
+        variance, quantile = noise_sd**2 * max(1.0, ratio), float(scipy.special.ndtri(1 - ALPHA / 2))
     elif df >= FREEDOM:
         misfit = profile.misfit
-        variance, quantile = rest / df, float(stats.t.ppf(1 - ALPHA / 2, df))
+        variance, quantile = rest / df, float(scipy.special.stdtrit(df, 1 - ALPHA / 2))
     else:
         return None, "too few trials near the best one to tell how noisy they are"
     if misfit < MISFIT:

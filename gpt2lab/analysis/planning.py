@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import integrate, optimize, stats
 
 from gpt2lab.analysis.calibration import nominal_level, power
 from gpt2lab.analysis.statistics import Array
@@ -41,7 +41,7 @@ NODES = 400
 def sd_upper(sd: ArrayLike, df: ArrayLike, *, confidence: float = UPPER) -> Array:
     """The one-sided upper limit of a Gaussian sd that was estimated with `df` degrees of freedom (chi-square)."""
     df = np.asarray(df, dtype=np.float64)
-    return np.asarray(np.asarray(sd) * np.sqrt(df / stats.chi2.ppf(1 - confidence, df)))
+    return np.asarray(np.asarray(sd) * np.sqrt(df / (2 * scipy.special.gammaincinv(df / 2, 1 - confidence))))
 
 
 def seeds_for_halfwidth(
@@ -57,7 +57,7 @@ def seeds_for_halfwidth(
 
     def fits(n: int) -> bool:
         nominal = float(nominal_level(alpha, (min(n, CALIBRATED),) * 2))
-        quantile = float(stats.t.isf(nominal / 2, df_per_seed * (n - 1)))
+        quantile = -float(scipy.special.stdtrit(df_per_seed * (n - 1), nominal / 2))
         return quantile * sd * math.sqrt(weight / n) <= halfwidth
 
     return _smallest(fits, 2)
@@ -97,7 +97,7 @@ def detectable(
     if df is None and min(sizes) < 2:
         return math.inf
     scale = math.sqrt(sum(w**2 / n for w, n in zip(weights, sizes, strict=True)))
-    quantile = float(stats.t.isf(_nominal(alpha, sizes, df) / 2, df or min(sizes) - 1))
+    quantile = -float(scipy.special.stdtrit(df or min(sizes) - 1, _nominal(alpha, sizes, df) / 2))
     if quantile > HOPELESS:
         return math.inf
     # power .8 or .9 never needs more, and the noncentral t loses precision far beyond it
@@ -106,9 +106,9 @@ def detectable(
     def shortfall(effect: float) -> float:
         if df is None:
             return power(effect, sizes, weights, alpha=alpha) - target_power
-        return float(stats.nct.sf(quantile, df, effect / scale)) - target_power
+        return 1 - float(scipy.special.nctdtr(df, effect / scale, quantile)) - target_power
 
-    return float(optimize.brentq(shortfall, 1e-9, largest, xtol=1e-4)) if shortfall(largest) > 0 else math.inf
+    return float(scipy.optimize.brentq(shortfall, 1e-9, largest, xtol=1e-4)) if shortfall(largest) > 0 else math.inf
 
 
 def exaggeration(
@@ -123,14 +123,14 @@ def exaggeration(
     """
     se = math.sqrt(sum(w**2 / n for w, n in zip(weights, sizes, strict=True)))
     nominal = _nominal(alpha, sizes, None if inflation is None else df)
-    bar = float(stats.t.isf(nominal / 2, df)) * se * (inflation or 1.0)
+    bar = -float(scipy.special.stdtrit(df, nominal / 2)) * se * (inflation or 1.0)
 
     def passing(x: float) -> float:
-        return float(stats.norm.pdf(x, effect, se) * stats.chi2.cdf(df * (x / bar) ** 2, df))
+        return float(_density((x - effect) / se) / se * scipy.special.chdtr(df, df * (x / bar) ** 2))
 
     ends = (effect - 9 * se, effect + 9 * se)
-    passed = integrate.quad(passing, *ends, limit=200)[0]
-    return float(integrate.quad(lambda x: abs(x) * passing(x), *ends, limit=200)[0] / passed / effect)
+    passed = scipy.integrate.quad(passing, *ends, limit=200)[0]
+    return float(scipy.integrate.quad(lambda x: abs(x) * passing(x), *ends, limit=200)[0] / passed / effect)
 
 
 def _nominal(alpha: float, sizes: tuple[int, ...], df: float | None) -> float:
@@ -183,7 +183,7 @@ def look_alpha(looks: tuple[int, ...], alpha: float = 0.05) -> float:
     """
     if len(looks) == 1:
         return alpha
-    bound = optimize.brentq(lambda c: _crossing([c] * len(looks), looks) - alpha, 0.5, 8.0, xtol=1e-9)
+    bound = scipy.optimize.brentq(lambda c: _crossing([c] * len(looks), looks) - alpha, 0.5, 8.0, xtol=1e-9)
     return _level(bound)
 
 
@@ -191,27 +191,40 @@ def look_alpha(looks: tuple[int, ...], alpha: float = 0.05) -> float:
 def _later_levels(looks: tuple[int, ...], alpha: float) -> tuple[float, ...]:
     """The levels of the looks after the declared ones: each adds LATER x alpha to the chance of any false claim."""
     seeds, levels = list(looks), []
-    bounds = [float(stats.norm.isf(look_alpha(looks, FIRST * alpha) / 2))] * len(looks)
+    bounds = [-float(scipy.special.ndtri(look_alpha(looks, FIRST * alpha) / 2))] * len(looks)
     for i, multiple in enumerate(MULTIPLES, 1):
         seeds.append(multiple * looks[-1])
         spent = (FIRST + i * LATER) * alpha
-        bounds.append(optimize.brentq(lambda c, s=spent: _crossing([*bounds, c], seeds) - s, 0.5, 8.0, xtol=1e-9))
+        bounds.append(scipy.optimize.brentq(lambda c, s=spent: _crossing([*bounds, c], seeds) - s, 0.5, 8.0, xtol=1e-9))
         levels.append(_level(bounds[-1]))
     return tuple(levels)
 
 
 def _level(bound: float) -> float:
-    return math.floor(2 * float(stats.norm.sf(bound)) * 1e4) / 1e4
+    return math.floor(2 * float(scipy.special.ndtr(-bound)) * 1e4) / 1e4
+
+
+def _density(z: ArrayLike) -> Array:
+    """Of the standard normal distribution."""
+    return np.asarray(np.exp(-(np.asarray(z) ** 2) / 2) / math.sqrt(2 * math.pi))
+
+
+@functools.cache
+def _quadrature() -> tuple[Array, Array]:
+    """Nodes and weights of Gauss and Legendre on [-1, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    return np.asarray(nodes), np.asarray(weights)
 
 
 def _crossing(bounds: Sequence[float], looks: Sequence[int]) -> float:
     """Probability that |z| exceeds its bound at any look, by quadrature over the running sum of seeds."""
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = _quadrature()
     half = bounds[0] * math.sqrt(looks[0])  # the sum of n standard normal seeds stays within +-bound sqrt(n)
     at = nodes * half
-    density = stats.norm.pdf(at, scale=math.sqrt(looks[0])) * weights * half
+    density = _density(at / math.sqrt(looks[0])) / math.sqrt(looks[0]) * weights * half
     for (before, now), bound in zip(itertools.pairwise(looks), bounds[1:], strict=True):
         half = bound * math.sqrt(now)
-        step = stats.norm.pdf(nodes[:, None] * half, loc=at[None, :], scale=math.sqrt(now - before))
+        scale = math.sqrt(now - before)
+        step = _density((nodes[:, None] * half - at[None, :]) / scale) / scale
         at, density = nodes * half, (step @ density) * weights * half
     return 1.0 - float(density.sum())

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from gpt2lab.analysis.statistics import Array, Comparison, linear, welch
 from gpt2lab.analysis.wording import figure
@@ -161,7 +161,7 @@ class _Means:
         total = parts.sum(-1)
         with np.errstate(invalid="ignore"):
             df = total**2 / (parts**2 / self.df).sum(-1)
-            return np.asarray(self.mean @ full.T > special.stdtrit(df, 1 - level) * np.sqrt(total))
+            return np.asarray(self.mean @ full.T > scipy.special.stdtrit(df, 1 - level) * np.sqrt(total))
 
 
 def _variance(values: Array) -> Array:
@@ -276,7 +276,7 @@ class Transfer:
         doubt = f" That takes a power law for granted, which {count} sizes "
         if len(self.sizes) == 2:
             return doubt + "cannot test; the intervals hold the uncertainty of each size alone."
-        wider = stats.t.ppf(1 - ALPHA / 2, len(self.sizes) - 2) / stats.norm.ppf(1 - ALPHA / 2)
+        wider = scipy.special.stdtrit(len(self.sizes) - 2, 1 - ALPHA / 2) / scipy.special.ndtri(1 - ALPHA / 2)
         return doubt + f"hardly test: an interval from their scatter would be {wider:.0f} times as wide."
 
 
@@ -298,7 +298,7 @@ def transfer(
         return Transfer(what=what, sizes=fitted, reason="fewer than two sizes have an optimum that is not at an edge")
     goal = target if target is not None else fitted[-1] * fitted[-1] / max(s for s in fitted if s < fitted[-1])
     x, y = np.log(fitted), np.log([optimum for _, optimum, _ in used])
-    width = 2 * float(stats.norm.ppf(1 - ALPHA / 2))
+    width = 2 * float(scipy.special.ndtri(1 - ALPHA / 2))
     se = np.array([math.log(i[1] / i[0]) / width if weighted_fit and i else 1.0 for _, _, i in used])
     line = _Line(x, y, se)
     ends = np.geomspace(fitted[0], max(goal, fitted[-1]), 61)
@@ -310,7 +310,9 @@ def transfer(
                         reason=reason)  # fmt: skip
     spread = max(1.0, line.scatter) ** 0.5
     tested = len(fitted) >= TESTED
-    quantile = spread * float(stats.t.ppf(1 - ALPHA / 2, len(fitted) - 2) if tested else stats.norm.ppf(1 - ALPHA / 2))
+    quantile = spread * float(
+        scipy.special.stdtrit(len(fitted) - 2, 1 - ALPHA / 2) if tested else scipy.special.ndtri(1 - ALPHA / 2)
+    )
     half, far = quantile * line.slope_se, quantile * line.se_at(math.log(goal))
     return Transfer(
         what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
@@ -399,7 +401,9 @@ def agreement(
     if len(pairs) < 3:
         return None
     means = np.array([values.mean(0) for values in pairs])  # (arm, 2)
-    tau = float(stats.kendalltau(means[:, 0], means[:, 1]).statistic)
+    first, last = (np.sign(np.subtract.outer(losses, losses)) for losses in means.T)
+    ordered = math.sqrt((first**2).sum() * (last**2).sum())  # pairs without a tie
+    tau = float((first * last).sum()) / ordered if ordered else math.nan
     seeds = min(map(len, pairs))
     low = high = math.nan
     if seeds >= 2 and math.isfinite(tau):

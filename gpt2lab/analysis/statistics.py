@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from gpt2lab.analysis.best_rate import BestRateDifference
 from gpt2lab.analysis.calibration import degrees, nominal_level, valid_p
@@ -57,7 +57,7 @@ class Comparison:
     def critical(self, level: ArrayLike) -> Array:
         """Standard errors from the difference to either end of its 1 - level interval."""
         nominal = nominal_level(level, self.sizes) if self.sizes else np.asarray(level, dtype=np.float64)
-        return np.asarray(-special.stdtrit(self.df, nominal / 2))
+        return np.asarray(-scipy.special.stdtrit(self.df, nominal / 2))
 
     def interval(self, level: ArrayLike) -> tuple[Array, Array]:
         """The 1 - level confidence interval of the difference."""
@@ -151,7 +151,7 @@ def at_best_rates(comparison: Comparison, best: BestRateDifference, *, alpha: fl
 
 
 def _two_sided(t: Array, df: Array, sizes: tuple[int, ...]) -> Array:
-    nominal = 2 * special.stdtr(df, -np.abs(t))
+    nominal = 2 * scipy.special.stdtr(df, -np.abs(t))
     return valid_p(nominal, sizes) if sizes else np.asarray(nominal)
 
 
@@ -260,9 +260,9 @@ def paired(arm: Runs, against: Runs, *, alpha: float = 0.05) -> dict[str, float]
     first, second = (np.array([runs[seed] for seed in seeds]) for runs in (arm, against))
     if len(first) < 2 or bool(no_spread(first - second)):
         return {}
-    test = stats.ttest_rel(first, second)
-    low, high = test.confidence_interval(1 - alpha)
-    return _result((first - second).mean(), low, high, test.pvalue, len(first))
+    differences = first - second
+    se = differences.std(ddof=1) / math.sqrt(len(first))
+    return _tested(differences.mean(), se, len(first) - 1, alpha, len(first))
 
 
 def blocked(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float = 0.05) -> dict[str, float]:
@@ -274,19 +274,17 @@ def blocked(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float = 
     design = np.array([[1.0, *(n == name for name in names), *(s == seed for seed in seeds[1:])] for n, s, _ in rows])
     if len(seeds) < 2 or len(rows) <= design.shape[1]:
         return {}
-    from statsmodels.regression.linear_model import OLS
-
     # In units of the spread and around the mean, so that "no residual at all" is a question of rounding alone.
     centre, unit = values.mean(), np.ptp(values)
     if unit <= 1e-12 * abs(centre):
         return {}
-    fit = OLS((values - centre) / unit, design).fit()
-    if fit.df_resid < 1 or fit.ssr < 1e-20:
+    scaled, inverse = (values - centre) / unit, np.linalg.pinv(design)
+    residuals, df = scaled - design @ (inverse @ scaled), len(rows) - int(np.linalg.matrix_rank(design))
+    if df < 1 or residuals @ residuals < 1e-20:
         return {}
-    contrast = np.array([0.0, *(name == arm for name in names), *(0.0 for _ in seeds[1:])])
-    test = fit.t_test(contrast)
-    low, high = test.conf_int(alpha)[0] * unit
-    return _result(test.effect[0] * unit, low, high, test.pvalue, len(seeds))
+    weights = inverse[1 + names.index(arm)]  # of the values in the effect of the arm
+    se = math.sqrt(residuals @ residuals / df * (weights @ weights))
+    return _tested(weights @ scaled * unit, se * unit, df, alpha, len(seeds))
 
 
 def permutation(arm: Runs, against: Runs) -> dict[str, float]:
@@ -299,15 +297,18 @@ def permutation(arm: Runs, against: Runs) -> dict[str, float]:
     if smaller < LEAST_TO_PERMUTE:
         return {}
     exact = math.comb(len(first) + len(second), len(first)) <= MOST_PERMUTATIONS
-    test = stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (first, second), lambda a, b, axis: a.mean(axis) - b.mean(axis), vectorized=True,
         rng=np.random.default_rng(0), n_resamples=np.inf if exact else RELABELLINGS,
     )  # fmt: skip
     return {"p": float(test.pvalue), "n": float(smaller), "exact": float(exact)}
 
 
-def _result(difference: float, low: float, high: float, p: float, n: int) -> dict[str, float]:
-    return {"difference": float(difference), "low": float(low), "high": float(high), "p": float(p), "n": float(n)}
+def _tested(difference: float, se: float, df: int, alpha: float, n: int) -> dict[str, float]:
+    """Student's t test of a difference with this standard error."""
+    half, p = -scipy.special.stdtrit(df, alpha / 2) * se, 2 * scipy.special.stdtr(df, -abs(difference) / se)
+    return {"difference": float(difference), "low": float(difference - half), "high": float(difference + half),
+            "p": float(p), "n": float(n)}  # fmt: skip
 
 
 def document_error(

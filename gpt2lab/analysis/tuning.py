@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
@@ -364,7 +364,7 @@ def audit(trials: Iterable[Trial], steps: int, *, maximize: bool = False) -> str
     cut = [stop is not None for stop in stops]
     quarter = math.ceil(len(done) / BEST_PART)
     among_best = sum(cut[:quarter])
-    ends = stats.binomtest(among_best, quarter).proportion_ci(method="exact")
+    ends = scipy.stats.binomtest(among_best, quarter).proportion_ci(method="exact")
     share = sum(max(0.0, 1 - stop / steps) for stop in stops if stop is not None) / len(done)
     fate = "would have been cut" if cut[0] else "would not have been cut"
     return (

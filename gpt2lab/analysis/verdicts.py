@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.statistics import no_spread
@@ -55,7 +55,7 @@ class TextNoise:
     @property
     def halfwidth(self) -> float:
         """Of the 95 % interval of the difference on other text of the same kind (Student's t)."""
-        return float(stats.t.ppf(0.975, (self.effective or self.count) - 1)) * self.se
+        return float(scipy.special.stdtrit((self.effective or self.count) - 1, 0.975)) * self.se
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,10 @@ def report(
     """Rewrite the report of a study or sweep. Reads the run store only."""
     from gpt2lab import reports
     from gpt2lab.progress import console_for
+    from gpt2lab.records import page_folder
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports import (
+        is_current,
         read_study,
         read_sweep,
         terminal_summary,
@@ -64,15 +66,18 @@ def report(
         return
     if Store(runs).kind(name) == "sweep":
         sweep = read_sweep(name, runs)
-        page, summary = write_sweep_report(sweep, out=out), partial(terminal_sweep, sweep, out=out)
+        kept = is_current(sweep, out)
+        page = page_folder(out, sweep.name) / "index.html" if kept else write_sweep_report(sweep, out=out)
+        summary = partial(terminal_sweep, sweep, out=out, kept=kept)
     else:
         if samples:
             from gpt2lab import api
 
             api.write_samples(name, runs=runs)
         study = read_study(name, runs, force_exploratory=force_exploratory)
-        page = write_report(study, out=out, force_exploratory=force_exploratory)
-        summary = partial(terminal_summary, study, out)
+        kept = is_current(study, out)
+        page = page_folder(out, study.name) / "index.html" if kept else write_report(study, out=out)
+        summary = partial(terminal_summary, study, out, kept=kept)
     published = reports.publish(page.parent, out / "published") if publish else None
     if published:
         write_front(out / "published")

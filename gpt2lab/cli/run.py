@@ -223,11 +223,13 @@ def finish(
 ) -> None:
     """Write a study's page, log it to the tracker, and show the verdicts. A failing tracker prints one line."""
     from gpt2lab import api
-    from gpt2lab.reports import read_study, terminal_summary, write_report
+    from gpt2lab.reports import is_current, read_study, terminal_summary, write_report
     from gpt2lab.tracking.addresses import reason
 
     study = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
-    write_report(study, out=out, force_exploratory=force_exploratory)
+    kept = is_current(study, out)
+    if not kept:
+        write_report(study, out=out)
     if tracking:
         try:
             tracker = api.tracker_of(result.store, result.record.ablation)()
@@ -238,7 +240,7 @@ def finish(
     if as_json:
         print_json(json.loads((out / result.name / "verdicts.json").read_text(encoding="utf-8")), indent=1)
     else:
-        console.print(terminal_summary(study, out))
+        console.print(terminal_summary(study, out, kept=kept))
         say(console, *([f"MLflow: {api.command('ui', runs=given(result.store.root))}"] if tracking else []))
 
 
@@ -308,7 +310,7 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     from gpt2lab.analysis.verdicts import FEWEST
     from gpt2lab.planning import forecast
     from gpt2lab.records import replacing
-    from gpt2lab.reports.sections.verdicts import next_steps
+    from gpt2lab.reports.budgets import next_steps
     from gpt2lab.text import plural
 
     plan, store = study.plan(), study.store

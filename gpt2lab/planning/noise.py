@@ -6,22 +6,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 from pydantic import TypeAdapter
-from scipy import stats
 
 from gpt2lab.analysis.statistics import no_spread
-from gpt2lab.config import Config
-from gpt2lab.costs import Costs
-from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
-from gpt2lab.planning.machine import Machine
 from gpt2lab.store import Store, now, read_json, write_json
 from gpt2lab.text import plural
+
+if TYPE_CHECKING:
+    from gpt2lab.config import Config
+    from gpt2lab.costs import Costs
+    from gpt2lab.data.prepared import Prepared
+    from gpt2lab.planning.machine import Machine
 
 SIZES_ALIKE = 0.05
 """Share by which the parameters of a baseline may differ from those of the recipe whose noise is used."""
@@ -80,7 +81,7 @@ def make_floor(
     array = np.array(list(values.values()))
     df = len(array) - 1
     sd = 0.0 if no_spread(array) else float(array.std(ddof=1))
-    tails = stats.chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], df)
+    tails = 2 * scipy.special.gammaincinv(df / 2, [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
     low, high = (float(sd * math.sqrt(df / tail)) for tail in tails)
     same = np.array(list(repeats))
     identical = bool(len(same) > 1 and np.all(same == same[0]))
@@ -93,6 +94,8 @@ def make_floor(
 
 def _place(config: Config, data: Prepared, machine: Machine) -> dict[str, Any]:
     """What a floor is valid for, in addition to its scale."""
+    from gpt2lab.evaluation import evaluation_key  # imports torch, which a list of floors does not need
+
     return {
         "tokens": config.training.steps * config.training.batch_tokens,
         "data": data.fingerprint,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+import scipy
 from pydantic import BeforeValidator, Field, field_validator
-from scipy.stats import qmc
 
 from gpt2lab.config import Config
 from gpt2lab.errors import ConfigError, Problem, unknown
@@ -317,7 +317,7 @@ class Space:
         d = len(self.dimensions)
         if sampler == "qmc":
             power = max(1, math.ceil(math.log2(max(count, 2))))
-            units = qmc.Sobol(d, scramble=True, rng=np.random.default_rng(seed)).random_base2(power)[:count]
+            units = scipy.stats.qmc.Sobol(d, scramble=True, rng=np.random.default_rng(seed)).random_base2(power)[:count]
         else:
             units = np.stack([np.random.default_rng((seed, index)).random(d) for index in range(count)])
         return [

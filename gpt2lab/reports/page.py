@@ -29,9 +29,12 @@ from rich.text import Text
 from gpt2lab import text
 from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.records import page_folder
+from gpt2lab.reports.inputs import sum_of_code
 from gpt2lab.reports.style import Picture, drawing
 from gpt2lab.reports.tables import Table
 from gpt2lab.store import read_bytes, read_json, write_atomically, write_json
+from gpt2lab.store.files import sha256
 
 TEMPLATES = Path(__file__).parent / "templates"
 WRITTEN = ".written.json"
@@ -76,6 +79,8 @@ class Section:
     """figures that are shown under "Figures" near the head of the page"""
     data: Mapping[str, Any] = field(default_factory=dict)
     """what goes into the page's JSON file, by key"""
+    failed: bool = False
+    """it says which error took its place"""
 
     @property
     def is_shown(self) -> bool:
@@ -157,7 +162,8 @@ def _made_or_error(entry: Registered, read: Any) -> list[Section]:
         place = f"{entry.make.__module__}.{entry.make.__name__}"
         why = text.clean(f"{type(error).__name__}: {error}")
         print(f"report: {place} made no section: {why}", file=sys.stderr)
-        return [Section(title=entry.title or place, lead=[f"This section could not be made ({place}): {why}"])]
+        lead = [f"This section could not be made ({place}): {why}"]
+        return [Section(title=entry.title or place, lead=lead, failed=True)]
 
 
 @dataclass(frozen=True)
@@ -236,21 +242,52 @@ def terminal_table(titles: Mapping[str, str], rows: Iterable[Iterable[Text | str
     return table
 
 
-def page_place(folder: Path) -> Text:
-    """Where a page lies, or how to write it."""
+def page_place(folder: Path, *, kept: bool = False) -> Text:
+    """Where a page lies, or how to write it. kept: it lay there already."""
     index = folder / "index.html"
-    return Text(f"report: {index}" if index.exists() else f"report: gpt2lab report {folder.name}")
+    if not index.exists():
+        return Text(f"report: gpt2lab report {folder.name}")
+    return Text(f"report: {index}{' (unchanged)' if kept else ''}")
 
 
-def write_page(folder: Path, page: Page, numbers: Mapping[str, str], declaration: int = 1) -> Path:
+def sum_of(read: Any) -> str:
+    """A sum over what the page of a study or sweep is made from; "" where it has to be drawn to know: what sections of
+    plug-ins read is theirs to know."""
+    code = sum_of_code()
+    own = all(entry.make.__module__.startswith("gpt2lab.") for entries in SECTIONS.values() for entry in entries)
+    if not (code and own and read.made_from):
+        return ""
+    runs = [(run.id, run.status, run.reason) for run in getattr(read, "runs", ())]
+    return sha256(repr((read.name, read.made_from, code, getattr(read, "forced", False), runs)).encode())
+
+
+def is_current(read: Any, out: str | Path) -> bool:
+    """Whether the page of `read` below `out` is what would be written, with every file as it was written."""
+    folder = page_folder(out, read.name)
+    made_from, (listed, _) = sum_of(read), written_before(folder)
+    with contextlib.suppress(DataFault):
+        contents = {name: read_bytes(folder / name) or b"" for name in listed}
+        return bool(made_from) and (read_json(folder / WRITTEN) or {}).get("sum") == _sum(made_from, contents)
+    return False
+
+
+def _sum(made_from: str, contents: Mapping[str, str | bytes]) -> str:
+    """Of a page's files together with what they are made from."""
+    sums = {name: sha256(one.encode() if isinstance(one, str) else one) for name, one in contents.items()}
+    return sha256(repr((made_from, sorted(sums.items()))).encode())
+
+
+def write_page(folder: Path, page: Page, numbers: Mapping[str, str], declaration: int = 1, made_from: str = "") -> Path:
     """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Everything is rendered before
     the first file is written, so a page that cannot be made leaves the previous one as it was. The page of an earlier
-    declaration is first copied to a folder of its own."""
+    declaration is first copied to a folder of its own. made_from: see `sum_of`."""
     files: dict[str, str | bytes] = {f"{page.figures}{figure.name}.svg": figure.alone for figure in page.drawings}
     for ending in ("png", "pdf") if page.figures else ():
         files |= {f"{page.figures}{figure.name}.{ending}": getattr(figure, ending) for figure in page.drawings}
     files |= {page.files[0]: render_markdown(page), **numbers, "index.html": render_html(page)}
-    return write_files(folder, files, declaration)
+    if any(section.failed for section in page.sections):
+        made_from = ""
+    return write_files(folder, files, declaration, _sum(made_from, files) if made_from else "")
 
 
 def publish(folder: Path, place: Path) -> Path:
@@ -266,10 +303,10 @@ def publish(folder: Path, place: Path) -> Path:
     return write_files(place / folder.name, files, declaration or 1).parent
 
 
-def write_files(folder: Path, files: Mapping[str, str | bytes], declaration: int = 1) -> Path:
+def write_files(folder: Path, files: Mapping[str, str | bytes], declaration: int = 1, sum_: str = "") -> Path:
     """Write the files of a page, each in a single step and index.html last, which it returns; then remove those that
     an earlier page wrote here and this one does not. Nothing else in the folder is touched. A page of an earlier
-    `declaration` of the same name is copied to `<folder>~<number>` before.
+    `declaration` of the same name is copied to `<folder>~<number>` before. sum_: see `is_current`.
 
     Raises ConfigError for a symbolic link in the place of a folder.
     """
@@ -290,7 +327,7 @@ def write_files(folder: Path, files: Mapping[str, str | bytes], declaration: int
         path = folder / stale
         if not path.parent.is_symlink() and (path.is_file() or path.is_symlink()):
             path.unlink()
-    write_json(folder / WRITTEN, {"files": sorted(files), "declaration": declaration})
+    write_json(folder / WRITTEN, {"files": sorted(files), "declaration": declaration, "sum": sum_})
     return folder / "index.html"
 
 

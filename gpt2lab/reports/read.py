@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
 from gpt2lab.errors import DataFault, Gpt2labError
+from gpt2lab.reports.inputs import sum_of_store
 from gpt2lab.reports.style import ARMS, ArmStyle, Curve, looks
 from gpt2lab.reports.tables import Cell, Table, tabulate
 from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
@@ -68,6 +69,8 @@ class StudyRead(Once):
     arms: Mapping[str, Summary]
     """the baseline first"""
     forced: bool = False
+    made_from: str = ""
+    """the sum of the store's files before they were read; "" where that is not known"""
     cache: dict[Any, Any] = field(default_factory=dict)
     conclusion: str = ""
     """of its author"""
@@ -119,6 +122,7 @@ class StudyRead(Once):
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> StudyRead:
     """A study from the store. Raises ConfigError for an unknown study, DataFault for a damaged record."""
     store = Store(root)
+    made_from = sum_of_store(store)
     study = cleaned(store.study(name))
     _check_name(study.name, [*store.studies(), *store.earlier()], "study", name)
     runs = collect(study, store)
@@ -126,7 +130,7 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
     arms = summaries(study, runs, verdicts)
     return StudyRead(
         study=study, runs=runs, verdicts=verdicts, store=store, arms=arms, forced=force_exploratory,
-        conclusion=clean(store.conclusion(study)),
+        made_from=made_from, conclusion=clean(store.conclusion(study)),
     )  # fmt: skip
 
 
@@ -276,6 +280,8 @@ class SweepRead(Once):
     record: Record
     searches: Mapping[str, SearchRead]
     store: Store
+    made_from: str = ""
+    """as of a study"""
     cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -328,17 +334,18 @@ class SweepRead(Once):
 def read_sweep(name: str, root: str | Path) -> SweepRead:
     """A sweep from the store. Raises ConfigError for an unknown name, DataFault for a damaged record."""
     store = Store(root)
+    made_from = sum_of_store(store)
     record = store.sweep(name).plain()
     _check_name(record.get("name"), [*store.sweeps(), *store.earlier(kind="sweep")], "sweep", name)
-    return read_record(record, store)
+    return read_record(record, store, made_from)
 
 
-def read_record(record: Record, store: Store) -> SweepRead:
+def read_record(record: Record, store: Store, made_from: str = "") -> SweepRead:
     """A sweep from its record. Raises DataFault for a record that lacks what it must have."""
     record = cleaned(record)
     with record_errors(record.get("name")):
         searches = {label: _search(label, search, record, store) for label, search in record["searches"].items()}
-        return SweepRead(record=record, searches=searches, store=store)
+        return SweepRead(record=record, searches=searches, store=store, made_from=made_from)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from rich.text import Text
 from gpt2lab.analysis import in_words
 from gpt2lab.records import page_folder
 from gpt2lab.reports.index import agreements, compute, finding
-from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
+from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, sum_of, terminal_table, write_page
 from gpt2lab.reports.published import AGAINST, expectation
 from gpt2lab.reports.read import StudyRead, read_study
 from gpt2lab.reports.sections import tuned
@@ -43,7 +43,7 @@ def write_report(
     read = study if isinstance(study, StudyRead) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read)
     numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page), "verdicts.tex": _latex(read)}
-    return write_page(page_folder(out, read.name), page, numbers, read.store.declaration(read.name))
+    return write_page(page_folder(out, read.name), page, numbers, read.store.declaration(read.name), sum_of(read))
 
 
 def build(read: StudyRead) -> Page:
@@ -102,8 +102,9 @@ def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
     return found
 
 
-def terminal_summary(read: StudyRead, out: str | Path = "reports") -> Group:
-    """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies."""
+def terminal_summary(read: StudyRead, out: str | Path = "reports", *, kept: bool = False) -> Group:
+    """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies. kept:
+    the page lay there already."""
     study, runs = read.study, read.runs
     table = verdict_table(read)
     titles = {column.title: "right" if column.kind == "number" else "left" for column in table.columns}
@@ -116,7 +117,8 @@ def terminal_summary(read: StudyRead, out: str | Path = "reports") -> Group:
     lines += [Text(line)] if (line := holding(read)) else []
     lines += [Text(line) for c in read.verdicts.contrasts if (line := tuned.summary(read, c))]
     lines += [Text(f"earlier declarations: {', '.join(earlier)}")] if (earlier := read.store.earlier(read.name)) else []
-    return Group(terminal_table(titles, rows, study.question), *lines, page_place(page_folder(out, read.name)))
+    place = page_place(page_folder(out, read.name), kept=kept)
+    return Group(terminal_table(titles, rows, study.question), *lines, place)
 
 
 def _csv(runs: Sequence[StudyRun]) -> str:

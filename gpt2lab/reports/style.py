@@ -25,14 +25,17 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+import scipy
+from fontTools import subset
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as AxisOfPlot
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.store import write_atomically
@@ -62,6 +65,7 @@ RAMP = ("#130789", "#44039e", "#6f00a8", "#9613a1", "#b52f8c", "#cd4a76", "#e164
 VARIABLES |= {colour: f"--ramp-{i}" for i, colour in enumerate(RAMP)}
 OTHER_SCRIPTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS",
                  "Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola", "Unifont")  # fmt: skip
+UNUSED_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 DRAWING: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gpt2lab",  # without it, every id is drawn from a random source
@@ -98,10 +102,23 @@ def drawing() -> Iterator[None]:
     defaults: dict[Any, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(("backend", "interactive"))
     }
-    with matplotlib.rc_context({**defaults, **DRAWING, "font.family": families()}), warnings.catch_warnings():
+    style = {**defaults, **DRAWING, "font.family": families()}
+    with matplotlib.rc_context(style), small_fonts(), warnings.catch_warnings():
         # The browser has glyphs that DejaVu lacks; only the width of such a label is a guess.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
         yield
+
+
+@contextmanager
+def small_fonts() -> Iterator[None]:
+    """Fonts in PDF without tables for ligatures, kerning and formulas: no reader uses them, and to cut them to the
+    glyphs of a figure takes longer than to draw it. matplotlib offers no option."""
+    before = subset.Options._drop_tables_default
+    subset.Options._drop_tables_default = [*before, *UNUSED_TABLES]
+    try:
+        yield
+    finally:
+        subset.Options._drop_tables_default = before
 
 
 @cache
@@ -154,16 +171,27 @@ class Picture:
 
 def picture(name: str, title: str, caption: str, figure: Figure, width: str = "wide") -> Picture:
     """Save a figure; call inside `drawing()`. name: of its files."""
+    lay_out(figure)
     alone, inline = render(figure, name, title, caption)
-    figure.set_layout_engine(None)  # PDF has text as wide as SVG, and so the same layout; pixels round widths
     pdf = saved(figure, "pdf", metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
-    figure.set_layout_engine("constrained")
     png = saved(figure, "png", dpi=PNG_DPI, metadata={"Software": None})
     narrow = ""
     if width == "wide":
         to_phone(figure)
+        lay_out(figure)
         narrow = render(figure, f"{name}-narrow", title, caption)[1]
     return Picture(name, title, caption, width, alone, inline, narrow, png, pdf)
+
+
+def lay_out(figure: Figure) -> None:
+    """Place what a figure has, by the widths of its text in SVG. All formats share the places: a figure with a layout
+    engine is placed, and drawn twice, each time that it is saved."""
+    FigureCanvasSVG(figure)
+    figure.dpi = 72  # that of SVG and PDF
+    engine = ConstrainedLayoutEngine()
+    figure.set_layout_engine(engine)
+    engine.execute(figure)
+    figure.set_layout_engine(None)
 
 
 def to_phone(figure: Figure) -> None:
@@ -344,7 +372,7 @@ def spread(wanted: Mapping[str, float], gap: float) -> dict[str, float]:
     if not order:
         return {}
     steps = gap * np.arange(len(order))
-    free = isotonic_regression([wanted[arm] for arm in order] - steps).x
+    free = scipy.optimize.isotonic_regression([wanted[arm] for arm in order] - steps).x
     placed = np.clip(free, 0, max(0.0, 1 - steps[-1])) + steps
     return {arm: float(at) for arm, at in zip(order, placed, strict=True)}
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gpt2lab.analysis.wording import listed
 from gpt2lab.records import page_folder
-from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, terminal_table, write_page
+from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, sum_of, terminal_table, write_page
 from gpt2lab.reports.read import (
     DIVERGED,
     FAILED,
@@ -49,7 +49,7 @@ def write_sweep_report(sweep: Sweep, *, root: str | Path = "runs", out: str | Pa
     read = _read(sweep, root)
     page, folder, configs = build(read), page_folder(out, read.name), best_configs(read)
     numbers = {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs}
-    index = write_page(folder, page, numbers, read.store.declaration(read.name, "sweep"))
+    index = write_page(folder, page, numbers, read.store.declaration(read.name, "sweep"), sum_of(read))
     for stale in set(folder.glob("best*.yaml")) - {folder / file for file in configs}:
         stale.unlink()
     return index
@@ -237,8 +237,11 @@ def _json(read: SweepRead, page: Page) -> str:
     )
 
 
-def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Group:
-    """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies."""
+def terminal_sweep(
+    sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports", kept: bool = False
+) -> Group:
+    """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies.
+    kept: the page lay there already."""
     read = _read(sweep, root)
     shown: list[RenderableType] = [Text(f"{remark.head} {remark.text}", style="yellow") for remark in warnings(read)]
     shown += [Text(sentence, style="bold") for sentence in answer(read)]
@@ -252,4 +255,4 @@ def terminal_sweep(sweep: Sweep, *, root: str | Path = "runs", out: str | Path =
             shown.append(terminal_table(titles, rows, "" if read.single else label))
     folder = page_folder(out, read.name)
     files = [folder / file for file in best_files(read) if (folder / file).exists()]
-    return Group(*shown, page_place(folder), *(Text(f"winning config: {file}") for file in files))
+    return Group(*shown, page_place(folder, kept=kept), *(Text(f"winning config: {file}") for file in files))

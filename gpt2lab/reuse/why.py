@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpt2lab.config import Config
 from gpt2lab.errors import ConfigError
 from gpt2lab.identity import digest, sources
 from gpt2lab.store import RunFolder, Store, read_json, write_json
+
+if TYPE_CHECKING:
+    from gpt2lab.config import Config
 
 NAMES = {
     "seed": "seed", "repeat": "repeat of the seed", "data": "prepared data (fingerprint)", "torch": "torch version",

@@ -205,6 +205,16 @@ def test_blocked_equals_paired_for_two_arms_and_gains_degrees_of_freedom_from_th
     assert blocked(runs, "a", "b")["p"] == pytest.approx(2 * stats.t.sf(abs(t), df))
 
 
+def test_blocked_is_least_squares_of_statsmodels_where_arms_lack_seeds() -> None:
+    runs = {"a": arm(5), "b": arm(4), "c": arm(3, first=1)}
+    rows = [(name, seed, runs[name][seed]) for name in runs for seed in "0123" if seed in runs[name]]
+    design = np.array([[1, n == "a", n == "c", *(s == seed for seed in "123")] for n, s, _ in rows], float)
+    fit = sm.OLS(np.array([value for _, _, value in rows]), design).fit()
+    expected = {"difference": fit.params[1], "p": fit.pvalues[1], "n": 4}
+    expected |= dict(zip(("low", "high"), fit.conf_int(0.05)[1], strict=True))
+    assert blocked(runs, "a", "b") == pytest.approx(expected)
+
+
 def test_permutation_is_exact_where_it_can_be() -> None:
     a, b = arm(4), arm(4, shift=1.5)
     pooled = np.array([*a.values(), *b.values()])

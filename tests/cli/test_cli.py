@@ -46,6 +46,23 @@ def test_help_answers_without_heavy_modules() -> None:
     assert "run " in out and "components " in out and "--debug" in out
 
 
+@pytest.mark.parametrize(
+    ("line", "heavy"),
+    [
+        (["noise", "--runs", "."], ("torch", "matplotlib", "scipy.special", "pandas", "mlflow", "optuna")),
+        (["check", "posenc", "--scale", "nano"], ("matplotlib", "scipy.special", "pandas", "mlflow", "optuna")),
+    ],
+    ids=["noise", "check"],
+)
+def test_commands_import_only_what_they_need(line: list[str], heavy: tuple[str, ...], tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.argv = ['gpt2lab', *{line}]\nfrom gpt2lab.cli import main\n"
+        f"try: main()\nexcept SystemExit as end: print(end.code, [m for m in {heavy} if m in sys.modules])"
+    )
+    out, err = python(script, cwd=tmp_path).communicate()
+    assert out.splitlines()[-1] == "0 []" and err == ""
+
+
 def commands(group: Any = None, path: str = "gpt2lab") -> dict[str, Any]:
     """Every command, by what one types."""
     from gpt2lab.cli import app

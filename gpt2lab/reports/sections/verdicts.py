@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from gpt2lab.analysis import Contrast, Verdicts
-from gpt2lab.analysis.best_rate import ErrorBudget, WeightedArm, error_budget
-from gpt2lab.analysis.verdicts import FEWEST
+from gpt2lab.analysis import Contrast
+from gpt2lab.analysis.best_rate import ErrorBudget
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.reports import style, tables
+from gpt2lab.reports.budgets import error_budgets, pair_of
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.published import expectation, found_direction
 from gpt2lab.reports.read import StudyRead, Summary
@@ -33,8 +32,7 @@ from gpt2lab.reports.tables import (
     verdict_cell,
     worth_cell,
 )
-from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, searches, text_noise
-from gpt2lab.store import Store
+from gpt2lab.results import LOSS, Study, text_noise
 from gpt2lab.text import DASH, change, number, plural, quantity, shorten
 
 SENSITIVITY = (
@@ -239,7 +237,7 @@ def sensitivity(read: StudyRead) -> Section | None:
         upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
         exact = "exact" if permuted and permuted["exact"] else "drawn at random"
         return {
-            "Contrast": _pair(c),
+            "Contrast": pair_of(c),
             "Not adjusted:number": difference_cell(c.difference, c.raw_low, c.raw_high, p_text(c.p, c.alpha)),
             "Paired by seed:number": estimated("paired"),
             "Arm and seed:number": estimated("blocked"),
@@ -250,10 +248,6 @@ def sensitivity(read: StudyRead) -> Section | None:
 
     table = tabulate(read.verdicts.contrasts, cells)
     return Section(table=table, note=SENSITIVITY, folded=True) if table else None
-
-
-def _pair(contrast: Contrast) -> str:
-    return f"{contrast.arm} against {contrast.against}"
 
 
 @section(order=120, title="What the intervals are made of")
@@ -280,47 +274,3 @@ def errors(read: StudyRead) -> Section | None:
 def _halfwidth(value: float) -> str:
     """`±0.0051`: two significant digits, as half the width of an interval is known."""
     return f"±{number(value, decimals(value, value)) if value else 0}"
-
-
-def error_budgets(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts, store: Store) -> dict[str, ErrorBudget]:
-    """`rotary against learned` -> its budget, for contrasts that were tested by their own noise, from the seeds that
-    they were judged by."""
-    arms, rates = {arm.name: arm for arm in verdicts.arms}, searches(study, store)
-    seconds = {arm: _seconds(runs, arm) for arm in study.arms}
-    members = len(verdicts.contrasts) + (len(study.history.dropped) if study.history else 0)
-    budgets = {}
-    for c in verdicts.contrasts:
-        few = min(c.n_arm, c.n_against)
-        if not math.isfinite(c.p_holm) or few < FEWEST or not all(seconds[name] for name in c.weights):
-            continue
-        weighted = [
-            WeightedArm(
-                weight=weight, search=rates.get(name), losses=arms[name].array[: c.n_arm if weight > 0 else c.n_against]
-            )
-            for name, weight in c.weights.items()
-        ]
-        budgets[_pair(c)] = error_budget(
-            weighted, c.halfwidths, [seconds[name] for name in c.weights], level=c.alpha / members,
-            more=max(0, (c.next_look or 0) - few), next_level=c.next_alpha and c.next_alpha / members,
-        )  # fmt: skip
-    return budgets
-
-
-def _seconds(runs: Sequence[StudyRun], arm: str) -> float:
-    """Median training time of an arm's runs; 0 where none is known."""
-    known = [r.result["tokens"] / r.result["tokens_per_second"] for r in runs
-             if r.arm == arm and r.result.get("tokens") and r.result.get("tokens_per_second")]  # fmt: skip
-    return statistics.median(known) if known else 0.0
-
-
-def next_steps(name: str, store: Store) -> list[str]:
-    """For every contrast of a recorded study that is open: what would narrow its interval most for its time."""
-    if name not in store.studies():
-        return []
-    study = cleaned(store.study(name))
-    runs = collect(study, store)
-    verdicts = judge_runs(study, runs, store, sensitivity=False)
-    budgets = error_budgets(study, runs, verdicts, store)
-    unresolved = [_pair(c) for c in verdicts.contrasts if c.word.startswith("inconclusive") and _pair(c) in budgets]
-    steps = {pair: budgets[pair].advice() for pair in unresolved}
-    return [f"open so far: {pair}; narrows it most: {step}" for pair, step in steps.items() if step]
