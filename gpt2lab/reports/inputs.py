@@ -63,7 +63,7 @@ def sum_of_code() -> str:
     """A sum over the code that makes pages; "" where files have changed since this process began, so that it may run
     others than those."""
     began = psutil.Process().create_time() - 2  # seconds by which that clock may be wrong
-    files = sorted(path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    files = sorted(path for path in PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
     if max(path.stat().st_ctime for path in files) >= began:
         return ""
     contents = [(str(path.relative_to(PACKAGE)), sha256(path.read_bytes())) for path in files]

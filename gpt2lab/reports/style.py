@@ -2,7 +2,8 @@
 
 A figure is drawn with matplotlib's object-oriented API inside `drawing()`, which is set around every section, and
 becomes a `Picture`: SVG whose text stays text, without inline style, metadata or anything loaded from elsewhere, and
-PNG for slides and papers. Equal data gives equal bytes.
+PNG for slides and papers. Equal data gives equal bytes. matplotlib is slow to import, so only what draws imports it: a
+page that is kept needs none of it.
 
 matplotlib writes `style="..."` on every element, which a strict Content-Security-Policy blocks; presentation
 attributes (`fill="..."`) it does not. Ids get the figure's name in front, so that several figures share a page, and in
@@ -20,26 +21,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 import scipy
-from fontTools import subset
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis as AxisOfPlot
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
-from matplotlib.gridspec import GridSpec
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.store import write_atomically
 from gpt2lab.text import ARM_COLOURS, BASELINE_COLOUR, setting, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis as AxisOfPlot
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -69,6 +65,7 @@ UNUSED_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 DRAWING: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gpt2lab",  # without it, every id is drawn from a random source
+    "text.hinting": "no_hinting",  # text in PNG is as wide as in SVG, whose layout it shares
     "pdf.fonttype": 42,  # text stays text, and conferences refuse fonts of type 3
     "font.size": 9.5,
     "axes.edgecolor": MUTED,
@@ -99,6 +96,8 @@ DRAWING: dict[Any, Any] = {
 @contextmanager
 def drawing() -> Iterator[None]:
     """Figures drawn and saved inside look the same on every machine, whatever its matplotlibrc says."""
+    import matplotlib
+
     defaults: dict[Any, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(("backend", "interactive"))
     }
@@ -113,6 +112,8 @@ def drawing() -> Iterator[None]:
 def small_fonts() -> Iterator[None]:
     """Fonts in PDF without tables for ligatures, kerning and formulas: no reader uses them, and to cut them to the
     glyphs of a figure takes longer than to draw it. matplotlib offers no option."""
+    from fontTools import subset
+
     before = subset.Options._drop_tables_default
     subset.Options._drop_tables_default = [*before, *UNUSED_TABLES]
     try:
@@ -125,6 +126,8 @@ def small_fonts() -> Iterator[None]:
 def families() -> list[str]:
     """DejaVu Sans, which ships with matplotlib and is wider than what browsers put in its place, so labels fit; then
     whatever this machine has for the writing systems that it lacks."""
+    from matplotlib.font_manager import fontManager
+
     installed = {font.name for font in fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
 
@@ -171,14 +174,12 @@ class Picture:
 
 def picture(name: str, title: str, caption: str, figure: Figure, width: str = "wide") -> Picture:
     """Save a figure; call inside `drawing()`. name: of its files."""
-    lay_out(figure)
     alone, inline = render(figure, name, title, caption)
     pdf = saved(figure, "pdf", metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
     png = saved(figure, "png", dpi=PNG_DPI, metadata={"Software": None})
     narrow = ""
     if width == "wide":
         to_phone(figure)
-        lay_out(figure)
         narrow = render(figure, f"{name}-narrow", title, caption)[1]
     return Picture(name, title, caption, width, alone, inline, narrow, png, pdf)
 
@@ -186,6 +187,9 @@ def picture(name: str, title: str, caption: str, figure: Figure, width: str = "w
 def lay_out(figure: Figure) -> None:
     """Place what a figure has, by the widths of its text in SVG. All formats share the places: a figure with a layout
     engine is placed, and drawn twice, each time that it is saved."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     FigureCanvasSVG(figure)
     figure.dpi = 72  # that of SVG and PDF
     engine = ConstrainedLayoutEngine()
@@ -196,6 +200,8 @@ def lay_out(figure: Figure) -> None:
 
 def to_phone(figure: Figure) -> None:
     """Redraw a wide figure as narrow as a phone: panels one below the other, without the texts at the side of rows."""
+    from matplotlib.gridspec import GridSpec
+
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     specs = [spec for axes in panels if (spec := axes.get_subplotspec())]
     columns = specs[0].get_gridspec().ncols if specs else 1
@@ -210,19 +216,28 @@ def to_phone(figure: Figure) -> None:
     figure.set_size_inches(HALF, figure.get_figheight() * (0.8 * columns if columns > 1 else 1.0))
 
 
+def empty(width: float, height: float) -> Figure:
+    """A figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def panel(width: float, height: float, x: str = "", y: str = "") -> tuple[Figure, Axes]:
     """A figure of so many inches with one pair of axes, and the labels of these."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = empty(width, height)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     return figure, axes
 
 
 def render(figure: Figure, name: str, title: str, description: str) -> tuple[str, str]:
-    """`figure` as (a stand-alone file with its own colours, markup for a page that defines the palette's variables).
+    """Lay out `figure`, and save it as (a stand-alone file with its own colours, markup for a page that defines the
+    palette's variables).
 
     Call inside `drawing()`. The same figure gives the same text.
     """
+    lay_out(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(buffer.getvalue())
@@ -334,6 +349,8 @@ def zero_line(axes: Axes, direction: str) -> None:
 
 def log_ticks(axis: AxisOfPlot, low: float, high: float, label: Callable[..., str] = setting) -> None:
     """Ticks of a logarithmic axis from `low` to `high`: the fewer of each power of ten, the more of these there are."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     decades = math.log10(high / low)
     multiples = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 1.2 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     axis.set_major_locator(LogLocator(subs=multiples, numticks=12))
@@ -497,7 +514,7 @@ def over_training(
     draw: puts the curves into one of the panels. whole: every curve's losses. bar: a narrow panel at the right, the
     last of those that are returned.
     """
-    figure = Figure(figsize=(WIDE, 3.9), layout="constrained")
+    figure = empty(WIDE, 3.9)
     widths = ((1.0, 1.05) if zoom else (1.0,)) + ((0.035 if zoom else 0.02,) if bar else ())
     every: list[Axes] = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
     panels = every[:-1] if bar else every

@@ -602,6 +602,22 @@ def test_report_writes_the_page_and_publishes_a_copy(gpt2lab: Call, store: Path,
     assert not (written / "figures" / "old.svg").exists() and (tmp_path / "precious.txt").exists()
 
 
+def test_report_keeps_a_page_that_would_be_the_same_and_says_so(
+    gpt2lab: Call, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2lab.reports import page, style
+
+    monkeypatch.setattr(page, "sum_of_code", lambda: "of the code")
+    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
+    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
+    index = tmp_path / "reports/posenc@nano/index.html"
+    answers, times = [], []
+    for _ in range(2):
+        answers.append(gpt2lab("report", "posenc").out)
+        times.append(index.stat().st_mtime_ns)
+    assert answers[1] == answers[0].rstrip() + " (unchanged)\n" and times[0] == times[1]
+
+
 @pytest.mark.parametrize("linked", ["posenc@nano", "posenc@nano/figures", "published/posenc@nano"])
 def test_reports_leave_folders_alone_to_which_a_link_leads(
     gpt2lab: Call, store: Path, tmp_path: Path, linked: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from page_reader import assert_plain_svg
+from PIL import Image
 
 from gpt2lab.reports import style
 from gpt2lab.reports.sections import curves, verdicts
@@ -192,3 +194,12 @@ def test_inline_markup_takes_its_colours_from_the_page_and_its_ids_are_its_own()
     referenced = set(re.findall(r'href="#([^"]+)"', inline)) | set(re.findall(r"url\(#([^)]+)\)", inline))
     assert referenced
     assert referenced <= set(re.findall(r'\bid="([^"]+)"', inline))
+
+
+def test_nothing_leaves_the_frame_of_pixels_which_have_the_layout_of_the_svg() -> None:
+    for make, arguments in all_figures(["learned", "a rather long name of an arm"]):
+        with style.drawing():
+            shown = style.picture("name", "t", "d", make(*arguments))
+        pixels = np.asarray(Image.open(io.BytesIO(shown.png)).convert("RGB"))
+        for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
+            assert (edge == 255).all(), make

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gpt2lab.analysis.compare import MARGIN
 from gpt2lab.analysis.wording import decimals, listed
@@ -30,6 +29,10 @@ from gpt2lab.results import (
     judge_contexts,
 )
 from gpt2lab.text import DASH, clean, number, shorten, signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRAINING = (
     "Mean over seeds; the band runs from the lowest seed to the highest. Dashed with a cross: a run that diverged or "

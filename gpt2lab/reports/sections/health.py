@@ -11,12 +11,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
@@ -27,6 +24,10 @@ from gpt2lab.reports.tables import Cell, Table
 from gpt2lab.results import ENDED, StudyRun
 from gpt2lab.store import Row as JournalRow
 from gpt2lab.text import DASH, MINUS, clean, number, plural, quantity, time_taken
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GRADIENT, SCORES, LOGITS = "train/grad_norm", "diag/attention_logit_max", "diag/logit_rms"
 ACTIVATIONS, UPDATES = "diag/activation_rms", "diag/update_ratio"  # by block call, and by group of weights
@@ -423,6 +424,8 @@ def by_depth(values: Sequence[float]) -> Curve:
 
 def lines(curves: Sequence[Curves], look: Mapping[str, ArmStyle], x: str, y: str) -> Figure:
     """One line per arm, with its name at the end."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = style.panel(style.HALF, 2.9, x, y)
     for arm in curves:
         style.draw_curves(axes, arm, look[arm.arm])

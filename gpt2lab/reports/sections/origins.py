@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gpt2lab.analysis.statistics import welch
@@ -27,6 +26,10 @@ from gpt2lab.reports.tables import Cell, Table, difference_cell
 from gpt2lab.results import StudyRun
 from gpt2lab.store.parts import DIVISIONS, DOCUMENT, FREQUENCY, POSITION, PartLosses, read_parts
 from gpt2lab.text import plural, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 METRICS = ("context_loss", "frequency_loss", "document_loss")

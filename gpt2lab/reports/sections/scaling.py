@@ -6,8 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from gpt2lab.analysis import wording
 from gpt2lab.analysis.scaling import (
@@ -31,6 +30,9 @@ from gpt2lab.reports.tables import Cell, Table, tabulate, worth_cell
 from gpt2lab.results import Study, StudyRun, budget_losses, cleaned, collect, unit, usable_values
 from gpt2lab.store import Store
 from gpt2lab.text import DASH, interval, number, plural, quantity, signed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NEAR = 0.02
 """Share of training by which an evaluation may lie away from the fraction that it is used for."""

@@ -9,13 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.reports import style
@@ -36,6 +32,10 @@ from gpt2lab.reports.style import ARMS, BAND, GRID, HALF, INK, MUTED, RAMP, SURF
 from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
 from gpt2lab.results import LOSS, RATE
 from gpt2lab.text import DASH, number, setting, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {FINISHED: ARMS[0], PRUNED: MUTED, DIVERGED: ARMS[1], FAILED: MUTED}
 MARKS = {FINISHED: "o", PRUNED: "o", DIVERGED: "x", FAILED: "+"}
@@ -346,7 +346,7 @@ def against(search: SearchRead, axis: Axis, metric: str, close: float) -> Figure
     near = [p for p in points if p.finished and p.value <= best.value + CLOSE * close] if best else []
     window = _window(axis, search, near, close) if alone and best and not search.maximize else None
     height = 3.1 if not alone else 3.9 if any(point.has_value for point in points) else 2.2
-    figure = Figure(figsize=(WIDE if alone else HALF, height), layout="constrained")
+    figure = style.empty(WIDE if alone else HALF, height)
     panels = list(figure.subplots(1, 2, width_ratios=(1, 1.05))) if window else [figure.subplots()]
     whole = around(axis, points)
     for axes, limits in zip(panels, (whole, window or whole), strict=False):
@@ -401,6 +401,8 @@ def _draw_fitted(axes: Axes, fitted: Optimum | None) -> None:
 
 def history(search: SearchRead, metric: str) -> Figure:
     """Value over trials, with the best one so far; wide where no other figure is at its side."""
+    from matplotlib.ticker import MaxNLocator
+
     alone, points = len(search.axes) == 1, sorted(search.points, key=lambda point: point.slot)
     known = any(point.has_value for point in points)
     figure, axes = style.panel(WIDE if alone else HALF, (2.8 if alone else 3.1) if known else 2.0, "trial")
@@ -557,6 +559,8 @@ def _draw_curve(axes: Axes, axis: Axis, point: TrialPoint, best: TrialPoint | No
 
 def _colourbar(axes: Axes, axis: Axis) -> None:
     """The ramp as blocks: a picture of it would not be drawn under the page's policy."""
+    from matplotlib.patches import Rectangle
+
     height = 1 / len(RAMP)
     for step, colour in enumerate(RAMP):
         axes.add_patch(Rectangle((0, step * height), 1, height, color=colour, linewidth=0))

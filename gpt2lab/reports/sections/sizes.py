@@ -6,9 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from gpt2lab.analysis.scaling import Transfer, transfer
 from gpt2lab.analysis.tuning import Optimum
@@ -21,6 +19,10 @@ from gpt2lab.reports.style import HALF, INK, SURFACE, WIDE, ArmStyle, finite, lo
 from gpt2lab.reports.tables import Cell, Column, Row, Table
 from gpt2lab.results import cleaned
 from gpt2lab.text import DASH, quantity, setting, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_NAMES = 8
 """Parts of a model that are drawn, evenly from the first to the last; more lines could not be told apart."""
@@ -223,7 +225,7 @@ Seen = Mapping[str, Sequence[Sequence[float | None]]]
 def coordinates(found: Mapping[str, tuple[Sequence[float], Sequence[int], Seen]], what: str) -> Figure:
     """What the parts of a model do after the last step against its width; `found` is variant -> (widths, steps, seen),
     `what` names the numbers."""
-    figure = Figure(figsize=(WIDE if len(found) > 1 else HALF + 1.5, 3.6), layout="constrained")
+    figure = style.empty(WIDE if len(found) > 1 else HALF + 1.5, 3.6)
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     names = _some(list(dict.fromkeys(name for _, _, seen in found.values() for name in seen)))
     look = looks(names, names[0]) if names else {}

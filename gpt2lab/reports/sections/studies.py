@@ -6,9 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from typing import TYPE_CHECKING
 
 from gpt2lab.reports import style
 from gpt2lab.reports.index import Overview, StudyContrast, StudyEntry, facts
@@ -16,6 +14,9 @@ from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES, PublishedAgreement, found_direction
 from gpt2lab.reports.tables import Cell, Column, Link, Row, Table, tabulate
 from gpt2lab.text import plural, quantity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COMMAND = "gpt2lab run ablations/posenc.yaml --scale nano"
 """What makes a first study."""
@@ -185,6 +186,8 @@ def caption(shown: Sequence[Group], all_bars: int) -> str:
 
 def overview(shown: Sequence[Group]) -> Figure:
     """Differences with their intervals, a row for each under the name of its study."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     lines: list[style.Interval | str] = []
     for name, bars in shown:
         lines += [name, *bars]

@@ -7,9 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast
 from gpt2lab.analysis.best_rate import ErrorBudget
@@ -34,6 +32,9 @@ from gpt2lab.reports.tables import (
 )
 from gpt2lab.results import LOSS, Study, text_noise
 from gpt2lab.text import DASH, change, number, plural, quantity, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SENSITIVITY = (
     "None of these decides a verdict, and none is adjusted for the number of contrasts. Paired, and arm and seed, use "
