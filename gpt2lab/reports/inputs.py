@@ -8,18 +8,14 @@ that change nothing in them; files of runs by their size and times.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 import sys
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from gpt2lab.errors import Gpt2labError
 from gpt2lab.store import Store, read_bytes
 from gpt2lab.store.files import sha256
 
@@ -27,35 +23,25 @@ PACKAGE = Path(__file__).parents[1]
 VERSIONS = ("fonttools", "jinja2", "matplotlib", "numpy", "scipy")
 RECORDS = ("studies", "sweeps", "noise", "tracking")
 """Folders of a store whose files count by content."""
-OF_A_RUN = re.compile(r"[0-9a-f]{16}")
-NOT_READ = ("checkpoints", "replay")
-"""Folders of a run that no page is made from."""
 
 
 def sum_of_store(store: Store) -> str:
     """A sum over the files that pages are made from. Taken before they are read, it never covers more than a page."""
     records = [
-        (str(path.relative_to(store.root)), sha256(read_bytes(path) or b""))
+        (str(path.relative_to(store.root)), _content(path))
         for folder in RECORDS
         for path in sorted((store.root / folder).rglob("*.json"))
     ]
-    runs = [
-        files
-        for entry in sorted(os.scandir(store.root), key=lambda entry: entry.name) if OF_A_RUN.fullmatch(entry.name)
-        for files in _files(entry.path, entry.name)
-    ]  # fmt: skip
+    runs = [(run.id, list(run.stamps())) for run in store.runs()]
     return sha256(repr((records, runs)).encode())
 
 
-def _files(folder: str, name: str) -> Iterator[tuple[Any, ...]]:
-    """Every file in a folder of that name, with what changes when it does."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir(follow_symlinks=False):
-            yield from () if entry.name in NOT_READ else _files(entry.path, f"{name}/{entry.name}")
-        else:
-            with contextlib.suppress(FileNotFoundError):  # a temporary name
-                stat = entry.stat()
-                yield f"{name}/{entry.name}", stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+def _content(path: Path) -> str:
+    """A sum of a file; of one that cannot be read, why, as pages say so too."""
+    try:
+        return sha256(read_bytes(path) or b"")
+    except Gpt2labError as error:
+        return str(error)
 
 
 @cache

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -181,6 +182,16 @@ class RunFolder:
         """{"host", "pid", "since"} of the process at work on this run; {} when there is none."""
         lock = self.path / "lock"
         return lock_holder(lock) if is_locked(lock) else {}
+
+    def stamps(self) -> Iterator[tuple[str | int, ...]]:
+        """Every file but checkpoints, with what changes when it does."""
+        for folder, names, files in os.walk(self.path):
+            names[:] = sorted(set(names) - {"checkpoints", "replay"})
+            for name in sorted(files):
+                with contextlib.suppress(OSError):  # it was a temporary name, or cannot be read
+                    stat = os.stat(os.path.join(folder, name))
+                    inside = os.path.relpath(folder, self.path)
+                    yield inside, name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
     def identity(self) -> dict[str, Any] | None:
         """run.json: id, seed, repeat, identity, created. Raises DataFault."""
