@@ -605,11 +605,7 @@ def test_report_writes_the_page_and_publishes_a_copy(gpt2lab: Call, store: Path,
 def test_report_keeps_a_page_that_would_be_the_same_and_says_so(
     gpt2lab: Call, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2lab.reports import page, style
-
-    monkeypatch.setattr(page, "sum_of_code", lambda: "of the code")
-    monkeypatch.setattr(style, "render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr(style, "saved", lambda *_, **__: b"")
+    monkeypatch.setattr("gpt2lab.reports.page.sum_of_code", lambda: "of the code")
     index = tmp_path / "reports/posenc@nano/index.html"
     answers, times = [], []
     for _ in range(2):
