@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -31,7 +32,7 @@ def components(
 ) -> None:
     """List every component by slot. A * marks canonical GPT-2, or the default of data and training; a ! a
     deliberate bug."""
-    slots = all_slots(plugin)
+    slots = all_slots(plugin) if matrix or markdown else listing(plugin)
     if slot is not None and slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     selected = {slot: slots[slot]} if slot else slots
@@ -42,7 +43,7 @@ def components(
         print(markdown_table(selected.values()))
         return
     if json_:
-        print_json({"slots": {name: [as_json(component) for component in slot_] for name, slot_ in selected.items()}})
+        print_json({"slots": {name: slot_["components"] for name, slot_ in selected.items()}})
         return
     from rich.text import Text
 
@@ -52,13 +53,40 @@ def components(
     console = console_for()
     for group in selected.values():
         table = table_of("", "", "", header=False)
-        for component in group:
-            mark = "*" if component.name in defaults(group) else "!" if BUG in component.tags else " "
-            table.add_row(
-                Text(f"{mark} {component.name}"), Text(component.summary), Text(component.source, style="dim")
-            )
-        console.print(Text(f"{group.path}: {group.what}", style="bold"))
+        for one in group["components"]:
+            mark = "*" if one["name"] in group["default"] else "!" if BUG in one["tags"] else " "
+            table.add_row(Text(f"{mark} {one['name']}"), Text(one["summary"]), Text(one["source"], style="dim"))
+        console.print(Text(f"{group['path']}: {group['what']}", style="bold"))
         console.print(table)
+
+
+def listing(plugin: list[str] | None) -> dict[str, Any]:
+    """Every slot with its components as plain data. Of gpt2lab's own it is kept in the user's cache folder, by a sum of
+    the code and the version of torch, because they can be listed only after torch was imported."""
+    from importlib.metadata import entry_points, version
+
+    from gpt2lab.analysis.verdicts import as_json as plain
+    from gpt2lab.data.files import data_home
+    from gpt2lab.errors import Gpt2labError
+    from gpt2lab.registry import ENTRY_POINTS, PLUGINS
+    from gpt2lab.reports.inputs import sum_of_code
+    from gpt2lab.store import read_json, write_json
+
+    code = "" if plugin or PLUGINS or entry_points(group=ENTRY_POINTS) else sum_of_code()
+    path = data_home() / "components" / f"{code[:32]}-{version('torch')}.json"
+    with contextlib.suppress(Gpt2labError):  # an unreadable record counts as absent
+        if code and (kept := read_json(path)):
+            return dict(kept["slots"])
+    filled = all_slots(plugin)
+    listed: dict[str, Any] = plain({
+        name: {"path": slot.path, "what": slot.what, "default": defaults(slot), "components": list(map(as_json, slot))}
+        for name, slot in filled.items()
+    })  # fmt: skip
+    own = all(component.factory.__module__.startswith("gpt2lab.") for slot in filled.values() for component in slot)
+    with contextlib.suppress(Gpt2labError):
+        if code and own:
+            write_json(path, {"slots": listed})
+    return listed
 
 
 def print_matrix(slot: str | None, json_: bool) -> None:

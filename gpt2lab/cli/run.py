@@ -224,13 +224,15 @@ def finish(
     """Write a study's page, log it to the tracker, and show the verdicts. A failing tracker prints one line."""
     from gpt2lab import api
     from gpt2lab.reports import is_current, read_study, terminal_summary, write_report
+    from gpt2lab.reports.page import WRITTEN
     from gpt2lab.tracking.addresses import reason
+    from gpt2lab.tracking.follower import has_report
 
     study = read_study(result.name, result.store.root, force_exploratory=force_exploratory)
     kept = is_current(study, out)
     if not kept:
         write_report(study, out=out)
-    if tracking:
+    if tracking and not (kept and has_report(result.store, result.name, out / result.name / WRITTEN)):
         try:
             tracker = api.tracker_of(result.store, result.record.ablation)()
             tracker.log_report(result.record.plain(), out / result.name)
@@ -510,14 +512,16 @@ def sweep(
 def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *, apply: bool, as_json: bool) -> int:
     """Write the page and print the result; -> the exit code. Raises NumericsFault when everything diverged."""
     from gpt2lab.errors import NumericsFault, command
-    from gpt2lab.reports import terminal_sweep, write_sweep_report
+    from gpt2lab.records import page_folder
+    from gpt2lab.reports import is_current, read_sweep, terminal_sweep, write_sweep_report
 
-    root, loaded = plan.store.root, plan.loaded
-    page = write_sweep_report(record.name, root=root, out=out)
+    read, loaded = read_sweep(record.name, plan.store.root), plan.loaded
+    kept = is_current(read, out)
+    page = page_folder(out, read.name) / "index.html" if kept else write_sweep_report(read, out=out)
     if as_json:
         print_json(json.loads((page.parent / "sweep.json").read_text(encoding="utf-8")), indent=1)
     else:
-        console.print(terminal_sweep(record.plain(), root=root, out=out))
+        console.print(terminal_sweep(read, out=out, kept=kept))
     for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
         path = Path(f"{loaded.scale}-{loaded.declared.sweep}{best.stem.removeprefix('best')}.yaml")
         path.write_text(best.read_text(encoding="utf-8"), encoding="utf-8")

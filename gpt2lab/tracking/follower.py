@@ -25,7 +25,8 @@ from typing import Any
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
 from gpt2lab.records import SweepRecord, TrialRecord
 from gpt2lab.redaction import masked
-from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_json, write_json
+from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_bytes, read_json, to_json, write_json
+from gpt2lab.store.files import sha256
 from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, Tracker, milliseconds, started_ms
 from gpt2lab.tracking.addresses import reason
 from gpt2lab.tracking.journal import Tail
@@ -65,7 +66,8 @@ class Follower:
         """make_tracker: must not connect; what it raises is raised here, before any training. None follows without a
         tracker. say: takes each message for the user, once, always from `poll` or `close`."""
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._delivery = Delivery(store, study, make_tracker(), self._messages.put) if make_tracker else None
+        delivery = Delivery(store, study, make_tracker(), self._messages.put) if make_tracker else None
+        self._delivery = None if delivery and delivery.is_done() else delivery
         self._name, self._store = str(study["name"]), store
         self._tails = _tails(store, study)
         self._say, self._said = say, set[str]()
@@ -249,7 +251,24 @@ class Delivery:
         if failures:
             raise failures[0]
         self._update_study(over)
-        self._write_links()
+        self._write_links(over)
+
+    def is_done(self) -> bool:
+        """Whether nothing has changed since all was sent: not the record, no file of its runs, and not what the tracker
+        holds of them. Trackers that cannot tell without being asked for everything are asked."""
+        known = links(self._store, str(self._study["name"]), str(self._study.get("kind", "study"))) or {}
+        same_place = known.get("uri") == masked(self.tracker.shown_uri)
+        return same_place and known.get("delivered") is not None and known["delivered"] == self._delivered(known)
+
+    def _delivered(self, known: Record) -> str | None:
+        """A sum over what has to be delivered and what the tracker holds; None while there may be more of it."""
+        ended = all(run.folder.status() in ("finished", "diverged") for run in self._runs)
+        copies = [known.get("parent_run_id"), *known.get("runs", {}).values()]
+        held = self.tracker.held(copies) if hasattr(self.tracker, "held") and None not in copies else None
+        if "open" in self._study or not ended or held is None:
+            return None
+        stamps = [(run.key, list(run.folder.stamps())) for run in self._runs]
+        return sha256(repr((to_json(self._study), stamps, held)).encode())
 
     def undelivered(self) -> int:
         """Rows on the disk beyond what the tracker is known to have."""
@@ -329,14 +348,15 @@ class Delivery:
         self._store.folder(*_folders(self._study))
         return file_lock(_beside(self._store, self._study, "lock"), LOCK_PATIENCE_SECONDS)
 
-    def _write_links(self) -> None:
-        """Where things are in the tracker, for `gpt2lab ui` and reports; nothing here is read back."""
-        links = {
+    def _write_links(self, over: bool) -> None:
+        """Where things are in the tracker, for `gpt2lab ui` and reports, and for `is_done`."""
+        links: dict[str, Any] = {
             "uri": masked(self.tracker.shown_uri),
             "experiment_id": self.tracker.experiment_id,
             "parent_run_id": self._parent.id if self._parent else None,
             "runs": {run.folder.id: run.copy.id for run in self._runs if run.copy},
         }
+        links["delivered"] = self._delivered(links) if over else None
         if links != self._links:
             write_json(_beside(self._store, self._study, "json"), links, private=True)
             self._links = links
@@ -522,6 +542,13 @@ def links(store: Store, name: str, kind: str = "study") -> dict[str, Any] | None
     """Where a study or `sweep` is in its tracker: {"uri", "experiment_id", "parent_run_id", "runs": {run id: copy's
     id}}."""
     return read_json(_beside(store, {"name": name, "kind": kind}, "json"))
+
+
+def has_report(store: Store, name: str, file: Path) -> bool:
+    """Whether the artifacts beside the store's runs have this file of a study's report."""
+    parent = str((links(store, name) or {}).get("parent_run_id"))
+    copy = store.root / "artifacts" / parent / "artifacts" / "report" / file.name
+    return copy.is_file() and read_bytes(copy) == read_bytes(file)
 
 
 def _beside(store: Store, study: Record, ending: str) -> Path:

@@ -63,6 +63,31 @@ def test_commands_import_only_what_they_need(line: list[str], heavy: tuple[str, 
     assert out.splitlines()[-1] == "0 []" and err == ""
 
 
+def test_components_are_listed_from_the_cache_only_while_the_code_is_the_same(
+    gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2lab.cli import catalogue
+
+    sums, imports = ["as it is"], []
+    monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("gpt2lab.reports.inputs.sum_of_code", lambda: sums[0])
+    monkeypatch.setattr("gpt2lab.registry.PLUGINS", [])  # of tests before this one
+    all_slots = catalogue.all_slots
+    monkeypatch.setattr(catalogue, "all_slots", lambda plugin: imports.append(plugin) or all_slots(plugin))
+    (tmp_path / "mine.py").write_text("")
+    first, as_json = gpt2lab("components").out, gpt2lab("components", "--json").out
+    kept = len(imports)
+    assert "* learned" in first and "rotary" in json.loads(as_json)["slots"]["position"][1]["name"]
+    assert (gpt2lab("components").out, gpt2lab("components", "--json").out) == (first, as_json)
+    assert kept == len(imports) == 1
+    for change in (lambda: sums.insert(0, "edited"), lambda: sums.insert(0, ""), lambda: None):
+        change()
+        assert gpt2lab("components").out == first
+    assert len(imports) == 4
+    sums[0] = "as it is"
+    assert gpt2lab("components", "--plugin", "mine.py").code == 0 and imports[-1] == ["mine.py"]
+
+
 def commands(group: Any = None, path: str = "gpt2lab") -> dict[str, Any]:
     """Every command, by what one types."""
     from gpt2lab.cli import app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from gpt2lab.analysis import compare
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import Store
 from gpt2lab.tracking.addresses import default_uri
-from gpt2lab.tracking.follower import Delivery, links, sync
+from gpt2lab.tracking.follower import Delivery, Follower, links, sync
 from gpt2lab.tracking.mlflow import MlflowTracker, artifacts_elsewhere, read_experiment
 
 Sinks = Callable[[], MlflowTracker]
@@ -84,6 +85,47 @@ def test_a_pass_with_nothing_new_writes_nothing(lab: Lab, sink_factory: Sinks, m
             monkeypatch.setattr(sink._connect(), name, lambda *_, name=name, **__: calls.append(name))
         assert delivery.send_new() == 0
     assert calls == []
+
+
+def test_what_was_delivered_is_not_opened_again_before_something_changes(
+    lab: Lab, sink_factory: Sinks, look: Look, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = lab.store.root / "mlflow.db"
+
+    def done() -> bool:
+        return Delivery(lab.store, lab.record, sink_factory()).is_done()
+
+    def changed_with(change: Callable[[], Any]) -> None:
+        assert done()
+        change()
+        assert not done()
+        sync(lab.store, lab.record, sink_factory)
+
+    def lose_a_point() -> None:
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("delete from metrics where rowid = (select max(rowid) from metrics)")
+
+    assert not done()
+    lab.train_all()
+    assert not done()
+    sync(lab.store, lab.record, sink_factory)
+    changed_with(lambda: lab.run().write_evaluation({"key": "late", "metrics": {"val/loss": 2.5}}))
+    changed_with(lambda: lab.record.update(question="Another question?"))
+    changed_with(lambda: look.client.delete_run(look.children(lab.run())[0].info.run_id))
+    changed_with(lambda: look.client.set_tag(look.parents()[0].info.run_id, "mine", "a note"))
+    changed_with(lambda: lab.record["arms"]["rotary"]["runs"].update({"2": lab.train(lab.store.run("f" * 16)).id}))
+    assert done()
+    with monkeypatch.context() as patch:  # it is asked for nothing
+        patch.setattr(MlflowTracker, "open_study", lambda *_: pytest.fail("opened"))
+        follower = Follower(lab.store, lab.record, sink_factory)
+        follower.poll()
+        assert follower.close() == 0
+    lose_a_point()
+    assert not done()
+    shutil.copy(template, database)
+    assert not done()
+    database.unlink()
+    assert not done()
 
 
 @pytest.mark.parametrize("cut", ["after the first batch", "between the runs"])
