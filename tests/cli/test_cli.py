@@ -76,10 +76,9 @@ def test_components_are_listed_from_the_cache_only_while_the_code_is_the_same(
     monkeypatch.setattr(catalogue, "all_slots", lambda plugin: imports.append(plugin) or all_slots(plugin))
     (tmp_path / "mine.py").write_text("")
     first, as_json = gpt2lab("components").out, gpt2lab("components", "--json").out
-    kept = len(imports)
-    assert "* learned" in first and "rotary" in json.loads(as_json)["slots"]["position"][1]["name"]
+    assert "* learned" in first and "rotary" in [one["name"] for one in json.loads(as_json)["slots"]["position"]]
     assert (gpt2lab("components").out, gpt2lab("components", "--json").out) == (first, as_json)
-    assert kept == len(imports) == 1
+    assert len(imports) == 1
     for change in (lambda: sums.insert(0, "edited"), lambda: sums.insert(0, ""), lambda: None):
         change()
         assert gpt2lab("components").out == first
