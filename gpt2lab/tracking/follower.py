@@ -263,8 +263,8 @@ class Delivery:
     def _delivered(self, known: Record) -> str | None:
         """A sum over what has to be delivered and what the tracker holds; None while there may be more of it."""
         ended = all(run.folder.status() in ("finished", "diverged") for run in self._runs)
-        copies = [known.get("parent_run_id"), *known.get("runs", {}).values()]
-        held = self.tracker.held(copies) if hasattr(self.tracker, "held") and None not in copies else None
+        parent, copies = known.get("parent_run_id"), list(known.get("runs", {}).values())
+        held = self.tracker.held(parent, copies) if parent and hasattr(self.tracker, "held") else None
         if "open" in self._study or not ended or held is None:
             return None
         stamps = [(run.key, list(run.folder.stamps())) for run in self._runs]

@@ -274,10 +274,10 @@ class MlflowTracker:
         """Keep a finished report (a folder) with the parent run; of a study, its verdicts as numbers, and a run for the
         mean curve of each arm."""
         parent = self.open_study(study)
-        self._artifact(parent.id, folder, "report")
         if verdicts := read_json(folder / "verdicts.json"):
             self._log_contrasts(study, parent.id, verdicts["contrasts"])
             self._log_means(study, parent.id, {arm["name"]: arm for arm in verdicts["arms"]})
+        self._artifact(parent.id, folder, "report")  # last: the sign that the rest is there
 
     def _log_contrasts(self, study: Mapping[str, Any], parent: str, contrasts: Sequence[Mapping[str, Any]]) -> None:
         """What changed since the last time; a number that is no longer claimed becomes NaN, as MLflow deletes none."""
@@ -367,15 +367,17 @@ class MlflowTracker:
         client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_uri)
 
-    def held(self, runs: Sequence[str]) -> tuple[int, ...] | None:
-        """How many of these runs a database on this machine has that are not deleted, and how many points and tags of
-        them; quick, without importing MLflow. None where a server or an unreadable file has to be asked."""
+    def held(self, parent: str, runs: Sequence[str]) -> tuple[int, ...] | None:
+        """How many points and tags of these runs a database on this machine holds, and how many of them and of their
+        parent are not deleted; quick, without importing MLflow. None where a server has to be asked, or the file cannot
+        be read."""
         database, marks = sqlite_path(self.uri), ", ".join("?" * len(runs))
         counted = [f"select count(*) from {table} where run_uuid in ({marks})" for table in ("metrics", "tags")]
-        living = f"select count(*) from runs where run_uuid in ({marks}) and lifecycle_stage = 'active'"
+        living = f"select count(*) from runs where run_uuid in ({marks}, ?) and lifecycle_stage = 'active'"
         try:
             with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-                return tuple(connection.execute(query, runs).fetchone()[0] for query in (living, *counted))
+                counts = [connection.execute(query, runs).fetchone()[0] for query in counted]
+                return (*counts, connection.execute(living, [*runs, parent]).fetchone()[0])
         except (sqlite3.Error, AttributeError):
             return None
 

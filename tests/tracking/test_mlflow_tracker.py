@@ -112,7 +112,8 @@ def test_what_was_delivered_is_not_opened_again_before_something_changes(
     changed_with(lambda: lab.run().write_evaluation({"key": "late", "metrics": {"val/loss": 2.5}}))
     changed_with(lambda: lab.record.update(question="Another question?"))
     changed_with(lambda: look.client.delete_run(look.children(lab.run())[0].info.run_id))
-    changed_with(lambda: look.client.set_tag(look.parents()[0].info.run_id, "mine", "a note"))
+    changed_with(lambda: look.client.delete_run(look.parents()[0].info.run_id))
+    changed_with(lambda: look.client.set_tag(look.children(lab.run())[0].info.run_id, "mine", "a note"))
     changed_with(lambda: lab.record["arms"]["rotary"]["runs"].update({"2": lab.train(lab.store.run("f" * 16)).id}))
     assert done()
     with monkeypatch.context() as patch:  # it is asked for nothing
