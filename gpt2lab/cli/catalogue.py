@@ -32,7 +32,7 @@ def components(
 ) -> None:
     """List every component by slot. A * marks canonical GPT-2, or the default of data and training; a ! a
     deliberate bug."""
-    slots = all_slots(plugin) if matrix or markdown else listing(plugin)
+    slots: dict[str, Any] = all_slots(plugin) if matrix or markdown else listing(plugin)
     if slot is not None and slot not in slots:
         raise ConfigError(unknown("slot", slot, slots), hint="gpt2lab components")
     selected = {slot: slots[slot]} if slot else slots

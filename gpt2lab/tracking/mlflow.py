@@ -372,13 +372,15 @@ class MlflowTracker:
         parent are not deleted; quick, without importing MLflow. None where a server has to be asked, or the file cannot
         be read."""
         database, marks = sqlite_path(self.uri), ", ".join("?" * len(runs))
+        if database is None:
+            return None
         counted = [f"select count(*) from {table} where run_uuid in ({marks})" for table in ("metrics", "tags")]
         living = f"select count(*) from runs where run_uuid in ({marks}, ?) and lifecycle_stage = 'active'"
         try:
-            with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
                 counts = [connection.execute(query, runs).fetchone()[0] for query in counted]
                 return (*counts, connection.execute(living, [*runs, parent]).fetchone()[0])
-        except (sqlite3.Error, AttributeError):
+        except sqlite3.Error:
             return None
 
     @contextlib.contextmanager
