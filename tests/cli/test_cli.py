@@ -430,13 +430,14 @@ def test_json_schemas_have_every_component_with_its_options() -> None:
 
 def test_every_component_can_be_explained(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpt2lab import costs
-    from gpt2lab.cli.catalogue import canonical_costs
+    from gpt2lab.cli.catalogue import all_slots, canonical_costs
     from gpt2lab.registry import SLOTS
 
     small = {"n_layer": 1, "block_size": 64, "vocab_size": 512}  # to save time
     for name in ("costs", "cache_numbers"):
         full = getattr(costs, name)
         monkeypatch.setattr(costs, name, lambda config, full=full: full(config.model_copy(update=small)))
+    all_slots(None)
     canonical_costs.cache_clear()
     try:
         for slot in SLOTS.values():
