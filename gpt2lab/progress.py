@@ -261,7 +261,8 @@ def time_left(runs: Sequence[RunProgress], jobs: int) -> float:
     if not speeds or not sizes or not open_runs:
         return math.nan
     tokens = sum((run.steps - run.step) * sizes[0] for run in open_runs)
-    return tokens / (sum(speeds) / len(speeds)) / min(jobs, len(open_runs))
+    at_once = sum(run.status == "running" for run in open_runs) or len(open_runs)  # a cluster may give fewer than jobs
+    return tokens / (sum(speeds) / len(speeds)) / min(jobs, at_once)
 
 
 def number(value: float) -> str:

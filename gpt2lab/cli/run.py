@@ -40,6 +40,7 @@ from gpt2lab.cli.options import (
 
 if TYPE_CHECKING:
     from gpt2lab.api import Source, StudyResult
+    from gpt2lab.executors.slurm import SlurmExecutor
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.planning.noise import Floor
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from gpt2lab.store import Store
 
 LOCAL = "local"
-EXECUTORS = (LOCAL, "print")
+EXECUTORS = (LOCAL, "slurm", "print")
 
 
 def executor_of(text: str) -> str:
@@ -80,9 +81,13 @@ def run(
     dry_run: DryRun = False,
     executor: Annotated[
         str,
-        typer.Option("--executor", parser=executor_of, metavar="local|print", help="Where runs train: here, or "
-                     "wherever the printed command is started."),
+        typer.Option("--executor", parser=executor_of, metavar="|".join(EXECUTORS), help="Where runs train: here, in "
+                     "Slurm, or wherever the printed command is started."),
     ] = LOCAL,
+    workers: Annotated[int, typer.Option("--workers", help="Slurm jobs, each with --jobs runs at a time.", min=1)] = 1,
+    sbatch: Annotated[
+        str, typer.Option("--sbatch", help="Options of each Slurm job, as '--partition=gpu --gpus=1 --time=12:00:00'.")
+    ] = "",
     machine: Annotated[
         Path | None,
         typer.Option("--machine", help="With --dry-run or --executor: plan for that machine, as `gpt2lab machine` "
@@ -112,10 +117,28 @@ def run(
         if executor == "print":
             declare(study, console, json_)
             continue
-        result = train(study, console, tracking=not no_tracking, max_days=max_days)
+        slurm = slurm_for(study, workers, sbatch, jobs) if executor == "slurm" else None
+        result = train(study, console, tracking=not no_tracking, max_days=max_days, executor=slurm)
         finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
         results.append(result)
     refuse_failures(*results)
+
+
+def slurm_for(study: Study, workers: int, sbatch: str, jobs: int | None) -> SlurmExecutor:
+    """Slurm for the runs of a study, which is planned anew for that many workers. Raises ConfigError."""
+    import shlex
+    from dataclasses import replace
+
+    from gpt2lab.errors import ConfigError
+    from gpt2lab.executors.slurm import SlurmExecutor
+
+    try:
+        options = shlex.split(sbatch)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--sbatch") from None
+    study.machine = replace(study.machine, jobs=workers * (jobs or max(1, study.machine.gpus)))
+    study.refuse_searches()
+    return SlurmExecutor(study.name, workers, options, jobs)
 
 
 def declare(study: Study, console: Any, as_json: bool) -> None:
@@ -144,6 +167,7 @@ def work(
 ) -> None:
     """Train declared runs that no other process trains. Ends when none is left; any number of these may work on a
     study, on any machine that sees the folder of runs (docs/cluster.md)."""
+    from gpt2lab.executors.slurm import NOTHING_LEFT
     from gpt2lab.experiments.work import work as work_on
     from gpt2lab.progress import console_for
 
@@ -152,7 +176,7 @@ def work(
     endings = list(pool.endings.values())
     failed = f", {endings.count('failed')} failed" if "failed" in endings else ""
     elsewhere = f"; {len(pool.left)} at work in other processes" if pool.left else ""
-    say(console, f"{endings.count('done')} trained here{failed}{elsewhere}; nothing else is left to do")
+    say(console, f"{endings.count('done')} trained here{failed}{elsewhere}; {NOTHING_LEFT}")
     if json_:
         print_json({"endings": dict(pool.endings), "left": list(pool.left)})
     if failed:
@@ -194,13 +218,13 @@ def scales(chosen: str | None, declared: Iterable[str]) -> list[str | None]:
 
 def train(
     study: Study, console: Any, *, tracking: bool, max_days: float,
-    through: Callable[[Listener], Listener] = lambda listener: listener,
+    through: Callable[[Listener], Listener] = lambda listener: listener, executor: SlurmExecutor | None = None,
 ) -> StudyResult:  # fmt: skip
     """Train the unfinished runs of a study, with progress on the console, if that takes at most `max_days` or the user
     agrees. through: what the console's listener is wrapped in. Raises EnvironmentFault."""
     from gpt2lab import api
     from gpt2lab.planning.forecast import lines, seconds_left
-    from gpt2lab.progress import display
+    from gpt2lab.progress import Message, display
     from gpt2lab.text import plural
 
     plan, store = study.plan(), study.store
@@ -209,7 +233,9 @@ def train(
     say(console, f"{study.name}: {plan.ablation.question}", total, *lines(plan))
     confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
-        result = api.train_study(study, tracking=tracking, on_event=through(listener))
+        if executor:
+            executor.say = lambda text: listener(Message(text))
+        result = api.train_study(study, tracking=tracking, on_event=through(listener), executor=executor)
     trained = len(result.endings) - len(result.failed)
     again = len(result.failed) - len(result.damaged.keys() & set(result.failed))
     failed = f", {again} failed (tried again by the same command)" if again else ""

@@ -1,7 +1,7 @@
 """Submits jobs to an executor as it has room, and stops them.
 
 A job that fails does not affect the others. When this process gets a stop signal, every job finishes its step, saves
-and ends.
+and ends; unless the executor says by a text `outlives` that its jobs go on without this process, and how to end them.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Scheduler:
                 while more or self._waiting or self._working:
                     self._collect()
                     if self._stop:
+                        if self._outlives:
+                            break
                         self._cancel_all()
                         if not self._working:
                             break
@@ -90,8 +92,11 @@ class Scheduler:
                     self.on_tick()
                     self._ready = self.executor.poll(TICK_SECONDS)
             finally:
-                self.executor.close()
+                if not (self._stop and self._outlives):
+                    self.executor.close()
                 self._working.clear()
+        if self._stop and self._outlives:
+            raise Preempted(self._outlives, hint="the same command follows them again")
         if self._stop:
             not_begun = f", {len(self._waiting)} not begun" if listed else ""
             raise Preempted(
@@ -99,6 +104,10 @@ class Scheduler:
                 hint="the same command continues",
             )
         return self._endings
+
+    @property
+    def _outlives(self) -> str:
+        return str(getattr(self.executor, "outlives", ""))
 
     def stop(self) -> None:
         """Let every run finish its step and save, and begin no other; `run` then raises Preempted. For any thread."""
@@ -217,7 +226,8 @@ class Scheduler:
     def _on_stop(self, number: int, frame: object) -> None:
         """Let the loop cancel every job. A second Ctrl-C ends them at once; clusters send other signals twice."""
         if self._stop and number == signal.SIGINT:
-            self.executor.kill()
-            print_ended()
+            if not self._outlives:
+                self.executor.kill()
+                print_ended()
             os._exit(FORCED)
         self._stop = True

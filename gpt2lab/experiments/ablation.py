@@ -171,7 +171,7 @@ class Study:
     def refuse_searches(self) -> None:
         """Raises ConfigError for a study whose arms are tuned by searches, whose trials train on this machine."""
         if self.plan().searches:
-            hint = "the same command without --executor trains the trials here; the runs after them can go elsewhere"
+            hint = "without --executor, the same command trains the trials on this machine"
             raise ConfigError("its arms are tuned first, trial after trial", where=self.name, hint=hint)
 
     def _record(self, due: Mapping[str, int] | None, on_event: Listener) -> tuple[Plan, StudyRecord]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_slurm import FakeSlurm
 from workers import folder_of, jobs_of, wait_until
 
 from gpt2lab.errors import ConfigError
@@ -17,6 +18,7 @@ from gpt2lab.executors.driver import executor_for
 from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
+from gpt2lab.executors.slurm import SlurmExecutor
 from gpt2lab.planning.machine import Machine
 from gpt2lab.runner import Job
 
@@ -39,6 +41,7 @@ KINDS: dict[str, Callable[[], Executor]] = {
     "processes": lambda: LocalExecutor(2, fork=False),
     "ranks": lambda: RanksExecutor(2),
     "inline": InlineExecutor,
+    "slurm": lambda: SlurmExecutor("tiny", workers=2),
     "documented": lambda: documented("NiceExecutor")(),
 }
 QUICK = ("forks", "inline")  # the others import torch for every job
@@ -50,7 +53,13 @@ def kinds(names: Any = KINDS) -> list[Any]:
 
 
 @pytest.fixture
-def executor(request: pytest.FixtureRequest, forks: None) -> Iterator[Executor]:
+def executor(
+    request: pytest.FixtureRequest, forks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Executor]:
+    if request.param == "slurm":
+        monkeypatch.setattr("gpt2lab.executors.slurm.QUEUE_SECONDS", 0.2)
+        for name, value in FakeSlurm(tmp_path / "slurm").environment.items():
+            monkeypatch.setenv(name, value)
     made = KINDS[request.param]()
     yield made
     made.close()
