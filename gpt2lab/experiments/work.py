@@ -48,16 +48,19 @@ class Pool:
         """The next free run, and None while there is none but this worker still trains."""
         looked = -LOOK_SECONDS
         while True:
+            claimed = False
             if time.monotonic() >= looked + LOOK_SECONDS or not self.at_work:
                 for run in list(self.left):
                     if job := self._claimable(run):
                         self.left.remove(run)
                         self.at_work[run] = job
+                        claimed = True
                         yield job
                 looked = time.monotonic()
-            if not self.at_work:
-                return
-            yield None
+            if not claimed:  # otherwise, those looked at before may be free or finished by now
+                if not self.at_work:
+                    return
+                yield None
 
     def ended(self, run: str, ending: Ending) -> None:
         """Take note of how a run ended here."""

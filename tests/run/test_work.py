@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def test_what_others_hold_is_left_to_them_and_a_failure_to_the_next_declaration(
     assert set(trained([failed.run_id], store).endings) == set()
     declared(tiny)
     assert trained([STUDY], store).endings == {failed.run_id: "done"} and folder_of(failed).failure() is None
+
+
+def test_a_run_that_becomes_free_meanwhile_is_taken(tiny: Path, here: list[str]) -> None:
+    held, *others = declared(tiny)
+    with ExitStack() as stack:
+        stack.enter_context(folder_of(held).lock())
+        pool = work([STUDY], Store(tiny.parent / "runs"), say=lambda text: stack.close())  # once another was taken
+    assert here == [*(job.run_id for job in others), held.run_id] and not pool.left
 
 
 def test_a_run_that_would_be_another_one_is_refused_before_it_begins(
