@@ -205,7 +205,7 @@ class MlflowTracker:
         ]
         if numbers:
             client.log_batch(run_id, metrics=numbers)
-        if "data" in identity:
+        if "data" in identity and "corpus" in config.get("data", {}):  # a damaged config costs this line only
             corpus, source = config["data"]["corpus"], json.dumps(config["data"])
             name = str(corpus["name"] if isinstance(corpus, Mapping) else corpus)
             dataset = Dataset(name, identity["data"][:DIGEST_LIMIT], "gpt2lab", source)

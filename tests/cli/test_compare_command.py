@@ -56,7 +56,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store, uri = Store(root / "runs"), f"sqlite:///{root}/runs/mlflow.db"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow's own, at its import
-        sync(store, store.study("posenc"), lambda: MlflowTracker(uri, "posenc", root / "artifacts"))
+        sync(store, "posenc", lambda: MlflowTracker(uri, "posenc", root / "artifacts"))
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)
