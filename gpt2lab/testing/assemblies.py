@@ -36,9 +36,19 @@ Pair = frozenset[str]
 
 
 def fits(a: Case, b: Case) -> bool:
-    """Whether both offer what the other needs."""
+    """Whether both offer what the other needs, and neither's own check refuses the other."""
     sides = ((a, SLOTS[b.slot][b.name]), (b, SLOTS[a.slot][a.name]))
-    return all(SLOTS[x.slot][x.name].needs.get(y.slot) in (None, *y.can) for x, y in sides)
+    if not all(SLOTS[x.slot][x.name].needs.get(y.slot) in (None, *y.can) for x, y in sides):
+        return False
+    together = refusals(a, b)
+    return not together or together <= refusals(a) | refusals(b)
+
+
+def refusals(*row: Case) -> set[str]:
+    """What the checks of these cases refuse in a tiny model that has them."""
+    checks = [(check, case.choice().options) for case in row if (check := SLOTS[case.slot][case.name].check)]
+    dims = config({case.slot: case for case in row}) if checks else None
+    return {problem for check, options in checks for problem in check(dims, options)}
 
 
 def allowed_pairs(levels: Mapping[str, Sequence[Case]]) -> set[Pair]:
