@@ -59,9 +59,8 @@ def judged_by_formula(x: Array) -> tuple[Array, NDArray[np.bool_], NDArray[np.bo
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("bank", "n"), [
-    pytest.param(bank, n, marks=() if (bank, n) == ("t5", 3) else SLOW) for bank in BANKS for n in (3, 5, 8)
-])  # fmt: skip
+@SLOW
+@pytest.mark.parametrize(("bank", "n"), [(bank, n) for bank in BANKS for n in (3, 5, 8)])
 def test_the_references_come_from_an_independent_simulation(bank: str, n: int) -> None:
     rng, size = np.random.default_rng([9, n]), (STUDIES, 5, n)
     repeats = np.array([float(row["val_loss"]) for row in table("seed_noise_124m.csv")])

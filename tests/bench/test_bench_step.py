@@ -89,6 +89,7 @@ def test_other_precisions_train_as_well() -> None:
         assert found != exact
 
 
+@pytest.mark.slow
 def test_a_comparison_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "BLOCK_SECONDS", 0.01)
     monkeypatch.setattr(step, "LIMIT_SIZE", 64)
