@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from gpt2lab.errors import DataFault
 from gpt2lab.reports.page import Page, Section, write_page
-from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, difference_cell
+from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, difference_cell, kind_of
 from gpt2lab.store import read_json
 from gpt2lab.text import clean, plural, quantity, time_taken
 
@@ -84,7 +84,7 @@ def _rows(studies: Sequence[Record]) -> Iterator[Row]:
 
 def _found(contrast: Record, study: Record) -> Cell:
     """The verdict at one scale; below it the difference and its interval, with a link to the study's page."""
-    start = max((known for known in CHIPS if contrast["word"].startswith(known)), key=len, default="exploratory")
+    start = kind_of(contrast["word"])
     low, middle, high = (
         math.nan if contrast[key] is None else float(contrast[key]) for key in ("low", "difference", "high")
     )

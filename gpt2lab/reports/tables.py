@@ -119,9 +119,14 @@ def p_text(value: float, alpha: float) -> str:
     return DASH if math.isnan(value) else p_value(value, alpha).removeprefix("= ")
 
 
+def kind_of(word: str) -> str:
+    """The kind of a verdict, one of CHIPS: what its word begins with."""
+    return max((known for known in CHIPS if word.startswith(known)), key=len)
+
+
 def verdict_cell(contrast: Contrast) -> Cell:
     """The verdict's word as a label; what it adds, why, and what to beware of on the line below."""
-    start = max((known for known in CHIPS if contrast.word.startswith(known)), key=len)
+    start = kind_of(contrast.word)
     slight = "(smaller" in contrast.word  # significant, and within the zone too small to matter
     label = contrast.word if start == "no difference" or slight else start
     details = [contrast.word.removeprefix(label).strip(" :()")]
