@@ -158,10 +158,7 @@ class SlurmExecutor:
                 return "done"
             if job.run_id in self._cancelled:
                 return None if folder.status() == "running" else "preempted"
-            failed = (folder.path / "failure.json").stat().st_mtime_ns
-            return "failed" if failed > job.path.stat().st_mtime_ns else None
-        except FileNotFoundError:
-            return None
+            return "failed" if job.has_failed() else None
         except DataFault:
             return "failed"
 

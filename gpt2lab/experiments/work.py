@@ -80,14 +80,10 @@ class Pool:
         status, declared = folder.status(), folder.path / "job.json"
         if status == "running":
             return None
-        if (
-            not declared.exists()
-            or status == "damaged"
-            or (status == "failed" and is_newer(folder.path / "failure.json", declared))
-        ):
+        job = Job.read(declared) if declared.exists() and status != "damaged" else None
+        if job is None or (status == "failed" and job.has_failed()):
             self.left.remove(run)
             return None
-        job = Job.read(declared)
         config = config_of(job)
         if is_finished(Run(run, "", config, job.identity), self.store):
             self.left.remove(run)
@@ -141,11 +137,6 @@ def config_of(job: Job) -> Config:
     for plugin in job.plugins:
         load_plugin(plugin)
     return config_from_text(job.config)
-
-
-def is_newer(file: Path, other: Path) -> bool:
-    """Whether a file was written after another one; by the clock of the disk that both lie on."""
-    return file.exists() and file.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def refuse_another_run(job: Job, config: Config, store: Store) -> None:

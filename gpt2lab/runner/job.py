@@ -54,6 +54,13 @@ class Job:
         """Its file, which a worker reads."""
         return self.folder / "job.json"
 
+    def has_failed(self) -> bool:
+        """Whether the run has failed since its file was written, by the clock of the disk that both lie on."""
+        try:
+            return (self.folder / "failure.json").stat().st_mtime_ns > self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+
     def write(self) -> Path:
         """Write its file into the run's folder."""
         RunFolder(self.folder).refuse_links()
