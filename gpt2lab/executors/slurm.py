@@ -22,6 +22,7 @@ from typing import NamedTuple
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import DataFault, EnvironmentFault, Preempted
 from gpt2lab.executors import Ending
+from gpt2lab.executors.submitted import IMPORTS, copy_of_code, environment_of, with_copy
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.runner import Job
 from gpt2lab.store import Store, make_folder
@@ -100,7 +101,7 @@ class SlurmExecutor:
         if self._is_finished(job):
             self._endings[job.run_id] = "found"
         else:
-            job.write()  # newer than a failure, and so to be tried again
+            with_copy(job).write()  # newer than a failure, and so to be tried again
 
     def poll(self, seconds: float) -> list[str]:
         deadline = time.monotonic() + seconds
@@ -180,7 +181,9 @@ class SlurmExecutor:
         make_folder(self._root / "slurm")
         worker = [sys.executable, "-m", "gpt2lab", "work", "--runs", str(self._root)]
         worker += [*(["--jobs", str(side_by_side)] if side_by_side else []), *run_ids]
-        script = SCRIPT.format(command=shlex.join(worker), saved=Preempted.exit_code)
+        variables = environment_of(copy_of_code(self._root, first.plugins))
+        imports = [f"{name}={variables[name]}" for name in IMPORTS]
+        script = SCRIPT.format(command=shlex.join(["env", *imports, *worker]), saved=Preempted.exit_code)
         cores = [f"--cpus-per-task={(side_by_side or 1) * first.threads}"] if is_cpu else []
         words = ["sbatch", "--parsable", f"--job-name={self.job_name}", f"--array=0-{count - 1}", "--requeue",
                  "--signal=B:USR1@120", "--open-mode=append", f"--output={self._root}/slurm/%A_%a.log",

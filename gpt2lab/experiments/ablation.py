@@ -13,6 +13,7 @@ from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.executors import Ending, Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.executors.submitted import with_copy
 from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan, make_plan
@@ -161,7 +162,7 @@ class Study:
             self.refuse_searches()
             plan, record = self._record(due, on_event)
             pending = [run for run in plan.runs() if not is_finished(run, self.store)]
-            jobs = [job_of(run, self.store, plan) for run in longest_first(pending, plan)]
+            jobs = [with_copy(job_of(run, self.store, plan)) for run in longest_first(pending, plan)]
             for job in jobs:
                 job.write()
             due = None if jobs or plan.tuning else more_seeds(record, self.store, plan)

@@ -20,6 +20,7 @@ from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import Ending
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.executors.submitted import enter, is_imported
 from gpt2lab.identity import digest, run_id, run_identity
 from gpt2lab.planning.machine import shares
 from gpt2lab.planning.runs import Run, is_finished
@@ -84,6 +85,10 @@ class Pool:
         if job is None or (status == "failed" and job.has_failed()):
             self.left.remove(run)
             return None
+        if not is_imported(job):
+            if self.at_work:  # later, when nothing is interrupted by it
+                return None
+            enter(job)
         config = config_of(job)
         if is_finished(Run(run, "", config, job.identity), self.store):
             self.left.remove(run)

@@ -41,6 +41,8 @@ class Job:
     plugins: tuple[str, ...] = ()
     replayable: bool = False
     """whether a checkpoint from shortly before the end is kept, so that `gpt2lab adopt` can replay the last steps"""
+    code: str = ""
+    """folder of the copy of package and plug-ins that it is to be trained with; empty for those of the worker"""
     profile: bool = False
     """whether a few early steps are traced into the run's folder"""
 

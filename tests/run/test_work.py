@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
-from workers import command, folder_of, rows_of, wait_for_rows, wait_until
+from workers import command, folder_of, replace_in, rows_of, wait_for_rows, wait_until
 
 from gpt2lab import api, identity
 from gpt2lab.errors import EnvironmentFault
@@ -22,6 +26,22 @@ from gpt2lab.runner import Job
 from gpt2lab.store import Store
 
 STUDY = "tiny@tiny"
+EDIT = """
+
+def steps(*arguments, **options):
+    raise RuntimeError("edited")
+"""
+PLUGIN = '''
+import scale
+
+from gpt2lab.components.mlp import MLP, mlp
+
+
+@mlp.register("twice", source="a test")
+def twice(builder):
+    """One hidden layer without an activation, doubled.  (B, T, C) -> (B, T, C)"""
+    return MLP(builder, lambda u: scale.FACTOR * u)
+'''
 
 
 @pytest.fixture
@@ -29,6 +49,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Workers train in this process; -> the runs that they were given."""
     executor = InlineExecutor()
     monkeypatch.setattr("gpt2lab.experiments.work.LocalExecutor", lambda *_: executor)
+    monkeypatch.setattr("gpt2lab.experiments.work.is_imported", lambda job: True)  # in a test below, it is
     return executor.trained
 
 
@@ -142,3 +163,38 @@ def test_workers_side_by_side_share_a_study_save_when_stopped_and_end_what_is_wi
     assert all(folder_of(job).status() == "finished" for job in jobs)
     texts = [(tiny.parent / f"worker{n}" / "log.txt").read_text() for n in (0, 1)]
     assert sum(text.count(f"{job.run_id} done") for text in texts for job in jobs) == 4  # each trained to its end once
+
+
+@pytest.mark.slow
+def test_the_code_that_was_submitted_is_the_code_that_runs(tiny: Path, tmp_path: Path) -> None:
+    checkout, root = tmp_path / "checkout", tiny.parent / "runs"
+    package, plugin = checkout / "gpt2lab", tmp_path / "gate.py"
+    shutil.copytree(Path(api.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "scale.py").write_text("FACTOR = 2.0\n")  # which the plug-in imports
+    plugin.write_text(PLUGIN)
+    replace_in(tiny, ("rotary: {model.position: rotary}", "twice: {model.mlp: twice}"))
+    paths = os.pathsep.join([str(checkout), str(tmp_path)])
+    here = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+
+    def call(*words: str) -> str:
+        argv = [sys.executable, "-m", "gpt2lab", *words, "--runs", str(root)]
+        done = subprocess.run(argv, env=here, cwd=checkout, capture_output=True, text=True, check=False, timeout=200)
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+
+    study = ["run", str(tiny), "--seeds", "1", "--plugin", str(plugin)]
+    assert "2 runs to train" in call(*study, "--executor", "print")
+    before = (package / "training" / "loop.py").read_text()
+    (package / "training" / "loop.py").write_text(before + EDIT)
+    plugin.write_text("raise RuntimeError('edited')\n")
+    (tmp_path / "scale.py").write_text("FACTOR = 3.0\n")
+    assert call("work", STUDY).startswith("0 ") and all(run.status() == "finished" for run in Store(root).runs())
+    (package / "training" / "loop.py").write_text(before)
+    plugin.write_text(PLUGIN)
+    (tmp_path / "scale.py").write_text("FACTOR = 2.0\n")
+    said = call(*study, "--no-tracking")
+    assert said.startswith("0 ") and "2 runs found finished, 0 trained now" in said
+    shutil.rmtree(root / "submitted")
+    (package / "training" / "loop.py").write_text(before + EDIT)
+    for run in Store(root).runs():
+        (run.path / "result.json").unlink()
+    assert "is gone" in (said := call("work", STUDY)) and said.startswith("3 ")
