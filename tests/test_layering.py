@@ -50,7 +50,7 @@ WITHIN: dict[str, list[set[str]]] = {
         {"noise", "probes"},
         {"equalise", "scope"},
         {"plan"},
-        {"record", "forecast"},
+        {"record", "forecast", "prediction"},
     ],
     "reuse": [{"why"}, {"adopt", "measure"}],
     "doctor": [{"machine", "checks"}],

@@ -336,7 +336,7 @@ def machine(
 def print_plan(study: Study, console: Any, as_json: bool) -> None:
     """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
     from gpt2lab.analysis.verdicts import FEWEST
-    from gpt2lab.planning import forecast
+    from gpt2lab.planning import forecast, prediction
     from gpt2lab.records import replacing
     from gpt2lab.reports.budgets import next_steps
     from gpt2lab.text import plural
@@ -368,7 +368,7 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
         lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: no more than likely better or worse, and exploratory "
                      f"without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip
-    say(console, *lines, *forecast.lines(plan), *next_steps(study.name, store))
+    say(console, *lines, *forecast.lines(plan), *prediction.lines(plan), *next_steps(study.name, store))
 
 
 def finished_runs(plan: Plan, store: Store) -> set[str]:

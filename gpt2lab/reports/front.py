@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from gpt2lab.errors import DataFault
+from gpt2lab.planning.prediction import FILE
+from gpt2lab.reports import prediction
 from gpt2lab.reports.page import Page, Section, write_page
 from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, difference_cell, kind_of
 from gpt2lab.store import read_json
@@ -22,8 +24,8 @@ Record = Mapping[str, Any]
 
 
 def write_front(place: str | Path) -> Path:
-    """Write `place`/index.html and README.md over the pages of studies in the folder `place`; returns index.html.
-    Raises DataFault for a file that is not as a page writes it."""
+    """Write `place`/index.html, README.md and predictions.json over the pages of studies in the folder `place`; returns
+    index.html. Raises DataFault for a file that is not as a page writes it."""
     place = Path(place)
     records = [read(path) for path in sorted(place.glob("*/verdicts.json"))]
     by_question: dict[str, list[Record]] = {}
@@ -31,6 +33,7 @@ def write_front(place: str | Path) -> Path:
         by_question.setdefault(record["ablation"], []).append(record)
     contrasts = sum(len(record["contrasts"]) for record in records)
     seconds = sum(record["seconds"] for record in records)
+    small_large = prediction.section(records)
     page = Page(
         about="published results",
         heading="What was found with gpt2lab",
@@ -39,12 +42,12 @@ def write_front(place: str | Path) -> Path:
             f"{plural(len(by_question), 'question')}, {plural(len(records), 'study')}, "
             f"{plural(contrasts, 'contrast')}; {time_taken(seconds)} of training."
         ],
-        sections=[section_of(studies) for studies in by_question.values()],
-        files=("README.md",),
+        sections=[*map(section_of, by_question.values()), *([small_large] if small_large else [])],
+        files=("README.md", FILE),
         figures="",
         source="the published pages",
     )
-    return write_page(place, page, {})
+    return write_page(place, page, {FILE: prediction.counts(records)})
 
 
 def read(path: Path) -> Record:

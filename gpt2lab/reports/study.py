@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Group
 from rich.text import Text
 
-from gpt2lab.analysis import in_words
+from gpt2lab.analysis import Contrast, in_words
+from gpt2lab.planning.prediction import changed_parts
 from gpt2lab.records import page_folder
 from gpt2lab.reports.index import agreements, compute, finding
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, sum_of, terminal_table, write_page
@@ -19,9 +20,9 @@ from gpt2lab.reports.read import StudyRead, read_study
 from gpt2lab.reports.sections import tuned
 from gpt2lab.reports.sections.curves import holding
 from gpt2lab.reports.sections.method import failed_runs, floor_sentence, strongest_caveat
-from gpt2lab.reports.sections.scaling import worth_sentence
+from gpt2lab.reports.sections.scaling import early_differences, worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
-from gpt2lab.results import NOISE_DESIGN, StudyRun, scope_text, target_of
+from gpt2lab.results import NOISE_DESIGN, Study, StudyRun, scope_text, target_of
 from gpt2lab.text import latex, plural
 
 FILES = ("report.md", "results.csv", "verdicts.json", "verdicts.tex", "figures/")
@@ -158,9 +159,16 @@ def _json(read: StudyRead, page: Page) -> str:
     }
     for contrast, judged in zip(record["contrasts"], read.verdicts.contrasts, strict=True):
         contrast |= agreements(finding(study, judged))
+        contrast |= {"parts": _parts(study, judged), "early": early_differences(read, judged.weights)}
     record["missing"] = [
         {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}
         for run in read.runs
         if run.value is None
     ]
     return page.json(record)
+
+
+def _parts(study: Study, contrast: Contrast) -> list[str]:
+    """The slots and settings in which the two arms of a contrast differ; [] for an effect over more arms."""
+    arms = [study.arms.get(name) for name in contrast.weights]
+    return changed_parts(arms[0].changes, arms[1].changes) if len(arms) == 2 and arms[0] and arms[1] else []

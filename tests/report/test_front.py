@@ -47,7 +47,7 @@ def test_every_question_has_its_answer_at_each_scale(place: Path, tmp_path: Path
     assert row.index("**worse**") < row.index("**better**") and "2.759 against 2.809 nats" in row
     for name in NAMES:
         assert f"{name.replace('@', '%40')}/index.html" in shown.links()
-    assert_harmless(page.read_text(), r"#|README\.md$|posenc%40[a-z0-9-]+/index\.html$")
+    assert_harmless(page.read_text(), r"#|README\.md$|predictions\.json$|posenc%40[a-z0-9-]+/index\.html$")
 
 
 def test_a_conclusion_is_of_the_runs_that_it_was_drawn_from(tmp_path: Path) -> None:

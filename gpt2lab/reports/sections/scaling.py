@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from gpt2lab.analysis import wording
@@ -33,6 +34,9 @@ from gpt2lab.text import DASH, interval, number, plural, quantity, signed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SCREENS = (0.25, 0.5)
+"""Shares of training at which verdicts.json has the differences."""
 
 NEAR = 0.02
 """Share of training by which an evaluation may lie away from the fraction that it is used for."""
@@ -213,6 +217,19 @@ def horizon(read: StudyRead) -> list[Agreement]:
         early = {run.id: loss_at(drawn.get(run.id, ((), ())), fraction) for run in read.usable}
         agreements.append(agreement(_by_arm(read.usable, early), final, fraction))
     return [agreed for agreed in agreements if agreed is not None]
+
+
+def early_differences(read: StudyRead, weights: Mapping[str, float]) -> dict[str, float]:
+    """Share of training -> the difference of a contrast there, in nats, from the means of its arms; shares at which an
+    arm was not evaluated are left out."""
+    drawn, differences = read.once(curves).by_run, {}
+    for fraction in SCREENS:
+        early = {run.id: loss_at(drawn.get(run.id, ((), ())), fraction) for run in read.usable}
+        losses = _by_arm(read.usable, early)
+        if all(losses.get(arm) for arm in weights):
+            means = {arm: fmean(losses[arm].values()) for arm in weights}
+            differences[f"{fraction:g}"] = sum(weight * means[arm] for arm, weight in weights.items())
+    return differences
 
 
 def _by_arm(runs: Sequence[StudyRun], values: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
