@@ -27,6 +27,7 @@ from gpt2lab.analysis import judging, parabola, planning, scaling, statistics
 from gpt2lab.analysis.best_rate import BestRateDifference, RateSearch, WeightedArm
 from gpt2lab.analysis.calibration import power
 from gpt2lab.analysis.compare import compare
+from gpt2lab.analysis.moderated import LIMMA, moderated
 from gpt2lab.analysis.statistics import Array, welch
 from gpt2lab.analysis.verdicts import Contrast, TextNoise, as_json
 from gpt2lab.errors import ConfigError, unknown
@@ -424,6 +425,9 @@ def controls(draws: Draws) -> Iterator[Measurement]:
             differences = arm @ weights[0].T - baseline @ weights[1].T
             low, high = np.quantile(differences, (ALPHA / 2, 1 - ALPHA / 2), axis=-1)
             yield flagged("control: percentile bootstrap", (low > 0) | (high < 0), bank, n)
+            baseline, arm = draws.studies("moderated", bank, n, (0.0,), (4.0,))
+            wrong = moderated(arm, baseline, LIMMA) < ALPHA
+            yield flagged("control: variances moderated by those of other runs, one arm at 4 sd", wrong, bank, n)
         arms = draws.studies("uncorrected", bank, 5, (0.0,) * 10)
         wrong = np.stack([welch(arm, arms[0]).p < ALPHA for arm in arms[1:]], axis=-1)
         yield flagged("control: uncorrected p over 10 arms", wrong, bank, 5)
