@@ -17,8 +17,8 @@ import typer
 
 from benchmarks import options as o
 from benchmarks.sides import Spec, Work, work_named
+from gpt2lab.basics.text import memory as in_units
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.text import memory as in_units
 from gpt2lab.training.allocator import high_water, keep_memory
 from gpt2lab.training.precision import set_threads
 

@@ -14,9 +14,9 @@ from benchmarks import options as o
 from benchmarks.memory import peak_bytes
 from benchmarks.sides import Spec, Work, work_named
 from benchmarks.turns import time_sides
-from gpt2lab.costs import costs, matmul_flops
-from gpt2lab.text import memory as in_units
-from gpt2lab.text import quantity
+from gpt2lab.basics.text import memory as in_units
+from gpt2lab.basics.text import quantity
+from gpt2lab.inspection.costs import costs, matmul_flops
 from gpt2lab.training.precision import Precision
 
 WARM_UP_STEPS = 2

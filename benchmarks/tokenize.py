@@ -15,8 +15,8 @@ import typer
 
 from benchmarks import options as o
 from benchmarks.turns import ratio_of
+from gpt2lab.basics.cores import usable_cores
 from gpt2lab.config import load_config
-from gpt2lab.cores import usable_cores
 from gpt2lab.data.corpora import Corpus, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
 from gpt2lab.data.encode import PieceBatch, batches, division, encoder

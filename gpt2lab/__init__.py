@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2lab.analysis import compare
+    from gpt2lab.analysis.results import load_results, tokens_to
     from gpt2lab.api import (
         RunResult,
         StudyResult,
@@ -37,12 +38,11 @@ if TYPE_CHECKING:
         studies,
         train,
     )
+    from gpt2lab.basics.progress import Event, Message, Progress, show_progress
     from gpt2lab.config import load_config
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.pretrained import load_gpt2, save_gpt2, save_model
-    from gpt2lab.progress import Event, Message, Progress, show_progress
-    from gpt2lab.results import load_results, tokens_to
     from gpt2lab.training.diagnostics import Diagnostic, diagnostic
 
 __version__ = "0.1.0"
@@ -66,10 +66,10 @@ _MODULES = {
     ),
     "gpt2lab.config": ("load_config",),
     "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
-    "gpt2lab.progress": ("Event", "Message", "Progress", "show_progress"),
+    "gpt2lab.basics.progress": ("Event", "Message", "Progress", "show_progress"),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
     "gpt2lab.pretrained": ("load_gpt2", "save_gpt2", "save_model"),
-    "gpt2lab.results": ("load_results", "tokens_to"),
+    "gpt2lab.analysis.results": ("load_results", "tokens_to"),
     "gpt2lab.training.diagnostics": ("Diagnostic", "diagnostic"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -21,6 +21,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from gpt2lab.analysis.results import collect, final_values, first_runs, judge, load_results, missing_runs
+from gpt2lab.basics.progress import Listener, ignore
+from gpt2lab.basics.text import clean, damage_text, html_table, plural, seconds_of
 from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.executors import Executor
@@ -31,24 +34,21 @@ from gpt2lab.planning.ablation import ladder_of, load_ablation
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
-from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SweepRecord, best_trial
-from gpt2lab.results import collect, final_values, first_runs, judge, load_results, missing_runs
 from gpt2lab.schema import flatten
 from gpt2lab.store import Row, RunFolder, Store
-from gpt2lab.text import clean, damage_text, html_table, plural, seconds_of
 from gpt2lab.tracking import open_tracker
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from gpt2lab.analysis import Verdicts
+    from gpt2lab.analysis.results import StudyRun
     from gpt2lab.data.files import Progress as DataProgress
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.model import GPT
-    from gpt2lab.pretrained.load import Trained
     from gpt2lab.reports.style import Picture
-    from gpt2lab.results import StudyRun
+    from gpt2lab.reuse.load import Trained
 
 PROMPTS = ("The king ", "In the morning, ", "What is ")
 """Beginnings that every arm continues for a study's page."""
@@ -214,7 +214,7 @@ class RunResult:
 
     def load(self) -> Trained:
         """The trained model, in evaluation mode, with its tokenizer."""
-        from gpt2lab.pretrained.load import open_trained
+        from gpt2lab.reuse.load import open_trained
 
         return open_trained(str(self.path), Store(self.path.parent))
 
@@ -308,7 +308,7 @@ def load_model(path: str | Path) -> GPT:
     """The model of a run's folder, such as runs/ID, or of one that `save_model` wrote, in evaluation mode. Plug-ins
     that it needs must be loaded before. Raises ConfigError, DataFault."""
     if (Path(path) / "run.json").is_file():
-        from gpt2lab.pretrained.load import open_trained
+        from gpt2lab.reuse.load import open_trained
 
         return open_trained(str(path), Store(Path(path).parent)).model
     from gpt2lab.pretrained import load_model as load_saved
@@ -486,7 +486,7 @@ def write_samples(name: str, *, runs: str | Path = "runs", tokens: int = 100) ->
     """Let the first finished run of every arm continue the same prompts, with the same random numbers, and keep the
     texts with the run, for the study's page. Raises ConfigError for an unknown study, DataFault."""
     from gpt2lab.generation import Sampling
-    from gpt2lab.pretrained.load import open_trained
+    from gpt2lab.reuse.load import open_trained
 
     store = Store(runs)
     for run in first_runs(collect(store.study(name), store)).values():

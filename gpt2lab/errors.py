@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2lab.redaction import masked
+from gpt2lab.basics.redaction import masked
 
 
 def printable(text: str) -> str:

@@ -29,7 +29,7 @@ ROOTS = (
 )
 # modules that cannot change a weight: the resolved config contains all of their results
 EXCLUDED = (
-    "gpt2lab.errors", "gpt2lab.schema", "gpt2lab.registry", "gpt2lab.store", "gpt2lab.faults",
+    "gpt2lab.errors", "gpt2lab.schema", "gpt2lab.registry", "gpt2lab.store", "gpt2lab.basics.faults",
     "gpt2lab.training.clock", "gpt2lab.training.diagnostics",
 )  # fmt: skip
 # settings that cannot change a weight; data is represented by its fingerprint, the device by its type

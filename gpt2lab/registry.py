@@ -27,10 +27,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic_core import PydanticCustomError
 
+from gpt2lab.basics.shipped import found
+from gpt2lab.basics.signals import Stopped
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.schema import convert, schema_of, type_name
-from gpt2lab.shipped import found
-from gpt2lab.signals import Stopped
 
 ENTRY_POINTS = "gpt2lab.components"
 BUG = "bug"

@@ -3,7 +3,7 @@ and of the end of its parent."""
 
 import sys
 
-from gpt2lab.signals import stop_without_loss
+from gpt2lab.basics.signals import stop_without_loss
 
 if __name__ == "__main__":
     stop_without_loss()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gpt2lab.signals import STOP_SIGNALS
+from gpt2lab.basics.signals import STOP_SIGNALS
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true")
 

@@ -1,4 +1,4 @@
-"""The layering rule: a module imports lower layers or its own package, and imports inside functions count."""
+"""The layering rule: a module imports its own layer and lower ones, never in a circle. Imports in functions count."""
 
 from __future__ import annotations
 
@@ -6,140 +6,90 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpt2lab"
-
-# lowest first; those in one set may not import each other
 LAYERS: list[set[str]] = [
-    {"redaction"},
-    {"errors"},
-    {"faults"},
-    {"schema", "text", "records", "output", "signals", "cores", "shipped"},
-    {"registry", "store", "analysis", "progress"},
-    {"components", "tracking", "results"},
-    {"model", "data", "optim", "training"},
-    {"costs", "generation", "trace", "lens", "pretrained"},
-    {"evaluation"},
+    {"errors", "basics", "schema", "records"},
+    {"registry", "identity", "store", "analysis"},
+    {"components", "data", "tracking"},
+    {"model", "optim", "training"},
+    {"evaluation", "generation", "inspection", "pretrained"},
     {"config"},
-    {"testing", "identity"},
-    {"planning"},
-    {"runner"},
-    {"worker"},
-    {"reuse"},
-    {"pretrained.load", "doctor"},
-    {"executors", "evaluation.runs", "evaluation.lm_eval"},
-    {"sweep"},
-    {"experiments"},
-    {"reports"},
-    {"api"},
-    {"cli"},
-    {"__main__"},
-]
-SAME_LAYER_MAY: list[set[str]] = []
-WITHIN: dict[str, list[set[str]]] = {
-    "planning": [
-        {"placebo", "space", "machine"},
-        {"declaration"},
-        {"ablation"},
-        {"runs"},
-        {"tuning"},
-        {"noise", "probes"},
-        {"equalise", "scope"},
-        {"plan"},
-        {"record", "forecast", "prediction"},
-    ],
-    "reuse": [{"why"}, {"adopt", "measure"}],
-    "doctor": [{"machine", "checks"}],
-    "config": [{"source"}, {"fitting", "editor"}, {"config"}],
-}  # the same within packages that have an order of their own
+    {"planning", "testing", "reports"},
+    {"runner", "worker", "executors", "reuse", "doctor"},
+    {"sweep", "experiments"},
+    {"api", "cli", "__main__"},
+]  # lowest first
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = (
     "store", "analysis", "tracking", "reports", "registry", "schema", "errors", "config.source", "config.fitting",
-    "results", "text", "records", "progress",
+    "records", "basics",
 )  # fmt: skip
 
 
-def files() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def layered(parts: Sequence[str]) -> str:
-    """The module with a layer of its own, or else the package or module of the root that `parts` lie in."""
-    return next((name for name in (".".join(parts[:2]), parts[0]) if name in RANK), parts[0])
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
 
 
-def owner(path: Path) -> str:
-    return layered(path.relative_to(PACKAGE).with_suffix("").parts)
+def layer(module: str) -> int:
+    return RANK[module.split(".")[1]]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Names of our packages and modules that a file imports anywhere."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gpt2lab":
-            yield from (layered([*node.module.split(".")[1:], alias.name]) for alias in node.names)
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below one, except those that only type checkers see."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield child
+            yield from executed(child)
+
+
+def imports(module: str) -> Iterator[str]:
+    """Our modules that one imports when it runs, except those that it imports only to fill slots."""
+    for node in executed(TREES[module]):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys() or {node.module}
+
+
+def names_imported(module: str) -> Iterator[str]:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
         elif isinstance(node, ast.Import):
-            yield from (layered(alias.name.split(".")[1:]) for alias in node.names if alias.name.startswith("gpt2lab."))
-
-
-def neighbours(path: Path, package: str) -> set[str]:
-    """Modules of its own package that a file imports."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
-    inside = [
-        (node.module or "").split(".")[2:] or [a.name for a in node.names]
-        for node in nodes
-        if (node.module or "").split(".")[:2] == ["gpt2lab", package]
-    ]
-    return {names[0] for names in inside}
+            yield from (alias.name for alias in node.names)
 
 
 def test_every_module_has_a_layer() -> None:
-    assert {owner(path) for path in files()} <= RANK.keys()
+    assert {module.split(".")[1] for module in FILES} == RANK.keys()
 
 
-def test_benchmarks_stay_outside() -> None:
-    texts = {path: path.read_text(encoding="utf-8") for path in files()}
-    assert not [
-        path for path, text in texts.items() if re.search(r"^\s*(from|import) benchmarks\b", text, re.MULTILINE)
-    ]
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module: str) -> None:
+    ours = {name for name in names_imported(module) if name.startswith("gpt2lab.") and name.split(".")[1] in RANK}
+    above = sorted(name for name in ours if layer(name) > layer(module))
+    assert not above, f"{module} imports {above}, which are above it"
+    assert not [name for name in names_imported(module) if name.split(".")[0] == "benchmarks"]
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    ours = owner(path)
-    for other in set(imported(path)) - {ours}:
-        together = any({ours, other} <= group for group in SAME_LAYER_MAY)
-        assert RANK[other] < RANK[ours] or together, f"{path.name} ({ours}) imports {other}, which is not below it"
-
-
-@pytest.mark.parametrize("package", WITHIN)
-def test_imports_within_a_package_point_down(package: str) -> None:
-    rank = {name: rank for rank, names in enumerate(WITHIN[package]) for name in names}
-    modules = {path.stem: path for path in files() if owner(path) == package and path.stem != "__init__"}
-    assert modules.keys() == rank.keys()
-    for name, path in modules.items():
-        for other in neighbours(path, package) - {name}:
-            assert rank[other] < rank[name], f"{package}/{name}.py imports {other}, which is not below it"
+def test_imports_form_no_circle() -> None:
+    TopologicalSorter({module: set(imports(module)) & FILES.keys() - {module} for module in FILES}).prepare()
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_what_needs_no_torch_imports_none(name: str) -> None:
-    paths = [path for path in files() if owner(path) == name] or [PACKAGE / f"{name.replace('.', '/')}.py"]
-    modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
-    modules = [module.removesuffix(".__init__") for module in modules]
+    modules = [module for module in FILES if re.match(rf"gpt2lab\.{re.escape(name)}\b", module)]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_only_the_mirror_and_the_reader_of_experiments_import_mlflow() -> None:
-    users = {
-        str(path.relative_to(PACKAGE))
-        for path in files()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlflow")
-        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "mlflow" for alias in node.names))
-    }
-    assert users == {"tracking/mlflow.py"}
+def test_only_the_tracker_of_mlflow_imports_it() -> None:
+    users = [module for module in FILES if "mlflow" in {name.split(".")[0] for name in names_imported(module)}]
+    assert users == ["gpt2lab.tracking.mlflow"]

@@ -24,7 +24,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2lab.analysis.calibration import degrees, nominal_level
-from gpt2lab.text import plural
+from gpt2lab.basics.text import plural
 
 Array = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ from gpt2lab.analysis.statistics import (
     welch,
 )
 from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, ArmResult, Contrast, Declared, Terms
-from gpt2lab.text import plural
+from gpt2lab.basics.text import plural
 
 DECISIVE = ("better", "worse", "no difference")
 """Decisions after which no further seeds are needed."""

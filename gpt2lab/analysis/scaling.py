@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpt2lab.analysis.statistics import Array, Comparison, linear, welch
 from gpt2lab.analysis.wording import figure
-from gpt2lab.text import quantity
+from gpt2lab.basics.text import quantity
 
 POINTS = 2001
 """Budgets at which the curve is compared with the target."""

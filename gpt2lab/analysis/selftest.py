@@ -30,8 +30,8 @@ from gpt2lab.analysis.compare import compare
 from gpt2lab.analysis.moderated import LIMMA, moderated
 from gpt2lab.analysis.statistics import Array, welch
 from gpt2lab.analysis.verdicts import Contrast, TextNoise, as_json
+from gpt2lab.basics.text import plural
 from gpt2lab.errors import ConfigError, unknown
-from gpt2lab.text import plural
 
 Flags = NDArray[np.bool_]
 Words = NDArray[np.str_]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
 from gpt2lab.analysis.wording import decimals, figure, listed
-from gpt2lab.text import plural, quantity
+from gpt2lab.basics.text import plural, quantity
 
 WIDER = 4.0
 """A widened space extends by this factor beyond the best trial (two octaves)."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.statistics import no_spread
-from gpt2lab.text import html_table, interval, signed
+from gpt2lab.basics.text import html_table, interval, signed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt2lab.analysis.statistics import INFLATION
 from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Contrast, Verdicts
-from gpt2lab.text import plural
+from gpt2lab.basics.text import plural
 
 if TYPE_CHECKING:
     from gpt2lab.analysis.judging import ContrastCase

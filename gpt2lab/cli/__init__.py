@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 import typer
 
+from gpt2lab.basics.output import lost, make_output_lossy
+from gpt2lab.basics.redaction import masked
+from gpt2lab.basics.signals import Stopped, ignore_stops, stop_command
 from gpt2lab.cli import begin, catalogue, compare, data, manage, models, results, run, selftest, trace, train
 from gpt2lab.cli.options import print_fault
 from gpt2lab.cli.project import project_options
 from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, causes
-from gpt2lab.output import lost, make_output_lossy
-from gpt2lab.redaction import masked
-from gpt2lab.signals import Stopped, ignore_stops, stop_command
 
 app = typer.Typer(
     name="gpt2lab",

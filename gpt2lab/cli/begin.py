@@ -30,7 +30,7 @@ from gpt2lab.cli.project import FILE
 from gpt2lab.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from gpt2lab.progress import Event, Listener
+    from gpt2lab.basics.progress import Event, Listener
     from gpt2lab.store import RunFolder
 
 ABLATION = """# gpt2lab check {name}.yaml --scale {scale}
@@ -135,9 +135,9 @@ def try_(
 ) -> None:  # fmt: skip
     """Try a change with one seed. Shows its loss beside the baseline's at the same steps while it trains."""
     from gpt2lab import api
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.cli.manage import side_by_side
     from gpt2lab.cli.run import refuse_failures, studies, train
-    from gpt2lab.progress import console_for
     from gpt2lab.store.listing import curve_of
 
     scale = scale or "nano"
@@ -211,9 +211,9 @@ class Beside:
         self.losses, self.steps = "", set[int]()
 
     def __call__(self, event: Event) -> None:
-        from gpt2lab.progress import Message
+        from gpt2lab.basics.progress import Message
+        from gpt2lab.basics.text import signed
         from gpt2lab.store.listing import curve_of
-        from gpt2lab.text import signed
 
         self.listener(event)
         losses = "" if isinstance(event, Message) else str([run.val_loss for run in event.runs])  # nan equals nan

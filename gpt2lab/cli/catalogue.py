@@ -16,7 +16,7 @@ from gpt2lab.cli.options import Json, Plugin, print_json, say, table_of
 from gpt2lab.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from gpt2lab.costs import Costs
+    from gpt2lab.inspection.costs import Costs
     from gpt2lab.registry import Choice, Component, Slot
 
 FLAGSHIP = "gpt2-124m"
@@ -47,7 +47,7 @@ def components(
         return
     from rich.text import Text
 
-    from gpt2lab.progress import console_for
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.registry import BUG
 
     console = console_for()
@@ -91,8 +91,8 @@ def listing(plugin: list[str] | None) -> dict[str, Any]:
 
 def print_matrix(slot: str | None, json_: bool) -> None:
     """One line for each component and slot with refused pairs, and how many pairs there are."""
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.config import load_config
-    from gpt2lab.progress import console_for
     from gpt2lab.testing.assemblies import refused_pairs
 
     count, refused = refused_pairs(load_config(FLAGSHIP), slot)
@@ -211,7 +211,7 @@ def test_plugin(
     """Run the contract tests on your own components."""
     from rich.progress import track
 
-    from gpt2lab.progress import console_for
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.registry import load_plugin
     from gpt2lab.testing import CHECK_NAMES, run_contract, variants
 
@@ -294,7 +294,7 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
 @functools.cache
 def canonical_costs() -> Costs:
     """Costs of GPT-2 124M."""
-    from gpt2lab.costs import costs
+    from gpt2lab.inspection.costs import costs
     from gpt2lab.model import ModelConfig
 
     return costs(ModelConfig())
@@ -302,7 +302,7 @@ def canonical_costs() -> Costs:
 
 def cost_lines(choice: Choice) -> list[str]:
     """Parameters and FLOPs that the choice adds to canonical GPT-2 124M; nothing for slots outside the model."""
-    from gpt2lab.costs import cache_numbers, costs
+    from gpt2lab.inspection.costs import cache_numbers, costs
     from gpt2lab.model import MODEL_SLOTS, ModelConfig
     from gpt2lab.testing.cases import placed
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.basics.text import harmless
 from gpt2lab.cli.options import Json, Runs, print_json
-from gpt2lab.text import harmless
 
 if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.basics.text import clean
 from gpt2lab.cli.options import Json, Plugin, print_json, say, table_of
-from gpt2lab.text import clean
 
 if TYPE_CHECKING:
     from gpt2lab.data.shards import DataConfig

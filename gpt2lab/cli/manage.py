@@ -43,9 +43,9 @@ def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
     """List studies and sweeps, with earlier declarations. `gpt2lab report NAME#1` opens the page of an earlier one."""
     from rich.text import Text
 
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import plural
     from gpt2lab.errors import DataFault
-    from gpt2lab.progress import console_for
-    from gpt2lab.text import plural
 
     store, damaged, rows = store_at(runs), list[DataFault](), list[dict[str, Any]]()
     for kind, names in (("study", store.studies()), ("sweep", store.sweeps())):
@@ -102,10 +102,10 @@ def runs(
     """List the runs of the store. Shows what each changes, what it reached, and the study that uses it."""
     from rich.text import Text
 
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import clean, in_short, plural
     from gpt2lab.errors import DataFault
-    from gpt2lab.progress import console_for
     from gpt2lab.store.listing import COLUMNS, age, ordered, run_rows, selected
-    from gpt2lab.text import clean, in_short, plural
 
     store, damaged = store_at(runs), list[DataFault]()
     rows = ordered(selected(run_rows(store, damaged.append), where, store), sort)[:limit]
@@ -146,7 +146,7 @@ def _flat(value: Any) -> Any:
 
 def status(runs: Runs = RUNS, json_: Json = False) -> None:
     """Show what trains now. Also on other machines that share the folder of runs."""
-    from gpt2lab.progress import console_for
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.store.listing import age, run_row, uses
 
     store = store_at(runs)
@@ -172,10 +172,10 @@ def show(
     json_: Json = False,
 ) -> None:
     """Show one run in short: study, arm, loss, curve, time, files. What is damaged is shown by its error."""
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import damage_text, harmless
     from gpt2lab.errors import DataFault
-    from gpt2lab.progress import console_for
     from gpt2lab.store.listing import run_row, uses
-    from gpt2lab.text import damage_text, harmless
 
     damaged = False
 
@@ -210,8 +210,8 @@ def show(
 
 def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
     """A run in ten lines."""
+    from gpt2lab.basics.text import quantity, time_taken
     from gpt2lab.store.listing import age, curve_of, sparkline
-    from gpt2lab.text import quantity, time_taken
 
     head = [f"{row['id']}: {row['status']}, {age(row['ended'])} ago"]
     head += [f"used by   {use}" for use in row["studies"][:3]] or ["used by   no study"]
@@ -240,7 +240,7 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
     """Compare two runs. Settings that differ, and validation loss at the same steps."""
     from rich.text import Text
 
-    from gpt2lab.progress import console_for
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.store.listing import config_of, curve_of
 
     store = store_at(runs)
@@ -266,7 +266,7 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
 
 def side_by_side(names: tuple[str, str], left: Mapping[int, float], right: Mapping[int, float]) -> Table | None:
     """Two curves at common steps, with the difference; None without common steps."""
-    from gpt2lab.text import signed
+    from gpt2lab.basics.text import signed
 
     steps = sorted(left.keys() & right.keys())
     if not steps:
@@ -287,9 +287,9 @@ def curves(
     runs: Runs = RUNS,
 ) -> None:
     """Write every curve of a study to a file. Columns arm, seed, step, metric, value; or a folder for TensorBoard."""
+    from gpt2lab.analysis.results import load_results
+    from gpt2lab.basics.text import plural
     from gpt2lab.errors import ConfigError, EnvironmentFault
-    from gpt2lab.results import load_results
-    from gpt2lab.text import plural
 
     if file.suffix not in (".csv", ".parquet", "") or (file.is_dir() != (not file.suffix) and file.exists()):
         problem = "a file .csv or .parquet is expected, or a folder without suffix"
@@ -310,8 +310,8 @@ def write_events(frame: Any, folder: Path) -> Any:
     """Write the curves of all runs in TensorBoard's format, in place of earlier ones: FOLDER/ARM/seed N has the events
     of one run. What was measured at the end alone is left out. -> the rows that are written. Raises
     EnvironmentFault."""
+    from gpt2lab.analysis.results import FINAL
     from gpt2lab.errors import EnvironmentFault
-    from gpt2lab.results import FINAL
 
     try:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -382,10 +382,10 @@ def clean(
     json_: Json = False,
 ) -> None:
     """Delete runs, or their checkpoints, after asking. Runs at work and records of studies stay."""
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import memory, plural, seconds_of
     from gpt2lab.errors import ConfigError, EnvironmentFault, LockHeld
-    from gpt2lab.progress import console_for
     from gpt2lab.store.listing import age, run_rows, seconds_since, selected
-    from gpt2lab.text import memory, plural, seconds_of
 
     if not (orphans or where or older):
         raise ConfigError(

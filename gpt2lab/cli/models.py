@@ -18,9 +18,9 @@ from gpt2lab.errors import ConfigError, EnvironmentFault, NumericsFault, Problem
 if TYPE_CHECKING:
     from gpt2lab.analysis.verdicts import Contrast
     from gpt2lab.doctor import Examination
-    from gpt2lab.evaluation.runs import TaskScores
     from gpt2lab.generation import Continuation, Sampling
-    from gpt2lab.pretrained.load import Trained
+    from gpt2lab.reuse.evaluate import TaskScores
+    from gpt2lab.reuse.load import Trained
     from gpt2lab.reuse.measure import StudyMeasured
     from gpt2lab.store import Store
 
@@ -61,8 +61,8 @@ def eval_(
     """Evaluate trained models with metrics or tasks. Results are stored with the runs."""
     from functools import partial
 
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.config import fill_slots
-    from gpt2lab.progress import console_for
     from gpt2lab.store import Store
 
     show: Callable[[Any], None]
@@ -97,8 +97,8 @@ def study_values(
     study: str, store: Store, tasks: str | None, limit: int | None, metrics: Sequence[str], progress: Any
 ) -> StudyMeasured:
     """Tasks or metrics of all runs of a study."""
-    from gpt2lab.evaluation.runs import evaluate_study_tasks
     from gpt2lab.evaluation.tasks import read_tasks
+    from gpt2lab.reuse.evaluate import evaluate_study_tasks
     from gpt2lab.reuse.measure import measure_study, read_metrics
 
     if tasks is None:
@@ -108,8 +108,8 @@ def study_values(
 
 def task_scores(source: str, store: Store, tasks: str, limit: int | None, progress: Any) -> TaskScores:
     """Tasks of one model."""
-    from gpt2lab.evaluation.runs import evaluate_tasks
     from gpt2lab.evaluation.tasks import read_tasks
+    from gpt2lab.reuse.evaluate import evaluate_tasks
 
     return evaluate_tasks(source, store, read_tasks(tasks.split(","), "--tasks"), limit=limit, progress=progress)
 
@@ -118,7 +118,7 @@ def metric_values(
     source: str, store: Store, metrics: Sequence[str], corpus: str | None, progress: Any
 ) -> dict[str, Any]:
     """Metrics of a run, or of any model on the text of a corpus, as plain data."""
-    from gpt2lab.evaluation.runs import measure_on_text
+    from gpt2lab.reuse.evaluate import measure_on_text
     from gpt2lab.reuse.measure import measure, read_metrics
 
     choices = read_metrics(metrics or (ON_TEXT if corpus else ()))
@@ -164,7 +164,7 @@ def mirror(store: Store, source: str | None, study: str | None) -> None:
     one line."""
     from gpt2lab.api import tracker_of
     from gpt2lab.errors import Gpt2labError
-    from gpt2lab.pretrained.load import run_of
+    from gpt2lab.reuse.load import run_of
     from gpt2lab.tracking.follower import links, sync, tracked_records
 
     run = run_of(source, store) if source else None
@@ -219,7 +219,7 @@ def print_study(measured: StudyMeasured, console: Any) -> None:
     """Every value as a table of arms, then the differences."""
     from rich.text import Text
 
-    from gpt2lab.text import number
+    from gpt2lab.basics.text import number
 
     for name, verdicts in measured.verdicts.items():
         numbers = ("mean", "sd", "n")
@@ -302,7 +302,7 @@ def sample(
         raise ConfigError(problems)
     assert settings is not None
     from gpt2lab.config import fill_slots
-    from gpt2lab.pretrained.load import open_trained
+    from gpt2lab.reuse.load import open_trained
     from gpt2lab.store import Store
     from gpt2lab.training.precision import choose_device, set_threads
 
@@ -445,7 +445,7 @@ class Screen:
         self._write(head + self.prompt + self.texts[self.current].text)
 
     def _write(self, text: str) -> None:
-        from gpt2lab.text import harmless
+        from gpt2lab.basics.text import harmless
 
         self.out.write(harmless(text) if self.out.isatty() else text)
         self.out.flush()
@@ -477,7 +477,7 @@ def export(
 
     from gpt2lab.config import fill_slots
     from gpt2lab.pretrained import save_gpt2, save_model
-    from gpt2lab.pretrained.load import open_trained
+    from gpt2lab.reuse.load import open_trained
     from gpt2lab.store import Store
 
     fill_slots(plugin or ())
@@ -518,7 +518,7 @@ def log_model(source: str, store: Store, weights: Path) -> tuple[str, str]:
     from gpt2lab.api import tracker_of
     from gpt2lab.errors import Gpt2labError
     from gpt2lab.generation import Sampling
-    from gpt2lab.pretrained import load
+    from gpt2lab.reuse import load
     from gpt2lab.tracking.addresses import reason
     from gpt2lab.tracking.follower import runs_of, tracked_records
 
@@ -584,8 +584,8 @@ def examine_machine(store: Store, *, as_json: bool) -> None:
 
     from rich.text import Text
 
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.doctor.machine import check_machine
-    from gpt2lab.progress import console_for
 
     parts = list(check_machine(store))
     if as_json:
@@ -602,9 +602,9 @@ def examine_machine(store: Store, *, as_json: bool) -> None:
 
 def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -> None:
     """Examine one run and print the findings."""
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.config import fill_slots
     from gpt2lab.doctor import examine
-    from gpt2lab.progress import console_for
     from gpt2lab.reuse.measure import threads
 
     def show_check(check: str) -> None:  # overwritten by the next one
@@ -624,7 +624,7 @@ def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -
 
 def examination_lines(examination: Examination) -> list[str]:
     """The text of an examination."""
-    from gpt2lab.text import plural
+    from gpt2lab.basics.text import plural
 
     count = plural(len(examination.findings), "finding") if examination.findings else "nothing found"
     lines = [f"run {examination.run}, {examination.status}, step {examination.step:,}: {count}"]

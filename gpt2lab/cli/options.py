@@ -29,7 +29,7 @@ def seeds_of(text: str) -> int | Literal["auto"]:
 
 def checked_time(text: str | None) -> str | None:
     """Validates an option that is a time such as 6h. Raises typer.BadParameter."""
-    from gpt2lab.text import seconds_of
+    from gpt2lab.basics.text import seconds_of
 
     try:
         seconds_of(text or "1s")
@@ -77,8 +77,8 @@ RUNS, OUT = Path("runs"), Path("reports")
 def confirm_time(seconds: float, max_days: float, where: str) -> None:
     """Ask whether a training that takes longer than `max_days` is meant. Raises EnvironmentFault where it is not, or
     where nobody can answer."""
+    from gpt2lab.basics.text import duration
     from gpt2lab.errors import EnvironmentFault
-    from gpt2lab.text import duration
 
     if seconds <= max_days * 86_400:
         return
@@ -111,7 +111,7 @@ def names_in(text: str | None) -> list[str] | None:
 
 def say(console: Console, *lines: str, wrap: bool = True) -> None:
     """Print lines as they are written; wrap: at the width of the console."""
-    from gpt2lab.text import harmless
+    from gpt2lab.basics.text import harmless
 
     for line in lines:
         console.print(harmless(line), markup=False, highlight=False, soft_wrap=not wrap)
@@ -136,7 +136,7 @@ def table_of(*columns: str, right: Iterable[str] = (), header: bool = True, titl
     from rich.table import Table
     from rich.text import Text
 
-    from gpt2lab.text import harmless
+    from gpt2lab.basics.text import harmless
 
     table = Table(title=Text(harmless(title)) if title else None, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.show_header = header

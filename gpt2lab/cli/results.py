@@ -38,7 +38,7 @@ def report(
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
     from gpt2lab import reports
-    from gpt2lab.progress import console_for
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.records import page_folder
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports import (
@@ -96,7 +96,7 @@ def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
     """Explain why two runs have different ids. Settings, data, software, and changed definitions."""
     from dataclasses import asdict
 
-    from gpt2lab.progress import console_for
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.reuse.why import why as differences
     from gpt2lab.store import Store
 
@@ -203,8 +203,8 @@ def ui(
     runs: Runs = RUNS,
 ) -> None:
     """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
+    from gpt2lab.basics.redaction import shown
     from gpt2lab.errors import EnvironmentFault
-    from gpt2lab.redaction import shown
     from gpt2lab.store import Store
     from gpt2lab.tracking.addresses import check_uri, default_uri, is_server, sqlite_path
     from gpt2lab.tracking.mlflow import create_database, prepare_environment

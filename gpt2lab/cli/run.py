@@ -40,12 +40,12 @@ from gpt2lab.cli.options import (
 
 if TYPE_CHECKING:
     from gpt2lab.api import Source, StudyResult
+    from gpt2lab.basics.progress import Listener
     from gpt2lab.executors.slurm import SlurmExecutor
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.planning.noise import Floor
     from gpt2lab.planning.plan import ArmPlan, Plan
-    from gpt2lab.progress import Listener
     from gpt2lab.records import SweepRecord
     from gpt2lab.store import Store
 
@@ -101,8 +101,8 @@ def run(
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.planning.machine import machine_of
-    from gpt2lab.progress import console_for
 
     if machine and not dry_run and executor == LOCAL:
         raise typer.BadParameter("a plan for another machine needs --dry-run or --executor", param_hint="--machine")
@@ -144,8 +144,8 @@ def slurm_for(study: Study, workers: int, sbatch: str, jobs: int | None) -> Slur
 def declare(study: Study, console: Any, as_json: bool) -> None:
     """Write what workers need, and print how to start one."""
     from gpt2lab import api
-    from gpt2lab.progress import Message
-    from gpt2lab.text import plural
+    from gpt2lab.basics.progress import Message
+    from gpt2lab.basics.text import plural
 
     jobs = study.declare(lambda event: say(console, event.text) if isinstance(event, Message) else None)
     worker = api.command("work", study.name, runs=study.store.root.resolve())
@@ -167,9 +167,9 @@ def work(
 ) -> None:
     """Train declared runs that no other process trains. Ends when none is left; any number of these may work on a
     study, on any machine that sees the folder of runs (docs/cluster.md)."""
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.executors.slurm import NOTHING_LEFT
     from gpt2lab.experiments.work import work as work_on
-    from gpt2lab.progress import console_for
 
     console = console_for(to_stderr=json_)
     pool = work_on(studies, store_at(runs), jobs=jobs, say=lambda text: say(console, text))
@@ -223,9 +223,9 @@ def train(
     """Train the unfinished runs of a study, with progress on the console, if that takes at most `max_days` or the user
     agrees. through: what the console's listener is wrapped in. Raises EnvironmentFault."""
     from gpt2lab import api
+    from gpt2lab.basics.progress import Message, display
+    from gpt2lab.basics.text import plural
     from gpt2lab.planning.forecast import lines, seconds_left
-    from gpt2lab.progress import Message, display
-    from gpt2lab.text import plural
 
     plan, store = study.plan(), study.store
     seconds = seconds_left(plan, store)
@@ -336,10 +336,10 @@ def machine(
 def print_plan(study: Study, console: Any, as_json: bool) -> None:
     """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
     from gpt2lab.analysis.verdicts import FEWEST
+    from gpt2lab.basics.text import plural
     from gpt2lab.planning import forecast, prediction
     from gpt2lab.records import replacing
     from gpt2lab.reports.budgets import next_steps
-    from gpt2lab.text import plural
 
     plan, store = study.plan(), study.store
     done = finished_runs(plan, store)
@@ -380,7 +380,7 @@ def finished_runs(plan: Plan, store: Store) -> set[str]:
 
 def total_line(plan: Plan, done: set[str], seconds: float) -> str:
     """How much there is to train, and how long it takes here."""
-    from gpt2lab.text import duration, plural
+    from gpt2lab.basics.text import duration, plural
 
     machine = plan.machine
     runs = plural(len({run.id for run in plan.runs()}), "run")
@@ -423,7 +423,7 @@ def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
 
 def trials_due(plan: Plan) -> str:
     """Trials and runs of a study whose arms are tuned first."""
-    from gpt2lab.text import plural
+    from gpt2lab.basics.text import plural
 
     first, *_ = searches = list(plan.searches.values())
     total, remaining = (
@@ -440,7 +440,7 @@ def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
     """The arms with their costs, for a terminal."""
     from rich.text import Text
 
-    from gpt2lab.text import duration, in_short, memory
+    from gpt2lab.basics.text import duration, in_short, memory
 
     numbers = ("parameters", "MFLOP/token", "tokens", "PFLOP", "time a run", "memory", "runs")
     table = table_of("arm", "what changes", *numbers, right=numbers, title=title)
@@ -505,8 +505,8 @@ def sweep(
 ) -> None:  # fmt: skip
     """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
     from gpt2lab import api
+    from gpt2lab.basics.progress import console_for, display
     from gpt2lab.data.progress import rich_progress
-    from gpt2lab.progress import console_for, display
     from gpt2lab.sweep.declaration import scales_of
 
     console, code = console_for(to_stderr=json_), 0
@@ -581,8 +581,8 @@ def noise(
     json_: Json = False,
 ) -> None:
     """Measure the noise between repeats of a recipe. Used for planning and for verdicts on few seeds."""
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.planning.noise import floors
-    from gpt2lab.progress import console_for
     from gpt2lab.store import Store
 
     console, store = console_for(to_stderr=json_), Store(runs)
@@ -618,7 +618,7 @@ def show_floors(floors: list[Floor], console: Any, *, as_json: bool) -> None:
 
     from rich.text import Text
 
-    from gpt2lab.text import quantity
+    from gpt2lab.basics.text import quantity
 
     if as_json:
         print_json({"floors": [asdict(floor) for floor in floors]})
@@ -657,8 +657,8 @@ def adopt(
     from dataclasses import asdict
     from functools import partial
 
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.experiments.ablation import adopt_runs, list_adoptable
-    from gpt2lab.progress import console_for
 
     report, results = partial(say, console_for(to_stderr=json_)), list[dict[str, Any]]()
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs):

@@ -30,9 +30,9 @@ def statistics(
     """
     from gpt2lab.analysis.selftest import LONG, PARTS, QUICK
     from gpt2lab.analysis.selftest import selftest as run
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import plural
     from gpt2lab.errors import ConfigError
-    from gpt2lab.progress import console_for
-    from gpt2lab.text import plural
 
     if quick and draws is not None:
         raise ConfigError("--quick is a number of draws already", where="--draws", hint="gpt2lab selftest statistics")

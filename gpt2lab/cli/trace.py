@@ -13,8 +13,8 @@ from gpt2lab.cli.options import RUNS, Json, Plugin, Runs, print_json, say, table
 from gpt2lab.errors import ConfigError, EnvironmentFault
 
 if TYPE_CHECKING:
-    from gpt2lab.lens import Reading
-    from gpt2lab.trace import Trace, TraceRow
+    from gpt2lab.inspection.lens import Reading
+    from gpt2lab.inspection.trace import Trace, TraceRow
 
 COLUMNS = ("tensor", "shape", "sizes", "parameters", "forward", "training", "what it is")
 NUMBERS = ("parameters", "forward", "training")
@@ -51,8 +51,8 @@ def trace(
         trace_values(run, str(text), layer, page, plugin, runs, json_)
         return
     from gpt2lab.config import load_config
-    from gpt2lab.trace import folded
-    from gpt2lab.trace import trace as traced
+    from gpt2lab.inspection.trace import folded
+    from gpt2lab.inspection.trace import trace as traced
 
     config = load_config(what, set_ or (), plugins=plugin or ())
     refuse_layer(layer, config.model.n_layer)
@@ -77,9 +77,9 @@ def trace_values(
 
     from gpt2lab.config import fill_slots
     from gpt2lab.generation import encoded
-    from gpt2lab.lens import read
-    from gpt2lab.lens.page import page as html
-    from gpt2lab.pretrained.load import open_trained
+    from gpt2lab.inspection.lens import read
+    from gpt2lab.inspection.lens_page import page as html
+    from gpt2lab.reuse.load import open_trained
     from gpt2lab.store import Store
 
     fill_slots(plugin or ())
@@ -103,9 +103,9 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
     """Tables of at most 80 columns. layer: show the heads of this block alone."""
     from rich.text import Text
 
-    from gpt2lab.lens import shown
-    from gpt2lab.progress import console_for
-    from gpt2lab.text import number, shorten
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import number, shorten
+    from gpt2lab.inspection.lens import shown
 
     def piece(token: str) -> str:
         return shorten(shown(token), PIECE)
@@ -142,8 +142,8 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
 
 def print_trace(what: str, result: Trace, rows: Sequence[TraceRow]) -> None:
     """A table with totals, as wide as the terminal; elsewhere lines are not cut."""
-    from gpt2lab.progress import console_for
-    from gpt2lab.text import shorten
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import shorten
 
     console = console_for()
     table = [list(COLUMNS), *(cells(result, row) for row in rows)]
@@ -174,7 +174,7 @@ def print_trace(what: str, result: Trace, rows: Sequence[TraceRow]) -> None:
 
 def cells(result: Trace, row: TraceRow) -> list[str]:
     """One row of the table as text, FLOPs per token."""
-    from gpt2lab.text import quantity
+    from gpt2lab.basics.text import quantity
 
     forward, training = result.per_token(row.forward), result.per_token(row.forward + row.backward)
     sizes = [f"{size:,}" for size in row.shape or ()]

@@ -78,9 +78,9 @@ def train_run(
 ) -> int:  # fmt: skip
     """Plan the run, train it and print the result; -> the exit code. Raises what planning and training raise."""
     from gpt2lab import api
+    from gpt2lab.basics.progress import PlainLines, console_for, display
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.experiments.single import STUDY
-    from gpt2lab.progress import PlainLines, console_for, display
 
     many, leads = world.size > 1, world.rank == 0
     console = console_for(to_stderr=as_json)
@@ -144,8 +144,8 @@ def baseline(
 
     import torch
 
+    from gpt2lab.basics.progress import console_for
     from gpt2lab.experiments.baseline import PRESET, Baseline, refuse_torchrun
-    from gpt2lab.progress import console_for
     from gpt2lab.store import Store
     from gpt2lab.training.ranks import RankEnvironment
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from gpt2lab.basics.text import plural
 from gpt2lab.data.corpora import Place, SplitName, Stream
 from gpt2lab.data.files import canonical_sha256, changed, known_sha256, named
 from gpt2lab.errors import DataFault, Gpt2labError, command
-from gpt2lab.text import plural
 
 
 class Rows(Protocol):

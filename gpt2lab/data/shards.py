@@ -31,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from gpt2lab.cores import usable_cores
+from gpt2lab.basics.cores import usable_cores
+from gpt2lab.basics.faults import point
 from gpt2lab.data.corpora import SPLITS, Corpus, Place, SplitName, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
 from gpt2lab.data.curricula import batches as batches_slot
@@ -51,7 +52,6 @@ from gpt2lab.data.tokenfiles import TokenFiles
 from gpt2lab.data.tokenizers import GPT2_SIZE, Tokenizer, TokenizerSite, pieces
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, Problem
-from gpt2lab.faults import point
 from gpt2lab.registry import Choice, read_field
 from gpt2lab.schema import Settings
 from gpt2lab.store import file_lock, now, publish_folder, read_json, write_json

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt2lab.basics.text import plural
 from gpt2lab.data.corpora import Corpus, Document, Stream, check_paths, corpus
 from gpt2lab.data.files import (
     READ_BYTES,
@@ -24,7 +25,6 @@ from gpt2lab.data.files import (
 )
 from gpt2lab.data.rows import BadRow, Reader, local_stream
 from gpt2lab.errors import ConfigError
-from gpt2lab.text import plural
 
 OnBadText = Literal["strict", "replace", "skip"]
 OTHER_CONTENT = {

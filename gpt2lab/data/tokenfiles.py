@@ -21,10 +21,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from gpt2lab.basics.text import plural
 from gpt2lab.data.corpora import SPLITS, SplitName, corpus
 from gpt2lab.data.files import Progress, canonical_sha256, known_sums, matching, others, quiet, unreadable
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.text import plural
 
 HEADER_BYTES = 256 * 4
 LOOKED_AT = 65_536  # bytes of a file without a header that show how wide its numbers are

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 
-from gpt2lab.cores import usable_cores
-from gpt2lab.costs import peak_flops
+from gpt2lab.basics.cores import usable_cores
+from gpt2lab.basics.redaction import shown
+from gpt2lab.basics.text import quantity
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.redaction import shown
+from gpt2lab.inspection.costs import peak_flops
 from gpt2lab.store import Store
-from gpt2lab.text import quantity
 from gpt2lab.tracking.addresses import check_uri, default_uri, sqlite_path
 from gpt2lab.tracking.mlflow import artifacts_elsewhere
 from gpt2lab.training.precision import choose_device, device_name

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gpt2lab.basics.text import clean
 from gpt2lab.data.batches import Ids, TokenSequence
 from gpt2lab.data.prepared import Prepared, split_record
 from gpt2lab.model import GPT
-from gpt2lab.text import clean
 from gpt2lab.training.precision import Precision, autocast, memory_guard
 
 READ_TOKENS = 1 << 22

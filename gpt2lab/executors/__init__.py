@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
+from gpt2lab.basics.signals import PARENT
 from gpt2lab.errors import LockHeld, Preempted, RankLost
 from gpt2lab.runner import NOTHING_LEFT, Job
-from gpt2lab.signals import PARENT
 from gpt2lab.store import RunFolder, Store, now
 
 Ending = Literal["done", "found", "failed", "preempted", "locked", "lost"]

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpt2lab.basics.progress import Listener, Message, Progress, RunProgress
 from gpt2lab.errors import ConfigError
 from gpt2lab.executors import Executor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.planning.machine import Machine
-from gpt2lab.progress import Listener, Message, Progress, RunProgress
 from gpt2lab.records import StudyRecord
 from gpt2lab.store import Row, Store
 from gpt2lab.tracking import Tracker

@@ -30,12 +30,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, NoReturn
 
-from gpt2lab import faults
+from gpt2lab.basics import faults
+from gpt2lab.basics.output import make_output_lossy
+from gpt2lab.basics.redaction import masked
+from gpt2lab.basics.signals import PARENT, STOP_SIGNALS, die_with_parent
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.output import make_output_lossy
-from gpt2lab.redaction import masked
 from gpt2lab.runner import Job, StopRequest, work
-from gpt2lab.signals import PARENT, STOP_SIGNALS, die_with_parent
 
 PRELOADED = ("numpy.random", "torch._dynamo")
 """What a run imports beyond the runner itself; the second, which every optimizer imports, takes a second."""

@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from gpt2lab.basics.signals import STOP_SIGNALS, print_ended
 from gpt2lab.errors import Preempted
 from gpt2lab.executors import Ending, Executor, record_loss
 from gpt2lab.runner import Job
-from gpt2lab.signals import STOP_SIGNALS, print_ended
 from gpt2lab.store import Store
 
 TICK_SECONDS = 0.2

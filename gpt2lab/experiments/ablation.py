@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from gpt2lab.analysis.results import judge
+from gpt2lab.basics.progress import Listener, Message, RunProgress, ignore
+from gpt2lab.basics.text import plural
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
@@ -19,15 +22,12 @@ from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan, make_plan
 from gpt2lab.planning.record import study_record, with_history
 from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
-from gpt2lab.progress import Listener, Message, RunProgress, ignore
 from gpt2lab.records import StudyRecord, replacing
-from gpt2lab.results import judge
 from gpt2lab.reuse.adopt import Adoption, ReplayGroup, adopt, groups, without_old_runs
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store
-from gpt2lab.text import plural
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2lab.basics.text import duration, memory, quantity
 from gpt2lab.config import Config, load_config
-from gpt2lab.costs import Costs, costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.experiments.published_curve import (
     BATCH_TOKENS,
@@ -22,11 +22,11 @@ from gpt2lab.experiments.published_curve import (
     tolerance,
 )
 from gpt2lab.experiments.single import Watch, check_ranks
+from gpt2lab.inspection.costs import Costs, costs
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.probes import MicroBatch, micro_batch, micro_batch_of
 from gpt2lab.registry import Choice
 from gpt2lab.store import Store
-from gpt2lab.text import duration, memory, quantity
 from gpt2lab.training.precision import choose_device
 
 PRESET = "gpt2-124m"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpt2lab.analysis.results import NOISE_DESIGN
 from gpt2lab.config import load_config, preset_name
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import NOISE_SEEDS, Arm, LoadedAblation
@@ -16,7 +17,6 @@ from gpt2lab.planning.noise import Floor, make_floor, write_floor
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import final_loss
 from gpt2lab.records import NoiseFloor, StudyRecord
-from gpt2lab.results import NOISE_DESIGN
 from gpt2lab.store import Store
 
 REPEATS, AGAIN = "repeats", "same seed"

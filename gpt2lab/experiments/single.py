@@ -15,11 +15,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from gpt2lab.basics.cores import usable_cores
+from gpt2lab.basics.progress import Listener, RunProgress, ignore
+from gpt2lab.basics.text import duration, memory, quantity
 from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
 from gpt2lab.config.source import YamlSource as ConfigSource
 from gpt2lab.config.source import overlay
-from gpt2lab.cores import usable_cores
-from gpt2lab.costs import Costs
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import prepare
@@ -29,12 +30,12 @@ from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.identity import digest, settings
+from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine, estimate_memory, probe
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import single_record
 from gpt2lab.planning.runs import Run, is_finished, known_costs, make_run, repetition, tokens_left, tokens_of
-from gpt2lab.progress import Listener, RunProgress, ignore
 from gpt2lab.records import StudyRecord
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job, StopRequest
@@ -42,7 +43,6 @@ from gpt2lab.runner.job import job_for
 from gpt2lab.runner.worker import work
 from gpt2lab.schema import convert
 from gpt2lab.store import Row, RunFolder, Store, file_lock
-from gpt2lab.text import duration, memory, quantity
 from gpt2lab.training.precision import choose_device
 from gpt2lab.training.ranks import HINT
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2lab.basics.progress import Listener, ignore
+from gpt2lab.basics.text import duration, plural, quantity
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
@@ -17,11 +19,9 @@ from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs, repetition
 from gpt2lab.planning.tuning import Search
-from gpt2lab.progress import Listener, ignore
 from gpt2lab.records import SearchRecord, SweepRecord, replacing
 from gpt2lab.store import Store
 from gpt2lab.sweep.declaration import LoadedSweep, sweep_record
-from gpt2lab.text import duration, plural, quantity
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from gpt2lab.basics.cores import usable_cores
 from gpt2lab.config import Config, config_from_text
-from gpt2lab.cores import usable_cores
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import Ending
 from gpt2lab.executors.local import LocalExecutor

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
+from gpt2lab.analysis.results import BITS, LOSS
 from gpt2lab.analysis.verdicts import Declared
+from gpt2lab.basics.shipped import found, shipped_names
 from gpt2lab.config import Config, examine, fill_slots, preset_name, preset_names, preset_source, read_overrides
 from gpt2lab.config.fitting import Complaint, Located, check, error_of, located
 from gpt2lab.config.source import Key, Place, YamlSource, dotted, expand, overlay, read_file, read_mapping
@@ -41,9 +43,7 @@ from gpt2lab.planning.declaration import (
 from gpt2lab.planning.placebo import same_function
 from gpt2lab.planning.space import RATE, Tune, check_search
 from gpt2lab.registry import SLOTS
-from gpt2lab.results import BITS, LOSS
 from gpt2lab.schema import ABSENT, convert
-from gpt2lab.shipped import found, shipped_names
 
 # Seeds are reserved by purpose, so that no verdict uses a run that was also used to choose or to plan: an ablation's
 # own seeds are 0 to 99 (what a file may name), tuning uses those from 100 on, noise floors 200 to 299, control arms

@@ -18,16 +18,16 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
+from gpt2lab.analysis.results import BITS, LOSS, target_name, target_of
 from gpt2lab.analysis.verdicts import Declared
+from gpt2lab.basics.text import in_short
 from gpt2lab.config import preset_name, preset_names
 from gpt2lab.config.fitting import Complaint
 from gpt2lab.config.source import Key, YamlSource
 from gpt2lab.errors import ConfigError, unknown
 from gpt2lab.evaluation.validation import WholeOrCount
 from gpt2lab.planning.space import RATE, Tune, bracket
-from gpt2lab.results import BITS, LOSS, target_name, target_of
 from gpt2lab.schema import ABSENT, Settings
-from gpt2lab.text import in_short
 
 MAX_ARMS = 100
 MAX_SEEDS = 100

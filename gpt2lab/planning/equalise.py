@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.config import Config
-from gpt2lab.costs import Costs, parameters
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest, settings
+from gpt2lab.inspection.costs import Costs, parameters
 from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.probes import recorded

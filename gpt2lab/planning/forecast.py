@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.analysis import planning
+from gpt2lab.basics.text import plural
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import is_finished, repetition, tokens_of
 from gpt2lab.planning.scope import StudyScope, family, level_of, makespan, needed, sizes, study_seconds
 from gpt2lab.store import Store
-from gpt2lab.text import plural
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
+from gpt2lab.basics.cores import usable_cores
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
-from gpt2lab.cores import usable_cores
-from gpt2lab.costs import Costs, matmul_flops, slower_precision
 from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.inspection.costs import Costs, matmul_flops, slower_precision
 from gpt2lab.store import Store
 from gpt2lab.training.precision import choose_device, device_name, shortcomings
 from gpt2lab.training.settings import TrainingConfig

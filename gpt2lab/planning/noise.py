@@ -13,15 +13,15 @@ import scipy
 from pydantic import TypeAdapter
 
 from gpt2lab.analysis.statistics import no_spread
+from gpt2lab.basics.text import plural
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.identity import digest
 from gpt2lab.store import Store, now, read_json, write_json
-from gpt2lab.text import plural
 
 if TYPE_CHECKING:
     from gpt2lab.config import Config
-    from gpt2lab.costs import Costs
     from gpt2lab.data.prepared import Prepared
+    from gpt2lab.inspection.costs import Costs
     from gpt2lab.planning.machine import Machine
 
 SIZES_ALIKE = 0.05

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from gpt2lab.costs import Costs
+from gpt2lab.analysis.results import LOSS
 from gpt2lab.data.curricula import batches_of
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.equalise import Adjustment, at_budget, equal_arms, with_tokens
 from gpt2lab.planning.machine import Machine, estimate_memory
@@ -17,7 +18,6 @@ from gpt2lab.planning.noise import Floor, find_floor
 from gpt2lab.planning.runs import Run, known_costs, make_runs, tokens_left, tokens_of
 from gpt2lab.planning.scope import fit
 from gpt2lab.planning.tuning import Search, Tuning, tunings_of
-from gpt2lab.results import LOSS
 from gpt2lab.store import Store
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpt2lab.shipped import shipped_folder
+from gpt2lab.basics.shipped import shipped_folder
 from gpt2lab.store import read_json
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from gpt2lab.basics.text import memory
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, command
@@ -30,7 +31,6 @@ from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import is_compiled
 from gpt2lab.store import Store, file_lock, now, read_json, write_json
-from gpt2lab.text import memory
 from gpt2lab.training.allocator import high_water, keep_memory
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.compiling import compiled

@@ -20,11 +20,12 @@ from typing import Any
 
 from gpt2lab.analysis.verdicts import FEWEST, Declared
 from gpt2lab.analysis.wording import listed
+from gpt2lab.basics.text import plural
 from gpt2lab.config import Config
-from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import choices, digest, settings
+from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.plan import ArmPlan, Plan
@@ -43,7 +44,6 @@ from gpt2lab.records import (
 )
 from gpt2lab.registry import Choice, mistakes
 from gpt2lab.store import Store, now
-from gpt2lab.text import plural
 
 
 def git_commit() -> str | None:

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
+from gpt2lab.analysis.results import LOSS, failure_ceiling_of
+from gpt2lab.basics.text import quantity
 from gpt2lab.config import Config
-from gpt2lab.costs import Costs, costs
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import choices, component_code, core_code, digest, run_id, run_identity, settings
+from gpt2lab.inspection.costs import Costs, costs
 from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
-from gpt2lab.results import LOSS, failure_ceiling_of
 from gpt2lab.store import Store, read_json, write_json
-from gpt2lab.text import quantity
 from gpt2lab.training.compiling import decide
 
 MOST_EPOCHS = 4

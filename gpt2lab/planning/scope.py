@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from gpt2lab.analysis import calibration, planning
 from gpt2lab.analysis.planning import extendable_looks
 from gpt2lab.analysis.verdicts import Declared
+from gpt2lab.basics.text import plural
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning.ablation import LoadedAblation
 from gpt2lab.planning.declaration import MAX_SEEDS
 from gpt2lab.planning.noise import Floor
-from gpt2lab.text import plural
 
 FEWEST = 3
 MOST_AUTOMATIC = 20

@@ -12,12 +12,12 @@ import numpy as np
 import scipy
 from pydantic import BeforeValidator, Field, field_validator
 
+from gpt2lab.analysis.results import LOSS
+from gpt2lab.basics.text import in_short
 from gpt2lab.config import Config
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.registry import Choice
-from gpt2lab.results import LOSS
 from gpt2lab.schema import ABSENT, Settings
-from gpt2lab.text import in_short
 
 DIGITS = 4
 """Significant digits of real-valued settings, as in 0.002135."""

@@ -15,10 +15,10 @@ from typing import Any
 
 from gpt2lab import records
 from gpt2lab.analysis.tuning import OPEN, RESULTS, chosen
-from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import DataFault
 from gpt2lab.identity import digest
+from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import TUNING_SEED, Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import Run, final_loss, known_costs, make_run, make_runs, tokens_of

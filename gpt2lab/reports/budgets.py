@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.best_rate import ErrorBudget, WeightedArm, error_budget
+from gpt2lab.analysis.results import Study, StudyRun, cleaned, collect, judge_runs, searches
 from gpt2lab.analysis.verdicts import FEWEST
-from gpt2lab.results import Study, StudyRun, cleaned, collect, judge_runs, searches
 from gpt2lab.store import Store
 
 

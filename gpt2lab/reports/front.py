@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gpt2lab.basics.text import clean, plural, quantity, time_taken
 from gpt2lab.errors import DataFault
 from gpt2lab.planning.prediction import FILE
 from gpt2lab.reports import prediction
 from gpt2lab.reports.page import Page, Section, write_page
 from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, difference_cell, kind_of
 from gpt2lab.store import read_json
-from gpt2lab.text import clean, plural, quantity, time_taken
 
 Record = Mapping[str, Any]
 """A `verdicts.json`."""

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, noise_of, unit
+from gpt2lab.basics.text import clean, number, plural, quantity, time_taken
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports.page import Page, Remark, made_of, write_page
 from gpt2lab.reports.published import (
@@ -26,9 +28,7 @@ from gpt2lab.reports.published import (
 from gpt2lab.reports.read import Once, error_text, read_sweep
 from gpt2lab.reports.sweep import answer, counted
 from gpt2lab.reports.tables import Cell, difference_cell, verdict_cell
-from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, noise_of, unit
 from gpt2lab.store import Store
-from gpt2lab.text import clean, number, plural, quantity, time_taken
 
 Result = TypeVar("Result")
 UNREADABLE = (Gpt2labError, KeyError, TypeError, ValueError, AttributeError)

@@ -26,8 +26,8 @@ from markupsafe import Markup, escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gpt2lab import text
 from gpt2lab.analysis.verdicts import as_json
+from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault, unknown
 from gpt2lab.records import page_folder
 from gpt2lab.reports.inputs import sum_of_code

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest, spearmanr
 
+from gpt2lab.basics.text import clean, number, plural
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section
 from gpt2lab.reports.published import FOUND
 from gpt2lab.reports.tables import Cell, tabulate
-from gpt2lab.text import clean, number, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,11 +19,11 @@ from typing import Any
 
 from gpt2lab import records
 from gpt2lab.analysis import Contrast
+from gpt2lab.analysis.results import Study, smallest_effect, unit
+from gpt2lab.basics.text import DASH
 from gpt2lab.config.source import read_file
 from gpt2lab.errors import ConfigError
 from gpt2lab.records import ArmRecord
-from gpt2lab.results import Study, smallest_effect, unit
-from gpt2lab.text import DASH
 
 FILE = Path(__file__).with_name("published.yaml")
 NEGLIGIBLE = 0.005

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
+from gpt2lab.basics.text import clean, setting
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.reports.inputs import sum_of_store
 from gpt2lab.reports.style import ARMS, ArmStyle, Curve, looks
 from gpt2lab.reports.tables import Cell, Table, tabulate
-from gpt2lab.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
 from gpt2lab.store import Store
-from gpt2lab.text import clean, setting
 
 Record = Mapping[str, Any]
 Result = TypeVar("Result")

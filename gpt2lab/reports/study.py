@@ -11,6 +11,8 @@ from rich.console import Group
 from rich.text import Text
 
 from gpt2lab.analysis import Contrast, in_words
+from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun, scope_text, target_of
+from gpt2lab.basics.text import latex, plural
 from gpt2lab.planning.prediction import changed_parts
 from gpt2lab.records import page_folder
 from gpt2lab.reports.index import agreements, compute, finding
@@ -22,8 +24,6 @@ from gpt2lab.reports.sections.curves import holding
 from gpt2lab.reports.sections.method import failed_runs, floor_sentence, strongest_caveat
 from gpt2lab.reports.sections.scaling import early_differences, worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
-from gpt2lab.results import NOISE_DESIGN, Study, StudyRun, scope_text, target_of
-from gpt2lab.text import latex, plural
 
 FILES = ("report.md", "results.csv", "verdicts.json", "verdicts.tex", "figures/")
 IN_PAPERS = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")

@@ -28,9 +28,9 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
+from gpt2lab.basics.text import ARM_COLOURS, BASELINE_COLOUR, setting, shorten
 from gpt2lab.errors import ConfigError
 from gpt2lab.store import write_atomically
-from gpt2lab.text import ARM_COLOURS, BASELINE_COLOUR, setting, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

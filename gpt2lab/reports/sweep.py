@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from gpt2lab.analysis.results import LOSS, scope_text
 from gpt2lab.analysis.wording import listed
+from gpt2lab.basics.text import number, plural, setting
 from gpt2lab.records import page_folder
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, sum_of, terminal_table, write_page
 from gpt2lab.reports.read import (
@@ -28,9 +30,7 @@ from gpt2lab.reports.read import (
 from gpt2lab.reports.sections.searches import settings_text
 from gpt2lab.reports.sections.sizes import across
 from gpt2lab.reports.sections.trials import best_configs, best_files
-from gpt2lab.results import LOSS, scope_text
 from gpt2lab.store import Store
-from gpt2lab.text import number, plural, setting
 
 TOP = 5
 """Trials that a terminal shows."""

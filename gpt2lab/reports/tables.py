@@ -12,7 +12,7 @@ from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.scaling import Reach, bounds
 from gpt2lab.analysis.wording import decimals
 from gpt2lab.analysis.wording import probability as p_value
-from gpt2lab.text import DASH, interval, signed
+from gpt2lab.basics.text import DASH, interval, signed
 
 Item = TypeVar("Item")
 KINDS = ("number", "words", "id")

@@ -1,1 +1,1 @@
-"""What finished runs are still good for: why they differ, adopting them for new code, measuring them again."""
+"""Trained models and finished runs: opening, judging and measuring them, why two differ, adopting them for new code."""

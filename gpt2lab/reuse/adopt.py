@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gpt2lab.basics.text import plural
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
@@ -37,7 +38,6 @@ from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.reuse.why import CODE, without_code
 from gpt2lab.runner import REPLAYED, evaluated
 from gpt2lab.store import RunFolder, Store, now, publish_folder, temporary_beside, write_json
-from gpt2lab.text import plural
 from gpt2lab.training.checkpoints import checkpoints, load_latest
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.loop import steps

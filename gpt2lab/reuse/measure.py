@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
 from gpt2lab.analysis.verdicts import Contrast
+from gpt2lab.basics.text import damage_text
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.prepared import Prepared, find_prepared
 from gpt2lab.data.shards import prepare
@@ -27,10 +29,8 @@ from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest,
 from gpt2lab.model import GPT, build_model
 from gpt2lab.records import StudyRecord
 from gpt2lab.registry import Choice, Misfit, Slot
-from gpt2lab.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
 from gpt2lab.runner import sequences_at_once
 from gpt2lab.store import RunFolder, Store, now
-from gpt2lab.text import damage_text
 from gpt2lab.training.checkpoints import FILES, MODEL, checkpoints, damage
 from gpt2lab.training.precision import choose_device, set_threads
 from gpt2lab.training.state import canonical, weight_problems, weights_of

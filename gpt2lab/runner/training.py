@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from gpt2lab.basics.faults import point
+from gpt2lab.basics.signals import StopRequest
 from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared, open_verified
 from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted, command
 from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
-from gpt2lab.faults import point
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_averaging, build_optimizers
 from gpt2lab.pretrained.origin import start_from_weights
@@ -40,7 +41,6 @@ from gpt2lab.runner.measured import (
     validation_loss,
 )
 from gpt2lab.schema import flatten
-from gpt2lab.signals import StopRequest
 from gpt2lab.store import RunFolder, Store, now, read_json
 from gpt2lab.tracking.journal import Journal
 from gpt2lab.training.checkpoints import (

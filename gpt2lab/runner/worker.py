@@ -9,14 +9,14 @@ import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from gpt2lab.basics.output import make_output_lossy
+from gpt2lab.basics.redaction import masked
+from gpt2lab.basics.signals import StopRequest, parent_of
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Preempted, RankLost
-from gpt2lab.output import make_output_lossy
-from gpt2lab.redaction import masked
 from gpt2lab.registry import load_plugin
 from gpt2lab.runner.job import NOTHING_LEFT, WHERE, Job
 from gpt2lab.runner.training import execute
-from gpt2lab.signals import StopRequest, parent_of
 from gpt2lab.store import Store, make_folder, now, write_atomically
 from gpt2lab.training.allocator import keep_memory
 from gpt2lab.training.compiling import compile_fault

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from gpt2lab.basics.text import damage_text
 from gpt2lab.errors import ConfigError, DataFault, unknown
 from gpt2lab.records import SINGLE, StudyRecord, SweepRecord
 from gpt2lab.schema import flatten
 from gpt2lab.store import RunFolder, Store
-from gpt2lab.text import damage_text
 
 Row = dict[str, Any]
 COLUMNS = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2lab.text import clean
+from gpt2lab.basics.text import clean
 
 POSITION, FREQUENCY, DOCUMENT = "position", "frequency", "document"
 DIVISIONS = (POSITION, FREQUENCY, DOCUMENT)

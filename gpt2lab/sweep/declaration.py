@@ -9,14 +9,15 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from gpt2lab.basics.text import seconds_of
 from gpt2lab.config import Config, fill_slots, preset_name
 from gpt2lab.config.fitting import Located, check, error_of, located
 from gpt2lab.config.source import Place, YamlSource
-from gpt2lab.costs import Costs
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
+from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import TUNING_SEED, Arm, base_of, read_source, resolve_arm
 from gpt2lab.planning.declaration import NAME, Change, Effect, Evaluate, FileName, Written, variant_name
 from gpt2lab.planning.machine import Machine
@@ -27,7 +28,6 @@ from gpt2lab.planning.space import SearchSettings, check_search
 from gpt2lab.planning.tuning import Search, make_search
 from gpt2lab.records import SWEEP_FORMAT, SweepRecord
 from gpt2lab.schema import ABSENT
-from gpt2lab.text import seconds_of
 
 
 class Sweep(SearchSettings):

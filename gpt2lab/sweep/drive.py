@@ -15,6 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpt2lab.basics.progress import Listener, Message, Progress, RunProgress
+from gpt2lab.basics.redaction import shown
+from gpt2lab.basics.text import number, plural
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 from gpt2lab.executors import Ending, is_loss
 from gpt2lab.executors.driver import CLOSE_SECONDS, TrackerFactory, executor_for
@@ -23,15 +26,12 @@ from gpt2lab.planning.record import components_of
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.planning.space import value_at
 from gpt2lab.planning.tuning import Search
-from gpt2lab.progress import Listener, Message, Progress, RunProgress
 from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, best_trial
-from gpt2lab.redaction import shown
 from gpt2lab.runner import Job
 from gpt2lab.runner.job import job_for
 from gpt2lab.store import Store, file_lock, now
 from gpt2lab.sweep.storage import default_address, open_storage
 from gpt2lab.sweep.trials import Attempt, End, Trials, worker_id
-from gpt2lab.text import number, plural
 from gpt2lab.tracking.follower import Follower, as_study
 from gpt2lab.tracking.journal import Tail
 

@@ -28,8 +28,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
+from gpt2lab.basics.redaction import shown
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, causes, command, unknown
-from gpt2lab.redaction import shown
 from gpt2lab.store import Store, disk_fault, file_lock, make_folder
 from gpt2lab.tracking.addresses import reason, sqlite_path, sqlite_uri
 

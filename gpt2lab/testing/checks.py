@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from gpt2lab.components.context import Cache
-from gpt2lab.costs import costs
+from gpt2lab.inspection.costs import costs
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
 from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch, distance, disturbed, modes, seeded

@@ -10,7 +10,7 @@ mlflow. Another tracker is one class in a plug-in:
         experiment_id = ""
 
         def __init__(self, address: str, experiment: str, artifacts: Path) -> None:
-            self.shown_uri, self.notes = shown(address), []  # gpt2lab.redaction
+            self.shown_uri, self.notes = shown(address), []  # gpt2lab.basics.redaction
         ...  # the five methods of `Tracker`
 """
 
@@ -23,8 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from gpt2lab.basics.redaction import shown
 from gpt2lab.errors import ConfigError, unknown
-from gpt2lab.redaction import shown
 from gpt2lab.registry import Slot, load_entry_points
 from gpt2lab.store import RunFolder, Status, Store
 

@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from gpt2lab.basics.redaction import masked, shown
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
-from gpt2lab.redaction import masked, shown
 
 SERVERS = ("http", "https", "databricks")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpt2lab.text import BASELINE_COLOUR, arm_colour, clean, interval, number, signed
+from gpt2lab.basics.text import BASELINE_COLOUR, arm_colour, clean, interval, number, signed
 from gpt2lab.tracking.addresses import mlflow_name
 
 Table = dict[str, list[Any]]

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.basics.redaction import masked
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
 from gpt2lab.records import SweepRecord, TrialRecord
-from gpt2lab.redaction import masked
 from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_bytes, read_json, to_json, write_json
 from gpt2lab.store.files import sha256
 from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, Tracker, milliseconds, started_ms

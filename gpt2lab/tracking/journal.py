@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gpt2lab.basics.faults import point
 from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable, command
-from gpt2lab.faults import point
 from gpt2lab.store import (
     DISK_FULL,
     Row,

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from gpt2lab.basics.redaction import shown
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
-from gpt2lab.redaction import shown
 from gpt2lab.schema import flatten
 from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folder, read_json, temporary_beside
 from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, milliseconds, started_ms, tracker

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gpt2lab.basics.faults import point
 from gpt2lab.errors import ConfigError, DataFault, Problem, causes, command
-from gpt2lab.faults import point
 from gpt2lab.store import disk_fault, from_json, make_folder, open_file, publish_folder, temporary_beside, to_json
 from gpt2lab.training.state import Fit, TrainState, take_fitting
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from gpt2lab.basics.faults import point, tensor
 from gpt2lab.errors import DataFault
-from gpt2lab.faults import point, tensor
 from gpt2lab.training.clock import Clock
 from gpt2lab.training.distributed import ALONE, Replica, World
 from gpt2lab.training.guard import Diverged

@@ -11,10 +11,10 @@ import pytest
 import gpt2lab.experiments.baseline as reproduction
 from gpt2lab.cli import execute
 from gpt2lab.config import load_config
-from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.experiments.baseline import TASK_DOCUMENTS, Baseline, recipe_overrides
 from gpt2lab.experiments.published_curve import CURVE, departures, tolerance
+from gpt2lab.inspection.costs import costs
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.probes import MicroBatch
 from gpt2lab.store import Store

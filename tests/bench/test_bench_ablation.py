@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import ablation
 from benchmarks.ablation import Packing, Way, show_packing
-from gpt2lab.cores import usable_cores
+from gpt2lab.basics.cores import usable_cores
 
 Call = Callable[..., tuple[int, str, str]]
 PRESET = """

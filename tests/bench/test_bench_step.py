@@ -18,8 +18,8 @@ from benchmarks.memory import measure, peak_bytes
 from benchmarks.sides import WORKS, Spec, Work
 from benchmarks.step import compare
 from benchmarks.turns import SideProcess, ratio_of
-from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.inspection.costs import costs
 from gpt2lab.registry import SLOTS
 
 Call = Callable[..., tuple[int, str, str]]

@@ -433,8 +433,8 @@ def test_json_schemas_have_every_component_with_its_options() -> None:
 
 @pytest.mark.parametrize("most", [2, pytest.param(None, marks=pytest.mark.slow)], ids=["two of each slot", "all"])
 def test_every_component_can_be_explained(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch, most: int | None) -> None:
-    from gpt2lab import costs
     from gpt2lab.cli.catalogue import all_slots, canonical_costs
+    from gpt2lab.inspection import costs
     from gpt2lab.registry import SLOTS
 
     small = {"n_layer": 1, "block_size": 64, "vocab_size": 512}  # to save time

@@ -16,9 +16,9 @@ from rich.console import Console
 from gpt2lab.analysis import selftest
 from gpt2lab.analysis.selftest import LONG, PARTS, QUICK, Measurement, SelfTest
 from gpt2lab.cli.trace import print_trace as show
+from gpt2lab.inspection.trace import folded, trace
 from gpt2lab.model import ModelConfig
 from gpt2lab.store import Store, write_json
-from gpt2lab.trace import folded, trace
 
 Call = Callable[..., Any]
 
@@ -69,10 +69,10 @@ def test_bad_input_is_answered_in_one_clear_line(gpt2lab: Call, words: tuple[str
 def test_on_a_terminal_it_is_a_table_as_wide_as_that(
     monkeypatch: pytest.MonkeyPatch, width: int, left_out: str
 ) -> None:
-    import gpt2lab.progress
+    import gpt2lab.basics.progress
 
     console = Console(force_terminal=True, width=width, record=True, color_system=None, file=io.StringIO())
-    monkeypatch.setattr(gpt2lab.progress, "console_for", lambda: console)
+    monkeypatch.setattr(gpt2lab.basics.progress, "console_for", lambda: console)
     seen = trace(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=50))
     show("tiny", seen, folded(seen.rows))
     text = console.export_text()

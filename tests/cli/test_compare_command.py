@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt2lab.analysis import compare
-from gpt2lab.results import final_values
+from gpt2lab.analysis.results import final_values
 from gpt2lab.store import Store
 from gpt2lab.tracking.follower import sync
 from gpt2lab.tracking.mlflow import MlflowTracker

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpt2lab import faults
+from gpt2lab.basics import faults
 from gpt2lab.data import encode
 from gpt2lab.data.prepared import list_prepared, open_prepared
 from gpt2lab.data.shards import DataConfig, prepare

@@ -264,7 +264,7 @@ def test_a_runs_tasks_are_computed_once_and_kept_below_it(
     [kept] = (run.path / "evaluations").glob("task-letters-*.json")
     assert json.loads(kept.read_text())["values"]["letters/acc"] == 1.0
     with monkeypatch.context() as patch:
-        patch.setattr("gpt2lab.evaluation.runs.answer_task", lambda *_, **__: pytest.fail("computed twice"))
+        patch.setattr("gpt2lab.reuse.evaluate.answer_task", lambda *_, **__: pytest.fail("computed twice"))
         assert json.loads(gpt2lab(*words, "--json").out) == {**found, "reused": 1}
         shown = gpt2lab(*words)
     assert re.search(r"letters +acc +1\.0000 +0\.0000 +6 *\n +acc_norm +1\.0000 +0\.0000", shown.out)

@@ -13,9 +13,9 @@ import pytest
 import typer
 import yaml
 
+from gpt2lab.basics.signals import Stopped
 from gpt2lab.cli import app
 from gpt2lab.errors import DataFault
-from gpt2lab.signals import Stopped
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]

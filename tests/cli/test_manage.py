@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gpt2lab import shipped
-from gpt2lab.progress import Progress, RunProgress, drawn
-from gpt2lab.results import load_results
+from gpt2lab.analysis.results import load_results
+from gpt2lab.basics import shipped
+from gpt2lab.basics.progress import Progress, RunProgress, drawn
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
@@ -211,7 +211,7 @@ def test_installed_they_are_found_by_the_list_of_installed_files(
     (tmp_path / "share" / "gpt2lab" / "ablations").mkdir(parents=True)
     file = tmp_path / "share" / "gpt2lab" / "ablations" / "mine.yaml"
     file.write_text("ablation: mine\n")
-    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "site-packages" / "gpt2lab" / "shipped.py"))
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "site-packages" / "gpt2lab" / "basics" / "shipped.py"))
     listed = [Installed("gpt2lab/cli.py"), Installed("share/gpt2lab/ablations/mine.yaml")]
     monkeypatch.setattr(shipped, "files", lambda name: listed)
     shipped.shipped_folder.cache_clear()

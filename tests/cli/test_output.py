@@ -11,13 +11,13 @@ from typing import IO, Any
 
 import pytest
 
-from gpt2lab.output import lossy, lost
+from gpt2lab.basics.output import lossy, lost
 
 SCRIPT = """
 import sys
 from gpt2lab import cli
-from gpt2lab.progress import console_for, display
-from gpt2lab.progress import Message
+from gpt2lab.basics.progress import console_for, display
+from gpt2lab.basics.progress import Message
 
 def work(arguments, debug, app):
     with display(console_for()) as listener:

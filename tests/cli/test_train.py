@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gpt2lab.cores import usable_cores
+from gpt2lab.basics.cores import usable_cores
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]

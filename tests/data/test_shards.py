@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from gpt2lab import faults
+from gpt2lab.basics import faults
 from gpt2lab.data import encode, shards
 from gpt2lab.data.corpora import corpus
 from gpt2lab.data.prepared import Prepared, floors, list_prepared

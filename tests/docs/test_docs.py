@@ -251,7 +251,7 @@ def test_the_walk_through_the_transformer_runs() -> None:
 
 
 def test_presets_in_the_tables_have_the_sizes_that_they_are_said_to_have() -> None:
-    from gpt2lab.costs import costs
+    from gpt2lab.inspection.costs import costs
 
     text = (ROOT / "docs" / "transformer.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d,.]+) M \|$", text, re.MULTILINE)

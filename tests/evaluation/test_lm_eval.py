@@ -32,7 +32,7 @@ from gpt2lab.evaluation.tasks import (
 )
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2
-from gpt2lab.pretrained.load import Trained, open_trained
+from gpt2lab.reuse.load import Trained, open_trained
 from gpt2lab.store import Store
 
 pytestmark = [pytest.mark.service, pytest.mark.filterwarnings("ignore")]
@@ -147,7 +147,7 @@ def through_adapter(folder: Path, local_documents: None) -> dict[str, Any]:
     """Their results with the model that we register with them."""
     from lm_eval import simple_evaluate
 
-    import gpt2lab.evaluation.lm_eval  # noqa: F401
+    import gpt2lab.reuse.lm_eval  # noqa: F401
 
     asked = ["hellaswag", "lambada_openai", "piqa"]
     return simple_evaluate(
@@ -214,7 +214,7 @@ def test_rolling_likelihoods_agree(folder: Path) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from gpt2lab.evaluation.lm_eval import Gpt2labLM
+    from gpt2lab.reuse.lm_eval import Gpt2labLM
 
     rows = documents_of(*_opened("lambada")).rows[:12]
     texts = [" ".join(row["text"] for row in rows[:6]), rows[7]["text"]]
@@ -241,7 +241,7 @@ def test_the_harnesss_command_line_takes_the_model(folder: Path, tmp_path: Path)
     (tmp_path / "rows.json").write_text(json.dumps({"choices": ["blue", "a"], "gold": 0}) + "\n")
     (tmp_path / "own.yaml").write_text(OWN.replace("FILE", str(tmp_path / "rows.json")))
     words = f"--model gpt2lab --model_args source={folder} --tasks own --include_path {tmp_path}".split()
-    command = [sys.executable, "-m", "gpt2lab.evaluation.lm_eval", *words]
+    command = [sys.executable, "-m", "gpt2lab.reuse.lm_eval", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\|own +\|.*\|acc +\|", done.stdout), done.stdout

@@ -205,7 +205,7 @@ def _child(request: dict[str, Any], rank: int, port: int) -> None:
 
 
 def _work(request: dict[str, Any]) -> int:
-    from gpt2lab import faults
+    from gpt2lab.basics import faults
     from gpt2lab.runner import StopRequest, work
 
     faults.arm_from_environment()

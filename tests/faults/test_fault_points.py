@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2lab import faults
+from gpt2lab.basics import faults
 from gpt2lab.errors import ConfigError
 
-PACKAGE = Path(faults.__file__).parent
+PACKAGE = Path(faults.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -92,14 +92,14 @@ def in_child(spec: str, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_arms_a_process_at_its_first_hit() -> None:
-    code = "from gpt2lab.faults import point\nfor _ in range(5): point('step'); print('.', end='', flush=True)"
+    code = "from gpt2lab.basics.faults import point\nfor _ in range(5): point('step'); print('.', end='', flush=True)"
     child = in_child("kill@step:3", code)
     assert (child.returncode, child.stdout) == (-signal.SIGKILL, "..")
 
 
 def test_a_mistaken_specification_breaks_no_import() -> None:
     code = (
-        "from gpt2lab.errors import ConfigError\nfrom gpt2lab.faults import point\n"
+        "from gpt2lab.errors import ConfigError\nfrom gpt2lab.basics.faults import point\n"
         "try: point('step')\nexcept ConfigError as error: print(error)"
     )
     assert "GPT2LAB_FAULT: unknown point 'stpe'; did you mean 'step'?" in in_child("kill@stpe:3", code).stdout

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2lab.basics.text import harmless
 from gpt2lab.cli.models import Screen
 from gpt2lab.data.tokenizers import TokenizerSite, bytes_
 from gpt2lab.errors import ConfigError
 from gpt2lab.generation import Continuation, encoded
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2, save_model
-from gpt2lab.text import harmless
 
 BYTES = bytes_(TokenizerSite(Path()))
 Call = Callable[..., tuple[int, str, str]]

@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import gpt2lab.pretrained as pretrained
 from gpt2lab.config import load_config
-from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError
+from gpt2lab.inspection.costs import costs
 from gpt2lab.model import ModelConfig, build_model
 
 LAYERS, WIDTH, HEADS, CONTEXT, VOCABULARY = 2, 768, 12, 64, 50257

@@ -18,8 +18,8 @@ import gpt2lab.pretrained as pretrained
 from gpt2lab.cli import execute
 from gpt2lab.data.tokenizers import tokenizer
 from gpt2lab.errors import ConfigError
-from gpt2lab.lens import TOP, Reading, logits_at, read
-from gpt2lab.lens.page import page, png
+from gpt2lab.inspection.lens import TOP, Reading, logits_at, read
+from gpt2lab.inspection.lens_page import page, png
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.pretrained import KeptTokenizer, save_model
 from gpt2lab.registry import SLOTS

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from gpt2lab.components.attention import GroupedAttention
-from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError
+from gpt2lab.inspection.costs import costs
+from gpt2lab.inspection.trace import Trace, TraceRow, folded
+from gpt2lab.inspection.trace import trace as traced
 from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.registry import SLOTS, Slot, load_plugin
 from gpt2lab.testing.cases import Case, batch, cases
-from gpt2lab.trace import Trace, TraceRow, folded
-from gpt2lab.trace import trace as traced
 
 CASES = cases(c for s in MODEL_SLOTS for c in SLOTS[s] if c.factory.__module__.startswith("gpt2lab."))
 OF_MODULES = ("norm", "residual", "attention", "mlp", "embedding", "stack", "head")

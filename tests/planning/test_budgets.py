@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny_plan import ABLATION, Planned
 
-from gpt2lab.costs import costs
 from gpt2lab.errors import ConfigError
+from gpt2lab.inspection.costs import costs
 from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.record import study_record
 

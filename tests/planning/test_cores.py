@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.cores import usable_cores
+from gpt2lab.basics.cores import usable_cores
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from gpt2lab.config import Config, config_from_text, load_config
-from gpt2lab.costs import costs
-from gpt2lab.costs import parameters as count
 from gpt2lab.errors import ConfigError
+from gpt2lab.inspection.costs import costs
+from gpt2lab.inspection.costs import parameters as count
 from gpt2lab.model import build_model
 from gpt2lab.planning.equalise import KNOBS, Adjustment, Measure, equalise, with_steps
 

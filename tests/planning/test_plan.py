@@ -13,7 +13,6 @@ import torch
 from made_up_runs import end
 from tiny_plan import ABLATION, Planned
 
-from gpt2lab.costs import matmul_flops
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import evaluation_key
@@ -21,6 +20,7 @@ from gpt2lab.executors import local
 from gpt2lab.executors.driver import executor_for
 from gpt2lab.experiments.ablation import job_of
 from gpt2lab.identity import run_id, run_identity
+from gpt2lab.inspection.costs import matmul_flops
 from gpt2lab.planning import machine
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning import record as declaring

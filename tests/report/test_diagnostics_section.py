@@ -16,11 +16,11 @@ import torch
 from made_up_study import BATCH_TOKENS, EVERY, STEPS, run_id, write
 from matplotlib.figure import Figure
 
-from gpt2lab import text
+from gpt2lab.analysis.results import StudyRun
+from gpt2lab.basics import text
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.reports import read_study, style, write_report
 from gpt2lab.reports.sections import health
-from gpt2lab.results import StudyRun
 from gpt2lab.training import guard
 from gpt2lab.training.diagnostics import build, diagnose
 

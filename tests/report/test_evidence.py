@@ -15,11 +15,11 @@ from made_up_study import STEPS, run_id, typed, write, write_run
 from page_reader import part_of
 from scipy import stats
 
+from gpt2lab.analysis.results import collect, judge_runs, tokens_to
 from gpt2lab.reports import read_study, write_report
 from gpt2lab.reports.sections.curves import curves
 from gpt2lab.reports.sections.scaling import horizon, loss_at, trends, worth
 from gpt2lab.reports.tables import p_text
-from gpt2lab.results import collect, judge_runs, tokens_to
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]

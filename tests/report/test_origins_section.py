@@ -16,10 +16,10 @@ from made_up_study import IDENTITY, KEY, run_id, write
 from scipy import stats
 
 from gpt2lab.analysis.calibration import nominal_level
+from gpt2lab.analysis.results import load_results
 from gpt2lab.reports import read_study, style, write_report
 from gpt2lab.reports.sections import origins
 from gpt2lab.reports.sections.origins import Origins
-from gpt2lab.results import load_results
 
 MakeStudy = Callable[..., dict[str, Any]]
 GROUPS = {

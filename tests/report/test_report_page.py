@@ -16,8 +16,8 @@ from made_up_study import KEY, MEANS, run_id, write
 from page_reader import Reader, assert_harmless, assert_same_files, assert_twin
 from rich.console import Console
 
-from gpt2lab import text
 from gpt2lab.analysis import compare
+from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.reports import page, read_study, study, terminal_summary, write_report
 from gpt2lab.reports.sections import health

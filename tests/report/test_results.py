@@ -14,9 +14,7 @@ from made_up_study import IDENTITY, KEY, UNIGRAM, run_id, typed, write
 from scipy import stats
 
 from gpt2lab.analysis import compare
-from gpt2lab.errors import ConfigError
-from gpt2lab.records import History, StudyRecord
-from gpt2lab.results import (
+from gpt2lab.analysis.results import (
     LATE,
     cleaned,
     collect,
@@ -27,6 +25,8 @@ from gpt2lab.results import (
     load_results,
     missing_runs,
 )
+from gpt2lab.errors import ConfigError
+from gpt2lab.records import History, StudyRecord
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]

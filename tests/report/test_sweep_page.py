@@ -30,7 +30,7 @@ from made_up_sweep import (
 from page_reader import Reader, assert_harmless, assert_same_files, assert_twin, part_of
 from rich.console import Console
 
-from gpt2lab import text
+from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.reports import terminal_sweep, write_index, write_sweep_report
 from gpt2lab.reports.read import read_chosen

@@ -7,7 +7,7 @@ import math
 import pytest
 from markdown_it import MarkdownIt
 
-from gpt2lab import text
+from gpt2lab.basics import text
 from gpt2lab.reports.page import csv_text
 
 HOSTILE = [

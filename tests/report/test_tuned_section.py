@@ -15,9 +15,9 @@ from made_up_study import declare, run_id, typed, write, write_run
 from made_up_sweep import LR
 from page_reader import part_of
 
+from gpt2lab.analysis.results import judge, scope_text
 from gpt2lab.reports import read_study, terminal_summary, write_report
 from gpt2lab.reports.sections.tuned import tunings
-from gpt2lab.results import judge, scope_text
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gpt2lab.config import config_from_text
-from gpt2lab.pretrained.load import open_trained
+from gpt2lab.reuse.load import open_trained
 from gpt2lab.reuse.measure import data_of
 from gpt2lab.runner import measured
 from gpt2lab.store import Store

@@ -100,7 +100,7 @@ def test_jobs_are_executed_and_found_finished_afterwards(executor: Executor, tin
 
 @pytest.mark.parametrize("executor", kinds(), indirect=True)
 def test_a_failure_is_reported_and_recorded(executor: Executor, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpt2lab import faults
+    from gpt2lab.basics import faults
 
     monkeypatch.setenv("GPT2LAB_FAULT", "raise@step:3")
     faults.arm("raise@step:3")  # for the one that trains in this process

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from workers import replace_in, rows_of, write_text
 
+from gpt2lab.analysis.results import collect, judge, load_results, until
 from gpt2lab.errors import ConfigError, Preempted
 from gpt2lab.planning.ablation import load_ablation
-from gpt2lab.results import collect, judge, load_results, until
 from gpt2lab.runner.training import Training
 from gpt2lab.store import Store
 

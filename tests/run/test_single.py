@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt2lab import costs
+from gpt2lab.basics.faults import arm
 from gpt2lab.config import load_config
 from gpt2lab.data.shards import prepare
 from gpt2lab.data.tokenizers import tokenizer
 from gpt2lab.errors import ConfigError
-from gpt2lab.faults import arm
+from gpt2lab.inspection import costs
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.planning import machine
 from gpt2lab.pretrained import KeptTokenizer, save_gpt2, save_model
@@ -234,7 +234,7 @@ def test_decay_branches_from_one_trunk(trunk: RunFolder, gpt2lab: Call, inline: 
 def test_a_branch_resumes_from_its_own_checkpoints(
     trunk: RunFolder, gpt2lab: Call, inline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2lab.faults import arm
+    from gpt2lab.basics.faults import arm
 
     file = branch(trunk, 6, optim__lr="2e-2")
     arm("raise@step:9")  # after step 15

@@ -19,12 +19,12 @@ from workers import folder_of, rows_of, wait_until
 
 from gpt2lab import api
 from gpt2lab.api import StudyResult
+from gpt2lab.basics.progress import Event, Listener
 from gpt2lab.errors import EnvironmentFault, Preempted
 from gpt2lab.executors import slurm
 from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.executors.slurm import SlurmExecutor
-from gpt2lab.progress import Event, Listener
 from gpt2lab.runner import Job
 from gpt2lab.store import RunFolder, Store, now
 

@@ -15,7 +15,7 @@ from scipy import stats
 from workers import command, replace_in, wait_until
 
 from gpt2lab.analysis import Contrast
-from gpt2lab.results import judge
+from gpt2lab.analysis.results import judge
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]

@@ -16,13 +16,13 @@ from typing import IO, Any, ClassVar
 import pytest
 from workers import SWEEP, command, is_alive, wait_for_rows, wait_until
 
+from gpt2lab.basics.signals import PARENT, STOP_SIGNALS, Stopped, StopRequest, die_with_parent, stop_command
 from gpt2lab.cli import execute
 from gpt2lab.errors import EnvironmentFault, Preempted, RankLost
 from gpt2lab.executors import worker_command
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.runner import Job, worker
-from gpt2lab.signals import PARENT, STOP_SIGNALS, Stopped, StopRequest, die_with_parent, stop_command
 from gpt2lab.store import Store
 from gpt2lab.training import ranks
 from gpt2lab.training.ranks import find_store, host_store
@@ -225,7 +225,7 @@ def test_elsewhere_than_on_linux_a_thread_looks_for_the_parent(monkeypatch: pyte
     seen: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setattr("gpt2lab.signals.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("gpt2lab.basics.signals.LOOK_SECONDS", 0.01)
     monkeypatch.setattr(os, "getppid", lambda: 2 if gone else 1)
     monkeypatch.setenv(PARENT, "1")
     gone: list[str] = []

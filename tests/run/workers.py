@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from gpt2lab import api, faults
+from gpt2lab import api
+from gpt2lab.basics import faults
 from gpt2lab.experiments.ablation import job_of
 from gpt2lab.runner import Job, StopRequest, work
 from gpt2lab.store import RunFolder, Store

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import sqlalchemy
 
+from gpt2lab.basics.redaction import masked
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.redaction import masked
 from gpt2lab.tracking.addresses import check_uri, dashboard_command, default_uri, reason, runs_link, sqlite_path
 from gpt2lab.tracking.follower import study_status
 from gpt2lab.tracking.mlflow import MlflowTracker, create_database

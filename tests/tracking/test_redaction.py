@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from small_study import Lab, sweep_record
 
-from gpt2lab import redaction
+from gpt2lab.basics import redaction
+from gpt2lab.basics.redaction import masked, shown
 from gpt2lab.cli import Bug, execute
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.redaction import masked, shown
 from gpt2lab.runner import Job, record_failure
 from gpt2lab.sweep.storage import open_storage
 from gpt2lab.tracking.follower import Follower

@@ -9,7 +9,7 @@ import torch
 
 from gpt2lab import testing
 from gpt2lab.config import load_config
-from gpt2lab.costs import costs
+from gpt2lab.inspection.costs import costs
 from gpt2lab.model import GPT
 from gpt2lab.training.compiling import compile_fault, compiled, decide
 

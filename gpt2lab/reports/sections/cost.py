@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+from gpt2lab.basics.text import DASH, change, memory, quantity
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.sections.scaling import worth
 from gpt2lab.reports.sections.tuned import cost_points
 from gpt2lab.reports.tables import Cell, Table
-from gpt2lab.text import DASH, change, memory, quantity
 
 NOTE = (
     "The smaller figures compare with the baseline. FLOPs are forward and backward. Speed is the median over runs, "

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpt2lab.analysis.compare import MARGIN
-from gpt2lab.analysis.wording import decimals, listed
-from gpt2lab.errors import DataFault
-from gpt2lab.reports import style
-from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead
-from gpt2lab.reports.style import ArmStyle, Curve, Curves
-from gpt2lab.reports.tables import Cell, difference_cell, p_text, tabulate, verdict_cell
-from gpt2lab.results import (
+from gpt2lab.analysis.results import (
     BITS,
     ENDED,
     LOSS,
@@ -28,7 +21,14 @@ from gpt2lab.results import (
     failure_ceiling,
     judge_contexts,
 )
-from gpt2lab.text import DASH, clean, number, shorten, signed
+from gpt2lab.analysis.wording import decimals, listed
+from gpt2lab.basics.text import DASH, clean, number, shorten, signed
+from gpt2lab.errors import DataFault
+from gpt2lab.reports import style
+from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.style import ArmStyle, Curve, Curves
+from gpt2lab.reports.tables import Cell, difference_cell, p_text, tabulate, verdict_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt2lab.analysis.results import ENDED, StudyRun
+from gpt2lab.basics.text import DASH, MINUS, clean, number, plural, quantity, time_taken
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.style import ArmStyle, Curve, Curves, finite
 from gpt2lab.reports.tables import Cell, Table
-from gpt2lab.results import ENDED, StudyRun
 from gpt2lab.store import Row as JournalRow
-from gpt2lab.text import DASH, MINUS, clean, number, plural, quantity, time_taken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

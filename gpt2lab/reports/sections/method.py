@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gpt2lab.analysis.planning import MULTIPLES
+from gpt2lab.analysis.results import LOSS, RATE, Study, scope_text, shares_rate
 from gpt2lab.analysis.wording import listed
+from gpt2lab.basics.text import number, plural, quantity, setting, time_taken
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import Record, SearchRead, StudyRead, SweepRead
 from gpt2lab.reports.sections import health, tuned
 from gpt2lab.reports.sections.runs import elsewhere
 from gpt2lab.reports.sections.verdicts import shown
-from gpt2lab.results import LOSS, RATE, Study, scope_text, shares_rate
-from gpt2lab.text import number, plural, quantity, setting, time_taken
 
 SHARED_POOL = 5  # studies named one by one up to here, counted beyond
 NEAR_BIGRAM = 0.3

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2lab.analysis.results import StudyRun
 from gpt2lab.analysis.statistics import welch
+from gpt2lab.basics.text import plural, shorten
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.style import HALF, WIDE, ArmStyle, note, panel, picture
 from gpt2lab.reports.tables import Cell, Table, difference_cell
-from gpt2lab.results import StudyRun
 from gpt2lab.store.parts import DIVISIONS, DOCUMENT, FREQUENCY, POSITION, PartLosses, read_parts
-from gpt2lab.text import plural, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gpt2lab.analysis.results import failure_ceiling, first_runs
+from gpt2lab.basics.text import DASH, number
 from gpt2lab.errors import DataFault
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.sections.tuned import tunings
 from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
-from gpt2lab.results import failure_ceiling, first_runs
-from gpt2lab.text import DASH, number
 from gpt2lab.tracking.follower import links
 
 SAMPLES = (

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from gpt2lab.analysis import wording
+from gpt2lab.analysis.results import Study, StudyRun, budget_losses, cleaned, collect, unit, usable_values
 from gpt2lab.analysis.scaling import (
     FRACTIONS,
     Agreement,
@@ -22,15 +23,14 @@ from gpt2lab.analysis.scaling import (
     trend,
 )
 from gpt2lab.analysis.verdicts import as_json
+from gpt2lab.basics.text import DASH, interval, number, plural, quantity, signed
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.sections.curves import curves
 from gpt2lab.reports.tables import Cell, Table, tabulate, worth_cell
-from gpt2lab.results import Study, StudyRun, budget_losses, cleaned, collect, unit, usable_values
 from gpt2lab.store import Store
-from gpt2lab.text import DASH, interval, number, plural, quantity, signed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

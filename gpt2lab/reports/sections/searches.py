@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpt2lab.analysis.results import LOSS, RATE
 from gpt2lab.analysis.tuning import Optimum
+from gpt2lab.basics.text import DASH, number, setting, shorten
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import (
@@ -30,8 +32,6 @@ from gpt2lab.reports.read import (
 )
 from gpt2lab.reports.style import ARMS, BAND, GRID, HALF, INK, MUTED, RAMP, SURFACE, WIDE, ArmStyle, finite, note
 from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
-from gpt2lab.results import LOSS, RATE
-from gpt2lab.text import DASH, number, setting, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

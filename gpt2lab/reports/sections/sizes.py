@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpt2lab.analysis.results import cleaned
 from gpt2lab.analysis.scaling import Transfer, transfer
 from gpt2lab.analysis.tuning import Optimum
+from gpt2lab.basics.text import DASH, quantity, setting, shorten
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
@@ -17,8 +19,6 @@ from gpt2lab.reports.read import Record, SweepRead, read_chosen, record_errors
 from gpt2lab.reports.sections.searches import ends_text
 from gpt2lab.reports.style import HALF, INK, SURFACE, WIDE, ArmStyle, finite, looks
 from gpt2lab.reports.tables import Cell, Column, Row, Table
-from gpt2lab.results import cleaned
-from gpt2lab.text import DASH, quantity, setting, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

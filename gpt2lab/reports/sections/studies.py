@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gpt2lab.basics.text import plural, quantity
 from gpt2lab.reports import style
 from gpt2lab.reports.index import Overview, StudyContrast, StudyEntry, facts
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES, PublishedAgreement, found_direction
 from gpt2lab.reports.tables import Cell, Column, Link, Row, Table, tabulate
-from gpt2lab.text import plural, quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

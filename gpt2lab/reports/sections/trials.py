@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import yaml
 
 from gpt2lab.analysis.tuning import audit, replay, savings
+from gpt2lab.basics.text import DASH, number, plural, quantity, setting
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import (
     DIVERGED,
@@ -23,7 +24,6 @@ from gpt2lab.reports.read import (
     SweepRead,
 )
 from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
-from gpt2lab.text import DASH, number, plural, quantity, setting
 
 CHIPS = {FINISHED: "better", PRUNED: "grey", DIVERGED: "broken", FAILED: "worse", RUNNING: "open", WAITING: "open"}
 

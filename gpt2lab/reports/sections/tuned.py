@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.analysis.results import RATE, Study, StudyRun, as_written, collect, judge_runs, trial_loss, tuned_settings
 from gpt2lab.analysis.tuning import OPEN, sensitivity
 from gpt2lab.analysis.wording import decimals
+from gpt2lab.basics.text import DASH, number, plural, quantity, setting, signed
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.records import Bracket
 from gpt2lab.reports import style
@@ -17,8 +19,6 @@ from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import DIVERGED, SearchRead, StudyRead, Summary, read_record
 from gpt2lab.reports.sections.searches import beside, edge_cell, flat_cell, optimum_cell, settings_text, span_of
 from gpt2lab.reports.tables import Cell, Table, difference_cell, p_text, tabulate, verdict_cell
-from gpt2lab.results import RATE, Study, StudyRun, as_written, collect, judge_runs, trial_loss, tuned_settings
-from gpt2lab.text import DASH, number, plural, quantity, setting, signed
 
 NOTE = (
     "Every arm searched the same space around its own settings, with the same number of trials on seeds that serve "

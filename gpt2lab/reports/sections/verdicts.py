@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast
 from gpt2lab.analysis.best_rate import ErrorBudget
+from gpt2lab.analysis.results import LOSS, Study, text_noise
 from gpt2lab.analysis.wording import decimals, listed
+from gpt2lab.basics.text import DASH, change, number, plural, quantity, shorten
 from gpt2lab.reports import style, tables
 from gpt2lab.reports.budgets import error_budgets, pair_of
 from gpt2lab.reports.page import Section, section
@@ -30,8 +32,6 @@ from gpt2lab.reports.tables import (
     verdict_cell,
     worth_cell,
 )
-from gpt2lab.results import LOSS, Study, text_noise
-from gpt2lab.text import DASH, change, number, plural, quantity, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2lab.basics.text import clean
 from gpt2lab.components.attend import score_map
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.scores import Scores
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT
-from gpt2lab.text import clean
 
 TOP = 5
 """Guesses that are kept for each token and depth."""

@@ -12,7 +12,7 @@ FOLDERS = ("ablations", "sweeps")
 @functools.cache
 def shipped_folder() -> Path | None:
     """The folder of `ablations/` and `sweeps/`; None where the package came without them."""
-    checkout = Path(__file__).parents[1]
+    checkout = Path(__file__).parents[2]
     if (checkout / "pyproject.toml").is_file() and (checkout / FOLDERS[0]).is_dir():
         return checkout
     try:

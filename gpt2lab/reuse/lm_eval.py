@@ -1,6 +1,6 @@
 """Adapter for lm-evaluation-harness: any of its tasks that use likelihoods.
 
-    python -m gpt2lab.evaluation.lm_eval --model gpt2lab --model_args source=RUN_OR_FOLDER --tasks arc_easy
+    python -m gpt2lab.reuse.lm_eval --model gpt2lab --model_args source=RUN_OR_FOLDER --tasks arc_easy
 
 The harness has no plug-ins, so this module registers the model and then calls its command line. Needs the extra
 `lm-eval`.
@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation.tasks import Encoded, log_likelihoods
-from gpt2lab.pretrained.load import open_trained
+from gpt2lab.reuse.load import open_trained
 from gpt2lab.store import Store
 
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -103,5 +103,5 @@ if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     # under this name the module was run as a script; the harness is to see the class of the module itself
-    sys.modules.setdefault("gpt2lab.evaluation.lm_eval", sys.modules[__name__])
+    sys.modules.setdefault("gpt2lab.reuse.lm_eval", sys.modules[__name__])
     cli_evaluate()

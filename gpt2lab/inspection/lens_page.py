@@ -10,7 +10,7 @@ from html import escape
 
 from torch import Tensor
 
-from gpt2lab.lens import Head, Reading, shown
+from gpt2lab.inspection.lens import Head, Reading, shown
 
 STYLE = """
 :root { color-scheme: light dark; --ink: 48 112 224; --line: #8886 }

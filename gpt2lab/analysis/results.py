@@ -24,11 +24,11 @@ from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.table import PLAIN, MetricSpec, metric_spec
 from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.wording import listed
+from gpt2lab.basics.text import clean, damage_text, quantity
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
 from gpt2lab.records import Bracket, Effect, RateTrial, Record, ScopeRecord, StudyRecord, Tuned
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
-from gpt2lab.text import clean, damage_text, quantity
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,8 +25,8 @@ from gpt2lab.evaluation.tasks import (
     task_result,
 )
 from gpt2lab.identity import choices, component_code, core_code, digest
-from gpt2lab.pretrained.load import Trained, open_trained, run_of
 from gpt2lab.registry import Choice
+from gpt2lab.reuse.load import Trained, open_trained, run_of
 from gpt2lab.reuse.measure import Measured, Progress, StudyMeasured, code_behind, ended, over_study, stack, threads
 from gpt2lab.runner.measured import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
 from gpt2lab.store import RunFolder, Store, now

@@ -24,8 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpt2lab.output import lossy
-from gpt2lab.text import duration, harmless, shorten
+from gpt2lab.basics.output import lossy
+from gpt2lab.basics.text import duration, harmless, shorten
 
 LINE_SECONDS = 15.0
 NOTEBOOK_SECONDS = 1.0

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt2lab.basics.text import plural
 from gpt2lab.components.base import Param
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.registry import SLOTS, Choice, Slot
-from gpt2lab.text import plural
 
 SIGNS = {"add": "+", "radd": "+", "mul": "*", "rmul": "*", "matmul": "@"}
 SAME_NAME = ("reshape", "float", "to", "contiguous", "repeat_interleave", "dropout")  # besides views

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gpt2lab.basics.text import quantity
 from gpt2lab.config import Config, config_from_text, fill_slots
 from gpt2lab.data.tokenizers import Tokenizer
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
@@ -28,7 +29,6 @@ from gpt2lab.pretrained import (
 )
 from gpt2lab.reuse.measure import data_of, load_weights
 from gpt2lab.store import RunFolder, Store
-from gpt2lab.text import quantity
 from gpt2lab.training.checkpoints import checkpoints
 from gpt2lab.training.precision import Precision, choose_device
 
