@@ -21,6 +21,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from gpt2lab.analysis.campaigns import Campaign, campaigns_of, registration
 from gpt2lab.analysis.results import collect, final_values, first_runs, judge, load_results, missing_runs
 from gpt2lab.basics.progress import Listener, ignore
 from gpt2lab.basics.text import clean, damage_text, html_table, plural, seconds_of
@@ -72,6 +73,8 @@ class StudyOptions(TypedDict, total=False):
     """`key=value` on top of the preset, for every arm"""
     plugins: Sequence[str | Path]
     """Python files that register components"""
+    campaign: str | None
+    """line of research that a source which names none counts in; see analysis/campaigns.py"""
     budget: str | None
     """time to spend, as "6h" or "45m": arms and seeds are chosen to fit"""
     jobs: int | None
@@ -232,18 +235,20 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
     """
     scale, overrides, plugins = options.get("scale"), options.get("overrides", ()), options.get("plugins", ())
     seeds, arms, budget, name = options.get("seeds"), options.get("arms"), options.get("budget"), options.get("name")
+    campaign = options.get("campaign")
     ablation = load_ablation(
         source, name=name, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds,
-        plugins=plugins,
+        plugins=plugins, campaign=campaign,
     )  # fmt: skip
     if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
         reproduce = _call(
-            "run_ablation", source, name=name, scale=scale, seeds=seeds, arms=arms, overrides=overrides, plugins=plugins
-        )
+            "run_ablation", source, name=name, scale=scale, seeds=seeds, arms=arms, overrides=overrides,
+            plugins=plugins, campaign=campaign,
+        )  # fmt: skip
     else:
         reproduce = command(
             "run", source, name=name, scale=scale, seeds=seeds, arms=",".join(arms) if arms else None, budget=budget,
-            set=overrides, plugin=plugins,
+            set=overrides, plugin=plugins, campaign=campaign,
         )  # fmt: skip
     return Study.prepare(
         ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), machine=options.get("machine"),
@@ -302,6 +307,18 @@ def load_study(name: str, runs: str | Path = "runs") -> StudyResult:
 def studies(runs: str | Path = "runs") -> list[StudyResult]:
     """Every study in the store, by name."""
     return [load_study(name, runs) for name in Store(runs).studies()]
+
+
+def campaigns(runs: str | Path = "runs") -> dict[str, Campaign]:
+    """Every campaign of the store by name, with all of its hypotheses; "" for studies that name none."""
+    return campaigns_of(Store(runs))
+
+
+def register(name: str, runs: str | Path = "runs") -> dict[str, str]:
+    """A line for a public place, as `line`, that shows when a study was declared; and its parts: study, declaration,
+    at, head. Raises ConfigError, DataFault."""
+    store = Store(runs)
+    return registration(store.study(name), store)
 
 
 def load_model(path: str | Path) -> GPT:

@@ -362,6 +362,10 @@ class StudyRecord(Record):
     stack: dict[str, Any] = Field(default_factory=dict)
     created: str = ""
     hash: str = ""
+    campaign: str = ""
+    """the line of research that its hypotheses count in; "" for all studies of the store that name none"""
+    ledger: str = ""
+    """hash of the line of its declaration in the ledger; "" in records from before there was one"""
     earlier: list[Earlier] = Field(default_factory=list)
     history: History | None = None
     undeclared_look: str | None = None

@@ -15,6 +15,7 @@ from gpt2lab.cli.catalogue import FLAGSHIP, all_slots, chosen
 from gpt2lab.cli.options import (
     MAX_DAYS,
     RUNS,
+    Campaign,
     Json,
     MaxDays,
     NoTracking,
@@ -54,6 +55,7 @@ runs = "runs"
 reports = "reports"
 # plugins = ["parts.py"]
 # jobs = 2
+# campaign = "norms"   # the line of research that hypotheses count in
 # tracking = "http://127.0.0.1:5000"   # an MLflow server; false logs nowhere
 """
 IGNORED = "/runs/\n/reports/*@*/\n"
@@ -127,6 +129,7 @@ def try_(
     promote: Annotated[
         str | None, typer.Option("--promote", help="Write the ablation file NAME.yaml as well.", metavar="NAME")
     ] = None,
+    campaign: Campaign = None,
     plugin: Plugin = None,
     max_days: MaxDays = MAX_DAYS,
     no_tracking: NoTracking = False,
@@ -154,8 +157,8 @@ def try_(
         "arms": {ALONE: {}, label: changed},
     }
     console = console_for(to_stderr=json_)
-    [study] = studies(source, scale, [seed], None, None, set_, plugin, runs)
-    options = api.command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin)
+    [study] = studies(source, scale, [seed], None, None, set_, plugin, runs, campaign=campaign)
+    options = api.command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin, campaign=campaign)
     study.reproduce = f"{options} {shlex.join(changes)}"
     arm, baseline = (study.store.run(study.plan().arms[name].runs[0].id) for name in (label, ALONE))
     result = train(

@@ -45,6 +45,10 @@ Model = Annotated[
 ]
 Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, such as nano or gpt2-124m.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of this variant, with a record and a page of its own.")]
+Campaign = Annotated[
+    str | None,
+    typer.Option("--campaign", help="Line of research that a file which names none counts in; else the whole store."),
+]
 Seeds = Annotated[
     Any,
     typer.Option(

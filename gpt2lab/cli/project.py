@@ -5,6 +5,7 @@ scale = "nano"
 runs = "runs"
 reports = "reports"
 jobs = 2
+campaign = "rope"           # as --campaign
 sbatch = "--partition=gpu --gpus=1"   # of workers in Slurm
 tracking = "http://127.0.0.1:5000"    # as MLFLOW_TRACKING_URI, or false
 """
@@ -18,8 +19,8 @@ from typing import Any
 from gpt2lab.errors import ConfigError, unknown
 
 FILE = "gpt2lab.toml"
-OPTIONS = {"plugins": "plugin", "scale": "scale", "runs": "runs", "reports": "out", "jobs": "jobs", "sbatch": "sbatch",
-           "tracking": "no_tracking"}  # fmt: skip
+OPTIONS = {"plugins": "plugin", "scale": "scale", "runs": "runs", "reports": "out", "jobs": "jobs",
+           "campaign": "campaign", "sbatch": "sbatch", "tracking": "no_tracking"}  # fmt: skip
 """Key of the file -> parameter of commands."""
 TYPES: dict[str, Any] = {"plugins": list, "jobs": int, "tracking": (str, bool)}
 

@@ -14,6 +14,7 @@ from gpt2lab.cli.options import (
     OUT,
     RUNS,
     Arms,
+    Campaign,
     DryRun,
     Exploratory,
     File,
@@ -72,6 +73,7 @@ def run(
     arms: Arms = None,
     set_: Set = None,
     name: Name = None,
+    campaign: Campaign = None,
     plugin: Plugin = None,
     budget: Annotated[
         str | None,
@@ -109,7 +111,7 @@ def run(
     console = console_for(to_stderr=json_)
     target_machine = machine_of(machine) if machine else None
     results = []
-    more: dict[str, Any] = {"name": name, "budget": budget, "machine": target_machine}
+    more: dict[str, Any] = {"name": name, "budget": budget, "machine": target_machine, "campaign": campaign}
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, **more):
         if dry_run:
             print_plan(study, console, json_)

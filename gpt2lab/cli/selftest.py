@@ -1,4 +1,4 @@
-"""The command that checks the calibration of verdicts: selftest statistics."""
+"""Commands that check the statistics by simulation: selftest statistics, selftest campaigns."""
 
 from __future__ import annotations
 
@@ -93,3 +93,45 @@ def _accepted(row: Measurement) -> str:
     if row.high < 1 or row.control:
         return f"> {row.high:.3f}" if row.control else f"<= {row.high:.3g}"
     return f">= {row.low:.3f}"
+
+
+@group.command()
+def campaigns(
+    draws: Annotated[
+        int, typer.Option("--draws", help="Simulated campaigns of each kind.", min=200, max=20_000)
+    ] = 1000,
+    json_: Json = False,
+) -> None:
+    """Check the control of false discoveries over campaigns. Simulates campaigns of 20, 100 and 500 hypotheses of
+    which a tenth is true, judged by LORD++ and by other methods.
+
+    Exit code 0 when LORD++ keeps the share of false discoveries below 5 %, else 1.
+    """
+    from dataclasses import asdict
+
+    from gpt2lab.analysis.streams import METHODS, STREAMS, simulate
+    from gpt2lab.basics.progress import console_for
+    from gpt2lab.cli.options import table_of as empty_table
+
+    rows = []
+    with console_for(to_stderr=True).status("self-test") as status:
+        for row in simulate(draws):
+            rows.append(row)
+            status.update(f"self-test: {len(rows)} of {len(METHODS) * len(STREAMS)} rows")
+    ledger = next(iter(METHODS))
+    wrong = [row for row in rows if row.method == ledger and not row.ok]
+    if json_:
+        print_json({"ok": not wrong, "draws": draws, "rows": [asdict(row) | {"ok": row.ok} for row in rows]}, indent=1)
+        raise typer.Exit(int(bool(wrong)))
+    titles = ("hypotheses", "seeds", "baseline", "noise", "effects, sd")
+    table = empty_table(*titles, *METHODS, right=(*titles[:2], *METHODS),
+                        title="false share of discoveries / share of true effects found")  # fmt: skip
+    for stream in STREAMS:
+        cells = [f"{row.fdr:.3f} / {row.power:.2f}" for row in rows if row.stream == stream]
+        effects = f"{stream.low:g} to {stream.high:g}"
+        table.add_row(str(stream.hypotheses), str(stream.seeds), stream.baseline, stream.bank, effects, *cells)
+    console = console_for()
+    console.print(table)
+    verdict = f"{ledger} lets more than 5 % through in {len(wrong)} rows" if wrong else f"{ledger} keeps 5 %"
+    console.print(f"{verdict}, with {draws:,} campaigns of each kind", markup=False, highlight=False)
+    raise typer.Exit(int(bool(wrong)))

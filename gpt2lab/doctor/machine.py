@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 
+from gpt2lab.analysis.campaigns import problems_of
 from gpt2lab.basics.cores import usable_cores
 from gpt2lab.basics.redaction import shown
 from gpt2lab.basics.text import quantity
@@ -23,6 +24,7 @@ from gpt2lab.data.files import data_home
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.inspection.costs import peak_flops
 from gpt2lab.store import Store
+from gpt2lab.store.ledger import read_ledger
 from gpt2lab.tracking.addresses import check_uri, default_uri, sqlite_path
 from gpt2lab.tracking.mlflow import artifacts_elsewhere
 from gpt2lab.training.precision import choose_device, device_name
@@ -60,9 +62,17 @@ def check_machine(store: Store) -> Iterator[MachineCheck]:
     yield MachineCheck("memory", f"{quantity(memory.available, 'B')} free of {quantity(memory.total, 'B')}")
     yield _folder("run store", store.root.absolute())
     yield _folder("data cache", data_home())
+    yield _ledger(store)
     yield _mlflow(store)
     installed = [name for name in EXTRAS if importlib.util.find_spec(name)]
     yield MachineCheck("optional packages", ", ".join(installed) or "none")
+
+
+def _ledger(store: Store) -> MachineCheck:
+    """Whether any line of the ledger was changed or is missing."""
+    lines, problems = len(read_ledger(store.root).lines), problems_of(store)
+    more = f", and {len(problems) - 1} more: gpt2lab ledger" if problems[1:] else ""
+    return MachineCheck("ledger", f"{lines} lines", f"{problems[0]}{more}" if problems else None)
 
 
 def _version(name: str, text: str, version: tuple[int, ...], oldest: tuple[int, ...]) -> MachineCheck:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from gpt2lab.analysis import campaigns
 from gpt2lab.analysis.results import judge
 from gpt2lab.basics.progress import Listener, Message, RunProgress, ignore
 from gpt2lab.basics.text import plural
@@ -149,6 +150,7 @@ class Study:
                 continue
             due = None if failed or plan.tuning else more_seeds(record, self.store, plan)
             if due is None:
+                self._conclude(record)
                 foreign = [run for run, ending in endings.items() if ending == "found"]
                 trained: dict[str, Ending] = {run: ending for run, ending in endings.items() if ending != "found"}
                 return Outcome(record=record, endings=trained, found=len(finished_before) + len(foreign))
@@ -167,6 +169,8 @@ class Study:
                 job.write()
             due = None if jobs or plan.tuning else more_seeds(record, self.store, plan)
             if due is None:
+                if not jobs:
+                    self._conclude(record)
                 return jobs
 
     def refuse_searches(self) -> None:
@@ -181,9 +185,17 @@ class Study:
         record = with_history(study_record(plan, reproduce=self.reproduce), self.store)
         if kept := self.store.replaced_by(record):
             on_event(Message(replacing(self.name, kept)))
+        record, problems = campaigns.declare(record, self.store)
+        if problems:
+            on_event(Message(f"the ledger of this store is damaged: {problems[0]}; see gpt2lab ledger"))
         self.store.write_study(record)
         keep_sources((arm.arm.config for arm in plan.arms.values()), self.store)
         return plan, record
+
+    def _conclude(self, record: StudyRecord) -> None:
+        """Write what came out into the ledger."""
+        if record.contrasts:
+            campaigns.conclude(record, judge(record, self.store), self.store)
 
     def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None) -> None:
         """Run the searches of all arms to their end, in parallel."""

@@ -122,6 +122,8 @@ class LoadedAblation:
     metric: str = LOSS
     judged_contexts: tuple[float, ...] = ()
     """multiples of block_size at which every arm is judged against itself at block_size"""
+    campaign: str = ""
+    """the line of research that its hypotheses count in"""
     noise_command: str = "gpt2lab noise PRESET"
     """command that measures the noise floor of the baseline"""
 
@@ -181,6 +183,7 @@ def load_ablation(
     arms: Sequence[str] | None = None,
     seeds: int | Sequence[int] | Literal["auto"] | None = None,
     plugins: Sequence[str | Path] = (),
+    campaign: str | None = None,
 ) -> LoadedAblation:
     """The ablation of a YAML file, or of a mapping with its content.
 
@@ -190,6 +193,7 @@ def load_ablation(
     arms:      only these; the baseline must be among them.
     seeds:     instead of the file's.
     plugins:   Python files that register components.
+    campaign:  that of a file which names none.
     Raises ConfigError with everything that is wrong in the file, in the overrides and in any arm.
     """
     fill_slots(plugins)
@@ -259,6 +263,7 @@ def load_ablation(
         budget_arms=tuple(a for a in (design.baseline, *curve.arms) if a in chosen) if curve else (),
         tokens_per_parameter=per_parameter,
         judged_contexts=declared.evaluate.judged_contexts,
+        campaign=declared.campaign or (variant_name(campaign, "--campaign") if campaign else ""),
         noise_command=_noise_command(scale or _relative(folder, declared.base), per_parameter, overrides),
     )
 

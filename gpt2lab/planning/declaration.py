@@ -273,6 +273,8 @@ class Ablation(Settings):
     """Its name, also that of files."""
     question: Sentence
     """The question that it answers, as a sentence."""
+    campaign: FileName | None = None
+    """The line of research that its hypotheses count in; null: that of the project file, or else the whole store."""
     base: str
     """Preset or file that the arms change; `--scale` replaces it."""
     baseline: str | None = None

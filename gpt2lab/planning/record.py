@@ -103,6 +103,7 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
         noise_command=ablation.noise_command,
         left_out=list(plan.left_out),
         scope=scope,
+        campaign=ablation.campaign,
         caveat=config.scale.caveat,
         mistakes={arm: [f"{c.slot}={c.name}" for c in wrong] for arm, wrong in mistakes_by_arm.items() if wrong},
         reproduce=reproduce,

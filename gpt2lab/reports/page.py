@@ -258,7 +258,8 @@ def sum_of(read: Any) -> str:
     if not (code and own and read.made_from):
         return ""
     runs = [(run.id, run.status, run.reason) for run in getattr(read, "runs", ())]
-    return sha256(repr((read.name, read.made_from, code, getattr(read, "forced", False), runs)).encode())
+    marks = getattr(read, "forced", False), getattr(read, "standing", None)
+    return sha256(repr((read.name, read.made_from, code, marks, runs)).encode())
 
 
 def is_current(read: Any, out: str | Path) -> bool:

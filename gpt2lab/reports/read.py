@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.campaigns import Standing, standing_of
 from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
 from gpt2lab.basics.text import clean, setting
@@ -74,6 +75,8 @@ class StudyRead(Once):
     cache: dict[Any, Any] = field(default_factory=dict)
     conclusion: str = ""
     """of its author"""
+    standing: Standing | None = None
+    """where it stands in its campaign; None where the ledger does not have it"""
 
     @property
     def name(self) -> str:
@@ -130,7 +133,7 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
     arms = summaries(study, runs, verdicts)
     return StudyRead(
         study=study, runs=runs, verdicts=verdicts, store=store, arms=arms, forced=force_exploratory,
-        made_from=made_from, conclusion=clean(store.conclusion(study)),
+        made_from=made_from, conclusion=clean(store.conclusion(study)), standing=standing_of(study, store),
     )  # fmt: skip
 
 

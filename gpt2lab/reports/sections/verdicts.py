@@ -81,7 +81,7 @@ def _contrast_row(read: StudyRead, contrast: Contrast) -> Row:
     numbers = (
         difference_cell(contrast.difference, contrast.low, contrast.high),
         Cell(p_text(contrast.p_holm, contrast.alpha)),
-        verdict_cell(contrast),
+        replace(verdict_cell(contrast), remark=read.standing.unsupported(contrast) if read.standing else ""),
     )
     arm = read.arms.get(contrast.arm) if is_pair(contrast) else None
     if arm is None:

@@ -1,0 +1,51 @@
+"""Where a study stands in its campaign: which of its hypotheses these are, and which claims hold over all of it."""
+
+from __future__ import annotations
+
+from gpt2lab.analysis.campaigns import Hypothesis
+from gpt2lab.basics.text import DASH, plural, time_taken
+from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.tables import Cell, tabulate
+
+NOTE = (
+    "Every contrast that is declared gets the next level of its campaign: less the more was tried, more with every "
+    "claim that was supported (LORD++). p is that of the contrast alone. The verdicts above are those of this study "
+    "by itself, and stay as they are."
+)
+
+
+@section(order=3, title="In its campaign")
+def campaign(read: StudyRead) -> Section | None:
+    standing = read.standing
+    if standing is None:
+        return None
+    damaged = [f"The ledger of this store is damaged, so that none of this can be trusted: {problem}."
+               for problem in standing.problems[:1]]  # fmt: skip
+    sentences = " ".join(standing.sentences())
+    spent = f"{time_taken(standing.campaign.seconds)} of training so far."
+    table = tabulate([one for one in standing.own if one.number is not None], _cells)
+    counts = {claim: standing.campaign.count(claim) for claim in ("better", "worse")}
+    data = {
+        "name": standing.campaign.name, "tried": len(standing.campaign.tried), **counts, "luck": standing.campaign.luck,
+        "hypotheses": [
+            {key: getattr(one, key) for key in ("number", "arm", "against", "level", "p", "supported")}
+            for one in standing.own
+        ],
+    }  # fmt: skip
+    return Section(lead=[*damaged, f"{sentences} {spent}"], table=table, note=NOTE, data={"campaign": data})
+
+
+def _cells(one: Hypothesis) -> dict[str, Cell | str | None]:
+    supported = {
+        True: Cell("supported", chip="better"),
+        False: Cell("not supported", chip="tentative"),
+        None: Cell(DASH),
+    }
+    return {
+        "Hypothesis:number": f"{one.number}",
+        "Contrast": Cell(one.arm, f"against {one.against}; {plural(len(one.seeds), 'seed')}"),
+        "p:number": DASH if one.p is None else f"{one.p:.2g}",
+        "Level:number": DASH if one.level is None else f"{one.level:.2g}",
+        "Over the campaign": supported[one.supported],
+    }
