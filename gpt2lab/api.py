@@ -67,6 +67,9 @@ class StudyOptions(TypedDict, total=False):
     """a preset, or the file of one, in place of the source's `base`"""
     seeds: int | Sequence[int] | Literal["auto"] | None
     """how many, or which ones; "auto" takes as many as the noise floor requires"""
+    until: Literal["decided"] | None
+    """"decided": seeds are added one by one until every contrast is, up to `seeds` (12 unless given) or as many as fit
+    into `budget`"""
     arms: Sequence[str] | None
     """only these, the baseline among them"""
     overrides: Sequence[str]
@@ -235,20 +238,20 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
     """
     scale, overrides, plugins = options.get("scale"), options.get("overrides", ()), options.get("plugins", ())
     seeds, arms, budget, name = options.get("seeds"), options.get("arms"), options.get("budget"), options.get("name")
-    campaign = options.get("campaign")
+    campaign, until = options.get("campaign"), options.get("until")
     ablation = load_ablation(
         source, name=name, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds,
-        plugins=plugins, campaign=campaign,
+        until_decided=until == "decided", plugins=plugins, campaign=campaign,
     )  # fmt: skip
     if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
         reproduce = _call(
-            "run_ablation", source, name=name, scale=scale, seeds=seeds, arms=arms, overrides=overrides,
+            "run_ablation", source, name=name, scale=scale, seeds=seeds, until=until, arms=arms, overrides=overrides,
             plugins=plugins, campaign=campaign,
         )  # fmt: skip
     else:
         reproduce = command(
-            "run", source, name=name, scale=scale, seeds=seeds, arms=",".join(arms) if arms else None, budget=budget,
-            set=overrides, plugin=plugins, campaign=campaign,
+            "run", source, name=name, scale=scale, seeds=seeds, until=until, arms=",".join(arms) if arms else None,
+            budget=budget, set=overrides, plugin=plugins, campaign=campaign,
         )  # fmt: skip
     return Study.prepare(
         ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), machine=options.get("machine"),

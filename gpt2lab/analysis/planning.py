@@ -30,8 +30,10 @@ PAIR = (1.0, -1.0)
 FIRST = 0.8
 """Share of alpha for the declared seeds, or looks."""
 LATER = 0.08
-"""Share of alpha for each look after seeds were added. The rest stays unspent: t statistics of few seeds move more from
-look to look than the Gaussian ones from which levels are computed."""
+"""Share of alpha for each look after seeds were added. The rest stays unspent, for the same reason as MANY_LOOKS."""
+FEW_LOOKS, MANY_LOOKS = 3, 0.85
+"""Beyond so many declared looks, this share of alpha is spent: the t statistics of few seeds move more from look to
+look than the Gaussian ones from which levels are computed."""
 MULTIPLES = (2, 4)
 """Multiples of the declared seeds at which added ones are judged."""
 NODES = 400
@@ -179,12 +181,19 @@ def extendable_looks(looks: Sequence[int], alpha: float) -> tuple[Look, ...]:
 def look_alpha(looks: tuple[int, ...], alpha: float = 0.05) -> float:
     """The level of each look at which all of them together err with probability `alpha`, rounded down to 4 places.
 
-    The same at every look (Pocock 1977), for Gaussian means of 3, 5, 8, ... seeds that share their first ones.
+    The same at every look (Pocock 1977), for Gaussian means of 3, 5, 8, ... seeds that share their first ones; less for
+    many looks.
     """
     if len(looks) == 1:
         return alpha
-    bound = scipy.optimize.brentq(lambda c: _crossing([c] * len(looks), looks) - alpha, 0.5, 8.0, xtol=1e-9)
+    spent = _spent(looks) * alpha
+    bound = scipy.optimize.brentq(lambda c: _crossing([c] * len(looks), looks) - spent, 0.5, 8.0, xtol=1e-9)
     return _level(bound)
+
+
+def _spent(looks: Sequence[int]) -> float:
+    """The share of their alpha that declared looks spend."""
+    return MANY_LOOKS if len(looks) > FEW_LOOKS else 1.0
 
 
 @functools.lru_cache(maxsize=256)
@@ -194,7 +203,7 @@ def _later_levels(looks: tuple[int, ...], alpha: float) -> tuple[float, ...]:
     bounds = [-float(scipy.special.ndtri(look_alpha(looks, FIRST * alpha) / 2))] * len(looks)
     for i, multiple in enumerate(MULTIPLES, 1):
         seeds.append(multiple * looks[-1])
-        spent = (FIRST + i * LATER) * alpha
+        spent = (FIRST * _spent(looks) + i * LATER) * alpha
         bounds.append(scipy.optimize.brentq(lambda c, s=spent: _crossing([*bounds, c], seeds) - s, 0.5, 8.0, xtol=1e-9))
         levels.append(_level(bounds[-1]))
     return tuple(levels)

@@ -41,6 +41,7 @@ FEWEST, MOST = 1_000, 100_000
 """Limits of draws: fewer may not reveal a wrong method; more do not fit into memory."""
 BANKS = GAUSSIAN, T5, REAL = "Gaussian", "t5", "124M seeds"
 SEEDS = (3, 5, 8)
+ONE_BY_ONE = tuple(range(3, 13))
 ALPHA, X = 0.05, 3.0
 AT_X, EFFECTS, LARGE, MIXED = (X, -X, X, -X), (-3.0, -2.0, 0.0, 0.0), (-30.0, -6.0, 0.0, 0.0), (-4.0, -1.5, 0.0, 1.0)
 TINY_EFFECT = 0.1
@@ -288,6 +289,8 @@ def looks(draws: Draws) -> Iterator[Measurement]:
     for first, sd in itertools.product((3, 5), (1.0, 6.0)):
         added = planning.extendable_looks((first,), ALPHA)
         designs.append((f"{first} seeds, more added up to {added[-1].n}, noise 1:{sd:g}", added, sd))
+    one_by_one = planning.extendable_looks(ONE_BY_ONE, ALPHA)
+    designs += [(f"one by one to 12, then 24 and 48, noise 1:{sd:g}", one_by_one, sd) for sd in (1.0, 6.0)]
     for bank, arms, (design, at, sd) in itertools.product(BANKS, (1, 4), designs):
         check = f"{design}, {plural(arms, 'arm')}"
         drawn = draws.studies(check, bank, at[-1].n, (0.0,) * arms, (sd,) * arms)

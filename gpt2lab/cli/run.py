@@ -61,6 +61,16 @@ def executor_of(text: str) -> str:
     return text
 
 
+DECIDED = "decided"
+
+
+def until_of(text: str) -> str:
+    """The event until which seeds are added. Raises typer.BadParameter."""
+    if text != DECIDED:
+        raise typer.BadParameter(f"{text!r} is not {DECIDED}")
+    return text
+
+
 NOTHING_FOUND = 1
 """Exit code of a sweep without a finished trial, unless all diverged."""
 
@@ -79,6 +89,11 @@ def run(
         str | None,
         typer.Option("--budget", callback=checked_time, help="Time to spend, such as 6h: arms and seeds are chosen to "
                      "fit."),
+    ] = None,
+    until: Annotated[
+        Any,
+        typer.Option("--until", parser=until_of, metavar=DECIDED, help="Add seeds one by one, from 3 on, until every "
+                     "contrast is decided: at most --seeds of them (12), or as many as fit into --budget."),
     ] = None,
     dry_run: DryRun = False,
     executor: Annotated[
@@ -111,7 +126,8 @@ def run(
     console = console_for(to_stderr=json_)
     target_machine = machine_of(machine) if machine else None
     results = []
-    more: dict[str, Any] = {"name": name, "budget": budget, "machine": target_machine, "campaign": campaign}
+    more: dict[str, Any] = {"name": name, "budget": budget, "until": until, "machine": target_machine}
+    more["campaign"] = campaign
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, **more):
         if dry_run:
             print_plan(study, console, json_)
@@ -364,7 +380,12 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     elif plan.tuning:
         lines.append("rates first: each arm tries its own with one seed; the seeds above follow at the best of them")
     if plan.ablation.looks:
-        lines.append(f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there")
+        first, *_, last = plan.ablation.looks
+        lines.append(
+            f"seeds are added one by one from {first} to at most {last} per arm; arms that are decided stop"
+            if plan.ablation.until_decided
+            else f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there"
+        )
     lines += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
     lines += [replacing(study.name, kept)] if kept else []
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:

@@ -95,7 +95,8 @@ class Study:
         """The plan given the finished runs. due: seeds of each arm, where looks are declared; those of the first look
         by default. Raises ConfigError."""
         if self._first is None:
-            self._first = self._make(self.ablation, due, self.seconds)
+            begun = self._begun_one_by_one()
+            self._first = self._make(begun or self.ablation, due, None if begun else self.seconds)
             return self._first
         chosen = replace(
             self.ablation,
@@ -103,8 +104,23 @@ class Study:
             seeds=self._first.seeds,
             contrasts=self._first.ablation.contrasts,
             baseline_seeds=self._first.ablation.baseline_seeds,
+            looks=self._first.ablation.looks,
         )
         return replace(self._make(chosen, due, None), left_out=self._first.left_out)
+
+    def _begun_one_by_one(self) -> LoadedAblation | None:
+        """Where seeds are added until contrasts are decided and the study was declared so before: with the arms and the
+        most seeds of that declaration, which a budget chose by what a run seemed to take then."""
+        if not self.ablation.until_decided or self.name not in self.store.studies():
+            return None
+        before, fewest = self.store.study(self.name), self.ablation.looks[0]
+        same = [seed for seed in before.seeds if seed in (self.ablation.seeds or ())] == list(before.seeds)
+        if not same or list(before.looks or ()) != list(range(fewest, len(before.seeds) + 1)):
+            return None
+        arms = {name: arm for name, arm in self.ablation.arms.items() if name in before.arms}
+        contrasts = tuple(c for c in self.ablation.contrasts if c.weights.keys() <= arms.keys())
+        return replace(self.ablation, arms=arms, seeds=tuple(before.seeds), looks=tuple(before.looks or ()),
+                       contrasts=contrasts)  # fmt: skip
 
     def replaces(self, plan: Plan) -> str | None:
         """The name under which the study's present record will stay when `plan` is trained; None without one that

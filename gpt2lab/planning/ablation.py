@@ -26,8 +26,10 @@ from gpt2lab.errors import ConfigError, Problem, nearest, unknown
 from gpt2lab.identity import digest, settings
 from gpt2lab.planning.declaration import (
     CONTROL,
+    FEWEST_AT_A_LOOK,
     MAX_ARMS,
     MAX_SEEDS,
+    MOST_ONE_BY_ONE,
     NAME,
     SEEDS,
     Ablation,
@@ -113,6 +115,8 @@ class LoadedAblation:
     """expectations for effects of a factorial design"""
     baseline_seeds: int | None = None
     looks: tuple[int, ...] = ()
+    until_decided: bool = False
+    """whether the looks are at every number of seeds, as many as a budget allows"""
     tune: Tune | None = None
     axis: Axis = "tokens"
     knob: Knob | None = None
@@ -182,6 +186,7 @@ def load_ablation(
     overrides: Sequence[str] = (),
     arms: Sequence[str] | None = None,
     seeds: int | Sequence[int] | Literal["auto"] | None = None,
+    until_decided: bool = False,
     plugins: Sequence[str | Path] = (),
     campaign: str | None = None,
 ) -> LoadedAblation:
@@ -192,6 +197,7 @@ def load_ablation(
     overrides: `key=value`, for every arm, before the arm's own changes.
     arms:      only these; the baseline must be among them.
     seeds:     instead of the file's.
+    until_decided: look at every number of seeds from 3 on, up to `seeds`.
     plugins:   Python files that register components.
     campaign:  that of a file which names none.
     Raises ConfigError with everything that is wrong in the file, in the overrides and in any arm.
@@ -208,7 +214,7 @@ def load_ablation(
     design = declared.design()
     try:
         chosen = _chosen_arms(design, arms)
-        listed, looks = _chosen_seeds(declared, seeds)
+        listed, looks = _chosen_seeds(declared, seeds, until_decided)
         base = base_of(declared.base, document, folder, scale, overrides)
     except ConfigError as error:
         raise error_of(problems, more=error.problems, hint=error.hint) from error
@@ -254,8 +260,9 @@ def load_ablation(
         design=design.kind,
         factors=design.factors,
         expected={name: text for name, text in declared.expected.items() if name not in design.arms},
-        baseline_seeds=declared.baseline_seeds,
+        baseline_seeds=None if until_decided else declared.baseline_seeds,
         looks=looks,
+        until_decided=until_decided,
         tune=declared.tuning,
         axis=declared.equalise.axis,
         knob=declared.equalise.by,
@@ -313,15 +320,40 @@ def _chosen_arms(design: Design, requested: Sequence[str] | None) -> list[str]:
 
 
 def _chosen_seeds(
-    declared: Ablation, requested: int | Sequence[int] | Literal["auto"] | None
+    declared: Ablation, requested: int | Sequence[int] | Literal["auto"] | None, until_decided: bool
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
-    """(seeds, None for automatic; looks). Seeds that differ from the file's drop its looks."""
+    """(seeds, None for automatic; looks). Seeds that differ from the file's drop its looks; `until_decided` looks at
+    every number of seeds, from the fewest on."""
+    if until_decided:
+        return _one_by_one(declared, requested)
     looks = declared.looks if requested is None and declared.looks else ()
     seeds = (declared.seeds or (looks[-1] if looks else SEEDS)) if requested is None else requested
     try:
         return None if isinstance(seeds, str) else seed_list(seeds), looks
     except ValueError as error:
         raise ConfigError(str(error), where="--seeds") from error
+
+
+def _one_by_one(
+    declared: Ablation, requested: int | Sequence[int] | Literal["auto"] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Seeds and looks of a study whose seeds are added one by one until its contrasts are decided."""
+    seeds: tuple[int, ...] | None = None
+    problem = "the file declares its own `looks`" if declared.looks else ""
+    if requested is not None and not isinstance(requested, str):
+        try:
+            seeds = seed_list(requested)
+        except ValueError as error:
+            raise ConfigError(str(error), where="--seeds") from error
+        few = f"it judges at {FEWEST_AT_A_LOOK} seeds first, so more than that are expected, not {len(seeds)}"
+        problem = problem or (few if len(seeds) <= FEWEST_AT_A_LOOK else "")
+    elif requested is not None:
+        problem = problem or "seeds are added as results require, so `--seeds` is the most per arm"
+    if problem:
+        hint = f"--until decided --seeds {MOST_ONE_BY_ONE}" if requested is not None else "leave out --until"
+        raise ConfigError(problem, where="--until decided", hint=hint)
+    seeds = seeds or tuple(range(MOST_ONE_BY_ONE))
+    return seeds, tuple(range(FEWEST_AT_A_LOOK, len(seeds) + 1))
 
 
 def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tuple[Declared, ...]:

@@ -33,6 +33,8 @@ MAX_ARMS = 100
 MAX_SEEDS = 100
 SEEDS = 3
 FEWEST_AT_A_LOOK = 3
+MOST_ONE_BY_ONE = 12
+"""Seeds per arm up to which `--until decided` adds them, unless given."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 CONTROL = "control"  # the one key of an arm that is no change
 ALL = "all"

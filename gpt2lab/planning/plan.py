@@ -167,6 +167,7 @@ def make_plan(
     planned = replace(
         ablation,
         contrasts=tuple(c for c in ablation.contrasts if c.weights.keys() <= arms.keys()),
+        looks=tuple(n for n in ablation.looks if n <= len(scope.seeds)),
         baseline_seeds=ablation.baseline_seeds and min(ablation.baseline_seeds, len(scope.baseline_seeds)),
     )
     return Plan(

@@ -47,7 +47,8 @@ def fit(
     run_seconds: estimated time of one run of every arm. seconds: the budget. Among the choices that fit, the one with
     the largest expected number of significant contrasts if all arms differ by the smallest effect is taken. Arms are
     dropped from the end of the file, and fewer than 3 seeds are chosen only where no choice with 3 fits. Declared looks
-    keep their seeds. Raises ConfigError when nothing fits, or when `auto` has no noise floor.
+    keep their seeds, except those at every number of seeds. Raises ConfigError when nothing fits, or when `auto` has no
+    noise floor.
     """
     names, seeds = tuple(ablation.arms), ablation.seeds
     if seeds is None:
@@ -158,7 +159,8 @@ def _choices(
         chosen = {ablation.baseline, *treatments[:count]}
         arms = tuple(name for name in ablation.arms if name in chosen)
         for baseline_seeds in dict.fromkeys((ablation.baseline_seeds, None)):
-            for n in [len(seeds)] if ablation.looks else range(len(seeds), 0, -1):
+            fewest_seeds = ablation.looks[0] if ablation.until_decided else len(seeds) if ablation.looks else 1
+            for n in range(len(seeds), fewest_seeds - 1, -1):
                 scope = _scope(arms, seeds[:n], baseline_seeds)
                 if fits(scope):
                     yield scope
@@ -197,7 +199,7 @@ def _nothing_fits(
 ) -> ConfigError:
     """The error with the time of the smallest study: baseline and first arm, with the looks' seeds or one."""
     smallest = next(_choices(replace(ablation, baseline_seeds=None), seeds, lambda scope: True))
-    n = len(seeds) if ablation.looks else 1
+    n = ablation.looks[0] if ablation.until_decided else len(seeds) if ablation.looks else 1
     least = study_seconds(ablation, _scope(smallest.arms, seeds[:n], None), run_seconds, jobs)
     minutes = math.ceil(MARGIN * least / 60)
     study = f"{len(smallest.arms)} arms with {plural(n, 'seed')}"

@@ -228,6 +228,19 @@ def test_declared_looks_keep_their_seeds(ablation: Any) -> None:
     assert caught.value.hint == "--budget 18m"
 
 
+def test_seeds_that_are_added_until_decided_are_as_many_as_the_budget_allows(ablation: Any) -> None:
+    one = ablation(until_decided=True)
+    assert one.seeds == tuple(range(12)) and one.looks == tuple(range(3, 13))
+    scope = fit(one, None, minutes(one), seconds=21 * MINUTE, jobs=1)
+    assert (scope.arms, scope.seeds, scope.left_out) == (tuple(one.arms), tuple(range(5)), ("7 of 12 seeds per arm",))
+    assert ablation(until_decided=True, seeds=8).looks == tuple(range(3, 9))
+    for more, options in (("looks: [3, 5]\n", {}), ("", {"seeds": 3}), ("", {"seeds": "auto"})):
+        with pytest.raises(ConfigError, match="--until decided: "):
+            ablation(more=more, until_decided=True, **options)
+    with pytest.raises(ConfigError, match="not even 2 arms with 3 seeds fit"):
+        fit(one, None, minutes(one), seconds=5 * MINUTE, jobs=1)
+
+
 def test_a_factorial_design_keeps_all_of_its_arms(ablation: Any) -> None:
     one = ablation(FACTORS, "seeds: 8\n")
     scope = fit(one, floor(0.02), minutes(one), seconds=20 * MINUTE, jobs=1)

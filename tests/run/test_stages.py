@@ -121,6 +121,23 @@ def test_arms_that_are_decided_stop_at_their_look(
 
 
 @pytest.mark.slow
+def test_seeds_are_added_one_by_one_until_every_contrast_is_decided(
+    learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    arms = "baseline: a\narms: {a: {}, numb: {model.dropout: 0.45}, twin: {control: true}}\nsmallest_effect: 0.0001\n"
+    rewrite(learner, arms)
+    run_study(gpt2lab, learner, "--until", "decided", "--seeds", "5")
+    record, trained = study(tmp_path), len(inline)
+    counts = {name: len(arm["runs"]) for name, arm in record["arms"].items()}
+    assert counts["a"] == counts["twin"] == 5 and counts["numb"] in (3, 4)
+    assert record["looks"] == record["history"]["looks"] == [3, 4, 5] and trained == sum(counts.values())
+    assert "one by one, from 3 to at most 5 per arm" in report(tmp_path)
+    run_study(gpt2lab, learner, "--until", "decided", "--budget", "10h")
+    again = study(tmp_path)
+    assert (again["hash"], again["created"], len(inline)) == (record["hash"], record["created"], trained)
+
+
+@pytest.mark.slow
 def test_seeds_added_after_a_verdict_count_at_the_looks_that_every_study_has(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:

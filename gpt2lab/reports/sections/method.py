@@ -140,6 +140,12 @@ def _looks(read: StudyRead) -> str:
     study, past = read.study, read.study.history
     looks = (past.looks if past else study.looks) or [past.first_seeds if past else len(study.seeds)]
     declared = f"Looks were declared at {listed(map(str, looks))} seeds per arm; arms that were decided stopped there. "
+    if len(looks) > 2 and looks == list(range(looks[0], looks[-1] + 1)):
+        declared = (
+            f"Seeds were added one by one, from {looks[0]} to at most {looks[-1]} per arm, and arms that were decided "
+            "stopped; each number of seeds was a declared look, and the levels of all of them together keep the error "
+            "rate, whenever an arm stopped. "
+        )
     more = listed(str(multiple * looks[-1]) for multiple in MULTIPLES)
     return (
         f"{declared if len(looks) > 1 else ''}Seeds may be added after a verdict: contrasts that are still open are "
