@@ -120,6 +120,16 @@ class RankLost(Gpt2labError):
     exit_code = 7
 
 
+class Interrupted(Gpt2labError):
+    """Ctrl-C while nothing trains, also at a question."""
+
+    code = "INTERRUPTED"
+    exit_code = 130
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, hint="the same command continues")
+
+
 class Preempted(Gpt2labError):
     """Stopped by a signal after saving; the same command continues."""
 

@@ -180,7 +180,7 @@ class NotebookTable(Display):
             self.messages.append(event.text)
         elif time.monotonic() - self.last > NOTEBOOK_SECONDS or not any(r.status == "running" for r in event.runs):
             self.last = time.monotonic()
-            console = Console(record=True, file=io.StringIO(), width=LOG_WIDTH)
+            console = Console(record=True, file=io.StringIO(), width=LOG_WIDTH, force_jupyter=False)
             console.print(drawn(event), *map(Text, self.messages[-SHOWN_MESSAGES:]), sep="\n")
             self.handle.update(self.html(console.export_html(inline_styles=True)))
 

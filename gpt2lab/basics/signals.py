@@ -21,6 +21,7 @@ PARENT = "GPT2LAB_PARENT"
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_SECONDS = 0.5
+ENDED = "ended at once; every run continues from its last checkpoint"
 
 
 class Stopped(BaseException):
@@ -92,8 +93,6 @@ def stop_command() -> None:
 def _on_stop(number: int, frame: FrameType | None) -> None:
     is_stopping = isinstance(sys.exception(), (Preempted, Stopped))
     if number == signal.SIGINT:
-        if is_stopping:
-            print_ended()
         raise KeyboardInterrupt
     if not is_stopping:
         raise Stopped(signal.Signals(number).name)
@@ -102,7 +101,7 @@ def _on_stop(number: int, frame: FrameType | None) -> None:
 def print_ended() -> None:
     """What a second Ctrl-C does; for a signal handler."""
     with contextlib.suppress(OSError):
-        os.write(2, b"\nended at once; every run continues from its last checkpoint\n")
+        os.write(2, f"\n{ENDED}\n".encode())
 
 
 def ignore_stops() -> None:

@@ -18,11 +18,11 @@ import typer
 
 from gpt2lab.basics.output import lost, make_output_lossy
 from gpt2lab.basics.redaction import masked
-from gpt2lab.basics.signals import Stopped, ignore_stops, stop_command
+from gpt2lab.basics.signals import ENDED, Stopped, ignore_stops, stop_command
 from gpt2lab.cli import begin, catalogue, compare, data, ledger, manage, models, results, run, selftest, trace, train
 from gpt2lab.cli.options import print_fault
 from gpt2lab.cli.project import project_options
-from gpt2lab.errors import EnvironmentFault, Gpt2labError, Preempted, Problem, causes
+from gpt2lab.errors import EnvironmentFault, Gpt2labError, Interrupted, Preempted, Problem, causes
 
 app = typer.Typer(
     name="gpt2lab",
@@ -68,7 +68,6 @@ for command in COMMANDS:
     else:
         app.command(command.__name__.strip("_").replace("_", "-"))(command)
 
-INTERRUPTED = 130
 READER_GONE = 141
 TRAINS = {"run", "work", "try", "sweep", "train", "baseline", "noise", "adopt"}
 # typer brings its own click since 0.16 or so, and used the installed one before: of both, this is the usage error
@@ -109,8 +108,10 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
         options = project_options()
         defaults = dict.fromkeys(typer.main.get_command(app).commands, options) if options else {}  # type: ignore[attr-defined]
         code = app(args=arguments, standalone_mode=False, prog_name=name, default_map=defaults)
+        if code == Interrupted.exit_code:  # typer's answer to KeyboardInterrupt
+            raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+        return print_fault(Interrupted(ENDED), as_json="--json" in arguments)
     except SystemExit:  # a command's own exit code
         raise
     except BaseException as error:  # a plug-in may raise any

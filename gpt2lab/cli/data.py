@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,14 +43,14 @@ def prepare(
     """
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare as make
+    from gpt2lab.errors import Interrupted
 
     config = data_config(what, tokenizer, set_ or (), plugin or ())
     try:
         with rich_progress() as progress:
             data = make(config, progress=progress, processes=processes)
     except KeyboardInterrupt:
-        print("gpt2lab: interrupted; the same command continues", file=sys.stderr)
-        raise
+        raise Interrupted("interrupted; what was prepared is kept") from None
     if json_:
         print_json(row(data.path, data))
     else:

@@ -64,6 +64,7 @@ def report(
         if open_:
             show_in_browser(page.resolve().as_uri())
         return
+    console = console_for()
     if Store(runs).kind(name) == "sweep":
         sweep = read_sweep(name, runs)
         kept = is_current(sweep, out)
@@ -77,7 +78,7 @@ def report(
         study = read_study(name, runs, force_exploratory=force_exploratory)
         kept = is_current(study, out)
         page = page_folder(out, study.name) / "index.html" if kept else write_report(study, out=out)
-        summary = partial(terminal_summary, study, out, kept=kept)
+        summary = partial(terminal_summary, study, out, kept=kept, width=console.width)
     published = reports.publish(page.parent, out / "published") if publish else None
     if published:
         write_front(out / "published")
@@ -87,7 +88,7 @@ def report(
         print_json({**record, "page": str(page), "published": published and str(published)})
     else:
         print(*([f"published: {published}\n"] if published else []), sep="", end="")
-        console_for().print(summary())
+        console.print(summary())
     if open_:
         show_in_browser(page.resolve().as_uri())
 

@@ -286,7 +286,7 @@ def finish(
     if as_json:
         print_json(json.loads((out / result.name / "verdicts.json").read_text(encoding="utf-8")), indent=1)
     else:
-        console.print(terminal_summary(study, out, kept=kept))
+        console.print(terminal_summary(study, out, kept=kept, width=console.width))
         say(console, *([f"MLflow: {api.command('ui', runs=given(result.store.root))}"] if tracking else []))
 
 

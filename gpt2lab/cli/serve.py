@@ -15,11 +15,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from gpt2lab import api
+from gpt2lab.basics.redaction import shown as shown_uri
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.records import run_ids
 from gpt2lab.reports import write_index
 from gpt2lab.reports.page import written_before
 from gpt2lab.store import Store
+from gpt2lab.tracking.addresses import default_uri, is_server, list_link, runs_link
+from gpt2lab.tracking.follower import links
 
 EVERY_SECONDS = 60
 """A page of runs that go on is made anew, and loaded anew by the browser, no more often."""
@@ -59,6 +62,14 @@ class Pages:
         folder = self.out / name
         return (folder / file).read_bytes() if file in written_before(folder)[0] and (folder / file).is_file() else None
 
+    def in_mlflow(self, name: str, ui: str) -> str:
+        """Address of a study's or sweep's curves in the MLflow UI at `ui`; of its list where the copy is not known."""
+        kind = self.store.kind(name) if name in self.names else ""
+        copy = (links(self.store, name, kind) if kind else None) or {}
+        if copy.get("parent_run_id") and copy.get("experiment_id"):
+            return runs_link(ui, copy["experiment_id"], copy["parent_run_id"])
+        return list_link(ui)
+
     def _runs(self, name: str) -> list[str]:
         """Of the index none, which rests on records alone."""
         if not name:
@@ -80,7 +91,7 @@ def server(runs: Path, out: Path, port: int) -> ThreadingHTTPServer:
 
 
 def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
-    """Answers GET for the pages, their files, and /mlflow."""
+    """Answers GET for the pages, their files, and /mlflow, which leads to a study's curves with its name behind it."""
     mlflow: list[subprocess.Popen[bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -90,8 +101,8 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
             if str(self.headers["Host"]).partition(":")[0] not in ("127.0.0.1", "localhost"):
                 return self._answer(b"unknown host", "text/plain", 421)  # a page elsewhere whose name leads here
             try:
-                if path == "mlflow":
-                    self._mlflow()
+                if name == "mlflow":
+                    self._mlflow(file)
                 elif path in ("", "index.html"):
                     self._page("")
                 elif name in pages.names and file in ("", "index.html"):
@@ -107,13 +118,18 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
             """Nothing: a log of requests would bury the address."""
 
         def _page(self, name: str) -> None:
-            links = [("/", "all studies"), *((f"/{quote(one)}/", one) for one in pages.names), ("/mlflow", "MLflow")]
-            shown = " · ".join(f'<a href="{address}">{escape(text)}</a>' for address, text in links)
+            places = [("/", "all studies"), *((f"/{quote(one)}/", one) for one in pages.names)]
+            places.append((f"/mlflow/{quote(name)}", "MLflow"))
+            shown = " · ".join(f'<a href="{address}">{escape(text)}</a>' for address, text in places)
             body = pages.page(name).replace(b"<main>", f'<main><p class="kicker">{shown}</p>'.encode(), 1)
             self._answer(body, "text/html; charset=utf-8", refresh=EVERY_SECONDS if pages.is_running(name) else 0)
 
-        def _mlflow(self) -> None:
-            """Started at the first visit, which takes some seconds."""
+        def _mlflow(self, name: str) -> None:
+            """Started at the first visit, which takes some seconds, unless it is a server of its own."""
+            ui, uri = f"http://127.0.0.1:{mlflow_port}", default_uri(pages.store.root)
+            if is_server(uri):
+                self._redirect(pages.in_mlflow(name, shown_uri(uri)))
+                return
             if not mlflow:
                 command = [sys.executable, "-m", "gpt2lab", "ui", "--port", str(mlflow_port), "--runs",
                            str(pages.store.root)]  # fmt: skip
@@ -124,8 +140,11 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
                     state = "MLflow starts." if mlflow[0].poll() is None else "MLflow did not start: gpt2lab ui"
                     self._answer(state.encode(), "text/plain", refresh=0 if mlflow[0].poll() else 2)
                     return
+            self._redirect(pages.in_mlflow(name, ui))
+
+        def _redirect(self, address: str) -> None:
             self.send_response(302)
-            self.send_header("Location", f"http://127.0.0.1:{mlflow_port}")
+            self.send_header("Location", address)
             self.end_headers()
 
         def _answer(self, body: bytes, kind: str, status: int = 200, refresh: int = 0) -> None:

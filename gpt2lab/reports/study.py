@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gpt2lab.analysis import Contrast, in_words
 from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun, scope_text, target_of
+from gpt2lab.basics.progress import LOG_WIDTH, WIDE
 from gpt2lab.basics.text import latex, plural
 from gpt2lab.planning.prediction import changed_parts
 from gpt2lab.records import page_folder
@@ -103,16 +104,21 @@ def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
     return found
 
 
-def terminal_summary(read: StudyRead, out: str | Path = "reports", *, kept: bool = False) -> Group:
-    """What a terminal shows at the end of a study: one line per contrast, what is missing, where the page lies. kept:
-    the page lay there already."""
+def terminal_summary(
+    read: StudyRead, out: str | Path = "reports", *, kept: bool = False, width: int = LOG_WIDTH
+) -> Group:
+    """What a terminal shows at the end of a study: one row per contrast, what is missing, where the page lies. kept:
+    the page lay there already. width: columns of the terminal; a narrow one has no room for all of the table."""
     study, runs = read.study, read.runs
     table = verdict_table(read)
-    titles = {column.title: "right" if column.kind == "number" else "left" for column in table.columns}
+    shown = [i for i, column in enumerate(table.columns) if width >= WIDE or column.title in IN_PAPERS]
+    columns = [table.columns[i] for i in shown]
+    titles = {column.title: "right" if column.kind == "number" else "left" for column in columns}
     rows: list[list[Text | str]] = [
-        [Text(row.cells[0].text, style="bold"), *(f"{cell.text} {cell.detail}".strip() for cell in row.cells[1:])]
+        [Text(row.cells[0].text, style="bold"),
+         *(f"{row.cells[i].text}\n{row.cells[i].detail}".strip() for i in shown[1:])]
         for row in table.rows
-    ]
+    ]  # fmt: skip
     missing = sum(run.value is None for run in runs)
     lines = [Text(f"{plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
     lines += [Text(line)] if (line := holding(read)) else []

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -214,6 +215,20 @@ def to_phone(figure: Figure) -> None:
         for artist in [text for text in axes.texts if text.get_label() == SIDE]:
             artist.remove()
     figure.set_size_inches(HALF, figure.get_figheight() * (0.8 * columns if columns > 1 else 1.0))
+    for axes in panels:
+        turn_crowded(axes)
+
+
+def turn_crowded(axes: Axes) -> None:
+    """Set names below the horizontal axis upright where they would lie over each other."""
+    from matplotlib.ticker import FixedFormatter
+
+    if not isinstance(axes.xaxis.get_major_formatter(), FixedFormatter):
+        return  # numbers, of which fewer are drawn where there is less room
+    lay_out(axes.figure)
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    if any(left.x1 > right.x0 for left, right in pairwise(boxes)):
+        axes.tick_params(axis="x", rotation=90)
 
 
 def empty(width: float, height: float) -> Figure:

@@ -133,6 +133,9 @@ def selected(rows: Sequence[Row], where: str | None, store: Store) -> list[Row]:
         match = CONDITION.fullmatch(part)
         if match is None:
             raise ConfigError(f"'{part}' is not KEY=VALUE", where="--where", hint='--where "arm=rotary and val<2.0"')
+        if re.search(r"\sor\s", part):
+            hint = "one command for each, or ~ for a part of a text: arm~rot"
+            raise ConfigError("conditions are joined by 'and' only", where="--where", hint=hint)
         key, operator, wanted = match.groups()
         key = ALIASES.get(key, key)
         values = {row["id"]: _value(row, key, store) for row in found}

@@ -103,6 +103,12 @@ def runs_link(ui: str, experiment_id: str, parent_run_id: str) -> str:
     return f"{ui.rstrip('/')}/#/experiments/{quote(experiment_id, safe='')}/runs?{view}"
 
 
+def list_link(ui: str) -> str:
+    """Address of the list of experiments in the MLflow UI at `ui`. MLflow 3 shows a list and its experiments for the
+    kind of work that the address or the browser's last choice names, and does not read the experiment's own kind."""
+    return f"{ui.rstrip('/')}/#/experiments?workflowType=machine_learning"
+
+
 def reason(error: BaseException) -> str:
     """An error for people, in one line: no password, no length to drown in."""
     text = str(error)

@@ -102,6 +102,7 @@ def test_runs_are_filtered_sorted_limited_and_printed_as_csv(gpt2lab: Call, stor
     assert rows[0]["arm"] == "rotary" and json.loads(rows[0]["changes"]) == {"model.position": "rotary"}
     for words, said in (
         (("--where", "arms=x"), "did you mean 'arm'?"), (("--where", "arm"), "is not KEY=VALUE"),
+        (("--where", "arm=rotary or arm=none"), "joined by 'and' only"),
         (("--sort", "vall"), "did you mean 'val'?"),
     ):  # fmt: skip
         answer = gpt2lab("runs", *words)

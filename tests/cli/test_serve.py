@@ -78,3 +78,16 @@ def test_nothing_but_pages_is_given(port: int) -> None:
 
 def test_another_name_for_this_machine_gets_no_page(port: int) -> None:
     assert get(port, "/", host="elsewhere.example").status == 421
+
+
+def test_mlflow_is_entered_where_a_study_is_compared(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    monkeypatch.setattr(serve, "links", lambda *_: {"experiment_id": "7", "parent_run_id": "f00"})
+    assert b'href="/mlflow/mine%40nano"' in get(port, "/mine@nano/").read()
+    assert get(port, "/mlflow/mine@nano").headers["Location"] == (
+        "http://mlflow.example/#/experiments/7/runs"
+        "?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey=f00"
+    )
+    for place in ("/mlflow", "/mlflow/", "/mlflow/other"):
+        list_of_all = "http://mlflow.example/#/experiments?workflowType=machine_learning"
+        assert get(port, place).headers["Location"] == list_of_all

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,6 +15,7 @@ from page_reader import Reader, assert_plain_svg
 
 import gpt2lab as g
 from gpt2lab.api import RunResult
+from gpt2lab.basics.progress import Progress, RunProgress
 from gpt2lab.errors import ConfigError
 from gpt2lab.store import Store
 
@@ -64,6 +67,23 @@ def test_figures_of_the_page_are_shown_and_saved(make_study: MakeStudy, tmp_path
         figure.save(tmp_path / "it.jpg")
     with pytest.raises(ConfigError, match="seeds"):
         study.plot("seed")
+
+
+def test_progress_in_a_notebook_is_one_output_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    updated: list[str] = []
+    shell = type("ZMQInteractiveShell", (), {})()
+    outputs = SimpleNamespace(
+        HTML=str, display=lambda *what, **_: shown.append(what) or SimpleNamespace(update=updated.append)
+    )
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=outputs))
+    monkeypatch.setitem(sys.modules, "IPython.display", outputs)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # then rich shows what it prints
+    with g.show_progress() as listener:
+        for step in (0, 1):
+            run = RunProgress("learned", "0", "a" * 16, 2, status="finished", step=step)
+            listener(Progress.of("mine@nano", [run], jobs=1))
+    assert len(shown) == 1 and len(updated) == 2 and "learned" in updated[-1] and "1/2" in updated[-1]
 
 
 @pytest.mark.slow
