@@ -216,16 +216,16 @@ def to_phone(figure: Figure) -> None:
             artist.remove()
     figure.set_size_inches(HALF, figure.get_figheight() * (0.8 * columns if columns > 1 else 1.0))
     for axes in panels:
-        turn_crowded(axes)
+        turn_crowded(figure, axes)
 
 
-def turn_crowded(axes: Axes) -> None:
+def turn_crowded(figure: Figure, axes: Axes) -> None:
     """Set names below the horizontal axis upright where they would lie over each other."""
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FixedLocator
 
-    if not isinstance(axes.xaxis.get_major_formatter(), FixedFormatter):
+    if not isinstance(axes.xaxis.get_major_locator(), FixedLocator):
         return  # numbers, of which fewer are drawn where there is less room
-    lay_out(axes.figure)
+    lay_out(figure)
     boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
     if any(left.x1 > right.x0 for left, right in pairwise(boxes)):
         axes.tick_params(axis="x", rotation=90)
