@@ -14,8 +14,8 @@ Progress is a stream of events (events.py): pass `on_event=` a function, or `g.s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -429,9 +429,12 @@ def open_sweep(
     audit_pruning: bool = False,
     runs: str | Path = "runs",
     progress: DataProgress | None = None,
+    machine: Machine | None = None,
+    machine_like: Callable[[Machine], Machine] = lambda machine: machine,
 ) -> SweepPlan:
     """Load a sweep, prepare its data and describe the machine. audit_pruning: run all trials to the end, and report
-    what pruning would cut. The others as for `run_sweep`."""
+    what pruning would cut. machine: where runs will execute, if not here; machine_like: changes to it or to this one,
+    as in the number of runs at a time. The others as for `run_sweep`."""
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.sweep.declaration import load_sweep
     from gpt2lab.sweep.declaration import scales_of as sweep_scales
@@ -451,7 +454,10 @@ def open_sweep(
     else:
         reproduce = command("sweep", source, **arguments, set=overrides, plugin=plugins)
     limit = _seconds(budget or loaded.declared.time_budget)
-    return SweepPlan.prepare(loaded, Store(runs), reproduce=reproduce, jobs=jobs, seconds=limit, progress=progress)
+    return SweepPlan.prepare(
+        loaded, Store(runs), reproduce=reproduce, jobs=jobs, seconds=limit, progress=progress, machine=machine,
+        machine_like=machine_like,
+    )  # fmt: skip
 
 
 def run_sweep(
@@ -469,20 +475,22 @@ def run_sweep(
     runs: str | Path = "runs",
     tracking: bool = True,
     on_event: Listener = ignore,
+    executor: Executor | None = None,
 ) -> SweepResult:
     """Search for the best settings at one scale, until every trial has ended.
 
     source: a YAML file, or a mapping with its content. trials: total number, in place of the source's. budget: start no
     trial after that time, as "6h". ranks: per run. storage: of Optuna, as sqlite:////abs/optuna.db,
-    journal:/shared/optuna.log or postgresql://user@host/db; by default in the folder of the runs. Other arguments and
-    errors as for `run_ablation`.
+    journal:/shared/optuna.log or postgresql://user@host/db; by default in the folder of the runs. With an `executor`,
+    `jobs` trials are at work at a time. Other arguments and errors as for `run_ablation`.
     """
     sweep = open_sweep(
-        source, name=name, scale=scale, trials=trials, overrides=overrides, plugins=plugins, budget=budget, jobs=jobs,
-        runs=runs,
+        source, name=name, scale=scale, trials=trials, overrides=overrides, plugins=plugins, budget=budget,
+        jobs=None if executor else jobs, runs=runs,
+        machine_like=lambda machine: replace(machine, jobs=jobs or machine.jobs) if executor else machine,
     )  # fmt: skip
     tracker = tracker_of(sweep.store, sweep.loaded.declared.sweep) if tracking else None
-    record = sweep.train(on_event=on_event, tracker=tracker, storage=storage, nproc=ranks)
+    record = sweep.train(on_event=on_event, tracker=tracker, storage=storage, nproc=ranks, executor=executor)
     return SweepResult(name=record.name, record=record, store=sweep.store)
 
 

@@ -39,6 +39,12 @@ NOT_WEIGHTS = (
     "milestone_every_steps", "rank_timeout_seconds", "compile",
 )  # fmt: skip
 
+PART_NAMES = {
+    "seed": "seed", "repeat": "repeat of the seed", "data": "prepared data (fingerprint)", "torch": "torch version",
+    "device": "device", "threads": "CPU threads", "compiled": "compiled by torch.compile",
+}  # fmt: skip
+"""Parts of an identity -> what messages call them."""
+
 Definition = tuple[str, str]
 PLUGIN = re.compile(
     r"^gpt2lab_plugin_[^:]+"

@@ -38,28 +38,28 @@ from gpt2lab.cli.options import (
     store_at,
     table_of,
 )
+from gpt2lab.cli.where import (
+    LOCAL,
+    PRINT,
+    ExecutorName,
+    MachineFile,
+    Place,
+    Profile,
+    Sbatch,
+    Workers,
+    is_typed,
+    place_of,
+)
 
 if TYPE_CHECKING:
     from gpt2lab.api import Source, StudyResult
     from gpt2lab.basics.progress import Listener
-    from gpt2lab.executors.slurm import SlurmExecutor
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.planning.noise import Floor
     from gpt2lab.planning.plan import ArmPlan, Plan
     from gpt2lab.records import SweepRecord
     from gpt2lab.store import Store
-
-LOCAL = "local"
-EXECUTORS = (LOCAL, "slurm", "print")
-
-
-def executor_of(text: str) -> str:
-    """The name of an executor. Raises typer.BadParameter."""
-    if text not in EXECUTORS:
-        raise typer.BadParameter(f"{text!r} is none of {', '.join(EXECUTORS)}")
-    return text
-
 
 DECIDED = "decided"
 
@@ -76,6 +76,7 @@ NOTHING_FOUND = 1
 
 
 def run(
+    context: typer.Context,
     file: File,
     scale: Scale = None,
     seeds: Seeds = None,
@@ -96,19 +97,13 @@ def run(
                      "contrast is decided: at most --seeds of them (12), or as many as fit into --budget."),
     ] = None,
     dry_run: DryRun = False,
-    executor: Annotated[
-        str,
-        typer.Option("--executor", parser=executor_of, metavar="|".join(EXECUTORS), help="Where runs train: here, in "
-                     "Slurm, or wherever the printed command is started."),
-    ] = LOCAL,
-    workers: Annotated[int, typer.Option("--workers", help="Slurm jobs, each with --jobs runs at a time.", min=1)] = 1,
-    sbatch: Annotated[
-        str, typer.Option("--sbatch", help="Options of each Slurm job, as '--partition=gpu --gpus=1 --time=12:00:00'.")
-    ] = "",
-    machine: Annotated[
-        Path | None,
-        typer.Option("--machine", help="With --dry-run or --executor: plan for that machine, as `gpt2lab machine` "
-                     "describes it."),
+    profile: Profile = None,
+    executor: ExecutorName = LOCAL,
+    workers: Workers = 1,
+    sbatch: Sbatch = "",
+    machine: MachineFile = None,
+    price: Annotated[
+        float | None, typer.Option("--price", help="With --dry-run: price of a GPU hour, to add up the cost.", min=0)
     ] = None,
     max_days: MaxDays = MAX_DAYS,
     force_exploratory: Exploratory = False,
@@ -119,44 +114,26 @@ def run(
 ) -> None:  # fmt: skip
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
     from gpt2lab.basics.progress import console_for
-    from gpt2lab.planning.machine import machine_of
 
-    if machine and not dry_run and executor == LOCAL:
-        raise typer.BadParameter("a plan for another machine needs --dry-run or --executor", param_hint="--machine")
+    place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
+    if price is not None and not dry_run and is_typed(context, "price"):
+        raise typer.BadParameter("has no effect without --dry-run", param_hint="--price")
     console = console_for(to_stderr=json_)
-    target_machine = machine_of(machine) if machine else None
     results = []
-    more: dict[str, Any] = {"name": name, "budget": budget, "until": until, "machine": target_machine}
+    more: dict[str, Any] = {"name": name, "budget": budget, "until": until, "machine": place.machine}
     more["campaign"] = campaign
-    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs, **more):
+    for study in studies(file, scale, seeds, place.local_jobs, arms, set_, plugin, runs, **more):
+        study.machine = place.machine_like(study.machine)
         if dry_run:
-            print_plan(study, console, json_)
+            print_plan(study, console, json_, price=price)
             continue
-        if executor == "print":
+        if executor == PRINT:
             declare(study, console, json_)
             continue
-        slurm = slurm_for(study, workers, sbatch, jobs) if executor == "slurm" else None
-        result = train(study, console, tracking=not no_tracking, max_days=max_days, executor=slurm)
+        result = train(study, console, tracking=not no_tracking, max_days=max_days, place=place)
         finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
         results.append(result)
     refuse_failures(*results)
-
-
-def slurm_for(study: Study, workers: int, sbatch: str, jobs: int | None) -> SlurmExecutor:
-    """Slurm for the runs of a study, which is planned anew for that many workers. Raises ConfigError."""
-    import shlex
-    from dataclasses import replace
-
-    from gpt2lab.errors import ConfigError
-    from gpt2lab.executors.slurm import SlurmExecutor
-
-    try:
-        options = shlex.split(sbatch)
-    except ValueError as error:
-        raise ConfigError(str(error), where="--sbatch") from None
-    study.machine = replace(study.machine, jobs=workers * (jobs or max(1, study.machine.gpus)))
-    study.refuse_searches()
-    return SlurmExecutor(study.name, workers, options, jobs)
 
 
 def declare(study: Study, console: Any, as_json: bool) -> None:
@@ -236,10 +213,10 @@ def scales(chosen: str | None, declared: Iterable[str]) -> list[str | None]:
 
 def train(
     study: Study, console: Any, *, tracking: bool, max_days: float,
-    through: Callable[[Listener], Listener] = lambda listener: listener, executor: SlurmExecutor | None = None,
+    through: Callable[[Listener], Listener] = lambda listener: listener, place: Place | None = None,
 ) -> StudyResult:  # fmt: skip
     """Train the unfinished runs of a study, with progress on the console, if that takes at most `max_days` or the user
-    agrees. through: what the console's listener is wrapped in. Raises EnvironmentFault."""
+    agrees. through: what the console's listener is wrapped in. place: where, if not here. Raises EnvironmentFault."""
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, display
     from gpt2lab.basics.text import plural
@@ -251,8 +228,7 @@ def train(
     say(console, f"{study.name}: {plan.ablation.question}", total, *lines(plan))
     confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
-        if executor:
-            executor.say = lambda text: listener(Message(text))
+        executor = place.executor_for(study.name, lambda text: listener(Message(text))) if place else None
         result = api.train_study(study, tracking=tracking, on_event=through(listener), executor=executor)
     trained = len(result.endings) - len(result.failed)
     again = len(result.failed) - len(result.damaged.keys() & set(result.failed))
@@ -351,7 +327,7 @@ def machine(
     print(api.describe_machine(preset, jobs=jobs, runs=runs).to_json())
 
 
-def print_plan(study: Study, console: Any, as_json: bool) -> None:
+def print_plan(study: Study, console: Any, as_json: bool, price: float | None = None) -> None:
     """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
     from gpt2lab.analysis.verdicts import FEWEST
     from gpt2lab.basics.text import plural
@@ -367,6 +343,7 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     if as_json:
         record = {"study": study.name, "arms": rows, "seconds": seconds, "replaces": kept}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
+        record |= forecast.device_hours(plan, store, price).as_record()
         print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
         return
     say(console, total_line(plan, done, seconds))
@@ -391,6 +368,8 @@ def print_plan(study: Study, console: Any, as_json: bool) -> None:
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
         lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: no more than likely better or worse, and exploratory "
                      f"without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip
+    if price is not None or machine.gpus or not machine.local:
+        lines += forecast.device_hours(plan, store, price).lines()
     say(console, *lines, *forecast.lines(plan), *prediction.lines(plan), *next_steps(study.name, store))
 
 
@@ -489,6 +468,7 @@ def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
 
 
 def sweep(
+    context: typer.Context,
     file: Annotated[str, typer.Argument(help="YAML file of a sweep, such as sweeps/lr.yaml.", metavar="FILE")],
     scale: Scale = None,
     trials: Annotated[
@@ -520,6 +500,11 @@ def sweep(
     name: Name = None,
     plugin: Plugin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the search and its cost; train nothing.")] = False,
+    profile: Profile = None,
+    executor: ExecutorName = LOCAL,
+    workers: Workers = 1,
+    sbatch: Sbatch = "",
+    machine: MachineFile = None,
     max_days: MaxDays = MAX_DAYS,
     no_tracking: NoTracking = False,
     runs: Runs = RUNS,
@@ -528,17 +513,23 @@ def sweep(
 ) -> None:  # fmt: skip
     """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
     from gpt2lab import api
-    from gpt2lab.basics.progress import console_for, display
+    from gpt2lab.basics.progress import Message, console_for, display
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.sweep.declaration import scales_of
 
+    place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
+    if executor == PRINT or (place.is_elsewhere and nproc):
+        what = (
+            "is for ablations" if executor == PRINT else f"runs of one process each: --nproc {nproc} is for local ones"
+        )
+        raise typer.BadParameter(what, param_hint=f"--executor {executor}")
     console, code = console_for(to_stderr=json_), 0
     for at_scale in scales(scale, scales_of(file)):
         with rich_progress() as progress:
             plan = api.open_sweep(
                 file, name=name, scale=at_scale, trials=trials, overrides=tuple(set_ or ()),
-                plugins=tuple(plugin or ()), budget=budget, jobs=jobs, audit_pruning=audit_pruning, runs=runs,
-                progress=progress,
+                plugins=tuple(plugin or ()), budget=budget, jobs=place.local_jobs, audit_pruning=audit_pruning,
+                runs=runs, progress=progress, machine=place.machine, machine_like=place.machine_like,
             )  # fmt: skip
         if dry_run and json_:
             print_json({"sweep": plan.loaded.name, "searches": plan.as_record()})
@@ -549,8 +540,13 @@ def sweep(
         confirm_time(plan.seconds, max_days, plan.record.name)
         tracker = None if no_tracking else api.tracker_of(plan.store, plan.loaded.declared.sweep)
         with display(console) as listener:
+
+            def tell(text: str, listener: Listener = listener) -> None:
+                listener(Message(text))
+
             record = plan.train(
-                on_event=listener, tracker=tracker, storage=storage, nproc=nproc or 1, stays=not worker
+                on_event=listener, tracker=tracker, storage=storage, nproc=nproc or 1, stays=not worker,
+                executor=place.executor_for(plan.record.name, tell),
             )  # fmt: skip
         if not worker:
             code = max(code, show_sweep(record, plan, out, console, apply=apply, as_json=json_))

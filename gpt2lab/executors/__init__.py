@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from gpt2lab.basics.signals import PARENT
+from gpt2lab.config import config_from_text
 from gpt2lab.errors import LockHeld, Preempted, RankLost
+from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.runner import NOTHING_LEFT, Job
 from gpt2lab.store import RunFolder, Store, now
 
@@ -94,6 +96,14 @@ def ending_of(code: int, job: Job, *, cancelled: bool = False) -> Ending:
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         record_loss(folder, f"{cause}{out_of_memory(code)}; see {folder.path / 'run.log'}")
     return ending
+
+
+def has_finished(job: Job) -> bool:
+    """Whether its run is finished, with the evaluation that the job asks for. Raises DataFault."""
+    store = Store(job.root)
+    if store.run(job.run_id).result() is None:
+        return False
+    return is_finished(Run(job.run_id, "", config_from_text(job.config), job.identity), store)
 
 
 def out_of_memory(code: int | None) -> str:

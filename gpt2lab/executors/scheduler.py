@@ -47,13 +47,14 @@ class Scheduler:
     on_tick: called several times a second while jobs run. is_done: whether a run is finished by now, called before its
     job is submitted, because another process may work on the same study. shared: whether jobs come from the store, for
     any number of processes: their job.json is there already, and a run that another process holds is not waited for
-    but ends as "locked".
+    but ends as "locked". most: jobs at a time, where the executor would take more.
     """
 
     executor: Executor
     on_tick: Callable[[], None] = lambda: None
     is_done: Callable[[str], bool] = lambda run_id: False
     shared: bool = False
+    most: int | None = None
     _stop: bool = field(default=False, init=False)
     _ready: list[str] = field(default_factory=list, init=False)
     _waiting: deque[Waiting] = field(default_factory=deque, init=False)
@@ -104,6 +105,11 @@ class Scheduler:
                 hint="the same command continues",
             )
         return self._endings
+
+    @property
+    def _room(self) -> int:
+        """How many jobs may be submitted and not collected."""
+        return min(self.executor.capacity, self.most or self.executor.capacity)
 
     @property
     def _outlives(self) -> str:
@@ -161,7 +167,7 @@ class Scheduler:
 
     def _pull(self, source: Iterator[Job | None]) -> bool:
         """Take jobs while there is room that no waiting one will take; -> whether there may be more."""
-        while not self._stop and len(self._working) + len(self._waiting) < self.executor.capacity:
+        while not self._stop and len(self._working) + len(self._waiting) < self._room:
             try:
                 job = next(source)
             except StopIteration:
@@ -175,7 +181,7 @@ class Scheduler:
     def _submit(self) -> None:
         """Submit jobs while there is room; account for those that another process has finished meanwhile."""
         for _ in range(len(self._waiting)):
-            if self._stop or len(self._working) >= self.executor.capacity:
+            if self._stop or len(self._working) >= self._room:
                 break
             waiting = self._waiting.popleft()
             job, run_id = waiting.job, waiting.job.run_id

@@ -19,11 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt2lab.config import config_from_text
 from gpt2lab.errors import DataFault, EnvironmentFault, Preempted
-from gpt2lab.executors import Ending
+from gpt2lab.executors import Ending, has_finished
 from gpt2lab.executors.submitted import IMPORTS, copy_of_code, environment_of, with_copy
-from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.runner import Job
 from gpt2lab.store import Store, make_folder
 
@@ -98,7 +96,7 @@ class SlurmExecutor:
         self._jobs[job.run_id] = job
         self._cancelled.discard(job.run_id)
         self._given.discard(job.run_id)
-        if self._is_finished(job):
+        if has_finished(job):
             self._endings[job.run_id] = "found"
         else:
             with_copy(job).write()  # newer than a failure, and so to be tried again
@@ -155,18 +153,13 @@ class SlurmExecutor:
         """How a run has ended, as far as the store knows."""
         folder = Store(job.root).run(job.run_id)
         try:
-            if (folder.path / "result.json").exists() and self._is_finished(job):
+            if (folder.path / "result.json").exists() and has_finished(job):
                 return "done"
             if job.run_id in self._cancelled:
                 return None if folder.status() == "running" else "preempted"
             return "failed" if job.has_failed() else None
         except DataFault:
             return "failed"
-
-    def _is_finished(self, job: Job) -> bool:
-        if (store := Store(job.root)).run(job.run_id).result() is None:
-            return False
-        return is_finished(Run(job.run_id, "", config_from_text(job.config), job.identity), store)
 
     def _start(self, run_ids: list[str], alive: list[Worker]) -> None:
         """Submit the workers that are missing, for these runs; or take over those of an earlier call."""

@@ -154,7 +154,7 @@ class Study:
         while True:
             plan, record = self._record(due, on_event)
             if plan.searches and not searched:  # once: a search that is still open afterwards has failed
-                self._search(plan, on_event, tracker)
+                self._search(plan, on_event, tracker, executor)
                 searched = True
                 continue
             runs = plan.runs()
@@ -177,7 +177,9 @@ class Study:
         follow from each other."""
         due: dict[str, int] | None = None
         while True:
-            self.refuse_searches()
+            if self.plan().searches:
+                hint = "--executor slurm or ray, or none: then the command itself hands out one trial after another"
+                raise ConfigError("its arms are tuned first, trial after trial", where=self.name, hint=hint)
             plan, record = self._record(due, on_event)
             pending = [run for run in plan.runs() if not is_finished(run, self.store)]
             jobs = [with_copy(job_of(run, self.store, plan)) for run in longest_first(pending, plan)]
@@ -188,12 +190,6 @@ class Study:
                 if not jobs:
                     self._conclude(record)
                 return jobs
-
-    def refuse_searches(self) -> None:
-        """Raises ConfigError for a study whose arms are tuned by searches, whose trials train on this machine."""
-        if self.plan().searches:
-            hint = "without --executor, the same command trains the trials on this machine"
-            raise ConfigError("its arms are tuned first, trial after trial", where=self.name, hint=hint)
 
     def _record(self, due: Mapping[str, int] | None, on_event: Listener) -> tuple[Plan, StudyRecord]:
         """The plan of the present stage, with its record, which is written."""
@@ -213,7 +209,9 @@ class Study:
         if record.contrasts:
             campaigns.conclude(record, judge(record, self.store), self.store)
 
-    def _search(self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None) -> None:
+    def _search(
+        self, plan: Plan, on_event: Listener, tracker: TrackerFactory | None, executor: Executor | None
+    ) -> None:
         """Run the searches of all arms to their end, in parallel."""
         from gpt2lab.sweep.declaration import sweep_record
         from gpt2lab.sweep.drive import run_searches  # Optuna is slow to import, and few studies need it
@@ -226,7 +224,9 @@ class Study:
             config=baseline.arm.config, costs=baseline.costs, data=plan.data, machine=plan.machine, floor=plan.floor,
             smallest_effect=ablation.smallest_effect, reproduce=self.reproduce,
         )  # fmt: skip
-        run_searches(plan.searches, record, self.store, on_event=on_event, tracker=tracker)
+        run_searches(
+            plan.searches, record, self.store, on_event=on_event, tracker=tracker, executor=executor
+        )  # fmt: skip
 
     def _train(
         self, plan: Plan, runs: Sequence[Run], todo: Sequence[Run], record: StudyRecord, on_event: Listener,

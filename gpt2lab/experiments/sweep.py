@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from gpt2lab.basics.text import duration, plural, quantity
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
+from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
 from gpt2lab.experiments.coordinates import at_widths, coordinate_check
 from gpt2lab.identity import core_code, digest, settings
@@ -44,14 +45,17 @@ class SweepPlan:
         jobs: int | None = None,
         seconds: float | None = None,
         progress: DataProgress | None = None,
+        machine: Machine | None = None,
+        machine_like: Callable[[Machine], Machine] = lambda machine: machine,
     ) -> SweepPlan:
-        """Prepare the data and describe this machine. reproduce: the command or call that repeats the sweep. seconds:
-        no trial is begun after that time. Raises ConfigError, DataFault, EnvironmentFault."""
+        """Prepare the data, and describe this machine unless another one is given. reproduce: the command or call that
+        repeats the sweep. seconds: no trial is begun after that time. machine_like: changes to the machine. Raises
+        ConfigError, DataFault, EnvironmentFault."""
         config, declared = loaded.config_of_all, loaded.declared
         data = prepare(config.data, progress=progress)
         fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
         costs = known_costs(config)
-        machine = probe(store, config.training, costs.flops_per_token, jobs)
+        machine = machine_like(machine or probe(store, config.training, costs.flops_per_token, jobs))
         record = sweep_record(
             sweep=declared.sweep, scale=loaded.scale, question=declared.question, settings=declared, config=config,
             costs=costs, data=data, machine=machine,
@@ -70,6 +74,7 @@ class SweepPlan:
         storage: str | None = None,
         nproc: int = 1,
         stays: bool = True,
+        executor: Executor | None = None,
     ) -> SweepRecord:
         """Run all searches until every trial has ended; -> the record, which is also in the store. Arguments
         and errors as for `sweep.drive.run_searches`."""
@@ -77,7 +82,7 @@ class SweepPlan:
 
         return run_searches(
             self.searches, self.record, self.store, on_event=on_event, tracker=tracker, storage=storage, nproc=nproc,
-            seconds=self.record.time_budget, stays=stays,
+            seconds=self.record.time_budget, stays=stays, executor=executor,
         )  # fmt: skip
 
     @property

@@ -15,19 +15,16 @@ from pathlib import Path
 import torch
 
 from gpt2lab.basics.cores import usable_cores
-from gpt2lab.config import Config, config_from_text
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import Ending
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.executors.submitted import enter, is_imported
-from gpt2lab.identity import digest, run_id, run_identity
 from gpt2lab.planning.machine import shares
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.records import run_ids
-from gpt2lab.registry import load_plugin
-from gpt2lab.reuse.why import NAMES
 from gpt2lab.runner import Job
+from gpt2lab.runner.arrival import config_of, refuse_another_run
 from gpt2lab.store import RUN_ID, Store
 from gpt2lab.training.precision import choose_device
 
@@ -93,7 +90,11 @@ class Pool:
         if is_finished(Run(run, "", config, job.identity), self.store):
             self.left.remove(run)
             return None
-        refuse_another_run(job, config, self.store)
+        if Path(job.root) != self.store.root.resolve():
+            hint = "mount the store, and the folder of prepared data, under the same path everywhere"
+            what = f"declared in {job.root}, which is not this store"
+            raise EnvironmentFault(what, where=f"run {job.run_id}", hint=hint)
+        refuse_another_run(job, config)
         return job
 
 
@@ -135,32 +136,3 @@ def runs_of(name: str, store: Store) -> list[str]:
     record = store.study(name)
     arms = [run_ids(record.with_(arms={name: arm})) for name, arm in record.arms.items()]
     return list(dict.fromkeys(run for turn in zip_longest(*arms) for run in turn if run))
-
-
-def config_of(job: Job) -> Config:
-    """Its config, once its plug-ins are loaded."""
-    for plugin in job.plugins:
-        load_plugin(plugin)
-    return config_from_text(job.config)
-
-
-def refuse_another_run(job: Job, config: Config, store: Store) -> None:
-    """Raises EnvironmentFault where code, torch or device are not those that the run was declared with."""
-    where = f"run {job.run_id}"
-    if Path(job.root) != store.root.resolve():
-        hint = "mount the store, and the folder of prepared data, under the same path everywhere"
-        raise EnvironmentFault(f"declared in {job.root}, which is not this store", where=where, hint=hint)
-    device = choose_device(config.training.device).type
-    here = run_identity(
-        config,
-        data=job.identity["data"],
-        device=device,
-        threads=job.threads if device == "cpu" else 0,
-        torch_version=torch.__version__,
-        compiled=bool(job.identity.get("compiled")),
-    )
-    if run_id(here) != job.run_id:
-        parts = [NAMES.get(key, key) for key, value in here.items() if digest(value) != digest(job.identity.get(key))]
-        what = f"it would be another run here: {', '.join(parts)} differ from what was declared"
-        hint = "the environment and the code of the declaring machine; or declare again from this one"
-        raise EnvironmentFault(what, where=where, hint=hint)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.analysis import planning
-from gpt2lab.basics.text import plural
+from gpt2lab.basics.text import duration, plural
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import is_finished, repetition, tokens_of
 from gpt2lab.planning.scope import StudyScope, family, level_of, makespan, needed, sizes, study_seconds
@@ -48,9 +49,65 @@ def forecast(plan: Plan) -> Forecast | None:
     return Forecast(n, floor.sd, least * floor.sd, least * upper, enough, seconds, level)
 
 
+@dataclass(frozen=True)
+class DeviceHours:
+    """What the unfinished runs of a plan occupy. `device`: GPU, or core. `price`: of a GPU hour."""
+
+    device: str
+    hours: float
+    price: float | None
+    seconds_with: dict[int, float]
+    """number of devices -> time of all runs, up to the number from which more do not help"""
+    longest: float
+    """seconds of the longest run, of a trial and of a run after it where arms are tuned"""
+
+    @property
+    def cost(self) -> float | None:
+        """In the unit of the price; None without one, or without GPUs."""
+        return None if self.price is None or self.device != "GPU" else self.hours * self.price
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain data."""
+        return {f"{self.device.lower()}_hours": self.hours, "cost": self.cost, "seconds_with": self.seconds_with}
+
+    def lines(self) -> list[str]:
+        """In sentences."""
+        if not self.hours:
+            return []
+        cost = f", {self.cost:,.2f} at {self.price:g} an hour" if self.cost is not None else ""
+        without = "; a price is of GPU hours, and no GPU is planned for" if self.price and self.cost is None else ""
+        times = ", ".join(f"{n}: {duration(seconds)}" for n, seconds in self.seconds_with.items())
+        limit = f"from {max(self.seconds_with)} on, the longest run ({duration(self.longest)}) is the limit"
+        return [
+            f"{self.hours:,.3g} {self.device} hours{cost}{without}",
+            f"time by {self.device}s at that speed: {times}; {limit}",
+        ]
+
+
+def device_hours(plan: Plan, store: Store, price: float | None = None) -> DeviceHours:
+    """GPU hours, or core hours on CPUs, of the unfinished runs, and their time on other numbers of devices. price: of a
+    GPU hour."""
+    machine, stages = plan.machine, [list(stage) for stage in pending_seconds(plan, store) if stage]
+    packed = max(1, machine.jobs // machine.gpus) if machine.gpus else 1 / machine.threads
+    longest, seconds = sum(map(max, stages)), dict[int, float]()
+    n = 1 if machine.gpus else machine.threads
+    while stages:
+        seconds[n] = sum(makespan(stage, max(1, int(n * packed))) for stage in stages)
+        if seconds[n] <= longest * 1.001:
+            break
+        n *= 2
+    hours = sum(map(sum, stages)) / packed / 3600
+    return DeviceHours("GPU" if machine.gpus else "core", hours, price, seconds, longest)
+
+
 def seconds_left(plan: Plan, store: Store) -> float:
-    """Estimated time of all unfinished runs on this machine, in proportion to their tokens; while arms are being tuned,
-    the runs that follow are included."""
+    """Estimated time of all unfinished runs on this machine."""
+    return sum(makespan(stage, plan.machine.jobs) for stage in pending_seconds(plan, store))
+
+
+def pending_seconds(plan: Plan, store: Store) -> tuple[Collection[float], Collection[float]]:
+    """Estimated seconds of every unfinished run, in proportion to its tokens: of trials, and of the runs that are
+    judged; while arms are being tuned, those that follow are included."""
     trials: dict[str, float] = {}
     final: dict[str, float] = {}
     for name, arm in plan.arms.items():
@@ -63,8 +120,7 @@ def seconds_left(plan: Plan, store: Store) -> float:
         if tuning and tuning.search and tuning.open:  # then `runs` are those at the settings as written
             trials |= {f"{name} {i}": arm.seconds for i in range(tuning.left * tuning.search.settings.seeds)}
             final |= {f"{name} {run.seed} again": arm.seconds for run in arm.runs}
-    jobs = plan.machine.jobs
-    return makespan(trials.values(), jobs) + makespan(final.values(), jobs)
+    return trials.values(), final.values()
 
 
 def lines(plan: Plan) -> list[str]:

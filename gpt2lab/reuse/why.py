@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.errors import ConfigError
-from gpt2lab.identity import digest, sources
+from gpt2lab.identity import PART_NAMES, digest, sources
 from gpt2lab.store import RunFolder, Store, read_json, write_json
 
 if TYPE_CHECKING:
     from gpt2lab.config import Config
 
-NAMES = {
-    "seed": "seed", "repeat": "repeat of the seed", "data": "prepared data (fingerprint)", "torch": "torch version",
-    "device": "device", "threads": "CPU threads", "compiled": "compiled by torch.compile",
-}  # fmt: skip
 CODE = ("core", "components")
 """Parts of an identity that are hashes of code."""
 
@@ -55,7 +51,7 @@ def why(a: RunFolder, b: RunFolder, store: Store) -> list[Difference]:
         Difference(key, x, y)
         for key, x, y in _different(_flat(first.get("settings", {})), _flat(second.get("settings", {})))
     ]
-    for part, name in NAMES.items():
+    for part, name in PART_NAMES.items():
         x, y = first.get(part), second.get(part)
         if x != y:
             differences.append(Difference(name, _short(x), _short(y)))

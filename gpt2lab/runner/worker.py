@@ -15,6 +15,7 @@ from gpt2lab.basics.signals import StopRequest, parent_of
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Preempted, RankLost
 from gpt2lab.registry import load_plugin
+from gpt2lab.runner.arrival import config_of, refuse_another_run
 from gpt2lab.runner.job import NOTHING_LEFT, WHERE, Job
 from gpt2lab.runner.training import execute
 from gpt2lab.store import Store, make_folder, now, write_atomically
@@ -51,6 +52,8 @@ def work(job: Job, stop: StopRequest) -> int:
     keep_memory()
     try:
         make_folder(Path(job.root))
+        if job.code:  # submitted from elsewhere, perhaps
+            refuse_another_run(job, config_of(job))
         with world_of(job, stop) as world:
             return 0 if execute(job, stop, world) else NOTHING_LEFT
     except OtherRankFailed as error:

@@ -19,7 +19,7 @@ from gpt2lab.basics.progress import Listener, Message, Progress, RunProgress
 from gpt2lab.basics.redaction import shown
 from gpt2lab.basics.text import number, plural
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
-from gpt2lab.executors import Ending, is_loss
+from gpt2lab.executors import Ending, Executor, is_loss
 from gpt2lab.executors.driver import CLOSE_SECONDS, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.planning.record import components_of
@@ -43,7 +43,7 @@ LOCK_PATIENCE_SECONDS = 60.0
 def run_searches(
     searches: Mapping[str, Search], record: SweepRecord, store: Store, *, on_event: Listener,
     tracker: TrackerFactory | None, storage: str | None = None, nproc: int = 1, seconds: float | None = None,
-    stays: bool = True,
+    stays: bool = True, executor: Executor | None = None,
 ) -> SweepRecord:  # fmt: skip
     """Work on all searches until every trial has come to its end; -> the record, which is also in the store.
 
@@ -52,6 +52,8 @@ def run_searches(
     nproc:   ranks of every run.
     seconds: no trial is begun after that time.
     stays:   whether to wait while other workers are at the last trials, in case they die.
+    executor: where runs execute, as many at a time as the machine of the searches says; processes of this machine by
+             default.
     Raises Preempted when stopped, with everything saved; ConfigError, EnvironmentFault, DataFault of the storage.
     """
 
@@ -73,7 +75,7 @@ def run_searches(
     follower = Follower(store, as_study(record), tracker, say)
     deadline = time.monotonic() + seconds if seconds else math.inf
     try:
-        return Drive(searches, trials, record, store, on_event, follower, nproc, deadline, stays).run()
+        return Drive(searches, trials, record, store, on_event, follower, nproc, deadline, stays, executor).run()
     finally:
         follower.close(timeout=CLOSE_SECONDS)
 
@@ -130,6 +132,7 @@ class Drive:
     ranks: int
     deadline: float
     stays: bool
+    executor: Executor | None
     active: list[Active] = field(default_factory=list, init=False)
     views: dict[str, list[RunProgress]] = field(default_factory=dict, init=False)
     stopped: dict[str, str] = field(default_factory=dict, init=False)
@@ -142,7 +145,9 @@ class Drive:
     def __post_init__(self) -> None:
         self.machine = next(iter(self.searches.values())).machine
         self.title = f"{self.record.name}: {self.record.question}"
-        self.scheduler = Scheduler(executor_for(self.machine, self.ranks), self.tick, self._is_done)
+        executor = self.executor or executor_for(self.machine, self.ranks)
+        most = self.machine.jobs if self.executor else None
+        self.scheduler = Scheduler(executor, self.tick, self._is_done, most=most)
 
     def say(self, text: str) -> None:
         self.on_event(Message(text))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm
+from ray_cluster import ray_cluster  # noqa: F401
 from workers import folder_of, jobs_of, wait_until
 
 from gpt2lab.errors import ConfigError
@@ -18,6 +19,7 @@ from gpt2lab.executors.driver import executor_for
 from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
+from gpt2lab.executors.ray import RayExecutor
 from gpt2lab.executors.slurm import SlurmExecutor
 from gpt2lab.planning.machine import Machine
 from gpt2lab.runner import Job
@@ -42,6 +44,7 @@ KINDS: dict[str, Callable[[], Executor]] = {
     "ranks": lambda: RanksExecutor(2),
     "inline": InlineExecutor,
     "slurm": lambda: SlurmExecutor("tiny", workers=2),
+    "ray": lambda: RayExecutor(2),
     "documented": lambda: documented("NiceExecutor")(),
 }
 QUICK = ("forks", "inline")  # the others import torch for every job
@@ -60,6 +63,8 @@ def executor(
         monkeypatch.setattr("gpt2lab.executors.slurm.QUEUE_SECONDS", 0.2)
         for name, value in FakeSlurm(tmp_path / "slurm").environment.items():
             monkeypatch.setenv(name, value)
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
     made = KINDS[request.param]()
     yield made
     made.close()

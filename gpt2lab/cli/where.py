@@ -1,0 +1,133 @@
+"""Where runs train: the options of `run` and `sweep`, by hand or from a profile of gpt2lab.toml, and what they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2lab.cli.project import profile_options
+
+if TYPE_CHECKING:
+    from gpt2lab.executors import Executor
+    from gpt2lab.planning.machine import Machine
+
+LOCAL, PRINT, SLURM, RAY = "local", "print", "slurm", "ray"
+EXECUTORS = (LOCAL, SLURM, RAY, PRINT)
+USED_BY = {"workers": (SLURM, RAY), "sbatch": (SLURM,)}
+"""Option -> the executors that it is for."""
+
+
+def executor_of(text: str) -> str:
+    """The name of an executor. Raises typer.BadParameter."""
+    if text not in EXECUTORS:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(EXECUTORS)}")
+    return text
+
+
+def use_profile(context: typer.Context, name: str | None) -> str | None:
+    """Take a profile's options as defaults of this command. Raises ConfigError."""
+    if name is not None:
+        context.default_map = {**(context.default_map or {}), **profile_options(name)}
+    return name
+
+
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", help="Options of [profiles.NAME] in gpt2lab.toml, such as the executor.", is_eager=True,
+                 callback=use_profile, metavar="NAME"),
+]  # fmt: skip
+ExecutorName = Annotated[
+    str,
+    typer.Option("--executor", parser=executor_of, metavar="|".join(EXECUTORS), help="Where runs train: here, in "
+                 "Slurm, on a Ray cluster, or wherever the printed command is started."),
+]  # fmt: skip
+Workers = Annotated[
+    int,
+    typer.Option("--workers", help="Slurm jobs, or GPUs (CPU runs) on Ray; each with --jobs runs at a time.", min=1),
+]
+Sbatch = Annotated[
+    str, typer.Option("--sbatch", help="Options of each Slurm job, as '--partition=gpu --gpus=1 --time=12:00:00'.")
+]
+MachineFile = Annotated[
+    Path | None,
+    typer.Option("--machine", help="With --dry-run or --executor: plan for that machine, as `gpt2lab machine` "
+                 "describes it."),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs train. jobs: runs at a time of each worker. machine: that of the workers, where it is described."""
+
+    executor: str
+    workers: int
+    sbatch: tuple[str, ...]
+    jobs: int | None
+    machine: Machine | None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether workers of a cluster train."""
+        return self.executor in (SLURM, RAY)
+
+    @property
+    def local_jobs(self) -> int | None:
+        """Runs at a time on this machine, as they were asked for; `jobs` of a cluster's worker do not concern it."""
+        return None if self.is_elsewhere else self.jobs
+
+    def machine_like(self, machine: Machine) -> Machine:
+        """The machine to plan for, where it is described or else like this one; with as many runs at a time as workers
+        of the cluster train."""
+        from dataclasses import replace
+
+        if not self.is_elsewhere:
+            return machine
+        gpus = 1 if self.executor == RAY else max(1, machine.gpus)  # of each worker
+        jobs = self.jobs or (gpus if machine.gpus else 1)
+        return replace(machine, jobs=self.workers * jobs, gpus=self.workers * gpus if machine.gpus else 0)
+
+    def executor_for(self, name: str, say: Callable[[str], None]) -> Executor | None:
+        """The executor for a study's or sweep's runs; None for processes of this machine. say: takes its messages."""
+        if self.executor == SLURM:
+            from gpt2lab.executors.slurm import SlurmExecutor
+
+            return SlurmExecutor(name, self.workers, self.sbatch, self.jobs, say)
+        if self.executor == RAY:
+            from gpt2lab.executors.ray import RayExecutor
+
+            return RayExecutor(self.workers * (self.jobs or 1), self.jobs or 1, say)
+        return None
+
+
+def place_of(
+    context: typer.Context, executor: str, workers: int, sbatch: str, jobs: int | None, machine: Path | None,
+    dry_run: bool,
+) -> Place:  # fmt: skip
+    """The place that options name. Raises ConfigError; typer.BadParameter for an option that would have no effect."""
+    import shlex
+
+    from gpt2lab.errors import ConfigError
+    from gpt2lab.planning.machine import machine_of
+
+    for name, executors in USED_BY.items():
+        if is_typed(context, name) and executor not in executors:
+            what = f"has no effect with --executor {executor}; it is for {' and '.join(executors)}"
+            raise typer.BadParameter(what, param_hint=f"--{name}")
+    used = dry_run or executor != LOCAL
+    if machine and not used and is_typed(context, "machine"):
+        raise typer.BadParameter("a plan for another machine needs --dry-run or --executor", param_hint="--machine")
+    try:
+        options = tuple(shlex.split(sbatch))
+    except ValueError as error:
+        raise ConfigError(str(error), where="--sbatch") from None
+    return Place(executor, workers, options, jobs, machine_of(machine) if machine and used else None)
+
+
+def is_typed(context: Any, name: str) -> bool:
+    """Whether an option stands on the command line, and does not come from gpt2lab.toml."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

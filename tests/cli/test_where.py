@@ -1,0 +1,65 @@
+"""Where runs train, by options and by profiles of gpt2lab.toml; what a plan for a cluster costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2lab.planning.machine import Machine
+
+Call = Callable[..., Any]
+
+NODE = Machine("cuda", "H200", 1, 2, 1e10, "a test", gpus=2, local=False)
+PROJECT = """
+[profiles.cluster]
+executor = "slurm"
+workers = 3
+sbatch = "--partition=gpu"
+machine = "node.json"
+price = 2.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--workers", "2"], "--workers: has no effect with --executor local; it is for slurm and ray"),
+        (["sweep", "--sbatch", "-p x", "--executor", "ray"], "--sbatch: has no effect with --executor ray"),
+        (["run", "--price", "2"], "--price: has no effect without --dry-run"),
+        (["run", "--machine", "node.json"], "--machine: a plan for another machine needs --dry-run or --executor"),
+        (["sweep", "--executor", "print"], "--executor print: is for ablations"),
+        (["sweep", "--executor", "ray", "--nproc", "2"], "runs of one process each"),
+        (["run", "--profile", "nowhere"], "unknown profile 'nowhere' (known: cluster)"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    words: list[str], said: str, gpt2lab: Call, ablation: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gpt2lab.toml").write_text('sbatch = "--partition=gpu"\n' + PROJECT)  # which no option on the line uses
+    command, *options = words
+    answer = gpt2lab(command, ablation, *options)
+    assert answer.code == 2 and answer.err.count("\n") <= 2
+    assert said in answer.err.replace("invalid value for ", "")
+
+
+def test_a_profile_plans_for_its_cluster_with_gpu_hours_and_cost(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:
+    (tmp_path / "node.json").write_text(NODE.to_json())
+    (tmp_path / "gpt2lab.toml").write_text(PROJECT)
+    plan = json.loads(gpt2lab("run", ablation, "--profile", "cluster", "--seeds", "4", "--dry-run", "--json").out)
+    [seconds] = {arm["seconds_per_run"] for arm in plan["arms"]}
+    assert plan["jobs"] == 6  # three workers with two GPUs each
+    assert plan["gpu_hours"] == pytest.approx(8 * seconds / 3600) and plan["cost"] == 2 * plan["gpu_hours"]
+    assert plan["seconds_with"] == pytest.approx({str(n): 8 * seconds / n for n in (1, 2, 4, 8)})
+    packed = ["--jobs", "4", "--workers", "1"]  # two on each GPU
+    plan = json.loads(gpt2lab("run", ablation, "--profile", "cluster", "--dry-run", "--json", *packed).out)
+    assert plan["jobs"] == 4 and plan["gpu_hours"] == pytest.approx(2 * seconds / 2 / 3600)
+    said = gpt2lab("run", ablation, "--profile", "cluster", "--dry-run", "--price", "3").out
+    assert "GPU hours, 0.00 at 3 an hour" in said and "on, the longest run" in said
+    for text, wrong in (("executr = 'ray'", "did you mean 'executor'?"), ("workers = 'two'", "another type")):
+        (tmp_path / "gpt2lab.toml").write_text(f"[profiles.cluster]\n{text}\n")
+        answer = gpt2lab("run", ablation, "--profile", "cluster")
+        assert answer.code == 2 and wrong in answer.err
