@@ -426,29 +426,26 @@ def open_sweep(
     plugins: Sequence[str | Path] = (),
     budget: str | None = None,
     jobs: int | None = None,
-    audit_pruning: bool = False,
     runs: str | Path = "runs",
     progress: DataProgress | None = None,
     machine: Machine | None = None,
     machine_like: Callable[[Machine], Machine] = lambda machine: machine,
 ) -> SweepPlan:
-    """Load a sweep, prepare its data and describe the machine. audit_pruning: run all trials to the end, and report
-    what pruning would cut. machine: where runs will execute, if not here; machine_like: changes to it or to this one,
-    as in the number of runs at a time. The others as for `run_sweep`."""
+    """Load a sweep, prepare its data and describe the machine. machine: where runs will execute, if not here;
+    machine_like: changes to it or to this one, as in the number of runs at a time. The others as for `run_sweep`."""
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.sweep.declaration import load_sweep
     from gpt2lab.sweep.declaration import scales_of as sweep_scales
 
-    replaced = ({"trials": trials} if trials else {}) | ({"audit_pruning": True} if audit_pruning else {})
     loaded = load_sweep(
         source,
         name=name,
         scale=scale or _only(sweep_scales(source)),
         overrides=overrides,
-        replaced=replaced,
+        replaced={"trials": trials} if trials else {},
         plugins=plugins,
     )
-    arguments: dict[str, Any] = {"name": name, "scale": scale, "trials": trials, "audit_pruning": audit_pruning}
+    arguments: dict[str, Any] = {"name": name, "scale": scale, "trials": trials}
     if isinstance(source, Mapping):
         reproduce = _call("run_sweep", source, **arguments, overrides=overrides, plugins=plugins)
     else:

@@ -423,8 +423,6 @@ class TrialRecord(Record):
     """(step, tokens, value) of the first run, as the pruner saw them"""
     stopped_at: int | None = None
     """step at which it was pruned"""
-    would_stop_at: int | None = None
-    """step at which pruning would have stopped it, in an audit"""
     enqueued: bool = False
     """whether its settings were given by the file"""
     retries: int = 0
@@ -490,7 +488,6 @@ class SweepRecord(Record):
     seeds: list[int] = Field(default_factory=list)
     sampler: dict[str, Any] = Field(default_factory=dict)
     pruner: dict[str, Any] | None = None
-    audit_pruning: bool = False
     max_failures: int | None = None
     time_budget: float | None = None
     smallest_effect: float | None = None

@@ -1,4 +1,4 @@
-"""Evaluates the trials of a search: the best value of each setting, comparability, savings and risks of pruning.
+"""Evaluates the trials of a search: the best value of each setting, comparability, savings of pruning.
 
 Only final values are points of the curve. A pruned trial has none: an edge beyond which trials were pruned is marked as
 unfinished. A diverged trial bounds the best setting on its side. A search, in a sweep record, has a `space` and
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import scipy
-from numpy.typing import NDArray
 
 from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
@@ -29,15 +27,12 @@ RESULTS = ("finished", "pruned", "diverged")
 """Outcomes that count towards the budget of a search."""
 OPEN = ("waiting", "running")
 ENDS = {"low": ("lower", "below"), "high": ("upper", "above")}
-BEST_PART = 4
-"""One in so many trials counts as the best part."""
 NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
 """Settings that have a name in prose; others go by their key."""
 
 Pair = tuple[float, float]
 Search = Mapping[str, Any]
 Trial = Mapping[str, Any]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +323,7 @@ def _refusal(trials: Sequence[Trial], slots: int, any_finished: bool, edges: Seq
     return listed(parts) if parts else None
 
 
-# Pruning: what it saved, and how often it would have cut the best trial.
+# Pruning: what it saved.
 
 
 def savings(trials: Iterable[Trial], tokens: float) -> str:
@@ -352,120 +347,3 @@ def savings(trials: Iterable[Trial], tokens: float) -> str:
         f"{sum(pruned)} of {plural(len(ended), 'trial')} were stopped early: {quantity(sum(trained))} tokens were "
         f"trained where {quantity(full)} would have been, {100 * (1 - sum(trained) / full):.0f} % less."
     )
-
-
-def audit(trials: Iterable[Trial], steps: int, *, maximize: bool = False) -> str | None:
-    """Where pruning would have cut trials that all ran to their end, `steps` each; None where none finished. Diverged
-    trials, which are no loss when cut, are left out. The interval is that of Clopper and Pearson."""
-    done = ranked(trials, maximize=maximize)
-    if not done:
-        return None
-    stops = [trial.get("would_stop_at") for trial in done]
-    cut = [stop is not None for stop in stops]
-    quarter = math.ceil(len(done) / BEST_PART)
-    among_best = sum(cut[:quarter])
-    ends = scipy.stats.binomtest(among_best, quarter).proportion_ci(method="exact")
-    share = sum(max(0.0, 1 - stop / steps) for stop in stops if stop is not None) / len(done)
-    fate = "would have been cut" if cut[0] else "would not have been cut"
-    return (
-        f"All trials ran to their end. Pruning would have cut {sum(cut)} of {len(done)} and saved {100 * share:.0f} % "
-        f"of the tokens; the eventual best {fate}, and {among_best or 'none'} of the best {quarter} would have been "
-        f"(95 % interval of that chance {100 * ends.low:.0f} to {100 * ends.high:.0f} %)."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """The median rule on the same curves in random orders."""
-
-    orders: int
-    trials: int
-    best_cut: float
-    """share of the orders in which the best trial is cut"""
-    quarter_cut: float
-    """mean share of the best quarter that is cut"""
-    share: float
-    """mean share of the steps of all trials that is saved"""
-    regret: float
-    """mean difference between the best remaining trial and the best of all"""
-
-    def sentence(self, unit: str = "nats") -> str:
-        """One sentence."""
-        text = f"Replayed with these {self.trials} curves in {self.orders:,} random orders, pruning saves "
-        text += f"{100 * self.share:.0f} % of the steps and "
-        if self.best_cut == 0:
-            return text + "never cuts the eventual best."
-        often = f"{100 * self.best_cut:.0f} %" if self.best_cut >= 0.01 else "less than 1 %"
-        cost = f"; the best trial that is left is then worse by {self.regret / self.best_cut:.2g} {unit} on average"
-        return text + f"cuts the eventual best in {often} of them{cost}."
-
-
-def replay(
-    curves: Sequence[Sequence[tuple[float, float]]], finals: Sequence[float], *, startup: int, warmup: float = 0,
-    percentile: float = 50.0, maximize: bool = False, orders: int = 1000, seed: int = 0,
-) -> Replay | None:  # fmt: skip
-    """The median (or another percentile) rule on full curves [(step, value), ...] and final values, in random orders.
-
-    Optuna's rule: a trial is cut at a step from `warmup` on if its best value so far is worse than that percentile of
-    the values at this step of the trials completed before it, once `startup` trials are complete. Trials that were cut,
-    or whose final value is not finite, do not complete. One trial runs at a time, and the order does not depend on the
-    results, as it does with TPE. None where no trial has a finite final value.
-    """
-    sign = -1.0 if maximize else 1.0
-    final = sign * np.asarray(finals, dtype=np.float64)
-    if not np.isfinite(final).any():
-        return None
-    steps = np.unique([step for curve in curves for step, _ in curve])
-    values = np.full((len(curves), len(steps)), np.nan)  # (trial, step)
-    for row, curve in enumerate(curves):
-        for step, value in curve:
-            values[row, np.searchsorted(steps, step)] = sign * value
-    rng = np.random.default_rng(seed)
-    order = rng.permuted(np.tile(np.arange(len(curves)), (orders, 1)), axis=1)  # (order, place)
-    stopped = _replayed(values, np.isfinite(final), steps >= warmup, order, startup, percentile)
-    cut = stopped < len(steps)
-    lasts = np.array([max((step for step, _ in curve), default=0.0) for curve in curves])
-    at = np.append(steps, np.inf)[stopped]  # (order, trial)
-    saved = np.maximum(0.0, lasts - at).sum(-1) / max(lasts.sum(), 1e-300)
-    order_of = np.argsort(np.where(np.isfinite(final), final, np.inf), kind="stable")
-    quarter = order_of[: math.ceil(np.isfinite(final).sum() / BEST_PART)]
-    best_remaining = np.where(cut, np.inf, np.where(np.isfinite(final), final, np.inf)).min(-1)
-    return Replay(
-        orders=orders, trials=len(curves), best_cut=float(cut[:, order_of[0]].mean()),
-        quarter_cut=float(cut[:, quarter].mean()), share=float(saved.mean()),
-        regret=float((best_remaining - final[order_of[0]]).mean()),
-    )  # fmt: skip
-
-
-def _replayed(
-    values: Array, finite: Flags, reported: Flags, order: NDArray[np.int64], startup: int, percentile: float
-) -> NDArray[np.int64]:
-    """Index of the step at which each trial is cut in each order; the number of steps if it is not.
-
-    (trial, step), (trial,), (step,), (order, place) -> (order, trial)
-    """
-    orders, trials = order.shape
-    reached = np.fmin.accumulate(values, axis=1)  # best so far
-    done = np.zeros((orders, trials), dtype=bool)
-    stopped = np.full((orders, trials), values.shape[1])
-    rows = np.arange(orders)
-    for trial in order.T:  # (order,)
-        ready = done.sum(-1) >= max(startup, 1)
-        for step in np.flatnonzero(reported):
-            line = _percentiles(np.where(done, values[:, step], np.nan), percentile)
-            worse = ~np.isnan(values[trial, step]) & (reached[trial, step] > line)
-            now = ready & worse & (stopped[rows, trial] == values.shape[1])
-            stopped[rows[now], trial[now]] = step
-        done[rows, trial] = finite[trial] & (stopped[rows, trial] == values.shape[1])
-    return stopped
-
-
-def _percentiles(values: Array, percentile: float) -> Array:
-    """Percentile of each row without its NaN, linear between neighbours; NaN where there is none.  (n, k) -> (n,)"""
-    ordered = np.sort(values, axis=-1)  # NaN last
-    count = (~np.isnan(values)).sum(-1)
-    place = np.maximum(count - 1, 0) * percentile / 100
-    below = np.floor(place).astype(int)
-    rows = np.arange(len(values))
-    low, high = ordered[rows, below], ordered[rows, np.minimum(below + 1, np.maximum(count - 1, 0))]
-    return np.asarray(low + (place - below) * (high - low))

@@ -490,9 +490,6 @@ def sweep(
         str | None,
         typer.Option("--budget", help="Start no trial after this time, such as 6h or 45m.", callback=checked_time),
     ] = None,
-    audit_pruning: Annotated[
-        bool, typer.Option("--audit-pruning", help="Run all trials to the end; report what pruning would cut.")
-    ] = False,
     apply: Annotated[
         bool, typer.Option("--apply", help="Write the best settings as a preset into the current folder.")
     ] = False,
@@ -528,7 +525,7 @@ def sweep(
         with rich_progress() as progress:
             plan = api.open_sweep(
                 file, name=name, scale=at_scale, trials=trials, overrides=tuple(set_ or ()),
-                plugins=tuple(plugin or ()), budget=budget, jobs=place.local_jobs, audit_pruning=audit_pruning,
+                plugins=tuple(plugin or ()), budget=budget, jobs=place.local_jobs,
                 runs=runs, progress=progress, machine=place.machine, machine_like=place.machine_like,
             )  # fmt: skip
         if dry_run and json_:

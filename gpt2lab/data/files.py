@@ -19,7 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -290,22 +290,6 @@ def fetch(archive: Archive) -> Path:
             os.replace(downloaded, final)
             fsync_folder(folder)
     return final
-
-
-def released(archive: Archive) -> Archive | None:
-    """A Debian package whose version follows the distribution's release, as it is kept below `data_home()`, or else as
-    apt offers it: in the recorded version if possible. None where it has none."""
-    if archive.path.is_file():
-        return archive
-    kept = sorted(archive.path.parent.glob(f"{archive.package}_*_all.deb"))
-    if kept:
-        version = kept[-1].name.split("_")[1].replace("%3a", ":")
-        return replace(archive, version=version, sha256=known_sha256(kept[-1]))
-    for wanted in (f"{archive.package}={archive.version}", archive.package):
-        offered = _output(["apt-get", "--print-uris", "download", wanted], Path("/")).stdout
-        if listed := re.search(rf" {re.escape(archive.package)}_(\S+)_all\.deb \d+ SHA256:([0-9a-f]{{64}})", offered):
-            return replace(archive, version=listed[1].replace("%3a", ":"), sha256=listed[2])
-    return None
 
 
 def members(path: Path, archive: Archive) -> Iterator[tuple[str, bytes]]:

@@ -2,7 +2,7 @@
 metrics and tasks, which plug-ins can extend."""
 
 from gpt2lab.evaluation import known_tasks  # noqa: F401  (fills the slot)
-from gpt2lab.evaluation.metrics import Rows, Subject, apply, document_loss, frequency_loss, metric
+from gpt2lab.evaluation.metrics import Rows, Subject, apply, metric
 from gpt2lab.evaluation.tasks import Task, choose, complete, fill, task, written
 from gpt2lab.evaluation.validation import (
     EvaluationConfig,
@@ -27,11 +27,9 @@ __all__ = [
     "complete",
     "context_losses",
     "divisions",
-    "document_loss",
     "evaluate_by_window",
     "evaluation_key",
     "fill",
-    "frequency_loss",
     "metric",
     "task",
     "validation_documents",

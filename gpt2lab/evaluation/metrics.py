@@ -33,22 +33,16 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Gpt2labError
 from gpt2lab.evaluation.validation import ROWS_AT_ONCE, plain_windows
 from gpt2lab.evaluation.windows import (
-    GROUPS,
-    MOST_DOCUMENTS,
     Division,
     Parts,
     Targets,
     Window,
     batches_of,
-    by_document,
-    by_frequency,
     by_position,
     evaluating,
     forward,
-    named_documents,
     out_of_memory,
     targets_of,
-    token_counts,
 )
 from gpt2lab.model import GPT
 from gpt2lab.registry import Choice, Slot
@@ -198,37 +192,6 @@ def context_loss(subject: Subject, *, bands: int = 4) -> dict[str, float]:
     if bands < 1:
         raise ConfigError(f"at least 1 band is needed, not {bands}", where="metric context_loss")
     return means(subject, by_position(min(subject.block_size, subject.total), bands))
-
-
-@metric.register("frequency_loss", source="textbook")
-def frequency_loss(subject: Subject, *, groups: int = GROUPS) -> dict[str, float]:
-    """Mean loss in nats by the frequency of the target token in the training text.
-
-    groups: how many, each with about an equal share of the training text; fewer where a few tokens make up most of it.
-            Named by rank, from 1 for the most frequent token.
-    """
-    if groups < 1:
-        raise ConfigError(f"at least 1 group is needed, not {groups}", where="metric frequency_loss")
-    data = _data(subject, "frequency_loss")
-    return means(subject, by_frequency(token_counts(data.train, data.vocab_size), groups))
-
-
-@metric.register("document_loss", source="textbook")
-def document_loss(subject: Subject, *, most: int = MOST_DOCUMENTS) -> dict[str, float]:
-    """Mean loss in nats of each document of the validation text.
-
-    most: how many of the longest are reported individually; the others are combined.
-    """
-    if most < 1:
-        raise ConfigError(f"at least 1 document is needed, not {most}", where="metric document_loss")
-    starts, names = named_documents(_data(subject, "document_loss"))
-    return means(subject, by_document(starts, names, len(subject.tokens), most))
-
-
-def _data(subject: Subject, name: str) -> Prepared:
-    if subject.data is None:
-        raise ConfigError("needs the prepared data, which are not known here", where=f"metric {name}")
-    return subject.data
 
 
 def means(subject: Subject, division: Division) -> dict[str, float]:

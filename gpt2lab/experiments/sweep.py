@@ -61,7 +61,6 @@ class SweepPlan:
             costs=costs, data=data, machine=machine,
             floor=find_floor(store, loaded.scale, config, data, machine, costs)[0],
             smallest_effect=loaded.smallest_effect, reproduce=reproduce, time_budget=seconds,
-            audit_pruning=declared.audit_pruning,
         )  # fmt: skip
         extra = coordinates(loaded, store) if declared.coordinates else {}
         return cls(loaded, store, machine, loaded.searches(data, machine), record.with_(**extra))

@@ -212,7 +212,7 @@ def _csv(read: SweepRead) -> str:
     """One line per trial of every search, with a column for each setting."""
     names = list(dict.fromkeys(name for search in read.searches.values() for name in search.axes))
     first = ("slot", "number", "outcome", "value")
-    rest = ("stopped_at", "would_stop_at", "tokens", "retries", "enqueued", "found", "reason")
+    rest = ("stopped_at", "tokens", "retries", "enqueued", "found", "reason")
     rows = [
         [search.label, *map(trial.get, first), *map(trial["settings"].get, names), *map(trial.get, rest),
          " ".join(map(str, (trial.get("runs") or {}).values()))]

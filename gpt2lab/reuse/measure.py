@@ -24,7 +24,7 @@ from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.prepared import Prepared, find_prepared
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import ConfigError, DataFault, command
-from gpt2lab.evaluation import Parts, Subject, apply, divisions, metric, validation_loss
+from gpt2lab.evaluation import Subject, apply, metric
 from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
 from gpt2lab.model import GPT, build_model
 from gpt2lab.records import StudyRecord
@@ -38,7 +38,6 @@ from gpt2lab.training.state import canonical, weight_problems, weights_of
 Progress = Callable[[int, int, str], None]
 """Called with targets done, targets in all, and what is being measured."""
 
-BY_PART = ("context_loss", "frequency_loss", "document_loss")
 """Metrics whose asking also keeps what the report's section on where differences come from is made of."""
 
 UNDECLARED = "measured after the fact, not declared"
@@ -181,18 +180,13 @@ def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | N
     keys = {choice: measurement_key(choice, config) for choice in metrics}
     kept = {choice: run.evaluation(key) for choice, key in keys.items()}
     reused = sum(record is not None for record in kept.values())
-    without = without_parts(run, config) if any(choice.name in BY_PART for choice in metrics) else []
-    if reused < len(keys) or without:
+    if reused < len(keys):
         with threads(result["stack"]["threads"]):
             subject = subject_of(run, config, result)
             for choice in [choice for choice, record in kept.items() if record is None]:
                 record = measurement(choice, keys[choice], subject, run.id, progress)
                 run.write_evaluation(record)
                 kept[choice] = record
-            if without:
-                parts = parts_of(subject)
-                for key in without:
-                    run.write_parts(parts.record(key))
     values = {name: value for record in kept.values() if record for name, value in record["values"].items()}
     return Measured(id=run.id, values=values, reused=reused)
 
@@ -225,35 +219,6 @@ def measurement(choice: Choice, key: str, subject: Subject, run: str, progress: 
         "stack": stack(subject.device),
         "measured_at": now(),
     }
-
-
-def without_parts(run: RunFolder, config: Config) -> list[str]:
-    """Keys of the run's evaluations of these tokens that kept no losses by position, token frequency and work, as those
-    of older runs."""
-    wanted = {"tokens": config.evaluation.tokens, "block_size": config.model.block_size}
-    keys = []
-    for key in run.evaluation_keys():
-        record = run.evaluation(key) or {}
-        spec = record.get("spec", {})
-        if "metrics" in record and wanted.items() <= spec.items() and run.parts(key) is None:
-            keys.append(key)
-    return keys
-
-
-def parts_of(subject: Subject) -> Parts:
-    """What a final evaluation would have kept of these weights."""
-    assert subject.data is not None
-    parts = Parts(divisions(subject.data, subject.block_size))
-    validation_loss(
-        subject.model,
-        subject.tokens,
-        block_size=subject.block_size,
-        total=subject.total,
-        batch_sequences=subject.batch_sequences,
-        parts=parts,
-        precision=subject.precision,
-    )
-    return parts
 
 
 def stack(device: torch.device) -> dict[str, Any]:

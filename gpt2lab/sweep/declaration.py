@@ -50,8 +50,6 @@ class Sweep(SearchSettings):
     """No trial is begun after that time, as 90m or 6h."""
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Difference in nats below which two settings are as good; null is the scale's own."""
-    audit_pruning: bool = False
-    """Let every trial run to its end, and report how often pruning would have stopped the eventual best."""
     coordinates: bool = False
     """Whether the page shows how activations grow with width in every variant (the coordinate check)."""
 
@@ -194,7 +192,7 @@ def _space_problems(source: YamlSource, declared: Sweep, arm: Arm) -> Iterator[L
 def sweep_record(
     *, sweep: str, scale: str, question: str, settings: SearchSettings, config: Config, costs: Costs, data: Prepared,
     machine: Machine, floor: Floor | None, smallest_effect: float, reproduce: str, part_of: str | None = None,
-    time_budget: float | None = None, audit_pruning: bool = False,
+    time_budget: float | None = None,
 ) -> SweepRecord:  # fmt: skip
     """The record of a sweep without its searches. `config`: any of those that are searched, for what they share.
     `part_of`: the study whose arms are tuned."""
@@ -212,7 +210,6 @@ def sweep_record(
         "seeds": list(range(TUNING_SEED, TUNING_SEED + settings.seeds)),
         "sampler": settings.sampler.model_dump(),
         "pruner": None if settings.pruner.name == "none" else settings.pruner.model_dump(),
-        "audit_pruning": audit_pruning,
         "max_failures": settings.max_failures,
         "time_budget": time_budget,
         "smallest_effect": smallest_effect,
@@ -227,4 +224,5 @@ def sweep_record(
         "stack": stack_of(machine),
         "searches": {},
     }
-    return SweepRecord(**declared | known | {"trials": settings.trials, "hash": digest(declared)})
+    hash_ = digest({**declared, "audit_pruning": False})  # a former setting; without it, all hashes would change
+    return SweepRecord(**declared | known | {"trials": settings.trials, "hash": hash_})

@@ -299,7 +299,7 @@ class Drive:
             stop = self.trials[trial.label].report(trial.attempt, row["step"], row["tokens"], value)
             if trial.attempt.lost:
                 return
-            if stop and not self.record.audit_pruning:
+            if stop:
                 trial.cut = row["step"]
                 return
 

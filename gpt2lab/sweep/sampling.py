@@ -48,8 +48,8 @@ class Trial:
     """of a finished trial"""
     curve: Sequence[tuple[int, int, float]] = ()
     """(step, tokens, value) of every report"""
-    would_stop_at: int | None = None
-    """step at which pruning would have stopped it"""
+    stop_at: int | None = None
+    """step at which it was told to stop"""
     rungs: Mapping[str, Any] = field(default_factory=dict)
     """what Optuna's successive halving keeps with a trial"""
 
@@ -165,8 +165,7 @@ def pruned(
     """Whether the trial at `index`, which is among `known` with all its reports, should be stopped now; and its rungs.
     `tokens`: of a whole run. `name`: of the study, by which Hyperband spreads trials.
 
-    Nothing is stopped before enough trials came to their end, nor at the end. A trial that pruning would have stopped,
-    had it not been audited, counts as stopped.
+    Nothing is stopped before enough trials came to their end, nor at the end.
     """
     trials = {trial.index: trial for trial in usable(known)}
     at = trials[index].curve[-1][1]
@@ -193,13 +192,12 @@ def _optuna_pruner(pruner: Pruner, tokens: int) -> BasePruner:
 
 def _as_pruned(trial: Trial, at: int) -> Trial:
     """A trial as far as pruning would have let it come, with the value of its curve at `at` tokens."""
-    cut = trial.would_stop_at if trial.outcome in ("finished", "running") else None
+    cut = trial.stop_at if trial.outcome == "running" else None
     curve = [point for point in trial.curve if cut is None or point[0] <= cut]
     value = value_at_tokens(curve, at)
     if value is not None and all(tokens != at for _, tokens, _ in curve):
         curve = sorted([*curve, (-1, at, value)], key=lambda point: point[1])
-    outcome = "pruned" if cut is not None and trial.outcome == "finished" else trial.outcome
-    return replace(trial, outcome=outcome, curve=curve)
+    return replace(trial, curve=curve)
 
 
 def value_at_tokens(curve: Sequence[tuple[int, int, float]], at: int) -> float | None:

@@ -17,9 +17,10 @@ import gpt2lab.optim  # noqa: F401  (fills its slots)
 from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import SLOTS, Component, line_in
 from gpt2lab.testing.assemblies import check_neighbours
-from gpt2lab.testing.batch_checks import check_batches
 from gpt2lab.testing.cases import Case, batch, cases, distance, disturbed, nudged, placed, variants
 from gpt2lab.testing.checks import (
+    check_average,
+    check_batches,
     check_bf16,
     check_builds,
     check_cached_equals_full,
@@ -28,25 +29,22 @@ from gpt2lab.testing.checks import (
     check_documented,
     check_documents,
     check_gradients,
+    check_gradients_untouched,
     check_loss_at_init,
     check_no_look_ahead,
+    check_optimizer,
     check_overfits,
     check_promises,
+    check_rates,
+    check_resume,
     check_resume_of_model,
+    check_same_on_all_ranks,
+    check_schedule,
     check_seed,
     check_shape,
     compiled_as_eager,
     ranks_problem,
     two_ranks_against_one,
-)
-from gpt2lab.testing.optim_checks import (
-    check_average,
-    check_gradients_untouched,
-    check_optimizer,
-    check_rates,
-    check_resume,
-    check_same_on_all_ranks,
-    check_schedule,
 )
 
 __all__ = [

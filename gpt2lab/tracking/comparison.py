@@ -1,10 +1,10 @@
-"""What MLflow shows of a study beyond its runs: verdicts as numbers and as a table, the mean curve of each arm, and a
-page that draws arms rather than seeds."""
+"""What MLflow shows of a study beyond its runs: verdicts as numbers and as a table, and a page that draws arms
+rather than seeds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2lab.basics.text import BASELINE_COLOUR, arm_colour, clean, interval, number, signed
@@ -19,8 +19,8 @@ NUMBERS = {"difference": "difference", "low": "low", "high": "high", "p": "p_hol
 """Metric of a contrast -> its name in verdicts.json."""
 SECTIONS = {"val": 1, "train": 3, "val-final": 3}
 """Sections of charts that come first -> charts side by side; MLflow would sort `diag` before them."""
-SEED, ARM, OTHER = "seed", "arm", "auxiliary"
-"""Roles of a study's runs: a seed of an arm, the mean of an arm, and a run that finds a rate or a curve."""
+SEED, OTHER = "seed", "auxiliary"
+"""Roles of a study's runs: a seed of an arm, and a run that finds a rate or a curve."""
 ROLE = "gpt2lab.role"
 """The tag that has the role."""
 
@@ -101,14 +101,3 @@ def contrast_note(contrasts: Sequence[Mapping[str, Any]]) -> str:
     head = ["arm", "against", "verdict", "difference", "Holm p", "n"]
     rows = [head, ["---"] * len(head), *map(cells, contrasts)]
     return "\n".join(f"| {' | '.join(clean(cell).replace('|', '/') for cell in row)} |" for row in rows)
-
-
-def mean_curve(metric: str, seeds: Sequence[Sequence[Any]]) -> Iterator[tuple[str, float, int, int]]:
-    """(name, value, time, step) of the mean, the lowest and the highest value, at the steps that all seeds have; a seed
-    is the points of its curve as MLflow returns them."""
-    curves = [{point.step: point for point in points} for points in seeds]
-    for step in sorted(set.intersection(*map(set, curves))):
-        values = [curve[step].value for curve in curves]
-        marks = {metric: sum(values) / len(values), f"{metric}_low": min(values), f"{metric}_high": max(values)}
-        for name, value in marks.items():
-            yield name, value, curves[0][step].timestamp, step

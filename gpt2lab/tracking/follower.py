@@ -503,7 +503,6 @@ def _arm(trial: TrialRecord, label: str) -> dict[str, Any]:
         "gpt2lab.slot": trial.index,
         "gpt2lab.search": label,
         "gpt2lab.stopped_at": trial.stopped_at,
-        "gpt2lab.would_stop_at": trial.would_stop_at,
     }
     return {
         "runs": dict(trial.runs),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import hashlib
 import json
 import logging
 import math
@@ -18,7 +17,6 @@ import os
 import sqlite3
 import tempfile
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +32,6 @@ from gpt2lab.store import RunFolder, Status, file_lock, fsync_folder, make_folde
 from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, milliseconds, started_ms, tracker
 from gpt2lab.tracking.addresses import DATABASES, check_uri, is_server, mlflow_name, reason, sqlite_path, sqlite_uri
 from gpt2lab.tracking.comparison import (
-    ARM,
     BETWEEN,
     OTHER,
     ROLE,
@@ -43,7 +40,6 @@ from gpt2lab.tracking.comparison import (
     contrast_note,
     contrast_numbers,
     contrast_table,
-    mean_curve,
     shared_view,
 )
 
@@ -52,9 +48,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric, Run
 
 VALUE_LIMIT, TAG_LIMIT, PARAMS_PER_CALL = 6000, 5000, 100  # MLflow's own limits
-METRICS_PER_CALL, DIGEST_LIMIT = 1000, 36
+DIGEST_LIMIT = 36
 RUNS_PER_PAGE = 1000
-NOTE, KIND, MADE_OF = "mlflow.note.content", "mlflow.experimentKind", "gpt2lab.made_of"
+NOTE, KIND = "mlflow.note.content", "mlflow.experimentKind"
 TABLE = "verdicts.json"
 STUDY, SWEEP = "tags.gpt2lab.study", "tags.gpt2lab.sweep"
 RUN_STATUS: dict[Status, str] = {
@@ -271,12 +267,10 @@ class MlflowTracker:
             client.log_batch(run.id, tags=_as_tags(tags))
 
     def log_report(self, study: Mapping[str, Any], folder: Path) -> None:
-        """Keep a finished report (a folder) with the parent run; of a study, its verdicts as numbers, and a run for the
-        mean curve of each arm."""
+        """Keep a finished report (a folder) with the parent run; of a study, its verdicts as numbers."""
         parent = self.open_study(study)
         if verdicts := read_json(folder / "verdicts.json"):
             self._log_contrasts(study, parent.id, verdicts["contrasts"])
-            self._log_means(study, parent.id, {arm["name"]: arm for arm in verdicts["arms"]})
         self._artifact(parent.id, folder, "report")  # last: the sign that the rest is there
 
     def _log_contrasts(self, study: Mapping[str, Any], parent: str, contrasts: Sequence[Mapping[str, Any]]) -> None:
@@ -295,54 +289,6 @@ class MlflowTracker:
         client.log_batch(parent, changed, tags=_as_tags(tags))
         with self._noting_artifacts():
             client.log_dict(parent, contrast_table(contrasts), TABLE)
-
-    def _log_means(self, study: Mapping[str, Any], parent: str, judged: Mapping[str, Mapping[str, Any]]) -> None:
-        """The mean over the finished seeds of an arm, as a run; a new one when it is that of other runs, since MLflow
-        replaces no points."""
-        from mlflow.entities import Metric
-
-        client, seeds, made_of = self._connect(), defaultdict[str, list[Any]](list), dict[str, str]()
-        query = f"tags.`gpt2lab.study` = '{study['name']}' and tags.`{ROLE}` = "
-        for run in _runs(client, self.experiment_id, f"{query}'{SEED}'"):
-            arm = run.data.tags["gpt2lab.arm"]
-            declared = study["arms"].get(arm, {}).get("runs", {}).values()
-            if run.info.status == "FINISHED" and run.data.tags["gpt2lab.run_id"] in declared:
-                seeds[arm].append(run)
-        for arm, runs in seeds.items():
-            copies = sorted((run.info.run_id, run.data.metrics["tokens"]) for run in runs)
-            made_of[arm] = hashlib.sha256(json.dumps([parent, copies, judged.get(arm)]).encode()).hexdigest()
-        for run in _runs(client, self.experiment_id, f"{query}'{ARM}'"):
-            if made_of.get(run.data.tags["gpt2lab.arm"], "") == run.data.tags.get(MADE_OF):
-                del made_of[run.data.tags["gpt2lab.arm"]]
-            else:
-                client.delete_run(run.info.run_id)
-        for arm, digest in made_of.items():
-            points = [
-                Metric(mlflow_name(name), value, time_ms, step)
-                for metric in sorted(
-                    {name for run in seeds[arm] for name in run.data.metrics if name.startswith("val/")}
-                )
-                for name, value, time_ms, step in mean_curve(
-                    metric, [client.get_metric_history(run.info.run_id, metric) for run in seeds[arm]]
-                )
-            ]
-            now = milliseconds(None)
-            final = {f"final/{name}": judged.get(arm, {}).get(name) for name in ("mean", "sd", "n", "failed")}
-            points += [Metric(name, float(value), now, 0) for name, value in final.items() if value is not None]
-            tags = {
-                "gpt2lab.study": study["name"],
-                "mlflow.parentRunId": parent,
-                "mlflow.runName": arm,
-                "mlflow.runColor": colour_of(study, arm),
-                "gpt2lab.arm": arm,
-                ROLE: ARM,
-            }
-            started = min(run.info.start_time for run in seeds[arm])
-            mean = client.create_run(self.experiment_id, started, self._all_tags(tags, study)).info.run_id
-            for at in range(0, len(points), METRICS_PER_CALL):
-                client.log_batch(mean, points[at : at + METRICS_PER_CALL])
-            client.set_tag(mean, MADE_OF, digest)  # the sign that it is whole
-            client.set_terminated(mean, end_time=now)
 
     def log_model(self, run: TrackedRun, weights: Path, loader: str, options: Mapping[str, Any]) -> str:
         """Keep a folder of weights as a model of a run; returns the address for `mlflow.pyfunc.load_model`.

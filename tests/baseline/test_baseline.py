@@ -12,8 +12,7 @@ import gpt2lab.experiments.baseline as reproduction
 from gpt2lab.cli import execute
 from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.experiments.baseline import TASK_DOCUMENTS, Baseline, recipe_overrides
-from gpt2lab.experiments.published_curve import CURVE, departures, tolerance
+from gpt2lab.experiments.baseline import CURVE, TASK_DOCUMENTS, Baseline, departures, recipe_overrides, tolerance
 from gpt2lab.inspection.costs import costs
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.probes import MicroBatch

@@ -77,9 +77,7 @@ def test_a_run_is_measured_once_on_its_own_validation_tokens(
     assert gpt2lab("report", "tiny").code == 0  # whose evaluation is the declared one still
 
 
-def test_losses_by_part_are_kept_by_a_run_and_made_up_for_one_that_has_none(
-    gpt2lab: Call, trained: Call, tmp_path: Path
-) -> None:
+def test_losses_by_part_are_kept_by_a_run(gpt2lab: Call, trained: Call, tmp_path: Path) -> None:
     run = Store(tmp_path / "runs").run(trained("--seeds", 2, steps=120)["learned"]["0"])
     [key] = run.evaluation_keys()
     record = run.evaluation(key)
@@ -93,18 +91,6 @@ def test_losses_by_part_are_kept_by_a_run_and_made_up_for_one_that_has_none(
     for part in kept["parts"].values():
         total = sum(loss * targets for loss, targets in zip(part["losses"], part["targets"], strict=True))
         assert total / record["targets"] == pytest.approx(record["metrics"]["val/loss"], abs=1e-6)
-
-    shutil.rmtree(run.path / "evaluations" / "parts")
-    assert gpt2lab("eval", run.id, "--metric", "top1").code == 0
-    assert run.parts(key) is None  # nobody asked
-    answer = gpt2lab("eval", "--study", "tiny", "--metric", "frequency_loss", "--json")
-    assert answer.code == 0, answer.err
-    assert run.parts(key) == kept
-    groups = kept["parts"]["frequency"]["groups"]
-    assert list(json.loads(answer.out)["metrics"]) == [f"frequency_loss/{group}" for group in groups]
-    shutil.rmtree(run.path / "evaluations" / "parts")
-    again = json.loads(gpt2lab("eval", run.id, "--metric", "frequency_loss", "--json").out)
-    assert again["reused"] == 1 and run.parts(key) == kept  # although the metric itself had been measured
 
 
 def test_a_study_is_described_and_not_judged(gpt2lab: Call, trained: Call, tmp_path: Path) -> None:

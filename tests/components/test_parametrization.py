@@ -18,7 +18,7 @@ from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.optim import OptimConfig, build_optimizers, optimizer
 from gpt2lab.pretrained import misfits
 from gpt2lab.testing.cases import Case
-from gpt2lab.testing.optim_checks import check_rates
+from gpt2lab.testing.checks import check_rates
 
 BASE, VOCABULARY = 32, 101
 

@@ -18,7 +18,7 @@ from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.errors import ConfigError
 from gpt2lab.identity import choices, settings
 from gpt2lab.registry import SLOTS
-from gpt2lab.testing.batch_checks import BLOCK, SEPARATOR, SEQUENCES, STEPS, training_text
+from gpt2lab.testing.checks import BLOCK, SEPARATOR, SEQUENCES, STEPS, training_text
 
 TEXT = training_text()
 

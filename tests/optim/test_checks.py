@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from gpt2lab.components.base import Param
 from gpt2lab.optim import Average, averaging, optimizer
 from gpt2lab.testing import Case, problem_of
-from gpt2lab.testing.optim_checks import check_average, check_resume, check_same_on_all_ranks
+from gpt2lab.testing.checks import check_average, check_resume, check_same_on_all_ranks
 
 
 class Noisy(SGD):

@@ -74,7 +74,7 @@ def trial(slot: int, settings: Mapping[str, Any], final: float, *, outcome: str 
     return {
         "slot": slot, "number": slot, "outcome": outcome, "reason": reasons.get(outcome), "settings": dict(settings),
         "value": final if done else None, "values": {SEED: final} if done else {}, "curve": curve,
-        "stopped_at": until if outcome in ("pruned", "diverged") else None, "would_stop_at": None,
+        "stopped_at": until if outcome in ("pruned", "diverged") else None,
         "runs": {} if outcome == "waiting" else {SEED: run_id(label, slot)},
         "tokens": 0 if outcome == "waiting" else until * BATCH_TOKENS, "found": False, "enqueued": slot == 0,
         "retries": 0, "worker": "host:1", "started": "2026-11-23T12:00:00+00:00", "ended": "2026-11-23T12:01:00+00:00",
@@ -130,7 +130,7 @@ def sweep(
         "trials": max(len(one["trials"]) for one in searches.values()),
         "sampler": {"name": "tpe", "seed": 0, "startup": None},
         "pruner": {"name": "median", "startup_trials": 4, "warmup": 0.25, "reduction": 3},
-        "audit_pruning": False, "max_failures": 5, "time_budget": None, "stopped": None, "smallest_effect": 0.05,
+        "max_failures": 5, "time_budget": None, "stopped": None, "smallest_effect": 0.05,
         "floors": {"unigram": 3.33, "bigram": 2.53}, "noise": None,
         "evaluation": {"key": "e0" * 8, "tokens": 32768, "context_tokens": 8192, "block_size": 128},
         "storage": "sqlite:////data/runs/sweeps/optuna.db",

@@ -174,11 +174,10 @@ def test_one_seed_has_numbers_and_no_interval(make_study: MakeStudy, tmp_path: P
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_older_runs_are_named_with_the_command(make_study: MakeStudy, study: Path) -> None:
+def test_runs_without_parts_are_named(make_study: MakeStudy, study: Path) -> None:
     (study / run_id("none", 1) / "evaluations/parts" / f"{KEY}.json").unlink()
     text = section_of(study)
-    command = "gpt2lab eval --study posenc@nano --metric context_loss --metric frequency_loss --metric document_loss"
-    assert f"Not measured, as these runs are older than it: none (1 run). `{command}` does it now." in text
+    assert "Without losses by part of the text: none (1 run)." in text
     assert "none: its difference" not in text and "rotary: its difference" in text
     for seed in range(3):
         (study / run_id("learned", seed) / "evaluations/parts" / f"{KEY}.json").unlink()
@@ -194,7 +193,7 @@ def test_what_failed_or_cannot_be_compared_takes_no_part(study: Path) -> None:
         write(study / run_id("none", seed) / "run.json", {"identity": {**IDENTITY, "core": "other"}})
     found = read(study)
     assert found.apart == ["none"] and found.totals.keys() == {"rotary"}
-    assert "Not comparable, so without a difference: none." in origins.left_out(found, "posenc")
+    assert "Not comparable, so without a difference: none." in origins.left_out(found)
 
 
 def test_runs_that_were_divided_otherwise_are_not_mixed(study: Path) -> None:

@@ -177,23 +177,6 @@ def test_trials_with_other_batches_are_compared_at_equal_tokens() -> None:
         )[0]  # fmt: skip
 
 
-def test_what_pruning_would_have_cut_counts_only_up_to_there() -> None:
-    def stopped(cut_at: int | None) -> bool:
-        curve = [(2, 250, 1.0), (5, 500, 1.0)]
-        known = [
-            Trial(index=i, outcome="finished", params={}, value=1.0, curve=curve, would_stop_at=cut_at if i else None)
-            for i in range(4)
-        ]
-        mine = Trial(index=9, outcome="running", params={}, curve=[(5, 500, 9.0)])
-        return pruned(
-            Pruner(name="median", startup_trials=4), SPACE, index=9, known=[*known, mine], tokens=1000,
-            direction="minimize", name="s",
-        )[0]  # fmt: skip
-
-    assert stopped(None)
-    assert not stopped(2)
-
-
 def test_the_dimension_that_matters_has_the_greatest_importance() -> None:
     space = Space((LR, Dimension(name="wd", kind="float", low=0.0, high=1.0, when={})))
     chance = random.Random(0)

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from small_study import CREATED, Lab, Look, row
 
-from gpt2lab.analysis import compare
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import Store
 from gpt2lab.tracking.addresses import default_uri
 from gpt2lab.tracking.follower import Delivery, Follower, links, sync
-from gpt2lab.tracking.mlflow import MlflowTracker, artifacts_elsewhere, read_experiment
+from gpt2lab.tracking.mlflow import MlflowTracker, artifacts_elsewhere
 
 Sinks = Callable[[], MlflowTracker]
 
@@ -352,45 +351,6 @@ def test_the_study_carries_its_verdicts_and_a_new_report_replaces_them(
         and "none__b_ vs learned/p" not in parent.data.metrics
     )
     assert "none/<b>" in parent.data.tags["mlflow.note.content"]
-
-
-def test_every_arm_has_a_run_with_its_mean_and_range_that_follows_its_seeds(
-    lab: Lab, sink_factory: Sinks, look: Look, tmp_path: Path
-) -> None:
-    def means() -> dict[str, Any]:
-        return {run.info.run_name: run for run in look.runs() if run.data.tags.get("gpt2lab.role") == "arm"}
-
-    def curve(metric: str) -> list[tuple[int, float]]:
-        points = look.client.get_metric_history(means()["rotary"].info.run_id, metric)
-        return [(point.step, round(point.value, 6)) for point in points]
-
-    for arm, seed, offset in (("learned", 0, 0.0), ("rotary", 0, 0.0), ("rotary", 1, 0.5)):
-        run = lab.begin(lab.run(arm, seed))
-        lab.write(run, [row(step, **{"val/loss": 5.0 - step + offset}) for step in range(3 if seed else 4)])
-        lab.finish(run)
-    lab.train(lab.store.run("f" * 16))
-    lab.record["arms"]["rotary"]["curve"] = [{"budget": 0.5, "tokens": 9, "runs": {"0": "f" * 16}}]  # is no seed
-    report(lab, sink_factory, tmp_path / "page", verdicts_of(-0.2))
-    assert set(means()) == {"learned", "rotary"} and {run.info.status for run in means().values()} == {"FINISHED"}
-    assert curve("val/loss") == [(0, 5.25), (1, 4.25), (2, 3.25)]  # the steps that both have
-    assert curve("val/loss_low") == [(0, 5.0), (1, 4.0), (2, 3.0)]
-    assert curve("val/loss_high") == [(0, 5.5), (1, 4.5), (2, 3.5)]
-    assert means()["rotary"].data.tags["mlflow.parentRunId"] == look.parents()[0].info.run_id
-    assert means()["rotary"].data.metrics["final/mean"] == 4.5 and means()["rotary"].data.metrics["final/n"] == 2
-    before = {name: run.info.run_id for name, run in means().items()}
-    report(lab, sink_factory, tmp_path / "page", verdicts_of(-0.2))
-    assert {name: run.info.run_id for name, run in means().items()} == before
-    lab.train(lab.run("learned", 1))
-    report(lab, sink_factory, tmp_path / "page", verdicts_of(-0.2))
-    after = {name: run.info.run_id for name, run in means().items()}
-    assert after["rotary"] == before["rotary"] and after["learned"] != before["learned"]
-    assert verdict_rows(lab) == {"learned", "rotary"}
-
-
-def verdict_rows(lab: Lab) -> set[str]:
-    """The arms that `compare` finds in the experiment: means are not taken for seeds."""
-    rows = read_experiment("gpt2lab", f"sqlite:///{lab.store.root}/mlflow.db")
-    return {arm.name for arm in compare(rows, baseline="learned", smallest_effect=0.05, metric="val/loss").arms}
 
 
 def test_links_open_curves_by_arm_with_validation_first(lab: Lab, sink_factory: Sinks, look: Look) -> None:

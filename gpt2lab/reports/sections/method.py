@@ -333,8 +333,7 @@ def _pruner(record: Record) -> str:
         return "Pruner: none; every trial was trained to its end."
     rule, shown = PRUNERS.get(name, (name, ()))
     options = ", ".join(f"{key.replace('_', ' ')} {pruner[key]}" for key in shown if pruner.get(key) is not None)
-    text = f"Pruner: {rule}{f' ({options})' if options else ''}; it sees evaluations at fixed token counts."
-    return text + (" It was audited only: no trial was stopped." if record.get("audit_pruning") else "")
+    return f"Pruner: {rule}{f' ({options})' if options else ''}; it sees evaluations at fixed token counts."
 
 
 def _space(search: SearchRead) -> str:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
-METRICS = ("context_loss", "frequency_loss", "document_loss")
 
 WIDEST = 3.0
 """An interval is drawn to this many times the largest difference; beyond, it would squeeze the rest."""
@@ -43,14 +42,13 @@ LABEL = "difference in loss, nats"
 
 @section(order=40, title="Where the difference comes from")
 def where_from(read: StudyRead) -> Section | None:
-    """Without numbers it tells how to get them, if any run could give some."""
     found = read.once(origins)
     if not found.divisions:
-        return Section(points=left_out(found, read.name)) if found.lacking else None
+        return Section(points=left_out(found)) if found.lacking else None
     return Section(
         table=_table(read, found),
         note=_note(found),
-        points=[*points(found, read.baseline), *left_out(found, read.name)],
+        points=[*points(found, read.baseline), *left_out(found)],
         figures=drawn(found, read.looks, read.baseline),
     )
 
@@ -135,7 +133,7 @@ def origins(read: StudyRead) -> Origins:
 
 
 def _parts(run: StudyRun, read: StudyRead) -> Parts:
-    """The losses by part of a run's final evaluation; empty for older runs and for damaged files."""
+    """The losses by part of a run's final evaluation; empty where they are missing or damaged."""
     try:
         return read_parts(read.store.run(run.id).parts(read.study.evaluation.key))
     except DataFault:
@@ -298,13 +296,12 @@ def _note(origins: Origins) -> str:
     )
 
 
-def left_out(origins: Origins, study: str) -> list[str]:
-    """Arms without such numbers, and how to get them."""
+def left_out(origins: Origins) -> list[str]:
+    """Arms without such numbers, and why."""
     sentences = []
     if origins.lacking:
         listed = ", ".join(f"{arm} ({plural(count, 'run')})" for arm, count in origins.lacking.items())
-        command = f"gpt2lab eval --study {study} " + " ".join(f"--metric {name}" for name in METRICS)
-        sentences.append(f"Not measured, as these runs are older than it: {listed}. `{command}` does it now.")
+        sentences.append(f"Without losses by part of the text: {listed}.")
     if origins.apart:
         sentences.append(f"Not comparable, so without a difference: {', '.join(origins.apart)}.")
     return sentences

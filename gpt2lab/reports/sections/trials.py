@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from gpt2lab.analysis.tuning import audit, replay, savings
+from gpt2lab.analysis.tuning import savings
 from gpt2lab.basics.text import DASH, number, plural, quantity, setting
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import (
@@ -52,10 +52,10 @@ def winner(read: SweepRead) -> list[Section]:
 
 @section(order=60, title="What pruning saved", of="sweep")
 def pruning(read: SweepRead) -> Section | None:
-    """In tokens, and what the audit found; nothing where no pruner was declared."""
+    """In tokens; nothing where no pruner was declared."""
     if (read.record.get("pruner") or {}).get("name") in (None, "none"):
         return None
-    return Section(points=[point for search in read.searches.values() for point in _saved(read, search)])
+    return Section(points=[_saved(read, search) for search in read.searches.values()])
 
 
 @section(order=70, title="What ended without a value", of="sweep")
@@ -95,35 +95,11 @@ def best_configs(read: SweepRead) -> dict[str, str]:
     return configs
 
 
-def _saved(read: SweepRead, search: SearchRead) -> list[str]:
-    label, record = "" if read.single else f"{search.label}: ", read.record
-    steps = int(search.record["steps"])
-    if not record.get("audit_pruning"):
-        saved = savings(search.trials, search.record["tokens"] * len(search.seeds))
-        if search.counts[PRUNED]:
-            saved += (
-                " What those trials would have reached is not known; with --audit-pruning all are trained to their "
-                "end, and the page tells how often the eventual best would have been stopped."
-            )
-        return [label + saved]
-    audited = audit(search.trials, steps, maximize=search.maximize)
-    result = audited or "No trial finished, so the audit shows nothing about the pruner."
-    return [f"{label}{sentence}" for sentence in (result, *_replayed(read, search, steps))]
-
-
-def _replayed(read: SweepRead, search: SearchRead, steps: int) -> list[str]:
-    """What the median rule does to the audited curves in other orders."""
-    pruner = read.record["pruner"]
-    if pruner["name"] != "median":
-        return []
-    done = [trial for trial in search.trials if trial["outcome"] in (FINISHED, DIVERGED)]
-    curves = [[(step, value) for step, _, value in trial["curve"] or () if value is not None] for trial in done]
-    finals = [math.nan if trial["value"] is None else trial["value"] for trial in done]
-    replayed = replay(
-        curves, finals, startup=int(pruner.get("startup_trials") or 0), warmup=steps * (pruner.get("warmup") or 0.0),
-        maximize=search.maximize,
-    )  # fmt: skip
-    return [replayed.sentence(read.unit)] if replayed else []
+def _saved(read: SweepRead, search: SearchRead) -> str:
+    saved = savings(search.trials, search.record["tokens"] * len(search.seeds))
+    if search.counts[PRUNED]:
+        saved += " What those trials would have reached is not known."
+    return saved if read.single else f"{search.label}: {saved}"
 
 
 def reasons_table(read: SweepRead) -> Table | None:
@@ -216,6 +192,5 @@ def remarks(trial: Record) -> list[str]:
         "enqueued": "a known point, tried first",
         "found": "its runs were there already",
         "retries": f"tried again {plural(trial.get('retries') or 0, 'time')}",
-        "would_stop_at": f"pruning would have stopped it at step {trial.get('would_stop_at')}",
     }
     return [sentence for key, sentence in sentences.items() if trial.get(key)]
