@@ -263,7 +263,7 @@ def load_ablation(
         baseline_seeds=None if until_decided else declared.baseline_seeds,
         looks=looks,
         until_decided=until_decided,
-        tune=declared.tuning,
+        tune=declared.tune,
         axis=declared.equalise.axis,
         knob=declared.equalise.by,
         budgets=curve.budgets if curve else (),
@@ -506,7 +506,7 @@ def _same_function(one: Config, other: Config) -> bool:
 
 def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], keys: Mapping[str, Key]) -> Iterator[Complaint]:
     """Problems of tuning these arms, controls included. `keys`: of each arm in the file."""
-    tune = declared.tuning
+    tune = declared.tune
     if tune is None:
         return
     shared = dict(_shared_keys(tune, declared.equalise.axis))
@@ -515,11 +515,10 @@ def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], keys: Mapping[st
             Complaint(f"no arm may change this: {reason}", (("tune", "space", key),)) for key, reason in shared.items()
         )
         return
-    spelled = "tune" if declared.tune else "lr_bracket"
     for name, arm in arms.items():
         for key in () if arm.control else tune.keys:
             if _sets(arm.changes, key):
-                yield Complaint(f"sets {key}, which `{spelled}` is to find; drop one of the two", (keys[name],))
+                yield Complaint(f"sets {key}, which `tune` is to find; drop one of the two", (keys[name],))
     arms_with: dict[Problem, list[str]] = {}
     for name, arm in arms.items() if not tune.grid else ():
         try:

@@ -26,7 +26,7 @@ from gpt2lab.config.fitting import Complaint
 from gpt2lab.config.source import Key, YamlSource
 from gpt2lab.errors import ConfigError, unknown
 from gpt2lab.evaluation.validation import WholeOrCount
-from gpt2lab.planning.space import RATE, Tune, bracket
+from gpt2lab.planning.space import Tune
 from gpt2lab.schema import ABSENT, Settings
 
 MAX_ARMS = 100
@@ -295,8 +295,6 @@ class Ablation(Settings):
     """Seeds of the baseline, where it has more than the arms: the cheapest way to increase power."""
     looks: tuple[int, ...] | None = None
     """Seeds per arm at which results are looked at; arms that are decided stop there."""
-    lr_bracket: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    """Older spelling of `tune: {grid: {optim.lr: ...}}`, as plain numbers."""
     tune: Tune | None = None
     """How every arm is tuned first: a grid of learning rates, or the same search for each arm."""
     equalise: Equalise = Field(default_factory=Equalise)
@@ -372,16 +370,6 @@ class Ablation(Settings):
         if list(looks) != sorted(set(looks)) or not looks or looks[0] < FEWEST_AT_A_LOOK or looks[-1] > MAX_SEEDS:
             raise ValueError(f"rising numbers of seeds are expected, from {FEWEST_AT_A_LOOK} to {MAX_SEEDS}")
         return looks
-
-    @field_validator("lr_bracket")
-    @classmethod
-    def _around_one(cls, multiples: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return bracket(multiples) if multiples else None
-
-    @property
-    def tuning(self) -> Tune | None:
-        """`tune`, or the equivalent of `lr_bracket`."""
-        return self.tune or (Tune(grid={RATE: self.lr_bracket}) if self.lr_bracket else None)
 
     def design(self) -> Design:
         """The arms and contrasts; an empty design where the file declares them wrongly."""
@@ -532,9 +520,6 @@ def _combinations(declared: Ablation) -> Iterator[Complaint]:
         if declared.baseline_seeds is not None:
             yield Complaint("looks give every arm as many seeds as the baseline", (("baseline_seeds",),))
     if tune is not None:
-        if declared.lr_bracket is not None:
-            problem = "`tune` and `lr_bracket` both look for each arm's own settings; drop one of the two"
-            yield Complaint(problem, (("tune",), ("lr_bracket",)))
         for key in sorted(tune.model_fields_set - {"grid"}) if tune.grid else ():
             yield Complaint("is no part of a grid, which trains one run for each multiple", (("tune", key),))
         if (tune.metric, tune.direction) != (LOSS, "minimize"):

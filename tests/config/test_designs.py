@@ -135,10 +135,10 @@ WRONG = {
     "looks and other seeds": (ARMS + "looks: [3, 5]\nseeds: 4\n", "last look"),
     "looks that fall": (ARMS + "looks: [5, 3]\n", "rising numbers"),
     "a look too early": (ARMS + "looks: [2, 3]\n", "rising numbers"),
-    "a bracket without one": (ARMS + "lr_bracket: [0.5, 2, 4]\n", "1 among them"),
+    "a bracket without one": (ARMS + "tune: {grid: {optim.lr: [0.5x, 2x, 4x]}}\n", "1 among them"),
     "a rate beside a bracket": (
-        "arms: {a: {}, b: {optim.lr: 1e-3}}\nbaseline: a\nlr_bracket: [0.5, 1, 2]\n",
-        "which `lr_bracket` is to find",
+        "arms: {a: {}, b: {optim.lr: 1e-3}}\nbaseline: a\ntune: {grid: {optim.lr: [0.5x, 1x, 2x]}}\n",
+        "which `tune` is to find",
     ),
     "an unknown axis": (ARMS + "equalise: time\n", "wall_clock is expected"),
     "a knob that cannot": (ARMS + "equalise: {axis: parameters, by: tokens}\n", "cannot make parameters equal"),

@@ -74,7 +74,9 @@ def test_a_change_that_the_knob_undoes_is_told(planned: Planned) -> None:
 
 
 def test_rates_are_bracketed_and_budgets_curved_around_the_equal_arm(planned: Planned) -> None:
-    text = WIDE + "lr_bracket: [0.5, 1, 2]\nbudget_curve: {budgets: [0.5, 1, 2], arms: [b]}\nequalise: "
+    text = (
+        WIDE + "tune: {grid: {optim.lr: [0.5x, 1x, 2x]}}\nbudget_curve: {budgets: [0.5, 1, 2], arms: [b]}\nequalise: "
+    )
     plan = planned(text + "parameters\n", overrides=LARGE)
     b = plan.arms["b"]
     assert b.tuning is not None and plan.tuning

@@ -93,7 +93,7 @@ def test_seeds_for_the_smallest_effect_find_it_in_four_of_five_drawn_studies(
 
 def test_their_time_is_that_of_the_whole_study(floored: Floored) -> None:
     """Rates first, four runs at a time; then the seeds, with half a run more of the baseline."""
-    text = THREE + "lr_bracket: [0.5, 1, 2]\nbudget_curve: [0.5, 1]\n"
+    text = THREE + "tune: {grid: {optim.lr: [0.5x, 1x, 2x]}}\nbudget_curve: [0.5, 1]\n"
     found = forecast(floored(0.012, text=text, jobs=4))
     assert found is not None
     n, runs = found.needed, 3 * found.needed

@@ -123,7 +123,8 @@ def test_makespan_is_that_of_runs_side_by_side() -> None:
 
 def test_time_counts_trials_budgets_and_the_baselines_seeds(ablation: Any) -> None:
     one = ablation(
-        more="seeds: 3\nbaseline_seeds: 5\nlr_bracket: [0.5, 1, 2]\nbudget_curve: {budgets: [0.5, 1, 2], arms: [b]}\n"
+        more="seeds: 3\nbaseline_seeds: 5\ntune: {grid: {optim.lr: [0.5x, 1x, 2x]}}\n"
+        "budget_curve: {budgets: [0.5, 1, 2], arms: [b]}\n"
     )
     whole = fit(one, None, minutes(one, d=2), seconds=None, jobs=1)
     trials = 3 * (1 + 1 + 1 + 2)

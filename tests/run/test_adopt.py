@@ -344,7 +344,7 @@ def test_studies_in_stages_are_adopted_stage_by_stage(
     """Rates are found first, then come all looks; a replayed run of the last stage speaks for the trials too."""
     head = tiny.read_text().partition("baseline:")[0]
     arms = "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\n"
-    tiny.write_text(head + arms + "seeds: 4\nlooks: [3, 4]\nlr_bracket: [0.5, 1, 2]\n")
+    tiny.write_text(head + arms + "seeds: 4\nlooks: [3, 4]\ntune: {grid: {optim.lr: [0.5x, 1x, 2x]}}\n")
     replace_in(tiny.parent / "tiny.yaml", ("batch_tokens: 64", "batch_tokens: 256"))
     store = recoded(100)
     trained = len(inline)

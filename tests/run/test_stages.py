@@ -61,7 +61,10 @@ def run_study(gpt2lab: Call, file: Path, *more: str) -> str:
 def test_rates_are_bracketed_first_and_arms_are_judged_on_fresh_seeds(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
-    rewrite(learner, "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nlr_bracket: [0.25, 0.5, 1]\n")
+    rewrite(
+        learner,
+        "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\ntune: {grid: {optim.lr: [0.25x, 0.5x, 1x]}}\n",
+    )
     run_study(gpt2lab, learner)
     record = study(tmp_path)
     store = Store(tmp_path / "runs")
@@ -91,7 +94,10 @@ def test_a_best_rate_at_the_edge_makes_an_arm_not_comparable(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpt2lab.planning.tuning.EXTENSIONS", 0)
-    rewrite(learner, "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\nlr_bracket: [0.1, 0.2, 1]\n")
+    rewrite(
+        learner,
+        "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\ntune: {grid: {optim.lr: [0.1x, 0.2x, 1x]}}\n",
+    )
     run_study(gpt2lab, learner)
     contrast = judge(study(tmp_path), Store(tmp_path / "runs")).contrasts[0]
     assert contrast.word == "not comparable"
