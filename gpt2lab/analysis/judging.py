@@ -30,7 +30,18 @@ from gpt2lab.analysis.statistics import (
     sensitivity,
     welch,
 )
-from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, ArmResult, Contrast, Declared, Terms
+from gpt2lab.analysis.verdicts import (
+    CONFIRM,
+    FEWEST,
+    FEWEST_REPEATS,
+    FINISH,
+    REPAIR,
+    SEEDS,
+    ArmResult,
+    Contrast,
+    Declared,
+    Terms,
+)
 from gpt2lab.basics.text import plural
 
 DECISIVE = ("better", "worse", "no difference")
@@ -91,6 +102,8 @@ class Eligibility:
     conditional: bool = False
     """whether few enough failed to judge the others"""
     exploratory: str = ""
+    remedy: str = ""
+    """the action after which it would not be exploratory"""
     borrow: bool = False
     """whether it is judged by the noise of other runs"""
     testable: bool = True
@@ -108,12 +121,14 @@ def eligibility(sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
     borrow = 0 < fewest < FEWEST and available
     constant = fewest >= FEWEST and all(bool(no_spread(side.array)) for side in sides)
     late_reason = terms.late.get((sides[0].name, sides[-1].name), "") if len(sides) == 2 else ""
+    exploratory, remedy = _exploratory(sides, terms, borrow=borrow, constant=constant)
     return Eligibility(
         not_comparable=barred,
         unstable=f"unstable {counts[0]}" if failed else "",
         where=wording.listed([failed[0].name, *counted]) if failed else "",
         conditional=conditional,
-        exploratory=_exploratory(sides, terms, borrow=borrow, constant=constant) or late_reason,
+        exploratory=exploratory or late_reason,
+        remedy=remedy or (CONFIRM if late_reason else ""),
         borrow=borrow,
         testable=not (barred or late_reason or constant)
         and (not failed or conditional)
@@ -121,23 +136,25 @@ def eligibility(sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
     )
 
 
-def _exploratory(sides: Sequence[ArmResult], terms: Terms, *, borrow: bool, constant: bool) -> str:
+def _exploratory(sides: Sequence[ArmResult], terms: Terms, *, borrow: bool, constant: bool) -> tuple[str, str]:
+    """(why it is exploratory, the action that would change that); "" twice where it is not."""
     empty = [side.name for side in sides if not side.n and not side.failed]
     if empty:
-        return f"no value for {wording.listed(empty)}"
+        return f"no value for {wording.listed(empty)}", FINISH
     if terms.screen:
-        return "a screen, to be confirmed on fresh seeds"
+        return "a screen, to be confirmed on fresh seeds", CONFIRM
     declared, unequal = _reason(sides, terms.exploratory), _unequal_lengths(sides)
     if declared or unequal:
-        return declared or f"not comparable: {unequal}"
+        return declared or f"not comparable: {unequal}", REPAIR
     waiting = [side for side in sides if side.missing]
     if waiting:
-        return wording.listed(f"{plural(side.missing, 'run')} of {side.name} without a value" for side in waiting)
+        runs = wording.listed(f"{plural(side.missing, 'run')} of {side.name} without a value" for side in waiting)
+        return runs, FINISH
     if min(side.n for side in sides) < FEWEST and not borrow:
         too_few = terms.noise is not None and not terms.noise.sufficient
         floor = f", and the noise floor rests on fewer than {FEWEST_REPEATS} repeats" if too_few else ""
-        return f"fewer than {FEWEST} seeds{floor}"
-    return "no spread between seeds, hence no noise to judge by" if constant else ""
+        return f"fewer than {FEWEST} seeds{floor}", SEEDS
+    return ("no spread between seeds, hence no noise to judge by", REPAIR) if constant else ("", "")
 
 
 def _unequal_lengths(sides: Sequence[ArmResult]) -> str:
@@ -332,7 +349,8 @@ def _contrast(case: ContrastCase, estimates: dict[str, dict[str, float]]) -> Con
     decision = "" if status.exploratory else case.decision(at)
     if decision == "inconclusive" and case.searched and case.decision(case.as_chosen) != "inconclusive":
         decision = SEARCH_OPEN
-    claim = wording.claim(case, decision, _missing_seeds(case) if decision == "inconclusive" else 0)
+    more = _missing_seeds(case) if decision == "inconclusive" else 0
+    claim = wording.claim(case, decision, more)
     least, least_upper = _detectable(case)
     factor = _exaggeration(case, least)
     word, survivors, reason = claim, None, status.exploratory or None
@@ -353,7 +371,9 @@ def _contrast(case: ContrastCase, estimates: dict[str, dict[str, float]]) -> Con
         word=word, survivors=survivors, reason=reason,
         verdict="; ".join([wording.sentence(case, word, claim), *notes, *case.terms.scope]),
         notes=notes, sensitivity=estimates, weights=dict(case.declared.weights),
-        alpha=case.terms.alpha, halfwidths=case.halfwidths,
+        at_least=max(at["joint_low"], -at["joint_high"], 0.0) if decision else math.nan,
+        at_most=max(-at["same_low"], at["same_high"]) if decision else math.nan,
+        next=wording.next_step(case, decision, more), alpha=case.terms.alpha, halfwidths=case.halfwidths,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Study = StudyRecord
 LOSS, BITS = "val/loss", "val/bits_per_byte"
-TARGET = re.compile(r"(tokens|seconds) to val/loss (\S+)")
+TARGET = re.compile(r"(tokens|steps|seconds) to val/loss (\S+)")
 
 COMPARED = {"core": "core code", "data": "data", "torch": "torch version", "device": "device"}
 """Parts of a run's identity that must agree before two arms are compared."""
@@ -94,23 +94,25 @@ def collect(study: StudyRecord, store: Store) -> list[StudyRun]:
 
 
 def target_name(key: str, loss: float) -> str:
-    """The metric of `tokens_to` or `seconds_to`. Raises KeyError, ValueError."""
+    """The metric of `tokens_to`, `steps_to` or `seconds_to`. Raises KeyError, ValueError."""
     if not 0 < loss < math.inf:
         raise ValueError(loss)
-    return f"{ {'tokens_to': 'tokens', 'seconds_to': 'seconds'}[key] } to {LOSS} {loss:g}"
+    what = {"tokens_to": "tokens", "steps_to": "steps", "seconds_to": "seconds"}[key]
+    return f"{what} to {LOSS} {loss:g}"
 
 
 def target_of(metric: str) -> tuple[str, float] | None:
-    """(tokens or seconds, the loss to be reached) of such a metric, else None."""
+    """(tokens, steps or seconds, the loss to be reached) of such a metric, else None."""
     match = TARGET.fullmatch(metric)
     return (match[1], float(match[2])) if match else None
 
 
 def until(what: str, loss: float, rows: Sequence[Mapping[str, Any]]) -> float:
-    """Tokens or seconds of training when the validation loss was first at most `loss`, on the straight line between
-    two evaluations; NaN where it never was."""
+    """Tokens, steps or seconds of training when the validation loss was first at most `loss`, on the straight line
+    between two evaluations; NaN where it never was."""
     before: tuple[float, float] | None = None
-    for at, reached in ((float(row[what]), row["metrics"][LOSS]) for row in rows if LOSS in row["metrics"]):
+    key = "step" if what == "steps" else what
+    for at, reached in ((float(row[key]), row["metrics"][LOSS]) for row in rows if LOSS in row["metrics"]):
         if reached <= loss:
             share = (before[1] - loss) / (before[1] - reached) if before else 1.0
             return before[0] + share * (at - before[0]) if before else at

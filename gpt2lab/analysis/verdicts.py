@@ -144,6 +144,24 @@ class Terms:
     """whether other estimators are computed as well"""
 
 
+KEEP, DROP, EITHER, SEEDS, CONFIRM, FINISH, RATES, REPAIR, STOP = ACTIONS = (
+    "keep", "drop", "either", "add seeds", "confirm", "finish", "refine rates", "repair", "stop",
+)  # fmt: skip
+"""What to do after a verdict: take the arm over; leave it out; choose by cost; train more seeds; train anew on fresh
+seeds; train the runs that are missing; search its rate more finely; remove what bars a verdict; leave it open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """What a verdict suggests to do next, for programs and as a clause."""
+
+    action: str
+    """one of ACTIONS"""
+    text: str
+    seeds: int | None = None
+    """seeds per arm, in all (SEEDS) or fresh ones (CONFIRM), where that is known"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
     """One judged contrast. Numbers that cannot be computed are NaN."""
@@ -192,6 +210,12 @@ class Contrast:
     sensitivity: dict[str, dict[str, float]]
     weights: Mapping[str, float]
     """of the arms' means in the difference: 1 and -1 for a pair"""
+    at_least: float
+    """size that the difference has at least, where its sign is known: the near end of the joint interval; else 0. NaN
+    where nothing is claimed"""
+    at_most: float
+    """smallest X for which "no difference larger than X" would pass"""
+    next: NextStep
     alpha: float
     """the level at which it was judged: smaller than the study's where several looks share it"""
     look: int | None = None
@@ -265,7 +289,8 @@ class Verdicts:
             row = asdict(contrast)
             others = row.pop("sensitivity")
             estimators = {f"p_{n}": others.get(n, {}).get("p", math.nan) for n in ("paired", "blocked", "permutation")}
-            rows.append(row | {"notes": "; ".join(row["notes"])} | estimators)
+            named = {"notes": "; ".join(row["notes"]), "next": contrast.next.action}
+            rows.append(row | named | estimators)
         return pd.DataFrame(rows)
 
     def to_json(self) -> dict[str, Any]:

@@ -5,12 +5,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpt2lab.analysis.statistics import INFLATION
-from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Contrast, Verdicts
+from gpt2lab.analysis.verdicts import (
+    CONFIRM,
+    DROP,
+    EITHER,
+    FEWEST,
+    FINISH,
+    KEEP,
+    RATES,
+    REPAIR,
+    SEEDS,
+    STOP,
+    ArmResult,
+    Contrast,
+    NextStep,
+    Verdicts,
+)
 from gpt2lab.basics.text import plural
 
 if TYPE_CHECKING:
@@ -112,21 +128,59 @@ def claim(case: ContrastCase, decision: str, more: int) -> str:
         return f"no difference larger than {x}"
     if decision == "search open":
         return "inconclusive: the search of rates leaves it open"
-    return f"inconclusive: {_next_seeds(case, more)}" if decision else "exploratory"
+    return f"inconclusive: {_more_seeds(case, more).text}" if decision else "exploratory"
 
 
-def _next_seeds(case: ContrastCase, more: int) -> str:
+def _more_seeds(case: ContrastCase, more: int) -> NextStep:
+    """What would decide an inconclusive contrast, as its verdict says it."""
     coming, fewest = case.terms.coming, min(case.sizes)
     if more > MOST_MORE:
-        return f"not decidable here, it would take more than {MOST_MORE} further seeds per arm"
-    if coming is None:
-        return f"need about {more} more seeds per arm"
-    if not coming:
-        return f"confirm on about {fewest + more} fresh seeds per arm"
-    at_look = next((n for n in coming if n >= fewest + more), None)
-    if at_look is None:
-        return f"start again with about {fewest + more} fresh seeds per arm"
-    return f"need about {at_look - fewest} more seeds per arm"
+        text = f"not decidable here, it would take more than {MOST_MORE} further seeds per arm"
+        return NextStep(action=STOP, text=text)
+    enough = fewest + more
+    if coming is not None:
+        at_look = next((n for n in coming if n >= enough), None)
+        if at_look is None:
+            start = "start again with" if coming else "confirm on"
+            return NextStep(action=CONFIRM, text=f"{start} about {enough} fresh seeds per arm", seeds=enough)
+        enough = at_look
+    return NextStep(action=SEEDS, text=f"need about {enough - fewest} more seeds per arm", seeds=enough)
+
+
+REMEDIES = {
+    CONFIRM: "declare it anew and train it on fresh seeds",
+    FINISH: "train the runs that are missing",
+    REPAIR: "remove the reason, or take it as a hint for a study of its own",
+    SEEDS: f"train {FEWEST} seeds per arm",
+}
+"""Action -> what to do about an exploratory contrast."""
+
+
+def next_step(case: ContrastCase, decision: str, more: int) -> NextStep:
+    """What to do after a verdict. decision, more: as `claim` takes them."""
+    status, x, arm = case.eligibility, f"{case.terms.smallest_effect:g} {case.terms.unit}", case.declared.arm
+    if status.not_comparable:
+        return NextStep(action=REPAIR, text=f"make the arms comparable: {status.not_comparable}")
+    if status.unstable and not status.conditional:
+        return NextStep(action=REPAIR, text=f"find out why runs of {status.where} failed")
+    if status.exploratory:
+        seeds = FEWEST if status.remedy == SEEDS else None
+        return NextStep(action=status.remedy, text=REMEDIES[status.remedy], seeds=seeds)
+    direction, _, smaller = decision.partition(" ")
+    if direction in ("better", "worse") and status.borrow:
+        return NextStep(action=SEEDS, text=f"train {FEWEST} seeds per arm, which need no borrowed noise", seeds=FEWEST)
+    if smaller or decision == "no difference":
+        return NextStep(action=EITHER, text=f"choose by cost or simplicity, the difference is below {x}")
+    if decision == "search open":
+        return NextStep(action=RATES, text="try rates between the best one and its neighbours")
+    if decision == "inconclusive":
+        step = _more_seeds(case, more)
+        enough = step.action == SEEDS and f"train {step.seeds} seeds per arm"
+        return replace(step, text=enough or step.text)
+    known = decision in ("better", "worse")
+    texts = {KEEP: f"keep {arm}, and test it at the next scale", DROP: f"leave {arm} out"}
+    action = {"better": KEEP, "worse": DROP}.get(decision, STOP)
+    return NextStep(action=action, text=texts[action] if known else "leave it open")
 
 
 def sentence(case: ContrastCase, word: str, claimed: str) -> str:
@@ -290,7 +344,14 @@ def _size(c: Contrast, verdicts: Verdicts) -> str:
     bounds = sorted((abs(c.low), abs(c.high)))
     size, near, far = (text.lstrip("+-") for text in written([abs(c.difference), *bounds], *bounds))
     size = f"{size} {verdicts.unit} ({100 * (1 - c.alpha):g} % interval {near} to {far})"
-    small = f", less than the {verdicts.smallest_effect:g} that was declared to matter" if "smaller" in c.word else ""
+    x = f"the {verdicts.smallest_effect:g} that was declared to matter"
+    small = (
+        f", less than {x}"
+        if "smaller" in c.word
+        else f", more than {x}"
+        if c.at_least > verdicts.smallest_effect
+        else ""
+    )
     likely = "likely " if c.word.startswith("likely") else ""
     times = c.exaggeration and f"{c.exaggeration:.1f} times"
     doubt = f", probably an overestimate (small effects that pass are exaggerated about {times})" if times else ""

@@ -314,7 +314,8 @@ class Ablation(Settings):
     """Error rate of the whole family of contrasts."""
     metric: str = LOSS
     """What arms are judged by: val/loss, val/bits_per_byte, task/NAME/MEASURE at the end of training, or
-    {tokens_to: LOSS} or {seconds_to: LOSS}, the training until the validation loss is at most that."""
+    {tokens_to: LOSS}, {steps_to: LOSS} or {seconds_to: LOSS}, the training until the validation loss is at most
+    that."""
     screen: bool = False
     """A screening study: its contrasts are exploratory."""
     contrasts: list[tuple[str, str]] | None = None
@@ -338,14 +339,16 @@ class Ablation(Settings):
             [(key, loss)] = value.items()
             return target_name(key, float(loss))
         except (ValueError, TypeError, KeyError):
-            raise ValueError("{tokens_to: LOSS} or {seconds_to: LOSS} is expected, with a loss above 0") from None
+            problem = "{tokens_to: LOSS}, {steps_to: LOSS} or {seconds_to: LOSS} is expected, with a loss above 0"
+            raise ValueError(problem) from None
 
     @field_validator("metric")
     @classmethod
     def _measured(cls, name: str) -> str:
         if name not in (LOSS, BITS) and not name.startswith("task/") and target_of(name) is None:
             raise ValueError(
-                f"{LOSS}, {BITS}, task/NAME/MEASURE, {{tokens_to: LOSS}} or {{seconds_to: LOSS}} is expected"
+                f"{LOSS}, {BITS}, task/NAME/MEASURE, or {{tokens_to: LOSS}}, {{steps_to: LOSS}} or "
+                "{seconds_to: LOSS} is expected"
             )
         return name
 

@@ -252,3 +252,50 @@ def test_an_interval_alone() -> None:
 )
 def test_p_values(p: float, said: str) -> None:
     assert probability(p, 0.05) == said
+
+
+def test_bounds_are_where_other_margins_would_change_the_verdict() -> None:
+    table = rows(5, base=2.15, near=2.155, far=1.9)
+    near, far = compare(table, baseline="base", smallest_effect=0.05).contrasts
+    for margin, passes in ((1.001 * near.at_most, True), (0.999 * near.at_most, False)):
+        # an arm without an equivalence of its own, such as `far`, counts in the family
+        again = compare(table, baseline="base", smallest_effect=margin).contrasts[0]
+        assert (again.p_equivalence_holm < 0.05) is passes
+    assert near.at_least == 0 and far.at_least == pytest.approx(-far.joint_high) and 0.2 < far.at_least < 0.25
+    assert far.at_most > 0.25
+    unknown = judged(rows(3, base=2.15, arm=1.9), screen=True)
+    assert math.isnan(unknown.at_least) and math.isnan(unknown.at_most)
+
+
+@pytest.mark.parametrize(
+    ("table", "terms", "action", "seeds"),
+    [
+        (rows(3, base=2.15, arm=1.9), {}, "keep", None),
+        (rows(3, base=2.15, arm=2.4), {}, "drop", None),
+        (rows(5, base=2.15, arm=2.151), {}, "either", None),
+        (rows(8, base=2.15, arm=2.13), {}, "either", None),
+        (rows(3, base=2.15, arm=2.12), {"looks": (3, 6), "extendable": True}, "add seeds", 12),
+        (rows(3, spread=2, base=2.15, arm=2.12), {"looks": (3,)}, "confirm", None),
+        (rows(3, spread=90, base=2.15, arm=2.12), {}, "stop", None),
+        (rows(2, base=2.15, arm=1.9), {"noise": FLOOR}, "add seeds", 3),
+        (rows(2, base=2.15, arm=1.9), {}, "add seeds", 3),
+        (rows(3, base=2.15, arm=1.9), {"screen": True}, "confirm", None),
+        (rows(3, base=2.15, arm=1.9), {"late": {("arm", "base"): "late"}}, "confirm", None),
+        ([*rows(3, base=2.15, arm=1.9)[:-1], {"arm": "arm", "seed": 2, "value": None}], {}, "finish", None),
+        (rows(3, base=2.15, arm=1.9), {"not_comparable": {"arm": "other data"}}, "repair", None),
+        (spoilt(rows(3, base=2.15, arm=1.9), ("arm", 0)), {}, "repair", None),
+    ],
+)
+def test_every_verdict_says_what_to_do_next(table: Any, terms: Any, action: str, seeds: int | None) -> None:
+    found = judged(table, **terms).next
+    assert found.action == action and found.text
+    assert seeds is None or found.seeds == seeds
+    if action == "add seeds":
+        assert f"{found.seeds} seeds per arm" in found.text
+
+
+def test_next_steps_are_in_json_and_tables() -> None:
+    verdicts = compare(rows(3, base=2.15, arm=1.9), baseline="base", smallest_effect=0.05)
+    [plain] = verdicts.to_json()["contrasts"]
+    assert plain["next"] == {"action": "keep", "text": "keep arm, and test it at the next scale", "seeds": None}
+    assert verdicts.table()["next"].tolist() == ["keep"] and plain["at_least"] < 0.25 < plain["at_most"]

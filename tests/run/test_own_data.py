@@ -152,8 +152,12 @@ def test_tokens_to_a_loss_are_read_off_the_curve(tiny: Path, gpt2lab: Call, inli
     [([5, 4, 3], 150.0), ([3, 5, 2], 0.0), ([5, 4, 3.6], math.nan), ([5, 3.5, 3.4], 100.0)],
 )
 def test_the_first_time_counts(losses: list[float], wanted: float) -> None:
-    rows: list[dict[str, Any]] = [{"tokens": 100 * i, "metrics": {"val/loss": loss}} for i, loss in enumerate(losses)]
-    assert until("tokens", 3.5, [*rows, {"tokens": 999, "metrics": {}}]) == pytest.approx(wanted, nan_ok=True)
+    rows: list[dict[str, Any]] = [
+        {"tokens": 100 * i, "step": 10 * i, "metrics": {"val/loss": loss}} for i, loss in enumerate(losses)
+    ]
+    last = {"tokens": 999, "step": 99, "metrics": {}}
+    assert until("tokens", 3.5, [*rows, last]) == pytest.approx(wanted, nan_ok=True)
+    assert until("steps", 3.5, [*rows, last]) == pytest.approx(wanted / 10, nan_ok=True)
 
 
 def test_a_share_of_right_answers_is_better_when_higher(tiny: Path, gpt2lab: Call, inline: list[str]) -> None:

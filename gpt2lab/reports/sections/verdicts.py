@@ -42,6 +42,11 @@ SENSITIVITY = (
     "four times out of five, and the same with the noise at its upper 80 % limit. Text noise: half the 95 % interval "
     "of the difference over the documents that were scored; seeds do not lessen it, more validation text does."
 )
+BOUNDS = (
+    "At least: the near end of the interval that holds together with those of all contrasts. At most: the smallest X "
+    'for which "no difference larger than X" would pass, that is, what these runs rule out whatever X was declared. In '
+    "verdicts.json they are at_least, at_most and next."
+)
 ERRORS = (
     "Half-widths in the metric's unit, at the level of the verdicts. Seeds: of the interval at the rates that were "
     "chosen. Search of rates: what is added because each arm's best rate is known only from a few trials. Validation "
@@ -219,6 +224,24 @@ def forest(
     what = called.removeprefix("final ")
     style.draw_intervals(axes, effects, (low - margin, high + margin), (f"lower {what}", f"higher {what}"))
     return figure
+
+
+@section(order=2, title="Bounds, and what to do next")
+def bounds(read: StudyRead) -> Section | None:
+    """How large every difference is at least and at most, and what its verdict suggests to do."""
+
+    def cells(c: Contrast) -> dict[str, Cell | str]:
+        digits = decimals((c.high - c.low) / 2, c.difference)
+        least, most = (number(x, digits) if math.isfinite(x) else DASH for x in (c.at_least, c.at_most))
+        return {
+            "Contrast": pair_of(c),
+            "At least:number": least if c.at_least else DASH,
+            "At most:number": most,
+            "Next:words": c.next.text,
+        }
+
+    table = tabulate(read.verdicts.contrasts, cells)
+    return Section(table=table, note=BOUNDS) if table else None
 
 
 @section(order=110, title="Sensitivity: the same contrasts, analysed in other ways")
