@@ -19,7 +19,21 @@ import typer
 from gpt2lab.basics.output import lost, make_output_lossy
 from gpt2lab.basics.redaction import masked
 from gpt2lab.basics.signals import ENDED, Stopped, ignore_stops, stop_command
-from gpt2lab.cli import begin, catalogue, compare, data, ledger, manage, models, results, run, selftest, trace, train
+from gpt2lab.cli import (
+    begin,
+    catalogue,
+    compare,
+    data,
+    ledger,
+    manage,
+    models,
+    pull,
+    results,
+    run,
+    selftest,
+    trace,
+    train,
+)
 from gpt2lab.cli.options import print_fault
 from gpt2lab.cli.project import project_options
 from gpt2lab.errors import EnvironmentFault, Gpt2labError, Interrupted, Preempted, Problem, causes
@@ -57,7 +71,7 @@ COMMANDS = (
     begin.init, begin.new, begin.try_, run.run, run.work, run.check, run.machine, run.sweep, train.train,
     train.baseline, results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff,
     manage.curves, manage.tag, manage.note, manage.clean, ledger.ledger, ledger.register, results.sync, results.ui,
-    results.serve, compare.compare,
+    results.serve, pull.pull, compare.compare,
     catalogue.components, catalogue.explain, catalogue.schema, catalogue.test_plugin, selftest.group, run.noise,
     results.why, run.adopt, models.eval_, models.export, models.doctor, trace.trace, models.sample, data.group,
 )  # fmt: skip

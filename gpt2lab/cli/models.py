@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -18,6 +18,7 @@ from gpt2lab.errors import ConfigError, EnvironmentFault, NumericsFault, Problem
 if TYPE_CHECKING:
     from gpt2lab.analysis.verdicts import Contrast
     from gpt2lab.doctor import Examination
+    from gpt2lab.doctor.machine import MachineCheck
     from gpt2lab.generation import Continuation, Sampling
     from gpt2lab.reuse.evaluate import TaskScores
     from gpt2lab.reuse.load import Trained
@@ -562,32 +563,41 @@ def choose_layout(layout: Layout, trained: Trained) -> tuple[str, str]:
 
 def doctor(
     run: Annotated[str | None, typer.Option("--run", help="Examine this run (an id, or its first digits).")] = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option("--shared", help="Check whether this folder of a shared disk carries locks: between two processes "
+                     "here, and with other machines that give the same command.", file_okay=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long --shared waits for others.", min=2)] = 5.0,
     plugin: Plugin = None,
     runs: Runs = RUNS,
     json_: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Check this machine, or a run for bugs. In a run: look-ahead, targets, gradients, learning rate and more.
 
     Exit code 0 when nothing is found, 3 for the machine and 5 for a run otherwise.
     """
+    from gpt2lab.doctor.machine import check_machine
+    from gpt2lab.doctor.shared import check_shared
     from gpt2lab.store import Store
 
-    if run is None:
-        examine_machine(Store(runs), as_json=json_)
+    if shared is not None:
+        show_checks(check_shared(shared, seconds), as_json=json_)
+    elif run is None:
+        show_checks(check_machine(Store(runs)), as_json=json_)
     else:
         examine_run(run, Store(runs), plugin or [], as_json=json_)
 
 
-def examine_machine(store: Store, *, as_json: bool) -> None:
+def show_checks(checks: Iterable[MachineCheck], *, as_json: bool) -> None:
     """One line for each part of the machine."""
     from dataclasses import asdict
 
     from rich.text import Text
 
     from gpt2lab.basics.progress import console_for
-    from gpt2lab.doctor.machine import check_machine
 
-    parts = list(check_machine(store))
+    parts = list(checks)
     if as_json:
         print_json({"parts": [asdict(part) for part in parts]}, indent=1)
     else:

@@ -211,7 +211,7 @@ def packed(root: str, *names: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in names:
-            archive.add(Path(root) / name, name, filter=lambda entry: None if entry.name.endswith("/lock") else entry)
+            archive.add(Path(root) / name, name, filter=lambda entry: None if "/lock" in entry.name else entry)
     return buffer.getvalue()
 
 

@@ -75,7 +75,7 @@ def changed(folder: Path, seen: dict[str, tuple[Any, bytes]]) -> dict[str, tuple
     found = set()
     for path in sorted(folder.rglob("*")):
         place = str(path.relative_to(folder))
-        if path.name in ("lock", "job.json") or ".partial" in place or not path.is_file():
+        if path.name == "job.json" or path.name.startswith("lock") or ".partial" in place or not path.is_file():
             continue
         with contextlib.suppress(FileNotFoundError):
             stamp = path.stat().st_size, path.stat().st_mtime_ns

@@ -27,7 +27,6 @@ from gpt2lab.store.files import (
     disk_fault,
     from_json,
     fsync_folder,
-    is_locked,
     make_folder,
     open_file,
     publish_folder,
@@ -40,7 +39,7 @@ from gpt2lab.store.files import (
     write_atomically,
     write_json,
 )
-from gpt2lab.store.locks import file_lock, lock_holder, now, still_named
+from gpt2lab.store.locks import file_lock, is_locked, lock_holder, now, still_named
 
 __all__ = [
     "DISK_FULL",
@@ -152,7 +151,8 @@ class RunFolder:
         except DataFault:
             return "damaged"
         names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
-        return "partial" if names - {"lock", "job.json", "run.log"} else "absent"
+        names = {name for name in names if not name.startswith("lock")}
+        return "partial" if names - {"job.json", "run.log"} else "absent"
 
     def damage(self) -> DataFault | None:
         """Which file of the run cannot be trusted, and what to do about it; None while none is known."""

@@ -276,18 +276,3 @@ def _unlink_unlocked(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the kernel lock on this file. What is written in the file plays no part."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would wait for a writer
-    except OSError:  # nor can anybody else open it
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

@@ -1,8 +1,10 @@
-"""Locks that the kernel keeps: freed when their process ends, however that happens."""
+"""Locks that the kernel keeps, freed when their process ends, however that happens; or claims, where a store uses
+them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,9 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.errors import LockHeld
+from gpt2lab.errors import EnvironmentFault, LockHeld, command
+from gpt2lab.store.claims import MARKER, claim, claim_holder, is_claimed, uses_claims
 from gpt2lab.store.files import disk_fault, make_folder, open_file
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _held: set[int] = set()
 
 
@@ -37,14 +41,25 @@ def file_lock(path: Path, patience_seconds: float | None = None) -> Iterator[Non
     The kernel frees it when the process ends, however that happens, so a stale file or a reused process id never
     blocks. The holder's host, process and time are written in the file for people to read. Raises LockHeld.
     """
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+    if uses_claims(path):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(claim(path, holder, patience_seconds))
+            except OSError as error:
+                raise disk_fault(error, path) from error
+            yield
+        return
     try:
         make_folder(path.parent)
         descriptor = _acquire(path, patience_seconds)
     except OSError as error:
+        if error.errno in NO_LOCKS:
+            hint = command("touch", path.parent.parent / MARKER) + "; docs/cluster.md, disks without locks"
+            raise EnvironmentFault("this disk carries no locks", where=str(path), hint=hint) from error
         raise disk_fault(error, path) from error
     _held.add(descriptor)
     try:
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
         with contextlib.suppress(OSError):  # a full disk makes the note impossible, not the lock
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
@@ -95,8 +110,27 @@ def _named(lock: Path) -> str:
     return f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
 
 
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock on this file, or its claim. What is written in the file plays no part."""
+    if uses_claims(path):
+        return is_claimed(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would wait for a writer
+    except OSError:  # nor can anybody else open it
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def lock_holder(lock: Path) -> dict[str, Any]:
     """What the last holder wrote into a lock file; {} when there is nothing to read."""
+    if uses_claims(lock):
+        return claim_holder(lock)
     try:
         with open_file(lock) as file:
             found = json.loads(file.read())

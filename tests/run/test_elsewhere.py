@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,15 @@ import pytest
 from fake_slurm import FakeSlurm
 from ray_cluster import ray_cluster  # noqa: F401
 from slurm_cluster import Slurm, slurm_cluster  # noqa: F401
-from workers import SWEEP, replace_in, rows_of
+from workers import SWEEP, replace_in, rows_of, wait_until
 
+from gpt2lab import api
+from gpt2lab.basics.progress import Event
 from gpt2lab.executors import slurm
+from gpt2lab.executors.inline import InlineExecutor
+from gpt2lab.executors.local import LocalExecutor
+from gpt2lab.executors.ray import RayExecutor
+from gpt2lab.executors.slurm import SlurmExecutor
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
@@ -30,6 +38,13 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     for name, value in FakeSlurm(tmp_path / "slurm").environment.items():
         monkeypatch.setenv(name, value)
     return "slurm"
+
+
+PREEMPTIONS = 20
+LONG = ["training.steps=4000", "training.checkpoint_every_steps=50", "evaluation.every_steps=500"]
+STORM_RUNS = int(os.environ.get("GPT2LAB_STORM_RUNS", "200"))
+STORM_SECONDS = 20.0
+"""Between two nodes that are killed."""
 
 
 def all_rows(root: Path) -> dict[str, list[dict[str, Any]]]:
@@ -57,3 +72,116 @@ def test_a_sweep_and_what_tunes_arms_first_are_the_local_ones(place: str, tiny: 
         for label in ours:
             mine, others = ([(t.settings, t.value) for t in found[label].trials] for found in (ours, theirs))
             assert mine == others
+
+
+@pytest.fixture
+def cluster(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:  # noqa: F811
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.5)
+    yield slurm_cluster
+    slurm_cluster.said("scancel", "--me")
+
+
+def locally(tiny: Path, *overrides: str, seeds: int = 1) -> dict[str, list[dict[str, Any]]]:
+    """Run id -> rows of the same study, undisturbed and in this process."""
+    api.run_ablation(
+        tiny, seeds=seeds, overrides=overrides, runs=tiny.parent / "here", tracking=False, executor=InlineExecutor()
+    )
+    return all_rows(tiny.parent / "here")
+
+
+class Progress:
+    """How far a store's runs are. furthest: steps of all checkpoints together, at the last disturbance."""
+
+    def __init__(self, root: Path) -> None:
+        self.store, self.furthest, self.disturbed = Store(root), 0, 0
+
+    def saved(self) -> int:
+        return sum(run.saved_step() for run in self.store.runs())
+
+    def is_due(self) -> bool:
+        """Whether a run is at work that has saved a checkpoint since the last disturbance."""
+        at_work = any(run.status() == "running" for run in self.store.runs())
+        return self.disturbed < PREEMPTIONS and at_work and self.saved() > self.furthest
+
+    def note(self) -> None:
+        """A disturbance is over."""
+        self.disturbed += 1
+        self.furthest = self.saved()
+
+
+@pytest.mark.service
+def test_twenty_preemptions_in_slurm_change_no_bit(cluster: Slurm, tiny: Path) -> None:
+    progress = Progress(tiny.parent / "runs")
+
+    def number() -> str:
+        return cluster.said("squeue", "--noheader", "--format=%A").strip()
+
+    def states() -> list[str]:
+        return cluster.said("squeue", "--noheader", "--format=%T").split()
+
+    def preempt(event: Event) -> None:
+        if states() == ["RUNNING"] and progress.is_due():
+            cluster.said("scancel", "--batch", "--signal=USR1", number())
+            wait_until(lambda: states() in (["PENDING"], []), 120)
+            cluster.said("scontrol", "update", f"JobId={number()}", "StartTime=now")  # not two minutes later
+            progress.note()
+
+    result = api.run_ablation(
+        tiny, seeds=1, overrides=LONG, runs=progress.store.root, tracking=False, executor=SlurmExecutor("tiny@tiny"),
+        on_event=preempt,
+    )  # fmt: skip
+    assert not result.failed and progress.disturbed == PREEMPTIONS
+    assert all_rows(progress.store.root) == locally(tiny, *LONG)
+
+
+@pytest.mark.service
+def test_twenty_nodes_that_go_away_in_ray_change_no_bit(ray_cluster: Any, tiny: Path) -> None:  # noqa: F811
+    progress = Progress(tiny.parent / "runs")
+
+    def take_away(event: Event) -> None:
+        if progress.is_due():
+            ray_cluster.remove_node(*ray_cluster.worker_nodes, allow_graceful=False)
+            ray_cluster.add_node(num_cpus=2)
+            progress.note()
+
+    result = api.run_ablation(
+        tiny, seeds=1, overrides=LONG, runs=progress.store.root, tracking=False, executor=RayExecutor(1),
+        on_event=take_away,
+    )  # fmt: skip
+    assert not result.failed and progress.disturbed == PREEMPTIONS
+    assert all_rows(progress.store.root) == locally(tiny, *LONG)
+
+
+@pytest.mark.service
+def test_a_storm_over_four_nodes_trains_every_run_once(ray_cluster: Any, tiny: Path) -> None:  # noqa: F811
+    """`GPT2LAB_STORM_RUNS` of them, where 200 take too long."""
+    killed, ended, seeds = 0, list[str](), STORM_RUNS // 2
+    [first] = ray_cluster.worker_nodes
+    nodes = [first, *(ray_cluster.add_node(num_cpus=1) for _ in range(3))]
+    last = time.monotonic()
+
+    def strike(event: Event) -> None:
+        nonlocal killed, last
+        if time.monotonic() > last + STORM_SECONDS:
+            ray_cluster.remove_node(nodes.pop(0), allow_graceful=False)
+            nodes.append(ray_cluster.add_node(num_cpus=1))
+            killed, last = killed + 1, time.monotonic()
+
+    class Counted(RayExecutor):
+        def collect(self, run_id: str) -> Any:
+            ending = super().collect(run_id)
+            ended.extend([run_id] if ending == "done" else [])
+            return ending
+
+    there, here = tiny.parent / "there", tiny.parent / "here"
+    try:
+        result = api.run_ablation(tiny, seeds=seeds, runs=there, tracking=False, executor=Counted(4), on_event=strike)
+    finally:
+        for node in nodes[1:]:
+            ray_cluster.remove_node(node)
+    print(f"{len(ended)} runs, {killed} nodes killed")
+    assert not result.failed and len(ended) == len(set(ended)) == 2 * seeds and killed
+    api.run_ablation(tiny, seeds=seeds, runs=here, tracking=False, executor=LocalExecutor(2))
+    assert all_rows(there) == all_rows(here)
