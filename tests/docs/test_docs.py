@@ -85,7 +85,13 @@ def test_the_readme_is_a_page() -> None:
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[0])
-def test_commands_and_options_exist(page: str, words: tuple[str, ...]) -> None:
+def test_commands_and_options_exist(
+    page: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--profile" in words:  # as the page's own project file has it
+        [project] = re.findall(r"```toml\n(\[profiles.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+        (tmp_path / "gpt2lab.toml").write_text(project)
+        monkeypatch.chdir(tmp_path)
     name, given = parsed(list(words))
     if name == "explain" and not given["plugin"]:
         chosen(given["what"], all_slots(None))
