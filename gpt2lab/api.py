@@ -76,6 +76,8 @@ class StudyOptions(TypedDict, total=False):
     """`key=value` on top of the preset, for every arm"""
     plugins: Sequence[str | Path]
     """Python files that register components"""
+    untuned: bool
+    """skip the source's `tune`: every arm trains with its settings as written"""
     campaign: str | None
     """line of research that a source which names none counts in; see analysis/campaigns.py"""
     budget: str | None
@@ -238,20 +240,21 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
     """
     scale, overrides, plugins = options.get("scale"), options.get("overrides", ()), options.get("plugins", ())
     seeds, arms, budget, name = options.get("seeds"), options.get("arms"), options.get("budget"), options.get("name")
-    campaign, until = options.get("campaign"), options.get("until")
+    campaign, until, untuned = options.get("campaign"), options.get("until"), options.get("untuned", False)
     ablation = load_ablation(
         source, name=name, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds,
         until_decided=until == "decided", plugins=plugins, campaign=campaign,
+        untuned=untuned,
     )  # fmt: skip
     if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
         reproduce = _call(
             "run_ablation", source, name=name, scale=scale, seeds=seeds, until=until, arms=arms, overrides=overrides,
-            plugins=plugins, campaign=campaign,
+            plugins=plugins, untuned=untuned, campaign=campaign,
         )  # fmt: skip
     else:
         reproduce = command(
             "run", source, name=name, scale=scale, seeds=seeds, until=until, arms=",".join(arms) if arms else None,
-            budget=budget, set=overrides, plugin=plugins, campaign=campaign,
+            budget=budget, set=overrides, untuned=untuned, plugin=plugins, campaign=campaign,
         )  # fmt: skip
     return Study.prepare(
         ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), machine=options.get("machine"),

@@ -83,6 +83,11 @@ def run(
     jobs: Jobs = None,
     arms: Arms = None,
     set_: Set = None,
+    untuned: Annotated[
+        bool,
+        typer.Option("--untuned", help="Skip the file's `tune`: every arm at its settings as written. Contrasts that "
+                     "move the best learning rate are then exploratory."),
+    ] = False,
     name: Name = None,
     campaign: Campaign = None,
     plugin: Plugin = None,
@@ -121,7 +126,7 @@ def run(
     console = console_for(to_stderr=json_)
     results = []
     more: dict[str, Any] = {"name": name, "budget": budget, "until": until, "machine": place.machine}
-    more["campaign"] = campaign
+    more |= {"campaign": campaign, "untuned": untuned}
     for study in studies(file, scale, seeds, place.local_jobs, arms, set_, plugin, runs, **more):
         study.machine = place.machine_like(study.machine)
         if dry_run:

@@ -13,6 +13,7 @@ from tiny_plan import ABLATION, Planned
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.planning import forecast
+from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.planning.scope import StudyScope, study_seconds
@@ -280,3 +281,15 @@ def test_a_grid_is_widened_before_the_runs_at_the_best_rate(planned: Planned, pr
     assert plan.ablation.exploratory_reason("post") is None
     with pytest.raises(ConfigError, match=r"sets optim\.lr, which `tune` is to find"):
         planned(ABLATION.replace("model.position: rotary", "optim.lr: 1e-3") + GRID)
+
+
+def test_untuned_arms_train_with_their_settings_as_written(tmp_path: Path) -> None:
+    """Also those that would need another rate, which then claim nothing."""
+    file = tmp_path / "post.yaml"
+    file.write_text(POST.replace("tiny.yaml", "nano"))
+    ablation = load_ablation(file, untuned=True)
+    assert ablation.tune is None and load_ablation(file).tune is not None
+    assert "rates were not bracketed" in (ablation.exploratory_reason("post") or "")
+    file.write_text(ABLATION.replace("tiny.yaml", "nano"))
+    with pytest.raises(ConfigError, match="untuned: the file tunes nothing"):
+        load_ablation(file, untuned=True)
