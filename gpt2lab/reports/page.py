@@ -292,11 +292,11 @@ def write_page(folder: Path, page: Page, numbers: Mapping[str, str], declaration
 
 
 def publish(folder: Path, place: Path) -> Path:
-    """Copy the files of the page in `folder` to a folder of its name in `place`, which it returns. Raises DataFault
-    when the page has lost one."""
+    """Copy the page in `folder` to a folder of its name in `place`, which it returns; its figures as SVG alone, which
+    pages show. Raises DataFault when the page has lost a file."""
     files: dict[str, str | bytes] = {}
     listed, declaration = written_before(folder)
-    for name in sorted(listed):
+    for name in sorted(name for name in listed if not name.endswith((".png", ".pdf"))):
         content = read_bytes(folder / name)
         if content is None:
             raise DataFault("is missing", where=str(folder / name), hint=f"gpt2lab report {folder.name}")
