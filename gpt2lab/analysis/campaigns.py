@@ -130,7 +130,7 @@ class Standing:
     def sentences(self) -> list[str]:
         """Which of the campaign's hypotheses these are, and what became of all so far."""
         numbers = sorted(hypothesis.number for hypothesis in self.own if hypothesis.number is not None)
-        if not numbers:
+        if not numbers or len(self.campaign.tried) == 1:
             return self.campaign.sentences()
         row = numbers[-1] - numbers[0] == len(numbers) - 1 > 1
         places = " to ".join(map(ordinal, numbers[:: len(numbers) - 1])) if row else listed(map(ordinal, numbers))
@@ -313,6 +313,17 @@ def standing_of(record: StudyRecord, store: Store) -> Standing | None:
     campaign = campaign_of(ledger, record.campaign, last)
     own = [h for h in campaign.hypotheses if (h.study, h.declaration) == (declared["study"], declared["declaration"])]
     return Standing(own=own, campaign=campaign, problems=ledger.problems)
+
+
+def tests_of(record: StudyRecord) -> list[str]:
+    """A name for each test that a study declares: what is compared, and its first seed."""
+    return [f"{_entry(record, contrast)['key']}:{min(record.seeds)}" for contrast in record.contrasts]
+
+
+def tests_so_far(store: Store, campaign: str) -> set[str]:
+    """The tests that a campaign has declared, named likewise; screens among them."""
+    lines = [line for line in read_ledger(store.root).lines if (line["kind"], line["campaign"]) == (DECLARED, campaign)]
+    return {f"{entry['key']}:{min(line['seeds'])}" for line in lines for entry in line["contrasts"]}
 
 
 def campaigns_of(store: Store) -> dict[str, Campaign]:

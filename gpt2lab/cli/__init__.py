@@ -20,6 +20,7 @@ from gpt2lab.basics.output import lost, make_output_lossy
 from gpt2lab.basics.redaction import masked
 from gpt2lab.basics.signals import ENDED, Stopped, ignore_stops, stop_command
 from gpt2lab.cli import (
+    agents,
     begin,
     catalogue,
     compare,
@@ -70,8 +71,8 @@ def options(
 COMMANDS = (
     begin.init, begin.new, begin.try_, run.run, run.work, run.check, run.machine, run.sweep, train.train,
     train.baseline, results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff,
-    manage.curves, manage.tag, manage.note, manage.clean, ledger.ledger, ledger.register, results.sync, results.ui,
-    results.serve, pull.pull, compare.compare,
+    manage.curves, manage.tag, manage.note, manage.clean, ledger.ledger, ledger.register, agents.mcp,
+    results.sync, results.ui, results.serve, pull.pull, compare.compare,
     catalogue.components, catalogue.explain, catalogue.schema, catalogue.test_plugin, selftest.group, run.noise,
     results.why, run.adopt, models.eval_, models.export, models.doctor, trace.trace, models.sample, data.group,
 )  # fmt: skip
