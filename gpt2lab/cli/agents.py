@@ -47,7 +47,7 @@ def mcp(
     runs: Runs = RUNS,
     out: Out = OUT,
 ) -> None:  # fmt: skip
-    """Serve programs that run experiments, over standard input and output (Model Context Protocol; docs/agents.md)."""
+    """Serve programs that run experiments. Over standard input and output, by the Model Context Protocol."""
     from gpt2lab.errors import EnvironmentFault
     from gpt2lab.planning.declaration import variant_name
 

@@ -21,7 +21,7 @@ def ledger(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:  # fmt: skip
-    """List every hypothesis that was declared, by campaign, with what came out. Checks that no line was changed.
+    """List every declared hypothesis by campaign. With what came out; checks that no line was changed.
 
     Exit code 4 where one was changed or is missing.
     """
@@ -82,7 +82,7 @@ def register(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
-    """Print a line that shows when a study was declared, for a public place: an issue, a commit message, a git tag.
+    """Print a study's declaration for a public place. An issue, a commit message, a git tag.
 
     `gpt2lab ledger --registered HEAD` checks later that the ledger up to that line is what it was.
     """
