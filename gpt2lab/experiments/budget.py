@@ -27,7 +27,7 @@ from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
 from gpt2lab.records import Record
 from gpt2lab.store import Store, file_lock, now, read_json, write_json
-from gpt2lab.store.files import is_locked
+from gpt2lab.store.locks import is_locked
 
 MARGIN = 1.5
 """A study is granted so many times its estimate, as far as the budget goes."""
