@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from gpt2lab.analysis.logged import RUN, logged_rows
 from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, Problem, unknown
 
@@ -68,8 +69,6 @@ MIRROR_OPEN = ("running", "failed", "partial", "absent")
 
 BETWEEN = " - "
 """Separates run and metric in the head of a W&B column."""
-RUN = re.compile(r"(?P<arm>.+?)(?:[-_/., ]+(?:seed|run|s)?|seed)[-_= ]?(?P<seed>\d+)")
-"""`base-seed0`, `base_s0`, `base-0`"""
 NOT_MEASURED = re.compile(r"_.*|.*__(MIN|MAX)")
 """Metrics of the export itself: `_step`, and the range of a smoothed curve."""
 
@@ -214,7 +213,8 @@ def in_order(table: ResultsTable) -> dict[str, dict[str, Value]]:
 def _rows(source: Source) -> list[TableRow]:
     """Every row of any source. Raises ConfigError for anything that is not a table."""
     if isinstance(source, (str, Path)):
-        return _csv(Path(source))
+        logged = logged_rows(Path(source))
+        return _csv(Path(source)) if logged is None else [TableRow(*row) for row in logged]
     pandas = sys.modules.get("pandas")  # imported by the caller if the source is a frame; others need not wait
     records: Sequence[Any] | None = source if isinstance(source, Sequence) else None
     labels: Iterable[Any] = range(len(records or ()))
