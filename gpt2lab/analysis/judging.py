@@ -349,7 +349,7 @@ def _contrast(case: ContrastCase, estimates: dict[str, dict[str, float]]) -> Con
     decision = "" if status.exploratory else case.decision(at)
     if decision == "inconclusive" and case.searched and case.decision(case.as_chosen) != "inconclusive":
         decision = SEARCH_OPEN
-    more = _missing_seeds(case) if decision == "inconclusive" else 0
+    more = _missing_seeds(case) if decision == "inconclusive" else wording.MissingSeeds(0)
     claim = wording.claim(case, decision, more)
     least, least_upper = _detectable(case)
     factor = _exaggeration(case, least)
@@ -392,13 +392,19 @@ def _planning_noise(case: ContrastCase) -> tuple[float, float, float]:
     return at["se"] / math.sqrt(scale), at["df"], sum(parts) ** 2 / sum(part**2 for part in parts)
 
 
-def _missing_seeds(case: ContrastCase) -> int:
-    """Further seeds per arm until the family's interval is no wider than +- half the smallest effect; at least one,
-    since an interval as narrow as that decides either way."""
+def _missing_seeds(case: ContrastCase) -> wording.MissingSeeds:
+    """Further seeds per arm, at least one, until the family's interval is no wider than +- half the smallest effect: an
+    interval as narrow as that decides either way. A difference that looks larger than the smallest effect may take
+    fewer: as many as find one of its size with 80 % power."""
     sd, df, gain = _planning_noise(case)
-    upper, half = float(planning.sd_upper(sd, df)), case.terms.smallest_effect / 2
-    enough = planning.seeds_for_halfwidth(upper, half, alpha=case.level, df_per_seed=gain, weight=case.weight)
-    return max(enough - min(case.sizes), 1)
+    upper, x, difference = float(planning.sd_upper(sd, df)), case.terms.smallest_effect, abs(case.at["difference"])
+    enough = planning.seeds_for_halfwidth(upper, x / 2, alpha=case.level, df_per_seed=gain, weight=case.weight)
+    either = max(enough - min(case.sizes), 1)
+    if difference > x and not case.eligibility.borrow:
+        found = max(planning.seeds_for_power(difference / upper, alpha=case.level) - min(case.sizes), 1)
+        if found < either:
+            return wording.MissingSeeds(found, as_large=True)
+    return wording.MissingSeeds(either)
 
 
 def _detectable(case: ContrastCase) -> tuple[float, float]:

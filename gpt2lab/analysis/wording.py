@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,7 @@ SMALLEST_P = 1e-15
 """A smaller p is rounding error of the arithmetic."""
 MOST_MORE = 100
 """Further seeds per arm beyond which a contrast is called not decidable here."""
+AS_LARGE = "if the difference is as large as it looks"
 ESTIMATORS = {
     "paired": "paired by seed", "blocked": "with arm and seed as factors", "permutation": "by permutation",
 }  # fmt: skip
@@ -115,9 +116,16 @@ def figure(x: float | None) -> str:
 # One contrast.
 
 
-def claim(case: ContrastCase, decision: str, more: int) -> str:
-    """The verdict word of a decision (see `judging.decide`; "" claims nothing). `more`: seeds per arm that are missing
-    for a decision."""
+class MissingSeeds(NamedTuple):
+    """Further seeds per arm for a decision."""
+
+    seeds: int
+    as_large: bool = False
+    """whether they suffice only if the difference is as large as it looks"""
+
+
+def claim(case: ContrastCase, decision: str, more: MissingSeeds) -> str:
+    """The verdict word of a decision (see `judging.decide`; "" claims nothing)."""
     x = f"{case.terms.smallest_effect:g}"
     direction, _, smaller = decision.partition(" ")
     if direction in ("better", "worse"):
@@ -131,20 +139,21 @@ def claim(case: ContrastCase, decision: str, more: int) -> str:
     return f"inconclusive: {_more_seeds(case, more).text}" if decision else "exploratory"
 
 
-def _more_seeds(case: ContrastCase, more: int) -> NextStep:
+def _more_seeds(case: ContrastCase, more: MissingSeeds) -> NextStep:
     """What would decide an inconclusive contrast, as its verdict says it."""
     coming, fewest = case.terms.coming, min(case.sizes)
-    if more > MOST_MORE:
+    if more.seeds > MOST_MORE:
         text = f"not decidable here, it would take more than {MOST_MORE} further seeds per arm"
         return NextStep(action=STOP, text=text)
-    enough = fewest + more
+    enough = fewest + more.seeds
     if coming is not None:
         at_look = next((n for n in coming if n >= enough), None)
         if at_look is None:
             start = "start again with" if coming else "confirm on"
             return NextStep(action=CONFIRM, text=f"{start} about {enough} fresh seeds per arm", seeds=enough)
         enough = at_look
-    return NextStep(action=SEEDS, text=f"need about {enough - fewest} more seeds per arm", seeds=enough)
+    text = f"need about {enough - fewest} more seeds per arm"
+    return NextStep(action=SEEDS, text=f"{text}, {AS_LARGE}" if more.as_large else text, seeds=enough)
 
 
 REMEDIES = {
@@ -156,7 +165,7 @@ REMEDIES = {
 """Action -> what to do about an exploratory contrast."""
 
 
-def next_step(case: ContrastCase, decision: str, more: int) -> NextStep:
+def next_step(case: ContrastCase, decision: str, more: MissingSeeds) -> NextStep:
     """What to do after a verdict. decision, more: as `claim` takes them."""
     status, x, arm = case.eligibility, f"{case.terms.smallest_effect:g} {case.terms.unit}", case.declared.arm
     if status.not_comparable:

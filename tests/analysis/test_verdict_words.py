@@ -81,6 +81,19 @@ def test_the_seeds_asked_for_come_from_the_upper_limit_of_the_sd_at_the_level_of
     assert found.detectable_upper / found.detectable == pytest.approx(upper / sd)
 
 
+def test_a_large_difference_takes_as_many_seeds_as_find_one_of_its_size() -> None:
+    """Far fewer than an interval that would show the smallest effect."""
+    table = rows(3, spread=12, base=2.5, arm=2.15)
+    found = judged(table, smallest_effect=0.01)
+    upper = found.detectable_upper / found.detectable * np.hypot(found.sd_arm, found.sd_against) / np.sqrt(2)
+    n = next(n for n in range(2, 99) if power(abs(found.difference) / upper, (n, n), alpha=0.05) >= 0.8)
+    assert 3 < n < 20
+    assert (
+        found.word == f"inconclusive: need about {n - 3} more seeds per arm, if the difference is as large as it looks"
+    )
+    assert (found.next.action, found.next.seeds) == ("add seeds", n)
+
+
 def test_what_a_lent_floor_and_much_noise_leave_open() -> None:
     """By the floor there would be nothing left to train; the arms' own spread says otherwise."""
     noisy = rows(3, spread=2, base=2.15, arm=2.12)
