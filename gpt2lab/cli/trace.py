@@ -43,7 +43,7 @@ def trace(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
-    """Walk through one forward pass. Shows every tensor with its shape, meaning and cost; with --run and --text the
+    """Walk through one forward pass. Shows modules and products with shape, meaning and cost; with --run and --text the
     attention of each head, what each depth would predict, and the next token."""
     if (run is None) != (text is None) or (page and run is None):
         raise ConfigError("--run and --text belong together", hint='gpt2lab trace --run RUN --text "To be, or not"')
