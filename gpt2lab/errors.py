@@ -149,6 +149,7 @@ SYNONYMS = {
 }  # fmt: skip
 """What others call our keys and components -> our name."""
 LONGEST_NAME = 64  # longer ones are no typos, and comparing them is slow
+MOST_NAMES = 60  # runs, of which there may be thousands
 
 
 def synonym(name: str, names: Collection[str]) -> str | None:
@@ -200,9 +201,10 @@ def edits(a: str, b: str) -> int:
 
 
 def unknown(kind: str, name: object, names: Iterable[str]) -> str:
-    """The message for an unknown name, with the nearest one and the whole list."""
+    """The message for an unknown name, with the nearest one and the list, of which a long one is cut."""
     names, written = sorted(names), str(name)
     guess = nearest(written, names)
     suggestion = f"; did you mean '{guess}'?" if guess else ""
     written = written if len(written) <= LONGEST_NAME else written[:LONGEST_NAME] + "..."
-    return f"unknown {kind} '{written}'{suggestion} (known: {', '.join(names) or 'none'})"
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return f"unknown {kind} '{written}'{suggestion} (known: {', '.join(names[:MOST_NAMES]) or 'none'}{more})"

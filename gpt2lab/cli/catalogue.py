@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
@@ -61,32 +60,18 @@ def components(
 
 
 def listing(plugin: list[str] | None) -> dict[str, Any]:
-    """Every slot with its components as plain data. Of gpt2lab's own it is kept in the user's cache folder, by a sum of
-    the code and the version of torch, because they can be listed only after torch was imported."""
-    from importlib.metadata import entry_points, version
-
+    """Every slot with its components as plain data."""
     from gpt2lab.analysis.verdicts import as_json as plain
-    from gpt2lab.data.files import data_home
-    from gpt2lab.errors import Gpt2labError
-    from gpt2lab.registry import ENTRY_POINTS, PLUGINS
-    from gpt2lab.reports.inputs import sum_of_code
-    from gpt2lab.store import read_json, write_json
+    from gpt2lab.cli.kept import kept
 
-    code = "" if plugin or PLUGINS or entry_points(group=ENTRY_POINTS) else sum_of_code()
-    path = data_home() / "components" / f"{code[:32]}-{version('torch')}.json"
-    with contextlib.suppress(Gpt2labError):  # an unreadable record counts as absent
-        if code and (kept := read_json(path)):
-            return dict(kept["slots"])
-    filled = all_slots(plugin)
-    listed: dict[str, Any] = plain({
-        name: {"path": slot.path, "what": slot.what, "default": defaults(slot), "components": list(map(as_json, slot))}
-        for name, slot in filled.items()
-    })  # fmt: skip
-    own = all(component.factory.__module__.startswith("gpt2lab.") for slot in filled.values() for component in slot)
-    with contextlib.suppress(Gpt2labError):
-        if code and own:
-            write_json(path, {"slots": listed})
-    return listed
+    def answer() -> Any:
+        return plain({
+            name: {"path": slot.path, "what": slot.what, "default": defaults(slot),
+                   "components": list(map(as_json, slot))}
+            for name, slot in all_slots(plugin).items()
+        })  # fmt: skip
+
+    return dict(answer() if plugin else kept("components", None, answer))
 
 
 def print_matrix(slot: str | None, json_: bool) -> None:

@@ -108,7 +108,8 @@ def runs(
     from gpt2lab.store.listing import COLUMNS, age, ordered, run_rows, selected
 
     store, damaged = store_at(runs), list[DataFault]()
-    rows = ordered(selected(run_rows(store, damaged.append), where, store), sort)[:limit]
+    everything = run_rows(store, damaged.append)
+    rows = ordered(selected(everything, where, store), sort)[:limit]
     if json_:
         print_json({"runs": rows})
     elif csv:
@@ -130,7 +131,8 @@ def runs(
         if rows:
             console.print(table)
         say(console, *(f"{row['id']}: {row['damage']}" for row in rows if row["damage"]), wrap=False)
-        counts = [plural(len(rows), "run"), plural(len(store.studies()), "study")]
+        shown_of = f"{len(rows):,} of " if len(rows) < len(everything) else ""
+        counts = [f"{shown_of}{plural(len(everything), 'run')}", plural(len(store.studies()), "study")]
         counts += [plural(len(store.sweeps()), "sweep")] if store.sweeps() else []
         say(console, f"{', '.join(counts)} in {runs}")
     for damage in damaged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -281,13 +282,16 @@ def check(
     json_: Json = False,
 ) -> None:
     """Report mistakes in ablation and sweep files. Prepares no data and trains nothing."""
+    from gpt2lab.basics.shipped import found
+    from gpt2lab.cli.kept import kept
     from gpt2lab.errors import ConfigError, Problem
-    from gpt2lab.planning.ablation import ladder_of, load_ablation, read_source
-    from gpt2lab.sweep.declaration import load_sweep, scales_of
 
     overrides, plugins = tuple(set_ or ()), tuple(plugin or ())
 
     def lines(file: str) -> Iterator[str]:
+        from gpt2lab.planning.ablation import ladder_of, load_ablation, read_source
+        from gpt2lab.sweep.declaration import load_sweep, scales_of
+
         if "sweep" in read_source(file)[0].tree:
             for each in scales(scale, scales_of(file)):
                 sweep = load_sweep(file, scale=each, overrides=overrides, plugins=plugins)
@@ -308,7 +312,8 @@ def check(
     hints: list[str] = []
     for file in files:
         try:
-            for line in lines(file):
+            question = (file, str(found(file).absolute()), scale, seeds, arms, overrides)
+            for line in lines(file) if plugins else kept("sound", question, partial(list, lines(file))):
                 sound.append({"file": file, "what": line})
                 if not json_:
                     print(f"{file}: {line}: no mistakes")
@@ -676,7 +681,6 @@ def adopt(
 ) -> None:
     """Keep finished runs after a code change. First tests that the new code trains the same bits."""
     from dataclasses import asdict
-    from functools import partial
 
     from gpt2lab.basics.progress import console_for
     from gpt2lab.experiments.ablation import adopt_runs, list_adoptable

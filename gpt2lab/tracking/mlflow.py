@@ -303,7 +303,7 @@ class MlflowTracker:
         signature = infer_signature(["To be, or"], [" not to be"], params=dict(options))
         model = client.create_logged_model(self.experiment_id, "model", run.id)
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "An input example was not provided")
+            warnings.filterwarnings("ignore", ".*An input example was not provided")  # colours may come first
             place = Path(folder) / "model"
             save_model(
                 place, loader_module=loader, data_path=str(weights), signature=signature,

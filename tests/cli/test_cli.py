@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import typer.main
 
+from gpt2lab.cli import catalogue
+from gpt2lab.planning import ablation as planning
 from gpt2lab.store import Store, write_json
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,31 +65,69 @@ def test_commands_import_only_what_they_need(line: list[str], heavy: tuple[str, 
     assert out.splitlines()[-1] == "0 []" and err == ""
 
 
-def test_components_are_listed_from_the_cache_only_while_the_code_is_the_same(
-    gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gpt2lab.cli import catalogue
-
-    sums, imports = ["as it is"], []
+@pytest.fixture
+def code_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sum of the code, first in a list, where only gpt2lab's own components are registered."""
+    sums = ["as it is"]
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("gpt2lab.reports.inputs.sum_of_code", lambda: sums[0])
-    monkeypatch.setattr("gpt2lab.registry.PLUGINS", [])  # of tests before this one
-    all_slots = catalogue.all_slots
-    for slot in all_slots(None).values():  # what those left there
+    monkeypatch.setattr("gpt2lab.cli.kept.sum_of_code", lambda: sums[0])
+    monkeypatch.setattr("gpt2lab.cli.kept.PLUGINS", [])  # of tests before this one
+    for slot in catalogue.all_slots(None).values():  # what those left there
         own = {name: c for name, c in slot._components.items() if c.factory.__module__.startswith("gpt2lab.")}
         monkeypatch.setattr(slot, "_components", own)
+    return sums
+
+
+def test_components_are_listed_from_the_cache_only_while_the_code_is_the_same(
+    gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code_sum: list[str]
+) -> None:
+    imports: list[Any] = []
+    all_slots = catalogue.all_slots
     monkeypatch.setattr(catalogue, "all_slots", lambda plugin: imports.append(plugin) or all_slots(plugin))
     (tmp_path / "mine.py").write_text("")
     first, as_json = gpt2lab("components").out, gpt2lab("components", "--json").out
     assert "* learned" in first and "rotary" in [one["name"] for one in json.loads(as_json)["slots"]["position"]]
     assert (gpt2lab("components").out, gpt2lab("components", "--json").out) == (first, as_json)
     assert len(imports) == 1
-    for change in (lambda: sums.insert(0, "edited"), lambda: sums.insert(0, ""), lambda: None):
+    for change in (lambda: code_sum.insert(0, "edited"), lambda: code_sum.insert(0, ""), lambda: None):
         change()
         assert gpt2lab("components").out == first
     assert len(imports) == 4
-    sums[0] = "as it is"
+    code_sum[0] = "as it is"
     assert gpt2lab("components", "--plugin", "mine.py").code == 0 and imports[-1] == ["mine.py"]
+
+
+def test_a_sound_file_is_checked_again_once_anything_that_it_rests_on_changes(
+    gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code_sum: list[str]
+) -> None:
+    checks: list[Any] = []
+    load_ablation = planning.load_ablation
+    monkeypatch.setattr(planning, "load_ablation", lambda *a, **k: checks.append(a) or load_ablation(*a, **k))
+    (tmp_path / "base.yaml").write_text("extends: nano\n")
+    (tmp_path / "mine.py").write_text("")
+    file = tmp_path / "norms.yaml"
+    text = "{ablation: norms, question: Which?, base: base.yaml, baseline: a, arms: {a: {}, b: {model.norm: rmsnorm}}}"
+    file.write_text(text)
+
+    def asked(*words: str) -> tuple[int, int]:
+        """Exit code, and how often the file was really checked."""
+        before = len(checks)
+        return gpt2lab("check", "norms.yaml", *words).code, len(checks) - before
+
+    assert [asked(), asked(), asked("--json")] == [(0, 1), (0, 0), (0, 0)]
+    assert [asked("--seeds", "5"), asked("--set", "optim.lr=0.1"), asked("--plugin", "mine.py")] == [(0, 1)] * 3
+    assert [asked("--plugin", "mine.py"), asked()] == [(0, 1), (0, 0)]
+    code_sum.insert(0, "edited")
+    assert [asked(), asked()] == [(0, 1), (0, 0)]
+    (tmp_path / "base.yaml").write_text("extends: nano\noptim: {lr: 0.1}\n")
+    assert [asked(), asked()] == [(0, 1), (0, 0)]
+    (tmp_path / "base.yaml").write_text("extends: nano\noptim: {lr: fast}\n")
+    assert [asked(), asked()] == [(2, 1), (2, 1)]
+    (tmp_path / "base.yaml").unlink()
+    assert [asked(), asked()] == [(2, 1), (2, 1)]
+    (tmp_path / "base.yaml").write_text("extends: nano\n")
+    file.write_text(text.replace("rmsnorm", "rmsnrm"))
+    assert [asked(), asked()] == [(2, 1), (2, 1)]
 
 
 def commands(group: Any = None, path: str = "gpt2lab") -> dict[str, Any]:

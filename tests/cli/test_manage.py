@@ -90,6 +90,7 @@ def test_runs_are_filtered_sorted_limited_and_printed_as_csv(gpt2lab: Call, stor
     by_arm = {arm: [row for row in everything if row["arm"] == arm] for arm in ("learned", "rotary", "none")}
     rotary = sorted(by_arm["rotary"], key=lambda row: -row["val_loss"])
     found = ids(gpt2lab("runs", "--where", "arm=rotary and val<9", "--sort", "-val", "--limit", "2", "--json"))
+    assert "2 of 9 runs, 1 study" in gpt2lab("runs", "--limit", "2").out
     assert found == [row["id"] for row in rotary[:2]]
     assert set(ids(gpt2lab("runs", "--where", "position != rotary and study=posenc", "--json"))) == {
         row["id"] for row in everything if row["arm"] != "rotary"

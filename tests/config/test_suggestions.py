@@ -77,3 +77,8 @@ def test_what_is_far_from_everything_gets_no_suggestion() -> None:
     assert nearest("x" * 100_000, ["x" * 99_999]) is None
     assert nearest("warmup", ["lr", "warmup_steps"]) == "warmup_steps"
     assert len(unknown("norm", "x" * 100_000, ["rmsnorm"])) < 200
+
+
+def test_a_long_list_of_names_is_cut() -> None:
+    said = unknown("run", "beef", (f"{number:016x}" for number in range(5000)))
+    assert len(said) < 1200 and said.endswith(" and 4,940 more)")
