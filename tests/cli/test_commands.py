@@ -204,7 +204,7 @@ def test_json_is_the_result_and_nothing_else(gpt2lab: Call, monkeypatch: pytest.
     answer = gpt2lab("selftest", "statistics", "--draws", "1000", "--json")
     record = json.loads(answer.out)
     assert (answer.code, answer.err, record["ok"], record["draws"]) == (0, "", True, 1000)
-    assert {row["status"] for row in record["rows"]} == {"accepted", "flagged"} and len(record["rows"]) == 76
+    assert {row["status"] for row in record["rows"]} == {"accepted", "flagged"} and len(record["rows"]) == 106
 
 
 @pytest.mark.parametrize(
