@@ -16,6 +16,7 @@ from gpt2lab.cli.options import RUNS, Json, Model, Plugin, Runs, print_json, say
 from gpt2lab.errors import ConfigError, EnvironmentFault, NumericsFault, Problem, unknown
 
 if TYPE_CHECKING:
+    from gpt2lab.analysis.items import TaskContrast
     from gpt2lab.analysis.verdicts import Contrast
     from gpt2lab.doctor import Examination
     from gpt2lab.doctor.machine import MachineCheck
@@ -51,6 +52,19 @@ def eval_(
         str | None, typer.Option("--tasks", help="Tasks, such as hellaswag,lambada,arc_easy:split=validation.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use the first N documents of each task.", min=1)] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="With --tasks: another model on the same questions.")
+    ] = None,
+    smallest_effect: Annotated[
+        float | None,
+        typer.Option(
+            "--smallest-effect",
+            "-x",
+            help="With --tasks: smallest difference in a score that matters, as "
+            "0.01; declared before the task is first measured.",
+            min=1e-6,
+        ),
+    ] = None,
     corpus: Annotated[
         str | None, typer.Option("--corpus", help="Evaluate on this text: a corpus, or files such as 'text/*.txt'.")
     ] = None,
@@ -74,15 +88,25 @@ def eval_(
     if (study is not None and corpus) or (tasks is None and limit):
         wrong = "--limit is about --tasks" if limit else "--corpus is about one model, not about a study"
         raise ConfigError(wrong, hint="gpt2lab eval --help")
+    if (tasks is None and (against or smallest_effect)) or (study and against):
+        wrong = "--against and --smallest-effect are about --tasks; a study has contrasts of its own"
+        raise ConfigError(wrong, hint="gpt2lab eval --help")
     fill_slots(plugin or ())
     store = Store(runs)
     with progress_shown() as progress:
         if study is not None:
-            measured = study_values(study, store, tasks, limit, metric or (), progress)
+            measured = study_values(study, store, tasks, limit, metric or (), smallest_effect, progress)
             record, show = measured.as_record(), partial(print_study, measured)
         elif tasks is not None:
             scores = task_scores(str(source), store, tasks, limit, progress)
-            record, show = scores.as_record(limit), partial(print_tasks, scores)
+            record, show = scores.as_record(limit), partial(print_tasks, [scores])
+            if against:
+                from gpt2lab.reuse.evaluate import compare_models
+
+                other = task_scores(against, store, tasks, limit, progress)
+                contrasts = compare_models(scores, other, smallest_effect=smallest_effect)
+                record |= {"against": other.as_record(limit), "contrasts": [c.to_json() for c in contrasts]}
+                show = partial(print_tasks, [scores, other], contrasts=contrasts)
         else:
             record = metric_values(str(source), store, metric or (), corpus, progress)
             show = partial(say_values, record["values"])
@@ -95,8 +119,9 @@ def eval_(
 
 
 def study_values(
-    study: str, store: Store, tasks: str | None, limit: int | None, metrics: Sequence[str], progress: Any
-) -> StudyMeasured:
+    study: str, store: Store, tasks: str | None, limit: int | None, metrics: Sequence[str],
+    smallest_effect: float | None, progress: Any,
+) -> StudyMeasured:  # fmt: skip
     """Tasks or metrics of all runs of a study."""
     from gpt2lab.evaluation.tasks import read_tasks
     from gpt2lab.reuse.evaluate import evaluate_study_tasks
@@ -104,7 +129,8 @@ def study_values(
 
     if tasks is None:
         return measure_study(study, store, read_metrics(metrics), progress=progress)
-    return evaluate_study_tasks(study, store, read_tasks(tasks.split(","), "--tasks"), limit=limit, progress=progress)
+    chosen = read_tasks(tasks.split(","), "--tasks")
+    return evaluate_study_tasks(study, store, chosen, limit=limit, progress=progress, smallest_effect=smallest_effect)
 
 
 def task_scores(source: str, store: Store, tasks: str, limit: int | None, progress: Any) -> TaskScores:
@@ -135,19 +161,21 @@ def say_values(values: Mapping[str, float], console: Any) -> None:
     say(console, *(f"{name}: {value:.6g}" for name, value in values.items()))
 
 
-def print_tasks(scores: TaskScores, console: Any) -> None:
-    """A row for each figure with its standard error, then protocols and definitions."""
+def print_tasks(models: Sequence[TaskScores], console: Any, contrasts: Sequence[TaskContrast] = ()) -> None:
+    """A row for each figure of a model with its standard error, then differences, protocols and definitions."""
     from rich.text import Text
 
     numbers = ("value", "± error", "questions")
-    table = table_of("task", "measure", *numbers, right=numbers, title=scores.name)
-    for result in scores.results:
-        for place, figure in enumerate(result.figures):
-            error = "" if figure.stderr is None else four_decimals(figure.stderr)
-            head, questions = (result.task, f"{result.questions:,}") if place == 0 else ("", "")
-            table.add_row(Text(head), figure.name, four_decimals(figure.value), error, questions)
-    console.print(table)
-    for result in scores.results:
+    for scores in models:
+        table = table_of("task", "measure", *numbers, right=numbers, title=scores.name)
+        for result in scores.results:
+            for place, figure in enumerate(result.figures):
+                error = "" if figure.stderr is None else four_decimals(figure.stderr)
+                head, questions = (result.task, f"{result.questions:,}") if place == 0 else ("", "")
+                table.add_row(Text(head), figure.name, four_decimals(figure.value), error, questions)
+        console.print(table)
+    say(console, *map(str, contrasts))
+    for result in models[0].results:
         rules = "; ".join(f"{figure.name}: {figure.how}" for figure in result.figures)
         say(console, f"{result.task}: {result.protocol}. {rules}")
         if result.cut:
@@ -233,8 +261,15 @@ def print_study(measured: StudyMeasured, console: Any) -> None:
         console.print(table)
         say(console, *(f"  {difference_line(contrast)}" for contrast in verdicts.contrasts), "")
     say(console, *(f"{run.arm} seed {run.seed}: {run.status}: {run.reason}" for run in measured.missing))
-    count = f"{measured.metrics - measured.reused} values measured now, {measured.reused} read from the store"
-    say(console, f"{count}. Not declared before running: exploratory, descriptive numbers.")
+    count = f"{measured.metrics - measured.reused} values measured now, {measured.reused} read from the store."
+    say(console, *map(str, measured.contrasts))
+    if any(contrast.word for contrast in measured.contrasts):
+        say(
+            console, "Intervals and words of tasks are for new seeds and new questions, Holm-adjusted over all of them."
+        )
+    else:
+        count += " Not declared before running: exploratory, descriptive numbers."
+    say(console, count)
 
 
 def difference_line(contrast: Contrast) -> str:

@@ -3,10 +3,11 @@ computed once, under a key of task, options, documents, limit and code."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gpt2lab.analysis.items import Scores, TaskContrast, judge_items
 from gpt2lab.config import Config
 from gpt2lab.data.corpora import corpus
 from gpt2lab.data.prepared import Prepared
@@ -43,6 +44,10 @@ class TaskScores:
     run: str | None
     results: tuple[TaskResult, ...]
     reused: int
+    items: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """`task/measure` -> the score of every question, of measures that are a mean"""
+    declared: frozenset[float | None] = frozenset()
+    """the smallest effects that were declared when these tasks were first put to it"""
 
     def values(self) -> dict[str, float]:
         """By `task/measure`."""
@@ -65,39 +70,101 @@ def evaluate_tasks(
     if run is not None and run.result() is not None:
         return evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
     trained = open_trained(source, store)
-    results = tuple(_evaluated(trained, choice, limit, progress) for choice in tasks)
-    return TaskScores(name=trained.name, run=None, results=results, reused=0)
+    results, items = zip(*(_evaluated(trained, choice, limit, progress) for choice in tasks), strict=True)
+    each = {name: scores for of_task in items for name, scores in of_task.items()}
+    return TaskScores(name=trained.name, run=None, results=results, reused=0, items=each)
 
 
 def evaluate_run_tasks(
-    run: RunFolder, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
-) -> TaskScores:
-    """The same for a finished run; stored results are reused. Also raises what `ended` raises."""
+    run: RunFolder, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None,
+    smallest_effect: float | None = None,
+) -> TaskScores:  # fmt: skip
+    """The same for a finished run; stored results are reused. smallest_effect: declared before the tasks are put to it.
+    Also raises what `ended` raises."""
     config, ending = ended(run)
     keys = {choice: task_key(choice, config, limit) for choice in tasks}
     records = {choice: run.evaluation(key) for choice, key in keys.items()}
-    new = [choice for choice, stored in records.items() if stored is None]
+    new = [choice for choice, stored in records.items() if stored is None or "items" not in stored]
     if new:
         with threads(ending["stack"]["threads"]):
             trained = open_trained(str(run.path), Store(run.path.parent))
             for choice in new:
-                result = _evaluated(trained, choice, limit, progress)
-                records[choice] = _record(keys[choice], choice, result, limit, trained)
+                result, items = _evaluated(trained, choice, limit, progress)
+                before = records[choice]  # of a version that did not keep the score of every question
+                declared = smallest_effect if before is None else before.get("smallest_effect")
+                more = {"items": items, "smallest_effect": declared}
+                records[choice] = _record(keys[choice], choice, result, limit, trained) | more
                 run.write_evaluation(records[choice] or {})
-    results = tuple(from_record(stored["result"]) for stored in records.values() if stored)
-    return TaskScores(name=run.id, run=run.id, results=results, reused=len(tasks) - len(new))
+    kept = [stored for stored in records.values() if stored]
+    return TaskScores(
+        name=run.id,
+        run=run.id,
+        results=tuple(from_record(stored["result"]) for stored in kept),
+        reused=len(tasks) - len(new),
+        items={name: scores for stored in kept for name, scores in stored["items"].items()},
+        declared=frozenset(stored["smallest_effect"] for stored in kept),
+    )
 
 
 def evaluate_study_tasks(
-    name: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None
-) -> StudyMeasured:
-    """Tasks of every finished run of a study, compared by arm; see `over_study`."""
+    name: str, store: Store, tasks: Sequence[Choice], *, limit: int | None = None, progress: Progress | None = None,
+    smallest_effect: float | None = None,
+) -> StudyMeasured:  # fmt: skip
+    """Tasks of every finished run of a study, compared by arm; see `over_study`.
+
+    smallest_effect: X of the tasks' scores. Contrasts get verdict words if it was declared, by this call or an equal
+    one, before any run had a result.
+    """
+    scores: dict[str, TaskScores] = {}
 
     def evaluate_run(run: RunFolder) -> Measured:
-        scores = evaluate_run_tasks(run, tasks, limit=limit, progress=progress)
-        return Measured(id=run.id, values=scores.values(), reused=scores.reused)
+        found = evaluate_run_tasks(run, tasks, limit=limit, progress=progress, smallest_effect=smallest_effect)
+        scores[run.id] = found
+        return Measured(id=run.id, values=found.values(), reused=found.reused)
 
-    return over_study(name, store, evaluate_run, count=len(tasks))
+    measured = over_study(name, store, evaluate_run, count=len(tasks))
+    return replace(measured, contrasts=_judged(measured, store, scores, smallest_effect))
+
+
+DECLARE_FIRST = "no smallest effect was declared before the task was first measured: see --smallest-effect"
+
+
+def _judged(
+    measured: StudyMeasured, store: Store, scores: Mapping[str, TaskScores], smallest_effect: float | None
+) -> list[TaskContrast]:
+    """The contrasts of a study that are pairs, in every measure that is a mean over questions, as one family."""
+    study = store.study(measured.study)
+    declared = frozenset[float | None]().union(*(found.declared for found in scores.values()))
+    reason = DECLARE_FIRST if declared != {smallest_effect} or smallest_effect is None else ""
+
+    def of_arm(arm: str, task_name: str) -> list[Sequence[float]]:
+        return [scores[run].items[task_name] for run in study.arms[arm].runs.values() if run in scores]
+
+    family: list[Scores] = []
+    reasons: list[str] = []
+    for task_name in dict.fromkeys(name for found in scores.values() for name in found.items):
+        for c in measured.verdicts[task_name].contrasts:
+            if not {c.arm, c.against} <= study.arms.keys():
+                continue  # an effect of a factorial design
+            arm, against = of_arm(c.arm, task_name), of_arm(c.against, task_name)
+            if arm and against:
+                absent = sum(run.arm in (c.arm, c.against) for run in measured.missing)
+                why = (c.reason or "") if c.word.startswith(("not comparable", "unstable")) else ""
+                reasons.append(why or (f"{absent} runs without a value" if absent else reason))
+                family.append((task_name, c.arm, c.against, arm, against))
+    return judge_items(family, smallest_effect=smallest_effect, reasons=reasons)
+
+
+def compare_models(
+    first: TaskScores, second: TaskScores, *, smallest_effect: float | None = None
+) -> list[TaskContrast]:
+    """Two models on the same questions: about other questions only, since each was trained once."""
+    family = [
+        (name, first.name, second.name, [scores], [second.items[name]])
+        for name, scores in first.items.items()
+        if name in second.items
+    ]
+    return judge_items(family, smallest_effect=smallest_effect)
 
 
 def task_key(choice: Choice, config: Config, limit: int | None) -> str:
@@ -112,14 +179,24 @@ def task_key(choice: Choice, config: Config, limit: int | None) -> str:
     return f"task-{choice.name}-{digest(parts)[:16]}"
 
 
-def _evaluated(trained: Trained, choice: Choice, limit: int | None, progress: Progress | None) -> TaskResult:
+def _evaluated(
+    trained: Trained, choice: Choice, limit: int | None, progress: Progress | None
+) -> tuple[TaskResult, dict[str, list[float]]]:
+    """The result of a task, and the score of every question by `task/measure`."""
     if trained.tokenizer is None:
         raise ConfigError("its tokenizer is not known, so no text can be put to it", where=trained.name)
     tell = _reporter(progress, f"{choice} of {trained.name}")
     tell(0, 0)
     encoded = encode_task(choice, trained.tokenizer, limit=limit)
     answers = answer_task(encoded, trained.model, precision=trained.precision, tell=tell)
-    return task_result(encoded, answers, trained.model.config.block_size)
+    scored = {
+        f"{encoded.name}/{measure.name}": [
+            measure.of(question, found) for question, found in zip(encoded.questions, answers, strict=True)
+        ]
+        for measure in encoded.task.measures
+        if measure.joined == "mean"
+    }
+    return task_result(encoded, answers, trained.model.config.block_size), scored
 
 
 def _reporter(progress: Progress | None, what: str) -> Tell:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.items import TaskContrast
 from gpt2lab.analysis.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
 from gpt2lab.analysis.verdicts import Contrast
 from gpt2lab.basics.text import damage_text
@@ -63,6 +64,8 @@ class StudyMeasured:
     missing: Sequence[StudyRun] = field(default=())
     reused: int = 0
     metrics: int = 0
+    contrasts: Sequence[TaskContrast] = ()
+    """of tasks, by seeds and questions"""
 
     def as_record(self) -> dict[str, Any]:
         """Values and differences as plain data. Intervals are not adjusted for the family: nothing is claimed."""
@@ -73,7 +76,8 @@ class StudyMeasured:
                    "contrasts": [_contrast_record(contrast) for contrast in found.contrasts]}
             for name, found in self.verdicts.items()
         }  # fmt: skip
-        return {"study": self.study, "metrics": metrics, "missing": missing, "reused": self.reused}
+        tasks = [contrast.to_json() for contrast in self.contrasts]
+        return {"study": self.study, "metrics": metrics, "tasks": tasks, "missing": missing, "reused": self.reused}
 
 
 def _arm_record(arm: Any) -> dict[str, Any]:

@@ -287,6 +287,28 @@ def test_a_study_is_described_by_arm(gpt2lab: Call, trained: Call, plugin: Path)
     assert [(one["arm"], one["n"]) for one in arms] == [("learned", 2), ("rotary", 2)]
     assert found["metrics"]["letters/acc"]["contrasts"][0]["word"] == "exploratory"
     assert "0 values measured now, 4 read from the store" in gpt2lab(*words).out
+    first = found["tasks"][0]
+    assert (first["task"], first["arm"], first["runs"], first["questions"]) == ("letters/acc", "rotary", [2, 2], 6)
+    assert first["word"] == "" and first["reason"].startswith("no smallest effect was declared before")
+    declared = (*words, "--limit", "5", "--smallest-effect", "0.1")
+    assert "letters/acc, rotary against learned: exploratory (fewer than 3 seeds), " in gpt2lab(*declared).out
+    other = json.loads(gpt2lab(*declared[:-1], "0.2", "--json").out)
+    assert other["tasks"][0]["reason"].startswith("no smallest effect was declared before")
+
+
+def test_two_models_are_compared_on_the_same_questions(
+    gpt2lab: Call, folder: Path, plugin: Path, tmp_path: Path
+) -> None:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "vocab_size": 50257}
+    other = save_gpt2(build_model(ModelConfig.model_validate(sizes)), tmp_path / "other")
+    words = ("eval", folder, "--against", other, "--tasks", "letters:wrong=of", "--plugin", plugin)
+    found = json.loads(gpt2lab(*words, "--json").out)
+    acc = found["contrasts"][0]
+    values = [one["tasks"][0]["figures"]["acc"]["value"] for one in (found, found["against"])]
+    assert acc["difference"] == pytest.approx(values[0] - values[1]) and acc["questions"] == 6
+    assert list(acc["halfwidths"]) == ["questions"] and "training noise is not in the interval" in acc["reason"]
+    assert "training noise is not in the interval" in gpt2lab(*words).out
+    assert "are about --tasks" in gpt2lab("eval", folder, "--against", other, "--corpus", "shakespeare").err
 
 
 @pytest.fixture
