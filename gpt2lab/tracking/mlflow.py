@@ -415,6 +415,7 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm, in a notebook without ipywidgets
     for name in ("alembic", "mlflow.store", "psycopg"):  # they print errors that they raise, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
