@@ -5,6 +5,7 @@ import typer
 from benchmarks.ablation import ablation
 from benchmarks.components import components
 from benchmarks.generate import generate
+from benchmarks.keep import keep
 from benchmarks.memory import memory
 from benchmarks.step import step
 from benchmarks.tokenize import tokenize
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (step, components, memory, ablation, generate, tokenize):
+for command in (step, components, memory, ablation, generate, tokenize, keep):
     app.command()(command)
 
 if __name__ == "__main__":
