@@ -39,6 +39,10 @@ DIFF_POINTS = 8
 """Steps at which `diff` shows both curves."""
 
 
+MOST_ROWS = 500
+"""In a table, unless --limit says otherwise."""
+
+
 def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
     """List studies and sweeps, with earlier declarations. `gpt2lab report NAME#1` opens the page of an earlier one."""
     from rich.text import Text
@@ -94,7 +98,9 @@ def runs(
     sort: Annotated[
         str | None, typer.Option("--sort", help="A column, as val; -val for the other way round. Newest first.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Show so many.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help=f"Show so many; a table has {MOST_ROWS} by default.", min=1)
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print all columns as CSV.")] = False,
     runs: Runs = RUNS,
     json_: Json = False,
@@ -120,7 +126,8 @@ def runs(
     else:
         console = console_for()
         table = table_of("run", "status", "arm", "seed", "changes", "loss", "age", "study", right=("loss", "age"))
-        for row in rows:
+        shown_rows = rows[: limit or MOST_ROWS]
+        for row in shown_rows:
             loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
             changes = ", ".join(f"{key.rpartition('.')[2]}={in_short(value)}" for key, value in row["changes"].items())
             status = row["status"] if row["status"] in ("finished", "diverged") else f"{row['status']} {row['step']}"
@@ -131,8 +138,9 @@ def runs(
         if rows:
             console.print(table)
         say(console, *(f"{row['id']}: {row['damage']}" for row in rows if row["damage"]), wrap=False)
-        shown_of = f"{len(rows):,} of " if len(rows) < len(everything) else ""
+        shown_of = f"{len(shown_rows):,} of " if len(shown_rows) < len(everything) else ""
         counts = [f"{shown_of}{plural(len(everything), 'run')}", plural(len(store.studies()), "study")]
+        say(console, *(["more: --limit, --where, --csv"] if len(shown_rows) < len(rows) else []))
         counts += [plural(len(store.sweeps()), "sweep")] if store.sweeps() else []
         say(console, f"{', '.join(counts)} in {runs}")
     for damage in damaged:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import tarfile
 import time
@@ -26,6 +27,7 @@ from gpt2lab.runner import Job
 from gpt2lab.store import Store
 from gpt2lab.store.arrivals import receive
 
+LOCK = re.compile(r"/lock(\.claim\.\d+)?$")
 MOST_BYTES = 2 << 30
 """Of prepared data that is sent; what is larger must be on every node, in the same folder."""
 
@@ -211,7 +213,7 @@ def packed(root: str, *names: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in names:
-            archive.add(Path(root) / name, name, filter=lambda entry: None if "/lock" in entry.name else entry)
+            archive.add(Path(root) / name, name, filter=lambda entry: None if LOCK.search(entry.name) else entry)
     return buffer.getvalue()
 
 

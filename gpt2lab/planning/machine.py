@@ -25,6 +25,8 @@ PROBE_SIZE, PROBE_SHARE = 512, 0.5  # a training step reaches about half of the 
 GPU_PROBE_SIZE, GPU_STEP_SECONDS = 8192, 0.008
 """On a GPU a smaller product measures the launch of a kernel; and a step takes at least as long as launching its
 hundreds of kernels."""
+SPEEDS_FROM = 300
+"""Runs of the store whose speed is looked at: those that ended last."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def estimate_speed(
     models reach a smaller share of the machine.
     """
     speeds = []
-    for run in store.runs():
+    for run in store.newest(SPEEDS_FROM):
         try:
             result, identity = run.result() or {}, (run.identity() or {}).get("identity", {})
         except DataFault:

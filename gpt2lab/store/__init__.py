@@ -185,13 +185,18 @@ class RunFolder:
 
     def stamps(self) -> Iterator[tuple[str | int, ...]]:
         """Every file but checkpoints, with what changes when it does."""
-        for folder, names, files in os.walk(self.path):
-            names[:] = sorted(set(names) - {"checkpoints", "replay"})
-            for name in sorted(files):
-                with contextlib.suppress(OSError):  # it was a temporary name, or cannot be read
-                    stat = os.stat(os.path.join(folder, name))
-                    inside = os.path.relpath(folder, self.path)
-                    yield inside, name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        folders = ["."]
+        while folders:
+            inside = folders.pop()
+            with contextlib.suppress(OSError), os.scandir(self.path / inside) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name not in ("checkpoints", "replay"):
+                            folders.append(entry.name if inside == "." else f"{inside}/{entry.name}")
+                        continue
+                    with contextlib.suppress(OSError):  # it was a temporary name, or cannot be read
+                        stat = entry.stat()
+                        yield inside, entry.name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
     def identity(self) -> dict[str, Any] | None:
         """run.json: id, seed, repeat, identity, created. Raises DataFault."""
@@ -512,6 +517,14 @@ class Store:
         names = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
         found = (RunFolder(self.root / name) for name in names if RUN_ID.fullmatch(name))
         return [run for run in found if run.path.is_dir()]
+
+    def newest(self, most: int) -> list[RunFolder]:
+        """At most so many of the runs that have ended, those that ended last."""
+        ended = []
+        for folder in self.runs():
+            with contextlib.suppress(OSError):
+                ended.append((os.stat(folder.path / "result.json").st_mtime_ns, folder.id))
+        return [self.run(run) for _, run in sorted(ended)[-most:]]
 
     def find(self, start: str) -> RunFolder:
         """The run whose id begins so. Raises ConfigError when there is none or more than one."""

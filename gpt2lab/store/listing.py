@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any
 import yaml
 
 from gpt2lab.basics.text import damage_text
-from gpt2lab.errors import ConfigError, DataFault, unknown
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, unknown
 from gpt2lab.records import SINGLE, StudyRecord, SweepRecord
 from gpt2lab.schema import flatten
-from gpt2lab.store import RunFolder, Store
+from gpt2lab.store import RunFolder, Store, read_json, write_json
+from gpt2lab.store.files import sha256
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -25,6 +27,7 @@ COLUMNS = (
 )  # fmt: skip
 """Of a row, in the order of a CSV file; `studies`, `components` and `damage` are beside them."""
 ALIASES = {"val": "val_loss", "loss": "val_loss", "run": "id", "name": "study", "age": "ended"}
+LISTING, FORMAT = "listing.json", 1
 CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*")
 
 
@@ -96,25 +99,58 @@ def _settings(command: str) -> Iterator[tuple[str, str]]:
 
 
 def run_rows(store: Store, on_damage: Callable[[DataFault], None]) -> list[Row]:
-    """Every run of the store, the newest first."""
-    used = uses(store, on_damage)
-    rows = [run_row(folder, used.get(folder.id, [])) for folder in store.runs()]
+    """Every run of the store, the newest first.
+
+    What was found of runs that have ended is kept in `listing.json`, with sums over the names, sizes and times of their
+    files, and read again where those have changed.
+    """
+    used, kept, facts = uses(store, on_damage), _kept(store), dict[str, Row]()
+    rows = []
+    for folder in store.runs():
+        stamp = sha256(repr(list(folder.stamps())).encode())[:32]
+        known = kept.get(folder.id)
+        found = known["facts"] if known and known["stamp"] == stamp else facts_of(folder)
+        if found["status"] in ("finished", "diverged"):
+            facts[folder.id] = {"stamp": stamp, "facts": found}
+        rows.append(run_row(folder, used.get(folder.id, []), found))
+    if facts != kept:
+        with contextlib.suppress(Gpt2labError):  # a folder that cannot be written can be read
+            write_json(store.root / LISTING, {"format": FORMAT, "runs": facts}, indent=None)
     return sorted(rows, key=lambda row: row["ended"] or "", reverse=True)
 
 
-def run_row(folder: RunFolder, used: Sequence[Use]) -> Row:
-    """One run; of a damaged one `damage` says which file it is and what to do."""
-    status = folder.status()
-    damage = folder.damage() if status in ("damaged", "failed", "partial") else None
-    row: Row = dict.fromkeys(COLUMNS) | {"id": folder.id, "step": 0, "tags": [], "changes": {}, "components": {}}
-    row |= {"status": "damaged" if damage else status, "damage": damage and damage_text(damage)}
+def _kept(store: Store) -> dict[str, Row]:
+    """Run id -> {"stamp", "facts"} of earlier calls; nothing where they are of another version, or damaged."""
+    try:
+        record = read_json(store.root / LISTING) or {}
+    except Gpt2labError:
+        return {}
+    return dict(record["runs"]) if record.get("format") == FORMAT else {}
+
+
+def run_row(folder: RunFolder, used: Sequence[Use], facts: Row | None = None) -> Row:
+    """One run; of a damaged one `damage` says which file it is and what to do. facts: what `facts_of` found."""
+    row: Row = dict.fromkeys(COLUMNS) | {"changes": {}, "components": {}} | (facts or facts_of(folder))
     if used:
         first = used[0]
         row |= {"study": first.study, "arm": first.arm, "seed": first.seed}
         row |= {"changes": dict(first.changes), "components": dict(first.components)}
     row["studies"] = [str(use) for use in used]
+    return row
+
+
+def facts_of(folder: RunFolder) -> Row:
+    """What the files of a run say, whatever study uses it."""
+    try:
+        result = folder.result()
+    except DataFault:
+        result = None
+    status = folder.status() if result is None else "diverged" if result["status"] == "diverged" else "finished"
+    damage = folder.damage() if status in ("damaged", "failed", "partial") else None
+    row: Row = {"id": folder.id, "step": 0, "val_loss": None, "seconds": None, "ended": None, "tags": [], "note": None}
+    row |= {"status": "damaged" if damage else status, "damage": damage and damage_text(damage)}
     if damage is None:
-        journal, result, remarks = folder.rows(), folder.result() or {}, folder.remarks()
+        journal, result, remarks = folder.rows(), result or {}, folder.remarks()
         losses = [line["metrics"]["val/loss"] for line in journal if "val/loss" in line["metrics"]]
         row |= {"step": journal[-1]["step"] if journal else 0, "val_loss": losses[-1] if losses else None}
         row |= {"seconds": journal[-1].get("seconds") if journal else None, **remarks}
