@@ -200,11 +200,11 @@ def test_a_rejected_row_is_named_with_its_bank_and_fails(gpt2lab: Call, monkeypa
 
 def test_json_is_the_result_and_nothing_else(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real self-test, from the command line to its last row, of two parts."""
-    monkeypatch.setattr(selftest, "PARTS", {name: PARTS[name] for name in ("looks", "controls")})
+    monkeypatch.setattr(selftest, "PARTS", {name: PARTS[name] for name in ("measures", "controls")})
     answer = gpt2lab("selftest", "statistics", "--draws", "1000", "--json")
     record = json.loads(answer.out)
     assert (answer.code, answer.err, record["ok"], record["draws"]) == (0, "", True, 1000)
-    assert {row["status"] for row in record["rows"]} == {"accepted", "flagged"} and len(record["rows"]) == 106
+    assert {row["status"] for row in record["rows"]} == {"accepted", "flagged"} and len(record["rows"]) == 39
 
 
 @pytest.mark.parametrize(
