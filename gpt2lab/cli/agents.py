@@ -209,7 +209,7 @@ class Desk:
             for contrast in record["contrasts"]
         ]
         missing = result.missing.to_dict("records")
-        kept = {key: record[key] for key in ("answer", "next") if key in record}
+        kept = {"answer": record.get("answer")}
         return {"study": result.name, **kept, "contrasts": contrasts, "missing": missing, "page": str(written.parent)}
 
     def ledger(self) -> dict[str, Any]:
