@@ -105,8 +105,8 @@ class Campaign:
         if claimed := [hypothesis for hypothesis in judged if hypothesis.claim]:
             supported = sum(bool(hypothesis.supported) for hypothesis in claimed)
             sentences.append(
-                f"{supported} of these {len(claimed)} {'holds' if supported == 1 else 'hold'} over the whole campaign; of "
-                "claims that do, at most 5 % are expected to be false."
+                f"{supported} of these {len(claimed)} {'holds' if supported == 1 else 'hold'} over the whole campaign; "
+                "of claims that do, at most 5 % are expected to be false."
             )
         return sentences
 
