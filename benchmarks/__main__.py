@@ -7,6 +7,7 @@ from benchmarks.components import components
 from benchmarks.generate import generate
 from benchmarks.keep import keep
 from benchmarks.memory import memory
+from benchmarks.preemption import preemption
 from benchmarks.step import step
 from benchmarks.tokenize import tokenize
 from gpt2lab.cli import main
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (step, components, memory, ablation, generate, tokenize, keep):
+for command in (step, components, memory, ablation, generate, tokenize, keep, preemption):
     app.command()(command)
 
 if __name__ == "__main__":
