@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from benchmarks.sequential import evidence, first_at_looks, first_by_evidence
 from gpt2lab.analysis.planning import declared_looks
-from gpt2lab.analysis.sequential import evidence, first_at_looks, first_by_evidence
 
 
 def test_the_evidence_is_the_bayes_factor_of_its_priors() -> None:

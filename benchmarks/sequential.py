@@ -1,9 +1,9 @@
 """What it costs to add seeds one by one: seeds spent by fixed numbers, declared looks, and an anytime-valid t test.
 
-Verdicts use declared looks (planning.py), also where seeds are added one by one (`--until decided`). The alternative is
-the t test of Wang and Ramdas 2025 ("Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
-variance", Sequential Analysis 44(1), the right-Haar mixture): it holds at any number of seeds, without a last one.
-`python -m gpt2lab.analysis.sequential` prints the table of docs/statistics.md.
+Verdicts use declared looks (gpt2lab/analysis/planning.py), also where seeds are added one by one (`--until decided`).
+The alternative is the t test of Wang and Ramdas 2025 ("Anytime-valid t-tests and confidence sequences for Gaussian
+means with unknown variance", Sequential Analysis 44(1), the right-Haar mixture): it holds at any number of seeds,
+without a last one. `python -m benchmarks.sequential` prints the table of docs/statistics.md.
 
 Shapes: D simulated studies, N seeds.
 """
