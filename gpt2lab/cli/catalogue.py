@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,48 +124,60 @@ def explain(
     json_: Json = False,
 ) -> None:
     """Explain one component. Formula, shapes, options, cost at 124M, source."""
+    from gpt2lab.cli.kept import kept
+    from gpt2lab.reports.inputs import PACKAGE
+
+    explained = partial(explanation, what, plugin)
+    answer = explained() if plugin else kept("explanations", (what, str(PACKAGE)), explained)
+    print_json(answer["record"]) if json_ else print(answer["text"])
+
+
+def explanation(what: str, plugin: list[str] | None) -> Any:
+    """One component for programs (`record`) and for people (`text`), as plain data. Raises ConfigError."""
+    from gpt2lab.analysis.verdicts import as_json as plain
+
     slots = all_slots(plugin)
     slot, component, choice = chosen(what, slots)
-    if json_:
-        measured = {"cost": cost_lines(choice), "effects": effect_lines(choice)}
-        record = {"slot": slot.name, "key": slot.path, "value": choice.written(), "doc": component.doc}
-        print_json({**as_json(component), **record, **measured})
-        return
-    print(f"{slot.path} = {component.name}\n\n{component.doc}\n")
+    costs, effects = cost_lines(choice), effect_lines(choice)
+    record: dict[str, Any] = {"slot": slot.name, "key": slot.path, "value": choice.written(), "doc": component.doc}
+    lines = [f"{slot.path} = {component.name}\n\n{component.doc}\n"]
     if component.parameters:
         from gpt2lab.schema import type_name
 
-        print("options:")
+        lines.append("options:")
         for name, parameter in component.parameters.items():
             default = "" if parameter.default is parameter.empty else f" = {parameter.default}"
-            print(f"  {name}: {type_name(parameter.annotation)}{default}")
-        print()
+            lines.append(f"  {name}: {type_name(parameter.annotation)}{default}")
+        lines.append("")
     if component.can:
-        print(f"offers:  {', '.join(sorted(component.can))}")
+        lines.append(f"offers:  {', '.join(sorted(component.can))}")
     for needed_slot, word in component.needs.items():
-        print(f"needs:   {needed_slot} that offers {word}")
-    for line in cost_lines(choice):
-        print(f"cost:    {line}")
-    for line in effect_lines(choice):
-        print(f"effect:  {line}")
-    print(f"source:  {component.source}")
+        lines.append(f"needs:   {needed_slot} that offers {word}")
+    for line in costs:
+        lines.append(f"cost:    {line}")
+    for line in effects:
+        lines.append(f"effect:  {line}")
+    lines.append(f"source:  {component.source}")
     if component.tags:
-        print(f"tags:    {', '.join(sorted(component.tags))}")
+        lines.append(f"tags:    {', '.join(sorted(component.tags))}")
     if slot.in_config:
         default = "canonical GPT-2" if slot.path.startswith("model.") else "default"
         names = ", ".join(defaults(slot)) or "none"
-        print(f"slot:    {slot.what} ({ARITY.get(slot.arity, 'one')}); {default}: {names}")
-        print(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
+        lines.append(f"slot:    {slot.what} ({ARITY.get(slot.arity, 'one')}); {default}: {names}")
+        lines.append(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
     else:
-        print(f"slot:    {slot.what}")
+        lines.append(f"slot:    {slot.what}")
         name = what.partition("=")[2]
         use = {
             "tracker": f"GPT2LAB_TRACKER={name} gpt2lab run FILE",
             "diagnostic": f"evaluate: {{diagnostics: [{name}]}}",
             "task": f"gpt2lab eval --study NAME --tasks {name}",
         }
-        print(f"use:     {use.get(slot.name, f'gpt2lab eval --study NAME --{slot.name} {name}')}")
-    print(f"code:    {inspect.getsourcefile(component.factory)}")
+        lines.append(f"use:     {use.get(slot.name, f'gpt2lab eval --study NAME --{slot.name} {name}')}")
+    lines.append(f"code:    {inspect.getsourcefile(component.factory)}")
+    return plain(
+        {"record": {**as_json(component), **record, "cost": costs, "effects": effects}, "text": "\n".join(lines)}
+    )
 
 
 def schema(
