@@ -20,6 +20,7 @@ from gpt2lab.errors import ConfigError, EnvironmentFault, LockHeld
 from gpt2lab.records import StudyRecord, SweepRecord, run_ids
 from gpt2lab.store import RunFolder, Store, disk_fault, make_folder, publish_folder, temporary_beside
 from gpt2lab.store.files import fsync_folder
+from gpt2lab.store.ledger import read_ledger
 
 NOT_COPIED = shutil.ignore_patterns("lock*", "job.json", "*.partial")
 NAMES_AT_A_TIME = 500
@@ -60,7 +61,8 @@ def merge(name: str, source: Store, target: Store) -> Merged:
     if isinstance(record, SweepRecord):
         target.write_sweep(record)
     else:
-        target.write_study(record)
+        here = any(line["hash"] == record.ledger for line in read_ledger(target.root).lines)
+        target.write_study(record if here else record.with_(ledger=""))  # else its line is in the other store's ledger
     return merged
 
 
