@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -110,6 +111,21 @@ class Replica:
         if self._ddp is None or last:
             return contextlib.nullcontext()
         return self._ddp.no_sync()
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """The context for a backward pass before the first step, whose gradients are dropped.
+
+        DDP assigns gradients to its buckets anew after the first backward pass, by the order in which they came. A ring
+        of more than two ranks adds in an order that depends on an element's place in its bucket, so without this pass
+        the first step after a resume would differ from the undisturbed training in the last bits.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self._objective.named_buffers()}
+        yield
+        for name, buffer in self._objective.named_buffers():
+            buffer.copy_(buffers[name])
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def may_leave_unused(model: nn.Module) -> bool:

@@ -297,6 +297,11 @@ def steps(
     update = Update(state, optim, training, replica, world, late)
     source: Any = prefetched(lambda step: load(batches, step, world, replica.device), range(state.step, end))
     pending: PendingMetrics | None = None
+    if world.size > 2 and state.step < end:
+        with replica.rehearsal():
+            set_progress(state.model, state.step, training)
+            batch = load(batches, state.step, world, replica.device)
+            accumulate(replica, state, batch, training, seed=seed, step=state.step, world=world, clock=Clock())
     began = time.perf_counter()
     try:
         with closing(source):

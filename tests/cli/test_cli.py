@@ -206,7 +206,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "unknown preset to prepare": (["data", "prepare", "nanoo"], "unknown preset 'nanoo'; did you mean 'nano'"),
     "no plug-in to test": (["test-plugin", "none.py"], "none.py: no such plug-in file"),
     "no table": (["compare", "none.csv", "-b", "a", "-x", "1"], "none.csv: cannot be read: No such file"),
-    "a folder for a table": (["compare", ".", "-b", "a", "-x", "1"], r"\.: cannot be read: Is a directory"),
+    "a folder for a table": (["compare", ".", "-b", "a", "-x", "1"], r"\.: nothing that TensorBoard, Weights & Biases"),
     "empty table": (["compare", "empty.csv", "-b", "a", "-x", "1"], "empty.csv: the table has no rows"),
     "no seeds in a table": (["compare", "noseed.csv", "-b", "a", "-x", "1"], "noseed.csv: unknown column 'run'"),
     "no number in a table": (["compare", "words.csv", "-b", "a", "-x", "1"], "words.csv:2: column 'value': a number"),
@@ -380,14 +380,15 @@ def test_debug_shows_the_trace_of_a_users_error(gpt2lab: Call) -> None:
     assert "Traceback" not in gpt2lab("components", "mpl").err
 
 
-def test_an_interrupt_is_quiet(gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_one_line(gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "runs", interrupted)
     (tmp_path / "runs").mkdir()
     answer = gpt2lab("runs")
-    assert (answer.code, answer.out, answer.err) == (130, "", "")
+    assert (answer.code, answer.out) == (130, "") and answer.err.startswith("gpt2lab: error [INTERRUPTED] ")
+    assert "try: the same command" in answer.err and "Traceback" not in answer.err
 
 
 @pytest.mark.parametrize("runs", [1, 400])

@@ -106,8 +106,4 @@ def test_a_node_that_is_cut_off_is_named_and_the_training_goes_on_to_the_same_nu
     for process in start(preset, there, ranks_each):
         assert process.wait(SECONDS) == 0, said(there, len(processes))
     resumed, whole = rows_of(only_run(there)), rows_of(only_run(here))
-    if ranks_each > 1 and resumed != whole:
-        losses = [[row["metrics"]["train/loss"] for row in rows if row["step"]] for rows in (resumed, whole)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][:90] == losses[1][:90]
-        pytest.xfail("four ranks: losses differ in the last bits from the first step after a resume on")
     assert resumed == whole

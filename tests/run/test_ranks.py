@@ -254,6 +254,15 @@ def test_a_run_that_is_stopped_saves_at_one_step_and_goes_on_to_the_same_bits(
     assert outcome(job) == outcome(undisturbed)
 
 
+def test_four_ranks_go_on_to_the_same_bits(make_job: Jobs) -> None:
+    """More than two add in an order that depends on how DDP has laid out its buckets."""
+    whole, job = make_job(), make_job()
+    assert train(whole, count=4).ending == "done"
+    assert isinstance(train(job, count=4, fault="signal=TERM@backward:6,rank=1").error, Preempted)
+    assert train(job, count=4).ending == "done"
+    assert outcome(job) == outcome(whole)
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_stop_signal_to_the_starter_reaches_all(
     make_job: Jobs, capfd: pytest.CaptureFixture[str], cancelled: bool
