@@ -15,7 +15,7 @@ from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.campaigns import Standing, standing_of
 from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
-from gpt2lab.basics.text import clean, setting
+from gpt2lab.basics.text import change, clean, setting
 from gpt2lab.errors import DataFault, Gpt2labError
 from gpt2lab.reports.inputs import sum_of_store
 from gpt2lab.reports.style import ARMS, ArmStyle, Curve, looks
@@ -53,6 +53,8 @@ class Summary:
     mean: float | None
     sd: float | None
     tokens_per_second: float | None
+    speeds: Sequence[float]
+    """tokens per second of each run"""
     peak_memory_bytes: int | None
     mfu: float | None = None
     bits_per_byte: float = math.nan
@@ -158,11 +160,20 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
         arms[name] = Summary(
             arm=name, look=look_of(place), n=arm.n, failed=arm.failed, missing=arm.missing,
             mean=arm.mean if arm.n else None, sd=arm.sd if arm.n > 1 else None,
-            tokens_per_second=statistics.median(speeds) if speeds else None,
+            tokens_per_second=statistics.median(speeds) if speeds else None, speeds=speeds,
             peak_memory_bytes=max(peaks, default=None), mfu=statistics.median(shares) if shares else None,
             bits_per_byte=statistics.fmean(bits) if bits else math.nan,
         )  # fmt: skip
     return arms
+
+
+def speed_change(arm: Summary, reference: Summary) -> str:
+    """`+8.1 %`: the median speed against that of `reference`; "" for the same arm, and where the speeds of their runs
+    overlap."""
+    if arm is reference or not arm.speeds or not reference.speeds:
+        return ""
+    apart = max(arm.speeds) < min(reference.speeds) or min(arm.speeds) > max(reference.speeds)
+    return change(arm.tokens_per_second, reference.tokens_per_second) if apart else ""
 
 
 def look_of(place: int) -> int:

@@ -17,6 +17,7 @@ from scipy import stats
 
 from gpt2lab.analysis.results import collect, judge_runs, tokens_to
 from gpt2lab.reports import read_study, write_report
+from gpt2lab.reports.read import Summary, speed_change
 from gpt2lab.reports.sections.curves import curves
 from gpt2lab.reports.sections.scaling import horizon, loss_at, trends, worth
 from gpt2lab.reports.tables import p_text
@@ -89,6 +90,21 @@ def test_a_slower_arm_that_wins_per_token_is_told_to_lose_per_second(make_study:
     assert "only a `budget_curve` of the baseline can tell" in said
     add_curve(tmp_path / "runs", study, "learned", {0.5: 2.41, 2: 1.89})
     assert "per second it loses, since its loss takes the baseline 0.5" in told(tmp_path, study)
+
+
+def test_speeds_of_runs_that_overlap_are_not_compared() -> None:
+    """As on a machine that others use."""
+
+    def arm(*speeds: float) -> Summary:
+        return Summary(
+            arm="", look=0, n=len(speeds), failed=0, missing=0, mean=None, sd=None, peak_memory_bytes=None,
+            speeds=speeds, tokens_per_second=sorted(speeds)[len(speeds) // 2] if speeds else None,
+        )  # fmt: skip
+
+    reference = arm(100, 110, 120)
+    assert speed_change(arm(121, 132, 140), reference) == "+20.0 %"
+    assert speed_change(arm(40, 44, 99), reference) == "×0.4"
+    assert [speed_change(other, reference) for other in (arm(90, 100, 240), arm(), reference)] == ["", "", ""]
 
 
 @pytest.mark.usefixtures("no_figures")

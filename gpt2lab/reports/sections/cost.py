@@ -6,14 +6,15 @@ import math
 
 from gpt2lab.basics.text import DASH, change, memory, quantity
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead, Summary
+from gpt2lab.reports.read import StudyRead, Summary, speed_change
 from gpt2lab.reports.sections.scaling import worth
 from gpt2lab.reports.sections.tuned import cost_points
 from gpt2lab.reports.tables import Cell, Table
 
 NOTE = (
     "The smaller figures compare with the baseline. FLOPs are forward and backward. Speed is the median over runs, "
-    "memory the largest of them; both depend on what else the machine was doing."
+    "memory the largest of them; both depend on what else the machine was doing. Speeds are not compared where "
+    "those of single runs overlap."
 )
 DECLARED = {"Parameters": "parameters", "Non-embedding": "non_embedding_parameters", "Active": "active_parameters",
             "FLOPs per token": "flops_per_token", "Tokens": "tokens"}  # fmt: skip
@@ -33,13 +34,13 @@ def _table(read: StudyRead) -> Table | None:
         def compared(shown: str, value: float | None, of_baseline: float | None) -> Cell:
             return Cell(shown, "" if arm.arm == read.baseline else change(value, of_baseline))
 
-        entry, speed, peak = read.study.arms[arm.arm], arm.tokens_per_second, arm.peak_memory_bytes
+        entry, peak = read.study.arms[arm.arm], arm.peak_memory_bytes
         declared = {title: (getattr(entry, key), getattr(base, key)) for title, key in DECLARED.items()}
         return {
             **{
                 f"{title}:number": compared(quantity(value), value, other) for title, (value, other) in declared.items()
             },
-            "Tokens per second:number": compared(quantity(speed), speed, reference.tokens_per_second),
+            "Tokens per second:number": Cell(quantity(arm.tokens_per_second), speed_change(arm, reference)),
             "Peak memory:number": compared(memory(peak), peak, reference.peak_memory_bytes),
             "MFU:number": f"{100 * arm.mfu:.1f} %" if arm.mfu is not None else DASH if with_mfu else None,
         }
@@ -49,10 +50,11 @@ def _table(read: StudyRead) -> Table | None:
 
 def _per_second(read: StudyRead) -> list[str]:
     """Arms that win per token and lose, or may lose, per second."""
-    base = read.arms[read.baseline].tokens_per_second
-    sentences = []
+    reference = read.arms[read.baseline]
+    base, sentences = reference.tokens_per_second, []
     for c in read.verdicts.contrasts:
-        speed = read.arms[c.arm].tokens_per_second if c.arm in read.arms else None
+        arm = read.arms.get(c.arm)
+        speed = arm.tokens_per_second if arm and speed_change(arm, reference) else None
         if not c.word.startswith(("better", "likely better")) or c.against != read.baseline:
             continue
         if not speed or not base or speed >= base:

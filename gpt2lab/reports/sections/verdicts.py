@@ -20,7 +20,7 @@ from gpt2lab.reports import style, tables
 from gpt2lab.reports.budgets import error_budgets, pair_of
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.published import expectation, found_direction
-from gpt2lab.reports.read import StudyRead, Summary
+from gpt2lab.reports.read import StudyRead, Summary, speed_change
 from gpt2lab.reports.sections.scaling import worth
 from gpt2lab.reports.tables import (
     Cell,
@@ -134,10 +134,10 @@ def _cost_cell(read: StudyRead, name: str) -> Cell:
     """FLOPs of a run against the baseline's, and below it the speed."""
     arms = read.study.arms
     flops, base = (arms[arm].flops_per_token * arms[arm].tokens for arm in (name, read.baseline))
-    speed, reference = read.arms[name].tokens_per_second, read.arms[read.baseline].tokens_per_second
+    arm, reference = read.arms[name], read.arms[read.baseline]
     if name == read.baseline:
-        return Cell(f"{quantity(flops)}FLOP", f"{quantity(speed)} tokens/s")
-    ratio, faster = change(flops, base), change(speed, reference)
+        return Cell(f"{quantity(flops)}FLOP", f"{quantity(arm.tokens_per_second)} tokens/s")
+    ratio, faster = change(flops, base), speed_change(arm, reference)
     return Cell(f"{ratio} FLOPs" if ratio else DASH, f"{faster} speed" if faster else "")
 
 
@@ -178,7 +178,8 @@ def _note(read: StudyRead) -> str:
         f"{tables.confidence(verdicts)} interval (Welch), adjusted for the family of "
         f"{plural(verdicts.members, 'contrast')}, as p is by Holm's method: {together}. A difference below {small} was "
         "declared too small to matter. Bpb: bits per byte; ppl: perplexity of the mean. Cost: FLOPs of a whole run, "
-        "and training speed, against the baseline's."
+        "and training speed, against the baseline's; no speed where those of single runs overlap, as on "
+        "a machine that others use."
     )
 
 
