@@ -18,7 +18,6 @@ from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.online import levels
 from gpt2lab.analysis.verdicts import Contrast, as_json
 from gpt2lab.analysis.wording import listed
-from gpt2lab.basics.text import ordinal
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.records import Effect, StudyRecord, run_ids
 from gpt2lab.store import Store
@@ -94,19 +93,22 @@ class Campaign:
         return f"the campaign {self.name}" if self.name else "this store"
 
     def sentences(self, places: str = "") -> list[str]:
-        """What was tried, what came out, and what that is worth. places: begins them, as `The 3rd of `."""
+        """What was tried, what came out, and what that is worth. places: begins them, as `Hypothesis 3 of the `."""
         judged = [hypothesis for hypothesis in self.tried if hypothesis.word]
         screened, open_ = len(self.hypotheses) - len(self.tried), len(self.tried) - len(judged)
-        tried = f"{places}{hypotheses(len(self.tried))} tried in {self.label}"
+        count = len(self.tried)
+        tried = f"{places}{count if places else hypotheses(count)} tried in {self.label}"
         tried += f", and {screened} only screened" if screened else ""
         tried += f", {open_} without a verdict yet" if open_ else ""
-        sentences = [f"{tried}: {self.count('better')} called better, {self.count('worse')} worse"]
-        sentences[0] += f"; at most {self.luck:.2g} of each by luck, if none had an effect." if judged else "."
+        counts = f"{self.count('better')} called better and {self.count('worse')} worse"
+        chance = f"; if none had an effect, at most {self.luck:.2g} of each would be expected by chance"
+        sentences = [f"{tried}: {'of all, ' if places else ''}{counts}{chance if judged else ''}."]
         if claimed := [hypothesis for hypothesis in judged if hypothesis.claim]:
             supported = sum(bool(hypothesis.supported) for hypothesis in claimed)
+            hold = "holds" if supported == 1 else "hold"
             sentences.append(
-                f"{supported} of these {len(claimed)} {'holds' if supported == 1 else 'hold'} over the whole campaign; "
-                "of claims that do, at most 5 % are expected to be false."
+                f"Of the {len(claimed)} called better or worse, {supported} still {hold} when all that was tried is "
+                "taken into account; of those that do, at most 5 % are expected to be false."
             )
         return sentences
 
@@ -133,8 +135,8 @@ class Standing:
         if not numbers or len(self.campaign.tried) == 1:
             return self.campaign.sentences()
         row = numbers[-1] - numbers[0] == len(numbers) - 1 > 1
-        places = " to ".join(map(ordinal, numbers[:: len(numbers) - 1])) if row else listed(map(ordinal, numbers))
-        return self.campaign.sentences(f"The {places} of ")
+        places = " to ".join(map(str, numbers[:: len(numbers) - 1])) if row else listed(map(str, numbers))
+        return self.campaign.sentences(f"Hypothes{'is' if len(numbers) == 1 else 'es'} {places} of the ")
 
 
 def hypotheses(count: int) -> str:

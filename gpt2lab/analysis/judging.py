@@ -98,7 +98,9 @@ class Eligibility:
     not_comparable: str = ""
     unstable: str = ""
     where: str = ""
-    """arms with failed runs"""
+    """arms with failed runs: `arm and base`"""
+    counted: str = ""
+    """the same with counts, but for the first one, which `unstable` has: `arm and (2 of 4 failed) in base`"""
     conditional: bool = False
     """whether few enough failed to judge the others"""
     exploratory: str = ""
@@ -125,7 +127,8 @@ def eligibility(sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
     return Eligibility(
         not_comparable=barred,
         unstable=f"unstable {counts[0]}" if failed else "",
-        where=wording.listed([failed[0].name, *counted]) if failed else "",
+        where=wording.listed(side.name for side in failed) if failed else "",
+        counted=wording.listed([failed[0].name, *counted]) if failed else "",
         conditional=conditional,
         exploratory=exploratory or late_reason,
         remedy=remedy or (CONFIRM if late_reason else ""),

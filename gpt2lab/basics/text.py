@@ -149,12 +149,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else many}"
 
 
-def ordinal(count: int) -> str:
-    """`1st`, `2nd`, `11th`."""
-    last = 0 if count // 10 % 10 == 1 else count % 10
-    return f"{count}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') }"
-
-
 def time_taken(seconds: float) -> str:
     """`44 seconds`, `6.6 minutes`, `12.3 hours`."""
     for size, name in ((3600.0, "hours"), (60.0, "minutes")):

@@ -80,16 +80,17 @@ def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
 
 def study_row(store: Any, kind: str, name: str, out: Any) -> dict[str, Any]:
     """One study or sweep in short, as plain data. Raises DataFault."""
-    from gpt2lab.records import page_folder, run_ids
+    from gpt2lab.records import run_ids
+    from gpt2lab.reports.page import index_of
 
     record = store.study(name) if kind == "study" else store.sweep(name)
-    ids, page = run_ids(record), page_folder(out, name) / "index.html"
+    ids, page = run_ids(record), index_of(store, kind, name, out)
     finished = sum(store.run(run).status() in ("finished", "diverged") for run in ids)
     arms = list(record.arms if kind == "study" else record.searches)
     return {
         "name": name, "kind": kind, "question": record.question, "declared": record.created, "arms": arms,
         "seeds": len(record.seeds), "runs": len(ids), "finished": finished, "reproduce": record.reproduce,
-        "page": str(page) if page.is_file() else None,
+        "page": str(page) if page else None,
     }  # fmt: skip
 
 
@@ -241,8 +242,8 @@ def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
     lines += [f"failed    {result['reason']}"] if result.get("reason") else []
     failure = folder.failure() or {}
     lines += [f"failed    {failure.get('reason')}"] if failure else []
-    if row["tags"] or row["note"]:
-        lines.append(f"remarks   {' '.join(f'#{tag}' for tag in row['tags'])} {row['note']}".rstrip())
+    lines += [f"tags      {' '.join(f'#{tag}' for tag in row['tags'])}"] if row["tags"] else []
+    lines += [f"note      {row['note']}"] if row["note"] else []
     return [*lines, f"files     {folder.path}", f"more      gpt2lab show {row['id'][:8]} --full"]
 
 
@@ -360,20 +361,29 @@ def tag(
 
 def note(
     name: Annotated[str, typer.Argument(help="A run id or its first digits, or a study.", metavar="NAME")],
-    text: Annotated[str, typer.Argument(help="What to remember; empty to forget.", metavar="TEXT")],
+    text: Annotated[
+        str | None,
+        typer.Argument(help="What to remember; '' to forget. Without it, show what is written.", metavar="[TEXT]"),
+    ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Write a note about a run, or the conclusion of a study. `show` and `runs --json` have the notes of runs; a
-    conclusion stands on the study's page."""
+    """Write or show a note about a run, or the conclusion of a study. `show` and `runs --json` have the notes of runs;
+    a conclusion stands on the study's page."""
+    from gpt2lab.basics.text import harmless
+
     store = store_at(runs)
     if name in (studies := store.studies()) or any(name == study.partition("@")[0] for study in studies):
         study = store.study(name)
+        if text is None:
+            print(f"{study.name}: {harmless(store.conclusion(study)) or 'no conclusion'}")
+            return
         store.conclude(study, text)
-        print(f"{study.name}: {text or 'no conclusion'}\ntry: gpt2lab report {study.name}")
+        print(f"{study.name}: {text or 'no conclusion'}\nits page shows that after: gpt2lab report {study.name}")
         return
     folder = store.find(name)
-    folder.remark(note=text)
-    print(f"{folder.id}: {text or 'no note'}")
+    if text is not None:
+        folder.remark(note=text)
+    print(f"{folder.id}: {harmless(folder.remarks()['note']) or 'no note'}")
 
 
 def clean(

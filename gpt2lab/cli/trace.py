@@ -137,6 +137,7 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
     console.print(table)
     say(console, "head 0.3: block 0, head 3; itself, previous, first: mean weight on that token;",
         "back: how many tokens it looks back on average",
+        "looks at: token, how many places before (-) the last one, weight",
         *([f"page: {page}"] if page else []))  # fmt: skip
 
 

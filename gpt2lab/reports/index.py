@@ -17,7 +17,7 @@ from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, noise_of, unit
 from gpt2lab.basics.text import clean, number, plural, quantity, time_taken
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.reports.page import Page, Remark, made_of, write_page
+from gpt2lab.reports.page import Page, Remark, index_of, made_of, write_page
 from gpt2lab.reports.published import (
     PublishedAgreement,
     PublishedEffect,
@@ -179,7 +179,9 @@ def gather(root: str | Path, out: str | Path) -> Overview:
     store, out = Store(root), Path(out)
     damaged: list[Damaged] = []
     records = _each(store.studies(), lambda name: _record(name, store), damaged)
-    entries = _each(records, lambda name: _entry(records[name], records, store, link_to(name, out)), damaged)
+    entries = _each(
+        records, lambda name: _entry(records[name], records, store, link_to(store, "study", name, out)), damaged
+    )
     sweeps = _each(store.sweeps(), lambda name: _sweep_entry(name, store, root, out), damaged)
     newest = sorted(sorted(entries.values(), key=lambda e: e.name), key=lambda e: e.study.created, reverse=True)
     own_sweeps = sorted((sweep for sweep in sweeps.values() if sweep), key=lambda sweep: sweep.created, reverse=True)
@@ -223,7 +225,7 @@ def _sweep_entry(name: str, store: Store, root: str | Path, out: Path) -> SweepE
              created[:10], record.get("caveat") or ""]  # fmt: skip
     return SweepEntry(
         name=name, question=str(record["question"]), answer=answer(read),
-        line=" · ".join(part for part in parts if part), link=link_to(name, out), created=created,
+        line=" · ".join(part for part in parts if part), link=link_to(store, "sweep", name, out), created=created,
     )  # fmt: skip
 
 
@@ -241,12 +243,11 @@ def finding(study: Study, contrast: Contrast) -> StudyContrast:
     )
 
 
-def link_to(name: str, out: Path) -> str:
-    """The study's own report, or the copy of it that is published."""
-    for folder in (name, f"published/{name}"):
-        if (out / folder / "index.html").is_file():
-            return quote(f"{folder}/index.html")
-    return ""
+def link_to(store: Store, kind: str, name: str, out: Path) -> str:
+    """The own report of a study or sweep, or the copy of it that is published."""
+    published = out / "published" / name / "index.html"
+    index = index_of(store, kind, name, out) or (published if published.is_file() else None)
+    return quote(index.relative_to(out).as_posix()) if index else ""
 
 
 def _runs_of(study: Study, arm: str) -> set[str]:

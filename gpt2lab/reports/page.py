@@ -29,11 +29,11 @@ from rich.text import Text
 from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault, unknown
-from gpt2lab.records import page_folder
+from gpt2lab.records import NUMBERED, page_folder
 from gpt2lab.reports.inputs import sum_of_code
 from gpt2lab.reports.style import Picture, drawing
 from gpt2lab.reports.tables import Table
-from gpt2lab.store import read_bytes, read_json, write_atomically, write_json
+from gpt2lab.store import Store, read_bytes, read_json, write_atomically, write_json
 from gpt2lab.store.files import sha256
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -330,6 +330,16 @@ def write_files(folder: Path, files: Mapping[str, str | bytes], declaration: int
             path.unlink()
     write_json(folder / WRITTEN, {"files": sorted(files), "declaration": declaration, "sum": sum_})
     return folder / "index.html"
+
+
+def index_of(store: Store, kind: str, name: str, out: str | Path) -> Path | None:
+    """The index.html below `out` that shows this declaration of a study or sweep, `posenc@nano` or `posenc@nano#1`;
+    None where none was written. Until `posenc@nano` has a page, the one in its folder is that of the last before."""
+    plain, latest = name.partition(NUMBERED)[0], store.declaration(name.partition(NUMBERED)[0], kind)
+    shown = written_before(page_folder(out, plain))[1] or max(1, latest - 1)
+    wanted = store.declaration(name, kind)
+    index = page_folder(out, plain if shown == wanted else f"{plain}{NUMBERED}{wanted}") / "index.html"
+    return index if index.is_file() else None
 
 
 def written_before(folder: Path) -> tuple[set[str], int | None]:

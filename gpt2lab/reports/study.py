@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.text import Text
 
 from gpt2lab.analysis import Contrast, in_words
-from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun, scope_text, target_of
+from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun, scope_text
 from gpt2lab.basics.progress import LOG_WIDTH, WIDE
 from gpt2lab.basics.text import latex, plural
 from gpt2lab.planning.prediction import changed_parts
@@ -96,11 +96,7 @@ def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
         text = f"{missing.total()} of {declared} have no final value ({counted}); see Runs."
         found.append(Remark("This study is incomplete.", text))
     if failed := failed_runs(read):
-        target = target_of(read.metric)
-        alternative = f"above the loss of {target[1]:g}" if target else "no better than guessing by token frequency"
-        text = f"Diverged, or {alternative}; counted, never dropped: {failed}."
-        count = sum(arm.failed for arm in read.arms.values())
-        found.append(Remark(f"{plural(count, 'run')} failed.", text))
+        found.append(failed)
     return found
 
 
@@ -121,6 +117,7 @@ def terminal_summary(
     ]  # fmt: skip
     missing = sum(run.value is None for run in runs)
     lines = [Text(f"{plural(missing, 'run')} without a value: see the report", style="yellow")] if missing else []
+    lines += [Text(f"{failed.head} {failed.text}", style="yellow")] if (failed := failed_runs(read)) else []
     lines += [Text(line)] if (line := holding(read)) else []
     lines += [Text(line) for c in read.verdicts.contrasts if (line := tuned.summary(read, c))]
     lines += [Text(" ".join(read.standing.sentences()))] if read.standing else []

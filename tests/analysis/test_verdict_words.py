@@ -132,6 +132,8 @@ def test_failures_of_the_other_side_count_too() -> None:
     table = spoilt(rows(4, base=2.15, arm=1.9), ("base", 0), ("base", 1), ("arm", 2))
     found = judged(table)
     assert found.verdict == "unstable (1 of 4 failed) in arm and (2 of 4 failed) in base"
+    assert found.reason == "failed runs in arm and base"
+    assert found.next.text == "find out why runs of arm and base failed"
     assert judged(spoilt(table, ("arm", 2), value=1.9)).word == "unstable (2 of 4 failed)"
 
 

@@ -48,6 +48,14 @@ def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(
         ("tiny@preset#1", 2, 2), ("tiny@preset", 4, 4),
     ]  # fmt: skip
     assert [row["page"] for row in rows] == ["reports/tiny@preset~1/index.html", "reports/tiny@preset/index.html"]
+    store = Store(tmp_path / "runs")
+    store.write_study(store.study("tiny").with_(hash="6f" * 8, seeds=[0, 1, 2]))
+    rows = json.loads(gpt2lab("studies", "--json").out)["studies"]
+    assert [(row["name"], row["page"]) for row in rows[1:]] == [
+        ("tiny@preset#2", "reports/tiny@preset/index.html"), ("tiny@preset", None),
+    ]  # fmt: skip
+    assert gpt2lab("report", "--all").code == 0
+    assert "tiny@preset/index.html" not in (tmp_path / "reports" / "index.html").read_text()
     listed = gpt2lab("studies")
     assert "tiny@preset#1" in listed.out and "1 study, 0 sweeps in runs" in listed.out
     other = gpt2lab("report", "tiny#7")
@@ -116,7 +124,8 @@ def test_tags_and_notes_find_a_run_again(gpt2lab: Call, store: Path) -> None:
     assert gpt2lab("tag", run[:6], "--", "-odd").out == f"{run}: #keep\n"
     assert gpt2lab("note", run, "the bump at step 60").code == 0
     assert ids(gpt2lab("runs", "--where", "tags=keep", "--json")) == [run]
-    assert "remarks   #keep the bump at step 60" in gpt2lab("show", run).out
+    assert gpt2lab("note", run).out == f"{run}: the bump at step 60\n"
+    assert "\ntags      #keep\nnote      the bump at step 60\n" in gpt2lab("show", run).out
 
 
 def test_two_runs_are_compared_by_settings_and_curve(gpt2lab: Call, store: Path) -> None:

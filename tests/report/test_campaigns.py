@@ -103,7 +103,9 @@ def test_a_claim_above_its_level_is_marked_and_the_word_stays(made: Callable[...
     assert "not supported over the campaign rope: p 0.02, its level 0.011" in shown
     assert read.verdicts.contrasts[0].word == "better"
     assert (
-        "The 1st and 2nd of 2 hypotheses tried in the campaign rope: 1 called better, 0 worse; at most 0.025" in shown
+        "Hypotheses 1 and 2 of the 2 tried in the campaign rope: of all, 1 called better and 0 worse; if none had an "
+        "effect, at most 0.025 of each would be expected by chance. Of the 1 called better or worse, 1 still holds when"
+        in shown
     )
 
 

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gpt2lab.analysis.planning import MULTIPLES
-from gpt2lab.analysis.results import LOSS, RATE, Study, scope_text, shares_rate
+from gpt2lab.analysis.results import LOSS, RATE, Study, scope_text, shares_rate, target_of
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import number, plural, quantity, setting, time_taken
-from gpt2lab.reports.page import Section, section
+from gpt2lab.reports.page import Remark, Section, section
 from gpt2lab.reports.read import Record, SearchRead, StudyRead, SweepRead
 from gpt2lab.reports.sections import health, tuned
 from gpt2lab.reports.sections.runs import elsewhere
@@ -166,7 +166,7 @@ def deviations(read: StudyRead) -> Section:
     if missing:
         points.append(f"{plural(len(missing), 'declared run')} without a final value; see Runs.")
     if failed := failed_runs(read):
-        points.append(f"Diverged, or no better than token frequencies: {failed}; counted, never dropped.")
+        points.append(f"{failed.head} {failed.text}")
     points += health.deviations(read.once(health.health))
     shared = [run for run in read.runs if run.id in others]
     if shared:
@@ -183,9 +183,16 @@ def deviations(read: StudyRead) -> Section:
     return Section(points=points or ["Nothing that the store knows of."], folded=not points)
 
 
-def failed_runs(read: StudyRead) -> str:
-    """`2 of rotary, 1 of none`; "" where no run failed."""
-    return ", ".join(f"{arm.failed} of {name}" for name, arm in read.arms.items() if arm.failed)
+def failed_runs(read: StudyRead) -> Remark | None:
+    """How many runs failed, what counts as failing, and of which arms they are; None where no run failed."""
+    failed = {name: arm.failed for name, arm in read.arms.items() if arm.failed}
+    if not failed:
+        return None
+    target = target_of(read.metric)
+    alternative = f"above the loss of {target[1]:g}" if target else "no better than guessing by token frequency"
+    arms = ", ".join(f"{count} of {name}" for name, count in failed.items())
+    text = f"Diverged, or {alternative}; counted, never dropped: {arms}."
+    return Remark(f"{plural(sum(failed.values()), 'run')} failed.", text)
 
 
 def _declared_before(study: Study) -> list[str]:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gpt2lab.analysis import Contrast
+from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.alternatives import alternatives, claim
 from gpt2lab.analysis.best_rate import ErrorBudget
+from gpt2lab.analysis.planning import FIRST
 from gpt2lab.analysis.results import LOSS, Study, text_noise
 from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.analysis.wording import decimals, listed
@@ -172,15 +173,32 @@ def _note(read: StudyRead) -> str:
             f", but for {listed(alone)}: decided at a later step of Holm's method, each holds by itself, and those "
             "that hold together are in the CSV and JSON as joint_low and joint_high"
         )
+    holm = f", as p is by Holm's method: {together}" if verdicts.members > 1 else ""
     better = "higher" if verdicts.higher_is_better else "lower"
     return (
         f"Difference: arm minus baseline in {read.measured}, {read.unit}; {better} is better. Below it the "
-        f"{tables.confidence(verdicts)} interval (Welch), adjusted for the family of "
-        f"{plural(verdicts.members, 'contrast')}, as p is by Holm's method: {together}. A difference below {small} was "
+        f"{tables.confidence(verdicts)} interval (Welch){_level(verdicts)}; {_family(verdicts)}"
+        f"{holm}. A difference below {small} was "
         "declared too small to matter. Bpb: bits per byte; ppl: perplexity of the mean. Cost: FLOPs of a whole run, "
         "and training speed, against the baseline's; no speed where those of single runs overlap, as on "
         "a machine that others use."
     )
+
+
+def _level(verdicts: Verdicts) -> str:
+    """Why the intervals are wider than alpha asks for; "" where they are not for this reason."""
+    if not verdicts.extendable or all(contrast.alpha >= verdicts.alpha for contrast in verdicts.contrasts):
+        return ""
+    usual, kept = 100 * (1 - verdicts.alpha), 100 * (1 - FIRST)
+    return (
+        f", not {usual:g} %, because {kept:.0f} % of alpha {verdicts.alpha:g} is kept for seeds that may be added later"
+    )
+
+
+def _family(verdicts: Verdicts) -> str:
+    if verdicts.members == 1:
+        return "a single contrast needs no adjustment"
+    return f"adjusted for the family of {plural(verdicts.members, 'contrast')}"
 
 
 def _forest(read: StudyRead) -> list[style.Picture]:
@@ -194,8 +212,8 @@ def _forest(read: StudyRead) -> list[style.Picture]:
         look = read.looks.get(c.arm, EFFECT)
         effects.append(style.Interval(label, c.difference, c.low, c.high, text, look.colour, look.marker))
     caption = (
-        f"Bars: {tables.confidence(verdicts)} intervals adjusted for the family of "
-        f"{plural(verdicts.members, 'contrast')}; a hollow mark has no interval, an arrow an end outside the frame. "
+        f"Bars: {tables.confidence(verdicts)} intervals, {_family(verdicts)}; a hollow mark has no interval, an "
+        "arrow an end outside the frame. "
         f"Shaded: differences below {verdicts.smallest_effect:g} {read.unit}, declared too small to matter."
     )
     noise = read.study.noise.sd if read.study.noise and read.metric == LOSS else None
