@@ -403,10 +403,12 @@ def _missing_seeds(case: ContrastCase) -> wording.MissingSeeds:
     upper, x, difference = float(planning.sd_upper(sd, df)), case.terms.smallest_effect, abs(case.at["difference"])
     enough = planning.seeds_for_halfwidth(upper, x / 2, alpha=case.level, df_per_seed=gain, weight=case.weight)
     either = max(enough - min(case.sizes), 1)
+    most = min(case.sizes) + min(either - 1, wording.MOST_MORE)
     if difference > x and not case.eligibility.borrow:
-        found = max(planning.seeds_for_power(difference / upper, alpha=case.level) - min(case.sizes), 1)
-        if found < either:
-            return wording.MissingSeeds(found, as_large=True)
+        effect = difference / upper
+        if planning.power(effect, (most, most), alpha=case.level) >= planning.POWER:
+            found = planning.seeds_for_power(effect, alpha=case.level) - min(case.sizes)
+            return wording.MissingSeeds(max(found, 1), as_large=True)
     return wording.MissingSeeds(either)
 
 

@@ -49,6 +49,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Workers train in this process; -> the runs that they were given."""
     executor = InlineExecutor()
     monkeypatch.setattr("gpt2lab.experiments.work.LocalExecutor", lambda *_: executor)
+    monkeypatch.setattr("gpt2lab.runner.job.PLUGINS", [])  # of tests before this one
     monkeypatch.setattr("gpt2lab.experiments.work.is_imported", lambda job: True)  # in a test below, it is
     return executor.trained
 
