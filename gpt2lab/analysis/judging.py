@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpt2lab.analysis import planning, wording
 from gpt2lab.analysis.best_rate import BestRateDifference, WeightedArm
+from gpt2lab.analysis.calibration import power
 from gpt2lab.analysis.planning import Look
 from gpt2lab.analysis.statistics import (
     INFLATION,
@@ -406,7 +407,7 @@ def _missing_seeds(case: ContrastCase) -> wording.MissingSeeds:
     most = min(case.sizes) + min(either - 1, wording.MOST_MORE)
     if difference > x and not case.eligibility.borrow:
         effect = difference / upper
-        if planning.power(effect, (most, most), alpha=case.level) >= planning.POWER:
+        if power(effect, (most, most), alpha=case.level) >= planning.POWER:
             found = planning.seeds_for_power(effect, alpha=case.level) - min(case.sizes)
             return wording.MissingSeeds(max(found, 1), as_large=True)
     return wording.MissingSeeds(either)
