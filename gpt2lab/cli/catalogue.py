@@ -269,6 +269,8 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
             raise ConfigError(
                 f"{', '.join(having)} have a component {what}", hint=f"gpt2lab explain {having[0]}={what}"
             )
+        if not having and what in slots:
+            raise ConfigError(f"'{what}' is a slot, not a component", hint=f"gpt2lab components {what}")
         if not having:
             raise ConfigError(f"'{what}' is not SLOT=NAME, nor a component", hint="gpt2lab explain position=rotary")
         what = f"{having[0]}={what}"

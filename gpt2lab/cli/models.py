@@ -285,6 +285,9 @@ def difference_line(contrast: Contrast) -> str:
 
 # sample ---------------------------------------------------------------------------------------------------------------
 
+NEW_TOKENS = 200
+"""Tokens per sample where the command does not say how many."""
+
 
 def sample(
     source: Model,
@@ -295,7 +298,9 @@ def sample(
         str | None, typer.Option("--prompt-file", help="Read the prompt from a file, or - from standard input.")
     ] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", help="Number of samples, generated together.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Tokens per sample.")] = 200,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Tokens per sample; by default 200, or as many as fit.")
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0: always take the best token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from the k best tokens only.")] = None,
     top_p: Annotated[
@@ -326,7 +331,7 @@ def sample(
     problems: list[Problem] = []
     text = read_prompt(prompt, prompt_file, problems)
     settings = read_settings(
-        problems, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        problems, max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
     )  # fmt: skip
     for option, value, supported in (("precision", precision, PRECISIONS), ("device", device, DEVICES)):
@@ -346,7 +351,10 @@ def sample(
     target = choose_device(device)  # type: ignore[arg-type]
     fill_slots(plugin or ())
     trained = open_trained(source, Store(runs), device=target)
-    continue_text(trained, text, samples, settings, precision, past_end=past_end, window=window, as_json=json_)
+    continue_text(
+        trained, text, samples, settings, precision, past_end=past_end, window=window, as_json=json_,
+        shorten=max_new_tokens is None,
+    )  # fmt: skip
 
 
 def read_prompt(prompt: str | None, file: str | None, problems: list[Problem]) -> str:
@@ -383,9 +391,9 @@ def read_settings(problems: list[Problem], **options: Any) -> Sampling | None:
 
 def continue_text(
     trained: Trained, prompt: str, samples: int, settings: Sampling, precision: str | None, *, past_end: bool,
-    window: bool, as_json: bool,
+    window: bool, as_json: bool, shorten: bool,
 ) -> None:  # fmt: skip
-    """Generate and show. Raises ConfigError when prompt, tokenizer or context do not allow it."""
+    """Generate and show; `shorten` the samples to what the model's positions leave room for. Raises ConfigError when prompt, tokenizer or context do not allow it."""
     from gpt2lab.generation import Continuation, Reader, encoded, generate, refuse_unless_it_fits
     from gpt2lab.training.precision import memory_guard, set_arithmetic
 
@@ -394,6 +402,9 @@ def continue_text(
         raise ConfigError("its tokenizer is not known, so it can neither read nor write text", where=trained.name)
     tokens = encoded(prompt, tokenizer)
     if not window:
+        room = settings.max_new_tokens if model.max_context is None else model.max_context + 1 - len(tokens)
+        if shorten and 0 < room < settings.max_new_tokens:
+            settings = settings.model_copy(update={"max_new_tokens": room})
         refuse_unless_it_fits(model, len(tokens), settings.max_new_tokens)
         total, trained_at = len(tokens) + settings.max_new_tokens, model.config.block_size
         if total > trained_at:

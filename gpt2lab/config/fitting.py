@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from gpt2lab.config.source import Key, Place, YamlSource, dotted
-from gpt2lab.errors import ConfigError, Problem, nearest, synonym, unknown
+from gpt2lab.errors import ConfigError, Problem, edits, nearest, synonym, unknown
 from gpt2lab.schema import Settings, reason, shown, type_name
 
 S = TypeVar("S", bound=Settings)
@@ -126,7 +126,7 @@ def _unknown_key(settings: type[Settings], key: Key) -> str:
     if meant := synonym(name, elsewhere):
         return f"unknown key '{name}'; did you mean '{meant if meant in siblings else elsewhere[meant]}'?"
     other_section = name if name in elsewhere else nearest(name, elsewhere) if guess is None else None
-    if other_section is None or name.casefold() == str(guess).casefold():
+    if other_section is None or (guess is not None and edits(name.casefold(), guess.casefold()) <= 1):
         return unknown("key", name, siblings)
     return f"unknown key '{name}'; did you mean '{elsewhere[other_section]}'?"
 

@@ -254,11 +254,11 @@ def shown_path(path: str) -> str:
 
 def _similar(path: Path) -> str:
     try:
-        names = {file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")}
+        names = {file.stem: file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml")}
     except OSError:
         return ""
-    guess = nearest(path.name, names)
-    return f"; did you mean '{path.with_name(guess)}'?" if guess and guess != path.name else ""
+    guess = nearest(path.stem, names)
+    return f"; did you mean '{path.with_name(names[guess])}'?" if guess and names[guess] != path.name else ""
 
 
 # --- one tree over another: a preset, a file, `--set`, the changes of an arm ---

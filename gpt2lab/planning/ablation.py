@@ -173,8 +173,13 @@ def read_source(source: str | Path | Mapping[str, Any]) -> tuple[YamlSource, Pat
     try:
         return read_file(file), file.parent
     except ConfigError as error:
-        if not file.exists() and len(file.parts) == 1 and not file.suffix:
-            raise ConfigError(unknown("ablation or sweep", file.name, shipped_names()), hint="or a YAML file") from None
+        if not file.exists() and len(file.parts) == 1:
+            if not file.suffix:
+                what = unknown("ablation or sweep", file.name, shipped_names())
+                raise ConfigError(what, hint="or a YAML file") from None
+            if file.suffix in (".yaml", ".yml") and file.stem in shipped_names():
+                what = f"no such file; did you mean '{file.stem}', which comes with gpt2lab?"
+                raise ConfigError(what, where=file.name) from None
         raise error
 
 

@@ -180,7 +180,8 @@ def _gpt2() -> KeptTokenizer:
 
 
 def _not_found(source: str, store: Store) -> ConfigError:
-    """The error for a source that is neither a run nor a folder."""
+    """The error for a source that is neither a run nor a folder. Raises ConfigError for a study."""
+    store.refuse_study(source)
     parent = Path(source).absolute().parent
     names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     guess = nearest(source, [run.id for run in store.runs()]) or nearest(Path(source).name, names)

@@ -531,9 +531,17 @@ class Store:
         known = [folder.id for folder in self.runs()]
         matches = [name for name in known if name.startswith(start)]
         if len(matches) != 1:
+            if not matches:
+                self.refuse_study(start)
             what = f"'{start}' begins {len(matches)} run ids" if matches else unknown("run", start, known[:20])
             raise ConfigError(what, hint="gpt2lab runs")
         return self.run(matches[0])
+
+    def refuse_study(self, name: str) -> None:
+        """Raises ConfigError where what should name a run names a study."""
+        if name in self.studies():
+            what = f"'{name}' is a study, not a run; `gpt2lab runs --where study={name}` lists its runs"
+            raise ConfigError(what, hint=f"gpt2lab report {name}")
 
     def studies(self) -> list[str]:
         """Names of the recorded studies, `<ablation>@<scale>`."""

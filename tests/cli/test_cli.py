@@ -192,6 +192,8 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "--set of a bad value": (["check", POSENC, "--set", "model.n_layer=two"], "--set model.n_layer: 'two' does not"),
     "no such plug-in": (["check", POSENC, "--plugin", "none.py"], "none.py: no such plug-in file"),
     "too many seeds": (["check", POSENC, "--seeds", "101"], "--seeds: from 1 to 100 seeds are expected"),
+    "a shipped file by another name": (["run", "posenc.yml"], "posenc.yml: no such file; did you mean 'posenc', which"),
+    "a slot to explain": (["explain", "mlp"], "'mlp' is a slot, not a component\ntry: gpt2lab components mlp"),
     "unknown slot": (["components", "mpl"], "unknown slot 'mpl'; did you mean 'mlp'"),
     "unknown slot to explain": (["explain", "nrm=rmsnorm"], "unknown slot 'nrm'; did you mean 'norm'"),
     "no SLOT=NAME": (["explain", "rmsnrom"], "'rmsnrom' is not SLOT=NAME, nor a component"),
@@ -202,6 +204,10 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "unknown study": (["report", "posence"], "unknown study or sweep 'posence'; did you mean 'posenc"),
     "unknown study to sync": (["sync", "nosuch"], "unknown study or sweep 'nosuch'"),
     "unknown run": (["show", "zzz"], r"unknown run 'zzz' \(known: "),
+    "a study for a run": (
+        ["show", "posenc@nano"], "'posenc@nano' is a study, not a run; .*\ntry: gpt2lab report posenc@nano"
+    ),
+    "a study to sample": (["sample", "posenc@nano"], "'posenc@nano' is a study, not a run"),
     "several runs": (["show", ""], "'' begins 9 run ids"),
     "unknown preset to prepare": (["data", "prepare", "nanoo"], "unknown preset 'nanoo'; did you mean 'nano'"),
     "no plug-in to test": (["test-plugin", "none.py"], "none.py: no such plug-in file"),

@@ -239,6 +239,7 @@ def test_tokens_are_equal_in_all_arms(file: Path) -> None:
         ("contrasts: [[b]]", "contrasts.0: ['b'] does not fit: a value is missing"),
         ("contrasts: []", "contrasts: an empty list"),
         ("contrasts: b", "contrasts: 'b' does not fit: a list is expected"),
+        ("seed: 3", "seed: unknown key 'seed'; did you mean 'seeds'?"),
         ("seeds: [1, 1]", "each only once"),
         ("seeds: []", "at least one seed"),
         ("seeds: [-1]", "seeds are numbers from 0 to 99"),

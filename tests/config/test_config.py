@@ -110,6 +110,7 @@ CLASHES = {
     "the nearest is 1024": ["training.batch_tokens=1000"],
     "training.batch_tokens: 1024 is no multiple of block_size 100": ["model.block_size=100"],
     "optim.warmup_steps: 80 steps of warm-up in a training of 9": ["training.steps=9"],
+    "in a training of 40 steps; optim.warmup_steps=4 would be a tenth": ["training.steps=40"],
     "8 sequences (batch_tokens / block_size), which is no multiple of 3": ["training.micro_batch_sequences=3"],
     "50 steps of warm-up in a training of 49 steps": ["optim.warmup_steps=50", "training.steps=49"],
     "a pattern of 3 does not fill 4 layers evenly": ["model.norm=[rmsnorm, layernorm, rmsnorm]"],

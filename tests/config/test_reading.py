@@ -142,6 +142,7 @@ def test_e10_what_is_no_mapping_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "a folder" in file_refused(tmp_path)
     (tmp_path / "posenc.yaml").write_text("a: 1\n")
     assert f"did you mean '{tmp_path / 'posenc.yaml'}'" in file_refused(tmp_path / "posnec.yaml")
+    assert "did you mean" not in file_refused(tmp_path / "nofile.yaml")  # alike in nothing but the suffix
     assert "no such file" in file_refused("a\0b") and "no such file" in file_refused("x" * 5000)
     os.mkfifo(tmp_path / "pipe.yaml")  # it would wait for a writer, and the device has no end
     assert "no regular file" in file_refused(tmp_path / "pipe.yaml") and "no regular file" in file_refused("/dev/zero")

@@ -325,7 +325,7 @@ def test_example_files_are_valid(tmp_path: Path, gpt2lab: Call) -> None:
         "my_tasks.py",
         "my_tracker.py",
         "new_head.yaml",
-        "norms.yaml",
+        "new_norms.yaml",
         "poems.py",
         "sine.yaml",
     ]
@@ -333,7 +333,7 @@ def test_example_files_are_valid(tmp_path: Path, gpt2lab: Call) -> None:
     (tmp_path / "my_text" / "a.txt").write_text("to be or not to be\n" * 9000, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        load_ablation(tmp_path / "norms.yaml", scale="nano")
+        load_ablation(tmp_path / "new_norms.yaml", scale="nano")
         trunk = tmp_path / "runs" / "0123456789abcdef"
         trunk.mkdir(parents=True)
         (trunk / "config.yaml").write_text(load_config("nano").to_yaml(), encoding="utf-8")

@@ -102,6 +102,9 @@ def test_what_exceeds_the_context_is_refused_or_slides(call: Call) -> None:
     code, out, err = call("sample", "bytes", "--prompt", "x" * 40, "--max-new-tokens", "30")
     assert code == 2 and not out
     assert "40 tokens of prompt and 30 new ones do not fit" in err and "--max-new-tokens 9, or --window" in err
+    filled = sampled(call, "bytes", "--prompt", "x" * 40)  # the default number of tokens is cut to the room there is
+    assert len(filled["samples"][0]["tokens"]) == 9  # type: ignore[index]
+    assert "a prompt of at most 48 tokens" in call("sample", "bytes", "--prompt", "x" * 49)[2]
     slid = sampled(call, "bytes", "--prompt", "x" * 60, "--max-new-tokens", "99", "--window")
     assert len(slid["samples"][0]["tokens"]) == 99  # type: ignore[index]
     code, _, err = call("sample", "rotary", "--prompt", "x" * 40, "--max-new-tokens", "30")
