@@ -331,7 +331,8 @@ def sample(
     problems: list[Problem] = []
     text = read_prompt(prompt, prompt_file, problems)
     settings = read_settings(
-        problems, max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        problems, max_new_tokens=NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
     )  # fmt: skip
     for option, value, supported in (("precision", precision, PRECISIONS), ("device", device, DEVICES)):
@@ -393,7 +394,8 @@ def continue_text(
     trained: Trained, prompt: str, samples: int, settings: Sampling, precision: str | None, *, past_end: bool,
     window: bool, as_json: bool, shorten: bool,
 ) -> None:  # fmt: skip
-    """Generate and show; `shorten` the samples to what the model's positions leave room for. Raises ConfigError when prompt, tokenizer or context do not allow it."""
+    """Generate and show; `shorten` the samples to what the model's positions leave room for. Raises
+    ConfigError when prompt, tokenizer or context do not allow it."""
     from gpt2lab.generation import Continuation, Reader, encoded, generate, refuse_unless_it_fits
     from gpt2lab.training.precision import memory_guard, set_arithmetic
 
