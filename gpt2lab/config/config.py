@@ -380,9 +380,9 @@ def _lengths(config: Config) -> Iterator[Complaint]:
     """Steps, batches and contexts."""
     training, evaluation, block_size = config.training, config.evaluation, config.model.block_size
     yield from _problems(training.problems(block_size), "model.block_size")
-    for problem in config.optim.problems(training.steps):
+    for too_long in config.optim.problems(training.steps):
         advice = f"; optim.warmup_steps={training.steps // 10} would be a tenth"
-        yield _complaint(problem.what + advice, f"{problem.where} training.steps")
+        yield _complaint(too_long.what + advice, f"{too_long.where} training.steps")
     if config.branch and config.first_step >= training.steps:
         problem = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
         yield _complaint(problem, "training.steps branch")
