@@ -367,7 +367,7 @@ def note(
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Write or show a note about a run, or the conclusion of a study. `show` and `runs --json` have the notes of runs;
+    """Write or show a note about a run, or a study's conclusion. `show` and `runs --json` have the notes of runs;
     a conclusion stands on the study's page."""
     from gpt2lab.basics.text import harmless
 
