@@ -33,20 +33,26 @@ def nodes() -> Iterator[tuple[str, ...]]:
     """Two namespaces, joined by a cable."""
     if os.geteuid() or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the command ip (Debian: iproute2)")
+    remove_nodes()  # of a run that was killed
     try:
-        for name in NODES:
-            ip("netns", "add", name)
+        ip("netns", "add", NODES[0])
+    except subprocess.CalledProcessError as error:  # as in most containers; what comes after it must work
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    try:
+        ip("netns", "add", NODES[1])
         ip("link", "add", LINK, "netns", NODES[0], "type", "veth", "peer", "name", LINK, "netns", NODES[1])
         for number, name in enumerate(NODES):
             ip("-n", name, "address", "add", f"10.77.0.{number + 1}/24", "dev", LINK)
             for device in ("lo", LINK):
                 ip("-n", name, "link", "set", device, "up")
         yield NODES
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
     finally:
-        for name in NODES:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+        remove_nodes()
+
+
+def remove_nodes() -> None:
+    for name in NODES:
+        subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
 def start(preset: Path, root: Path, ranks_each: int) -> list[subprocess.Popen[str]]:
