@@ -27,6 +27,8 @@ from gpt2lab.store import Store, make_folder
 
 LOOK_SECONDS, QUEUE_SECONDS = 0.5, 5.0
 """Between two looks into the store, and between two calls of squeue."""
+SETTLED_SECONDS = 4.0
+"""For which a reason to wait must stand: until its scheduler has come to a job, Slurm gives a preliminary one."""
 ORDINARY = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Prolog", ""}
 """Reasons to wait that end by themselves."""
 NOTHING_LEFT = "nothing else is left to do"
@@ -72,6 +74,8 @@ class SlurmExecutor:
     _endings: dict[str, Ending] = field(default_factory=dict, init=False)
     _array: str = field(default="", init=False)
     _queue: list[Worker] = field(default_factory=list, init=False)
+    _reasons: dict[str, float] = field(default_factory=dict, init=False)
+    """why workers wait -> since when"""
     _looked: float = field(default=float("-inf"), init=False)
     _said: set[str] = field(default_factory=set, init=False)
     _root: Path = field(default=Path(), init=False)
@@ -214,9 +218,12 @@ class SlurmExecutor:
             self._say(error.problems[0].what)
             return self._queue
         self._queue = [Worker(*fields) for line in lines if len(fields := line.strip().split("|")) == 3]
-        for worker in self._queue:
-            if worker.state == "PENDING" and worker.reason not in ORDINARY:
-                self._say(f"Slurm keeps workers of {self.name} waiting: {worker.reason}")
+        seen = self._reasons
+        reasons = {w.reason for w in self._queue if w.state == "PENDING"} - ORDINARY
+        self._reasons = {reason: seen.get(reason, time.monotonic()) for reason in sorted(reasons)}
+        for reason, since in self._reasons.items():
+            if time.monotonic() >= since + SETTLED_SECONDS:
+                self._say(f"Slurm keeps workers of {self.name} waiting: {reason}")
         return self._queue
 
     def _scancel(self, *options: str) -> None:

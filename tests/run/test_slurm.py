@@ -36,6 +36,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "SETTLED_SECONDS", 0.0)
     monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.02)
     (made.folder / "idle").write_text("Priority")
     return made
