@@ -121,8 +121,15 @@ class Standing:
     campaign: Campaign
     problems: Sequence[str] = ()
 
+    @property
+    def alone(self) -> bool:
+        """Whether nothing but this study was tried so far, so that its own family is all that there is to correct."""
+        return len(self.campaign.tried) <= sum(hypothesis.number is not None for hypothesis in self.own)
+
     def unsupported(self, contrast: Contrast) -> str:
         """What the campaign says against a claim of the study; "" where nothing."""
+        if self.alone:
+            return ""
         named = (contrast.arm, contrast.against)
         found = next((hypothesis for hypothesis in self.own if (hypothesis.arm, hypothesis.against) == named), None)
         if found is None or found.supported is not False or found.p is None or found.level is None:

@@ -120,7 +120,7 @@ def terminal_summary(
     lines += [Text(f"{failed.head} {failed.text}", style="yellow")] if (failed := failed_runs(read)) else []
     lines += [Text(line)] if (line := holding(read)) else []
     lines += [Text(line) for c in read.verdicts.contrasts if (line := tuned.summary(read, c))]
-    lines += [Text(" ".join(read.standing.sentences()))] if read.standing else []
+    lines += [Text(" ".join(read.standing.sentences()))] if read.standing and not read.standing.alone else []
     lines += [Text(f"earlier declarations: {', '.join(earlier)}")] if (earlier := read.store.earlier(read.name)) else []
     place = page_place(page_folder(out, read.name), kept=kept)
     return Group(terminal_table(titles, rows, study.question), *lines, place)

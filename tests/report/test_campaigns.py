@@ -92,21 +92,33 @@ def test_screens_are_listed_without_a_number(made: Callable[..., Any]) -> None:
 
 
 def test_a_claim_above_its_level_is_marked_and_the_word_stays(made: Callable[..., Any]) -> None:
+    made(name="other@nano", ablation="other", hash="6f" * 8, contrasts=[["none", "rotary"]])
     record, store = made()
     lines = [json.loads(line) for line in (store.root / FILE).read_text().splitlines()]
-    assert lines[1]["contrasts"][0]["supported"] is True
+    assert lines[-1]["contrasts"][0]["supported"] is True
     standing = standing_of(record, store)
     assert standing is not None and not standing.problems
     weak = replace(standing.own[0], p=0.02, supported=False)
     read = replace(read_study(record.name, store.root), standing=replace(standing, own=[weak, *standing.own[1:]]))
     shown = render_markdown(build(read))
-    assert "not supported over the campaign rope: p 0.02, its level 0.011" in shown
+    assert f"not supported over the campaign rope: p 0.02, its level {weak.level:.2g}" in shown
     assert read.verdicts.contrasts[0].word == "better"
     assert (
-        "Hypotheses 1 and 2 of the 2 tried in the campaign rope: of all, 1 called better and 0 worse; if none had an "
-        "effect, at most 0.025 of each would be expected by chance. Of the 1 called better or worse, 1 still holds when"
+        "Hypotheses 2 and 3 of the 3 tried in the campaign rope: of all, 1 called better and 1 worse; if none had an "
+        "effect, at most 0.05 of each would be expected by chance. Of the 2 called better or worse, 2 still hold when"
         in shown
     )
+
+
+def test_a_first_study_has_no_mark_of_its_campaign(made: Callable[..., Any]) -> None:
+    """Its own family is all that was tried, and is corrected for already; the section lists the levels."""
+    record, store = made()
+    standing = standing_of(record, store)
+    assert standing is not None and standing.alone
+    weak = replace(standing.own[0], p=0.02, supported=False)
+    read = replace(read_study(record.name, store.root), standing=replace(standing, own=[weak, *standing.own[1:]]))
+    shown = render_markdown(build(read))
+    assert "not supported over" not in shown and "Hypotheses 1 and 2 of the 2 tried in the campaign rope: " in shown
 
 
 def test_a_page_says_what_was_tried_by_then(made: Callable[..., Any]) -> None:
