@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 import tempfile
@@ -84,6 +85,8 @@ for command in COMMANDS:
         app.command(command.__name__.strip("_").replace("_", "-"))(command)
 
 READER_GONE = 141
+COLLECTED_AFTER = (50_000, 10, 10)
+"""Thresholds of Python's garbage collector: with its defaults it visits what imports made again and again."""
 TRAINS = {"run", "work", "try", "sweep", "train", "baseline", "noise", "adopt"}
 # typer brings its own click since 0.16 or so, and used the installed one before: of both, this is the usage error
 USAGE: type[Any] = typer.BadParameter.__bases__[0]
@@ -92,12 +95,15 @@ USAGE: type[Any] = typer.BadParameter.__bases__[0]
 def main(app: typer.Typer = app) -> None:
     """Run one command. Errors show where, what and what to do next; a traceback only with `--debug`
     anywhere on the line."""
+    gc.set_threshold(*COLLECTED_AFTER)
     words = [word for word in sys.argv[1:] if word != "--debug"]
     make_output_lossy()
     stop_command()
     code = execute(words, "--debug" in sys.argv, app)
     ignore_stops()
-    sys.exit(with_losses(code, words))
+    code = with_losses(code, words)
+    gc.freeze()  # or Python would visit every object of torch before it ends, which takes half as long as its import
+    sys.exit(code)
 
 
 def with_losses(code: int, words: list[str]) -> int:

@@ -119,8 +119,11 @@ def run(
     json_: Json = False,
 ) -> None:  # fmt: skip
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
+    from gpt2lab.basics.early import started_early
     from gpt2lab.basics.progress import console_for
 
+    known = any((runs / "studies").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing
+    context.with_resource(started_early(wanted=executor == LOCAL and not dry_run and not known))
     place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
     if price is not None and not dry_run and is_typed(context, "price"):
         raise typer.BadParameter("has no effect without --dry-run", param_hint="--price")

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from gpt2lab.basics import faults
+from gpt2lab.basics.early import Server, take
 from gpt2lab.basics.output import make_output_lossy
 from gpt2lab.basics.redaction import masked
 from gpt2lab.basics.signals import PARENT, STOP_SIGNALS, die_with_parent
@@ -39,9 +40,6 @@ from gpt2lab.runner import Job, StopRequest, work
 
 PRELOADED = ("numpy.random", "torch._dynamo")
 """What a run imports beyond the runner itself; the second, which every optimizer imports, takes a second."""
-
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-"""For the server: a pool of threads would not survive the fork. A run sets its own number."""
 
 LOST = 1000
 """A return code that no process has: of a worker whose server ended first, so that its own is not known."""
@@ -95,68 +93,51 @@ class ForkServer:
     """The server process as the executor sees it; one that was killed is replaced when the next worker is needed."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
         self.launched = 0
-        self._socket: socket.socket
-        self._output: IO[bytes]
+        self._server: Server | None = None
         self._ending = ""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """That of the present server."""
+        return self._server.process if self._server else None
 
     def start(self, job: Job, environment: Mapping[str, str], log: IO[str]) -> Forked:
         """Request a worker in `environment` that prints into `log`. Returns before it runs."""
-        if self.process is None or self.process.poll() is not None:
+        if self._server is None or self._server.process.poll() is not None:
             self.close()
-            self._launch()
+            self.launched += 1
+            self._server = take()
         ours, theirs = os.pipe()
         with tempfile.TemporaryFile("w+") as request:
             json.dump({"job": str(job.path), "environment": dict(environment), "folder": os.getcwd()}, request)
             request.seek(0)
             with contextlib.suppress(OSError):  # the server is gone, and so the pipe will end
-                socket.send_fds(self._socket, [b"."], [request.fileno(), log.fileno(), theirs])
+                socket.send_fds(self._server.connection, [b"."], [request.fileno(), log.fileno(), theirs])
         os.close(theirs)
         return Forked(ours)
 
-    def _launch(self) -> None:
-        self.launched += 1
-        self._socket, theirs = socket.socketpair()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        with theirs, contextlib.ExitStack() as stack:
-            stack.callback(self._socket.close)
-            stack.callback(self._output.close)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "gpt2lab.executors.fork_server", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                env={**os.environ, **ONE_THREAD, PARENT: str(os.getpid())},
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-            stack.pop_all()
-
     def ending(self) -> str:
         """How the last server that ended did so, with the last line that it printed: it prints only when it fails."""
-        if self.process is not None:
+        if self._server is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):  # its pipes end a moment before itself
-                code = self.process.wait(1)
-                self._output.seek(0)
-                lines = self._output.read().decode(errors="replace").strip().splitlines()
+                code = self._server.process.wait(1)
+                self._server.output.seek(0)
+                lines = self._server.output.read().decode(errors="replace").strip().splitlines()
                 how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 self._ending = f"{how}: {lines[-1]}" if lines else how
         return self._ending
 
     def kill(self) -> None:
         """End the server at once; may be called from a signal handler."""
-        if self.process is not None:
-            self.process.kill()
+        if self._server is not None:
+            self._server.process.kill()
 
     def close(self) -> None:
         """End the server; the kernel then signals workers that still run."""
-        if self.process is not None:
-            self._socket.close()
-            self.process.kill()
-            self.process.wait()
-            self._output.close()
-            self.process = None
+        if self._server is not None:
+            self._server.end()
+            self._server = None
 
 
 def wait_readable(descriptors: Iterable[int], seconds: float | None) -> list[int]:
@@ -173,8 +154,10 @@ def wait_readable(descriptors: Iterable[int], seconds: float | None) -> list[int
 def serve(connection: socket.socket) -> None:
     """Fork a worker for every request and report its process id and exit code, until the executor is gone."""
     die_with_parent(signal.SIGKILL)
+    gc.disable()
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.enable()
     gc.collect()
     gc.freeze()  # a worker's collector need not look at, and so copy, what was imported
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are for workers, which unblock them when they listen

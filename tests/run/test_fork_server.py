@@ -18,6 +18,7 @@ import pytest
 from workers import folder_of, is_alive, jobs_of, replace_in, rows_of, wait_until
 
 from gpt2lab import api
+from gpt2lab.basics import early
 from gpt2lab.errors import LockHeld, Preempted
 from gpt2lab.executors.fork_server import Forked, ForkServer
 from gpt2lab.executors.local import SERVERS, LocalExecutor, Start, start_process
@@ -296,3 +297,19 @@ def test_within_a_seed_the_costliest_run_is_started_first(tiny: Path) -> None:
     random.Random(1).shuffle(runs)
     order = [(run.seed, run.arm) for run in longest_first(runs, plan)]
     assert order == [(seed, arm) for seed in (0, 1) for arm in ("deep", "learned", "flat")]
+
+
+def test_a_server_that_was_started_early_serves_the_first_executor_and_an_unused_one_ends(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, executor = jobs_of(tiny)[0], LocalExecutor(1)
+    with early.started_early(wanted=True):
+        assert not early._early  # this process has imported torch, so nothing would be gained
+    monkeypatch.delitem(sys.modules, "torch")
+    with early.started_early(wanted=True):
+        (server,) = early._early
+        assert Scheduler(executor).run([job]) == {job.run_id: "done"}
+        assert executor._server.launched == 1 and server.process.returncode == -signal.SIGKILL and not early._early
+    with early.started_early(wanted=True):
+        (unused,) = early._early
+    assert unused.process.returncode == -signal.SIGKILL and not early._early
