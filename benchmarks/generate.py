@@ -18,7 +18,7 @@ import typer
 from torch import Tensor
 
 from benchmarks import options as o
-from benchmarks.sides import NanoGPT, Side, Transformers, Work, other_side, plain_model, work_named
+from benchmarks.sides import NanoGPT, Side, Transformers, Work, other_side, plain_model, work_against
 from benchmarks.turns import time_sides
 from gpt2lab import generation
 from gpt2lab.errors import ConfigError
@@ -28,17 +28,18 @@ from gpt2lab.training.precision import AUTOCAST, Precision
 
 @dataclass(frozen=True)
 class Passage:
-    """What is generated. config: whose sizes the model has.  sequences: in a batch."""
+    """What is generated. config: whose sizes the model has.  sequences: in a batch.  vs: see `work_against`."""
 
     config: str = "c"
     sequences: int = 1
     prompt_tokens: int = 24
     new_tokens: int = 128
+    vs: str = "plain"
 
     @property
     def work(self) -> Work:
         """The model's sizes, with biases, as GPT-2 has them. Raises ConfigError for an unknown one."""
-        return replace(work_named(self.config), sequences=self.sequences, bias=True)
+        return replace(work_against(self.vs, self.config), sequences=self.sequences, bias=True)
 
     def prompts(self) -> Tensor:
         """Random tokens.  -> (B, P) int64"""
@@ -221,7 +222,7 @@ def generate(
     cold: Annotated[
         bool, typer.Option("--cold", help="Count what ours does before the first token, as in one `gpt2lab sample`.")
     ] = False,
-    blocks: o.Blocks = 5,
+    blocks: o.Blocks = 7,
     threads: o.Threads = None,
     device: o.Device = "cpu",
     json_: o.Json = False,
@@ -229,7 +230,7 @@ def generate(
     """Time our generation and another's in turns: same weights, same prompts, the best token each time."""
     place = o.chosen_device(device, threads, *o.precisions(precision, vs_precision, o.PRECISIONS[:2]))
     specs = (GenerationSpec("gpt2lab", precision, cold), GenerationSpec(vs, vs_precision))  # type: ignore[arg-type]
-    found = compare_generation(Passage(config, batch, prompt, tokens), specs, place, blocks=blocks)
+    found = compare_generation(Passage(config, batch, prompt, tokens, vs), specs, place, blocks=blocks)
     if json_:
         print(json.dumps(asdict(found)))
         return
@@ -239,7 +240,7 @@ def generate(
         table.add_row(
             side.name, side.precision, f"{side.milliseconds:.1f}", spread, f"{side.tokens_per_second:.1f}"
         )  # fmt: skip
-    words = o.verdict(found.sides[0].name, found.sides[1].name, found.ratio, found.interval)
+    words = o.verdict(*o.names_of(*found.sides), found.ratio, found.interval)
     said = (
         f"configuration {config}, batch {batch}, {prompt} tokens of prompt and {tokens} new: {words} "
         f"({found.blocks} blocks each, {found.device}, {found.threads} threads); "

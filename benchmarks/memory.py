@@ -16,9 +16,10 @@ import torch
 import typer
 
 from benchmarks import options as o
-from benchmarks.sides import Spec, Work, work_named
+from benchmarks.sides import Spec, Work, work_against
 from gpt2lab.basics.text import memory as in_units
 from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.registry import Choice
 from gpt2lab.training.allocator import high_water, keep_memory
 from gpt2lab.training.precision import set_threads
 
@@ -51,7 +52,8 @@ def measure(question: Mapping[str, Any]) -> int:
     set_threads(question["threads"])
     if question["spec"]["name"] == "gpt2lab":
         keep_memory()  # as workers do
-    device, spec, work = torch.device(question["device"]), Spec(**question["spec"]), Work(**question["work"])
+    device, spec, sizes = torch.device(question["device"]), Spec(**question["spec"]), question["work"]
+    work = Work(**{**sizes, "choice": sizes["choice"] and Choice(**sizes["choice"])})
     train(spec, replace(work, n_layer=1, n_head=1, n_embd=8, block_size=8, sequences=1, vocab_size=8), device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -88,7 +90,7 @@ def memory(
     """Measure the peak memory of training against batch and vocabulary, each in a process of its own."""
     place = o.chosen_device(device, threads, *o.precisions(precision, vs_precision))
     at = torch.get_num_threads()
-    base = replace(work_named(config), bias=vs == "transformers")
+    base = work_against(vs, config)
     specs = (Spec("gpt2lab", precision), Spec(vs, vs_precision))  # type: ignore[arg-type]
     rows: list[dict[str, Any]] = []
     for vocab_size in integers(vocabularies, "--vocabularies"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 import typer
@@ -28,7 +28,7 @@ Versus = Annotated[
 ]
 Precision = Annotated[str, typer.Option("--precision", help="Of our matrix products: fp32, bf16 or fp16.")]
 OtherPrecision = Annotated[str, typer.Option("--vs-precision", help="Of the other side's: fp32 or bf16.")]
-Blocks = Annotated[int, typer.Option("--blocks", help="Blocks of each side, in turns.", min=1)]
+Blocks = Annotated[int, typer.Option("--blocks", help="Blocks of each side, in turns; six give an interval.", min=1)]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.", min=1)]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, mps or auto.")]
 
@@ -65,6 +65,21 @@ def show(table: Table, said: str = "") -> None:
     console.print(table)
     if said:
         console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+class Named(Protocol):
+    """A side with the precision of its matrix products."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
+
+def names_of(ours: Named, theirs: Named) -> tuple[str, str]:
+    """Both names; with the precisions where these differ."""
+    unequal = ours.precision != theirs.precision
+    return tuple(f"{side.name} in {side.precision}" if unequal else side.name for side in (ours, theirs))  # type: ignore[return-value]
 
 
 def verdict(ours: str, theirs: str, ratio: float, interval: tuple[float, float] | None) -> str:

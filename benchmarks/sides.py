@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
@@ -25,11 +25,11 @@ from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
 from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.optim.groups import OptimConfig, build_optimizers
 from gpt2lab.pretrained import from_hf, to_hf
-from gpt2lab.registry import Choice
+from gpt2lab.registry import SLOTS, Choice
 from gpt2lab.testing import placed
 from gpt2lab.training.compiling import compiled
 from gpt2lab.training.loop import StepRecord, steps
-from gpt2lab.training.precision import Precision, autocast, loss_scaler
+from gpt2lab.training.precision import AUTOCAST, Precision, autocast, loss_scaler
 from gpt2lab.training.settings import TrainingConfig
 from gpt2lab.training.state import TrainState
 
@@ -99,6 +99,14 @@ def work_named(name: str) -> Work:
     if name not in WORKS:
         raise ConfigError(unknown("configuration", name, WORKS), where="--config")
     return WORKS[name]
+
+
+def work_against(vs: str, config: str) -> Work:
+    """That configuration with what the other side has no choice in, so that both compute the same: transformers knows
+    no GPT-2 without biases, and nanoGPT's GELU is the exact one. Raises ConfigError."""
+    work, kind = work_named(config), vs.partition("=")[0]
+    return replace(work, bias=work.bias or kind == "transformers",
+                   choice=SLOTS["model.mlp"].read("gelu") if kind == "nanogpt" else work.choice)  # fmt: skip
 
 
 class Side(Protocol):
@@ -296,3 +304,37 @@ class Spec:
             other = (PlainSide if kind == "plain" else Transformers)(work, device)
         other.precision = self.precision
         return other
+
+
+class ProductSide:
+    """One product of two square matrices at each step."""
+
+    name = "matrix product"
+
+    def __init__(self, size: int, precision: Precision, device: torch.device) -> None:
+        self.precision = precision
+        generator = torch.Generator(device).manual_seed(0)
+        # random values: GPUs multiply regular patterns with less power, hence faster
+        values = torch.randn(size, size, device=device, generator=generator)
+        self.matrix = values.to(AUTOCAST.get(precision, torch.float32))
+
+    def step(self) -> float:
+        return float((self.matrix @ self.matrix)[0, 0].item())
+
+
+@dataclass(frozen=True)
+class Product:
+    """The recipe of such a side. size: rows and columns."""
+
+    size: int
+    precision: Precision = "fp32"
+    name: str = ProductSide.name
+
+    @property
+    def flops(self) -> float:
+        """Of one product."""
+        return 2.0 * self.size**3
+
+    def make(self, work: Any, device: torch.device) -> Side:
+        """The side, ready to multiply, whatever work the others have."""
+        return ProductSide(self.size, self.precision, device)

@@ -1,9 +1,10 @@
-"""`step`: our training step and another's timed in turns, on the same weights and batches."""
+"""`step`: our training step and another's timed in turns, on the same weights and batches, with one large matrix
+product in the turn after them, which is the limit of both."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Annotated
 
@@ -12,13 +13,11 @@ import typer
 
 from benchmarks import options as o
 from benchmarks.memory import peak_bytes
-from benchmarks.sides import Spec, Work, work_named
+from benchmarks.sides import Product, Spec, Work, work_against
 from benchmarks.turns import time_sides
 from gpt2lab.basics.text import memory as in_units
 from gpt2lab.basics.text import quantity
-from gpt2lab.inspection.costs import costs, matmul_flops
-from gpt2lab.training.precision import Precision
-
+from gpt2lab.inspection.costs import costs
 WARM_UP_STEPS = 2
 LIMIT_SIZE, GPU_LIMIT_SIZE = 2048, 8192
 
@@ -26,7 +25,8 @@ LIMIT_SIZE, GPU_LIMIT_SIZE = 2048, 8192
 @dataclass(frozen=True)
 class SideResult:
     """One side. milliseconds: a step, the median; low and high: the fastest and slowest block's.  of_limit: its model
-    FLOP/s as a share of what a large matrix product reaches here in the same precision.  losses: of the first steps."""
+    FLOP/s as a share of what a large matrix product in the same precision reaches in the blocks between, the median.
+    losses: of the first steps."""
 
     name: str
     precision: str
@@ -60,20 +60,21 @@ def compare(
 ) -> Comparison:
     """Time both sides over `blocks` blocks each, and measure their memory in processes of their own."""
     threads = torch.get_num_threads()
-    timing = time_sides(specs, work, device, blocks=blocks, first_steps=WARM_UP_STEPS)
     size = GPU_LIMIT_SIZE if device.type == "cuda" else LIMIT_SIZE
-    limits = {precision: matmul_flops(device, precision, threads, size) for precision in set(timing.precisions)}
+    products = [Product(size, precision) for precision in dict.fromkeys(spec.precision for spec in specs)]
+    timing = time_sides([*specs, *products], work, device, blocks=blocks, first_steps=WARM_UP_STEPS)
+    speeds = {p.precision: [p.flops / s for s in taken] for p, taken in zip(products, timing.seconds[2:], strict=True)}
     flops = costs(work.model()).flops_per_token * work.tokens
 
-    def result(name: str, precision: Precision, taken: list[float], losses: list[float], spec: Spec) -> SideResult:
-        each, limit = median(taken), limits[precision]
+    def result(spec: Spec, name: str, taken: list[float], losses: list[float]) -> SideResult:
+        each, limits = median(taken), speeds[spec.precision]
         return SideResult(
-            name, precision, 1000 * each, 1000 * min(taken), 1000 * max(taken), work.tokens / each,
-            flops / each, limit, flops / each / limit,
+            name, spec.precision, 1000 * each, 1000 * min(taken), 1000 * max(taken), work.tokens / each,
+            flops / each, median(limits), median(flops / s / limit for s, limit in zip(taken, limits, strict=True)),
             peak_bytes(spec, work, device, threads) if memory else None, tuple(losses),
         )  # fmt: skip
 
-    ours, theirs = map(result, timing.names, timing.precisions, timing.seconds, timing.values, specs)
+    ours, theirs = map(result, specs, timing.names, timing.seconds, timing.values)
     return Comparison(config, work, device.type, threads, blocks, (ours, theirs), timing.ratio, timing.interval)
 
 
@@ -84,7 +85,7 @@ def step(
     precision: o.Precision = "fp32",
     vs_precision: o.OtherPrecision = "fp32",
     compile_: Annotated[bool, typer.Option("--compile", help="Compile our model.")] = False,
-    blocks: o.Blocks = 5,
+    blocks: o.Blocks = 7,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Time only; memory takes a process each.")] = False,
     threads: o.Threads = None,
     device: o.Device = "cpu",
@@ -94,9 +95,7 @@ def step(
     place = o.chosen_device(
         device, threads, ("--model", model, ("gpt2lab", "plain")), *o.precisions(precision, vs_precision)
     )
-    work = work_named(config)
-    if vs == "transformers":
-        work = replace(work, bias=True)  # it knows no GPT-2 without
+    work = work_against(vs, config)
     ours = Spec("gpt2lab", precision, plain_model=model == "plain", compile=compile_)  # type: ignore[arg-type]
     found = compare(config, work, (ours, Spec(vs, vs_precision)), place, blocks=blocks, memory=not no_memory)  # type: ignore[arg-type]
     if json_:
@@ -109,6 +108,6 @@ def step(
             quantity(side.tokens_per_second), quantity(side.flops_per_second), f"{100 * side.of_limit:.0f} %",
             in_units(side.peak_memory_bytes),
         )  # fmt: skip
-    words = o.verdict(found.sides[0].name, found.sides[1].name, found.ratio, found.interval)
+    words = o.verdict(*o.names_of(*found.sides), found.ratio, found.interval)
     counted = f"({found.blocks} blocks each, {found.device}, {found.threads} threads)"
     o.show(table, f"configuration {found.config}: {words} {counted}")

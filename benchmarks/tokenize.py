@@ -117,7 +117,7 @@ def tokenize(
         str, typer.Option("--corpus", help="As shakespeare, or '{name: text, paths: [FILE]}'.")
     ] = "shakespeare",
     processes: Annotated[int | None, typer.Option("--processes", help="Ours; threads of tiktoken.", min=1)] = None,
-    blocks: o.Blocks = 5,
+    blocks: o.Blocks = 7,
     json_: o.Json = False,
 ) -> None:
     """Time tokenizing with GPT-2's tokenizer as `data prepare` does it, and tiktoken's own batch call, in turns.

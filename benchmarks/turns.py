@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import pickle
 import statistics
@@ -127,19 +126,17 @@ def in_turns(sides: Sequence[Timed], blocks: int) -> list[list[float]]:
 
 
 def ratio_of(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """How many times as fast ours is: the geometric mean over pairs of neighbouring blocks, and its t interval."""
-    logs = [math.log(a / b) for a, b in zip(theirs, ours, strict=True)]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(mean), None
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), (math.exp(mean - reach), math.exp(mean + reach))
+    """How many times as fast ours is: the median over pairs of neighbouring blocks, which a few blocks with other load
+    do not move, and its interval between two of those ratios, by the binomial distribution; None below six pairs."""
+    ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
+    outside = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(ratios), 0.5)) - 1
+    return statistics.median(ratios), (ratios[outside], ratios[-1 - outside]) if outside >= 0 else None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Two sides timed in turns, ours first. values: what the first steps computed. seconds: per step, of every block.
-    ratio, interval: see `ratio_of`."""
+    """Sides timed in turns, ours first, then the other. values: what the first steps computed. seconds: per step, of
+    every block. ratio, interval: of these two, see `ratio_of`."""
 
     names: list[str]
     precisions: list[Precision]
@@ -150,9 +147,9 @@ class Timing:
 
 
 def time_sides(
-    recipes: tuple[Recipe, Recipe], work: Any, device: torch.device, *, blocks: int, first_steps: int
+    recipes: Sequence[Recipe], work: Any, device: torch.device, *, blocks: int, first_steps: int
 ) -> Timing:
-    """Time both sides over `blocks` blocks each, in turns and in processes of their own."""
+    """Time two or more sides over `blocks` blocks each, in turns and in processes of their own."""
     with ExitStack() as stack:
         sides = [stack.enter_context(SideProcess(r, work, device, torch.get_num_threads())) for r in recipes]
         values = [side.run(first_steps)[1] for side in sides]
