@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.moderated import best_power
+from benchmarks.moderated import CANDIDATES, FALLS_BACK, LIMMA, ONE_SIDED, best_power, moderated
 from gpt2lab.analysis.calibration import power
-from gpt2lab.analysis.moderated import CANDIDATES, FALLS_BACK, LIMMA, ONE_SIDED, moderated
 
 
 @pytest.mark.parametrize("kind", CANDIDATES)
