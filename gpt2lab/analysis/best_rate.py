@@ -1,4 +1,4 @@
-"""The difference between arms at their best learning rates, given the trials of a search; and how to narrow it.
+"""The difference between arms at their best learning rates, given the trials of a search.
 
 A search picks the best of a few rates on a grid, by noisy losses. So each arm is evaluated somewhat off its best rate,
 by an amount that further seeds at that rate cannot show. Two arms that are equal at their best rates would then be
@@ -15,16 +15,12 @@ Shapes: P points of a curve, S candidate best rates, L candidate lowest losses.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-import scipy
 from numpy.typing import ArrayLike, NDArray
-
-from gpt2lab.analysis.calibration import degrees, nominal_level
-from gpt2lab.basics.text import plural
 
 Array = NDArray[np.float64]
 
@@ -66,17 +62,16 @@ class WeightedArm:
 class BestRateDifference:
     """A sum of weights x lowest losses of several arms, and its profile likelihood."""
 
-    def __init__(self, arms: Sequence[WeightedArm], sizes: Sequence[int] = ()) -> None:
-        """sizes: seeds per arm to assume in place of the actual ones, to forecast the effect of more of them."""
+    def __init__(self, arms: Sequence[WeightedArm]) -> None:
         spreads = np.array([arm.losses.var(ddof=1) for arm in arms])
         variances = np.maximum(spreads, 1e-6 * spreads.max())  # avoid zero variances
-        self._arms = list(zip(arms, variances, sizes or [len(arm.losses) for arm in arms], strict=True))
+        self._arms = list(zip(arms, variances, strict=True))
         self.difference = float(sum(arm.weight * arm.losses.mean() for arm in arms))
         """at the settings that were chosen"""
-        self._se = math.sqrt(sum(arm.weight**2 * variance / n for arm, variance, n in self._arms))
+        self._se = math.sqrt(sum(arm.weight**2 * variance / len(arm.losses) for arm, variance in self._arms))
         self._reach = sum(
             abs(arm.weight) * float(np.ptp(_near(arm.search, math.sqrt(variance))[1]))
-            for arm, variance, _ in self._arms
+            for arm, variance in self._arms
             if arm.search
         )  # no lowest loss lies further below the trials
         self._intervals: dict[float, tuple[float, float]] = {}
@@ -102,7 +97,7 @@ class BestRateDifference:
     def _distances(self, span: float) -> tuple[Array, Array]:
         """Distances over a grid of differences that reaches `span` to either side.  -> (L,), (L,)"""
         offsets = np.linspace(-span, span, 2 * STEPS + 1)
-        deviances = [_deviance(arm, variance, n, offsets / arm.weight) for arm, variance, n in self._arms]
+        deviances = [_deviance(arm, variance, offsets / arm.weight) for arm, variance in self._arms]
         total = reduce(_least_sum, deviances)
         return self.difference + offsets, np.sqrt(np.maximum(total - total.min(), 0.0))
 
@@ -117,20 +112,16 @@ def _least_sum(a: Array, b: Array) -> Array:
     return least
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Curves:
-    """The candidate curves of one arm for each of several lowest losses. All fields but `places` (S,) have the shape
-    (lopsidedness, S, L), or broadcast to it."""
+def _deviance(arm: WeightedArm, variance: float, offsets: Array) -> Array:
+    """Minus twice the log likelihood, up to a constant, where the arm's lowest loss is its mean plus each offset.  (L,)
+    -> (L,)
 
-    places: Array
-    lopsided: Array
-    steepness: Array
-    deviance: Array
-    """minus twice the log likelihood, up to a constant"""
-
-
-def _curves(arm: WeightedArm, search: RateSearch, variance: float, n: int, bottoms: Array) -> _Curves:
-    """Through the trials near the chosen one, one seed each, and the mean of n seeds at the chosen one."""
+    Of the best curve for each: through the trials near the chosen one, one seed each, and the mean at the chosen one.
+    """
+    n, search = len(arm.losses), arm.search
+    if search is None:
+        return np.asarray(offsets**2 * n / variance)
+    bottoms = float(arm.losses.mean()) + offsets
     at, losses = _near(search, math.sqrt(variance))
     places = np.linspace(*_ends(search, at), PLACES)
     weights = np.append(np.ones(len(at)), n) / variance  # (P,)
@@ -149,36 +140,7 @@ def _curves(arm: WeightedArm, search: RateSearch, variance: float, n: int, botto
     steepness = np.maximum(product, 0.0) / np.maximum(square, 1e-300)  # convex only
     prior = (np.minimum(lopsided, 0.0) / EXPECTED) ** 2
     deviance = (weights @ above**2) - steepness * np.maximum(product, 0.0) + prior
-    return _Curves(places=places, lopsided=lopsided, steepness=steepness, deviance=deviance)
-
-
-def _deviance(arm: WeightedArm, variance: float, n: int, offsets: Array) -> Array:
-    """Minus twice the log likelihood, up to a constant, where the arm's lowest loss is its mean plus each offset.  (L,)
-    -> (L,)"""
-    if arm.search is None:
-        return np.asarray(offsets**2 * n / variance)
-    curves = _curves(arm, arm.search, variance, n, float(arm.losses.mean()) + offsets)
-    return np.asarray(curves.deviance.min((0, 1)))
-
-
-def closer(arm: WeightedArm) -> RateSearch:
-    """The arm's search with a further trial halfway to each neighbour of the chosen setting, whose losses are predicted
-    by the best fitting curve."""
-    search = arm.search
-    assert search is not None
-    tried, highest = np.asarray(search.tried), max(*search.losses, float(arm.losses.mean()))
-    neighbours = [*_last(tried[tried < search.chosen])[-1:], *_first(tried[tried > search.chosen])[:1]]
-    extra = (search.chosen + np.asarray(neighbours)) / 2
-    lowest = min(*search.losses, float(arm.losses.mean()))
-    bottoms = np.linspace(2 * lowest - highest, lowest, STEPS)
-    curves = _curves(arm, search, max(float(arm.losses.var(ddof=1)), 1e-300), len(arm.losses), bottoms)
-    likely = curves.deviance + (np.maximum(curves.lopsided, 0.0) / EXPECTED) ** 2  # among equals the most symmetric
-    best = np.unravel_index(int(np.argmin(likely)), likely.shape)
-    away, lopsided = extra - curves.places[best[1]], curves.lopsided[best]
-    losses = bottoms[best[2]] + curves.steepness[best] * np.where(away < 0, 1 - lopsided, 1 + lopsided) * away**2
-    return RateSearch(
-        tried=(*search.tried, *map(float, extra)), losses=(*search.losses, *map(float, losses)), chosen=search.chosen
-    )
+    return np.asarray(deviance.min((0, 1)))
 
 
 def _near(search: RateSearch, sd: float) -> tuple[Array, Array]:
@@ -212,84 +174,3 @@ def _last(values: ArrayLike) -> Array:
 
 def _first(values: ArrayLike) -> Array:
     return np.unique(values)[:NEIGHBOURS]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextStep:
-    """A possible next step for a contrast. `seconds` of training over all its arms."""
-
-    what: str
-    halfwidth: float
-    """predicted half-width of the contrast's interval after the step"""
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ErrorBudget:
-    """The half-width of a contrast's interval, by source (see Contrast.halfwidths), and the possible next steps.
-
-    Few seeds, a coarse search of the learning rate and the validation text each add to it; more seeds reduce only the
-    first.
-    """
-
-    halfwidth: float
-    sources: Mapping[str, float]
-    steps: Sequence[NextStep]
-
-    @property
-    def best(self) -> NextStep | None:
-        """The step that narrows the interval most per second; None if none does."""
-        gains = [((1 - s.halfwidth / self.halfwidth) / s.seconds, s) for s in self.steps if s.seconds > 0]
-        return max((pair for pair in gains if pair[0] > 0), key=lambda pair: pair[0], default=(0, None))[1]
-
-    def advice(self) -> str:
-        """The best next step as a phrase; "" if there is none."""
-        if self.sources.get("text", 0.0) > self.halfwidth:
-            return "more validation text (`evaluation.tokens`): it is the largest part and costs no training"
-        step = self.best
-        if step is None:
-            return ""
-        return f"{step.what}: {100 * (1 - step.halfwidth / self.halfwidth):.0f} % narrower for {_time(step.seconds)}"
-
-
-def error_budget(
-    arms: Sequence[WeightedArm], sources: Mapping[str, float], seconds: Sequence[float], *, level: float,
-    more: int = 1, next_level: float | None = None,
-) -> ErrorBudget:  # fmt: skip
-    """The error budget of one contrast whose interval has the level 1 - level.
-
-    seconds: of one run of each arm. more: seeds that the next look, at `next_level`, adds to every arm; 0 if none.
-    """
-    now = _halfwidth(arms, [len(arm.losses) for arm in arms], level)
-    grown = [len(arm.losses) + more for arm in arms]
-    after = _halfwidth(arms, grown, next_level or level) if more else now
-    steps = [NextStep(what=f"{plural(more, 'more seed')} per arm", halfwidth=after, seconds=more * sum(seconds))]
-    searched = [(arm, run_seconds) for arm, run_seconds in zip(arms, seconds, strict=True) if arm.search]
-    if searched:
-        finer = [replace(arm, search=closer(arm)) if arm.search else arm for arm in arms]
-        after = _halfwidth(finer, [len(arm.losses) for arm in arms], level)
-        description = "rates between the best one and its neighbours"
-        steps.append(
-            NextStep(what=description, halfwidth=after, seconds=2 * sum(run_seconds for _, run_seconds in searched))
-        )
-    return ErrorBudget(halfwidth=now, sources=sources, steps=steps)
-
-
-def _halfwidth(arms: Sequence[WeightedArm], sizes: Sequence[int], level: float) -> float:
-    """Of the interval with this many seeds per arm, at the present spreads."""
-    parts = np.array([a.weight**2 * a.losses.var(ddof=1) / n for a, n in zip(arms, sizes, strict=True)])
-    if not parts.sum() > 0:
-        return math.nan
-    df = degrees(parts / parts.sum(), sizes)
-    critical = float(-scipy.special.stdtrit(df, nominal_level(level, sizes) / 2))
-    half = critical * math.sqrt(parts.sum())
-    if not any(arm.search for arm in arms):
-        return half
-    low, high = BestRateDifference(arms, sizes).interval(critical)
-    return max(half, (high - low) / 2)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s of training"
-    return f"{seconds / 60:.0f} minutes of training" if seconds < 5400 else f"{seconds / 3600:.1f} hours of training"

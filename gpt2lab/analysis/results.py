@@ -536,14 +536,9 @@ def cleaned(value: Any) -> Any:
     return [cleaned(item) for item in value] if isinstance(value, list) else value
 
 
-def contexts(study: StudyRecord, store: Store) -> pd.DataFrame:
-    """Columns arm, seed, multiple, length, loss: the final loss at each context length that the arm has."""
-    rows = contexts_of(study, collect(study, store))
-    return _frame(rows, arm=object, seed=int, multiple=float, length=int, loss=float)
-
-
 def contexts_of(study: StudyRecord, runs: Sequence[StudyRun]) -> list[tuple[str, int, float, int, float]]:
-    """The rows of `contexts`, from runs already read. Lengths an arm cannot extend to, and diverged runs, have none."""
+    """(arm, seed, multiple, length, loss): the final loss at each context length that the arm has. Lengths to which an
+    arm cannot extend, and diverged runs, have none."""
     block = study.evaluation.block_size or 1
     rows = [
         (run.arm, run.seed, float(multiple), round(float(multiple) * block), float(loss))

@@ -1,14 +1,10 @@
-"""Across budgets and model sizes: compute multipliers and their trend, the transfer of a setting, rank agreement.
+"""Across budgets: compute multipliers and rank agreement.
 
 A curve is the final losses of one recipe at several budgets, each on its own schedule (several seeds each). It is
 assumed to be convex: to fall ever more slowly with the logarithm of the budget, as every power law with a floor does.
 Then it lies below the chord between two neighbouring budgets, and above the lines through the next two on either side.
 An interval contains every budget whose loss between these bounds is consistent with the target, given the noise of
 curve and target. Where the losses contradict convexity, only their order counts. Budgets are never extrapolated.
-
-The best value of a setting over model sizes is fitted by a power law: a straight line of its logarithm over that of the
-parameters, with each size weighted by its interval. Up to three sizes the interval assumes that law; from four on, the
-scatter of the sizes around the line counts too, with Student's t.
 
 The rank agreement of losses during training with the final ones shows how short a screen may be: where the order of
 arms at a quarter of training is the final one, a screen of that length would have picked the same arms. (For a screen
@@ -26,9 +22,7 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from gpt2lab.analysis.statistics import Array, Comparison, linear, welch
-from gpt2lab.analysis.wording import figure
-from gpt2lab.basics.text import quantity
+from gpt2lab.analysis.statistics import Array, welch
 
 POINTS = 2001
 """Budgets at which the curve is compared with the target."""
@@ -38,11 +32,6 @@ CONCAVE = 0.01
 """Level of the test of convexity."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 """Of training, at which the order of arms is compared with the final one."""
-ALPHA = 0.05
-TESTED = 4
-"""Number of model sizes from which on their scatter around the power law is estimated."""
-COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-Pair = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,157 +180,6 @@ def _ends(x: Array, near: NDArray[np.bool_], *, above: bool) -> tuple[float, flo
     return low, math.inf if last == len(x) - 1 else float(np.exp(x[last + 1]))
 
 
-def trend(sizes: Sequence[float], reaches: Sequence[Reach]) -> tuple[float, float, float]:
-    """(factor, low, high) by which a compute multiplier changes with every tenfold of size; NaN where it is unknown.
-
-    The least-squares slope of its logarithm over log10 of the size. The distance of either end is the root of the sum
-    of squares of those of the multipliers, which need not be symmetric; a multiplier with an open interval is left out.
-    Source: Zou and Donner 2008, Statistics in Medicine 27(10), section 2.
-    """
-    usable = [
-        (math.log10(s), r) for s, r in zip(sizes, reaches, strict=True) if 0 < r.low <= r.value <= r.high < math.inf
-    ]
-    weights = slope_weights([x for x, _ in usable])
-    if not len(weights):
-        return math.nan, math.nan, math.nan
-    value, low, high = (np.log([getattr(r, end) for _, r in usable]) for end in ("value", "low", "high"))
-    below, above = value - low, high - value
-    slope = float(weights @ value)
-    down = float(np.linalg.norm(weights * np.where(weights > 0, below, above)))
-    up = float(np.linalg.norm(weights * np.where(weights > 0, above, below)))
-    return math.exp(slope), math.exp(slope - down), math.exp(slope + up)
-
-
-def difference_trend(
-    sizes: Sequence[float], pairs: Sequence[tuple[ArrayLike, ArrayLike]], *, alpha: float = 0.05
-) -> Comparison:
-    """How a difference (losses of an arm, of the baseline) changes with every tenfold of size: a weighted sum of arms.
-
-    A negative change means that the arm gains with size.
-    """
-    weights = slope_weights([math.log10(size) for size in sizes])
-    values = [side for pair in pairs for side in pair]
-    return linear(values, [sign * float(w) for w in weights for sign in (1, -1)], alpha=alpha)
-
-
-def slope_weights(x: Sequence[float]) -> Array:
-    """Weights w such that the sum of w y is the least-squares slope of y over x; none where x does not vary."""
-    at = np.asarray(x, dtype=np.float64)
-    if len(at) < 2 or np.ptp(at) < 1e-9:
-        return np.array([])
-    centred = at - at.mean()
-    return np.asarray(centred / (centred**2).sum())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """A power law of the best value over parameters. Unknown fields are None, and `reason` says why."""
-
-    what: str
-    sizes: tuple[float, ...]
-    """the sizes that were fitted, rising"""
-    target: float | None = None
-    """the size of the prediction"""
-    exponent: float | None = None
-    exponent_interval: Pair | None = None
-    at_target: float | None = None
-    target_interval: Pair | None = None
-    """95 % interval of the best value at `target`"""
-    scatter: float | None = None
-    """mean square of the sizes' distances from the line, in units of their uncertainty; about 1 for a power law"""
-    line: tuple[Array, Array] | None = None
-    """from the smallest size to `target`, for figures"""
-    reason: str = ""
-
-    def __str__(self) -> str:
-        """The sentences of a page."""
-        if self.exponent is None or self.target is None:
-            return f"How the best {self.what} moves with size cannot be told: {self.reason}."
-        count = COUNTS.get(len(self.sizes), str(len(self.sizes)))
-        verb = "falls" if self.exponent < 0 else "rises"
-        text = f"Over {count} sizes the best {self.what} {verb} as N^{self.exponent:.2f}"
-        goal = f"; for {quantity(self.target)} parameters it predicts {figure(self.at_target)}"
-        if self.exponent_interval is None or self.target_interval is None:
-            return f"{text}{goal}. No interval: {self.reason}."
-        low, high = self.exponent_interval
-        near, far = map(figure, self.target_interval)
-        text += f" ({low:.2f} to {high:.2f}){goal} ({near} to {far})."
-        if low < 0 < high:
-            text += " It may as well not move."
-        return text + self._assumption(count)
-
-    def _assumption(self, count: str) -> str:
-        if len(self.sizes) >= TESTED:
-            return ""
-        doubt = f" That takes a power law for granted, which {count} sizes "
-        if len(self.sizes) == 2:
-            return doubt + "cannot test; the intervals hold the uncertainty of each size alone."
-        wider = scipy.special.stdtrit(len(self.sizes) - 2, 1 - ALPHA / 2) / scipy.special.ndtri(1 - ALPHA / 2)
-        return doubt + f"hardly test: an interval from their scatter would be {wider:.0f} times as wide."
-
-
-def transfer(
-    sizes: Sequence[float], optima: Sequence[float | None], intervals: Sequence[Pair | None], *,
-    target: float | None = None, what: str = "learning rate",
-) -> Transfer:  # fmt: skip
-    """The power law through the optima of models with `sizes` parameters, and its value at `target`.
-
-    The target defaults to the next size in geometric progression. Sizes without an optimum are left out, and so are
-    those without an interval if two others have one; otherwise all are weighted equally and no interval is given.
-    """
-    rows = sorted((s, o, i) for s, o, i in zip(sizes, optima, intervals, strict=True) if o is not None)
-    weighed = [row for row in rows if row[2] is not None and row[2][0] < row[2][1]]
-    weighted_fit = len({row[0] for row in weighed}) >= 2
-    used = weighed if weighted_fit else rows
-    fitted = tuple(float(size) for size, _, _ in used)
-    if len(set(fitted)) < 2:
-        return Transfer(what=what, sizes=fitted, reason="fewer than two sizes have an optimum that is not at an edge")
-    goal = target if target is not None else fitted[-1] * fitted[-1] / max(s for s in fitted if s < fitted[-1])
-    x, y = np.log(fitted), np.log([optimum for _, optimum, _ in used])
-    width = 2 * float(scipy.special.ndtri(1 - ALPHA / 2))
-    se = np.array([math.log(i[1] / i[0]) / width if weighted_fit and i else 1.0 for _, _, i in used])
-    line = _Line(x, y, se)
-    ends = np.geomspace(fitted[0], max(goal, fitted[-1]), 61)
-    value = math.exp(line.at(math.log(goal)))
-    drawn = (ends, np.exp(line.at(np.log(ends))))
-    if not weighted_fit:
-        reason = "fewer than two sizes have an interval of their own"
-        return Transfer(what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
-                        reason=reason)  # fmt: skip
-    spread = max(1.0, line.scatter) ** 0.5
-    tested = len(fitted) >= TESTED
-    quantile = spread * float(
-        scipy.special.stdtrit(len(fitted) - 2, 1 - ALPHA / 2) if tested else scipy.special.ndtri(1 - ALPHA / 2)
-    )
-    half, far = quantile * line.slope_se, quantile * line.se_at(math.log(goal))
-    return Transfer(
-        what=what, sizes=fitted, target=goal, exponent=line.slope, at_target=value, line=drawn,
-        exponent_interval=(line.slope - half, line.slope + half),
-        target_interval=(value * math.exp(-far), value * math.exp(far)),
-        scatter=line.scatter if len(fitted) > 2 else None,
-    )  # fmt: skip
-
-
-class _Line:
-    """Least squares of y over x, weighted by known standard errors."""
-
-    def __init__(self, x: Array, y: Array, se: Array) -> None:
-        weights = se**-2.0
-        total = weights.sum()
-        self.middle, self.level = float((weights * x).sum() / total), float((weights * y).sum() / total)
-        squares = float((weights * (x - self.middle) ** 2).sum())
-        self.slope = float((weights * (x - self.middle) * (y - self.level)).sum() / squares)
-        self.slope_se, self.level_se = squares**-0.5, float(total) ** -0.5
-        self.scatter = float((weights * (y - self.at(x)) ** 2).sum()) / max(len(x) - 2, 1)
-
-    def at(self, x: Array | float) -> Array:
-        return np.asarray(self.level + self.slope * (np.asarray(x) - self.middle))
-
-    def se_at(self, x: float) -> float:
-        """Standard error of the line, without the scatter of a size around it."""
-        return math.hypot(self.level_se, self.slope_se * (x - self.middle))
-
-
 def multiplier_text(reach: Reach) -> str:
     """`worth 1.18x compute [1.11, 1.26]`; a phrase where an end is open or unknown."""
     if reach.reason and reach.low == 0 and math.isinf(reach.high):
@@ -353,19 +191,6 @@ def multiplier_text(reach: Reach) -> str:
     value = f"worth {reach.value:.2f}x compute " if math.isfinite(reach.value) else "worth compute "
     doubt = ": not to be told from 1" if reach.spans_one else ""
     return f"{value}{bounds(reach)}{doubt}"
-
-
-def share_text(reach: Reach, whose: str) -> str:
-    """`reaches learned's loss in 84 % of the tokens [80, 89]`."""
-    low = f"{100 * reach.low:.0f}" if reach.low > 0 else "less"
-    high = f"{100 * reach.high:.0f}" if math.isfinite(reach.high) else "more"
-    if math.isfinite(reach.value):
-        return f"reaches {whose}'s loss in {100 * reach.value:.0f} % of the tokens [{low}, {high}]"
-    if low == "less" and high != "more":
-        return f"reaches {whose}'s loss in less than {high} % of the tokens"
-    if low != "less" and high == "more":
-        return f"needs more than {low} % of the tokens to {whose}'s loss"
-    return f"share of tokens to {whose}'s loss unknown: {reach.reason}"
 
 
 def bounds(reach: Reach) -> str:

@@ -1,4 +1,4 @@
-"""Evaluates the trials of a search: the best value of each setting, comparability, savings of pruning.
+"""Evaluates the trials of a search: the best value of each setting, and comparability.
 
 Only final values are points of the curve. A pruned trial has none: an edge beyond which trials were pruned is marked as
 unfinished. A diverged trial bounds the best setting on its side. A search, in a sweep record, has a `space` and
@@ -17,12 +17,10 @@ import numpy as np
 from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
 from gpt2lab.analysis.wording import decimals, figure, listed
-from gpt2lab.basics.text import plural, quantity
+from gpt2lab.basics.text import plural
 
 WIDER = 4.0
 """A widened space extends by this factor beyond the best trial (two octaves)."""
-SPAN = 0.75
-"""Share of the range of a sensitivity that the trials must span on its logarithmic scale."""
 RESULTS = ("finished", "pruned", "diverged")
 """Outcomes that count towards the budget of a search."""
 OPEN = ("waiting", "running")
@@ -74,14 +72,6 @@ class Optimum:
     def vertex(self) -> float | None:
         """The minimum of the fitted curve."""
         return self.curve.at if self.curve else None
-
-    @property
-    def factor(self) -> float | None:
-        """The factor by which one may miss the best setting and lose less than `effect`; None without `log`."""
-        at = self.vertex or self.best
-        if not self.log or self.flat is None or at is None:
-            return None
-        return min(at / self.flat[0], self.flat[1] / at)
 
     def line(self, count: int = 101) -> tuple[Array, Array] | None:
         """The curve between the fitted trials, for figures.  -> (count,) settings, values"""
@@ -232,26 +222,6 @@ def _crossings(t: Array, y: Array, effect: float) -> Pair:
     return crossing(-1, -1), crossing(1, len(t))
 
 
-def sensitivity(points: Iterable[Pair], low: float, high: float, init_loss: float) -> float | None:
-    """Learning-rate sensitivity: the mean loss over rates from `low` to `high`, minus the lowest.
-
-    The mean of min(loss, loss at init) over log-uniform rates, minus the lowest loss (Wortsman et al. 2023,
-    arXiv:2309.14322, who average over a grid of rates). Losses are interpolated linearly over the logarithm of the
-    rate: those at one rate are averaged first, a diverged one counts as the loss at init, and beyond the outermost
-    trials the loss is constant. None with fewer than three rates in the range, without a finite one, or where they span
-    less than three quarters of it. After pruning bad rates are missing, and the number is too small or None.
-    """
-    tried = np.array([*points], dtype=np.float64).reshape(-1, 2)
-    tried = tried[(tried[:, 0] >= low) & (tried[:, 0] <= high)]
-    losses = np.minimum(np.where(np.isfinite(tried[:, 1]), tried[:, 1], init_loss), init_loss)
-    t, y = averaged(np.log2(tried[:, 0]), losses)
-    ends = (math.log2(low), math.log2(high))
-    if len(t) < 3 or not np.isfinite(tried[:, 1]).any() or np.ptp(t) < SPAN * (ends[1] - ends[0]):
-        return None
-    knots = np.union1d(t, ends)
-    return float(np.trapezoid(np.interp(knots, t, y), knots) / (ends[1] - ends[0]) - y.min())
-
-
 def averaged(t: Array, y: Array) -> tuple[Array, Array]:
     """Distinct t, rising, with the mean of their y."""
     distinct, places = np.unique(t, return_inverse=True)
@@ -321,29 +291,3 @@ def _refusal(trials: Sequence[Trial], slots: int, any_finished: bool, edges: Seq
         return "no trial of its search finished"
     parts = [f"its best {o.what} lies at the {ENDS[str(o.edge)][0]} edge ({figure(o.best)})" for o in edges]
     return listed(parts) if parts else None
-
-
-# Pruning: what it saved.
-
-
-def savings(trials: Iterable[Trial], tokens: float) -> str:
-    """What was saved in a search whose bad trials were stopped early, from the trials of a sweep record; `tokens` of a
-    full trial over all its seeds.
-
-    A finished trial counts in full on both sides, even if its runs were reused, so that the share measures pruning
-    alone. A diverged one counts with the tokens that it trained.
-    """
-    ended = [trial for trial in trials if trial["outcome"] in RESULTS]
-    pruned = [trial["outcome"] == "pruned" for trial in ended]
-    trained = [
-        tokens if trial["outcome"] == "finished" else min(float(trial.get("tokens") or 0), tokens) for trial in ended
-    ]
-    full = sum(tokens if cut else used for cut, used in zip(pruned, trained, strict=True))
-    if not full > 0:
-        return "No trial has ended, so nothing was saved yet."
-    if not any(pruned):
-        return f"None of {plural(len(ended), 'trial')} was stopped early."
-    return (
-        f"{sum(pruned)} of {plural(len(ended), 'trial')} were stopped early: {quantity(sum(trained))} tokens were "
-        f"trained where {quantity(full)} would have been, {100 * (1 - sum(trained) / full):.0f} % less."
-    )

@@ -158,15 +158,6 @@ def time_taken(seconds: float) -> str:
 
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]~|]|^[-+#=]|^\d+(?=[.)]\s)")
-_LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$", "±": r"$\pm$",
-    "×": r"$\times$",
-}  # fmt: skip
-
-
-def latex(value: object) -> str:
-    """`value` as text in LaTeX, escaped."""
-    return "".join(_LATEX.get(c, c) for c in clean(value))
 
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}

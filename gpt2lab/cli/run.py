@@ -346,7 +346,6 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     from gpt2lab.basics.text import plural
     from gpt2lab.planning import forecast, prediction
     from gpt2lab.records import replacing
-    from gpt2lab.reports.budgets import next_steps
 
     plan, store = study.plan(), study.store
     done = finished_runs(plan, store)
@@ -384,6 +383,15 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     if price is not None or machine.gpus or not machine.local:
         lines += forecast.device_hours(plan, store, price).lines()
     say(console, *lines, *forecast.lines(plan), *prediction.lines(plan), *next_steps(study.name, store))
+
+
+def next_steps(name: str, store: Store) -> list[str]:
+    """What to do about each contrast that the runs of a recorded study left open."""
+    from gpt2lab.analysis.results import judge
+
+    contrasts = judge(store.study(name), store).contrasts if name in store.studies() else ()
+    still_open = [contrast for contrast in contrasts if contrast.word.startswith("inconclusive")]
+    return [f"open so far: {c.arm} against {c.against}; {c.next.text}" for c in still_open]
 
 
 def finished_runs(plan: Plan, store: Store) -> set[str]:

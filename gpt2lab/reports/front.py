@@ -20,7 +20,7 @@ from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, differ
 from gpt2lab.store import read_json
 
 Record = Mapping[str, Any]
-"""A `verdicts.json`."""
+"""A `verdicts.json`, or a study of `index.json`."""
 
 
 def write_front(place: str | Path) -> Path:
@@ -60,14 +60,15 @@ def read(path: Path) -> Record:
     return record
 
 
-def section_of(studies: Sequence[Record]) -> Section:
-    """One question: conclusions, and a table with a row for each contrast and a column for each scale."""
+def section_of(studies: Sequence[Record], compared: str = "Published") -> Section:
+    """One question: conclusions, and a table with a row for each contrast, a column for each scale, and one for what it
+    is compared with."""
     return Section(
         title=clean(studies[0]["question"]),
         lead=[f"{_place(study)}: {clean(study['conclusion'] or study['answer'])}" for study in studies],
         table=Table(
             [Column("Contrast"), *(Column(clean(study["scale"]), "", _size(study)) for study in studies),
-             Column("Published", "words")],
+             Column(compared, "words")],
             list(_rows(studies)),
         ),
     )  # fmt: skip
@@ -92,7 +93,8 @@ def _found(contrast: Record, study: Record) -> Cell:
         math.nan if contrast[key] is None else float(contrast[key]) for key in ("low", "difference", "high")
     )
     difference = difference_cell(middle, low, high)
-    shown, page = f"{difference.text} {difference.detail}".strip(), quote(f"{study['name']}/index.html")
+    shown = f"{difference.text} {difference.detail}".strip()
+    page = study.get("page", quote(f"{study['name']}/index.html"))
     return Cell(start, Link(shown, page, after=f" {study['unit']}, n = {contrast['n_arm']}"), CHIPS[start])
 
 

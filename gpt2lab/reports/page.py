@@ -69,8 +69,6 @@ class Section:
     points: Sequence[str] = ()
     figures: Sequence[Picture] = ()
     facts: Sequence[tuple[str, str]] = ()
-    facts_title: str = ""
-    """the facts are folded under it"""
     parts: Sequence[Section] = ()
     """sections within this one"""
     folded: bool = False
@@ -111,7 +109,7 @@ def section(*, order: float, title: str = "", of: str = "study") -> Callable[[Ma
 
     order: place on the page, from top to bottom; the figures are at 10.
     title: heading of a section without a title of its own.
-    The function takes a StudyRead, SweepRead or Across and returns a Section, several, or None.
+    The function takes a StudyRead, SweepRead or Overview and returns a Section, several, or None.
     """
 
     def register(make: Make) -> Make:
@@ -211,8 +209,7 @@ class Page:
     @property
     def drawings(self) -> list[Picture]:
         """Every figure, wherever it is."""
-        drawn = [figure for section in self.sections for part in (section, *section.parts) for figure in part.figures]
-        return [picture for figure in drawn for picture in figure.all]
+        return [figure for section in self.sections for part in (section, *section.parts) for figure in part.figures]
 
     def json(self, record: Mapping[str, Any]) -> str:
         """The JSON file: a record and what sections have for it; numbers that are not finite are null."""

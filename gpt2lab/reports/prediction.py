@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from scipy.stats import binomtest, spearmanr
+import scipy
 
 from gpt2lab.basics.text import clean, number, plural
 from gpt2lab.reports import style
@@ -133,7 +133,7 @@ def share(same: int, of: int) -> Cell:
     """`4 of 5` with its exact 95 % interval."""
     if not of:
         return Cell()
-    bounds = binomtest(same, of).proportion_ci(method="exact")
+    bounds = scipy.stats.binomtest(same, of).proportion_ci(method="exact")
     return Cell(f"{same} of {of}", f"[{100 * bounds.low:.0f}, {100 * bounds.high:.0f}] %")
 
 
@@ -144,7 +144,9 @@ def section(records: Sequence[Mapping[str, Any]]) -> Section | None:
     def cells(group: Group) -> dict[str, Cell | str | None]:
         decided = [item for item in group.items if item.decided]
         pairs = [(item.early, item.late) for item in group.items if item.in_nats]
-        rank = number(float(spearmanr(*zip(*pairs, strict=True)).statistic), 2) if len(pairs) >= FEWEST else ""
+        rank = (
+            number(float(scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic), 2) if len(pairs) >= FEWEST else ""
+        )
         other = [f"{item.ablation}: {item.label}" for item in group.items if not item.same]
         return {
             "From": group.small,

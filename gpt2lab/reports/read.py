@@ -16,9 +16,9 @@ from gpt2lab.analysis.campaigns import Standing, standing_of
 from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
 from gpt2lab.basics.text import change, clean, setting
-from gpt2lab.errors import DataFault, Gpt2labError
+from gpt2lab.errors import DataFault
 from gpt2lab.reports.inputs import sum_of_store
-from gpt2lab.reports.style import ARMS, ArmStyle, Curve, looks
+from gpt2lab.reports.style import ARMS, ArmStyle, looks
 from gpt2lab.reports.tables import Cell, Table, tabulate
 from gpt2lab.store import Store
 
@@ -202,17 +202,6 @@ class Axis:
             return float(self.choices.index(value)) if value in self.choices else math.nan
         return float(value) if _is_number(value) else math.nan
 
-    def share(self, value: Any) -> float:
-        """The same as a share of the way from low to high, 0 to 1."""
-        at = self.number(value)
-        if self.choices:
-            return at / max(1, len(self.choices) - 1)
-        if self.log and at > 0:
-            at, low, high = math.log(at), math.log(self.low), math.log(self.high)
-        else:
-            low, high = self.low, self.high
-        return min(max((at - low) / (high - low), 0.0), 1.0) if high > low else 0.5
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPoint:
@@ -222,7 +211,6 @@ class TrialPoint:
     settings: Mapping[str, Any]
     outcome: str
     value: float = math.nan
-    curve: Curve = ((), ())
 
     @property
     def finished(self) -> bool:
@@ -358,7 +346,7 @@ def read_record(record: Record, store: Store, made_from: str = "") -> SweepRead:
     """A sweep from its record. Raises DataFault for a record that lacks what it must have."""
     record = cleaned(record)
     with record_errors(record.get("name")):
-        searches = {label: _search(label, search, record, store) for label, search in record["searches"].items()}
+        searches = {label: _search(label, search, record) for label, search in record["searches"].items()}
         return SweepRead(record=record, searches=searches, store=store, made_from=made_from)
 
 
@@ -384,12 +372,12 @@ def read_chosen(search: Record, record: Record) -> Chosen:
     )  # fmt: skip
 
 
-def _search(label: str, search: Record, record: Record, store: Store) -> SearchRead:
+def _search(label: str, search: Record, record: Record) -> SearchRead:
     return SearchRead(
         label=label,
         record=search,
         axes={axis.name: axis for axis in map(_axis, search["space"])},
-        points=[_point(trial, record, store) for trial in search["trials"]],
+        points=list(map(_point, search["trials"])),
         optima=read_chosen(search, record).optima,
         maximize=record.get("direction") == "maximize",
     )
@@ -401,32 +389,14 @@ def _axis(dimension: Record) -> Axis:
     return Axis(name=dimension["name"], low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")))
 
 
-def _point(trial: Record, record: Record, store: Store) -> TrialPoint:
+def _point(trial: Record) -> TrialPoint:
     """A trial as it is drawn; a pruned one at its last value."""
-    seen = [(float(tokens), float(value)) for _, tokens, value in trial.get("curve") or () if value is not None]
-    value = trial.get("value")
+    value, seen = trial.get("value"), [value for *_, value in trial.get("curve") or () if value is not None]
     if value is None:
-        value = seen[-1][1] if seen and trial["outcome"] == PRUNED else math.nan
-    curve = _journal(trial, record, store) or seen
-    drawn: Curve = ([tokens for tokens, _ in curve], [loss for _, loss in curve])
+        value = seen[-1] if seen and trial["outcome"] == PRUNED else math.nan
     settings = {name: x if _is_number(x) else str(x) for name, x in trial["settings"].items()}
-    return TrialPoint(slot=trial["slot"], settings=settings, outcome=trial["outcome"], value=float(value), curve=drawn)
+    return TrialPoint(slot=trial["slot"], settings=settings, outcome=trial["outcome"], value=float(value))
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _journal(trial: Record, record: Record, store: Store) -> list[tuple[float, float]]:
-    """(tokens, value) of the trial's first run up to where the trial ended; nothing if the run lies elsewhere."""
-    runs = trial.get("runs") or {}
-    if not runs:
-        return []
-    last = trial.get("stopped_at") or math.inf
-    try:
-        rows = store.run(str(next(iter(runs.values())))).rows()
-    except Gpt2labError:  # a damaged journal, or an id of another time: the record's own curve will do
-        return []
-    metric = record["metric"]
-    return [(float(r["tokens"]), float(r["metrics"][metric])) for r in rows
-            if metric in r["metrics"] and r["step"] <= last]  # fmt: skip

@@ -13,10 +13,10 @@ from rich.text import Text
 from gpt2lab.analysis import Contrast, in_words
 from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun, scope_text
 from gpt2lab.basics.progress import LOG_WIDTH, WIDE
-from gpt2lab.basics.text import latex, plural
+from gpt2lab.basics.text import plural
 from gpt2lab.planning.prediction import changed_parts
 from gpt2lab.records import page_folder
-from gpt2lab.reports.index import agreements, compute, finding
+from gpt2lab.reports.index import agreements, compute
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, sum_of, terminal_table, write_page
 from gpt2lab.reports.published import AGAINST, expectation
 from gpt2lab.reports.read import StudyRead, read_study
@@ -26,7 +26,7 @@ from gpt2lab.reports.sections.method import failed_runs, floor_sentence, stronge
 from gpt2lab.reports.sections.scaling import early_differences, worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
 
-FILES = ("report.md", "results.csv", "verdicts.json", "verdicts.tex", "figures/")
+FILES = ("report.md", "results.csv", "verdicts.json", "figures/")
 IN_PAPERS = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")
 """Columns of the table of verdicts that its LaTeX file has."""
 
@@ -34,8 +34,8 @@ IN_PAPERS = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")
 def write_report(
     study: str | StudyRead, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
 ) -> Path:
-    """Write `out`/<study>/ with index.html, report.md, figures/, results.csv, verdicts.json and
-    verdicts.tex; returns index.html.
+    """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json;
+    returns index.html.
 
     study: its name in the store at `root`, or what `read_study` read of it.
     force_exploratory: show numbers where a verdict is refused, under a banner that says so.
@@ -44,7 +44,7 @@ def write_report(
     """
     read = study if isinstance(study, StudyRead) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read)
-    numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page), "verdicts.tex": _latex(read)}
+    numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page)}
     return write_page(page_folder(out, read.name), page, numbers, read.store.declaration(read.name), sum_of(read))
 
 
@@ -133,20 +133,6 @@ def _csv(runs: Sequence[StudyRun]) -> str:
     return csv_text([["arm", "seed", "value", "run", "status", *measured], *rows])
 
 
-def _latex(read: StudyRead) -> str:
-    """The verdicts as a table for papers, without packages."""
-    table = verdict_table(read)
-    at = [i for i, column in enumerate(table.columns) if column.title in IN_PAPERS]
-    kinds = "".join("r" if table.columns[i].kind == "number" else "l" for i in at)
-    rows = [[table.columns[i].title for i in at]]
-    for row in table.rows:
-        bounds = {i: f" {row.cells[i].detail}" for i in at if table.columns[i].title in ("Mean", "Difference")}
-        rows.append([f"{row.cells[i].text}{bounds.get(i, '')}".strip() for i in at])
-    lines = [" & ".join(map(latex, row)) + r" \\" for row in rows]
-    begin, end = f"\\begin{{tabular}}{{{kinds}}}", r"\end{tabular}"
-    return "\n".join([f"% {read.name}", begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", end]) + "\n"
-
-
 def _json(read: StudyRead, page: Page) -> str:
     """The verdicts for programs; numbers that are not finite are null."""
     study = read.study
@@ -162,7 +148,7 @@ def _json(read: StudyRead, page: Page) -> str:
         "seconds": compute((study, run) for run in read.runs).seconds,
     }
     for contrast, judged in zip(record["contrasts"], read.verdicts.contrasts, strict=True):
-        contrast |= agreements(finding(study, judged))
+        contrast |= agreements(study, judged)
         contrast |= {"parts": _parts(study, judged), "early": early_differences(read, judged.weights)}
     record["missing"] = [
         {key: getattr(run, key) for key in ("arm", "seed", "id", "status", "reason")}

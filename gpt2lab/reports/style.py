@@ -16,11 +16,9 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -48,26 +46,18 @@ WIDE, HALF = 9.2, 4.5
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 PNG_DPI = 200
-SIDE = "side"
-"""Label of texts that a phone has no room for; a table has them as well."""
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, GRID, SURFACE = "#1b2430", "#5f6b7a", "#e3e7ec", "#ffffff"
 BAND = "#eceff3"
 BASELINE, ARMS = BASELINE_COLOUR, ARM_COLOURS
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", BAND: "--band", BASELINE: "--arm-0"}
 VARIABLES |= {colour: f"--arm-{i}" for i, colour in enumerate(ARMS, start=1)}
-# From low to high: even steps of lightness, so that it reads in grey and without red or green (matplotlib's plasma,
-# without the end that white would swallow; the page has lighter ones for its dark scheme).
-RAMP = ("#130789", "#44039e", "#6f00a8", "#9613a1", "#b52f8c", "#cd4a76", "#e16462", "#f07f4f", "#fa9b3d")
-VARIABLES |= {colour: f"--ramp-{i}" for i, colour in enumerate(RAMP)}
-OTHER_SCRIPTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS",
-                 "Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola", "Unifont")  # fmt: skip
-UNUSED_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 DRAWING: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gpt2lab",  # without it, every id is drawn from a random source
     "text.hinting": "no_hinting",  # text in PNG is as wide as in SVG, whose layout it shares
     "pdf.fonttype": 42,  # text stays text, and conferences refuse fonts of type 3
+    "font.family": ["DejaVu Sans"],  # of matplotlib, and wider than what browsers put in its place, so labels fit
     "font.size": 9.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -102,35 +92,11 @@ def drawing() -> Iterator[None]:
     defaults: dict[Any, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(("backend", "interactive"))
     }
-    style = {**defaults, **DRAWING, "font.family": families()}
-    with matplotlib.rc_context(style), small_fonts(), warnings.catch_warnings():
+    style = {**defaults, **DRAWING}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         # The browser has glyphs that DejaVu lacks; only the width of such a label is a guess.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
         yield
-
-
-@contextmanager
-def small_fonts() -> Iterator[None]:
-    """Fonts in PDF without tables for ligatures, kerning and formulas: no reader uses them, and to cut them to the
-    glyphs of a figure takes longer than to draw it. matplotlib offers no option."""
-    from fontTools import subset
-
-    before = subset.Options._drop_tables_default
-    subset.Options._drop_tables_default = [*before, *UNUSED_TABLES]
-    try:
-        yield
-    finally:
-        subset.Options._drop_tables_default = before
-
-
-@cache
-def families() -> list[str]:
-    """DejaVu Sans, which ships with matplotlib and is wider than what browsers put in its place, so labels fit; then
-    whatever this machine has for the writing systems that it lacks."""
-    from matplotlib.font_manager import fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
 
 
 @dataclass(frozen=True)
@@ -144,14 +110,8 @@ class Picture:
     width: str
     alone: str
     inline: str
-    narrow: str
-    """`inline` for a phone; "" for a figure that is narrow enough"""
     png: bytes
     pdf: bytes
-    against: str = ""
-    """name of its horizontal axis, where `others` have another one"""
-    others: Sequence[Picture] = ()
-    """the same against something else, shown in its place by a switch"""
 
     def __repr__(self) -> str:
         return f"<Picture {self.name}: {self.title}>"
@@ -167,22 +127,13 @@ class Picture:
             raise ConfigError("a name that ends with .svg, .png or .pdf is expected", where=str(file))
         write_atomically(Path(file), content)
 
-    @property
-    def all(self) -> tuple[Picture, ...]:
-        """Itself and the others."""
-        return (self, *self.others)
-
 
 def picture(name: str, title: str, caption: str, figure: Figure, width: str = "wide") -> Picture:
     """Save a figure; call inside `drawing()`. name: of its files."""
     alone, inline = render(figure, name, title, caption)
     pdf = saved(figure, "pdf", metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
     png = saved(figure, "png", dpi=PNG_DPI, metadata={"Software": None})
-    narrow = ""
-    if width == "wide":
-        to_phone(figure)
-        narrow = render(figure, f"{name}-narrow", title, caption)[1]
-    return Picture(name, title, caption, width, alone, inline, narrow, png, pdf)
+    return Picture(name, title, caption, width, alone, inline, png, pdf)
 
 
 def lay_out(figure: Figure) -> None:
@@ -197,38 +148,6 @@ def lay_out(figure: Figure) -> None:
     figure.set_layout_engine(engine)
     engine.execute(figure)
     figure.set_layout_engine(None)
-
-
-def to_phone(figure: Figure) -> None:
-    """Redraw a wide figure as narrow as a phone: panels one below the other, without the texts at the side of rows."""
-    from matplotlib.gridspec import GridSpec
-
-    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
-    specs = [spec for axes in panels if (spec := axes.get_subplotspec())]
-    columns = specs[0].get_gridspec().ncols if specs else 1
-    if columns > 1 and len(panels) == columns:
-        widths = np.asarray(specs[0].get_gridspec().get_width_ratios(), float)
-        grid = GridSpec(columns, 1, figure=figure, height_ratios=np.maximum(widths, 0.3))  # a bar of colours is thin
-        for i, axes in enumerate(panels):
-            axes.set_subplotspec(grid[i])
-    for axes in panels:
-        for artist in [text for text in axes.texts if text.get_label() == SIDE]:
-            artist.remove()
-    figure.set_size_inches(HALF, figure.get_figheight() * (0.8 * columns if columns > 1 else 1.0))
-    for axes in panels:
-        turn_crowded(figure, axes)
-
-
-def turn_crowded(figure: Figure, axes: Axes) -> None:
-    """Set names below the horizontal axis upright where they would lie over each other."""
-    from matplotlib.ticker import FixedLocator
-
-    if not isinstance(axes.xaxis.get_major_locator(), FixedLocator):
-        return  # numbers, of which fewer are drawn where there is less room
-    lay_out(figure)
-    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
-    if any(left.x1 > right.x0 for left, right in pairwise(boxes)):
-        axes.tick_params(axis="x", rotation=90)
 
 
 def empty(width: float, height: float) -> Figure:
@@ -373,6 +292,16 @@ def log_ticks(axis: AxisOfPlot, low: float, high: float, label: Callable[..., st
     axis.set_major_formatter(lambda value, _: label(value))
 
 
+def legend(figure: Figure, arms: Iterable[str], look: Mapping[str, ArmStyle]) -> None:
+    """The arms below a figure of several panels."""
+    from matplotlib.lines import Line2D
+
+    styles: dict[str, dict[str, Any]] = {arm: {"color": look[arm].colour, "linestyle": look[arm].dash} for arm in arms}
+    lines = {arm: Line2D([], [], **style) for arm, style in styles.items()}
+    labels = [f" {shorten(arm, 22)}" for arm in lines]  # matplotlib leaves out labels that begin with _
+    figure.legend(list(lines.values()), labels, loc="outside lower left", ncols=min(6, len(lines)), frameon=False)
+
+
 def rows(axes: Axes, labels: Sequence[str]) -> None:
     """One row per label, the first on top."""
     axes.set_yticks(range(len(labels)), [shorten(label) for label in labels])
@@ -423,12 +352,6 @@ def stack(curves: Sequence[Curve]) -> tuple[Array, Array]:
     return np.array(shared, float), np.array([[points[x] for x in shared] for points in by_seed], float)
 
 
-def since(curves: Sequence[Curve], start: float) -> tuple[Array, Array]:
-    """The mean curve from `start` on."""
-    x, losses = stack(curves)
-    return (x[x >= start], losses.mean(0)[x >= start]) if x.size else (x, x)
-
-
 def thousands(value: float, _position: float = 0) -> str:
     """Tick labels such as 600k and 1.2M."""
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -450,32 +373,24 @@ class Interval:
     marker: str = "o"
 
 
-def draw_intervals(
-    axes: Axes, lines: Sequence[Interval | str], limits: tuple[float, float], sides: tuple[str, str], *,
-    width: float = 2.4, end: float = 7, size: float = 7.5,
-) -> None:  # fmt: skip
-    """A row for each: hollow without an interval, with an arrow where it leaves the frame; a text is a heading.
+def draw_intervals(axes: Axes, lines: Sequence[Interval], limits: tuple[float, float], sides: tuple[str, str]) -> None:
+    """A row for each: hollow without an interval, with an arrow where it leaves the frame.
 
     sides: what it means to lie left and right of the middle.
     """
     for row, line in enumerate(lines):
-        if isinstance(line, str):
-            continue
         has_interval = math.isfinite(line.low) and math.isfinite(line.high)
         if has_interval:
             low, high = (min(max(value, limits[0]), limits[1]) for value in (line.low, line.high))
-            axes.plot([low, high], [row, row], color=line.colour, linewidth=width, zorder=2)
+            axes.plot([low, high], [row, row], color=line.colour, linewidth=2.4, zorder=2)
             for at, cut, arrow in ((low, line.low < low, "<"), (high, line.high > high, ">")):
-                axes.plot([at], [row], arrow if cut else "|", color=line.colour, markersize=end, clip_on=False)
+                axes.plot([at], [row], arrow if cut else "|", color=line.colour, markersize=7, clip_on=False)
         if math.isfinite(line.difference):
             fill = line.colour if has_interval else SURFACE
             at = min(max(line.difference, limits[0]), limits[1])
-            axes.plot([at], [row], line.marker, color=line.colour, markerfacecolor=fill, markersize=size, zorder=3)
-        note(axes, shorten(line.text, 44), (1, row), (10, 0), "fd", va="center", color=INK, label=SIDE)
-    rows(axes, [line if isinstance(line, str) else line.label for line in lines])
-    for line, label in zip(lines, axes.get_yticklabels(), strict=True):
-        if isinstance(line, str):
-            label.set_fontweight("bold")
+            axes.plot([at], [row], line.marker, color=line.colour, markerfacecolor=fill, markersize=7.5, zorder=3)
+        note(axes, shorten(line.text, 44), (1, row), (10, 0), "fd", va="center", color=INK)
+    rows(axes, [line.label for line in lines])
     axes.set_xlim(*limits)
     note(axes, f"◂ {sides[0]}", (0, 1), (0, 3), "ff", ha="left", va="bottom")
     note(axes, f"{sides[1]} ▸", (1, 1), (0, 3), "ff", ha="right", va="bottom")
@@ -514,44 +429,6 @@ def draw_curves(axes: Axes, curves: Curves, look: ArmStyle) -> None:
         if len(losses) > 1:
             axes.fill_between(x, losses.min(0), losses.max(0), color=look.colour, alpha=0.18, linewidth=0, zorder=2)
         axes.plot(x, losses.mean(0), color=look.colour, linestyle=look.dash, zorder=3)
-
-
-ZOOM_FROM = 0.7
-"""Share of training from which the second panel shows it."""
-
-
-def over_training(
-    draw: Callable[[Axes], None], last: float, name: str, floors: Mapping[str, float], whole: Sequence[Array],
-    zoom: tuple[float, float] | None, *, bar: bool = False, x: str = "training tokens",
-) -> tuple[Figure, list[Axes]]:  # fmt: skip
-    """Losses against tokens up to `last`: the whole of training, and its last 30 % where `zoom` has limits for it.
-
-    draw: puts the curves into one of the panels. whole: every curve's losses. bar: a narrow panel at the right, the
-    last of those that are returned.
-    """
-    figure = empty(WIDE, 3.9)
-    widths = ((1.0, 1.05) if zoom else (1.0,)) + ((0.035 if zoom else 0.02,) if bar else ())
-    every: list[Axes] = list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
-    panels = every[:-1] if bar else every
-    for axes in panels:
-        draw(axes)
-        for value in floors.values():
-            axes.axhline(value, color=MUTED, linewidth=1, dashes=(3, 2), zorder=1)
-        axes.set_xlabel(x)
-        axes.xaxis.set_major_formatter(thousands)
-    low = min([float(y.min()) for y in whole] + list(floors.values()), default=0.0)
-    high = max([float(y[0]) for y in whole] + list(floors.values()), default=1.0)  # not of a loss that blows up
-    margin = 0.05 * (high - low) or 0.5
-    panels[0].set_ylabel(name)
-    panels[0].set_ylim(low - margin, high + margin)
-    for floor, value in floors.items():
-        note(panels[0], f"{floor} {value:.2f}", (1, value), (-2, 2), "fd", ha="right", va="bottom")
-    if zoom:
-        panels[0].axvspan(ZOOM_FROM * last, last, color=BAND, linewidth=0, zorder=0)
-        panels[1].set_xlim(ZOOM_FROM * last, last * 1.005)
-        panels[1].set_ylim(*zoom)
-        title(panels[1], "the last 30 %")
-    return figure, every
 
 
 Measured = Mapping[str, Mapping[float, Sequence[float]]]

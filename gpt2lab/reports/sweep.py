@@ -28,7 +28,6 @@ from gpt2lab.reports.read import (
     read_sweep,
 )
 from gpt2lab.reports.sections.searches import settings_text
-from gpt2lab.reports.sections.sizes import across
 from gpt2lab.reports.sections.trials import best_configs, best_files
 from gpt2lab.store import Store
 
@@ -81,7 +80,7 @@ def answer(read: SweepRead) -> list[str]:
     if not read.counts[FINISHED]:
         return [nothing_finished(read)]
     if read.single:
-        return [_best(read, read.single), *(str(search.transfer) for search in read.once(across).values())]
+        return [_best(read, read.single)]
     sentences = [f"{label}: {_best(read, search)}" for label, search in read.searches.items()]
     return [*sentences, _between(read)] if len(read.searches) > 1 else sentences
 
@@ -129,7 +128,7 @@ def nothing_finished(read: SweepRead) -> str:
     for search in read.searches.values():
         sentences += _too_high(search)
     if read.counts[FAILED] and not read.counts[DIVERGED]:
-        sentences.append("The reasons are in the table of failures.")
+        sentences.append("The reasons are in the list of trials.")
     return " ".join(sentences)
 
 

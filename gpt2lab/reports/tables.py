@@ -65,16 +65,11 @@ def tabulate(
 
 @dataclass(frozen=True)
 class Link:
-    """A link within a quieter line; in Markdown without one that leads to a place on the page."""
+    """A link within a quieter line."""
 
     text: str
     address: str = ""
-    before: str = ""
     after: str = ""
-
-    @property
-    def target(self) -> str:
-        return "" if self.address.startswith("#") else self.address
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ import pytest
 from scipy import optimize
 
 from gpt2lab.analysis import compare
-from gpt2lab.analysis.best_rate import BestRateDifference, RateSearch, WeightedArm, closer, error_budget
-from gpt2lab.analysis.statistics import welch
+from gpt2lab.analysis.best_rate import BestRateDifference, RateSearch, WeightedArm
 from gpt2lab.analysis.verdicts import TextNoise
 
 SEEDS = np.array([-0.001, 0.0, 0.001])
@@ -104,19 +103,6 @@ def test_what_the_search_leaves_open_is_said_with_what_holds_at_the_chosen_rates
     assert "at the rates that were chosen: worse, [" in sharp.verdict
 
 
-def test_trials_beside_the_chosen_rate_would_narrow_it() -> None:
-    coarse, quiet = search(0.03, 0.2), arm(None, -1.0)
-    finer = closer(arm(coarse))
-    assert set(finer.tried) == {-1.0, -0.5, 0.0, 0.5, 1.0}
-    assert finer.losses[3:] == pytest.approx([2.0 + 0.03 * 0.7**2, 2.0 + 0.03 * 0.3**2], abs=0.004)
-    losses = arm(coarse).losses
-    before, after = (
-        BestRateDifference([WeightedArm(weight=1.0, losses=losses, search=search), quiet]).interval(3.0)
-        for search in (coarse, finer)
-    )
-    assert after[1] - after[0] < before[1] - before[0]
-
-
 def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
     """By itself `plain` needs p < .05, and has it only after `searched`, which the coarse search leaves open."""
     noise = 0.01 * np.array([-1.0, 0.0, 1.0])
@@ -130,38 +116,6 @@ def test_no_closer_search_is_asked_of_arms_that_searched_for_nothing() -> None:
     assert searched.word == "inconclusive: the search of rates leaves it open"
     assert plain.word.startswith("inconclusive: ") and "search" not in plain.verdict
     assert "search" not in plain.halfwidths and "search" in searched.halfwidths
-
-
-QUIET, LOUD = np.array([-0.0002, 0.0, 0.0002]), np.array([-0.02, 0.0, 0.02])
-COARSE = RateSearch(tried=(-1.0, 0.0, 1.0), losses=(2.04, 2.0, 2.02), chosen=0.0)
-
-
-def pair(spread: np.ndarray, search: RateSearch | None) -> list[WeightedArm]:
-    return [WeightedArm(weight=w, losses=2.0 + spread, search=search) for w in (1.0, -1.0)]
-
-
-def test_without_a_search_the_interval_is_that_of_the_seeds() -> None:
-    budget = error_budget(pair(LOUD, None), {"seeds": 0.1}, (60.0, 60.0), level=0.05)
-    test = welch(LOUD, LOUD)
-    assert budget.halfwidth == pytest.approx(float(test.high - test.low) / 2)
-    grown = welch(np.append(LOUD, (0.02, -0.02)), np.append(LOUD, (0.02, -0.02)))  # two more seeds, about as noisy
-    two = error_budget(pair(LOUD, None), {}, (60.0, 60.0), level=0.05, more=2)
-    assert two.steps[0].halfwidth == pytest.approx(float(grown.high - grown.low) / 2, rel=0.2)
-    assert two.steps[0].seconds == 240.0
-
-
-@pytest.mark.parametrize(("spread", "wins"), [(LOUD, "1 more seed per arm"), (QUIET, "rates between the best one")])
-def test_noisy_arms_want_seeds_and_quiet_ones_a_closer_search(spread: np.ndarray, wins: str) -> None:
-    budget = error_budget(pair(spread, COARSE), {}, (60.0, 60.0), level=0.05)
-    best = budget.best
-    assert best is not None and best.what.startswith(wins)
-    assert best.halfwidth < budget.halfwidth
-    assert budget.advice().startswith(wins) and "% narrower for" in budget.advice()
-
-
-def test_where_the_text_is_the_largest_part_more_of_it_is_the_advice() -> None:
-    budget = error_budget(pair(QUIET, None), {"text": 0.5}, (60.0, 60.0), level=0.05)
-    assert budget.advice().startswith("more validation text")
 
 
 def test_the_interval_over_few_documents_is_students() -> None:

@@ -1,4 +1,4 @@
-"""Compute multipliers, their trend over size, and rank agreement: known answers, words, and coverage."""
+"""Compute multipliers and rank agreement: known answers, words, and coverage."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import pytest
 
 from gpt2lab.analysis.scaling import (
     agreement,
-    difference_trend,
     multiplier_text,
     possible,
     reach,
-    share_text,
     tau_bounds,
-    trend,
 )
 from gpt2lab.analysis.statistics import Array
 
@@ -46,36 +43,6 @@ def test_multipliers_in_words() -> None:
     rising = {0.5: [1.9, 1.91], 1.0: [2.0, 2.01], 2.0: [1.8, 1.81]}
     assert "does not fall" in multiplier_text(reach(rising, [1.95, 1.96]))
     assert "no curve" in reach({1.0: [2.0, 2.1]}, 2.0).reason
-
-
-def test_share_of_the_tokens_in_words() -> None:
-    arm = {b: values - 0.05 for b, values in curve(seed=3).items()}
-    told = share_text(reach(arm, curve()[1.0]), "learned")
-    assert told.startswith("reaches learned's loss in 8") and told.endswith("]")
-    short = {0.5: [2.13, 2.14, 2.13], 1.0: [1.97, 1.96, 1.98]}
-    for target, said in (([2.42, 2.43, 2.41], "reaches learned's loss in less than 50 % of the tokens"),
-                         ([1.5, 1.51, 1.49], "needs more than 100 % of the tokens to learned's loss")):  # fmt: skip
-        assert share_text(reach(short, target), "learned") == said
-
-
-def test_a_constant_multiplier_has_no_trend_and_a_growing_one_has() -> None:
-    rng = np.random.default_rng(2)
-    sizes = (1e6, 1e7, 1e8)
-    same = [reach(curve(seed=i), 1.95 + rng.normal(0, 0.004, 5)) for i in range(3)]
-    factor, low, high = trend(sizes, same)
-    assert low < 1 < high and factor == pytest.approx(1, abs=0.05)
-    growing = [reach(curve(seed=i), 1.98 - 0.05 * i + rng.normal(0, 0.004, 5)) for i in range(3)]
-    factor, low, high = trend(sizes, growing)
-    assert low > 1 and factor == pytest.approx(2 ** (0.05 / 0.2), abs=0.06)
-    assert all(math.isnan(x) for x in trend(sizes[:1], same[:1]))
-
-
-def test_the_trend_of_a_difference_is_its_slope() -> None:
-    rng = np.random.default_rng(3)
-    pairs = [(2 - 0.03 * k + rng.normal(0, 0.001, 4), 2 + rng.normal(0, 0.001, 4)) for k in range(3)]
-    found = difference_trend((1e6, 1e7, 1e8), pairs)
-    assert float(found.difference) == pytest.approx(-0.03, abs=0.002)
-    assert float(found.low) < -0.03 < float(found.high)
 
 
 def losses(means: dict[str, float], sd: float, seed: int) -> dict[str, dict[str, float]]:
@@ -178,26 +145,6 @@ def test_losses_without_noise_leave_what_a_convex_curve_may_do(
     jitter = 1e-7 * np.array([-1.0, 1.0])
     found = reach({b: mean + jitter for b, mean in means.items()}, target + jitter)
     assert (found.low, found.high) == pytest.approx(ends, rel=3e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_the_trend_of_multipliers_is_covered(beta: float) -> None:
-    rng = np.random.default_rng(3)
-    budgets, sizes, truths = (0.5, 1.0, 2.0), (1e6, 1e7, 1e8), (0.9, 1.0, 1.2)
-    logs = np.log(budgets)
-    factor = math.exp(float(np.polyfit(np.log10(sizes), np.log(truths), 1)[0]))
-    sd, inside = 0.05 * float(-np.diff(law(logs, beta)).mean()), []
-    for _ in range(600):
-        found = []
-        for truth in truths:
-            losses = [loss + rng.normal(0, sd, 4) for loss in law(logs, beta)]
-            target = law(np.log([truth]), beta) + rng.normal(0, sd, 4)
-            found.append(reach(dict(zip(budgets, losses, strict=True)), target))
-        _, low, high = trend(sizes, found)
-        inside.append(low <= factor <= high)
-    print(beta, "trend", np.mean(inside))
-    assert np.mean(inside) > 0.94
 
 
 def drawn(arms: int, n: int, early: float, late: float, hang: float, draws: int) -> tuple[list[Array], list[Array]]:

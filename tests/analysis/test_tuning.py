@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy import integrate, optimize, stats
+from scipy import optimize, stats
 
 from gpt2lab.analysis.parabola import fit
-from gpt2lab.analysis.scaling import transfer
 from gpt2lab.analysis.statistics import Array
-from gpt2lab.analysis.tuning import Optimum, chosen, optimum, sensitivity
+from gpt2lab.analysis.tuning import Optimum, chosen, optimum
 
 RATES = np.geomspace(0.0005, 0.032, 13)
 
@@ -96,7 +95,6 @@ def test_the_answer_of_an_ordinary_search() -> None:
     assert thrice.interval is not None and thrice.interval[0] < 0.004 < thrice.interval[1]
     assert thrice.curve is not None and thrice.curve.points > 10
     assert answer.flat == pytest.approx((0.004 / 2**1.58, 0.004 * 2**1.58), rel=0.25)  # sqrt(0.05 / 0.02) octaves
-    assert answer.factor == pytest.approx(3, rel=0.25)
     assert answer.edge is None and answer.widen is None and answer.reason == ""
     text = str(answer)
     assert text.startswith("Best learning rate 0.00") and "(95 % interval 0.00" in text
@@ -197,24 +195,6 @@ def test_where_other_settings_vary_only_the_place_of_the_best_trial_is_told() ->
     assert optimum(points[:4], low=0.0005, high=0.032, log=True, alone=False).edge == "high"
 
 
-def test_sensitivity_is_the_mean_loss_over_the_rates_minus_the_best() -> None:
-    rates = np.geomspace(1e-4, 1e-1, 400)
-    values = 2 + 0.1 * np.log2(rates / 3e-3) ** 2
-    mean, _ = integrate.quad(lambda t: min(0.1 * (t - math.log2(3e-3)) ** 2, 3.0), math.log2(1e-4), math.log2(1e-1))
-    ours = sensitivity(zip(rates, values, strict=True), 1e-4, 1e-1, 5.0)
-    assert ours == pytest.approx(mean / math.log2(1000), rel=1e-3)
-
-
-def test_sensitivity_by_hand() -> None:
-    # three octaves: 3 -> 2, 2 -> 2, 2 -> the loss at init, 5: (0.5 + 0 + 1.5) / 3 above the best
-    assert sensitivity([(1, 3.0), (2, 2.0), (4, 2.0), (8, math.inf)], 1, 8, 5.0) == pytest.approx(2 / 3)
-    assert sensitivity([(8, 7.0), (2, 1.9), (2, 2.1), (4, 2.0), (1, 3.0)], 1, 8, 5.0) == pytest.approx(2 / 3)
-    assert sensitivity([(1, 2.0), (2, 2.0), (8, 2.0), (64, 9.0)], 1, 8, 5.0) == 0
-    bad, narrow = [(1, math.inf), (2, math.inf), (8, math.inf)], [(1, 2.0), (1.5, 2.1), (2, 2.2)]
-    for too_little in ([], [(1, 2.0), (8, 3.0)], bad, narrow):
-        assert sensitivity(too_little, 1, 8, 5.0) is None
-
-
 RATE = {"name": "optim.lr", "kind": "float", "low": 0.001, "high": 0.016, "log": True, "choices": None, "when": None}
 DECAY = {"name": "optim.weight_decay", "kind": "float", "low": 0.0, "high": 0.4, "log": False, "choices": None}
 NORM = {"name": "model.norm", "kind": "categorical", "low": None, "high": None, "choices": ["layernorm", "rmsnorm"]}
@@ -276,70 +256,3 @@ def test_of_several_settings_edges_go_by_the_place_of_the_best_trial() -> None:
                trial(2, 2.3, optim__lr=0.008)]  # fmt: skip
     found = chosen(search(without, RATE, DECAY))  # a setting that the best trial does not have is left out
     assert found.optima.keys() == {"optim.lr"} and found.reason is None
-
-
-SIZES = (1e6, 4e6, 1.6e7, 6.4e7, 2.56e8)
-
-
-def around(optimum: float, se: float) -> tuple[float, float]:
-    """The 95 % interval of an optimum whose logarithm has this standard error."""
-    return optimum * math.exp(-1.959964 * se), optimum * math.exp(1.959964 * se)
-
-
-def test_it_is_weighted_least_squares_of_logarithms() -> None:
-    optima, se = np.array([0.004, 0.0025, 0.0019, 0.0012, 0.0009]), np.array([0.1, 0.3, 0.1, 0.2, 0.05])
-    ours = transfer(SIZES, [*optima], [around(o, s) for o, s in zip(optima, se, strict=True)], target=1e9)
-    wls = sm.WLS(np.log(optima), sm.add_constant(np.log(SIZES)), weights=se**-2.0)
-    fitted = wls.fit(cov_type="fixed scale")
-    assert ours.exponent == pytest.approx(fitted.params[1]) and ours.at_target is not None
-    assert math.log(ours.at_target) == pytest.approx(fitted.predict([[1, math.log(1e9)]])[0])
-    assert ours.scatter == pytest.approx(wls.fit().scale)
-    half = stats.t.ppf(0.975, 3) * fitted.bse[1] * max(1, wls.fit().scale) ** 0.5
-    assert ours.exponent_interval == pytest.approx((fitted.params[1] - half, fitted.params[1] + half), rel=1e-5)
-
-
-@pytest.mark.parametrize(("count", "departure", "least", "most"), [
-    (2, 0.0, 0.93, 0.97), (3, 0.0, 0.94, 0.985), (4, 0.0, 0.99, 1.0), (4, 0.2, 0.95, 1.0), (5, 0.2, 0.93, 1.0),
-])  # fmt: skip
-def test_the_prediction_covers(count: int, departure: float, least: float, most: float) -> None:
-    """`departure`: how far the logarithm of each optimum truly lies off the power law."""
-    rng, inside = np.random.default_rng(count), 0
-    for _ in range(600):
-        se = rng.uniform(0.1, 0.25, count)
-        truth = math.log(0.004) - 0.3 * np.log(np.array(SIZES[:count]) / 1e6) + rng.normal(0, departure, count)
-        optima = np.exp(truth + rng.normal(0, 1, count) * se)
-        intervals = [around(o, s) for o, s in zip(optima, se, strict=True)]
-        found = transfer(SIZES[:count], [*optima], intervals)
-        goal = 0.004 * (4.0**count) ** -0.3 * math.exp(rng.normal(0, departure))
-        assert found.target == pytest.approx(1e6 * 4.0**count) and found.target_interval is not None
-        inside += found.target_interval[0] <= goal <= found.target_interval[1]
-    assert least <= inside / 600 <= most
-
-
-def test_the_sentences() -> None:
-    three = transfer(SIZES[:3], [0.004, 0.0026, 0.0018], [around(o, 0.1) for o in (0.004, 0.0026, 0.0018)])
-    assert str(three).startswith("Over three sizes the best learning rate falls as N^-0.29 (-0.")
-    assert "for 64.0 M parameters it predicts 0.0012 (0.0" in str(three)
-    assert "hardly test" in str(three)
-    two = transfer(SIZES[:2], [0.002, 0.0022], [around(o, 0.2) for o in (0.002, 0.0022)])
-    assert "rises as N^0.07" in str(two) and "It may as well not move." in str(two) and "cannot test" in str(two)
-
-
-def test_sizes_without_an_interval_are_left_out_or_all_count_the_same() -> None:
-    intervals = [around(0.004, 0.1), None, around(0.002, 0.1)]
-    assert transfer(SIZES[:3], [0.004, 0.1, 0.002], intervals).sizes == (1e6, 1.6e7)
-    bare = transfer(SIZES[:3], [0.004, 0.0028, 0.002], [None, None, None])
-    assert bare.exponent == pytest.approx(-0.25) and bare.exponent_interval is None
-    assert "No interval: fewer than two sizes have an interval" in str(bare)
-    optima = [0.004, 0.0026, 0.0018]
-    there = transfer(SIZES[:3], optima, [around(o, 0.1) for o in optima])
-    back = transfer(SIZES[2::-1], optima[::-1], [around(o, 0.1) for o in optima[::-1]])  # in any order
-    assert (back.exponent, back.target_interval) == (there.exponent, there.target_interval)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "optima"), [((), ()), ((1e6,), (0.01,)), ((1e6, 1e6), (0.1, 0.2)), ((1, 2), (None, 1))]
-)
-def test_fewer_than_two_sizes_say_nothing(sizes: tuple[float, ...], optima: tuple[float | None, ...]) -> None:
-    found = transfer(sizes, optima, [None] * len(sizes))
-    assert found.exponent is None and "cannot be told: fewer than two sizes" in str(found)

@@ -203,15 +203,3 @@ def test_nothing_leaves_the_frame_of_pixels_which_have_the_layout_of_the_svg(pix
         image = np.asarray(Image.open(io.BytesIO(shown.png)).convert("RGB"))
         for edge in (image[:2], image[-2:], image[:, :2], image[:, -2:]):
             assert (edge == 255).all(), make
-
-
-@pytest.mark.parametrize(
-    ("names", "upright"), [(["1", "2", "3–4"], False), ([f"{i}–{i + 1}" for i in range(20)], True)]
-)
-def test_names_that_would_overlap_on_a_phone_stand_upright(names: list[str], upright: bool) -> None:
-    with style.drawing():
-        figure, axes = style.panel(style.WIDE, 3.6)
-        axes.plot(range(len(names)))
-        axes.set_xticks(range(len(names)), names)
-        style.to_phone(figure)
-        assert {label.get_rotation() for label in axes.get_xticklabels()} == {90.0 if upright else 0.0}

@@ -77,7 +77,7 @@ def test_verdicts_json_and_results_csv_hold_the_numbers(finished: Path) -> None:
 
 def test_the_twin_says_what_the_page_says(finished: Path) -> None:
     figures = assert_twin(finished / "reports/posenc@nano")
-    assert figures == ["contexts", "differences", "seeds", "training", "training-flops", "training-seconds"]
+    assert figures == ["contexts", "differences", "seeds", "training"]
 
 
 def test_anchors_are_unique_and_every_link_leads_somewhere(finished: Path) -> None:
@@ -88,28 +88,7 @@ def test_anchors_are_unique_and_every_link_leads_somewhere(finished: Path) -> No
     places = [link.removeprefix("#") for link in read.links() if link.startswith("#")]
     assert len(places) > 10 and set(places) <= set(ids)
     files = [link for link in read.links() if not link.startswith("#")]
-    assert {"report.md", "verdicts.tex"} <= set(files) and all((folder / file).exists() for file in files)
-    switched = {str(a["for"]) for tag, a in read.tags if tag == "label"}
-    assert len(switched) == 3 and switched <= set(ids)
-
-
-def test_every_wide_figure_has_a_narrow_twin_for_phones(finished: Path) -> None:
-    source = (finished / "reports/posenc@nano/index.html").read_text()
-    found = re.findall(r'<div class="drawing([^"]*)"><svg[^>]*viewBox="0 0 ([\d.]+)', source)
-    widths = {kind: [float(width) for of, width in found if of == kind] for kind in ("", " on-paper", " on-phone")}
-    assert len(widths[" on-phone"]) == len(widths[" on-paper"]) > 3
-    assert max(widths[""] + widths[" on-phone"]) < 330 < min(widths[" on-paper"])  # points; a phone has 390 pixels
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_the_latex_table_has_the_verdicts(finished: Path, make_study: MakeStudy, tmp_path: Path) -> None:
-    table = (finished / "reports/posenc@nano/verdicts.tex").read_text()
-    rows = [line for line in table.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 4 and {line.count("&") for line in rows} == {5}
-    make_study({"learned": 2.15, "50% of $x^2$ & {y}_1 \\z": 1.89})
-    report(tmp_path)
-    row = (tmp_path / "reports/posenc@nano/verdicts.tex").read_text().splitlines()[-3]
-    assert r"50\% of \$x\textasciicircum{}2\$ \& \{y\}\_1 \textbackslash{}z &" in row
+    assert {"report.md", "verdicts.json"} <= set(files) and all((folder / file).exists() for file in files)
 
 
 def test_published_pages_have_no_links_to_this_machine(finished: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from made_up_study import IDENTITY, KEY, UNIGRAM, run_id, typed, write
 from scipy import stats
@@ -18,7 +19,7 @@ from gpt2lab.analysis.results import (
     LATE,
     cleaned,
     collect,
-    contexts,
+    contexts_of,
     final_values,
     judge,
     judge_contexts,
@@ -43,6 +44,11 @@ def set_final(run: Path, value: float) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "runs")
+
+
+def contexts(study: StudyRecord, store: Store) -> pd.DataFrame:
+    columns = ["arm", "seed", "multiple", "length", "loss"]
+    return pd.DataFrame(contexts_of(study, collect(study, store)), columns=columns)
 
 
 def test_final_values_come_from_the_evaluation_of_the_study(make_study: MakeStudy, store: Store) -> None:

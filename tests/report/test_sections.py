@@ -83,11 +83,11 @@ def test_a_section_that_fails_costs_its_own_line(
 
 
 def test_tables_and_links_are_escaped_in_both_forms() -> None:
-    cells = [Cell("a|b", Link("<i>", "https://example.org/", before="c", after="d"), "better", remark="e")]
-    parts = Cell(parts=[Cell("one", "two"), Cell("three", Link("here", "#place"))])
+    cells = [Cell("a|b", Link("<i>", "https://example.org/", after="d"), "better", remark="e")]
+    parts = Cell(parts=[Cell("one", "two"), Cell("three", Link("here", "place.html"))])
     table = Table([*columns("Arm:number", "Ratio 1:2", "Run:id")], [Row([*cells, parts, Cell("x", link="y")])])
     shown = page.Page(about="a", heading="h", title="t", sections=[Section(title="T", table=table)], files=["x.md"])
     source, twin = page.render_html(shown), page.render_markdown(shown)
     assert [c.kind for c in table.columns] == ["number", "", "id"] and table.columns[1].title == "Ratio 1:2"
-    assert Reader(source).links() == ["https://example.org/", "#place", "y", "x.md"] and "<i>" not in source
-    assert r"| **a\|b**; c [&lt;i&gt;](https://example.org/) d; e | one; two<br>three; here | [x](y) |" in twin
+    assert Reader(source).links() == ["https://example.org/", "place.html", "y", "x.md"] and "<i>" not in source
+    assert r"| **a\|b**; [&lt;i&gt;](https://example.org/) d; e | one; two<br>three; [here](place.html) | [x](y) |" in twin

@@ -14,7 +14,6 @@ from made_up_study import declare
 from made_up_sweep import (
     LR,
     NORM,
-    TOKENS,
     coordinates,
     hopeless,
     keep,
@@ -67,22 +66,22 @@ def test_the_page_opens_with_the_answer_and_goes_on_in_order(lr_page: Path) -> N
         "Which learning rate reaches the lowest", "early training: sign only", said(sweep()),
         "one loses less than 0.05 nats", "24 trials, 1 seed each: 11 finished, 11 pruned, 2 diverged.",
         "at 842 k parameters", "is no estimate of what its settings reach",
-        "Best settings", "inside", "Figures", "Loss against optim.lr", "Training curves by optim.lr",
-        "The best so far", "The winning config", "extends: nano optim.lr: 0.004899", "What pruning saved",
-        "What ended without a value", "nan loss", "Trials", run_id("lr", 2), "Method", "TPE", "How to reproduce",
-        "gpt2lab sweep sweeps/lr.yaml --scale nano",
+        "Best settings", "inside", "Figures", "Loss against optim.lr",
+        "The winning config", "extends: nano optim.lr: 0.004899", "Trials", run_id("lr", 2),
+        "nan loss", "optuna-dashboard sqlite:////data/runs/sweeps/optuna.db", "How it was done",
+        "gpt2lab sweep sweeps/lr.yaml --scale nano", "tpe",
     ]  # fmt: skip
     places, start = [], 0
     for part in parts:
         start = shown.index(part, start)
         places.append(start)
     assert_harmless(source)
-    for unwanted in (r"\bNaN\b", r"\bnan\b(?! loss)", r"\bNone\b", "What mattered", "incomplete"):
+    for unwanted in (r"\bNaN\b", r"\bnan\b(?! loss)", r"\bNone\b", "incomplete"):
         assert not re.search(unwanted, shown), unwanted
 
 
 def test_the_twin_says_what_the_page_says(lr_page: Path) -> None:
-    assert assert_twin(lr_page) == ["against-0", "curves", "history"]
+    assert assert_twin(lr_page) == ["against-0"]
 
 
 @pytest.mark.slow
@@ -139,7 +138,6 @@ def test_all_diverged_says_so_first_and_what_to_try(tmp_path: Path) -> None:
     assert first < read.text.index("No trial finished") < read.text.index("Best settings")
     assert "8 diverged. Even the lowest optim.lr that was tried, 1.03, diverged" in read.text
     assert "optim.lr: {low: 0.01, high: 1, log: true}" in read.text
-    assert "optim.lr 1.03 to 32.9" in read.text  # the table of reasons
     assert not list(folder.glob("best*.yaml"))
     assert "The winning config" not in read.text
     assert "no estimate" not in twin
@@ -183,14 +181,11 @@ def test_how_many_trials_cannot_be_told_from_the_best(tmp_path: Path, seeds: lis
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_several_settings_have_best_values_edges_importance_and_choices(tmp_path: Path) -> None:
-    folder, _, twin, read = report(tmp_path, wide())
+def test_several_settings_have_best_values_edges_and_importance(tmp_path: Path) -> None:
+    folder, _, _, read = report(tmp_path, wide())
     assert "The best of 17 finished trials reached val/loss 2.0144 with optim.lr 0.00807" in read.text
     assert "optim.lr explains most of the variation between trials (71 %)" in read.text
     assert "No best value lies at an edge" in read.text
-    choices = part_of(twin, "The best per choice")
-    assert re.search(r"rmsnorm; model\\.norm|rmsnorm; model.norm", choices)
-    assert "| best |" in choices
     assert (folder / "best.yaml").exists()
 
 
@@ -218,19 +213,6 @@ def test_searches_beside_each_other(tmp_path: Path) -> None:
     assert "search mup" in (folder / "best-mup.yaml").read_text()
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_what_pruning_saved_by_hand(tmp_path: Path) -> None:
-    trials = [trial(0, {"optim.lr": 0.004}, 2.0), trial(1, {"optim.lr": 0.006}, 2.1)]
-    trials += [trial(i, {"optim.lr": 0.0005 * i}, 2.5, outcome="pruned", until=110) for i in (2, 3)]
-    record = sweep({"lr": search(trials=4) | {"trials": trials}})
-    _, _, _, read = report(tmp_path, record)
-    # 2 whole runs and 2 quarters of one: 2.5 of 4, so 37.5 % less
-    assert f"{text.quantity(2.5 * TOKENS)} tokens were trained where {text.quantity(4 * TOKENS)} would" in read.text
-    assert "38 % less" in read.text
-    _, _, _, read = report(tmp_path, record | {"pruner": None})
-    assert "What pruning saved" not in read.text
-
-
 def test_the_winning_config_is_that_of_the_record(lr_page: Path, tmp_path: Path) -> None:
     from gpt2lab.config import load_config
 
@@ -246,13 +228,12 @@ def test_the_same_sweep_at_other_scales(tmp_path: Path) -> None:
     keep(tmp_path / "runs", middle | {"coordinates": coordinates()})
     index = write_sweep_report(names[1], root=tmp_path / "runs", out=tmp_path / "reports")
     read = Reader(index.read_text())
-    told = re.search(r"Over three sizes the best learning rate falls as N\^(-\d\.\d+)", read.text)
-    assert told
-    assert abs(float(told[1]) + 0.5) < 0.1  # as the losses were made
-    assert "Across size" in read.text
-    assert "predicted" in read.text
+    lines = part_of((index.parent / "report.md").read_text(), "Across size").splitlines()
+    optima = [float(line.split("|")[3].partition(";")[0]) for line in lines if re.match(r"\| (nano|micro|mini) ", line)]
+    assert optima == pytest.approx([0.006, 0.003, 0.0015], rel=0.2)  # as the losses were made
     assert "x@nano" not in read.text
-    assert "standard: what changes most with width is block 0, as width^+0.50" in read.text
+    row = next(line for line in (index.parent / "report.md").read_text().splitlines() if line.startswith("| block 3"))
+    assert row == "| block 3 | 0.6400 | 0.9051 | 1.2800 | 1.8102 | \\+0.50 |"  # 0.1 x 4 x 1.6 at width 64, by the root
 
 
 @pytest.mark.parametrize("kept", [1, 2])

@@ -77,7 +77,6 @@ def test_both_differences_stand_beside_each_other(make_study: MakeStudy, tmp_pat
     written, tuned = (cell.partition(";")[0].strip().replace("−", "-") for cell in row.split("|")[2:4])
     assert float(written) == pytest.approx(-0.41, abs=0.03) and float(tuned) == pytest.approx(-0.26, abs=0.03)
     assert "**better**" in row and "| Contrast | At the shared rate | Each at its own rate |" in section
-    assert "the shared rate flattered rotary by 0.1" in section  # by 0.15: more than X and the noise of both
     read = read_study("posenc@nano", tmp_path / "runs")
     assert read.once(tunings).written is not None
     [line] = [str(part) for part in terminal_summary(read, tmp_path).renderables if "shared rate" in str(part)]
@@ -102,11 +101,10 @@ def test_every_arms_search_is_told_with_what_it_cost(make_study: MakeStudy, tmp_
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         assert float(cells[1].partition(";")[0]) == pytest.approx(optimum, rel=0.5)
         assert float(cells[3].partition(";")[0]) == pytest.approx(optimum, rel=0.3)  # the fitted one
-        assert cells[2] == "0.004" and float(cells[5]) > 0.1 and cells[6] == "**inside**"
-        assert "finished" in cells[7] and "diverged" in cells[7] and "runs" in cells[8]
+        assert cells[2] == "0.004" and cells[5] == "**inside**"
+        assert "finished" in cells[6] and "diverged" in cells[6] and "runs" in cells[7]
     spent = sum(t["tokens"] for t in Store(tmp_path / "runs").sweep("posenc@nano")["searches"]["learned"]["trials"])
     assert f"{spent / 1e6:.1f}" in learned or f"{spent / 1e6:.3g}" in learned
-    assert "- Tuning took " in part_of(said, "What it costs")
     method = part_of(said, "Method")
     assert "every arm, the baseline included, had 24 trials over optim.lr from 0.05 to 50 times the arm's own" in method
     assert "sampler qmc with seed 0 for all, no pruning; trained on seed 100" in method
@@ -199,20 +197,3 @@ def test_the_figure_has_every_arm_in_its_own_colour(make_study: MakeStudy, tmp_p
     assert "#0072b2" in drawn.lower() and "#4a5563" in drawn.lower()
     section = html.partition("Each arm tuned")[2]
     assert "Each arm&#39;s loss against its learning rate" in section
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_words_that_differ_are_told_and_noise_is_called_so(make_study: MakeStudy, tmp_path: Path) -> None:
-    tuned_study(make_study, tmp_path / "runs", {"learned": 1.80, "rotary": 1.84})
-    section = part_of(told(tmp_path), "Each arm tuned")
-    assert "At the shared rate rotary is worse by 0.0" in section
-    assert "; at its own rate it is better by 0.2" in section
-    assert "the shared rate held rotary back by 0." in section
-    assert "flattered" not in section
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_differences_that_agree_need_no_sentence(make_study: MakeStudy, tmp_path: Path) -> None:
-    tuned_study(make_study, tmp_path / "runs", {"learned": 2.16, "rotary": 1.90})
-    section = part_of(told(tmp_path), "Each arm tuned")
-    assert "| rotary" in section and "At the shared rate rotary" not in section

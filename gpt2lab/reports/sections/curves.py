@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 TRAINING = (
     "Mean over seeds; the band runs from the lowest seed to the highest. Dashed with a cross: a run that diverged or "
     "has not finished, up to its last finite loss. Grey lines: what counting tokens (unigram) and pairs of tokens "
-    "(bigram) reach. These evaluations during training are not what the verdicts rest on. Seconds: at the median speed "
-    "of each arm."
+    "(bigram) reach. These evaluations during training are not what the verdicts rest on."
 )
+ZOOM_FROM = 0.7
+"""Share of training from which the second panel shows it."""
 BEYOND = (
     "Loss at a longer context minus the loss of the same runs at the training context, on the same target tokens. "
     "Intervals, p and words as in the verdicts, over a family of their own."
@@ -81,61 +82,60 @@ def per_byte(read: StudyRead, run: StudyRun) -> float:
 
 @section(order=20, title="Validation loss during training")
 def during_training(read: StudyRead) -> Section:
-    losses = read.once(curves)
-    drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in read.looks}
-    without = []
+    losses, without = read.once(curves), []
     for run in read.runs:
-        curve = losses.by_run.get(run.id, ((), ()))
         if run.id in losses.damaged:
             without.append(f"{run.arm} seed {run.seed} (damaged: {losses.damaged[run.id]})")
-        elif run.value is not None and not curve[0]:
+        elif run.value is not None and not losses.by_run.get(run.id, ((), ()))[0]:
             without.append(f"{run.arm} seed {run.seed} (no evaluations recorded)")
-        drawn[run.arm][run.status not in ENDED].append(curve)
-    by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
+    drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in read.looks}
+    for run in read.runs:
+        drawn[run.arm][run.status not in ENDED].append(losses.by_run.get(run.id, ((), ())))
+    by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     own = read.study.validation_text is not None
     metric = f"{BITS}, bits per byte" if own else f"{LOSS}, nats per token"
-    per_token = {"tokens": dict.fromkeys(read.arms, 1.0)}
-    per_token["FLOPs"] = {arm: read.study.arms[arm].flops_per_token for arm in read.arms}
-    per_token["seconds"] = {arm: 1 / (one.tokens_per_second or math.inf) for arm, one in read.arms.items()}
-    drawings = []
-    for unit, factors in per_token.items():
-        if all(factors[curves.arm] for curves in by_arm if curves.points()):
-            scaled = [_scaled(curves, factors[curves.arm]) for curves in by_arm]
-            figure = training(scaled, read.looks, {} if own else read.study.floors or {}, metric, f"training {unit}")
-            name = "training" if unit == "tokens" else f"training-{unit.lower()}"
-            drawn_as = style.picture(name, "Validation loss during training", caption, figure)
-            drawings.append(replace(drawn_as, against=f"against {unit}"))
-    first, *others = drawings
-    return Section(front=[replace(first, others=others)])
-
-
-def _scaled(curves: Curves, factor: float) -> Curves:
-    """The same curves over tokens x factor: the FLOPs or seconds of a token, which the runs of an arm share."""
-
-    def scaled(of: Sequence[Curve]) -> list[Curve]:
-        return [([factor * tokens for tokens in x], y) for x, y in of]
-
-    return Curves(curves.arm, scaled(curves.healthy), scaled(curves.failed))
+    figure = training(by_arm, read.looks, {} if own else read.study.floors or {}, metric)
+    return Section(front=[style.picture("training", "Validation loss during training", caption, figure)])
 
 
 def training(
-    by_arm: Sequence[Curves], look: Mapping[str, ArmStyle], floors: Mapping[str, float], metric: str,
-    x: str = "training tokens",
-) -> Figure:  # fmt: skip
-    """Loss against tokens, or another measure of training: the whole on the left, its last 30 % on the right."""
+    by_arm: Sequence[Curves], look: Mapping[str, ArmStyle], floors: Mapping[str, float], metric: str
+) -> Figure:
+    """Loss against tokens: the whole on the left, the last 30 % of it on the right."""
     points = [xy for c in by_arm for xy in c.points()]
-    last = max((float(x.max()) for x, _ in points), default=0.0)
-    ends = {c.arm: style.since(c.healthy, style.ZOOM_FROM * last) for c in by_arm if c.healthy}
-    zoom = _zoom_limits([y for _, y in ends.values()], floors) if any(len(x) > 1 for x, _ in ends.values()) else None
-
-    def draw(axes: Axes) -> None:
+    last = max((float(at.max()) for at, _ in points), default=0.0)
+    ends = {c.arm: _since(c.healthy, ZOOM_FROM * last) for c in by_arm if c.healthy}
+    zoom = _zoom_limits([y for _, y in ends.values()], floors) if any(len(at) > 1 for at, _ in ends.values()) else None
+    figure = style.empty(style.WIDE, 3.9)
+    panels: list[Axes] = list(figure.subplots(1, 2 if zoom else 1, squeeze=False)[0])
+    for axes in panels:
         for c in by_arm:
             style.draw_curves(axes, c, look[c.arm])
-
-    figure, panels = style.over_training(draw, last, metric, floors, [y for _, y in points], zoom, x=x)
+        for value in floors.values():
+            axes.axhline(value, color=style.MUTED, linewidth=1, dashes=(3, 2), zorder=1)
+        axes.set_xlabel("training tokens")
+        axes.xaxis.set_major_formatter(style.thousands)
+    low = min([float(y.min()) for _, y in points] + list(floors.values()), default=0.0)
+    high = max([float(y[0]) for _, y in points] + list(floors.values()), default=1.0)  # not of a loss that blows up
+    margin = 0.05 * (high - low) or 0.5
+    panels[0].set_ylabel(metric)
+    panels[0].set_ylim(low - margin, high + margin)
+    for floor, value in floors.items():
+        style.note(panels[0], f"{floor} {value:.2f}", (1, value), (-2, 2), "fd", ha="right", va="bottom")
+    if zoom:
+        panels[0].axvspan(ZOOM_FROM * last, last, color=style.BAND, linewidth=0, zorder=0)
+        panels[1].set_xlim(ZOOM_FROM * last, last * 1.005)
+        panels[1].set_ylim(*zoom)
+        style.title(panels[1], "the last 30 %")
     style.label_ends(panels[-1], {arm: float(y[-1]) for arm, (_, y) in ends.items() if y.size}, look)
     return figure
+
+
+def _since(curves: Sequence[Curve], start: float) -> tuple[style.Array, style.Array]:
+    """The mean curve from `start` on."""
+    x, losses = style.stack(curves)
+    return (x[x >= start], losses.mean(0)[x >= start]) if x.size else (x, x)
 
 
 def _zoom_limits(ends: Sequence[style.Array], floors: Mapping[str, float]) -> tuple[float, float]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from gpt2lab.analysis.planning import MULTIPLES
-from gpt2lab.analysis.results import LOSS, RATE, Study, scope_text, shares_rate, target_of
+from gpt2lab.analysis.results import LOSS, Study, scope_text, target_of
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import number, plural, quantity, setting, time_taken
 from gpt2lab.reports.page import Remark, Section, section
@@ -20,25 +19,11 @@ from gpt2lab.reports.sections.verdicts import shown
 
 SHARED_POOL = 5  # studies named one by one up to here, counted beyond
 NEAR_BIGRAM = 0.3
-SAMPLERS = {
-    "tpe": "TPE (Bergstra et al. 2011), which learns from earlier trials",
-    "random": "points drawn at random",
-    "grid": "every point of a grid",
-    "qmc": "Sobol's points, spread evenly",
-}
-PRUNERS = {
-    "median": ("a trial stops when it is worse than the median of earlier trials at as many tokens",
-               ("startup_trials", "warmup")),
-    "successive_halving": ("at every rung only the better share goes on (successive halving)",
-                           ("warmup", "reduction")),
-    "hyperband": ("several brackets of successive halving (Hyperband)", ("warmup", "reduction")),
-}  # fmt: skip
-"""Name -> its rule, and the options that are shown with it."""
 
 
 @section(order=130, title="Noise floor and power")
 def noise(read: StudyRead) -> Section:
-    """Which noise floor was used, how old it is, and how small a difference could have been shown."""
+    """Which noise floor was used, and how small a difference could have been shown."""
     study = read.study
     floor = floor_sentence(study)
     if not floor:
@@ -60,7 +45,7 @@ def noise(read: StudyRead) -> Section:
 
 
 def floor_sentence(study: Study) -> str:
-    """The noise floor that the study was planned by, with its age; "" without one."""
+    """The noise floor that the study was planned by; "" without one."""
     floor = study.noise
     if not floor:
         return ""
@@ -69,18 +54,8 @@ def floor_sentence(study: Study) -> str:
         f"Noise floor: sd {number(floor.sd, 3)} nats, 95 % interval [{number(floor.low, 3)}, "
         f"{number(floor.high, 3)}], from {floor.runs} repeats of the recipe at {floor.scale} with only "
         f"the seed changed{failed}; torch {floor.stack.get('torch')} on {floor.stack.get('device')}, measured "
-        f"{floor.created[:10]}, {_age(floor.created, study.created)}."
+        f"{floor.created[:10]}."
     )
-
-
-def _age(measured: str, declared: str) -> str:
-    """How old a floor was when the study was declared; times without a zone are in UTC."""
-    try:
-        then, now = (datetime.fromisoformat(moment) for moment in (measured, declared))
-    except ValueError:
-        return "at an unknown time"
-    days = (now.replace(tzinfo=now.tzinfo or UTC) - then.replace(tzinfo=then.tzinfo or UTC)).days
-    return "the same day as this study was declared" if days < 1 else f"{plural(days, 'day')} before this study"
 
 
 def _power(read: StudyRead) -> str:
@@ -211,21 +186,6 @@ def _declared_before(study: Study) -> list[str]:
     return [*points, f"Nothing is claimed: {undeclared}."] if undeclared else points
 
 
-@section(order=180, title="What this shows, and what it does not")
-def limits(read: StudyRead) -> Section:
-    study = read.study
-    points = [
-        f"It holds {scope_text(study)}; larger models, longer training or other data may order the arms differently."
-    ]
-    if shares_rate(study):
-        points.append(
-            "All arms share one learning rate, which suits some better than others: each at its own best rate, a "
-            "difference can shrink or turn round."
-        )
-    points.append(f"Only the declared contrasts on {study.metric} carry verdict words; the rest is description.")
-    return Section(points=points)
-
-
 def strongest_caveat(read: StudyRead) -> str:
     """What a reader must know before all else: a baseline that ends near the bigram floor, and the scale's own."""
     study, mean = read.study, read.arms[read.baseline].mean
@@ -303,95 +263,48 @@ def _known(facts: Mapping[str, object]) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in facts.items() if value]
 
 
-@section(order=100, title="Method", of="sweep")
-def sweep_declared(read: SweepRead) -> Section:
-    """What was declared before the first trial, in sentences."""
-    record = read.record
-    sampler = record.get("sampler") or {}
-    seed = f", seed {sampler['seed']}" if sampler.get("seed") is not None else ""
-    drawn = f", the first {sampler['startup']} at random" if sampler.get("startup") else ""
-    seeds = ", ".join(map(str, sorted({seed for search in read.searches.values() for seed in search.seeds})))
-    tokens = quantity((record.get("evaluation") or {}).get("tokens"))
-    goal = "higher is better" if record.get("direction") == "maximize" else "lower is better"
-    points = [
-        f"Sampler: {SAMPLERS.get(str(sampler.get('name')), sampler.get('name'))}{drawn}{seed}; "
-        f"{plural(read.slots, 'trial')} in all{'' if read.single else ' over all searches'}, whoever works on "
-        "them and however often it is started.",
-        _pruner(record),
-        f"Value of a trial: its final {record['metric']}, on the same {tokens} validation tokens for all; "
-        f"{goal}. Tuning seeds: {seeds}, which judge nothing else.",
-    ]
-    for search in read.searches.values():
-        points.append(f"{'' if read.single else search.label + ': '}{_space(search)}")
-        if search.record.get("changes"):
-            changed = ", ".join(f"{key} = {value}" for key, value in search.record["changes"].items())
-            points.append(f"{search.label} changes the base: {changed}.")
-    if record.get("time_budget"):
-        points.append(f"No trial was begun after {time_taken(record['time_budget'])}.")
-    if record.get("max_failures") is not None:
-        points.append(f"It gives up after {plural(record['max_failures'], 'failed trial')}.")
-    return Section(points=points)
-
-
-def _pruner(record: Record) -> str:
-    pruner = record.get("pruner") or {}
-    name = str(pruner.get("name") or "none")
-    if name == "none":
-        return "Pruner: none; every trial was trained to its end."
-    rule, shown = PRUNERS.get(name, (name, ()))
-    options = ", ".join(f"{key.replace('_', ' ')} {pruner[key]}" for key in shown if pruner.get(key) is not None)
-    return f"Pruner: {rule}{f' ({options})' if options else ''}; it sees evaluations at fixed token counts."
-
-
-def _space(search: SearchRead) -> str:
-    """`Space: optim.lr 0.0002 to 0.2 (log); model.norm layernorm, rmsnorm.`"""
-    parts = []
-    for dimension in search.record["space"]:
-        axis = search.axes[dimension["name"]]
-        text = f"{axis.name} {axis.range}"
-        if not axis.choices:
-            step = f", step {setting(dimension['step'])}" if dimension.get("step") else ""
-            text += f" ({'log' if axis.log else 'linear'}{step})"
-        when = " and ".join(f"{key} is {value}" for key, value in (dimension.get("when") or {}).items())
-        parts.append(f"{text}, only where {when}" if when else text)
-    return f"Space: {'; '.join(parts)}."
-
-
-@section(order=110, title="What this shows, and what it does not", of="sweep")
-def sweep_limits(read: SweepRead) -> Section:
-    """What the answer holds for."""
-    record = read.record
-    caveat = f" Caveat of this scale: {record['caveat']}." if record.get("caveat") else ""
-    moved = "another size, length of training, batch or data moves the best settings"
-    points = [f"It holds {scope_text(record)}; {moved}.{caveat}"]
-    if any(RATE in search.axes for search in read.searches.values()):
-        points.append(
-            "With AdamW the decay of weights is the product of rate and weight decay, so a search over rates also "
-            "searches the decay."
-        )
-    points.append(
-        "A search chooses settings; it compares nothing. Whether two ways to build a model differ, an ablation tells "
-        "on seeds that no search has seen."
-    )
-    if not read.single:
-        points.append("Searches that differ in how well their space fits them differ in how well they were tuned.")
-    return Section(points=points)
-
-
-@section(order=120, title="How to reproduce", of="sweep")
-def sweep_reproduce(read: SweepRead) -> Section:
-    """Where and on what it ran."""
+@section(order=100, title="How it was done", of="sweep")
+def sweep_method(read: SweepRead) -> Section:
+    """What was declared before the first trial, what the answer holds for, and where and on what it ran."""
     record = read.record
     tokens = sum(trial.get("tokens") or 0 for _, trial in read.trials)
     flops = sum((trial.get("tokens") or 0) * (s.record.get("flops_per_token") or 0) for s, trial in read.trials)
-    workers = len({str(trial["worker"]) for _, trial in read.trials if trial.get("worker")})
-    facts = {
-        "Data": (record.get("scope") or {}).get("data"),
-        "Scale": record.get("scale"),
+    goal = "higher is better" if record.get("direction") == "maximize" else "lower is better"
+    scored = quantity((record.get("evaluation") or {}).get("tokens"))
+    seeds = ", ".join(map(str, sorted({seed for search in read.searches.values() for seed in search.seeds})))
+    facts: dict[str, object] = {
+        "Sampler": _named(record.get("sampler")),
+        "Pruner": _named(record.get("pruner")) or "none",
+        "Trials": f"{read.slots} in all, whoever works on them and however often it is started",
+        "Value": f"final {record['metric']} on the same {scored} validation tokens for all; {goal}",
+        "Tuning seeds": f"{seeds}, which judge nothing else",
+        **{read.titled(search, "Space"): _space(search) for search in read.searches.values()},
+        **{f"{label} changes": _named(search.record.get("changes")) for label, search in read.searches.items()},
+        "Time budget": time_taken(record["time_budget"]) if record.get("time_budget") else "",
         "Trained": f"{quantity(tokens)} tokens" + (f", {quantity(flops, 'FLOP')}" if flops else ""),
-        "Workers": f"{workers} process{'es' if workers > 1 else ''}" if workers else "",
         "Storage": record.get("storage"),
         **where_it_ran(record),
-        "Updated": record.get("updated"),
     }
-    return Section(code=record["reproduce"], facts=_known(facts))
+    points = [
+        f"It holds {scope_text(record)}; another size, length of training, batch or data moves the best settings.",
+        "A search chooses settings; whether two ways to build a model differ, an ablation tells on fresh seeds.",
+    ]
+    return Section(code=record["reproduce"], facts=_known(facts), points=points)
+
+
+def _named(options: Record | None) -> str:
+    """`median, startup_trials 4, warmup 0.25`"""
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    return ", ".join([str(given.pop("name", "")), *(f"{key} {value}" for key, value in given.items())]).strip(", ")
+
+
+def _space(search: SearchRead) -> str:
+    """`optim.lr 0.0002 to 0.2 (log); model.norm layernorm, rmsnorm`"""
+    parts = []
+    for dimension in search.record["space"]:
+        axis = search.axes[dimension["name"]]
+        step = f", step {setting(dimension['step'])}" if dimension.get("step") else ""
+        scale = "" if axis.choices else f" ({'log' if axis.log else 'linear'}{step})"
+        when = " and ".join(f"{key} is {value}" for key, value in (dimension.get("when") or {}).items())
+        parts.append(f"{axis.name} {axis.range}{scale}" + (f", only where {when}" if when else ""))
+    return "; ".join(parts)

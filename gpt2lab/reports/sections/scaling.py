@@ -1,5 +1,4 @@
-"""What differences are worth in compute, by runs at other budgets; how early the order of arms shows; and whether a
-difference grows with the model, over a ladder of sizes that were trained for the same tokens per parameter."""
+"""What differences are worth in compute, by runs at other budgets; and how early the order of arms shows."""
 
 from __future__ import annotations
 
@@ -9,27 +8,22 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gpt2lab.analysis import wording
-from gpt2lab.analysis.results import Study, StudyRun, budget_losses, cleaned, collect, unit, usable_values
+from gpt2lab.analysis.results import Study, StudyRun, budget_losses, usable_values
 from gpt2lab.analysis.scaling import (
     FRACTIONS,
     Agreement,
     Reach,
     agreement,
-    difference_trend,
     multiplier_text,
     reach,
-    share_text,
-    trend,
 )
 from gpt2lab.analysis.verdicts import as_json
-from gpt2lab.basics.text import DASH, interval, number, plural, quantity, signed
-from gpt2lab.errors import DataFault
+from gpt2lab.basics.text import DASH, number, plural, quantity
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.sections.curves import curves
-from gpt2lab.reports.tables import Cell, Table, tabulate, worth_cell
+from gpt2lab.reports.tables import Cell, Table, worth_cell
 from gpt2lab.store import Store
 
 if TYPE_CHECKING:
@@ -41,12 +35,6 @@ SCREENS = (0.25, 0.5)
 NEAR = 0.02
 """Share of training by which an evaluation may lie away from the fraction that it is used for."""
 
-ENOUGH = 3
-"""Sizes from which on a line is more than the two points it goes through."""
-
-ENOUGH_ARMS = 5
-"""Arms from which on the agreement of two orders says much."""
-
 NOTE = (
     "Mean final losses of runs that each finished a schedule of their own. A multiplier is the compute (or the tokens) "
     "that the baseline needs for an arm's loss, divided by what the arm took. The 95 % interval takes for granted only "
@@ -55,11 +43,6 @@ NOTE = (
 CAPTION = (
     "Every dot is a run that finished a schedule of its own; lines join the means. Where an arm meets the baseline's "
     "curve, to the left or right of its own dots, is what its difference is worth."
-)
-HORIZON = (
-    "Rank agreement of the arms' mean losses during training with those at the end: 1 is the same order, 0 none, -1 "
-    "the reverse. These runs were on the way to the end of a long schedule; a screen on a short schedule of its own "
-    "can do worse."
 )
 
 Budgets = Mapping[str, Mapping[float, Sequence[float]]]
@@ -139,11 +122,9 @@ def differences_worth(read: StudyRead) -> Section:
     data = as_json({key: {arm: asdict(reach) for arm, reach in by_arm.items()} for key, by_arm in reaches.items()})
     if not found.budgets:
         return Section(data=data)
-    points = [f"{arm}: {multiplier_text(reach)}." for arm, reach in found.multipliers.items()]
-    points += [f"{arm} {share_text(reach, read.baseline)}." for arm, reach in found.shares.items()]
     figure = _drawn(found.budgets, read.looks, f"{read.measured}, {read.unit}")
     front = [style.picture("budgets", "Final loss against training tokens", CAPTION, figure)]
-    return Section(table=_table(read, found), note=NOTE, points=points, front=front, data=data)
+    return Section(table=_table(read, found), note=NOTE, front=front, data=data)
 
 
 def _table(read: StudyRead, found: Worth) -> Table | None:
@@ -189,23 +170,10 @@ def _drawn(finals: Budgets, look: Mapping[str, style.ArmStyle], metric: str) -> 
     return figure
 
 
-@section(order=100, title="How early the order of arms shows")
+@section(order=100)
 def order_of_arms(read: StudyRead) -> Section:
-    agreements = horizon(read)
-    table = tabulate(
-        agreements,
-        lambda agreed: {
-            "Share of training": f"{100 * agreed.fraction:g} %",
-            "Kendall's tau:number": Cell(
-                signed(agreed.tau, 2), interval(agreed.low, agreed.high, 2) if math.isfinite(agreed.low) else ""
-            ),
-            "Arms:number": str(agreed.arms),
-            "Seeds:number": str(agreed.seeds),
-        },
-    )
-    data = as_json({"horizon": [asdict(agreed) for agreed in agreements]})
-    few = all(agreed.arms < ENOUGH_ARMS for agreed in agreements)
-    return Section(table=table, note=HORIZON, data=data, folded=few) if agreements else Section(data=data)
+    """For verdicts.json alone: how early the order of arms is that of the end."""
+    return Section(data=as_json({"horizon": [asdict(agreed) for agreed in horizon(read)]}))
 
 
 def horizon(read: StudyRead) -> list[Agreement]:
@@ -247,106 +215,3 @@ def loss_at(curve: style.Curve, fraction: float) -> float | None:
         return None
     gap, nearest = min((abs(t / tokens[-1] - fraction), i) for i, t in enumerate(tokens))
     return losses[nearest] if gap <= NEAR and math.isfinite(losses[nearest]) else None
-
-
-@section(order=90, title="Over size")
-def over_size(read: StudyRead) -> Section | None:
-    found = trends(read.study, read.store)
-    if not found:
-        return None
-    note = (
-        f"The same ablation at {len(found[0].sizes)} sizes, each trained for {read.study.tokens_per_parameter:g} "
-        "tokens per parameter: the least-squares slope over the logarithm of the parameters, with the noise of every "
-        "size (95 % interval, not adjusted for the number of arms). Sizes beyond those that were run may differ."
-    )
-    return Section(points=[str(trend) for trend in found], note=note)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One size: final losses by arm, runs that failed left out, and what differences are worth there."""
-
-    parameters: float
-    losses: Mapping[str, Sequence[float]]
-    multipliers: Mapping[str, Reach]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trend:
-    """How one arm's difference to the baseline changes with every tenfold of parameters."""
-
-    arm: str
-    sizes: Sequence[float]
-    differences: Sequence[float]
-    change: float
-    """in the metric's unit; negative: the arm gains with size"""
-    low: float
-    high: float
-    multiplier: tuple[float, float, float]
-    """factor by which the compute multiplier changes, and its interval; NaN without budget curves"""
-    unit: str
-
-    def __str__(self) -> str:
-        """`rotary: -0.250 at 842 k, -0.210 at 3.2 M parameters; with every tenfold ...`, and how surely."""
-        digits = wording.decimals((self.high - self.low) / 2, self.change)
-        pairs = zip(self.differences, self.sizes, strict=True)
-        steps = ", ".join(f"{d:+.{digits}f} at {quantity(size)}" for d, size in pairs)
-        text = f"{self.arm}: {steps} parameters; with every tenfold of size the difference changes by "
-        text += wording.effect(self.change, self.low, self.high, self.unit)
-        is_open = self.low <= 0 <= self.high
-        text += ", so whether it grows or shrinks is open" if is_open else ", so it does change with size"
-        factor, low, high = self.multiplier
-        if math.isfinite(factor):
-            text += f"; its compute multiplier changes {factor:.2f}-fold [{low:.2f}, {high:.2f}]"
-            text += ": the interval spans 1, so nothing is known of its trend" if low <= 1 <= high else ""
-        text += f"; {len(self.sizes)} sizes, the least that a line needs" if len(self.sizes) < ENOUGH else ""
-        return text + "."
-
-
-def rungs(study: Study, store: Store) -> list[Rung]:
-    """Every size at which the study's ablation was run with the same baseline and the same tokens per parameter, the
-    smallest first; none unless it was declared so."""
-    if not study.tokens_per_parameter:
-        return []
-    ladder = []
-    for name in store.studies():
-        if name.partition("@")[0] != study.name.partition("@")[0]:
-            continue
-        try:
-            other = cleaned(store.study(name))
-            if all(getattr(other, k) == getattr(study, k) for k in ("tokens_per_parameter", "baseline", "metric")):
-                ladder.append(_rung(other, store))
-        except (DataFault, KeyError, TypeError):
-            continue
-    return sorted(ladder, key=lambda rung: rung.parameters)
-
-
-def _rung(study: Study, store: Store) -> Rung:
-    runs = collect(study, store)
-    return Rung(
-        parameters=float(study.scope.parameters or 0),
-        losses={arm: usable_values(study, runs, arm) for arm in study.arms},
-        multipliers=_multipliers(study, runs, _budgets(study, runs, store), lambda arm: _flops_ratio(study, arm)),
-    )
-
-
-def trends(study: Study, store: Store) -> list[Trend]:
-    """One for every arm that at least two sizes have two usable runs of, as of the baseline."""
-    ladder, base = rungs(study, store), study.baseline
-    found = []
-    for arm in study.arms:
-        having = [r for r in ladder if min(len(r.losses.get(arm, ())), len(r.losses.get(base, ()))) > 1]
-        if arm == base or len({r.parameters for r in having}) < 2:
-            continue
-        sizes = [rung.parameters for rung in having]
-        pairs = [(rung.losses[arm], rung.losses[base]) for rung in having]
-        moved = difference_trend(sizes, pairs, alpha=study.alpha)
-        known = [(rung.parameters, rung.multipliers[arm]) for rung in having if arm in rung.multipliers]
-        found.append(
-            Trend(
-                arm=arm, sizes=sizes, differences=[sum(a) / len(a) - sum(b) / len(b) for a, b in pairs],
-                change=float(moved.difference), low=float(moved.low), high=float(moved.high),
-                multiplier=trend([size for size, _ in known], [reach for _, reach in known]), unit=unit(study),
-            )
-        )  # fmt: skip
-    return found

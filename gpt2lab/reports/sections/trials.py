@@ -1,14 +1,12 @@
-"""The trials of a sweep: the winning config, what pruning saved, what ended without a value, and the list of all."""
+"""The trials of a sweep: the winning config and the list of all."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 import yaml
 
-from gpt2lab.analysis.tuning import savings
 from gpt2lab.basics.text import DASH, number, plural, quantity, setting
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import (
@@ -23,18 +21,15 @@ from gpt2lab.reports.read import (
     SearchRead,
     SweepRead,
 )
-from gpt2lab.reports.tables import Cell, Row, Table, columns, tabulate
+from gpt2lab.reports.tables import Cell, Row, Table, columns
+from gpt2lab.tracking.addresses import dashboard_command
 
 CHIPS = {FINISHED: "better", PRUNED: "grey", DIVERGED: "broken", FAILED: "worse", RUNNING: "open", WAITING: "open"}
-
-SHOWN_SLOTS = 12
-"""Trials named one by one up to here."""
 
 MANY = 40
 """Trials from which their table is opened by a click."""
 
 BEST = "best.yaml"
-REASONS = "A trial that diverged is a result: its settings train nothing. One that failed says nothing of its settings."
 
 
 @section(order=50, of="sweep")
@@ -50,26 +45,22 @@ def winner(read: SweepRead) -> list[Section]:
     ]
 
 
-@section(order=60, title="What pruning saved", of="sweep")
-def pruning(read: SweepRead) -> Section | None:
-    """In tokens; nothing where no pruner was declared."""
-    if (read.record.get("pruner") or {}).get("name") in (None, "none"):
-        return None
-    return Section(points=[_saved(read, search) for search in read.searches.values()])
-
-
-@section(order=70, title="What ended without a value", of="sweep")
-def without_value(read: SweepRead) -> Section | None:
-    table = reasons_table(read)
-    return Section(table=table, note=REASONS) if table else None
-
-
 @section(order=90, of="sweep")
 def every_trial(read: SweepRead) -> list[Section]:
     return [
-        Section(title=read.titled(s, "Trials"), table=trial_table(s, read), folded=len(s.trials) > MANY)
+        Section(title=read.titled(s, "Trials"), table=trial_table(s, read), folded=len(s.trials) > MANY,
+                note=_further_figures(read))
         for s in read.searches.values()
-    ]
+    ]  # fmt: skip
+
+
+def _further_figures(read: SweepRead) -> str:
+    """Where the same trials can be seen in other ways."""
+    storage = read.record.get("storage")
+    if not storage:
+        return ""
+    figures = "their history, training curves, the importance of settings and parallel coordinates"
+    return f"`{dashboard_command(str(storage))}` draws {figures} (`pip install 'gpt2lab[dashboard]'`)."
 
 
 def best_files(read: SweepRead) -> dict[str, SearchRead]:
@@ -93,54 +84,6 @@ def best_configs(read: SweepRead) -> dict[str, str]:
             head = f"# The best trial of {read.record['name']}{of} (trial {best['slot']}): {value}.\n"
             configs[file] = head + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=110)
     return configs
-
-
-def _saved(read: SweepRead, search: SearchRead) -> str:
-    saved = savings(search.trials, search.record["tokens"] * len(search.seeds))
-    if search.counts[PRUNED]:
-        saved += " What those trials would have reached is not known."
-    return saved if read.single else f"{search.label}: {saved}"
-
-
-def reasons_table(read: SweepRead) -> Table | None:
-    """Trials that ended without a value, by outcome and reason."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    for search, trial in read.trials:
-        if trial["outcome"] in (DIVERGED, FAILED):
-            groups.setdefault((search.label, trial["outcome"], _kind(trial)), []).append(trial)
-
-    def cells(item: tuple[tuple[str, str, str], list[Record]]) -> dict[str, Cell | str | None]:
-        (label, outcome, reason), trials = item
-        slots = ", ".join(str(trial["slot"]) for trial in trials[:SHOWN_SLOTS])
-        more = f" and {len(trials) - SHOWN_SLOTS} more" if trials[SHOWN_SLOTS:] else ""
-        return {
-            "Outcome": Cell(outcome, "", CHIPS[outcome]),
-            "SearchRead": label if len(read.searches) > 1 else None,
-            "Trials:number": str(len(trials)),
-            "Reason:words": reason or DASH,
-            "Which:words": slots + more,
-            "Settings:words": _ranges(read.searches[label], trials),
-        }
-
-    return tabulate(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])), cells)
-
-
-def _kind(trial: Record) -> str:
-    """A reason without the step at which it struck, so that equal ones are counted together."""
-    return str(trial.get("reason") or "").partition(" at step ")[0]
-
-
-def _ranges(search: SearchRead, trials: Sequence[Record]) -> str:
-    """Where in the space these trials lie: `optim.lr 0.07 to 0.2`."""
-    parts = []
-    for name, axis in search.axes.items():
-        values = [trial["settings"][name] for trial in trials if name in trial["settings"]]
-        if axis.choices:
-            parts += [", ".join(sorted(set(map(str, values))))] if values else []
-        elif values:
-            low, high = min(values), max(values)
-            parts.append(f"{name} {setting(low, 3)}" + (f" to {setting(high, 3)}" if high > low else ""))
-    return "; ".join(parts)
 
 
 def trial_table(search: SearchRead, read: SweepRead) -> Table:

@@ -9,14 +9,14 @@ from typing import Any
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.results import RATE, Study, StudyRun, as_written, collect, judge_runs, trial_loss, tuned_settings
-from gpt2lab.analysis.tuning import OPEN, sensitivity
+from gpt2lab.analysis.tuning import OPEN
 from gpt2lab.analysis.wording import decimals
 from gpt2lab.basics.text import DASH, number, plural, quantity, setting, signed
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.records import Bracket
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import DIVERGED, SearchRead, StudyRead, Summary, read_record
+from gpt2lab.reports.read import SearchRead, StudyRead, Summary, read_record
 from gpt2lab.reports.sections.searches import beside, edge_cell, flat_cell, optimum_cell, settings_text, span_of
 from gpt2lab.reports.tables import Cell, Table, difference_cell, p_text, tabulate, verdict_cell
 
@@ -31,8 +31,7 @@ CAPTION = (
 )
 ARMS_NOTE = (
     "Optimum: where a curve through the trials near the best one is lowest, with its 95 % interval. Flat: between "
-    "these one loses less than the smallest effect of interest. Sensitivity: what is lost on average over the whole "
-    "space against the best rate (Wortsman et al. 2023); an arm with a small one forgives a bad rate."
+    "these one loses less than the smallest effect of interest."
 )
 BRACKET_NOTE = (
     "Final loss of one run for each multiple of the arm's own rate, on a seed that serves nothing else. The verdict "
@@ -148,7 +147,7 @@ def _search_table(read: StudyRead) -> Table | None:
 
     def cells(arm: Summary) -> dict[str, Cell | str]:
         search, entry = searches[arm.arm], read.study.arms[arm.arm]
-        best, lost, spent = search.best, rate_sensitivity(search), read.once(tunings).tokens(arm.arm)
+        best, spent = search.best, read.once(tunings).tokens(arm.arm)
         optimum = search.optima.get(RATE) or next(iter(search.optima.values()), None)
         ended = {outcome: count for outcome, count in search.counts.items() if outcome not in OPEN}
         reached = f"{read.metric} {number(best['value'])}" if best else ""
@@ -158,7 +157,6 @@ def _search_table(read: StudyRead) -> Table | None:
             "As written:number": settings(entry.shared.settings if entry.shared else {}),
             "Optimum:number": optimum_cell(optimum, search) if optimum else DASH,
             "Flat:number": flat_cell(optimum, search, read.unit) if optimum else DASH,
-            "Sensitivity:number": DASH if lost is None else number(lost, 3),
             "Edge:words": edge_cell(optimum) if optimum and best else "",
             "Trials:number": Cell(str(sum(ended.values())), ", ".join(f"{n} {what}" for what, n in ended.items())),
             "Tokens:number": Cell(quantity(spent), runs),
@@ -167,23 +165,9 @@ def _search_table(read: StudyRead) -> Table | None:
     return read.arm_table(cells, searches)
 
 
-def cost_points(read: StudyRead) -> list[str]:
-    """What tuning cost beside the runs that are judged."""
-    spent = {arm: tokens for arm in read.study.arms if (tokens := read.once(tunings).tokens(arm))}
-    if not spent:
-        return []
-    runs = sum(len(entry.runs) * entry.tokens for entry in read.study.arms.values())
-    by_arm = ", ".join(f"{quantity(tokens)} of {arm}" for arm, tokens in spent.items())
-    return [
-        f"Tuning took {quantity(sum(spent.values()))} tokens ({by_arm}), beside the {quantity(runs)} of the runs that "
-        "the verdicts rest on."
-    ]
-
-
 def _points(read: StudyRead) -> list[str]:
-    """Where the two ways disagree, why arms cannot be compared, and what is missing."""
-    sentences = [sentence for c in read.verdicts.contrasts if (sentence := disagreement(read, c))]
-    sentences += [f"{arm} is not comparable: {why}." for arm, why in refused(read).items()]
+    """Why arms cannot be compared, and what is missing."""
+    sentences = [f"{arm} is not comparable: {why}." for arm, why in refused(read).items()]
     missing = [run for run in read.once(tunings).runs if run.value is None]
     if missing:
         sentences.append(f"{plural(len(missing), 'run')} at the settings as written without a final value; see Runs.")
@@ -225,26 +209,6 @@ def before(read: StudyRead, contrast: Contrast) -> Contrast | None:
     return next((c for c in same if (c.arm, c.against) == (contrast.arm, contrast.against)), None)
 
 
-def disagreement(read: StudyRead, contrast: Contrast) -> str:
-    """A sentence where the verdict on a contrast depends on the tuning, or its size does by more than the smallest
-    effect and the noise of both; "" elsewhere."""
-    other = before(read, contrast)
-    if other is None:
-        return ""
-    moved, small = contrast.difference - other.difference, read.verdicts.smallest_effect
-    noise = math.hypot(contrast.high - contrast.low, other.high - other.low) / 2
-    apart = abs(moved) > noise  # not so where either is unknown
-    if _kind(other) == _kind(contrast) and not (apart and abs(moved) > small):
-        return ""
-    shared, own = names_of(read.study)
-    text = f"{_capitalised(shared)} {contrast.arm} {_state(other, small)}; {own} it {_state(contrast, small)}"
-    if not apart:
-        return text + ("; the two lie within their noise." if math.isfinite(noise) else ".")
-    size = f"by {_size(moved, noise)} {read.unit}"
-    rate, arm = shared.removeprefix("at "), contrast.arm
-    return text + (f": {rate} flattered {arm} {size}." if moved > 0 else f": {rate} held {arm} back {size}.")
-
-
 def summary(read: StudyRead, contrast: Contrast) -> str:
     """Both differences in one line."""
     other = before(read, contrast)
@@ -265,30 +229,6 @@ def _difference(c: Contrast) -> str:
     if not math.isfinite(c.difference):
         return _failures(c) if c.failed_arm else DASH
     return signed(c.difference, decimals((c.high - c.low) / 2, c.difference))
-
-
-def _size(value: float, noise: float) -> str:
-    return f"{abs(value):.{decimals(noise, value)}f}"
-
-
-def _kind(c: Contrast) -> str:
-    word = c.survivors or c.word
-    kinds = ("better", "worse", "likely better", "likely worse", "no difference", "inconclusive", "unstable")
-    return next((kind for kind in kinds if word.startswith(kind)), word.partition(" ")[0])
-
-
-def _state(c: Contrast, small: float) -> str:
-    """What a contrast shows, as the end of a sentence about its arm."""
-    kind = _kind(c)
-    if c.word.startswith("unstable") and not c.survivors:
-        return f"fails in {c.failed_arm} of {c.failed_arm + c.n_arm} runs" if c.failed_arm else "meets failed runs"
-    if kind in ("better", "worse", "likely better", "likely worse"):
-        return f"is {kind} by {_size(c.difference, (c.high - c.low) / 2)}"
-    if kind == "no difference":
-        return f"differs from {c.against} by less than {small:g}"
-    if c.word.startswith("not comparable"):
-        return "is not comparable"
-    return f"cannot be told from {c.against}" + (f" ({_difference(c)})" if math.isfinite(c.difference) else "")
 
 
 def _drawn(read: StudyRead) -> list[style.Picture]:
@@ -333,20 +273,6 @@ def _range(dimension: Mapping[str, Any]) -> str:
     scale = " on a log scale" if dimension.get("log") else ""
     times = " times the arm's own" if dimension.get("relative") else ""
     return f"from {setting(dimension['low'])} to {setting(dimension['high'])}{times}{scale}"
-
-
-def rate_sensitivity(search: SearchRead) -> float | None:
-    """What is lost on average over the rates of its space against the best of them (Wortsman et al. 2023); None where
-    something else was searched as well, and where no first loss is known."""
-    axis = search.axes.get(RATE)
-    if axis is None or len(search.axes) > 1:
-        return None
-    start = next((p.curve[1][0] for p in search.points if p.curve[0] and not p.curve[0][0]), None)
-    if start is None:
-        return None
-    losses = [(float(p.settings[RATE]), p.value if p.finished else math.inf)
-              for p in search.points if p.finished or p.outcome == DIVERGED]  # fmt: skip
-    return sensitivity(losses, axis.low, axis.high, start)
 
 
 @section(order=80, title="How each arm's learning rate was found")

@@ -1,5 +1,5 @@
-"""The verdicts: a table with a row for every contrast, the figure of their differences, the same contrasts analysed in
-other ways, and what their intervals are made of."""
+"""The verdicts: a table with a row for every contrast, the figure of their differences, and the same contrasts analysed
+in other ways."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast, Verdicts
-from gpt2lab.analysis.alternatives import alternatives, claim
-from gpt2lab.analysis.best_rate import ErrorBudget
 from gpt2lab.analysis.planning import FIRST
 from gpt2lab.analysis.results import LOSS, Study, text_noise
-from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.basics.text import DASH, change, number, plural, quantity, shorten
 from gpt2lab.reports import style, tables
-from gpt2lab.reports.budgets import error_budgets, pair_of
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.published import expectation, found_direction
 from gpt2lab.reports.read import StudyRead, Summary, speed_change
@@ -43,21 +39,13 @@ SENSITIVITY = (
     "None of these decides a verdict, and none is adjusted for the number of contrasts. Paired, and arm and seed, use "
     "the seeds that both arms share; a permutation test needs 4 seeds per arm. Detectable: the true difference found "
     "four times out of five, and the same with the noise at its upper 80 % limit. Text noise: half the 95 % interval "
-    "of the difference over the documents that were scored; seeds do not lessen it, more validation text does. Other "
-    "claim: how many of these analyses (adjusted for the family), of those that leave out one seed, and of other text, "
-    "would not claim what the verdict claims."
+    "of the difference over the documents that were scored; seeds do not lessen it, more validation text does. Search "
+    "of rates: what is added to the interval because each arm's best rate is known only from a few trials."
 )
 BOUNDS = (
     "At least: the near end of the interval that holds together with those of all contrasts. At most: the smallest X "
     'for which "no difference larger than X" would pass, that is, what these runs rule out whatever X was declared. In '
     "verdicts.json they are at_least, at_most and next."
-)
-ERRORS = (
-    "Half-widths in the metric's unit, at the level of the verdicts. Seeds: of the interval at the rates that were "
-    "chosen. Search of rates: what is added because each arm's best rate is known only from a few trials. Validation "
-    "text: of a 95 % interval over documents (Student's t); it is not part of the verdict's interval, which holds for "
-    "this text. The last column says what would narrow the interval most for the training time that it takes, if "
-    "spreads and curves are as they look now."
 )
 EFFECT = style.ArmStyle(style.ARMS[0], "D", "solid")
 """How an effect is drawn that belongs to no single arm."""
@@ -257,7 +245,7 @@ def bounds(read: StudyRead) -> Section | None:
         digits = decimals((c.high - c.low) / 2, c.difference)
         least, most = (number(x, digits) if math.isfinite(x) else DASH for x in (c.at_least, c.at_most))
         return {
-            "Contrast": pair_of(c),
+            "Contrast": f"{c.arm} against {c.against}",
             "At least:number": least if c.at_least else DASH,
             "At most:number": most,
             "Next:words": c.next.text,
@@ -273,7 +261,7 @@ def sensitivity(read: StudyRead) -> Section | None:
     depends on the validation text."""
     noise = text_noise(read.study, read.runs, read.store)
 
-    def cells(c: Contrast) -> dict[str, Cell | str]:
+    def cells(c: Contrast) -> dict[str, Cell | str | None]:
         def estimated(name: str) -> Cell:
             result = c.sensitivity.get(name)
             if not result:
@@ -284,47 +272,18 @@ def sensitivity(read: StudyRead) -> Section | None:
         upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
         exact = "exact" if permuted and permuted["exact"] else "drawn at random"
         return {
-            "Contrast": pair_of(c),
+            "Contrast": f"{c.arm} against {c.against}",
             "Not adjusted:number": difference_cell(c.difference, c.raw_low, c.raw_high, p_text(c.p, c.alpha)),
             "Paired by seed:number": estimated("paired"),
             "Arm and seed:number": estimated("blocked"),
             "Permutation:number": Cell(f"p {p_text(permuted['p'], c.alpha)}", exact) if permuted else DASH,
             "Detectable:number": Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper),
             "Text noise:number": Cell(_halfwidth(text.halfwidth), f"{text.count} {text.unit}") if text else DASH,
-            "Other claim": _others(read, c, text),
+            "Search of rates:number": _halfwidth(c.halfwidths["search"]) if "search" in c.halfwidths else None,
         }
 
     table = tabulate(read.verdicts.contrasts, cells)
     return Section(table=table, note=SENSITIVITY, folded=True) if table else None
-
-
-def _others(read: StudyRead, contrast: Contrast, text: TextNoise | None) -> Cell:
-    """How many of the alternatives would claim something else, and which."""
-    searched = read.study.bracketed or read.study.tune is not None
-    found = alternatives(read.verdicts, contrast, text, searched=searched)
-    other = [name for name, kind in found.items() if kind != claim(contrast.word)]
-    return Cell(f"{len(other)} of {len(found)}", ", ".join(other)) if found else Cell(DASH)
-
-
-@section(order=120, title="What the intervals are made of")
-def errors(read: StudyRead) -> Section | None:
-    """Half the width of each interval by its sources, and the step that would narrow it most for its time."""
-
-    def cells(item: tuple[str, ErrorBudget]) -> dict[str, str]:
-        pair, budget = item
-        parts = {name: budget.sources.get(name) for name in ("seeds", "search", "text")}
-        shown = {name: DASH if part is None else _halfwidth(max(part, 0.0)) for name, part in parts.items()}
-        return {
-            "Contrast": pair,
-            "Interval:number": _halfwidth(budget.halfwidth),
-            "Seeds:number": shown["seeds"],
-            "Search of rates:number": shown["search"],
-            "Validation text:number": shown["text"],
-            "Cheapest way to narrow it:words": budget.advice(),
-        }
-
-    table = tabulate(error_budgets(read.study, read.runs, read.verdicts, read.store).items(), cells)
-    return Section(table=table, note=ERRORS) if table else None
 
 
 def _halfwidth(value: float) -> str:
