@@ -18,6 +18,7 @@ from benchmarks.turns import time_sides
 from gpt2lab.basics.text import memory as in_units
 from gpt2lab.basics.text import quantity
 from gpt2lab.inspection.costs import costs
+
 WARM_UP_STEPS = 2
 LIMIT_SIZE, GPU_LIMIT_SIZE = 2048, 8192
 

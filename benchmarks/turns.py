@@ -146,9 +146,7 @@ class Timing:
     interval: tuple[float, float] | None
 
 
-def time_sides(
-    recipes: Sequence[Recipe], work: Any, device: torch.device, *, blocks: int, first_steps: int
-) -> Timing:
+def time_sides(recipes: Sequence[Recipe], work: Any, device: torch.device, *, blocks: int, first_steps: int) -> Timing:
     """Time two or more sides over `blocks` blocks each, in turns and in processes of their own."""
     with ExitStack() as stack:
         sides = [stack.enter_context(SideProcess(r, work, device, torch.get_num_threads())) for r in recipes]

@@ -90,4 +90,6 @@ def test_tables_and_links_are_escaped_in_both_forms() -> None:
     source, twin = page.render_html(shown), page.render_markdown(shown)
     assert [c.kind for c in table.columns] == ["number", "", "id"] and table.columns[1].title == "Ratio 1:2"
     assert Reader(source).links() == ["https://example.org/", "place.html", "y", "x.md"] and "<i>" not in source
-    assert r"| **a\|b**; [&lt;i&gt;](https://example.org/) d; e | one; two<br>three; [here](place.html) | [x](y) |" in twin
+    assert (
+        r"| **a\|b**; [&lt;i&gt;](https://example.org/) d; e | one; two<br>three; [here](place.html) | [x](y) |" in twin
+    )
