@@ -373,7 +373,7 @@ class Drive:
     def _failed(self, label: str, attempt: Attempt, reason: str) -> None:
         """A message on a trial that failed or was lost; no more are begun when too many have failed."""
         trials, most = self.trials[label], self.searches[label].settings.max_failures
-        if trials.trials()[attempt.index].open:
+        if not trials.has_failed(attempt.index):
             self.say(f"{label}: trial {attempt.index} was lost: {reason}; it is tried again")
             return
         self.say(f"{label}: trial {attempt.index} failed: {reason}")

@@ -1,17 +1,15 @@
 """Which settings a trial gets, and whether it goes on: functions of the trials that are stored, and of nothing else.
 
-Optuna's samplers and pruners work on a study in memory that has each trial once, at its index, however many attempts it
-took. So a search with one worker is the same search after any number of interruptions, and any of several workers draws
-the same. A step of that study is a number of tokens: trials with other batches are compared at equal tokens.
+Optuna's samplers and pruners work on a study in memory that is made from what is stored, so a search with one worker is
+the same search after any number of interruptions, and any of several workers draws the same.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,25 +31,26 @@ LEAST_FOR_IMPORTANCE = 8
 """Finished trials, below which no importance is given."""
 WELL_ABOVE = 5
 """Trials that PED-ANOVA compares with the others: Optuna's advice is five or more."""
-AT_THE_END = 0.99
-"""Share of training from which on stopping would save nothing."""
+AT_THE_END = 99
+"""Percent of training from which on stopping would save nothing."""
+REPORTS = "reports"
+"""User attribute of a trial: {curve: [(step, tokens, value)], rungs: what Optuna's successive halving keeps with it,
+stop_at: the step at which it was told to stop}. One write, so a kill leaves all of it or nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A trial, as far as samplers and pruners need it."""
+def outcome_of(trial: FrozenTrial) -> Outcome:
+    """What became of a trial so far. Optuna's state decides; what was noted refines it."""
+    if trial.state == TrialState.PRUNED:
+        return "diverged" if (trial.user_attrs.get("end") or {}).get("outcome") == "diverged" else "pruned"
+    return OUTCOMES[trial.state]
 
-    index: int
-    outcome: Outcome
-    params: Mapping[str, Any] = field(default_factory=dict)
-    value: float | None = None
-    """of a finished trial"""
-    curve: Sequence[tuple[int, int, float]] = ()
-    """(step, tokens, value) of every report"""
-    stop_at: int | None = None
-    """step at which it was told to stop"""
-    rungs: Mapping[str, Any] = field(default_factory=dict)
-    """what Optuna's successive halving keeps with a trial"""
+
+OUTCOMES: dict[TrialState, Outcome] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
@@ -67,37 +66,22 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(low, high, log=dimension.log, step=step)
 
 
-def trial_of(
-    space: Space, state: TrialState, params: Mapping[str, Any], *, value: float | None = None,
-    curve: Iterable[tuple[int, float]] = (), user: Mapping[str, Any] | None = None,
-    system: Mapping[str, Any] | None = None,
-) -> FrozenTrial:  # fmt: skip
-    """A trial for a storage, which numbers it. Unlike Optuna's create_trial, it accepts known points that lie between
-    two steps of their dimension."""
-    return FrozenTrial(
-        number=-1, trial_id=-1, state=state, value=value, datetime_complete=None, params=dict(params),
-        datetime_start=datetime.now() if state == TrialState.RUNNING else None,
-        distributions={d.name: distribution(d) for d in space.dimensions if d.name in params},
-        user_attrs=dict(user or {}), system_attrs=dict(system or {}), intermediate_values=dict(curve),
-    )  # fmt: skip
-
-
 def draw(
-    space: Space, sampler: Sampler, *, index: int, trials: int, known: Iterable[Trial], direction: Direction
+    space: Space, sampler: Sampler, *, index: int, trials: int, known: Iterable[FrozenTrial], direction: Direction
 ) -> dict[str, Any]:
     """Parameters of the trial at `index` by TPE, multivariate and with the constant liar (Bergstra et al. 2011; Falkner
     et al. 2018). It learns after `startup` random trials: a third of all, at most 10, unless set; diverged ones
     count."""
-    known = usable(known)
+    known = list(known)
     startup = sampler.startup or max(1, min(10, math.ceil(trials / 3)))
     seed = int(np.random.SeedSequence((sampler.seed, index)).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         tpe = TPESampler(
-            n_startup_trials=max(1, startup - sum(trial.outcome == "diverged" for trial in known)),
+            n_startup_trials=max(1, startup - sum(outcome_of(trial) == "diverged" for trial in known)),
             seed=seed, multivariate=True, group=space.conditional, constant_liar=True,
         )  # fmt: skip
-    trial = _study(space, known, direction, sampler=tpe).ask()
+    trial = _study(known, direction, sampler=tpe, without=index).ask()
     params: dict[str, Any] = {}
     for dimension in space.dimensions:
         if space.active(dimension, params):
@@ -105,52 +89,42 @@ def draw(
     return params
 
 
-def usable(trials: Iterable[Trial]) -> list[Trial]:
-    """Those whose outcome depends on their parameters."""
-    return [trial for trial in trials if trial.outcome not in ("waiting", "failed")]
-
-
-# TPE gets a diverged trial as a running one: the constant liar takes those for bad, whatever they reported. As pruned
-# they would be ranked by how far they came, and count as good where nothing better is known.
-IN_MEMORY = {
-    "finished": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "diverged": TrialState.RUNNING,
-    "running": TrialState.RUNNING,
-}
-
-
 def _study(
-    space: Space, trials: Iterable[Trial], direction: Direction, *, sampler: BaseSampler | None = None, name: str = ""
-) -> optuna.Study:
-    """A study in memory whose trial numbers are the indices; the others up to the last are failed trials."""
+    trials: Iterable[FrozenTrial], direction: Direction, *, sampler: BaseSampler | None = None, name: str = "",
+    without: int | None = None,
+) -> optuna.Study:  # fmt: skip
+    """A study in memory with these trials, which are all up to the last one; those whose outcome does not depend on
+    their parameters, and the one `without` parameters as yet, count as failed.
+
+    A diverged trial is a running one there: TPE's constant liar takes those for bad, whatever they reported. As pruned
+    they would be ranked by how far they came, and count as good where nothing better is known.
+    """
     storage = optuna.storages.InMemoryStorage()
-    sampler = sampler or RandomSampler()
-    study = optuna.create_study(storage=storage, direction=direction, sampler=sampler, study_name=name or None)
-    by_index = {trial.index: trial for trial in trials}
-    for index in range(max(by_index, default=-1) + 1):
-        made = trial_of(space, TrialState.FAIL, {})
-        if trial := by_index.get(index):
-            state, curve = IN_MEMORY[trial.outcome], [(tokens, value) for _, tokens, value in trial.curve]
-            value = curve[-1][1] if state == TrialState.PRUNED and curve else trial.value
-            made = trial_of(
-                space, state, trial.params, value=value if state.is_finished() else None, curve=curve,
-                system=trial.rungs,
-            )  # fmt: skip
+    study = optuna.create_study(
+        storage=storage, direction=direction, sampler=sampler or RandomSampler(), study_name=name or None
+    )
+    for trial in trials:
+        made = copy.copy(trial)
+        if trial.state == TrialState.WAITING or trial.number == without:
+            made.state = TrialState.FAIL
+        elif outcome_of(trial) == "diverged":
+            made.state = TrialState.RUNNING
+        made.system_attrs = trial.user_attrs.get(REPORTS, {}).get("rungs", {})
         storage.create_new_trial(study._study_id, made)
     return study
 
 
-def importance(space: Space, trials: Iterable[Trial], direction: Direction) -> Importance | None:
+def importance(space: Space, trials: Iterable[FrozenTrial], direction: Direction) -> Importance | None:
     """How much each dimension decided whether a trial was among the best, as shares of one: PED-ANOVA (Watanabe et al.
     2023). None where too few trials were finished."""
-    finished = [trial for trial in trials if trial.outcome == "finished"]
-    if len(finished) < LEAST_FOR_IMPORTANCE:
+    study = _study(trials, direction)
+    finished = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+    if finished < LEAST_FOR_IMPORTANCE:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rare branches of a conditional space, which then count for little
-        best = PedAnovaImportanceEvaluator(target_quantile=max(0.1, WELL_ABOVE / len(finished)))
-        values = get_param_importances(_study(space, finished, direction), evaluator=best)
+        best = PedAnovaImportanceEvaluator(target_quantile=max(0.1, WELL_ABOVE / finished))
+        values = get_param_importances(study, evaluator=best)
     order = {dimension.name: index for index, dimension in enumerate(space.dimensions)}
     ranked = sorted(values.items(), key=lambda item: (-item[1], order[item[0]]))
     return Importance(method="ped-anova", values={name: float(value) for name, value in ranked})
@@ -160,48 +134,30 @@ def importance(space: Space, trials: Iterable[Trial], direction: Direction) -> I
 
 
 def pruned(
-    pruner: Pruner, space: Space, *, index: int, known: Iterable[Trial], tokens: int, direction: Direction, name: str
+    pruner: Pruner, trials: Sequence[FrozenTrial], index: int, direction: Direction, name: str
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether the trial at `index`, which is among `known` with all its reports, should be stopped now; and its rungs.
-    `tokens`: of a whole run. `name`: of the study, by which Hyperband spreads trials.
+    """Whether the trial at `index` should be stopped at the last of its reports, and its rungs. Reports are made by
+    percent of training, so that trials with other batches are compared at equal tokens. `name`: of the study, by which
+    Hyperband spreads trials.
 
     Nothing is stopped before enough trials came to their end, nor at the end.
     """
-    trials = {trial.index: trial for trial in usable(known)}
-    at = trials[index].curve[-1][1]
-    if pruner.name == "none" or at >= AT_THE_END * tokens:
-        return False, {}
-    seen = [trial if trial.index == index else _as_pruned(trial, at) for trial in trials.values()]
-    study = _study(space, seen, direction, name=name)
-    stop = _optuna_pruner(pruner, tokens).prune(study, study.trials[index])
-    enough = sum(other.outcome == "finished" for other in seen) >= pruner.startup_trials
-    return stop and enough, study.trials[index].system_attrs
+    study = _study(trials, direction, name=name)
+    trial = study.trials[index]
+    if (trial.last_step or 0) >= AT_THE_END:
+        return False, trial.system_attrs
+    stop = _optuna_pruner(pruner).prune(study, trial)
+    finished = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+    return stop and finished >= pruner.startup_trials, study.trials[index].system_attrs
 
 
-def _optuna_pruner(pruner: Pruner, tokens: int) -> BasePruner:
+def _optuna_pruner(pruner: Pruner) -> BasePruner:
     if pruner.name == "median":
         return MedianPruner(
             n_startup_trials=pruner.startup_trials, n_min_trials=pruner.startup_trials,
-            n_warmup_steps=math.ceil(pruner.warmup * tokens),
+            n_warmup_steps=math.ceil(100 * pruner.warmup),
         )  # fmt: skip
-    smallest = max(1, int(max(pruner.warmup * tokens, tokens / pruner.reduction**4)))
+    smallest = max(1, int(100 * max(pruner.warmup, pruner.reduction**-4)))
     if pruner.name == "hyperband":
-        return HyperbandPruner(min_resource=smallest, max_resource=tokens, reduction_factor=pruner.reduction)
+        return HyperbandPruner(min_resource=smallest, max_resource=100, reduction_factor=pruner.reduction)
     return SuccessiveHalvingPruner(min_resource=smallest, reduction_factor=pruner.reduction)
-
-
-def _as_pruned(trial: Trial, at: int) -> Trial:
-    """A trial as far as pruning would have let it come, with the value of its curve at `at` tokens."""
-    cut = trial.stop_at if trial.outcome == "running" else None
-    curve = [point for point in trial.curve if cut is None or point[0] <= cut]
-    value = value_at_tokens(curve, at)
-    if value is not None and all(tokens != at for _, tokens, _ in curve):
-        curve = sorted([*curve, (-1, at, value)], key=lambda point: point[1])
-    return replace(trial, curve=curve)
-
-
-def value_at_tokens(curve: Sequence[tuple[int, int, float]], at: int) -> float | None:
-    """A curve's value at a number of tokens, on the line between its neighbours; None outside of what it covers."""
-    if not curve or not curve[0][1] <= at <= curve[-1][1]:
-        return None
-    return float(np.interp(at, [tokens for _, tokens, _ in curve], [value for *_, value in curve]))

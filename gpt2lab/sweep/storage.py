@@ -13,7 +13,6 @@ import random
 import sqlite3
 import time
 import warnings
-import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from gpt2lab.basics.redaction import shown
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, LockHeld, causes, command, unknown
@@ -35,18 +35,14 @@ from gpt2lab.tracking.addresses import reason, sqlite_path, sqlite_uri
 
 LOCKS = ("flock", "symlink")
 EXAMPLES = "sqlite:////absolute/path/optuna.db, journal:/shared/disk/optuna.log or postgresql://user@host/db"
-ADVICE = "PostgreSQL suits many workers better: --storage postgresql://user@host/db"
+ADVICE = "end what keeps it locked, or use another storage (PostgreSQL suits many workers: postgresql://user@host/db)"
 START_ANEW = "move it away, and run the same command again: finished runs are found, not trained again"
 PATIENCE_SECONDS = 60.0
-"""How long one call waits for others."""
-WARN_AFTER_SECONDS = 4.0
+"""How long one call waits for others, or for a server to come back."""
 LONGEST_NAP_SECONDS = 1.0
-BUSY_SECONDS = 0.5
-"""How long SQLite itself waits for a lock; `PatientStorage` does the rest, with a message."""
 CREATION_KEY = 0x67707432
 """Number of the PostgreSQL lock under which tables are made."""
 CONNECT_SECONDS = 10
-LONGEST_LINE_BYTES = 1 << 16
 DAMAGED = ("malformed", "not a database", "no such table", "no such column", "does not exist")
 TRANSIENT_ERRNO = (errno.EAGAIN, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.EINTR)
 
@@ -62,7 +58,7 @@ def open_storage(
 ) -> BaseStorage:
     """The storage at an address, made if there is none, safely when several processes come at once.
 
-    say: takes the message that the storage is locked, sent once. Raises ConfigError (an address that cannot mean
+    say: takes the message that the storage is out of reach, sent once. Raises ConfigError (an address that cannot mean
     anything), EnvironmentFault (driver, permission, connection), DataFault (damaged, or another program's).
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -73,16 +69,14 @@ def open_storage(
     if ":" not in address or scheme not in openers:
         what = unknown("kind of storage", scheme, list(openers))
         raise ConfigError(what, where=f"storage {clear}", hint=EXAMPLES)
-    storage = PatientStorage(clear, say, advice="" if scheme == "postgresql" else ADVICE, seconds=patience_seconds)
-    storage.inner = storage.call(openers[scheme], address, storage)
-    if isinstance(backend := getattr(storage.inner, "_backend", None), RDBStorage):
-        weakref.finalize(storage, _in_this_process, os.getpid(), backend.engine.dispose)
+    storage = PatientStorage(clear, say, patience_seconds)
+    storage.inner = storage.call(openers[scheme], address, clear, patience_seconds)
     return cast(BaseStorage, storage)
 
 
 class PatientStorage:
-    """A storage, `inner`, whose calls wait for other workers; one message is sent while one does. The unit is one
-    method, never a sequence of them: what went before was stored, and must not be done twice.
+    """A storage, `inner`, whose calls are made again while it is out of reach. The unit is one method, never a sequence
+    of them: what went before was stored, and must not be done twice.
 
     A call whose answer was lost on the way is made again although it was carried out. Optuna's calls bear that, but for
     creating a trial, of which there are two then, and changing a state, which is then refused; trials.py bears both.
@@ -90,65 +84,44 @@ class PatientStorage:
 
     inner: BaseStorage
 
-    def __init__(self, address: str, say: Callable[[str], None], *, advice: str, seconds: float) -> None:
-        """address: without secrets. advice: which storage would suit more workers. seconds: how long one call waits."""
-        self.address, self.writes = address, True
-        self._say, self._advice, self._seconds = say, advice, seconds
-        self._warned, self._since, self._naps = False, 0.0, 0
+    def __init__(self, address: str, say: Callable[[str], None], seconds: float) -> None:
+        """address: without secrets. seconds: how long one call waits."""
+        self.address, self._say, self._seconds, self._warned = address, say, seconds, False
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.inner, name)
-        return partial(self.call, method, writes=name.startswith(("set_", "create_", "delete_")))
+        return partial(self.call, getattr(self.inner, name))
 
-    def call(self, function: Callable[..., Any], *args: Any, writes: bool = True, **options: Any) -> Any:
-        """Call a function, again while others are in its way. `writes`: whether it changes anything. Raises
-        EnvironmentFault after too long, and for what waiting does not heal; DataFault."""
-        self.writes, self._since, self._naps = writes, time.monotonic(), 0
+    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a function, again while that may help. Raises EnvironmentFault after too long, and for what waiting does
+        not heal; DataFault."""
+        begun, nap = time.monotonic(), 0.01
         while True:
             try:
                 return function(*args, **options)
             except (StorageInternalError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
                 if not is_transient(error):
                     raise storage_fault(error, self.address) from error
-                self.wait(error)
+                if time.monotonic() - begun >= self._seconds:
+                    raise _unreachable(self.address, self._seconds, reason(_root(error))) from error
             except LockHeld as error:
-                raise self._fault(error.problems[0].what) from error
-
-    def wait(self, cause: BaseException) -> None:
-        """A short sleep before the next try. Raises EnvironmentFault when the call has waited long enough."""
-        waited = time.monotonic() - self._since
-        if waited >= self._seconds:
-            raise self._fault(reason(_root(cause))) from cause
-        if waited >= min(WARN_AFTER_SECONDS, self._seconds) and not self._warned:
-            self._warned = True
-            advice = f"; {self._advice}" if self._advice else ""
-            self._say(f"the storage {self.address} is locked by other workers or out of reach: waiting{advice}")
-        nap = min(LONGEST_NAP_SECONDS, 0.005 * 2**self._naps)
-        self._naps += 1
-        time.sleep(nap * random.uniform(0.5, 1))  # workers that were refused together must not come back together
-
-    def _fault(self, cause: str) -> EnvironmentFault:
-        waited = time.monotonic() - self._since
-        return EnvironmentFault(
-            f"the storage of the sweep stayed locked or out of reach for {waited:.0f} seconds: {cause}",
-            where=self.address,
-            hint="end what keeps it locked, or use another storage" + (f" ({self._advice})" if self._advice else ""),
-        )
+                raise _unreachable(self.address, self._seconds, error.problems[0].what) from error
+            if not self._warned:
+                self._warned = True
+                self._say(f"the storage {self.address} is out of reach: waiting")
+            time.sleep(nap * random.uniform(0.5, 1))  # workers that failed together must not come back together
+            nap = min(LONGEST_NAP_SECONDS, 2 * nap)
 
 
-def _in_this_process(pid: int, close: Callable[[], None]) -> None:
-    """A forked child must not close the connections of its parent, which it inherits."""
-    if os.getpid() == pid:
-        close()
+def _unreachable(address: str, seconds: float, cause: str) -> EnvironmentFault:
+    what = f"the storage of the sweep stayed locked or out of reach for {seconds:.0f} seconds: {cause}"
+    return EnvironmentFault(what, where=address, hint=ADVICE)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may well succeed a little later: after a lock, a deadlock, a lost connection."""
+    """Whether the same call may well succeed a little later: after a deadlock, a lost connection."""
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNO:
             return True
-        if isinstance(cause, sqlite3.Error):
-            return "locked" in str(cause)
         if isinstance(cause, (OperationalError, InterfaceError)) and not isinstance(cause.orig, sqlite3.Error):
             return True
     return False
@@ -175,19 +148,17 @@ def _root(error: BaseException) -> BaseException:
 # SQLite
 
 
-def _open_sqlite(address: str, storage: PatientStorage) -> BaseStorage:
-    path, where = sqlite_path(address), f"storage {storage.address}"
+def _open_sqlite(address: str, shown_address: str, patience_seconds: float) -> BaseStorage:
+    path, where = sqlite_path(address), f"storage {shown_address}"
     if path is None or path.name == ":memory:":
         what = "a database in memory is lost with its process" if path else "not the address of a SQLite file"
         raise ConfigError(what, where=where, hint=EXAMPLES)
     make_folder(path.parent)
     with file_lock(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):  # others would meet half of the tables
         if path.exists():
-            _refuse_others(path, storage.address)
-        options = {"connect_args": {"timeout": BUSY_SECONDS}}
-        database = _database(sqlite_uri(path), storage.address, options)
-    _begin_ourselves(database.engine, storage)
-    database.engine.dispose()  # connections that were opened before lack it
+            _refuse_others(path, shown_address)
+        database = _database(sqlite_uri(path), shown_address, {"timeout": patience_seconds})
+    _begin_ourselves(database.engine, shown_address, patience_seconds)
     return get_storage(database)
 
 
@@ -196,7 +167,7 @@ def _refuse_others(path: Path, where: str) -> None:
     if not os.access(path, os.R_OK | os.W_OK):
         raise EnvironmentFault("the database cannot be written", where=where, hint=command("ls", "-l", path))
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
             tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.Error as error:
         raise StorageInternalError(str(error)) from error
@@ -205,11 +176,10 @@ def _refuse_others(path: Path, where: str) -> None:
         raise DataFault(f"this database is {what}: a sweep needs one of its own", where=where, hint=EXAMPLES)
 
 
-def _begin_ourselves(engine: sqlalchemy.Engine, storage: PatientStorage) -> None:
+def _begin_ourselves(engine: sqlalchemy.Engine, where: str, patience_seconds: float) -> None:
     """Python's sqlite3 begins a transaction before the first change only, so what Optuna reads before it (has this
-    trial ended?) may be out of date when it writes. `begin immediate` takes the lock before anything is read. It is
-    also the one place where a lock is met, hence where to wait for it."""
-    storage = weakref.proxy(storage)  # or the engine would keep it alive
+    trial ended?) may be out of date when it writes. `begin immediate` takes the lock before anything is read, and
+    waits for it."""
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
@@ -219,14 +189,12 @@ def _begin_ourselves(engine: sqlalchemy.Engine, storage: PatientStorage) -> None
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        while True:
-            try:
-                connection.exec_driver_sql("begin immediate" if storage.writes else "begin")
-                return
-            except OperationalError as error:
-                if "locked" not in str(error.orig):
-                    raise
-                storage.wait(error)
+        try:
+            connection.exec_driver_sql("begin immediate")
+        except OperationalError as error:
+            if "locked" in str(error.orig):
+                raise _unreachable(where, patience_seconds, str(error.orig)) from error
+            raise
 
 
 # Journal
@@ -265,21 +233,18 @@ class JournalLock(BaseJournalFileLock):
 
     def _mend(self) -> None:
         with self._path.open("rb+") as file:
-            size = whole = file.seek(0, os.SEEK_END)
-            newline = -1
-            while whole and newline < 0:
-                start = max(0, whole - LONGEST_LINE_BYTES)
-                file.seek(start)
-                newline = file.read(whole - start).rfind(b"\n")
-                whole = start + newline + 1
-            if whole < size:
-                file.truncate(whole)
+            if file.seek(0, os.SEEK_END) == 0:
+                return
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _open_journal(address: str, storage: PatientStorage) -> BaseStorage:
+def _open_journal(address: str, shown_address: str, _patience_seconds: float) -> BaseStorage:
     written, _, query = address.partition(":")[2].partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    lock, where = options.pop("lock", LOCKS[0]), f"storage {storage.address}"
+    lock, where = options.pop("lock", LOCKS[0]), f"storage {shown_address}"
     path = Path(written.removeprefix("//")).absolute()
     if options:
         raise ConfigError(unknown("option", next(iter(options)), ["lock"]), where=where, hint=f"journal:{path}")
@@ -296,17 +261,16 @@ def _open_journal(address: str, storage: PatientStorage) -> BaseStorage:
     except OSError as error:
         raise disk_fault(error, path) from error
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:  # not JSON, or no operation
-        raise storage_fault(error, storage.address) from error
+        raise storage_fault(error, shown_address) from error
 
 
 # PostgreSQL
 
 
-def _open_postgresql(address: str, storage: PatientStorage) -> BaseStorage:
-    where = f"storage {storage.address}"
-    options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
+def _open_postgresql(address: str, shown_address: str, _patience_seconds: float) -> BaseStorage:
+    where, options = f"storage {shown_address}", {"connect_timeout": CONNECT_SECONDS}
     try:
-        engine = sqlalchemy.create_engine(address, **options)
+        engine = sqlalchemy.create_engine(address, poolclass=NullPool, connect_args=options)
     except ImportError as error:
         raise EnvironmentFault(
             f"the database driver {error.name} is not installed", where=where, hint="pip install 'gpt2lab[postgres]'"
@@ -317,7 +281,7 @@ def _open_postgresql(address: str, storage: PatientStorage) -> BaseStorage:
         with engine.connect() as connection:
             # held until the connection is given back: of several that make the tables together, some would fail
             connection.execute(sqlalchemy.text(f"select pg_advisory_xact_lock({CREATION_KEY})"))
-            return get_storage(_database(address, storage.address, options))
+            return get_storage(_database(address, shown_address, options))
     except SQLAlchemyError as error:
         # psycopg's message has one line per address that it tried, each ending in what the server said
         cause = reason(getattr(error, "orig", None) or error)
@@ -327,14 +291,13 @@ def _open_postgresql(address: str, storage: PatientStorage) -> BaseStorage:
             where=where,
             hint="check host, port, user, password and database, and that the server runs (pg_isready)",
         ) from None
-    finally:
-        engine.dispose()
 
 
 def _database(url: str, where: str, options: dict[str, Any]) -> RDBStorage:
-    """Optuna's storage in a database. Raises EnvironmentFault for one of another version, and what the driver does."""
+    """Optuna's storage in a database; every transaction has a connection of its own, so none outlives a fork or a
+    server. Raises EnvironmentFault for one of another version, and what the driver does."""
     try:
-        return RDBStorage(url, engine_kwargs=options)
+        return RDBStorage(url, engine_kwargs={"poolclass": NullPool, "connect_args": options})
     except RuntimeError as error:
         raise EnvironmentFault(
             f"the storage belongs to another version of Optuna: {reason(error)}",

@@ -1,10 +1,10 @@
 """The trials of one search in an Optuna storage, and how any number of workers share them.
 
-A trial of a search is named by its index. Each attempt at it is one trial of Optuna, created as running by the worker
-that claims it, complete with parameters and worker in a single write. Where two workers claim the same attempt, the one
-with the lower number has it. An attempt whose worker or process is gone is marked as lost, and the next attempt has the
-same parameters. What has ended stays as it is, so of two workers with a result for one attempt the second is refused.
-Everything else is read from what is stored: a worker may die at any moment, and any other continues from there.
+A trial is one of Optuna's, from its first attempt to its end: its number is its place in the search. A worker creates
+the next one as running, or takes one that waits; a trial whose worker or process is gone waits again, with the same
+parameters. The storage gives a waiting trial to one worker only, and what has ended stays as it is, so every trial has
+one result. Should two workers ever be at one trial, the run store's locks let one of them train, and the other finds
+what it trained. Everything else is read from what is stored: a worker may die at any moment, and any other continues.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from gpt2lab.records import Importance, TrialRecord
 from gpt2lab.store import now
-from gpt2lab.sweep.sampling import Trial, draw, importance, pruned, trial_of
+from gpt2lab.sweep.sampling import REPORTS, distribution, draw, importance, outcome_of, pruned
 
 if TYPE_CHECKING:
     from gpt2lab.planning.space import SearchSettings, Space
@@ -39,17 +39,9 @@ STATES: dict[End, TrialState] = {
     "pruned": TrialState.PRUNED,
     "diverged": TrialState.PRUNED,  # never the best; an infinite value would be complete to Optuna
     "failed": TrialState.FAIL,
-    "stopped": TrialState.FAIL,
-    "lost": TrialState.FAIL,
 }
-INDEX, ATTEMPT = "slot", "turn"
-"""User attributes of an attempt, under the names that storages and records have had from the start."""
-DONE = "done"
-"""User attribute: the steps of its runs that were saved when the attempt began."""
-TOKENS = "gpt2lab:tokens:{step}"
-"""System attribute with the tokens of a report: Optuna keeps its step and value only."""
-RUNG = "completed_rung_"
-"""System attributes in which Optuna's successive halving keeps what a trial had at each rung."""
+FORMAT = "2"
+"""Follows the name of a study in the storage: in format 1, a trial of Optuna's was one attempt at a trial."""
 MOST_LOSSES = 4
 """A trial that was lost so often without progress has failed: what kills its processes would kill the next."""
 BEAT_SECONDS = 10.0
@@ -58,96 +50,17 @@ GRACE_SECONDS = 120.0
 """A worker elsewhere whose heartbeat has stood still for so long is taken to be gone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredTrial(Trial):
-    """A trial with its attempts so far, the first one first."""
-
-    attempts: tuple[FrozenTrial, ...] = ()
-    reason: str | None = None
-    """why it diverged, failed, or was lost"""
-
-    @classmethod
-    def of(cls, index: int, attempts: Sequence[FrozenTrial]) -> StoredTrial:
-        """From its attempts, in order."""
-        if not attempts:
-            return cls(index=index, outcome="waiting")
-        last, ending = attempts[-1], ended_as(attempts[-1])
-        attrs, losses = last.user_attrs, losses_of(attempts)
-        reason = (attrs.get("end") or {}).get("reason")
-        if ending == "lost":
-            ending, reason = "waiting", str(attrs["lost"].get("why"))
-            if losses >= MOST_LOSSES:
-                ending, reason = "failed", f"lost {MOST_LOSSES} times, at last because {reason}"
-        elif ending == "failed":
-            reason = reason or "it was marked as failed from outside"
-        tokens = {step: last.system_attrs.get(TOKENS.format(step=step)) for step in sorted(last.intermediate_values)}
-        return cls(
-            index=index,
-            outcome="waiting" if ending == "stopped" else ending,
-            params=last.params,
-            value=last.value if ending == "finished" else None,
-            curve=[(step, int(at), last.intermediate_values[step]) for step, at in tokens.items() if at is not None],
-            stop_at=attrs.get("would_stop_at"),
-            rungs={name: value for name, value in last.system_attrs.items() if name.startswith(RUNG)},
-            attempts=tuple(attempts),
-            reason=reason,
-        )
-
-    @property
-    def open(self) -> bool:
-        return self.outcome in ("waiting", "running")
-
-    @property
-    def next_attempt(self) -> int:
-        return int(self.attempts[-1].user_attrs[ATTEMPT]) + 1 if self.attempts else 0
-
-
-def ended_as(attempt: FrozenTrial) -> Any:
-    """What became of an attempt: an Outcome, "stopped" or "lost". Optuna's state decides; attributes refine it."""
-    outcome = (attempt.user_attrs.get("end") or {}).get("outcome")
-    if attempt.state == TrialState.FAIL:
-        return outcome if outcome in ("failed", "stopped") else "lost" if "lost" in attempt.user_attrs else "failed"
-    if attempt.state == TrialState.PRUNED:
-        return "diverged" if outcome == "diverged" else "pruned"
-    return "finished" if attempt.state == TrialState.COMPLETE else attempt.state.name.lower()  # waiting, running
-
-
-def losses_of(attempts: Iterable[FrozenTrial]) -> int:
-    """How often a trial was lost since it last made progress: began an attempt further than every one before."""
-    losses = furthest = 0
-    for attempt in attempts:
-        done = attempt.user_attrs.get(DONE, 0)
-        if done > furthest:
-            losses, furthest = 0, done
-        losses += ended_as(attempt) == "lost"
-    return losses
-
-
-def by_index(stored: Iterable[FrozenTrial], count: int) -> dict[int, StoredTrial]:
-    """Every trial below `count`, and those above that were begun when there were more. Of an attempt that is there
-    twice the one with the lower number counts: whoever sees the second sees the first as well."""
-    attempts: dict[int, dict[int, FrozenTrial]] = {index: {} for index in range(count)}
-    for attempt in sorted(stored, key=lambda attempt: attempt.number):
-        index, number = attempt.user_attrs.get(INDEX), attempt.user_attrs.get(ATTEMPT)
-        if isinstance(index, int) and isinstance(number, int):  # others in the study are left alone
-            attempts.setdefault(index, {}).setdefault(number, attempt)
-    trials = {index: StoredTrial.of(index, [of[n] for n in sorted(of)]) for index, of in sorted(attempts.items())}
-    return {index: trial for index, trial in trials.items() if index < count or trial.outcome != "waiting"}
-
-
 @dataclass
 class Attempt:
-    """An attempt at a trial that this worker has claimed."""
+    """A trial that this worker has claimed."""
 
     index: int
-    number: int
     trial_id: int
     params: dict[str, Any]
-    steps: dict[int, float] = field(default_factory=dict)
-    """reported values"""
-    stop_at: int | None = None
+    reports: dict[str, Any]
+    """what is stored of them: see sampling.REPORTS"""
     lost: bool = False
-    """whether another worker was given the trial, because this one was thought to be gone"""
+    """whether another worker brought the trial to its end"""
 
 
 class Trials:
@@ -171,125 +84,143 @@ class Trials:
         self._held: dict[int, Attempt] = {}
         self._beat_at = -math.inf
         self._id = create_study(
-            storage=storage, study_name=study, direction=settings.direction, load_if_exists=True
+            storage=storage, study_name=f"{study}/{FORMAT}", direction=settings.direction, load_if_exists=True
         )._study_id
 
-    def trials(self) -> dict[int, StoredTrial]:
-        """Every trial, as it is stored now."""
-        return by_index(self._storage.get_all_trials(self._id, deepcopy=False), self.count)
+    def stored(self) -> list[FrozenTrial]:
+        """Every trial that was ever begun, as it is now, by its number."""
+        return self._storage.get_all_trials(self._id, deepcopy=False)
 
     def unfinished(self) -> int:
         """Trials that have not ended: they wait, or a worker is at them."""
-        return sum(trial.open and trial.index < self.count for trial in self.trials().values())
+        return self.count - sum(trial.state.is_finished() for trial in self.stored()[: self.count])
 
     def failures(self) -> int:
         """Trials that failed."""
-        return sum(trial.outcome == "failed" for trial in self.trials().values())
+        return sum(trial.state == TrialState.FAIL for trial in self.stored())
 
     # Claiming, and what comes of it
 
     def claim(self) -> Attempt | None:
-        """An attempt at the first trial that waits; None if none does."""
+        """A trial that waits, or the next one; None if there is none."""
         while True:
-            trials = self.trials()
-            waiting = (trial for trial in trials.values() if trial.outcome == "waiting" and trial.index < self.count)
-            trial = next(waiting, None)
-            if trial is None:
+            stored = self.stored()
+            waiting = next((trial for trial in stored[: self.count] if trial.state == TrialState.WAITING), None)
+            if waiting:
+                trial_id = waiting._trial_id
+                if not self._changed(trial_id, TrialState.RUNNING):
+                    continue
+            elif len(stored) < self.count:
+                trial_id = self._storage.create_new_trial(self._id, _running(self.worker))
+            else:
                 return None
-            attempt = self._create(trial, self._params_of(trial, trials.values()))
-            if attempt is not None:
-                self._held[attempt.number] = attempt
-                self.beat()
-                return attempt
+            trial = self._storage.get_trial(trial_id)
+            if trial.number >= self.count:  # others created the last ones meanwhile: it waits for a larger total
+                self._changed(trial_id, TrialState.WAITING)
+                continue
+            self._storage.set_trial_user_attr(trial_id, "worker", self.worker)
+            params = self._params_of(trial)
+            attempt = Attempt(trial.number, trial_id, params, _reports(trial))
+            self._held[trial.number] = attempt
+            self.beat()
+            return attempt
 
-    def _params_of(self, trial: Trial, trials: Iterable[Trial]) -> dict[str, Any]:
-        # an attempt that an earlier version enqueued may lack some
-        if trial.params and all(d.name in trial.params or not self.space.active(d, trial.params)
-                                for d in self.space.dimensions):  # fmt: skip
-            return dict(trial.params)
-        if trial.index < len(self._fixed):
-            return dict(self._fixed[trial.index])
-        return draw(
-            self.space, self.settings.sampler, index=trial.index, trials=self.count, known=trials,
-            direction=self.settings.direction,
-        )  # fmt: skip
+    def _params_of(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Those that it has, or new ones, which are stored."""
+        params: dict[str, Any] | None = trial.user_attrs.get("params")
+        if params is None and trial.number < len(self._fixed):
+            params = dict(self._fixed[trial.number])
+        if params is None:
+            params = draw(
+                self.space, self.settings.sampler, index=trial.number, trials=self.count, known=self.stored(),
+                direction=self.settings.direction,
+            )  # fmt: skip
+        self._storage.set_trial_user_attr(trial._trial_id, "params", params)  # all of them at once
+        for dimension in self.space.dimensions:
+            if dimension.name in params and dimension.name not in trial.params:
+                kind = distribution(dimension)
+                value = kind.to_internal_repr(params[dimension.name])
+                self._storage.set_trial_param(trial._trial_id, dimension.name, value, kind)
+        return params
 
-    def _create(self, trial: StoredTrial, params: dict[str, Any]) -> Attempt | None:
-        """The next attempt at a trial; None where another worker was first."""
-        attrs = {INDEX: trial.index, ATTEMPT: trial.next_attempt, "worker": self.worker}
-        created = self._storage.create_new_trial(self._id, trial_of(self.space, TrialState.RUNNING, params, user=attrs))
-        first = self.trials()[trial.index].attempts[-1]
-        if first.user_attrs[ATTEMPT] == trial.next_attempt and first.user_attrs.get("worker") == self.worker:
-            return Attempt(trial.index, first.number, first._trial_id, params)
-        self._fail(created)
-        return None
-
-    def _fail(self, trial_id: int) -> bool:
+    def _changed(self, trial_id: int, state: TrialState, values: list[float] | None = None) -> bool:
+        """Change the state of a trial; False where it has ended, or another worker took it."""
         try:
-            return bool(self._storage.set_trial_state_values(trial_id, TrialState.FAIL))
+            return bool(self._storage.set_trial_state_values(trial_id, state, values))
         except UpdateFinishedTrialError:
             return False
 
-    def note(self, attempt: Attempt, **facts: Any) -> None:
-        """Keep facts about an attempt while it runs, as plain data: settings, runs, and the steps that are done."""
+    def note(self, attempt: Attempt, *, settings: Mapping[str, Any], runs: Mapping[str, str], done: int) -> None:
+        """Keep what a trial trains. done: steps of its runs that are saved; more of them than at any earlier attempt
+        are progress, after which losses are counted anew."""
         try:
-            for name, value in facts.items():
+            attrs = self._storage.get_trial(attempt.trial_id).user_attrs
+            for name, value in (("settings", settings), ("runs", runs)):
                 self._storage.set_trial_user_attr(attempt.trial_id, name, value)
+            if done > attrs.get("done", 0):
+                self._storage.set_trial_user_attr(attempt.trial_id, "lost", {**_losses(attrs), "count": 0})
+                self._storage.set_trial_user_attr(attempt.trial_id, "done", done)
         except UpdateFinishedTrialError:
             attempt.lost = True
 
     def report(self, attempt: Attempt, step: int, tokens: int, value: float) -> bool:
         """Keep an intermediate value; -> whether the trial should be stopped, by this report or an earlier one, or
-        because the attempt is lost. A step counts once."""
-        if not attempt.lost and step not in attempt.steps:
+        because the trial has ended elsewhere. A step counts once."""
+        reports = attempt.reports
+        if not attempt.lost and all(step != earlier for earlier, *_ in reports["curve"]):
+            percent = round(100 * tokens / self._tokens)
+            reports = {**reports, "curve": [*reports["curve"], (step, tokens, value)]}
             try:
-                self._storage.set_trial_system_attr(attempt.trial_id, TOKENS.format(step=step), tokens)
-                self._storage.set_trial_intermediate_value(attempt.trial_id, step, value)
-                attempt.steps[step] = value
-                if attempt.stop_at is None and self.settings.pruner.name != "none" and self._should_stop(attempt):
-                    attempt.stop_at = step
-                    self._storage.set_trial_user_attr(attempt.trial_id, "would_stop_at", step)
+                self._storage.set_trial_intermediate_value(attempt.trial_id, percent, value)
+                if reports["stop_at"] is None and self.settings.pruner.name != "none":
+                    pruner, direction = self.settings.pruner, self.settings.direction
+                    stop, rungs = pruned(pruner, self.stored(), attempt.index, direction, self._study)
+                    reports |= {"rungs": rungs, "stop_at": step if stop else None}
+                self._storage.set_trial_user_attr(attempt.trial_id, REPORTS, reports)
+                attempt.reports = reports
             except UpdateFinishedTrialError:
                 attempt.lost = True
             self.beat()
-        return attempt.lost or (attempt.stop_at is not None and step >= attempt.stop_at)
-
-    def _should_stop(self, attempt: Attempt) -> bool:
-        trials = self.trials()
-        before = trials[attempt.index]
-        if before.outcome in ("waiting", "failed") or not before.curve:  # it was just given to another worker
-            return False
-        stop, rungs = pruned(
-            self.settings.pruner, self.space, index=attempt.index, known=trials.values(), tokens=self._tokens,
-            direction=self.settings.direction, name=self._study,
-        )  # fmt: skip
-        for name in rungs.keys() - before.rungs.keys():
-            self._storage.set_trial_system_attr(attempt.trial_id, name, rungs[name])
-        return stop
+        return attempt.lost or (reports["stop_at"] is not None and step >= reports["stop_at"])
 
     def end(
         self, attempt: Attempt, outcome: End, value: float | None = None, *, reason: str | None = None,
         step: int | None = None, **facts: Any,
     ) -> bool:  # fmt: skip
-        """End an attempt; False if it was lost by then and does not count. A trial that is "stopped" or "lost" waits
-        for its next attempt; a "failed" one gets none. `step`: at which it was pruned."""
-        if outcome == "pruned" and attempt.steps:
-            value = attempt.steps[max(attempt.steps)]
-        ending = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}
-        name, attr = ("lost", self._loss(str(reason))) if outcome == "lost" else ("end", ending)
+        """End an attempt; False if the trial had ended elsewhere, so that this does not count. A trial that is
+        "stopped" or "lost" waits again; a "failed" one does not. `step`: at which it was pruned."""
+        del self._held[attempt.index]
         try:
-            self._storage.set_trial_user_attr(attempt.trial_id, name, attr)
+            if outcome in ("stopped", "lost"):
+                trial = self._storage.get_trial(attempt.trial_id)
+                return self._give_back(trial, reason if outcome == "lost" else None)
+            ending = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}
+            self._storage.set_trial_user_attr(attempt.trial_id, "end", ending)
             values = None if value is None else [value]
             accepted = bool(self._storage.set_trial_state_values(attempt.trial_id, STATES[outcome], values))
         except UpdateFinishedTrialError:  # or this worker did it, and the answer to it was lost on the way
-            accepted = ended_as(self._storage.get_trial(attempt.trial_id)) == outcome
-        del self._held[attempt.number]
+            trial = self._storage.get_trial(attempt.trial_id)
+            accepted = outcome_of(trial) == outcome and trial.user_attrs["worker"] == self.worker
         if not accepted:
             self._say(
                 f"trial {attempt.index} had been given to another worker, because this one was thought to be gone: its "
                 "result is not counted"
             )
         return accepted
+
+    def _give_back(self, trial: FrozenTrial, why: str | None) -> bool:
+        """Let a trial wait again, or fail after too many losses. `why` it was lost; None when it was stopped."""
+        trial_id = trial._trial_id
+        if why is not None:
+            losses = _losses(trial.user_attrs)  # as it was seen: of several workers that see it, all write the same
+            count = losses["count"] + 1
+            lost = {"count": count, "all": losses["all"] + 1, "why": why, "by": self.worker, "at": now()}
+            self._storage.set_trial_user_attr(trial_id, "lost", lost)
+            if count >= MOST_LOSSES:
+                ending = {"outcome": "failed", "reason": f"lost {MOST_LOSSES} times, at last because {why}"}
+                self._storage.set_trial_user_attr(trial_id, "end", ending)
+                return self._changed(trial_id, TrialState.FAIL)
+        return self._changed(trial_id, TrialState.WAITING)
 
     # Workers that are gone
 
@@ -300,70 +231,90 @@ class Trials:
             self._beat_at = time.monotonic()
 
     def take_back(self) -> list[str]:
-        """Mark as lost the attempts of workers that are gone; -> messages. Every worker calls it now and then."""
+        """Let the trials of workers that are gone wait again; -> messages. Every worker calls it now and then."""
         self.beat()
-        stored = self._storage.get_all_trials(self._id, deepcopy=False)
-        trials = by_index(stored, self.count)
-        running = [attempt for attempt in stored if attempt.state == TrialState.RUNNING and INDEX in attempt.user_attrs]
-        others = [attempt for attempt in running if attempt.number not in self._held]
+        running = [trial for trial in self.stored() if trial.state == TrialState.RUNNING]
+        others = [trial for trial in running if trial.number not in self._held]
         beats = self._storage.get_study_user_attrs(self._id) if others else {}
         messages = []
-        for attempt in others:
-            worker, trial = attempt.user_attrs.get("worker"), trials.get(attempt.user_attrs[INDEX])
-            if worker not in (None, self.worker) and not self._watch.gone(worker, beats.get(f"beat:{worker}")):
+        for trial in others:
+            worker = trial.user_attrs["worker"]
+            if worker != self.worker and not self._watch.gone(worker, beats.get(f"beat:{worker}")):
                 continue
-            why = f"its worker {shown(worker)} is gone" if worker else "its worker is gone"
+            why = f"its worker {shown(worker)} is gone"
+            trial = self._storage.get_trial(trial._trial_id)
+            if trial.state != TrialState.RUNNING or trial.user_attrs["worker"] != worker:
+                continue  # another worker was faster
             try:
-                self._storage.set_trial_user_attr(attempt._trial_id, "lost", self._loss(why))
-            except UpdateFinishedTrialError:  # another worker was first, or the one that was missed is back
+                if self._give_back(trial, why) and trial.number < self.count:
+                    fate = "it has failed" if self.has_failed(trial.number) else "it is tried again"
+                    messages.append(f"trial {trial.number} was lost: {why}; {fate}")
+            except UpdateFinishedTrialError:  # the worker that was missed is back
                 continue
-            if self._fail(attempt._trial_id) and trial is not None and attempt in trial.attempts:
-                messages.append(f"trial {trial.index} was lost: {why}; {self.fate(trial.index)}")
-        for trial in trials.values():  # earlier versions enqueued attempts; what has a later one waits no longer
-            for attempt in trial.attempts[:-1]:
-                if attempt.state == TrialState.WAITING:
-                    self._fail(attempt._trial_id)
         return messages
 
-    def _loss(self, why: str) -> dict[str, str]:
-        return {"why": why, "by": self.worker, "at": now()}
-
-    def fate(self, index: int) -> str:
-        """What becomes of a trial whose attempt was lost, in words."""
-        return "it has failed" if self.trials()[index].outcome == "failed" else "it is tried again"
+    def has_failed(self, index: int) -> bool:
+        """Whether a trial gets no further attempt."""
+        return self.stored()[index].state == TrialState.FAIL
 
     # What came of it all
 
     def importance(self) -> Importance | None:
         """How much each dimension mattered; None where too few trials were finished."""
-        return importance(self.space, self.trials().values(), self.settings.direction)
+        return importance(self.space, self.stored(), self.settings.direction)
 
     def records(self) -> list[TrialRecord]:
-        """Every trial, as the record of the sweep has it."""
-        return [self._record(trial) for trial in self.trials().values()]
+        """Every trial, as the record of the sweep has it; those above `count` that were begun when there were more."""
+        stored = self.stored()
+        begun = [trial for trial in stored if trial.number < self.count or trial.state != TrialState.WAITING]
+        rest = range(len(stored), self.count)
+        return [self._record(trial) for trial in begun] + [self._waiting_record(index) for index in rest]
 
-    def _record(self, trial: StoredTrial) -> TrialRecord:
-        last, index = trial.attempts[-1] if trial.attempts else None, trial.index
-        attrs = last.user_attrs if last else {}
+    def _waiting_record(self, index: int) -> TrialRecord:
+        params = self._fixed[index] if index < len(self._fixed) else {}
+        settings = self.space.settings(params)
+        return TrialRecord(index=index, outcome="waiting", settings=settings, enqueued=index < self._points)
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        attrs, outcome, index = trial.user_attrs, outcome_of(trial), trial.number
         end = attrs.get("end") or {}
         facts = attrs | end.get("facts", {})
-        params = trial.params or (self._fixed[index] if index < len(self._fixed) else {})
+        losses = _losses(attrs)
+        reason = end.get("reason") or (losses.get("why") if outcome == "waiting" else None)
         return TrialRecord(
             index=index,
-            number=last.number if last else None,
-            outcome=trial.outcome,
-            reason=trial.reason,
-            settings=attrs.get("settings") or self.space.settings(params),
-            value=trial.value,
+            number=index,
+            outcome=outcome,
+            reason=reason or ("it was marked as failed from outside" if outcome == "failed" else None),
+            settings=attrs.get("settings") or self.space.settings(attrs.get("params") or {}),
+            value=trial.value if outcome == "finished" else None,
             **{name: facts[name] for name in ("values", "runs", "tokens", "found") if name in facts},
-            curve=list(trial.curve),
-            stopped_at=end.get("step") if trial.outcome == "pruned" else None,
+            curve=_reports(trial)["curve"],
+            stopped_at=end.get("step") if outcome == "pruned" else None,
             enqueued=index < self._points,
-            retries=sum(ended_as(attempt) == "lost" for attempt in trial.attempts[:-1]),
-            worker=shown(attrs["worker"]) if "worker" in attrs else None,
-            started=iso(last.datetime_start) if last else None,
-            ended=iso(last.datetime_complete) if last and not trial.open else None,
+            retries=losses["all"] - (outcome == "failed" and losses["count"] >= MOST_LOSSES),
+            worker=shown(attrs["worker"]),
+            started=iso(trial.datetime_start),
+            ended=iso(trial.datetime_complete),
         )
+
+
+def _running(worker: str) -> FrozenTrial:
+    """A trial for a storage, which numbers it."""
+    return FrozenTrial(
+        number=-1, trial_id=-1, state=TrialState.RUNNING, value=None, params={}, distributions={},
+        user_attrs={"worker": worker}, system_attrs={}, intermediate_values={}, datetime_start=datetime.now(),
+        datetime_complete=None,
+    )  # fmt: skip
+
+
+def _reports(trial: FrozenTrial) -> dict[str, Any]:
+    return dict(trial.user_attrs.get(REPORTS) or {"curve": [], "rungs": {}, "stop_at": None})
+
+
+def _losses(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """How often a trial was lost: in all, and since it made progress."""
+    return dict(attrs.get("lost") or {"count": 0, "all": 0})
 
 
 def iso(when: datetime | None) -> str | None:

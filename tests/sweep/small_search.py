@@ -14,11 +14,12 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from gpt2lab.planning.space import Dimension, SearchSettings, Space
+from gpt2lab.sweep.sampling import REPORTS, distribution
 from gpt2lab.sweep.storage import open_storage
-from gpt2lab.sweep.trials import INDEX, Attempt, Trials, this_host
+from gpt2lab.sweep.trials import FORMAT, Attempt, Trials, this_host
 
 LR = Dimension(name="lr", kind="float", low=1e-4, high=1e-1, log=True, when={})
 SPACE = Space((LR,))
@@ -39,6 +40,21 @@ def trials_of(
     own = {key: options.pop(key) for key in ("worker", "points", "say", "grace_seconds") if key in options}
     settings = SearchSettings(space={"lr": {"low": 1e-4, "high": 1e-1, "log": True}}, **options)
     return Trials(storage, study, space=space, settings=settings, count=count, tokens=TOKENS, **own)
+
+
+def stored_trial(
+    index: int, outcome: str, params: dict[str, Any], value: float | None = None, *,
+    curve: dict[int, float] | None = None, rungs: dict[str, Any] | None = None, space: Space = SPACE,
+) -> FrozenTrial:  # fmt: skip
+    """A trial as a storage has it. curve: percent of training -> value."""
+    states = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL, "running": TrialState.RUNNING}
+    trial = create_trial(
+        state=states.get(outcome, TrialState.PRUNED), value=value, params=params, intermediate_values=curve,
+        distributions={d.name: distribution(d) for d in space.dimensions if d.name in params},
+        user_attrs={"end": {"outcome": outcome}, REPORTS: {"curve": [], "rungs": rungs or {}, "stop_at": None}},
+    )  # fmt: skip
+    trial.number = index
+    return trial
 
 
 def objective(params: dict[str, Any]) -> float:
@@ -72,13 +88,14 @@ def claimed(trials: Trials) -> Attempt:
 
 
 def check_whole(storage: BaseStorage, trials: Trials, results: int) -> None:
-    """Every trial ended, nothing runs or waits, and no trial has two results."""
+    """Every trial ended, and none runs; one that was created too many waits for a larger total."""
     assert trials.unfinished() == 0
-    trials.take_back()  # what a killed worker left of an attempt that another one has
-    stored = storage.get_all_trials(storage.get_study_id_from_name("s"))
-    assert {attempt.state for attempt in stored} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
-    ended = [a.user_attrs[INDEX] for a in stored if a.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(ended) == len(set(ended)) == results
+    trials.take_back()
+    stored = storage.get_all_trials(storage.get_study_id_from_name(f"s/{FORMAT}"))
+    begun, surplus = stored[: trials.count], stored[trials.count :]
+    assert {trial.state for trial in begun} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert {trial.state for trial in surplus} <= {TrialState.WAITING}
+    assert sum(trial.state != TrialState.FAIL for trial in begun) == results
 
 
 class Killed(BaseException):

@@ -8,23 +8,23 @@ from typing import Any, Literal
 
 import optuna
 import pytest
-from optuna.trial import TrialState, create_trial
-from small_search import LR, SPACE, in_memory, objective
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from small_search import LR, SPACE, in_memory, objective, stored_trial
 
 from gpt2lab.planning.space import Dimension, Pruner, Sampler, Space
-from gpt2lab.sweep.sampling import Trial, distribution, draw, importance, pruned, value_at_tokens
+from gpt2lab.sweep.sampling import distribution, draw, importance, pruned
 
 Direction = Literal["minimize", "maximize"]
 DRAWS = [0.004043878009515107, 0.005853446837908606, 0.005048373931660187]
 
 
-def drawn(known: list[Trial], index: int) -> float:
+def drawn(known: list[FrozenTrial], index: int) -> float:
     params = draw(SPACE, Sampler(startup=4), index=index, trials=40, known=known, direction="minimize")
     return float(params["lr"])
 
 
-def finished(index: int, lr: float) -> Trial:
-    return Trial(index=index, outcome="finished", params={"lr": lr}, value=objective({"lr": lr}))
+def finished(index: int, lr: float) -> FrozenTrial:
+    return stored_trial(index, "finished", {"lr": lr}, objective({"lr": lr}))
 
 
 def test_trials_have_points_of_their_own() -> None:
@@ -36,9 +36,9 @@ def test_trials_have_points_of_their_own() -> None:
 def test_draws_are_those_of_earlier_versions() -> None:
     """A search that is continued tries what it would have tried, and finds the runs that others trained."""
     known = [finished(index, 10 ** random.Random(index).uniform(-4, -1)) for index in range(9)]
-    known[3] = Trial(index=3, outcome="diverged", params={"lr": 0.09}, curve=[(5, 500, 9.0)])
-    known[5] = Trial(index=5, outcome="pruned", params={"lr": 0.0002}, curve=[(2, 250, 5.0), (5, 500, 4.0)])
-    del known[7]  # failed
+    known[3] = stored_trial(3, "diverged", {"lr": 0.09}, curve={50: 9.0})
+    known[5] = stored_trial(5, "pruned", {"lr": 0.0002}, curve={25: 5.0, 50: 4.0})
+    known[7] = stored_trial(7, "failed", {})
     assert [drawn([], 0), drawn(known, 9), drawn(known, 20)] == DRAWS
 
 
@@ -51,14 +51,14 @@ def test_tpe_goes_where_it_is_good() -> None:
 def test_tpe_keeps_away_from_what_diverged_even_where_nothing_was_reported() -> None:
     good = [finished(index, lr) for index, lr in enumerate((1e-4, 2e-4, 8e-4))]
     assert sum(drawn(good, index) > 0.015 for index in range(10, 50)) > 4
-    for curve in ([], [(9, 900, 0.1)]):  # coming far before it diverged makes a trial no better
+    for curve in ({}, {90: 0.1}):  # coming far before it diverged makes a trial no better
         rates = enumerate((0.02, 0.03, 0.05, 0.08, 0.09), 3)
-        bad = [Trial(index=index, outcome="diverged", params={"lr": lr}, curve=curve) for index, lr in rates]
+        bad = [stored_trial(index, "diverged", {"lr": lr}, curve=curve) for index, lr in rates]
         assert sum(drawn(good + bad, index) > 0.015 for index in range(10, 50)) <= 4
 
 
 def test_where_everything_diverged_nothing_is_taken_for_good() -> None:
-    bad = [Trial(index=i, outcome="diverged", params={"lr": 0.09 + i * 1e-4}) for i in range(20)]
+    bad = [stored_trial(i, "diverged", {"lr": 0.09 + i * 1e-4}) for i in range(20)]
     assert sum(drawn(bad, index) > 0.05 for index in range(20, 60)) < 12  # 4 would be even
 
 
@@ -75,26 +75,19 @@ def cut(
     pruner: Pruner, curves: list[list[float]], at: list[int], direction: Direction = "minimize"
 ) -> list[int | None]:
     """The report at which each trial is stopped, as the trials of a search come one after another."""
-    known: list[Trial] = []
+    known: list[FrozenTrial] = []
     cuts: list[int | None] = []
     for index, curve in enumerate(curves):
-        stop, rungs = None, dict[str, Any]()
-        points = list(zip(at, at, curve, strict=True))
-        for count in range(1, len(points) + 1):
-            mine = Trial(index=index, outcome="running", params={"lr": 0.1}, curve=points[:count], rungs=rungs)
-            stopped, rungs = pruned(
-                pruner, SPACE, index=index, known=[*known, mine], tokens=81, direction=direction, name="s"
-            )
+        stop, rungs, seen = None, dict[str, Any](), dict[int, float]()
+        for count, (percent, value) in enumerate(zip(at, curve, strict=True), 1):
+            seen[percent] = value
+            mine = stored_trial(index, "running", {"lr": 0.1}, curve=seen, rungs=rungs)
+            stopped, rungs = pruned(pruner, [*known, mine], index, direction, "s")
             if stopped:
                 stop = count
                 break
-        seen = points[:stop]
-        known.append(
-            Trial(
-                index=index, outcome="pruned" if stop else "finished", params={"lr": 0.1}, value=seen[-1][2],
-                curve=seen, rungs=rungs,
-            )
-        )  # fmt: skip
+        outcome = "pruned" if stop else "finished"
+        known.append(stored_trial(index, outcome, {"lr": 0.1}, None if stop else value, curve=seen, rungs=rungs))
         cuts.append(stop)
     return cuts
 
@@ -123,16 +116,16 @@ def test_a_search_in_which_all_report_at_the_same_tokens_is_pruned_as_by_optuna_
     curves, at = random_curves(seed, 30, 20, direction), list(range(4, 84, 4))
     pruner, theirs = {
         "median": (
-            Pruner(name="median", startup_trials=4, warmup=20 / 81),
+            Pruner(name="median", startup_trials=4, warmup=0.2),
             optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=20, n_min_trials=4),
         ),
         "successive_halving": (
-            Pruner(name="successive_halving", startup_trials=1, warmup=9 / 81, reduction=3),
+            Pruner(name="successive_halving", startup_trials=1, warmup=0.09, reduction=3),
             optuna.pruners.SuccessiveHalvingPruner(min_resource=9, reduction_factor=3),
         ),
         "hyperband": (
-            Pruner(name="hyperband", startup_trials=1, warmup=9 / 81, reduction=3),
-            optuna.pruners.HyperbandPruner(min_resource=9, max_resource=81, reduction_factor=3),
+            Pruner(name="hyperband", startup_trials=1, warmup=0.09, reduction=3),
+            optuna.pruners.HyperbandPruner(min_resource=9, max_resource=100, reduction_factor=3),
         ),
     }[name]
     cuts = cut(pruner, curves, at, direction)
@@ -142,39 +135,25 @@ def test_a_search_in_which_all_report_at_the_same_tokens_is_pruned_as_by_optuna_
 
 @pytest.mark.parametrize("name", ["median", "successive_halving", "hyperband"])
 def test_nothing_is_pruned_before_enough_trials_are_finished_nor_at_the_end(name: Any) -> None:
-    def bad(others: int, tokens: int) -> bool:
-        points = [(1, 250, 1.0), (2, 500, 1.0), (4, 1000, 1.0)]
+    def bad(others: int, percent: int) -> bool:
+        curve = {25: 1.0, 50: 1.0, 100: 1.0}
         good = [
-            Trial(index=i, outcome="finished", params={}, value=1.0, curve=points, rungs={"completed_rung_0": 1.0})
-            for i in range(others)
+            stored_trial(i, "finished", {}, 1.0, curve=curve, rungs={"completed_rung_0": 1.0}) for i in range(others)
         ]
-        curve = [(step, at, 9.0) for step, at, _ in points if at <= tokens]
+        seen = {at: 9.0 for at in curve if at <= percent}
         pruner = Pruner(name=name, startup_trials=4)
-        return any(  # trials of Hyperband's last bracket are never cut
+        indices = range(others, 60)  # trials of Hyperband's last bracket are never cut
+        return any(
             pruned(
-                pruner, SPACE, index=index, tokens=1000, direction="minimize", name="s",
-                known=[*good, Trial(index=index, outcome="running", params={}, curve=curve)],
+                pruner, [*good, *(stored_trial(i, "failed", {}) for i in range(others, index)),
+                         stored_trial(index, "running", {}, curve=seen)], index, "minimize", "s",
             )[0]
-            for index in range(50, 60)
+            for index in indices
         )  # fmt: skip
 
-    assert bad(40, 250)
-    assert not bad(3, 250)
-    assert not bad(40, 1000)
-
-
-def test_trials_with_other_batches_are_compared_at_equal_tokens() -> None:
-    falling = [(1, 100, 4.0), (3, 300, 2.0), (5, 500, 1.0)]
-    assert value_at_tokens(falling, 200) == 3.0
-    assert value_at_tokens(falling, 400) == 1.5
-    assert value_at_tokens(falling, 99) is None and value_at_tokens(falling, 501) is None
-    known = [Trial(index=i, outcome="finished", params={}, value=1.0, curve=falling) for i in range(4)]
-    for value, stop in ((3.1, True), (2.9, False)):
-        mine = Trial(index=4, outcome="running", params={}, curve=[(2, 200, value)])
-        assert stop == pruned(
-            Pruner(name="median", warmup=0), SPACE, index=4, known=[*known, mine], tokens=1000, direction="minimize",
-            name="s",
-        )[0]  # fmt: skip
+    assert bad(40, 25)
+    assert not bad(3, 25)
+    assert not bad(40, 100)
 
 
 def test_the_dimension_that_matters_has_the_greatest_importance() -> None:
@@ -183,7 +162,7 @@ def test_the_dimension_that_matters_has_the_greatest_importance() -> None:
     known = []
     for index in range(24):
         params = {"lr": 10 ** chance.uniform(-4, -1), "wd": chance.random()}
-        known.append(Trial(index=index, outcome="finished", params=params, value=objective(params)))
+        known.append(stored_trial(index, "finished", params, objective(params), space=space))
     found = importance(space, known, "minimize")
     assert found is not None and found.method == "ped-anova"
     assert next(iter(found.values)) == "lr" and found.values["lr"] > 0.5
@@ -204,10 +183,10 @@ def test_the_dimension_that_matters_has_the_greatest_importance() -> None:
 def test_every_kind_of_dimension_can_be_drawn(dimension: Dimension) -> None:
     space = Space((dimension,))
     values = set()
-    known: list[Trial] = []
+    known: list[FrozenTrial] = []
     for index in range(12):
         params = draw(space, Sampler(startup=3), index=index, trials=12, known=known, direction="minimize")
-        known.append(Trial(index=index, outcome="finished", params=params, value=float(index)))
+        known.append(stored_trial(index, "finished", params, float(index), space=space))
         values.add(space.settings(params)["x"])
     assert values <= set(dimension.choices or dimension.grid() if not dimension.log else range(1, 65))
     assert len(values) > 1

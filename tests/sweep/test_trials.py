@@ -11,11 +11,10 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from small_search import (
     BRANCHED,
     DEAD,
-    SPACE,
     TOKENS,
     Counted,
     Killed,
@@ -31,8 +30,7 @@ from small_search import (
 
 from gpt2lab.planning.space import Dimension, Space
 from gpt2lab.records import best_trial
-from gpt2lab.sweep.sampling import trial_of
-from gpt2lab.sweep.trials import MOST_LOSSES, STATES, Trials
+from gpt2lab.sweep.trials import FORMAT, MOST_LOSSES, STATES, Trials
 
 COUNT = 6
 
@@ -43,7 +41,7 @@ def every_ending(storage: Any) -> None:
     mine.take_back()
     for outcome in ("finished", "stopped", "finished", "pruned", "diverged", "finished", "failed"):
         attempt = claimed(mine)
-        mine.note(attempt, settings={"lr": 0.1}, runs={"100": "0" * 16})
+        mine.note(attempt, settings={"lr": 0.1}, runs={"100": "0" * 16}, done=1)
         mine.report(attempt, 1, TOKENS // 2, objective(attempt.params))
         value = objective(attempt.params) if outcome == "finished" else None
         mine.end(attempt, outcome, value, reason="out of memory" if outcome == "failed" else None, tokens=5)
@@ -73,6 +71,9 @@ def test_a_worker_killed_between_any_two_calls_is_survived() -> None:
 
 
 def test_two_workers_that_take_back_at_the_same_time_lose_each_trial_once() -> None:
+    """Where the second takes back what the first has claimed by then, both are at that trial, and one has its result:
+    the run store's locks let one of them train."""
+
     def left_behind() -> BaseStorage:
         storage = in_memory()
         mine = trials_of(storage, 2, worker=DEAD)
@@ -81,15 +82,23 @@ def test_two_workers_that_take_back_at_the_same_time_lose_each_trial_once() -> N
 
     counted: Any = Counted(left_behind())
     trials_of(counted, 2, worker="a").take_back()
-    for at in range(counted.calls + 1):
-        storage, messages = left_behind(), list[str]()
+    for at in range(counted.calls):
+        storage, messages, held = left_behind(), list[str](), list[Any]()
         b = trials_of(storage, 2, worker="b")
-        counted = Counted(storage, at, lambda b=b, messages=messages: messages.extend(b.take_back()))
-        messages += trials_of(counted, 2, worker="a").take_back()
-        assert sum("is tried again" in line for line in messages) == 2, messages
+
+        def between(b: Trials = b, messages: list[str] = messages, held: list[Any] = held) -> None:
+            messages.extend(b.take_back())
+            held.extend(filter(None, (b.claim(), b.claim())))
+
+        a = trials_of(Counted(storage, at, between), 2, worker="a")
+        messages += a.take_back()
+        assert {line for line in messages if line.endswith("it is tried again")} == set(messages)
+        assert {line[:7] for line in messages} == {"trial 0", "trial 1"}
+        for attempt in held:
+            work(b, attempt)
         work_all(b)
         check_whole(storage, b, 2)
-        assert [row["retries"] for row in b.records()] == [1, 1]
+        assert all(1 <= row["retries"] <= 2 for row in b.records())
 
 
 def test_two_workers_that_claim_at_the_same_time_get_two_trials() -> None:
@@ -111,12 +120,12 @@ def test_two_workers_that_claim_at_the_same_time_get_two_trials() -> None:
     assert at >= 4
 
 
-def test_a_creation_whose_answer_was_lost_is_one_claim() -> None:
+def test_a_creation_whose_answer_was_lost_is_one_trial_more_that_waits() -> None:
     """A storage that is asked again, because a connection broke after it had done what it was asked for."""
     storage = in_memory()
     counted: Any = Counted(storage)
     mine = trials_of(counted, 2)
-    template = trial_of(SPACE, TrialState.RUNNING, {"lr": 0.5}, user={"slot": 0, "turn": 0, "worker": mine.worker})
+    template = create_trial(state=TrialState.RUNNING, user_attrs={"worker": mine.worker})
     counted.at, counted.then = counted.calls + 1, lambda: storage.create_new_trial(0, template)
     work(mine, claimed(mine))
     work_all(mine)
@@ -150,14 +159,14 @@ def test_a_trial_that_is_lost_again_and_again_without_progress_has_failed() -> N
     for loss, done in enumerate((0, 5, 10, 15, 15, 12, 14), 1):
         mine = trials_of(storage, 1, worker=DEAD)
         attempt = claimed(mine)
-        mine.note(attempt, done=done)
+        mine.note(attempt, settings={}, runs={}, done=done)
         params.append(attempt.params)
         fate = "it is tried again" if loss < 7 else "it has failed"
         if loss % 2:
             [message] = trials_of(storage, 1).take_back()
             assert message.startswith("trial 0 was lost: its worker") and message.endswith(fate)
         else:  # the worker lives, and the process that trained is gone
-            assert mine.end(attempt, "lost", reason="killed by SIGKILL") and mine.fate(0) == fate
+            assert mine.end(attempt, "lost", reason="killed by SIGKILL") and mine.has_failed(0) == (loss == 7)
     mine = trials_of(storage, 1)
     assert (mine.unfinished(), mine.failures(), mine.claim()) == (0, 1, None)
     [row] = mine.records()
@@ -208,29 +217,6 @@ def test_points_that_need_no_results_are_known_from_the_start() -> None:
         assert [claimed(more).params["lr"] for _ in range(5)] == expected and more.claim() is None
 
 
-def test_a_storage_of_earlier_versions_goes_on() -> None:
-    """They enqueued every attempt as a waiting trial before it was claimed."""
-    storage = in_memory()
-    trials_of(storage)
-    enqueued = {"slot": 0, "turn": 0, "losses": 0}
-    ended = {"outcome": "finished", "value": 0.25, "facts": {"values": {"100": 0.25}, "tokens": 9, "found": False}}
-    for state, attrs in (
-        (TrialState.COMPLETE, {**enqueued, "worker": "host:boot:1:2", "end": ended, "runs": {"100": "ab"}}),
-        (TrialState.RUNNING, {**enqueued, "slot": 1}),
-        (TrialState.WAITING, {**enqueued, "slot": 2}),
-    ):
-        value = 0.25 if state == TrialState.COMPLETE else None
-        storage.create_new_trial(0, trial_of(SPACE, state, {"lr": 0.05}, value=value, user=attrs))
-    mine = trials_of(storage)
-    mine.take_back()
-    first = mine.records()[0]
-    assert (first["value"], first["tokens"], first["runs"], first["worker"]) == (0.25, 9, {"100": "ab"}, "host:1")
-    work_all(mine)
-    check_whole(storage, mine, 4)
-    assert [row["settings"]["lr"] for row in mine.records()[:3]] == [0.05] * 3
-    assert [row["retries"] for row in mine.records()] == [0, 1, 0, 0]
-
-
 def test_what_diverged_is_never_the_best() -> None:
     storage = in_memory()
     mine = trials_of(storage, 3)
@@ -238,7 +224,7 @@ def test_what_diverged_is_never_the_best() -> None:
         mine.end(claimed(mine), outcome, value)  # type: ignore[arg-type]
     best = best_trial(mine.records(), "minimize")
     assert best is not None and best.index == 2
-    study = optuna.load_study(study_name="s", storage=storage)
+    study = optuna.load_study(study_name=f"s/{FORMAT}", storage=storage)
     assert study.best_trial.number == 2 and study.trials[0].state == STATES["diverged"] == TrialState.PRUNED
     assert mine.records()[0]["value"] is None
 
