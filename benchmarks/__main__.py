@@ -9,7 +9,6 @@ from benchmarks.keep import keep
 from benchmarks.memory import memory
 from benchmarks.preemption import preemption
 from benchmarks.step import step
-from benchmarks.tokenize import tokenize
 from gpt2lab.cli import main
 
 app = typer.Typer(
@@ -20,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (step, components, memory, ablation, generate, tokenize, keep, preemption):
+for command in (step, components, memory, ablation, generate, keep, preemption):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def prepare(
     ] = None,
     set_: Set = None,
     plugin: Plugin = None,
-    processes: Annotated[
-        int | None, typer.Option("--processes", help="Tokenizing processes; one per core by default.", min=1)
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="Threads that tokenize; one per core by default.", min=1)
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -48,7 +48,7 @@ def prepare(
     config = data_config(what, tokenizer, set_ or (), plugin or ())
     try:
         with rich_progress() as progress:
-            data = make(config, progress=progress, processes=processes)
+            data = make(config, progress=progress, threads=threads)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what was prepared is kept") from None
     if json_:

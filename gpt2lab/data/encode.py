@@ -1,40 +1,26 @@
 """Encodes a corpus as token ids: its text is divided into training and validation, cut into batches of pieces, and
-tokenized in one process or several.
+tokenized in one thread or several.
 
-Neither order nor ids depend on the number of processes, and the division depends on the documents only.
+Neither order nor ids depend on the number of threads, and the division depends on the documents only.
 N ids of a batch, n pieces in it
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import json
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
-from multiprocessing.context import SpawnContext, SpawnProcess
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2lab.data.corpora import SPLITS, Corpus, Document, Place, Several, SplitName, Stream, TextPass
-from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite, pieces
-from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
-from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
-from gpt2lab.registry import PLUGINS, Choice, load_plugin
+from gpt2lab.data.tokenizers import Tokenizer, pieces
+from gpt2lab.errors import ConfigError, Gpt2labError
 
 WHOLE_DOCUMENTS_FROM = 10
 """Documents of a listed corpus from which on whole ones are taken for validation."""
@@ -42,7 +28,7 @@ MOST_VALIDATION_BYTES = 100_000_000
 """Of a stream: about twice the tokens that a validation scores by default."""
 BATCH_CHARACTERS = 1 << 18
 PENDING = 2
-"""Batches per process that are submitted at a time: one in work, and one queued."""
+"""Batches per thread that are submitted at a time: one in work, and one queued."""
 
 Encoded = tuple[NDArray[Any], NDArray[np.int64]]
 """Ids of all pieces, separators included (N,), and the number of ids of each piece (n,)."""
@@ -287,133 +273,20 @@ def encode(tokenizer: Tokenizer, batch: Sequence[Piece]) -> Encoded:
     return (np.concatenate(ids) if ids else np.empty(0, np.int64)), counts
 
 
-def single_process_reason(choice: Choice) -> str | None:
-    """Why other processes cannot tokenize with `choice`; None if they can."""
-    if tokenizer_slot[choice.name].factory.__module__ == "__main__":
-        return f"tokenizer {choice.name} is defined in the main program: one process tokenizes (a plug-in allows more)"
-    if multiprocessing.current_process().daemon:
-        return "this process may not start others: one process tokenizes"
-    try:
-        multiprocessing.get_context("spawn").Lock()
-    except (ImportError, OSError) as error:
-        return f"this system has no locks between processes ({error}): one process tokenizes"
-    return None
+def encoded(work: Iterable[PieceBatch], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[PieceBatch, Encoded]]:
+    """Every batch with its ids, in order. Raises what `encode` raises.
 
-
-Encoder = Callable[[Iterable[PieceBatch]], Iterator[tuple[PieceBatch, Encoded]]]
-"""Every batch with its ids, in order."""
-
-
-@contextmanager
-def encoder(choice: Choice, folder: Path, tokenizer: Tokenizer, processes: int) -> Iterator[Encoder]:
-    """Encodes batches with `tokenizer` in this process, or in `processes` others, which rebuild it from `choice` and
-    `folder` and end with the context.
-
-    The encoder raises what encoding raises, and EnvironmentFault when one of the processes ends.
+    tiktoken and tokenizers leave Python's lock while they encode, so several threads use as many cores.
     """
-    if processes == 1:
-        yield lambda work: ((batch, encode(tokenizer, batch.pieces)) for batch in work)
-        return
-    module = tokenizer_slot[choice.name].factory.__module__
-    source = TokenizerSpec(json.dumps(choice.full()), str(folder), tuple(PLUGINS), module)
-    context = _Context()
-    pool = ProcessPoolExecutor(processes, mp_context=context)
-
-    def in_order(work: Iterable[PieceBatch]) -> Iterator[tuple[PieceBatch, Encoded]]:
-        pending: deque[tuple[PieceBatch, Future[Encoded]]] = deque()
-        try:
-            for batch in work:
-                pending.append((batch, pool.submit(_encode_in_process, source, batch.pieces)))
-                if len(pending) >= PENDING * processes:
-                    first, ids = pending.popleft()
-                    yield first, ids.result()
-            for first, ids in pending:
-                yield first, ids.result()
-        except BrokenProcessPool as error:
-            pool.shutdown()
-            raise EnvironmentFault(
-                f"a tokenizing process ended ({context.cause()})",
-                where="data.tokenizer",
-                hint="the same command with --processes 1",
-            ) from error
-
+    pending: deque[tuple[PieceBatch, Future[Encoded]]] = deque()
+    pool = ThreadPoolExecutor(threads, "gpt2lab-encode")
     try:
-        yield in_order
-    except BaseException:  # pending results are discarded
-        for process in context.started:
-            if process.pid is not None:
-                process.kill()
-        raise
+        for batch in work:
+            pending.append((batch, pool.submit(encode, tokenizer, batch.pieces)))
+            if len(pending) >= PENDING * threads:
+                first, ids = pending.popleft()
+                yield first, ids.result()
+        for first, ids in pending:
+            yield first, ids.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class TokenizerSpec(NamedTuple):
-    """What another process needs to rebuild the tokenizer. choice: as JSON. module: that registers it."""
-
-    choice: str
-    folder: str
-    plugins: tuple[str, ...]
-    module: str
-
-
-def _encode_in_process(source: TokenizerSpec, batch: Sequence[Piece]) -> Encoded:
-    """Runs in another process: `encode`, with ids in the smallest integer type, to send fewer bytes."""
-    ids, counts = encode(_built(source), batch)
-    if ids.size:
-        ids = ids.astype(np.promote_types(np.min_scalar_type(ids.min()), np.min_scalar_type(ids.max())))
-    return ids, counts
-
-
-@cache
-def _built(source: TokenizerSpec) -> Tokenizer:
-    for plugin in source.plugins:
-        load_plugin(plugin)
-    if source.module not in sys.modules:
-        importlib.import_module(source.module)
-    choice = tokenizer_slot.read(json.loads(source.choice))
-    built: Tokenizer = tokenizer_slot.build(choice, TokenizerSite(Path(source.folder)))
-    return built
-
-
-class _Process(SpawnProcess):
-    """A process that does not import the caller's main module (which may lack the `__main__` guard, or be a notebook),
-    leaves Ctrl-C to its parent, ends when its parent is gone, and prints to standard error alone."""
-
-    def start(self) -> None:
-        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
-        try:
-            super().start()
-        finally:
-            sys.modules["__main__"] = main
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # last: Ctrl-C may be raised here
-
-    def run(self) -> None:
-        os.dup2(2, 1)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        super().run()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-class _Context(SpawnContext):
-    """Starts such processes and keeps a list of them."""
-
-    def __init__(self) -> None:
-        self.started: list[_Process] = []
-
-    def Process(self, *args: Any, **options: Any) -> _Process:  # type: ignore[override]
-        self.started.append(_Process(*args, **options))
-        return self.started[-1]
-
-    def cause(self) -> str:
-        """How the first process that failed ended; SIGTERM is how the executor ends the rest."""
-        codes = [process.exitcode for process in self.started]
-        code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), -signal.SIGTERM)
-        return signal.Signals(-code).name if code < 0 else f"code {code}"

@@ -23,7 +23,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +36,7 @@ from gpt2lab.basics.faults import point
 from gpt2lab.data.corpora import SPLITS, Corpus, Place, SplitName, Stream
 from gpt2lab.data.corpora import corpus as corpus_slot
 from gpt2lab.data.curricula import batches as batches_slot
-from gpt2lab.data.encode import DividedText, Piece, batches, division, encoder, single_process_reason
+from gpt2lab.data.encode import DividedText, Piece, batches, division, encoded
 from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, file_sha256, quiet
 from gpt2lab.data.prepared import (
     FORMAT,
@@ -61,8 +61,6 @@ SHARD_TOKENS = 100_000_000
 FLOOR_TOKENS = 50_000_000
 STATE_SECONDS = 10.0
 """How often the state is saved, besides after every complete shard."""
-POOL_BYTES = 32_000_000
-"""Bytes of text from which several tokenizing processes are faster than one."""
 LEARNING_BYTES = 1_000_000_000
 """Bytes of a stream's training text that a tokenizer is trained on."""
 LARGE_BYTES = 1_000_000_000
@@ -96,13 +94,12 @@ def prepare(
     *,
     progress: Progress | None = None,
     shard_tokens: int = SHARD_TOKENS,
-    processes: int | None = None,
+    threads: int | None = None,
 ) -> Prepared:
     """The prepared data of `config`, verified; prepares it if necessary.
 
     One process prepares it while others wait; an unfinished folder never has its final name, and is continued by the
-    next call. processes: that tokenize; None is one for each core, or only this one for little text. The result does
-    not depend on it.
+    next call. threads: that tokenize; None is one for each core. The result does not depend on it.
 
     Raises ConfigError for unusable text, EnvironmentFault for problems of the machine, DataFault for damaged data.
     """
@@ -125,7 +122,7 @@ def prepare(
             _remove_leftovers(home, key)
             try:
                 partial.mkdir(exist_ok=True)
-                _Preparation(partial, config, progress, shard_tokens, processes).make(corpus)
+                _Preparation(partial, config, progress, shard_tokens, threads).make(corpus)
                 publish_folder(partial, final)
             except BaseException as error:
                 # after other errors the same command may continue
@@ -177,10 +174,10 @@ class _Preparation:
     """Fills one partial folder: the tokenizer's files and the shards, the manifest last."""
 
     def __init__(
-        self, folder: Path, config: DataConfig, progress: Progress, shard_tokens: int, processes: int | None
+        self, folder: Path, config: DataConfig, progress: Progress, shard_tokens: int, threads: int | None
     ) -> None:
         self.folder, self.config, self.progress = folder, config, progress
-        self.shard_tokens, self.processes = shard_tokens, processes
+        self.shard_tokens, self.threads = shard_tokens, threads or usable_cores()
 
     def make(self, corpus: Corpus | Stream | TokenFiles) -> None:
         """Prepare the data, continuing from the saved state, if any."""
@@ -249,13 +246,9 @@ class _Preparation:
         self, divided: DividedText, tokenizer: Tokenizer, files: dict[str, str], state: dict[str, Any] | None
     ) -> tuple[dict[SplitName, Any], Place]:
         """Write all shards, saving the state regularly; -> the record of each split, and the last place."""
-        choice, dtype = self.config.tokenizer, _dtype(tokenizer.vocab_size)
+        dtype = _dtype(tokenizer.vocab_size)
         facts = {"dtype": dtype, "files": files, "size": divided.size, "config": self.config.written()}
         texts = divided.open(state and state["place"])
-        processes = self.processes or (usable_cores() if divided.size >= POOL_BYTES else 1)
-        if processes > 1 and (reason := single_process_reason(choice)):
-            self.progress(0, 0, reason)
-            processes = 1
         with ExitStack() as stack:
             writers = {
                 split: stack.enter_context(SplitWriter(
@@ -266,9 +259,9 @@ class _Preparation:
             }  # fmt: skip
             records = {split: writer.record for split, writer in writers.items()}
             saved, complete = time.monotonic(), _complete_shards(records)
-            encode = stack.enter_context(encoder(choice, self.folder, tokenizer, processes))
+            work = stack.enter_context(closing(encoded(batches(texts), tokenizer, self.threads)))
             done = sum(record["bytes"] for record in records.values())
-            for batch, (ids, counts) in encode(batches(texts)):
+            for batch, (ids, counts) in work:
                 if not done:
                     self._check_room(divided.size, batch.size, len(ids) * np.dtype(dtype).itemsize)
                 for piece, part in zip(batch.pieces, np.split(ids, np.cumsum(counts)[:-1]), strict=True):

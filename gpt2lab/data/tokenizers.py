@@ -250,7 +250,8 @@ def bpe(site: TokenizerSite, *, vocab_size: int = 4096) -> Tokenizer:
     token_bytes = [bytes(byte_of[character] for character in token) for token, _ in ids]
 
     def encode(text: str) -> NDArray[np.int64]:
-        return np.array(model.encode(text).ids, dtype=np.int64)
+        [encoding] = model.encode_batch_fast([text])  # unlike `encode`, it leaves Python's lock to other threads
+        return np.array(encoding.ids, dtype=np.int64)
 
     return ByteTable([*token_bytes, SEPARATOR_TEXT.encode()], vocab_size - 1, encode)
 

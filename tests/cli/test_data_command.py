@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_corpus_is_prepared_by_its_name(gpt2lab: Call, tmp_path: Path) -> None:
-    answer = gpt2lab("data", "prepare", "documents", "--tokenizer", "bytes", "--processes", "2",
+    answer = gpt2lab("data", "prepare", "documents", "--tokenizer", "bytes", "--threads", "2",
                      "--set", "data.corpus.paths=[a.jsonl]", "--set", "data.corpus.field=body")  # fmt: skip
     assert answer.code == 0, answer.err
     [row] = json.loads(gpt2lab("data", "list", "--json").out)["data"]
@@ -51,7 +51,7 @@ def test_the_corpus_and_tokenizer_of_the_documentation_work_from_a_plugin(gpt2la
     (tmp_path / "poems.py").write_text(block)
     command = ["data", "prepare", "haiku", "--tokenizer", "letters", "--plugin", "poems.py"]
     assert " ".join(["gpt2lab", *command]) in page
-    answer = gpt2lab(*command, "--processes", "2")
+    answer = gpt2lab(*command, "--threads", "2")
     assert answer.code == 0, answer.err
     [row] = json.loads(gpt2lab("data", "list", "--json").out)["data"]
     made = open_prepared(row["path"])

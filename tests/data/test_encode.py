@@ -1,11 +1,9 @@
-"""Text in chunks, its division into training and validation, and tokenizing in one process or several: the same ids in
+"""Text in chunks, its division into training and validation, and tokenizing in one thread or several: the same ids in
 order, bounded memory, and clean ends."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import signal
 import subprocess
@@ -15,17 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from gpt2lab.data import encode as module
 from gpt2lab.data.corpora import Document, Stream
-from gpt2lab.data.encode import PENDING, Part, Piece, PieceBatch, batches, between, divide, division, encode, encoder
+from gpt2lab.data.encode import PENDING, Part, Piece, PieceBatch, batches, between, divide, division, encode, encoded
 from gpt2lab.data.files import READ_BYTES
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.data.texts import decoded
-from gpt2lab.data.tokenizers import ByteTable, TokenizerSite, tokenizer
-from gpt2lab.errors import ConfigError, EnvironmentFault
+from gpt2lab.data.tokenizers import TokenizerSite, tokenizer
+from gpt2lab.errors import ConfigError
 from gpt2lab.registry import load_plugin
 
 Make = Callable[..., DataConfig]
@@ -48,7 +45,6 @@ def moody(site, *, seconds: float = 0.0, folder: str = "") -> ByteTable:
     """
 
     def encode(text):
-        print("printed by a tokenizer")
         if folder:
             (Path(folder) / str(os.getpid())).touch()
         if "poison" in text:
@@ -78,42 +74,29 @@ def work(*texts: str) -> Iterator[PieceBatch]:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bpe"])
-def test_the_number_of_processes_changes_nothing(
+def test_the_number_of_threads_changes_nothing(
     config: Make, contents: Contents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     chosen = config({"name": "bpe", "vocab_size": 300} if name == "bpe" else name)
     made = []
-    for processes in (1, 2, 3):
-        monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / f"home{processes}"))
-        made.append(contents(prepare(chosen, shard_tokens=500, processes=processes).path))
+    for threads in (1, 2, 3):
+        monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / f"home{threads}"))
+        made.append(contents(prepare(chosen, shard_tokens=500, threads=threads).path))
     assert made[0] == made[1] == made[2]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_pieces_of_every_kind_arrive(processes: int) -> None:
-    choice = tokenizer.read("gpt2")
-    here = tokenizer.build(choice, TokenizerSite(Path()))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pieces_of_every_kind_arrive(threads: int) -> None:
+    gpt2 = tokenizer.build(tokenizer.read("gpt2"), TokenizerSite(Path()))
     texts = ["", "plain\n\0", "é中\U0001f600", "lone \ud800 surrogate", "a" * 70_000]
-    with encoder(choice, Path(), here, processes) as encode_all:
-        answers = list(encode_all(work(*texts)))
-        assert [batch.pieces[0].text for batch, _ in answers] == texts
-        for text, (_, (ids, counts)) in zip(texts, answers, strict=True):
-            wanted = [*here.encode(text), here.separator] if text else []
-            assert ids.tolist() == wanted and counts.tolist() == [len(wanted)]
-        assert len(list(encode_all(work("again")))) == 1
-
-
-def test_ids_travel_in_few_bytes_and_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = module.TokenizerSpec("", "", (), "")
-    for ids, width in ([0, 255], 1), ([0, 256], 2), ([0, 65_536], 4), ([0, 2**32], 8), ([-1, 65_535], 4), ([], 8):
-        table = ByteTable([], None, lambda text, ids=ids: np.array(ids, np.int64))  # type: ignore[misc]
-        monkeypatch.setattr(module, "_built", lambda source, table=table: table)
-        packed, counts = module._encode_in_process(source, next(work("x")).pieces)
-        assert (packed.tolist(), packed.itemsize, counts.tolist()) == (ids, width, [len(ids)])
+    answers = list(encoded(work(*texts), gpt2, threads))
+    assert [batch.pieces[0].text for batch, _ in answers] == texts
+    for text, (_, (ids, counts)) in zip(texts, answers, strict=True):
+        wanted = [*gpt2.encode(text), gpt2.separator] if text else []
+        assert ids.tolist() == wanted and counts.tolist() == [len(wanted)]
 
 
 def test_no_more_than_a_few_batches_are_under_way() -> None:
-    choice = tokenizer.read("bytes")
     taken = 0
 
     def endless() -> Iterator[PieceBatch]:
@@ -122,168 +105,53 @@ def test_no_more_than_a_few_batches_are_under_way() -> None:
             taken += 1
             yield next(work("text"))
 
-    with encoder(choice, Path(), tokenizer.build(choice, TokenizerSite(Path())), 2) as encode_all:
-        answers = encode_all(endless())
-        for number in range(1, 30):
-            next(answers)
-            assert taken - number < 2 * PENDING
+    answers = encoded(endless(), tokenizer.build(tokenizer.read("bytes"), TokenizerSite(Path())), 2)
+    for number in range(1, 30):
+        next(answers)
+        assert taken - number < 2 * PENDING
 
 
 @pytest.mark.usefixtures("no_plugins_after")
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_document_that_a_tokenizer_fails_on_is_named(
-    config: Make, texts: Path, plugin: Path, processes: int, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_document_that_a_tokenizer_fails_on_is_named(config: Make, texts: Path, plugin: Path, threads: int) -> None:
     load_plugin(plugin)
     (texts / "play07.txt").write_text("all is well\n" * 100 + "poison")
     said = r"^play07\.txt: the tokenizer fails on it: ArithmeticError: cannot stomach this$"
     with pytest.raises(ConfigError, match=said):
-        prepare(config("moody"), processes=processes)
-    if processes > 1:
-        assert capfd.readouterr().out == ""  # what a tokenizer prints there is not the command's answer
+        prepare(config("moody"), threads=threads)
     with pytest.raises(ConfigError, match=r"^the document with 'poison of a stream': "):
         encode(tokenizer.build(tokenizer.read("moody"), TokenizerSite(Path())), next(work("poison of a stream")).pieces)
 
 
-def test_what_building_a_tokenizer_raises_in_a_process_is_raised_here() -> None:
-    bytes_ = tokenizer.build(tokenizer.read("bytes"), TokenizerSite(Path()))
-    with (
-        encoder(tokenizer.read("bpe"), Path("/nowhere"), bytes_, 2) as encode_all,
-        pytest.raises(FileNotFoundError, match=r"tokenizer\.json"),
-    ):
-        list(encode_all(work("text")))
-
-
-def test_a_process_that_dies_is_named_and_the_same_call_continues(
-    config: Make, contents: Contents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    made = prepare(config(), shard_tokens=500)
-    monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "again"))
-    monkeypatch.setattr("gpt2lab.data.shards.STATE_SECONDS", 0.0)
-
-    def kill(done: int, total: int, what: str) -> None:
-        if done > total / 3:
-            for process in multiprocessing.active_children():
-                process.kill()
-
-    began = time.monotonic()
-    with pytest.raises(EnvironmentFault, match=r"^data\.tokenizer: a tokenizing process ended \(SIGKILL\)$"):
-        prepare(config(), shard_tokens=500, processes=2, progress=kill)
-    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
-    ((state,),) = [list((tmp_path / "again").rglob("state.json"))]
-    assert json.loads(state.read_text())["done"] > 0
-    assert contents(prepare(config(), shard_tokens=500, processes=2).path) == contents(made.path)
-
-
-def test_a_process_that_dies_with_full_pipes_is_noticed() -> None:
-    choice = tokenizer.read("gpt2")
-    here = tokenizer.build(choice, TokenizerSite(Path()))
-    began = time.monotonic()
-    with encoder(choice, Path(), here, 2) as encode_all:
-        answers = encode_all(work(*["many words of text " * 30_000] * 20))
-        next(answers)
-        multiprocessing.active_children()[0].kill()
-        with pytest.raises(EnvironmentFault, match=r"\(SIGKILL\)$"):
-            list(answers)
-    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
-
-
-def test_a_system_without_locks_between_processes_tokenizes_in_one(
-    config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lock(self: object) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(multiprocessing.context.SpawnContext, "Lock", lock)
-    said: list[str] = []
-    made = prepare(config(), processes=2, progress=lambda done, total, what: said.append(what))
-    assert len(made.train) > 100
-    assert any("no locks between processes ([Errno 38] Function not implemented): one process" in what for what in said)
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from gpt2lab.data.shards import DataConfig, prepare
-from gpt2lab.data.tokenizers import tokenizer, bytes_
-
-with open("runs", "a") as file:
-    file.write("run\\n")
-
-@tokenizer.register("mine", source="test")
-def mine(site):
-    "Bytes."
-    return bytes_(site)
-
-config = {"corpus": {"name": "text", "paths": ["texts/*.txt"]}, "tokenizer": TOKENIZER, "validation_fraction": 0.2}
-say = lambda done, total, what: print(what, file=sys.stderr)
-print(prepare(DataConfig.model_validate(config), processes=2, progress=say).fingerprint)
-"""
-
-
-@pytest.mark.parametrize("way", ["script", "stdin", "-c"])
-@pytest.mark.parametrize("chosen", ["bytes", "mine"])
-def test_a_main_program_without_a_guard_runs_once(
-    config: Make, texts: Path, tmp_path: Path, way: str, chosen: str
-) -> None:
-    """One that spawned processes cannot import as well: standard input, or a notebook."""
-    code = SCRIPT.replace("TOKENIZER", repr(chosen))
-    (tmp_path / "script.py").write_text(code)
-    words = {"script": ["script.py"], "stdin": ["-"], "-c": ["-c", code]}[way]
-    environment = os.environ | {"GPT2LAB_DATA": str(tmp_path / "other")}
-    answer = subprocess.run(
-        [sys.executable, *words], input=code, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert answer.stdout.strip() == prepare(config()).fingerprint, answer.stderr
-    assert (tmp_path / "runs").read_text() == "run\n"
-    alone = "tokenizer mine is defined in the main program: one process tokenizes (a plug-in allows more)"
-    assert (alone in answer.stderr) == (chosen == "mine")
-
-
-def ended(group: int, seconds: float) -> bool:
-    """Whether no process of the group is left before so long."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.parametrize(
-    ("number", "to_all", "code"),
+    ("number", "code"),
     [
-        pytest.param(signal.SIGINT, True, 130, marks=pytest.mark.slow),
-        (signal.SIGTERM, False, 75),
-        pytest.param(signal.SIGKILL, False, -signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 75),
     ],
     ids=lambda value: str(value),
 )
-def test_signals_end_all_processes_within_seconds(
-    texts: Path, tmp_path: Path, plugin: Path, number: signal.Signals, to_all: bool, code: int
+def test_signals_end_it_within_seconds(
+    texts: Path, tmp_path: Path, plugin: Path, number: signal.Signals, code: int
 ) -> None:
-    """SIGINT goes to all of them, as Ctrl-C in a terminal does."""
     (texts / "long.txt").write_text("a line of the text\n" * 200_000)
     (tmp_path / "begun").mkdir()
     chosen = json.dumps({"name": "moody", "seconds": 0.3, "folder": str(tmp_path / "begun")})
-    command = [sys.executable, "-m", "gpt2lab", "data", "prepare", "text", "--tokenizer", chosen, "--processes", "2"]
+    command = [sys.executable, "-m", "gpt2lab", "data", "prepare", "text", "--tokenizer", chosen, "--threads", "2"]
     command += ["--set", f"data.corpus.paths=[{texts}/*.txt]", "--plugin", str(plugin)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        while len(list((tmp_path / "begun").iterdir())) < 2:
+        while not list((tmp_path / "begun").iterdir()):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
         began = time.monotonic()
-        (os.killpg if to_all else os.kill)(process.pid, number)
+        process.send_signal(number)
         _, err = process.communicate(timeout=20)
-        assert process.returncode == code
-        assert ended(process.pid, 15) and time.monotonic() - began < 15
+        assert process.returncode == code and time.monotonic() - began < 15
         assert "Traceback" not in err
-        assert not to_all or "interrupted; what was prepared is kept\ntry: the same command continues" in err
+        assert (
+            number != signal.SIGINT or "interrupted; what was prepared is kept\ntry: the same command continues" in err
+        )
     finally:
         if process.poll() is None:
             process.kill()

@@ -439,7 +439,7 @@ encode.BATCH_CHARACTERS = 20_000
 shards.STATE_SECONDS = 0.05
 shards.POOL_BYTES = 0
 config = shards.DataConfig.model_validate(json.loads(sys.argv[1]))
-print(shards.prepare(config, shard_tokens=30_000, processes=2).path)
+print(shards.prepare(config, shard_tokens=30_000, threads=2).path)
 """
 
 

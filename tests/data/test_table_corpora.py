@@ -152,15 +152,15 @@ def test_without_a_separator_documents_follow_each_other(
     assert sorted(both) == sorted("".join(stories).encode())
 
 
-def test_a_tokenizer_learns_from_a_stream_and_processes_change_nothing(
+def test_a_tokenizer_learns_from_a_stream_and_threads_change_nothing(
     tables: Callable[[str], list[str]], stories: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "BATCH_CHARACTERS", 400)
     chosen = tables_config(tables("parquet"), {"name": "bpe", "vocab_size": 300})
-    alone = prepare(chosen, processes=1)
+    alone = prepare(chosen, threads=1)
     assert sorted(read_back(alone, "train") + read_back(alone, "validation")) == sorted(stories)
     monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "other"))
-    assert {**prepare(chosen, processes=2).manifest, "created": 0} == {**alone.manifest, "created": 0}
+    assert {**prepare(chosen, threads=2).manifest, "created": 0} == {**alone.manifest, "created": 0}
 
 
 def test_identity_is_of_content_and_column_not_of_the_place(tables: Callable[[str], list[str]], tmp_path: Path) -> None:
