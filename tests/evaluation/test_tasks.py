@@ -180,24 +180,6 @@ ASKED: dict[str, tuple[dict[str, Any], Question]] = {
             (9, 9),
         ),
     ),
-    "boolq": (
-        {"passage": "It rains.", "question": "is it dry", "answer": False},
-        choose("It rains.\nQuestion: is it dry?\nAnswer:", ["no", "yes"], 0),
-    ),
-    "sciq": (
-        {"support": " Ice melts.", "question": "What?", "correct_answer": "ice"}
-        | {f"distractor{n}": word for n, word in ((1, "tin"), (2, "oak"), (3, "sea"))},
-        choose("Ice melts.\nQuestion: What?\nAnswer:", ["tin", "oak", "sea", "ice"], 3),
-    ),
-    "openbookqa": (EXAM | {"question_stem": "Because"}, choose("Because", ["so", "not so"], 1)),
-    "copa": (
-        {"premise": "He fell. ", "choice1": "It was ice.", "choice2": "He ran.", "question": "cause", "label": 0},
-        Question((Request("He fell because", "  it was ice."), Request("He fell because", "  he ran.")), 0, (11, 7)),
-    ),
-    "social_iqa": (
-        {"context": "Al sang.", "question": "Why?", "answerA": "joy", "answerB": "woe", "answerC": "no", "label": "3"},
-        choose("Q: Al sang. Why?\nA:", ["joy", "woe", "no"], 2),
-    ),
 }
 
 
