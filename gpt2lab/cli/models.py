@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2lab.analysis.verdicts import Contrast
     from gpt2lab.doctor import Examination
     from gpt2lab.doctor.machine import MachineCheck
-    from gpt2lab.generation import Continuation, Sampling
+    from gpt2lab.generation import Sampling
     from gpt2lab.reuse.evaluate import TaskScores
     from gpt2lab.reuse.load import Trained
     from gpt2lab.reuse.measure import StudyMeasured
@@ -390,6 +390,14 @@ def read_settings(problems: list[Problem], **options: Any) -> Sampling | None:
         return None
 
 
+def write(text: str) -> None:
+    """Text of a model to standard output, without what would control a terminal."""
+    from gpt2lab.basics.text import harmless
+
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
 def continue_text(
     trained: Trained, prompt: str, samples: int, settings: Sampling, precision: str | None, *, past_end: bool,
     window: bool, as_json: bool, shorten: bool,
@@ -422,14 +430,15 @@ def continue_text(
         numbers = "fp32"
     set_arithmetic(numbers, device)
     texts = [Continuation(tokenizer, settings.stop) for _ in range(samples)]
-    screen = None if as_json else Screen(prompt, texts, sys.stdout)
+    streams = samples == 1 and not as_json  # several are shown one after another in the end
     began, count = time.perf_counter(), 0
+    if streams:
+        write(prompt)
 
     def ended(sample: int, token: int) -> bool:
-        last = token in settings.stop_tokens
-        text = "" if last else texts[sample].add(token)
-        if screen is not None:
-            screen.more(sample, text, last=last or texts[sample].stopped)
+        text = "" if token in settings.stop_tokens else texts[sample].add(token)
+        if streams:
+            write(text)
         return texts[sample].stopped
 
     with memory_guard("sampling", f"{samples} samples", "fewer --samples, or --precision bf16"):
@@ -437,12 +446,14 @@ def continue_text(
         prompts = [tokens] * samples
         for new in generate(reader, prompts, settings, slide=window, vocab_size=tokenizer.vocab_size, ended=ended):
             count += len(new)
-    if screen is not None:
-        screen.close()
     seconds = time.perf_counter() - began
+    for number, text in enumerate(texts, 1):
+        rest = text.finish()  # what was held back
+        if streams:
+            write(f"{rest}\n")
+        elif not as_json:
+            write(f"--- {number} of {samples} ---\n{prompt}{text.text}\n")
     if as_json:
-        for text in texts:
-            text.finish()
         record = {
             "source": trained.name, "precision": numbers, "prompt": prompt, "prompt_tokens": len(tokens),
             "settings": settings.model_dump(mode="json"),
@@ -452,52 +463,6 @@ def continue_text(
         print_json(record)
     else:
         print(f"{count:,} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
-
-
-class Screen:
-    """Output of samples to a terminal or pipe: streams the first that has not ended, then the next.
-
-    alive: samples that have not ended.
-    """
-
-    def __init__(self, prompt: str, texts: Sequence[Continuation], out: TextIO) -> None:
-        self.prompt, self.texts, self.out = prompt, texts, out
-        self.alive = set(range(len(texts)))
-        self.current = 0
-        self._begin()
-
-    def more(self, sample: int, text: str, *, last: bool) -> None:
-        """Append text to a sample; last: it ends with this text."""
-        if sample == self.current:
-            self._write(text)
-        if last:
-            self._end(sample)
-
-    def close(self) -> None:
-        """End all samples."""
-        for sample in sorted(self.alive):
-            self._end(sample)
-
-    def _end(self, sample: int) -> None:
-        self.alive.discard(sample)
-        rest = self.texts[sample].finish()  # release held-back text
-        if sample == self.current:
-            self._write(rest)
-        while self.current < len(self.texts) and self.current not in self.alive:
-            self._write("\n")
-            self.current += 1
-            if self.current < len(self.texts):
-                self._begin()
-
-    def _begin(self) -> None:
-        head = f"--- {self.current + 1} of {len(self.texts)} ---\n" if len(self.texts) > 1 else ""
-        self._write(head + self.prompt + self.texts[self.current].text)
-
-    def _write(self, text: str) -> None:
-        from gpt2lab.basics.text import harmless
-
-        self.out.write(harmless(text) if self.out.isatty() else text)
-        self.out.flush()
 
 
 # export ---------------------------------------------------------------------------------------------------------------

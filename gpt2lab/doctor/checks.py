@@ -184,8 +184,7 @@ class ExaminedRun:
 
 # the journal: losses, rates, sizes of steps ---------------------------------------------------------------------------
 
-LOSS, TRAIN, RATE = "val/loss", "train/loss", "train/lr"
-LOGITS, MOVED = "diag/logit_rms", "diag/update_ratio"
+LOSS, RATE, LOGITS = "val/loss", "train/lr", "diag/logit_rms"
 
 BELOW_UNIFORM, ABOVE_UNIFORM = 0.1, 1.0
 """Nats around ln V within which the loss of a fresh model lies (the contract test of components says the same)."""
@@ -194,10 +193,6 @@ IMPOSSIBLE = 0.2
 COMPRESSED_TOKENS = 1 << 20
 ENOUGH_STEPS, ENOUGH_SHARE = 300, 0.9
 """Steps, and share of training, after which a model must beat the unigram frequencies."""
-GAP = 1.0
-"""Nats by which the validation loss exceeds the training loss of a model that has memorised its text."""
-SMALLEST_MOVE, LARGEST_MOVE = 1e-6, 0.3
-"""Update size relative to the weights; 1e-3 is usual for large models, a few percent for tiny ones."""
 LEAST_WARMUP, EARLY = 5, 0.9
 """From this many warm-up steps on, the peak must not be reached before this share of them."""
 LONG_AT_THE_END = 0.5
@@ -214,14 +209,6 @@ def checkpoint(run: ExaminedRun) -> Finding | None:
         raise NotExamined("no checkpoint yet")
     causes = ("a disk that fails", "a file that was edited or copied in part", "somebody made room")
     return error("checkpoint", "; ".join(reasons), *causes) if reasons else None
-
-
-def diverged(run: ExaminedRun) -> Finding | None:
-    """Training ended with a non-finite number."""
-    if run.result.get("status") != "diverged":
-        return None
-    causes = ("a rate that is too high, or no warm-up", "no clipping", "half precision where numbers are too large")
-    return error("diverged", str(run.result.get("reason")), *causes)
 
 
 def loss_at_start(run: ExaminedRun) -> Finding | None:
@@ -272,44 +259,6 @@ def learned_nothing(run: ExaminedRun) -> Finding | None:
         "targets that are not the next token",
         "gradients that are not those of the batch",
         "a rate far off",
-    )
-
-
-def train_gap(run: ExaminedRun) -> Finding | None:
-    """The validation loss is not far above the training loss (memorised text, or different kinds of text)."""
-    step, loss = run.last(LOSS)
-    recent = [value for s, value in run.series(TRAIN).items() if 0.9 * step < s <= step]
-    if not recent:
-        raise NotExamined(f"no {TRAIN} near step {step} in its journal")
-    trained = statistics.fmean(recent)
-    if loss - trained < GAP:
-        return None
-    epochs = step * run.config.training.batch_tokens / max(1, len(run.data.train))
-    return warning(
-        "train_gap",
-        f"at step {step} validation is at {loss:.3f} nats and training at {trained:.3f}, after {epochs:.1f} "
-        "passes over the training text",
-        "too many passes over too little text",
-        "validation text of another kind",
-        "a loss that cheats",
-    )
-
-
-def update_ratio(run: ExaminedRun) -> Finding | None:
-    """The size of updates relative to the weights is in the usual range."""
-    ratios = [value for step, value in run.series(MOVED).items() if step > run.config.optim.warmup_steps]
-    if not ratios:
-        raise NotExamined(f"no {MOVED} after the warm-up in its journal")
-    middle = statistics.median(ratios)
-    if SMALLEST_MOVE <= middle <= LARGEST_MOVE:
-        return None
-    small = ("a rate that is far too low", "an optimizer that does not hold the weights that are trained")
-    large = ("a rate that is far too high", "weights that shrink to nothing")
-    return warning(
-        "update_ratio",
-        f"a step moves the weights by {middle:.1e} of their size; between {SMALLEST_MOVE:g} and "
-        f"{LARGEST_MOVE:g} is usual",
-        *(small if middle < SMALLEST_MOVE else large),
     )
 
 
@@ -700,8 +649,7 @@ def spread(params: Sequence[Param]) -> float:
 
 Check = Callable[[ExaminedRun], Finding | None]
 CHECKS: tuple[Check, ...] = (
-    checkpoint, diverged, loss_at_start, impossible_loss, learned_nothing, train_gap, learning_rate, update_ratio,
-    gradient,
+    checkpoint, loss_at_start, impossible_loss, learned_nothing, learning_rate, gradient,
     causality, softmax_rows, attention_scale, targets, tie, decay, residual_scaling,
 )  # fmt: skip
 

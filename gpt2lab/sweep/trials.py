@@ -12,12 +12,10 @@ from __future__ import annotations
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
@@ -325,56 +323,39 @@ def iso(when: datetime | None) -> str | None:
 # Which workers live
 
 
-def this_host() -> str:
-    """Host, boot and space of process ids: where a process id means one process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-        space = os.readlink("/proc/self/ns/pid").strip("pid:[]")  # containers of one machine share its boot
-    except OSError:
-        boot, space = str(int(psutil.boot_time())), "0"
-    return f"{socket.gethostname().replace(':', '_')}:{boot}-{space}"
+CLOCK_SECONDS = 60.0
+"""By which the time when a process began may seem to move, as clocks are set."""
 
 
-def worker_id(pid: int | None = None) -> str:
-    """`host:boot:pid:start` of a process of this machine, of this one unless given."""
-    pid = os.getpid() if pid is None else pid
-    return f"{this_host()}:{pid}:{started(pid)}"
+def worker_id() -> str:
+    """`host:pid:start` of this process. Process ids are used again; with the start they name one process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{round(psutil.Process().create_time())}"
 
 
 def shown(worker: str) -> str:
     """A worker as people read it: `host:pid`."""
-    parts = worker.split(":")
-    return f"{parts[0]}:{parts[2]}" if len(parts) == 4 else worker
-
-
-def started(pid: int) -> int | None:
-    """When a process started, in units of its system; None when it has ended. Ids are used again; with the start they
-    name one process."""
-    try:
-        if sys.platform == "linux":  # psutil's times move when the clock is set
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return None if fields[0] in "ZX" else int(fields[19])
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else round(100 * process.create_time())
-    except (OSError, psutil.NoSuchProcess):
-        return None
+    return worker.rpartition(":")[0] or worker
 
 
 class Watch:
     """Which other workers are gone: known at once on this machine, by a silent heartbeat elsewhere. A heartbeat is
-    compared with what it was, by the clock of this machine: clocks of others may be wrong."""
+    compared with what it was, by the clock of this machine: clocks of others may be wrong. A worker that is taken to be
+    gone and is not does no harm: see above."""
 
     def __init__(self, grace_seconds: float) -> None:
         self.grace_seconds = grace_seconds
-        self._host = this_host()
         self._seen: dict[str, tuple[object, float]] = {}
 
     def gone(self, worker: str, beat: object) -> bool:
         """Whether a worker is gone. `beat`: its heartbeat, anything that changes."""
-        host, _, process = worker.rpartition(":")
-        host, _, pid = host.rpartition(":")
-        if host == self._host and pid.isdigit():
-            return str(started(int(pid))) != process
+        host, pid, began = worker.rsplit(":", 2) if worker.count(":") == 2 else (worker, "", "")
+        if host == socket.gethostname():
+            try:
+                process = psutil.Process(int(pid))
+                is_it = abs(process.create_time() - float(began)) < CLOCK_SECONDS
+                return not is_it or process.status() == psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                return True
         before, since = self._seen.setdefault(worker, (beat, time.monotonic()))
         if before != beat:
             self._seen[worker] = (beat, time.monotonic())

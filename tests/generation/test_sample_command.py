@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from gpt2lab.basics.text import harmless
-from gpt2lab.cli.models import Screen
 from gpt2lab.data.tokenizers import TokenizerSite, bytes_
 from gpt2lab.errors import ConfigError
-from gpt2lab.generation import Continuation, encoded
+from gpt2lab.generation import encoded
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.pretrained import save_gpt2, save_model
 
@@ -157,19 +156,6 @@ def test_characters_that_a_tokenizer_lacks_are_named() -> None:
         encoded("cab!c", Letters())
     with pytest.raises(ConfigError, match="cannot write"):
         encoded("a\udcff", BYTES)
-
-
-def test_a_screen_shows_one_sample_at_a_time() -> None:
-    said, out = [Continuation(BYTES) for _ in range(2)], io.StringIO()
-    screen = Screen("> ", said, out)
-    for sample, byte in ((1, b"x"), (0, b"a"), (1, b"y")):
-        screen.more(sample, said[sample].add(byte[0]), last=False)
-    assert out.getvalue() == "--- 1 of 2 ---\n> a"
-    screen.more(0, "", last=True)
-    assert out.getvalue().endswith("a\n--- 2 of 2 ---\n> xy")
-    screen.more(1, said[1].add(0xE2), last=False)
-    screen.close()
-    assert out.getvalue().endswith("> xy\ufffd\n")
 
 
 def test_a_model_cannot_steer_the_terminal() -> None:

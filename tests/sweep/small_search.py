@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -19,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from gpt2lab.planning.space import Dimension, SearchSettings, Space
 from gpt2lab.sweep.sampling import REPORTS, distribution
 from gpt2lab.sweep.storage import open_storage
-from gpt2lab.sweep.trials import FORMAT, Attempt, Trials, this_host
+from gpt2lab.sweep.trials import FORMAT, Attempt, Trials
 
 LR = Dimension(name="lr", kind="float", low=1e-4, high=1e-1, log=True, when={})
 SPACE = Space((LR,))
@@ -31,7 +32,7 @@ BRANCHED = Space(
     )
 )
 TOKENS = 1000
-DEAD = f"{this_host()}:{2**22 + 7}:1"  # above the largest process id that Linux gives out
+DEAD = f"{socket.gethostname()}:{2**22 + 7}:1"  # above the largest process id that Linux gives out
 
 
 def trials_of(

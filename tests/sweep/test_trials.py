@@ -192,9 +192,9 @@ def test_a_living_worker_is_left_alone_and_a_silent_one_elsewhere_is_not(monkeyp
     storage, clock = in_memory(), [time.monotonic()]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     claimed(trials_of(storage, 2))
-    away = "other:boot:12:99"
+    away = "other:12:99"
     claimed(trials_of(storage, 2, worker=away))
-    watcher = trials_of(storage, 2, worker="third:boot:5:5", grace_seconds=100)
+    watcher = trials_of(storage, 2, worker="third:5:5", grace_seconds=100)
     for seconds, beat in ((0, None), (99, "moved"), (51, None)):
         clock[0] += seconds
         if beat:
@@ -258,7 +258,7 @@ def test_one_worker_finds_the_same_however_often_it_is_killed(pruner: str) -> No
         for attempt in range(200):
             counted: Any = Counted(storage, at=-1 if every is None else every, then=kill)
             try:
-                mine = trials_of(counted, 12, worker=f"elsewhere:boot:{attempt}:1", grace_seconds=0.0, **options)
+                mine = trials_of(counted, 12, worker=f"elsewhere:{attempt}:1", grace_seconds=0.0, **options)
                 mine.take_back()
                 work_all(mine)
             except Killed:
