@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 ON_TEXT = ("loss", "perplexity", "bits_per_byte")
 """Metrics of a corpus unless others are named."""
-SECONDS_BETWEEN_LINES = 10.0
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 Layout = Literal["auto", "huggingface", "gpt2lab"]
@@ -78,6 +76,7 @@ def eval_(
 
     from gpt2lab.basics.progress import console_for
     from gpt2lab.config import fill_slots
+    from gpt2lab.data.progress import rich_progress
     from gpt2lab.store import Store
 
     show: Callable[[Any], None]
@@ -93,7 +92,7 @@ def eval_(
         raise ConfigError(wrong, hint="gpt2lab eval --help")
     fill_slots(plugin or ())
     store = Store(runs)
-    with progress_shown() as progress:
+    with rich_progress(of_bytes=False) as progress:
         if study is not None:
             measured = study_values(study, store, tasks, limit, metric or (), smallest_effect, progress)
             record, show = measured.as_record(), partial(print_study, measured)
@@ -212,36 +211,6 @@ def mirror(store: Store, source: str | None, study: str | None) -> None:
 def runs_in(record: Mapping[str, Any]) -> Collection[str]:
     """Ids of the runs of a study's arms, or of a sweep's trials."""
     return {run for arm in record["arms"].values() for run in arm["runs"].values()}
-
-
-def progress_shown() -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
-    """Progress on standard error: a bar on a terminal; elsewhere a line for each metric or task and run, and further
-    ones at intervals."""
-    return progress_bar() if sys.stderr.isatty() else progress_lines()
-
-
-@contextlib.contextmanager
-def progress_lines() -> Iterator[Callable[[int, int, str], None]]:
-    last, since = "", 0.0
-
-    def update(done: int, total: int, what: str) -> None:
-        nonlocal last, since
-        if what != last or time.monotonic() - since >= SECONDS_BETWEEN_LINES:
-            amount = f": {done:,} of {total:,}" if what == last else ""
-            print(f"{what}{amount}", file=sys.stderr, flush=True)
-            last, since = what, time.monotonic()
-
-    yield update
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
 def print_study(measured: StudyMeasured, console: Any) -> None:

@@ -14,20 +14,20 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def rich_progress(stream: TextIO | None = None) -> Iterator[Progress]:
-    """A progress callback that writes to `stream` (standard error unless given) for as long as the context lasts."""
+def rich_progress(stream: TextIO | None = None, *, of_bytes: bool = True) -> Iterator[Progress]:
+    """A progress callback that writes to `stream` (standard error unless given) for as long as the context lasts.
+    of_bytes: whether bytes are counted, or something else."""
     stream = stream or sys.stderr
     if not stream.isatty():
-        yield _lines(stream)
+        yield _lines(stream, of_bytes)
         return
     # Imported here: only a terminal needs it.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+    amounts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else ()
+    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
     with Bar(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -43,7 +43,7 @@ def rich_progress(stream: TextIO | None = None) -> Iterator[Progress]:
         yield update
 
 
-def _lines(stream: TextIO) -> Progress:
+def _lines(stream: TextIO, of_bytes: bool) -> Progress:
     """One line at the start of each phase, then one every SECONDS_BETWEEN_LINES, with the rate of this phase so far."""
     last, phase, began, first = 0.0, "", 0.0, 0
 
@@ -53,10 +53,12 @@ def _lines(stream: TextIO) -> Progress:
         if what != phase:
             began, first = now, done
         if what != phase or now - last >= SECONDS_BETWEEN_LINES:
-            amount = f": {done / 1e6:,.1f} of {total / 1e6:,.1f} MB" if total else ""
+            counts = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB" if of_bytes else f"{done:,} of {total:,}"
+            amount = f": {counts}" if total else ""
             if total and now > began and done > first:
                 rate = (done - first) / (now - began)
-                amount += f", {rate / 1e6:.1f} MB/s, {_span((total - done) / rate)} left"
+                amount += f", {rate / 1e6:.1f} MB/s" if of_bytes else ""
+                amount += f", {_span((total - done) / rate)} left"
             print(f"{what}{amount}", file=stream, flush=True)
             last, phase = now, what
 
