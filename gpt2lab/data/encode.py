@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -273,7 +273,9 @@ def encode(tokenizer: Tokenizer, batch: Sequence[Piece]) -> Encoded:
     return (np.concatenate(ids) if ids else np.empty(0, np.int64)), counts
 
 
-def encoded(work: Iterable[PieceBatch], tokenizer: Tokenizer, threads: int) -> Iterator[tuple[PieceBatch, Encoded]]:
+def encoded(
+    work: Iterable[PieceBatch], tokenizer: Tokenizer, threads: int
+) -> Generator[tuple[PieceBatch, Encoded], None, None]:
     """Every batch with its ids, in order. Raises what `encode` raises.
 
     tiktoken and tokenizers leave Python's lock while they encode, so several threads use as many cores.
