@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -68,7 +68,6 @@ def eval_(
     ] = None,
     plugin: Plugin = None,
     runs: Runs = RUNS,
-    tracking: Annotated[bool, typer.Option(help="Send results to MLflow if the study is there.")] = True,
     json_: Json = False,
 ) -> None:
     """Evaluate trained models with metrics or tasks. Results are stored with the runs."""
@@ -113,8 +112,6 @@ def eval_(
         print_json(record, indent=1)
     else:
         show(console_for())
-    if tracking:
-        mirror(store, source, study)
 
 
 def study_values(
@@ -185,32 +182,6 @@ def print_tasks(models: Sequence[TaskScores], console: Any, contrasts: Sequence[
 def four_decimals(value: float) -> str:
     """Four decimals, or four significant digits for large values."""
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-def mirror(store: Store, source: str | None, study: str | None) -> None:
-    """Update `study` in MLflow if it is there, or the studies and sweeps that contain the run. A failing tracker prints
-    one line."""
-    from gpt2lab.api import tracker_of
-    from gpt2lab.errors import Gpt2labError
-    from gpt2lab.reuse.load import run_of
-    from gpt2lab.tracking.follower import links, sync, tracked_records
-
-    run = run_of(source, store) if source else None
-    records = [store.study(study).plain()] if study else tracked_records(store)
-    for record in records:
-        name = record["name"]
-        concerned = study or (run and run.id in runs_in(record))
-        if not concerned or not links(store, name, record.get("kind", "study")):
-            continue
-        try:
-            sync(store, record, tracker_of(store, record["ablation"]), lambda line: print(line, file=sys.stderr))
-        except Gpt2labError as error:
-            print(f"not sent to MLflow: {error}; gpt2lab sync {name} does it later", file=sys.stderr)
-
-
-def runs_in(record: Mapping[str, Any]) -> Collection[str]:
-    """Ids of the runs of a study's arms, or of a sweep's trials."""
-    return {run for arm in record["arms"].values() for run in arm["runs"].values()}
 
 
 def print_study(measured: StudyMeasured, console: Any) -> None:

@@ -41,7 +41,7 @@ def test_a_run_its_evaluation_and_its_export_have_one_loss(
     assert last["val/loss"] != last["val/raw_loss"]
     (recorded,) = (json.loads(file.read_text()) for file in (run.path / "evaluations").glob("*.json"))
     assert recorded["metrics"]["val/loss"] == last["val/loss"]
-    code, printed = gpt2lab("eval", run.id, "--metric", "loss", "--json", "--no-tracking")
+    code, printed = gpt2lab("eval", run.id, "--metric", "loss", "--json")
     assert code == 0
     answer, _ = json.JSONDecoder().raw_decode(printed)
     assert answer["values"]["loss"] == last["val/loss"]
