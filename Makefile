@@ -5,7 +5,8 @@
 #                     STEPS=20 BATCH_TOKENS=4096 CORPUS=shakespeare for a short run; MAX_DAYS=7 NPROC=8 RUNS=runs
 #   make test         the fast tests
 #   make test-all     all tests but those that need a GPU or a service
-#   make bench ARGS="step --config a"    benchmarks against other implementations (benchmarks/README.md)
+#   make bench        measure the tables of docs/performance.md and write them there; NANOGPT=../nanoGPT THREADS=1
+#   make bench ARGS="step --config a"    one benchmark against another implementation (benchmarks/README.md)
 #   make check        format, lint, types, every shipped YAML
 #   make clean        remove the environment and caches; runs, reports and data stay
 
@@ -34,7 +35,7 @@ test-all: .venv/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not service" $(TESTS)
 
 bench: .venv/.installed-dev
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(or $(ARGS),tables --write $(foreach name,NANOGPT THREADS,$(call option,$(name))))
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .

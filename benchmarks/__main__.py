@@ -8,7 +8,9 @@ from benchmarks.generate import generate
 from benchmarks.keep import keep
 from benchmarks.memory import memory
 from benchmarks.preemption import preemption
+from benchmarks.stacked import stacked
 from benchmarks.step import step
+from benchmarks.tables import tables
 from gpt2lab.cli import main
 
 app = typer.Typer(
@@ -19,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (step, components, memory, ablation, generate, keep, preemption):
+for command in (tables, step, components, memory, ablation, generate, stacked, keep, preemption):
     app.command()(command)
 
 if __name__ == "__main__":

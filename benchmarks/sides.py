@@ -106,7 +106,7 @@ def work_against(vs: str, config: str) -> Work:
     no GPT-2 without biases, and nanoGPT's GELU is the exact one. Raises ConfigError."""
     work, kind = work_named(config), vs.partition("=")[0]
     return replace(work, bias=work.bias or kind == "transformers",
-                   choice=SLOTS["model.mlp"].read("gelu") if kind == "nanogpt" else work.choice)  # fmt: skip
+                   choice=SLOTS["mlp"].read("gelu") if kind == "nanogpt" else work.choice)  # fmt: skip
 
 
 class Side(Protocol):

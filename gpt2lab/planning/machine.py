@@ -13,11 +13,13 @@ import torch
 from pydantic import TypeAdapter
 
 from gpt2lab.basics.cores import usable_cores
+from gpt2lab.basics.text import plural
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.inspection.costs import Costs, matmul_flops, slower_precision
 from gpt2lab.store import Store
+from gpt2lab.training.compiling import decide
 from gpt2lab.training.precision import choose_device, device_name, shortcomings
 from gpt2lab.training.settings import TrainingConfig
 
@@ -117,10 +119,11 @@ def estimate_speed(
 ) -> tuple[float, str]:
     """FLOP/s that one job reaches in training: from finished runs of similar cost on such a device, else from a probe.
 
-    Similar: in the same precision on the same model of device, and within a factor of 3 in FLOPs per token, as small
-    models reach a smaller share of the machine.
+    Similar: in the same precision on the same model of device, compiled or not alike, and within a factor of 3 in FLOPs
+    per token, as small models reach a smaller share of the machine.
     """
     speeds = []
+    compiles, _ = decide(training.compile, device.type, flops_per_token * training.steps * training.batch_tokens)
     for run in store.newest(SPEEDS_FROM):
         try:
             result, identity = run.result() or {}, (run.identity() or {}).get("identity", {})
@@ -133,11 +136,12 @@ def estimate_speed(
             (identity.get("device"), trained.get("precision")) == (device.type, training.precision)
             and identity.get("threads") in (threads, 0)
             and stack.get("device_name") in (None, device_name(device))
+            and bool(identity.get("compiled")) == compiles
         )
         if same and cost and result.get("tokens_per_second") and 1 / 3 < cost / flops_per_token < 3:
             speeds.append(cost * result["tokens_per_second"] / stack.get("ranks", 1))
     if speeds:
-        return statistics.median(speeds), f"{len(speeds)} finished runs here"
+        return statistics.median(speeds), f"{plural(len(speeds), 'finished run')} here"
     if device.type != "cuda":
         return PROBE_SHARE * matmul_flops(device, training.precision, threads, PROBE_SIZE), "a matmul probe, so rough"
     work = flops_per_token * training.batch_tokens

@@ -113,7 +113,7 @@ def test_memory_grows_with_what_is_kept(planned: Planned) -> None:
 
 def finished(
     root: Path, name: str, *, cost: float, speed: float | None, device: str = "cpu", threads: int = 1,
-    precision: str = "fp32", processor: str = "",
+    precision: str = "fp32", processor: str = "", compiled: bool = False,
 ) -> None:  # fmt: skip
     folder = Store(root).run(name * 16)
     result = {
@@ -122,7 +122,8 @@ def finished(
         "tokens_per_second": speed,
         "stack": {"device_name": processor} if processor else {},
     }
-    end(folder, result, device=device, threads=threads, settings={"training": {"precision": precision}})
+    trained = {"settings": {"training": {"precision": precision}}, "compiled": compiled}
+    end(folder, result, device=device, threads=threads, **trained)
 
 
 def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:
@@ -135,11 +136,13 @@ def test_speed_comes_from_finished_runs_like_these(tmp_path: Path) -> None:
     finished(tmp_path, "e", cost=1e6, speed=None)
     finished(tmp_path, "6", cost=1e6, speed=77.0, precision="bf16")
     finished(tmp_path, "7", cost=1e6, speed=77.0, processor="another")
+    finished(tmp_path, "8", cost=1e6, speed=77.0, compiled=True)
     Store(tmp_path).run("f" * 16).fail({"reason": "it broke"})
     assert "probe" in estimate_speed(store, cpu, 1, 1e6, TrainingConfig())[1]
     for name, speed in (("1", 100.0), ("2", 300.0), ("3", 200.0)):
         finished(tmp_path, name, cost=2e6, speed=speed, processor=device_name(cpu) if speed > 100 else "")
     assert estimate_speed(store, cpu, 1, 1e6, TrainingConfig()) == (200.0 * 2e6, "3 finished runs here")
+    assert estimate_speed(store, cpu, 1, 1e6, TrainingConfig(compile="on")) == (77.0 * 1e6, "1 finished run here")
 
 
 def test_the_probe_leaves_the_number_of_threads_as_it_was() -> None:
