@@ -18,6 +18,7 @@ from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.online import levels
 from gpt2lab.analysis.verdicts import Contrast, as_json
 from gpt2lab.analysis.wording import listed
+from gpt2lab.basics.text import plural
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.records import Effect, StudyRecord, run_ids
 from gpt2lab.store import Store
@@ -333,6 +334,26 @@ def tests_so_far(store: Store, campaign: str) -> set[str]:
     """The tests that a campaign has declared, named likewise; screens among them."""
     lines = [line for line in read_ledger(store.root).lines if (line["kind"], line["campaign"]) == (DECLARED, campaign)]
     return {f"{entry['key']}:{min(line['seeds'])}" for line in lines for entry in line["contrasts"]}
+
+
+def new_hypotheses(record: StudyRecord, store: Store) -> list[int]:
+    """The numbers that the contrasts of a declaration would take in its campaign; nothing where it was declared."""
+    ledger = read_ledger(store.root)
+    campaign = [line for line in ledger.lines if (line["kind"], line["campaign"]) == (DECLARED, record.campaign)]
+    before = {entry["hypothesis"] for line in campaign for entry in line["contrasts"]} | {None}
+    numbers = [entry["hypothesis"] for entry in _declaration(record, ledger)["contrasts"]]
+    return [number for number in numbers if number not in before]
+
+
+def counted(record: StudyRecord, numbers: Sequence[int]) -> str:
+    """A sentence on new hypotheses; "" where there is none."""
+    if not numbers:
+        return ""
+    count = f"{plural(len(numbers), 'contrast')} count{'s' if len(numbers) == 1 else ''}"
+    as_new = "as a new hypothesis" if len(numbers) == 1 else "as new hypotheses"
+    which = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 2 else listed(map(str, numbers))
+    label = Campaign(name=record.campaign, hypotheses=(), seconds=0.0).label
+    return f"{count} {as_new} of {label} ({which}); the same declaration again does not count"
 
 
 def campaigns_of(store: Store) -> dict[str, Campaign]:

@@ -160,9 +160,14 @@ def compare(
     )
 
 
+def failure_ceiling_of(floors: Mapping[str, float] | None) -> float:
+    """The final loss from which on a run has learned nothing, by the floors of its data; infinity without a floor."""
+    return (floors or {}).get("unigram", math.inf) - MARGIN
+
+
 def _arm(name: str, runs: Mapping[str, Value], unigram: float | None, end: float | None) -> ArmResult:
     """Sort an arm's runs into values, failures and runs without a value."""
-    ceiling = math.inf if unigram is None else unigram - MARGIN
+    ceiling = failure_ceiling_of({} if unigram is None else {"unigram": unigram})
     present = {seed: value for seed, value in runs.items() if value is not None}
     good = {seed: value for seed, value in present.items() if math.isfinite(value) and value < ceiling}
     return ArmResult(name=name, values=good, failed=len(present) - len(good), missing=len(runs) - len(present), end=end)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast, Noise, Verdicts, compare
 from gpt2lab.analysis.best_rate import RateSearch
-from gpt2lab.analysis.compare import MARGIN
+from gpt2lab.analysis.compare import failure_ceiling_of
 from gpt2lab.analysis.scaling import Reach, reach
 from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.table import PLAIN, MetricSpec, metric_spec
@@ -481,12 +481,6 @@ def _floor(study: StudyRecord, name: str) -> float | None:
 def failure_ceiling(study: StudyRecord) -> float:
     """The final value from which on a run counts as failed; infinity where the study has no such floor."""
     return failure_ceiling_of(study.floors if study.metric == LOSS else None)
-
-
-def failure_ceiling_of(floors: Mapping[str, float] | None) -> float:
-    """The final loss from which on a run has learned nothing, by the floors of its data."""
-    unigram = (floors or {}).get("unigram")
-    return math.inf if unigram is None else unigram - MARGIN
 
 
 def smallest_effect(study: StudyRecord) -> float:

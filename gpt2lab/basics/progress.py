@@ -27,7 +27,10 @@ from rich.text import Text
 from gpt2lab.basics.output import lossy
 from gpt2lab.basics.text import duration, harmless, shorten
 
-LINE_SECONDS = 15.0
+LINE_SECONDS, LONGEST_PAUSE = 15.0, 600.0
+"""Between two summaries in a log, at first and at most."""
+MOST_NAMED = 4
+"""Runs of which a summary says how far they are."""
 NOTEBOOK_SECONDS = 1.0
 SHOWN_MESSAGES = 20
 LOG_WIDTH = 140
@@ -140,19 +143,20 @@ class LiveTable(Display):
 
 
 class PlainLines(Display):
-    """A line when a run starts, is evaluated or ends, and a summary at intervals."""
+    """A line when a run starts or ends, and a summary at growing intervals; of a single run also every evaluation."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seen: dict[str, tuple[str, float]] = {}
-        self.last = time.monotonic()
+        self.last, self.pause = time.monotonic(), LINE_SECONDS
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):
             self.console.print(harmless(event.text), markup=False, highlight=False, soft_wrap=True)
             return
         for run in event.runs:
-            before, state = self.seen.get(run.run_id), (run.status, run.val_loss)
+            loss = run.val_loss if len(event.runs) == 1 else math.nan
+            before, state = self.seen.get(run.run_id), (run.status, loss)
             if run.status == "waiting" or str(state) == str(before):  # as text, because nan is not itself
                 continue
             self.seen[run.run_id] = state
@@ -160,9 +164,13 @@ class PlainLines(Display):
             speed = f"  {speed_text(run.tokens_per_second)}  {duration(run.seconds_left)} left"
             line = f"{run.arm:<14} seed {run.seed:<4} {run.status:<9} {at}{speed if run.status == 'running' else ''}"
             self(Message(line))
-        if time.monotonic() - self.last > LINE_SECONDS:
-            self.last = time.monotonic()
-            self(Message(summary(event.runs, event.jobs)))
+        if time.monotonic() - self.last > self.pause:
+            self.last, self.pause = time.monotonic(), min(1.5 * self.pause, LONGEST_PAUSE)
+            running = [run for run in event.runs if run.status == "running"]
+            where = [f"{run.arm} seed {run.seed} {run.step}/{run.steps} val {number(run.val_loss)}" for run in running]
+            more = f", {len(running) - MOST_NAMED} more" if len(running) > MOST_NAMED else ""
+            places = f" ({', '.join(where[:MOST_NAMED])}{more})" if where else ""
+            self(Message(f"{summary(event.runs, event.jobs)}{places}"))
 
 
 class NotebookTable(Display):

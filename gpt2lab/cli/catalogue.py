@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2lab.cli.options import Json, Plugin, print_json, say, table_of
-from gpt2lab.errors import ConfigError, unknown
+from gpt2lab.errors import ConfigError, nearest, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.inspection.costs import Costs
@@ -119,11 +120,14 @@ def markdown_table(slots: Iterable[Slot]) -> str:
 
 
 def explain(
-    what: Annotated[str, typer.Argument(help="rotary, position=rotary, or mlp=moe,experts=4", metavar="[SLOT=]NAME")],
+    what: Annotated[
+        str, typer.Argument(help="rotary, position=rotary, mlp=moe,experts=4, or an option, as qk_norm",
+                            metavar="[SLOT=]NAME")
+    ],
     plugin: Plugin = None,
     json_: Json = False,
-) -> None:
-    """Explain one component. Formula, shapes, options, cost at 124M, source."""
+) -> None:  # fmt: skip
+    """Explain one component, or an option. Formula, shapes, options, cost at 124M, source."""
     from gpt2lab.cli.kept import kept
     from gpt2lab.reports.inputs import PACKAGE
 
@@ -137,6 +141,9 @@ def explanation(what: str, plugin: list[str] | None) -> Any:
     from gpt2lab.analysis.verdicts import as_json as plain
 
     slots = all_slots(plugin)
+    places = option_places(what, slots)
+    if places and what not in slots and not any(what in slot for slot in slots.values()):
+        return plain(option_explanation(what, places))
     slot, component, choice = chosen(what, slots)
     costs, effects = cost_lines(choice), effect_lines(choice)
     record: dict[str, Any] = {"slot": slot.name, "key": slot.path, "value": choice.written(), "doc": component.doc}
@@ -175,9 +182,57 @@ def explanation(what: str, plugin: list[str] | None) -> Any:
         }
         lines.append(f"use:     {use.get(slot.name, f'gpt2lab eval --study NAME --{slot.name} {name}')}")
     lines.append(f"code:    {inspect.getsourcefile(component.factory)}")
+    if places:
+        lines.append(f"also:    {what} is an option of {', '.join(f'{one.slot}={one.name}' for one in places)}")
     return plain(
         {"record": {**as_json(component), **record, "cost": costs, "effects": effects}, "text": "\n".join(lines)}
     )
+
+
+def option_places(name: str, slots: Mapping[str, Slot]) -> list[Component]:
+    """The components that have an option of this name, canonical ones first."""
+    having = [component for slot in slots.values() for component in slot if name in component.parameters]
+    return sorted(having, key=lambda component: component.name not in defaults(slots[component.slot]))
+
+
+def option_explanation(name: str, places: Sequence[Component]) -> dict[str, Any]:
+    """An option for programs and for people: one component of each slot in full, the others by name."""
+    from gpt2lab.basics.text import plural
+    from gpt2lab.registry import BESIDE_CONFIG, SLOTS
+    from gpt2lab.schema import type_name
+    from gpt2lab.testing import variants
+
+    slots, shown, record = {**SLOTS, **BESIDE_CONFIG}, dict[str, list[str]](), list[dict[str, Any]]()
+    for component in places:
+        slot, option = slots[component.slot], component.parameters[name]
+        place = {"slot": slot.name, "key": slot.path, "component": component.name, "type": type_name(option.annotation)}
+        default = None if option.default is option.empty else option.default
+        needed = any(parameter.default is parameter.empty for parameter in component.parameters.values())
+        meaning = re.search(rf"^{name}: +(.+(?:\n(?! *\w+:|\n).+)*)", component.doc, re.MULTILINE)
+        place |= {"default": default, "doc": " ".join(meaning[1].split()) if meaning else ""}
+        record.append(place)
+        if slot.name in shown:
+            shown[slot.name].append(component.name)
+            continue
+        shown[slot.name] = []
+        lines = [f"{slot.path} = {component.name}", f"  {name}: {place['type']}"
+                 + ("" if option.default is option.empty else f" = {default}"), f"  {place['doc']}"]  # fmt: skip
+        example = next((case for case in variants(component) if name in case.options), None)
+        if slot.in_config and (example or not needed):
+            choice = example.choice() if example else slot.read({"name": component.name, name: default})
+            place |= {"value": choice.written() if example else {"name": component.name, name: default}}
+            place |= {"cost": cost_lines(choice)}
+            lines.append(f"  yaml:  {slot.path}: {json.dumps(place['value'])}")
+            lines += [f"  cost:  {line}" for line in place["cost"]]
+        place["lines"] = [line for line in lines if line.strip()]
+    text = [f"{name} is an option of {plural(len(places), 'component')}, not a component"]
+    for place in record:
+        for line in place.pop("lines", ()):
+            text += ["", line] if not line.startswith(" ") else [line]
+        if others := shown.pop(place["slot"], None):
+            text.append(f"  also of {', '.join(others)}")
+    more = f"gpt2lab explain {places[0].slot}={places[0].name}"
+    return {"record": {"option": name, "of": record}, "text": "\n".join([*text, "", f"more: {more}"])}
 
 
 def schema(
@@ -272,7 +327,10 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
         if not having and what in slots:
             raise ConfigError(f"'{what}' is a slot, not a component", hint=f"gpt2lab components {what}")
         if not having:
-            raise ConfigError(f"'{what}' is not SLOT=NAME, nor a component", hint="gpt2lab explain position=rotary")
+            guess = nearest(what, sorted({name for slot in slots.values() for name in slot.names()}))
+            suggestion = f"; did you mean '{guess}'?" if guess else ""
+            raise ConfigError(f"'{what}' is not SLOT=NAME, nor a component{suggestion}",
+                              hint="gpt2lab explain position=rotary")  # fmt: skip
         what = f"{having[0]}={what}"
     slot, _, rest = what.partition("=")
     if slot not in slots:

@@ -234,7 +234,8 @@ def train(
     plan, store = study.plan(), study.store
     seconds = seconds_left(plan, store)
     total = total_line(plan, finished_runs(plan, store), seconds)
-    say(console, f"{study.name}: {plan.ablation.question}", total, *lines(plan))
+    _, counted = study.new_hypotheses(plan)
+    say(console, f"{study.name}: {plan.ablation.question}", total, *lines(plan), *([counted] if counted else []))
     confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
         executor = place.executor_for(study.name, lambda text: listener(Message(text))) if place else None
@@ -351,9 +352,9 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     done = finished_runs(plan, store)
     rows = [plan_row(name, arm, done) for name, arm in plan.arms.items()]
     seconds, machine = forecast.seconds_left(plan, store), plan.machine
-    kept = study.replaces(plan)
+    kept, (new, counted) = study.replaces(plan), study.new_hypotheses(plan)
     if as_json:
-        record = {"study": study.name, "arms": rows, "seconds": seconds, "replaces": kept}
+        record = {"study": study.name, "arms": rows, "seconds": seconds, "replaces": kept, "new_hypotheses": new}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
         record |= forecast.device_hours(plan, store, price).as_record()
         print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
@@ -377,6 +378,7 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
         )
     lines += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
     lines += [replacing(study.name, kept)] if kept else []
+    lines += [counted] if counted else []
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
         lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: no more than likely better or worse, and exploratory "
                      f"without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip

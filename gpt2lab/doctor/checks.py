@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2lab.analysis.compare import failure_ceiling_of
 from gpt2lab.components.attend import score_map
 from gpt2lab.components.base import Param
 from gpt2lab.components.scores import Scores
@@ -192,7 +193,7 @@ IMPOSSIBLE = 0.2
 """Share of xz's size for the same tokens; the best models reach about a third."""
 COMPRESSED_TOKENS = 1 << 20
 ENOUGH_STEPS, ENOUGH_SHARE = 300, 0.9
-"""Steps, and share of training, after which a model must beat the unigram frequencies."""
+"""Steps after which any model without a bug beats the unigram frequencies; share of training after which it must."""
 LEAST_WARMUP, EARLY = 5, 0.9
 """From this many warm-up steps on, the peak must not be reached before this share of them."""
 LONG_AT_THE_END = 0.5
@@ -246,16 +247,20 @@ def impossible_loss(run: ExaminedRun) -> Finding | None:
 
 
 def learned_nothing(run: ExaminedRun) -> Finding | None:
-    """After some hundred steps the loss is below that of unigram frequencies."""
+    """The loss at the end of training is below that from which on studies count a run as failed."""
     step, loss = run.last(LOSS)
-    if step < ENOUGH_STEPS or step < ENOUGH_SHARE * run.config.training.steps:
+    ceiling = failure_ceiling_of(run.data.floors)
+    if step < ENOUGH_SHARE * run.config.training.steps or loss < ceiling:
         return None
-    floor = run.data.floors["unigram"]
-    if loss < floor:
-        return None
+    evidence = (
+        f"the validation loss at step {step} is {loss:.3f} nats, not below {ceiling:.3f}, so that it counts as failed; "
+        f"token frequencies alone reach {run.data.floors['unigram']:.3f}"
+    )
+    if step < ENOUGH_STEPS:
+        raise NotExamined(f"{evidence}, and {step} steps may be too few for more")
     return error(
         "learned_nothing",
-        f"the validation loss at step {step} is {loss:.3f} nats; token frequencies alone reach {floor:.3f}",
+        evidence,
         "targets that are not the next token",
         "gradients that are not those of the batch",
         "a rate far off",

@@ -127,6 +127,12 @@ class Study:
         differs."""
         return self.store.replaced_by(study_record(plan, reproduce=self.reproduce))
 
+    def new_hypotheses(self, plan: Plan) -> tuple[list[int], str]:
+        """What `plan` would add to its campaign: numbers of hypotheses, and a sentence, "" for none."""
+        record = study_record(plan, reproduce=self.reproduce)
+        numbers = campaigns.new_hypotheses(record, self.store)
+        return numbers, campaigns.counted(record, numbers)
+
     def plan_of_all(self) -> Plan:
         """The plan up to the last declared look."""
         plan = self.plan()

@@ -18,7 +18,7 @@ from pydantic import Field
 from gpt2lab.basics.cores import usable_cores
 from gpt2lab.basics.progress import Listener, RunProgress, ignore
 from gpt2lab.basics.text import duration, memory, quantity
-from gpt2lab.config import Config, load_config, preset_name, read_overrides, resolve
+from gpt2lab.config import Config, load_config, preset_name, preset_names, read_overrides, resolve
 from gpt2lab.config.source import YamlSource as ConfigSource
 from gpt2lab.config.source import overlay
 from gpt2lab.data.files import Progress as DataProgress
@@ -54,8 +54,28 @@ TICK_SECONDS = 0.5
 NOT_IN_LABEL = "evaluation."
 """Prefix of overrides that are left out of a run's label, since they do not change the run."""
 
+COMPARED = ("model", "data", "optim", "training")
+"""Sections of a config that say what a run is."""
+
 Watch = Callable[[Sequence[Mapping[str, Any]]], Iterable[str]]
 """Called with new rows of the journal; -> messages for the user."""
+
+
+def beside_presets(config: Config) -> dict[str, Any]:
+    """What a config sets otherwise than the nearest preset, by dotted key; `preset` names that."""
+
+    def values(config: Config) -> dict[str, Any]:
+        tree = config.tree()
+        return {f"{section}.{key}": tree[section][key] for section in COMPARED for key in tree[section]}
+
+    own = values(config)
+    presets = {name: values(load_config(name)) for name in preset_names()}
+    other = {
+        name: {key: own.get(key) for key in {**preset, **own} if own.get(key) != preset.get(key)}
+        for name, preset in presets.items()
+    }
+    nearest = min(other, key=lambda name: len(other[name]))
+    return {"preset": nearest, **other[nearest]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +84,8 @@ class Single:
 
     label: str
     """name of the run within its scale: its overrides, or the scale's name"""
+    changes: Mapping[str, Any]
+    """what it sets otherwise than its preset, by dotted key"""
     scale: str
     run: Run
     costs: Costs
@@ -94,10 +116,11 @@ class Single:
         machine, if not all are. Raises ConfigError."""
         if isinstance(source, Config):
             config, scale = resolve(overlay(ConfigSource(source.tree(), {}), read_overrides(overrides))), CUSTOM
-            label = digest(settings(config))[:8]
+            label, changes = digest(settings(config))[:8], beside_presets(config)
         else:
             config, scale = load_config(source, overrides, plugins=plugins), preset_name(source)
-            label = " ".join(item for item in overrides if not item.startswith(NOT_IN_LABEL)) or scale
+            set_here = [item for item in overrides if not item.startswith(NOT_IN_LABEL)]
+            label, changes = " ".join(set_here) or scale, dict(item.partition("=")[::2] for item in set_here)
         try:
             seed = config.seed if seed is None else convert(seed, Annotated[int, Field(ge=0)])
         except ValueError as error:
@@ -111,8 +134,8 @@ class Single:
         machine = probe(store, config.training, costs.flops_per_token, local_ranks or ranks)
         run = make_run(arm, seed, data, machine)
         return cls(
-            label=label, scale=scale, run=run, costs=costs, machine=machine, data=data, store=store, ranks=ranks,
-            profile=profile, reproduce=reproduce,
+            label=label, changes=changes, scale=scale, run=run, costs=costs, machine=machine, data=data, store=store,
+            ranks=ranks, profile=profile, reproduce=reproduce,
         )  # fmt: skip
 
     @property
@@ -283,8 +306,9 @@ class Single:
         """Add the run to the record of its scale; -> a record with this run only, for the driver."""
         store = self.store
         record = single_record(
-            STUDY, self.scale, self.label, self.run, self.costs, self.data, self.machine, reproduce=self.reproduce
-        )
+            STUDY, self.scale, self.label, self.changes, self.run, self.costs, self.data, self.machine,
+            reproduce=self.reproduce,
+        )  # fmt: skip
         with file_lock(store.folder("studies") / f".{record.name}.lock"):
             combined = record
             if record.name in store.studies():

@@ -112,7 +112,8 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
 
 
 def single_record(
-    study: str, scale: str, label: str, run: Run, costs: Costs, data: Prepared, machine: Machine, *, reproduce: str
+    study: str, scale: str, label: str, changes: Mapping[str, Any], run: Run, costs: Costs, data: Prepared,
+    machine: Machine, *, reproduce: str,
 ) -> StudyRecord:  # fmt: skip
     """The record of a single run: a study of one arm without contrasts."""
     config = run.config
@@ -128,7 +129,7 @@ def single_record(
     }
     return _record(
         declared,
-        {label: {"runs": _by_seed([run]), **_costs_of(config, costs)}},
+        {label: {"changes": dict(changes), "runs": _by_seed([run]), **_costs_of(config, costs)}},
         floors=data.floors,
         scope=scope_of(config, scale, costs),
         caveat=config.scale.caveat,

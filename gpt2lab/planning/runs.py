@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from gpt2lab.analysis.results import LOSS, failure_ceiling_of
+from gpt2lab.analysis.compare import failure_ceiling_of
+from gpt2lab.analysis.results import LOSS
 from gpt2lab.basics.text import quantity
 from gpt2lab.config import Config
 from gpt2lab.data.files import data_home

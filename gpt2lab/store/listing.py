@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 import shlex
@@ -79,23 +80,31 @@ def _of_study(record: StudyRecord) -> Iterator[tuple[str, Use]]:
 
 
 def _of_sweep(record: SweepRecord) -> Iterator[tuple[str, Use]]:
+    shared = dict(_settings(record.reproduce))
     for label, search in record.searches.items():
         named = f"{label} " if len(record.searches) > 1 else ""
         for trial in search.trials:
             for seed, run in trial.runs.items():
-                yield run, Use(record.name, f"{named}trial {trial.index:03d}", seed, trial.settings, search.components)
+                changes = {**shared, **search.changes, **trial.settings}
+                yield run, Use(record.name, f"{named}trial {trial.index:03d}", seed, changes, search.components)
 
 
 def _settings(command: str) -> Iterator[tuple[str, str]]:
-    """What `--set` sets in a command line."""
+    """What a command line sets by `--set`, or a call in Python by `overrides`."""
     try:
-        words = shlex.split(command)
-    except ValueError:
+        call = ast.parse(command, mode="eval").body
+    except SyntaxError:
+        with contextlib.suppress(ValueError):
+            yield from (_pair(value) for option, value in pairwise(shlex.split(command)) if option == "--set")
         return
-    for option, value in pairwise(words):
-        if option == "--set" and "=" in value:
-            key, _, text = value.partition("=")
-            yield key, text
+    for argument in call.keywords if isinstance(call, ast.Call) else ():
+        if argument.arg == "overrides":
+            yield from map(_pair, ast.literal_eval(argument.value))
+
+
+def _pair(setting: str) -> tuple[str, str]:
+    key, _, value = setting.partition("=")
+    return key, value
 
 
 def run_rows(store: Store, on_damage: Callable[[DataFault], None]) -> list[Row]:

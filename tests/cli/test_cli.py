@@ -196,7 +196,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "a slot to explain": (["explain", "mlp"], "'mlp' is a slot, not a component\ntry: gpt2lab components mlp"),
     "unknown slot": (["components", "mpl"], "unknown slot 'mpl'; did you mean 'mlp'"),
     "unknown slot to explain": (["explain", "nrm=rmsnorm"], "unknown slot 'nrm'; did you mean 'norm'"),
-    "no SLOT=NAME": (["explain", "rmsnrom"], "'rmsnrom' is not SLOT=NAME, nor a component"),
+    "no SLOT=NAME": (["explain", "rmsnrom"], "nor a component; did you mean 'rmsnorm'?"),
     "name of several slots": (["explain", "plain"], "embedding, linear, scores have a component plain"),
     "unknown component": (["explain", "norm=rmsnrom"], "norm=rmsnrom: unknown norm 'rmsnrom'; did you mean 'rmsnorm'"),
     "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe"),
@@ -412,6 +412,28 @@ def test_a_reader_that_goes_away_is_no_error(runs: int, tmp_path: Path) -> None:
 
 
 # Components.
+
+
+def test_an_option_is_explained_by_its_places(gpt2lab: Call) -> None:
+    said = gpt2lab("explain", "qk_norm").out
+    assert 'yaml:  model.scores: {"name": "plain", "qk_norm": true}' in said and "(+3,072 against canonical)" in said
+    assert "normalise the queries and keys of each head (with the model's norm) before positions rotate them." in said
+    record = json.loads(gpt2lab("explain", "experts", "--json").out)
+    assert record["option"] == "experts" and record["of"][0] | {"doc": "", "cost": []} == {
+        "slot": "mlp", "key": "model.mlp", "component": "moe", "type": "int", "default": 8, "doc": "", "cost": [],
+        "value": {"name": "moe", "experts": 4, "top_k": 1},
+    }  # fmt: skip
+    assert "also:    top_k is an option of mlp=moe" in gpt2lab("explain", "top_k").out
+
+
+def test_every_option_of_the_registry_can_be_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "cost_lines", lambda choice: [])
+    slots = catalogue.all_slots(None)
+    for name in {name for slot in slots.values() for component in slot for name in component.parameters}:
+        explained = catalogue.option_explanation(name, catalogue.option_places(name, slots))
+        for place in explained["record"]["of"]:
+            if "value" in place:
+                assert name in slots[place["slot"]].read(place["value"]).options
 
 
 def test_a_metric_is_explained_by_how_it_is_used(gpt2lab: Call) -> None:

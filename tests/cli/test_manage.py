@@ -17,6 +17,8 @@ from rich.console import Console
 from gpt2lab.analysis.results import load_results
 from gpt2lab.basics import shipped
 from gpt2lab.basics.progress import Progress, RunProgress, drawn
+from gpt2lab.config import load_config
+from gpt2lab.experiments.single import beside_presets
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]
@@ -30,7 +32,9 @@ def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(
     assert gpt2lab("report", "tiny").code == 0
     before = (page / "index.html").read_bytes()
     plan = json.loads(gpt2lab("run", ablation, "--seeds", "2", "--dry-run", "--json").out)
-    assert plan["replaces"] == "tiny@preset#1"
+    assert plan["replaces"] == "tiny@preset#1" and plan["new_hypotheses"] == []
+    other = gpt2lab("run", ablation, "--set", "optim.lr=2e-2", "--dry-run").out
+    assert "1 contrast counts as a new hypothesis of this store (2); the same declaration again does not" in other
     again = gpt2lab("run", ablation, "--dry-run")
     assert again.code == 0 and "declared otherwise" not in again.out
     answer = gpt2lab("run", ablation, "--no-tracking", "--seeds", "2")
@@ -116,6 +120,29 @@ def test_runs_are_filtered_sorted_limited_and_printed_as_csv(gpt2lab: Call, stor
     ):  # fmt: skip
         answer = gpt2lab("runs", *words)
         assert answer.code == 2 and said in answer.err
+
+
+@pytest.mark.parametrize(
+    "repeats",
+    [
+        "gpt2lab run a.yaml --set optim.lr=0.01 --scale nano",
+        "gpt2lab.run_ablation({...}, scale='nano', overrides=('optim.lr=0.01',))",
+    ],
+)
+def test_settings_of_a_command_and_of_python_are_among_the_changes(repeats: str, gpt2lab: Call, store: Path) -> None:
+    record = Store(store).study("posenc")
+    Store(store).write_study(record.with_(reproduce=repeats))
+    run = record.arms["rotary"].runs["0"]
+    [row] = [row for row in json.loads(gpt2lab("runs", "--json").out)["runs"] if row["id"] == run]
+    assert row["changes"] == {"optim.lr": "0.01", "model.position": "rotary"}
+    assert "changes   optim.lr=0.01, model.position=rotary\n" in gpt2lab("show", run).out
+
+
+def test_a_config_made_in_python_is_told_by_the_nearest_preset() -> None:
+    config = load_config("nano", ["model.position=rotary", "model.scores.qk_norm=true"])
+    assert beside_presets(config.model_copy(update={"seed": 3})) == {
+        "preset": "nano", "model.position": "rotary", "model.scores": {"name": "plain", "qk_norm": True},
+    }  # fmt: skip
 
 
 def test_tags_and_notes_find_a_run_again(gpt2lab: Call, store: Path) -> None:

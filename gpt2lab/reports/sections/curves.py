@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpt2lab.analysis.compare import MARGIN
+from gpt2lab.analysis.compare import failure_ceiling_of
 from gpt2lab.analysis.results import (
     BITS,
     ENDED,
@@ -141,7 +141,7 @@ def _since(curves: Sequence[Curve], start: float) -> tuple[style.Array, style.Ar
 def _zoom_limits(ends: Sequence[style.Array], floors: Mapping[str, float]) -> tuple[float, float]:
     """The window's own range, without arms that learned next to nothing unless there is nothing else."""
     present = [y for y in ends if y.size]
-    learned = [y for y in present if y[-1] < floors.get("unigram", math.inf) - MARGIN] or present
+    learned = [y for y in present if y[-1] < failure_ceiling_of(floors)] or present
     low, high = min(float(y.min()) for y in learned), max(float(y.max()) for y in learned)
     margin = 0.08 * (high - low) or 0.05
     return low - margin, high + margin

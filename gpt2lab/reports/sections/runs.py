@@ -51,7 +51,7 @@ def runs(read: StudyRead) -> Section:
     for run in [*read.runs, *as_written]:
         status, reason = run.status, run.reason or ""
         if run.value is not None and math.isfinite(run.value) and run.value >= ceiling:
-            status, reason = "did not learn", f"not below {number(ceiling, 3)}, the unigram floor less the margin"
+            status, reason = "learned nothing", f"not below {number(ceiling, 3)}, the unigram floor less the margin"
         remarks = [reason] if reason else []
         remarks += [f"taken over from {run.adopted_from}, bit for bit the same"] if run.adopted_from else []
         remarks += [f"shared with {', '.join(shared[run.id])}"] if run.id in shared else []
