@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -136,6 +136,12 @@ def in_short(value: Any) -> str:
         options = ", ".join(f"{key}={in_short(inner)}" for key, inner in value.items() if key != "name")
         return f"{value['name']}({options})" if "name" in value else options
     return ", ".join(map(in_short, value)) if isinstance(value, list) else str(value)
+
+
+def apart(ours: Mapping[str, Any], theirs: Mapping[str, Any], written: Callable[[Any], str] = in_short) -> list[str]:
+    """What one arm changes otherwise than another: `model.norm = rmsnorm`, and `without KEY = VALUE` for the rest."""
+    added = [f"{key} = {written(value)}" for key, value in ours.items() if key not in theirs or theirs[key] != value]
+    return added + [f"without {key} = {written(value)}" for key, value in theirs.items() if key not in ours]
 
 
 def damage_text(fault: Gpt2labError) -> str:

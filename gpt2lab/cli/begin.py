@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2lab.cli.catalogue import FLAGSHIP, all_slots, chosen
+from gpt2lab.cli.catalogue import FLAGSHIP, all_slots, chosen, defaults, option_places
 from gpt2lab.cli.options import (
     MAX_DAYS,
     RUNS,
@@ -28,26 +28,30 @@ from gpt2lab.cli.options import (
     say,
 )
 from gpt2lab.cli.project import FILE
-from gpt2lab.errors import ConfigError, unknown
+from gpt2lab.errors import ConfigError, synonym, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.basics.progress import Event, Listener
     from gpt2lab.store import RunFolder
 
-ABLATION = """# gpt2lab check {name}.yaml --scale {scale}
-# gpt2lab run {name}.yaml --scale {scale} --dry-run
+ABLATION = """# gpt2lab check {name}.yaml --scale {scale}            finds mistakes
+# gpt2lab run {name}.yaml --scale {scale} --dry-run    says what it takes and what it can find
 ablation: {name}
+# Your question, in one sentence that a verdict can answer; it stands above the result.
 question: {question}
 base: {base}  # replaced by --scale
 baseline: {baseline}  # the arm that the others are compared with
-arms:  # each changes something; gpt2lab components lists what there is
+# Your arms: each changes something. `gpt2lab components` lists what there is, `gpt2lab explain NAME` options and cost.
+arms:
   {baseline}: {{}}
-  {arm}: {{{changes}}}
-seeds: 3  # fewer than 3 allow no verdict
+{arms}seeds: 3  # fewer than 3 allow no verdict
 """
-EXAMPLE = """smallest_effect: {nano: 0.05}  # the smallest difference that matters, in nats; every scale has a default
-expected: {rmsnorm: about equal}  # shown beside the result
-# tune: {grid: {optim.lr: [0.5x, 1x, 2x]}}  # each arm at its own learning rate
+EXAMPLE = """# The smallest difference that would matter to you, in nats; every scale has a default.
+smallest_effect: {{nano: 0.05}}
+# What you expect of each arm, before you have seen anything; it is shown beside the result.
+expected: {{{arm}: about equal}}
+# If a change may need another learning rate, each arm can search its own:
+# tune: {{grid: {{optim.lr: [0.5x, 1x, 2x]}}}}
 """
 PROJECT = """# options that need not be typed at each command; the command line wins
 scale = "nano"
@@ -63,23 +67,68 @@ FIRST = "norms"
 ALONE = "baseline"
 
 
-def ablation_text(name: str, question: str, base: str, baseline: str, arm: str, changes: Mapping[str, Any]) -> str:
-    """An ablation file with two arms and comments."""
+def plain(value: Any) -> str:
+    """A value in YAML's short form."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.+-][\w.+= ;-]*", value) else json.dumps(value)
 
-    def plain(value: Any) -> str:
-        return value if isinstance(value, str) and re.fullmatch(r"[\w.+-][\w.+= ;-]*", value) else json.dumps(value)
 
-    flat = ", ".join(f"{key}: {plain(value)}" for key, value in changes.items())
+def ablation_text(name: str, question: str, base: str, baseline: str, arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """An ablation file with comments: a baseline that changes nothing, and `arms`."""
+    lines = ""
+    for arm, changes in arms.items():
+        lines += f"  {plain(arm)}: {{{', '.join(f'{key}: {plain(value)}' for key, value in changes.items())}}}\n"
     scale = "nano" if base == FLAGSHIP else base
-    return ABLATION.format(
-        name=name, question=question, base=base, baseline=baseline, arm=plain(arm), changes=flat, scale=scale
-    )
+    return ABLATION.format(name=name, question=question, base=base, baseline=baseline, arms=lines, scale=scale)
 
 
 def example_text(name: str) -> str:
-    """An ablation to begin with."""
-    question, changes = "Does RMSNorm reach the loss of LayerNorm?", {"model.norm": "rmsnorm"}
-    return ablation_text(name, question, FLAGSHIP, "layernorm", "rmsnorm", changes) + EXAMPLE
+    """An ablation to begin with: of what its name speaks of, as `rope` or `qk_norm`, else of norms."""
+    from gpt2lab.planning.ablation import load_ablation
+
+    baseline, arms = named_parts(name)
+    question = f"Does {next(iter(arms), '')} reach a lower loss than {baseline}?"
+    if len(arms) > 1:
+        question = f"Which of {', '.join([baseline, *arms])} reaches the lowest loss?"
+    source = {"ablation": name, "question": question, "base": "nano", "baseline": baseline,
+              "arms": {baseline: {}, **arms}, "seeds": 3}  # fmt: skip
+    try:
+        load_ablation(source)
+    except ConfigError:  # nothing is named, or it needs more than itself
+        baseline, arms = "layernorm", {"rmsnorm": {"model.norm": "rmsnorm"}}
+        question = "Does RMSNorm reach the loss of LayerNorm?"
+    text = ablation_text(name, question, FLAGSHIP, baseline, arms)
+    return text + EXAMPLE.format(arm=plain(next(iter(arms))))
+
+
+def named_parts(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """A baseline, and an arm for every component, slot or option of the model or its optimizer in a name."""
+    from gpt2lab.registry import BUG
+    from gpt2lab.testing import Case, variants
+    from gpt2lab.testing.cases import placed
+
+    slots = {name: slot for name, slot in all_slots(None).items() if slot.path.startswith(("model.", "optim."))}
+    parts = {one.name: one for slot in slots.values() for one in slot if BUG not in one.tags}
+    baseline, arms = "", dict[str, dict[str, Any]]()
+    for word in (name, *re.split(r"[_.+-]", name)):
+        word = synonym(word, parts) or word
+        case = None
+        if word in parts and word not in defaults(slots[parts[word].slot]):
+            case = Case(parts[word].slot, word)
+        elif word.removesuffix("s") in slots:
+            slot = slots[word.removesuffix("s")]
+            case = next((Case(slot.name, one.name) for one in slot if one.name not in (*defaults(slot), "none")), None)
+        elif places := option_places(word, slots):
+            examples = [example for place in places for example in variants(place) if word in example.options]
+            case = examples[0] if examples else None
+        if case:
+            slot, choice = slots[case.slot], case.choice()
+            arms[word if case.options else case.name] = {
+                slot.path: placed(choice) if slot.arity == "list" else choice.written()
+            }
+            baseline = baseline or next(iter(defaults(slot)), ALONE)
+        if arms and word == name:
+            break
+    return baseline if baseline not in arms else ALONE, arms
 
 
 def write_new(file: Path, text: str, hint: str = "another name") -> None:
@@ -101,7 +150,7 @@ def file_of(name: str, where: str) -> Path:
 def new(
     name: Annotated[str, typer.Argument(help="Name of the ablation; the file is NAME.yaml.", metavar="NAME")],
 ) -> None:
-    """Write an ablation to begin with. A file with comments, in this folder."""
+    """Write an ablation to begin with. A file with comments; a NAME such as rope or qk_norm begins with that."""
     file = file_of(name, "NAME")
     write_new(file, example_text(file.stem))
     print(f"{file}: edit it, then gpt2lab check {file} --scale nano")
@@ -169,7 +218,7 @@ def try_(
     [contrast] = result.verdicts.contrasts
     ours, theirs = dict(curve_of(arm)), dict(curve_of(baseline))
     if file:
-        write_new(file, ablation_text(file.stem, question, scale, ALONE, label, changed))
+        write_new(file, ablation_text(file.stem, question, scale, ALONE, {label: changed}))
     if json_:
         curve = [{"step": step, "baseline": theirs[step], "arm": ours[step]} for step in sorted(ours.keys() & theirs)]
         record = {"study": study.name, "changes": changed, "seed": seed, "baseline": baseline.id, "arm": arm.id}

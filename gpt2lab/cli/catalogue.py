@@ -205,7 +205,12 @@ def option_explanation(name: str, places: Sequence[Component]) -> dict[str, Any]
     slots, shown, record = {**SLOTS, **BESIDE_CONFIG}, dict[str, list[str]](), list[dict[str, Any]]()
     for component in places:
         slot, option = slots[component.slot], component.parameters[name]
-        place = {"slot": slot.name, "key": slot.path, "component": component.name, "type": type_name(option.annotation)}
+        place: dict[str, Any] = {
+            "slot": slot.name,
+            "key": slot.path,
+            "component": component.name,
+            "type": type_name(option.annotation),
+        }
         default = None if option.default is option.empty else option.default
         needed = any(parameter.default is parameter.empty for parameter in component.parameters.values())
         meaning = re.search(rf"^{name}: +(.+(?:\n(?! *\w+:|\n).+)*)", component.doc, re.MULTILINE)

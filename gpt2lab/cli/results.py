@@ -130,6 +130,7 @@ def sync(
     from gpt2lab import api
     from gpt2lab.errors import DataFault
     from gpt2lab.registry import load_plugin
+    from gpt2lab.reports.page import index_of
     from gpt2lab.store import Store
     from gpt2lab.tracking.follower import sync as bring_up_to_date
     from gpt2lab.tracking.follower import tracked_records
@@ -141,9 +142,10 @@ def sync(
     for record in tracked_records(store, name, damaged.append):
         tracker = api.tracker_of(store, record["ablation"])
         sent[record["name"]] = bring_up_to_date(store, record, tracker, partial(print, file=messages))
-        page = out / record["name"]
-        if page.is_dir() and (page / "sweep.json").is_file() == (record.get("kind") == "sweep"):
-            tracker().log_report(record, page)
+        kind = "sweep" if record.get("kind") == "sweep" else "study"
+        page = index_of(store, kind, record["name"], out)  # none where the page is that of an earlier declaration
+        if page and (page.parent / "sweep.json").is_file() == (kind == "sweep"):
+            tracker().log_report(record, page.parent)
         print(f"{record['name']}: {sent[record['name']]} rows sent", file=messages)
     if json_:
         print_json({"sent": sent})

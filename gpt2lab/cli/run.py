@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,6 +121,7 @@ def run(
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
     from gpt2lab.basics.early import started_early
     from gpt2lab.basics.progress import console_for
+    from gpt2lab.planning.ablation import read_source
 
     known = any((runs / "studies").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing
     context.with_resource(started_early(wanted=executor == LOCAL and not dry_run and not known))
@@ -131,6 +132,8 @@ def run(
     results = []
     more: dict[str, Any] = {"name": name, "budget": budget, "until": until, "machine": place.machine}
     more |= {"campaign": campaign, "untuned": untuned}
+    if untuned and "tune" not in read_source(file)[0].tree:
+        say(console, f"{file} tunes nothing, so --untuned changes nothing")
     for study in studies(file, scale, seeds, place.local_jobs, arms, set_, plugin, runs, **more):
         study.machine = place.machine_like(study.machine)
         if dry_run:
@@ -360,7 +363,8 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
         print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
         return
     say(console, total_line(plan, done, seconds))
-    console.print(plan_table(f"{study.name}: {plan.ablation.question}", rows))
+    against = {pair.arm: pair.against for pair in reversed(plan.ablation.contrasts) if pair.is_pair}
+    console.print(plan_table(f"{study.name}: {plan.ablation.question}", rows, against))
     lines: list[str] = []
     if plan.searches:
         lines.append(
@@ -461,11 +465,19 @@ def trials_due(plan: Plan) -> str:
     return f"{plural(first.trials, 'trial')} each first{done}{seeds}, then {runs} to {2 * runs} runs"
 
 
-def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
-    """The arms with their costs, for a terminal."""
+def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str]) -> Any:
+    """The arms with their costs, for a terminal. against: arm -> the one that it is compared with first; what it
+    changes is told beside that."""
     from rich.text import Text
 
-    from gpt2lab.basics.text import duration, in_short, memory
+    from gpt2lab.basics.text import apart, duration, memory
+
+    changes = {row["arm"]: row["changes"] for row in rows}
+
+    def told(arm: str) -> str:
+        other = against.get(arm, "")
+        beside = ", ".join(apart(changes[arm], changes.get(other, {}))) or "baseline"
+        return f"{other}, and {beside}" if other in against and other in changes else beside
 
     numbers = ("parameters", "MFLOP/token", "tokens", "PFLOP", "time a run", "memory", "runs")
     table = table_of("arm", "what changes", *numbers, right=numbers, title=title)
@@ -478,7 +490,7 @@ def plan_table(title: str, rows: list[dict[str, Any]]) -> Any:
             trials = f"{row['search']['trials']} trials, " + (f"{extra} as written, " if extra else "")
         table.add_row(
             Text(str(row["arm"])),
-            Text(", ".join(f"{key} = {in_short(value)}" for key, value in row["changes"].items()) or "baseline"),
+            Text(told(row["arm"])),
             f"{row['parameters']:,}",
             f"{row['flops_per_token'] / 1e6:,.1f}",
             f"{row['tokens']:,}",

@@ -17,9 +17,9 @@ from urllib.parse import quote, unquote, urlsplit
 from gpt2lab import api
 from gpt2lab.basics.redaction import shown as shown_uri
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.records import run_ids
+from gpt2lab.records import NUMBERED, page_folder, run_ids
 from gpt2lab.reports import write_index
-from gpt2lab.reports.page import written_before
+from gpt2lab.reports.page import index_of, written_before
 from gpt2lab.store import Store
 from gpt2lab.tracking.addresses import default_uri, is_server, list_link, runs_link
 from gpt2lab.tracking.follower import links
@@ -39,19 +39,28 @@ class Pages:
         """Of studies and sweeps."""
         return [*self.store.studies(), *self.store.sweeps()]
 
+    def earlier(self, name: str = "") -> list[str]:
+        """Names of the declarations that were replaced, `posenc@nano#1`; of all studies and sweeps without a name."""
+        return [*self.store.earlier(name), *self.store.earlier(name, "sweep")]
+
     def page(self, name: str) -> bytes:
-        """The HTML of a study or sweep, "" for the index; made anew where it is older than its runs. Raises
-        Gpt2labError."""
-        page = self.out / name / "index.html"
+        """The HTML of a study, a sweep or an earlier declaration, "" for the index; made anew where it is older than
+        its runs. Raises Gpt2labError."""
         with self.lock:
-            due = time.monotonic() - self.made.get(name, -EVERY_SECONDS) >= EVERY_SECONDS
-            if not page.is_file() or (due and self._changed(name) > page.stat().st_mtime):
+            due, page = time.monotonic() - self.made.get(name, -EVERY_SECONDS) >= EVERY_SECONDS, self._index(name)
+            if page is None or (due and self._changed(name) > page.stat().st_mtime):
                 if name:
                     api.report(name, out=self.out, runs=self.store.root)
                 else:
                     write_index(self.store.root, self.out)
                 self.made[name] = time.monotonic()
-            return page.read_bytes()
+            return (self._index(name) or page_folder(self.out, name) / "index.html").read_bytes()
+
+    def _index(self, name: str) -> Path | None:
+        """Where the page lies; None where none was written, or only that of an earlier declaration."""
+        if name in (*self.names, *self.earlier()):
+            return index_of(self.store, self.store.kind(name), name, self.out)
+        return index if (index := self.out / name / "index.html").is_file() else None
 
     def is_running(self, name: str) -> bool:
         """Whether a run of it trains."""
@@ -59,7 +68,8 @@ class Pages:
 
     def file(self, name: str, file: str) -> bytes | None:
         """A file of a page that gpt2lab wrote; None for any other."""
-        folder = self.out / name
+        page = self._index(name)
+        folder = page.parent if page else self.out / name
         return (folder / file).read_bytes() if file in written_before(folder)[0] and (folder / file).is_file() else None
 
     def in_mlflow(self, name: str, ui: str) -> str:
@@ -98,6 +108,8 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path).removeprefix("/")
             name, _, file = path.partition("/")
+            if (numbered := name.replace("~", NUMBERED)) in pages.earlier():  # the folder of its page
+                name = numbered
             if str(self.headers["Host"]).partition(":")[0] not in ("127.0.0.1", "localhost"):
                 return self._answer(b"unknown host", "text/plain", 421)  # a page elsewhere whose name leads here
             try:
@@ -105,7 +117,7 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
                     self._mlflow(file)
                 elif path in ("", "index.html"):
                     self._page("")
-                elif name in pages.names and file in ("", "index.html"):
+                elif name in (*pages.names, *pages.earlier()) and file in ("", "index.html"):
                     self._page(name)
                 elif (content := pages.file(name, file) if file else pages.file("", name)) is not None:
                     self._answer(content, guess_type(path)[0] or "application/octet-stream")
@@ -120,6 +132,7 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
         def _page(self, name: str) -> None:
             places = [("/", "all studies"), *((f"/{quote(one)}/", one) for one in pages.names)]
             places.append((f"/mlflow/{quote(name)}", "MLflow"))
+            places += [(f"/{quote(page_folder('', one).name)}/", one) for one in pages.earlier(name) if name]
             shown = " · ".join(f'<a href="{address}">{escape(text)}</a>' for address, text in places)
             body = pages.page(name).replace(b"<main>", f'<main><p class="kicker">{shown}</p>'.encode(), 1)
             self._answer(body, "text/html; charset=utf-8", refresh=EVERY_SECONDS if pages.is_running(name) else 0)

@@ -206,7 +206,7 @@ def load_ablation(
     until_decided: look at every number of seeds from 3 on, up to `seeds`.
     plugins:   Python files that register components.
     campaign:  that of a file which names none.
-    untuned:   ignore the file's `tune`: every arm trains with its settings as written.
+    untuned:   ignore the file's `tune`, if it has one: every arm trains with its settings as written.
     Raises ConfigError with everything that is wrong in the file, in the overrides and in any arm.
     """
     fill_slots(plugins)
@@ -217,8 +217,6 @@ def load_ablation(
         raise error_of(problems)
     if name is not None:
         declared = declared.model_copy(update={"ablation": variant_name(name)})
-    if untuned and not declared.tune:
-        raise ConfigError("the file tunes nothing", where="untuned", hint="leave the option out")
     if untuned:
         declared = declared.model_copy(update={"tune": None})
     problems += [located(document, complaint) for complaint in file_problems(declared, document)]

@@ -143,3 +143,21 @@ def test_a_new_ablation_has_no_mistakes_and_replaces_nothing(gpt2lab: Call, tmp_
     written = (tmp_path / "mine.yaml").read_text()
     assert "is there already" in gpt2lab("new", "mine.yaml").err and (tmp_path / "mine.yaml").read_text() == written
     assert gpt2lab("new", "../up").code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arms"),
+    [
+        ("rope", {"learned": {}, "rotary": {"model.position": "rotary"}}),
+        ("qk_norm", {"plain": {}, "qk_norm": {"model.scores": {"name": "plain", "qk_norm": "true"}}}),
+        ("swiglu_or_moe", {"gelu_tanh": {}, "swiglu": {"model.mlp": "swiglu"}, "moe": {"model.mlp": "moe"}}),
+        ("smear", {"plain": {}, "smear": {"model.embedding": ["plain", {"name": "smear"}]}}),
+        ("documents", {"layernorm": {}, "rmsnorm": {"model.norm": "rmsnorm"}}),  # bytes have no documents
+    ],
+)
+def test_a_new_ablation_begins_with_what_its_name_speaks_of(
+    gpt2lab: Call, tmp_path: Path, name: str, arms: dict[str, Any]
+) -> None:
+    assert gpt2lab("new", name).code == 0
+    assert yaml.load((tmp_path / f"{name}.yaml").read_text(), Loader=yaml.BaseLoader)["arms"] == arms
+    assert gpt2lab("check", f"{name}.yaml", "--scale", "nano").code == 0

@@ -66,6 +66,22 @@ def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(
     assert other.code == 2 and "unknown earlier study 'tiny@preset#7'" in other.err and "gpt2lab studies" in other.err
 
 
+def test_a_plan_tells_arms_apart_from_what_they_are_compared_with(gpt2lab: Call, ablation: Path) -> None:
+    parts = "{rotary: {model.position: rotary}, norm: {model.norm: rmsnorm}, mlp: {model.mlp: relu2}}"
+    text = ablation.read_text().partition("baseline:")[0] + "seeds: 1\n"
+    for design, said in (
+        ("cumulative", ("start baseline", "rotary model.position = rotary", "rotary, and model.norm = rmsnorm",
+                        "norm, and model.mlp = relu2")),
+        ("leave_one_out", ("all model.position = rotary,", "without rotary without model.position = rotary",
+                           "without mlp without model.mlp = relu2")),
+    ):  # fmt: skip
+        ablation.write_text(f"{text}{design}: {parts}\n")
+        shown = " ".join(gpt2lab("run", ablation, "--dry-run", "--untuned").out.split())
+        assert all(words in shown for words in said) and "tunes nothing, so --untuned changes nothing" in shown
+        arms = json.loads(gpt2lab("run", ablation, "--dry-run", "--json").out)["arms"]
+        assert max(len(arm["changes"]) for arm in arms) == 3
+
+
 def test_a_variant_with_a_name_of_its_own_replaces_nothing(
     gpt2lab: Call, trained: Callable[..., Any], ablation: Path, tmp_path: Path
 ) -> None:

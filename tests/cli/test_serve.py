@@ -65,6 +65,19 @@ def test_a_page_refreshes_itself_while_a_run_trains(port: int, tmp_path: Path) -
         assert get(port, "/lr@nano/").headers["Refresh"] == str(serve.EVERY_SECONDS)
 
 
+def test_an_earlier_declaration_keeps_its_page_and_address(port: int, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    before = get(port, "/mine@nano/").read()
+    store.write_study(store.study("mine").with_(question="And now?", hash="7" * 16))
+    page = get(port, "/mine@nano/")
+    assert page.status == 200 and b"And now?" in (body := page.read()) and b'<a href="/mine%40nano~1/">' in body
+    for address in ("/mine@nano~1/", "/mine@nano%231/", "/mine%40nano~1/index.html"):
+        older = get(port, address)
+        assert older.status == 200 and b"Which?" in (text := older.read()) and b"And now?" not in text
+    assert get(port, "/mine@nano~1/report.md").status == 200 and get(port, "/mine@nano~2/").status == 404
+    assert b"Which?" in before
+
+
 OUTSIDE = (
     "/../secret", "/mine@nano/../../secret", "/mine@nano/..%2f..%2fsecret", "/%2e%2e/secret",
     "/mine@nano/.written.json", "/other@nano/",

@@ -13,7 +13,7 @@ from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.planning import FIRST
 from gpt2lab.analysis.results import LOSS, Study, text_noise
 from gpt2lab.analysis.wording import decimals, listed
-from gpt2lab.basics.text import DASH, change, number, plural, quantity, shorten
+from gpt2lab.basics.text import DASH, apart, change, number, plural, quantity, shorten
 from gpt2lab.reports import style, tables
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.published import expectation, found_direction
@@ -87,7 +87,9 @@ def _contrast_row(read: StudyRead, contrast: Contrast) -> Row:
         name = Cell(contrast.arm, f"against {contrast.against}, over {len(contrast.weights)} cells")
         return Row((name, Cell(), Cell(counts), *numbers, Cell(), Cell(), _expected_cell(study, contrast)))
     to_baseline = contrast.against == read.baseline
-    name = Cell(arm.arm, ("" if to_baseline else f"against {contrast.against}; ") + changes(study, arm.arm))
+    name = Cell(
+        arm.arm, ("" if to_baseline else f"against {contrast.against}; ") + changes(study, arm.arm, contrast.against)
+    )
     multiplier = read.once(worth).multipliers.get(arm.arm) if to_baseline else None
     cells = (name, *_statistics(arm, contrast.n_arm), *numbers, worth_cell(multiplier), _cost_cell(read, arm.arm))
     return Row((*cells, _expected_cell(study, contrast)), look=arm.look)
@@ -130,12 +132,13 @@ def _cost_cell(read: StudyRead, name: str) -> Cell:
     return Cell(f"{ratio} FLOPs" if ratio else DASH, f"{faster} speed" if faster else "")
 
 
-def changes(study: Study, arm: str) -> str:
-    """What sets an arm apart from the base, as `model.norm = rmsnorm`."""
+def changes(study: Study, arm: str, against: str | None = None) -> str:
+    """What sets an arm apart from another one, or from the base, as `model.norm = rmsnorm`."""
     entry = study.arms[arm]
-    if not entry.changes:
+    other = study.arms[against].changes if against in study.arms else {}
+    if not entry.changes and not other:
         return "control: changes nothing" if entry.control else "nothing changed"
-    return "; ".join(f"{key} = {shown(value)}" for key, value in entry.changes.items())
+    return "; ".join(apart(entry.changes, other, shown)) or "the same changes"
 
 
 def shown(value: Any) -> str:
