@@ -160,10 +160,12 @@ class PlainLines(Display):
             if run.status == "waiting" or str(state) == str(before):  # as text, because nan is not itself
                 continue
             self.seen[run.run_id] = state
-            at = f"step {run.step:>5}/{run.steps}  train {number(run.loss)}  val {number(run.val_loss)}"
-            speed = f"  {speed_text(run.tokens_per_second)}  {duration(run.seconds_left)} left"
-            line = f"{run.arm:<14} seed {run.seed:<4} {run.status:<9} {at}{speed if run.status == 'running' else ''}"
-            self(Message(line))
+            at = f"step {run.step:>5}/{run.steps}"
+            if run.step or run.status != "running":
+                at += f"  train {number(run.loss)}  val {number(run.val_loss)}"
+            if run.step and run.status == "running":
+                at += f"  {speed_text(run.tokens_per_second)}  {duration(run.seconds_left)} left"
+            self(Message(f"{run.arm:<14} seed {run.seed:<4} {run.status:<9} {at}"))
         if time.monotonic() - self.last > self.pause:
             self.last, self.pause = time.monotonic(), min(1.5 * self.pause, LONGEST_PAUSE)
             running = [run for run in event.runs if run.status == "running"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from gpt2lab.analysis.results import load_results
 from gpt2lab.basics import shipped
-from gpt2lab.basics.progress import Progress, RunProgress, drawn
+from gpt2lab.basics.progress import PlainLines, Progress, RunProgress, drawn
 from gpt2lab.config import load_config
 from gpt2lab.experiments.single import beside_presets
 from gpt2lab.store import Store
@@ -317,6 +318,33 @@ def test_two_seeds_are_called_few_and_memory_has_a_size(gpt2lab: Call, ablation:
     answer = gpt2lab("run", ablation, "--seeds", "2", "--dry-run")
     assert "2 seeds per arm: no more than likely better or worse" in answer.out and "0.0 GiB" not in answer.out
     assert "likely better" not in gpt2lab("run", ablation, "--seeds", "3", "--dry-run").out
+
+
+def test_a_log_has_a_line_when_a_run_starts_or_ends_and_summaries_ever_further_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    def logged(count: int) -> list[str]:
+        nonlocal now
+        console = Console(file=io.StringIO(), width=140)
+        runs = [RunProgress("rotary", str(seed), str(seed), 800) for seed in range(count)]
+        with PlainLines(console) as listener:
+            for run in runs:
+                run.status = "running"
+                for run.step in range(0, 801, 8):
+                    now, run.val_loss = now + 6.0, 2.0 + run.step % 3 if run.step else math.nan
+                    listener(Progress("posenc@nano", tuple(runs), 1))
+                run.status = "finished"
+                listener(Progress("posenc@nano", tuple(runs), 1))
+        return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+    lines = logged(6)  # an hour of training
+    assert [line.split()[3] for line in lines if line.startswith("rotary")] == ["running", "finished"] * 6
+    assert all(("800/800" in line and "val 4.0" in line) or "val" not in line for line in lines if line[0] == "r")
+    assert 9 < len(lines) - 12 < 16 and any("rotary seed 1 " in line for line in lines if line[0] != "r")
+    assert sum("val" in line for line in logged(1)) > 100
 
 
 def test_the_live_table_fits_80_by_24_with_its_summary() -> None:
