@@ -500,10 +500,6 @@ class SweepRecord(Record):
     stack: dict[str, Any] = Field(default_factory=dict)
     stopped: str | None = None
     """why no more trials are started"""
-    coordinates: dict[str, Any] | None = None
-    """the coordinate check of each search"""
-    coordinates_of: str | None = None
-    """hash of the code and configs that were checked"""
     storage: str | None = None
     """address of Optuna's storage, without a password"""
     searches: dict[str, SearchRecord]

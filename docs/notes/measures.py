@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from coordinates import at_widths, coordinate_check
 from torch import Tensor
 
 import gpt2lab.optim  # noqa: F401  (fills the slot of schedules)
@@ -18,7 +19,6 @@ from gpt2lab.components.base import Builder
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.position import Alibi, Rotary, Sinusoidal
 from gpt2lab.config import load_config
-from gpt2lab.experiments.coordinates import at_widths, coordinate_check
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.registry import SLOTS
 from gpt2lab.training.diagnostics import ActivationRms, Diagnostic

@@ -14,8 +14,6 @@ from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
-from gpt2lab.experiments.coordinates import at_widths, coordinate_check
-from gpt2lab.identity import core_code, digest, settings
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs, repetition
@@ -62,8 +60,7 @@ class SweepPlan:
             floor=find_floor(store, loaded.scale, config, data, machine, costs)[0],
             smallest_effect=loaded.smallest_effect, reproduce=reproduce, time_budget=seconds,
         )  # fmt: skip
-        extra = coordinates(loaded, store) if declared.coordinates else {}
-        return cls(loaded, store, machine, loaded.searches(data, machine), record.with_(**extra))
+        return cls(loaded, store, machine, loaded.searches(data, machine), record)
 
     def train(
         self,
@@ -131,18 +128,6 @@ def dimension_text(dimension: Any) -> str:
         return f"{dimension.name}{condition}: {' | '.join(dimension.choices)}"
     log = " (log)" if dimension.log else ""
     return f"{dimension.name}{condition} from {dimension.low:g} to {dimension.high:g}{log}"
-
-
-def coordinates(loaded: LoadedSweep, store: Store) -> dict[str, Any]:
-    """The coordinate check of every variant, for the record; reuses earlier results of the same code and settings."""
-    key = digest({"code": core_code(), **{label: settings(arm.config) for label, arm in loaded.arms.items()}})
-    earlier = store.sweep(loaded.name) if loaded.name in store.sweeps() else None
-    checks = earlier.coordinates if earlier and earlier.coordinates_of == key else None
-    if not checks:
-        model = loaded.config_of_all.model
-        widths = [w for w in (model.n_embd // 2, model.n_embd, 2 * model.n_embd) if w % model.head_size == 0]
-        checks = {label: coordinate_check(at_widths(arm.config, widths)) for label, arm in loaded.arms.items()}
-    return {"coordinates": checks, "coordinates_of": key}
 
 
 def _flops(search: Search) -> float:

@@ -50,8 +50,6 @@ class Sweep(SearchSettings):
     """No trial is begun after that time, as 90m or 6h."""
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Difference in nats below which two settings are as good; null is the scale's own."""
-    coordinates: bool = False
-    """Whether the page shows how activations grow with width in every variant (the coordinate check)."""
 
     @field_validator("question")
     @classmethod

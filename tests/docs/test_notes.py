@@ -29,6 +29,7 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
+loaded("coordinates")
 m = loaded("measures")
 
 

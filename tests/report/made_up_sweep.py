@@ -183,19 +183,3 @@ def ladder(root: Path) -> list[str]:
         keep(root, record)
         names.append(record["name"])
     return names
-
-
-def coordinates() -> dict[str, Any]:
-    """What a coordinate check finds: one variant moves with the root of the width, the other as far at every width."""
-    widths, steps = [64, 128, 256, 512], [0, 1, 2, 3, 4]
-    parts = [f"block {i}" for i in range(4)] + ["logits"]
-
-    def variant(power: float) -> dict[str, Any]:
-        def seen(scale: float) -> dict[str, Any]:
-            return {name: [[scale * step * (1 + 0.2 * i) * (width / 64) ** power for step in steps] for width in widths]
-                    for i, name in enumerate(parts)}  # fmt: skip
-
-        return {"widths": widths, "steps": steps, "seeds": [0], "lr": [0.01] * 4, "rms": seen(1.0), "change": seen(0.1),
-                "slopes": dict.fromkeys(parts, power)}  # fmt: skip
-
-    return {"standard": variant(0.5), "mup": variant(0.0)}

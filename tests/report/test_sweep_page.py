@@ -14,7 +14,6 @@ from made_up_study import declare
 from made_up_sweep import (
     LR,
     NORM,
-    coordinates,
     hopeless,
     keep,
     ladder,
@@ -117,8 +116,7 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     one = search(space=space, trials=1, changes={HOSTILE[2]: bad}) | {"trials": trials, "slots": 6}
     one["importance"] = {"method": bad, "values": {bad: 0.7, HOSTILE[1]: 0.3}}
     searches = {HOSTILE[0]: one, HOSTILE[3]: search(space=(NORM,), trials=1)}
-    seen = {bad: coordinates()["mup"]}
-    record = sweep(searches, question=f"{bad} | good?\x1b", caveat=bad, reproduce=f"{bad} 'x", coordinates=seen)
+    record = sweep(searches, question=f"{bad} | good?\x1b", caveat=bad, reproduce=f"{bad} 'x")
     folder, source, twin, read = report(tmp_path, record)
     assert_harmless(source)
     for name in HOSTILE:
@@ -224,16 +222,12 @@ def test_the_winning_config_is_that_of_the_record(lr_page: Path, tmp_path: Path)
 def test_the_same_sweep_at_other_scales(tmp_path: Path) -> None:
     names = ladder(tmp_path / "runs")
     keep(tmp_path / "runs", sweep({"lr": search(optimum=0.05)}, name="lr@tuned", part_of="x@nano"))
-    middle = json.loads((tmp_path / f"runs/sweeps/{names[1]}.json").read_text())
-    keep(tmp_path / "runs", middle | {"coordinates": coordinates()})
     index = write_sweep_report(names[1], root=tmp_path / "runs", out=tmp_path / "reports")
     read = Reader(index.read_text())
     lines = part_of((index.parent / "report.md").read_text(), "Across size").splitlines()
     optima = [float(line.split("|")[3].partition(";")[0]) for line in lines if re.match(r"\| (nano|micro|mini) ", line)]
     assert optima == pytest.approx([0.006, 0.003, 0.0015], rel=0.2)  # as the losses were made
     assert "x@nano" not in read.text
-    row = next(line for line in (index.parent / "report.md").read_text().splitlines() if line.startswith("| block 3"))
-    assert row == "| block 3 | 0.6400 | 0.9051 | 1.2800 | 1.8102 | \\+0.50 |"  # 0.1 x 4 x 1.6 at width 64, by the root
 
 
 @pytest.mark.parametrize("kept", [1, 2])

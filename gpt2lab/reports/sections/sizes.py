@@ -8,18 +8,12 @@ from dataclasses import dataclass
 
 from gpt2lab.analysis.results import cleaned
 from gpt2lab.analysis.tuning import Optimum
-from gpt2lab.basics.text import DASH, number, quantity, setting, signed
+from gpt2lab.basics.text import DASH, quantity, setting
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import Record, SweepRead, read_chosen, record_errors
 from gpt2lab.reports.sections.searches import ends_text
 from gpt2lab.reports.tables import Cell, tabulate
-
-COORDINATES = (
-    "Rms of how far each part has moved from where it started, in models of growing width after the same few steps. "
-    "A power of 0 means that it moves as far at every width; if all parts do, one rate may serve all widths (Yang et "
-    "al. 2022, arXiv:2203.03466)."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,24 +77,3 @@ def _optimum(scale: AtScale | None) -> Cell:
     if optimum.edge:
         return Cell(setting(optimum.best, 3), f"at the {optimum.edge} edge")
     return Cell(setting(optimum.vertex or optimum.best, 3), ends_text(optimum.interval) or optimum.reason)
-
-
-@section(order=40, of="sweep")
-def coordinate_check(read: SweepRead) -> list[Section]:
-    """A table for each variant: a row for each part of the model, a column for each width."""
-    sections = []
-    for label, variant in (read.record.get("coordinates") or {}).items():
-        slopes = variant.get("slopes") or {}
-
-        def cells(part: str, variant: Record = variant, slopes: Record = slopes) -> dict[str, Cell | str]:
-            last = [rows[-1] if rows else None for rows in variant["change"].get(part, ())]
-            widths = dict(zip(variant["widths"], last, strict=False))
-            return {
-                "Part": part,
-                **{f"Width {width}:number": number(value, 4) for width, value in widths.items()},
-                "Power of the width:number": signed(slopes[part], 2) if slopes.get(part) is not None else DASH,
-            }
-
-        title, table = f"Coordinate check: {label}", tabulate(variant["change"], cells)
-        sections.append(Section(title=title, table=table, note=COORDINATES))
-    return sections

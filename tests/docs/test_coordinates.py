@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,15 @@ import torch
 from gpt2lab.config import Config, load_config
 from gpt2lab.data.batches import Batches
 from gpt2lab.errors import ConfigError
-from gpt2lab.experiments.coordinates import at_widths, coordinate_check, joined, slope
 from gpt2lab.model import build_model
+
+NOTES = Path(__file__).parents[2] / "docs" / "notes"
+spec = importlib.util.spec_from_file_location("coordinates", NOTES / "coordinates.py")
+assert spec and spec.loader
+module = importlib.util.module_from_spec(spec)
+sys.modules["coordinates"] = module
+spec.loader.exec_module(module)
+at_widths, coordinate_check, joined, slope = module.at_widths, module.coordinate_check, module.joined, module.slope
 
 MUP = "{name: mup, base_width: 64}"
 TEXT = np.frombuffer(b"".join(b"%d bottles of beer on the wall, " % n for n in range(400)), np.uint8).astype(np.int64)
