@@ -33,12 +33,8 @@ from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Gpt2labError
 from gpt2lab.evaluation.validation import ROWS_AT_ONCE, plain_windows
 from gpt2lab.evaluation.windows import (
-    Division,
-    Parts,
-    Targets,
     Window,
     batches_of,
-    by_position,
     evaluating,
     forward,
     out_of_memory,
@@ -181,23 +177,3 @@ def calibration(subject: Subject, *, bins: int = 15) -> float:
         index = (probability.double() * bins).ceil().long().clamp(1, bins) - 1
         gaps += torch.bincount(index, gap, minlength=bins)
     return gaps.abs().sum().item() / subject.total
-
-
-@metric.register("context_loss", source="arXiv:2001.08361, section 3.4")
-def context_loss(subject: Subject, *, bands: int = 4) -> dict[str, float]:
-    """Mean loss in nats by the number of visible tokens, in bands of geometrically growing lengths.
-
-    bands: how many, fewer where the context is short; named by the fewest and most tokens seen.
-    """
-    if bands < 1:
-        raise ConfigError(f"at least 1 band is needed, not {bands}", where="metric context_loss")
-    return means(subject, by_position(min(subject.block_size, subject.total), bands))
-
-
-def means(subject: Subject, division: Division) -> dict[str, float]:
-    """Mean loss in nats of every group of a division that holds targets."""
-    parts = Parts([division])
-    for rows in subject.rows():
-        ids, positions, places = (x.cpu().numpy() for x in (rows.targets, rows.positions, rows.places))
-        parts.add(Targets(ids, positions + 1, places), _nats(rows))
-    return {group: loss for group, (loss, _) in parts.means(division.name).items()}

@@ -120,16 +120,6 @@ def test_calibration_adds_up_over_bins_that_err_in_both_directions() -> None:
     assert module.calibration(crafted, bins=3) == pytest.approx((0.85 + abs(0.55 + 0.45 - 1.3)) / 5, abs=1e-6)
 
 
-def test_context_loss_has_a_mean_for_each_band_of_positions(subject: Subject, seen: dict[str, Any]) -> None:
-    nats, visible = -seen["log"][np.arange(TOTAL), seen["target"]], seen["position"] + 1
-    found = measured(subject, "context_loss")
-    assert list(found) == [f"context_loss/{band}" for band in ("1-1", "2-3", "4-7", "8-16")]  # factors of 17^(1/4)
-    for name, value in found.items():
-        first, last = map(int, name.partition("/")[2].split("-"))
-        assert value == pytest.approx(nats[(visible >= first) & (visible <= last)].mean(), rel=1e-5)
-    assert len(measured(subject, "context_loss", bands=50)) == BLOCK
-
-
 def test_measuring_leaves_the_model_and_random_numbers_alone(subject: Subject) -> None:
     subject.model.train()
     before, modes = torch.get_rng_state(), [m.training for m in subject.model.modules()]
@@ -181,9 +171,7 @@ def test_a_metric_that_breaks_is_named_with_its_file(subject: Subject) -> None:
 def test_metrics_are_part_of_no_config() -> None:
     from gpt2lab.registry import SLOTS
 
-    assert "metric" not in SLOTS and {"loss", "bits_per_byte", "top1", "calibration", "context_loss"} <= {
-        *metric.names()
-    }
+    assert "metric" not in SLOTS and {"loss", "bits_per_byte", "top1", "calibration"} <= {*metric.names()}
     import gpt2lab
 
     assert gpt2lab.metric is metric

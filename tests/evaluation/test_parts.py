@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2lab.data.prepared import Prepared, Tokens
-from gpt2lab.evaluation import EvaluationConfig, Parts, Subject, apply, divisions, evaluate_by_window, metric
+from gpt2lab.evaluation import EvaluationConfig, Parts, divisions, evaluate_by_window
 from gpt2lab.evaluation import windows as parts
 from gpt2lab.evaluation.windows import Targets
 from gpt2lab.model import GPT, ModelConfig, build_model
@@ -203,14 +203,6 @@ def test_one_document_is_no_division_and_a_stream_lists_none(model: GPT, data: P
     ends = np.flatnonzero(data.validation[0:299] == separator)
     assert starts.tolist() == [0, *(ends + 1)]
     assert names == [f"document {number}" for number in range(1, len(ends) + 2)]
-
-
-def test_the_metric_of_positions_is_what_an_evaluation_keeps(model: GPT, data: Prepared) -> None:
-    kept = scored(model, data)[1]["position"]
-    subject = Subject(model=model, tokens=data.validation, block_size=BLOCK, total=TOTAL, batch_sequences=3, data=data)
-    choice = metric.read({"name": "context_loss", "bands": 10})
-    found = {key.removeprefix(f"{choice}/"): value for key, value in apply(choice, subject).items()}
-    assert found == pytest.approx(dict(zip(kept["groups"], kept["losses"], strict=True)), abs=1e-6)
 
 
 def test_the_store_keeps_parts_apart_from_records(model: GPT, data: Prepared, tmp_path: Path) -> None:
