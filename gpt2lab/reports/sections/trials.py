@@ -60,7 +60,7 @@ def _further_figures(read: SweepRead) -> str:
     if not storage:
         return ""
     figures = "their history, training curves, the importance of settings and parallel coordinates"
-    return f"`{dashboard_command(str(storage))}` draws {figures} (`pip install 'gpt2lab[dashboard]'`)."
+    return f"`{dashboard_command(str(storage))}` draws {figures} (extra `dashboard`)."
 
 
 def best_files(read: SweepRead) -> dict[str, SearchRead]:
