@@ -1,8 +1,8 @@
 """Answers that stay the same as long as code and files do, kept in the user's cache folder.
 
 Components can be asked only after torch was imported, which is most of the time of a short command. So an answer is
-kept with a sum of every file that was opened for it, and given again only while all of them, the code, and what is
-installed are as they were.
+kept with a sum of every file that was opened for it, or would have been if it existed, and given again only while all
+of them, the code, and what is installed are as they were.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def kept(kind: str, question: object, answer: Callable[[], Any]) -> Any:
     own = all(component.factory.__module__.startswith("gpt2lab.") for slot in SLOTS.values() for component in slot)
     with contextlib.suppress(Gpt2labError):
         if key and own:
-            sums = {str(file): _sum(file) for file in sorted(files) if file.is_file()}
+            sums = {str(file): _sum(file) for file in sorted(files) if not file.is_dir()}  # of absent ones too
             write_json(path, {"answer": result, "files": sums})
     return result
 

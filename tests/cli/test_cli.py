@@ -18,6 +18,7 @@ import pytest
 import typer.main
 
 from gpt2lab.cli import catalogue
+from gpt2lab.cli.kept import kept
 from gpt2lab.planning import ablation as planning
 from gpt2lab.store import Store, write_json
 
@@ -95,6 +96,23 @@ def test_components_are_listed_from_the_cache_only_while_the_code_is_the_same(
     assert len(imports) == 4
     code_sum[0] = "as it is"
     assert gpt2lab("components", "--plugin", "mine.py").code == 0 and imports[-1] == ["mine.py"]
+
+
+def test_an_answer_is_not_given_again_once_a_file_exists_that_was_looked_for(
+    tmp_path: Path, code_sum: list[str]
+) -> None:
+    asked: list[str] = []
+
+    def answer() -> str:
+        try:
+            asked.append((tmp_path / "maybe").read_text())
+        except FileNotFoundError:
+            asked.append("absent")
+        return asked[-1]
+
+    assert [kept("tests", None, answer) for _ in range(2)] == ["absent", "absent"] and len(asked) == 1
+    (tmp_path / "maybe").write_text("here")
+    assert [kept("tests", None, answer) for _ in range(2)] == ["here", "here"] and len(asked) == 2
 
 
 def test_a_sound_file_is_checked_again_once_anything_that_it_rests_on_changes(
