@@ -10,6 +10,7 @@ from benchmarks.memory import memory
 from benchmarks.preemption import preemption
 from benchmarks.stacked import stacked
 from benchmarks.step import step
+from benchmarks.store import store
 from benchmarks.tables import tables
 from gpt2lab.cli import main
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (tables, step, components, memory, ablation, generate, stacked, keep, preemption):
+for command in (tables, step, components, memory, ablation, generate, stacked, keep, preemption, store):
     app.command()(command)
 
 if __name__ == "__main__":

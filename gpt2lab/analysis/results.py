@@ -11,10 +11,12 @@ import contextlib
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gpt2lab.analysis import Contrast, Noise, Verdicts, compare
 from gpt2lab.analysis.best_rate import RateSearch
@@ -188,11 +190,12 @@ def judge(study: StudyRecord, store: Store, *, force_exploratory: bool = False) 
 
 def judge_runs(
     study: StudyRecord, runs: Sequence[StudyRun], store: Store | None = None, *, force_exploratory: bool = False,
-    sensitivity: bool = True,
+    sensitivity: bool = True, text: Mapping[tuple[str, str], TextNoise] | None = None,
 ) -> Verdicts:  # fmt: skip
     """As `judge`, from runs already read; sensitivity: whether to compute the estimators of the sensitivity table.
 
-    store: for searches of rates and losses by document; without one, neither is used.
+    store: for searches of rates and losses by document; without one, neither is used. text: of `text_noise`, where it
+    is known.
     """
     waiting = {} if any(run.value is not None for run in runs) else dict.fromkeys(study.arms, _still_looking(study))
     past = study.history
@@ -216,7 +219,7 @@ def judge_runs(
         not_comparable=_not_comparable(study, runs),
         baseline_seeds=past.first_baseline if past else study.baseline_seeds,
         searches=rates,
-        text=text_noise(study, runs, store) if store else None,
+        text=text_noise(study, runs, store) if store and text is None else text,
         force_exploratory=force_exploratory,
         sensitivity=sensitivity,
         scope=", ".join([scope_text(study), *(_unbounded(study, rates) if store else [])]),
@@ -380,29 +383,30 @@ def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> di
     stored their windows."""
     if study.metric not in (LOSS, BITS):
         return {}
-    windows: dict[str, list[Any]] = {}
-    data: dict[str, Any] = {}
-    factors: dict[str, float] = {}
-    for run in usable_runs(study, runs):
-        metrics = run.evaluation["metrics"]
-        factors[run.arm] = metrics[BITS] / metrics[LOSS] if study.metric == BITS else 1.0  # equal for equal data
-        data[run.arm] = run.identity.get("data")
-        windows.setdefault(run.arm, []).append(_windows(store, run, study.evaluation.key))
+    usable, key = by_arm(usable_runs(study, runs)), study.evaluation.key
+    last = {arm: runs[-1] for arm, runs in usable.items()}
+    windows = {arm: _mean_windows([_windows(store, run, key) for run in runs]) for arm, runs in usable.items()}
     noise = {}
     for pair in (contrast for contrast in study.contrasts if not isinstance(contrast, Effect)):
         a, b = windows.get(pair[0]), windows.get(pair[1])
-        if data.get(pair[0]) != data.get(pair[1]):  # other tokens in the same windows
+        if a is None or b is None or a["units"] != b["units"]:
             continue
-        if not a or not b or None in (*a, *b) or any(run["units"] != a[0]["units"] for run in (*a, *b)):
+        if last[pair[0]].identity.get("data") != last[pair[1]].identity.get("data"):  # other tokens in these windows
             continue
-        first, (arm_losses, against_losses) = a[0], ([run["losses"] for run in side] for side in (a, b))
-        se, count = document_error(arm_losses, against_losses, first["units"], targets=first["targets"])
+        se, count = document_error([a["losses"]], [b["losses"]], a["units"], targets=a["targets"])
         if math.isfinite(se):
-            effective = effective_documents(first["units"], targets=first["targets"])
-            noise[pair[0], pair[1]] = TextNoise(
-                se=factors[pair[0]] * se, count=count, unit=f"{first['unit']}s", effective=effective
-            )
+            metrics = last[pair[0]].evaluation["metrics"]
+            factor = metrics[BITS] / metrics[LOSS] if study.metric == BITS else 1.0  # equal for equal data
+            effective = effective_documents(a["units"], targets=a["targets"])
+            noise[pair[0], pair[1]] = TextNoise(se=factor * se, count=count, unit=f"{a['unit']}s", effective=effective)
     return noise
+
+
+def _mean_windows(windows: Sequence[Any]) -> Any:
+    """Those of one arm's runs, with the means of their losses; None unless all are there and of the same units."""
+    if None in windows or any(run["units"] != windows[0]["units"] for run in windows):
+        return None
+    return {**windows[0], "losses": np.mean([run["losses"] for run in windows], axis=0)}
 
 
 def _windows(store: Store, run: StudyRun, key: str) -> Any:
@@ -459,8 +463,9 @@ def _not_comparable(study: StudyRecord, runs: Sequence[StudyRun]) -> dict[str, s
     device than the baseline's, or do not say on which."""
     reasons = {arm: entry.not_comparable for arm, entry in study.arms.items() if entry.not_comparable}
     compared = {part: name for part, name in COMPARED.items() if part != "data" or study.validation_text is None}
+    with_value = by_arm(run for run in runs if run.value is not None)
     for arm in study.arms:
-        both = [run for run in runs if run.value is not None and run.arm in (arm, study.baseline)]
+        both = [run for name in {study.baseline, arm} for run in with_value.get(name, ())]
         parts = {part: {str(run.identity.get(part)) for run in both} for part in compared}
         differing = [name for part, name in compared.items() if len(parts[part]) > 1]
         missing = sorted({run.id for run in both if any(run.identity.get(part) is None for part in COMPARED)})
@@ -570,18 +575,18 @@ def load_results(name: str, root: str | Path = "runs") -> pd.DataFrame:
     return _frame(rows, arm=object, seed=int, step=int, metric=object, value=float)
 
 
-def curve_of(store: Store, run: StudyRun, metric: str) -> tuple[list[float], list[float]]:
-    """(tokens, value) of one metric during training; empty if not measured. Raises DataFault."""
-    if run.status == "absent":
-        return [], []
-    points = [(row["tokens"], row["metrics"][metric]) for row in store.run(run.id).rows() if metric in row["metrics"]]
-    return [float(tokens) for tokens, _ in points], [float(value) for _, value in points]
-
-
 def usable_runs(study: Study, runs: Sequence[StudyRun]) -> list[StudyRun]:
     """The runs that have a final value and did not fail."""
     ceiling = failure_ceiling(study)
     return [run for run in runs if run.value is not None and run.value < ceiling]
+
+
+def by_arm(runs: Iterable[StudyRun]) -> dict[str, list[StudyRun]]:
+    """The runs of every arm that has any."""
+    found: dict[str, list[StudyRun]] = {}
+    for run in runs:
+        found.setdefault(run.arm, []).append(run)
+    return found
 
 
 def first_runs(runs: Sequence[StudyRun]) -> dict[str, StudyRun]:

@@ -158,12 +158,12 @@ def _flat(value: Any) -> Any:
 def status(runs: Runs = RUNS, json_: Json = False) -> None:
     """Show what trains now. Also on other machines that share the folder of runs."""
     from gpt2lab.basics.progress import console_for
-    from gpt2lab.store.listing import age, run_row, uses
+    from gpt2lab.store.listing import age, facts_of, run_row, uses
 
     store = store_at(runs)
     working = [(folder, holder) for folder in store.runs() if (holder := folder.holder())]
     used = uses(store, lambda _: None) if working else {}
-    rows = [run_row(folder, used.get(folder.id, [])) | {"holder": holder} for folder, holder in working]
+    rows = [run_row(used.get(folder.id, []), facts_of(folder)) | {"holder": holder} for folder, holder in working]
     if json_:
         print_json({"running": rows})
         return
@@ -186,7 +186,7 @@ def show(
     from gpt2lab.basics.progress import console_for
     from gpt2lab.basics.text import damage_text, harmless
     from gpt2lab.errors import DataFault
-    from gpt2lab.store.listing import run_row, uses
+    from gpt2lab.store.listing import facts_of, run_row, uses
 
     damaged = False
 
@@ -200,7 +200,7 @@ def show(
 
     store = store_at(runs)
     folder = store.find(run)
-    row = run_row(folder, uses(store, lambda _: None).get(folder.id, []))
+    row = run_row(uses(store, lambda _: None).get(folder.id, []), facts_of(folder))
     damaged = bool(row["damage"])
     if full or json_:
         about = {"id": folder.id, "status": folder.status(), "config": read(folder.config)}

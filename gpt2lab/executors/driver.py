@@ -5,19 +5,21 @@ Studies, single runs and sweeps train through this one; they differ in which job
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2lab.basics.progress import Listener, Message, Progress, RunProgress
-from gpt2lab.errors import ConfigError
+from gpt2lab.errors import ConfigError, Gpt2labError
 from gpt2lab.executors import Executor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.planning.machine import Machine
 from gpt2lab.records import StudyRecord
 from gpt2lab.store import Row, Store
+from gpt2lab.store.listing import facts_of_runs
 from gpt2lab.tracking import Tracker
 from gpt2lab.tracking.follower import Follower
 
@@ -69,6 +71,8 @@ class Driver:
 
     def __exit__(self, *exception: object) -> None:
         self._follower.close(timeout=CLOSE_SECONDS)
+        with contextlib.suppress(Gpt2labError):
+            facts_of_runs(self.store, self.progress)
 
     def say(self, text: str) -> None:
         """Send a message."""

@@ -26,6 +26,7 @@ from gpt2lab.records import run_ids
 from gpt2lab.runner import Job
 from gpt2lab.runner.arrival import config_of, refuse_another_run
 from gpt2lab.store import RUN_ID, Store
+from gpt2lab.store.listing import facts_of_runs
 from gpt2lab.training.precision import choose_device
 
 LOOK_SECONDS = 5.0
@@ -126,6 +127,7 @@ def work(names: Sequence[str], store: Store, *, jobs: int | None = None, say: Ca
 
     scheduler = Scheduler(executor, tick, shared=True)
     scheduler.run(chain([first], free), ended)
+    facts_of_runs(store, pool.endings)
     return pool
 
 

@@ -13,14 +13,28 @@ from typing import Any, TypeVar, cast
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.campaigns import Standing, standing_of
-from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, target_of, unit, usable_runs
+from gpt2lab.analysis.results import (
+    BITS,
+    LOSS,
+    Study,
+    StudyRun,
+    by_arm,
+    cleaned,
+    collect,
+    judge_runs,
+    target_of,
+    text_noise,
+    unit,
+    usable_runs,
+)
 from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
+from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.basics.text import change, clean, setting
 from gpt2lab.errors import DataFault
 from gpt2lab.reports.inputs import sum_of_store
 from gpt2lab.reports.style import ARMS, ArmStyle, looks
 from gpt2lab.reports.tables import Cell, Table, tabulate
-from gpt2lab.store import Store
+from gpt2lab.store import Row, Store
 
 Record = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -61,6 +75,18 @@ class Summary:
     """mean over the runs that did not fail; NaN where they were not measured beside the loss"""
 
 
+Take = Callable[["StudyRead", StudyRun, Sequence[Row]], Any]
+Taken = TypeVar("Taken", bound=Take)
+JOURNALS: list[Take] = []
+"""What sections take from the journal of each run, which is read once for all of them."""
+
+
+def of_journal(take: Taken) -> Taken:
+    """Register a function of a study, one of its runs, and the rows of its journal; see `StudyRead.from_journals`."""
+    JOURNALS.append(take)
+    return take
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyRead(Once):
     """A study, its runs and its verdicts. forced: refusals were turned into numbers."""
@@ -68,6 +94,8 @@ class StudyRead(Once):
     study: Study
     runs: Sequence[StudyRun]
     verdicts: Verdicts
+    text: Mapping[tuple[str, str], TextNoise]
+    """of every declared pair of arms, as far as it is known"""
     store: Store
     arms: Mapping[str, Summary]
     """the baseline first"""
@@ -111,6 +139,18 @@ class StudyRead(Once):
         """The runs that have a final value and did not fail."""
         return usable_runs(self.study, self.runs)
 
+    def from_journals(self, take: Take) -> list[Any]:
+        """What `take` makes of each run, in the order of `runs`; the DataFault where its journal is damaged."""
+        if take not in self.cache:
+            due = [other for other in JOURNALS if other not in self.cache]
+            self.cache.update({other: [] for other in due})
+            for run in self.runs:
+                rows = _journal_of(run, self.store)
+                for other in due:
+                    made = rows if isinstance(rows, DataFault) else other(self, run, rows)
+                    self.cache[other].append(made)
+        return list(self.cache[take])
+
     def arm_table(
         self, cells: Callable[[Summary], Mapping[str, Cell | str | None]], arms: Collection[str] | None = None
     ) -> Table | None:
@@ -124,6 +164,13 @@ class StudyRead(Once):
         )
 
 
+def _journal_of(run: StudyRun, store: Store) -> list[Row] | DataFault:
+    try:
+        return store.run(run.id).rows() if run.status != "absent" else []
+    except DataFault as fault:  # one damaged file must not cost the others their curves
+        return fault
+
+
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> StudyRead:
     """A study from the store. Raises ConfigError for an unknown study, DataFault for a damaged record."""
     store = Store(root)
@@ -131,10 +178,11 @@ def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) 
     study = cleaned(store.study(name))
     _check_name(study.name, [*store.studies(), *store.earlier()], "study", name)
     runs = collect(study, store)
-    verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory)
+    text = text_noise(study, runs, store)
+    verdicts = judge_runs(study, runs, store, force_exploratory=force_exploratory, text=text)
     arms = summaries(study, runs, verdicts)
     return StudyRead(
-        study=study, runs=runs, verdicts=verdicts, store=store, arms=arms, forced=force_exploratory,
+        study=study, runs=runs, verdicts=verdicts, text=text, store=store, arms=arms, forced=force_exploratory,
         made_from=made_from, conclusion=clean(store.conclusion(study)), standing=standing_of(study, store),
     )  # fmt: skip
 
@@ -149,14 +197,14 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
     """Every arm of the study, the baseline first."""
     judged = {arm.name: arm for arm in verdicts.arms}
     names = [study.baseline, *(arm for arm in study.arms if arm != study.baseline)]
+    every, usable = by_arm(runs), by_arm(usable_runs(study, runs) if study.metric == LOSS else ())
     arms = {}
     for place, name in enumerate(names):
-        results = [run.result for run in runs if run.arm == name]
+        arm, results = judged[name], [run.result for run in every.get(name, ())]
         speeds = [speed for result in results if (speed := result.get("tokens_per_second"))]
         peaks = [peak for result in results if (peak := result.get("peak_memory_bytes"))]
         shares = [share for result in results if isinstance(share := result.get("mfu"), float)]
-        arm, usable = judged[name], usable_runs(study, runs) if study.metric == LOSS else []
-        bits = [run.evaluation["metrics"].get("val/bits_per_byte", math.nan) for run in usable if run.arm == name]
+        bits = [run.evaluation["metrics"].get(BITS, math.nan) for run in usable.get(name, ())]
         arms[name] = Summary(
             arm=name, look=look_of(place), n=arm.n, failed=arm.failed, missing=arm.missing,
             mean=arm.mean if arm.n else None, sd=arm.sd if arm.n > 1 else None,

@@ -312,11 +312,16 @@ def rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def label_ends(axes: Axes, values: Mapping[str, float], look: Mapping[str, ArmStyle], gap: float = 0.062) -> None:
-    """Names right of the axes at the height of their values, pushed apart where they would touch."""
+    """Names right of the axes at the height of their values, pushed apart where they would touch. Where there are more
+    than fit, some of them from the lowest value to the highest."""
     low, high = axes.get_ylim()
     place_of = axes.yaxis.get_transform().transform  # an axis may be logarithmic
     bottom, top = place_of(np.array([low, high]))
-    shown = {arm: float(place_of(np.array([y]))[0]) for arm, y in values.items() if math.isfinite(y)}
+    order = sorted((arm for arm, y in values.items() if math.isfinite(y)), key=lambda arm: values[arm])
+    fit = int(1 / gap) + 1
+    if len(order) > fit:
+        order = [order[round(i * (len(order) - 1) / (fit - 1))] for i in range(fit)]
+    shown = {arm: float(place_of(np.array([y]))[0]) for arm, y in values.items() if arm in order}
     height = {arm: min(max((y - bottom) / (top - bottom), 0.0), 1.0) for arm, y in shown.items()}
     for arm, at in spread(height, gap).items():
         colour, marker, dash = look[arm].colour, look[arm].marker, look[arm].dash

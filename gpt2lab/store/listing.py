@@ -6,7 +6,7 @@ import ast
 import contextlib
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -108,24 +108,31 @@ def _pair(setting: str) -> tuple[str, str]:
 
 
 def run_rows(store: Store, on_damage: Callable[[DataFault], None]) -> list[Row]:
-    """Every run of the store, the newest first.
+    """Every run of the store, the newest first."""
+    used, facts = uses(store, on_damage), facts_of_runs(store)
+    rows = [run_row(used.get(run, []), found) for run, found in facts.items()]
+    return sorted(rows, key=lambda row: row["ended"] or "", reverse=True)
+
+
+def facts_of_runs(store: Store, ids: Iterable[str] | None = None) -> dict[str, Row]:
+    """Run id -> what its files say, of all runs or those of `ids`.
 
     What was found of runs that have ended is kept in `listing.json`, with sums over the names, sizes and times of their
-    files, and read again where those have changed.
+    files, and read again where those have changed. Who trains runs calls this at the end, so that later lists of
+    thousands are quick.
     """
-    used, kept, facts = uses(store, on_damage), _kept(store), dict[str, Row]()
-    rows = []
-    for folder in store.runs():
+    kept, facts, ended = _kept(store), dict[str, Row](), dict[str, Row]()
+    for folder in store.runs() if ids is None else map(store.run, ids):
         stamp = sha256(repr(list(folder.stamps())).encode())[:32]
         known = kept.get(folder.id)
-        found = known["facts"] if known and known["stamp"] == stamp else facts_of(folder)
+        found = facts[folder.id] = known["facts"] if known and known["stamp"] == stamp else facts_of(folder)
         if found["status"] in ("finished", "diverged"):
-            facts[folder.id] = {"stamp": stamp, "facts": found}
-        rows.append(run_row(folder, used.get(folder.id, []), found))
-    if facts != kept:
+            ended[folder.id] = {"stamp": stamp, "facts": found}
+    listed = ended if ids is None else kept | ended
+    if listed != kept:
         with contextlib.suppress(Gpt2labError):  # a folder that cannot be written can be read
-            write_json(store.root / LISTING, {"format": FORMAT, "runs": facts}, indent=None)
-    return sorted(rows, key=lambda row: row["ended"] or "", reverse=True)
+            write_json(store.root / LISTING, {"format": FORMAT, "runs": listed}, indent=None)
+    return facts
 
 
 def _kept(store: Store) -> dict[str, Row]:
@@ -137,9 +144,9 @@ def _kept(store: Store) -> dict[str, Row]:
     return dict(record["runs"]) if record.get("format") == FORMAT else {}
 
 
-def run_row(folder: RunFolder, used: Sequence[Use], facts: Row | None = None) -> Row:
+def run_row(used: Sequence[Use], facts: Row) -> Row:
     """One run; of a damaged one `damage` says which file it is and what to do. facts: what `facts_of` found."""
-    row: Row = dict.fromkeys(COLUMNS) | {"changes": {}, "components": {}} | (facts or facts_of(folder))
+    row: Row = dict.fromkeys(COLUMNS) | {"changes": {}, "components": {}} | facts
     if used:
         first = used[0]
         row |= {"study": first.study, "arm": first.arm, "seed": first.seed}

@@ -16,8 +16,8 @@ from gpt2lab.analysis.results import (
     LOSS,
     AtContext,
     StudyRun,
+    by_arm,
     contexts_of,
-    curve_of,
     failure_ceiling,
     judge_contexts,
 )
@@ -26,9 +26,10 @@ from gpt2lab.basics.text import DASH, clean, number, shorten, signed
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.read import StudyRead, of_journal
 from gpt2lab.reports.style import ArmStyle, Curve, Curves
 from gpt2lab.reports.tables import Cell, difference_cell, p_text, tabulate, verdict_cell
+from gpt2lab.store import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,15 +64,17 @@ class LossCurves:
 
 def curves(read: StudyRead) -> LossCurves:
     """Of every run."""
-    by_run: dict[str, Curve] = {}
-    damaged: dict[str, str] = {}
-    for run in read.runs:
-        try:
-            tokens, losses = curve_of(read.store, run, LOSS)
-            by_run[run.id] = tokens, [loss * per_byte(read, run) for loss in losses]
-        except DataFault as fault:  # one damaged file must not cost the others their curves
-            damaged[run.id] = str(fault)
-    return LossCurves(by_run, damaged)
+    taken = list(zip(read.runs, read.from_journals(loss_curve), strict=True))
+    by_run = {run.id: curve for run, curve in taken if not isinstance(curve, DataFault)}
+    return LossCurves(by_run, {run.id: str(fault) for run, fault in taken if isinstance(fault, DataFault)})
+
+
+@of_journal
+def loss_curve(read: StudyRead, run: StudyRun, rows: Sequence[Row]) -> Curve:
+    """Its validation loss during training."""
+    factor = per_byte(read, run)
+    points = [(float(row["tokens"]), row["metrics"][LOSS] * factor) for row in rows if LOSS in row["metrics"]]
+    return [tokens for tokens, _ in points], [loss for _, loss in points]
 
 
 def per_byte(read: StudyRead, run: StudyRun) -> float:
@@ -149,7 +152,8 @@ def _zoom_limits(ends: Sequence[style.Array], floors: Mapping[str, float]) -> tu
 
 @section(order=21, title="Every seed")
 def every_seed(read: StudyRead) -> Section | None:
-    finals = {arm: [r.value for r in read.runs if r.arm == arm and r.value is not None] for arm in read.looks}
+    runs = by_arm(read.runs)
+    finals = {arm: [run.value for run in runs.get(arm, ()) if run.value is not None] for arm in read.looks}
     if not any(math.isfinite(value) for values in finals.values() for value in values):
         return None
     figure = seeds(finals, read.looks, failure_ceiling(read.study), f"{read.measured}, {read.unit}")
@@ -162,11 +166,11 @@ def seeds(finals: Mapping[str, Sequence[float]], look: Mapping[str, ArmStyle], c
     figure, axes = style.panel(style.HALF, style.half_height(len(finals)), f"{metric} (bar: mean)")
     for row, (arm, values) in enumerate(finals.items()):
         healthy = [value for value in values if math.isfinite(value) and value < ceiling]
-        for i, value in enumerate(healthy):
-            offset = 0.16 * (i % 3 - 1) if len(healthy) > 1 else 0.0  # equal losses must not hide each other
-            marker, colour = look[arm].marker, look[arm].colour
-            axes.plot([value], [row + offset], marker, color=colour, markersize=5.5, alpha=0.75, zorder=3)
         if healthy:
+            # equal losses must not hide each other
+            heights = [row + 0.16 * (i % 3 - 1) if len(healthy) > 1 else row for i in range(len(healthy))]
+            marker, colour = look[arm].marker, look[arm].colour
+            axes.plot(healthy, heights, marker, color=colour, markersize=5.5, alpha=0.75, zorder=3)
             axes.plot([np.mean(healthy)] * 2, [row - 0.32, row + 0.32], color=style.INK, linewidth=1.3, zorder=2)
         failed = len(values) - len(healthy)
         remark = f"× {failed} failed" if failed else "" if values else "no value"

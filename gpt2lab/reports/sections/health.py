@@ -19,7 +19,7 @@ from gpt2lab.basics.text import DASH, MINUS, clean, number, plural, shorten
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead, Summary
+from gpt2lab.reports.read import StudyRead, Summary, of_journal
 from gpt2lab.reports.style import ArmStyle, Curve, Curves, finite
 from gpt2lab.reports.tables import Cell, Table
 from gpt2lab.store import Row as JournalRow
@@ -128,13 +128,15 @@ Health = Mapping[str, Sequence[RunHealth]]
 def health(read: StudyRead) -> dict[str, list[RunHealth]]:
     """Of every run that the study declares, by arm."""
     by_arm: dict[str, list[RunHealth]] = {arm: [] for arm in read.study.arms}
-    for run in read.runs:
-        try:
-            rows = read.store.run(run.id).rows() if run.status != "absent" else []
-        except DataFault:  # reported where its curve is missing
-            rows = []
-        by_arm[run.arm].append(of_run(run, rows))
+    for run, found in zip(read.runs, read.from_journals(run_health), strict=True):
+        # a damaged journal is reported where its curve is missing
+        by_arm[run.arm].append(of_run(run, []) if isinstance(found, DataFault) else found)
     return by_arm
+
+
+@of_journal
+def run_health(read: StudyRead, run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
+    return of_run(run, rows)
 
 
 def of_run(run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:

@@ -191,9 +191,10 @@ def early_differences(read: StudyRead, weights: Mapping[str, float]) -> dict[str
     """Share of training -> the difference of a contrast there, in nats, from the means of its arms; shares at which an
     arm was not evaluated are left out."""
     drawn, differences = read.once(curves).by_run, {}
+    runs = [run for run in read.usable if run.arm in weights]
     for fraction in SCREENS:
-        early = {run.id: loss_at(drawn.get(run.id, ((), ())), fraction) for run in read.usable}
-        losses = _by_arm(read.usable, early)
+        early = {run.id: loss_at(drawn.get(run.id, ((), ())), fraction) for run in runs}
+        losses = _by_arm(runs, early)
         if all(losses.get(arm) for arm in weights):
             means = {arm: fmean(losses[arm].values()) for arm in weights}
             differences[f"{fraction:g}"] = sum(weight * means[arm] for arm, weight in weights.items())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.planning import FIRST
-from gpt2lab.analysis.results import LOSS, Study, text_noise
+from gpt2lab.analysis.results import LOSS, Study
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.basics.text import DASH, apart, change, number, plural, quantity, shorten
 from gpt2lab.reports import style, tables
@@ -262,7 +262,6 @@ def bounds(read: StudyRead) -> Section | None:
 def sensitivity(read: StudyRead) -> Section | None:
     """Every contrast again, not adjusted for the family, by other estimators where the runs allow them, and how far it
     depends on the validation text."""
-    noise = text_noise(read.study, read.runs, read.store)
 
     def cells(c: Contrast) -> dict[str, Cell | str | None]:
         def estimated(name: str) -> Cell:
@@ -271,7 +270,7 @@ def sensitivity(read: StudyRead) -> Section | None:
                 return Cell(DASH)
             return difference_cell(result["difference"], result["low"], result["high"], p_text(result["p"], c.alpha))
 
-        permuted, text = c.sensitivity.get("permutation"), noise.get((c.arm, c.against))
+        permuted, text = c.sensitivity.get("permutation"), read.text.get((c.arm, c.against))
         upper = f"up to {number(c.detectable_upper, 3)}" if math.isfinite(c.detectable_upper) else ""
         exact = "exact" if permuted and permuted["exact"] else "drawn at random"
         return {
