@@ -103,7 +103,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Any]:
     """A process that forks workers, for all tests that do not kill it: to start one takes seconds."""
-    from gpt2lab.executors.fork_server import ForkServer
+    from gpt2lab.basics.forks import ForkServer
 
     class Kept(ForkServer):
         def close(self) -> None:

@@ -1,8 +1,8 @@
 """Workers that start at once: a server process has imported torch, and every worker is a fork of it.
 
-The server reads requests from a socket and forks. It has one thread, holds no lock and has never called CUDA, so its
-children start as clean as new processes. Plug-ins and the environment reach a child with its job; the server lives as
-long as its executor has work, so no code in it gets old.
+The server reads requests from a socket (gpt2lab/basics/forks.py sends them) and forks. It has one thread, holds no lock
+and has never called CUDA, so its children start as clean as new processes. Plug-ins and the environment reach a child
+with its job; the server lives as long as its executor has work, so no code in it gets old.
 
 The server ends with the executor (by a signal of the kernel, and by the end of the socket), and workers stop when the
 server is gone, as `StopRequest` has it. Exit codes come through a pipe whose other end only server and worker hold: if
@@ -19,19 +19,15 @@ import gc
 import importlib
 import json
 import os
-import select
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import traceback
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 from gpt2lab.basics import faults
-from gpt2lab.basics.early import Server, take
+from gpt2lab.basics.forks import wait_readable
 from gpt2lab.basics.output import make_output_lossy
 from gpt2lab.basics.redaction import masked
 from gpt2lab.basics.signals import PARENT, STOP_SIGNALS, die_with_parent
@@ -41,114 +37,7 @@ from gpt2lab.runner import Job, StopRequest, work
 PRELOADED = ("numpy.random", "torch._dynamo")
 """What a run imports beyond the runner itself; the second, which every optimizer imports, takes a second."""
 
-LOST = 1000
-"""A return code that no process has: of a worker whose server ended first, so that its own is not known."""
-
 CANNOT_FORK = 71  # EX_OSERR
-
-
-# The executor's side
-
-
-class Forked:
-    """A worker that the server forks as soon as it can, with those methods of subprocess.Popen that executors need."""
-
-    def __init__(self, pipe: int) -> None:
-        self.pipe = pipe
-        self.pid: int | None = None
-        self.returncode: int | None = None
-        self._received = b""
-        self._pending_signal: int | None = None
-
-    def poll(self) -> int | None:
-        """The return code; None while it runs or is still to start."""
-        while self.returncode is None and wait_readable([self.pipe], 0):
-            data = os.read(self.pipe, 64)
-            self._received += data
-            numbers = self._received.split(b"\n")[:-1]  # process id, exit code
-            if numbers and self.pid is None:
-                self.pid = int(numbers[0])
-                if self._pending_signal is not None:
-                    self.send_signal(self._pending_signal)
-            if len(numbers) == 2 or not data:
-                self.returncode = int(numbers[1]) if len(numbers) == 2 else LOST
-                os.close(self.pipe)
-        return self.returncode
-
-    def wait(self) -> int:
-        """The return code, when it has ended."""
-        while (code := self.poll()) is None:
-            wait_readable([self.pipe], None)
-        return code
-
-    def send_signal(self, sig: int, /) -> None:
-        """Signal the worker; one that is still to start gets the signal then."""
-        self._pending_signal = sig
-        if self.pid and self.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, sig)
-
-
-class ForkServer:
-    """The server process as the executor sees it; one that was killed is replaced when the next worker is needed."""
-
-    def __init__(self) -> None:
-        self.launched = 0
-        self._server: Server | None = None
-        self._ending = ""
-
-    @property
-    def process(self) -> subprocess.Popen[bytes] | None:
-        """That of the present server."""
-        return self._server.process if self._server else None
-
-    def start(self, job: Job, environment: Mapping[str, str], log: IO[str]) -> Forked:
-        """Request a worker in `environment` that prints into `log`. Returns before it runs."""
-        if self._server is None or self._server.process.poll() is not None:
-            self.close()
-            self.launched += 1
-            self._server = take()
-        ours, theirs = os.pipe()
-        with tempfile.TemporaryFile("w+") as request:
-            json.dump({"job": str(job.path), "environment": dict(environment), "folder": os.getcwd()}, request)
-            request.seek(0)
-            with contextlib.suppress(OSError):  # the server is gone, and so the pipe will end
-                socket.send_fds(self._server.connection, [b"."], [request.fileno(), log.fileno(), theirs])
-        os.close(theirs)
-        return Forked(ours)
-
-    def ending(self) -> str:
-        """How the last server that ended did so, with the last line that it printed: it prints only when it fails."""
-        if self._server is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipes end a moment before itself
-                code = self._server.process.wait(1)
-                self._server.output.seek(0)
-                lines = self._server.output.read().decode(errors="replace").strip().splitlines()
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                self._ending = f"{how}: {lines[-1]}" if lines else how
-        return self._ending
-
-    def kill(self) -> None:
-        """End the server at once; may be called from a signal handler."""
-        if self._server is not None:
-            self._server.process.kill()
-
-    def close(self) -> None:
-        """End the server; the kernel then signals workers that still run."""
-        if self._server is not None:
-            self._server.end()
-            self._server = None
-
-
-def wait_readable(descriptors: Iterable[int], seconds: float | None) -> list[int]:
-    """Those that can be read from, or have come to their end; waits for the first of them, at most so long."""
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    return [descriptor for descriptor, _ in poll.poll(None if seconds is None else seconds * 1000)]
-
-
-# The server's side
 
 
 def serve(connection: socket.socket) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
+from gpt2lab.basics.forks import LOST, Forked, ForkServer, wait_readable
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import Ending, ending_of, worker_command, worker_environment
-from gpt2lab.executors.fork_server import LOST, Forked, ForkServer, wait_readable
 from gpt2lab.runner import Job
 
 SERVERS = 2

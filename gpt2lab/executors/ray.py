@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.basics.forks import LOST
 from gpt2lab.basics.signals import PARENT
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import EnvironmentFault, LockHeld
@@ -54,6 +55,7 @@ class RayExecutor:
     _tasks: dict[str, Task] = field(default_factory=dict, init=False)
     _attempts: int = field(default=0, init=False)
     _mail: Any = field(default=None, init=False)
+    _train: Any = field(default=None, init=False)
     _sent: dict[str, Any] = field(default_factory=dict, init=False)
     _said: set[str] = field(default_factory=set, init=False)
 
@@ -129,7 +131,7 @@ class RayExecutor:
         variables |= {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
         data = [self._shared(job.data)] if size_of(job.data) <= MOST_BYTES else []
         start = ray.put(packed(job.root, job.run_id, *trunk))
-        remote = ray.remote(ray_node.train).options(max_retries=0, name=f"gpt2lab {job.run_id}", **needs)
+        remote = self._train.options(max_retries=0, name=f"gpt2lab {job.run_id}", **needs)
         task.reference = remote.remote(
             self._mail, self._attempts, asdict(job), [self._shared(job.code)], data, [start], variables
         )
@@ -142,10 +144,11 @@ class RayExecutor:
                 ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, configure_logging=False)
             if self._mail is None:
                 ray.cloudpickle.register_pickle_by_value(ray_node)
+                self._train = ray.remote(ray_node.train)  # sent to each node once
                 strategies = ray.util.scheduling_strategies
                 here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
                 self._mail = ray.remote(ray_node.Mail).options(num_cpus=0, scheduling_strategy=here).remote()
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # Ray raises bare exceptions, too, as where a node does not start in time
             what = f"no connection to the cluster: {str(error).partition(chr(10))[0]}"
             raise EnvironmentFault(what, where="Ray", hint="`ray status`, and RAY_ADDRESS") from error
         return ray
@@ -191,6 +194,8 @@ class RayExecutor:
             record_loss(Store(task.job.root).run(task.job.run_id), f"in Ray: {str(error).strip().splitlines()[-1]}")
             return "failed"
         except ray.exceptions.RayError:
+            return "preempted" if task.cancelled else "lost"
+        if code == LOST:
             return "preempted" if task.cancelled else "lost"
         return ending_of(code, task.job, cancelled=task.cancelled)
 

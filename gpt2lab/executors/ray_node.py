@@ -1,6 +1,8 @@
 """What a Ray task does on its node: it trains a run in a folder of its own, and sends what the run writes.
 
-Ray sends these functions by value, to nodes that need not have gpt2lab installed: they use the standard library alone.
+Ray sends these functions by value, to nodes that need not have gpt2lab installed: they use the standard library, and
+the package that comes with the job. Workers are forks of a process that has imported torch, and that stays for the next
+tasks of the same Ray process.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import io
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 LOOK_SECONDS = 0.5
@@ -95,8 +98,11 @@ def changed(folder: Path, seen: dict[str, tuple[Any, bytes]]) -> dict[str, tuple
 def train(
     mail: Any, attempt: int, job: dict[str, Any], code: Any, data: Any, start: Any, variables: dict[str, str]
 ) -> int:
-    """On a node: train a run in a folder of this process, by a worker of its own; -> its exit code. code, data, start:
-    references, in lists so that Ray fetches them on demand; data is empty where it lies on every node."""
+    """On a node: train a run in a folder of this process, by a worker of its own; -> its return code.
+
+    code, data, start: references, in lists so that Ray fetches them on demand; data is empty where it lies on every
+    node.
+    """
     import ray
 
     home = Path(tempfile.gettempdir()) / f"gpt2lab-ray-{os.getuid()}"
@@ -118,19 +124,18 @@ def train(
         here = {**job, "root": str(root), "data": str(prepared), "code": str(package), "plugins": plugins}
         (root / run / "job.json").write_text(json.dumps(here))
         paths = [str(package), *map(str, sorted((package / "plugins").glob("*"))), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1",
-                       "GPT2LAB_PARENT": str(os.getpid())}  # fmt: skip
+        if str(package) not in sys.path:
+            sys.path.insert(0, str(package))
+        from gpt2lab.basics.forks import server_with, wait_readable
+
         with (root / run / "run.log").open("a") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "gpt2lab.worker", str(root / run / "job.json")],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
+            described = SimpleNamespace(path=root / run / "job.json")
+            worker = server_with(os.pathsep.join(paths)).start(described, {**os.environ, **variables}, log)
         while worker.poll() is None:
             if ray.get(mail.deliver.remote(run, attempt, changed(root / run, seen))):
-                worker.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(LOOK_SECONDS)
+                worker.send_signal(signal.SIGTERM)
+            wait_readable([worker.pipe], LOOK_SECONDS)
         ray.get(mail.deliver.remote(run, attempt, changed(root / run, seen)))
-        return worker.returncode
+        return worker.wait()
     finally:
         shutil.rmtree(root, ignore_errors=True)

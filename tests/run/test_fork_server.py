@@ -19,8 +19,8 @@ from workers import folder_of, is_alive, jobs_of, replace_in, rows_of, wait_unti
 
 from gpt2lab import api
 from gpt2lab.basics import early
+from gpt2lab.basics.forks import Forked, ForkServer
 from gpt2lab.errors import LockHeld, Preempted
-from gpt2lab.executors.fork_server import Forked, ForkServer
 from gpt2lab.executors.local import SERVERS, LocalExecutor, Start, start_process
 from gpt2lab.executors.local import started as started_worker
 from gpt2lab.executors.scheduler import Scheduler
