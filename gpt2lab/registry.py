@@ -329,13 +329,16 @@ def load_entry_points() -> None:
 
 
 def load_plugin(path: str | Path) -> list[Component]:
-    """Run a Python file that registers components and return them; a file already loaded is not run again."""
+    """Run a Python file that registers components and return them; one that is loaded already, or an equal copy of it,
+    is not run again."""
     file = Path(os.path.realpath(found(path)))  # resolve() raises RuntimeError for a loop of links
     if not file.is_file() or file.suffix != ".py":
         what = (
             "no such plug-in file" if not file.exists() else "a plug-in is a Python file, with a name that ends in .py"
         )
         raise ConfigError(what, where=str(path), hint="gpt2lab components")
+    content = file.read_bytes()
+    file = next((known for known in map(Path, PLUGINS) if known.is_file() and known.read_bytes() == content), file)
     name = f"gpt2lab_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     before = {(c.slot, c.name) for slot in SLOTS.values() for c in slot}
     if name not in sys.modules:

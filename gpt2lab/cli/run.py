@@ -551,9 +551,8 @@ def sweep(
 
     place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
     if executor == PRINT or (place.is_elsewhere and nproc):
-        what = (
-            "is for ablations" if executor == PRINT else f"runs of one process each: --nproc {nproc} is for local ones"
-        )
+        what = f"trains every run in one process; for {nproc} ranks, submit this command itself, without --executor"
+        what = "is for ablations" if executor == PRINT else what
         raise typer.BadParameter(what, param_hint=f"--executor {executor}")
     console, code = console_for(to_stderr=json_), 0
     for at_scale in scales(scale, scales_of(file)):

@@ -6,25 +6,29 @@ the checkout meanwhile changes nothing. Configs need no copy: job.json holds the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from gpt2lab.errors import EnvironmentFault
+from gpt2lab.errors import EnvironmentFault, Gpt2labError
 from gpt2lab.runner import Job
-from gpt2lab.store import disk_fault, make_folder
+from gpt2lab.store import Store, disk_fault, make_folder
 
 FOLDER = "submitted"
 """In the folder of runs: one folder for each state of the code, named by a hash of its files."""
 IMPORTS = ("PYTHONPATH", "PYTHONSAFEPATH")
 """Variables by which a process and all that it starts import a copy."""
+UNUSED_SECONDS = 86_400.0
+"""For which a copy is kept that no run has: a submission may be about to write its jobs."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -41,7 +45,10 @@ def copy_of_code(root: Path, plugins: tuple[str, ...]) -> Path:
     files = {place: file.read_bytes() for place, file in sorted(_files(plugins))}
     sums = "\n".join(f"{place} {hashlib.sha256(data).hexdigest()}" for place, data in files.items())
     folder = root / FOLDER / hashlib.sha256(sums.encode()).hexdigest()[:16]
+    with contextlib.suppress(OSError, Gpt2labError):  # then some are left
+        remove_unused(root)
     if folder.is_dir():
+        os.utime(folder)
         return folder
     draft = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
     try:
@@ -54,6 +61,19 @@ def copy_of_code(root: Path, plugins: tuple[str, ...]) -> Path:
         if not folder.is_dir():  # where it is, another process was quicker
             raise disk_fault(error, folder) from error
     return folder
+
+
+def remove_unused(root: Path) -> None:
+    """Remove the copies below `root` that no submission has used for a day and no unfinished run is to be trained with.
+    Raises DataFault, OSError."""
+    old = [copy for copy in (root / FOLDER).glob("*") if time.time() - copy.stat().st_mtime > UNUSED_SECONDS]
+    unfinished = [
+        run.path / "job.json" for run in Store(root).runs() if old and not (run.path / "result.json").exists()
+    ]
+    used = {Path(Job.read(job).code).name for job in unfinished if job.exists()}
+    for copy in old:
+        if copy.name not in used:
+            shutil.rmtree(copy)
 
 
 def environment_of(code: Path) -> dict[str, str]:

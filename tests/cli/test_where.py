@@ -32,7 +32,7 @@ price = 2.0
         (["run", "--price", "2"], "--price: has no effect without --dry-run"),
         (["run", "--machine", "node.json"], "--machine: a plan for another machine needs --dry-run or --executor"),
         (["sweep", "--executor", "print"], "--executor print: is for ablations"),
-        (["sweep", "--executor", "ray", "--nproc", "2"], "runs of one process each"),
+        (["sweep", "--executor", "ray", "--nproc", "2"], "trains every run in one process; for 2 ranks, submit"),
         (["run", "--profile", "nowhere"], "unknown profile 'nowhere' (known: cluster)"),
     ],
 )

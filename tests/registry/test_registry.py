@@ -147,6 +147,13 @@ def test_a_plugin_file_is_loaded_once_and_its_parts_are_found(tmp_path: Path) ->
     try:
         assert [c.name for c in registry.load_plugin(file)] == ["as_it_is"]
         assert [c.name for c in registry.load_plugin(file)] == ["as_it_is"]  # a second run would be refused as double
+        copy = tmp_path / "submitted" / file.name
+        copy.parent.mkdir()
+        copy.write_bytes(file.read_bytes())
+        assert [c.name for c in registry.load_plugin(copy)] == ["as_it_is"]
+        copy.write_text("# edited\n" + PLUGIN.format(name="as_it_is"))
+        with pytest.raises(ConfigError, match="registered already"):
+            registry.load_plugin(copy)
         assert str(file.resolve()) in registry.PLUGINS
     finally:
         norm._components.pop("as_it_is", None)

@@ -21,9 +21,11 @@ from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import Ending
 from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.executors.submitted import copy_of_code
 from gpt2lab.experiments.work import Pool, work
 from gpt2lab.runner import Job
-from gpt2lab.store import Store
+from gpt2lab.store import Store, read_json
+from gpt2lab.store.listing import LISTING
 
 STUDY = "tiny@tiny"
 EDIT = """
@@ -84,6 +86,8 @@ def test_a_declared_study_is_trained_by_a_worker_as_by_the_command(
     assert sorted(inline) == sorted(plan["runs"])
     for run in plan["runs"]:
         assert rows_of(store.run(run)) == rows_of(Store("others").run(run))
+    for root in (store.root, Path("others")):  # so that a list of runs need not read them
+        assert (read_json(root / LISTING) or {})["runs"].keys() == set(plan["runs"])
 
 
 def test_what_others_hold_is_left_to_them_and_a_failure_to_the_next_declaration(tiny: Path, here: list[str]) -> None:
@@ -199,3 +203,16 @@ def test_the_code_that_was_submitted_is_the_code_that_runs(tiny: Path, tmp_path:
     for run in Store(root).runs():
         (run.path / "result.json").unlink()
     assert "is gone" in (said := call("work", STUDY)) and said.startswith("3 ")
+
+
+def test_copies_of_the_code_stay_while_an_unfinished_run_or_a_recent_submission_has_them(tmp_path: Path) -> None:
+    copies = {name: tmp_path / "submitted" / name for name in ("used", "done", "recent")}
+    for number, (name, copy) in enumerate(copies.items()):
+        copy.mkdir(parents=True)
+        Job(str(tmp_path), f"{number:016x}", "", {}, "", 1.0, 1, code=str(copy)).write()
+        if name != "used":
+            (tmp_path / f"{number:016x}" / "result.json").touch()
+        if name != "recent":
+            os.utime(copy, (0, 0))
+    made = copy_of_code(tmp_path, ())
+    assert set((tmp_path / "submitted").iterdir()) == {copies["used"], copies["recent"], made}
