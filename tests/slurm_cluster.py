@@ -89,6 +89,15 @@ class Slurm:
         environment = {**os.environ, **self.environment}
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60).stdout
 
+    def states(self) -> list[str]:
+        """Of all jobs that have not ended."""
+        return self.said("squeue", "--noheader", "--array", "--format=%T").split()
+
+    def start_requeued(self, number: str) -> None:
+        """Start a requeued job after two seconds in place of two minutes. Not at once: a job that ends and starts
+        within the same second is refused by slurmd and lost."""
+        self.said("scontrol", "update", f"JobId={number}", "StartTime=now+2")
+
     def _launch(self, name: str, *options: str) -> None:
         command = [path_of(name), *options]
         with (self.folder / f"{name}.out").open("w") as log:
@@ -128,6 +137,17 @@ def slurm_cluster() -> Iterator[Slurm]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def cluster(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """The running cluster, for the commands of this test; afterwards no job is left on it."""
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("gpt2lab.executors.slurm.QUEUE_SECONDS", 0.5)
+    yield slurm_cluster
+    slurm_cluster.said("scancel", "--me")
+    wait_for(lambda: not slurm_cluster.states())
 
 
 if __name__ == "__main__":

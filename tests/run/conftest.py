@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_server import postgres, postgres_cluster  # noqa: F401
+from ray_cluster import ray_cluster  # noqa: F401
+from slurm_cluster import cluster, slurm_cluster  # noqa: F401
 from workers import write_text
 
 TINY = """

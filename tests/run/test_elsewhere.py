@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm
-from ray_cluster import ray_cluster  # noqa: F401
-from slurm_cluster import Slurm, slurm_cluster  # noqa: F401
+from slurm_cluster import Slurm
 from workers import SWEEP, replace_in, rows_of, wait_until
 
 from gpt2lab import api
@@ -74,15 +73,6 @@ def test_a_sweep_and_what_tunes_arms_first_are_the_local_ones(place: str, tiny: 
             assert mine == others
 
 
-@pytest.fixture
-def cluster(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:  # noqa: F811
-    for name, value in slurm_cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.5)
-    yield slurm_cluster
-    slurm_cluster.said("scancel", "--me")
-
-
 def locally(tiny: Path, *overrides: str, seeds: int = 1) -> dict[str, list[dict[str, Any]]]:
     """Run id -> rows of the same study, undisturbed and in this process."""
     api.run_ablation(
@@ -118,14 +108,11 @@ def test_twenty_preemptions_in_slurm_change_no_bit(cluster: Slurm, tiny: Path) -
     def number() -> str:
         return cluster.said("squeue", "--noheader", "--format=%A").strip()
 
-    def states() -> list[str]:
-        return cluster.said("squeue", "--noheader", "--format=%T").split()
-
     def preempt(event: Event) -> None:
-        if states() == ["RUNNING"] and progress.is_due():
+        if cluster.states() == ["RUNNING"] and progress.is_due():
             cluster.said("scancel", "--batch", "--signal=USR1", number())
-            wait_until(lambda: states() in (["PENDING"], []), 120)
-            cluster.said("scontrol", "update", f"JobId={number()}", "StartTime=now")  # not two minutes later
+            wait_until(lambda: cluster.states() in (["PENDING"], []), 120)
+            cluster.start_requeued(number())
             progress.note()
 
     result = api.run_ablation(
@@ -137,7 +124,7 @@ def test_twenty_preemptions_in_slurm_change_no_bit(cluster: Slurm, tiny: Path) -
 
 
 @pytest.mark.service
-def test_twenty_nodes_that_go_away_in_ray_change_no_bit(ray_cluster: Any, tiny: Path) -> None:  # noqa: F811
+def test_twenty_nodes_that_go_away_in_ray_change_no_bit(ray_cluster: Any, tiny: Path) -> None:
     progress = Progress(tiny.parent / "runs")
 
     def take_away(event: Event) -> None:
@@ -155,7 +142,7 @@ def test_twenty_nodes_that_go_away_in_ray_change_no_bit(ray_cluster: Any, tiny: 
 
 
 @pytest.mark.service
-def test_a_storm_over_four_nodes_trains_every_run_once(ray_cluster: Any, tiny: Path) -> None:  # noqa: F811
+def test_a_storm_over_four_nodes_trains_every_run_once(ray_cluster: Any, tiny: Path) -> None:
     """`GPT2LAB_STORM_RUNS` of them, where 200 take too long."""
     killed, ended, seeds = 0, list[str](), STORM_RUNS // 2
     [first] = ray_cluster.worker_nodes

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm
-from ray_cluster import ray_cluster  # noqa: F401
 from workers import folder_of, jobs_of, wait_until
 
 from gpt2lab.errors import ConfigError

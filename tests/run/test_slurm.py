@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fake_slurm import FakeSlurm
-from slurm_cluster import Slurm, slurm_cluster  # noqa: F401
+from slurm_cluster import Slurm
 from workers import folder_of, rows_of, wait_until
 
 from gpt2lab import api
@@ -157,20 +157,6 @@ def test_without_slurm_one_line_says_so(jobs: list[Job], monkeypatch: pytest.Mon
 # On a real Slurm
 
 
-@pytest.fixture
-def cluster(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:  # noqa: F811
-    for name, value in slurm_cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.5)
-    yield slurm_cluster
-    slurm_cluster.said("scancel", "--me")
-    wait_until(lambda: not states(slurm_cluster))
-
-
-def states(cluster: Slurm) -> list[str]:
-    return cluster.said("squeue", "--noheader", "--array", "--format=%T").split()
-
-
 def local_rows(tiny: Path, *overrides: str, seeds: int = 2) -> dict[str, list[dict[str, Any]]]:
     """Run id -> its rows, of the same study trained in this process."""
     store = Store(tiny.parent / "local")
@@ -189,7 +175,7 @@ def test_a_study_through_slurm_is_the_local_one(
     assert len(rows) == 4 and all(rows_of(store.run(run)) == rows[run] for run in rows)
     assert len(list((store.root / "slurm").glob("*.log"))) == 2
     code, said = gpt2lab("run", str(tiny), "--executor", "slurm", "--no-tracking")
-    assert code == 0 and "4 runs found finished, 0 trained now" in said and not states(cluster)
+    assert code == 0 and "4 runs found finished, 0 trained now" in said and not cluster.states()
 
 
 @pytest.mark.service
@@ -214,9 +200,9 @@ def test_left_found_requeued_and_killed_it_is_the_undisturbed_one(cluster: Slurm
             numbers.append(number())
             if len(numbers) == 1:
                 cluster.said("scancel", "--batch", "--signal=USR1", number())
-                wait_until(lambda: run.status() == "partial" and states(cluster) == ["PENDING"])
+                wait_until(lambda: run.status() == "partial" and cluster.states() == ["PENDING"])
                 assert run.saved_step() == run.last_step() < 1500
-                cluster.said("scontrol", "update", f"JobId={number()}", "StartTime=now")  # not two minutes later
+                cluster.start_requeued(number())
             else:
                 psutil.Process(run.holder()["pid"]).parents()[1].kill()  # the worker, by way of its fork server
                 wait_until(lambda: run.status() == "partial" and number() != numbers[0])
@@ -229,7 +215,7 @@ def test_left_found_requeued_and_killed_it_is_the_undisturbed_one(cluster: Slurm
 
     with pytest.raises(Preempted, match="the workers go on in Slurm"):
         train(leave)
-    assert states(cluster) == ["RUNNING"]
+    assert cluster.states() == ["RUNNING"]
     assert not train(disturb).failed and len(numbers) == 2 and numbers[0] == numbers[1]
     rows = local_rows(tiny, *steps, seeds=1)
     assert all(rows_of(run) == rows[run.id] for run in store.runs()) and len(store.runs()) == 2
@@ -261,7 +247,7 @@ def test_what_cannot_start_is_told_and_what_is_cancelled_is_saved(cluster: Slurm
     assert said == ["Slurm keeps workers of tiny@tiny waiting: PartitionTimeLimit"]
     executor_name = str(left.value).partition("--name=")[2].split()[0]
     cluster.said("scancel", "--me", f"--name={executor_name}")
-    wait_until(lambda: not states(cluster))
+    wait_until(lambda: not cluster.states())
     other = cluster.said("sbatch", "--parsable", "--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 300").strip()
     with pytest.raises(Preempted, match="was cancelled; nothing is lost"):
         train(cancel)
