@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+
+def joined(cluster: Any, cpus: int) -> Any:
+    """A further node. On a busy machine Ray gives up after half a minute, so it is asked more than once."""
+    for left in reversed(range(5)):
+        with contextlib.suppress(Exception) if left else contextlib.nullcontext():  # Ray raises no class of its own
+            return cluster.add_node(num_cpus=cpus)
+    raise AssertionError
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +33,7 @@ def ray_cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        cluster.add_node(num_cpus=2)
+        joined(cluster, 2)
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         yield cluster
         ray.shutdown()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm
+from ray_cluster import joined
 from slurm_cluster import Slurm
 from workers import SWEEP, replace_in, rows_of, wait_until
 
@@ -130,7 +131,7 @@ def test_twenty_nodes_that_go_away_in_ray_change_no_bit(ray_cluster: Any, tiny: 
     def take_away(event: Event) -> None:
         if progress.is_due():
             ray_cluster.remove_node(*ray_cluster.worker_nodes, allow_graceful=False)
-            ray_cluster.add_node(num_cpus=2)
+            joined(ray_cluster, 2)
             progress.note()
 
     result = api.run_ablation(
@@ -146,14 +147,14 @@ def test_a_storm_over_four_nodes_trains_every_run_once(ray_cluster: Any, tiny: P
     """`GPT2LAB_STORM_RUNS` of them, where 200 take too long."""
     killed, ended, seeds = 0, list[str](), STORM_RUNS // 2
     [first] = ray_cluster.worker_nodes
-    nodes = [first, *(ray_cluster.add_node(num_cpus=1) for _ in range(3))]
+    nodes = [first, *(joined(ray_cluster, 1) for _ in range(3))]
     last = time.monotonic()
 
     def strike(event: Event) -> None:
         nonlocal killed, last
         if time.monotonic() > last + STORM_SECONDS:
             ray_cluster.remove_node(nodes.pop(0), allow_graceful=False)
-            nodes.append(ray_cluster.add_node(num_cpus=1))
+            nodes.append(joined(ray_cluster, 1))
             killed, last = killed + 1, time.monotonic()
 
     class Counted(RayExecutor):
