@@ -13,6 +13,7 @@ import random
 import sqlite3
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,15 @@ def open_storage(
         raise ConfigError(what, where=f"storage {clear}", hint=EXAMPLES)
     storage = PatientStorage(clear, say, patience_seconds)
     storage.inner = storage.call(openers[scheme], address, clear, patience_seconds)
+    if scheme == "postgresql":
+        weakref.finalize(storage, _close_here, os.getpid(), storage.inner._backend.engine)  # type: ignore[attr-defined]
     return cast(BaseStorage, storage)
+
+
+def _close_here(pid: int, engine: sqlalchemy.Engine) -> None:
+    """A forked child must not close the connections of its parent, which it inherits."""
+    if os.getpid() == pid:
+        engine.dispose()
 
 
 class PatientStorage:
@@ -157,7 +166,9 @@ def _open_sqlite(address: str, shown_address: str, patience_seconds: float) -> B
     with file_lock(path.with_name(f".{path.name}.lock"), PATIENCE_SECONDS):  # others would meet half of the tables
         if path.exists():
             _refuse_others(path, shown_address)
-        database = _database(sqlite_uri(path), shown_address, {"timeout": patience_seconds})
+        # a connection for every transaction: none is left open, nor inherited by a fork
+        options = {"poolclass": NullPool, "connect_args": {"timeout": patience_seconds}}
+        database = _database(sqlite_uri(path), shown_address, options)
     _begin_ourselves(database.engine, shown_address, patience_seconds)
     return get_storage(database)
 
@@ -268,9 +279,10 @@ def _open_journal(address: str, shown_address: str, _patience_seconds: float) ->
 
 
 def _open_postgresql(address: str, shown_address: str, _patience_seconds: float) -> BaseStorage:
-    where, options = f"storage {shown_address}", {"connect_timeout": CONNECT_SECONDS}
+    where = f"storage {shown_address}"
+    options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}  # to connect takes long
     try:
-        engine = sqlalchemy.create_engine(address, poolclass=NullPool, connect_args=options)
+        engine = sqlalchemy.create_engine(address, **options)
     except ImportError as error:
         raise EnvironmentFault(
             f"the database driver {error.name} is not installed", where=where, hint="pip install 'gpt2lab[postgres]'"
@@ -291,13 +303,14 @@ def _open_postgresql(address: str, shown_address: str, _patience_seconds: float)
             where=where,
             hint="check host, port, user, password and database, and that the server runs (pg_isready)",
         ) from None
+    finally:
+        engine.dispose()
 
 
 def _database(url: str, where: str, options: dict[str, Any]) -> RDBStorage:
-    """Optuna's storage in a database; every transaction has a connection of its own, so none outlives a fork or a
-    server. Raises EnvironmentFault for one of another version, and what the driver does."""
+    """Optuna's storage in a database. Raises EnvironmentFault for one of another version, and what the driver does."""
     try:
-        return RDBStorage(url, engine_kwargs={"poolclass": NullPool, "connect_args": options})
+        return RDBStorage(url, engine_kwargs=options)
     except RuntimeError as error:
         raise EnvironmentFault(
             f"the storage belongs to another version of Optuna: {reason(error)}",
