@@ -1,9 +1,8 @@
 """Tests whether verdicts are calibrated: the code judges thousands of simulated studies with known answers.
 
 Nothing is trained: studies are drawn from three noise banks (Gaussian, Student's t with 5 degrees of freedom, and the
-final losses of 1,261 seeds of one 124M recipe). Every guarantee of a verdict is a row: a measurement and its limit. The
-same limits must reject methods that are known to be wrong. benchmarks/searches.py simulates searched rates; the tests
-simulate power as planned, and the intervals of other numbers on a page.
+final losses of 1,261 seeds of one 124M recipe). Every guarantee of a report is a row: a measurement and its limit. The
+same limits must reject methods that are known to be wrong.
 
 Arms are (draws, seed) arrays at sd 1; the smallest effect that matters is X sd.
 """
@@ -24,9 +23,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from gpt2lab.analysis import judging, planning, statistics
+from gpt2lab.analysis import judging, parabola, planning, scaling, statistics
+from gpt2lab.analysis.best_rate import BestRateDifference, RateSearch, WeightedArm
+from gpt2lab.analysis.calibration import power
+from gpt2lab.analysis.compare import compare
 from gpt2lab.analysis.statistics import Array, welch
-from gpt2lab.analysis.verdicts import as_json
+from gpt2lab.analysis.verdicts import Contrast, TextNoise, as_json
 from gpt2lab.basics.text import plural
 from gpt2lab.errors import ConfigError, unknown
 
@@ -40,13 +42,13 @@ BANKS = GAUSSIAN, T5, REAL = "Gaussian", "t5", "124M seeds"
 SEEDS = (3, 5, 8)
 ONE_BY_ONE = tuple(range(3, 13))
 ALPHA, X = 0.05, 3.0
-AT_X, EFFECTS, LARGE = (X, -X, X, -X), (-3.0, -2.0, 0.0, 0.0), (-30.0, -6.0, 0.0, 0.0)
+AT_X, EFFECTS, LARGE, MIXED = (X, -X, X, -X), (-3.0, -2.0, 0.0, 0.0), (-30.0, -6.0, 0.0, 0.0), (-4.0, -1.5, 0.0, 1.0)
 TINY_EFFECT = 0.1
 """A smallest effect, in sd, that few seeds cannot rule out, so that every null study continues to the last look."""
 SIGMAS, NARROWEST = 3.0, 0.03
 """Tolerance of a rate, in standard errors; and the least tolerance around a reference."""
-TIMES = 20
-"""Draws of a single contrast per study of other parts, since they cost little."""
+TIMES, EACH = 20, 20
+"""Draws of a single contrast per study of other parts, since they cost little; studies of other parts per search."""
 
 # (true -3 sd -> better, true -2 sd -> better, no effect -> no difference larger than X), by noise and seeds per arm.
 # From a simulation that shares no code with ours: means, variances and Welch's t written out in numpy, critical values
@@ -57,10 +59,33 @@ REFERENCES = {
     (T5, 3): (0.199, 0.085, 0.362), (T5, 5): (0.811, 0.508, 0.906), (T5, 8): (0.980, 0.848, 0.984),
     (REAL, 3): (0.154, 0.063, 0.260), (REAL, 5): (0.814, 0.451, 0.941), (REAL, 8): (0.996, 0.852, 0.990),
 }  # fmt: skip
+# (contrasts, difference in sd, seeds per arm for 80 % power at alpha / contrasts), by simulation in a test.
+SEEDS_NEEDED = (
+    (1, 0.5, 66), (1, 1.0, 18), (1, 1.5, 9), (1, 2.0, 6), (1, 3.0, 4),
+    (4, 0.5, 93), (4, 1.0, 25), (4, 1.5, 13), (4, 2.0, 8), (4, 3.0, 5),
+)  # fmt: skip
+FORECASTS = ((3, 3), (3, 6), (3, 10), (5, 5), (5, 10), (8, 8))
+"""Seeds of an arm and of the baseline for which planned and simulated power are compared."""
 UNEQUAL = ((1, 3, 10), (10, 3, 3), (10, 3, 6), (10, 3, 10), (10, 3, 50), (4, 5, 10), (4, 5, 20), (4, 8, 16))
 """(arms, seeds of each, seeds of the baseline)"""
 SPREADS = ((1.0, 1.0), (1.0, 3.0), (3.0, 1.0), (1.0, 10.0), (10.0, 1.0))
 """(sd of the baseline, of every arm)"""
+CURVATURES = ((0.005, 0.005), (0.01, 0.01), (0.03, 0.03), (0.005, 0.03))
+"""nats per squared octave, of the arm and of the baseline"""
+SEARCHED = (3, 5, 10)
+BRACKET, EIGHT_RATES = (-1.0, 0.0, 1.0), tuple(np.linspace(-2.0, 3.0, 8))
+Shape = Callable[[float, float], float]
+SHAPES: Mapping[str, Shape] = {
+    "a parabola": lambda curvature, away: curvature * away**2,
+    "four times as steep above": lambda curvature, away: curvature * (0.4 if away < 0 else 1.6) * away**2,
+    "gentle below, cubic above": lambda curvature, away: curvature * away**2 / 6 + 5 * curvature * max(away, 0.0) ** 3,
+    "diverging 0.3 octaves above": lambda curvature, away: curvature * away**2 if away < 0.3 else math.inf,
+}
+"""Loss by curvature and octaves from the best rate."""
+SINGLE = 300
+"""Studies that `compare` judges one at a time, at most; with looks, a tenth of that."""
+GOLDEN = {"mudd_skips": ("better", -0.0084), "fp8_mlp_down": ("no difference larger than 0.005", 0.0001)}
+"""contrast -> the word, and the difference in nats to four places"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +105,7 @@ class Measurement:
     low: float = 0.0
     high: float = 1.0
     control: bool = False
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -108,7 +134,7 @@ class SelfTest:
 
     def to_json(self) -> dict[str, object]:
         """Plain data for `json.dumps(..., allow_nan=False)`."""
-        names = ("part", "check", "bank", "n", "measured", "reference", "low", "high", "status", "ok")
+        names = ("part", "check", "bank", "n", "measured", "reference", "low", "high", "status", "ok", "note")
         rows = [as_json({name: getattr(row, name) for name in names}) for row in self.rows]
         return {"ok": self.ok, "draws": self.draws, "seed": self.seed, "rows": rows}
 
@@ -139,6 +165,11 @@ def near(check: str, hits: Flags, reference: float, bank: str = "", n: int | Non
     return Measurement(
         check=check, bank=bank, n=n, measured=float(hits.mean()), reference=reference, low=low, high=high
     )
+
+
+def none_of(check: str, count: int, of: int) -> Measurement:
+    """Something that must never happen, in `of` cases."""
+    return Measurement(check=check, measured=float(count), high=0.0, note=f"of {of:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +325,98 @@ def words_at_looks(arms: Sequence[Array], at: Sequence[planning.Look], smallest_
     return decisions
 
 
+def searched(draws: Draws) -> Iterator[Measurement]:
+    """Two arms that are equal at their best rates, each judged at the best rate of a bracket or of 8 rates."""
+    designs = [("bracket", BRACKET, "a parabola", c, n) for c in CURVATURES for n in SEARCHED]
+    designs += [("bracket", BRACKET, shape, (0.03, 0.03), n) for shape in list(SHAPES)[1:] for n in (3, 10)]
+    designs += [("tuned, 8 rates", EIGHT_RATES, "a parabola", c, 5) for c in CURVATURES]
+    for (name, rates, shape, curvatures, n), sd in itertools.product(designs, (0.0015, 0.015)):
+        check = f"{name}, {shape}, curvature {curvatures[0]:g} and {curvatures[1]:g}, sd {sd:g}: better/worse"
+        rng, wrong = draws.generator(check, n), []
+        for _ in range(draws.count // EACH):
+            drawn = [at_best_trial(rng, curvature, sd, n, SHAPES[shape], rates) for curvature in curvatures]
+            arms = [replace(arm, weight=weight) for arm, weight in zip(drawn, (1.0, -1.0), strict=True) if arm]
+            wrong.append(len(arms) == 2 and _found_to_differ(arms))  # one alone is not comparable
+        yield level(check, np.array(wrong), GAUSSIAN, n)
+
+
+def _found_to_differ(arms: Sequence[WeightedArm]) -> bool:
+    test = statistics.linear([arm.losses for arm in arms], (1.0, -1.0), margin=0.05)
+    if float(test.p) >= ALPHA:  # accounting for the search can only raise it
+        return False
+    return float(statistics.at_best_rates(test, BestRateDifference(arms), alpha=ALPHA, margin=0.05).p) < ALPHA
+
+
+def at_best_trial(
+    rng: np.random.Generator, curvature: float, sd: float, n: int, shape: Shape, rates: Sequence[float]
+) -> WeightedArm | None:
+    """An arm of n seeds at the best of some rates, widened three times at the edges; None where the best stays there.
+
+    Its best rate, where the loss is 0, lies up to an octave away from 0.
+    """
+    best = rng.uniform(-1, 1)
+    tried: dict[float, float] = {}
+    next_rates = list(rates)
+    for _ in range(4):
+        tried |= {at: shape(curvature, at - best) + sd * rng.standard_normal() for at in next_rates if at not in tried}
+        chosen = min(tried, key=lambda at: (tried[at], abs(at)))
+        if min(tried) < chosen < max(tried):
+            good = {at: loss for at, loss in tried.items() if math.isfinite(loss)}
+            diverged = tuple(at for at in tried if at not in good)
+            search = RateSearch(tried=tuple(good), losses=tuple(good.values()), chosen=chosen, diverged=diverged)
+            losses = shape(curvature, chosen - best) + sd * rng.standard_normal(n)
+            return WeightedArm(weight=1.0, losses=losses, search=search)
+        next_rates = [chosen - 1 if chosen == min(tried) else chosen + 1]
+    return None
+
+
+def planned(draws: Draws) -> Iterator[Measurement]:
+    """Power as planned, and the recommended numbers of seeds."""
+    cells = [(k, sd, n, base) for (n, base), sd, k in itertools.product(FORECASTS, (2.0, 3.0), (1, 4))]
+    for contrasts, sd, n, base in [*cells, *((k, sd, n, n) for k, sd, n in SEEDS_NEEDED)]:
+        baseline, arm = draws.studies(f"power {sd} {contrasts}", GAUSSIAN, n, (-sd,), base=base)
+        test, promised = welch(arm, baseline), power(sd, (n, base), alpha=ALPHA / contrasts)
+        check = f"power for {sd:g} sd, {n} seeds against {base}, {plural(contrasts, 'contrast')}"
+        yield near(check, (test.p < ALPHA / contrasts) & (test.difference < 0), promised, GAUSSIAN, n)
+    unlike = sum(planning.seeds_for_power(sd, alpha=ALPHA / k) != n for k, sd, n in SEEDS_NEEDED)
+    yield none_of("seeds for 80 % power unlike those by simulation", unlike, len(SEEDS_NEEDED))
+
+
+def measures(draws: Draws) -> Iterator[Measurement]:
+    """Other intervals: over documents, of compute multipliers, of rank agreement, of the best rate."""
+    for sizes in ((4, 4, 4), (54, 5, 40), (4,) * 5, (2, 4, 8, 16, 32), (4,) * 20):
+        labels, held = np.repeat(np.arange(len(sizes)), sizes), []
+        for losses in draws.generator("text", sizes).standard_normal((draws.count, len(sizes)))[:, labels]:
+            se, count = statistics.document_error([losses], [np.zeros_like(losses)], labels)
+            effective = statistics.effective_documents(labels)
+            text = TextNoise(se=se, count=count, unit="documents", effective=effective)
+            held.append(abs(losses.mean()) <= text.halfwidth)
+        case = f"{len(sizes)} documents" + ("" if len(set(sizes)) == 1 else f" of unequal size, {sizes}")
+        yield covers(f"95 % interval over {case}", held, GAUSSIAN)
+    for beta, budgets in itertools.product((0.1, 0.5, 2.0), ((0.5, 1.0, 2.0), (0.25, 1.0, 4.0))):
+        rng, sd = draws.generator("multiplier", beta, *budgets), (budgets[0] ** -beta - budgets[-1] ** -beta) / 20
+        *curve, target = (b**-beta + sd * rng.standard_normal((draws.count, 3)) for b in (*budgets, 1.3))
+        inside = scaling.possible(np.log([1.3]), np.log(budgets), curve, target)[..., 0]
+        yield covers(f"compute multiplier, L = b^-{beta:g} at budgets {budgets}", inside, GAUSSIAN, 3)
+    for apart in (0.1, 1.0, 3.0):
+        rng = draws.generator("tau", apart)
+        early, final = ([i * apart + rng.standard_normal((draws.count, 3)) for i in range(5)] for _ in range(2))
+        high = scaling.tau_bounds(early, final)[1]
+        yield covers(f"Kendall's tau of 5 arms {apart:g} sd apart, true order equal", high >= 1, GAUSSIAN, 3)
+    at, sd = np.linspace(-4.0, 3.0, 12), 0.01  # trials over seven octaves
+    for steeper, noise_known in itertools.product((1.0, 8.0), (True, False)):
+        rng, held = draws.generator("optimum", steeper, noise_known), []
+        for best in rng.uniform(-0.7, 0.7, draws.count // 4):
+            rise = 0.02 * np.where(at < best, 1.0, steeper) * (at - best) ** 2 / np.sqrt(steeper)
+            losses = rise + sd * rng.standard_normal(12)
+            interval = parabola.fit(
+                2.0**at, losses, log=True, effect=0.05, noise_sd=sd if noise_known else None
+            ).interval
+            held += [interval[0] <= 2.0**best <= interval[1]] if interval else []
+        check = f"best rate, {steeper:g} times as steep above, noise {'known' if noise_known else 'unknown'}"
+        yield covers(f"{check}: 95 % interval", held, GAUSSIAN, 12)
+
+
 def controls(draws: Draws) -> Iterator[Measurement]:
     """Wrong analyses of studies without an effect, which the limits must reject."""
     flagged = functools.partial(level, control=True)
@@ -317,11 +440,48 @@ def controls(draws: Draws) -> Iterator[Measurement]:
         yield flagged("control: one pooled variance, one arm at 4 sd", wrong, bank, 5)
 
 
+def agreement(draws: Draws) -> Iterator[Measurement]:
+    """`compare`, one study at a time, against the code for many at once; and two public ablations at 124M."""
+    numbers = ("difference", "p", "p_holm", "p_equivalence_holm", "low", "high", "joint_low", "joint_high")
+    for at, most, names in (((), SINGLE, numbers), (SEEDS, SINGLE // 10, ())):
+        sample = Draws(count=min(most, draws.count // 10), seed=draws.seed)
+        arms, unlike = sample.studies("agreement", T5, SEEDS[-1], MIXED, (0.5, 2.0, 0.2, 1.0)), 0
+        family, decisions = judged(arms)
+        if at:
+            decisions = words_at_looks(arms, planning.declared_looks(at, ALPHA))
+        for i, study in enumerate(zip(*arms, strict=True)):
+            rows = [{"arm": str(a), "seed": s, "value": v} for a, arm in enumerate(study) for s, v in enumerate(arm)]
+            verdicts = compare(rows, baseline="0", smallest_effect=X, looks=at or None, sensitivity=False)
+            for k, contrast in enumerate(verdicts.contrasts):
+                pairs = [(getattr(contrast, name), getattr(family, name)[i, k]) for name in names]
+                same = all(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs)
+                unlike += not (same and decision(contrast) == decisions[i, k])
+        check = f"compare against findings, {'at looks: other word' if at else 'other word or number'}"
+        yield none_of(check, unlike, sample.count * len(MIXED))
+    for name, (word, difference) in GOLDEN.items():
+        rows = [row for row in table("golden_contrasts.csv") if row["contrast"] == name]
+        golden = compare(rows, baseline="baseline", smallest_effect=0.005, metric="val_loss").contrasts[0]
+        yield Measurement(
+            check=f"golden {name}: {word}", n=golden.n_arm, reference=difference, note=golden.verdict,
+            measured=golden.difference if golden.word == word else math.nan,
+            low=difference - 0.00005, high=difference + 0.00005,
+        )  # fmt: skip
+
+
+def decision(contrast: Contrast) -> str:
+    """The result of `decide` that a verdict word expresses."""
+    return contrast.word.partition(":")[0].replace(f" larger than {X:g}", "").replace(f" than {X:g}", "")
+
+
 PARTS: Mapping[str, tuple[str, Callable[[Draws], Iterator[Measurement]]]] = {
     "rates": ("Studies with a known answer (in brackets: an independent simulation)", rates),
     "unequal": ("Unequal seeds, unequal noise, and both; one or two seeds with borrowed noise", unequal),
     "looks": ("Declared looks, seeds added after every open verdict, contrasts dropped after a look", looks),
+    "searched": ("Arms equal at their best learning rates, judged at the best that a search found", searched),
+    "planned": ("Power as simulated (in brackets: as plans promise it)", planned),
+    "measures": ("Intervals beside verdicts", measures),
     "controls": ("Wrong methods, which the same limit must flag", controls),
+    "agreement": ("One study at a time against many at once, and two public ablations", agreement),
 }
 """part -> its title, and its rows"""
 

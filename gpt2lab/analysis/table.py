@@ -2,8 +2,8 @@
 
 A CSV file may be separated by commas, semicolons (then with decimal commas too) or tabs; blank lines and lines that
 begin with # are skipped. Tables of MLflow (`mlflow.search_runs`, with columns run_id, status, metrics.*, params.* and
-tags.*) and Weights & Biases (runs with columns Name and State) are recognised by their columns. The status of a run
-counts, and runs that only group others, or belong to a sweep, belong to no arm.
+tags.*) and Weights & Biases (runs with columns Name and State, or charts with a column for each run) are recognised by
+their columns. The status of a run counts, and runs that only group others, or belong to a sweep, belong to no arm.
 
 A blank value is a run without a result yet; NaN or infinity is a run that failed. No row is dropped. Each run counts
 once: copies of a run, and its training steps, are never taken for seeds. The name of a metric determines direction and
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from gpt2lab.analysis.logged import logged_rows
+from gpt2lab.analysis.logged import RUN, logged_rows
 from gpt2lab.analysis.wording import listed
 from gpt2lab.errors import ConfigError, Problem, unknown
 
@@ -67,6 +67,10 @@ BROKEN = ("failed", "killed", "crashed")
 MIRROR_OPEN = ("running", "failed", "partial", "absent")
 """Status tags of our mirror for runs that the same command resumes; a run that diverged is FAILED alone."""
 
+BETWEEN = " - "
+"""Separates run and metric in the head of a W&B column."""
+NOT_MEASURED = re.compile(r"_.*|.*__(MIN|MAX)")
+"""Metrics of the export itself: `_step`, and the range of a smoothed curve."""
 
 FULL_PRECISION = 7
 """Significant digits at which runs with different seeds do not agree by chance."""
@@ -152,6 +156,8 @@ def read(
         times = [row.cells.get("start_time") for row in rows]
         begun = not any(map(_blank, times)) and len(set(map(type, times))) == 1
     else:
+        if arm is None and _is_wide(columns):
+            rows = _unfolded(rows, columns, metric, where)
         chosen = _plain_columns(rows, where, metric, arm, seed, value)
         if {*WANDB} <= {*_names(rows)}:
             value_column = chosen.value
@@ -304,7 +310,7 @@ def _choose_metric(names: Iterable[str], preferred: Iterable[str], where: str) -
     return best or (names[0] if names else None)
 
 
-# Plain tables.
+# Plain tables, and wide ones.
 
 
 def _plain_columns(
@@ -345,6 +351,42 @@ def _step_column(rows: Sequence[TableRow], columns: Sequence[str], run: Sequence
     several = len({tuple(str(row.cells.get(name)) for name in run) for row in rows}) < len(rows)
     names = {name.casefold(): name for name in columns}
     return next((names[name] for name in (*STEPS, *(PROGRESS if several else ())) if name in names), None)
+
+
+def _is_wide(columns: Sequence[str]) -> bool:
+    """Whether every run has a column, and every step a row."""
+    if "arm" in columns or not columns:
+        return False
+    first, *rest = columns
+    runs = _counts_training(first) and all(RUN.fullmatch(name) for name in rest)
+    return bool(rest) and (runs or any(BETWEEN in name for name in rest))
+
+
+def _unfolded(rows: Sequence[TableRow], columns: Sequence[str], metric: str | None, where: str) -> list[TableRow]:
+    """The same values with the columns arm, seed, step, value and, where it has a name, metric.
+
+    metric: of the values where columns are named after runs alone.
+    Raises ConfigError for a run whose name does not end in its seed.
+    """
+    exported = any(BETWEEN in name for name in columns)
+    shared = [name for name in columns if BETWEEN not in name] if exported else list(columns[:1])
+    step = next(filter(_counts_training, shared), shared[0] if shared else None)
+    if step is None:
+        raise ConfigError("no column holds the steps", where=where)
+    long: list[TableRow] = []
+    for name in columns:
+        run, _, measured = name.rpartition(BETWEEN) if exported else (name, "", metric or "")
+        if name in shared or NOT_MEASURED.fullmatch(measured):
+            continue
+        parts = RUN.fullmatch(run.strip())
+        if parts is None:
+            hint = "name runs as base-seed0, or give a table with the columns arm, seed, step and value"
+            raise ConfigError(f"column '{name}': the name of the run does not end in its seed", where=where, hint=hint)
+        base = parts.groupdict() | ({"metric": measured} if measured else {})
+        for row in [row for row in rows if not _blank(row.cells.get(name))] or rows[-1:]:
+            cells = base | {"step": row.cells.get(step), "value": row.cells.get(name)}
+            long.append(TableRow(f"{row.where}, column '{name}'", cells))
+    return long
 
 
 # Tables of MLflow, and the status of runs.

@@ -45,8 +45,8 @@ def compare(
         str,
         typer.Argument(
             help="A CSV file with columns arm, seed (or run) and value, a loss in nats, or a metric known by name; or "
-            "what Weights & Biases or MLflow export; files or a folder of TensorBoard or lm-eval; "
-            "an MLflow experiment, as mlflow:NAME; or one study of it, as mlflow:posenc@nano.",
+            "what Weights & Biases or MLflow export; files or a folder of TensorBoard, W&B (offline), trackio or "
+            "lm-eval; an MLflow experiment, as mlflow:NAME; or one study of it, as mlflow:posenc@nano.",
             metavar="TABLE|FOLDER|mlflow:EXPERIMENT",
         ),
     ],

@@ -64,7 +64,7 @@ def table_of(title: str, rows: list[Measurement]) -> Table:
     for row in rows:
         lines.setdefault((row.check, row.n), {})[row.bank] = row
     banks = list(dict.fromkeys(row.bank for row in rows))
-    table = Table("check", "n", *banks, "accepted", "", box=None, padding=(0, 1))
+    table = Table("check", "n", *(bank or "measured" for bank in banks), "accepted", "", box=None, padding=(0, 1))
     table.title, table.title_justify = Text(title, style="bold"), "left"
     for (check, n), cells in lines.items():
         first, wrong = next(iter(cells.values())), [row for row in cells.values() if not row.ok]
@@ -80,7 +80,10 @@ def table_of(title: str, rows: list[Measurement]) -> Table:
 
 def _measured(row: Measurement) -> str:
     """The measurement, with its reference where there is one."""
-    return f"{row.measured:.3f}" + ("" if row.reference is None else f" ({row.reference:.3f})")
+    if row.high == 0:
+        return f"{row.measured:g} {row.note}"
+    digits = 3 if row.bank else 4
+    return f"{row.measured:.{digits}f}" + ("" if row.reference is None else f" ({row.reference:.{digits}f})")
 
 
 def _accepted(row: Measurement) -> str:

@@ -8,17 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gpt2lab.basics.text import clean, plural, quantity, time_taken
 from gpt2lab.errors import DataFault
 from gpt2lab.planning.prediction import FILE
-from gpt2lab.reports import prediction
+from gpt2lab.reports import prediction, style
 from gpt2lab.reports.page import Page, Section, write_page
 from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, difference_cell, kind_of
 from gpt2lab.store import read_json
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OVERVIEW = (
+    "Every contrast with a verdict that claims or bounds a difference. Its interval is a multiple of the smallest "
+    "effect that its study declared to matter (shaded: smaller); numbers at the side are in the unit of the study. "
+    "The axis is linear within the shading and logarithmic beyond; an arrow is an end outside the frame."
+)
+COLOURS = {"better": style.ARMS[2], "worse": style.ARMS[1], "no difference": style.ARMS[0]}
+"""How a verdict begins, likely ones included -> how it is drawn."""
 Record = Mapping[str, Any]
 """A `verdicts.json`, or a study of `index.json`."""
 
@@ -42,7 +52,7 @@ def write_front(place: str | Path) -> Path:
             f"{plural(len(by_question), 'question')}, {plural(len(records), 'study')}, "
             f"{plural(contrasts, 'contrast')}; {time_taken(seconds)} of training."
         ],
-        sections=[*map(section_of, by_question.values()), *([small_large] if small_large else [])],
+        sections=[*overview(records), *map(section_of, by_question.values()), *([small_large] if small_large else [])],
         files=("README.md", FILE),
         figures="",
         source="the published pages",
@@ -53,11 +63,49 @@ def write_front(place: str | Path) -> Path:
 def read(path: Path) -> Record:
     """A published `verdicts.json`. Raises DataFault."""
     record = read_json(path)
-    needed = ("name", "ablation", "scale", "question", "conclusion", "parameters", "tokens", "seconds", "contrasts")
+    needed = ("name", "ablation", "scale", "question", "conclusion", "parameters", "tokens", "seconds", "contrasts",
+              "baseline", "unit", "smallest_effect")  # fmt: skip
     if not isinstance(record, dict) or not set(needed) <= record.keys():
         name = path.parent.name
         raise DataFault("is not as a page writes it", where=str(path), hint=f"gpt2lab report {name} --publish")
     return record
+
+
+def overview(records: Sequence[Record]) -> Iterator[Section]:
+    """All that was decided, in one figure with a panel for each study; nothing where nothing was."""
+    decided: dict[str, list[style.Interval]] = {}
+    for record in records:
+        for contrast in record["contrasts"]:
+            kind = kind_of(contrast["word"]).removeprefix("likely ")
+            if kind in COLOURS and contrast["difference"] is not None:
+                low, middle, high = _numbers(contrast)
+                label = contrast["arm"] if contrast["against"] == record["baseline"] else _label(contrast)
+                shown = f"{difference_cell(middle, low, high).text} {record['unit']}, {kind_of(contrast['word'])}"
+                ends = (end / record["smallest_effect"] for end in (middle, low, high))
+                bar = style.Interval(clean(label), *ends, shown, COLOURS[kind])
+                decided.setdefault(record["name"], []).append(bar)
+    if decided:
+        with style.drawing():
+            picture = style.picture("overview", "What was decided", OVERVIEW, draw(decided))
+        yield Section(title="What was decided", figures=[picture])
+
+
+def draw(decided: Mapping[str, Sequence[style.Interval]]) -> Figure:
+    """Differences in smallest effects, a panel for each study."""
+    bars = [bar for panel in decided.values() for bar in panel]
+    limit = 1.3 * min(max(abs(end) for bar in bars for end in (bar.low, bar.high)), 50.0)
+    figure = style.empty(style.WIDE, 0.7 + sum(0.5 + 0.27 * len(panel) for panel in decided.values()))
+    heights = [1.4 + len(panel) for panel in decided.values()]
+    panels = figure.subplots(len(decided), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (name, panel) in zip(panels, decided.items(), strict=True):
+        axes.set_xscale("symlog", linthresh=1.0, linscale=0.6)
+        axes.axvspan(-1, 1, color=style.BAND, linewidth=0, zorder=0)
+        style.zero_line(axes, "vertical")
+        style.draw_intervals(axes, panel, (-limit, limit), ("better", "worse"))
+        axes.set_title(name, fontsize=9.5)
+    panels[-1].set_xlabel("difference, in smallest effects that matter")
+    panels[-1].xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    return figure
 
 
 def section_of(studies: Sequence[Record], compared: str = "Published") -> Section:
@@ -89,13 +137,23 @@ def _rows(studies: Sequence[Record]) -> Iterator[Row]:
 def _found(contrast: Record, study: Record) -> Cell:
     """The verdict at one scale; below it the difference and its interval, with a link to the study's page."""
     start = kind_of(contrast["word"])
-    low, middle, high = (
-        math.nan if contrast[key] is None else float(contrast[key]) for key in ("low", "difference", "high")
-    )
+    low, middle, high = _numbers(contrast)
     difference = difference_cell(middle, low, high)
     shown = f"{difference.text} {difference.detail}".strip()
     page = study.get("page", quote(f"{study['name']}/index.html"))
     return Cell(start, Link(shown, page, after=f" {study['unit']}, n = {contrast['n_arm']}"), CHIPS[start])
+
+
+def _numbers(contrast: Record) -> tuple[float, float, float]:
+    """The difference between the ends of its interval; NaN for what is not known."""
+    low, middle, high = (
+        math.nan if contrast[key] is None else float(contrast[key]) for key in ("low", "difference", "high")
+    )
+    return low, middle, high
+
+
+def _label(contrast: Record) -> str:
+    return f"{contrast['arm']} − {contrast['against']}"
 
 
 def _place(study: Record) -> str:

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -52,12 +53,13 @@ BAND = "#eceff3"
 BASELINE, ARMS = BASELINE_COLOUR, ARM_COLOURS
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface", BAND: "--band", BASELINE: "--arm-0"}
 VARIABLES |= {colour: f"--arm-{i}" for i, colour in enumerate(ARMS, start=1)}
+OTHER_SCRIPTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS",
+                 "Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Symbola", "Unifont")  # fmt: skip
 DRAWING: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gpt2lab",  # without it, every id is drawn from a random source
     "text.hinting": "no_hinting",  # text in PNG is as wide as in SVG, whose layout it shares
     "pdf.fonttype": 42,  # text stays text, and conferences refuse fonts of type 3
-    "font.family": ["DejaVu Sans"],  # of matplotlib, and wider than what browsers put in its place, so labels fit
     "font.size": 9.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -92,11 +94,21 @@ def drawing() -> Iterator[None]:
     defaults: dict[Any, Any] = {
         k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(("backend", "interactive"))
     }
-    style = {**defaults, **DRAWING}
+    style = {**defaults, **DRAWING, "font.family": families()}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # The browser has glyphs that DejaVu lacks; only the width of such a label is a guess.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
         yield
+
+
+@cache
+def families() -> list[str]:
+    """DejaVu Sans, which ships with matplotlib and is wider than what browsers put in its place, so labels fit; then
+    whatever this machine has for the writing systems that it lacks."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,19 +14,14 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from benchmarks import searches
 from gpt2lab.analysis import judging, planning, selftest, statistics
-from gpt2lab.analysis.compare import compare
-from gpt2lab.analysis.planning import Look, declared_looks
+from gpt2lab.analysis.planning import Look, declared_looks, seeds_for_power
 from gpt2lab.analysis.selftest import BANKS, PARTS, QUICK, Draws, Measurement, chance, level, near
-from gpt2lab.analysis.statistics import Comparison, adjust, welch
-from gpt2lab.analysis.verdicts import TextNoise
+from gpt2lab.analysis.statistics import Comparison, adjust, linear, welch
 from gpt2lab.errors import ConfigError
 
 Array = NDArray[np.float64]
 FEW = 1000
-MIXED = (-4.0, -1.5, 0.0, 1.0)
-"""True differences, in sd, that get every kind of verdict."""
 
 
 @pytest.fixture
@@ -33,6 +29,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """One noise bank, three seeds, few studies of a kind: the faults below show in any of them."""
     for name, value in (
         ("BANKS", BANKS[:1]), ("SEEDS", (3,)), ("TIMES", 4), ("UNEQUAL", ((4, 3, 10),)),
+        ("CURVATURES", ((0.005, 0.005),)), ("SEARCHED", (10,)), ("SINGLE", 20), ("FORECASTS", ((5, 5),)),
+        ("SEEDS_NEEDED", ((1, 2.0, 6), (4, 3.0, 5))),
+        ("SHAPES", {"a parabola": selftest.SHAPES["a parabola"]}),
     ):  # fmt: skip
         monkeypatch.setattr(selftest, name, value)
 
@@ -99,13 +98,24 @@ def unadjusted(comparisons: Any, **terms: Any) -> statistics.Family:
      "looks at n = 3, 5, 8, 1 arm, all null: any better/worse"),
     (statistics, "adjust", lambda tests, **terms: adjust(tests, **terms | {"dropped": 0}), "looks",
      "the best of 4 arms kept, 3 dropped: better/worse"),
+    (statistics, "at_best_rates", lambda test, *_, **__: test, "searched",
+     "bracket, a parabola, curvature 0.005 and 0.005, sd 0.0015: better/worse"),
+    (statistics, "effective_documents", lambda labels: 20, "measures", "95 % interval over 3 documents"),
+    (planning, "seeds_for_power", lambda effect, *, alpha: seeds_for_power(effect, alpha=alpha) + 1, "planned",
+     "seeds for 80 % power unlike those by simulation"),
+    (selftest, "power", lambda *_, **__: 0.9, "planned", "power for 2 sd, 5 seeds against 5, 1 contrast"),
+    (judging, "linear", lambda arms, *more, **terms: linear([arms[0] + 1.5, *arms[1:]], *more, **terms), "agreement",
+     "compare against findings, other word or number"),
+    (sys.modules["gpt2lab.analysis.compare"], "declared_looks",
+     lambda at, alpha: [Look(n, alpha / 50) for n in at], "agreement",
+     "compare against findings, at looks: other word"),
     (selftest, "SIGMAS", 30.0, "controls", "control: percentile bootstrap"),
 ])  # fmt: skip
 def test_each_wrong_part_fails(
     where: Any, name: str, wrong: Any, part: str, check: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(where, name, wrong)
-    assert check in failed(part, 4000 if part == "looks" else 500)
+    assert check in failed(part, 4000 if part in ("looks", "searched") else 500)
 
 
 @pytest.mark.usefixtures("small")
@@ -113,15 +123,16 @@ def test_a_turned_sign_fails_where_there_is_a_difference(monkeypatch: pytest.Mon
     right = judging.decide
     monkeypatch.setattr(judging, "decide", lambda d, *p, **terms: right(-np.asarray(d), *p, **terms))
     assert failed("rates") == {"true -3 sd: better", "true -2 sd: better"}
+    assert failed("agreement") == {"golden mudd_skips: better"}
 
 
 def test_the_same_draws_and_seed_give_the_same_rows_and_another_seed_others() -> None:
     first, again, other = (selftest.selftest(FEW, seed, parts=["controls"]) for seed in (3, 3, 4))
     assert first == again and first.rows != other.rows
     told: list[tuple[str, int]] = []
-    both = selftest.selftest(FEW, 3, parts=["unequal", "controls"], progress=lambda part, n: told.append((part, n)))
+    both = selftest.selftest(FEW, 3, parts=["measures", "controls"], progress=lambda part, n: told.append((part, n)))
     assert both.rows[-len(first.rows) :] == first.rows  # no part depends on the others
-    assert told[0] == ("unequal", 0) and told[-1] == ("controls", len(both.rows))
+    assert told[0] == ("measures", 0) and told[-1] == ("controls", len(both.rows))
     record = json.loads(json.dumps(both.to_json(), allow_nan=False))
     assert (record["ok"], record["draws"], record["seed"], len(record["rows"])) == (True, FEW, 3, len(both.rows))
     assert record["rows"][0].keys() >= {"check", "bank", "n", "measured", "reference", "low", "high", "ok", "status"}
@@ -161,57 +172,7 @@ def test_studies_have_the_noise_and_shifts_that_they_are_drawn_with() -> None:
 
 
 def test_one_look_is_findings_and_every_word_occurs() -> None:
-    arms = Draws(count=500, seed=1).studies("one look", BANKS[1], 8, MIXED, (0.5, 2.0, 0.2, 1.0))
+    arms = Draws(count=500, seed=1).studies("one look", BANKS[1], 8, selftest.MIXED, (0.5, 2.0, 0.2, 1.0))
     decisions = selftest.judged(arms)[1]
     assert (selftest.words_at_looks(arms, declared_looks((8,), 0.05)) == decisions).all()
     assert set(decisions.ravel()) >= {"better", "better (smaller)", "worse (smaller)", "no difference", "inconclusive"}
-
-
-@pytest.mark.parametrize("at", [(), (3, 5, 8)])
-def test_one_study_at_a_time_is_judged_as_many_at_once(at: tuple[int, ...]) -> None:
-    """`compare`, which judges studies, against the code that the self-test simulates."""
-    numbers = ("difference", "p", "p_holm", "p_equivalence_holm", "low", "high", "joint_low", "joint_high")
-    arms = Draws(count=8 if at else 30, seed=0).studies("agreement", BANKS[1], 8, MIXED, (0.5, 2.0, 0.2, 1.0))
-    family, decisions = selftest.judged(arms)
-    if at:
-        decisions = selftest.words_at_looks(arms, declared_looks(at, selftest.ALPHA))
-    for i, study in enumerate(zip(*arms, strict=True)):
-        rows = [{"arm": str(a), "seed": s, "value": v} for a, arm in enumerate(study) for s, v in enumerate(arm)]
-        verdicts = compare(rows, baseline="0", smallest_effect=selftest.X, looks=at or None, sensitivity=False)
-        for k, contrast in enumerate(verdicts.contrasts):
-            word = contrast.word.partition(":")[0].replace(" larger than 3", "").replace(" than 3", "")
-            assert word == decisions[i, k]
-            for name in () if at else numbers:
-                assert getattr(contrast, name) == pytest.approx(getattr(family, name)[i, k], rel=1e-9), name
-
-
-@pytest.mark.parametrize(
-    ("name", "word", "difference"),
-    [("mudd_skips", "better", -0.0084), ("fp8_mlp_down", "no difference larger than 0.005", 0.0001)],
-)
-def test_two_public_ablations_get_their_words(name: str, word: str, difference: float) -> None:
-    rows = [row for row in selftest.table("golden_contrasts.csv") if row["contrast"] == name]
-    [golden] = compare(rows, baseline="baseline", smallest_effect=0.005, metric="val_loss").contrasts
-    assert golden.word == word and golden.difference == pytest.approx(difference, abs=0.00005)
-
-
-@pytest.mark.parametrize("sizes", [(4, 4, 4), (54, 5, 40), (4,) * 5, (2, 4, 8, 16, 32), (4,) * 20])
-def test_the_interval_over_documents_is_covered(sizes: tuple[int, ...]) -> None:
-    labels, held, draws = np.repeat(np.arange(len(sizes)), sizes), [], 1000
-    for losses in np.random.default_rng(sizes).standard_normal((draws, len(sizes)))[:, labels]:
-        se, count = statistics.document_error([losses], [np.zeros_like(losses)], labels)
-        text = TextNoise(se=se, count=count, unit="documents", effective=statistics.effective_documents(labels))
-        held.append(abs(losses.mean()) <= text.halfwidth)
-    assert np.mean(held) >= 0.95 - chance(0.05, draws)
-
-
-def test_arms_that_are_equal_at_their_best_rates_differ_only_where_the_search_is_ignored(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(searches, "CURVATURES", ((0.005, 0.005),))
-    monkeypatch.setattr(searches, "SEARCHED", (10,))
-    monkeypatch.setattr(searches, "SHAPES", {"a parabola": searches.SHAPES["a parabola"]})
-    assert all(row.ok for row in searches.searched(Draws(count=500, seed=0)))
-    monkeypatch.setattr(statistics, "at_best_rates", lambda test, *_, **__: test)
-    wrong = [row.check for row in searches.searched(Draws(count=4000, seed=0)) if not row.ok]
-    assert "bracket, a parabola, curvature 0.005 and 0.005, sd 0.0015: better/worse" in wrong

@@ -255,7 +255,7 @@ def test_words_for_no_value_and_for_failures(read: Read) -> None:
     ("arm,sead,value\na,0,2\n", r"unknown column 'run'"),
     ("arm,seed,values\na,0,2\n", r"unknown column 'value'; did you mean 'values'\?"),
     ("arm,seed,acc,val_loss\na,0,2,2\n", r"which metric\? The table holds acc, val_loss"),
-    ("Step,lively-sun - loss\n1,2.0\n", "no columns 'arm' and 'run'"),
+    ("Step,lively-sun - loss\n1,2.0\n", "column 'lively-sun - loss': the name of the run does not end in its seed"),
     ("arm,seed,value\n", "no rows"),
     ("", "no rows"),
     (b"arm,seed,value\na,0,\xff\n", "not a CSV file in UTF-8"),
@@ -386,6 +386,18 @@ def test_steps_are_no_seeds(seed: str) -> None:
 
 
 # Weights & Biases.
+
+
+def test_charts_with_a_column_for_each_run(read: Read) -> None:
+    runs = [f"{arm}-seed{seed}" for arm in ("base", "new") for seed in range(3)]
+    measured = ("_step", "val/loss", "val/loss__MIN", "val/loss__MAX")
+    heads = [f'"{run} - {metric}"' for run in runs for metric in measured]
+    lines = [",".join(f"{step},{loss + (300 - step) / 300},0,9" for loss in (*BASE, *NEW)) for step in (100, 200, 300)]
+    table = "\n".join([",".join(["Step", *heads]), *(f"{100 * i},{line}" for i, line in enumerate(lines, 1))])
+    assert str(read(table)) == str(judged(rows())) and read(table).metric == "val/loss"
+    names, values = ",".join(run.replace("-seed", "_s") for run in runs), ",".join(map(str, (*BASE, *NEW)))
+    bare = f"step,{names}\n300,{values}\n"
+    assert str(read(bare)) == str(judged(rows())) and read(bare, metric="val/loss").metric == "val/loss"
 
 
 def test_runs_by_their_state(read: Read) -> None:

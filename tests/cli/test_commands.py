@@ -149,6 +149,7 @@ ROWS = (
     BETTER,
     replace(BETTER, bank="t5", measured=0.352, reference=0.353, low=0.32, high=0.385),
     Measurement(part="controls", check="control: peeking", bank="t5", n=10, measured=0.14, high=0.065, control=True),
+    Measurement(part="agreement", check="other word", measured=0, high=0, note="of 800"),
 )
 
 
@@ -173,7 +174,8 @@ def test_a_line_for_each_check_with_every_bank_its_reference_and_the_accepted_ra
     assert answer.code == 0 and answer.err == ""
     assert "true -3 sd: better 3 0.281 (0.290) 0.352 (0.353) within 0.03 of it accepted" in lines
     assert "control: peeking 10 0.140 > 0.065 flagged" in lines
-    assert lines[-1] == "calibrated: 2 checks accepted and 1 wrong method flagged, with 2,000 draws (seed 0)"
+    assert "other word 0 of 800 <= 0 accepted" in lines
+    assert lines[-1] == "calibrated: 3 checks accepted and 1 wrong method flagged, with 2,000 draws (seed 0)"
 
 
 @pytest.mark.parametrize(
@@ -185,23 +187,23 @@ def test_the_number_of_draws(gpt2lab: Call, draws: list[int], options: tuple[str
 
 
 def test_a_rejected_row_is_named_with_its_bank_and_fails(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = (ROWS[0], replace(ROWS[1], measured=0.5), replace(ROWS[2], measured=0.03))
+    rows = (ROWS[0], replace(ROWS[1], measured=0.5), replace(ROWS[2], measured=0.03), ROWS[3])
     monkeypatch.setattr(selftest, "selftest", lambda draws, progress: SelfTest(rows=rows, draws=draws, seed=0))
     answer = gpt2lab("selftest", "statistics", "--quick")
     lines = [" ".join(line.split()) for line in answer.out.splitlines()]
     assert answer.code == 1
     assert any(line.endswith("rejected (t5)") for line in lines) and any(line.endswith("missed") for line in lines)
-    assert lines[-1].startswith("NOT calibrated: 2 of 3 checks failed")
+    assert lines[-1].startswith("NOT calibrated: 2 of 4 checks failed")
     assert gpt2lab("selftest", "statistics", "--json").code == 1
 
 
 def test_json_is_the_result_and_nothing_else(gpt2lab: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real self-test, from the command line to its last row, of one part."""
-    monkeypatch.setattr(selftest, "PARTS", {name: PARTS[name] for name in ("controls",)})
+    """The real self-test, from the command line to its last row, of two parts."""
+    monkeypatch.setattr(selftest, "PARTS", {name: PARTS[name] for name in ("measures", "controls")})
     answer = gpt2lab("selftest", "statistics", "--draws", "1000", "--json")
     record = json.loads(answer.out)
     assert (answer.code, answer.err, record["ok"], record["draws"]) == (0, "", True, 1000)
-    assert {row["status"] for row in record["rows"]} == {"flagged"} and len(record["rows"]) == 15
+    assert {row["status"] for row in record["rows"]} == {"accepted", "flagged"} and len(record["rows"]) == 33
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_every_question_has_its_answer_at_each_scale(place: Path, tmp_path: Path
     assert [said["rotary"] for said in words] == ["better", "worse"]
     assert large["answer"] in shown.text and small["answer"] not in shown.text  # where nothing is concluded
     row = next(line for line in markdown.splitlines() if line.startswith("| rotary"))
+    assert "![What was decided](overview.svg)" in markdown
     assert row.index("**worse**") < row.index("**better**") and "2.759 against 2.809 nats" in row
     for name in NAMES:
         assert f"{name.replace('@', '%40')}/index.html" in shown.links()

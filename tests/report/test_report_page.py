@@ -77,7 +77,7 @@ def test_verdicts_json_and_results_csv_hold_the_numbers(finished: Path) -> None:
 
 def test_the_twin_says_what_the_page_says(finished: Path) -> None:
     figures = assert_twin(finished / "reports/posenc@nano")
-    assert figures == ["contexts", "differences", "seeds", "training"]
+    assert figures == ["contexts", "differences", "seeds", "training", "training-flops", "training-seconds"]
 
 
 def test_anchors_are_unique_and_every_link_leads_somewhere(finished: Path) -> None:

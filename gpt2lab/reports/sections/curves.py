@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ TRAINING = (
     "has not finished, up to its last finite loss. Grey lines: what counting tokens (unigram) and pairs of tokens "
     "(bigram) reach. These evaluations during training are not what the verdicts rest on."
 )
+FURTHER = "Validation loss against FLOPs and seconds"
 ZOOM_FROM = 0.7
 """Share of training from which the second panel shows it."""
 BEYOND = (
@@ -98,14 +99,37 @@ def during_training(read: StudyRead) -> Section:
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     own = read.study.validation_text is not None
     metric = f"{BITS}, bits per byte" if own else f"{LOSS}, nats per token"
-    figure = training(by_arm, read.looks, {} if own else read.study.floors or {}, metric)
-    return Section(front=[style.picture("training", "Validation loss during training", caption, figure)])
+    floors = {} if own else read.study.floors or {}
+    figure = training(by_arm, read.looks, floors, metric)
+    front = [style.picture("training", "Validation loss during training", caption, figure)]
+    return Section(title=FURTHER, front=front, figures=list(_further(read, by_arm, floors, metric)), folded=True)
+
+
+def _further(
+    read: StudyRead, by_arm: Sequence[Curves], floors: Mapping[str, float], metric: str
+) -> Iterator[style.Picture]:
+    """The same curves over FLOPs and over seconds, where these are known."""
+    factors = {"FLOPs": {arm: read.study.arms[arm].flops_per_token for arm in read.arms}}
+    factors["seconds"] = {arm: 1 / (summary.tokens_per_second or math.inf) for arm, summary in read.arms.items()}
+    for unit, per_token in factors.items():
+        if all(per_token[curves.arm] for curves in by_arm if curves.points()):
+            scaled = [_scaled(curves, per_token[curves.arm]) for curves in by_arm]
+            figure = training(scaled, read.looks, floors, metric, f"training {unit}")
+            caption = "At the median speed of each arm." if unit == "seconds" else "At the FLOPs per token of each arm."
+            yield style.picture(f"training-{unit.lower()}", f"Validation loss against {unit}", caption, figure)
+
+
+def _scaled(curves: Curves, factor: float) -> Curves:
+    """The same curves over tokens x factor: the FLOPs or seconds of a token, which the runs of an arm share."""
+    parts = ([([factor * at for at in x], y) for x, y in part] for part in (curves.healthy, curves.failed))
+    return Curves(curves.arm, *parts)
 
 
 def training(
-    by_arm: Sequence[Curves], look: Mapping[str, ArmStyle], floors: Mapping[str, float], metric: str
-) -> Figure:
-    """Loss against tokens: the whole on the left, the last 30 % of it on the right."""
+    by_arm: Sequence[Curves], look: Mapping[str, ArmStyle], floors: Mapping[str, float], metric: str,
+    x: str = "training tokens",
+) -> Figure:  # fmt: skip
+    """Loss against tokens or another measure `x`: the whole on the left, the last 30 % of it on the right."""
     points = [xy for c in by_arm for xy in c.points()]
     last = max((float(at.max()) for at, _ in points), default=0.0)
     ends = {c.arm: _since(c.healthy, ZOOM_FROM * last) for c in by_arm if c.healthy}
@@ -117,7 +141,7 @@ def training(
             style.draw_curves(axes, c, look[c.arm])
         for value in floors.values():
             axes.axhline(value, color=style.MUTED, linewidth=1, dashes=(3, 2), zorder=1)
-        axes.set_xlabel("training tokens")
+        axes.set_xlabel(x)
         axes.xaxis.set_major_formatter(style.thousands)
     low = min([float(y.min()) for _, y in points] + list(floors.values()), default=0.0)
     high = max([float(y[0]) for _, y in points] + list(floors.values()), default=1.0)  # not of a loss that blows up

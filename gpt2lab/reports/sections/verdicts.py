@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast, Verdicts
+from gpt2lab.analysis.alternatives import alternatives, claim
 from gpt2lab.analysis.planning import FIRST
 from gpt2lab.analysis.results import LOSS, Study
+from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.basics.text import DASH, apart, change, number, plural, quantity, shorten
 from gpt2lab.reports import style, tables
@@ -40,7 +42,9 @@ SENSITIVITY = (
     "the seeds that both arms share; a permutation test needs 4 seeds per arm. Detectable: the true difference found "
     "four times out of five, and the same with the noise at its upper 80 % limit. Text noise: half the 95 % interval "
     "of the difference over the documents that were scored; seeds do not lessen it, more validation text does. Search "
-    "of rates: what is added to the interval because each arm's best rate is known only from a few trials."
+    "of rates: what is added to the interval because each arm's best rate is known only from a few trials. Other "
+    "claim: how many of these analyses (adjusted for the family), of those that leave out one seed, and of other text, "
+    "would not claim what the verdict claims."
 )
 BOUNDS = (
     "At least: the near end of the interval that holds together with those of all contrasts. At most: the smallest X "
@@ -282,10 +286,19 @@ def sensitivity(read: StudyRead) -> Section | None:
             "Detectable:number": Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper),
             "Text noise:number": Cell(_halfwidth(text.halfwidth), f"{text.count} {text.unit}") if text else DASH,
             "Search of rates:number": _halfwidth(c.halfwidths["search"]) if "search" in c.halfwidths else None,
+            "Other claim": _others(read, c, text),
         }
 
     table = tabulate(read.verdicts.contrasts, cells)
     return Section(table=table, note=SENSITIVITY, folded=True) if table else None
+
+
+def _others(read: StudyRead, contrast: Contrast, text: TextNoise | None) -> Cell:
+    """How many of the alternatives would claim something else, and which."""
+    searched = read.study.bracketed or read.study.tune is not None
+    claims = alternatives(read.verdicts, contrast, text, searched=searched)
+    other = [name for name, kind in claims.items() if kind != claim(contrast.word)]
+    return Cell(f"{len(other)} of {len(claims)}", ", ".join(other)) if claims else Cell(DASH)
 
 
 def _halfwidth(value: float) -> str:
