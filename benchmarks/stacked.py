@@ -1,7 +1,7 @@
 """`stacked`: several seeds of one model trained as one, with stacked weights, against one after another.
 
 Small models keep a GPU waiting for the next kernel. Here every kernel computes a layer of all seeds. A prototype, to
-find out what that is worth: gpt2lab does not train runs in this way.
+find out what that is worth; no run is trained in this way.
 
 Shapes: S seeds, B batch, T tokens, C channels, H heads, N = B x T rows, V vocabulary.
 """
