@@ -81,8 +81,8 @@ def overview(records: Sequence[Record]) -> Iterator[Section]:
                 low, middle, high = _numbers(contrast)
                 label = contrast["arm"] if contrast["against"] == record["baseline"] else _label(contrast)
                 shown = f"{difference_cell(middle, low, high).text} {record['unit']}, {kind_of(contrast['word'])}"
-                ends = (end / record["smallest_effect"] for end in (middle, low, high))
-                bar = style.Interval(clean(label), *ends, shown, COLOURS[kind])
+                least = record["smallest_effect"]
+                bar = style.Interval(clean(label), middle / least, low / least, high / least, shown, COLOURS[kind])
                 decided.setdefault(record["name"], []).append(bar)
     if decided:
         with style.drawing():
