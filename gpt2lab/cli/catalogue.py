@@ -321,6 +321,7 @@ def all_slots(plugin: list[str] | None) -> dict[str, Slot]:
 
 def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
     """`slot=name,option=value,...` as slot, component and choice; of a name that one slot alone has, its default."""
+    from gpt2lab.config import load_config
     from gpt2lab.registry import Misfit
 
     if "=" not in what:
@@ -332,6 +333,10 @@ def chosen(what: str, slots: dict[str, Slot]) -> tuple[Slot, Component, Choice]:
         if not having and what in slots:
             raise ConfigError(f"'{what}' is a slot, not a component", hint=f"gpt2lab components {what}")
         if not having:
+            settings = [f"{section}.{key}" for section, part in load_config(FLAGSHIP).tree().items()
+                        if isinstance(part, dict) for key in part]  # fmt: skip
+            if key := next((key for key in settings if what in (key, key.partition(".")[2])), None):
+                raise ConfigError(f"'{what}' is a setting, {key}, not a component", hint="gpt2lab schema preset")
             guess = nearest(what, sorted({name for slot in slots.values() for name in slot.names()}))
             suggestion = f"; did you mean '{guess}'?" if guess else ""
             raise ConfigError(f"'{what}' is not SLOT=NAME, nor a component{suggestion}",

@@ -212,6 +212,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "too many seeds": (["check", POSENC, "--seeds", "101"], "--seeds: from 1 to 100 seeds are expected"),
     "a shipped file by another name": (["run", "posenc.yml"], "posenc.yml: no such file; did you mean 'posenc', which"),
     "a slot to explain": (["explain", "mlp"], "'mlp' is a slot, not a component\ntry: gpt2lab components mlp"),
+    "a setting to explain": (["explain", "lr"], "'lr' is a setting, optim.lr, not a component\ntry: gpt2lab schema"),
     "unknown slot": (["components", "mpl"], "unknown slot 'mpl'; did you mean 'mlp'"),
     "unknown slot to explain": (["explain", "nrm=rmsnorm"], "unknown slot 'nrm'; did you mean 'norm'"),
     "no SLOT=NAME": (["explain", "rmsnrom"], "nor a component; did you mean 'rmsnorm'?"),
