@@ -340,9 +340,15 @@ def _group(start: str, contrasts: Sequence[Contrast], verdicts: Verdicts) -> str
         pairs = (c.arm if c.against == verdicts.baseline else f"{c.arm} against {c.against}" for c in contrasts)
         return f"{title}: {listed(f'{pair} ({detail(c)})' for pair, c in zip(pairs, contrasts, strict=True))}."
     if start == "no difference":
-        first, *rest = (f"between {c.arm} and {c.against}" for c in contrasts)
-        places = ", ".join([f"B{first[1:]}", *rest[:-1]]) + (f", and {rest[-1]}" if rest else "")
-        return f"{places}, any difference is smaller than {verdicts.smallest_effect:g} {verdicts.unit}."
+        least = f"smaller than {verdicts.smallest_effect:g} {verdicts.unit}"
+        arms: dict[str, list[str]] = {}
+        for c in contrasts:
+            arms.setdefault(c.against, []).append(c.arm)
+        return " ".join(
+            f"Any difference between {names[0]} and {against} is {least}." if len(names) == 1
+            else f"Any differences to {against} are {least}: {listed(names)}."
+            for against, names in arms.items()
+        )  # fmt: skip
     opening = "Judged by the noise of baseline repeats, on one or two seeds: " if start == "likely" else ""
     return f"{opening}{listed(_size(c, verdicts) for c in contrasts)}."
 
