@@ -39,6 +39,9 @@ DIFF_POINTS = 8
 """Steps at which `diff` shows both curves."""
 
 
+MOST_CHANGES = 3
+"""Changes of a run in a table; `show` and --csv have all."""
+
 MOST_ROWS = 500
 """In a table, unless --limit says otherwise."""
 
@@ -130,7 +133,9 @@ def runs(
         shown_rows = rows[: limit or MOST_ROWS]
         for row in shown_rows:
             loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
-            changes = ", ".join(f"{key.rpartition('.')[2]}={in_short(value)}" for key, value in row["changes"].items())
+            listed = [f"{key.rpartition('.')[2]}={in_short(value)}" for key, value in row["changes"].items()]
+            more = len(listed) - MOST_CHANGES
+            changes = ", ".join([*listed[:MOST_CHANGES], *([f"{more} more"] if more > 0 else [])])
             status = row["status"] if row["status"] in ("finished", "diverged") else f"{row['status']} {row['step']}"
             study = (row["study"] or "-") + "".join(f" #{tag}" for tag in row["tags"])
             shown: list[Any] = [row["id"], status, row["arm"] or "-", row["seed"] or "-", changes, loss]
