@@ -11,10 +11,10 @@ import pytest
 
 
 def joined(cluster: Any, cpus: int) -> Any:
-    """A further node. On a busy machine Ray gives up after half a minute, so it is asked more than once."""
+    """A node, the first one as head. On a busy machine Ray gives up after half a minute; it is asked more than once."""
     for left in reversed(range(5)):
         with contextlib.suppress(Exception) if left else contextlib.nullcontext():  # Ray raises no class of its own
-            return cluster.add_node(num_cpus=cpus)
+            return cluster.add_node(num_cpus=cpus, include_dashboard=False)
     raise AssertionError
 
 
@@ -32,8 +32,9 @@ def ray_cluster() -> Iterator[Any]:
         ray = ray_of()
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        joined(cluster, 2)
+        cluster = Cluster()
+        for cpus in (0, 2):
+            joined(cluster, cpus)
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         yield cluster
         ray.shutdown()
