@@ -70,7 +70,7 @@ def main(draws: int = 10_000, seed: int = 0, alpha: float = 0.05) -> None:
     (times the family), then for every true difference the power, and the mean number of seeds per arm."""
     from gpt2lab.analysis.selftest import BANKS, GAUSSIAN, noise
 
-    one_by_one, effects, spreads, most = tuple(range(3, 13)), (1.0, 2.0, 3.0, 4.0, 6.0), (1.0, 2.0, 4.0), 48
+    one_by_one, effects, spreads, most = tuple(range(3, 13)), (1.0, 2.0, 3.0, 4.0, 6.0), (1.0, 4.0, 10.0), 48
     for members in (1, 4):
         designs = {
             "8 seeds": ([Look(8, alpha)], 8),

@@ -282,7 +282,8 @@ def run_ablation(
     executor: Executor | None = None,
     **options: Unpack[StudyOptions],
 ) -> StudyResult:
-    """Train the unfinished runs of an ablation at one scale, and judge it. Options: those of `StudyOptions`, and
+    """Train the unfinished runs of an ablation at one scale, and judge it; of a screen with `confirm`, then the study
+    that confirms it, whose result is returned. Options: those of `StudyOptions`, and
 
     tracking: whether runs are logged to MLflow, at MLFLOW_TRACKING_URI or in the store's folder.
     on_event: callback for messages and progress while runs train.
@@ -291,7 +292,10 @@ def run_ablation(
     A failed run does not affect the others (see `failed`). Raises ConfigError, DataFault, EnvironmentFault; Preempted
     when stopped by a signal, with everything saved: the same call continues.
     """
-    return train_study(open_study(source, **options), tracking=tracking, on_event=on_event, executor=executor)
+    study = open_study(source, **options)
+    result = train_study(study, tracking=tracking, on_event=on_event, executor=executor)
+    following = study.confirmation()
+    return train_study(following, tracking=tracking, on_event=on_event, executor=executor) if following else result
 
 
 def train_study(

@@ -311,6 +311,15 @@ class History(Record):
     """what is to be said of all that, in sentences"""
 
 
+class Screened(Record):
+    """The screen that a study confirms, by its record's name and hash, with all of its arms and seeds."""
+
+    study: str
+    declaration: str
+    arms: list[str]
+    seeds: list[int]
+
+
 class StudyRecord(Record):
     """A study: what an ablation at one scale declared before its first run, the runs that this means on its code and
     machine, and what searches and looks found so far. `hash` is that of what was declared."""
@@ -341,6 +350,10 @@ class StudyRecord(Record):
     equalise_by: str | None = None
     tokens_per_parameter: float | None = None
     screen: bool = False
+    confirm: dict[str, int] | None = None
+    """of a screen: how many of its best arms are judged on how many fresh seeds, in a study of their own"""
+    screened: Screened | None = None
+    """the screen whose best arms these are"""
     evaluation: Evaluation
     validation_text: str | None = None
     """sha256 of the validation text, where arms have data of their own and this text in common"""

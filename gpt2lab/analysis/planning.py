@@ -29,11 +29,12 @@ PAIR = (1.0, -1.0)
 
 FIRST = 0.8
 """Share of alpha for the declared seeds, or looks."""
-LATER = 0.08
-"""Share of alpha for each look after seeds were added. The rest stays unspent, for the same reason as MANY_LOOKS."""
-FEW_LOOKS, MANY_LOOKS = 3, 0.85
-"""Beyond so many declared looks, this share of alpha is spent: the t statistics of few seeds move more from look to
-look than the Gaussian ones from which levels are computed."""
+LATER = 0.07
+"""Share of alpha for each look after seeds were added. The rest stays unspent, for the same reason as SPENT."""
+SPENT = {1: 1.0, 2: 0.9, 3: 0.9}
+"""Share of their alpha that so many declared looks spend, more than three SPENT_BY_MORE: the t statistics of few seeds
+move more from look to look than the Gaussian ones from which levels are computed."""
+SPENT_BY_MORE = 0.8
 MULTIPLES = (2, 4)
 """Multiples of the declared seeds at which added ones are judged."""
 NODES = 400
@@ -181,8 +182,8 @@ def extendable_looks(looks: Sequence[int], alpha: float) -> tuple[Look, ...]:
 def look_alpha(looks: tuple[int, ...], alpha: float = 0.05) -> float:
     """The level of each look at which all of them together err with probability `alpha`, rounded down to 4 places.
 
-    The same at every look (Pocock 1977), for Gaussian means of 3, 5, 8, ... seeds that share their first ones; less for
-    many looks.
+    The same at every look (Pocock 1977), for Gaussian means of 3, 5, 8, ... seeds that share their first ones; of alpha
+    only the share SPENT.
     """
     if len(looks) == 1:
         return alpha
@@ -192,8 +193,7 @@ def look_alpha(looks: tuple[int, ...], alpha: float = 0.05) -> float:
 
 
 def _spent(looks: Sequence[int]) -> float:
-    """The share of their alpha that declared looks spend."""
-    return MANY_LOOKS if len(looks) > FEW_LOOKS else 1.0
+    return SPENT.get(len(looks), SPENT_BY_MORE)
 
 
 @functools.lru_cache(maxsize=256)

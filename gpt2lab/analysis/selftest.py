@@ -70,6 +70,8 @@ UNEQUAL = ((1, 3, 10), (10, 3, 3), (10, 3, 6), (10, 3, 10), (10, 3, 50), (4, 5, 
 """(arms, seeds of each, seeds of the baseline)"""
 SPREADS = ((1.0, 1.0), (1.0, 3.0), (3.0, 1.0), (1.0, 10.0), (10.0, 1.0))
 """(sd of the baseline, of every arm)"""
+APART = (4.0, 10.0)
+"""sd of every arm in studies with looks: the ratios of noise at which most is claimed."""
 CURVATURES = ((0.005, 0.005), (0.01, 0.01), (0.03, 0.03), (0.005, 0.03))
 """nats per squared octave, of the arm and of the baseline"""
 SEARCHED = (3, 5, 10)
@@ -284,27 +286,40 @@ def unequal(draws: Draws) -> Iterator[Measurement]:
 
 def looks(draws: Draws) -> Iterator[Measurement]:
     """False claims at declared looks, with seeds added after every open verdict, and with contrasts dropped."""
-    designs = [("looks at n = 3, 5, 8", planning.declared_looks(SEEDS, ALPHA), 1.0)]
-    for first, sd in itertools.product((3, 5), (1.0, 6.0)):
-        added = planning.extendable_looks((first,), ALPHA)
-        designs.append((f"{first} seeds, more added up to {added[-1].n}, noise 1:{sd:g}", added, sd))
-    one_by_one = planning.extendable_looks(ONE_BY_ONE, ALPHA)
-    designs += [(f"one by one to 12, then 24 and 48, noise 1:{sd:g}", one_by_one, sd) for sd in (1.0, 6.0)]
-    for bank, arms, (design, at, sd) in itertools.product(BANKS, (1, 4), designs):
-        check = f"{design}, {plural(arms, 'arm')}"
-        drawn = draws.studies(check, bank, at[-1].n, (0.0,) * arms, (sd,) * arms)
-        yield level(f"{check}, all null: any better/worse", differs(words_at_looks(drawn, at, TINY_EFFECT)), bank)
+    added, one_by_one = (planning.extendable_looks(first, ALPHA) for first in ((3,), ONE_BY_ONE))
+    designs: dict[str, tuple[Sequence[planning.Look], int]] = {  # and seeds of the baseline, where it has more
+        "looks at n = 3, 5, 8": (planning.declared_looks(SEEDS, ALPHA), 0),
+        "3 seeds, more added up to 12": (added, 0),
+        "3 seeds, 10 of the baseline, more added up to 12": (added, 10),
+        "5 seeds, more added up to 20": (planning.extendable_looks((5,), ALPHA), 0),
+        "looks at n = 3, 5, 8, more added up to 32": (planning.extendable_looks(SEEDS, ALPHA), 0),
+        "one by one to 12, then 24 and 48": (one_by_one, 0),
+    }
+    for bank, arms, sd, (design, (at, base)) in itertools.product(BANKS, (1, 4), APART, designs.items()):
+        check, last = f"{design}, noise 1:{sd:g}, {plural(arms, 'arm')}", at[-1].n
+        drawn = draws.studies(check, bank, last, (0.0,) * arms, (sd,) * arms, base=max(base, last))
+        yield level(f"{check}, all null: any better/worse", differs(words_at_looks(drawn, at, TINY_EFFECT, base)), bank)
         moved = [arm + shift for arm, shift in zip(drawn, (0.0, *AT_X[:arms]), strict=True)]
-        yield level(f"{check}, true difference X: called smaller", too_small(words_at_looks(moved, at)), bank)
+        yield level(f"{check}, true difference X: called smaller", too_small(words_at_looks(moved, at, X, base)), bank)
     drawn = draws.studies("dropped", GAUSSIAN, 5)
     tests = [welch(arm, drawn[0]) for arm in drawn[1:]]
     best = np.argsort([test.p for test in tests], axis=0)[0]
     best_p = np.choose(best, [statistics.adjust([test], dropped=3).p_holm[..., 0] for test in tests])
     yield level("the best of 4 arms kept, 3 dropped: better/worse", best_p < ALPHA, GAUSSIAN, 5)
+    for bank, fresh in itertools.product(BANKS, (True, False)):
+        arms = np.stack(draws.studies("screened", bank, 10, (0.0,) * 20))  # (arm, draws, seed): 5 for the screen
+        best = np.argmin(arms[1:, :, :5].mean(-1), axis=0)[None, :, None]
+        kept = [arms[0], np.take_along_axis(arms[1:], best, axis=0)[0]]
+        wrong = differs(judged([arm[:, 5:] if fresh else arm[:, :5] for arm in kept])[1])
+        seeds = "5 fresh seeds" if fresh else "the screen's own 5 seeds"
+        yield level(f"the best of 20 screened arms on {seeds}: better/worse", wrong, bank, control=not fresh)
 
 
-def words_at_looks(arms: Sequence[Array], at: Sequence[planning.Look], smallest_effect: float = X) -> Words:
-    """The decisions of `judge_looks` on any number of studies, the baseline first.  (draws, seed) each
+def words_at_looks(
+    arms: Sequence[Array], at: Sequence[planning.Look], smallest_effect: float = X, base: int = 0
+) -> Words:
+    """The decisions of `judge_looks` on any number of studies, the baseline first, which has at least `base` seeds at
+    every look.  (draws, seed) each
 
     -> (draws, contrast): of the look that decided a contrast, or else of the last one. A decided contrast stays in the
     family with the comparison of its look.
@@ -314,7 +329,8 @@ def words_at_looks(arms: Sequence[Array], at: Sequence[planning.Look], smallest_
     decisions = np.full(settled.shape, "")
     numbers = [f.name for f in fields(statistics.Comparison) if f.name not in ("sizes", "best_rates")]
     for look in at:
-        now = [welch(arm[:, : look.n], arms[0][:, : look.n], margin=smallest_effect) for arm in arms[1:]]
+        against = arms[0][:, : max(look.n, base)]
+        now = [welch(arm[:, : look.n], against, margin=smallest_effect) for arm in arms[1:]]
         for i, old in enumerate(tested):
             merged = {name: np.where(settled[:, i], getattr(old, name), getattr(now[i], name)) for name in numbers}
             now[i] = replace(now[i], **merged)

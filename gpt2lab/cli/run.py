@@ -205,7 +205,8 @@ def studies(
     file: Source, scale: str | None, seeds: Any, jobs: int | None, arms: str | None, overrides: list[str] | None,
     plugins: list[str] | None, runs: Path, **more: Any,
 ) -> Iterable[Study]:  # fmt: skip
-    """The study at `scale`, else at each of the file's `scales`, else at its `base`."""
+    """The study at `scale`, else at each of the file's `scales`, else at its `base`; each followed, when finished,
+    by the one that is to confirm it."""
     from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
 
@@ -216,6 +217,8 @@ def studies(
                 plugins=tuple(plugins or ()), jobs=jobs, runs=runs, progress=progress, **more,
             )  # fmt: skip
         yield study
+        if following := study.confirmation():
+            yield following
 
 
 def scales(chosen: str | None, declared: Iterable[str]) -> list[str | None]:
@@ -380,6 +383,8 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
             if plan.ablation.until_decided
             else f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there"
         )
+    if rule := plan.ablation.confirm:
+        lines.append(f"then the best {rule.best} on {rule.seeds} fresh seeds: {plan.ablation.name}-confirm")
     lines += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
     lines += [replacing(study.name, kept)] if kept else []
     lines += [counted] if counted else []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from gpt2lab.analysis import campaigns
-from gpt2lab.analysis.results import judge
+from gpt2lab.analysis.results import collect, judge, reading
 from gpt2lab.basics.progress import Listener, Message, RunProgress, ignore
 from gpt2lab.basics.text import plural
 from gpt2lab.data.files import Progress as DataProgress
@@ -19,11 +21,12 @@ from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.executors.submitted import with_copy
 from gpt2lab.planning.ablation import Arm, LoadedAblation
+from gpt2lab.planning.declaration import seed_list, variant_name
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan, make_plan
 from gpt2lab.planning.record import study_record, with_history
 from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
-from gpt2lab.records import StudyRecord, replacing
+from gpt2lab.records import Screened, StudyRecord, replacing
 from gpt2lab.reuse.adopt import Adoption, ReplayGroup, adopt, groups, without_old_runs
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job
@@ -90,6 +93,11 @@ class Study:
     @property
     def name(self) -> str:
         return f"{self.ablation.name}@{self.ablation.scale}"
+
+    def confirmation(self) -> Study | None:
+        """The study that this screen declares to follow it; None before its end, or where none is declared."""
+        following = confirmation(self.ablation, self.store)
+        return following and replace(self, ablation=following)
 
     def plan(self, due: Mapping[str, int] | None = None) -> Plan:
         """The plan given the finished runs. due: seeds of each arm, where looks are declared; those of the first look
@@ -248,6 +256,40 @@ class Study:
             endings = scheduler.run([job_of(run, self.store, plan) for run in longest_first(todo, plan)])
             driver.tick()
             return endings
+
+
+def confirmation(screen: LoadedAblation, store: Store) -> LoadedAblation | None:
+    """The study that the ablation of a screen declares to follow it: the best arms by their means, on seeds after all
+    that the screen's record has ever named. None while runs of the screen have no result, or where none is declared.
+    Raises ConfigError where no arm is left, or no seed."""
+    name, rule = f"{screen.name}@{screen.scale}", screen.confirm
+    if rule is None or name not in store.studies():
+        return None
+    record = store.study(name)
+    values: dict[str, list[float]] = {arm: [] for arm in screen.arms}
+    for run in collect(record, store):
+        if run.value is None or run.arm not in values:
+            return None
+        values[run.arm].append(run.value)
+    sign = -1.0 if reading(record).higher_is_better else 1.0
+    means = {arm: sign * fmean(values[arm]) for arm, entry in screen.arms.items()
+             if arm != screen.baseline and not entry.control and values[arm]}  # fmt: skip
+    best = sorted((arm for arm, mean in means.items() if math.isfinite(mean)), key=means.__getitem__)[: rule.best]
+    if not best:
+        raise ConfigError("every arm failed, so none can be confirmed", where=name, hint=f"gpt2lab report {name}")
+    used = {*record.seeds, *(int(seed) for arm in record.arms.values() for seed in arm.runs)}
+    used |= {seed for past in record.earlier for seed in past.seeds or ()}
+    try:
+        seeds = seed_list(range(max(used) + 1, max(used) + 1 + rule.seeds))
+    except ValueError as error:
+        raise ConfigError(str(error), where="confirm.seeds", hint="fewer seeds") from error
+    arms = {arm: entry for arm, entry in screen.arms.items() if arm in {screen.baseline, *best}}
+    screened = Screened(study=name, declaration=record.hash, arms=list(means), seeds=list(record.seeds))
+    contrasts = tuple(c for c in screen.contrasts if c.weights.keys() <= arms.keys())
+    return replace(
+        screen, name=variant_name(f"{screen.name}-confirm"), arms=arms, seeds=seeds, contrasts=contrasts, screen=False,
+        confirm=None, screened=screened, baseline_seeds=None, looks=(), budgets=(), budget_arms=(),
+    )  # fmt: skip
 
 
 def with_own_data(ablation: LoadedAblation, data: Prepared, progress: DataProgress | None) -> dict[str, Arm]:

@@ -114,6 +114,8 @@ class Budget:
             "scale": record.scale, "metric": record.metric, "evaluation": record.evaluation.key,
             "smallest_effect": record.smallest_effect, "alpha": record.alpha, "data": record.scope.data,
         }  # fmt: skip
+        if study.ablation.confirm:
+            problems.append(Problem("confirm", "is a study of its own here: start it when the screen has ended"))
         with self._lock():
             written, grants = self._read()
             frozen = written.get("yardstick") or yardstick

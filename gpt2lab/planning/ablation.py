@@ -34,6 +34,7 @@ from gpt2lab.planning.declaration import (
     SEEDS,
     Ablation,
     Axis,
+    Confirm,
     Design,
     Evaluate,
     Knob,
@@ -44,6 +45,7 @@ from gpt2lab.planning.declaration import (
 )
 from gpt2lab.planning.placebo import same_function
 from gpt2lab.planning.space import RATE, Tune, check_search
+from gpt2lab.records import Screened
 from gpt2lab.registry import SLOTS
 from gpt2lab.schema import ABSENT, convert
 
@@ -128,6 +130,10 @@ class LoadedAblation:
     """multiples of block_size at which every arm is judged against itself at block_size"""
     campaign: str = ""
     """the line of research that its hypotheses count in"""
+    confirm: Confirm | None = None
+    """what follows this screen"""
+    screened: Screened | None = None
+    """the screen that this study confirms"""
     noise_command: str = "gpt2lab noise PRESET"
     """command that measures the noise floor of the baseline"""
 
@@ -265,6 +271,7 @@ def load_ablation(
         smallest_effect=smallest_effect(declared.smallest_effect, scale_label, resolved[design.baseline].config),
         alpha=declared.alpha,
         screen=declared.screen,
+        confirm=declared.confirm,
         metric=declared.metric,
         design=design.kind,
         factors=design.factors,

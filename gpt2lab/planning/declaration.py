@@ -222,6 +222,15 @@ class BudgetCurve(Settings):
         return tuple(sorted(budgets))
 
 
+class Confirm(Settings):
+    """What follows a screen: its best arms, judged on seeds that it did not use."""
+
+    best: int = Field(ge=1)
+    """How many arms, by the mean over the screen's seeds."""
+    seeds: int = Field(5, ge=3, le=MAX_SEEDS)
+    """Fresh seeds per arm."""
+
+
 def variant_name(name: str, where: str = "--name") -> str:
     """A name in the place of a file's own. Raises ConfigError."""
     try:
@@ -318,6 +327,8 @@ class Ablation(Settings):
     that."""
     screen: bool = False
     """A screening study: its contrasts are exploratory."""
+    confirm: Confirm | None = None
+    """The study that follows a screen, of its best arms on fresh seeds."""
     contrasts: list[tuple[str, str]] | None = None
     """Pairs (arm, against); null: the contrasts of the design."""
 
@@ -510,6 +521,10 @@ def _contrast_problems(contrasts: Sequence[tuple[str, str]] | None) -> Iterator[
 
 def _combinations(declared: Ablation) -> Iterator[Complaint]:
     """Settings that exclude each other."""
+    if declared.confirm and not declared.screen:
+        yield Complaint("the study before it is to be a screen: `screen: true`", (("confirm",),))
+    if declared.confirm and (declared.contrasts or not declared.arms):
+        yield Complaint("follows a screen of `arms`, each against the baseline", (("confirm",),))
     looks, tune, scored = declared.looks, declared.tune, declared.evaluate.contexts or ()
     if any(at == 1 or not {at, 1.0} <= set(scored) for at in declared.evaluate.judged_contexts):
         yield Complaint("are some of `contexts`, which holds 1 as well", (("evaluate", "judged_contexts"),))

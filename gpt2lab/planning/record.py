@@ -83,8 +83,13 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
         "tokens_per_parameter": ablation.tokens_per_parameter,
         "screen": ablation.screen,
     }
-    if ablation.judged_contexts:  # else without the key, so that the hashes of older records stay the same
+    # without the keys where there is nothing, so that the hashes of older records stay the same
+    if ablation.judged_contexts:
         declared["judged_contexts"] = list(ablation.judged_contexts)
+    if ablation.confirm:
+        declared["confirm"] = ablation.confirm.model_dump()
+    if ablation.screened:
+        declared["screened"] = ablation.screened.plain()
     bracketed = bool(declared["lr_bracket"])
     scope = scope_of(config, ablation.scale, plan.baseline.costs)
     if ablation.tunes_rate and not bracketed:  # the rates differ between arms

@@ -89,11 +89,12 @@ def table(shifts: dict[str, float], n: dict[str, int], sd: float = 0.01) -> pd.D
 
 
 def test_the_level_of_three_looks_is_that_of_a_simulation() -> None:
+    """Nine tenths of alpha for Gaussian means; the whole of it at most for the test that decides."""
     rng = np.random.default_rng(3)
     sums = rng.normal(size=(400_000, 8)).cumsum(-1)
     bound = stats.norm.isf(look_alpha(LOOKS) / 2)
     crossed = np.any([np.abs(sums[:, n - 1]) / np.sqrt(n) > bound for n in LOOKS], axis=0)
-    assert crossed.mean() == pytest.approx(0.05, abs=0.0015)
+    assert crossed.mean() == pytest.approx(0.045, abs=0.0015)
 
 
 def test_a_clear_effect_is_decided_at_the_first_look_and_stays_so() -> None:
@@ -131,7 +132,7 @@ def test_a_study_keeps_a_fifth_back_and_spends_it_at_twice_and_four_times_the_se
     assert looks[0].level == pytest.approx(0.04)
     sums = np.random.default_rng(3).normal(size=(400_000, 12)).cumsum(-1)
     z = {n: np.abs(sums[:, n - 1]) / np.sqrt(n) for n in (3, 6, 12)}
-    spent = np.cumsum([0.04, 0.004, 0.004])
+    spent = np.cumsum([0.04, 0.0035, 0.0035])
     for k in range(1, 4):
         crossed = np.any([z[look.n] > stats.norm.isf(look.level / 2) for look in looks[:k]], axis=0)
         assert crossed.mean() == pytest.approx(spent[k - 1], abs=0.001)
@@ -152,7 +153,7 @@ def test_seeds_that_are_added_count_from_the_next_look_on() -> None:
     assert first.word == "inconclusive: need about 9 more seeds per arm" and first.next_look == 6  # 12 are a look
     assert (between.p, between.look, between.n_arm) == (first.p, 3, 3)
     assert (second.look, second.n_arm) == (6, 6) and second.alpha < first.alpha
-    assert "judged again at 6 seeds, at alpha 0.0082" in second.verdict
+    assert "judged again at 6 seeds, at alpha 0.0074" in second.verdict
     frame = table({"base": 0, "near": -0.02}, {"base": 12, "near": 12}, sd=0.06)  # after the last look
     last = compare(frame, baseline="base", smallest_effect=0.05, looks=(3,), extendable=True).contrasts[0]
     assert last.look == 12 and last.next_look is None

@@ -95,7 +95,7 @@ def unadjusted(comparisons: Any, **terms: Any) -> statistics.Family:
 @pytest.mark.parametrize(("where", "name", "wrong", "part", "check"), [
     (judging, "adjust", unadjusted, "rates", "all null: no difference larger than X"),
     (planning, "declared_looks", lambda at, alpha: [Look(n, alpha) for n in (3, 5, 8)], "looks",
-     "looks at n = 3, 5, 8, 1 arm, all null: any better/worse"),
+     "looks at n = 3, 5, 8, noise 1:4, 1 arm, all null: any better/worse"),
     (statistics, "adjust", lambda tests, **terms: adjust(tests, **terms | {"dropped": 0}), "looks",
      "the best of 4 arms kept, 3 dropped: better/worse"),
     (statistics, "at_best_rates", lambda test, *_, **__: test, "searched",

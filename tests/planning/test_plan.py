@@ -265,7 +265,7 @@ KEYS = {
     "caveat", "stack", "reproduce", "created", "hash", "design", "expected", "factors", "baseline_seeds", "looks",
     "lr_bracket", "budgets",
     "tokens_per_parameter", "noise", "noise_command", "left_out", "mistakes", "tune", "earlier", "history",
-    "undeclared_look", "judged_contexts", "validation_text", "campaign", "ledger",
+    "undeclared_look", "judged_contexts", "confirm", "screened", "validation_text", "campaign", "ledger",
 }  # fmt: skip
 ARM_KEYS = {
     "changes", "components", "runs", "parameters", "non_embedding_parameters", "active_parameters", "flops_per_token",

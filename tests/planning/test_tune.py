@@ -169,7 +169,7 @@ def test_the_hash_of_ablations_without_a_search_is_what_it_was(planned: Planned)
     own = ("changes", "control", "expected", "settings")
     known = {"bracketed", "floors", "noise", "noise_command", "left_out", "scope", "caveat", "mistakes", "reproduce",
              "stack", "created", "hash", "tune", "earlier", "history", "undeclared_look",
-             "judged_contexts", "validation_text", "campaign", "ledger"}  # fmt: skip
+             "judged_contexts", "confirm", "screened", "validation_text", "campaign", "ledger"}  # fmt: skip
     declared = {key: value for key, value in record.items() if key not in known}
     declared["arms"] = {name: {key: arm[key] for key in own} for name, arm in record["arms"].items()}
     assert record["hash"] == digest(declared)

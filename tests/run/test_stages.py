@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 from workers import command, replace_in, wait_until
 
+from gpt2lab import api
 from gpt2lab.analysis import Contrast
 from gpt2lab.analysis.results import judge
 from gpt2lab.store import Store
@@ -403,3 +404,31 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_command(tuned: Path, tm
         assert [trial["outcome"] for trial in search["trials"]] == ["finished"] * 4
         assert all(trial["retries"] == 0 for trial in search["trials"])
     assert all(len(arm["runs"]) == 3 for arm in study(tmp_path)["arms"].values())
+
+
+def test_the_best_arms_of_a_screen_are_judged_on_fresh_seeds_in_a_study_of_their_own(
+    tiny: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
+) -> None:
+    replace_in(tiny.parent / "tiny.yaml", *RARELY)
+    arms = "{a: {}, b: {model.norm: rmsnorm}, c: {model.mlp: relu}, d: {model.bias: false}}"
+    rewrite(tiny, f"baseline: a\narms: {arms}\nseeds: 2\nscreen: true\nconfirm: {{best: 2, seeds: 3}}\n")
+    assert "then the best 2 on 3 fresh seeds: tiny-confirm" in run_study(gpt2lab, tiny, "--dry-run")
+    run_study(gpt2lab, tiny)
+    store = Store(tmp_path / "runs")
+    screen, record = store.study("tiny@tiny"), store.study("tiny-confirm@tiny")
+    means = {arm: statistics.fmean(store.run(run).result()["metrics"]["val/loss"] for run in entry.runs.values())  # type: ignore[index]
+             for arm, entry in screen.arms.items() if arm != "a"}  # fmt: skip
+    best = sorted(means, key=means.__getitem__)[:2]
+    assert set(record.arms) == {"a", *best} and record.seeds == [2, 3, 4] and not record.screen
+    assert record.screened is not None and record.screened.declaration == screen.hash
+    assert (record.screened.arms, record.screened.seeds) == (["b", "c", "d"], [0, 1])
+    [campaign] = api.campaigns(store.root).values()
+    numbers = {(one.study, one.arm): one.number for one in campaign.hypotheses}
+    assert {numbers["tiny@tiny", arm] for arm in "bcd"} == {None}
+    assert {numbers["tiny-confirm@tiny", arm] for arm in best} == {1, 2}
+    page = (tmp_path / "reports/tiny-confirm@tiny/report.md").read_text()
+    assert "the best 2 of the 3 arms of tiny@tiny (2 seeds), on seeds that the screen did not use" in page
+    assert "its best 2 by mean val/loss are judged on 3 fresh seeds in tiny-confirm" in report(tmp_path)
+    trained = len(inline)
+    run_study(gpt2lab, tiny)  # again: nothing is left to train, and the same arms are confirmed
+    assert len(inline) == trained and store.study("tiny-confirm@tiny").hash == record.hash

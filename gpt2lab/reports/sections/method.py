@@ -93,6 +93,14 @@ def declared(read: StudyRead) -> Section:
         f"±{read.verdicts.smallest_effect:g} {read.unit}.",
         _looks(read),
     ]
+    if study.screened:
+        screen = study.screened
+        points.insert(0, f"Confirms a screen: the best {len(study.arms) - 1} of the {len(screen.arms)} arms of "
+                         f"{screen.study} ({plural(len(screen.seeds), 'seed')}), on seeds that the screen did not use. "
+                         "Only the results here are claims.")  # fmt: skip
+    if study.confirm:
+        points.insert(0, f"A screen, which claims nothing: its best {study.confirm['best']} by mean {study.metric} are "
+                         f"judged on {study.confirm['seeds']} fresh seeds in {study.ablation}-confirm.")  # fmt: skip
     if study.lr_bracket:
         factors = ", ".join(f"{factor:g}" for factor in study.lr_bracket)
         points.append(
