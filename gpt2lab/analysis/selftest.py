@@ -307,9 +307,9 @@ def looks(draws: Draws) -> Iterator[Measurement]:
     best_p = np.choose(best, [statistics.adjust([test], dropped=3).p_holm[..., 0] for test in tests])
     yield level("the best of 4 arms kept, 3 dropped: better/worse", best_p < ALPHA, GAUSSIAN, 5)
     for bank, fresh in itertools.product(BANKS, (True, False)):
-        arms = np.stack(draws.studies("screened", bank, 10, (0.0,) * 20))  # (arm, draws, seed): 5 for the screen
-        best = np.argmin(arms[1:, :, :5].mean(-1), axis=0)[None, :, None]
-        kept = [arms[0], np.take_along_axis(arms[1:], best, axis=0)[0]]
+        screened = np.stack(draws.studies("screened", bank, 10, (0.0,) * 20))  # (arm, draws, seed): 5 for the screen
+        best = np.argmin(screened[1:, :, :5].mean(-1), axis=0)[None, :, None]
+        kept = [screened[0], np.take_along_axis(screened[1:], best, axis=0)[0]]
         wrong = differs(judged([arm[:, 5:] if fresh else arm[:, :5] for arm in kept])[1])
         seeds = "5 fresh seeds" if fresh else "the screen's own 5 seeds"
         yield level(f"the best of 20 screened arms on {seeds}: better/worse", wrong, bank, control=not fresh)

@@ -97,7 +97,7 @@ class Study:
     def confirmation(self) -> Study | None:
         """The study that this screen declares to follow it; None before its end, or where none is declared."""
         following = confirmation(self.ablation, self.store)
-        return following and replace(self, ablation=following)
+        return None if following is None else replace(self, ablation=following)
 
     def plan(self, due: Mapping[str, int] | None = None) -> Plan:
         """The plan given the finished runs. due: seeds of each arm, where looks are declared; those of the first look

@@ -25,7 +25,7 @@ from gpt2lab.experiments.ablation import Study
 from gpt2lab.planning.forecast import seconds_left
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.record import study_record
-from gpt2lab.records import Record
+from gpt2lab.records import Effect, Record
 from gpt2lab.store import Store, file_lock, now, read_json, write_json
 from gpt2lab.store.locks import is_locked
 
@@ -105,10 +105,10 @@ class Budget:
         record = study_record(plan, reproduce=study.reproduce)
         estimate, tests = seconds_left(plan, self.store), tests_of(record)
         problems = [
-            Problem(f"arms.{name}", f"changes {len(arm.arm.changes)} things: {', '.join(arm.arm.changes)}; what a "
+            Problem(f"arms.{arm}", f"differs from {against} in {len(keys)} things: {', '.join(keys)}; what a "
                     "difference is due to would not be known")
-            for name, arm in plan.arms.items()
-            if name != record.baseline and len(arm.arm.changes) > 1 and name not in several
+            for arm, against in (pair for pair in record.contrasts if not isinstance(pair, Effect))
+            if len(keys := _differing(plan, arm, against)) > 1 and arm not in several
         ]  # fmt: skip
         yardstick = {
             "scale": record.scale, "metric": record.metric, "evaluation": record.evaluation.key,
@@ -161,6 +161,12 @@ class Budget:
     def file(self, grant: Grant, suffix: str) -> Path:
         """The file of a grant: yaml, log or lock."""
         return self.folder / f"{grant.id}.{suffix}"
+
+
+def _differing(plan: Plan, arm: str, against: str) -> list[str]:
+    """Settings in which two arms differ, as dotted keys."""
+    ours, theirs = (plan.arms[name].arm.changes for name in (arm, against))
+    return [key for key in dict.fromkeys((*ours, *theirs)) if ours.get(key) != theirs.get(key)]
 
 
 def before_the_end(seconds: float) -> float:

@@ -101,8 +101,13 @@ def test_one_change_for_each_arm_and_a_yardstick_that_stays(source: dict[str, An
     budget = budget_of(tmp_path, 1.0)
     two = {"learned": {}, "both": {"model.position": "rotary", "model.norm": "rmsnorm"}}
     study = study_of(source, tmp_path, arms=two)
-    with pytest.raises(ConfigError, match=r"changes 2 things: model\.position, model\.norm"):
+    differs = r"differs from \w+ in 2 things: model\.position, model\.norm"
+    with pytest.raises(ConfigError, match=differs):
         budget.grant(study, study.plan(), "")
+    turned = {"both": two["both"], "alibi": {"model.position": "alibi"}}
+    hidden = study_of(source, tmp_path, baseline="both", arms=turned)  # the changes of what is compared with count too
+    with pytest.raises(ConfigError, match=differs):
+        budget.grant(hidden, hidden.plan(), "")
     assert budget.grant(study, study.plan(), "", ["both"]).several == ["both"]
     for changed in ({"alpha": 0.1}, {"smallest_effect": 0.5}, {"evaluate": {"tokens": 128}}):
         other = study_of(source, tmp_path, ablation="other", **changed)
