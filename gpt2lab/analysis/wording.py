@@ -187,7 +187,9 @@ def next_step(case: ContrastCase, decision: str, more: MissingSeeds) -> NextStep
         enough = step.action == SEEDS and f"train {step.seeds} seeds per arm"
         return replace(step, text=enough or step.text)
     known = decision in ("better", "worse")
-    texts = {KEEP: f"keep {arm}, and test it at the next scale", DROP: f"leave {arm} out"}
+    part = arm.removeprefix("without ")  # as leave-one-out designs name their arms
+    drop = f"leave {arm} out" if part == arm else f"keep {part}"
+    texts = {KEEP: f"keep {arm}, and test it at the next scale", DROP: drop}
     action = {"better": KEEP, "worse": DROP}.get(decision, STOP)
     return NextStep(action=action, text=texts[action] if known else "leave it open")
 
