@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -73,6 +74,8 @@ class Summary:
     mfu: float | None = None
     bits_per_byte: float = math.nan
     """mean over the runs that did not fail; NaN where they were not measured beside the loss"""
+    span: tuple[float, float] | None = None
+    """when its first run began and its last one ended, in seconds of Unix time"""
 
 
 Take = Callable[["StudyRead", StudyRun, Sequence[Row]], Any]
@@ -210,15 +213,27 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
             mean=arm.mean if arm.n else None, sd=arm.sd if arm.n > 1 else None,
             tokens_per_second=statistics.median(speeds) if speeds else None, speeds=speeds,
             peak_memory_bytes=max(peaks, default=None), mfu=statistics.median(shares) if shares else None,
-            bits_per_byte=statistics.fmean(bits) if bits else math.nan,
+            bits_per_byte=statistics.fmean(bits) if bits else math.nan, span=_span(results),
         )  # fmt: skip
     return arms
 
 
+def _span(results: Sequence[Record]) -> tuple[float, float] | None:
+    """From the first beginning to the last end of runs; None where no result has a time."""
+    ends = [
+        (datetime.fromisoformat(result["finished_at"]).timestamp(), float(result.get("seconds") or 0.0))
+        for result in results
+        if result.get("finished_at")
+    ]
+    return (min(end - seconds for end, seconds in ends), max(end for end, _ in ends)) if ends else None
+
+
 def speed_change(arm: Summary, reference: Summary) -> str:
-    """`+8.1 %`: the median speed against that of `reference`; "" for the same arm, and where the speeds of their runs
-    overlap."""
+    """`+8.1 %`: the median speed against that of `reference`; "" for the same arm, where the speeds of their runs
+    overlap, and where one arm was trained after the other, when the machine may have been more or less busy."""
     if arm is reference or not arm.speeds or not reference.speeds:
+        return ""
+    if arm.span and reference.span and (arm.span[0] > reference.span[1] or reference.span[0] > arm.span[1]):
         return ""
     apart = max(arm.speeds) < min(reference.speeds) or min(arm.speeds) > max(reference.speeds)
     return change(arm.tokens_per_second, reference.tokens_per_second) if apart else ""

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def test_speeds_of_runs_that_overlap_are_not_compared() -> None:
     assert speed_change(arm(121, 132, 140), reference) == "+20.0 %"
     assert speed_change(arm(40, 44, 99), reference) == "×0.4"
     assert [speed_change(other, reference) for other in (arm(90, 100, 240), arm(), reference)] == ["", "", ""]
+    early, late = (replace(speeds, span=span) for speeds, span in ((reference, (0.0, 9.0)), (arm(200), (10.0, 19.0))))
+    assert speed_change(late, early) == "" and speed_change(replace(late, span=(5.0, 19.0)), early) != ""
 
 
 @pytest.mark.usefixtures("no_figures")

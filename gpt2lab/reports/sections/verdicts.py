@@ -175,8 +175,8 @@ def _note(read: StudyRead) -> str:
         f"{tables.confidence(verdicts)} interval (Welch){_level(verdicts)}; {_family(verdicts)}"
         f"{holm}. A difference below {small} was "
         "declared too small to matter. Bpb: bits per byte; ppl: perplexity of the mean. Cost: FLOPs of a whole run, "
-        "and training speed, against the baseline's; no speed where those of single runs overlap, as on "
-        "a machine that others use."
+        "and training speed, against the baseline's; no speed where those of single runs overlap, or where one arm was "
+        "trained after the other, as on a machine that others use."
     )
 
 
