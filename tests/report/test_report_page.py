@@ -44,7 +44,7 @@ def test_the_page_answers_in_order(finished: Path) -> None:
     shown = Reader(source).text
     parts = [
         "Which position encoding reaches the lowest", "early training: sign only", "0.253 nats",
-        "Verdicts", "model.position = rotary", "Beyond the training context", "Figures", "What it costs", "Sensitivity",
+        "Verdicts", "model.position = rotary", "Figures", "Beyond the training context", "What it costs", "Sensitivity",
         "Recipe", "Runs", run_id("learned", 0), "gpt2lab run ablations/posenc.yaml --scale nano", "git commit 0123abc",
     ]  # fmt: skip
     place = shown.index(parts[0])

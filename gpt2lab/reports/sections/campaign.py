@@ -15,7 +15,7 @@ NOTE = (
 )
 
 
-@section(order=3, title="In its campaign")
+@section(order=14, title="In its campaign")
 def campaign(read: StudyRead) -> Section | None:
     standing = read.standing
     if standing is None:
@@ -24,28 +24,28 @@ def campaign(read: StudyRead) -> Section | None:
                for problem in standing.problems[:1]]  # fmt: skip
     sentences = " ".join(standing.sentences())
     spent = f"{time_taken(standing.campaign.seconds)} of training so far."
-    table = tabulate([one for one in standing.own if one.number is not None], _cells)
+    table = tabulate([hypothesis for hypothesis in standing.own if hypothesis.number is not None], _cells)
     counts = {claim: standing.campaign.count(claim) for claim in ("better", "worse")}
     data = {
         "name": standing.campaign.name, "tried": len(standing.campaign.tried), **counts, "luck": standing.campaign.luck,
         "hypotheses": [
-            {key: getattr(one, key) for key in ("number", "arm", "against", "level", "p", "supported")}
-            for one in standing.own
+            {key: getattr(hypothesis, key) for key in ("number", "arm", "against", "level", "p", "supported")}
+            for hypothesis in standing.own
         ],
     }  # fmt: skip
     return Section(lead=[*damaged, f"{sentences} {spent}"], table=table, note=NOTE, data={"campaign": data})
 
 
-def _cells(one: Hypothesis) -> dict[str, Cell | str | None]:
+def _cells(hypothesis: Hypothesis) -> dict[str, Cell | str | None]:
     supported = {
         True: Cell("supported", chip="better"),
         False: Cell("not supported", chip="tentative"),
         None: Cell(DASH),
     }
     return {
-        "Hypothesis:number": f"{one.number}",
-        "Contrast": Cell(one.arm, f"against {one.against}; {plural(len(one.seeds), 'seed')}"),
-        "p:number": DASH if one.p is None else f"{one.p:.2g}",
-        "Level:number": DASH if one.level is None else f"{one.level:.2g}",
-        "Over the campaign": supported[one.supported],
+        "Hypothesis:number": f"{hypothesis.number}",
+        "Contrast": Cell(hypothesis.arm, f"against {hypothesis.against}; {plural(len(hypothesis.seeds), 'seed')}"),
+        "p:number": DASH if hypothesis.p is None else f"{hypothesis.p:.2g}",
+        "Level:number": DASH if hypothesis.level is None else f"{hypothesis.level:.2g}",
+        "Over the campaign": supported[hypothesis.supported],
     }

@@ -205,7 +205,7 @@ def seeds(finals: Mapping[str, Sequence[float]], look: Mapping[str, ArmStyle], c
     return figure
 
 
-@section(order=5, title="Beyond the training context")
+@section(order=11, title="Beyond the training context")
 def over_contexts(read: StudyRead) -> Section | None:
     """Every arm at every longer context against itself at the training one, and the figure of all lengths."""
     rows = contexts_of(read.study, read.usable)

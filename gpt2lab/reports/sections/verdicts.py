@@ -244,7 +244,7 @@ def forest(
     return figure
 
 
-@section(order=2, title="Bounds, and what to do next")
+@section(order=12, title="Bounds, and what to do next")
 def bounds(read: StudyRead) -> Section | None:
     """How large every difference is at least and at most, and what its verdict suggests to do."""
 
