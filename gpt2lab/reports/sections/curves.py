@@ -84,7 +84,7 @@ def per_byte(read: StudyRead, run: StudyRun) -> float:
     return float(metrics[BITS] / metrics[LOSS]) if read.study.validation_text and BITS in metrics else 1.0
 
 
-@section(order=20, title="Validation loss during training")
+@section(order=10.1, title="Validation loss during training")
 def during_training(read: StudyRead) -> Section:
     losses, without = read.once(curves), []
     for run in read.runs:
@@ -174,7 +174,7 @@ def _zoom_limits(ends: Sequence[style.Array], floors: Mapping[str, float]) -> tu
     return low - margin, high + margin
 
 
-@section(order=21, title="Every seed")
+@section(order=10.2, title="Every seed")
 def every_seed(read: StudyRead) -> Section | None:
     runs = by_arm(read.runs)
     finals = {arm: [run.value for run in runs.get(arm, ()) if run.value is not None] for arm in read.looks}
