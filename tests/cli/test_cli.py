@@ -215,7 +215,7 @@ CONFIG: dict[str, tuple[list[Any], str]] = {
     "a setting to explain": (["explain", "lr"], "'lr' is a setting, optim.lr, not a component\ntry: gpt2lab schema"),
     "unknown slot": (["components", "mpl"], "unknown slot 'mpl'; did you mean 'mlp'"),
     "unknown slot to explain": (["explain", "nrm=rmsnorm"], "unknown slot 'nrm'; did you mean 'norm'"),
-    "no SLOT=NAME": (["explain", "rmsnrom"], "nor a component; did you mean 'rmsnorm'?"),
+    "no SLOT=NAME": (["explain", "rmsnrom"], "'rmsnrom' is not SLOT=NAME, nor a component; did you mean 'rmsnorm'?"),
     "name of several slots": (["explain", "plain"], "embedding, linear, scores have a component plain"),
     "unknown component": (["explain", "norm=rmsnrom"], "norm=rmsnrom: unknown norm 'rmsnrom'; did you mean 'rmsnorm'"),
     "unknown option": (["explain", "mlp=moe,expert=4"], "mlp=moe,expert=4: unknown option of mlp moe"),

@@ -62,11 +62,11 @@ def test_commands_use_it(lab: Lab, lines: Path, tmp_path: Path, capsys: pytest.C
     lab.train_all()
     page = tmp_path / "reports" / "posenc@nano"
     page.mkdir(parents=True)
-    (page / "report.html").write_text("<p>done</p>")
+    (page / "index.html").write_text("<p>done</p>")
     for sent in (20, 0):
         results.sync("posenc", lab.store.root, page.parent, [str(tmp_path / "my_tracker.py")])
         assert capsys.readouterr().out == f"posenc@nano: {sent} rows sent\n"
-    assert (lines / "report" / "report.html").is_file()
+    assert (lines / "report" / "index.html").is_file()
     assert json.loads((lines / "study.json").read_text())["status"] == "finished"
 
 

@@ -236,13 +236,15 @@ def test_sync_and_runs_know_sweeps(
     lab.store.write_sweep(sweep_record(one))
     page = tmp_path / "reports" / "lr@nano"
     page.mkdir(parents=True)
-    (page / "sweep.json").write_text("{}")
+    for file in ("index.html", "sweep.json"):
+        (page / file).write_text("{}")
     for sent in (5, 0):
         results.sync("lr", lab.store.root, page.parent)
         assert capsys.readouterr().out == f"lr@nano: {sent} rows sent\n"
     sink = MlflowTracker(f"sqlite:///{lab.store.root}/mlflow.db", "lr", lab.store.root / "artifacts")
     (parent,) = Look(sink).parents()
-    assert [one.path for one in Look(sink).client.list_artifacts(parent.info.run_id, "report")] == ["report/sweep.json"]
+    listed = Look(sink).client.list_artifacts(parent.info.run_id, "report")
+    assert [artifact.path for artifact in listed] == ["report/index.html", "report/sweep.json"]
     manage.runs(runs=lab.store.root)
     out = capsys.readouterr().out
     assert re.search(r"trial 000 +100 .*lr@nano", out)
