@@ -27,8 +27,8 @@ from gpt2lab.reports.sections.scaling import early_differences, worth_sentence
 from gpt2lab.reports.sections.verdicts import verdict_table
 
 FILES = ("report.md", "results.csv", "verdicts.json", "figures/")
-IN_PAPERS = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")
-"""Columns of the table of verdicts that its LaTeX file has."""
+NARROW = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")
+"""Columns of the table of verdicts that a narrow terminal shows."""
 
 
 def write_report(
@@ -107,7 +107,7 @@ def terminal_summary(
     the page lay there already. width: columns of the terminal; a narrow one has no room for all of the table."""
     study, runs = read.study, read.runs
     table = verdict_table(read)
-    shown = [i for i, column in enumerate(table.columns) if width >= WIDE or column.title in IN_PAPERS]
+    shown = [i for i, column in enumerate(table.columns) if width >= WIDE or column.title in NARROW]
     columns = [table.columns[i] for i in shown]
     titles = {column.title: "right" if column.kind == "number" else "left" for column in columns}
     rows: list[list[Text | str]] = [

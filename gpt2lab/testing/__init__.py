@@ -33,7 +33,6 @@ from gpt2lab.testing.checks import (
     check_loss_at_init,
     check_no_look_ahead,
     check_optimizer,
-    check_overfits,
     check_promises,
     check_rates,
     check_resume,
@@ -81,7 +80,6 @@ MODEL_CHECKS: tuple[Check, ...] = (
 )
 TOGETHER: tuple[Check, ...] = (check_compile, check_neighbours)
 """Checks of components of the model that take long; our test suite covers them by assemblies of many components."""
-SLOW_CHECKS: tuple[Check, ...] = (check_overfits,)
 TWO_RANKS = "two_ranks"
 BY_SLOT: dict[str, tuple[Check, ...]] = {
     "optimizer": (

@@ -7,6 +7,7 @@ import pytest
 from gpt2lab import testing
 from gpt2lab.model import MODEL_SLOTS
 from gpt2lab.registry import SLOTS
+from gpt2lab.testing.checks import check_overfits
 
 TESTED = [slot for name, slot in SLOTS.items() if name in (*MODEL_SLOTS, *testing.BY_SLOT)]
 CASES = [case for slot in TESTED for case in testing.cases(slot)]
@@ -50,7 +51,7 @@ def test_compiles_alone(case: testing.Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MODULAR, ids=label)
 def test_overfits_one_batch(case: testing.Case) -> None:
-    testing.check_overfits(case)
+    check_overfits(case)
 
 
 @pytest.mark.parametrize("variants", [False, pytest.param(True, marks=pytest.mark.slow)])
