@@ -1,7 +1,7 @@
 """Slots: the swappable places, and the components that fit them. Knows nothing of torch.
 
     @norm.register("rmsnorm", source="arXiv:1910.07467")
-    def rmsnorm(site: Site, *, eps: float = 1e-5) -> nn.Module:
+    def rmsnorm(builder: Builder, *, eps: float = 1e-5) -> nn.Module:
         "Divide by the root mean square over channels.  (B, T, C) -> (B, T, C)."
 
 A component is one function or class and one YAML name. Its positional parameters are what the slot hands over when it

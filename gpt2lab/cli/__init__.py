@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gc
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -38,7 +39,7 @@ from gpt2lab.cli import (
 )
 from gpt2lab.cli.options import print_fault
 from gpt2lab.cli.project import project_options
-from gpt2lab.errors import EnvironmentFault, Gpt2labError, Interrupted, Preempted, Problem, causes
+from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Interrupted, Preempted, Problem, causes
 
 app = typer.Typer(
     name="gpt2lab",
@@ -176,7 +177,19 @@ def fault_of(error: BaseException, name: str) -> Gpt2labError:
     system = error.__context__ if str(error).startswith("Symlink loop") else error
     if isinstance(system, OSError) and system.errno in REFUSED:
         return EnvironmentFault(str(system.strerror), where=str(system.filename or name), hint="add --debug")
-    return Bug(error)
+    return of_plugin(error) or Bug(error)
+
+
+def of_plugin(error: BaseException) -> ConfigError | None:
+    """An error with a line of a plug-in in its trace; None where there is none."""
+    from gpt2lab.registry import PLUGINS, line_in
+
+    for file in PLUGINS:
+        if line := line_in(error, file):
+            what = f"this plug-in raised {type(error).__name__}: {error}"
+            hint = shlex.join(["gpt2lab", "test-plugin", file])
+            return ConfigError([Problem(f"{file}:{line}", what)], hint=f"{hint}; for the trace, add --debug")
+    return None
 
 
 class Usage(Gpt2labError):

@@ -270,14 +270,17 @@ def test_plugin(
     from rich.progress import track
 
     from gpt2lab.basics.progress import console_for
+    from gpt2lab.basics.text import plural
     from gpt2lab.registry import load_plugin
     from gpt2lab.testing import CHECK_NAMES, run_contract, variants
 
     all_slots(None)
     registered = load_plugin(file)
     if not registered:
-        what = "registers no component with contract tests (model, optimizer, schedule, averaging)"
-        raise ConfigError(what, where=file, hint="use other plug-ins with --plugin, see docs/extending.md")
+        what = (
+            "nothing in it has contract tests; diagnostics, metrics, tasks, sections, trackers and executors have none"
+        )
+        raise ConfigError(what, where=file, hint="a small run with --plugin, see docs/extending.md")
     names = {name: one for one in registered for name in (one.name, f"{one.slot}={one.name}")}
     for given, known, kind in ((component, names, "component"), (check, CHECK_NAMES, "check")):
         for name in given or ():
@@ -292,7 +295,7 @@ def test_plugin(
         failed += bool(failures)
         said = [{"case": str(outcome.case), "check": outcome.check, "problem": outcome.problem} for outcome in failures]
         tested.append({"slot": one.slot, "name": one.name, "checks": len(outcomes), "failures": said})
-        count = f"{len(outcomes)} checks on {len(variants(one))} variants"
+        count = f"{plural(len(outcomes), 'check')} on {plural(len(variants(one)), 'variant')}"
         say(console, f"{one.slot}={one.name}: {count}, {len(failures)} failed")
         lines = (f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in failures)
         say(console, *lines, wrap=console.is_terminal)

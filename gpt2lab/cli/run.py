@@ -552,10 +552,11 @@ def sweep(
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, console_for, display
     from gpt2lab.data.progress import rich_progress
+    from gpt2lab.errors import command
     from gpt2lab.sweep.declaration import scales_of
 
     place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
-    if executor == PRINT or (place.is_elsewhere and nproc):
+    if executor == PRINT or (executor != LOCAL and nproc):
         what = f"trains every run in one process; for {nproc} ranks, submit this command itself, without --executor"
         what = "is for ablations" if executor == PRINT else what
         raise typer.BadParameter(what, param_hint=f"--executor {executor}")
@@ -584,7 +585,10 @@ def sweep(
                 on_event=listener, tracker=tracker, storage=storage, nproc=nproc or 1, stays=not worker,
                 executor=place.executor_for(plan.record.name, tell),
             )  # fmt: skip
-        if not worker:
+        if worker:
+            page = command("gpt2lab", "report", record.name, "--runs", runs)
+            say(console, f"{record.name}: nothing is left to start here; {page} writes the page")
+        else:
             code = max(code, show_sweep(record, plan, out, console, apply=apply, as_json=json_))
     if code:
         raise SystemExit(code)

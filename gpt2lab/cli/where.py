@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,11 +21,18 @@ USED_BY = {"workers": (SLURM, RAY), "sbatch": (SLURM,)}
 """Option -> the executors that it is for."""
 
 
-def executor_of(text: str) -> str:
-    """The name of an executor. Raises typer.BadParameter."""
-    if text not in EXECUTORS:
-        raise typer.BadParameter(f"{text!r} is none of {', '.join(EXECUTORS)}")
-    return text
+def check_executor(name: str, plugins: Sequence[str]) -> None:
+    """Raises ConfigError for a name that is neither one of ours nor registered by a plug-in."""
+    if name in EXECUTORS:
+        return
+    from gpt2lab.config import fill_slots
+    from gpt2lab.errors import ConfigError, unknown
+    from gpt2lab.executors import executor
+
+    fill_slots(plugins)
+    if name not in executor:
+        hint = "--plugin FILE, where its class is registered"
+        raise ConfigError(unknown("executor", name, [*EXECUTORS, *executor.names()]), where="--executor", hint=hint)
 
 
 def use_profile(context: typer.Context, name: str | None) -> str | None:
@@ -42,8 +49,8 @@ Profile = Annotated[
 ]  # fmt: skip
 ExecutorName = Annotated[
     str,
-    typer.Option("--executor", parser=executor_of, metavar="|".join(EXECUTORS), help="Where runs train: here, in "
-                 "Slurm, on a Ray cluster, or wherever the printed command is started."),
+    typer.Option("--executor", metavar="|".join((*EXECUTORS, "NAME")), help="Where runs train: here, in Slurm, on a "
+                 "Ray cluster, wherever the printed command is started, or as a plug-in says."),
 ]  # fmt: skip
 Workers = Annotated[
     int,
@@ -100,7 +107,12 @@ class Place:
             from gpt2lab.executors.ray import RayExecutor
 
             return RayExecutor(self.workers * (self.jobs or 1), self.jobs or 1, say)
-        return None
+        if self.executor == LOCAL:
+            return None
+        from gpt2lab.executors import executor
+
+        made: Executor = executor[self.executor].factory()
+        return made
 
 
 def place_of(
@@ -113,6 +125,7 @@ def place_of(
     from gpt2lab.errors import ConfigError
     from gpt2lab.planning.machine import machine_of
 
+    check_executor(executor, context.params.get("plugin") or ())
     for name, executors in USED_BY.items():
         if is_typed(context, name) and executor not in executors:
             what = f"has no effect with --executor {executor}; it is for {' and '.join(executors)}"

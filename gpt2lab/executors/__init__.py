@@ -20,8 +20,12 @@ from gpt2lab.basics.signals import PARENT
 from gpt2lab.config import config_from_text
 from gpt2lab.errors import LockHeld, Preempted, RankLost
 from gpt2lab.planning.runs import Run, is_finished
+from gpt2lab.registry import Slot
 from gpt2lab.runner import NOTHING_LEFT, Job
 from gpt2lab.store import RunFolder, Store, now
+
+executor = Slot("executor", "where runs execute (--executor)", default=(), in_config=False)
+"""Those of plug-ins, which are made without arguments."""
 
 Ending = Literal["done", "found", "failed", "preempted", "locked", "lost"]
 """How a job ended: trained now; finished by another process meanwhile; failed; stopped with everything saved; not

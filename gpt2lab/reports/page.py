@@ -12,6 +12,7 @@ import contextlib
 import csv
 import hashlib
 import importlib
+import inspect
 import io
 import json
 import re
@@ -30,6 +31,7 @@ from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault, unknown
 from gpt2lab.records import NUMBERED, page_folder
+from gpt2lab.registry import line_in
 from gpt2lab.reports.inputs import sum_of_code
 from gpt2lab.reports.style import Picture, drawing
 from gpt2lab.reports.tables import Table
@@ -157,7 +159,8 @@ def _made_or_error(entry: Registered, read: Any) -> list[Section]:
     try:
         return made_by(entry, read)
     except Exception as error:  # whatever it is, the other sections can be read
-        place = f"{entry.make.__module__}.{entry.make.__name__}"
+        file = inspect.getfile(entry.make)
+        place = f"{entry.make.__name__}, {Path(file).name}:{line_in(error, file)}"
         why = text.clean(f"{type(error).__name__}: {error}")
         print(f"report: {place} made no section: {why}", file=sys.stderr)
         lead = [f"This section could not be made ({place}): {why}"]

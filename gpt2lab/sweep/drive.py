@@ -137,7 +137,6 @@ class Drive:
     views: dict[str, list[RunProgress]] = field(default_factory=dict, init=False)
     stopped: dict[str, str] = field(default_factory=dict, init=False)
     """label -> why no more of its trials are begun"""
-    best: dict[str, float] = field(default_factory=dict, init=False)
     looked: float = field(default=-math.inf, init=False)
     changed: bool = field(default=True, init=False)
     idle_until: float = field(default=-math.inf, init=False)
@@ -359,7 +358,9 @@ class Drive:
                 return True
             mean = sum(trial.values.values()) / len(trial.values)
             self._end(trial, "finished", value=mean)
-            self._say(trial, number(mean), mean)
+            best = best_trial(self.trials[trial.label].records(), trial.search.settings.direction)
+            is_best = best is not None and best.index == trial.attempt.index
+            self._say(trial, f"{number(mean)}{', the best so far' if is_best else ''}")
         return False
 
     def _pruned(self, trial: Active) -> None:
@@ -380,13 +381,8 @@ class Drive:
         if (failures := trials.failures()) > most:
             self._stop(label, f"{failures} trials failed, more than max_failures: {most}")
 
-    def _say(self, trial: Active, what: str, value: float | None = None) -> None:
+    def _say(self, trial: Active, what: str) -> None:
         """A message on how a trial ended."""
-        if value is not None:
-            sign = 1.0 if trial.search.settings.direction == "minimize" else -1.0
-            if sign * value < self.best.get(trial.label, math.inf):
-                self.best[trial.label] = sign * value
-                what += ", the best so far"
         self.say(f"{trial.views[0].arm}: {what}")
 
 

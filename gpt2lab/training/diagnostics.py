@@ -5,7 +5,7 @@
         "Largest absolute value of the residual stream behind every block."
 
         def stream(self, depth: int, x: Tensor) -> None:
-            self.values[str(depth)] = x.abs().amax()
+            self.values[depth] = x.abs().amax()
 
 They are made at evaluations, from one forward pass without gradients and from one optimizer step, and go into the run's
 journal as `diag/<name>` or `diag/<name>/<part>`. They do not change the training: random numbers are seeded before each
@@ -47,7 +47,7 @@ class Diagnostic:
     into `values`: under "" for the model, or under the number of a block or another name."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Tensor | float] = {}
+        self.values: dict[str | int, Tensor | float] = {}
         self.name = ""
 
     def stream(self, depth: int, x: Tensor) -> None:
@@ -75,7 +75,7 @@ class Diagnostic:
         tensors = {part: value for part, value in values.items() if isinstance(value, Tensor)}
         numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
         values |= dict(zip(tensors, numbers, strict=True))
-        return {f"diag/{self.name}" + (f"/{part}" if part else ""): float(value) for part, value in values.items()}
+        return {f"diag/{self.name}" + (f"/{part}" if part != "" else ""): float(x) for part, x in values.items()}
 
 
 class Observers:
@@ -188,7 +188,7 @@ class ActivationRms(Diagnostic):
     """Root mean square of the residual stream behind every block."""
 
     def stream(self, depth: int, x: Tensor) -> None:
-        self.values[str(depth)] = rms(x)
+        self.values[depth] = rms(x)
 
 
 @diagnostic.register("attention_logit_max", source="arXiv:2302.05442, section 2")
@@ -207,7 +207,7 @@ class AttentionLogitMax(Diagnostic):
                 score_map(q[..., start : start + size, :], k, bias[..., start : start + size, :], scores, scale).amax()
                 for start in range(0, T, size)  # some queries at a time
             ]
-        for key in (str(depth), ""):
+        for key in (depth, ""):
             earlier = [self.values[key]] if key in self.values else []
             self.values[key] = torch.stack([*parts, *(torch.as_tensor(value) for value in earlier)]).amax()
 

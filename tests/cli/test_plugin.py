@@ -164,7 +164,7 @@ def test_a_good_plugin_passes_the_contract_tests(gpt2lab: Call, plugin: Callable
     """With two ranks, which are processes of their own and have to load it themselves."""
     answer = gpt2lab("test-plugin", plugin(SINE))
     checks = len(testing.checks_for("mlp")) + 3  # compilation, neighbours, and two ranks
-    assert answer.out == f"mlp=sine: {checks} checks on 1 variants, 0 failed\n" and answer.code == 0
+    assert answer.out == f"mlp=sine: {checks} checks on 1 variant, 0 failed\n" and answer.code == 0
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_bad_plugin_is_told_which_checks_it_fails(
     answer = gpt2lab("test-plugin", plugin(text))
     assert answer.code == 2 and answer.err == ""
     summary, *told = answer.out.splitlines()
-    assert re.fullmatch(rf"{head}: \d+ checks on 1 variants, {len(told)} failed", summary), answer.out
+    assert re.fullmatch(rf"{head}: \d+ checks on 1 variant, {len(told)} failed", summary), answer.out
     for check, why in failed.items():
         assert any(re.match(f"  {head} {check}: {why}", line) for line in told), (check, told)
     if head == "mlp=deaf":
@@ -210,18 +210,29 @@ def test_checks_and_components_can_be_chosen(gpt2lab: Call, plugin: Callable[[st
     file = plugin(SINE + BROKEN)
     answer = gpt2lab("test-plugin", file, "--check", "seed", "--check", "builds")
     assert answer.code == 2 and answer.out.splitlines() == [
-        "mlp=sine: 2 checks on 1 variants, 0 failed",
-        "mlp=broken: 1 checks on 1 variants, 1 failed",
+        "mlp=sine: 2 checks on 1 variant, 0 failed",
+        "mlp=broken: 1 check on 1 variant, 1 failed",
         "  mlp=broken builds: AttributeError at my-parts.py:30: 'ModelConfig' object has no attribute 'n_embed'",
     ]
     chosen = gpt2lab("test-plugin", file, "--check", "seed", "--component", "mlp=sine")
-    assert (chosen.code, chosen.out) == (0, "mlp=sine: 1 checks on 1 variants, 0 failed\n")
+    assert (chosen.code, chosen.out) == (0, "mlp=sine: 1 check on 1 variant, 0 failed\n")
     for words, said in (
         (("--check", "sead"), "--check: unknown check 'sead'; did you mean 'seed'?"),
         (("--component", "sin"), "--component: unknown component 'sin'; did you mean 'sine'?"),
     ):
         answer = gpt2lab("test-plugin", file, *words)
         assert answer.code == 2 and said in answer.err
+
+
+def test_an_error_in_a_plugin_names_its_line(gpt2lab: Call, plugin: Callable[[str], Path]) -> None:
+    file = plugin(SINE + BROKEN)
+    answer = gpt2lab("explain", "mlp=broken", "--plugin", file)
+    line = (SINE + BROKEN).partition("n_embed")[0].count("\n") + 1
+    assert answer.code == 2 and answer.err.splitlines() == [
+        f"gpt2lab: error [CONFIG] {file}:{line}: this plug-in raised AttributeError: 'ModelConfig' object has no "
+        "attribute 'n_embed'",
+        f"try: gpt2lab test-plugin {file}; for the trace, add --debug",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +244,7 @@ def test_checks_and_components_can_be_chosen(gpt2lab: Call, plugin: Callable[[st
         ("import torch\n\ndef broken(:\n", ":3: plug-in failed to load: invalid syntax"),
         ("import torch\nimport no_such_module\n", ":2: plug-in failed to load: ModuleNotFoundError: No module named"),
         (MUTE.replace("mute", "gelu"), ":4: plug-in failed to load: ValueError: mlp 'gelu' is registered already"),
-        ("x = 1\n", ": registers no component"),
+        ("x = 1\n", ": nothing in it has contract tests"),
         ("import sys\nsys.exit(3)\n", ":2: plug-in failed to load: SystemExit: 3"),
         ("class X(BaseException): ...\n\nraise X(7)\n", ":3: plug-in failed to load: X: 7"),
     ],

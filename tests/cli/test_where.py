@@ -23,6 +23,23 @@ machine = "node.json"
 price = 2.0
 """
 
+PLUGIN = """
+from pathlib import Path
+
+from gpt2lab.executors import executor
+from gpt2lab.executors.inline import InlineExecutor
+
+
+@executor.register("noted", source="a test")
+class Noted(InlineExecutor):
+    "This process; the ids of its runs are in a file."
+
+    def submit(self, job):
+        with Path("noted.txt").open("a") as file:
+            print(job.run_id, file=file)
+        super().submit(job)
+"""
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -34,6 +51,7 @@ price = 2.0
         (["sweep", "--executor", "print"], "--executor print: is for ablations"),
         (["sweep", "--executor", "ray", "--nproc", "2"], "trains every run in one process; for 2 ranks, submit"),
         (["run", "--profile", "nowhere"], "unknown profile 'nowhere' (known: cluster)"),
+        (["run", "--executor", "slrum"], "--executor: unknown executor 'slrum'; did you mean 'slurm'?"),
     ],
 )
 def test_options_that_would_have_no_effect_are_refused(
@@ -63,3 +81,14 @@ def test_a_profile_plans_for_its_cluster_with_gpu_hours_and_cost(gpt2lab: Call, 
         (tmp_path / "gpt2lab.toml").write_text(f"[profiles.cluster]\n{text}\n")
         answer = gpt2lab("run", ablation, "--profile", "cluster")
         assert answer.code == 2 and wrong in answer.err
+
+
+@pytest.mark.usefixtures("no_plugins_after")
+def test_an_executor_of_a_plug_in_is_named_like_ours(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(PLUGIN)
+    answer = gpt2lab("run", ablation, "--executor", "noted", "--plugin", file, "--seeds", "1", "--no-tracking")
+    assert answer.code == 0, answer.err
+    assert (tmp_path / "noted.txt").read_text().split()
+    packed = gpt2lab("sweep", ablation, "--executor", "noted", "--plugin", file, "--nproc", "2")
+    assert packed.code == 2 and "trains every run in one process" in packed.err

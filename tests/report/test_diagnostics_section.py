@@ -120,15 +120,15 @@ def test_diagnostics_of_plug_ins_have_figures_over_blocks_and_over_tokens(study:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows:
         row["metrics"] |= {
-            "diag/entropy/0": 1.0,
-            "diag/entropy/1": 2.0,
+            "diag/entropy/1": 1.0,  # block 0 has no attention
+            "diag/entropy/2": 2.0,
             "diag/sharpness": row["step"],
             "diag/norm/wte": 3.0,
         }
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = read_study("posenc", study)
     (first, *_) = read.once(health.health)["learned"]
-    assert first.by_block("diag/entropy") == [1.0, 2.0]
+    assert health._curve(first, "diag/entropy", over_blocks=True) == ([1.0, 2.0], [1.0, 2.0])
     assert first.last("diag/sharpness") == rows[-1]["step"] and first.last("diag/norm/wte") == 3.0
     panels = {(panel.title, panel.over_blocks) for panel in health.panels_of(read.once(health.health))}
     assert panels >= {
@@ -238,9 +238,9 @@ def test_the_page_reads_what_the_training_measures() -> None:
     row["metrics"] |= {"train/grad_norm": 1.0}
     run = health.of_run(StudyRun(arm="a", seed=0, id="0" * 16, status="finished"), [row])
     names: Mapping[str, float] = row["metrics"]
-    assert run.by_block(health.ACTIVATIONS) == [
-        names[f"diag/activation_rms/{i}"] for i in range(12)
-    ]  # by number, not by letter
+    blocks = run.by_block(health.ACTIVATIONS)
+    assert list(blocks) == list(range(12))  # by number, not by letter
+    assert blocks == {i: names[f"diag/activation_rms/{i}"] for i in range(12)}
     assert run.parts(health.UPDATES).keys() == {"embedding", "position", "attention", "mlp", "vector"}
     of_all = (health.GRADIENT, health.SCORES, health.LOGITS, health.UPDATES)
     assert all(run.last(metric) == names[metric] for metric in of_all)

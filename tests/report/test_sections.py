@@ -76,7 +76,8 @@ def test_a_section_that_fails_costs_its_own_line(
     read = Reader(index.read_text())
     assert "This section could not be made" in read.text and "ValueError: <b>posenc@nano\ufffd" in read.text
     assert "<b>" not in index.read_text() and "half of it" not in read.text
-    assert "broken made no section: ValueError" in capsys.readouterr().err
+    line = broken.__code__.co_firstlineno + 3
+    assert f"broken, test_sections.py:{line} made no section: ValueError" in capsys.readouterr().err
     monkeypatch.setattr(page, "SECTIONS", {**page.SECTIONS, "study": before})
     whole = Reader(write_report("posenc", root=tmp_path / "runs", out=tmp_path / "whole").read_text())
     assert set(whole.words) <= set(read.words)  # every other section is there

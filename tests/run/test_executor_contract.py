@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SECONDS = 120.0  # after which a test gives up
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
+@cache
 def documented(name: str) -> Any:
     """A class of the page, as a reader would copy it."""
     code = next(

@@ -79,6 +79,7 @@ def test_a_space_in_an_answer_out_and_nothing_trained_twice(lr: Path, gpt2lab: C
     # trials are a total: more of them go on where it was; another search finds the same settings trained
     code, said = gpt2lab("sweep", str(lr), "--no-tracking", "--trials", "6")
     assert code == 0 and trials(tmp_path)[:5] == found and len(trials(tmp_path)) == 6
+    assert ("the best so far" in said) == (min(trials(tmp_path), key=lambda t: float(t["value"]))["index"] == 5)
     changed(lr, ("sweep: lr", "sweep: other"), ("startup: 2}", "startup: 2, seed: 1}"), ("trials: 5", "trials: 1"))
     code, said = gpt2lab("sweep", str(lr), "--no-tracking")
     [other] = trials(tmp_path, "other", "other")

@@ -150,7 +150,7 @@ def test_the_largest_score_is_that_of_pairs_that_may_see_each_other(
         score = 0.7 * float(q[b, h, i].double() @ k[b, h // 2, j].double())
         score = softcap * math.tanh(score / softcap) if softcap else score
         best = max(best, score - slopes[h] * (i - j))
-    assert float(seen.values["0"]) == pytest.approx(best, rel=1e-5)
+    assert float(seen.values[0]) == pytest.approx(best, rel=1e-5)
 
 
 @pytest.mark.parametrize("larger", [0, 1])
@@ -163,7 +163,7 @@ def test_a_block_may_attend_more_than_once(larger: int) -> None:
     step.enter(0, site.build("position"))
     for call in range(2):
         attend(q * (3 if call == larger else 1), q, q, torch.zeros(1, T, H * D), step, Mask(), plain(site, scale=1.0))
-    assert float(seen.values["0"]) == 3 * D
+    assert float(seen.values[0]) == 3 * D
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -111,10 +111,10 @@ class RunHealth:
         """Part -> the last value of `name`/part."""
         return {m.removeprefix(f"{name}/"): self.last(m) for m in self.curves if m.startswith(f"{name}/")}
 
-    def by_block(self, name: str) -> list[float]:
-        """The last values by block."""
+    def by_block(self, name: str) -> dict[int, float]:
+        """Block -> the last value there, in the order of blocks; some may have none, as those without attention."""
         parts = {int(part): value for part, value in self.parts(name).items() if part.isdecimal()}
-        return [math.nan if (value := parts[block]) is None else value for block in sorted(parts)]
+        return {block: math.nan if (value := parts[block]) is None else value for block in sorted(parts)}
 
     @property
     def has_records(self) -> bool:
@@ -185,7 +185,7 @@ def table(read: StudyRead) -> Table | None:
             tops = [max(values) for run in runs if (values := run.finite(metric))]
             return Cell(short(mean(run.late(metric) for run in ended)), f"up to {short(max(tops))}" if tops else "")
 
-        depths = [depth for run in ended if (depth := run.by_block(ACTIVATIONS))]
+        depths = [list(depth.values()) for run in ended if (depth := run.by_block(ACTIVATIONS))]
         first, last = (mean(depth[i] for depth in depths) for i in (0, -1))
         groups = dict.fromkeys(group for run in ended for group in run.parts(UPDATES))
         ratios = [f"{group} {short(mean(run.parts(UPDATES).get(group) for run in ended), 2)}" for group in groups]
@@ -280,7 +280,7 @@ def panels_of(health: Health) -> list[Panel]:
 def _curve(run: RunHealth, name: str, *, over_blocks: bool) -> Curve:
     if over_blocks:
         values = run.by_block(name)
-        return [float(block) for block in range(len(values))], values
+        return [float(block) for block in values], list(values.values())
     return thinned(run.curves.get(name, ((), ())), np.max if name == GRADIENT else np.median)
 
 

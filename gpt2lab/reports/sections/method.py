@@ -257,10 +257,10 @@ def reproduce(read: StudyRead) -> Section:
 
 
 def where_it_ran(record: Mapping[str, Any]) -> dict[str, str]:
-    """Code, software, device and time of a study's or sweep's declaration."""
+    """Commit, software, device and time of a study's or sweep's declaration."""
     stack: Mapping[str, Any] = record.get("stack") or {}
     return {
-        "Code": f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under version control",
+        "Working folder": f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under git",
         "Software": f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}",
         "Device": " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k)),
         "Declared": f"{record.get('created')}, record {record.get('hash')}",
@@ -283,7 +283,7 @@ def sweep_method(read: SweepRead) -> Section:
     facts: dict[str, object] = {
         "Sampler": _named(record.get("sampler")),
         "Pruner": _named(record.get("pruner")) or "none",
-        "Trials": f"{read.slots} in all, whoever works on them and however often it is started",
+        "Trials": f"{read.slots} in all, over all workers and restarts",
         "Value": f"final {record['metric']} on the same {scored} validation tokens for all; {goal}",
         "Tuning seeds": f"{seeds}, which judge nothing else",
         **{read.titled(search, "Space"): _space(search) for search in read.searches.values()},
