@@ -317,6 +317,7 @@ def test_example_files_are_valid(tmp_path: Path, gpt2lab: Call) -> None:
         "finetune.yaml",
         "my_batches.py",
         "my_diagnostics.py",
+        "my_executor.py",
         "my_mask.py",
         "my_metrics.py",
         "my_nano.yaml",
