@@ -128,7 +128,8 @@ def _unknown_key(settings: type[Settings], key: Key) -> str:
     other_section = name if name in elsewhere else nearest(name, elsewhere) if guess is None else None
     if other_section is None or (guess is not None and edits(name.casefold(), guess.casefold()) <= 1):
         return unknown("key", name, siblings)
-    return f"unknown key '{name}'; did you mean '{elsewhere[other_section]}'?"
+    place = elsewhere[other_section]
+    return f"unknown key '{name}'; did you mean '{place}'{'' if '.' in place else ', in no section'}?"
 
 
 def _fields(settings: type[Settings], prefix: str = "") -> Iterator[str]:

@@ -34,6 +34,9 @@ def test_e1_an_unknown_key_is_told_with_line_and_nearest_key(tmp_path: Path) -> 
 
 def test_e1_a_key_that_is_at_home_in_another_section_is_recognised() -> None:
     assert problems("nano", "lr=1e-3") == ["--set lr: unknown key 'lr'; did you mean 'optim.lr'?"]
+    assert problems("nano", "training.seed=1") == [
+        "--set training.seed: unknown key 'seed'; did you mean 'seed', in no section?"
+    ]
     assert problems("nano", "training.warmup=3")[0].endswith("did you mean 'optim.warmup_steps'?")
 
 
