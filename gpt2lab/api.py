@@ -8,7 +8,7 @@
     study.plot("training")  # a figure, in notebooks
     study.report()          # reports/posenc@nano/index.html
 
-Progress is a stream of events (events.py): pass `on_event=` a function, or `g.show_progress()` for people.
+Progress is a stream of events (basics/progress.py): pass `on_event=` a function, or `g.show_progress()` for people.
 """
 
 from __future__ import annotations
