@@ -343,24 +343,28 @@ def words_at_looks(
 
 def searched(draws: Draws) -> Iterator[Measurement]:
     """Two arms that are equal at their best rates, each judged at the best rate of a bracket or of 8 rates."""
-    designs = [("bracket", BRACKET, "a parabola", c, n) for c in CURVATURES for n in SEARCHED]
-    designs += [("bracket", BRACKET, shape, (0.03, 0.03), n) for shape in list(SHAPES)[1:] for n in (3, 10)]
-    designs += [("tuned, 8 rates", EIGHT_RATES, "a parabola", c, 5) for c in CURVATURES]
-    for (name, rates, shape, curvatures, n), sd in itertools.product(designs, (0.0015, 0.015)):
-        check = f"{name}, {shape}, curvature {curvatures[0]:g} and {curvatures[1]:g}, sd {sd:g}: better/worse"
-        rng, wrong = draws.generator(check, n), []
+    once = {n: (planning.Look(n, ALPHA),) for n in (3, 5, 10)}
+    added = planning.extendable_looks(SEEDS, ALPHA)
+    designs = [("bracket", BRACKET, "a parabola", c, once[n]) for c in CURVATURES for n in SEARCHED]
+    designs += [("bracket", BRACKET, shape, (0.03, 0.03), once[n]) for shape in list(SHAPES)[1:] for n in (3, 10)]
+    designs += [("tuned, 8 rates", EIGHT_RATES, "a parabola", c, once[5]) for c in CURVATURES]
+    designs += [("bracket, looks at n = 3, 5, 8, more added", BRACKET, "a parabola", c, added) for c in CURVATURES]
+    for (name, rates, shape, curvatures, at), sd in itertools.product(designs, (0.0015, 0.015)):
+        check, last = f"{name}, {shape}, curvature {curvatures[0]:g} and {curvatures[1]:g}, sd {sd:g}", at[-1].n
+        rng, wrong = draws.generator(f"{check}: better/worse", last), []
         for _ in range(draws.count // EACH):
-            drawn = [at_best_trial(rng, curvature, sd, n, SHAPES[shape], rates) for curvature in curvatures]
+            drawn = [at_best_trial(rng, curvature, sd, last, SHAPES[shape], rates) for curvature in curvatures]
             arms = [replace(arm, weight=weight) for arm, weight in zip(drawn, (1.0, -1.0), strict=True) if arm]
-            wrong.append(len(arms) == 2 and _found_to_differ(arms))  # one alone is not comparable
-        yield level(check, np.array(wrong), GAUSSIAN, n)
+            wrong.append(len(arms) == 2 and any(_found_to_differ(arms, look) for look in at))  # one is not comparable
+        yield level(f"{check}: better/worse", np.array(wrong), GAUSSIAN, last)
 
 
-def _found_to_differ(arms: Sequence[WeightedArm]) -> bool:
+def _found_to_differ(arms: Sequence[WeightedArm], look: planning.Look) -> bool:
+    arms = [replace(arm, losses=arm.losses[: look.n]) for arm in arms]
     test = statistics.linear([arm.losses for arm in arms], (1.0, -1.0), margin=0.05)
-    if float(test.p) >= ALPHA:  # accounting for the search can only raise it
+    if float(test.p) >= look.level:  # accounting for the search can only raise it
         return False
-    return float(statistics.at_best_rates(test, BestRateDifference(arms), alpha=ALPHA, margin=0.05).p) < ALPHA
+    return float(statistics.at_best_rates(test, BestRateDifference(arms), alpha=look.level, margin=0.05).p) < look.level
 
 
 def at_best_trial(

@@ -224,11 +224,16 @@ class Desk:
     def _source(self, yaml: str) -> Mapping[str, Any]:
         """The mapping in a text. Raises ConfigError."""
         from gpt2lab.config.source import read_mapping
-        from gpt2lab.errors import ConfigError
+        from gpt2lab.errors import ConfigError, Problem
 
         tree = read_mapping(yaml, "yaml").tree
         if not isinstance(tree, dict) or "arms" not in tree:
             raise ConfigError("an ablation with `arms` is expected", where="yaml")
+        fixed = {"campaign": self.campaign, "scales": [self.scale]}
+        given = {key: tree[key] for key in fixed if key in tree and tree[key] != fixed[key]}
+        if given:
+            hint = f"leave it out: every study runs at {self.scale}, in the campaign {self.campaign}"
+            raise ConfigError([Problem(key, f"is {value}, not {fixed[key]}") for key, value in given.items()], hint=hint)
         return tree
 
     def _study(self, yaml: str) -> Study:

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import yaml
 from mcp import Client, StdioServerParameters
+from mcp.server.mcpserver.exceptions import ToolError
 
 import gpt2lab as g
 from gpt2lab.api import open_study
+from gpt2lab.cli.agents import Desk, answering
 from gpt2lab.errors import ConfigError
 from gpt2lab.experiments.ablation import Study
 from gpt2lab.experiments.budget import LEAST_SECONDS, Budget
@@ -113,6 +115,33 @@ def test_one_change_for_each_arm_and_a_yardstick_that_stays(source: dict[str, An
         other = study_of(source, tmp_path, ablation="other", **changed)
         with pytest.raises(ConfigError, match="all studies of the campaign agents are judged by"):
             budget.grant(other, other.plan(), "")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("!!python/object/apply:os.system ['touch hostile']", r"yaml:1: tags .* are not accepted"),
+        ("a: &a [x, x]\narms: [*a, *a]", r"yaml:1: anchors \(&a\) are not accepted"),
+        ("[" * 5000 + "]" * 5000, "nested more than 32 levels deep"),
+        ("arms: \x00", "yaml: not valid YAML"),
+        ("just text", "a mapping of keys to values is expected"),
+        ({"campaign": "other"}, "campaign: is other, not agents"),
+        ({"scales": ["nano", "micro"]}, r"scales: is \['nano', 'micro'\], not"),
+        ({"plugins": ["other.py"]}, "unknown key 'plugins'"),
+        ({"executor": {"name": "slurm", "setup": "touch hostile"}}, "unknown key 'executor'"),
+        ({"ablation": "../../hostile"}, "a name of letters, digits"),
+        ({"seeds": 99999999999}, "from 1 to 100 seeds are expected"),
+    ],
+)
+def test_hostile_yaml_is_refused_and_runs_nothing(
+    source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str | dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = written if isinstance(written, str) else yaml.safe_dump(source | written)
+    desk = Desk("agents", source["base"], 1.0, 1, None, [], tmp_path / "runs", tmp_path / "reports")
+    with pytest.raises(ToolError, match=message):
+        answering(desk.check)(yaml=text)
+    assert not (tmp_path / "hostile").exists() and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
