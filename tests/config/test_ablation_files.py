@@ -57,10 +57,11 @@ def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) ->
     loaded = load_ablation(path, scale=scale, plugins=plugins)
     preset = load_config(scale or "gpt2-124m")
     assert loaded.name == path.stem and loaded.question.endswith("?")
-    # several factors, and small departures, need more seeds
-    assert loaded.seeds == tuple(range(3 if loaded.design == "one factor" and path.stem != "parts" else 5))
-    # the quickstart, the museum of mistakes, one that changes the order of the text only, and small departures
-    shares_one_rate = path.stem in ("posenc", "bugs", "mixture", "parts")
+    # several factors, small departures, and comparisons of spread need more seeds
+    fewest = 3 if loaded.design == "one factor" else 5
+    assert loaded.seeds == tuple(range({"parts": 5, "noise_sources": 10}.get(path.stem, fewest)))
+    # the quickstart, the museum of mistakes, two that change the order of the text, and small departures
+    shares_one_rate = path.stem in ("posenc", "bugs", "mixture", "parts", "noise_sources")
     assert (loaded.tune is None) == shares_one_rate
     if loaded.tune is not None:
         assert loaded.tune.multiples == (() if path.stem.endswith("_tuned") else (0.5, 1, 2))
