@@ -363,7 +363,7 @@ def campaigns_of(store: Store) -> dict[str, Campaign]:
 
 
 def registration(record: StudyRecord, store: Store) -> dict[str, str]:
-    """What a public place is told of a declaration: `line`, and its parts. Raises ConfigError for a study that is not
+    """What to publish of a declaration: `line`, and its parts. Raises ConfigError for a study that is not
     in the ledger."""
     ledger = read_ledger(store.root)
     declared = _line_of(record, ledger)

@@ -121,12 +121,12 @@ class TaskContrast:
         from gpt2lab.analysis.wording import interval, listed, probability, written
 
         value = written([self.difference], self.low, self.high)[0]
-        told = self.word or f"exploratory ({self.reason})"
+        verdict = self.word or f"exploratory ({self.reason})"
         n = f"n = {self.runs[0]}, {self.runs[1]}; " if "seeds" in self.halfwidths else ""
         parts = listed(f"±{width:.2g} by {name}" for name, width in self.halfwidths.items())
         p = f", Holm p {probability(self.p_holm, 0.05)}" if self.word else ""
         return (
-            f"{self.task}, {self.arm} against {self.against}: {told}, {value} {interval(self.low, self.high)}{p} "
+            f"{self.task}, {self.arm} against {self.against}: {verdict}, {value} {interval(self.low, self.high)}{p} "
             f"({n}{self.questions:,} questions; {parts})"
         )
 

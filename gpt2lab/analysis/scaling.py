@@ -189,7 +189,7 @@ def multiplier_text(reach: Reach) -> str:
     if reach.low == 0 and not math.isfinite(reach.value):
         return f"worth less than {reach.high:.2f}x compute"
     value = f"worth {reach.value:.2f}x compute " if math.isfinite(reach.value) else "worth compute "
-    doubt = ": not to be told from 1" if reach.spans_one else ""
+    doubt = ": not distinguishable from 1" if reach.spans_one else ""
     return f"{value}{bounds(reach)}{doubt}"
 
 

@@ -147,7 +147,7 @@ def read(
     if not rows:
         raise ConfigError("the table has no rows", where=where)
     if seed is not None and _counts_training(seed):
-        problem = f"the steps of a run are no seeds: '{seed}' tells no runs apart"
+        problem = f"the steps of a run are not seeds: '{seed}' does not distinguish runs"
         raise ConfigError(problem, where=where, hint="seed=COLUMN")
     begun, columns = False, _names(rows)
     if {*MLFLOW} <= {*columns} and any(name.startswith(PREFIXES) for name in columns):
@@ -333,7 +333,7 @@ def _plain_columns(
     missing = [name for name in (arm, seed, value_column) if name not in columns]
     training = next(filter(_counts_training, columns), None)
     if missing == ["run"] and training:
-        problem = f"no column tells the runs of an arm apart; the steps of a run ('{training}') are no seeds"
+        problem = f"no column distinguishes the runs of an arm; the steps of a run ('{training}') are not seeds"
         raise ConfigError(problem, where=where, hint="seed=COLUMN")
     if missing:
         problem = f"no columns {listed(map(repr, missing))} (known: {', '.join(columns)})"
@@ -408,7 +408,7 @@ def _mlflow_columns(
         raise ConfigError("metric and value both name what is compared: give one of them", where=where)
     arms = column("arm", arm, PREFIXES[1:], ARM_COLUMNS)
     if arms is None:
-        problem = f"no column tells the arm of a run: none of {', '.join(ARM_COLUMNS)} is there (columns: "
+        problem = f"no column has the arm of a run: none of {', '.join(ARM_COLUMNS)} is there (columns: "
         raise ConfigError(f"{problem}{', '.join(sorted(columns))})", where=where, hint="arm=COLUMN")
     seeds = column("seed", seed, PREFIXES[1:], SEED_COLUMNS) or MLFLOW[0]
     value_column = column("value", value, PREFIXES, METRIC_COLUMNS if metric is None else ())

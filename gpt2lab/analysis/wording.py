@@ -385,7 +385,7 @@ def _certainty(verdicts: Verdicts) -> list[str]:
         counts = sorted({n for c in by_own_noise for n in (c.n_arm, c.n_against)})
         seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
         family = f", Holm-adjusted over {verdicts.members} contrasts" if verdicts.members > 1 else ""
-        provided = "provided that the table lists every run and that nobody looked at it before the last one"
+        provided = "provided that the table lists every run and that it was not looked at before the last one"
         sentences.append(
             f"Tested with {seeds} seeds per arm (Welch's t-test, calibrated for arms of unequal noise{family}): the "
             f'chance of any false "better" or "worse" is at most {100 * verdicts.alpha:g} %, and so is that of any '

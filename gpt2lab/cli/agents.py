@@ -233,7 +233,9 @@ class Desk:
         given = {key: tree[key] for key in fixed if key in tree and tree[key] != fixed[key]}
         if given:
             hint = f"leave it out: every study runs at {self.scale}, in the campaign {self.campaign}"
-            raise ConfigError([Problem(key, f"is {value}, not {fixed[key]}") for key, value in given.items()], hint=hint)
+            raise ConfigError(
+                [Problem(key, f"is {value}, not {fixed[key]}") for key, value in given.items()], hint=hint
+            )
         return tree
 
     def _study(self, yaml: str) -> Study:

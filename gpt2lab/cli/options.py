@@ -80,7 +80,7 @@ RUNS, OUT = Path("runs"), Path("reports")
 
 def confirm_time(seconds: float, max_days: float, where: str) -> None:
     """Ask whether a training that takes longer than `max_days` is meant. Raises EnvironmentFault where it is not, or
-    where nobody can answer."""
+    where there is no terminal to answer at."""
     from gpt2lab.basics.text import duration
     from gpt2lab.errors import EnvironmentFault
 

@@ -471,15 +471,15 @@ def trials_due(plan: Plan) -> str:
 
 
 def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str]) -> Any:
-    """The arms with their costs, for a terminal. against: arm -> the one that it is compared with first; what it
-    changes is told beside that."""
+    """The arms with their costs, for a terminal. against: arm -> the one that it is compared with first;
+    changes are relative to that."""
     from rich.text import Text
 
     from gpt2lab.basics.text import apart, duration, memory
 
     changes = {row["arm"]: row["changes"] for row in rows}
 
-    def told(arm: str) -> str:
+    def changed(arm: str) -> str:
         other = against.get(arm, "")
         beside = ", ".join(apart(changes[arm], changes.get(other, {}))) or "baseline"
         return f"{other}, and {beside}" if other in against and other in changes else beside
@@ -495,7 +495,7 @@ def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str
             trials = f"{row['search']['trials']} trials, " + (f"{extra} as written, " if extra else "")
         table.add_row(
             Text(str(row["arm"])),
-            Text(told(row["arm"])),
+            Text(changed(row["arm"])),
             f"{row['parameters']:,}",
             f"{row['flops_per_token'] / 1e6:,.1f}",
             f"{row['tokens']:,}",

@@ -208,7 +208,7 @@ def checkpoint(run: ExaminedRun) -> Finding | None:
         reasons = [f"none of the last step, {run.step}: the final weights are gone"]
     if not kept and not reasons:
         raise NotExamined("no checkpoint yet")
-    causes = ("a disk that fails", "a file that was edited or copied in part", "somebody made room")
+    causes = ("a disk that fails", "a file that was edited or copied in part", "files that were deleted to make room")
     return error("checkpoint", "; ".join(reasons), *causes) if reasons else None
 
 

@@ -1,7 +1,7 @@
 """Runs on a Slurm cluster: identical workers as one job array, which take the submitted runs from the store.
 
 What happens is read from the store and from squeue, so no accounting is needed. The workers of a study share a job
-name; whoever gives the same command again finds them by it, and nothing else is ever cancelled.
+name, by which the same command finds them again; nothing else is ever cancelled.
 """
 
 from __future__ import annotations

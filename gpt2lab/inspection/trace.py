@@ -117,7 +117,7 @@ def trace(config: ModelConfig, *, batch: int = 1, tokens: int | None = None) -> 
         )
     model, choices = build(config)
     rows = record(model, choices, batch, tokens)
-    # B and T are told from other sizes by a pass whose B, T and B T are none of them
+    # B and T are recognised by a pass whose B, T and B T differ from all other sizes
     fixed = set(size_letters(config).values())
     others = next(
         ((b, t) for t in range(tokens, 0, -1) for b in range(2, 12) if len({b, t, b * t, *fixed}) == 3 + len(fixed)),

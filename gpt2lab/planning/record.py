@@ -253,7 +253,7 @@ def corpus_name(config: Config) -> str:
 
 
 ENDED = ("finished", "diverged", "damaged")
-"""Statuses of runs whose results somebody may have seen."""
+"""Statuses of runs whose results may have been seen."""
 
 REMEMBERED = (
     "hash", "created", "reproduce", "seeds", "baseline_seeds", "looks", "contrasts", "smallest_effect", "alpha",

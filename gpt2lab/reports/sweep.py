@@ -179,7 +179,7 @@ def _basis(read: SweepRead) -> str:
 
 
 def winners_caution(read: SweepRead) -> str:
-    """That the best of many is no estimate, and how many cannot be told from it."""
+    """That the best of many is no estimate, and how many are as good within the noise."""
     counts, seeds = sorted({search.counts[FINISHED] for search in read.searches.values()}), read.seeds
     if counts[-1] < 2:
         return "Only one trial finished, so nothing was chosen yet."

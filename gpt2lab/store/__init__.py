@@ -125,7 +125,7 @@ def refuse_link(folder: Path) -> None:
 
 
 class RunFolder:
-    """The files of one run. Reading needs no lock; whoever trains holds `lock()`."""
+    """The files of one run. Reading needs no lock; the process that trains holds `lock()`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

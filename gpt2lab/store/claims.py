@@ -2,7 +2,7 @@
 
 A folder of runs uses them once it holds a file named `claims`. The claims of a lock are numbered, and the one with the
 largest number decides: it is held while its holder renews its modification time, and free once it says so or has not
-been renewed for a while. Whoever takes a free one creates the next number, which a disk grants once. Ages compare two
+been renewed for a while. To take a free one is to create the next number, which succeeds once on a disk. Ages compare two
 times that the disk itself has set, so clocks of hosts may differ.
 """
 

@@ -35,7 +35,7 @@ AT_THE_END = 99
 """Percent of training from which on stopping would save nothing."""
 REPORTS = "reports"
 """User attribute of a trial: {curve: [(step, tokens, value)], rungs: what Optuna's successive halving keeps with it,
-stop_at: the step at which it was told to stop}. One write, so a kill leaves all of it or nothing."""
+stop_at: the step at which it was to stop}. One write, so a kill leaves all of it or nothing."""
 
 
 def outcome_of(trial: FrozenTrial) -> Outcome:

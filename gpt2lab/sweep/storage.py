@@ -212,8 +212,8 @@ def _begin_ourselves(engine: sqlalchemy.Engine, where: str, patience_seconds: fl
 
 
 class JournalLock(BaseJournalFileLock):
-    """The lock under which a journal is written. Whoever takes it cuts off a torn last line, which a worker left that
-    was killed while it wrote: Optuna would glue the next line to it, and no reader would ever get past that.
+    """The lock under which a journal is written. Taking it cuts off a torn last line, which a worker left that was
+    killed while it wrote: Optuna would append the next line to it, and no reader would ever get past that.
 
     It is the kernel's lock, on a file beside the journal, and free as soon as its process ends; Optuna's are files
     whose being there is the lock. Linux passes flock on to an NFS server (since 2.6.12), so it holds across machines;

@@ -31,7 +31,7 @@ BUFFER_LIMIT_BYTES = 1_000_000
 
 
 class Journal:
-    """Append-only writer of one metrics.jsonl. Whoever holds the run's lock owns it.
+    """Append-only writer of one metrics.jsonl. Written only by the process that holds the run's lock.
 
     Each row reaches the operating system at once, so a killed process loses none; `sync()` makes rows survive a power
     cut too, and belongs before every checkpoint: a resumed run starts at a checkpoint and writes no earlier row again.

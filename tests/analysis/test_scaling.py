@@ -35,7 +35,7 @@ def test_multipliers_in_words() -> None:
     noise = np.random.default_rng(1).normal(0, 0.005, 5)
     alike, better = reach(curve(), curve(seed=9)[1.0]), reach(curve(), 1.95 + noise)
     assert alike.spans_one and alike.low > 0.8 and alike.high < 1.2
-    assert multiplier_text(alike).endswith("not to be told from 1")
+    assert multiplier_text(alike).endswith("not distinguishable from 1")
     assert 1.1 < better.low < better.high < 1.3 and multiplier_text(better).startswith(("worth 1.1", "worth 1.2"))
     for target, said in ((1.5, "worth more than 2.00x compute"), (2.6, "worth less than 0.50x compute")):
         beyond = reach(curve(), target + noise)

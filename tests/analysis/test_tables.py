@@ -158,7 +158,7 @@ STRAY = pd.concat([tracked(), pd.DataFrame([{"run_id": "stray", "status": "FINIS
     [
         (STRAY, {}, r"run stray: column 'params\.arm' is empty"),
         (tracked(own=True).query("run_id == 'p'"), {}, "no run of an arm is among the runs"),
-        (tracked().drop(columns="params.arm"), {}, r"no column tells the arm .*\(columns: metrics.loss, params.lr, pa"),
+        (tracked().drop(columns="params.arm"), {}, r"no column has the arm .*\(columns: metrics.loss, params.lr, pa"),
         (tracked(), {"arm": "params.modl"}, r"unknown column 'params.modl'.*\(known: metrics.loss, params.arm, params"),
         (tracked(), {"seed": "sed"}, r"unknown column 'sed'"),
         (tracked(), {"value": "params.loss"}, r"unknown column 'params.loss'; did you mean 'params.lr'"),
@@ -379,9 +379,11 @@ def test_a_column_of_tokens_may_belong_to_whole_runs() -> None:
 @pytest.mark.parametrize("seed", ["step", "_step", "Epoch", "iteration", "tokens", "global_step"])
 def test_steps_are_no_seeds(seed: str) -> None:
     table = [{"arm": row["arm"], seed: 100 * row["seed"], "value": row["value"]} for row in rows()]
-    with pytest.raises(ConfigError, match=f"the steps of a run are no seeds: '{seed}' tells no runs apart"):
+    with pytest.raises(ConfigError, match=f"the steps of a run are not seeds: '{seed}' does not distinguish runs"):
         judged(table, seed=seed)
-    with pytest.raises(ConfigError, match=rf"no column tells the runs of an arm apart; .* \('{seed}'\) are no seeds"):
+    with pytest.raises(
+        ConfigError, match=rf"no column distinguishes the runs of an arm; .* \('{seed}'\) are not seeds"
+    ):
         judged(table)
 
 

@@ -57,7 +57,7 @@ MOST_PANELS, COLUMNS = 15, 3
 """Of the figure."""
 
 MOST_POINTS = 60
-"""Of a curve that has one per step; more could not be told apart on the page."""
+"""Of a curve that has one per step; more could not be distinguished on the page."""
 
 LOGARITHMIC_FROM = 10.0
 """Ratio of the largest value to the smallest from which an axis is logarithmic."""
