@@ -30,29 +30,29 @@ def alternatives(verdicts: Verdicts, contrast: Contrast, text: TextNoise | None,
     """
     if not math.isfinite(contrast.p) or contrast.word.startswith(("exploratory", "not comparable", "unstable")):
         return {}
-    found = {}
+    kinds = {}
     for name, title in ESTIMATORS.items():
         result = contrast.sensitivity.get(name)
         if result and name != "permutation":
             p = min(1.0, result["p"] * verdicts.members)
-            found[title] = _kind(verdicts, result["difference"], p, contrast.alpha)
+            kinds[title] = _kind(verdicts, result["difference"], p, contrast.alpha)
         elif result:
             p = min(1.0, result["p"] * verdicts.members)
-            found[title] = _kind(verdicts, contrast.difference, p, contrast.alpha)
+            kinds[title] = _kind(verdicts, contrast.difference, p, contrast.alpha)
     if not searched:
-        found |= {f"without seed {seed}": kind for seed, kind in _without_each_seed(verdicts, contrast)}
+        kinds |= {f"without seed {seed}": kind for seed, kind in _without_each_seed(verdicts, contrast)}
     if text is not None:
         same = abs(contrast.difference) > text.halfwidth
-        found["other text"] = claim(contrast.word) if same else ""
-    return found
+        kinds["other text"] = claim(contrast.word) if same else ""
+    return kinds
 
 
 def _without_each_seed(verdicts: Verdicts, contrast: Contrast) -> Iterator[tuple[str, str]]:
     """The claim without the first seed of every arm, without the second, ...; named after this contrast's first arm."""
     arms = {arm.name: arm for arm in verdicts.arms}
     index = next(i for i, other in enumerate(verdicts.contrasts) if other is contrast)
-    own = [arms[name] for name in contrast.weights]
-    fewest = min(arm.n for arm in own)
+    members = [arms[name] for name in contrast.weights]
+    fewest = min(arm.n for arm in members)
     for place in range(fewest if fewest > FEWEST else 0):
         tests = []
         for other in verdicts.contrasts:
@@ -60,7 +60,7 @@ def _without_each_seed(verdicts: Verdicts, contrast: Contrast) -> Iterator[tuple
             tests.append(linear(values, list(other.weights.values()), alpha=contrast.alpha))
         family = adjust(tests, alpha=contrast.alpha, dropped=verdicts.dropped)
         p, difference = float(family.p_holm[..., index]), float(family.difference[..., index])
-        yield list(own[0].values)[place], _kind(verdicts, difference, p, contrast.alpha)
+        yield list(members[0].values)[place], _kind(verdicts, difference, p, contrast.alpha)
 
 
 def _without(arm: ArmResult, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -132,10 +132,10 @@ class Standing:
         if self.alone:
             return ""
         named = (contrast.arm, contrast.against)
-        found = next((hypothesis for hypothesis in self.own if (hypothesis.arm, hypothesis.against) == named), None)
-        if found is None or found.supported is not False or found.p is None or found.level is None:
+        hypothesis = next((h for h in self.own if (h.arm, h.against) == named), None)
+        if hypothesis is None or hypothesis.supported is not False or hypothesis.p is None or hypothesis.level is None:
             return ""
-        return f"not supported over {self.campaign.label}: p {found.p:.2g}, its level {found.level:.2g}"
+        return f"not supported over {self.campaign.label}: p {hypothesis.p:.2g}, its level {hypothesis.level:.2g}"
 
     def sentences(self) -> list[str]:
         """Which of the campaign's hypotheses these are, and what became of all so far."""
@@ -241,7 +241,7 @@ def _entry(record: StudyRecord, contrast: list[str] | Effect) -> dict[str, Any]:
 def _discoveries(campaign: Iterable[Line]) -> tuple[list[int], list[int]]:
     """(number of the last hypothesis that was declared then, discoveries) for each line that had new ones."""
     last, discovered = 0, set[int]()
-    known, found = list[int](), list[int]()
+    known, discoveries = list[int](), list[int]()
     for line in campaign:
         numbers = [entry["hypothesis"] for entry in line["contrasts"] if entry["hypothesis"] is not None]
         if line["kind"] == DECLARED:
@@ -251,8 +251,8 @@ def _discoveries(campaign: Iterable[Line]) -> tuple[list[int], list[int]]:
         discovered |= new
         if new:
             known.append(last)
-            found.append(len(new))
-    return known, found
+            discoveries.append(len(new))
+    return known, discoveries
 
 
 def _verdict(entry: Mapping[str, Any], contrast: Contrast, alpha: float) -> dict[str, Any]:
@@ -321,8 +321,9 @@ def standing_of(record: StudyRecord, store: Store) -> Standing | None:
         return Standing(own=(), campaign=campaign_of(ledger, record.campaign), problems=[lost, *ledger.problems])
     last = max(line["number"] for line in ledger.lines if _same(line, declared))
     campaign = campaign_of(ledger, record.campaign, last)
-    own = [h for h in campaign.hypotheses if (h.study, h.declaration) == (declared["study"], declared["declaration"])]
-    return Standing(own=own, campaign=campaign, problems=ledger.problems)
+    named = (declared["study"], declared["declaration"])
+    hypotheses = [h for h in campaign.hypotheses if (h.study, h.declaration) == named]
+    return Standing(own=hypotheses, campaign=campaign, problems=ledger.problems)
 
 
 def tests_of(record: StudyRecord) -> list[str]:

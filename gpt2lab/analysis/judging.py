@@ -408,8 +408,8 @@ def _missing_seeds(case: ContrastCase) -> wording.MissingSeeds:
     if difference > x and not case.eligibility.borrow:
         effect = difference / upper
         if power(effect, (most, most), alpha=case.level) >= planning.POWER:
-            found = planning.seeds_for_power(effect, alpha=case.level) - min(case.sizes)
-            return wording.MissingSeeds(max(found, 1), as_large=True)
+            seeds = planning.seeds_for_power(effect, alpha=case.level) - min(case.sizes)
+            return wording.MissingSeeds(max(seeds, 1), as_large=True)
     return wording.MissingSeeds(either)
 
 

@@ -192,11 +192,11 @@ def _fields(message: bytes) -> dict[int, list[Any]]:
 
 def _items(items: list[bytes]) -> dict[str, Any]:
     """Key -> value of items that hold JSON; the keys of nested values joined by dots."""
-    found = {}
+    values = {}
     for item in map(_fields, items):
         key = ".".join(part.decode() for part in item.get(KEY) or item.get(NESTED_KEY, []))
-        found[key] = json.loads(item[JSON][0]) if JSON in item else None
-    return found
+        values[key] = json.loads(item[JSON][0]) if JSON in item else None
+    return values
 
 
 def _numbers(metrics: Mapping[str, Any], step: float | None) -> Iterator[Value]:

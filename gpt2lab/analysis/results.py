@@ -281,8 +281,8 @@ def judge_contexts(study: StudyRecord, runs: Sequence[StudyRun]) -> list[AtConte
     healthy, late = {run.id for run in usable}, past.late_contexts if past else ()
     values: dict[tuple[str, int], float | None] = {(HERE, run.seed): 0.0 for run in runs}
     for name, (arm, multiple) in names.items():
-        own = [run for run in runs if run.arm == arm]
-        values |= {(name, run.seed): None if run.value is None else math.nan for run in own if run.id not in healthy}
+        of_arm = [run for run in runs if run.arm == arm]
+        values |= {(name, run.seed): None if run.value is None else math.nan for run in of_arm if run.id not in healthy}
         values |= {(name, seed): loss - at[arm, 1.0][seed] for seed, loss in at[arm, multiple].items()}
     judged = compare(
         [{"arm": name, "seed": seed, "value": value} for (name, seed), value in values.items()],

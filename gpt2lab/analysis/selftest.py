@@ -309,8 +309,8 @@ def looks(draws: Draws) -> Iterator[Measurement]:
     for bank, fresh in itertools.product(BANKS, (True, False)):
         screened = np.stack(draws.studies("screened", bank, 10, (0.0,) * 20))  # (arm, draws, seed): 5 for the screen
         best = np.argmin(screened[1:, :, :5].mean(-1), axis=0)[None, :, None]
-        kept = [screened[0], np.take_along_axis(screened[1:], best, axis=0)[0]]
-        wrong = differs(judged([arm[:, 5:] if fresh else arm[:, :5] for arm in kept])[1])
+        pair = [screened[0], np.take_along_axis(screened[1:], best, axis=0)[0]]
+        wrong = differs(judged([arm[:, 5:] if fresh else arm[:, :5] for arm in pair])[1])
         seeds = "5 fresh seeds" if fresh else "the screen's own 5 seeds"
         yield level(f"the best of 20 screened arms on {seeds}: better/worse", wrong, bank, control=not fresh)
 
@@ -343,7 +343,7 @@ def words_at_looks(
 
 def searched(draws: Draws) -> Iterator[Measurement]:
     """Two arms that are equal at their best rates, each judged at the best rate of a bracket or of 8 rates."""
-    once = {n: (planning.Look(n, ALPHA),) for n in (3, 5, 10)}
+    once: dict[int, tuple[planning.Look, ...]] = {n: (planning.Look(n, ALPHA),) for n in (3, 5, 10)}
     added = planning.extendable_looks(SEEDS, ALPHA)
     designs = [("bracket", BRACKET, "a parabola", c, once[n]) for c in CURVATURES for n in SEARCHED]
     designs += [("bracket", BRACKET, shape, (0.03, 0.03), once[n]) for shape in list(SHAPES)[1:] for n in (3, 10)]

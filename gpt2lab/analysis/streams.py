@@ -60,12 +60,12 @@ def drawn(stream: Stream, draws: Draws) -> tuple[Flags, Array]:
 def lord(p: Array, together: int) -> Flags:
     """The method of the ledger (online.py).  p: (draws, hypotheses) -> which are discoveries"""
     rejected = np.zeros(p.shape, dtype=bool)
-    found = np.zeros((len(p), 0))
+    discoveries = np.zeros((len(p), 0))
     for start in range(0, p.shape[1], together):
         now = slice(start, start + together)
-        known = together * np.arange(1, found.shape[1] + 1)
-        rejected[:, now] = p[:, now] <= levels(start + 1, together, known, found)
-        found = np.column_stack([found, rejected[:, now].sum(1)])
+        known = together * np.arange(1, discoveries.shape[1] + 1)
+        rejected[:, now] = p[:, now] <= levels(start + 1, together, known, discoveries)
+        discoveries = np.column_stack([discoveries, rejected[:, now].sum(1)])
     return rejected
 
 

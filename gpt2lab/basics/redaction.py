@@ -62,11 +62,11 @@ def _secrets(uri: str) -> list[tuple[int, int, int]]:
     behind it."""
     at = uri.rfind("@")
     begin, everywhere = _after_user(uri[:at]) if at >= 0 else (at, at)
-    found = [(begin, everywhere, at)] if begin < at else []
-    for parameter in _PARAMETER.finditer(uri, at if found else 0):
+    spans = [(begin, everywhere, at)] if begin < at else []
+    for parameter in _PARAMETER.finditer(uri, at if spans else 0):
         if SECRET_NAME.search(unquote(parameter[1])):
-            found.append((parameter.start(2), *parameter.span(2)))
-    return found
+            spans.append((parameter.start(2), *parameter.span(2)))
+    return spans
 
 
 def _after_user(before: str) -> tuple[int, int]:
@@ -90,6 +90,6 @@ def _after_user(before: str) -> tuple[int, int]:
 def _forms(secret: str) -> set[str]:
     """A secret as libraries may show it: quoted, unquoted, and cut where a URI is cut."""
     plain = {secret, unquote(secret), unquote_plus(secret)}
-    quoted = {form for one in plain for form in (quote(one, safe=""), quote(one), quote_plus(one))}
-    cut = {part for one in plain for part in re.split(r"[/@:?#&;=\s\[\]]+", one)}
+    quoted = {form for text in plain for form in (quote(text, safe=""), quote(text), quote_plus(text))}
+    cut = {part for text in plain for part in re.split(r"[/@:?#&;=\s\[\]]+", text)}
     return {form for form in plain | quoted | cut if len(form) >= SHORTEST}

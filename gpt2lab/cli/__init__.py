@@ -207,10 +207,10 @@ class Bug(Gpt2labError):
     def __init__(self, error: BaseException) -> None:
         trace = masked("".join(traceback.format_exception(error)))
         try:
-            kept = f"this is a bug in gpt2lab; its trace is in {keep_trace(trace)}"
+            advice = f"this is a bug in gpt2lab; its trace is in {keep_trace(trace)}"
         except OSError:
-            kept = f"this is a bug in gpt2lab:\n{trace}"
-        super().__init__(f"{type(error).__name__}: {error}", hint=kept)
+            advice = f"this is a bug in gpt2lab:\n{trace}"
+        super().__init__(f"{type(error).__name__}: {error}", hint=advice)
 
     def render(self) -> str:
         return "\n".join([*super().render().splitlines()[:1], str(self.hint)])

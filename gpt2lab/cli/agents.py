@@ -198,11 +198,11 @@ class Desk:
         whole = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
         record = whole if whole.get("hash") == result.record.hash else result.verdicts.to_json()
         supported = {
-            (one.arm, one.against): one.supported
-            for one in (
+            (hypothesis.arm, hypothesis.against): hypothesis.supported
+            for hypothesis in (
                 api.campaigns(self.runs)[self.campaign].hypotheses if self.campaign in api.campaigns(self.runs) else ()
             )
-            if one.study == result.name
+            if hypothesis.study == result.name
         }
         contrasts = [
             _without_details(contrast) | {"supported": supported.get((contrast["arm"], contrast["against"]))}
@@ -216,9 +216,9 @@ class Desk:
         """Every hypothesis of the campaign so far, in order, with what came of it; and what is left of the budget."""
         from gpt2lab import api
 
-        found = api.campaigns(self.runs).get(self.campaign)
-        listed = [asdict(one) for one in found.hypotheses] if found else []
-        summary = found.sentences() if found else []
+        campaign = api.campaigns(self.runs).get(self.campaign)
+        listed = [asdict(hypothesis) for hypothesis in campaign.hypotheses] if campaign else []
+        summary = campaign.sentences() if campaign else []
         return {"campaign": self.campaign, "summary": summary, "hypotheses": listed, "budget": self.budget.left()}
 
     def _source(self, yaml: str) -> Mapping[str, Any]:

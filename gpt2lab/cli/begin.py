@@ -107,7 +107,7 @@ def named_parts(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
     from gpt2lab.testing.cases import placed
 
     slots = {name: slot for name, slot in all_slots(None).items() if slot.path.startswith(("model.", "optim."))}
-    parts = {one.name: one for slot in slots.values() for one in slot if BUG not in one.tags}
+    parts = {part.name: part for slot in slots.values() for part in slot if BUG not in part.tags}
     baseline, arms = "", dict[str, dict[str, Any]]()
     for word in (name, *re.split(r"[_.+-]", name)):
         word = synonym(word, parts) or word
@@ -116,7 +116,8 @@ def named_parts(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
             case = Case(parts[word].slot, word)
         elif word.removesuffix("s") in slots:
             slot = slots[word.removesuffix("s")]
-            case = next((Case(slot.name, one.name) for one in slot if one.name not in (*defaults(slot), "none")), None)
+            left = (part.name for part in slot if part.name not in (*defaults(slot), "none"))
+            case = next((Case(slot.name, part) for part in left), None)
         elif places := option_places(word, slots):
             examples = [example for place in places for example in variants(place) if word in example.options]
             case = examples[0] if examples else None

@@ -54,9 +54,10 @@ def components(
     console = console_for()
     for group in selected.values():
         table = table_of("", "", "", header=False)
-        for one in group["components"]:
-            mark = "*" if one["name"] in group["default"] else "!" if BUG in one["tags"] else " "
-            table.add_row(Text(f"{mark} {one['name']}"), Text(one["summary"]), Text(one["source"], style="dim"))
+        for component in group["components"]:
+            mark = "*" if component["name"] in group["default"] else "!" if BUG in component["tags"] else " "
+            source = Text(component["source"], style="dim")
+            table.add_row(Text(f"{mark} {component['name']}"), Text(component["summary"]), source)
         console.print(Text(f"{group['path']}: {group['what']}", style="bold"))
         console.print(table)
 
@@ -90,11 +91,11 @@ def print_matrix(slot: str | None, json_: bool) -> None:
         return
     table = table_of("component", "not with", "why")
     grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for one, other, why in refused:
+    for part, other, why in refused:
         slot, _, name = other.partition("=")
-        grouped.setdefault((one, slot), []).append((name, why))
-    for (one, slot), others in grouped.items():
-        table.add_row(one, f"{slot}: {', '.join(name for name, _ in others)}", others[0][1])
+        grouped.setdefault((part, slot), []).append((name, why))
+    for (part, slot), others in grouped.items():
+        table.add_row(part, f"{slot}: {', '.join(name for name, _ in others)}", others[0][1])
     console = console_for()
     if grouped:
         console.print(table)
@@ -183,7 +184,7 @@ def explanation(what: str, plugin: list[str] | None) -> Any:
         lines.append(f"use:     {use.get(slot.name, f'gpt2lab eval --study NAME --{slot.name} {name}')}")
     lines.append(f"code:    {inspect.getsourcefile(component.factory)}")
     if places:
-        lines.append(f"also:    {what} is an option of {', '.join(f'{one.slot}={one.name}' for one in places)}")
+        lines.append(f"also:    {what} is an option of {', '.join(f'{place.slot}={place.name}' for place in places)}")
     return plain(
         {"record": {**as_json(component), **record, "cost": costs, "effects": effects}, "text": "\n".join(lines)}
     )
@@ -281,22 +282,24 @@ def test_plugin(
             "nothing in it has contract tests; diagnostics, metrics, tasks, sections, trackers and executors have none"
         )
         raise ConfigError(what, where=file, hint="a small run with --plugin, see docs/extending.md")
-    names = {name: one for one in registered for name in (one.name, f"{one.slot}={one.name}")}
+    names = {name: entry for entry in registered for name in (entry.name, f"{entry.slot}={entry.name}")}
     for given, known, kind in ((component, names, "component"), (check, CHECK_NAMES, "check")):
         for name in given or ():
             if name not in known:
                 raise ConfigError(unknown(kind, name, known), where=f"--{kind}")
-    selected = [one for one in registered if component is None or {one.name, f"{one.slot}={one.name}"} & {*component}]
+    selected = [
+        entry for entry in registered if component is None or {entry.name, f"{entry.slot}={entry.name}"} & {*component}
+    ]
     console = console_for(to_stderr=json_)
     failed, tested = 0, list[dict[str, Any]]()
-    for one in track(selected, "contract", console=console, transient=True, disable=not console.is_terminal):
-        outcomes = run_contract([one], check or CHECK_NAMES)
+    for entry in track(selected, "contract", console=console, transient=True, disable=not console.is_terminal):
+        outcomes = run_contract([entry], check or CHECK_NAMES)
         failures = [outcome for outcome in outcomes if outcome.problem]
         failed += bool(failures)
         said = [{"case": str(outcome.case), "check": outcome.check, "problem": outcome.problem} for outcome in failures]
-        tested.append({"slot": one.slot, "name": one.name, "checks": len(outcomes), "failures": said})
-        count = f"{plural(len(outcomes), 'check')} on {plural(len(variants(one)), 'variant')}"
-        say(console, f"{one.slot}={one.name}: {count}, {len(failures)} failed")
+        tested.append({"slot": entry.slot, "name": entry.name, "checks": len(outcomes), "failures": said})
+        count = f"{plural(len(outcomes), 'check')} on {plural(len(variants(entry)), 'variant')}"
+        say(console, f"{entry.slot}={entry.name}: {count}, {len(failures)} failed")
         lines = (f"  {outcome.case} {outcome.check}: {outcome.problem}" for outcome in failures)
         say(console, *lines, wrap=console.is_terminal)
     if json_:

@@ -60,13 +60,14 @@ def ledger(
                 "no.", "declared", "study", "contrast", "verdict", *right[1:], "supported", right=right,
                 title=f"campaign {campaign.name}" if campaign.name else "studies without a campaign",
             )  # fmt: skip
-            for one in campaign.hypotheses:
+            for hypothesis in campaign.hypotheses:
                 numbers = [f"{x:{form}}" if x is not None else "-" for x, form in
-                           ((one.difference, "+.3g"), (one.p, ".2g"), (one.level, ".2g"))]  # fmt: skip
-                supported = {True: "yes", False: "no", None: "-"}[one.supported]
+                           ((hypothesis.difference, "+.3g"), (hypothesis.p, ".2g"),
+                            (hypothesis.level, ".2g"))]  # fmt: skip
+                supported = {True: "yes", False: "no", None: "-"}[hypothesis.supported]
                 table.add_row(
-                    str(one.number or "screen"), one.declared[:16].replace("T", " "), one.study,
-                    f"{one.arm} against {one.against}", one.word or "open", *numbers, supported,
+                    str(hypothesis.number or "screen"), hypothesis.declared[:16].replace("T", " "), hypothesis.study,
+                    f"{hypothesis.arm} against {hypothesis.against}", hypothesis.word or "open", *numbers, supported,
                 )  # fmt: skip
             console.print(table)
             say(console, *campaign.sentences(), f"{time_taken(campaign.seconds)} of training", "")

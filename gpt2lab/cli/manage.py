@@ -356,12 +356,12 @@ def tag(
 ) -> None:
     """Tag a run, for `gpt2lab runs --where tags=WORD`. A leading minus, after --, takes a tag away."""
     folder = store_at(runs).find(run)
-    kept = folder.remarks()["tags"]
+    chosen = folder.remarks()["tags"]
     for word in tags:
-        kept = [other for other in kept if other != word.removeprefix("-")]
-        kept += [] if word.startswith("-") else [word]
-    folder.remark(tags=kept)
-    print(f"{folder.id}: {' '.join(f'#{word}' for word in kept) or 'no tags'}")
+        chosen = [other for other in chosen if other != word.removeprefix("-")]
+        chosen += [] if word.startswith("-") else [word]
+    folder.remark(tags=chosen)
+    print(f"{folder.id}: {' '.join(f'#{word}' for word in chosen) or 'no tags'}")
 
 
 def note(
@@ -445,8 +445,8 @@ def clean(
     if deleted:
         say(console, f"deleted {what}")
     if json_:
-        found = [{"id": row["id"], "bytes": sizes[row["id"]], "deleted": row["id"] in deleted} for row in rows]
-        print_json({"runs": found, "checkpoints": checkpoints})
+        listed = [{"id": row["id"], "bytes": sizes[row["id"]], "deleted": row["id"] in deleted} for row in rows]
+        print_json({"runs": listed, "checkpoints": checkpoints})
 
 
 def _refuse_damaged(fault: Any) -> None:

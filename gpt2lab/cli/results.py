@@ -255,9 +255,9 @@ def print_links(store: Any, address: str, note: str = "") -> None:
     print(f"MLflow: {address}{note}")
     for kind, name in [("study", name) for name in store.studies()] + [("sweep", name) for name in store.sweeps()]:
         with contextlib.suppress(DataFault):
-            found = links(store, name, kind) or {}
-            if found.get("parent_run_id") and found.get("experiment_id"):
-                print(f"{name}: {runs_link(address, found['experiment_id'], found['parent_run_id'])}")
+            linked = links(store, name, kind) or {}
+            if linked.get("parent_run_id") and linked.get("experiment_id"):
+                print(f"{name}: {runs_link(address, linked['experiment_id'], linked['parent_run_id'])}")
     for line in dashboards(store):
         print(line)
 

@@ -721,8 +721,8 @@ def adopt(
     report, results = partial(say, console_for(to_stderr=json_)), list[dict[str, Any]]()
     for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs):
         if dry_run:
-            found = list_adoptable(study, report)
-            results += [{"study": study.name, **group.as_record()} for group in found]
+            adoptable = list_adoptable(study, report)
+            results += [{"study": study.name, **group.as_record()} for group in adoptable]
         else:
             results += [{"study": study.name, **asdict(adoption)} for adoption in adopt_runs(study, report)]
     if json_:

@@ -88,8 +88,8 @@ class Pages:
 
     def _changed(self, name: str) -> float:
         """When what a page rests on was written last."""
-        records = [self.store.root / kind / f"{one}.json" for kind in ("studies", "sweeps") for one in self.names
-                   if name in ("", one)]  # fmt: skip
+        records = [self.store.root / kind / f"{study}.json" for kind in ("studies", "sweeps") for study in self.names
+                   if name in ("", study)]  # fmt: skip
         journals = [self.store.run(run).path / "metrics.jsonl" for run in self._runs(name)]
         results = [journal.with_name("result.json") for journal in journals]
         return max((path.stat().st_mtime for path in (*records, *journals, *results) if path.is_file()), default=0.0)
@@ -130,9 +130,10 @@ def handler(pages: Pages, mlflow_port: int) -> type[BaseHTTPRequestHandler]:
             """Nothing: a log of requests would bury the address."""
 
         def _page(self, name: str) -> None:
-            places = [("/", "all studies"), *((f"/{quote(one)}/", one) for one in pages.names)]
+            places = [("/", "all studies"), *((f"/{quote(study)}/", study) for study in pages.names)]
             places.append((f"/mlflow/{quote(name)}", "MLflow"))
-            places += [(f"/{quote(page_folder('', one).name)}/", one) for one in pages.earlier(name) if name]
+            earlier = pages.earlier(name) if name else ()
+            places += [(f"/{quote(page_folder('', study).name)}/", study) for study in earlier]
             shown = " · ".join(f'<a href="{address}">{escape(text)}</a>' for address, text in places)
             body = pages.page(name).replace(b"<main>", f'<main><p class="kicker">{shown}</p>'.encode(), 1)
             self._answer(body, "text/html; charset=utf-8", refresh=EVERY_SECONDS if pages.is_running(name) else 0)

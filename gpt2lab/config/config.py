@@ -296,8 +296,8 @@ class _Dumper(yaml.SafeDumper):
 
 def conflicts(config: Config) -> list[Complaint]:
     """Every invalid combination of settings in `config` that are valid individually, with the keys involved."""
-    found = [*_sizes(config), *_patterns(config), *_limits(config), *_needs(config), *_lengths(config)]
-    return found or list(_frozen(config))
+    complaints = [*_sizes(config), *_patterns(config), *_limits(config), *_needs(config), *_lengths(config)]
+    return complaints or list(_frozen(config))
 
 
 def vocabulary(choice: Choice) -> int | None:

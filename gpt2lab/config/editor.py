@@ -46,8 +46,8 @@ def _with_short_forms(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "$ref" in value:
-        kept = {key: item for key, item in value.items() if key != "$ref"}
-        return {**kept, "anyOf": [{"$ref": value["$ref"]}, SHORT]}
+        rest = {key: item for key, item in value.items() if key != "$ref"}
+        return {**rest, "anyOf": [{"$ref": value["$ref"]}, SHORT]}
     walked = {key: item if key in LITERAL else _with_short_forms(item) for key, item in value.items()}
     if walked.get("type") in ("number", "integer"):
         walked["type"] = [walked["type"], "string"]

@@ -136,9 +136,9 @@ def several(*, corpora: dict[str, Any]) -> Several:
             for name, one in built.items()
             for document in one.documents()
         ],
-        ready=lambda progress: [one.ready(progress) for one in built.values()],
+        ready=lambda progress: [corpus.ready(progress) for corpus in built.values()],
         composition=lambda: [
-            {**row, "name": f"{name}/{row['name']}"} for name, one in built.items() for row in one.composition()
+            {**row, "name": f"{name}/{row['name']}"} for name, corpus in built.items() for row in corpus.composition()
         ],
         corpora=built,
     )

@@ -366,7 +366,7 @@ def _write(
     documents: dict[str, list[bytes]] = {}
     count, duplicates, duplicate_bytes = 0, 0, 0
     for name, paragraphs in source.read(files):
-        kept = documents.setdefault(name, [])
+        passages = documents.setdefault(name, [])
         for paragraph in paragraphs:
             raw = paragraph.encode()
             if len(paragraph.split(None, FEWEST_WORDS - 1)) >= FEWEST_WORDS:
@@ -375,13 +375,13 @@ def _write(
                     duplicates, duplicate_bytes = duplicates + 1, duplicate_bytes + len(raw)
                     continue
                 seen.add(digest)
-            kept.append(raw)
+            passages.append(raw)
             count += 1
     sizes = []
     with open(path, "wb") as out:
-        for name, kept in sorted(documents.items()):
-            if kept:
-                sizes.append((f"{source.name}/{name}", out.write(b"\n\n".join(kept) + b"\n")))
+        for name, passages in sorted(documents.items()):
+            if passages:
+                sizes.append((f"{source.name}/{name}", out.write(b"\n\n".join(passages) + b"\n")))
     return {
         "name": source.name,
         "domain": source.domain,

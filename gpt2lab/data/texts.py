@@ -210,8 +210,8 @@ def _between(file: Any, separator: bytes) -> Iterator[bytes]:
             yield b"".join([*pending, part])
             pending = []
         # what may be the beginning of a separator stays
-        kept = len(separator) - 1
-        if len(rest) > kept:
-            pending.append(rest[: len(rest) - kept])
-            rest = rest[len(rest) - kept :]
+        held = len(separator) - 1
+        if len(rest) > held:
+            pending.append(rest[: len(rest) - held])
+            rest = rest[len(rest) - held :]
     yield b"".join([*pending, rest])

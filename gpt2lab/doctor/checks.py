@@ -202,11 +202,11 @@ LONG_AT_THE_END = 0.5
 
 def checkpoint(run: ExaminedRun) -> Finding | None:
     """Every checkpoint is as it was written, and a finished run has that of its last step."""
-    kept = list(checkpoints(run.folder.checkpoints))
-    reasons = [f"{path.name}: {reason}" for step, path in kept if (reason := damage(path, step, FILES))]
-    if not reasons and run.result.get("status") == "finished" and run.step not in dict(kept):
+    saved = list(checkpoints(run.folder.checkpoints))
+    reasons = [f"{path.name}: {reason}" for step, path in saved if (reason := damage(path, step, FILES))]
+    if not reasons and run.result.get("status") == "finished" and run.step not in dict(saved):
         reasons = [f"none of the last step, {run.step}: the final weights are gone"]
-    if not kept and not reasons:
+    if not saved and not reasons:
         raise NotExamined("no checkpoint yet")
     causes = ("a disk that fails", "a file that was edited or copied in part", "files that were deleted to make room")
     return error("checkpoint", "; ".join(reasons), *causes) if reasons else None

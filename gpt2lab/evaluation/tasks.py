@@ -164,15 +164,15 @@ def complete(context: str, continuation: str) -> Question:
 
 def read_tasks(words: Sequence[str], where: str) -> list[Choice]:
     """`name` or `name:option=value:...` as choices, each once. Raises ConfigError, naming `where`."""
-    found = []
+    choices = []
     for text in words:
         name, *options = text.strip().split(":")
         given = dict(option.partition("=")[::2] for option in options)
         try:
-            found.append(task.read({**given, "name": name}))
+            choices.append(task.read({**given, "name": name}))
         except Misfit as misfit:
             raise ConfigError(str(misfit), where=where, hint="gpt2lab components task") from None
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(choices))
 
 
 # --- questions as tokens, answers and results ---
@@ -233,10 +233,10 @@ def open_task(choice: Choice) -> Task:
 def documents_of(choice: Choice, opened: Task) -> Documents:
     """Fetch the documents. Raises ConfigError that names the task when its code fails or there are none."""
     with _task_code(choice):
-        found = opened.documents()
-        if not found.rows:
+        documents = opened.documents()
+        if not documents.rows:
             raise ValueError("it has no documents")
-    return found
+    return documents
 
 
 def fetch_documents(tasks: Iterable[str]) -> None:
@@ -271,8 +271,8 @@ def answer_task(
 ) -> list[list[Answer]]:
     """The model's answers, question by question. Every rank of `world` must call it; each gets all."""
     flat = [request for requests in encoded.requests for request in requests]
-    found = iter(log_likelihoods(model, flat, precision=precision, tell=tell, world=world))
-    return [[next(found) for _ in requests] for requests in encoded.requests]
+    scored = iter(log_likelihoods(model, flat, precision=precision, tell=tell, world=world))
+    return [[next(scored) for _ in requests] for requests in encoded.requests]
 
 
 def task_result(encoded: EncodedTask, answers: Sequence[Sequence[Answer]], block_size: int) -> TaskResult:
@@ -375,16 +375,16 @@ def log_likelihoods(
     device = next(model.parameters()).device
     budget = tokens_at_once or TOKENS_AT_ONCE.get(device.type, GPU_TOKENS_AT_ONCE)
     batches = list(_batches(_lines(requests, model.config.block_size), budget))
-    found = torch.zeros(len(requests), 3, dtype=torch.float64)  # log-likelihood, greedy, tokens
+    scores = torch.zeros(len(requests), 3, dtype=torch.float64)  # log-likelihood, greedy, tokens
     done = 0
     with memory_guard("tasks", f"{budget:,} tokens in one pass", "a smaller model"), evaluating(model), torch.no_grad():
         for index, batch in enumerate(batches):
             if index % world.size == world.rank:
                 for request, answer in _score(model, batch, precision, device):
-                    found[request] = torch.tensor(answer, dtype=torch.float64)
+                    scores[request] = torch.tensor(answer, dtype=torch.float64)
             done += sum(len(line.targets) for line in batch)
             tell(done, len(requests))
-    joined = world.sum(found.to(device) if world.size > 1 and device.type == "cuda" else found).tolist()
+    joined = world.sum(scores.to(device) if world.size > 1 and device.type == "cuda" else scores).tolist()
     return [Answer(likelihood, bool(greedy), int(tokens)) for likelihood, greedy, tokens in joined]
 
 

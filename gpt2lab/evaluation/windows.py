@@ -125,8 +125,8 @@ def windows_by_document(
 
     starts: (n,) first token of each window. documents: first token of each document, rising from 0; None for one.
     """
-    found = range(len(starts)) if documents is None else np.searchsorted(documents, starts, side="right") - 1
-    units = tuple(map(int, found))
+    indices = range(len(starts)) if documents is None else np.searchsorted(documents, starts, side="right") - 1
+    units = tuple(map(int, indices))
     unit: Literal["document", "window"] = "document"
     if documents is None or len(set(units)) < 2:
         unit, units = "window", tuple(range(len(starts)))
@@ -216,8 +216,8 @@ def divisions(data: Prepared, longest: int) -> list[Division]:
     """The divisions of a final evaluation: by position within `longest` tokens, by frequency, and, for more than one,
     by document."""
     starts, names = named_documents(data)
-    found = [by_position(longest), by_frequency(token_counts(data.train, data.vocab_size), text=text_of(data))]
-    return [*found, by_document(starts, names, len(data.validation))] if len(starts) > 1 else found
+    divisions = [by_position(longest), by_frequency(token_counts(data.train, data.vocab_size), text=text_of(data))]
+    return [*divisions, by_document(starts, names, len(data.validation))] if len(starts) > 1 else divisions
 
 
 def by_position(longest: int, bands: int = BANDS) -> Division:

@@ -75,21 +75,21 @@ def unpacked(home: Path, key: str, reference: Any) -> Path:
 def changed(folder: Path, seen: dict[str, tuple[Any, bytes]]) -> dict[str, tuple[int, bytes] | None]:
     """On a node: what was written below `folder` since the last call. Of files that grow, the new part alone."""
     news: dict[str, tuple[int, bytes] | None] = {}
-    found = set()
+    places = set()
     for path in sorted(folder.rglob("*")):
         place = str(path.relative_to(folder))
         if path.name == "job.json" or path.name.startswith("lock") or ".partial" in place or not path.is_file():
             continue
         with contextlib.suppress(FileNotFoundError):
             stamp = path.stat().st_size, path.stat().st_mtime_ns
-            found.add(place)
+            places.add(place)
             before, content = seen.get(place, (None, b""))
             if stamp != before:
                 data = path.read_bytes()
                 grows = place.endswith((".jsonl", ".log"))
                 offset = len(content) if grows and data.startswith(content) else 0
                 seen[place], news[place] = (stamp, data if grows else b""), (offset, data[offset:])
-    for place in seen.keys() - found:
+    for place in seen.keys() - places:
         del seen[place]
         news[place] = None
     return news

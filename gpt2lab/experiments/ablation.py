@@ -332,14 +332,14 @@ def adopt_runs(study: Study, say: Callable[[str], None]) -> list[Adoption]:
 def list_adoptable(study: Study, say: Callable[[str], None]) -> list[ReplayGroup]:
     """Report which runs could be adopted, and from which run each group would be replayed."""
     plan = study.plan_of_all()
-    found = groups(plan, study.store)
-    for group in found:
+    adoptable = groups(plan, study.store)
+    for group in adoptable:
         for run in group.candidates:
             say(f"{run.new.arm} seed {run.new.seed}: {run.old.id} differs in code alone")
         say(f"{group}: {group.replayable.id if group.replayable else 'none of them'} can be replayed")
     for line in without_old_runs(plan, study.store):
         say(line)
-    return found
+    return adoptable
 
 
 def job_of(run: Run, store: Store, plan: Plan) -> Job:

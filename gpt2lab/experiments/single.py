@@ -68,10 +68,10 @@ def beside_presets(config: Config) -> dict[str, Any]:
         tree = config.tree()
         return {f"{section}.{key}": tree[section][key] for section in COMPARED for key in tree[section]}
 
-    own = values(config)
+    chosen = values(config)
     presets = {name: values(load_config(name)) for name in preset_names()}
     other = {
-        name: {key: own.get(key) for key in {**preset, **own} if own.get(key) != preset.get(key)}
+        name: {key: chosen.get(key) for key in {**preset, **chosen} if chosen.get(key) != preset.get(key)}
         for name, preset in presets.items()
     }
     nearest = min(other, key=lambda name: len(other[name]))

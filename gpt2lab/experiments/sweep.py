@@ -117,8 +117,8 @@ class SweepPlan:
         lines += repetition(search.tokens, search.data)
         lines.append(f"at most {duration(self.seconds)} on {where}; speed from {self.machine.speed_from}")
         empty = {label: SearchRecord(study=search.study, trials=[]) for label, search in self.searches.items()}
-        kept = self.store.replaced_by(self.record.with_(searches=empty))
-        return [*lines, replacing(self.record.name, kept)] if kept else lines
+        name = self.store.replaced_by(self.record.with_(searches=empty))
+        return [*lines, replacing(self.record.name, name)] if name else lines
 
 
 def dimension_text(dimension: Any) -> str:

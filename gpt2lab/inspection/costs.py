@@ -44,8 +44,8 @@ def cache_numbers(config: ModelConfig) -> float:
         tokens = torch.zeros(1, config.block_size, dtype=torch.int64)
     with torch.no_grad():
         model(tokens, cache=cache)
-    kept = [*cache.rows.values(), *cache.last.values()]
-    return sum(rows.numel() for rows in kept) / config.block_size
+    tensors = [*cache.rows.values(), *cache.last.values()]
+    return sum(rows.numel() for rows in tensors) / config.block_size
 
 
 @lru_cache(maxsize=256)

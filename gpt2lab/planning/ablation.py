@@ -238,9 +238,9 @@ def load_ablation(
     for name in chosen:
         is_baseline = name == design.baseline or design.baseline not in design.arms
         expected = declared.expected.get(name)
-        own = OWN_WITH_BITS if declared.metric == BITS else OWN
+        allowed = OWN_WITH_BITS if declared.metric == BITS else OWN
         arm, arm_problems = resolve_arm(
-            design.arms[name], document, base, is_baseline=is_baseline, expected=expected, own=own
+            design.arms[name], document, base, is_baseline=is_baseline, expected=expected, own=allowed
         )
         problems += arm_problems
         if arm is not None and not arm_problems:

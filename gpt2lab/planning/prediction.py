@@ -47,6 +47,6 @@ def lines(plan: Plan) -> list[str]:
     for part in parts:
         counts = [count for count in counts_at(ablation.scale) if count["part"] == part]
         if counts:
-            kept = "; ".join(f"{count['same']} of {count['of']} also won {count['large']}" for count in counts)
-            sentences.append(f"published contrasts in {part}: of the arms that won at {ablation.scale}, {kept}")
+            shares = "; ".join(f"{count['same']} of {count['of']} also won {count['large']}" for count in counts)
+            sentences.append(f"published contrasts in {part}: of the arms that won at {ablation.scale}, {shares}")
     return [*sentences, f"what that is worth: {DOCUMENT}"] if sentences else []

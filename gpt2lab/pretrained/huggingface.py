@@ -307,9 +307,9 @@ def refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor], where: str
     C = config.n_embd
     block = max(1000, round((4 + 2 * config.mlp_ratio) * C * C))
     wanted = config.n_layer * block + (config.vocab_size + config.block_size) * C
-    found = sum(tensor.numel() for tensor in weights.values() if isinstance(tensor, Tensor))
-    if wanted > 4 * found + 1_000_000:
-        what = f"the settings describe about {wanted:.3g} parameters, the weights have {found:.3g}"
+    present = sum(tensor.numel() for tensor in weights.values() if isinstance(tensor, Tensor))
+    if wanted > 4 * present + 1_000_000:
+        what = f"the settings describe about {wanted:.3g} parameters, the weights have {present:.3g}"
         raise ConfigError(what, where=where, hint="the settings that these weights came with")
 
 

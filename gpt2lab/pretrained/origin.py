@@ -55,11 +55,13 @@ def _opened(source: str) -> tuple[GPT, object]:
     """The model, and the choice of its tokenizer if it is known."""
     path = Path(source)
     if is_native(path):
-        kept = tokenizer_in(path, read_record(path))
-        if kept is not None and kept.files:
-            problem = f"its tokenizer was trained on its own text ({kept.choice}), and other text would get another one"
+        tokenizer = tokenizer_in(path, read_record(path))
+        if tokenizer is not None and tokenizer.files:
+            problem = (
+                f"its tokenizer was trained on its own text ({tokenizer.choice}); other text would get another one"
+            )
             raise ConfigError(problem, where=source, hint="weights with the tokenizer gpt2 or bytes")
-        return load_model(path), kept.choice.full() if kept else None
+        return load_model(path), tokenizer.choice.full() if tokenizer else None
     if not path.exists() and is_hub_name(source):
         path = fetched(source)
     model = load_gpt2(path)

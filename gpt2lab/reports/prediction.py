@@ -139,7 +139,7 @@ def share(same: int, of: int) -> Cell:
 
 def section(records: Sequence[Mapping[str, Any]]) -> Section | None:
     """The section of the page of published results; None where nothing was measured twice."""
-    found = predictions(records)
+    predicted = predictions(records)
 
     def cells(group: Group) -> dict[str, Cell | str | None]:
         decided = [item for item in group.items if item.decided]
@@ -157,14 +157,12 @@ def section(records: Sequence[Mapping[str, Any]]) -> Section | None:
             "Other winner:words": clean("; ".join(other)),
         }
 
-    table = tabulate(groups(found), cells)
+    table = tabulate(groups(predicted), cells)
     if table is None:
         return None
     with style.drawing():
-        pictures = [style.picture("prediction", TITLE, CAPTION, figure)] if (figure := draw(found)) else []
-    lead = [
-        f"{plural(len(found), 'pair')} of measurements of the same contrast, one on a smaller side and one on a larger."
-    ]
+        pictures = [style.picture("prediction", TITLE, CAPTION, figure)] if (figure := draw(predicted)) else []
+    lead = [f"{plural(len(predicted), 'pair')} of measurements of one contrast, on a smaller side and on a larger."]
     return Section(title=TITLE, lead=lead, table=table, note=NOTE, figures=pictures)
 
 

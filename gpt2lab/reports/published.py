@@ -164,15 +164,15 @@ def matching(
         return []
     [(slot, (one, other))] = differing.items()
     both = [_components(ours), _components(theirs)]
-    found = []
+    effects_of_slot = []
     for effect in published() if effects is None else effects:
         if effect.slot != slot or not all(arm.get(k) == v for k, v in effect.given.items() for arm in both):
             continue
         if effect.is_of(one, other):
-            found.append(effect)
+            effects_of_slot.append(effect)
         elif effect.is_of(other, one):
-            found.append(effect.turned())
-    return found
+            effects_of_slot.append(effect.turned())
+    return effects_of_slot
 
 
 def _differing(ours: ArmRecord, theirs: ArmRecord) -> dict[str, tuple[str | None, str | None]]:
@@ -193,8 +193,8 @@ def _differing(ours: ArmRecord, theirs: ArmRecord) -> dict[str, tuple[str | None
 
 
 def _components(arm: ArmRecord) -> dict[str, str]:
-    found = arm.components
-    return {slot: alike().get(slot, {}).get(name, name) for slot, name in found.items()}
+    components = arm.components
+    return {slot: alike().get(slot, {}).get(name, name) for slot, name in components.items()}
 
 
 def _value(written: Any) -> str | None:
@@ -281,15 +281,15 @@ def agree(
 
     size: what was published for it at the scale of the study, in the study's unit; None where nothing was.
     """
-    found = found_direction(contrast)
-    if found is None:
+    measured = found_direction(contrast)
+    if measured is None:
         return PublishedAgreement(OPEN, OPEN, _undecided(contrast))
-    if found == direction:
+    if measured == direction:
         elsewhere = f"same sign at {scale}" if direction else f"no difference at {scale} either"
         return PublishedAgreement(AGAIN, AGAIN if same_class else elsewhere)
     if not direction:
         return PublishedAgreement(OPEN, OPEN, "a difference, where none was expected")
-    if found == -direction:
+    if measured == -direction:
         return PublishedAgreement(AGAINST, AGAINST if same_class else f"other sign at {scale}")
     if not same_class:
         return PublishedAgreement(

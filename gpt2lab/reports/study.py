@@ -70,34 +70,34 @@ def build(read: StudyRead) -> Page:
 
 
 def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
-    found = [Remark("Caveat:", caveat)] if (caveat := read.once(strongest_caveat)) else []
+    remarks = [Remark("Caveat:", caveat)] if (caveat := read.once(strongest_caveat)) else []
     if read.forced:
         text = "Refusals were turned into numbers by --force-exploratory: none of them is a finding."
-        found.append(Remark("Exploratory.", text))
+        remarks.append(Remark("Exploratory.", text))
     if not judged:
         text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
-        found.append(Remark("No verdict yet.", tuned.progress(read) or text))
+        remarks.append(Remark("No verdict yet.", tuned.progress(read) or text))
     expected = {c.arm: expectation(read.study, c) for c in read.verdicts.contrasts}
     if against := {arm: said for arm, (said, agreement) in expected.items() if agreement and agreement.kind == AGAINST}:
         text = "; ".join(f"of {arm} was expected: {said}" for arm, said in against.items())
-        found.append(Remark("Not as expected.", f"{text}."))
+        remarks.append(Remark("Not as expected.", f"{text}."))
     if wrong := read.study.mistakes:
         arms = "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items())
         text = f"They show what a mistake does and how it is found; none of them is a choice for a model: {arms}."
-        found.append(Remark(f"{plural(len(wrong), 'arm')} wrong on purpose.", text))
+        remarks.append(Remark(f"{plural(len(wrong), 'arm')} wrong on purpose.", text))
     if barred := tuned.refused(read):
         reasons = "; ".join(f"{arm}: {why}" for arm, why in barred.items())
         them = "it have" if len(barred) == 1 else "them have"
         text = f"{reasons}. Contrasts with {them} no verdict; --force-exploratory shows numbers."
-        found.append(Remark(f"{plural(len(barred), 'arm')} cannot be compared.", text))
+        remarks.append(Remark(f"{plural(len(barred), 'arm')} cannot be compared.", text))
     if missing := Counter(run.status for run in read.runs if run.value is None):
         counted = ", ".join(f"{count} {status}" for status, count in sorted(missing.items()))
         declared = plural(len(read.runs), "declared run")
         text = f"{missing.total()} of {declared} have no final value ({counted}); see Runs."
-        found.append(Remark("This study is incomplete.", text))
+        remarks.append(Remark("This study is incomplete.", text))
     if failed := failed_runs(read):
-        found.append(failed)
-    return found
+        remarks.append(failed)
+    return remarks
 
 
 def terminal_summary(

@@ -154,18 +154,18 @@ def counted(counts: Mapping[str, int]) -> str:
 
 def warnings(read: SweepRead) -> list[Remark]:
     """What the reader must know first."""
-    record, found = read.record, []
+    record, remarks = read.record, []
     if not read.counts[FINISHED]:
-        found.append(Remark("No answer.", f"None of {_trials(read)} has a final value."))
+        remarks.append(Remark("No answer.", f"None of {_trials(read)} has a final value."))
     if record.get("stopped"):
-        found.append(Remark("It ended before all trials were done.", f"{record['stopped']}."))
+        remarks.append(Remark("It ended before all trials were done.", f"{record['stopped']}."))
     if read.open:
         text = f"{read.open} of {_trials(read)} are open; the same command goes on with them."
-        found.append(Remark("This sweep is incomplete.", text))
+        remarks.append(Remark("This sweep is incomplete.", text))
     if read.counts[FAILED]:
         text = "They raised an error or were lost twice, which says nothing of their settings; see the reasons below."
-        found.append(Remark(f"{plural(read.counts[FAILED], 'trial')} failed.", text))
-    return found
+        remarks.append(Remark(f"{plural(read.counts[FAILED], 'trial')} failed.", text))
+    return remarks
 
 
 def _trials(read: SweepRead) -> str:

@@ -93,8 +93,8 @@ class Adoption:
     refused: str = ""
 
     def __str__(self) -> str:
-        kept = plural(len(self.adopted), "run") + " kept" if self.adopted else "another process was there first"
-        return f"{self.group}: {f'refused: {self.refused}' if self.refused else kept}"
+        adopted = plural(len(self.adopted), "run") + " kept" if self.adopted else "another process was there first"
+        return f"{self.group}: {f'refused: {self.refused}' if self.refused else adopted}"
 
 
 def candidates(plan: Plan, store: Store) -> list[Candidate]:
@@ -175,8 +175,8 @@ def adopt(plan: Plan, store: Store, say: Say = lambda text: None) -> list[Adopti
         except Refused as reason:
             outcomes.append(Adoption(str(group), refused=str(reason)))
         else:
-            kept = [candidate.new.id for candidate in group.candidates if keep(candidate, store, evaluation)]
-            outcomes.append(Adoption(str(group), adopted=tuple(kept)))
+            adopted = [candidate.new.id for candidate in group.candidates if keep(candidate, store, evaluation)]
+            outcomes.append(Adoption(str(group), adopted=tuple(adopted)))
     return outcomes
 
 

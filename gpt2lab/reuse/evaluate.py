@@ -95,14 +95,14 @@ def evaluate_run_tasks(
                 more = {"items": items, "smallest_effect": declared}
                 records[choice] = _record(keys[choice], choice, result, limit, trained) | more
                 run.write_evaluation(records[choice] or {})
-    kept = [stored for stored in records.values() if stored]
+    results = [stored for stored in records.values() if stored]
     return TaskScores(
         name=run.id,
         run=run.id,
-        results=tuple(from_record(stored["result"]) for stored in kept),
+        results=tuple(from_record(stored["result"]) for stored in results),
         reused=len(tasks) - len(new),
-        items={name: scores for stored in kept for name, scores in stored["items"].items()},
-        declared=frozenset(stored["smallest_effect"] for stored in kept),
+        items={name: scores for stored in results for name, scores in stored["items"].items()},
+        declared=frozenset(stored["smallest_effect"] for stored in results),
     )
 
 
@@ -118,9 +118,9 @@ def evaluate_study_tasks(
     scores: dict[str, TaskScores] = {}
 
     def evaluate_run(run: RunFolder) -> Measured:
-        found = evaluate_run_tasks(run, tasks, limit=limit, progress=progress, smallest_effect=smallest_effect)
-        scores[run.id] = found
-        return Measured(id=run.id, values=found.values(), reused=found.reused)
+        task_scores = evaluate_run_tasks(run, tasks, limit=limit, progress=progress, smallest_effect=smallest_effect)
+        scores[run.id] = task_scores
+        return Measured(id=run.id, values=task_scores.values(), reused=task_scores.reused)
 
     measured = over_study(name, store, evaluate_run, count=len(tasks))
     return replace(measured, contrasts=_judged(measured, store, scores, smallest_effect))

@@ -182,16 +182,16 @@ def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | N
     """
     config, result = ended(run)
     keys = {choice: measurement_key(choice, config) for choice in metrics}
-    kept = {choice: run.evaluation(key) for choice, key in keys.items()}
-    reused = sum(record is not None for record in kept.values())
+    records = {choice: run.evaluation(key) for choice, key in keys.items()}
+    reused = sum(record is not None for record in records.values())
     if reused < len(keys):
         with threads(result["stack"]["threads"]):
             subject = subject_of(run, config, result)
-            for choice in [choice for choice, record in kept.items() if record is None]:
+            for choice in [choice for choice, record in records.items() if record is None]:
                 record = measurement(choice, keys[choice], subject, run.id, progress)
                 run.write_evaluation(record)
-                kept[choice] = record
-    values = {name: value for record in kept.values() if record for name, value in record["values"].items()}
+                records[choice] = record
+    values = {name: value for record in records.values() if record for name, value in record["values"].items()}
     return Measured(id=run.id, values=values, reused=reused)
 
 

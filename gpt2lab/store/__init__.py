@@ -299,18 +299,18 @@ class RunFolder:
 
     def _verify_evaluation(self, key: str, result: Mapping[str, Any]) -> None:
         """One evaluation with the files that belong to it, against each other and the end of the journal."""
-        sealed, own = JOURNAL_SUM in result, result.get("evaluation") == key
+        sealed, is_final = JOURNAL_SUM in result, result.get("evaluation") == key
         record = self._evaluation(key, sealed=sealed) or {}
         with _remedy(
             f"rm -rf {command(self._evaluations)}/{{,windows/,parts/}}{key}.json; the same command measures again"
         ):
             windows = read_json(_file(self._windows, key), sealed=sealed)
             read_json(_file(self._parts, key), sealed=sealed)
-            if own and windows is None:
+            if is_final and windows is None:
                 raise DataFault("is missing from a run that has ended", where=str(_file(self._windows, key)))
             loss = record.get("metrics", {}).get("val/loss")
             mean, final = _mean_of(windows, str(_file(self._windows, key))), result.get("metrics", {}).get("val/loss")
-            if own and not _alike(loss, final):
+            if is_final and not _alike(loss, final):
                 what = f"val/loss is {loss}, at the end of the run it was {final}"
                 raise DataFault(what, where=str(_file(self._evaluations, key)))
             if mean is not None and loss is not None and not _alike(loss, mean):
@@ -447,8 +447,8 @@ class _Records(Generic[Kept]):
 
     def earlier(self, name: str) -> list[str]:
         """Names of the declarations that were replaced, the first one first; those of all records for ""."""
-        found = (path.stem for path in (self.folder / "earlier").glob(f"{name or '*'}{NUMBERED}*.json"))
-        numbered = [name.partition(NUMBERED) for name in found]
+        stems = (path.stem for path in (self.folder / "earlier").glob(f"{name or '*'}{NUMBERED}*.json"))
+        numbered = [name.partition(NUMBERED) for name in stems]
         order = sorted((name, int(number)) for name, _, number in numbered if number.isdecimal())
         return [f"{name}{NUMBERED}{number}" for name, number in order]
 
@@ -458,10 +458,10 @@ class _Records(Generic[Kept]):
         matches = [plain] if plain in known else [full for full in known if full.partition("@")[0] == plain]
         if len(matches) > 1:
             raise ConfigError(f"'{name}' was run at several scales: {', '.join(matches)}", hint=f"use {matches[0]}")
-        found = f"{matches[0]}{mark}{number}" if matches else name
-        if mark and matches and found not in (earlier := self.earlier(matches[0])):
-            raise ConfigError(unknown(f"earlier {self.kind}", found, earlier), hint="gpt2lab studies")
-        path = self.folder / ("earlier" if mark else "") / f"{found}.json"
+        chosen = f"{matches[0]}{mark}{number}" if matches else name
+        if mark and matches and chosen not in (earlier := self.earlier(matches[0])):
+            raise ConfigError(unknown(f"earlier {self.kind}", chosen, earlier), hint="gpt2lab studies")
+        path = self.folder / ("earlier" if mark else "") / f"{chosen}.json"
         with _remedy(f"restore {command(path)} from a copy, or mv it away: the same command then declares anew"):
             data = read_json(path) if matches else None
             if data is None:
@@ -474,17 +474,17 @@ class _Records(Generic[Kept]):
         if before is None or not record.replaces(before):
             return None
         earlier = self.earlier(record.name)
-        kept = before.with_(name=f"{record.name}{NUMBERED}{len(earlier) + 1}")
+        replaced = before.with_(name=f"{record.name}{NUMBERED}{len(earlier) + 1}")
         last = self.read(earlier[-1]) if earlier else None  # of a write that a kill has cut short
-        return last if last == kept.with_(name=earlier[-1] if earlier else "") else kept
+        return last if last == replaced.with_(name=earlier[-1] if earlier else "") else replaced
 
     def write(self, record: Kept) -> Path:
         path = _file(self.folder, record.name, f"{self.kind} name")
         refuse_link(self.folder)
-        kept = self.replaced_by(record)
-        if kept is not None:
+        replaced = self.replaced_by(record)
+        if replaced is not None:
             refuse_link(self.folder / "earlier")
-            write_json(self.folder / "earlier" / f"{kept.name}.json", kept.plain())
+            write_json(self.folder / "earlier" / f"{replaced.name}.json", replaced.plain())
         write_json(path, record.plain())
         return path
 
@@ -515,8 +515,8 @@ class Store:
     def runs(self) -> list[RunFolder]:
         """Every run that has left something, by id."""
         names = sorted(p.name for p in self.root.iterdir()) if self.root.is_dir() else []
-        found = (RunFolder(self.root / name) for name in names if RUN_ID.fullmatch(name))
-        return [run for run in found if run.path.is_dir()]
+        folders = (RunFolder(self.root / name) for name in names if RUN_ID.fullmatch(name))
+        return [run for run in folders if run.path.is_dir()]
 
     def newest(self, most: int) -> list[RunFolder]:
         """At most so many of the runs that have ended, those that ended last."""
@@ -569,10 +569,10 @@ class Store:
 
     def replaced_by(self, record: StudyRecord | SweepRecord) -> str | None:
         """The name under which the present record stays when this one is written; None where none would be lost."""
-        kept = (
+        replaced = (
             self._sweeps.replaced_by(record) if isinstance(record, SweepRecord) else self._studies.replaced_by(record)
         )
-        return kept.name if kept else None
+        return replaced.name if replaced else None
 
     def earlier(self, name: str = "", kind: str = "study") -> list[str]:
         """Names of the declarations of a study or sweep that were replaced, `posenc@nano#1` first; all without a

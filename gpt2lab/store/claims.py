@@ -2,8 +2,8 @@
 
 A folder of runs uses them once it holds a file named `claims`. The claims of a lock are numbered, and the one with the
 largest number decides: it is held while its holder renews its modification time, and free once it says so or has not
-been renewed for a while. To take a free one is to create the next number, which succeeds once on a disk. Ages compare two
-times that the disk itself has set, so clocks of hosts may differ.
+been renewed for a while. To take a free one is to create the next number, which succeeds once on a disk. Ages compare
+two times that the disk itself has set, so clocks of hosts may differ.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def claim(lock: Path, holder: Mapping[str, Any], patience_seconds: float | None 
     deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
     while (mine := _take(lock, holder)) is None:
         if deadline is not None and time.monotonic() >= deadline:
-            found = claim_holder(lock)
-            who = f"process {found.get('pid')} on {found.get('host')}, since {found.get('since')}"
+            holder = claim_holder(lock)
+            who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
             raise LockHeld(f"in use by {who}", where=str(lock.parent), hint="wait for it to end")
         time.sleep(0.05)
     ended = threading.Event()
@@ -67,15 +67,15 @@ def claim_holder(lock: Path) -> dict[str, Any]:
     path = _path(lock, _newest(lock))
     try:
         with open_file(path) as file:
-            found = json.loads(file.read())
-        if not isinstance(found, dict) or found == FREE:
+            claim = json.loads(file.read())
+        if not isinstance(claim, dict) or claim == FREE:
             return FREE
         renewed = path.stat().st_mtime
     except (OSError, ValueError, RecursionError):
         return FREE
     if abs(time.time() - renewed) < STALE_SECONDS / 2:
-        return found
-    return FREE if _time_of_disk(lock) - renewed > STALE_SECONDS else found
+        return claim
+    return FREE if _time_of_disk(lock) - renewed > STALE_SECONDS else claim
 
 
 def _take(lock: Path, holder: Mapping[str, Any]) -> int | None:

@@ -233,16 +233,16 @@ def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        found = json.loads(data)
+        record = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataFault(f"not readable as JSON: {error}", where=str(path)) from None
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise DataFault("a JSON object is expected", where=str(path))
-    seal = found.pop(SEAL, None)
-    if seal != seal_of(found) and (sealed or seal is not None):
+    seal = record.pop(SEAL, None)
+    if seal != seal_of(record) and (sealed or seal is not None):
         what = "has no seal" if seal is None else "does not agree with its seal"
         raise DataFault(f"{what}: it was changed after it was written", where=str(path))
-    restored: dict[str, Any] = _restored(found, data)
+    restored: dict[str, Any] = _restored(record, data)
     return restored
 
 

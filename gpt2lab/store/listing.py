@@ -125,9 +125,9 @@ def facts_of_runs(store: Store, ids: Iterable[str] | None = None) -> dict[str, R
     for folder in store.runs() if ids is None else map(store.run, ids):
         stamp = sha256(repr(list(folder.stamps())).encode())[:32]
         known = kept.get(folder.id)
-        found = facts[folder.id] = known["facts"] if known and known["stamp"] == stamp else facts_of(folder)
-        if found["status"] in ("finished", "diverged"):
-            ended[folder.id] = {"stamp": stamp, "facts": found}
+        current = facts[folder.id] = known["facts"] if known and known["stamp"] == stamp else facts_of(folder)
+        if current["status"] in ("finished", "diverged"):
+            ended[folder.id] = {"stamp": stamp, "facts": current}
     listed = ended if ids is None else kept | ended
     if listed != kept:
         with contextlib.suppress(Gpt2labError):  # a folder that cannot be written can be read
@@ -180,7 +180,7 @@ def selected(rows: Sequence[Row], where: str | None, store: Store) -> list[Row]:
     """The rows for which all conditions hold: `arm=rotary and val<2.0 and optim.lr>=0.002`. Keys are columns, slots of
     components, and settings of the config; the operators are =, !=, <, <=, >, >= and ~ (contains). Raises
     ConfigError."""
-    found = list(rows)
+    selected = list(rows)
     for part in re.split(r"\s+and\s+", where.strip()) if where else ():
         match = CONDITION.fullmatch(part)
         if match is None:
@@ -190,12 +190,12 @@ def selected(rows: Sequence[Row], where: str | None, store: Store) -> list[Row]:
             raise ConfigError("conditions are joined by 'and' only", where="--where", hint=hint)
         key, operator, wanted = match.groups()
         key = ALIASES.get(key, key)
-        values = {row["id"]: _value(row, key, store) for row in found}
-        if found and all(value is ABSENT for value in values.values()):
-            known = {*COLUMNS, *ALIASES, *(slot for row in found for slot in row["components"])}
+        values = {row["id"]: _value(row, key, store) for row in selected}
+        if selected and all(value is ABSENT for value in values.values()):
+            known = {*COLUMNS, *ALIASES, *(slot for row in selected for slot in row["components"])}
             raise ConfigError(unknown("column", key, known), where="--where", hint="or a setting, as optim.lr<0.01")
-        found = [row for row in found if _holds(values[row["id"]], operator, wanted)]
-    return found
+        selected = [row for row in selected if _holds(values[row["id"]], operator, wanted)]
+    return selected
 
 
 ABSENT = object()

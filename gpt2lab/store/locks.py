@@ -133,10 +133,10 @@ def lock_holder(lock: Path) -> dict[str, Any]:
         return claim_holder(lock)
     try:
         with open_file(lock) as file:
-            found = json.loads(file.read())
+            holder = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def now() -> str:

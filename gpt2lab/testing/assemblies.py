@@ -159,7 +159,8 @@ def check_neighbours(case: Case) -> None:
     """The component works beside every component, and every example of its options, in the other slots, as far as
     capabilities allow it."""
     levels = {slot: [case] if slot == case.slot else shipped(slot, case) for slot in MODEL_SLOTS}
-    wanted = {frozenset([str(case), str(other)]) for own in levels.values() for other in own if other is not case}
+    others = [other for cases in levels.values() for other in cases if other is not case]
+    wanted = {frozenset([str(case), str(other)]) for other in others}
     for row in covering_array(levels, wanted):
         if problem_in(row) is not None:
             row = fewest(row, case)

@@ -120,8 +120,8 @@ def check_resume_of_model(case: Case) -> None:
         else "its state dict misses something, or its random numbers are not from torch's global generator"
     )
     assert gap == 0.0, f"a model loaded after a step of training computes something else: {cause}"
-    for one in (model, fresh):
-        train_step(one.train(), seed=1)
+    for subject in (model, fresh):
+        train_step(subject.train(), seed=1)
     pairs = zip(model.state_dict().items(), fresh.state_dict().values(), strict=True)
     moved = [name for (name, a), b in pairs if not torch.equal(a, b)]
     assert not moved, f"a training that was resumed gives another {moved[0]}: {cause}"

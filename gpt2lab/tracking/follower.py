@@ -461,16 +461,16 @@ def runs_of(store: Store, study: Record) -> list[tuple[str, str, RunFolder]]:
     """(arm, seed, run) of every run of a study, seed-major as they are trained. The seed has, as text behind it, the
     learning rate's or budget's multiple for runs that are there to find a rate or a curve, and `shared` for those at
     the settings as written of an arm that was tuned."""
-    found = []
+    order = []
     for arm, entry in study["arms"].items():
         trials = (entry.get("bracket") or {}).get("trials", [])
-        found += [(-1.0, arm, f"{t['seed']} lr x{t['factor']:g}", t["run"]) for t in trials]
-        found += [(float(seed), arm, seed, run) for seed, run in entry["runs"].items()]
+        order += [(-1.0, arm, f"{t['seed']} lr x{t['factor']:g}", t["run"]) for t in trials]
+        order += [(float(seed), arm, seed, run) for seed, run in entry["runs"].items()]
         shared = (entry.get("shared") or {}).get("runs", {})
-        found += [(float(s), arm, f"{s} shared", run) for s, run in shared.items() if run != entry["runs"].get(s)]
+        order += [(float(s), arm, f"{s} shared", run) for s, run in shared.items() if run != entry["runs"].get(s)]
         for point in entry.get("curve", []):
-            found += [(float(s), arm, f"{s} {point['budget']:g}x", run) for s, run in point["runs"].items()]
-    return [(arm, seed, store.run(run)) for _, arm, seed, run in sorted(found, key=lambda item: item[0])]
+            order += [(float(s), arm, f"{s} {point['budget']:g}x", run) for s, run in point["runs"].items()]
+    return [(arm, seed, store.run(run)) for _, arm, seed, run in sorted(order, key=lambda item: item[0])]
 
 
 def as_study(sweep: SweepRecord) -> dict[str, Any]:

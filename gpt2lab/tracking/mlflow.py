@@ -380,12 +380,12 @@ def _that_matter(config: Mapping[str, Any], identity: Mapping[str, Any] | None) 
     if identity is None:
         return dict(config)
     matter = {**identity, "seed": {}, "data": config.get("data", {})}
-    kept = {section: config[section] for section in config if section in matter}
+    sections = {section: config[section] for section in config if section in matter}
     return {
         section: {key: value for key, value in part.items() if key in matter[section] and value not in ([], "null")}
         if isinstance(part, Mapping)
         else part
-        for section, part in kept.items()
+        for section, part in sections.items()
     }
 
 
@@ -496,8 +496,8 @@ def connect(
     alone = is_server(uri) or database or client
     with contextlib.nullcontext() if alone else file_lock(artifact_root / ".tables.lock"):
         client = client or client_of(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
         # Without an absolute place, artifacts would follow the working directory; a server has its own.
         keeps_artifacts = urlsplit(uri).scheme.partition("+")[0] in DATABASES
         try:
@@ -505,17 +505,17 @@ def connect(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
                 raise
-        found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    if found.lifecycle_stage != "active":
+        known = client.get_experiment_by_name(experiment)
+    assert known is not None
+    if known.lifecycle_stage != "active":
         raise EnvironmentFault(
             f"the MLflow experiment '{experiment}' was deleted",
             where=shown_uri,
-            hint=f"mlflow experiments restore --experiment-id {found.experiment_id}",
+            hint=f"mlflow experiments restore --experiment-id {known.experiment_id}",
         )
-    if database and database.parent == artifact_root.parent and found.artifact_location != artifact_root.as_uri():
-        _move_artifacts(database, found.experiment_id, found.artifact_location, artifact_root.as_uri())
-    return client, found.experiment_id
+    if database and database.parent == artifact_root.parent and known.artifact_location != artifact_root.as_uri():
+        _move_artifacts(database, known.experiment_id, known.artifact_location, artifact_root.as_uri())
+    return client, known.experiment_id
 
 
 def _move_artifacts(database: Path, experiment_id: str, old: str, new: str) -> None:
@@ -564,14 +564,14 @@ def _find(client: MlflowClient, name: str, where: str) -> tuple[Experiment, str 
     """(experiment, the study in it that is meant)."""
     ablation = name.rpartition("@")[0]
     for wanted, study in ((name, None), (ablation, name)):
-        found = client.get_experiment_by_name(wanted) if wanted else None
-        if found is None:
+        experiment = client.get_experiment_by_name(wanted) if wanted else None
+        if experiment is None:
             continue
-        if found.lifecycle_stage != "active":
-            hint = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        if experiment.lifecycle_stage != "active":
+            hint = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
             raise ConfigError(f"the MLflow experiment '{wanted}' was deleted", where=where, hint=hint)
-        return found, study
-    known = [experiment.name for experiment in client.search_experiments()]
+        return experiment, study
+    known = [other.name for other in client.search_experiments()]
     raise ConfigError(unknown("MLflow experiment", name, known), where=where)
 
 

@@ -97,9 +97,9 @@ def during_training(read: StudyRead) -> Section:
     for run in read.runs:
         drawn[run.arm][run.status not in ENDED].append(losses.by_run.get(run.id, ((), ())))
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
-    own = read.study.validation_text is not None
-    metric = f"{BITS}, bits per byte" if own else f"{LOSS}, nats per token"
-    floors = {} if own else read.study.floors or {}
+    by_bytes = read.study.validation_text is not None
+    metric = f"{BITS}, bits per byte" if by_bytes else f"{LOSS}, nats per token"
+    floors = {} if by_bytes else read.study.floors or {}
     figure = training(by_arm, read.looks, floors, metric)
     front = [style.picture("training", "Validation loss during training", caption, figure)]
     return Section(title=FURTHER, front=front, figures=list(_further(read, by_arm, floors, metric)), folded=True)

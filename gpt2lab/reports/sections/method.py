@@ -295,7 +295,7 @@ def sweep_method(read: SweepRead) -> Section:
     }
     points = [
         f"It holds {scope_text(record)}; another size, length of training, batch or data moves the best settings.",
-        "A search chooses settings; whether two ways to build a model differ, is decided by an ablation, on fresh seeds.",
+        "A search chooses settings; an ablation decides, on fresh seeds, whether two ways to build a model differ.",
     ]
     return Section(code=record["reproduce"], facts=_known(facts), points=points)
 

@@ -40,14 +40,14 @@ LABEL = "difference in loss, nats"
 
 @section(order=40, title="Where the difference comes from")
 def where_from(read: StudyRead) -> Section | None:
-    found = read.once(origins)
-    if not found.divisions:
-        return Section(points=left_out(found)) if found.lacking else None
+    divided = read.once(origins)
+    if not divided.divisions:
+        return Section(points=left_out(divided)) if divided.lacking else None
     return Section(
-        table=_table(read, found),
-        note=_note(found),
-        points=left_out(found),
-        figures=drawn(found, read.looks, read.baseline),
+        table=_table(read, divided),
+        note=_note(divided),
+        points=left_out(divided),
+        figures=drawn(divided, read.looks, read.baseline),
     )
 
 
@@ -192,7 +192,7 @@ def span(group: str) -> str:
 
 def _note(origins: Origins) -> str:
     """What the numbers are, and what they are not."""
-    count = sum(one.difference.size for division in origins.divisions for one in division.arms.values())
+    count = sum(arm.difference.size for division in origins.divisions for arm in division.arms.values())
     percent, luck = f"{100 * origins.level:g} %", count * (1 - origins.level)
     return (
         "Exploratory: none of this was declared, and none of it decides a verdict. Differences in mean loss, arm minus "

@@ -117,14 +117,14 @@ def worth_sentence(read: StudyRead) -> str:
 
 @section(order=70, title="What differences are worth")
 def differences_worth(read: StudyRead) -> Section:
-    found = read.once(worth)
-    reaches = {"multipliers": found.multipliers, "in_tokens": found.in_tokens, "shares": found.shares}
+    values = read.once(worth)
+    reaches = {"multipliers": values.multipliers, "in_tokens": values.in_tokens, "shares": values.shares}
     data = as_json({key: {arm: asdict(reach) for arm, reach in by_arm.items()} for key, by_arm in reaches.items()})
-    if not found.budgets:
+    if not values.budgets:
         return Section(data=data)
-    figure = _drawn(found.budgets, read.looks, f"{read.measured}, {read.unit}")
+    figure = _drawn(values.budgets, read.looks, f"{read.measured}, {read.unit}")
     front = [style.picture("budgets", "Final loss against training tokens", CAPTION, figure)]
-    return Section(table=_table(read, found), note=NOTE, front=front, data=data)
+    return Section(table=_table(read, values), note=NOTE, front=front, data=data)
 
 
 def _table(read: StudyRead, found: Worth) -> Table | None:
@@ -132,8 +132,8 @@ def _table(read: StudyRead, found: Worth) -> Table | None:
     budgets = sorted({tokens for curve in found.budgets.values() for tokens in curve})
 
     def cells(arm: Summary) -> dict[str, Cell]:
-        own = float(read.study.arms[arm.arm].tokens)
-        only: Mapping[float, Sequence[float]] = {} if arm.mean is None else {own: [arm.mean]}
+        tokens = float(read.study.arms[arm.arm].tokens)
+        only: Mapping[float, Sequence[float]] = {} if arm.mean is None else {tokens: [arm.mean]}
         curve = found.budgets.get(arm.arm)
         return {
             **{f"{quantity(tokens)} tokens:number": _losses_cell((curve or only).get(tokens, ()), counted=bool(curve))

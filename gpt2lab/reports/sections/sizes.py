@@ -41,15 +41,15 @@ def across_size(read: SweepRead) -> Section | None:
         except (Gpt2labError, KeyError, TypeError, AttributeError):  # of another scale: left out
             continue
     with record_errors(read.name):
-        found = [at_scale(record) for record in records]
-    labels = [label for label in found[0] if sum(label in by_label for by_label in found) > 1]
+        by_record = [at_scale(record) for record in records]
+    labels = [label for label in by_record[0] if sum(label in by_label for by_label in by_record) > 1]
     if not labels:
         return None
-    rows = sorted(found, key=lambda by_label: min((scale.parameters for scale in by_label.values()), default=0.0))
+    rows = sorted(by_record, key=lambda by_label: min((scale.parameters for scale in by_label.values()), default=0.0))
 
     def cells(by_label: Mapping[str, AtScale]) -> dict[str, Cell | str]:
         first = next(iter(by_label.values()))
-        titles = {label: label if len(labels) > 1 else f"Best {found[0][label].setting}" for label in labels}
+        titles = {label: label if len(labels) > 1 else f"Best {by_record[0][label].setting}" for label in labels}
         optima = {f"{title}:number": _optimum(by_label.get(label)) for label, title in titles.items()}
         return {"Scale": first.scale, "Parameters:number": quantity(first.parameters), **optima}
 
@@ -58,14 +58,14 @@ def across_size(read: SweepRead) -> Section | None:
 
 def at_scale(record: Record) -> dict[str, AtScale]:
     """Label -> its search at the scale of a record, of searches over one number."""
-    found = {}
+    searches = {}
     for label, search in record["searches"].items():
         optima = read_chosen(search, record).optima
         if len(search["space"]) == 1 and len(optima) == 1:
             name, optimum = next(iter(optima.items()))
             parameters = float(search["parameters"])
-            found[label] = AtScale(scale=record["scale"], parameters=parameters, setting=name, optimum=optimum)
-    return found
+            searches[label] = AtScale(scale=record["scale"], parameters=parameters, setting=name, optimum=optimum)
+    return searches
 
 
 def _optimum(scale: AtScale | None) -> Cell:

@@ -119,7 +119,7 @@ def _contrast_table(read: StudyRead) -> Table | None:
     if read.once(tunings).written is None:
         return None
 
-    shared, own = names_of(read.study)
+    shared, at_own = names_of(read.study)
 
     def cells(c: Contrast) -> dict[str, Cell | str]:
         other, written = before(read, c), Cell(DASH)
@@ -130,7 +130,7 @@ def _contrast_table(read: StudyRead) -> Table | None:
         return {
             "Contrast": Cell(c.arm, f"against {c.against}"),
             f"{_capitalised(shared)}:number": written,
-            f"Each {own}:number": difference_cell(c.difference, c.low, c.high),
+            f"Each {at_own}:number": difference_cell(c.difference, c.low, c.high),
             "Holm p:number": p_text(c.p_holm, c.alpha),
             "Verdict:words": verdict_cell(c),
         }
@@ -214,9 +214,9 @@ def summary(read: StudyRead, contrast: Contrast) -> str:
     other = before(read, contrast)
     if other is None or not math.isfinite(contrast.difference):
         return ""
-    shared, own = names_of(read.study)
+    shared, at_own = names_of(read.study)
     return (
-        f"{contrast.arm} against {contrast.against}: {_difference(other)} {shared}, {_difference(contrast)} {own}"
+        f"{contrast.arm} against {contrast.against}: {_difference(other)} {shared}, {_difference(contrast)} {at_own}"
         + (f" ({contrast.word})" if contrast.word else "")
     )
 
@@ -293,11 +293,11 @@ def rates(read: StudyRead) -> Section | None:
 
     def cells(arm: Summary) -> dict[str, Cell | str]:
         bracket, by_factor, contrast = brackets[arm.arm], losses[arm.arm], judged.get(arm.arm)
-        best, at_shared, own = Cell(DASH), Cell(), by_factor.get(1)
+        best, at_shared, at_one = Cell(DASH), Cell(), by_factor.get(1)
         if bracket.best is not None:
             best = Cell(f"{study.arms[arm.arm].lr:.3g}", "at the edge" if bracket.at_edge else f"x{bracket.best:g}")
-        if own is not None and base is not None and math.isfinite(own + base) and arm.arm != read.baseline:
-            at_shared = Cell(signed(own - base, 3), "one seed")
+        if at_one is not None and base is not None and math.isfinite(at_one + base) and arm.arm != read.baseline:
+            at_shared = Cell(signed(at_one - base, 3), "one seed")
         return {
             **{f"x{factor:g}:number": _trial_cell(by_factor, factor, bracket) for factor in factors},
             "Best rate:number": best,
