@@ -225,6 +225,9 @@ class ArmRecord(Record):
     flops_per_token: float = 0.0
     exploratory: str | None = None
     """why its contrasts may claim nothing"""
+    moves_rate: dict[str, str] = Field(default_factory=dict)
+    """settings that move the best learning rate, as JSON, where they are not the baseline's; none where every arm has a
+    rate of its own"""
     not_comparable: str | None = None
     """why it cannot be compared"""
 

@@ -37,7 +37,7 @@ def compare(
     contrasts: Sequence[DeclaredContrast] | None = None,
     unigram: float | None = None,
     noise: Noise | None = None,
-    exploratory: Mapping[str, str] | None = None,
+    exploratory: Mapping[str | tuple[str, str], str] | None = None,
     not_comparable: Mapping[str, str] | None = None,
     screen: bool = False,
     looks: Sequence[int] | None = None,
@@ -69,7 +69,8 @@ def compare(
                      mappings {"arm", "against", "weights"} of a weighted sum of arms, such as a main effect.
     unigram:         cross-entropy in nats of token frequencies alone: a run not at least 0.05 below it failed.
     noise:           repeats of the baseline, to borrow from when an arm has one or two seeds, and to plan by.
-    exploratory, not_comparable: arm -> why its contrasts are exploratory, or not comparable.
+    exploratory:     arm, or (arm, against) of one contrast -> why its contrasts are exploratory.
+    not_comparable:  arm -> why its contrasts are not comparable.
     screen:          the whole study is a screen: all contrasts are exploratory.
     looks:           seeds per arm at which it was declared to look, as (3, 5, 8); seeds count in the order of
                      their numbers, the runs of an MLflow table as they were begun.
@@ -106,7 +107,8 @@ def compare(
     for name in [name for contrast in declared for name in contrast.weights if name not in table]:
         table[name] = {}  # declared, but without a row yet
     reasons = {"exploratory": exploratory or {}, "not_comparable": not_comparable or {}}
-    absent = [Problem(key, unknown("arm", arm, table)) for key, of in reasons.items() for arm in of if arm not in table]
+    named_arms = [(key, arm) for key, of in reasons.items() for arm in of if isinstance(arm, str)]
+    absent = [Problem(key, unknown("arm", arm, table)) for key, arm in named_arms if arm not in table]
     if absent:
         raise ConfigError(absent)
     barred = {**results.not_comparable, **(not_comparable or {})}

@@ -112,8 +112,9 @@ class Eligibility:
     testable: bool = True
 
 
-def eligibility(sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
+def eligibility(contrast: Declared, sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
     """The eligibility of a contrast of these arms; noise can be borrowed for a pair."""
+    names = (contrast.arm, contrast.against)
     barred = _reason(sides, terms.not_comparable) or ("" if terms.force_exploratory else _unequal_lengths(sides))
     failed = [side for side in sides if side.failed]
     conditional = all(side.failed <= MOST_FAILED * (side.failed + side.n) for side in failed)
@@ -123,8 +124,8 @@ def eligibility(sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
     available = terms.noise is not None and terms.noise.sufficient and len(sides) == 2
     borrow = 0 < fewest < FEWEST and available
     constant = fewest >= FEWEST and all(bool(no_spread(side.array)) for side in sides)
-    late_reason = terms.late.get((sides[0].name, sides[-1].name), "") if len(sides) == 2 else ""
-    exploratory, remedy = _exploratory(sides, terms, borrow=borrow, constant=constant)
+    late_reason = terms.late.get(names, "")
+    exploratory, remedy = _exploratory(names, sides, terms, borrow=borrow, constant=constant)
     return Eligibility(
         not_comparable=barred,
         unstable=f"unstable {counts[0]}" if failed else "",
@@ -140,14 +141,17 @@ def eligibility(sides: Sequence[ArmResult], terms: Terms) -> Eligibility:
     )
 
 
-def _exploratory(sides: Sequence[ArmResult], terms: Terms, *, borrow: bool, constant: bool) -> tuple[str, str]:
+def _exploratory(
+    names: tuple[str, str], sides: Sequence[ArmResult], terms: Terms, *, borrow: bool, constant: bool
+) -> tuple[str, str]:
     """(why it is exploratory, the action that would change that); "" twice where it is not."""
     empty = [side.name for side in sides if not side.n and not side.failed]
     if empty:
         return f"no value for {wording.listed(empty)}", FINISH
     if terms.screen:
         return "a screen, to be confirmed on fresh seeds", CONFIRM
-    declared, unequal = _reason(sides, terms.exploratory), _unequal_lengths(sides)
+    declared = _reason(sides, terms.exploratory) or terms.exploratory.get(names, "")
+    unequal = _unequal_lengths(sides)
     if declared or unequal:
         return declared or f"not comparable: {unequal}", REPAIR
     waiting = [side for side in sides if side.missing]
@@ -172,7 +176,7 @@ def _unequal_lengths(sides: Sequence[ArmResult]) -> str:
     return f"{whose} end at step {end:.15g}, those of {reference} at {reference_end:.15g}"
 
 
-def _reason(sides: Sequence[ArmResult], reasons: Mapping[str, str]) -> str:
+def _reason(sides: Sequence[ArmResult], reasons: Mapping[Any, str]) -> str:
     return "; ".join(dict.fromkeys(reasons[side.name] for side in sides if reasons.get(side.name)))
 
 
@@ -268,7 +272,7 @@ def judge(
     if not declared:
         return [], []
     sides = [tuple(arms[name] for name in contrast.weights) for contrast in declared]
-    statuses = [eligibility(members, terms) for members in sides]
+    statuses = [eligibility(contrast, members, terms) for contrast, members in zip(declared, sides, strict=True)]
     chosen: list[Comparison] = []
     tested: list[Comparison] = []
     for i, (contrast, members, status) in enumerate(zip(declared, sides, statuses, strict=True)):

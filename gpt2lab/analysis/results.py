@@ -201,6 +201,7 @@ def judge_runs(
     past = study.history
     undeclared = dict.fromkeys(study.arms, _undeclared(study))
     declared = {arm: entry.exploratory for arm, entry in study.arms.items() if entry.exploratory}
+    of_contrasts = moving_rate(study)
     rates = searches(study, store) if store else {}
     read = reading(study)
     column = "value" if read.continuous else study.metric
@@ -213,7 +214,7 @@ def judge_runs(
         contrasts=[c.plain() if isinstance(c, Effect) else c for c in study.contrasts],
         unigram=_floor(study, "unigram"),
         noise=noise_of(study),
-        exploratory={**waiting, **undeclared, **declared},
+        exploratory={**waiting, **undeclared, **declared, **of_contrasts},
         late={(str(arm), str(against)): LATE for arm, against in (past.late if past else ())},
         dropped=len(past.dropped) if past else 0,
         not_comparable=_not_comparable(study, runs),
@@ -241,6 +242,22 @@ def _terms(study: StudyRecord) -> dict[str, Any]:
         "looks": looks or ((first,) if first >= FEWEST else None),
         "extendable": True,
     }
+
+
+def moving_rate(study: StudyRecord) -> dict[tuple[str, str], str]:
+    """(arm, against) of the contrasts whose arms differ in what moves the best learning rate -> why they are
+    exploratory."""
+    reasons = {}
+    for contrast in study.contrasts:
+        arm, against = (contrast.arm, contrast.against) if isinstance(contrast, Effect) else contrast
+        sides = contrast.weights if isinstance(contrast, Effect) else contrast
+        moved = [study.arms[side].moves_rate for side in sides]
+        keys = dict.fromkeys(key for settings in moved for key in settings)
+        differing = [key for key in keys if len({settings.get(key) for settings in moved}) > 1]
+        if differing:
+            what = f"it changes {', '.join(differing)}, which moves the best learning rate"
+            reasons[arm, against] = f"{what}, and rates were not bracketed"
+    return reasons
 
 
 def _undeclared(study: StudyRecord) -> str:
@@ -442,7 +459,7 @@ def shares_rate(study: StudyRecord) -> bool:
 
 def as_written(study: StudyRecord) -> StudyRecord:
     """The same study at the settings of its file, instead of the tuned ones."""
-    reset = {"tuned": None, "not_comparable": None, "exploratory": None}
+    reset = {"tuned": None, "not_comparable": None, "exploratory": None, "moves_rate": {}}
     arms = {
         arm: entry.with_(runs=entry.shared.runs if entry.shared else {}, **reset) for arm, entry in study.arms.items()
     }

@@ -122,7 +122,8 @@ class Terms:
     unit: str = "nats"
     higher_is_better: bool = False
     noise: Noise | None = None
-    exploratory: Mapping[str, str] = field(default_factory=dict)
+    exploratory: Mapping[str | tuple[str, str], str] = field(default_factory=dict)
+    """arm, or (arm, against) of one contrast -> why"""
     not_comparable: Mapping[str, str] = field(default_factory=dict)
     late: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(arm, against) -> why that contrast alone is exploratory"""

@@ -144,23 +144,23 @@ class LoadedAblation:
 
     def exploratory_reason(self, arm: str) -> str | None:
         """Why contrasts of this arm are exploratory, as a clause; None where they are not."""
-        ours, baseline = self.arms[arm].config, self.arms[self.baseline].config
-        trunk = ours.branch or baseline.branch
-        if trunk:
-            return f"it branches from {trunk}: its seeds differ only in what came after"
-        if self.tunes_rate:
-            return None
-        moved = [f"optim.{name}" for name, value in ours.optim if value != getattr(baseline.optim, name)]
-        for key in MOVES_RATE:
-            section, name = key.split(".")
-            if getattr(getattr(ours, section), name) != getattr(getattr(baseline, section), name):
-                moved.append(key)
-        sizes = [[part for part in config.data.batches if RESIZES & SLOTS["batches"][part.name].can]
-                 for config in (ours, baseline)]  # fmt: skip
-        moved += ["data.batches"] * (sizes[0] != sizes[1])
-        if not moved:
-            return None
-        return f"it changes {', '.join(moved)}, which moves the best learning rate, and rates were not bracketed"
+        trunk = self.arms[arm].config.branch or self.arms[self.baseline].config.branch
+        return f"it branches from {trunk}: its seeds differ only in what came after" if trunk else None
+
+    def moves_rate(self, arm: str) -> dict[str, str]:
+        """The settings of an arm that move the best learning rate, as JSON, where they are not the baseline's; none
+        where every arm has a rate of its own."""
+        ours, baseline = (_moving_rate(self.arms[name].config) for name in (arm, self.baseline))
+        return {} if self.tunes_rate else {key: value for key, value in ours.items() if value != baseline[key]}
+
+
+def _moving_rate(config: Config) -> dict[str, str]:
+    """By dotted key, as JSON with every option of every component."""
+    tree = settings(config)
+    parts = [part.full() for part in config.data.batches if RESIZES & SLOTS["batches"][part.name].can]
+    values = {f"optim.{name}": tree["optim"].get(name) for name, _ in config.optim} | {"data.batches": parts}
+    values |= {key: tree[key.partition(".")[0]][key.partition(".")[2]] for key in MOVES_RATE}
+    return {key: json.dumps(value, sort_keys=True) for key, value in values.items()}
 
 
 def ladder_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:

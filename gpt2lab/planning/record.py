@@ -203,6 +203,7 @@ def _arm_fields(arm: ArmPlan, plan: Plan) -> dict[str, Any]:
         ],
         "adjustment": str(arm.adjustment) if arm.adjustment else None,
         "exploratory": plan.ablation.exploratory_reason(arm.arm.name),
+        "moves_rate": plan.ablation.moves_rate(arm.arm.name),
         "not_comparable": tuning.reason if tuning else None,
         **_costs_of(arm.arm.config, arm.costs),
     }

@@ -278,7 +278,7 @@ def test_a_grid_is_widened_before_the_runs_at_the_best_rate(planned: Planned, pr
             store.run(run.id).write_evaluation({"key": run.evaluation_key, "metrics": {"val/loss": loss}})
     assert counts == [6, 8, 8 + 4] and not plan.tuning
     assert {run.config.optim.lr for arm in plan.arms.values() for run in arm.runs} == {0.02}
-    assert plan.ablation.exploratory_reason("post") is None
+    assert plan.ablation.moves_rate("post") == {}
     with pytest.raises(ConfigError, match=r"sets optim\.lr, which `tune` is to find"):
         planned(ABLATION.replace("model.position: rotary", "optim.lr: 1e-3") + GRID)
 
@@ -289,6 +289,6 @@ def test_untuned_arms_train_with_their_settings_as_written(tmp_path: Path) -> No
     file.write_text(POST.replace("tiny.yaml", "nano"))
     ablation = load_ablation(file, untuned=True)
     assert ablation.tune is None and load_ablation(file).tune is not None
-    assert "rates were not bracketed" in (ablation.exploratory_reason("post") or "")
+    assert ablation.moves_rate("post") == {"model.residual": '{"name": "post"}'}
     file.write_text(ABLATION.replace("tiny.yaml", "nano"))
     assert load_ablation(file, untuned=True) == load_ablation(file)  # it tunes nothing

@@ -124,6 +124,17 @@ def test_a_declared_reason_makes_an_arm_exploratory(make_study: MakeStudy, store
     assert (contrast.word, contrast.reason) == ("exploratory", "it touches the schedule")
 
 
+def test_only_contrasts_that_move_the_rate_are_exploratory(make_study: MakeStudy, store: Store) -> None:
+    """Two arms with the same other optimizer may be compared with each other, not with the baseline."""
+    study = make_study()
+    for arm in ("rotary", "none"):
+        study["arms"][arm]["moves_rate"] = {"optim.optimizer": '{"name": "muon"}'}
+    study["contrasts"] = [["rotary", "learned"], ["none", "rotary"]]
+    to_baseline, between = judge(typed(study), store).contrasts
+    assert to_baseline.word == "exploratory" and "it changes optim.optimizer, which moves" in str(to_baseline.reason)
+    assert between.word == "worse"
+
+
 @pytest.mark.parametrize("part", list(IDENTITY))
 def test_arms_on_another_basis_are_not_comparable(make_study: MakeStudy, store: Store, part: str) -> None:
     study = make_study()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt2lab.analysis.planning import MULTIPLES
-from gpt2lab.analysis.results import LOSS, Study, scope_text, target_of
+from gpt2lab.analysis.results import LOSS, Study, moving_rate, scope_text, target_of
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import number, plural, quantity, setting, time_taken
 from gpt2lab.reports.page import Remark, Section, section
@@ -141,6 +141,7 @@ def deviations(read: StudyRead) -> Section:
     """What is otherwise than declared, or was declared after something could be seen."""
     study, others = read.study, read.once(elsewhere)
     points = [f"{arm} is exploratory only: {e.exploratory}." for arm, e in study.arms.items() if e.exploratory]
+    points += [f"{a} against {b} is exploratory only: {reason}." for (a, b), reason in moving_rate(study).items()]
     points += [f"{arm} is not comparable: {e.not_comparable}." for arm, e in study.arms.items() if e.not_comparable]
     if study.left_out:
         points.append(f"Left out to fit the time budget: {'; '.join(study.left_out)}.")
