@@ -37,12 +37,13 @@ def compare(
     contrasts: Sequence[DeclaredContrast] | None = None,
     unigram: float | None = None,
     noise: Noise | None = None,
-    exploratory: Mapping[str | tuple[str, str], str] | None = None,
+    exploratory: Mapping[str, str] | None = None,
     not_comparable: Mapping[str, str] | None = None,
     screen: bool = False,
     looks: Sequence[int] | None = None,
     extendable: bool = False,
     baseline_seeds: int | None = None,
+    unfair: Mapping[tuple[str, str], str] | None = None,
     late: Mapping[tuple[str, str], str] | None = None,
     dropped: int = 0,
     searches: Mapping[str, RateSearch] | None = None,
@@ -69,15 +70,15 @@ def compare(
                      mappings {"arm", "against", "weights"} of a weighted sum of arms, such as a main effect.
     unigram:         cross-entropy in nats of token frequencies alone: a run not at least 0.05 below it failed.
     noise:           repeats of the baseline, to borrow from when an arm has one or two seeds, and to plan by.
-    exploratory:     arm, or (arm, against) of one contrast -> why its contrasts are exploratory.
-    not_comparable:  arm -> why its contrasts are not comparable.
+    exploratory, not_comparable: arm -> why its contrasts are exploratory, or not comparable.
     screen:          the whole study is a screen: all contrasts are exploratory.
     looks:           seeds per arm at which it was declared to look, as (3, 5, 8); seeds count in the order of
                      their numbers, the runs of an MLflow table as they were begun.
     extendable:      seeds may be added after a verdict: contrasts that are still open are judged again at twice and at
                      four times the last look, and a fifth of alpha is kept back for that.
     baseline_seeds:  runs of the baseline that count at the first look; as many as of any arm unless given.
-    late:            (arm, against) -> why that contrast alone is exploratory.
+    unfair:          (arm, against) -> why that contrast alone is exploratory, such as at a rate that suits one arm.
+    late:            (arm, against) -> why that contrast is exploratory and not even tested.
     dropped:         contrasts that were declared before results were seen and are no longer compared: they stay members
                      of the family.
     searches:        arm -> the search that its learning rate is from; differences are then at each arm's best rate.
@@ -107,8 +108,7 @@ def compare(
     for name in [name for contrast in declared for name in contrast.weights if name not in table]:
         table[name] = {}  # declared, but without a row yet
     reasons = {"exploratory": exploratory or {}, "not_comparable": not_comparable or {}}
-    named_arms = [(key, arm) for key, of in reasons.items() for arm in of if isinstance(arm, str)]
-    absent = [Problem(key, unknown("arm", arm, table)) for key, arm in named_arms if arm not in table]
+    absent = [Problem(key, unknown("arm", arm, table)) for key, of in reasons.items() for arm in of if arm not in table]
     if absent:
         raise ConfigError(absent)
     barred = {**results.not_comparable, **(not_comparable or {})}
@@ -123,6 +123,7 @@ def compare(
         force_exploratory=force_exploratory,
         noise=noise,
         exploratory={**(exploratory or {}), **refusals},
+        unfair=unfair or {},
         late=late or {},
         dropped=dropped,
         searches=searches or {},
@@ -257,6 +258,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "extendable": _FLAG,
     "baseline_seeds": ("a number of seeds is expected", lambda x: x is None or (_count(x) and x > 0)),
     "dropped": ("a number of contrasts is expected", lambda x: _count(x) and x >= 0),
+    "unfair": _BY_PAIR,
     "late": _BY_PAIR,
     "searches": ("a mapping from arms is expected", _optional(Mapping)),
     "text": _BY_PAIR,

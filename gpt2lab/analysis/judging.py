@@ -150,7 +150,7 @@ def _exploratory(
         return f"no value for {wording.listed(empty)}", FINISH
     if terms.screen:
         return "a screen, to be confirmed on fresh seeds", CONFIRM
-    declared = _reason(sides, terms.exploratory) or terms.exploratory.get(names, "")
+    declared = _reason(sides, terms.exploratory) or terms.unfair.get(names, "")
     unequal = _unequal_lengths(sides)
     if declared or unequal:
         return declared or f"not comparable: {unequal}", REPAIR
@@ -176,7 +176,7 @@ def _unequal_lengths(sides: Sequence[ArmResult]) -> str:
     return f"{whose} end at step {end:.15g}, those of {reference} at {reference_end:.15g}"
 
 
-def _reason(sides: Sequence[ArmResult], reasons: Mapping[Any, str]) -> str:
+def _reason(sides: Sequence[ArmResult], reasons: Mapping[str, str]) -> str:
     return "; ".join(dict.fromkeys(reasons[side.name] for side in sides if reasons.get(side.name)))
 
 

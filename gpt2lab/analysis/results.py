@@ -201,7 +201,6 @@ def judge_runs(
     past = study.history
     undeclared = dict.fromkeys(study.arms, _undeclared(study))
     declared = {arm: entry.exploratory for arm, entry in study.arms.items() if entry.exploratory}
-    of_contrasts = moving_rate(study)
     rates = searches(study, store) if store else {}
     read = reading(study)
     column = "value" if read.continuous else study.metric
@@ -214,7 +213,8 @@ def judge_runs(
         contrasts=[c.plain() if isinstance(c, Effect) else c for c in study.contrasts],
         unigram=_floor(study, "unigram"),
         noise=noise_of(study),
-        exploratory={**waiting, **undeclared, **declared, **of_contrasts},
+        exploratory={**waiting, **undeclared, **declared},
+        unfair=moving_rate(study),
         late={(str(arm), str(against)): LATE for arm, against in (past.late if past else ())},
         dropped=len(past.dropped) if past else 0,
         not_comparable=_not_comparable(study, runs),
@@ -459,7 +459,7 @@ def shares_rate(study: StudyRecord) -> bool:
 
 def as_written(study: StudyRecord) -> StudyRecord:
     """The same study at the settings of its file, instead of the tuned ones."""
-    reset = {"tuned": None, "not_comparable": None, "exploratory": None, "moves_rate": {}}
+    reset: dict[str, Any] = {"tuned": None, "not_comparable": None, "exploratory": None, "moves_rate": {}}
     arms = {
         arm: entry.with_(runs=entry.shared.runs if entry.shared else {}, **reset) for arm, entry in study.arms.items()
     }

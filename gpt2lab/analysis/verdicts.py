@@ -122,11 +122,12 @@ class Terms:
     unit: str = "nats"
     higher_is_better: bool = False
     noise: Noise | None = None
-    exploratory: Mapping[str | tuple[str, str], str] = field(default_factory=dict)
-    """arm, or (arm, against) of one contrast -> why"""
+    exploratory: Mapping[str, str] = field(default_factory=dict)
     not_comparable: Mapping[str, str] = field(default_factory=dict)
-    late: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    unfair: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(arm, against) -> why that contrast alone is exploratory"""
+    late: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(arm, against) -> why that contrast is not even tested"""
     dropped: int = 0
     """contrasts that were declared earlier and are no longer compared"""
     searches: Mapping[str, RateSearch] = field(default_factory=dict)
