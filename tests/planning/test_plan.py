@@ -269,7 +269,8 @@ KEYS = {
 }  # fmt: skip
 ARM_KEYS = {
     "changes", "components", "runs", "parameters", "non_embedding_parameters", "active_parameters", "flops_per_token",
-    "tokens", "expected", "control", "exploratory", "moves_rate", "not_comparable", "settings", "bracket", "curve", "lr",
+    "tokens", "expected", "control", "exploratory", "moves_rate", "not_comparable", "settings", "bracket", "curve",
+    "lr",
     "adjustment", "tuned", "shared",
 }  # fmt: skip
 
