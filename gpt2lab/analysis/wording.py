@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -308,7 +309,7 @@ def in_words(verdicts: Verdicts) -> str:
     line."""
     if not verdicts.contrasts:
         return f"Nothing was compared: no arm beside {verdicts.baseline} has results."
-    sentences = []
+    sentences = ["Every arm is compared with the one before it."] if _is_chain(verdicts) else []
     if not any((c.survivors or c.word).startswith(("better", "worse", "likely")) for c in verdicts.contrasts):
         sentences.append("No arm was found better or worse.")
     for start in ("better", "worse", "likely", "no difference", *DETAILS):
@@ -317,6 +318,12 @@ def in_words(verdicts: Verdicts) -> str:
             sentences.append(_group(start, group, verdicts))
     closing = " ".join(_certainty(verdicts) + _scope(verdicts))
     return "\n".join(filter(None, [" ".join(sentences), closing]))
+
+
+def _is_chain(verdicts: Verdicts) -> bool:
+    """Whether each of several arms is compared with the one before it, as the steps of a cumulative design are."""
+    names = [(c.arm, c.against) for c in verdicts.contrasts]
+    return len(names) > 1 and all(after[1] == before[0] for before, after in itertools.pairwise(names))
 
 
 def _failures(c: Contrast) -> str:
@@ -339,13 +346,17 @@ def _group(start: str, contrasts: Sequence[Contrast], verdicts: Verdicts) -> str
     """One sentence on the contrasts whose verdicts begin alike."""
     if start in DETAILS:
         title, detail = DETAILS[start]
-        pairs = (c.arm if c.against == verdicts.baseline else f"{c.arm} against {c.against}" for c in contrasts)
-        return f"{title}: {listed(f'{pair} ({detail(c)})' for pair, c in zip(pairs, contrasts, strict=True))}."
+        unnamed = _is_chain(verdicts)
+        pairs: dict[str | None, list[str]] = {}  # by the remark on them
+        for c in contrasts:
+            pair = c.arm if unnamed or c.against == verdicts.baseline else f"{c.arm} against {c.against}"
+            pairs.setdefault(detail(c), []).append(pair)
+        return f"{title}: {'; '.join(f'{listed(group)} ({remark})' for remark, group in pairs.items())}."
     if start == "no difference":
         least = f"smaller than {verdicts.smallest_effect:g} {verdicts.unit}"
         arms: dict[str, list[str]] = {}
         for c in contrasts:
-            arms.setdefault(c.against, []).append(c.arm)
+            arms.setdefault("the arm before" if _is_chain(verdicts) else c.against, []).append(c.arm)
         return " ".join(
             f"Any difference between {names[0]} and {against} is {least}." if len(names) == 1
             else f"Any differences to {against} are {least}: {listed(names)}."

@@ -239,8 +239,8 @@ CHIPS = {AGAIN: "same", AGAINST: "broken", OPEN: "open"}
 RULES = (
     "Better or worse (also likely better or worse) as expected is found again; the other way round is contradicted.",
     "No difference larger than the smallest effect of interest, where none was expected, is found again. Where one was "
-    "expected, it contradicts only a published difference of at least that size at the same scale; else it is "
-    "inconclusive.",
+    "expected, it contradicts only a published difference of at least that size at the same scale; else that "
+    "one was not seen, or is too small to see.",
     "Exploratory, unstable, not comparable and inconclusive verdicts, and a difference where none was expected, are "
     "inconclusive here.",
     "Scales are the same when neither model has more than twice the parameters of the other. At another scale, at one "
@@ -267,7 +267,7 @@ class PublishedAgreement:
     @property
     def elsewhere(self) -> bool:
         """Whether it is with a result at another scale."""
-        return self.word != self.kind
+        return self.kind != OPEN and self.word != self.kind
 
     def to_json(self) -> dict[str, str]:
         """As plain data."""
@@ -288,19 +288,16 @@ def agree(
         elsewhere = f"same sign at {scale}" if direction else f"no difference at {scale} either"
         return PublishedAgreement(AGAIN, AGAIN if same_class else elsewhere)
     if not direction:
-        return PublishedAgreement(OPEN, OPEN, "a difference, where none was expected")
+        return PublishedAgreement(OPEN, "not expected", "a difference, where none was expected")
     if measured == -direction:
         return PublishedAgreement(AGAINST, AGAINST if same_class else f"other sign at {scale}")
     if not same_class:
-        return PublishedAgreement(
-            OPEN, OPEN, f"no difference at {scale}, and what was expected is not said of this size"
-        )
+        return PublishedAgreement(OPEN, f"not seen at {scale}", "what was expected is not said of this size")
     if size is None:
-        return PublishedAgreement(OPEN, OPEN, "no difference, and how large the expected one is was not published")
-    kind = OPEN if size < smallest_effect else AGAINST
-    return PublishedAgreement(
-        kind, kind, f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}"
-    )
+        return PublishedAgreement(OPEN, "not seen", "how large the expected difference is was not published")
+    why = f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}"
+    too_small = size < smallest_effect
+    return PublishedAgreement(OPEN, "too small to see", why) if too_small else PublishedAgreement(AGAINST, AGAINST, why)
 
 
 def _undecided(contrast: Contrast) -> str:

@@ -166,10 +166,10 @@ AGREEMENTS = [
     ("no difference larger than 0.005", 0, None, True, "found again", "found again"),
     ("no difference larger than 0.005", 0, None, False, "found again", "no difference at nano either"),
     ("no difference larger than 0.005", -1, 0.005, True, "contradicted", "contradicted"),
-    ("no difference larger than 0.005", 1, 0.004, True, "inconclusive", "inconclusive"),
-    ("no difference larger than 0.005", -1, None, True, "inconclusive", "inconclusive"),
-    ("no difference larger than 0.005", -1, 0.1, False, "inconclusive", "inconclusive"),
-    ("worse", 0, None, True, "inconclusive", "inconclusive"),
+    ("no difference larger than 0.005", 1, 0.004, True, "inconclusive", "too small to see"),
+    ("no difference larger than 0.005", -1, None, True, "inconclusive", "not seen"),
+    ("no difference larger than 0.005", -1, 0.1, False, "inconclusive", "not seen at nano"),
+    ("worse", 0, None, True, "inconclusive", "not expected"),
     ("inconclusive: need about 4 more seeds per arm", -1, None, True, "inconclusive", "inconclusive"),
     ("exploratory", -1, 0.1, True, "inconclusive", "inconclusive"),
     ("unstable (1 of 8 failed)", 1, 0.1, True, "inconclusive", "inconclusive"),
@@ -204,7 +204,7 @@ def test_published_nats_say_nothing_of_bits_per_byte() -> None:
     [effect, _] = found(arm(position="rotary"), arm())
     none = contrast("no difference larger than 0.005")
     assert with_published(study(), none, effect).word == "contradicted"
-    assert with_published(study(metric="val/bits_per_byte"), none, effect).word == "inconclusive"
+    assert with_published(study(metric="val/bits_per_byte"), none, effect).word == "not seen"
 
 
 def test_the_size_of_what_is_expected_is_read_off_its_words() -> None:
@@ -219,9 +219,9 @@ def test_no_difference_contradicts_an_expectation_whose_size_was_published_at_th
     effects = found(arm(position="rotary"), arm())
     none = contrast("no difference larger than 0.005")
     assert with_expected(study(), none, "better", effects).word == "contradicted"
-    assert with_expected(study(), none, "better", []).word == "inconclusive"
-    assert with_expected(study(), none, "worse", effects).word == "inconclusive"
-    assert with_expected(study(12.3e6), none, "better", effects).word == "inconclusive"
+    assert with_expected(study(), none, "better", []).word == "not seen"
+    assert with_expected(study(), none, "worse", effects).word == "not seen"
+    assert with_expected(study(12.3e6), none, "better", effects).word == "not seen at gpt2-124m"
 
 
 def test_one_scale_class_is_at_most_twice_the_size() -> None:
