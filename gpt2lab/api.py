@@ -29,7 +29,7 @@ from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
-from gpt2lab.experiments.ablation import Outcome, Study
+from gpt2lab.experiments.ablation import Study, TrainedStudy
 from gpt2lab.experiments.single import STUDY, Single, error_of
 from gpt2lab.planning.ablation import ladder_of, load_ablation
 from gpt2lab.planning.machine import Machine, probe
@@ -91,7 +91,7 @@ class StudyOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyResult(Outcome):
+class StudyResult(TrainedStudy):
     """A study that was trained: its record, its runs and its verdicts, which are read and judged at first use."""
 
     store: Store

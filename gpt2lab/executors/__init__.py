@@ -41,7 +41,10 @@ ENDINGS: dict[int, Ending] = {
 
 
 class Executor(Protocol):
-    """Executes jobs, each named by its run id. All methods are called from one thread; only `poll` may wait."""
+    """Executes jobs, each named by its run id. All methods are called from one thread; only `poll` may wait.
+
+    If its jobs go on when this process is stopped, it also has a text `outlives`: that they do, and how to end them.
+    """
 
     @property
     def capacity(self) -> int:

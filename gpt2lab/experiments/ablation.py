@@ -35,7 +35,7 @@ from gpt2lab.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainedStudy:
     """The outcome of training a study."""
 
     record: StudyRecord
@@ -155,7 +155,7 @@ class Study:
         on_event: Listener = ignore,
         tracker: TrackerFactory | None = None,
         executor: Executor | None = None,
-    ) -> Outcome:
+    ) -> TrainedStudy:
         """Write the study's record, train the unfinished runs, and follow them, stage by stage.
 
         executor: where runs execute; processes of this machine by default. A failed run does not affect the others; the
@@ -183,7 +183,7 @@ class Study:
                 self._conclude(record)
                 foreign = [run for run, ending in endings.items() if ending == "found"]
                 trained: dict[str, Ending] = {run: ending for run, ending in endings.items() if ending != "found"}
-                return Outcome(record=record, endings=trained, found=len(finished_before) + len(foreign))
+                return TrainedStudy(record=record, endings=trained, found=len(finished_before) + len(foreign))
 
     def declare(self, on_event: Listener = ignore) -> list[Job]:
         """Write the study's record and the job.json of every unfinished run of its present stage, for workers; -> those

@@ -33,7 +33,7 @@ from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.basics.text import change, clean, setting
 from gpt2lab.errors import DataFault
 from gpt2lab.reports.inputs import sum_of_store
-from gpt2lab.reports.style import ARMS, ArmStyle, looks
+from gpt2lab.reports.style import ARMS, ArmStyle, styles_of
 from gpt2lab.reports.tables import Cell, Table, tabulate
 from gpt2lab.store import Row, Store
 
@@ -133,9 +133,9 @@ class StudyRead(Once):
         return self.metric if target_of(self.metric) else f"final {self.metric}"
 
     @property
-    def looks(self) -> dict[str, ArmStyle]:
+    def styles(self) -> dict[str, ArmStyle]:
         """How every arm is drawn."""
-        return looks(list(self.study.arms), self.baseline)
+        return styles_of(list(self.study.arms), self.baseline)
 
     @property
     def usable(self) -> list[StudyRun]:

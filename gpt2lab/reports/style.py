@@ -1,4 +1,4 @@
-"""The one style of all figures: colours, sizes, fonts and looks of arms, what figures share, and how they are saved.
+"""The one style of all figures: colours, sizes, fonts and styles of arms, what figures share, and how they are saved.
 
 A figure is drawn with matplotlib's object-oriented API inside `drawing()`, which is set around every section, and
 becomes a `Picture`: SVG whose text stays text, without inline style, metadata or anything loaded from elsewhere, and
@@ -263,7 +263,7 @@ class ArmStyle:
     dash: tuple[int, tuple[float, ...]] | str
 
 
-def looks(arms: Sequence[str], baseline: str) -> dict[str, ArmStyle]:
+def styles_of(arms: Sequence[str], baseline: str) -> dict[str, ArmStyle]:
     """One look per arm: the baseline in grey, the others by colour, then dashed, then dotted."""
     styles = {baseline: ArmStyle(BASELINE, MARKERS[0], DASHES[0])}
     for i, arm in enumerate(arm for arm in arms if arm != baseline):

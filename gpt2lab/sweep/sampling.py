@@ -42,10 +42,10 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
     """What became of a trial so far. Optuna's state decides; what was noted refines it."""
     if trial.state == TrialState.PRUNED:
         return "diverged" if (trial.user_attrs.get("end") or {}).get("outcome") == "diverged" else "pruned"
-    return OUTCOMES[trial.state]
+    return OUTCOME_OF_STATE[trial.state]
 
 
-OUTCOMES: dict[TrialState, Outcome] = {
+OUTCOME_OF_STATE: dict[TrialState, Outcome] = {
     TrialState.COMPLETE: "finished",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",

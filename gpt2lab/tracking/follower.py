@@ -43,7 +43,7 @@ METRICS_PER_BATCH = 1000
 OUTCOME = "gpt2lab.outcome"
 ENDED = ("finished", "pruned", "diverged", "failed")
 """Final outcomes of a trial."""
-OUTCOMES: dict[str, Status] = {"pruned": "partial", "diverged": "diverged", "failed": "failed"}
+STATUS_OF_OUTCOME: dict[str, Status] = {"pruned": "partial", "diverged": "diverged", "failed": "failed"}
 """Outcome -> what the tracker shows of the trial's runs, whatever they are now."""
 
 
@@ -307,7 +307,7 @@ class Delivery:
 
     def _update_run(self, run: _Copied, copy: TrackedRun) -> None:
         """Bring status, heartbeat, tags and final numbers in line with the run's folder; cheap when nothing changed."""
-        status = OUTCOMES.get(self._outcome(run), run.status)
+        status = STATUS_OF_OUTCOME.get(self._outcome(run), run.status)
         result = run.folder.result() if status in ("finished", "diverged") else None
         if result:
             for name, point in _final_points(run, result, self._study.get("evaluation", {}).get("key")):

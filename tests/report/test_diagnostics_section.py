@@ -194,7 +194,7 @@ def test_no_value_of_a_record_costs_the_page(make_study: MakeStudy, tmp_path: Pa
     read = read_study("posenc", tmp_path / "runs")
     found = read.once(health.health)
     with style.drawing():
-        assert health.drawn(found, read.looks)
+        assert health.drawn(found, read.styles)
         assert health.training_health(read).table is not None
     assert "nan" not in " ".join(health.deviations(found))
 
@@ -219,7 +219,7 @@ def test_a_long_curve_is_thinned_to_medians_and_keeps_its_end(count: int) -> Non
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [1e-3, 1e3], [0.0, 50.0], [-1.0, 5.0], [1.0], [math.nan], [1e-9, 1e9]])
 def test_figures_can_be_drawn_from_anything(values: list[float]) -> None:
-    look = style.looks(["a", HOSTILE], "a")
+    look = style.styles_of(["a", HOSTILE], "a")
     curves = [health.Curves(arm, [(list(map(float, range(len(values)))), values)]) for arm in look]
     with style.drawing():
         figure: Figure = health.draw([health.Panel("rms", True, curves), health.Panel("x", False, curves)], look)

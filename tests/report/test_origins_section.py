@@ -186,7 +186,7 @@ def test_figures_can_be_drawn_from_any_names_and_numbers(arms: int, make_study: 
     found = read(tmp_path / "runs")
     assert len(found.totals) == arms
     with style.drawing():
-        for picture in origins.drawn(found, style.looks(names, "learned"), "learned"):
+        for picture in origins.drawn(found, style.styles_of(names, "learned"), "learned"):
             assert "<script" not in picture.alone
 
 

@@ -34,7 +34,7 @@ NAN = math.nan
 
 
 def look(arms: list[str]) -> dict[str, style.ArmStyle]:
-    return style.looks(arms, arms[0])
+    return style.styles_of(arms, arms[0])
 
 
 def drawn(make: Callable[..., Figure], *arguments: Any) -> ElementTree.Element:

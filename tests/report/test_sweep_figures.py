@@ -56,7 +56,7 @@ def every_figure(points: list[TrialPoint]) -> list[Figure]:
     fitted = read_chosen(search(), sweep()).optima["optim.lr"]
     assert fitted.line() is not None and fitted.interval and fitted.flat
     rate, both = made_up(points, RATE, optimum=fitted), made_up(points, RATE, NAMES)
-    look = style.looks(["a", HOSTILE[0]], "a")
+    look = style.styles_of(["a", HOSTILE[0]], "a")
     return [
         searches.against(rate, RATE, "val/loss", 0.05),
         searches.against(both, NAMES, "val/loss", 0.05),

@@ -93,14 +93,14 @@ def during_training(read: StudyRead) -> Section:
         elif run.value is not None and not losses.by_run.get(run.id, ((), ()))[0]:
             without.append(f"{run.arm} seed {run.seed} (no evaluations recorded)")
     caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
-    drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in read.looks}
+    drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in read.styles}
     for run in read.runs:
         drawn[run.arm][run.status not in ENDED].append(losses.by_run.get(run.id, ((), ())))
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     by_bytes = read.study.validation_text is not None
     metric = f"{BITS}, bits per byte" if by_bytes else f"{LOSS}, nats per token"
     floors = {} if by_bytes else read.study.floors or {}
-    figure = training(by_arm, read.looks, floors, metric)
+    figure = training(by_arm, read.styles, floors, metric)
     front = [style.picture("training", "Validation loss during training", caption, figure)]
     return Section(title=FURTHER, front=front, figures=list(_further(read, by_arm, floors, metric)), folded=True)
 
@@ -114,7 +114,7 @@ def _further(
     for unit, per_token in factors.items():
         if all(per_token[curves.arm] for curves in by_arm if curves.points()):
             scaled = [_scaled(curves, per_token[curves.arm]) for curves in by_arm]
-            figure = training(scaled, read.looks, floors, metric, f"training {unit}")
+            figure = training(scaled, read.styles, floors, metric, f"training {unit}")
             caption = "At the median speed of each arm." if unit == "seconds" else "At the FLOPs per token of each arm."
             yield style.picture(f"training-{unit.lower()}", f"Validation loss against {unit}", caption, figure)
 
@@ -177,10 +177,10 @@ def _zoom_limits(ends: Sequence[style.Array], floors: Mapping[str, float]) -> tu
 @section(order=10.2, title="Every seed")
 def every_seed(read: StudyRead) -> Section | None:
     runs = by_arm(read.runs)
-    finals = {arm: [run.value for run in runs.get(arm, ()) if run.value is not None] for arm in read.looks}
+    finals = {arm: [run.value for run in runs.get(arm, ()) if run.value is not None] for arm in read.styles}
     if not any(math.isfinite(value) for values in finals.values() for value in values):
         return None
-    figure = seeds(finals, read.looks, failure_ceiling(read.study), f"{read.measured}, {read.unit}")
+    figure = seeds(finals, read.styles, failure_ceiling(read.study), f"{read.measured}, {read.unit}")
     caption = "Final loss of each run; its height within the row means nothing."
     return Section(front=[style.picture("seeds", "Every seed", caption, figure, "half")])
 
@@ -214,9 +214,9 @@ def over_contexts(read: StudyRead) -> Section | None:
     losses: dict[str, dict[float, list[float]]] = {}
     for arm, _, _, length, loss in rows:
         losses.setdefault(arm, {}).setdefault(float(length), []).append(float(loss))
-    present = {arm: losses[arm] for arm in read.looks if arm in losses}
+    present = {arm: losses[arm] for arm in read.styles if arm in losses}
     block, judged = read.study.evaluation.block_size or 1, read.once(at_contexts)
-    figure = contexts(present, read.looks, block, read.metric)
+    figure = contexts(present, read.styles, block, read.metric)
 
     def cells(row: AtContext) -> dict[str, Cell | str]:
         own, c = losses.get(row.arm, {}).get(float(block)), row.contrast

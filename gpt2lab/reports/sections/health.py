@@ -69,7 +69,7 @@ def training_health(read: StudyRead) -> Section:
     title = f"Training health{headline(runs)}"
     if not any(run.has_records for arm in runs.values() for run in arm):
         return Section(title=title, note=NOTHING, folded=True)
-    figures = drawn(runs, read.looks)
+    figures = drawn(runs, read.styles)
     return Section(title=title, table=table(read), note=NOTE, figures=figures, folded=True)
 
 

@@ -47,7 +47,7 @@ def where_from(read: StudyRead) -> Section | None:
         table=_table(read, divided),
         note=_note(divided),
         points=left_out(divided),
-        figures=drawn(divided, read.looks, read.baseline),
+        figures=drawn(divided, read.styles, read.baseline),
     )
 
 

@@ -122,7 +122,7 @@ def differences_worth(read: StudyRead) -> Section:
     data = as_json({key: {arm: asdict(reach) for arm, reach in by_arm.items()} for key, by_arm in reaches.items()})
     if not values.budgets:
         return Section(data=data)
-    figure = _drawn(values.budgets, read.looks, f"{read.measured}, {read.unit}")
+    figure = _drawn(values.budgets, read.styles, f"{read.measured}, {read.unit}")
     front = [style.picture("budgets", "Final loss against training tokens", CAPTION, figure)]
     return Section(table=_table(read, values), note=NOTE, front=front, data=data)
 

@@ -167,7 +167,7 @@ def _fit_caption(read: SweepRead, search: SearchRead, axis: Axis) -> str:
 def _beside_each_other(read: SweepRead) -> Iterator[style.Picture]:
     """Several searches in one figure for every number that all of them search."""
     searches = list(read.searches.values())
-    look = style.looks([s.label for s in searches], searches[0].label)
+    look = style.styles_of([s.label for s in searches], searches[0].label)
     shared = [a for a in searches[0].axes.values() if not a.choices and all(a.name in s.axes for s in searches)]
     for i, axis in enumerate(shared):
         figure = beside(span_of([search.axes[axis.name] for search in searches]), read.searches, look, read.metric)

@@ -240,7 +240,7 @@ def _drawn(read: StudyRead) -> list[style.Picture]:
         axes = [search.axes[name] for search in searches.values() if name in search.axes]
         if axes and not axes[0].choices:
             title = f"Each arm's loss against {'its learning rate' if name == RATE else name}"
-            figure = beside(span_of(axes), searches, read.looks, read.metric)
+            figure = beside(span_of(axes), searches, read.styles, read.metric)
             return [style.picture("tuned", title, CAPTION, figure)]
     return []
 

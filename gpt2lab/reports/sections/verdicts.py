@@ -204,7 +204,7 @@ def _forest(read: StudyRead) -> list[style.Picture]:
     for c in verdicts.contrasts:
         label = c.arm if c.against == read.baseline or not is_pair(c) else f"{c.arm} − {c.against}"
         text = "   ".join((difference_cell(c.difference, c.low, c.high).text, verdict_cell(c).text))
-        look = read.looks.get(c.arm, EFFECT)
+        look = read.styles.get(c.arm, EFFECT)
         effects.append(style.Interval(label, c.difference, c.low, c.high, text, look.colour, look.marker))
     caption = (
         f"Bars: {tables.confidence(verdicts)} intervals, {_family(verdicts)}; a hollow mark has no interval, an "
