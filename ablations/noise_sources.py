@@ -29,3 +29,7 @@ class SameOrder(TrainingBatches):
 
     def __init__(self, text: TrainingText, before: TrainingBatches | None = None) -> None:
         super().__init__(replace(text, seed=0), before)
+
+    def start(self, index: int) -> int:
+        """That of seed 0."""
+        return self.plain._start(index)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gpt2lab.config import load_config
+from gpt2lab.data.curricula import TrainingText, build_batches
 from gpt2lab.data.files import data_home
 from gpt2lab.errors import ConfigError
+from gpt2lab.model import build_model
 from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.registry import SLOTS
 
@@ -72,6 +76,23 @@ def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) ->
     assert baseline.training == preset.training or path.stem == "precision"
     expected = {name: arm.expected for name, arm in loaded.arms.items()} | loaded.expected
     assert all(expected.get(contrast.arm) for contrast in loaded.contrasts if " with " not in contrast.arm)
+
+
+@pytest.mark.usefixtures("no_plugins_after")
+def test_each_arm_of_noise_sources_holds_one_source_fixed() -> None:
+    path = SHIPPED[[path.stem for path in SHIPPED].index("noise_sources")]
+    loaded = load_ablation(path, scale="nano", plugins=[path.with_suffix(".py")])
+    text = partial(TrainingText, np.arange(50_000, dtype=np.uint16), 128, 8, 40)
+
+    def drawn(arm: str, seed: int) -> tuple[float, list[int]]:
+        config = loaded.arms[arm].config
+        batches = build_batches(config.data.batches, text(seed))
+        weights = build_model(config.model, seed=seed).state_dict()["wte.weight"]
+        return float(weights.sum()), batches.at(3)[0][:, 0].tolist()
+
+    for arm, same in (("both", (False, False)), ("order", (True, False)), ("weights", (False, True))):
+        first, second = drawn(arm, 0), drawn(arm, 1)
+        assert (first[0] == second[0], first[1] == second[1]) == same
 
 
 def test_an_arm_is_the_scale_then_overrides_then_its_changes(file: Path) -> None:
