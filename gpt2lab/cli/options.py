@@ -61,7 +61,7 @@ Seeds = Annotated[
 ]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time; jobs x threads <= cores.", min=1)]
 Arms = Annotated[str | None, typer.Option("--arms", help="Run only these arms, separated by commas.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for every arm.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the preset, for all runs.")]
 Plugin = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers components.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")]
 Exploratory = Annotated[

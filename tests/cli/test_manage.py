@@ -316,7 +316,7 @@ def test_names_that_others_use_are_answered_with_ours(gpt2lab: Call, ablation: P
 
 def test_two_seeds_are_called_few_and_memory_has_a_size(gpt2lab: Call, ablation: Path) -> None:
     answer = gpt2lab("run", ablation, "--seeds", "2", "--dry-run")
-    assert "2 seeds per arm: no more than likely better or worse" in answer.out and "0.0 GiB" not in answer.out
+    assert "2 seeds per arm: at most likely better or likely worse" in answer.out and "0.0 GiB" not in answer.out
     assert "likely better" not in gpt2lab("run", ablation, "--seeds", "3", "--dry-run").out
 
 
