@@ -389,8 +389,8 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     lines += [replacing(study.name, kept)] if kept else []
     lines += [counted] if counted else []
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
-        lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: at most likely better or likely worse, and exploratory "
-                     f"without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip
+        lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: at most likely better or likely worse, and "
+                     f"exploratory without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip
     if price is not None or machine.gpus or not machine.local:
         lines += forecast.device_hours(plan, store, price).lines()
     say(console, *lines, *forecast.lines(plan), *prediction.lines(plan), *next_steps(study.name, store))
