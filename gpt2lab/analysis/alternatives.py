@@ -7,12 +7,12 @@ least FEWEST stay; other validation text of the same kind. Each is adjusted for 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
 from gpt2lab.analysis.judging import decide
-from gpt2lab.analysis.statistics import adjust, linear
+from gpt2lab.analysis.statistics import Array, holm, linear
 from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Contrast, TextNoise, Verdicts
 
 ESTIMATORS = {"paired": "paired by seed", "blocked": "arm and seed", "permutation": "permutation"}
@@ -23,10 +23,36 @@ def claim(word: str) -> str:
     return next((kind for kind in ("better", "worse") if word.startswith((kind, f"likely {kind}"))), "")
 
 
-def alternatives(verdicts: Verdicts, contrast: Contrast, text: TextNoise | None, *, searched: bool) -> dict[str, str]:
+def _without(arm: ArmResult, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.delete(arm.array, place) if place < arm.n else arm.array
+
+
+LeftOut = Sequence[tuple[Array, Array]]
+"""For each place among an arm's seeds: Holm p and difference of all contrasts where every arm lacks the seed at that
+place, (contrast,) each."""
+
+
+def without_each_seed(verdicts: Verdicts) -> LeftOut:
+    """Of the first seed of every arm, the second, and so on; none where no contrast has more than FEWEST."""
+    arms = {arm.name: arm for arm in verdicts.arms}
+    most = max((min(arms[name].n for name in contrast.weights) for contrast in verdicts.contrasts), default=0)
+    left_out = []
+    for place in range(most if most > FEWEST else 0):
+        tests = [
+            linear([_without(arms[name], place) for name in contrast.weights], list(contrast.weights.values()))
+            for contrast in verdicts.contrasts
+        ]
+        p, difference = (np.stack([getattr(test, name) for test in tests]) for name in ("p", "difference"))
+        left_out.append((holm(p, dropped=verdicts.dropped), difference))
+    return left_out
+
+
+def alternatives(
+    verdicts: Verdicts, contrast: Contrast, text: TextNoise | None, left_out: LeftOut = ()
+) -> dict[str, str]:
     """Alternative -> its claim, better, worse or "". Empty for contrasts that could not claim anything.
 
-    searched: whether rates were searched; leaving out a seed would then have to repeat the search, and is not tried.
+    left_out: of `without_each_seed`. Not where rates were searched: leaving out a seed would have to repeat the search.
     """
     if not math.isfinite(contrast.p) or contrast.word.startswith(("exploratory", "not comparable", "unstable")):
         return {}
@@ -39,32 +65,16 @@ def alternatives(verdicts: Verdicts, contrast: Contrast, text: TextNoise | None,
         elif result:
             p = min(1.0, result["p"] * verdicts.members)
             kinds[title] = _kind(verdicts, contrast.difference, p, contrast.alpha)
-    if not searched:
-        kinds |= {f"without seed {seed}": kind for seed, kind in _without_each_seed(verdicts, contrast)}
+    members = [next(arm for arm in verdicts.arms if arm.name == name) for name in contrast.weights]
+    index, fewest = verdicts.contrasts.index(contrast), min(arm.n for arm in members)
+    places = left_out[: fewest if fewest > FEWEST else 0]
+    for seed, (p_holm, difference) in zip(members[0].values, places, strict=False):
+        kind = _kind(verdicts, float(difference[index]), float(p_holm[index]), contrast.alpha)
+        kinds[f"without seed {seed}"] = kind
     if text is not None:
         same = abs(contrast.difference) > text.halfwidth
         kinds["other text"] = claim(contrast.word) if same else ""
     return kinds
-
-
-def _without_each_seed(verdicts: Verdicts, contrast: Contrast) -> Iterator[tuple[str, str]]:
-    """The claim without the first seed of every arm, without the second, ...; named after this contrast's first arm."""
-    arms = {arm.name: arm for arm in verdicts.arms}
-    index = next(i for i, other in enumerate(verdicts.contrasts) if other is contrast)
-    members = [arms[name] for name in contrast.weights]
-    fewest = min(arm.n for arm in members)
-    for place in range(fewest if fewest > FEWEST else 0):
-        tests = []
-        for other in verdicts.contrasts:
-            values = [_without(arms[name], place) for name in other.weights]
-            tests.append(linear(values, list(other.weights.values()), alpha=contrast.alpha))
-        family = adjust(tests, alpha=contrast.alpha, dropped=verdicts.dropped)
-        p, difference = float(family.p_holm[..., index]), float(family.difference[..., index])
-        yield list(members[0].values)[place], _kind(verdicts, difference, p, contrast.alpha)
-
-
-def _without(arm: ArmResult, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    return np.delete(arm.array, place) if place < arm.n else arm.array
 
 
 def _kind(verdicts: Verdicts, difference: float, p: float, alpha: float) -> str:

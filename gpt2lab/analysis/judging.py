@@ -283,14 +283,15 @@ def judge(
     if any(test.best_rates is not None for test in tested):
         as_chosen = adjust(chosen, alpha=terms.alpha, dropped=terms.dropped)
     runs = {name: arm.values for name, arm in arms.items()}
+    pairs = [contrast for contrast in declared if contrast.is_pair and terms.sensitivity]
+    arms_of = {pair.against: [other.arm for other in pairs if other.against == pair.against] for pair in pairs}
+    others = {against: sensitivity(runs, own, against, alpha=terms.alpha) for against, own in arms_of.items()}
     level = terms.alpha / (len(declared) + terms.dropped)
     judged = []
     for i, (contrast, members, status) in enumerate(zip(declared, sides, statuses, strict=True)):
         at, plain = ({f.name: float(getattr(g, f.name)[..., i]) for f in fields(Family)} for g in (family, as_chosen))
         case = ContrastCase(contrast, members, status, terms, at, plain, level)
-        compute = contrast.is_pair and terms.sensitivity
-        estimates = sensitivity(runs, contrast.arm, contrast.against, alpha=terms.alpha) if compute else {}
-        judged.append(_contrast(case, estimates))
+        judged.append(_contrast(case, others[contrast.against][contrast.arm] if contrast in pairs else {}))
     return judged, tested
 
 

@@ -131,7 +131,9 @@ def unevaluated(study: StudyRecord) -> str:
 def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str) -> StudyRun:
     """One run of a study, with its value under the study's evaluation key. Raises DataFault."""
     folder = store.run(run_id)
-    result, evaluation = folder.result() or {}, folder.evaluation(study.evaluation.key) or {}
+    ended, record, evaluations = folder.verified()
+    result, record, key = ended or {}, record or folder.identity() or {}, study.evaluation.key
+    evaluation = (evaluations.get(key) if ended else folder.evaluation(key)) or {}
     status: str = result["status"] if result else folder.status()
     if status == "damaged" and (damage := folder.damage()):
         raise damage
@@ -153,7 +155,6 @@ def read_run(study: StudyRecord, store: Store, arm: str, seed: int, run_id: str)
         reason = clean(f"{failure.get('phase', 'training')}, step {failure.get('step', '?')}: {failure.get('reason')}")
     else:
         reason = {"absent": "not started", "partial": "stopped before its end", "running": "still running"}[status]
-    record = folder.identity() or {}
     return StudyRun(
         arm=arm, seed=seed, id=run_id, status=status, reason=reason, value=value,
         identity=record.get("identity") or {}, adopted_from=record.get("adopted_from"), result=result,

@@ -30,6 +30,8 @@ LEAST_TO_PERMUTE = 4
 MOST_PERMUTATIONS = 20_000
 RELABELLINGS = 9_999
 """Drawn at random where all of them are more than MOST_PERMUTATIONS."""
+BATCH = 100
+"""Relabellings that are held in memory at a time."""
 
 Runs = Mapping[str, float]
 """seed -> final value of one arm, failed runs left out"""
@@ -243,15 +245,17 @@ def _mean(values: Array) -> Array:
     return np.asarray(values.mean(-1) if values.shape[-1] else np.full(values.shape[:-1], np.nan))
 
 
-def sensitivity(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float) -> dict[str, dict[str, float]]:
-    """name -> {p, n, ...} of every other estimator that these runs allow. None decides a verdict; the report mentions
-    disagreement with Welch's test."""
-    results = {
-        "paired": paired(runs[arm], runs[against], alpha=alpha),
-        "blocked": blocked(runs, arm, against, alpha=alpha),
-        "permutation": permutation(runs[arm], runs[against]),
+def sensitivity(
+    runs: Mapping[str, Runs], arms: Sequence[str], against: str, *, alpha: float
+) -> dict[str, dict[str, dict[str, float]]]:
+    """arm -> name -> {p, n, ...} of every other estimator that these runs allow. None decides a verdict; the report
+    mentions disagreement with Welch's test."""
+    estimators = {
+        "paired": {arm: paired(runs[arm], runs[against], alpha=alpha) for arm in arms},
+        "blocked": blocked(runs, arms, against, alpha=alpha),
+        "permutation": permutation(runs, arms, against),
     }
-    return {name: result for name, result in results.items() if result}
+    return {arm: {name: own for name, results in estimators.items() if (own := results.get(arm))} for arm in arms}
 
 
 def paired(arm: Runs, against: Runs, *, alpha: float = 0.05) -> dict[str, float]:
@@ -265,14 +269,29 @@ def paired(arm: Runs, against: Runs, *, alpha: float = 0.05) -> dict[str, float]
     return _tested(differences.mean(), se, len(first) - 1, alpha, len(first))
 
 
-def blocked(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float = 0.05) -> dict[str, float]:
-    """Analysis of variance with arm and seed as factors, over all arms at the seeds that the two share (OLS)."""
-    seeds = sorted(runs[arm].keys() & runs[against].keys())
+def blocked(
+    runs: Mapping[str, Runs], arms: Sequence[str], against: str, *, alpha: float = 0.05
+) -> dict[str, dict[str, float]]:
+    """arm -> {difference, low, high, p, n}, where it can be done: an analysis of variance with arm and seed as factors,
+    over all arms at the seeds that the two share (OLS)."""
+    shared = {arm: tuple(sorted(runs[arm].keys() & runs[against].keys())) for arm in arms}
+    effects = {seeds: _arm_effects(runs, against, seeds) for seeds in set(shared.values())}
+    return {
+        arm: _tested(*effects[seeds][arm], alpha, len(seeds)) for arm, seeds in shared.items() if arm in effects[seeds]
+    }
+
+
+def _arm_effects(runs: Mapping[str, Runs], against: str, seeds: Sequence[str]) -> dict[str, tuple[float, float, int]]:
+    """Arm -> its effect, the standard error of that, and its degrees of freedom; empty where there is no residual."""
+    if len(seeds) < 2:
+        return {}
     rows = [(name, seed, values[seed]) for name, values in runs.items() for seed in seeds if seed in values]
     names = sorted({name for name, _, _ in rows} - {against})
     values = np.array([value for _, _, value in rows])
-    design = np.array([[1.0, *(n == name for name in names), *(s == seed for seed in seeds[1:])] for n, s, _ in rows])
-    if len(seeds) < 2 or len(rows) <= design.shape[1]:
+    of_arm, of_seed = (np.array([row[factor] for row in rows])[:, None] for factor in (0, 1))  # (row, 1)
+    columns = [np.ones((len(rows), 1)), of_arm == np.array(names), of_seed == np.array(seeds[1:])]
+    design = np.ascontiguousarray(np.concatenate(columns, axis=1))
+    if len(rows) <= design.shape[1]:
         return {}
     # In units of the spread and around the mean, so that "no residual at all" is a question of rounding alone.
     centre, unit = values.mean(), np.ptp(values)
@@ -282,26 +301,39 @@ def blocked(runs: Mapping[str, Runs], arm: str, against: str, *, alpha: float = 
     residuals, df = scaled - design @ (inverse @ scaled), len(rows) - int(np.linalg.matrix_rank(design))
     if df < 1 or residuals @ residuals < 1e-20:
         return {}
-    weights = inverse[1 + names.index(arm)]  # of the values in the effect of the arm
-    se = math.sqrt(residuals @ residuals / df * (weights @ weights))
-    return _tested(weights @ scaled * unit, se * unit, df, alpha, len(seeds))
+    weights = dict(zip(names, inverse[1:], strict=False))  # of the values in the effect of each arm
+    return {
+        arm: (own @ scaled * unit, math.sqrt(residuals @ residuals / df * (own @ own)) * unit, df)
+        for arm, own in weights.items()
+    }
 
 
-def permutation(arm: Runs, against: Runs) -> dict[str, float]:
-    """Permutation test of the difference of means: p, n, and whether all relabellings were tried (exact 1) or drawn.
+def _difference_of_means(a: Array, b: Array, axis: int) -> Array:
+    first, second = (np.ascontiguousarray(x).mean(axis) for x in (a, b))  # the order of a sum decides ties
+    return np.asarray(first - second)
+
+
+def permutation(runs: Mapping[str, Runs], arms: Sequence[str], against: str) -> dict[str, dict[str, float]]:
+    """arm -> {p, n, exact}, of a permutation test of the difference of means; exact: 1 where all relabellings were
+    tried, 0 where some were drawn.
 
     From 4 seeds per arm on: with 3 and 3 the smallest possible p is 0.10.
     """
-    first, second = np.array(list(arm.values())), np.array(list(against.values()))
-    smaller = min(len(first), len(second))
-    if smaller < LEAST_TO_PERMUTE:
-        return {}
-    exact = math.comb(len(first) + len(second), len(first)) <= MOST_PERMUTATIONS
-    test = scipy.stats.permutation_test(
-        (first, second), lambda a, b, axis: a.mean(axis) - b.mean(axis), vectorized=True,
-        rng=np.random.default_rng(0), n_resamples=np.inf if exact else RELABELLINGS,
-    )  # fmt: skip
-    return {"p": float(test.pvalue), "n": float(smaller), "exact": float(exact)}
+    results: dict[str, dict[str, float]] = {}
+    n = len(runs[against])
+    for size in sorted({len(runs[arm]) for arm in arms}):  # arms of equal size share the relabellings
+        members = [arm for arm in arms if len(runs[arm]) == size]
+        first, second = ([list(runs[name].values()) for name in side] for side in (members, [against] * len(members)))
+        if min(size, n) < LEAST_TO_PERMUTE:
+            continue
+        exact = math.comb(size + n, size) <= MOST_PERMUTATIONS
+        test = scipy.stats.permutation_test(
+            (first, second), _difference_of_means, vectorized=True, axis=-1, batch=BATCH,
+            rng=np.random.default_rng(0), n_resamples=np.inf if exact else RELABELLINGS,
+        )  # fmt: skip
+        for arm, p in zip(members, test.pvalue, strict=True):
+            results[arm] = {"p": float(p), "n": float(min(size, n)), "exact": float(exact)}
+    return results
 
 
 def _tested(difference: float, se: float, df: int, alpha: float, n: int) -> dict[str, float]:

@@ -28,6 +28,8 @@ def clean(text: object) -> str:
     """One printable line: control characters, lone surrogates and direction overrides become U+FFFD, white space one
     blank. Names from files may contain them, and they are unsafe in SVG and on a terminal."""
     line = " ".join(str(text).split())
+    if line.isprintable():  # most are, and this is much faster
+        return line
     return "".join("\N{REPLACEMENT CHARACTER}" if _harmful(c) else c for c in line)
 
 

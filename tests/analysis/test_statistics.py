@@ -195,14 +195,14 @@ def test_paired_uses_the_shared_seeds_by_name() -> None:
 
 def test_blocked_equals_paired_for_two_arms_and_gains_degrees_of_freedom_from_the_others() -> None:
     runs = {"a": arm(4), "b": arm(4)}
-    two = blocked(runs, "a", "b")
+    two = blocked(runs, ["a"], "b")["a"]
     assert two == pytest.approx(paired(runs["a"], runs["b"]))
     runs |= {"c": arm(4), "d": arm(4)}
     table = np.array([list(own.values()) for own in runs.values()])  # (arm, seed)
     residual = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     df = 3 * 3
     t = (table[0].mean() - table[1].mean()) / np.sqrt((residual**2).sum() / df * 2 / 4)
-    assert blocked(runs, "a", "b")["p"] == pytest.approx(2 * stats.t.sf(abs(t), df))
+    assert blocked(runs, ["a"], "b")["a"]["p"] == pytest.approx(2 * stats.t.sf(abs(t), df))
 
 
 def test_blocked_is_least_squares_of_statsmodels_where_arms_lack_seeds() -> None:
@@ -212,7 +212,7 @@ def test_blocked_is_least_squares_of_statsmodels_where_arms_lack_seeds() -> None
     fit = sm.OLS(np.array([value for _, _, value in rows]), design).fit()
     expected = {"difference": fit.params[1], "p": fit.pvalues[1], "n": 4}
     expected |= dict(zip(("low", "high"), fit.conf_int(0.05)[1], strict=True))
-    assert blocked(runs, "a", "b") == pytest.approx(expected)
+    assert blocked(runs, ["a", "c"], "b")["a"] == pytest.approx(expected)
 
 
 def test_permutation_is_exact_where_it_can_be() -> None:
@@ -221,23 +221,28 @@ def test_permutation_is_exact_where_it_can_be() -> None:
     observed = abs(pooled[:4].mean() - pooled[4:].mean())
     splits = [list(c) for c in itertools.combinations(range(8), 4)]
     gaps = [abs(pooled[s].mean() - np.delete(pooled, s).mean()) for s in splits]
-    assert permutation(a, b) == {"p": pytest.approx(np.mean(np.array(gaps) >= observed - 1e-12)), "n": 4, "exact": 1}
-    assert permutation(arm(13), arm(13))["exact"] == 0
-    assert permutation(arm(3), arm(8)) == {}
+    assert permutation({"a": a, "b": b}, ["a"], "b")["a"] == {
+        "p": pytest.approx(np.mean(np.array(gaps) >= observed - 1e-12)),
+        "n": 4,
+        "exact": 1,
+    }
+    runs = {"a": arm(13), "b": arm(13), "c": arm(3), "d": arm(13)}
+    results = permutation(runs, ["a", "c", "d"], "b")
+    assert results["a"]["exact"] == 0 and results["d"] == permutation(runs, ["d"], "b")["d"] and "c" not in results
 
 
 def test_what_cannot_be_done_is_left_out_without_a_warning() -> None:
     still = {"0": 2.1, "1": 2.1, "2": 2.1}
     shifted = {seed: value + 0.1 for seed, value in still.items()}
-    assert sensitivity({"a": still, "b": shifted}, "a", "b", alpha=0.05) == {}
-    assert sensitivity({"a": {}, "b": arm(3)}, "a", "b", alpha=0.05) == {}
-    assert sensitivity({"a": arm(3), "b": arm(3, first=500)}, "a", "b", alpha=0.05) == {}  # no seed in common
+    assert sensitivity({"a": still, "b": shifted}, ["a"], "b", alpha=0.05) == {"a": {}}
+    assert sensitivity({"a": {}, "b": arm(3)}, ["a"], "b", alpha=0.05) == {"a": {}}
+    assert sensitivity({"a": arm(3), "b": arm(3, first=500)}, ["a"], "b", alpha=0.05) == {"a": {}}  # no seed in common
 
 
 def test_arms_with_other_seeds_do_not_disturb_the_blocked_estimate() -> None:
     runs = {"a": arm(4), "b": arm(4)}
-    alone = blocked(runs, "a", "b")
-    assert blocked(runs | {"control": arm(4, first=500)}, "a", "b") == alone
+    alone = blocked(runs, ["a"], "b")
+    assert blocked(runs | {"control": arm(4, first=500)}, ["a"], "b") == alone
 
 
 def windows(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

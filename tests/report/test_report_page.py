@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from made_up_study import KEY, MEANS, run_id, write
-from page_reader import Reader, assert_harmless, assert_same_files, assert_twin
+from page_reader import Reader, assert_harmless, assert_same_files, assert_twin, part_of
 from rich.console import Console
 
 from gpt2lab.analysis import compare
@@ -21,6 +21,7 @@ from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.reports import page, read_study, study, terminal_summary, write_report
 from gpt2lab.reports.sections import health
+from gpt2lab.reports.sections import runs as sections_runs
 from gpt2lab.reports.sections.verdicts import verdict_table
 from gpt2lab.store import Store
 
@@ -174,6 +175,17 @@ def test_incomplete_results_build_and_say_so(make_study: MakeStudy, tmp_path: Pa
     assert words["rotary"] == "exploratory"
     assert words["none"].startswith("unstable")
     assert [m["arm"] for m in record["missing"]] == ["rotary", "alibi", "alibi"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_of_very_many_runs_those_with_a_remark_are_listed(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study()
+    shutil.rmtree(tmp_path / "runs" / run_id("rotary", 0))
+    monkeypatch.setattr(sections_runs, "MOST_ROWS", 5)
+    listed = part_of(report(tmp_path)[1], "Runs")
+    assert "1 of 9 runs" in listed and run_id("rotary", 0) in listed and run_id("learned", 0) not in listed
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -6,9 +6,10 @@ Older runs lack some of it or all, and what is missing is `None` or empty.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -141,13 +142,12 @@ def run_health(read: StudyRead, run: StudyRun, rows: Sequence[JournalRow]) -> Ru
 
 def of_run(run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
     """What the rows of one journal, and the run's result, hold."""
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        for metric, value in row["metrics"].items():
-            if metric == GRADIENT or metric.startswith(DIAGNOSTICS):
-                tokens, values = curves.setdefault(metric, ([], []))
-                tokens.append(float(row["tokens"]))
-                values.append(as_number(value))
+    curves: dict[str, Curve] = {}
+    for metric in dict.fromkeys(metric for row in rows for metric in row["metrics"]):
+        if metric == GRADIENT or metric.startswith(DIAGNOSTICS):
+            having = [row for row in rows if metric in row["metrics"]]
+            values = [float(row["metrics"][metric]) for row in having]
+            curves[metric] = [float(row["tokens"]) for row in having], values
 
     def recorded(key: str, kind: type) -> Any:
         value = run.result.get(key)
@@ -169,11 +169,6 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def as_number(value: object) -> float:
-    """A number of a record, NaN for anything else."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-
-
 def table(read: StudyRead) -> Table | None:
     """One row per arm."""
 
@@ -187,8 +182,9 @@ def table(read: StudyRead) -> Table | None:
 
         depths = [list(depth.values()) for run in ended if (depth := run.by_block(ACTIVATIONS))]
         first, last = (mean(depth[i] for depth in depths) for i in (0, -1))
-        groups = dict.fromkeys(group for run in ended for group in run.parts(UPDATES))
-        ratios = [f"{group} {short(mean(run.parts(UPDATES).get(group) for run in ended), 2)}" for group in groups]
+        updates = [run.parts(UPDATES) for run in ended]
+        groups = dict.fromkeys(group for by_group in updates for group in by_group)
+        ratios = [f"{group} {short(mean(by_group.get(group) for by_group in updates), 2)}" for group in groups]
         return {
             "Gradient norm:number": over_time(GRADIENT),
             "Attention logit:number": over_time(SCORES),
@@ -281,7 +277,7 @@ def _curve(run: RunHealth, name: str, *, over_blocks: bool) -> Curve:
     if over_blocks:
         values = run.by_block(name)
         return [float(block) for block in values], list(values.values())
-    return thinned(run.curves.get(name, ((), ())), np.max if name == GRADIENT else np.median)
+    return thinned(run.curves.get(name, ((), ())), largest=name == GRADIENT)
 
 
 def draw(panels: Sequence[Panel], look: Mapping[str, ArmStyle]) -> Figure:
@@ -313,10 +309,15 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         style.log_ticks(axes.yaxis, min(values), max(values), style.thousands)
 
 
-def thinned(curve: Curve, of: Callable[[Any], Any] = np.median) -> Curve:
-    """At most MOST_POINTS points: the median of each equal stretch, or `of` it, at its end."""
+def thinned(curve: Curve, *, largest: bool = False) -> Curve:
+    """At most MOST_POINTS points: the median of each equal stretch, or its largest value, at its end."""
     x, y = finite(curve)
     if len(x) <= MOST_POINTS:
         return list(x), list(y)
-    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
-    return [float(x[part[-1]]) for part in parts], [float(of(y[part])) for part in parts]
+    length, longer = divmod(len(x), MOST_POINTS)  # so many stretches have one point more
+    starts = [stretch * length + min(stretch, longer) for stretch in range(MOST_POINTS + 1)]
+    if largest:
+        values = np.maximum.reduceat(y, starts[:-1])
+    else:
+        values = np.array([np.median(y[start:end]) for start, end in itertools.pairwise(starts)])
+    return x[np.array(starts[1:]) - 1].tolist(), values.tolist()

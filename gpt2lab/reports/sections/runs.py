@@ -24,6 +24,10 @@ SAMPLES = (
 )
 
 
+MOST_ROWS = 1000
+"""From which on only runs with a remark are listed."""
+
+
 def elsewhere(read: StudyRead) -> dict[str, list[str]]:
     """Run -> the other studies that declare it as well."""
     runs = {run for entry in read.study.arms.values() for run in entry.runs.values()}
@@ -60,7 +64,11 @@ def runs(read: StudyRead) -> Section:
         rows.append(
             Row((Cell(run.arm), Cell(str(run.seed)), name, Cell(status), Cell(value), Cell("; ".join(remarks))))
         )
-    return Section(table=Table(titles, rows))
+    if len(rows) <= MOST_ROWS:
+        return Section(table=Table(titles, rows))
+    shown = [row for row in rows if row.cells[-1].text]
+    note = f"{len(shown)} of {len(rows)} runs: those with a remark. All are in results.csv."
+    return Section(table=Table(titles, shown) if shown else None, note=note)
 
 
 def mlflow_link(links: Mapping[str, Any], run: str) -> str:

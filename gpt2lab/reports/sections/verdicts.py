@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast, Verdicts
-from gpt2lab.analysis.alternatives import alternatives, claim
+from gpt2lab.analysis.alternatives import LeftOut, alternatives, claim, without_each_seed
 from gpt2lab.analysis.planning import FIRST
 from gpt2lab.analysis.results import LOSS, Study
 from gpt2lab.analysis.verdicts import TextNoise
@@ -266,6 +266,8 @@ def bounds(read: StudyRead) -> Section | None:
 def sensitivity(read: StudyRead) -> Section | None:
     """Every contrast again, not adjusted for the family, by other estimators where the runs allow them, and how far it
     depends on the validation text."""
+    searched = read.study.bracketed or read.study.tune is not None
+    left_out = () if searched else without_each_seed(read.verdicts)
 
     def cells(c: Contrast) -> dict[str, Cell | str | None]:
         def estimated(name: str) -> Cell:
@@ -286,17 +288,16 @@ def sensitivity(read: StudyRead) -> Section | None:
             "Detectable:number": Cell(number(c.detectable, 3) if math.isfinite(c.detectable) else DASH, upper),
             "Text noise:number": Cell(_halfwidth(text.halfwidth), f"{text.count} {text.unit}") if text else DASH,
             "Search of rates:number": _halfwidth(c.halfwidths["search"]) if "search" in c.halfwidths else None,
-            "Other claim": _others(read, c, text),
+            "Other claim": _others(read, c, text, left_out),
         }
 
     table = tabulate(read.verdicts.contrasts, cells)
     return Section(table=table, note=SENSITIVITY, folded=True) if table else None
 
 
-def _others(read: StudyRead, contrast: Contrast, text: TextNoise | None) -> Cell:
+def _others(read: StudyRead, contrast: Contrast, text: TextNoise | None, left_out: LeftOut) -> Cell:
     """How many of the alternatives would claim something else, and which."""
-    searched = read.study.bracketed or read.study.tune is not None
-    claims = alternatives(read.verdicts, contrast, text, searched=searched)
+    claims = alternatives(read.verdicts, contrast, text, left_out)
     other = [name for name, kind in claims.items() if kind != claim(contrast.word)]
     return Cell(f"{len(other)} of {len(claims)}", ", ".join(other)) if claims else Cell(DASH)
 
