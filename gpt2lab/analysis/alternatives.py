@@ -27,15 +27,21 @@ def _without(arm: ArmResult, place: int) -> np.ndarray[tuple[int, ...], np.dtype
     return np.delete(arm.array, place) if place < arm.n else arm.array
 
 
+def _can_claim(contrast: Contrast) -> bool:
+    return math.isfinite(contrast.p) and not contrast.word.startswith(("exploratory", "not comparable", "unstable"))
+
+
 LeftOut = Sequence[tuple[Array, Array]]
 """For each place among an arm's seeds: Holm p and difference of all contrasts where every arm lacks the seed at that
 place, (contrast,) each."""
 
 
 def without_each_seed(verdicts: Verdicts) -> LeftOut:
-    """Of the first seed of every arm, the second, and so on; none where no contrast has more than FEWEST."""
+    """Of the first seed of every arm, the second, and so on; none where no contrast that can claim something has more
+    than FEWEST."""
     arms = {arm.name: arm for arm in verdicts.arms}
-    most = max((min(arms[name].n for name in contrast.weights) for contrast in verdicts.contrasts), default=0)
+    sizes = [min(arms[name].n for name in contrast.weights) for contrast in filter(_can_claim, verdicts.contrasts)]
+    most = max(sizes, default=0)
     left_out = []
     for place in range(most if most > FEWEST else 0):
         tests = [
@@ -54,7 +60,7 @@ def alternatives(
 
     left_out: of `without_each_seed`. Not where rates were searched: leaving out a seed would have to repeat the search.
     """
-    if not math.isfinite(contrast.p) or contrast.word.startswith(("exploratory", "not comparable", "unstable")):
+    if not _can_claim(contrast):
         return {}
     kinds = {}
     for name, title in ESTIMATORS.items():

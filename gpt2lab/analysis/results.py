@@ -614,7 +614,7 @@ def first_runs(runs: Sequence[StudyRun]) -> dict[str, StudyRun]:
 
 def usable_values(study: Study, runs: Sequence[StudyRun], arm: str) -> list[float]:
     """Final values of an arm's runs that did not fail."""
-    return [float(run.value or 0) for run in usable_runs(study, runs) if run.arm == arm]
+    return [float(run.value or 0) for run in usable_runs(study, [run for run in runs if run.arm == arm])]
 
 
 def budget_losses(study: Study, runs: Sequence[StudyRun], store: Store, arm: str) -> dict[float, list[float]]:

@@ -140,7 +140,7 @@ class StudyRead(Once):
     @property
     def usable(self) -> list[StudyRun]:
         """The runs that have a final value and did not fail."""
-        return usable_runs(self.study, self.runs)
+        return self.once(_usable)
 
     def from_journals(self, take: Take) -> list[Any]:
         """What `take` makes of each run, in the order of `runs`; the DataFault where its journal is damaged."""
@@ -165,6 +165,10 @@ class StudyRead(Once):
             lambda arm: arm.look,
             lambda arm: arm.arm == self.baseline,
         )
+
+
+def _usable(read: StudyRead) -> list[StudyRun]:
+    return usable_runs(read.study, read.runs)
 
 
 def _journal_of(run: StudyRun, store: Store) -> list[Row] | DataFault:

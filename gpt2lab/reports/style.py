@@ -47,6 +47,8 @@ WIDE, HALF = 9.2, 4.5
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 PNG_DPI = 200
+MOST_NAMED = 36
+"""Arms that a legend lists."""
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, GRID, SURFACE = "#1b2430", "#5f6b7a", "#e3e7ec", "#ffffff"
 BAND = "#eceff3"
@@ -305,9 +307,12 @@ def log_ticks(axis: AxisOfPlot, low: float, high: float, label: Callable[..., st
 
 
 def legend(figure: Figure, arms: Iterable[str], look: Mapping[str, ArmStyle]) -> None:
-    """The arms below a figure of several panels."""
+    """The arms below a figure of several panels, unless they would take its place."""
     from matplotlib.lines import Line2D
 
+    arms = list(arms)
+    if len(arms) > MOST_NAMED:
+        return
     styles: dict[str, dict[str, Any]] = {arm: {"color": look[arm].colour, "linestyle": look[arm].dash} for arm in arms}
     lines = {arm: Line2D([], [], **style) for arm, style in styles.items()}
     labels = [f" {shorten(arm, 22)}" for arm in lines]  # matplotlib leaves out labels that begin with _
@@ -358,7 +363,8 @@ def spread(wanted: Mapping[str, float], gap: float) -> dict[str, float]:
 def finite(curve: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
     """The points of a curve that can be drawn."""
     x, y = np.asarray(curve[0], float), np.asarray(curve[1], float)
-    return x[np.isfinite(y)], y[np.isfinite(y)]
+    known = np.isfinite(y)
+    return x[known], y[known]
 
 
 def stack(curves: Sequence[Curve]) -> tuple[Array, Array]:

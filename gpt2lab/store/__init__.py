@@ -223,7 +223,7 @@ class RunFolder:
         while folders:
             inside = folders.pop()
             with contextlib.suppress(OSError), os.scandir(self.path / inside) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
+                for entry in sorted(entries, key=operator.attrgetter("name")):
                     if entry.is_dir(follow_symlinks=False):
                         if entry.name not in ("checkpoints", "replay"):
                             folders.append(entry.name if inside == "." else f"{inside}/{entry.name}")

@@ -108,7 +108,9 @@ def during_training(read: StudyRead) -> Section:
 def _further(
     read: StudyRead, by_arm: Sequence[Curves], floors: Mapping[str, float], metric: str
 ) -> Iterator[style.Picture]:
-    """The same curves over FLOPs and over seconds, where these are known."""
+    """The same curves over FLOPs and over seconds, where these are known and can be told apart."""
+    if len(by_arm) > style.MOST_NAMED:
+        return
     factors = {"FLOPs": {arm: read.study.arms[arm].flops_per_token for arm in read.arms}}
     factors["seconds"] = {arm: 1 / (summary.tokens_per_second or math.inf) for arm, summary in read.arms.items()}
     for unit, per_token in factors.items():
