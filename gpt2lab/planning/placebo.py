@@ -75,7 +75,7 @@ def shrunk(config: ModelConfig, head_size: int, n_layer: int, markers: tuple[int
 def gradients(config: ModelConfig, tokens: int, share: float, markers: tuple[int, ...]) -> Tensor:
     """The objective and a sample of its gradient for made-up weights and a made-up batch, in training mode.
 
-    tokens: at most, in the batch.  markers: those that occur in it, three times.
+    tokens: at most, in each sequence.  markers: those that occur in it, three times.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -89,10 +89,11 @@ def gradients(config: ModelConfig, tokens: int, share: float, markers: tuple[int
                     param.tensor.copy_(1.5 * drawn / param.tensor.shape[-1] ** 0.5)
         model.progress.set(share)
         length = min(tokens, config.block_size)
-        batch = torch.randint(0, config.vocab_size, (1, length + 1))
+        rows = 2 if tokens == SHORT else 1  # two differ in parts that draw for every sequence
+        batch = torch.randint(0, config.vocab_size, (rows, length + 1))
         for quarter in (1, 2, 3):
-            part = batch[0, quarter * length // 4 :][: len(markers)]
-            part.copy_(torch.tensor(markers, dtype=torch.int64)[: len(part)])
+            part = batch[:, quarter * length // 4 :][:, : len(markers)]
+            part.copy_(torch.tensor(markers, dtype=torch.int64)[: part.shape[1]].expand_as(part))
         objective, _ = model.objective(batch[:, :-1], batch[:, 1:])
         objective.backward()
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]

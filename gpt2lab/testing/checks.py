@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
+from torch.optim import Optimizer
 
 from gpt2lab.components.context import Cache
 from gpt2lab.data.curricula import TrainingBatches, TrainingText, build_batches
@@ -375,8 +376,16 @@ def training(case: Case, lr: float = RATES[0]) -> TrainState:
     """A tiny GPT-2 in training with this optimizer or average."""
     model = Case("norm", "layernorm").model().train()
     config = OptimConfig.model_validate({"lr": lr, case.slot: case.choice()})
-    optimizers = build_optimizers(config, model.params())
+    optimizers = half_way(build_optimizers(config, model.params()))
     return TrainState(model, optimizers, averaging=build_averaging(config, model.params(), steps=8))
+
+
+def half_way(optimizers: list[Optimizer]) -> list[Optimizer]:
+    """The same, in the middle of a training: the loop sets the progress of every group."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["progress"] = 0.5
+    return optimizers
 
 
 def advance(state: TrainState, steps: int, generator_seed: int = 0) -> float:
@@ -497,7 +506,7 @@ def check_rates(case: Case) -> None:
         model = disturbed(Case("norm", "layernorm").model().train())
         params = [replace(p, rate=factor if p.role.kind == "hidden" else 1.0) for p in model.params()]
         config = OptimConfig.model_validate({"lr": lr, "optimizer": choice})
-        optimizers = build_optimizers(config, params)
+        optimizers = half_way(build_optimizers(config, params))
         before = [p.tensor.detach().clone() for p in params]
         kinds = ("hidden", "residual_out")
         inside = [(p, start) for p, start in zip(params, before, strict=True) if p.role.kind in kinds]

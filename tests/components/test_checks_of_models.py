@@ -174,6 +174,26 @@ def test_a_fault_beside_one_neighbour_names_it(registered: Register) -> None:
     assert problem.count("=") <= 3, problem
 
 
+class NoisyEmbedding(nn.Module):
+    """Scales each batch by a random number while training, so that its loss may rise by chance."""
+
+    def __init__(self, builder: Any) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        return x * (20 * torch.rand(()) ** 4) if self.training else x
+
+
+def test_a_part_that_draws_gets_the_same_answer_every_time(registered: Register) -> None:
+    case = registered("embedding", NoisyEmbedding)
+    row = {"embedding": case}
+    answers = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        answers.append(assemblies.problem_in(row))
+    assert len(set(answers)) == 1
+
+
 def test_what_cannot_be_built_is_reported_once(registered: Register) -> None:
     case = registered("mlp", Misspelt)
     results = testing.run_contract([SLOTS["mlp"]["wrong"]])

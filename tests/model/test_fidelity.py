@@ -112,6 +112,13 @@ def test_variants_of_the_124m_have_the_published_sizes() -> None:
     assert costs(ModelConfig(head="untied")).parameters == 124_439_808 + 38_597_376
 
 
+def test_an_objective_of_hidden_rows_alone_is_counted() -> None:
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 50}
+    both = costs(ModelConfig(**sizes, objective=[{"name": "cross_entropy"}, {"name": "multi_token"}]))
+    assert costs(ModelConfig(**sizes, objective=[{"name": "multi_token"}])).parameters == both.parameters
+    assert 0 < costs(ModelConfig(**sizes, objective=[{"name": "multi_token"}])).flops_per_token < both.flops_per_token
+
+
 def test_experts_count_by_the_share_that_works() -> None:
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 50}
     dense, sparse = (

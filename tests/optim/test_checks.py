@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from gpt2lab.components.base import Param
 from gpt2lab.optim import Average, averaging, optimizer
 from gpt2lab.testing import Case, problem_of
-from gpt2lab.testing.checks import check_average, check_resume, check_same_on_all_ranks
+from gpt2lab.testing.checks import check_average, check_optimizer, check_resume, check_same_on_all_ranks
 
 
 class Noisy(SGD):
@@ -34,6 +34,20 @@ class Counting(SGD):
         for group in self.param_groups:
             group["lr"] = 0.1 / self.count
         super().step()
+
+
+class Ramped(SGD):
+    """Its rate follows the progress of the training, which the loop sets in every group."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["lr"] = group["initial_lr"] * (1 - group["progress"])
+        super().step()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for group in self.param_groups:
+            group["initial_lr"] = group["lr"]
 
 
 class Pickled(SGD):
@@ -87,6 +101,11 @@ def wrong() -> Iterator[Callable[[type[Optimizer]], Case]]:
 def test_what_breaks_a_rule_is_found(wrong: Any, kind: type[Optimizer], check: Any, problem: str) -> None:
     assert problem in str(problem_of(check, wrong(kind)))
     assert problem_of(check, Case("optimizer", "sgd")) is None
+
+
+@pytest.mark.parametrize("check", [check_optimizer, check_resume])
+def test_an_optimizer_may_read_the_progress_of_the_training(wrong: Any, check: Any) -> None:
+    assert problem_of(check, wrong(Ramped)) is None
 
 
 def test_an_average_that_changes_the_training_is_found() -> None:

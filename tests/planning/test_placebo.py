@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
+from torch.nn import Module
 
+from gpt2lab.components.base import Builder
+from gpt2lab.components.context import ForwardContext
 from gpt2lab.config import load_config
 from gpt2lab.planning.placebo import same_function
+from gpt2lab.registry import SLOTS
 
 PLACEBOS = [
     "model.position=[learned, none]",
@@ -40,6 +46,27 @@ def test_a_placebo_is_recognised(change: str) -> None:
 @pytest.mark.parametrize("change", DIFFERENT)
 def test_a_change_is_not_taken_for_one(change: str) -> None:
     assert not same_function(load_config("nano").model, load_config("nano", [change]).model)
+
+
+class Dropped(Module):
+    """Leaves out sequences at random while training, each by itself or all of a batch together."""
+
+    def __init__(self, builder: Builder, *, together: bool = False) -> None:
+        super().__init__()
+        self.together = together
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        kept = torch.rand(1 if self.together else len(x), 1, 1) < 0.5
+        return x * kept if self.training else x
+
+
+@pytest.mark.usefixtures("no_plugins_after")
+def test_parts_that_draw_for_each_sequence_or_for_the_batch_differ() -> None:
+    SLOTS["embedding"].register("dropped", source="a test")(Dropped)
+    each, together = (load_config("nano", [f"model.embedding=[plain, {{name: dropped, together: {together}}}]"]).model
+                      for together in ("false", "true"))  # fmt: skip
+    assert not same_function(each, together)
+    assert same_function(each, each)
 
 
 def test_document_masks_differ_although_separators_are_rare() -> None:
