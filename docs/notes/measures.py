@@ -119,7 +119,7 @@ def stream_rms(config: ModelConfig, seed: int = 0) -> list[float]:
     handle = model.h[0].register_forward_pre_hook(lambda _, args: first.append(args[0].square().mean().sqrt().item()))
     model.hidden(ctx)
     handle.remove()
-    return [first[0], *(float(stream.values[str(depth)]) for depth in range(config.n_layer))]
+    return [first[0], *(float(stream.values[depth]) for depth in range(config.n_layer))]
 
 
 def mlp_variance() -> float:
