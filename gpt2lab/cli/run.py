@@ -398,9 +398,12 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
 
 def next_steps(name: str, store: Store) -> list[str]:
     """What to do about each contrast that the runs of a recorded study left open."""
-    from gpt2lab.analysis.results import judge
+    from gpt2lab.analysis.results import cleaned, collect, judge_runs
 
-    contrasts = judge(store.study(name), store).contrasts if name in store.studies() else ()
+    if name not in store.studies():
+        return []
+    study = cleaned(store.study(name))
+    contrasts = judge_runs(study, collect(study, store), store, sensitivity=False, text={}).contrasts
     still_open = [contrast for contrast in contrasts if contrast.word.startswith("inconclusive")]
     return [f"open so far: {c.arm} against {c.against}; {c.next.text}" for c in still_open]
 
