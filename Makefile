@@ -41,8 +41,8 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/gpt2lab check ablations/*.yaml sweeps/*.yaml --plugin ablations/bugs.py
-	$(BIN)/gpt2lab check ablations/*.yaml sweeps/*.yaml --plugin ablations/bugs.py --scale nano
+	$(BIN)/gpt2lab check ablations/*.yaml sweeps/*.yaml $(foreach file,$(wildcard ablations/*.py),--plugin $(file))
+	$(BIN)/gpt2lab check ablations/*.yaml sweeps/*.yaml $(foreach file,$(wildcard ablations/*.py),--plugin $(file)) --scale nano
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
