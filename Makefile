@@ -27,9 +27,11 @@ quickstart: .venv/.installed
 baseline: .venv/.installed$(if $(filter shakespeare,$(CORPUS)),,-data)
 	$(BIN)/gpt2lab baseline $(foreach name,CORPUS STEPS BATCH_TOKENS MAX_DAYS NPROC RUNS,$(call option,$(name)))
 
-# one thread per process: several on shared cores are ten times slower
+# one thread per process: several on shared cores are ten times slower; a test that hangs fails after five minutes and
+# leaves the stack of every thread
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) \
+	  -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true $(TESTS)
 
 test-all: .venv/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not service" $(TESTS)

@@ -74,6 +74,8 @@ def until_of(text: str) -> str:
 
 NOTHING_FOUND = 1
 """Exit code of a sweep without a finished trial, unless all diverged."""
+MOST_JUDGED = 1000
+"""Runs of a study that a plan judges to say what is open; more take longer than the plan."""
 
 
 def run(
@@ -398,11 +400,16 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
 
 def next_steps(name: str, store: Store) -> list[str]:
     """What to do about each contrast that the runs of a recorded study left open."""
+    from gpt2lab import api
     from gpt2lab.analysis.results import cleaned, collect, judge_runs
+    from gpt2lab.records import run_ids
 
     if name not in store.studies():
         return []
     study = cleaned(store.study(name))
+    if (count := len(run_ids(study))) > MOST_JUDGED:
+        page = api.command("report", name, runs=given(store.root))
+        return [f"{count:,} runs of this study so far; what they leave open: {page}"]
     contrasts = judge_runs(study, collect(study, store), store, sensitivity=False, text={}).contrasts
     still_open = [contrast for contrast in contrasts if contrast.word.startswith("inconclusive")]
     return [f"open so far: {c.arm} against {c.against}; {c.next.text}" for c in still_open]

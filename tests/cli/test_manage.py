@@ -26,7 +26,7 @@ Call = Callable[..., Any]
 
 
 def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(
-    gpt2lab: Call, trained: Callable[..., Any], ablation: Path, tmp_path: Path
+    gpt2lab: Call, trained: Callable[..., Any], ablation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = trained()
     page = tmp_path / "reports" / "tiny@preset"
@@ -38,6 +38,10 @@ def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(
     assert "1 contrast counts as a new hypothesis of this store (2); the same declaration again does not" in other
     again = gpt2lab("run", ablation, "--dry-run")
     assert again.code == 0 and "declared otherwise" not in again.out
+    monkeypatch.setattr("gpt2lab.cli.run.MOST_JUDGED", 1)
+    many = gpt2lab("run", ablation, "--dry-run").out
+    many = " ".join(many.split())
+    assert "2 runs of this study so far; what they leave open: gpt2lab report" in many
     answer = gpt2lab("run", ablation, "--no-tracking", "--seeds", "2")
     assert answer.code == 0, answer.err
     assert "stays as tiny@preset#1; --name NAME" in " ".join(answer.out.split())
