@@ -4,6 +4,7 @@ import typer
 
 from benchmarks.ablation import ablation
 from benchmarks.components import components
+from benchmarks.deciding import deciding
 from benchmarks.generate import generate
 from benchmarks.keep import keep
 from benchmarks.memory import memory
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (tables, step, components, memory, ablation, generate, stacked, keep, preemption, store):
+for command in (tables, step, components, memory, ablation, generate, stacked, keep, deciding, preemption, store):
     app.command()(command)
 
 if __name__ == "__main__":

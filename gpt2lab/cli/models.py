@@ -521,7 +521,7 @@ def doctor(
         typer.Option("--shared", help="Check whether this folder of a shared disk carries locks: between two processes "
                      "here, and with other machines that give the same command.", file_okay=False),
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", help="How long --shared waits for others.", min=2)] = 5.0,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long --shared waits for others.", min=1)] = 5.0,
     plugin: Plugin = None,
     runs: Runs = RUNS,
     json_: Json = False,

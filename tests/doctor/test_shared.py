@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gpt2lab.doctor import shared
 from gpt2lab.doctor.shared import FOLDER, check_shared, leave, meet
 
 Call = Callable[..., Any]
@@ -18,21 +19,26 @@ Call = Callable[..., Any]
 def test_a_disk_is_probed_by_two_processes_and_other_hosts(
     gpt2lab: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = tmp_path / "disk"
-    answer = gpt2lab("doctor", "--shared", disk, "--seconds", "2")
+    monkeypatch.setattr(shared, "BEAT_SECONDS", 0.05)
+    disk, seconds = tmp_path / "disk", 0.5
+
+    def problems() -> dict[str, str | None]:
+        return {check.name: check.problem for check in check_shared(disk, seconds)}
+
+    answer = gpt2lab("doctor", "--shared", disk, "--seconds", "1")
     assert answer.code == 0 and "flock, against a second process here" in answer.out and "none met" in answer.out
     assert list(disk.iterdir()) == []
     (disk / FOLDER).mkdir()
-    other = Thread(target=meet, args=(disk / FOLDER, "node17.1", 4.0))
+    other = Thread(target=meet, args=(disk / FOLDER, "node17.1", 3 * seconds))
     other.start()
-    found = {part.found: part.problem for part in check_shared(disk, 2.0)}
+    found = {check.found: check.problem for check in check_shared(disk, seconds)}
     other.join()
     leave(disk / FOLDER, "node17.1")
     assert found["flock, against node17.1"] is None and not any("none met" in text for text in found)
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # grants each lock to everybody, as some disks do
-    answer = gpt2lab("doctor", "--shared", disk, "--seconds", "2")
-    assert answer.code == 3 and "not carried" in answer.out
+    assert "not carried" in problems()["locks"] and problems()["claims"] == f"touch {disk / 'claims'}"
     (disk / "claims").touch()
-    assert {part.name: part.problem for part in check_shared(disk, 2.0)}["locks"] is None
+    assert problems()["locks"] is None and problems()["claims"] is None
     (disk / "claims").unlink()
-    assert {part.name: part.problem for part in check_shared(disk, 2.0)}["claims"] == f"touch {disk / 'claims'}"
+    answer = gpt2lab("doctor", "--shared", disk, "--seconds", "1")
+    assert answer.code == 3 and "not carried" in answer.out
