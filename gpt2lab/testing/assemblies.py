@@ -94,22 +94,24 @@ def covering_array(levels: Mapping[str, Sequence[Case]], wanted: set[Pair], seed
     not allowed (greedy, 30 candidates)."""
     dice = random.Random(seed)
     allowed, todo = allowed_pairs(levels), set(wanted)
+    named = {slot: {str(case): case for case in own} for slot, own in levels.items()}
+    names = {slot: list(own) for slot, own in named.items()}
     rows: list[Row] = []
 
-    def parts(row: Row, size: int) -> set[Pair]:
-        return set(map(frozenset, itertools.combinations(map(str, row.values()), size)))
+    def parts(row: Mapping[str, str], size: int) -> set[Pair]:
+        return set(map(frozenset, itertools.combinations(row.values(), size)))
 
     while todo:
         start = sorted(map(sorted, todo))[dice.randrange(len(todo))]
-        candidates: list[Row] = []
+        fixed = {slot: name for slot, own in named.items() for name in start if name in own}
+        candidates: list[dict[str, str]] = []
         while len(candidates) < 30:
-            row = {slot: dice.choice(own) for slot, own in levels.items()}
-            row |= {slot: case for slot, own in levels.items() for case in own if str(case) in start}
+            row = {slot: dice.choice(own) for slot, own in names.items()} | fixed
             if parts(row, 2) <= allowed:
                 candidates.append(row)
         best = max(candidates, key=lambda row: len(parts(row, len(start)) & todo))
         todo -= parts(best, len(start))
-        rows.append(best)
+        rows.append({slot: named[slot][name] for slot, name in best.items()})
     return rows
 
 
