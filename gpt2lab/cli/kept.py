@@ -25,7 +25,7 @@ from gpt2lab.reports.inputs import PACKAGE, sum_of_code
 from gpt2lab.store import read_json, write_json
 from gpt2lab.store.files import sha256
 
-SYSTEM = ("/proc/", "/sys/", "/dev/")
+SYSTEM = re.compile(r"/(proc|sys|dev(?!/shm/))/")
 CODE = re.compile(r"\.(py|pyc|so)$|\.(dist|egg)-info/")
 """What is installed, which counts as a whole."""
 _opened: list[set[Path]] = []
@@ -70,12 +70,12 @@ def opened() -> Iterator[set[Path]]:
 @functools.cache
 def _watch() -> None:
     """Python keeps such a hook until the process ends."""
-    aside = (f"{PACKAGE}{os.sep}", f"{data_home()}{os.sep}", *SYSTEM)
+    aside = (f"{PACKAGE}{os.sep}", f"{data_home()}{os.sep}")
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and _opened and isinstance(arguments[0], (str, bytes, os.PathLike)):
             path = os.path.abspath(os.fsdecode(arguments[0]))
-            if not path.startswith(aside) and not CODE.search(path):
+            if not (path.startswith(aside) or SYSTEM.match(path) or CODE.search(path)):
                 for files in _opened:
                     files.add(Path(path))
 
