@@ -28,9 +28,9 @@ baseline: .venv/.installed$(if $(filter shakespeare,$(CORPUS)),,-data)
 	$(BIN)/gpt2lab baseline $(foreach name,CORPUS STEPS BATCH_TOKENS MAX_DAYS NPROC RUNS,$(call option,$(name)))
 
 # one thread per process: several on shared cores are ten times slower; a test that hangs fails after five minutes and
-# leaves the stack of every thread
+# leaves the stack of every thread; compiled code is kept, or every command that a test starts would compile it anew
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
 	  -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true $(TESTS)
 
 test-all: .venv/.installed-dev

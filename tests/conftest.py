@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -15,6 +16,13 @@ import pytest
 from gpt2lab.basics.signals import STOP_SIGNALS
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true")
+gc.disable()  # imports and tests that are found make objects that stay: none of them is worth a look
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, and only what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -22,11 +22,11 @@ from gpt2lab.testing.cases import (
     Case,
     batch,
     cases,
+    compared,
     distance,
     disturbed,
     nudged,
     placed,
-    seeded,
 )
 
 Row = Mapping[str, Case]
@@ -89,11 +89,13 @@ def refused_pairs(plain: Config, only: str | None = None) -> tuple[int, list[tup
     return count, refused
 
 
-def covering_array(levels: Mapping[str, Sequence[Case]], wanted: set[Pair], seed: int = 0) -> list[Row]:
+def covering_array(
+    levels: Mapping[str, Sequence[Case]], wanted: set[Pair], allowed: set[Pair] | None = None, seed: int = 0
+) -> list[Row]:
     """Assemblies in which every wanted case, or pair of cases from two slots, occurs at least once, and no pair that is
-    not allowed (greedy, 30 candidates)."""
+    not allowed (greedy, 30 candidates). allowed: `allowed_pairs(levels)`, where they are known."""
     dice = random.Random(seed)
-    allowed, todo = allowed_pairs(levels), set(wanted)
+    allowed, todo = allowed_pairs(levels) if allowed is None else allowed, set(wanted)
     named = {slot: {str(case): case for case in own} for slot, own in levels.items()}
     names = {slot: list(own) for slot, own in named.items()}
     rows: list[Row] = []
@@ -145,7 +147,7 @@ def _check_assembly(row: Row) -> None:
     gap = cached_against_full(model.eval(), tokens)
     assert gap < 2e-5 or gap < 8 * rounding(model, tokens), f"cached and full forward differ by {gap:.1e}"
     changed = torch.cat([tokens[:, :9], (tokens[:, 9:] + 1) % VOCABULARY], 1)
-    gap = distance(*(seeded(model.train(), x)[:, :9] for x in (tokens, changed)))
+    gap = distance(*(logits[:, :9] for logits in compared(model.train(), tokens, changed)))
     assert gap < 1e-5, f"looks ahead while training: logits before a change moved by {gap:.1e}"
 
 
@@ -153,7 +155,7 @@ def _check_assembly(row: Row) -> None:
 def cached_against_full(model: GPT, tokens: Tensor) -> float:
     """The largest difference between logits of a sequence read in pieces and at once."""
     cache = Cache()
-    pieces = [model(tokens[:, :7], cache=cache)] + [model(tokens[:, t : t + 1], cache=cache) for t in range(7, CONTEXT)]
+    pieces = [model(piece, cache=cache) for piece in tokens.split([7, 1, 1, CONTEXT - 9], 1)]
     return distance(torch.cat(pieces, 1), model(tokens))
 
 

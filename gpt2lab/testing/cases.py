@@ -95,19 +95,25 @@ def nudged(model: GPT) -> GPT:
 
 
 def modes(model: GPT) -> Iterator[tuple[str, GPT]]:
-    """The model in evaluation, and a copy in the middle of a training, each with words for messages."""
+    """The model in evaluation, and then in the middle of a training, each with words for messages."""
     yield "", model.eval()
-    training = copy.deepcopy(model).train()
-    training.progress.set(0.3)
-    yield " while training", training
+    model.progress.set(0.3)
+    yield " while training", model.train()
 
 
 def seeded(model: GPT, tokens: Tensor, **options: Any) -> Tensor:
-    """Logits from a copy of the model, with the same random numbers every time."""
+    """Logits, with the same random numbers every time."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        logits: Tensor = (copy.deepcopy(model) if model.training else model)(tokens, **options)
+        logits: Tensor = model(tokens, **options)
     return logits
+
+
+def compared(model: GPT, first: Tensor, second: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Logits of two texts from the same state of the model, which a pass may change while training, and with the same
+    random numbers."""
+    twin = copy.deepcopy(model) if model.training else model
+    return seeded(model, first, **options), seeded(twin, second, **options)
 
 
 def distance(a: Tensor, b: Tensor) -> float:

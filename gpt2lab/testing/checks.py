@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.optim import Optimizer
 
 from gpt2lab.components.context import Cache
@@ -33,7 +33,18 @@ from gpt2lab.inspection.costs import costs
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.optim.groups import OptimConfig, build_averaging, build_optimizers
 from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
-from gpt2lab.testing.cases import CONTEXT, LARGE_ENOUGH, VOCABULARY, Case, batch, distance, disturbed, modes, seeded
+from gpt2lab.testing.cases import (
+    CONTEXT,
+    LARGE_ENOUGH,
+    VOCABULARY,
+    Case,
+    batch,
+    compared,
+    distance,
+    disturbed,
+    modes,
+    seeded,
+)
 from gpt2lab.training.checkpoints import join_tree, split_tree
 from gpt2lab.training.state import TrainState, step_of
 
@@ -70,7 +81,8 @@ def check_no_look_ahead(case: Case) -> None:
     later = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu()  # row t: the tokens from t on
     changed = torch.where(later, (tokens + 1) % VOCABULARY, tokens)
     for when, model in modes(disturbed(case.model(n_layer=3))):
-        gaps = (seeded(model, tokens) - seeded(model, changed)).abs().amax(-1).masked_fill(later, 0.0)
+        before, after = compared(model, tokens, changed)
+        gaps = (before - after).abs().amax(-1).masked_fill(later, 0.0)
         place, token = divmod(int(gaps.argmax()), CONTEXT)
         assert gaps.max() < 1e-5, (
             f"the component looks ahead{when}: logits of token {token} moved by {gaps.max():.1e} when the tokens from "
@@ -156,9 +168,10 @@ def check_cached_equals_full(case: Case) -> None:
         tokens = torch.cat([tokens, batch(seed=2)[0]], 1)
     with torch.no_grad():
         full = model(tokens)
-        for sizes in ([5, 3], [], [1, 9, 6]):  # the rest of the text token by token
-            cache, singles = Cache(), [1] * (tokens.shape[1] - sum(sizes))
-            pieces = [model(piece, cache=cache) for piece in tokens.split([*sizes, *singles], 1)]
+        length = tokens.shape[1]
+        for sizes in ([1] * length, [5, 3, 1, 1, length - 10], [1, 9, 6, length - 16]):
+            cache = Cache()
+            pieces = [model(piece, cache=cache) for piece in tokens.split(sizes, 1) if piece.shape[1]]
             gap = distance(torch.cat(pieces, 1), full)
             assert gap < 2e-5, f"cached and full forward differ by {gap:.1e}"
 
@@ -173,7 +186,8 @@ def check_documents(case: Case) -> None:
     changed = tokens.clone()
     changed[:, :6] = (changed[:, :6] + 1) % VOCABULARY
     for when, model in modes(disturbed(case.model(position="none"))):
-        gap = distance(*(seeded(model, x, documents=documents)[:, 6:] for x in (tokens, changed)))
+        before, after = compared(model, tokens, changed, documents=documents)
+        gap = distance(before[:, 6:], after[:, 6:])
         assert gap < 1e-5, (
             f"it crosses documents{when}: the logits of one moved by {gap:.1e} when the one before it changed "
             "(see ctx.documents; Mask.allowed respects it)"
@@ -283,9 +297,12 @@ def ranks_problem(gap: float) -> str | None:
 
 def two_ranks_against_one(todo: list[Case]) -> list[float]:
     """For each case, how far the averaged gradient of two gloo ranks with half a batch each is from that of one process
-    with the whole batch. One spawned pair of processes serves all cases."""
+    with the whole batch. One pair of processes serves all cases."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_rank, args=(folder, todo, tuple(PLUGINS)), nprocs=2, join=True)
+        arguments = (folder, todo, tuple(PLUGINS))
+        # spawned ones import torch again; forked ones have no threads for gradients on GPUs
+        how = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+        start_processes(_rank, args=arguments, nprocs=2, join=True, start_method=how)
         gaps: list[float] = torch.load(f"{folder}/gaps.pt", weights_only=True)
     return gaps
 

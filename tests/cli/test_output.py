@@ -51,7 +51,9 @@ def test_a_command_goes_on_without_its_reader(tmp_path: Path, word: str, code: i
     os.close(write)
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", ["2>&-", "<&- >&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "<&-"))]
+)
 def test_a_command_goes_on_without_its_standard_streams(tmp_path: Path, closed: str) -> None:
     opened = "import os; os.write(os.open('file', os.O_CREAT | os.O_WRONLY), b'kept'); os.system('echo printed')\n"
     script = SCRIPT.replace("    open(", f"    {opened}    open(")

@@ -280,7 +280,7 @@ def test_a_plugin_is_a_python_file(gpt2lab: Call, tmp_path: Path) -> None:
 
 
 def test_an_ablation_uses_a_plugin(
-    gpt2lab: Call, plugin: Callable[[str], Path], ablation: Path, tmp_path: Path
+    gpt2lab: Call, plugin: Callable[[str], Path], ablation: Path, tmp_path: Path, forks: None
 ) -> None:
     """Its workers are processes of their own and have to load it themselves."""
     file = plugin(SINE)

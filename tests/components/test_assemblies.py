@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import pytest
 
@@ -16,12 +17,21 @@ from gpt2lab.testing.assemblies import Pair, Row, allowed_pairs, covering_array
 
 VARIANTS = {slot: testing.cases(SLOTS[slot]) for slot in MODEL_SLOTS}
 PLAIN = {slot: [case for case in cases if not case.options] for slot, cases in VARIANTS.items()}
-ALLOWED = allowed_pairs(PLAIN)
-ROWS = covering_array(PLAIN, ALLOWED)
+COMPILED = 2  # rows that the fast tests compile
 
 
 def each(levels: Mapping[str, Sequence[Case]]) -> set[Pair]:
     return {frozenset([str(case)]) for cases in levels.values() for case in cases}
+
+
+@cache
+def allowed() -> set[Pair]:
+    return allowed_pairs(PLAIN)
+
+
+@cache
+def pairs() -> list[Row]:
+    return covering_array(PLAIN, allowed(), allowed())
 
 
 def without_repeats(rows: Sequence[Row]) -> list[Row]:
@@ -35,7 +45,9 @@ def without_repeats(rows: Sequence[Row]) -> list[Row]:
     return fewer
 
 
-COMPILED = without_repeats(covering_array(PLAIN, each(PLAIN)))
+@cache
+def singles() -> list[Row]:
+    return without_repeats(covering_array(PLAIN, each(PLAIN), allowed()))
 
 
 def check(row: Row) -> None:
@@ -45,9 +57,9 @@ def check(row: Row) -> None:
     assert assemblies.problem_in(row) is None, name
 
 
-@pytest.mark.parametrize("chunk", range(8))
+@pytest.mark.parametrize("chunk", [*range(4), *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in range(4, 8))])
 def test_every_pair_of_components_trains_and_caches_and_does_not_look_ahead(chunk: int) -> None:
-    for row in ROWS[chunk::8]:
+    for row in pairs()[chunk::8]:
         check(row)
 
 
@@ -62,20 +74,25 @@ def test_every_pair_of_variants_trains_and_caches_and_does_not_look_ahead() -> N
         check(row)
 
 
-@pytest.mark.parametrize("row", COMPILED, ids=range(len(COMPILED)))
-def test_every_component_compiles_in_some_assembly(row: Row) -> None:
-    testing.compiled_as_eager(assemblies.config(row, n_layer=2 if "stack" in row else 1))
+@pytest.mark.parametrize(
+    "rows",
+    [slice(COMPILED), pytest.param(slice(COMPILED, None), marks=pytest.mark.slow)],
+    ids=["first", "others"],
+)
+def test_every_component_compiles_in_some_assembly(rows: slice) -> None:
+    for row in singles()[rows]:
+        testing.compiled_as_eager(assemblies.config(row, n_layer=2 if "stack" in row else 1))
 
 
 def test_every_component_is_in_an_assembly_that_is_compiled() -> None:
-    assert {str(case) for row in COMPILED for case in row.values()} == {str(c) for own in PLAIN.values() for c in own}
+    assert {str(case) for row in singles() for case in row.values()} == {str(c) for own in PLAIN.values() for c in own}
 
 
 def test_the_array_covers_every_pair_that_is_not_refused() -> None:
-    seen = {frozenset(p) for row in ROWS for p in itertools.combinations(map(str, row.values()), 2)}
-    assert seen == ALLOWED
+    seen = {frozenset(p) for row in pairs() for p in itertools.combinations(map(str, row.values()), 2)}
+    assert seen == allowed()
     for s, t in itertools.combinations(PLAIN, 2):
         for a, b in itertools.product(PLAIN[s], PLAIN[t]):
-            assert bool(unmet_needs([x.choice() for x in (a, b)])) != (frozenset([str(a), str(b)]) in ALLOWED)
+            assert bool(unmet_needs([x.choice() for x in (a, b)])) != (frozenset([str(a), str(b)]) in allowed())
     largest = max(len(PLAIN[s]) * len(PLAIN[t]) for s, t in itertools.combinations(PLAIN, 2))
-    assert largest <= len(ROWS) <= 3 * largest  # the two largest slots alone take that many
+    assert largest <= len(pairs()) <= 3 * largest  # the two largest slots alone take that many

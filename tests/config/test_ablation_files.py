@@ -51,7 +51,7 @@ def test_shipped_ablations_ask_what_they_should() -> None:
 
 @pytest.mark.usefixtures("no_plugins_after")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("scale", [None, "nano", "micro", "gpt2-xl"])
+@pytest.mark.parametrize("scale", [None, "nano", "micro", pytest.param("gpt2-xl", marks=pytest.mark.slow)])
 def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) -> None:
     plugins = [own for own in (path.with_suffix(".py"),) if own.exists()]
     if path.stem == "bugs" and scale == "gpt2-xl":  # its micro-batches of 2 sequences are what that scale has already

@@ -36,9 +36,11 @@ def test_a_disk_is_probed_by_two_processes_and_other_hosts(
     leave(disk / FOLDER, "node17.1")
     assert found["flock, against node17.1"] is None and not any("none met" in text for text in found)
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # grants each lock to everybody, as some disks do
-    assert "not carried" in problems()["locks"] and problems()["claims"] == f"touch {disk / 'claims'}"
+    before = problems()
+    assert "not carried" in str(before["locks"]) and before["claims"] == f"touch {disk / 'claims'}"
     (disk / "claims").touch()
-    assert problems()["locks"] is None and problems()["claims"] is None
+    after = problems()
+    assert after["locks"] is None and after["claims"] is None
     (disk / "claims").unlink()
     answer = gpt2lab("doctor", "--shared", disk, "--seconds", "1")
     assert answer.code == 3 and "not carried" in answer.out

@@ -21,7 +21,9 @@ SMAPS = Path("/proc/self/smaps")
 CASES = [case for slot in MODEL_SLOTS for case in testing.cases(SLOTS[slot])]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.options else case for case in CASES], ids=str
+)
 def test_a_reader_gives_the_models_scores(case: Case) -> None:
     model, (tokens, _) = testing.disturbed(case.model()), testing.batch()
     with torch.no_grad():

@@ -73,7 +73,9 @@ def test_meanings_come_from_components_and_roles(canonical: Trace) -> None:
     assert named(canonical.rows, "c_proj").meaning == "residual_out (768, 768)"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.options else case for case in CASES], ids=str
+)
 def test_totals_are_those_of_costs_for_every_component(case: Case) -> None:
     config = case.config()
     seen = trace(config)

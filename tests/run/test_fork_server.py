@@ -170,6 +170,7 @@ def test_exit_codes_are_those_of_processes_from_scratch(tiny: Path, server: Fork
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_signal_that_comes_before_the_worker_reaches_it(tiny: Path) -> None:
     job = jobs_of(tiny, ENDLESS)[0]
     fresh = ForkServer()

@@ -25,7 +25,7 @@ def declared(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_an_ablation_is_run_from_a_mapping_in_silence(
-    declared: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    declared: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
     events: list[g.Event] = []
     executor = InlineExecutor()

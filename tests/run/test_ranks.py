@@ -154,7 +154,7 @@ def undisturbed(make_job: Jobs) -> Job:
     [
         "training.micro_batch_sequences=2",
         "model.mlp={name: moe, experts: 8}",
-        "data.batches=[{name: batch_ramp, multiple: 2}, easy_first]",
+        pytest.param("data.batches=[{name: batch_ramp, multiple: 2}, easy_first]", marks=pytest.mark.slow),
     ],
     ids=["accumulation 4", "experts", "ramp"],
 )
@@ -204,7 +204,10 @@ STALLS = "training.rank_timeout_seconds=1"
         ("kill@backward:5,rank=1", ENDLESS, r"rank 1 died \(SIGKILL\) at step [34] .*rank_1\.log", 7, {1: -9}),
         ("raise@backward:5,rank=1", ENDLESS, "rank 1 raised InjectedFault: injected at backward at step 4", 7, {}),
         ("memory@forward:5,rank=0", ENDLESS, r"training, step 5: out of memory", 3, {}),
-        ("stop@backward:5,rank=1", STALLS, r"rank 1 has been silent for \d s, last seen at step [0-4] in", 7, {0: 7}),
+        pytest.param(
+            "stop@backward:5,rank=1", STALLS, r"rank 1 has been silent for \d s, last seen at step [0-4] in", 7, {0: 7},
+            marks=pytest.mark.slow,
+        ),
         ("sleep=60@forward:5,rank=1", STALLS,
          r"rank 1 has not moved for \d s while others wait for it: at step 4 in data \(faults", 7, {}),
     ],
@@ -226,6 +229,7 @@ def test_a_rank_that_fails_is_named_and_no_other_stays(
         assert trained.error.hint == "--set training.micro_batch_sequences=4"
 
 
+@pytest.mark.slow
 def test_a_stopped_first_rank_is_named_where_it_hosts_the_store(make_job: Jobs) -> None:
     """As clusters start ranks: with it the store is silent, too."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -236,7 +240,7 @@ def test_a_stopped_first_rank_is_named_where_it_hosts_the_store(make_job: Jobs) 
     assert trained.codes[1] == 7
 
 
-@pytest.mark.parametrize("how", ["a signal to a rank", "cancelled"])
+@pytest.mark.parametrize("how", ["a signal to a rank", pytest.param("cancelled", marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_saves_at_one_step_and_goes_on_to_the_same_bits(
     make_job: Jobs, undisturbed: Job, how: str
 ) -> None:
@@ -254,6 +258,7 @@ def test_a_run_that_is_stopped_saves_at_one_step_and_goes_on_to_the_same_bits(
     assert outcome(job) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_four_ranks_go_on_to_the_same_bits(make_job: Jobs) -> None:
     """More than two add in an order that depends on how DDP has laid out its buckets."""
     whole, job = make_job(), make_job()
@@ -263,7 +268,7 @@ def test_four_ranks_go_on_to_the_same_bits(make_job: Jobs) -> None:
     assert outcome(job) == outcome(whole)
 
 
-@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("cancelled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_stop_signal_to_the_starter_reaches_all(
     make_job: Jobs, capfd: pytest.CaptureFixture[str], cancelled: bool
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_best_rate_at_the_edge_makes_an_arm_not_comparable(
     learner: Path, gpt2lab: Call, tmp_path: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpt2lab.planning.tuning.EXTENSIONS", 0)
+    replace_in(tmp_path / "tiny.yaml", ("steps: 100", "steps: 60"))
     rewrite(
         learner,
         "baseline: a\narms: {a: {}, b: {model.norm: rmsnorm}}\nseeds: 3\ntune: {grid: {optim.lr: [0.1x, 0.2x, 1x]}}\n",

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,16 @@ def small(vocab_size: int = 50257) -> GPT:
 
 
 @pytest.fixture
-def runs(tiny: Path, gpt2lab: Call, inline: list[str]) -> list[str]:
+def runs(tiny: Path, gpt2lab: Call, inline: list[str], once: Any) -> list[str]:
     """The ids of a learned and a rotary run, trained to their end in ./runs."""
-    for position in ("learned", "rotary"):
-        code, printed = gpt2lab("train", "tiny.yaml", "--no-tracking", "--set", f"model.position={position}")
-        assert code == 0, printed
-    return inline
+
+    def train() -> None:
+        for position in ("learned", "rotary"):
+            code, printed = gpt2lab("train", "tiny.yaml", "--no-tracking", "--set", f"model.position={position}")
+            assert code == 0, printed
+
+    once("two positions", tiny.parent, train)
+    return [run.id for run in sorted(Store("runs").runs(), key=lambda run: "position: rotary" in str(run.config()))]
 
 
 def test_a_run_by_its_id_and_by_its_beginning(runs: list[str]) -> None:

@@ -196,9 +196,9 @@ def test_asking_for_the_status_never_takes_the_lock_from_a_starter(run: RunFolde
     probe.stdout.close()
 
 
-def test_sixteen_starters_have_one_winner(tmp_path: Path) -> None:
-    starters = [start(tmp_path / "runs") for _ in range(16)]
-    assert [answer(starter) for starter in starters] == ["ready\n"] * 16
+def test_of_several_starters_one_wins(tmp_path: Path) -> None:
+    starters = [start(tmp_path / "runs") for _ in range(6)]
+    assert [answer(starter) for starter in starters] == ["ready\n"] * 6
     for starter in starters:
         assert starter.stdin
         starter.stdin.write("go\n")
@@ -206,7 +206,7 @@ def test_sixteen_starters_have_one_winner(tmp_path: Path) -> None:
     said = [answer(starter) for starter in starters]
     for starter in starters:
         starter.communicate()
-    assert sorted(starter.returncode for starter in starters) == [0] + [6] * 15
+    assert sorted(starter.returncode for starter in starters) == [0] + [6] * 5
     winner = next(s.pid for s, text in zip(starters, said, strict=True) if text == "won\n")
     assert all(f"process {winner} on" in text for text in said if text != "won\n")
 

@@ -108,7 +108,7 @@ def cut_by_optuna(pruner: Any, curves: list[list[float]], at: list[int], directi
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["median", "successive_halving", "hyperband"])
 def test_a_search_in_which_all_report_at_the_same_tokens_is_pruned_as_by_optuna_alone(
     name: Any, seed: int, direction: Direction

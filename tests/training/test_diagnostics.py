@@ -166,7 +166,9 @@ def test_a_block_may_attend_more_than_once(larger: int) -> None:
     assert float(seen.values[0]) == 3 * D
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.options else case for case in CASES], ids=str
+)
 def test_every_component_can_be_looked_at_and_is_left_alone(case: testing.Case) -> None:
     model = disturbed(case.model(dropout=0.1)).train()
     model.wte.eval()  # modules may be in different modes
