@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import spawn
 from torch.optim import Optimizer
 
 from gpt2lab.components.context import Cache
@@ -297,12 +297,9 @@ def ranks_problem(gap: float) -> str | None:
 
 def two_ranks_against_one(todo: list[Case]) -> list[float]:
     """For each case, how far the averaged gradient of two gloo ranks with half a batch each is from that of one process
-    with the whole batch. One pair of processes serves all cases."""
+    with the whole batch. One spawned pair of processes serves all cases: forks of a process with threads could hang."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (folder, todo, tuple(PLUGINS))
-        # spawned ones import torch again; forked ones have no threads for gradients on GPUs
-        how = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
-        start_processes(_rank, args=arguments, nprocs=2, join=True, start_method=how)
+        spawn(_rank, args=(folder, todo, tuple(PLUGINS)), nprocs=2, join=True)
         gaps: list[float] = torch.load(f"{folder}/gaps.pt", weights_only=True)
     return gaps
 
