@@ -9,7 +9,7 @@ from benchmarks.keep import BASELINE, CHANGES, judged, simulated
 
 
 def test_single_runs_keep_noise_and_verdicts_do_not() -> None:
-    once, verdict, campaign = simulated(8, 5)
+    once, verdict, campaign = simulated(3, 5)
     assert once.false > 4 > 1 > verdict.false >= campaign.false
     assert verdict.missed <= campaign.missed < 2 and once.kept > 2 * verdict.kept
     assert (once.runs, campaign.runs) == (21, 105)

@@ -15,6 +15,8 @@ ON_VARIANTS = {
     "gradients", "no_look_ahead", "cached_equals_full", "optimizer", "resume", "average", "schedule", "batches",
 }  # fmt: skip
 """Checks of every set of options; the others are slow tests, except on defaults."""
+ON_DEFAULTS = {*testing.CHECK_NAMES} - {"costs"}
+"""As tests of traces count the costs of every component."""
 MODULAR = [case for case in CASES if case.slot in MODEL_SLOTS]
 
 
@@ -27,7 +29,7 @@ def pairs(slow: bool) -> list[tuple[testing.Case, testing.Check]]:
     return [
         (case, check)
         for case, check in every
-        if slow == bool(case.options and testing.name_of(check) not in ON_VARIANTS)
+        if slow == (testing.name_of(check) not in (ON_VARIANTS if case.options else ON_DEFAULTS))
     ]
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,14 +175,20 @@ def test_a_device_that_lacks_a_precision_is_noted(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def trunk(tiny: Path, gpt2lab: Call, inline: list[str]) -> RunFolder:
+def trunk(tiny: Path, gpt2lab: Call, inline: list[str], once: Any) -> RunFolder:
     """A finished run of 24 steps at a constant rate that kept every sixth step."""
-    code, out = gpt2lab(
-        "train", "tiny.yaml", "--no-tracking", "--set", "training.milestone_every_steps=6",
-        "--set", "optim.schedule=constant",
-    )  # fmt: skip
-    assert code == 0, out
-    return Store("runs").run(inline.pop())
+
+    def train() -> None:
+        code, out = gpt2lab(
+            "train", "tiny.yaml", "--no-tracking", "--set", "training.milestone_every_steps=6",
+            "--set", "optim.schedule=constant",
+        )  # fmt: skip
+        assert code == 0, out
+        inline.clear()
+
+    once("trunk", tiny.parent, train)
+    [run] = Store("runs").runs()
+    return run
 
 
 def branch(run: RunFolder, step: int, take: str = "all", **changes: str) -> Path:

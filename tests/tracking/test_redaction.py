@@ -92,12 +92,8 @@ def test_a_user_beside_a_password_is_hidden_in_the_uri_alone() -> None:
     assert masked("the token is user") == "the token is ***"
 
 
-KINDS = (ODD[0], ODD[3], ODD[10], ODD[15], ODD[19], ODD[20])
-"""A user, a path, a query, no scheme, a database, and one that has no driver: the others are slow tests."""
-
-
 @pytest.mark.usefixtures("template")
-@pytest.mark.parametrize("uri", [uri if uri in KINDS else pytest.param(uri, marks=pytest.mark.slow) for uri in ODD])
+@pytest.mark.parametrize("uri", ODD)
 def test_nothing_that_is_printed_logged_or_stored_holds_a_secret(
     uri: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
