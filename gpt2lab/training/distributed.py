@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,11 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2lab.errors import ConfigError
-
 T = TypeVar("T")
-UNFINISHED = "Expected to have finished reduction"
-UNUSED_HINT = "multiply by 0 what a batch leaves out, or give a parameter of it a Role with active < 1"
 # buffers are constants; torch 2.13 renamed the argument, and warns about the old name
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 NO_BUFFER_SYNC: dict[str, Any] = {"forward_sync_buffers" if RENAMED else "broadcast_buffers": False}
@@ -106,26 +101,10 @@ class Replica:
             )
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Objective and loss of one micro-batch.  (n, T), (n, T) -> (), ()
-
-        Raises ConfigError if, on several ranks, the batch before left a parameter without a gradient unexpectedly.
-        """
+        """Objective and loss of one micro-batch.  (n, T), (n, T) -> (), ()"""
         module: nn.Module = self._ddp or self._objective
-        try:
-            objective, loss = module(inputs, targets)
-        except RuntimeError as error:
-            if UNFINISHED not in str(error):
-                raise
-            raise ConfigError(self._unfinished(str(error)), where="model", hint=UNUSED_HINT) from error
+        objective, loss = module(inputs, targets)
         return objective, loss
-
-    def _unfinished(self, text: str) -> str:
-        """Which parameters the batch before left without a gradient, by DDP's text, which numbers them."""
-        names = [name for name, p in self._objective.named_parameters() if p.requires_grad]
-        numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", text)
-        unused = [names[int(i)].removeprefix("model.") for i in numbers[1].split()] if numbers else []
-        first = f"{', '.join(unused[:3])} and {len(unused) - 3} more" if len(unused) > 3 else ", ".join(unused)
-        return f"a batch left {first or 'parameters'} without a gradient, which ranks average"
 
     def accumulating(self, last: bool) -> AbstractContextManager[object]:
         """The context for forward and backward of a micro-batch: only the `last` one of a step reduces gradients."""

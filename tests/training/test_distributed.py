@@ -111,20 +111,6 @@ class Sparse(nn.Module):
         return total, {"loss": total}
 
 
-class Skipping(nn.Module):
-    """Leaves a parameter out of every second batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-        self.always, self.sometimes = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-
-    def objective(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        self.calls += 1
-        total = self.always.sum() + (self.sometimes.sum() if self.calls % 2 else 0.0)
-        return total, {"loss": total}
-
-
 def unequal_use(world: World) -> list[Any]:
     """Gradients of two micro-batches after they were joined."""
     model = Sparse(world)
@@ -133,18 +119,6 @@ def unequal_use(world: World) -> list[Any]:
         with replica.accumulating(last):
             replica(torch.zeros(1), torch.zeros(1))[0].backward()
     return [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
-
-
-def skipped_by_chance(world: World) -> str:
-    """The refusal of a batch that left parameters out, though every one before had used them."""
-    replica = Replica(Skipping(), world)
-    for _ in range(2):
-        replica(torch.zeros(1), torch.zeros(1))[0].backward()
-    try:
-        replica(torch.zeros(1), torch.zeros(1))
-    except ConfigError as error:
-        return error.render()
-    return ""
 
 
 def talk(world: World) -> list[Any]:
@@ -170,7 +144,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", rendezvous, timedelta(seconds=60), world_size=2, rank=rank)
     world = World(rank, 2)
     result = {"trained": trained(world), "infinite": infinite_on_rank_1(world), "unequal": unequal_use(world)}
-    result |= {"talk": talk(world), "disagreement": disagreement(world), "skipped": skipped_by_chance(world)}
+    result |= {"talk": talk(world), "disagreement": disagreement(world)}
     torch.save(result, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -213,12 +187,6 @@ def test_an_infinite_gradient_on_one_rank_stops_all_in_the_same_step(ranks: list
 def test_unused_parameters_count_as_zero_or_stay_without_gradient(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["unequal"] == [[4.0, 4.0], [2.0, 2.0], [2.0, 2.0], None]
-
-
-def test_a_parameter_that_a_batch_leaves_out_is_named(ranks: list[dict[str, Any]]) -> None:
-    for rank in ranks:
-        assert rank["skipped"].startswith("gpt2lab: error [CONFIG] model: a batch left sometimes without a gradient")
-        assert "Role with active < 1" in rank["skipped"]
 
 
 def test_ranks_hear_of_each_other(ranks: list[dict[str, Any]]) -> None:
