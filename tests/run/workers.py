@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 from gpt2lab import api
 from gpt2lab.basics import faults
+from gpt2lab.basics.signals import STOP_SIGNALS
 from gpt2lab.experiments.ablation import job_of
 from gpt2lab.runner import Job, StopRequest, work
 from gpt2lab.store import RunFolder, Store
@@ -96,7 +98,12 @@ class ForkedRank:
 
     def __init__(self, job: Job, environment: Mapping[str, str], log: IO[str], fault: str = "") -> None:
         self.code: int | None = None
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         self.pid = os.fork()
+        if self.pid == 0:
+            for number in STOP_SIGNALS:  # a command that this process executed before may have taken them
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if self.pid:
             return
         code = 99
