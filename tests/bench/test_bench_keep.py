@@ -12,7 +12,7 @@ from gpt2lab.analysis import judging, wording
 def test_single_runs_keep_noise_and_verdicts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     # how many seeds would decide is not asked here, and takes most of the time
     monkeypatch.setattr(judging, "_missing_seeds", lambda case: wording.MissingSeeds(1))
-    once, verdict, campaign = simulated(3, 5)
+    once, verdict, campaign = simulated(8, 5)
     assert once.false > 4 > 1 > verdict.false >= campaign.false
     assert verdict.missed <= campaign.missed < 2 and once.kept > 2 * verdict.kept
     assert (once.runs, campaign.runs) == (21, 105)
