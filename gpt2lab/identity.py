@@ -168,7 +168,7 @@ def reached(roots: Iterable[Definition]) -> dict[str, str]:
             if name not in source.known:
                 nodes = [bare(node) for node in source.definitions[name]]
                 mentions = [mention for node in nodes for mention in _mentions(node, module, source)]
-                source.known[name] = "\n".join(map(ast.unparse, nodes)), mentions
+                source.known[name] = "\n".join(ast.unparse(Quoted().visit(node)) for node in nodes), mentions
             texts[f"{module}:{name}"], mentions = source.known[name]
             todo += mentions
         elif name in source.imports:  # re-exported
@@ -187,6 +187,35 @@ def bare(node: ast.stmt) -> ast.stmt:
             inner.decorator_list = [d for d in inner.decorator_list if not _registers(d)]
             inner.body = [part for part in inner.body if not _is_text(part)] or [ast.Pass()]
     return copy
+
+
+class Quoted(ast.NodeTransformer):
+    """f-strings as Python 3.11 unparses them. Later versions quote them in another way, which may not change an id."""
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Name:
+        quotes, text = ["'", '"', '"""', "'''"], ""
+        for value in node.values:
+            part = self.part(value)
+            if isinstance(value, ast.Constant):
+                part = "".join(c if c.isprintable() and c != "\\" else repr(c)[1:-1] for c in part)
+            quotes = [q for q in quotes if q not in part and (len(q) == 3 or "\n" not in part)] or quotes[-1:]
+            quotes.sort(key=lambda q: q[0] == part[-1:])
+            text += part
+        return ast.Name(f"f{quotes[0]}{text}{quotes[0]}")  # as a name it is written as it is
+
+    def part(self, node: ast.expr) -> str:
+        if isinstance(node, ast.Constant):
+            return str(node.value).replace("{", "{{").replace("}", "}}")
+        if isinstance(node, ast.JoinedStr):  # a format
+            return "".join(map(self.part, node.values))
+        assert isinstance(node, ast.FormattedValue)
+        # with parentheses where they are needed: a conditional needs the same ones
+        value = ast.unparse(ast.IfExp(ast.Name("_"), self.visit(node.value), ast.Name("_"))).removesuffix(
+            " if _ else _"
+        )
+        conversion = f"!{chr(node.conversion)}" if node.conversion != -1 else ""
+        form = f":{self.part(node.format_spec)}" if node.format_spec else ""
+        return "{" + " " * value.startswith("{") + value + conversion + form + "}"
 
 
 def _is_text(node: ast.stmt) -> bool:

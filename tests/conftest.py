@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import hashlib
 import os
 import shutil
 import signal
@@ -32,6 +33,9 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if torch.accelerator.current_accelerator() is None:
+        # it seeds every kind of device, and formats a stack trace for each that this process has not used
+        torch.manual_seed = torch.default_generator.manual_seed
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,9 +47,16 @@ def commands_made_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPT2LAB_DATA", str(tmp_path / "data-home"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+def own_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches of a test lie in its own folder, which is made only for tests that use it."""
+    if "tmp_path" in request.fixturenames:
+        folder = request.getfixturevalue("tmp_path")
+    else:
+        folder = tmp_path_factory.getbasetemp() / hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    monkeypatch.setenv("GPT2LAB_DATA", str(folder / "data-home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state-home"))
 
 
 @pytest.fixture(autouse=True)

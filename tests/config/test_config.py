@@ -144,7 +144,7 @@ def test_values_of_unequal_heads_do_not_mix(pattern: str, heads: str) -> None:
     load_config("nano", ["model.attention=[differential, mha]", "model.stack=[value_residual]"])
 
 
-def test_e5_unmet_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_e5_unmet_needs_are_refused(tmp_path: Path) -> None:
     @SLOTS["attention"].register("deaf", source="a test")
     def deaf(site: object) -> None:
         """Attention that knows neither rotation nor bias."""
@@ -155,16 +155,11 @@ def test_e5_unmet_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "model.position: rotary needs 'rotate' from the attention, which deaf does not offer" in found[0]
         assert load_config("nano", ["model.attention=deaf"]).model.attention[0].name == "deaf"
         # told at the key that was changed, though it is the position that needs
-        [told] = problems(_nano_rotary(), "model.attention=deaf")
+        file = written(tmp_path, "extends: nano\nmodel: {position: rotary}\n")
+        [told] = problems(file, "model.attention=deaf")
         assert told.startswith("--set model.attention: rotary needs")
     finally:
         SLOTS["attention"]._components.pop("deaf")
-
-
-def _nano_rotary() -> Path:
-    path = data_home().parent / "rotary.yaml"
-    path.write_text("extends: nano\nmodel: {position: rotary}\n")
-    return path
 
 
 def test_e5_all_errors_come_in_one_pass_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from gpt2lab.inspection.trace import Trace, TraceRow, folded
 from gpt2lab.inspection.trace import trace as traced
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.registry import SLOTS, Slot, load_plugin
+from gpt2lab.testing.assemblies import config as assembly
+from gpt2lab.testing.assemblies import covering_array
 from gpt2lab.testing.cases import Case, batch, cases
 
-CASES = cases(c for s in MODEL_SLOTS for c in SLOTS[s] if c.factory.__module__.startswith("gpt2lab."))
+CASES = {s: cases(c for c in SLOTS[s] if c.factory.__module__.startswith("gpt2lab.")) for s in MODEL_SLOTS}
 OF_MODULES = ("norm", "residual", "attention", "mlp", "embedding", "stack", "head")
 trace = functools.lru_cache(maxsize=None)(traced)
 NANO: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 128, "block_size": 128, "vocab_size": 256}
@@ -73,11 +76,14 @@ def test_meanings_come_from_components_and_roles(canonical: Trace) -> None:
     assert named(canonical.rows, "c_proj").meaning == "residual_out (768, 768)"
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case.options else case for case in CASES], ids=str
-)
-def test_totals_are_those_of_costs_for_every_component(case: Case) -> None:
-    config = case.config()
+def every_component(*slots: str, without: str = "") -> list[ModelConfig]:
+    """A few assemblies in which each component occurs at least once."""
+    plain = {slot: [c for c in CASES[slot] if not c.options and c.name != without] for slot in slots}
+    rows = covering_array(plain, {frozenset([str(case)]) for row in plain.values() for case in row})
+    return [assembly(row) for row in rows]
+
+
+def same_totals(config: ModelConfig) -> None:
     seen = trace(config)
     assert seen.parameters == costs(config).parameters
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
@@ -90,24 +96,32 @@ def test_totals_are_those_of_costs_for_every_component(case: Case) -> None:
         assert sum(row.forward for row in short) == seen.forward
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if c.slot in OF_MODULES and c.name != "moe" and not c.options], ids=str
-)
-def test_modules_come_in_the_order_and_with_the_shapes_of_a_real_pass(case: Case) -> None:
-    """Against hooks of our own on a model with data."""
-    config = case.config()
-    model, (tokens, targets) = build_model(config), batch()
-    seen: dict[str, tuple[int, ...]] = {}
+def test_totals_are_those_of_costs_for_every_component() -> None:
+    for config in every_component(*MODEL_SLOTS):
+        same_totals(config)
 
-    def note(name: str, _: Any, __: Any, out: torch.Tensor) -> None:
-        seen.setdefault(name, tuple(out.shape))
 
-    for name, module in model.named_modules():
-        if name and not list(module.children()) and not isinstance(module, torch.nn.Dropout):
-            module.register_forward_hook(functools.partial(note, name))
-    model.objective(tokens, targets)
-    shown = {row.path: row.shape for row in trace(config, batch=2).rows if row.path in seen and row.shape is not None}
-    assert list(shown.items()) == list(seen.items())
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(itertools.chain(*CASES.values())), ids=str)
+def test_totals_are_those_of_costs_for_every_variant(case: Case) -> None:
+    same_totals(case.config())
+
+
+def test_modules_come_in_the_order_and_with_the_shapes_of_a_real_pass() -> None:
+    """Against hooks of our own on models with data."""
+    tokens, targets = batch()
+    for config in every_component(*OF_MODULES, without="moe"):
+        model, seen = build_model(config), dict[str, tuple[int, ...]]()
+
+        def note(name: str, _: Any, __: Any, out: torch.Tensor, seen: dict[str, tuple[int, ...]] = seen) -> None:
+            seen.setdefault(name, tuple(out.shape))
+
+        for name, module in model.named_modules():
+            if name and not list(module.children()) and not isinstance(module, torch.nn.Dropout):
+                module.register_forward_hook(functools.partial(note, name))
+        model.objective(tokens, targets)
+        rows = [row for row in trace(config, batch=2).rows if row.path in seen and row.shape is not None]
+        assert [(row.path, row.shape) for row in rows] == list(seen.items())
 
 
 def test_letters_tell_tokens_from_channels_of_equal_size() -> None:

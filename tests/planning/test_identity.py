@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import subprocess
@@ -144,6 +145,35 @@ def test_the_core_is_the_same_in_every_process() -> None:
     ours = [component_code(Choice(slot.name, c.name)) for slot in SLOTS.values() for c in slot]
     assert found[0] == core_code()
     assert set(found[1:]) <= set(ours) and len(found) > 30
+
+
+def test_a_change_of_what_trains_every_run_is_intended() -> None:
+    """After it, every finished run of every user counts as another one. If that is meant, say so in the changelog."""
+    assert core_code() == "8bf7f214c14852d08866e0260ac6b047b6986e16db2d488817d2322c9ed247a3"
+
+
+QUOTED = r"""
+f"{a['name']} here"            f"{a['name']} here"
+f'{a["name"]} here'            f"{a['name']} here"
+f"{a}"                         f'{a}'
+f"it's {a!r:>{width}}"         f"it's {a!r:>{width}}"
+f"{{{a}}}\n"                   f'{{{a}}}\n'
+f"{(b if c else d):,}"         f'{(b if c else d):,}'
+f"{ {1: 2}[1]}"                f'{ {1: 2}[1]}'
+f"{', '.join(f'{x}' for x in a)}"  f"{', '.join((f'{x}' for x in a))}"
+f"{a}'{b['c']}\""              f'''{a}'{b['c']}"'''
+"""
+
+
+def test_code_is_hashed_alike_by_every_python() -> None:
+    """From 3.12 on, ast.unparse quotes f-strings in another way; 3.11 is the outside reference where it runs."""
+    for line in QUOTED.strip().splitlines():
+        source, expected = line.split("  ", 1)
+        assert ast.unparse(identities.Quoted().visit(ast.parse(source))) == expected.strip(), source
+    if sys.version_info < (3, 12):
+        for file in (REPOSITORY / "gpt2lab" / "training").glob("*.py"):
+            tree = ast.parse(file.read_text())
+            assert ast.unparse(tree) == ast.unparse(identities.Quoted().visit(tree)), file
 
 
 def test_the_core_holds_what_trains_and_nothing_that_only_looks_on() -> None:
