@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,9 @@ def signals_as_before() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+FileLimit = Callable[[int], AbstractContextManager[None]]
 
 
 class Answer(NamedTuple):
@@ -173,6 +177,23 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path, Calla
                 shutil.copytree(folder / part, earlier / part)
 
     return train
+
+
+@pytest.fixture
+def file_limit() -> FileLimit:
+    """Within it no file of this process may pass a number of bytes: what a full disk looks like, also to root."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture

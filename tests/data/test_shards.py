@@ -288,16 +288,10 @@ def test_leftovers_of_others_are_swept_only_if_nobody_works_on_them(config: Make
 
 
 def test_a_full_disk_and_a_forbidden_place_are_said_plainly(
-    config: Make, home: Path, monkeypatch: pytest.MonkeyPatch
+    config: Make, home: Path, monkeypatch: pytest.MonkeyPatch, file_limit: Any
 ) -> None:
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(EnvironmentFault, match=r"no room to write .* bytes free"):
-            prepare(config())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_limit(4096), pytest.raises(EnvironmentFault, match=r"no room to write .* bytes free"):
+        prepare(config())
     assert folders(home) == []
     (home / "file").write_text("")
     monkeypatch.setenv("GPT2LAB_DATA", str(home / "file"))

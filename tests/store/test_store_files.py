@@ -8,11 +8,9 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -52,15 +50,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of this process may pass 1,000 bytes: what a full disk looks like, also to root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_file_reaches_the_disk_before_its_name_does(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
     write_atomically(tmp_path / "a.json", "new")
     kinds = [kind for kind, _ in calls]
@@ -93,10 +82,10 @@ def test_a_published_folder_never_replaces_another(tmp_path: Path) -> None:
     assert (tmp_path / "new").is_dir()
 
 
-def test_a_failed_write_keeps_the_old_file_and_removes_the_temporary(tmp_path: Path, small_files: None) -> None:
+def test_a_failed_write_keeps_the_old_file_and_removes_the_temporary(tmp_path: Path, file_limit: Any) -> None:
     path = tmp_path / "a.json"
     write_atomically(path, "old")
-    with pytest.raises(EnvironmentFault) as caught:
+    with file_limit(1000), pytest.raises(EnvironmentFault) as caught:
         write_atomically(path, "x" * 5000)
     assert "5,000 bytes needed" in str(caught.value)
     assert " free" in str(caught.value)

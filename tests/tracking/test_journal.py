@@ -6,11 +6,9 @@ import json
 import logging
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +30,6 @@ def steps(path: Path) -> list[int]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "metrics.jsonl"
-
-
-@pytest.fixture
-def limit() -> Iterator[Any]:
-    """Set the size that no file of this process may pass: what a full disk looks like, also to root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_rows_come_back_exactly(path: Path) -> None:
@@ -134,14 +124,15 @@ def test_sync_reaches_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert synced[-1] == str(path)
 
 
-def test_a_full_disk_is_waited_out_with_one_warning(path: Path, limit: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_waited_out_with_one_warning(
+    path: Path, file_limit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with Journal(path) as journal:
         journal.append(row(0))
-        limit(path.stat().st_size + 10)  # room for part of a line
-        with caplog.at_level(logging.WARNING):
+        room = file_limit(path.stat().st_size + 10)  # for part of a line
+        with room, caplog.at_level(logging.WARNING):
             for step in range(1, 6):
                 journal.append(row(step))
-        limit(None)
         assert len(caplog.records) == 1
         assert "training goes on" in caplog.text
         assert "free" in caplog.text
@@ -150,19 +141,18 @@ def test_a_full_disk_is_waited_out_with_one_warning(path: Path, limit: Any, capl
         assert steps(path) == list(range(7))
 
 
-def test_a_full_disk_stops_training_before_rows_are_lost(path: Path, limit: Any) -> None:
+def test_a_full_disk_stops_training_before_rows_are_lost(path: Path, file_limit: Any) -> None:
     journal = Journal(path, buffer_limit_bytes=300)
-    limit(10)
-    while len(json.dumps(row(journal.last_step + 1))) * (journal.last_step + 2) < 280:
-        journal.append(row(journal.last_step + 1))
-    written = journal.last_step + 1
-    assert written >= 2
-    with pytest.raises(EnvironmentFault, match="stopping before any is lost") as caught:
-        journal.append(row(written))
-    assert caught.value.exit_code == 3
-    with pytest.raises(EnvironmentFault, match="bytes needed"):
-        journal.sync()
-    limit(None)
+    with file_limit(10):
+        while len(json.dumps(row(journal.last_step + 1))) * (journal.last_step + 2) < 280:
+            journal.append(row(journal.last_step + 1))
+        written = journal.last_step + 1
+        assert written >= 2
+        with pytest.raises(EnvironmentFault, match="stopping before any is lost") as caught:
+            journal.append(row(written))
+        assert caught.value.exit_code == 3
+        with pytest.raises(EnvironmentFault, match="bytes needed"):
+            journal.sync()
     journal.close()
     assert steps(path) == list(range(written + 1))
 

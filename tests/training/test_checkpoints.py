@@ -7,10 +7,9 @@ import math
 import os
 import pickle
 import re
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -412,21 +411,10 @@ def test_saving_a_step_again(saved: tuple[Path, TrainState], small: Small) -> No
     assert names(folder) == ["step_000002", "step_000004", "step_000006"]
 
 
-@contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """Files can grow to a number of bytes only, as on a disk that is nearly full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("file", FILES)
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
     saved: tuple[Path, TrainState], small: Small, batches: Any, optim: OptimConfig, file: str,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, file_limit: Any,
 ) -> None:  # fmt: skip
     """Whichever of the files is the first that does not fit."""
     folder, state = saved
@@ -441,7 +429,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
                 return real(path, *args, **options)
 
         monkeypatch.setattr(Path, name, limited)
-        limit = nullcontext()  # type: ignore[assignment]
+        limit = nullcontext()
     with limit, pytest.raises(EnvironmentFault, match=r"[\d,]+ bytes needed, [\d,]+ free"):
         save(folder, state)
     assert names(folder) == ["step_000002", "step_000004", "step_000006"]
