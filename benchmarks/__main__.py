@@ -3,6 +3,7 @@
 import typer
 
 from benchmarks.ablation import ablation
+from benchmarks.calibration import calibration
 from benchmarks.components import components
 from benchmarks.deciding import deciding
 from benchmarks.generate import generate
@@ -23,7 +24,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (tables, step, components, memory, ablation, generate, stacked, keep, deciding, preemption, store):
+for command in (
+    tables,
+    step,
+    components,
+    memory,
+    ablation,
+    generate,
+    stacked,
+    keep,
+    deciding,
+    preemption,
+    store,
+    calibration,
+):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from importlib.resources import files
 
 import numpy as np
 import scipy
@@ -37,6 +38,9 @@ LOGITS = np.linspace(-9.0, 9.0, 73)
 """Shares of the noise that the first of two arms may have, as log odds."""
 PARTS = (0.0, 0.01, 0.1, 1.0)
 """Relative noise of each of several arms, in all combinations."""
+TABULATED = (*itertools.combinations_with_replacement(range(2, 13), 2), *((size, size) for size in range(13, 41)))
+"""Numbers of seeds whose actual levels lie in banks/calibration.npy, since a pair takes 0.1 to 0.3 s to compute;
+`python -m benchmarks calibration` writes them."""
 
 
 def exponent(sizes: Sequence[int]) -> float:
@@ -59,7 +63,7 @@ def degrees(shares: ArrayLike, sizes: Sequence[int]) -> Array:
 
 def valid_p(nominal: ArrayLike, sizes: Sequence[int]) -> Array:
     """The probability, at the worst ratio of spreads, of a nominal two-sided p this small.  (...) -> (...)"""
-    levels, chances = _table(tuple(sizes))
+    levels, chances = _table(tuple(sorted(sizes)))
     p = np.asarray(nominal, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.exp(_interpolated(np.log(p), np.log(levels), np.log(chances))))
@@ -67,7 +71,7 @@ def valid_p(nominal: ArrayLike, sizes: Sequence[int]) -> Array:
 
 def nominal_level(level: ArrayLike, sizes: Sequence[int]) -> Array:
     """The nominal level at which the test has the level `level` at the worst ratio of spreads.  (...) -> (...)"""
-    levels, chances = _table(tuple(sizes))
+    levels, chances = _table(tuple(sorted(sizes)))
     required = np.asarray(level, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.exp(_interpolated(np.log(required), np.log(chances), np.log(levels))))
@@ -88,20 +92,34 @@ def _interpolated(x: Array, at: Array, values: Array) -> Array:
     return np.asarray(np.where(x < at[0], values[0] + slope * (x - at[0]), np.interp(x, at, values)))
 
 
-@functools.lru_cache(maxsize=256)
-def _table(sizes: tuple[int, ...]) -> tuple[Array, Array]:
-    """Nominal levels, and SKEWED x the actual level of each at the worst ratio of spreads.  -> (L,), (L,)"""
-    if tuple(sorted(sizes)) != sizes:
-        return _table(tuple(sorted(sizes)))
+def actual_levels(sizes: tuple[int, ...]) -> Array:
+    """SKEWED x the actual level of each nominal one, at the worst ratio of spreads; sizes in rising order.  -> (L,)"""
     points, chance = _points(sizes)
-    levels = LEVELS if len(sizes) == 2 else LEVELS[::3]
+    levels = _levels(sizes)
     worst = np.zeros(len(levels))
     for shares in _true_shares(sizes):
         bar, freedom = _bars(shares, points, sizes, levels[:, None])
         worst = np.maximum(worst, 2 * scipy.special.stdtr(freedom, -bar) @ chance)
-    chances = np.maximum.accumulate(np.minimum(SKEWED * worst, 1.0))
-    rising = np.concatenate([[True], np.diff(chances) > 0])
-    return levels[rising], chances[rising]
+    return np.maximum.accumulate(np.minimum(SKEWED * worst, 1.0))
+
+
+def _levels(sizes: tuple[int, ...]) -> Array:
+    return LEVELS if len(sizes) == 2 else LEVELS[::3]
+
+
+@functools.lru_cache(maxsize=256)
+def _table(sizes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Nominal levels with their actual ones, where these rise.  -> (L,), (L,)"""
+    actual = _tabulated()[TABULATED.index(sizes)] if sizes in TABULATED else actual_levels(sizes)
+    rising = np.concatenate([[True], np.diff(actual) > 0])
+    return _levels(sizes)[rising], actual[rising]
+
+
+@functools.cache
+def _tabulated() -> Array:
+    """`actual_levels` of TABULATED.  (pairs, L)"""
+    with (files("gpt2lab.analysis") / "banks" / "calibration.npy").open("rb") as file:
+        return np.asarray(np.load(file))
 
 
 def _bars(shares: Array, points: Array, sizes: Sequence[int], level: Array) -> tuple[Array, int]:

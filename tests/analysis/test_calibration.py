@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from importlib.resources import files
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from gpt2lab.analysis.calibration import nominal_level, power, valid_p
+from gpt2lab.analysis.calibration import TABULATED, actual_levels, nominal_level, power, valid_p
 from gpt2lab.analysis.selftest import BANKS, REFERENCES, table
 from gpt2lab.analysis.statistics import linear, welch
 
@@ -57,6 +58,14 @@ def judged_by_formula(x: Array) -> tuple[Array, NDArray[np.bool_], NDArray[np.bo
 
 
 SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (2, 12), (40, 40), pytest.param(None, marks=SLOW)])
+def test_the_table_of_the_package_is_what_is_computed(sizes: tuple[int, int] | None) -> None:
+    kept = np.load(files("gpt2lab.analysis") / "banks" / "calibration.npy")
+    assert len(kept) == len(TABULATED)
+    for pair in TABULATED if sizes is None else [sizes]:
+        assert kept[TABULATED.index(pair)] == pytest.approx(actual_levels(pair), rel=1e-9)
 
 
 @SLOW
