@@ -80,7 +80,7 @@ def every_component(*slots: str, without: str = "") -> list[ModelConfig]:
     """A few assemblies in which each component occurs at least once."""
     plain = {slot: [c for c in CASES[slot] if not c.options and c.name != without] for slot in slots}
     rows = covering_array(plain, {frozenset([str(case)]) for row in plain.values() for case in row})
-    return [assembly(row) for row in rows]
+    return [assembly(row, n_layer=2) for row in rows]
 
 
 def same_totals(config: ModelConfig) -> None:
