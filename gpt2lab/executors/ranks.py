@@ -20,7 +20,7 @@ from gpt2lab.executors import Ending, out_of_memory, record_loss, worker_environ
 from gpt2lab.executors.local import Process, Start, start_process, start_within
 from gpt2lab.runner import NOTHING_LEFT, Job
 from gpt2lab.store import RunFolder, Store
-from gpt2lab.training.ranks import AGENT_STORE
+from gpt2lab.training.ranks import AGENT_STORE, has_joined
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 2.0  # for the others to report the cause and end by themselves, once one has failed
@@ -88,9 +88,9 @@ class RanksExecutor:
         while True:
             for rank in self._ranks:
                 rank.code = rank.process.poll()
-            if any(rank.code == Preempted.exit_code for rank in self._ranks):  # the others may not have begun to train
-                self._send(signal.SIGTERM)
-            if any(rank.ended_badly for rank in self._ranks):
+            if self._job and any(rank.code == Preempted.exit_code for rank in self._ranks):
+                self.cancel(self._job.run_id)  # the others may not have begun to train
+            if any(rank.ended_badly or self._is_missing(rank) for rank in self._ranks):
                 self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
             left = end - time.monotonic()
             over = all(rank.code is not None for rank in self._ranks) or time.monotonic() > self._deadline
@@ -136,6 +136,11 @@ class RanksExecutor:
         log = job.folder / ("run.log" if number == 0 else f"rank_{number}.log")
         return Rank(number, start_within(self.start, job, environment, log), log)
 
+    def _is_missing(self, rank: Rank) -> bool:
+        """Whether it was stopped before it joined the others, which would wait for it in vain."""
+        store, stopped = self._store, rank.code == Preempted.exit_code
+        return stopped and store is not None and not has_joined(store, rank.number)
+
     def _end(self) -> None:
         """No rank outlives its job."""
         self.kill()
@@ -145,7 +150,7 @@ class RanksExecutor:
 
     def _account(self, folder: RunFolder) -> Ending:
         """How the run ended, from how its ranks did; the first cause is recorded, once."""
-        codes = [rank.code for rank in self._ranks]
+        codes = [rank.code for rank in self._ranks if rank.code is not None]  # None: it waited for a missing one
         if all(code in IN_ORDER for code in codes):
             if Preempted.exit_code in codes:
                 return "preempted"

@@ -34,6 +34,8 @@ from gpt2lab.training.distributed import ALONE, World
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """Set where the launcher of the ranks hosts the store that they meet in; otherwise rank 0 does."""
 
+PREFIX = "gpt2lab"
+"""Of our keys in that store."""
 HINT = "the same command continues from the last checkpoint"
 JOIN_SECONDS = 300.0  # between the first rank's arrival and the last one's
 ANSWER_SECONDS = 5.0  # for a store whose host listens
@@ -136,7 +138,7 @@ def join_world(
     monitor: Monitor | None = None
     try:
         store = host_store(size) if hosted and rank == 0 else find_store(size if hosted else None, is_stopped)
-        separate = PrefixStore("gpt2lab", store.clone())  # type: ignore[attr-defined]
+        separate = PrefixStore(PREFIX, store.clone())  # type: ignore[attr-defined]
         monitor = _monitor = Monitor(separate, rank, size, timeout_seconds, on_lost, hosted=hosted, parent=parent)
         monitor.start()
         dist.init_process_group(
@@ -213,6 +215,11 @@ def _store(size: int | None, seconds: float, *, is_master: bool) -> TCPStore:
         timeout=timedelta(seconds=seconds),
         wait_for_workers=False,
     )
+
+
+def has_joined(store: TCPStore, rank: int) -> bool:
+    """Whether a rank has told the others, by the store in which they meet, that it is there."""
+    return bool(PrefixStore(PREFIX, store).check([f"rank/{rank}"]))
 
 
 def _first_cause(error: Exception, monitor: Monitor) -> Exception:

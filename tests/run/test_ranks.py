@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -288,6 +289,22 @@ def test_a_run_that_is_cancelled_before_its_ranks_listen_has_not_failed(make_job
     job = make_job(ENDLESS)
     trained = train(job, cancel_when=lambda ranks: True)
     assert trained.error is None and trained.ending == "preempted" and folder_of(job).failure() is None
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_rank_that_was_stopped_before_it_joined_is_not_waited_for(
+    make_job: Jobs, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2lab.executors.ranks.GRACE_SECONDS", 0.3)
+    job = make_job(ENDLESS)
+
+    def start(job: Job, given: Mapping[str, str], log: IO[str]) -> Any:
+        stopped = ["sh", "-c", f"sleep {after}; exit {Preempted.exit_code}"]
+        return subprocess.Popen(stopped) if given["RANK"] == "1" else ForkedRank(job, given, log)
+
+    began = time.monotonic()
+    assert Scheduler(RanksExecutor(2, start), lambda: None).run([job]) == {job.run_id: "preempted"}
+    assert time.monotonic() - began < SECONDS / 2 and folder_of(job).failure() is None
 
 
 def test_cancelling_a_run_whose_ranks_are_done_changes_nothing(make_job: Jobs, undisturbed: Job) -> None:
