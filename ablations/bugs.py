@@ -176,7 +176,8 @@ def tie_broken(builder: Builder, *, std: Std = 0.02) -> Draw:
         if param.role.kind == "embedding":
             table["rows"] = param.tensor.detach().clone()
         elif param.role.kind == "head":
-            param.tensor.data.copy_(table["rows"])
+            if param.tensor.shape == table["rows"].shape:  # not where the table is factorized
+                param.tensor.data.copy_(table["rows"])
 
     return draw
 

@@ -45,7 +45,7 @@ def plain(value: object, annotation: Any) -> object:
             return None
     if isinstance(value, bool) and bool not in allowed and allowed & {int, float}:
         raise PydanticCustomError("bool_for_number", "a number is expected, not a boolean")
-    if int in allowed and not allowed & {str, float}:
+    if int in allowed and not allowed & {str, float, typing.Literal}:
         if isinstance(value, str) and EXPONENT.fullmatch(value):
             number = Decimal(value)
             if number.adjusted() <= MOST_DIGITS and number == number.to_integral_value():
@@ -141,14 +141,14 @@ def type_name(annotation: Any) -> str:
 
 
 def _members(annotation: Any) -> set[Any]:
-    """The plain types that an annotation admits at its top level."""
+    """The plain types that an annotation admits at its top level; Literal for given words, of which null is none."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _members(args[0])
     if origin in (typing.Union, types.UnionType):
         return set().union(*(_members(a) for a in args))
     if origin is typing.Literal:
-        return {type(a) for a in args}
+        return {typing.Literal if isinstance(a, str) else type(a) for a in args}
     return {origin or annotation}
 
 

@@ -196,6 +196,10 @@ def test_torchrun_killed_leaves_no_rank(here: Path) -> None:
     process.communicate()
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("fault", ["", "stop@backward:5,rank=1"])
@@ -205,11 +209,11 @@ def test_a_killed_starter_leaves_no_rank_that_runs(here: Path, fault: str) -> No
     until_step(3)
     ranks = children(process.pid)
     assert len(ranks) == 2
+    end = time.monotonic() + 30
+    while len(stopped := [pid for pid in ranks if is_stopped(pid)]) < bool(fault):
+        assert time.monotonic() < end
     process.kill()
     process.communicate()
-    stopped = [
-        pid for pid in ranks if fault and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    ]
     try:
         assert gone([pid for pid in ranks if pid not in stopped], 12)
     finally:

@@ -17,7 +17,7 @@ from workers import command, replace_in, wait_until
 from gpt2lab import api
 from gpt2lab.analysis import Contrast
 from gpt2lab.analysis.results import judge
-from gpt2lab.store import Store
+from gpt2lab.store import Store, read_json, write_json
 
 Call = Callable[..., tuple[int, str]]
 
@@ -300,8 +300,8 @@ def test_a_noise_floor_is_measured_stored_and_lent(
 
     # another software stack asks for a new one
     [file] = (tmp_path / "runs/noise").iterdir()
-    kept = json.loads(file.read_text())
-    file.write_text(json.dumps(kept | {"stack": kept["stack"] | {"torch": "1.0"}}))
+    kept = read_json(file)
+    write_json(file, kept | {"stack": kept["stack"] | {"torch": "1.0"}})
     code, said = gpt2lab("run", str(learner), "--dry-run")
     assert code == 0 and "another software stack" in " ".join(said.split())
 
