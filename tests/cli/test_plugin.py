@@ -175,13 +175,14 @@ def test_a_good_plugin_passes_the_contract_tests(gpt2lab: Call, plugin: Callable
             "norm=ahead",
             {"no_look_ahead": "the component looks ahead: logits of token "},
         ),
-        (
+        pytest.param(
             DEAF,
             "mlp=deaf",
             {
                 "gradients": r"no gradient reaches h\.0\.mlp\.unused, h\.1\.mlp\.unused",
                 "documented": r"the docstring does not explain loud \(write 'option: meaning'\)",
             },
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["looks ahead", "has a parameter without gradient"],

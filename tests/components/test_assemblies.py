@@ -57,7 +57,7 @@ def check(row: Row) -> None:
     assert assemblies.problem_in(row) is None, name
 
 
-@pytest.mark.parametrize("chunk", [*range(4), *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in range(4, 8))])
+@pytest.mark.parametrize("chunk", [*range(3), *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in range(3, 8))])
 def test_every_pair_of_components_trains_and_caches_and_does_not_look_ahead(chunk: int) -> None:
     for row in pairs()[chunk::8]:
         check(row)
