@@ -34,9 +34,17 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    if torch.accelerator.current_accelerator() is None:
-        # it seeds every kind of device, and formats a stack trace for each that this process has not used
-        torch.manual_seed = torch.default_generator.manual_seed
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_generator() -> Iterator[None]:
+    """torch.manual_seed seeds every kind of device, and formats a stack trace for each that this process never used."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.accelerator.current_accelerator() is None:
+            patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
