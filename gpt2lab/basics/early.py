@@ -29,9 +29,9 @@ class Server:
 
     def end(self) -> None:
         """End it; the kernel then signals workers that still run."""
-        self.connection.close()
-        self.process.kill()
+        self.process.kill()  # before the socket ends, which an idle server may answer with exit code 0
         self.process.wait()
+        self.connection.close()
         self.output.close()
 
 
