@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2lab.errors import ConfigError
-from gpt2lab.identity import PART_NAMES, digest, sources
+from gpt2lab.identity import PART_NAMES, sources
 from gpt2lab.store import RunFolder, Store, read_json, write_json
 
 if TYPE_CHECKING:
@@ -62,11 +62,6 @@ def why(a: RunFolder, b: RunFolder, store: Store) -> list[Difference]:
         if components[name] != others[name]:
             differences += _code(f"code of {name}", components[name], others[name], store)
     return differences
-
-
-def code_only(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two identities differ in hashes of code alone."""
-    return digest(without_code(a)) == digest(without_code(b))
 
 
 def without_code(identity: Mapping[str, Any]) -> dict[str, Any]:

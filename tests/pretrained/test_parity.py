@@ -13,8 +13,8 @@ from gpt2lab import load_gpt2, save_gpt2
 from gpt2lab.model import ModelConfig
 
 TINY = Case("tiny", ModelConfig(n_layer=3, n_head=4, n_embd=32, block_size=32, vocab_size=97), 4, 32)
-WHOLE = [preset("gpt2-124m", 1, 256), preset("gpt2-355m", 1, 128)]
-WIDE = [preset("gpt2-774m", 1, 128, layers=2), preset("gpt2-1558m", 1, 128, layers=2)]
+WHOLE, DEEP = preset("gpt2-124m", 1, 256), preset("gpt2-355m", 1, 128)
+SIZES = [WHOLE, *(preset(name, 1, 128, layers=2) for name in ("gpt2-355m", "gpt2-774m", "gpt2-1558m"))]
 
 # What is allowed in each precision: elements of logits, loss, elements of gradients, losses of ten steps in nats; how
 # far weights may end apart, as a share of how far they moved.
@@ -39,7 +39,7 @@ def test_a_tiny_model(precision: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*WHOLE, *WIDE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.name)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_size(case: Case, precision: str) -> None:
     found = compared(case, precision)
@@ -49,15 +49,16 @@ def test_every_size(case: Case, precision: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_whole_context(precision: str) -> None:
-    theirs = their_gpt2(WHOLE[0].model).eval()
-    data = Data(theirs.config.vocab_size, 1, 1024)
+@pytest.mark.parametrize(("case", "length"), [(WHOLE, 1024), (DEEP, DEEP.length)], ids=["1,024 tokens", "24 layers"])
+def test_one_pass_of_the_whole_context_and_of_every_layer(case: Case, length: int, precision: str) -> None:
+    theirs = their_gpt2(case.model).eval()
+    data = Data(theirs.config.vocab_size, 1, length)
     found = parity.passes(load_gpt2(theirs), theirs, data, precision)
-    within(found, precision, "gpt2-124m, 1,024 tokens")
+    within(found, precision, f"{case.name}, {length} tokens")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*WHOLE, *WIDE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.name)
 def test_weights_go_there_and_back_unchanged(case: Case, tmp_path: Path) -> None:
     theirs = their_gpt2(case.model)
     theirs.save_pretrained(tmp_path / "a")

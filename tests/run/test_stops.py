@@ -256,16 +256,14 @@ def test_a_command_that_trains_saves_on_any_signal_and_continues(tiny: Path, tmp
     sweep.write_text(SWEEP.format(base=preset) + "trials: 2\nsampler: random\n")
     words = {"train": [str(preset)], "run": [str(tiny), "--seeds", "1"], "sweep": [str(sweep)]}[word]
     assert command(tmp_path / "undisturbed", word, *words, *LONGER).wait(120) == 0
-    expected = journals(tmp_path / "undisturbed" / "runs")
-    pairs = [(signal.SIGUSR1,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGUSR2)]
-    for number, pair in enumerate(pairs):
-        folder = tmp_path / str(number)
+    folder, rows = tmp_path / "disturbed", 0
+    for pair in [(signal.SIGUSR1,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGUSR2)]:
         process = command(folder, word, *words, *LONGER)
-        wait_for_rows(folder / "runs", 10)
+        wait_for_rows(folder / "runs", rows + 10)
         for sent in pair:
             process.send_signal(sent)
             time.sleep(0.05)
-        said = f"{pair}: {(folder / 'log.txt').read_text()}"
-        assert process.wait(30) == 75, said
-        assert command(folder, word, *words, *LONGER).wait(120) == 0, said
-        assert journals(folder / "runs") == expected, said
+        assert process.wait(30) == 75, f"{pair}: {(folder / 'log.txt').read_text()}"
+        rows = sum(map(len, journals(folder / "runs").values()))
+    assert command(folder, word, *words, *LONGER).wait(120) == 0, (folder / "log.txt").read_text()
+    assert journals(folder / "runs") == journals(tmp_path / "undisturbed" / "runs")
