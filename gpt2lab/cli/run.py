@@ -243,7 +243,8 @@ def train(
     seconds = seconds_left(plan, store)
     total = total_line(plan, finished_runs(plan, store), seconds)
     _, counted = study.new_hypotheses(plan)
-    say(console, f"{study.name}: {plan.ablation.question}", total, *lines(plan), *([counted] if counted else []))
+    more = [*lines(plan), *unmeasured_lines(plan, store), *([counted] if counted else [])]
+    say(console, f"{study.name}: {plan.ablation.question}", total, *more)
     confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
         executor = place.executor_for(study.name, lambda text: listener(Message(text))) if place else None
@@ -390,6 +391,7 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     lines += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
     lines += [replacing(study.name, kept)] if kept else []
     lines += [counted] if counted else []
+    lines += unmeasured_lines(plan, store)
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
         lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: at most likely better or likely worse, and "
                      f"exploratory without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip
@@ -420,6 +422,18 @@ def finished_runs(plan: Plan, store: Store) -> set[str]:
     from gpt2lab.planning.runs import is_finished
 
     return {run.id for run in plan.runs() if is_finished(run, store)}
+
+
+def unmeasured_lines(plan: Plan, store: Store) -> list[str]:
+    """What was listed too late to be measured in every run."""
+    from gpt2lab.basics.text import plural
+    from gpt2lab.planning.runs import unmeasured
+
+    return [
+        f"{name} has no values in {plural(count, 'run')} that finished before it was listed: diagnostics are measured "
+        "while a run trains"
+        for name, count in unmeasured(plan.runs(), store).items()
+    ]
 
 
 def total_line(plan: Plan, done: set[str], seconds: float) -> str:

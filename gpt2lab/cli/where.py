@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 LOCAL, PRINT, SLURM, RAY = "local", "print", "slurm", "ray"
 EXECUTORS = (LOCAL, SLURM, RAY, PRINT)
-USED_BY = {"workers": (SLURM, RAY), "sbatch": (SLURM,)}
+USED_BY = {"workers": (SLURM, RAY), "sbatch": (SLURM,), "jobs": EXECUTORS}
 """Option -> the executors that it is for."""
 
 
@@ -86,11 +87,23 @@ class Place:
         """Runs at a time on this machine, as they were asked for; `jobs` of a cluster's worker do not concern it."""
         return None if self.is_elsewhere else self.jobs
 
+    @cached_property
+    def plugin(self) -> Executor | None:
+        """The executor, if it is a plug-in's."""
+        from gpt2lab.executors import executor
+
+        if self.is_elsewhere or self.executor in (LOCAL, PRINT):
+            return None
+        made: Executor = executor[self.executor].factory()
+        return made
+
     def machine_like(self, machine: Machine) -> Machine:
         """The machine to plan for, where it is described or else like this one; with as many runs at a time as workers
-        of the cluster train."""
+        of the cluster train, or a plug-in's executor takes."""
         from dataclasses import replace
 
+        if self.plugin is not None:
+            return replace(machine, jobs=self.plugin.capacity)
         if not self.is_elsewhere:
             return machine
         gpus = 1 if self.executor == RAY else max(1, machine.gpus)  # of each worker
@@ -107,12 +120,7 @@ class Place:
             from gpt2lab.executors.ray import RayExecutor
 
             return RayExecutor(self.workers * (self.jobs or 1), self.jobs or 1, say)
-        if self.executor == LOCAL:
-            return None
-        from gpt2lab.executors import executor
-
-        made: Executor = executor[self.executor].factory()
-        return made
+        return self.plugin
 
 
 def place_of(
@@ -128,7 +136,9 @@ def place_of(
     check_executor(executor, context.params.get("plugin") or ())
     for name, executors in USED_BY.items():
         if is_typed(context, name) and executor not in executors:
-            what = f"has no effect with --executor {executor}; it is for {' and '.join(executors)}"
+            *others, last = executors
+            known = f"{', '.join(others)} and {last}" if others else last
+            what = f"has no effect with --executor {executor}; it is for {known}"
             raise typer.BadParameter(what, param_hint=f"--{name}")
     used = dry_run or executor != LOCAL
     if machine and not used and is_typed(context, "machine"):

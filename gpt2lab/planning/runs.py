@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import yaml
 
 from gpt2lab.analysis.compare import failure_ceiling_of
 from gpt2lab.analysis.results import LOSS
@@ -24,6 +26,7 @@ from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.store import Store, read_json, write_json
 from gpt2lab.training.compiling import decide
+from gpt2lab.training.diagnostics import DEFAULT
 
 MOST_EPOCHS = 4
 """Up to here repeated text is nearly as good as new text, by Muennighoff et al. 2023, arXiv:2305.16264."""
@@ -86,6 +89,19 @@ def is_finished(run: Run, store: Store) -> bool:
     folder = store.run(run.id)
     status = folder.status()
     return status == "diverged" or (status == "finished" and folder.evaluation(run.evaluation_key) is not None)
+
+
+def unmeasured(runs: Iterable[Run], store: Store) -> Counter[str]:
+    """Diagnostic -> finished runs that were trained before it was listed, and so have no values of it."""
+    missing = Counter[str]()
+    for run in runs:
+        listed = {str(choice): choice.written() for choice in run.config.evaluation.diagnostics}
+        if listed.keys() <= set(DEFAULT) or store.run(run.id).status() != "finished":
+            continue
+        trained = yaml.safe_load(store.run(run.id).config() or "") or {}
+        measured = (trained.get("evaluation") or {}).get("diagnostics", list(DEFAULT))
+        missing.update(name for name, written in listed.items() if written not in measured)
+    return missing
 
 
 def final_loss(run: Run, store: Store, floors: dict[str, float] | None) -> float | None:

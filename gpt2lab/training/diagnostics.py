@@ -8,8 +8,9 @@
             self.values[depth] = x.abs().amax()
 
 They are made at evaluations, from one forward pass without gradients and from one optimizer step, and go into the run's
-journal as `diag/<name>` or `diag/<name>/<part>`. They do not change the training: random numbers are seeded before each
-micro-batch, and every module is put back into its mode.
+journal as `diag/<name>` or `diag/<name>/<part>`, where options that differ from their defaults belong to the name. They
+do not change the training: random numbers are seeded before each micro-batch, and every module is put back into its
+mode.
 
 Shapes: B batch, H heads, T queries, S keys, C channels, V vocabulary, n = B T rows.
 """
@@ -113,7 +114,7 @@ def build(choices: Iterable[Choice] | None = None) -> list[Diagnostic]:
     built: list[Diagnostic] = []
     for choice in diagnostic.read_all(DEFAULT) if choices is None else choices:
         made: Diagnostic = diagnostic.build(choice)
-        made.name = choice.name
+        made.name = str(choice)
         built.append(made)
     return built
 

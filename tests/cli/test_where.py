@@ -90,5 +90,9 @@ def test_an_executor_of_a_plug_in_is_named_like_ours(gpt2lab: Call, ablation: Pa
     answer = gpt2lab("run", ablation, "--executor", "noted", "--plugin", file, "--seeds", "1", "--no-tracking")
     assert answer.code == 0, answer.err
     assert (tmp_path / "noted.txt").read_text().split()
+    planned = gpt2lab("run", ablation, "--executor", "noted", "--plugin", file, "--seeds", "2", "--dry-run")
+    assert planned.code == 0 and "1 at a time" in planned.out, planned.err
+    jobs = gpt2lab("run", ablation, "--executor", "noted", "--plugin", file, "--jobs", "2")
+    assert jobs.code == 2 and "--jobs: has no effect with --executor noted" in jobs.err
     packed = gpt2lab("sweep", ablation, "--executor", "noted", "--plugin", file, "--nproc", "2")
     assert packed.code == 2 and "trains every run in one process" in packed.err

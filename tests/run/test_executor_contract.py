@@ -141,6 +141,9 @@ def test_a_cancelled_job_is_saved_and_goes_on_later(executor: Executor, tiny: Pa
     assert ended(executor, job) == ["preempted"]
     saved = folder_of(job).last_step()
     assert folder_of(job).status() == "partial" and folder_of(job).failure() is None and 0 < saved < 400
+    with folder_of(job).lock():
+        executor.submit(job)
+        assert ended(executor, job) == ["locked"]  # this one was not cancelled
     executor.submit(job)
     assert ended(executor, job) == ["done"]
     assert [row["step"] for row in folder_of(job).rows()] == list(range(401))

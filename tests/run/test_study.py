@@ -235,3 +235,49 @@ def test_workers_end_with_a_killed_parent(tiny: Path, tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     assert holders
     wait_until(lambda: not any(map(is_alive, holders)), 10)
+
+
+WATCHED = """
+from gpt2lab import Diagnostic, diagnostic
+
+@diagnostic.register("quiet", source="a test")
+class Quiet(Diagnostic):
+    "Share of the output that is nearly zero."
+
+    def __init__(self, *, below: float = 0.5):
+        super().__init__()
+        self.below = below
+
+    def output(self, name, module, x):
+        if name == "h.0.mlp.activation":
+            self.values[0] = (x.abs() < self.below).float().mean()
+"""
+
+
+@pytest.mark.usefixtures("no_plugins_after")
+def test_a_diagnostic_is_named_with_its_options_and_missed_where_it_was_listed_too_late(
+    tiny: Path, gpt2lab: Call, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "quiet.py"
+    plugin.write_text(WATCHED)
+    words = ("run", str(tiny), "--plugin", str(plugin), "--no-tracking")
+
+    def listed(*diagnostics: str) -> None:
+        text = tiny.read_text().partition("evaluate:")[0]
+        tiny.write_text(f"{text}evaluate: {{diagnostics: [update_ratio, {', '.join(diagnostics)}]}}\n")
+
+    def names() -> set[str]:
+        rows = (row for run in Store("runs").runs() for row in run.rows())
+        return {name for row in rows for name in row["metrics"] if "quiet" in name}
+
+    listed("quiet")
+    code, said = gpt2lab(*words, "--seeds", "1")
+    assert code == 0 and "no values" not in said, said
+    assert names() == {"diag/quiet/0"}
+    listed("quiet", "{name: quiet, below: 0.1}")
+    for more in (["--dry-run"], []):
+        code, said = gpt2lab(*words, *more)
+        assert code == 0 and "quiet(below=0.1) has no values in 2 runs that finished before it was listed" in said, said
+    assert names() == {"diag/quiet/0", "diag/quiet(below=0.1)/0"}
+    code, said = gpt2lab(*words)
+    assert "0 trained now" in said and "quiet(below=0.1) has no values in 2 runs" in said
