@@ -120,12 +120,12 @@ def no_plugins_after() -> Iterator[None]:
     from gpt2lab.registry import PLUGINS
 
     before = [(slot, dict(slot._components)) for slot in all_slots(None).values()]
-    plugins = list(PLUGINS)
+    plugins, modules = list(PLUGINS), set(sys.modules)
     yield
     for slot, components in before:
         slot._components = components
     PLUGINS[:] = plugins
-    for module in [module for module in sys.modules if module.startswith("gpt2lab_plugin_")]:
+    for module in [module for module in sys.modules if module.startswith("gpt2lab_plugin_") and module not in modules]:
         del sys.modules[module]
 
 
