@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -144,7 +145,7 @@ def execute(arguments: list[str], debug: bool, app: typer.Typer = app) -> int:
             print(masked(traceback.format_exc()), file=sys.stderr)
             if not isinstance(error, Gpt2labError):
                 return 1
-        fault = fault_of(error, name)
+        fault = fault_of(error, name, arguments)
         words = arguments[:1] if arguments and not arguments[0].startswith("-") else []
         fault.hint = fault.hint or " ".join([name, *words, "--help"])
         return print_fault(fault, as_json="--json" in arguments)
@@ -160,7 +161,7 @@ def refuse_lost_folder() -> None:
         raise EnvironmentFault(str(error.strerror), where="the current folder", hint=hint) from None
 
 
-def fault_of(error: BaseException, name: str) -> Gpt2labError:
+def fault_of(error: BaseException, name: str, arguments: list[str]) -> Gpt2labError:
     """What a command raised, for its user. A bug of ours leaves its trace in a file."""
     if isinstance(error, Gpt2labError):
         return error
@@ -170,7 +171,8 @@ def fault_of(error: BaseException, name: str) -> Gpt2labError:
         )
     if isinstance(error, USAGE):
         what, where = error.format_message(), error.ctx.command_path if error.ctx else name
-        return Usage(what[:1].lower() + what[1:].rstrip("."), where=where, hint=f"{where} --help")
+        hint = with_set(error, what, [name, *arguments]) or f"{where} --help"
+        return Usage(what[:1].lower() + what[1:].rstrip("."), where=where, hint=hint)
     if out_of_memory(error):
         return no_memory(error)
     # Python before 3.13 turns a loop of links into a RuntimeError
@@ -178,6 +180,14 @@ def fault_of(error: BaseException, name: str) -> Gpt2labError:
     if isinstance(system, OSError) and system.errno in REFUSED:
         return EnvironmentFault(str(system.strerror), where=str(system.filename or name), hint="add --debug")
     return of_plugin(error) or Bug(error)
+
+
+def with_set(error: Any, what: str, arguments: list[str]) -> str | None:
+    """The command line with `--set` before settings that were given without it, as other programs take them."""
+    settings = re.findall(r"[\w.]+=[^\s)]+", what) if "extra argument" in what else []
+    if not settings or not any("--set" in parameter.opts for parameter in error.ctx.command.params):
+        return None
+    return shlex.join(word for each in arguments for word in (("--set", each) if each in settings else (each,)))
 
 
 def of_plugin(error: BaseException) -> ConfigError | None:

@@ -193,6 +193,7 @@ USAGE = {
     "no port": (["ui", "--port", "70000"], "gpt2lab ui: invalid value for '--port'"),
     "a file for the store": (["runs", "--runs", "a file"], "gpt2lab runs: invalid value for '--runs': .*is a file"),
     "a file for reports": (["report", "x", "--out", "a file"], "gpt2lab report: invalid value for '--out'"),
+    "a setting without --set": (["train", "nano", "optim.lr=2e-3", "--dry-run"], r"gpt2lab train: got .* \(optim"),
     "missing option": (["compare", "x.csv", "-b", "a"], "gpt2lab compare: missing option '--smallest-effect'"),
 }
 CONFIG: dict[str, tuple[list[Any], str]] = {
