@@ -13,7 +13,6 @@ weights, n^-1.6, is that of Ramdas, Zrnic, Wainwright and Jordan, ICML 2018.
 from __future__ import annotations
 
 import numpy as np
-import scipy
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
@@ -23,12 +22,14 @@ ALPHA = 0.05
 START = ALPHA / 2
 """Spent before the first discovery (w0 of the paper); every discovery earns ALPHA, the first ALPHA - START."""
 DECAY = 1.6
+ALL_WEIGHTS = 2.2857656656801293
+"""The sum of n^-DECAY over n from 1 on, Riemann's zeta of DECAY. A constant: importing scipy takes 0.2 s of a plan."""
 
 
 def weight(number: ArrayLike) -> Array:
     """Share of an amount that the hypothesis so many places later may spend; all shares add up to 1, 0 below 1."""
     n = np.asarray(number, dtype=np.float64)
-    return np.where(n >= 1, np.maximum(n, 1) ** -DECAY / scipy.special.zeta(DECAY), 0.0)
+    return np.where(n >= 1, np.maximum(n, 1) ** -DECAY / ALL_WEIGHTS, 0.0)
 
 
 def levels(first: int, count: int, known: ArrayLike = (), found: ArrayLike = ()) -> Array:

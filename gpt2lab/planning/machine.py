@@ -29,6 +29,8 @@ GPU_PROBE_SIZE, GPU_STEP_SECONDS = 8192, 0.008
 hundreds of kernels."""
 SPEEDS_FROM = 300
 """Runs of the store whose speed is looked at: those that ended last."""
+SPEEDS_ENOUGH = 30
+"""Speeds of similar runs, the newest, after which no more are read."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def estimate_speed(
         )
         if same and cost and result.get("tokens_per_second") and 1 / 3 < cost / flops_per_token < 3:
             speeds.append(cost * result["tokens_per_second"] / stack.get("ranks", 1))
+        if len(speeds) == SPEEDS_ENOUGH:
+            break
     if speeds:
         return statistics.median(speeds), f"{plural(len(speeds), 'finished run')} here"
     if device.type != "cuda":

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 from online_fdr.p_values.investing.lond.lond import Lond
 from online_fdr.p_values.investing.lord.plus_plus import LordPlusPlus
 from online_fdr.p_values.investing.saffron.saffron import Saffron
 
 from benchmarks.campaigns import lond, saffron
 from gpt2lab.analysis import streams
-from gpt2lab.analysis.online import ALPHA, START, levels, weight
+from gpt2lab.analysis.online import ALL_WEIGHTS, ALPHA, DECAY, START, levels, weight
 from gpt2lab.analysis.selftest import Draws
 from gpt2lab.analysis.streams import STREAMS, drawn, lord
 
@@ -49,6 +50,7 @@ def test_one_at_a_time_it_is_what_another_implementation_does(method: Any, their
 
 
 def test_levels_are_spent_and_earned() -> None:
+    assert pytest.approx(scipy.special.zeta(DECAY), rel=1e-15) == ALL_WEIGHTS
     assert weight(np.arange(1, 10**6)).sum() == pytest.approx(1, abs=1e-3) and weight(0) == weight(-3) == 0
     assert levels(1, 3) == pytest.approx(START * weight([1, 2, 3]))
     assert levels(5, 2, [3], [1]) == pytest.approx(START * weight([5, 6]) + (ALPHA - START) * weight([2, 3]))
