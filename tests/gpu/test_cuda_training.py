@@ -16,7 +16,7 @@ from gpt2lab.testing import cases
 from gpt2lab.training import Diverged, TrainingConfig, TrainState, steps
 from gpt2lab.training.checkpoints import load_latest, save
 from gpt2lab.training.compiling import compiled
-from tests.training.trainings import Fresh, spoiled, weights
+from tests.training.trainings import spoiled, weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),  # torch's compiler, of fp32
 ]
 
+Fresh = Callable[..., TrainState]
 NEAR_CPU = {"fp32": 2e-5, "tf32": 1e-3, "bf16": 1e-2, "fp16": 2e-3}
 """How far a loss of a few nats may be from that of the CPU in float32, over twelve steps."""
 

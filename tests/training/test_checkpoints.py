@@ -17,23 +17,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from trainings import fresh, training
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
-from gpt2lab.optim import OptimConfig
 from gpt2lab.store import sweep_leftovers
-from gpt2lab.training import TrainingConfig, TrainState, checkpoints, load_latest, prune, save, steps
+from gpt2lab.training import TrainState, checkpoints, load_latest, prune, save
 from gpt2lab.training.checkpoints import best_step, join_tree, split_tree, write_manifest
 from gpt2lab.training.precision import loss_scaler
 
-Fresh = Callable[..., TrainState]
-Small = Callable[..., TrainState]
-SMALL = {"n_layer": 1, "n_head": 1, "n_embd": 4}
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
 
-def train(state: TrainState, batches: Any, optim: OptimConfig, to: int, micro: int | None = None) -> list[float]:
-    training = TrainingConfig(steps=12, batch_tokens=64, micro_batch_sequences=micro)
-    return [r.metrics["train/loss"] for r in steps(state, batches, optim, training, seed=3, stop_at=to)]
+def train(state: TrainState, to: int, micro: int | None = None) -> list[float]:
+    """Go on to that step of twelve; -> losses."""
+    return [r.metrics["train/loss"] for r in training(state, steps=12, stop_at=to, micro_batch_sequences=micro)]
 
 
 def everything(state: TrainState) -> dict[str, Any]:
@@ -50,18 +47,17 @@ def everything(state: TrainState) -> dict[str, Any]:
     return {"weights": weights, "moments": moments, "groups": groups, "step": state.step, "tokens": state.tokens}
 
 
-@pytest.fixture
-def small(fresh: Fresh, optim: OptimConfig) -> Small:
+def small(**changes: Any) -> TrainState:
     """A new training state of a very small model."""
-    return lambda **changes: fresh(optim, **{**SMALL, **changes})
+    return fresh(**{"n_layer": 1, "n_head": 1, "n_embd": 4, **changes})
 
 
 @pytest.fixture
-def saved(tmp_path: Path, small: Small, batches: Any, optim: OptimConfig) -> tuple[Path, TrainState]:
+def saved(tmp_path: Path) -> tuple[Path, TrainState]:
     """A folder with checkpoints of steps 2, 4 and 6 of a very small model, and its state at step 6."""
     state = small()
     for step in (2, 4, 6):
-        train(state, batches, optim, to=step)
+        train(state, step)
         save(tmp_path / "checkpoints", state, extra={"run": "abc", "at": step})
     return tmp_path / "checkpoints", state
 
@@ -77,68 +73,60 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("micro", [None, 2])
-def test_resume_is_exact(tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig, micro: int | None) -> None:
+def test_resume_is_exact(tmp_path: Path, micro: int | None) -> None:
     """12 steps with dropout at once, and 5 + 7 through a checkpoint in a fresh model: the same bits."""
-    whole = fresh(optim, dropout=0.1)
-    losses = train(whole, batches, optim, to=12, micro=micro)
-    first = fresh(optim, dropout=0.1)
-    assert train(first, batches, optim, to=5, micro=micro) == losses[:5]
+    whole = fresh(dropout=0.1)
+    losses = train(whole, 12, micro=micro)
+    first = fresh(dropout=0.1)
+    assert train(first, 5, micro=micro) == losses[:5]
     save(tmp_path, first)
 
     torch.manual_seed(999)
-    second = fresh(optim, seed=2, dropout=0.1)
+    second = fresh(seed=2, dropout=0.1)
     loaded = load_latest(tmp_path, second)
     assert loaded is not None
     assert (loaded.step, loaded.lost_steps, str(loaded)) == (5, 0, "continuing from step 5")
     assert everything(second) == everything(first)
     assert second.seconds == first.seconds
-    assert train(second, batches, optim, to=12, micro=micro) == losses[5:]
+    assert train(second, 12, micro=micro) == losses[5:]
     assert everything(second) == everything(whole)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_checkpoint_saved_while_the_next_step_is_under_way_resumes_exactly(
-    tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig, precision: str
-) -> None:
+def test_a_checkpoint_saved_while_the_next_step_is_under_way_resumes_exactly(tmp_path: Path, precision: str) -> None:
     """As on a GPU: the record of a step comes when forward and backward of the next are done already."""
-    training = TrainingConfig.model_validate({"steps": 12, "batch_tokens": 64, "precision": precision})
-
-    def state(seed: int) -> TrainState:
-        made = fresh(optim, seed=seed, dropout=0.1)
-        made.scaler = loss_scaler(training.precision, torch.device("cpu"))
-        return made
-
-    whole, second = state(1), state(2)
-    for record in steps(whole, batches, optim, training, seed=3, late=True):
+    how: dict[str, Any] = {"steps": 12, "precision": precision, "late": True}
+    whole, second = (fresh(seed=seed, dropout=0.1) for seed in (1, 2))
+    for state in (whole, second):
+        state.scaler = loss_scaler(how["precision"], torch.device("cpu"))
+    for record in training(whole, **how):
         if record.step == 5:
             save(tmp_path, whole)
     assert load_latest(tmp_path, second) is not None
-    assert [r.step for r in steps(second, batches, optim, training, seed=3, late=True)] == list(range(6, 13))
+    assert [record.step for record in training(second, **how)] == list(range(6, 13))
     assert everything(second) == everything(whole)
     assert second.state_dict()["scaler"] == whole.state_dict()["scaler"]
     assert second.guard.state_dict() == whole.guard.state_dict()
 
 
 @pytest.mark.parametrize("lost", ["weights", "optimizer", "step", "dropout seed"])
-def test_resume_needs_every_part(
-    tmp_path: Path, fresh: Fresh, batches: Any, optim: OptimConfig, lost: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_needs_every_part(tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the exactness test would see if one part were not saved or seeded: it must be able to fail."""
-    whole = fresh(optim, dropout=0.1)
-    train(whole, batches, optim, to=12)
-    first, second = fresh(optim, dropout=0.1), fresh(optim, seed=2, dropout=0.1)
-    train(first, batches, optim, to=5)
+    whole = fresh(dropout=0.1)
+    train(whole, 12)
+    first, second = fresh(dropout=0.1), fresh(seed=2, dropout=0.1)
+    train(first, 5)
     save(tmp_path, first)
     if lost == "dropout seed":
         monkeypatch.setattr("gpt2lab.training.loop.reseed", lambda *where: None)
     assert load_latest(tmp_path, second) is not None
     if lost == "weights":
-        second.model.load_state_dict(fresh(optim, seed=2).model.state_dict())
+        second.model.load_state_dict(fresh(seed=2).model.state_dict())
     elif lost == "optimizer":
         second.optimizers[0].state.clear()
     elif lost == "step":
         second.step = 4
-    train(second, batches, optim, to=12)
+    train(second, 12)
     assert everything(second)["weights"] != everything(whole)["weights"]
 
 
@@ -159,7 +147,9 @@ def test_what_a_checkpoint_holds(saved: tuple[Path, TrainState]) -> None:
     assert len(moments) == 3 * len(list(state.model.parameters()))  # step, exp_avg, exp_avg_sq
 
 
-def test_nothing_to_load(tmp_path: Path, small: Small) -> None:
+def test_nothing_to_load(
+    tmp_path: Path,
+) -> None:
     (tmp_path / ".step_000009.0a1b2c3d.partial").mkdir()
     (tmp_path / "notes").mkdir()
     assert load_latest(tmp_path, small()) is None
@@ -167,7 +157,7 @@ def test_nothing_to_load(tmp_path: Path, small: Small) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_damage_falls_back_and_says_what_was_lost(saved: tuple[Path, TrainState], small: Small, file: str) -> None:
+def test_damage_falls_back_and_says_what_was_lost(saved: tuple[Path, TrainState], file: str) -> None:
     folder, _ = saved
     target = folder / "step_000006" / file
     flip(target, bit=8 * (target.stat().st_size // 2))
@@ -180,7 +170,9 @@ def test_damage_falls_back_and_says_what_was_lost(saved: tuple[Path, TrainState]
     assert str(loaded).endswith("Continuing from step 2: 4 steps are trained again")
 
 
-def test_all_damaged_is_never_a_silent_fresh_start(saved: tuple[Path, TrainState], small: Small) -> None:
+def test_all_damaged_is_never_a_silent_fresh_start(
+    saved: tuple[Path, TrainState],
+) -> None:
     folder, _ = saved
     for path in folder.iterdir():
         os.truncate(path / "model.safetensors", 10)
@@ -194,7 +186,9 @@ def test_all_damaged_is_never_a_silent_fresh_start(saved: tuple[Path, TrainState
     assert everything(state) == before
 
 
-def test_300_flipped_bits_and_50_truncations_are_all_detected(saved: tuple[Path, TrainState], small: Small) -> None:
+def test_300_flipped_bits_and_50_truncations_are_all_detected(
+    saved: tuple[Path, TrainState],
+) -> None:
     folder, _ = saved
     for step in (2, 4):
         shutil.rmtree(folder / f"step_{step:06d}")
@@ -215,7 +209,9 @@ def test_300_flipped_bits_and_50_truncations_are_all_detected(saved: tuple[Path,
     assert load_latest(folder, state) is not None
 
 
-def test_another_architecture_shows_the_difference(saved: tuple[Path, TrainState], small: Small) -> None:
+def test_another_architecture_shows_the_difference(
+    saved: tuple[Path, TrainState],
+) -> None:
     folder, _ = saved
     state = small(n_embd=8, position=["rotary"], head="untied")
     before = everything(state)
@@ -230,7 +226,9 @@ def test_another_architecture_shows_the_difference(saved: tuple[Path, TrainState
     assert everything(state) == before
 
 
-def test_another_optimizer_layout_is_refused(saved: tuple[Path, TrainState], small: Small) -> None:
+def test_another_optimizer_layout_is_refused(
+    saved: tuple[Path, TrainState],
+) -> None:
     folder, _ = saved
     state = small()
     state.optimizers = [torch.optim.SGD(state.model.parameters(), lr=1.0)]
@@ -239,7 +237,7 @@ def test_another_optimizer_layout_is_refused(saved: tuple[Path, TrainState], sma
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrappers_load(saved: tuple[Path, TrainState], small: Small, prefix: str) -> None:
+def test_prefixes_of_wrappers_load(saved: tuple[Path, TrainState], prefix: str) -> None:
     folder, trained = saved
     file = folder / "step_000006" / "model.safetensors"
     save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
@@ -250,7 +248,9 @@ def test_prefixes_of_wrappers_load(saved: tuple[Path, TrainState], small: Small,
     assert everything(state) == everything(trained)
 
 
-def test_a_wrapped_model_saves_plain_names(tmp_path: Path, small: Small) -> None:
+def test_a_wrapped_model_saves_plain_names(
+    tmp_path: Path,
+) -> None:
     state = small()
     wrapped = TrainState(torch.nn.ModuleDict({"_orig_mod": state.model}), state.optimizers)
     path = save(tmp_path, wrapped)
@@ -282,7 +282,7 @@ class Bomb:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_pickle_that_would_run_code_is_refused(
-    saved: tuple[Path, TrainState], small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+    saved: tuple[Path, TrainState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     """Also with a manifest that fits, and both as torch writes it and as a bare pickle."""
     folder, _ = saved
@@ -301,7 +301,7 @@ def test_a_pickle_that_would_run_code_is_refused(
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(
-    saved: tuple[Path, TrainState], small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: tuple[Path, TrainState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had a pickle in it, which is not even opened."""
     folder, _ = saved
@@ -315,7 +315,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_state_that_could_not_be_read_back_is_refused_when_saving(tmp_path: Path, small: Small) -> None:
+def test_state_that_could_not_be_read_back_is_refused_when_saving(
+    tmp_path: Path,
+) -> None:
     state = small()
     state.optimizers[0].param_groups[0]["note"] = Path("x")
     with pytest.raises(ConfigError, match=r"optimizers\.0\.param_groups\.0\.note, a PosixPath, without code"):
@@ -395,7 +397,9 @@ def test_damaged_checkpoints_never_push_out_good_ones(saved: tuple[Path, TrainSt
     assert prune(folder, keep=1) == []  # no good one at all: nothing is deleted
 
 
-def test_saving_a_step_again(saved: tuple[Path, TrainState], small: Small) -> None:
+def test_saving_a_step_again(
+    saved: tuple[Path, TrainState],
+) -> None:
     """A damaged checkpoint of the same step is replaced; a good one stays as it is."""
     folder, state = saved
     model = folder / "step_000006" / "model.safetensors"
@@ -413,12 +417,11 @@ def test_saving_a_step_again(saved: tuple[Path, TrainState], small: Small) -> No
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
-    saved: tuple[Path, TrainState], small: Small, batches: Any, optim: OptimConfig, file: str,
-    monkeypatch: pytest.MonkeyPatch, file_limit: Any,
-) -> None:  # fmt: skip
+    saved: tuple[Path, TrainState], file: str, monkeypatch: pytest.MonkeyPatch, file_limit: Any
+) -> None:
     """Whichever of the files is the first that does not fit."""
     folder, state = saved
-    train(state, batches, optim, to=7)
+    train(state, 7)
     limit = file_limit((folder / "step_000006" / file).stat().st_size - 100)
     if file in ("state.json", "manifest.json"):  # they are the smallest: let the large ones through
         name = "write_text" if file == "state.json" else "write_bytes"
@@ -437,7 +440,9 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
     assert loaded is not None and (loaded.step, loaded.damaged) == (6, ())
 
 
-def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path, small: Small) -> None:
+def test_a_folder_that_cannot_be_made_is_an_environment_fault(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault):
         save(tmp_path / "file" / "checkpoints", small())
@@ -449,14 +454,13 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("replaces_damaged", [False, True])
 def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
-    saved: tuple[Path, TrainState], small: Small, batches: Any, optim: OptimConfig, monkeypatch: pytest.MonkeyPatch,
-    replaces_damaged: bool,
-) -> None:  # fmt: skip
+    saved: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch, replaces_damaged: bool
+) -> None:
     folder, state = saved
     if replaces_damaged:
         flip(folder / "step_000006" / "model.safetensors", bit=999)
     else:
-        train(state, batches, optim, to=7)
+        train(state, 7)
     operations: list[tuple[Any, str]] = [
         (os, name) for name in ("mkdir", "open", "replace", "fsync", "rmdir", "unlink")
     ]

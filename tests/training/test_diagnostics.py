@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from trainings import BATCHES, fresh, training
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2lab import testing
@@ -23,7 +23,7 @@ from gpt2lab.optim import OptimConfig
 from gpt2lab.pretrained import load_gpt2
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import CONTEXT, VOCABULARY, batch, disturbed
-from gpt2lab.training import TrainingConfig, TrainState, diagnostics, steps
+from gpt2lab.training import diagnostics
 from gpt2lab.training.diagnostics import (
     AttentionLogitMax,
     UpdateRatio,
@@ -32,7 +32,6 @@ from gpt2lab.training.diagnostics import (
     diagnostic,
     group_of,
 )
-from gpt2lab.training.loop import Batches
 
 B, H, T, D = 2, 4, 9, 8
 CASES = [case for slot in MODEL_SLOTS for case in testing.cases(SLOTS[slot])]
@@ -213,7 +212,7 @@ def test_numbers_that_are_not_finite_are_told_not_raised() -> None:
     assert not math.isfinite(found["diag/logit_rms"])
 
 
-def test_update_ratios_of_adamw_by_hand(fresh: Callable[..., TrainState]) -> None:
+def test_update_ratios_of_adamw_by_hand() -> None:
     state = fresh(OptimConfig(lr=1e-2, optimizer={"name": "adamw", "weight_decay": 0.1}))
     model, (tokens, targets) = state.model, (torch.arange(16).view(2, 8), torch.arange(1, 17).view(2, 8))
     double = copy.deepcopy(model).double()
@@ -253,25 +252,15 @@ def test_update_ratios_of_adamw_by_hand(fresh: Callable[..., TrainState]) -> Non
     assert isinstance(updates, UpdateRatio) and updates.copies == {}
 
 
-def test_a_training_that_is_looked_at_has_the_bits_of_one_that_is_not(
-    fresh: Callable[..., TrainState], optim: OptimConfig, batches: Batches
-) -> None:
-    training, ends = TrainingConfig(steps=6, batch_tokens=64), []
+def test_a_training_that_is_looked_at_has_the_bits_of_one_that_is_not() -> None:
+    ends = []
     for watched in (True, False):
-        state = fresh(optim, dropout=0.2)
-        records = steps(
-            state,
-            batches,
-            optim,
-            training,
-            seed=1,
-            diagnostics=lambda step, on=watched: build() if on and step % 2 == 0 else (),
-        )
-        for record in records:
+        state = fresh(dropout=0.2)
+        for record in training(state, diagnostics=lambda step, on=watched: build() if on and step % 2 == 0 else ()):
             ratios = [name for name in record.metrics if name.startswith("diag/update_ratio")]
             assert bool(ratios) is (watched and record.step % 2 == 0)
             if watched:
-                diagnose(state.model, batches.at(0, rank=0, world=1)[0], "fp32")
+                diagnose(state.model, BATCHES.at(0)[0], "fp32")
         ends.append([tensor.numpy().tobytes() for tensor in state.model.state_dict().values()])
         ends[-1] += [t.numpy().tobytes() for o in state.optimizers for s in o.state.values() for t in s.values()]
     assert ends[0] == ends[1]

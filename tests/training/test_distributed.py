@@ -12,49 +12,32 @@ import pytest
 import torch
 import torch._dynamo  # which DDP wants: ranks are forked after it
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
-from trainings import Twice, weights
+from trainings import BLOCK, VOCABULARY, RandomBatches, Twice, fresh, train, weights
 
 from gpt2lab.errors import ConfigError, NumericsFault
 from gpt2lab.evaluation import context_losses, validation_loss
-from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.optim import OptimConfig
-from gpt2lab.training import TrainingConfig, TrainState, World, steps
+from gpt2lab.training import TrainState, World
 from gpt2lab.training.distributed import Replica
 from gpt2lab.training.ranks import require_equal
 
-STEPS, SEQUENCES, BLOCK, VOCABULARY = 6, 8, 8, 29
+OPTIM = OptimConfig(lr=0.5, warmup_steps=2)
+UNEVEN = RandomBatches(ignore=15)  # targets that do not count are all in one half of the global batch
 
 
-class SomeIgnored:
-    """One global batch for all ranks; targets that do not count are many in one half of it and few in the other."""
-
-    def at(self, step: int, *, rank: int, world: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        ids = np.random.default_rng([4, step]).integers(0, VOCABULARY, (SEQUENCES, BLOCK + 1))
-        targets = ids[:, 1:].copy()
-        targets[:3, :5] = -100
-        mine = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
-        return ids[mine, :-1].copy(), targets[mine]
-
-
-def new_state(optim: OptimConfig, kind: type[torch.optim.SGD] = torch.optim.SGD) -> TrainState:
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": BLOCK, "vocab_size": VOCABULARY}
-    model = build_model(ModelConfig.model_validate(sizes), seed=1)
-    sgd = kind(model.parameters(), lr=optim.lr)  # Adam would amplify rounding of gradients that are zero
-    sgd.param_groups[0]["base_lr"] = optim.lr
-    return TrainState(model, [sgd])
+def with_sgd(kind: type[torch.optim.SGD] = torch.optim.SGD) -> TrainState:
+    state = fresh(OPTIM)  # Adam would amplify rounding of gradients that are zero
+    state.optimizers = [kind(state.model.parameters(), lr=OPTIM.lr)]
+    state.optimizers[0].param_groups[0]["base_lr"] = OPTIM.lr
+    return state
 
 
 def trained(world: World) -> dict[str, Any]:
     """Everything that must agree between one process and two."""
-    optim = OptimConfig(lr=0.5, warmup_steps=2)
-    state = new_state(optim)
-    training = TrainingConfig(steps=STEPS, batch_tokens=SEQUENCES * BLOCK, micro_batch_sequences=3)
-    records = list(steps(state, SomeIgnored(), optim, training, seed=0, world=world))
-    ahead = new_state(optim, Twice)  # gradients at other weights, from all ranks
-    list(steps(ahead, SomeIgnored(), optim, training, seed=0, world=world))
+    state, ahead = with_sgd(), with_sgd(Twice)  # gradients at other weights, from all ranks
+    records, _ = (train(s, OPTIM, UNEVEN, world=world, micro_batch_sequences=3) for s in (state, ahead))
     tokens = np.random.default_rng(5).integers(0, VOCABULARY, 101)
     sizes: dict[str, Any] = {"block_size": BLOCK, "total": 100, "batch_sequences": 2, "world": world}
     lengths = np.arange(VOCABULARY)
@@ -73,19 +56,16 @@ def trained(world: World) -> dict[str, Any]:
 
 def infinite_on_rank_1(world: World) -> dict[str, Any]:
     """Only rank 1 meets an infinite gradient, in its third step; what each rank then has."""
-    optim = OptimConfig(lr=0.5, warmup_steps=2)
-    state = new_state(optim)
+    state = with_sgd()
     calls = iter(range(100))
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         return gradient * math.inf if next(calls) == 2 and world.rank == 1 else gradient
 
     next(state.model.parameters()).register_hook(spoil)
-    training = TrainingConfig(steps=STEPS, batch_tokens=SEQUENCES * BLOCK)
     stopped = ""
     try:
-        for _ in steps(state, SomeIgnored(), optim, training, seed=0, world=world):
-            pass
+        train(state, OPTIM, UNEVEN, world=world)
     except NumericsFault as fault:
         stopped = str(fault)
     return {"stopped": stopped, "step": state.step, "weights": [p.detach() for p in state.model.parameters()]}
@@ -172,8 +152,7 @@ def test_two_ranks_train_as_one_process_does(ranks: list[dict[str, Any]]) -> Non
         for name, value in rank["trained"].items():
             torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-6, msg=name)
     assert all(torch.equal(ranks[0]["trained"][name], ranks[1]["trained"][name]) for name in alone)
-    start = new_state(OptimConfig()).model.parameters()
-    assert (alone["weights"] - torch.cat([p.detach().flatten() for p in start])).norm() > 0.3
+    assert (alone["weights"] - weights(fresh())).norm() > 0.3
 
 
 def test_an_infinite_gradient_on_one_rank_stops_all_in_the_same_step(ranks: list[dict[str, Any]]) -> None:

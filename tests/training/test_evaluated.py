@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from trainings import config, spoiled
+from trainings import fresh, spoiled, train, training
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.optim import OptimConfig, build_averaging
-from gpt2lab.training import TrainState, load_latest, save, steps
+from gpt2lab.training import TrainState, load_latest, save
 
 EMA: dict[str, Any] = {"averaging": {"name": "ema", "decay": 0.7, "warmup": False}}
 SCHEDULE_FREE: dict[str, Any] = {"optimizer": "schedule_free", "schedule": "constant"}
@@ -31,16 +31,11 @@ def optim_of(choice: dict[str, Any]) -> OptimConfig:
     return OptimConfig.model_validate({"lr": 1e-2, "warmup_steps": 2, **choice})
 
 
-def started(fresh: Any, choice: dict[str, Any], **changes: Any) -> TrainState:
+def started(choice: dict[str, Any], **changes: Any) -> TrainState:
     optim = optim_of(choice)
-    state: TrainState = fresh(optim, **changes)
+    state = fresh(optim, **changes)
     state.averaging = build_averaging(optim, state.model.params(), 6)  # type: ignore[operator]
     return state
-
-
-def train(state: TrainState, batches: Any, choice: dict[str, Any], until: int = 6, **changes: Any) -> None:
-    for _ in steps(state, batches, optim_of(choice), config(**changes), seed=7, stop_at=until):
-        pass
 
 
 def trained(state: TrainState) -> dict[str, Tensor]:
@@ -57,31 +52,29 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_a_checkpoint_holds_what_is_evaluated_and_resumes_exactly(
-    tmp_path: Path, fresh: Any, batches: Any, choice: dict[str, Any]
-) -> None:
-    whole = started(fresh, choice)
-    train(whole, batches, choice)
-    first = started(fresh, choice)
-    train(first, batches, choice, until=3)
+def test_a_checkpoint_holds_what_is_evaluated_and_resumes_exactly(tmp_path: Path, choice: dict[str, Any]) -> None:
+    whole = started(choice)
+    train(whole, optim_of(choice))
+    first = started(choice)
+    train(first, optim_of(choice), stop_at=3)
     before = judged(first)
     folder = save(tmp_path, first)
     published = load_file(folder / "model.safetensors")
     assert all(torch.equal(published[name], before[name]) for name in published)
     assert not equal(trained(first), before)
 
-    resumed = started(fresh, choice, seed=9)
+    resumed = started(choice, seed=9)
     load_latest(tmp_path, resumed)
     assert equal(trained(resumed), trained(first)) and equal(judged(resumed), before)
-    train(resumed, batches, choice)
+    train(resumed, optim_of(choice))
     assert equal(trained(resumed), trained(whole)) and equal(judged(resumed), judged(whole))
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_judging_after_every_step_changes_nothing(fresh: Any, batches: Any, choice: dict[str, Any]) -> None:
-    quiet, watched = started(fresh, choice), started(fresh, choice)
-    train(quiet, batches, choice)
-    for _ in steps(watched, batches, optim_of(choice), config(), seed=7):
+def test_judging_after_every_step_changes_nothing(choice: dict[str, Any]) -> None:
+    quiet, watched = started(choice), started(choice)
+    train(quiet, optim_of(choice))
+    for _ in training(watched, optim_of(choice)):
         before = trained(watched)
         with watched.evaluated():
             pass
@@ -91,17 +84,17 @@ def test_judging_after_every_step_changes_nothing(fresh: Any, batches: Any, choi
     assert equal(trained(watched), trained(quiet)) and equal(judged(watched), judged(quiet))
 
 
-def test_an_average_leaves_the_training_alone(fresh: Any, batches: Any) -> None:
-    plain, averaged = started(fresh, {}), started(fresh, EMA)
-    train(plain, batches, {})
-    train(averaged, batches, EMA)
+def test_an_average_leaves_the_training_alone() -> None:
+    plain, averaged = started({}), started(EMA)
+    train(plain)
+    train(averaged, optim_of(EMA))
     assert equal(trained(plain), trained(averaged))
     assert not equal(judged(averaged), trained(averaged)) and equal(judged(plain), trained(plain))
 
 
-def test_a_canonical_checkpoint_has_no_more_than_before(tmp_path: Path, fresh: Any, batches: Any) -> None:
-    state = started(fresh, {})
-    train(state, batches, {}, until=1)
+def test_a_canonical_checkpoint_has_no_more_than_before(tmp_path: Path) -> None:
+    state = started({})
+    train(state, stop_at=1)
     folder = save(tmp_path, state)
     record = json.loads((folder / "state.json").read_text())
     assert list(record) == ["format", "optimizers", "step", "tokens", "seconds", "scaler", "guard", "random", "extra"]
@@ -109,10 +102,10 @@ def test_a_canonical_checkpoint_has_no_more_than_before(tmp_path: Path, fresh: A
     assert all(name.startswith("optimizers.") for name in load_file(folder / "optimizer.safetensors"))
 
 
-def test_a_skipped_step_is_not_averaged(fresh: Any, batches: Any) -> None:
-    state, mean, decay = started(fresh, EMA), dict[str, Tensor](), 0.7
+def test_a_skipped_step_is_not_averaged() -> None:
+    state, mean, decay = started(EMA), dict[str, Tensor](), 0.7
     with spoiled(state, 2):
-        for record in steps(state, batches, optim_of(EMA), config(nonfinite="skip"), seed=7):
+        for record in training(state, optim_of(EMA), nonfinite="skip"):
             if "train/skipped" not in record.metrics:
                 now = trained(state)
                 mean = {name: decay * mean[name] + (1 - decay) * now[name] if mean else now[name] for name in now}
@@ -122,10 +115,10 @@ def test_a_skipped_step_is_not_averaged(fresh: Any, batches: Any) -> None:
     )
 
 
-def test_a_checkpoint_with_or_without_an_average_fits_no_other(tmp_path: Path, fresh: Any, batches: Any) -> None:
-    plain, averaged = started(fresh, {}), started(fresh, EMA)
+def test_a_checkpoint_with_or_without_an_average_fits_no_other(tmp_path: Path) -> None:
+    plain, averaged = started({}), started(EMA)
     for state, choice in ((plain, {}), (averaged, EMA)):
-        train(state, batches, choice, until=2)
+        train(state, optim_of(choice), stop_at=2)
     before = trained(plain)
     with pytest.raises(ConfigError, match=r"optim\.averaging: ema in the checkpoint, none here"):
         plain.load_state_dict(averaged.state_dict())
@@ -135,15 +128,15 @@ def test_a_checkpoint_with_or_without_an_average_fits_no_other(tmp_path: Path, f
 
 
 @pytest.mark.parametrize("choice", [{}, *CHOICES], ids=str)
-def test_a_branch_starts_from_the_trained_weights(fresh: Any, batches: Any, choice: dict[str, Any]) -> None:
+def test_a_branch_starts_from_the_trained_weights(choice: dict[str, Any]) -> None:
     """One that changes nothing ends as its trunk; an average of another kind starts anew."""
-    trunk = started(fresh, choice)
-    train(trunk, batches, choice, until=3)
-    branch, other = started(fresh, choice, seed=9), started(fresh, {**choice, **({} if "optimizer" in choice else EMA)})
+    trunk = started(choice)
+    train(trunk, optim_of(choice), stop_at=3)
+    branch, other = started(choice, seed=9), started({**choice, **({} if "optimizer" in choice else EMA)})
     for state in (branch, other):
         state.start_from(copy.deepcopy(trunk.state_dict()))
         assert equal(trained(state), trained(trunk))
     assert equal(judged(other), trained(trunk)) or choice in (EMA, SCHEDULE_FREE)
-    train(trunk, batches, choice)
-    train(branch, batches, choice)
+    train(trunk, optim_of(choice))
+    train(branch, optim_of(choice))
     assert equal(trained(branch), trained(trunk)) and equal(judged(branch), judged(trunk))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainings import Fresh, config, spoiled, weights
+from trainings import OPTIM, fresh, spoiled, train, training, weights
 
 from gpt2lab.errors import ConfigError
 from gpt2lab.optim import OptimConfig
-from gpt2lab.training import Diverged, StepRecord, TrainState, steps
+from gpt2lab.training import Diverged, StepRecord
 from gpt2lab.training.guard import FEWEST, SIGMAS, WINDOW, Guard
 from gpt2lab.training.precision import loss_scaler
 
@@ -21,14 +21,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_skipped_step_changes_nothing_but_the_count(
-    fresh: Fresh, batches: Any, optim: OptimConfig, late: bool
-) -> None:
+def test_a_skipped_step_changes_nothing_but_the_count(late: bool) -> None:
     """The step after it has its own batch and rate, so skipping step 3 equals a training whose step 3 did nothing."""
-    state = fresh(optim)
+    state = fresh()
     seen: list[tuple[StepRecord, torch.Tensor]] = []
     with spoiled(state, 2):
-        for record in steps(state, batches, optim, config(nonfinite="skip"), seed=7, late=late):
+        for record in training(state, nonfinite="skip", late=late):
             seen.append((record, weights(state)))
     assert [r.step for r, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert torch.equal(seen[2][1], seen[1][1])
@@ -40,18 +38,17 @@ def test_a_skipped_step_changes_nothing_but_the_count(
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_too_many_skips_in_a_row_are_a_divergence(fresh: Fresh, batches: Any, optim: OptimConfig, late: bool) -> None:
-    state = fresh(optim)
-    training = config(nonfinite="skip", max_skipped_steps=2)
+def test_too_many_skips_in_a_row_are_a_divergence(late: bool) -> None:
+    state = fresh()
     with spoiled(state, 0, 2, 3), pytest.raises(Diverged, match=r"step 4: .* 2 steps in a row were skipped") as caught:
-        list(steps(state, batches, optim, training, seed=7, late=late))
+        train(state, late=late, nonfinite="skip", max_skipped_steps=2)
     assert (caught.value.step, state.step, state.guard.skipped) == (4, 3, 3)
-    assert caught.value.lr == optim.lr * optim.multiplier(6)(3)
+    assert caught.value.lr == OPTIM.lr * OPTIM.multiplier(6)(3)
     assert weights(state).isfinite().all()
     assert all(p.grad is None for p in state.model.parameters())
 
 
-def test_looking_a_step_late_changes_no_bit(fresh: Fresh, batches: Any) -> None:
+def test_looking_a_step_late_changes_no_bit() -> None:
     """Weights at every record, records themselves, and the optimizer's state: as when every step is waited for."""
     optim = OptimConfig(lr=1e-2, warmup_steps=2, grad_clip=0.5)
     seen: dict[bool, list[Any]] = {}
@@ -59,78 +56,51 @@ def test_looking_a_step_late_changes_no_bit(fresh: Fresh, batches: Any) -> None:
         state = fresh(optim, dropout=0.1)
         seen[late] = [
             (r.step, r.tokens, r.metrics, weights(state).tolist())
-            for r in steps(state, batches, optim, config(micro_batch_sequences=3), seed=7, late=late)
+            for r in training(state, optim, late=late, micro_batch_sequences=3)
         ]
         moments = [v for s in state.optimizers[0].state.values() for v in s.values()]
         seen[late].append([m.tolist() for m in moments])
     assert seen[True] == seen[False]
 
 
-def test_a_step_late_a_divergence_is_seen_before_the_next_update(
-    fresh: Fresh, batches: Any, optim: OptimConfig
-) -> None:
-    state = fresh(optim)
+def test_a_step_late_a_divergence_is_seen_before_the_next_update() -> None:
+    state = fresh()
     last = weights(state)
     with spoiled(state, 2), pytest.raises(Diverged, match="step 3"):  # noqa: PT012
-        for _ in steps(state, batches, optim, config(), seed=7, late=True):
+        for _ in training(state, late=True):
             last = weights(state)
     assert state.step == 2
     assert torch.equal(weights(state), last)
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_stop_is_in_the_record_of_its_step(fresh: Fresh, batches: Any, optim: OptimConfig, late: bool) -> None:
+def test_a_stop_is_in_the_record_of_its_step(late: bool) -> None:
     asked = iter([False, True, True, True, True, True])
-    state = fresh(optim)
+    state = fresh()
     records = []
-    for record in steps(state, batches, optim, config(), seed=7, stop=lambda: next(asked), late=late):
+    for record in training(state, stop=lambda: next(asked), late=late):
         records.append(record)
         if record.stop:
             break
     assert [(r.step, r.stop) for r in records] == [(1, False), (2, True)]
     assert state.step == 2
-    undisturbed = fresh(optim)
-    list(steps(undisturbed, batches, optim, config(), seed=7, stop_at=2))
+    undisturbed = fresh()
+    train(undisturbed, stop_at=2)
     assert torch.equal(weights(state), weights(undisturbed))
 
 
-def test_fp16_scales_its_losses_and_halves_the_scale_at_an_overflow(
-    fresh: Fresh, batches: Any, optim: OptimConfig
-) -> None:
-    state, plain = fresh(optim), fresh(optim)
+def test_fp16_scales_its_losses_and_halves_the_scale_at_an_overflow() -> None:
+    state, plain = fresh(), fresh()
     state.scaler = loss_scaler("fp16", CPU)
     assert state.scaler is not None
-    exact = [r.metrics["train/loss"] for r in steps(plain, batches, optim, config(), seed=7)]
+    exact = [r.metrics["train/loss"] for r in train(plain)]
     with spoiled(state, 2):
-        records = list(steps(state, batches, optim, config(precision="fp16"), seed=7))
+        records = train(state, precision="fp16")
     assert [r.step for r in records if "train/skipped" in r.metrics] == [3]
     assert state.scaler.get_scale() == 2.0**15
     losses = [r.metrics["train/loss"] for r in records]
     assert losses[:3] == pytest.approx(exact[:3], abs=0.01)
     assert losses != exact
-
-
-def test_fp16_resumes_with_its_scale(fresh: Fresh, batches: Any, optim: OptimConfig) -> None:
-    def begun() -> TrainState:
-        state = fresh(optim)
-        state.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
-        return state
-
-    training = config(precision="fp16")
-    whole, first, rest = begun(), begun(), begun()
-    list(steps(whole, batches, optim, training, seed=7))
-    list(steps(first, batches, optim, training, seed=7, stop_at=3))
-    rest.load_state_dict(json_of(first.state_dict()))
-    list(steps(rest, batches, optim, training, seed=7))
-    assert torch.equal(weights(rest), weights(whole))
-    assert rest.scaler is not None and whole.scaler is not None
-    assert rest.scaler.state_dict() == whole.scaler.state_dict()
-    assert whole.scaler.get_scale() > 65536
-
-
-def json_of(saved: dict[str, Any]) -> dict[str, Any]:
-    """As a checkpoint carries it: scaler and guard as JSON."""
-    return saved | {name: json.loads(json.dumps(saved[name])) for name in ("scaler", "guard")}
 
 
 def test_a_loss_far_above_the_last_ones_is_a_spike() -> None:
@@ -170,8 +140,8 @@ def test_what_the_guard_knows_survives_a_checkpoint_exactly() -> None:
     assert [spike["step"] for spike in whole.spikes] == [150, 190]
 
 
-def test_a_checkpoint_with_a_scale_fits_fp16_alone(fresh: Fresh, optim: OptimConfig) -> None:
-    scaled, plain = fresh(optim), fresh(optim)
+def test_a_checkpoint_with_a_scale_fits_fp16_alone() -> None:
+    scaled, plain = fresh(), fresh()
     scaled.scaler = loss_scaler("fp16", CPU)
     for ours, theirs, what in ((plain, scaled, "has a loss scale"), (scaled, plain, "has no loss scale")):
         with pytest.raises(ConfigError, match=what):

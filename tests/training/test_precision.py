@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from trainings import BATCHES, fresh, train
 
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.optim import OptimConfig
-from gpt2lab.training import TrainingConfig, TrainState, autocast, choose_device, set_threads, steps
+from gpt2lab.training import autocast, choose_device, set_threads
 
 CPU = torch.device("cpu")
 
@@ -55,11 +54,9 @@ def test_threads_are_set_unless_absent() -> None:
         set_threads(before)
 
 
-def test_bf16_multiplies_in_bfloat16_and_takes_the_loss_in_float32(
-    fresh: Callable[..., TrainState], batches: Any, optim: OptimConfig
-) -> None:
-    model: Any = fresh(optim).model
-    inputs, targets = (torch.from_numpy(x) for x in batches.at(0))
+def test_bf16_multiplies_in_bfloat16_and_takes_the_loss_in_float32() -> None:
+    model: Any = fresh().model
+    inputs, targets = (torch.from_numpy(x) for x in BATCHES.at(0))
     with autocast("bf16", CPU):
         logits = model(inputs)
         objective, parts = model.objective(inputs, targets)
@@ -70,17 +67,15 @@ def test_bf16_multiplies_in_bfloat16_and_takes_the_loss_in_float32(
     assert objective.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_bf16_training_keeps_weights_gradients_and_state_in_float32(
-    fresh: Callable[..., TrainState], batches: Any, optim: OptimConfig
-) -> None:
+def test_bf16_training_keeps_weights_gradients_and_state_in_float32() -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        state = fresh(optim)
+        state = fresh()
         seen: set[torch.dtype] = set()
         for parameter in state.model.parameters():
             parameter.register_post_accumulate_grad_hook(lambda p, seen=seen: seen.add(p.grad.dtype))
-        training = TrainingConfig(steps=5, batch_tokens=64, precision=precision, micro_batch_sequences=4)
-        losses[precision] = [r.metrics["train/loss"] for r in steps(state, batches, optim, training, seed=0)]
+        records = train(state, steps=5, precision=precision, micro_batch_sequences=4)
+        losses[precision] = [record.metrics["train/loss"] for record in records]
         assert seen == {torch.float32}
         moments = [v for s in state.optimizers[0].state.values() for v in s.values()]
         assert {t.dtype for t in [*state.model.parameters(), *moments]} == {torch.float32}

@@ -1,21 +1,67 @@
-"""What tests of the loop share; those on a GPU use it too."""
+"""A GPT-2 small enough to train in milliseconds, batches that are a pure function of the step, and the loop over both;
+tests on a GPU use some of it too."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from gpt2lab.training import TrainingConfig, TrainState
+from gpt2lab.model import ModelConfig, build_model
+from gpt2lab.optim import OptimConfig, build_optimizers
+from gpt2lab.training import StepRecord, TrainingConfig, TrainState, steps
 
-Fresh = Callable[..., TrainState]
+VOCABULARY, BLOCK, SEQUENCES = 29, 8, 8
+OPTIM = OptimConfig(lr=1e-2, warmup_steps=2)
+
+
+@dataclass(frozen=True)
+class RandomBatches:
+    """Batches drawn from (seed, step); ranks share one global batch. `ignore` blanks that many targets at the end."""
+
+    seed: int = 0
+    ignore: int = 0
+
+    def at(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        drawn = np.random.default_rng([self.seed, step]).integers(0, VOCABULARY, (SEQUENCES, BLOCK + 1))
+        targets = drawn[:, 1:].copy()
+        if self.ignore:
+            targets.ravel()[-self.ignore :] = -100
+        mine = slice(rank * SEQUENCES // world, (rank + 1) * SEQUENCES // world)
+        return drawn[mine, :-1].copy(), targets[mine]
+
+
+BATCHES = RandomBatches()
+
+
+def fresh(optim: OptimConfig = OPTIM, seed: int = 1, **model: Any) -> TrainState:
+    """A new training state."""
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": BLOCK, "vocab_size": VOCABULARY}
+    built = build_model(ModelConfig(**(sizes | model)), seed=seed)
+    return TrainState(built, build_optimizers(optim, built.params()))
 
 
 def config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**({"steps": 6, "batch_tokens": 64, "device": "cpu"} | changes))
+
+
+def training(
+    state: TrainState, optim: OptimConfig = OPTIM, batches: Any = BATCHES, *, seed: int = 7, **options: Any
+) -> Iterator[StepRecord]:
+    """The loop. options: its own, and changes to `config`."""
+    changes = {name: options.pop(name) for name in TrainingConfig.model_fields.keys() & options}
+    return steps(state, batches, optim, config(**changes), seed=seed, **options)
+
+
+def train(state: TrainState, optim: OptimConfig = OPTIM, batches: Any = BATCHES, **options: Any) -> list[StepRecord]:
+    """All of its records."""
+    return list(training(state, optim, batches, **options))
 
 
 def weights(state: TrainState) -> torch.Tensor:
