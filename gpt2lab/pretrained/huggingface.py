@@ -12,7 +12,6 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ def _filled(settings: Mapping[str, Any], weights: Mapping[str, Tensor], where: s
     config = config_of(settings, settings_where)
     refuse_larger(config, weights, where)
     model = GPT(config)
-    fill(model, weights, HUGGING_FACE, where)
+    fill(model, weights, where)
     return model.eval()
 
 
@@ -183,7 +182,7 @@ def shaped_settings(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]
         or places is None
         or inner is None
         or qkv is None
-        or {t.ndim for t in (table, places, inner)} != {2}
+        or not table.ndim == places.ndim == inner.ndim == 2
     ):
         raise ConfigError("no weights of a GPT-2 by their names", where=where, hint="a GPT-2 in Hugging Face's layout")
     C = table.shape[1]
@@ -254,27 +253,16 @@ def load_nanogpt(path: str | Path) -> GPT:
     )
     refuse_larger(config, saved["model"], str(path))
     model = GPT(config)
-    fill(model, saved["model"], NANOGPT, str(path))
+    fill(model, saved["model"], str(path), transposed=False)
     return model.eval()
 
 
 # --- weights ---
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a file stores weights. transposed: linear layers in blocks as (in, out).  whose: for messages."""
-
-    whose: str
-    transposed: bool
-
-    def converted(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the file in our orientation, or the reverse."""
-        return tensor.t() if self.transposed and name.endswith(TRANSPOSED) else tensor
-
-
-HUGGING_FACE = Layout("Hugging Face's GPT-2", transposed=True)
-NANOGPT = Layout("nanoGPT", transposed=False)
+def turned(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of Hugging Face's in our orientation, or the reverse."""
+    return tensor.t() if name.endswith(TRANSPOSED) else tensor
 
 
 def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -286,7 +274,7 @@ def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face names and shapes -> ours. A head tied to the embedding is dropped, as ours has none."""
     tensors = _with_table(plain_names(weights))
-    return {name: HUGGING_FACE.converted(name, tensor).contiguous() for name, tensor in tensors.items() if name != HEAD}
+    return {name: turned(name, tensor).contiguous() for name, tensor in tensors.items() if name != HEAD}
 
 
 def _with_table(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -297,8 +285,7 @@ def _with_table(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Ours -> Hugging Face names and shapes, without a tied head, as their own files are."""
     return {
-        name if name == HEAD else PREFIX + name: HUGGING_FACE.converted(name, tensor).contiguous()
-        for name, tensor in weights.items()
+        name if name == HEAD else PREFIX + name: turned(name, tensor).contiguous() for name, tensor in weights.items()
     }
 
 
@@ -313,9 +300,10 @@ def refuse_larger(config: ModelConfig, weights: Mapping[str, Tensor], where: str
         raise ConfigError(what, where=where, hint="the settings that these weights came with")
 
 
-def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) -> None:
-    """Copy `weights` in this layout into the model. Raises ConfigError with every name and shape that does not fit, and
-    then changes nothing."""
+def fill(model: GPT, weights: Mapping[str, Tensor], where: str, *, transposed: bool = True) -> None:
+    """Copy `weights` into the model. transposed: whether linear layers in blocks are (in, out), as Hugging Face's.
+    Raises ConfigError with every name and shape that does not fit, and then changes nothing."""
+    turn = turned if transposed else lambda name, tensor: tensor
     parameters, tensors = weights_of(model), plain_names(weights)
     problems = []
     if HEAD not in parameters and HEAD in tensors:
@@ -323,7 +311,7 @@ def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) 
         head = tensors.pop(HEAD)
         if TABLE in tensors and not _same(head, tensors[TABLE]):
             problems.append(Problem(HEAD, f"differs from {TABLE}, to which the settings tie it"))
-    shapes = {name: tuple(layout.converted(name, tensor).shape) for name, tensor in parameters.items()}
+    shapes = {name: tuple(turn(name, tensor).shape) for name, tensor in parameters.items()}
     problems += differences(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     problems += [
         Problem(name, f"{str(tensor.dtype).removeprefix('torch.')}: only floating-point weights are read")
@@ -335,21 +323,18 @@ def fill(model: GPT, weights: Mapping[str, Tensor], layout: Layout, where: str) 
         raise ConfigError([Problem(where, what), *problems], hint="the config.json that these weights came with")
     with torch.no_grad():
         for name, tensor in parameters.items():
-            tensor.copy_(layout.converted(name, tensors[name]))
+            tensor.copy_(turn(name, tensors[name]))
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> list[Problem]:
     """Every name that is missing, unexpected, or has another shape."""
-    problems = [Problem(name, f"missing: {shape} is wanted") for name, shape in expected.items() if name not in shapes]
-    for name, shape in shapes.items():
-        if name not in expected:
-            problems.append(Problem(name, f"unexpected: {shape} found"))
-    misshapen = [
-        Problem(name, f"{expected[name]} is wanted, {shape} found")
-        for name, shape in shapes.items()
-        if name in expected and expected[name] != shape
+    missing = [Problem(name, f"missing: {shape} is wanted") for name, shape in expected.items() if name not in shapes]
+    known = {name: shape for name, shape in shapes.items() if name in expected}
+    return [
+        *missing,
+        *(Problem(name, f"unexpected: {shape} found") for name, shape in shapes.items() if name not in known),
+        *(Problem(name, f"{expected[name]} is wanted, {s} found") for name, s in known.items() if expected[name] != s),
     ]
-    return [*problems, *misshapen]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
