@@ -140,36 +140,11 @@ class RunFolder:
     """The files of one run. Reading needs no lock; the process that trains holds `lock()`."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.id = path.name
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def replay(self) -> Path:
-        return self.path / "replay"
-
-    @property
-    def _evaluations(self) -> Path:
-        return self.path / "evaluations"
-
-    @property
-    def _windows(self) -> Path:
-        return self.path / "evaluations" / "windows"
-
-    @property
-    def _parts(self) -> Path:
-        return self.path / "evaluations" / "parts"
-
-    @property
-    def _folders(self) -> tuple[Path, ...]:
-        return self.path, self.checkpoints, self.replay, self._evaluations, self._windows, self._parts
+        self.path, self.id = path, path.name
+        self.metrics, self.checkpoints, self.replay = path / "metrics.jsonl", path / "checkpoints", path / "replay"
+        self._evaluations = path / "evaluations"
+        self._windows, self._parts = self._evaluations / "windows", self._evaluations / "parts"
+        self._folders = path, self.checkpoints, self.replay, self._evaluations, self._windows, self._parts
 
     def status(self) -> Status:
         """`running` means that some process holds the lock now; `partial`, that there is something to continue;
@@ -250,11 +225,9 @@ class RunFolder:
         """Change the `tags` or the `note` of the run."""
         self._write(REMARKS, self.remarks() | changed)
 
-    def config(self) -> str | None:
-        """The resolved config as YAML text. Raises DataFault when it is not as it was written."""
-        return self._config()
-
-    def _config(self, *, sealed: bool = False) -> str | None:
+    def config(self, *, sealed: bool = False) -> str | None:
+        """The resolved config as YAML text. Raises DataFault when it is not as it was written; sealed: also when it has
+        no sum."""
         path = self.path / "config.yaml"
         with self._remedy_again():
             data = read_bytes(path)
@@ -315,7 +288,7 @@ class RunFolder:
         journal, identity = read_bytes(self.metrics), _checked(self.path / "run.json", IdentityRecord, sealed=sealed)
         parts: dict[str, Any] = {"metrics.jsonl": journal, "run.json": identity}
         if sealed:
-            parts["config.yaml"] = self._config(sealed=True)
+            parts["config.yaml"] = self.config(sealed=True)
         for name, content in parts.items():
             if content is None:
                 raise DataFault("is missing from a run that has ended", where=str(self.path / name))
@@ -339,7 +312,7 @@ class RunFolder:
     def _verify_evaluation(self, key: str, result: Mapping[str, Any]) -> dict[str, Any]:
         """One evaluation with the files that belong to it, against each other and the end of the journal; -> it."""
         sealed, is_final = JOURNAL_SUM in result, result.get("evaluation") == key
-        record = self._evaluation(key, sealed=sealed) or {}
+        record = self.evaluation(key, sealed=sealed) or {}
         with _remedy("rm -rf {}/{{,windows/,parts/}}{}.json; the same command measures again", self._evaluations, key):
             windows = read_json(_file(self._windows, key), sealed=sealed)
             read_json(_file(self._parts, key), sealed=sealed)
@@ -378,11 +351,8 @@ class RunFolder:
         except OSError as error:
             raise disk_fault(error, path) from error
 
-    def evaluation(self, key: str) -> dict[str, Any] | None:
-        """What was measured under `key`. Raises DataFault."""
-        return self._evaluation(key)
-
-    def _evaluation(self, key: str, *, sealed: bool = False) -> dict[str, Any] | None:
+    def evaluation(self, key: str, *, sealed: bool = False) -> dict[str, Any] | None:
+        """What was measured under `key`. Raises DataFault; sealed: also when it has no seal."""
         path = _file(self._evaluations, key)
         with _remedy("rm -r {}; the same command measures again", path):
             return _checked(path, EvaluationRecord, sealed=sealed)
