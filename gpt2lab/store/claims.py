@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import LockHeld
-from gpt2lab.store.files import make_folder, open_file, write_atomically
+from gpt2lab.store.files import open_file, write_atomically
 
 MARKER = "claims"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
@@ -34,17 +34,8 @@ def uses_claims(lock: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claim(lock: Path, holder: Mapping[str, Any], patience_seconds: float | None = None) -> Iterator[None]:
-    """Hold the claim of `lock`, waiting for it as long as it takes, or at most `patience_seconds`. Raises LockHeld,
-    OSError."""
-    make_folder(lock.parent)
-    deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
-    while (mine := _take(lock, holder)) is None:
-        if deadline is not None and time.monotonic() >= deadline:
-            holder = claim_holder(lock)
-            who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
-            raise LockHeld(f"in use by {who}", where=str(lock.parent), hint="wait for it to end")
-        time.sleep(0.05)
+def renewed(lock: Path, mine: int) -> Iterator[None]:
+    """With a heartbeat for the claim `mine`, which is given back at the end."""
     ended = threading.Event()
     beat = threading.Thread(target=_renew, args=(lock, mine, ended), name="gpt2lab-claim", daemon=True)
     beat.start()
@@ -78,7 +69,7 @@ def claim_holder(lock: Path) -> dict[str, Any]:
     return FREE if _time_of_disk(lock) - renewed > STALE_SECONDS else claim
 
 
-def _take(lock: Path, holder: Mapping[str, Any]) -> int | None:
+def take_claim(lock: Path, holder: Mapping[str, Any]) -> int | None:
     """The number of the claim that this process now holds; None where another one holds it."""
     number = _newest(lock)
     if is_claimed(lock):

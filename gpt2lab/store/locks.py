@@ -10,16 +10,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import EnvironmentFault, LockHeld, command
-from gpt2lab.store.claims import MARKER, claim, claim_holder, is_claimed, uses_claims
+from gpt2lab.store.claims import MARKER, claim_holder, is_claimed, renewed, take_claim, uses_claims
 from gpt2lab.store.files import disk_fault, make_folder, open_file
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+LOOK_SECONDS = 0.02
 _held: set[int] = set()
 
 
@@ -42,22 +43,52 @@ def file_lock(path: Path, patience_seconds: float | None = None) -> Iterator[Non
     blocks. The holder's host, process and time are written in the file for people to read. Raises LockHeld.
     """
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
-    if uses_claims(path):
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(claim(path, holder, patience_seconds))
-            except OSError as error:
-                raise disk_fault(error, path) from error
-            yield
-        return
+    by_claim = uses_claims(path)
     try:
         make_folder(path.parent)
-        descriptor = _acquire(path, patience_seconds)
+        taken = _awaited(lambda: take_claim(path, holder) if by_claim else _take(path), path, patience_seconds)
     except OSError as error:
-        if error.errno in NO_LOCKS:
+        if error.errno in NO_LOCKS and not by_claim:
             hint = command("touch", path.parent.parent / MARKER) + "; docs/cluster.md, disks without locks"
             raise EnvironmentFault("this disk carries no locks", where=str(path), hint=hint) from error
         raise disk_fault(error, path) from error
+    with renewed(path, taken) if by_claim else _noted(taken, holder):
+        yield
+
+
+def _awaited(take: Callable[[], int | None], lock: Path, patience_seconds: float | None) -> int:
+    """What `take` returns, once it is not None. Raises LockHeld."""
+    deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
+    while (taken := take()) is None:
+        if deadline is not None and time.monotonic() >= deadline:
+            holder = lock_holder(lock)
+            who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+            what = f"in use by {who if holder else 'another process'}"
+            raise LockHeld(what, where=str(lock.parent), hint="wait for it to end")
+        time.sleep(LOOK_SECONDS)
+    return taken
+
+
+def _take(path: Path) -> int | None:
+    """A descriptor that has the kernel lock; None where another process has it, or is replacing the file or folder."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link may lead anywhere
+    except FileNotFoundError:
+        make_folder(path.parent)
+        return None
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if still_named(descriptor, path):
+                stack.pop_all()
+                return descriptor
+    return None
+
+
+@contextlib.contextmanager
+def _noted(descriptor: int, holder: Mapping[str, Any]) -> Iterator[None]:
+    """With the holder written in the file that is locked, which is freed at the end."""
     _held.add(descriptor)
     try:
         with contextlib.suppress(OSError):  # a full disk makes the note impossible, not the lock
@@ -72,42 +103,12 @@ def file_lock(path: Path, patience_seconds: float | None = None) -> Iterator[Non
             os.close(descriptor)
 
 
-def _acquire(path: Path, patience_seconds: float | None) -> int:
-    deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link may lead anywhere
-        except FileNotFoundError:  # another process is replacing the folder
-            make_folder(path.parent)
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if still_named(descriptor, path):
-                return descriptor
-        except BlockingIOError:
-            if deadline is not None and time.monotonic() >= deadline:
-                os.close(descriptor)
-                raise LockHeld(f"in use by {_named(path)}", where=str(path.parent), hint="wait for it to end") from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        time.sleep(0.02)
-
-
 def still_named(descriptor: int, path: Path) -> bool:
     """Whether the file was not removed since it was opened: a lock on a nameless file protects nothing."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _named(lock: Path) -> str:
-    holder = lock_holder(lock)
-    if not holder:
-        return "another process"
-    return f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
 
 
 def is_locked(path: Path) -> bool:
