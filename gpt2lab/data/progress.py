@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from gpt2lab.basics.text import duration
 from gpt2lab.data.files import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -58,15 +59,8 @@ def _lines(stream: TextIO, of_bytes: bool) -> Progress:
             if total and now > began and done > first:
                 rate = (done - first) / (now - began)
                 amount += f", {rate / 1e6:.1f} MB/s" if of_bytes else ""
-                amount += f", {_span((total - done) / rate)} left"
+                amount += f", {duration((total - done) / rate)} left"
             print(f"{what}{amount}", file=stream, flush=True)
             last, phase = now, what
 
     return update
-
-
-def _span(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -21,7 +21,7 @@ from gpt2lab.data.files import (
     matching,
     named,
     read_members,
-    unreadable,
+    reading,
 )
 from gpt2lab.data.rows import BadRow, Reader, local_stream
 from gpt2lab.errors import ConfigError
@@ -147,34 +147,27 @@ def text(*, paths: list[str], errors: OnBadText = "strict", separator: str | Non
 
 
 def _is_text(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
+        try:
             for _ in decoded(iter(lambda: file.read(READ_BYTES), b""), where=str(path)):
                 pass
-    except ConfigError:
-        return False
-    except OSError as error:
-        raise unreadable(path, error) from error
+        except ConfigError:
+            return False
     return True
 
 
 def _size_and_sha256(path: Path) -> tuple[int, str]:
-    try:
+    with reading(path):
         return path.stat().st_size, file_sha256(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def _file_blocks(path: Path, sha256: str) -> Iterator[bytes]:
     """The file's blocks; raises DataFault at the end if its hash has changed."""
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
-                yield block
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), open(path, "rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+            yield block
     if digest.hexdigest() != sha256:
         raise changed(path)
 

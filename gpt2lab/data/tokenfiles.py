@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gpt2lab.basics.text import plural
 from gpt2lab.data.corpora import SPLITS, SplitName, corpus
-from gpt2lab.data.files import Progress, canonical_sha256, known_sums, matching, others, quiet, unreadable
+from gpt2lab.data.files import Progress, canonical_sha256, known_sums, matching, others, quiet, reading
 from gpt2lab.errors import ConfigError, DataFault
 
 HEADER_BYTES = 256 * 4
@@ -109,12 +109,8 @@ def _split_of(path: Path) -> SplitName:
 
 def token_file(path: Path) -> TokenFile:
     """A file's format and length. Raises DataFault for an unknown format or a truncated file."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(LOOKED_AT)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), open(path, "rb") as file:
+        size, start = path.stat().st_size, file.read(LOOKED_AT)
 
     def refused(problem: str, hint: str = "fetch or make it again") -> DataFault:
         return DataFault(problem, where=str(path), hint=hint)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gpt2lab.basics.text import clean
 from gpt2lab.data.batches import Ids, TokenSequence
-from gpt2lab.data.prepared import Prepared, split_record
+from gpt2lab.data.prepared import Prepared
 from gpt2lab.model import GPT
 from gpt2lab.training.precision import Precision, autocast, memory_guard
 
@@ -138,7 +138,7 @@ def validation_documents(data: Prepared) -> NDArray[np.int64] | None:
 
     Documents are those of the prepared data's manifest, or, if it lists only one, those between separators.
     """
-    lengths = [int(entry["tokens"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
+    lengths = [int(entry["tokens"]) for entry in data.manifest["splits"]["validation"]["documents"] if entry["tokens"]]
     if len(lengths) > 1:
         return np.cumsum([0, *lengths[:-1]])
     separator = data.manifest["separator"]
@@ -309,7 +309,7 @@ def token_counts(tokens: TokenSequence, vocab_size: int, limit: int = COUNTED_TO
 def named_documents(data: Prepared) -> tuple[Ids, list[str]]:
     """First token of each document of the validation split (D,), and its name: that in the manifest, else a number (for
     streams). Repeated names get their position appended."""
-    listed = [clean(entry["name"]) for entry in split_record(data, "validation")["documents"] if entry["tokens"]]
+    listed = [clean(entry["name"]) for entry in data.manifest["splits"]["validation"]["documents"] if entry["tokens"]]
     starts = validation_documents(data)
     if starts is None:
         return np.zeros(1, np.int64), listed[:1] or ["all documents"]

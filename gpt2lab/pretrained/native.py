@@ -23,6 +23,7 @@ from gpt2lab.data.files import file_sha256
 from gpt2lab.data.tokenizers import Tokenizer, TokenizerSite
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, Problem, command
+from gpt2lab.identity import plain
 from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.pretrained.files import SAFETENSORS, read_tensors, replacing
 from gpt2lab.registry import SLOTS, Choice, Misfit
@@ -71,7 +72,7 @@ def save_model(
         record = {
             "format": FORMAT,
             "gpt2lab": gpt2lab.__version__,
-            "model": _written(model.config),
+            "model": {name: plain(value) for name, value in model.config},  # every option, since defaults may change
             "precision": precision,
             "tokenizer": saved_tokenizer.choice.full() if saved_tokenizer is not None else None,
             "components": _from_plugins(model.config, saved_tokenizer),
@@ -145,17 +146,6 @@ def tokenizer_in(folder: Path, record: Mapping[str, Any]) -> KeptTokenizer | Non
     except Misfit as misfit:
         raise ConfigError(str(misfit), where=str(folder / RECORD)) from None
     return KeptTokenizer(choice, tuple(folder / name for name in names))
-
-
-def _written(config: ModelConfig) -> dict[str, Any]:
-    """Every setting, with every option of every component, since defaults may change."""
-    tree: dict[str, Any] = {}
-    for name, value in config:
-        if isinstance(value, Choice):
-            tree[name] = value.full()
-        else:
-            tree[name] = [choice.full() for choice in value] if isinstance(value, tuple) else value
-    return tree
 
 
 def _read(tree: Mapping[str, Any], where: str) -> ModelConfig:

@@ -31,7 +31,6 @@ from gpt2lab.data.prepared import (
     list_prepared,
     open_prepared,
     open_verified,
-    split_record,
 )
 from gpt2lab.data.progress import rich_progress
 from gpt2lab.data.shards import DataConfig, prepare
@@ -253,7 +252,7 @@ def test_nothing_prepared_is_an_empty_list() -> None:
 
 
 def test_the_record_of_a_split(made: Prepared) -> None:
-    record = split_record(made, "validation")
+    record = made.manifest["splits"]["validation"]
     assert record["tokens"] == len(made.validation) == sum(d["tokens"] for d in record["documents"])
 
 
