@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from gpt2lab.basics.faults import point
@@ -36,14 +35,13 @@ class Journal:
     Each row reaches the operating system at once, so a killed process loses none; `sync()` makes rows survive a power
     cut too, and belongs before every checkpoint: a resumed run starts at a checkpoint and writes no earlier row again.
 
-    On a full disk rows wait in memory, with one warning; when `buffer_limit_bytes` of them wait, `append` raises
+    On a full disk rows wait in memory, with one warning; when BUFFER_LIMIT_BYTES of them wait, `append` raises
     EnvironmentFault so that training stops before numbers are lost.
     """
 
-    def __init__(self, path: Path, *, buffer_limit_bytes: int = BUFFER_LIMIT_BYTES) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.last_step = -1
-        self._limit = buffer_limit_bytes
         self._waiting = b""
         self._warned = False
         try:
@@ -65,7 +63,7 @@ class Journal:
         self._waiting += to_json(row).encode() + b"\n"
         self.last_step = row["step"]
         fault = self._write()
-        if fault and len(self._waiting) > self._limit:
+        if fault and len(self._waiting) > BUFFER_LIMIT_BYTES:
             lost = f"{len(self._waiting):,} bytes of metrics wait in memory; stopping before any is lost"
             raise EnvironmentFault(f"{fault.problems[0].what}; {lost}", where=str(self.path), hint=fault.hint)
         if fault and not self._warned:
@@ -116,7 +114,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _open(self) -> int:
@@ -138,9 +136,9 @@ class Journal:
 class Tail:
     """Follows a metrics.jsonl that another process writes, across kills and resumes of that process."""
 
-    def __init__(self, path: Path, after_step: int = -1) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.last_step = after_step
+        self.last_step = -1
         self._offset = 0
         self._last_line = b""
 

@@ -351,12 +351,45 @@ class MlflowTracker:
             return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
     def _connect(self, anew: bool = False) -> MlflowClient:
-        """anew: look the experiment up again: a server may come back with another one under the same id."""
-        if self._client is None or anew:
-            self._client, self.experiment_id = connect(
-                self.uri, self.shown_uri, self.experiment, self._artifact_root, self._client
-            )
-        return self._client
+        """The client, once the experiment is known, which is made if there is none. anew: look it up again: a server
+        may come back with another one under the same id.
+
+        Raises EnvironmentFault for an experiment that was deleted, and what mlflow raises.
+        """
+        if self._client is not None and not anew:
+            return self._client
+        prepare_environment()
+        from mlflow.exceptions import MlflowException
+
+        database, artifacts = sqlite_path(self.uri), self._artifact_root.as_uri()
+        if database:
+            create_database(database, self._artifact_root)
+        # a client makes the tables of a database, which two at a time cannot
+        alone = is_server(self.uri) or database or self._client
+        with contextlib.nullcontext() if alone else file_lock(self._artifact_root / ".tables.lock"):
+            client = self._client or client_of(self.uri)
+        known = client.get_experiment_by_name(self.experiment)
+        if known is None:
+            # Without an absolute place, artifacts would follow the working directory; a server has its own.
+            keeps_artifacts = urlsplit(self.uri).scheme.partition("+")[0] in DATABASES
+            try:
+                client.create_experiment(self.experiment, artifacts if keeps_artifacts else None)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
+                    raise
+            known = client.get_experiment_by_name(self.experiment)
+        assert known is not None
+        if known.lifecycle_stage != "active":
+            what = f"the MLflow experiment '{self.experiment}' was deleted"
+            raise EnvironmentFault(what, where=self.shown_uri, hint=_restore(known))
+        if database and database.parent == self._artifact_root.parent and known.artifact_location != artifacts:
+            _move_artifacts(database, known.experiment_id, known.artifact_location, artifacts)
+        self._client, self.experiment_id = client, known.experiment_id
+        return client
+
+
+def _restore(experiment: Experiment) -> str:
+    return f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
 
 
 def _is_parent(run: Run) -> bool:
@@ -466,7 +499,7 @@ def create_database(path: Path, artifact_root: Path) -> None:
 
 def artifacts_elsewhere(database: Path, artifact_root: Path) -> list[str]:
     """Where a database that lies beside its artifacts still looks for them, because the folder of both was moved or
-    copied; `connect` mends that for an experiment. Raises EnvironmentFault for a file that is no database."""
+    copied; `MlflowTracker` mends that for an experiment. Raises EnvironmentFault for a file that is no database."""
     if not database.is_file() or database.resolve().parent != artifact_root.resolve().parent:
         return []
     try:
@@ -476,46 +509,6 @@ def artifacts_elsewhere(database: Path, artifact_root: Path) -> list[str]:
     except sqlite3.Error as error:
         raise EnvironmentFault(f"MLflow cannot be read: {error}", where=str(database)) from None
     return [place for place in places if place != artifact_root.resolve().as_uri()]
-
-
-def connect(
-    uri: str, shown_uri: str, experiment: str, artifact_root: Path, client: MlflowClient | None = None
-) -> tuple[MlflowClient, str]:
-    """A client of `uri`, and the id of the experiment of that name, made if there is none.
-
-    shown_uri: without what is secret in it. client: one that was made before.
-    Raises EnvironmentFault for an experiment that was deleted, and what mlflow raises.
-    """
-    prepare_environment()
-    from mlflow.exceptions import MlflowException
-
-    database = sqlite_path(uri)
-    if database:
-        create_database(database, artifact_root)
-    # a client makes the tables of a database, which two at a time cannot
-    alone = is_server(uri) or database or client
-    with contextlib.nullcontext() if alone else file_lock(artifact_root / ".tables.lock"):
-        client = client or client_of(uri)
-    known = client.get_experiment_by_name(experiment)
-    if known is None:
-        # Without an absolute place, artifacts would follow the working directory; a server has its own.
-        keeps_artifacts = urlsplit(uri).scheme.partition("+")[0] in DATABASES
-        try:
-            client.create_experiment(experiment, artifact_root.as_uri() if keeps_artifacts else None)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was first
-                raise
-        known = client.get_experiment_by_name(experiment)
-    assert known is not None
-    if known.lifecycle_stage != "active":
-        raise EnvironmentFault(
-            f"the MLflow experiment '{experiment}' was deleted",
-            where=shown_uri,
-            hint=f"mlflow experiments restore --experiment-id {known.experiment_id}",
-        )
-    if database and database.parent == artifact_root.parent and known.artifact_location != artifact_root.as_uri():
-        _move_artifacts(database, known.experiment_id, known.artifact_location, artifact_root.as_uri())
-    return client, known.experiment_id
 
 
 def _move_artifacts(database: Path, experiment_id: str, old: str, new: str) -> None:
@@ -568,8 +561,8 @@ def _find(client: MlflowClient, name: str, where: str) -> tuple[Experiment, str 
         if experiment is None:
             continue
         if experiment.lifecycle_stage != "active":
-            hint = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-            raise ConfigError(f"the MLflow experiment '{wanted}' was deleted", where=where, hint=hint)
+            what = f"the MLflow experiment '{wanted}' was deleted"
+            raise ConfigError(what, where=where, hint=_restore(experiment))
         return experiment, study
     known = [other.name for other in client.search_experiments()]
     raise ConfigError(unknown("MLflow experiment", name, known), where=where)

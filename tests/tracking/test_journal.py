@@ -141,8 +141,11 @@ def test_a_full_disk_is_waited_out_with_one_warning(
         assert steps(path) == list(range(7))
 
 
-def test_a_full_disk_stops_training_before_rows_are_lost(path: Path, file_limit: Any) -> None:
-    journal = Journal(path, buffer_limit_bytes=300)
+def test_a_full_disk_stops_training_before_rows_are_lost(
+    path: Path, file_limit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2lab.tracking.journal.BUFFER_LIMIT_BYTES", 300)
+    journal = Journal(path)
     with file_limit(10):
         while len(json.dumps(row(journal.last_step + 1))) * (journal.last_step + 2) < 280:
             journal.append(row(journal.last_step + 1))
@@ -185,7 +188,6 @@ def test_a_tail_returns_whole_rows_once(path: Path) -> None:
             assert following.new_rows() == []
             file.write(line[20:])
         assert following.new_rows() == [row(2)]
-    assert [r["step"] for r in Tail(path, after_step=1).new_rows()] == [2]
 
 
 @pytest.mark.parametrize("kept", [4, 1, -1])
