@@ -27,23 +27,23 @@ TABLES = {
 
 
 class HubRows:
-    """The column `field` of a streamed dataset of the hub."""
+    """The column `text` of a streamed dataset of the hub."""
 
-    def __init__(self, dataset: Any, field: str, state: Any) -> None:
+    def __init__(self, dataset: Any, state: Any) -> None:
         if dataset.column_names is not None:
-            _check_column(field, dataset.column_names)
-            dataset = dataset.select_columns([field])
+            _check_column("text", dataset.column_names)
+            dataset = dataset.select_columns(["text"])
         if state is not None:
             dataset.load_state_dict(state)
-        self.dataset, self.field = dataset, field
+        self.dataset = dataset
 
     def __iter__(self) -> Iterator[str | None]:
         for row in self.dataset:
-            content = row.get(self.field)
+            content = row.get("text")
             if content is None:
-                _check_column(self.field, row)
+                _check_column("text", row)
             elif not isinstance(content, str):
-                raise ConfigError(_not_text(self.field, content), where="data.corpus.field", hint=A_COLUMN)
+                raise ConfigError(_not_text("text", content), where="data.corpus.field", hint=A_COLUMN)
             yield content
 
     def state(self) -> Any:
@@ -219,7 +219,7 @@ def hub(name: str, config: str | None, revision: str, *, size: int, validation: 
         def load(split: str) -> Callable[[Any], Rows]:
             def rows(state: Any) -> Rows:
                 dataset = library().load_dataset(name, config, split=split, revision=commit, streaming=True)
-                return HubRows(dataset, "text", state)
+                return HubRows(dataset, state)
 
             return rows
 

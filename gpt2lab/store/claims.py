@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.errors import LockHeld
-from gpt2lab.store.files import open_file, write_atomically
+from gpt2lab.store.files import open_file, temporary_beside, write_atomically
 
 MARKER = "claims"
 BEAT_SECONDS, STALE_SECONDS = 10.0, 60.0
@@ -74,7 +73,7 @@ def take_claim(lock: Path, holder: Mapping[str, Any]) -> int | None:
     number = _newest(lock)
     if is_claimed(lock):
         return None
-    draft = lock.with_name(f".{lock.name}.{secrets.token_hex(4)}.partial")
+    draft = temporary_beside(lock)
     try:
         draft.write_text(json.dumps(dict(holder)), encoding="utf-8")
         os.link(draft, _path(lock, number + 1))  # with its content, or not at all
@@ -116,7 +115,7 @@ def _path(lock: Path, number: int) -> Path:
 
 def _time_of_disk(lock: Path) -> float:
     """The present time by the clock that sets modification times in this folder."""
-    probe = lock.with_name(f".{lock.name}.{secrets.token_hex(4)}.partial")
+    probe = temporary_beside(lock)
     try:
         probe.touch()
         return probe.stat().st_mtime

@@ -568,10 +568,10 @@ def _find(client: MlflowClient, name: str, where: str) -> tuple[Experiment, str 
     raise ConfigError(unknown("MLflow experiment", name, known), where=where)
 
 
-def _runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[Run]:
+def _runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
     token = None
     while token != "":
-        page = client.search_runs([experiment_id], query, max_results=RUNS_PER_PAGE, page_token=token)
+        page = client.search_runs([experiment_id], max_results=RUNS_PER_PAGE, page_token=token)
         yield from page
         token = page.token or ""
 

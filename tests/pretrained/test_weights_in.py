@@ -239,43 +239,44 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, empty; there is no network in tests."""
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Begins the place of someone/tiny in the hub's cache, which is empty; there is no network in tests."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
+
+    def begin() -> Path:
+        stored = tmp_path / "hub" / "models--someone--tiny"
+        (stored / "refs").mkdir(parents=True)
+        (stored / "refs" / "main").write_text("0" * 40)
+        return stored / "snapshots" / ("0" * 40)
+
+    return begin
 
 
-def test_a_hub_name_from_the_cache_without_a_network(folder: Path, cache: Path, tokens: torch.Tensor) -> None:
+def test_a_hub_name_from_the_cache_without_a_network(
+    folder: Path, cached: Callable[[], Path], tokens: torch.Tensor
+) -> None:
     with pytest.raises(EnvironmentFault, match="the hub cannot be read") as caught:
         load_gpt2("someone/tiny")
     assert caught.value.hint and "folder" in caught.value.hint
-    stored = cache / "models--someone--tiny"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(folder, stored / "snapshots" / ("0" * 40))
+    shutil.copytree(folder, cached())
     assert same_logits(load_gpt2("someone/tiny"), their_model(), tokens)
 
 
-def test_a_hub_name_in_several_files(theirs: Theirs, cache: Path, tokens: torch.Tensor) -> None:
-    stored = cache / "models--someone--tiny"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / "main").write_text("0" * 40)
-    theirs().save_pretrained(stored / "snapshots" / ("0" * 40), max_shard_size="20KB")
+def test_a_hub_name_in_several_files(theirs: Theirs, cached: Callable[[], Path], tokens: torch.Tensor) -> None:
+    snapshot = cached()
+    theirs().save_pretrained(snapshot, max_shard_size="20KB")
     assert same_logits(load_gpt2("someone/tiny"), theirs(), tokens)
-    min(stored.rglob("model-*.safetensors")).unlink()
+    min(snapshot.glob("model-*.safetensors")).unlink()
     with pytest.raises(EnvironmentFault, match="cannot be read"):
         load_gpt2("someone/tiny")
 
 
-def test_a_tokenizer_on_the_hub_is_that_of_the_weights(theirs: Theirs, cache: Path) -> None:
-    stored = cache / "models--someone--french"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs" / "main").write_text("0" * 40)
-    snapshot = stored / "snapshots" / ("0" * 40)
+def test_a_tokenizer_on_the_hub_is_that_of_the_weights(theirs: Theirs, cached: Callable[[], Path]) -> None:
+    snapshot = cached()
     theirs(vocab_size=50257, n_embd=8, n_head=1).save_pretrained(snapshot)
     (snapshot / "vocab.json").write_text('{"le": 0}')
-    assert origin_of("someone/french").tokenizer is None  # GPT-2's size, and other tokens
+    assert origin_of("someone/tiny").tokenizer is None  # GPT-2's size, and other tokens
 
 
 def test_without_the_hubs_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.pretrained import KeptTokenizer, read_record, tokenizer_in
-from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
+from gpt2lab.registry import SLOTS, load_plugin
 from gpt2lab.store import read_json, write_json
 
 Theirs = Callable[..., GPT2LMHeadModel]
@@ -152,18 +151,10 @@ def half(site, *, by: float = 2.0):
 '''
 
 
-@pytest.fixture
-def plugin(tmp_path: Path) -> Iterator[Path]:
-    before, plugins = dict(SLOTS["norm"]._components), list(PLUGINS)
-    file = tmp_path / "my_norms.py"
-    file.write_text(PLUGIN)
-    load_plugin(file)
-    yield file
-    SLOTS["norm"]._components = before
-    PLUGINS[:] = plugins
-
-
-def test_a_model_with_a_plug_in(tmp_path: Path, plugin: Path) -> None:
+@pytest.mark.usefixtures("no_plugins_after")
+def test_a_model_with_a_plug_in(tmp_path: Path) -> None:
+    (tmp_path / "my_norms.py").write_text(PLUGIN)
+    load_plugin(tmp_path / "my_norms.py")
     model = tiny(norm={"name": "half", "by": 4.0})
     save_model(model, tmp_path / "own")
     assert equal(load_model(tmp_path / "own"), model)
@@ -262,15 +253,10 @@ def test_weights_are_readable_by_whom_the_umask_allows(tmp_path: Path, save: Cal
     assert oct(file.stat().st_mode & 0o777) == "0o640"
 
 
-def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, file_limit: Any) -> None:
     save_gpt2(tiny(), tmp_path / "out")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(EnvironmentFault, match="file size limit"):
-            save_gpt2(tiny(n_layer=3), tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with file_limit(1000), pytest.raises(EnvironmentFault, match="file size limit"):
+        save_gpt2(tiny(n_layer=3), tmp_path / "out")
     assert equal(load_gpt2(tmp_path / "out"), tiny()) and os.listdir(tmp_path) == ["out"]
 
 
